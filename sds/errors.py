@@ -1,0 +1,149 @@
+"""The one tree of errors.
+
+Every error that this project raises on purpose derives from :class:`SdsError`. Invariants:
+
+* ``reason`` is a stable, lower-case label (``snake_case``): it goes into metrics, into answers
+  on the wire and into the index of errors in the documentation; renaming one is a breaking change.
+* ``retriable`` says whether the same call can succeed later with nothing changed by a person.
+* the message says what was wrong and where; ``advice`` says what to do about it.
+* no message, ``repr`` or attribute ever holds private key material.
+
+Verification raises one of these; it never returns a bool.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class SdsError(Exception):
+    """Base of all our errors.
+
+    Args:
+        message: what was wrong, and where (one line, no secrets).
+        advice: what a person can do about it (one line), or the empty string.
+    """
+
+    reason: ClassVar[str] = "internal"
+    retriable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        """See the class."""
+        super().__init__(message)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        """The message, and the advice after it where there is one."""
+        return f"{self.message} ({self.advice})" if self.advice else self.message
+
+
+# --- configuration and command line -------------------------------------------------------------
+
+
+class ConfigurationError(SdsError):
+    """A configuration file or a command-line value cannot be used."""
+
+    reason = "configuration"
+
+
+class SocketError(SdsError):
+    """A Unix socket or its directory cannot be used (path too long, not writable, in use)."""
+
+    reason = "socket"
+
+
+# --- identities, keys and certificates ----------------------------------------------------------
+
+
+class IdentityError(SdsError):
+    """A SPIFFE ID, trust domain or DNS name does not follow its specification."""
+
+    reason = "identity"
+
+
+class KeyTypeError(SdsError):
+    """A key of this type cannot be made or cannot serve the purpose."""
+
+    reason = "key_type"
+
+
+class CertificateError(SdsError):
+    """A certificate, chain or CSR does not hold; subclasses say why."""
+
+    reason = "certificate"
+
+
+# --- attestation --------------------------------------------------------------------------------
+
+
+class EvidenceError(SdsError):
+    """Evidence cannot be collected, parsed, verified or accepted; subclasses say why."""
+
+    reason = "evidence"
+
+
+class EvidenceMalformedError(EvidenceError):
+    """Evidence that is not what its format says (length, version, reserved bytes, encoding)."""
+
+    reason = "evidence_malformed"
+
+
+class EvidenceBindingError(EvidenceError):
+    """Evidence whose report data is not the value that was demanded."""
+
+    reason = "report_data_mismatch"
+
+
+# --- certificate authority ----------------------------------------------------------------------
+
+
+class AuthorityError(SdsError):
+    """A certificate authority did not give what was asked for; subclasses say why."""
+
+    reason = "authority"
+
+
+class AuthorityUnavailableError(AuthorityError):
+    """The authority cannot be reached or does not answer in time."""
+
+    reason = "authority_unavailable"
+    retriable = True
+
+
+class AuthorityRefusedError(AuthorityError):
+    """The authority answered and refused. ``wire_reason`` is the reason that it gave."""
+
+    reason = "authority_refused"
+
+    def __init__(self, message: str, *, wire_reason: str, advice: str = "") -> None:
+        """``wire_reason``: the stable reason label of the authority's answer."""
+        super().__init__(message, advice=advice)
+        self.wire_reason = wire_reason
+
+
+# --- policy -------------------------------------------------------------------------------------
+
+
+class PolicyError(SdsError):
+    """A policy document cannot be used; subclasses say why."""
+
+    reason = "policy"
+
+
+# --- workloads ----------------------------------------------------------------------------------
+
+
+class WorkloadError(SdsError):
+    """A caller on the socket cannot be attested; subclasses say why."""
+
+    reason = "workload"
+
+
+# --- serving ------------------------------------------------------------------------------------
+
+
+class ProtocolError(SdsError):
+    """A request on an xDS stream breaks the protocol or a limit; subclasses say how."""
+
+    reason = "protocol"

@@ -1,0 +1,1 @@
+"""Secrets in memory: the store of snapshots, the rotation that fills it, the memory they lie in."""

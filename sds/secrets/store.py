@@ -1,0 +1,288 @@
+"""The store: current secrets, and what each subscription was sent, ACKed and released.
+
+Rotation writes secrets and asks two questions: has every live subscription of a bundle ACKed
+version V, and does anyone still hold key K. Serving reads secrets, listens for changes and
+reports deliveries. The two never import each other: they meet here.
+
+Invariants: one writer per identity; a value once put is immutable; a version of one resource
+never repeats, also not between two runs of the agent; a put of equal content changes nothing and
+tells nobody. Everything runs on one event loop; nothing blocks or awaits except the bounded wait
+for ACKs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NewType
+
+from sds.identity import Identity, TrustDomain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+
+    from sds.secrets.memory import SecretBytes
+
+Version = NewType("Version", str)
+SubscriptionId = NewType("SubscriptionId", int)
+ResourceKey = Identity | TrustDomain
+"""What a delivery is about: an SVID by its identity, a bundle by its trust domain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Svid:
+    """A verified X.509-SVID with its private key.
+
+    Attributes:
+        identity: what it was asked for; the key in the store.
+        chain: DER, leaf first, intermediates after it, no root.
+        private_key: PKCS#8 PEM in a buffer of its own.
+        key_id: SHA-256 of the leaf's SubjectPublicKeyInfo, lower-case hex.
+        serial: the leaf's serial number.
+        not_before: the leaf's, aware, UTC.
+        not_after: the leaf's, aware, UTC.
+        received_at: wall time at which the authority's answer arrived.
+        root: SHA-256 of the DER of the root that it verifies under, lower-case hex.
+    """
+
+    identity: Identity
+    chain: tuple[bytes, ...] = field(repr=False)
+    private_key: SecretBytes = field(repr=False)
+    key_id: str
+    serial: int
+    not_before: datetime
+    not_after: datetime
+    received_at: datetime
+    root: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustBundle:
+    """The roots of one trust domain: DER, sorted, without repeats."""
+
+    trust_domain: TrustDomain
+    roots: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredSvid:
+    """An SVID and the version under which it is served."""
+
+    version: Version
+    svid: Svid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBundle:
+    """A bundle and the version under which it is served."""
+
+    version: Version
+    bundle: TrustBundle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The resources that one put or withdrawal changed."""
+
+    keys: frozenset[ResourceKey]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Delivery:
+    """What one subscription was sent of one resource and has not let go of.
+
+    ``keys`` maps each version that the subscriber may still use to the key id in it (the empty
+    string for a bundle): the last one ACKed and everything sent after it.
+    """
+
+    acked: Version | None = None
+    keys: dict[Version, str] = field(default_factory=dict)
+
+
+class SecretStore:
+    """See the module.
+
+    Args:
+        run_id: makes versions unique between two runs of the agent; drawn where not given.
+    """
+
+    def __init__(self, *, run_id: str | None = None) -> None:
+        """See the class."""
+        self._run_id = run_id if run_id is not None else secrets.token_hex(6)
+        self._counter = itertools.count(1)
+        self._svids: dict[Identity, StoredSvid] = {}
+        self._bundles: dict[TrustDomain, StoredBundle] = {}
+        self._listeners: dict[int, Callable[[Change], None]] = {}
+        self._listener_ids = itertools.count(1)
+        self._subscription_ids = itertools.count(1)
+        self._deliveries: dict[SubscriptionId, dict[ResourceKey, _Delivery]] = {}
+        self._delivered = asyncio.Event()
+
+    # --- rotation writes ------------------------------------------------------------------------
+
+    def put_svid(self, svid: Svid) -> Version:
+        """Make ``svid`` the current one of its identity; returns its version."""
+        version = self._next_version()
+        self._svids[svid.identity] = StoredSvid(version=version, svid=svid)
+        self._tell(svid.identity)
+        return version
+
+    def withdraw_svid(self, identity: Identity) -> None:
+        """Stop serving the identity's SVID (it expired, or is no longer wanted)."""
+        if self._svids.pop(identity, None) is not None:
+            self._tell(identity)
+
+    def put_bundle(self, trust_domain: TrustDomain, roots: Iterable[bytes]) -> Version:
+        """Make these DER roots the trust domain's bundle; an equal bundle keeps its version."""
+        bundle = TrustBundle(trust_domain=trust_domain, roots=tuple(sorted(set(roots))))
+        stored = self._bundles.get(trust_domain)
+        if stored is not None and stored.bundle == bundle:
+            return stored.version
+        version = self._next_version()
+        self._bundles[trust_domain] = StoredBundle(version=version, bundle=bundle)
+        self._tell(trust_domain)
+        return version
+
+    def withdraw_bundle(self, trust_domain: TrustDomain) -> None:
+        """Stop serving a (foreign) trust domain's bundle."""
+        if self._bundles.pop(trust_domain, None) is not None:
+            self._tell(trust_domain)
+
+    # --- serving reads --------------------------------------------------------------------------
+
+    def svid(self, identity: Identity) -> StoredSvid | None:
+        """The identity's current SVID."""
+        return self._svids.get(identity)
+
+    def bundle(self, trust_domain: TrustDomain) -> StoredBundle | None:
+        """The trust domain's current bundle."""
+        return self._bundles.get(trust_domain)
+
+    def svids(self) -> Mapping[Identity, StoredSvid]:
+        """All current SVIDs (a read-only view that follows changes)."""
+        return MappingProxyType(self._svids)
+
+    def bundles(self) -> Mapping[TrustDomain, StoredBundle]:
+        """All current bundles (a read-only view that follows changes)."""
+        return MappingProxyType(self._bundles)
+
+    def listen(self, listener: Callable[[Change], None]) -> Callable[[], None]:
+        """Call ``listener`` after every change until the returned function is called.
+
+        The listener runs inside the put, on the event loop: it must be short and must not raise.
+        """
+        listener_id = next(self._listener_ids)
+        self._listeners[listener_id] = listener
+
+        def stop() -> None:
+            self._listeners.pop(listener_id, None)
+
+        return stop
+
+    # --- serving reports deliveries -------------------------------------------------------------
+
+    def open_subscription(self) -> SubscriptionId:
+        """A new stream begins; close it with :meth:`close_subscription`."""
+        subscription = SubscriptionId(next(self._subscription_ids))
+        self._deliveries[subscription] = {}
+        return subscription
+
+    def close_subscription(self, subscription: SubscriptionId) -> None:
+        """The stream ended: whatever it held no longer counts."""
+        self._deliveries.pop(subscription, None)
+        self._wake()
+
+    def sent(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
+        """A response with this version was given to the stream's transport."""
+        delivery = self._deliveries[subscription].setdefault(key, _Delivery())
+        held = self._svids.get(key) if isinstance(key, Identity) else None
+        delivery.keys[version] = held.svid.key_id if held and held.version == version else ""
+
+    def acked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
+        """The subscriber ACKed this version: it has let go of every other version up to it."""
+        delivery = self._deliveries[subscription].get(key)
+        if delivery is None or version not in delivery.keys:
+            return
+        delivery.acked = version
+        delivery.keys = {
+            kept: key_id
+            for kept, key_id in delivery.keys.items()
+            if _ordinal(kept) >= _ordinal(version)
+        }
+        self._wake()
+
+    def nacked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
+        """The subscriber refused this version: it goes on using what it had ACKed before."""
+        delivery = self._deliveries[subscription].get(key)
+        if delivery is not None:
+            delivery.keys.pop(version, None)
+            self._wake()
+
+    def released(self, subscription: SubscriptionId, key: ResourceKey) -> None:
+        """The subscriber unsubscribed from the resource."""
+        self._deliveries[subscription].pop(key, None)
+        self._wake()
+
+    # --- rotation asks --------------------------------------------------------------------------
+
+    def stragglers(self, trust_domain: TrustDomain, version: Version) -> frozenset[SubscriptionId]:
+        """Live subscriptions of the bundle that have not ACKed ``version`` or a later one."""
+        return frozenset(
+            subscription
+            for subscription, deliveries in self._deliveries.items()
+            if (delivery := deliveries.get(trust_domain)) is not None
+            and (delivery.acked is None or _ordinal(delivery.acked) < _ordinal(version))
+        )
+
+    def key_held(self, key_id: str) -> bool:
+        """Whether any live subscription may still use the key with this id."""
+        return any(
+            key_id in delivery.keys.values()
+            for deliveries in self._deliveries.values()
+            for delivery in deliveries.values()
+        )
+
+    async def until_acked(
+        self, trust_domain: TrustDomain, version: Version, *, timeout_seconds: float
+    ) -> frozenset[SubscriptionId]:
+        """Wait until no straggler is left, at most ``timeout_seconds``; returns who is left."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while left := self.stragglers(trust_domain, version):
+                    await self._delivered.wait()
+        except TimeoutError:
+            left = self.stragglers(trust_domain, version)
+        return left
+
+    async def until_key_released(self, key_id: str, *, timeout_seconds: float) -> bool:
+        """Wait until nobody holds the key, at most ``timeout_seconds``; returns whether so."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self.key_held(key_id):
+                    await self._delivered.wait()
+        except TimeoutError:
+            return not self.key_held(key_id)
+        return True
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _next_version(self) -> Version:
+        return Version(f"{self._run_id}-{next(self._counter)}")
+
+    def _tell(self, key: ResourceKey) -> None:
+        change = Change(keys=frozenset({key}))
+        for listener in list(self._listeners.values()):
+            listener(change)
+
+    def _wake(self) -> None:
+        """Let every waiter look again; each waits on the event that is current when it looks."""
+        self._delivered.set()
+        self._delivered = asyncio.Event()
+
+
+def _ordinal(version: Version) -> int:
+    return int(version.rpartition("-")[2])

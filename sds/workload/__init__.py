@@ -1,0 +1,1 @@
+"""Who is on the socket: peer credentials, attestors and the selectors that they give."""

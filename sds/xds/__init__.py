@@ -1,0 +1,1 @@
+"""Serving: Envoy's secret discovery protocol over the store's snapshots."""

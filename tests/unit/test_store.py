@@ -1,0 +1,105 @@
+import asyncio
+from datetime import UTC, datetime
+
+from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.secrets.memory import SecretBytes
+from sds.secrets.store import Change, SecretStore, Svid
+
+TD = TrustDomain("example.org")
+IDENTITY = Identity(spiffe_id=SpiffeId(TD, "/a"))
+
+
+def svid(key_id: str) -> Svid:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    return Svid(
+        identity=IDENTITY,
+        chain=(b"leaf",),
+        private_key=SecretBytes(b"key"),
+        key_id=key_id,
+        serial=1,
+        not_before=now,
+        not_after=now,
+        received_at=now,
+        root="r",
+    )
+
+
+def test_versions_never_repeat_between_runs() -> None:
+    first, second = SecretStore(), SecretStore()
+    assert first.put_svid(svid("k")) != second.put_svid(svid("k"))
+
+
+def test_an_equal_bundle_changes_nothing_and_tells_nobody() -> None:
+    store = SecretStore()
+    changes: list[Change] = []
+    version = store.put_bundle(TD, [b"b", b"a"])
+    stop = store.listen(changes.append)
+    assert store.put_bundle(TD, [b"a", b"b", b"a"]) == version
+    assert changes == []
+    store.put_bundle(TD, [b"a"])
+    assert changes == [Change(keys=frozenset({TD}))]
+    stop()
+    store.withdraw_bundle(TD)
+    assert len(changes) == 1
+
+
+def test_a_key_is_held_until_the_next_one_is_acked() -> None:
+    store = SecretStore()
+    subscription = store.open_subscription()
+    first = store.put_svid(svid("k1"))
+    store.sent(subscription, IDENTITY, first)
+    store.acked(subscription, IDENTITY, first)
+    second = store.put_svid(svid("k2"))
+    store.sent(subscription, IDENTITY, second)
+    assert store.key_held("k1")
+    assert store.key_held("k2")
+    store.acked(subscription, IDENTITY, second)
+    assert not store.key_held("k1")
+    store.close_subscription(subscription)
+    assert not store.key_held("k2")
+
+
+def test_a_nack_keeps_the_old_key_held() -> None:
+    store = SecretStore()
+    subscription = store.open_subscription()
+    first = store.put_svid(svid("k1"))
+    store.sent(subscription, IDENTITY, first)
+    store.acked(subscription, IDENTITY, first)
+    second = store.put_svid(svid("k2"))
+    store.sent(subscription, IDENTITY, second)
+    store.nacked(subscription, IDENTITY, second)
+    assert store.key_held("k1")
+    assert not store.key_held("k2")
+    store.released(subscription, IDENTITY)
+    assert not store.key_held("k1")
+
+
+async def test_waits_for_every_subscriber_of_a_bundle() -> None:
+    store = SecretStore()
+    first, second = store.open_subscription(), store.open_subscription()
+    version = store.put_bundle(TD, [b"a"])
+    for subscription in (first, second):
+        store.sent(subscription, TD, version)
+    store.acked(first, TD, version)
+    assert store.stragglers(TD, version) == {second}
+    waiter = asyncio.create_task(store.until_acked(TD, version, timeout_seconds=30))
+    await asyncio.sleep(0)
+    store.acked(second, TD, version)
+    assert await waiter == frozenset()
+
+
+async def test_the_wait_is_bounded_and_names_the_stragglers() -> None:
+    store = SecretStore()
+    subscription = store.open_subscription()
+    version = store.put_bundle(TD, [b"a"])
+    store.sent(subscription, TD, version)
+    assert await store.until_acked(TD, version, timeout_seconds=0.01) == {subscription}
+
+
+async def test_waits_until_a_key_is_released() -> None:
+    store = SecretStore()
+    subscription = store.open_subscription()
+    store.sent(subscription, IDENTITY, store.put_svid(svid("k1")))
+    assert not await store.until_key_released("k1", timeout_seconds=0.01)
+    store.close_subscription(subscription)
+    assert await store.until_key_released("k1", timeout_seconds=0.01)
