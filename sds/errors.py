@@ -74,6 +74,61 @@ class CertificateError(SdsError):
     reason = "certificate"
 
 
+class CertificateMalformedError(CertificateError):
+    """A certificate that cannot be parsed, or whose extensions break RFC 5280."""
+
+    reason = "certificate_malformed"
+
+
+class CertificateUntrustedError(CertificateError):
+    """A chain that does not end in a trusted root, or whose signatures do not hold."""
+
+    reason = "certificate_untrusted"
+
+
+class CertificateKeyError(CertificateError):
+    """A certificate for another key than ours."""
+
+    reason = "certificate_key_mismatch"
+
+
+class CertificateNameError(CertificateError):
+    """A certificate whose names are not exactly those that were asked for."""
+
+    reason = "certificate_name_mismatch"
+
+
+class CertificateExpiredError(CertificateError):
+    """A certificate of the chain has expired."""
+
+    reason = "certificate_expired"
+
+
+class CertificateNotYetValidError(CertificateError):
+    """A certificate of the chain is not valid yet: often a clock that is behind."""
+
+    reason = "certificate_not_yet_valid"
+    retriable = True
+
+
+class CertificateConstraintError(CertificateError):
+    """Basic constraints, key usage or name constraints forbid this use of a certificate."""
+
+    reason = "certificate_constraint"
+
+
+class CertificatePathError(CertificateError):
+    """A chain that is longer than its path length constraints allow, or empty."""
+
+    reason = "certificate_path_length"
+
+
+class CsrError(CertificateError):
+    """A certificate signing request that cannot be parsed or whose signature does not hold."""
+
+    reason = "csr_invalid"
+
+
 # --- attestation --------------------------------------------------------------------------------
 
 

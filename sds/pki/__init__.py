@@ -1,0 +1,40 @@
+"""Keys, CSRs and certificates: what is made with them and what must hold of a chain.
+
+Invariant: nothing here reads a clock, a file or a socket; time is an argument, and what could not
+be verified raises a :class:`sds.errors.CertificateError`. Primitives are always the library's
+(``cryptography``).
+"""
+
+from sds.pki.chain import VerifiedChain, load_certificate, verify_svid_chain
+from sds.pki.encoding import certificate_der, certificate_pem, certificates_from_pem
+from sds.pki.keys import (
+    PrivateKey,
+    PublicKey,
+    csr_public_key,
+    generate_private_key,
+    key_type_of,
+    make_csr,
+    private_key_pem,
+    signature_hash,
+    spki_der,
+    spki_sha256,
+)
+
+__all__ = [
+    "PrivateKey",
+    "PublicKey",
+    "VerifiedChain",
+    "certificate_der",
+    "certificate_pem",
+    "certificates_from_pem",
+    "csr_public_key",
+    "generate_private_key",
+    "key_type_of",
+    "load_certificate",
+    "make_csr",
+    "private_key_pem",
+    "signature_hash",
+    "spki_der",
+    "spki_sha256",
+    "verify_svid_chain",
+]

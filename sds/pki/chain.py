@@ -1,0 +1,293 @@
+"""Verification of an X.509-SVID chain at a given time.
+
+Owns what must hold before a certificate is served. Invariant: only :func:`verify_svid_chain`
+makes a :class:`VerifiedChain`. The checks are numbered, in the order of RFC 5280, section 6.1
+(path) and of the X.509-SVID specification (leaf).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from sds.errors import (
+    CertificateConstraintError,
+    CertificateExpiredError,
+    CertificateKeyError,
+    CertificateMalformedError,
+    CertificateNameError,
+    CertificateNotYetValidError,
+    CertificatePathError,
+    CertificateUntrustedError,
+)
+from sds.identity import SpiffeId
+from sds.pki.constraints import check_name_constraints, extension
+from sds.pki.encoding import certificate_der
+from sds.pki.keys import PublicKey, spki_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sds.identity import Identity
+
+MAX_CHAIN: Final = 8
+"""Certificates of one chain: a bound on work, far above any sensible hierarchy."""
+
+_KNOWN_EXTENSIONS: Final = {
+    x509.BasicConstraints.oid,
+    x509.KeyUsage.oid,
+    x509.ExtendedKeyUsage.oid,
+    x509.SubjectAlternativeName.oid,
+    x509.NameConstraints.oid,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedChain:
+    """A chain that held, and the facts of its leaf.
+
+    Attributes:
+        chain: DER, leaf first, intermediates after it, no root.
+        serial: the leaf's serial number.
+        not_before: the leaf's, aware, UTC.
+        not_after: the leaf's, aware, UTC.
+        valid_until: the earliest not-after of the whole path, root included: aware, UTC.
+        key_id: SHA-256 of the leaf's SubjectPublicKeyInfo, lower-case hex.
+        root: SHA-256 of the DER of the root under which it holds, lower-case hex.
+    """
+
+    chain: tuple[bytes, ...] = field(repr=False)
+    serial: int
+    not_before: datetime
+    not_after: datetime
+    valid_until: datetime
+    key_id: str
+    root: str
+
+
+def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
+    """Parse one certificate in DER, extensions included.
+
+    Raises:
+        CertificateMalformedError: it is not one; ``what`` names it in the message.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        _ = certificate.extensions  # RFC 5280, section 4.2: parsed lazily, refuses repeats
+    except (ValueError, x509.DuplicateExtension, UnsupportedAlgorithm) as error:
+        raise CertificateMalformedError(f"the {what} cannot be parsed: {error}") from error
+    return certificate
+
+
+def verify_svid_chain(
+    chain: Sequence[bytes],
+    *,
+    roots: Sequence[bytes],
+    identity: Identity,
+    public_key: PublicKey,
+    now: datetime,
+) -> VerifiedChain:
+    """Check a chain that an authority returned against what was asked for.
+
+    Args:
+        chain: DER, leaf first, each certificate issued by the next; a root at the end is allowed.
+        roots: DER of the trusted roots.
+        identity: the names that were asked for.
+        public_key: the key that we hold.
+        now: the time at which it must hold, aware.
+
+    Raises:
+        CertificateError: a subclass that names the first check that failed.
+    """
+    certificates = [load_certificate(der, _position(i)) for i, der in enumerate(chain)]
+    _check_length(certificates)
+    path = _path_to_root(certificates, roots)
+    _check_signatures(path)
+    _check_validity(path, now)
+    _check_issuers(path)
+    _check_critical_extensions(path)
+    leaf = path[0]
+    _check_leaf_use(leaf)
+    _check_key(leaf, public_key)
+    _check_names(leaf, identity)
+    check_name_constraints(path)
+    root = certificate_der(path[-1])
+    return VerifiedChain(
+        chain=tuple(certificate_der(certificate) for certificate in path[:-1]),
+        serial=leaf.serial_number,
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+        valid_until=min(certificate.not_valid_after_utc for certificate in path),
+        key_id=spki_sha256(public_key).hex(),
+        root=hashlib.sha256(root).hexdigest(),
+    )
+
+
+def _position(index: int) -> str:
+    return "leaf certificate" if index == 0 else f"certificate {index} of the chain"
+
+
+def _check_length(certificates: Sequence[x509.Certificate]) -> None:
+    """1. There is a leaf, and the chain is not absurdly long."""
+    if not certificates:
+        raise CertificatePathError("the chain is empty")
+    if len(certificates) > MAX_CHAIN:
+        raise CertificatePathError(
+            f"the chain has {len(certificates)} certificates, more than {MAX_CHAIN}"
+        )
+
+
+def _path_to_root(
+    certificates: list[x509.Certificate], roots: Sequence[bytes]
+) -> list[x509.Certificate]:
+    """2. The chain ends in a trusted root (RFC 5280, section 6.1.1 (d)).
+
+    Returns the path, leaf first, the root last. A root that the authority put at the end of the
+    chain counts only where it is one of ``roots``, byte for byte.
+    """
+    trusted = set(roots)
+    if certificate_der(certificates[-1]) in trusted:
+        if len(certificates) == 1:
+            raise CertificatePathError("the chain holds nothing but a root")
+        return certificates
+    last = certificates[-1]
+    for der in roots:
+        root = load_certificate(der, "root")
+        if root.subject == last.issuer and _is_issued_by(last, root):
+            return [*certificates, root]
+    raise CertificateUntrustedError(
+        f"no trusted root issued {last.issuer.rfc4514_string()!r}'s certificate "
+        f"{last.serial_number:x} ({len(roots)} roots known)"
+    )
+
+
+def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _check_signatures(path: Sequence[x509.Certificate]) -> None:
+    """3. Each certificate is issued by the next: names and signatures (6.1.3 (a) 1 and 4)."""
+    for index, (certificate, issuer) in enumerate(itertools.pairwise(path)):
+        if not _is_issued_by(certificate, issuer):
+            raise CertificateUntrustedError(
+                f"the {_position(index)} was not issued by the one after it"
+            )
+
+
+def _check_validity(path: Sequence[x509.Certificate], now: datetime) -> None:
+    """4. Every certificate of the path is valid now (6.1.3 (a) 2); the root too."""
+    for index, certificate in enumerate(path):
+        what = "root" if index == len(path) - 1 else _position(index)
+        if now < certificate.not_valid_before_utc:
+            raise CertificateNotYetValidError(
+                f"the {what} is valid from {certificate.not_valid_before_utc.isoformat()}, "
+                f"and it is {now.isoformat()}",
+                advice="check the clocks of both machines",
+            )
+        if now > certificate.not_valid_after_utc:
+            raise CertificateExpiredError(
+                f"the {what} expired at {certificate.not_valid_after_utc.isoformat()}, "
+                f"and it is {now.isoformat()}"
+            )
+
+
+def _check_issuers(path: Sequence[x509.Certificate]) -> None:
+    """5. Every issuer may sign certificates, and this many below it.
+
+    RFC 5280, section 6.1.4 (k) to (n); X.509-SVID, sections 4.1 and 4.3. Section 3.2: a signing
+    certificate's own SPIFFE ID has no path.
+    """
+    below = 0  # intermediates under this issuer that are not self-issued (6.1.4 (l))
+    for issuer in path[1:]:
+        name = issuer.subject.rfc4514_string()
+        constraints = extension(issuer, x509.BasicConstraints)
+        if constraints is None or not constraints.ca:
+            raise CertificateConstraintError(f"the issuer {name!r} is not a CA")
+        if constraints.path_length is not None and below > constraints.path_length:
+            raise CertificatePathError(
+                f"the issuer {name!r} allows {constraints.path_length} CAs below it, "
+                f"and there are {below}"
+            )
+        usage = extension(issuer, x509.KeyUsage)
+        if usage is None or not usage.key_cert_sign:
+            raise CertificateConstraintError(
+                f"the issuer {name!r} may not sign certificates (key usage)"
+            )
+        names = extension(issuer, x509.SubjectAlternativeName)
+        for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if names else ():
+            if uri.startswith("spiffe://") and SpiffeId.parse(uri).path:
+                raise CertificateConstraintError(
+                    f"the issuer {name!r} has a SPIFFE ID with a path: it is a workload's"
+                )
+        below += issuer.subject != issuer.issuer
+
+
+def _check_critical_extensions(path: Sequence[x509.Certificate]) -> None:
+    """6. No critical extension that we do not process (6.1.4 (o), 6.1.5 (f))."""
+    for index, certificate in enumerate(path):
+        for found in certificate.extensions:
+            if found.critical and found.oid not in _KNOWN_EXTENSIONS:
+                raise CertificateConstraintError(
+                    f"the {_position(index)} has the unknown critical extension "
+                    f"{found.oid.dotted_string}"
+                )
+
+
+def _check_leaf_use(leaf: x509.Certificate) -> None:
+    """7. The leaf is a leaf (X.509-SVID, sections 4.1, 4.3, 4.4 and 5.2)."""
+    constraints = extension(leaf, x509.BasicConstraints)
+    if constraints is not None and constraints.ca:
+        raise CertificateConstraintError("the leaf certificate is a CA's")
+    usage = extension(leaf, x509.KeyUsage)
+    if usage is None or not usage.digital_signature:
+        raise CertificateConstraintError("the leaf's key usage lacks digitalSignature")
+    if usage.key_cert_sign or usage.crl_sign:
+        raise CertificateConstraintError("the leaf's key usage lets it sign certificates or CRLs")
+    extended = extension(leaf, x509.ExtendedKeyUsage)
+    if extended is not None and not {
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+    } <= set(extended):
+        raise CertificateConstraintError(
+            "the leaf's extended key usage lacks serverAuth or clientAuth"
+        )
+
+
+def _check_key(leaf: x509.Certificate, ours: PublicKey) -> None:
+    """8. The leaf is for our key."""
+    try:
+        matches = leaf.public_key() == ours
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateMalformedError(f"the leaf's key cannot be parsed: {error}") from error
+    if not matches:
+        raise CertificateKeyError("the leaf certificate is for another key than ours")
+
+
+def _check_names(leaf: x509.Certificate, identity: Identity) -> None:
+    """9. Exactly the names that were asked for (X.509-SVID, section 2: one URI SAN)."""
+    names = extension(leaf, x509.SubjectAlternativeName)
+    found = list(names) if names is not None else []
+    uris = [name.value for name in found if isinstance(name, x509.UniformResourceIdentifier)]
+    if uris != [str(identity.spiffe_id)]:
+        raise CertificateNameError(
+            f"the leaf's URI SANs are {uris!r}, and {str(identity.spiffe_id)!r} was asked for"
+        )
+    dns_names = sorted(name.value for name in found if isinstance(name, x509.DNSName))
+    if dns_names != list(identity.dns_names):
+        raise CertificateNameError(
+            f"the leaf's DNS SANs are {dns_names!r}, and {list(identity.dns_names)!r} were "
+            "asked for"
+        )
+    if len(found) != len(uris) + len(dns_names):
+        raise CertificateNameError("the leaf has SANs that are neither URIs nor DNS names")

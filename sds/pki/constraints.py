@@ -1,0 +1,90 @@
+"""Name constraints of issuers (RFC 5280, section 4.2.1.10), for the two kinds of name we use.
+
+Invariant: a critical constraint that this module cannot apply refuses the chain; none is skipped
+in silence.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from cryptography import x509
+
+from sds.errors import CertificateConstraintError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_HANDLED: Final = (
+    x509.UniformResourceIdentifier,
+    x509.DNSName,
+    # Check 9 leaves no leaf with names of these kinds, so that nothing is left to constrain.
+    x509.IPAddress,
+    x509.RFC822Name,
+)
+
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+
+
+def extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
+    """The value of an extension, or None where the certificate has none."""
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
+    """10. Names below a constrained issuer lie within its permitted trees (6.1.3 (b), (c)).
+
+    Args:
+        path: leaf first, the root last. A root's constraints count too: whoever configured it as
+            a root configured them with it.
+
+    Raises:
+        CertificateConstraintError: a name is excluded or not permitted, or the constraint is
+            about a kind of name that we do not handle.
+    """
+    for index, issuer in enumerate(path):
+        constraints = extension(issuer, x509.NameConstraints)
+        if constraints is None:
+            continue
+        name = issuer.subject.rfc4514_string()
+        permitted = constraints.permitted_subtrees or []
+        excluded = constraints.excluded_subtrees or []
+        for tree in (*permitted, *excluded):
+            if not isinstance(tree, _HANDLED):
+                raise CertificateConstraintError(
+                    f"the issuer {name!r} has name constraints of a kind that is not supported "
+                    f"({type(tree).__name__})"
+                )
+        for kind, host, text in _names(path[:index]):
+            within = _uri_within if kind is x509.UniformResourceIdentifier else _dns_within
+            allowed = [tree.value for tree in permitted if type(tree) is kind]
+            if any(within(host, tree.value) for tree in excluded if type(tree) is kind) or (
+                allowed and not any(within(host, tree) for tree in allowed)
+            ):
+                raise CertificateConstraintError(
+                    f"the issuer {name!r} is constrained to names that {text!r} is not among"
+                )
+
+
+def _names(below: Sequence[x509.Certificate]) -> Iterator[tuple[type[object], str, str]]:
+    for certificate in below:
+        for name in extension(certificate, x509.SubjectAlternativeName) or ():
+            if isinstance(name, x509.UniformResourceIdentifier):
+                host = name.value.partition("://")[2].partition("/")[0]
+                yield x509.UniformResourceIdentifier, host, name.value
+            elif isinstance(name, x509.DNSName):
+                yield x509.DNSName, name.value, name.value
+
+
+def _uri_within(host: str, tree: str) -> bool:
+    """A tree with a leading dot holds hosts below it; one without holds that host alone."""
+    return host.endswith(tree) if tree.startswith(".") else host == tree
+
+
+def _dns_within(name: str, tree: str) -> bool:
+    """Zero or more labels added on the left satisfy a DNS constraint."""
+    tree = tree.removeprefix(".")
+    return not tree or name == tree or name.endswith(f".{tree}")

@@ -1,0 +1,49 @@
+"""Certificates between PEM (what people and Envoy handle) and DER (what we keep).
+
+Invariant: the DER inside is never changed; order is kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import textwrap
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sds.errors import CertificateMalformedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def certificate_der(certificate: x509.Certificate) -> bytes:
+    """The certificate in DER."""
+    return certificate.public_bytes(Encoding.DER)
+
+
+def certificate_pem(certificates: Iterable[bytes]) -> bytes:
+    """DER certificates as one PEM text, in order (RFC 7468, section 5)."""
+    blocks = (
+        "-----BEGIN CERTIFICATE-----\n"
+        + "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
+        + "\n-----END CERTIFICATE-----\n"
+        for der in certificates
+    )
+    return "".join(blocks).encode()
+
+
+def certificates_from_pem(pem: bytes) -> tuple[bytes, ...]:
+    """Every certificate of a PEM text as DER, in order.
+
+    Raises:
+        CertificateMalformedError: there is none, or one cannot be parsed.
+    """
+    try:
+        return tuple(map(certificate_der, x509.load_pem_x509_certificates(pem)))
+    except ValueError as error:
+        raise CertificateMalformedError(
+            f"the PEM text holds no certificate that can be parsed: {error}",
+            advice="give one or more blocks of BEGIN CERTIFICATE",
+        ) from error

@@ -1,0 +1,145 @@
+"""Private keys and certificate signing requests.
+
+Owns which kinds of key exist and how each signs. Invariant: a private key leaves this module only
+as a key object or as the PKCS#8 bytes that its holder asked for; no error text holds any of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from sds.errors import CsrError, KeyTypeError
+from sds.identity import Identity, KeyType
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519PublicKey
+
+_RSA_BITS: Final = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
+_RSA_TYPES: Final = {bits: key_type for key_type, bits in _RSA_BITS.items()}
+_RSA_EXPONENT: Final = 65537
+
+
+def generate_private_key(key_type: KeyType) -> PrivateKey:
+    """Make a key of this kind.
+
+    RSA takes from tens of milliseconds to seconds: call it in a thread.
+    """
+    match key_type:
+        case KeyType.EC_P256:
+            return ec.generate_private_key(ec.SECP256R1())
+        case KeyType.EC_P384:
+            return ec.generate_private_key(ec.SECP384R1())
+        case KeyType.ED25519:
+            return ed25519.Ed25519PrivateKey.generate()
+        case KeyType.RSA_2048 | KeyType.RSA_3072 | KeyType.RSA_4096:
+            return rsa.generate_private_key(_RSA_EXPONENT, _RSA_BITS[key_type])
+
+
+def key_type_of(key: object) -> KeyType:
+    """The kind of a private or public key.
+
+    Raises:
+        KeyTypeError: it is none of those that we know (another curve, RSA size, DSA, ...).
+    """
+    match key:
+        case ec.EllipticCurvePrivateKey() | ec.EllipticCurvePublicKey():
+            match key.curve:
+                case ec.SECP256R1():
+                    return KeyType.EC_P256
+                case ec.SECP384R1():
+                    return KeyType.EC_P384
+            found = f"elliptic curve {key.curve.name}"
+        case rsa.RSAPrivateKey() | rsa.RSAPublicKey():
+            if key.key_size in _RSA_TYPES:
+                return _RSA_TYPES[key.key_size]
+            found = f"RSA of {key.key_size} bits"
+        case ed25519.Ed25519PrivateKey() | ed25519.Ed25519PublicKey():
+            return KeyType.ED25519
+        case _:
+            found = type(key).__name__
+    raise KeyTypeError(
+        f"a key of the kind {found} is not supported", advice=f"use one of {', '.join(KeyType)}"
+    )
+
+
+def signature_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
+    """The hash with which this key signs certificates and CSRs (RFC 5758, RFC 8410)."""
+    match key_type_of(key):
+        case KeyType.ED25519:
+            return None
+        case KeyType.EC_P384:
+            return hashes.SHA384()
+        case _:
+            return hashes.SHA256()
+
+
+def private_key_pem(key: PrivateKey) -> bytes:
+    """The key as PKCS#8 PEM without encryption (RFC 5958), as Envoy wants it."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def spki_der(key: PublicKey) -> bytes:
+    """SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7)."""
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def spki_sha256(key: PublicKey) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo, 32 bytes: names a key wherever we name one."""
+    return hashlib.sha256(spki_der(key)).digest()
+
+
+def subject_alternative_name(identity: Identity) -> x509.SubjectAlternativeName:
+    """The SANs of an identity: its SPIFFE ID first, its DNS names in order."""
+    return x509.SubjectAlternativeName(
+        [
+            x509.UniformResourceIdentifier(str(identity.spiffe_id)),
+            *(x509.DNSName(name) for name in identity.dns_names),
+        ]
+    )
+
+
+def make_csr(key: PrivateKey, identity: Identity) -> bytes:
+    """A PKCS#10 request (RFC 2986) in DER: empty subject, the SANs of the identity.
+
+    The names are there for authorities that read them from the request; ours reads only the key.
+    """
+    builder = x509.CertificateSigningRequestBuilder(x509.Name([])).add_extension(
+        # RFC 5280, section 4.2.1.6: critical, because the subject is empty.
+        subject_alternative_name(identity),
+        critical=True,
+    )
+    return builder.sign(key, signature_hash(key)).public_bytes(Encoding.DER)
+
+
+def csr_public_key(csr: bytes) -> PublicKey:
+    """The key of a PKCS#10 request in DER, after its own signature was verified.
+
+    Raises:
+        CsrError: it cannot be parsed, or its signature does not hold (RFC 2986, section 3).
+        KeyTypeError: its key is of a kind that we do not know.
+    """
+    try:
+        request = x509.load_der_x509_csr(csr)
+        key = request.public_key()
+        valid = request.is_signature_valid
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CsrError(
+            f"the CSR cannot be parsed: {error}", advice="send one PKCS#10 request in DER"
+        ) from error
+    if not valid:
+        raise CsrError("the CSR's signature does not hold: its sender does not hold the key")
+    key_type_of(key)
+    assert isinstance(key, PublicKey)
+    return key

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from sds import errors, pki
+from sds.identity import Identity, KeyType, SpiffeId
+from tests.support.certificates import NO_CA, NOW, Signer, Wish, ca_wish, key_usage, self_signed
+
+IDENTITY = Identity(spiffe_id=SpiffeId.parse("spiffe://example.org/web"), dns_names=("web.test",))
+URI = x509.UniformResourceIdentifier("spiffe://example.org/web")
+LEAF = Wish(names=(URI, x509.DNSName("web.test")))
+KEY = pki.generate_private_key(KeyType.EC_P256)
+ROOT = self_signed(ca_wish("root"))
+
+
+def verify(
+    leaf: Wish = LEAF,
+    *,
+    root: Signer = ROOT,
+    between: tuple[Wish, ...] = (),
+    roots: tuple[bytes, ...] | None = None,
+    **changes: object,
+) -> pki.VerifiedChain:
+    signer = root
+    chain: list[bytes] = []
+    for wish in between:
+        signer = signer.issue(wish)
+        chain.insert(0, signer.der)
+    chain.insert(0, signer.issue(leaf, KEY).der)
+    arguments = {
+        "roots": (root.der,) if roots is None else roots,
+        "identity": IDENTITY,
+        "public_key": KEY.public_key(),
+        "now": NOW,
+    } | changes
+    return pki.verify_svid_chain(chain, **arguments)  # type: ignore[arg-type]  # a table of cases
+
+
+def test_a_good_chain_gives_the_facts_of_its_leaf() -> None:
+    verified = verify(between=(ca_wish("middle", path_length=0),))
+    leaf = x509.load_der_x509_certificate(verified.chain[0])
+    assert len(verified.chain) == 2
+    assert (verified.serial, verified.not_after) == (leaf.serial_number, NOW + timedelta(hours=1))
+    assert verified.key_id == pki.spki_sha256(KEY.public_key()).hex()
+    assert verified.root == hashlib.sha256(ROOT.der).hexdigest()
+
+
+def test_a_root_at_the_end_of_the_chain_is_dropped() -> None:
+    leaf = ROOT.issue(LEAF, KEY)
+    verified = pki.verify_svid_chain(
+        [leaf.der, ROOT.der],
+        roots=[ROOT.der],
+        identity=IDENTITY,
+        public_key=KEY.public_key(),
+        now=NOW,
+    )
+    assert verified.chain == (leaf.der,)
+
+
+OTHER_ROOT = self_signed(ca_wish("root"))
+MIDDLE = ca_wish("middle")
+
+
+@pytest.mark.parametrize(
+    ("error", "case"),
+    [
+        (errors.CertificateUntrustedError, {"roots": ()}),
+        (errors.CertificateUntrustedError, {"roots": (OTHER_ROOT.der,)}),
+        (errors.CertificateMalformedError, {"roots": (b"\x30\x00",)}),
+        (errors.CertificateExpiredError, {"now": NOW + timedelta(hours=1, seconds=1)}),
+        (errors.CertificateNotYetValidError, {"now": NOW - timedelta(hours=1, seconds=1)}),
+        (
+            errors.CertificateExpiredError,
+            {"between": (replace(MIDDLE, not_after=NOW - timedelta(seconds=1)),)},
+        ),
+        (
+            errors.CertificateExpiredError,
+            {"root": self_signed(replace(ca_wish("r"), not_after=NOW - timedelta(seconds=1)))},
+        ),
+        (
+            errors.CertificateConstraintError,
+            {"between": (replace(MIDDLE, constraints=NO_CA),)},
+        ),
+        (errors.CertificateConstraintError, {"between": (replace(MIDDLE, constraints=None),)}),
+        (
+            errors.CertificateConstraintError,
+            {"between": (replace(MIDDLE, usage=key_usage("digital_signature")),)},
+        ),
+        (errors.CertificateConstraintError, {"between": (replace(MIDDLE, names=(URI,)),)}),
+        (
+            errors.CertificatePathError,
+            {"between": (ca_wish("one", path_length=0), ca_wish("two"))},
+        ),
+        (errors.CertificatePathError, {"between": tuple(ca_wish(f"{i}") for i in range(9))}),
+        (
+            errors.CertificateConstraintError,
+            {"leaf": replace(LEAF, constraints=x509.BasicConstraints(ca=True, path_length=None))},
+        ),
+        (errors.CertificateConstraintError, {"leaf": replace(LEAF, usage=None)}),
+        (
+            errors.CertificateConstraintError,
+            {"leaf": replace(LEAF, usage=key_usage("digital_signature", "key_cert_sign"))},
+        ),
+        (
+            errors.CertificateConstraintError,
+            {"leaf": replace(LEAF, extended=(ExtendedKeyUsageOID.SERVER_AUTH,))},
+        ),
+        (
+            errors.CertificateConstraintError,
+            {
+                "leaf": replace(
+                    LEAF,
+                    more=(
+                        (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\5\0"), True),
+                    ),
+                )
+            },
+        ),
+        (
+            errors.CertificateKeyError,
+            {"public_key": pki.generate_private_key(KeyType.EC_P256).public_key()},
+        ),
+        (errors.CertificateNameError, {"leaf": replace(LEAF, names=())}),
+        (errors.CertificateNameError, {"leaf": replace(LEAF, names=(URI,))}),
+        (errors.CertificateNameError, {"leaf": replace(LEAF, names=(URI, *LEAF.names))}),
+        (
+            errors.CertificateNameError,
+            {"leaf": replace(LEAF, names=(*LEAF.names, x509.RFC822Name("a@b.test")))},
+        ),
+        (
+            errors.CertificateNameError,
+            {"leaf": replace(LEAF, names=(*LEAF.names, x509.DNSName("more.test")))},
+        ),
+    ],
+)
+def test_each_check_refuses_with_its_own_error(
+    error: type[errors.CertificateError], case: dict[str, object]
+) -> None:
+    with pytest.raises(errors.CertificateError) as raised:
+        verify(**case)  # type: ignore[arg-type]  # a table of cases
+    assert type(raised.value) is error
+
+
+def constrained(**trees: list[x509.GeneralName] | None) -> Wish:
+    both = {"permitted_subtrees": None, "excluded_subtrees": None} | trees
+    return replace(MIDDLE, more=((x509.NameConstraints(**both), True),))
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [
+        {"permitted_subtrees": [x509.UniformResourceIdentifier("example.org")]},
+        {"permitted_subtrees": [x509.UniformResourceIdentifier(".org"), x509.DNSName("test")]},
+        {"excluded_subtrees": [x509.UniformResourceIdentifier(".example.org")]},
+        {"excluded_subtrees": [x509.DNSName("b.test"), x509.RFC822Name("x.test")]},
+    ],
+)
+def test_names_within_name_constraints(trees: dict[str, list[x509.GeneralName]]) -> None:
+    verify(between=(constrained(**trees),))
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [
+        {"permitted_subtrees": [x509.UniformResourceIdentifier("example.com")]},
+        {"excluded_subtrees": [x509.UniformResourceIdentifier(".org")]},
+        {"permitted_subtrees": [x509.DNSName("example.test")]},
+        {"excluded_subtrees": [x509.DNSName("web.test")]},
+        {"permitted_subtrees": [x509.DirectoryName(x509.Name([]))]},
+    ],
+)
+def test_names_outside_name_constraints(trees: dict[str, list[x509.GeneralName]]) -> None:
+    with pytest.raises(errors.CertificateConstraintError):
+        verify(between=(constrained(**trees),))
+
+
+def test_empty_root_alone_and_reordered_chains_are_refused() -> None:
+    middle = ROOT.issue(MIDDLE)
+    leaf = middle.issue(LEAF, KEY)
+    wrong = ROOT.issue(ca_wish("wrong"))
+    for chain, error in (
+        ([], errors.CertificatePathError),
+        ([ROOT.der], errors.CertificatePathError),
+        ([middle.der, leaf.der], errors.CertificateUntrustedError),
+        ([leaf.der, wrong.der], errors.CertificateUntrustedError),
+        ([leaf.der[:-1], middle.der], errors.CertificateMalformedError),
+    ):
+        with pytest.raises(error):
+            pki.verify_svid_chain(
+                chain,
+                roots=[ROOT.der],
+                identity=IDENTITY,
+                public_key=KEY.public_key(),
+                now=NOW,
+            )
+
+
+@pytest.mark.parametrize("key_type", [t for t in KeyType if t is not KeyType.RSA_4096])
+def test_keys_csrs_and_chains_of_every_kind(key_type: KeyType) -> None:
+    key = pki.generate_private_key(key_type)
+    assert pki.key_type_of(key) is pki.key_type_of(key.public_key()) is key_type
+    loaded = load_pem_private_key(pki.private_key_pem(key), None)
+    assert loaded.public_key() == key.public_key()
+    assert pki.csr_public_key(pki.make_csr(key, IDENTITY)) == key.public_key()
+    assert b"BEGIN PRIVATE KEY" in pki.private_key_pem(key)
+    root = self_signed(ca_wish("root"), key)
+    assert verify(root=root).not_after == LEAF.not_after
+
+
+def test_key_kinds_that_we_do_not_know() -> None:
+    for key in (
+        ec.generate_private_key(ec.SECP521R1()),
+        rsa.generate_private_key(65537, 1024),
+        dsa.generate_private_key(1024),
+    ):
+        with pytest.raises(errors.KeyTypeError):
+            pki.key_type_of(key)
+
+
+def test_a_csr_that_does_not_hold() -> None:
+    csr = bytearray(pki.make_csr(KEY, IDENTITY))
+    csr[-1] ^= 1
+    for bad in (bytes(csr), b"", b"\x30\x00", bytes(csr[:-1])):
+        with pytest.raises(errors.CsrError):
+            pki.csr_public_key(bad)
+
+
+def test_pem_and_back() -> None:
+    ders = (ROOT.der, ROOT.issue(LEAF, KEY).der)
+    assert pki.certificates_from_pem(pki.certificate_pem(ders)) == ders
+    for bad in (b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        with pytest.raises(errors.CertificateMalformedError):
+            pki.certificates_from_pem(bad)
