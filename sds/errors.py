@@ -177,6 +177,26 @@ class AuthorityRefusedError(AuthorityError):
         self.wire_reason = wire_reason
 
 
+class AuthorityRefusedForNowError(AuthorityRefusedError):
+    """The authority refused for a reason that can pass by itself."""
+
+    reason = "authority_refused_for_now"
+    retriable = True
+
+
+class AuthorityTokenError(AuthorityError):
+    """The token that proves us to the authority cannot be read from its file."""
+
+    reason = "authority_token"
+    retriable = True
+
+
+class AuthorityAnswerError(AuthorityError):
+    """The authority's answer is not what was asked for or cannot be read."""
+
+    reason = "authority_answer"
+
+
 # --- policy -------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,332 @@
+"""Our client against an Istio authority: Istio's own where there is one, the counterpart always."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.verification import PolicyBuilder, Store
+
+from sds.ca.authority import CertificateItem, Issuance, IssuedChain
+from sds.ca.istio import IstioAuthority, IstioSettings
+from sds.clock import SystemClock
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityError,
+    AuthorityRefusedError,
+    AuthorityRefusedForNowError,
+    AuthorityTokenError,
+    AuthorityUnavailableError,
+    ConfigurationError,
+)
+from sds.identity import Identity, SpiffeId
+from tests.support import istio_ca
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+
+OTHER = "spiffe://cluster.local/ns/ns1/sa/other"
+
+
+def csr(key: CertificateIssuerPrivateKeyTypes, uri: str = istio_ca.ACCOUNT) -> bytes:
+    algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return (
+        x509.CertificateSigningRequestBuilder()
+        .subject_name(x509.Name([]))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)]), critical=True
+        )
+        .sign(key, algorithm)
+        .public_bytes(serialization.Encoding.DER)
+    )
+
+
+def item(
+    uri: str = istio_ca.ACCOUNT,
+    *,
+    seconds: float = 3600,
+    key: CertificateIssuerPrivateKeyTypes | None = None,
+    dns_names: tuple[str, ...] = (),
+) -> CertificateItem:
+    return CertificateItem(
+        identity=Identity(
+            spiffe_id=SpiffeId.parse(uri),
+            lifetime=dt.timedelta(seconds=seconds),
+            dns_names=dns_names,
+        ),
+        csr=csr(key or ec.generate_private_key(ec.SECP256R1()), uri),
+    )
+
+
+def settings(endpoint: istio_ca.Endpoint, **over: object) -> IstioSettings:
+    values = {"addresses": (endpoint.address,), "root": endpoint.root, "token": endpoint.token()}
+    return IstioSettings(**(values | over))  # type: ignore[arg-type]  # a test's shorthand
+
+
+async def ask(settings: IstioSettings, *items: CertificateItem) -> Issuance:
+    authority = IstioAuthority(settings, clock=SystemClock())
+    try:
+        return await authority.issue(items)
+    finally:
+        await authority.aclose()
+
+
+async def refusal(settings: IstioSettings, wanted: CertificateItem | None = None) -> AuthorityError:
+    (outcome,) = (await ask(settings, wanted or item())).outcomes
+    assert isinstance(outcome, AuthorityError), outcome
+    return outcome
+
+
+def leaf_of(outcome: object) -> x509.Certificate:
+    assert isinstance(outcome, IssuedChain), outcome
+    return x509.load_der_x509_certificate(outcome.chain[0])
+
+
+@pytest.fixture(params=["counterpart", "istio"])
+async def endpoint(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[istio_ca.Endpoint]:
+    if request.param == "istio":
+        yield istio_ca.reference()
+        return
+    authority = istio_ca.IstioCA(folder=tmp_path / "ca")
+    try:
+        yield await authority.start()
+    finally:
+        await authority.stop()
+
+
+@pytest.mark.parametrize("curve", ["p256", "p384", "ed25519"])
+async def test_a_chain_that_verifies_for_the_key_that_asked(
+    endpoint: istio_ca.Endpoint, curve: str
+) -> None:
+    makers: dict[str, Callable[[], CertificateIssuerPrivateKeyTypes]] = {
+        "p256": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }
+    key = makers[curve]()
+    answer = await ask(settings(endpoint), item(key=key))
+    leaf = leaf_of(answer.outcomes[0])
+    spki = serialization.PublicFormat.SubjectPublicKeyInfo
+    assert leaf.public_key().public_bytes(
+        serialization.Encoding.DER, spki
+    ) == key.public_key().public_bytes(serialization.Encoding.DER, spki)
+    assert len(answer.roots) == 1
+    store = Store([x509.load_der_x509_certificate(root) for root in answer.roots])
+    PolicyBuilder().store(store).build_client_verifier().verify(leaf, [])
+    lifetime = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    assert dt.timedelta(seconds=3600) <= lifetime <= dt.timedelta(seconds=3725)
+
+
+async def test_a_batch_keeps_its_order_and_fails_one_by_one(endpoint: istio_ca.Endpoint) -> None:
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(20)]
+    items = [item(key=key) for key in keys]
+    items[7] = CertificateItem(
+        identity=items[7].identity, csr=istio_ca.break_signature(csr(keys[7]))
+    )
+    answer = await ask(settings(endpoint), *items)
+    broken = answer.outcomes[7]
+    assert isinstance(broken, AuthorityRefusedError)
+    assert "INVALID_ARGUMENT" in str(broken)
+    for index, key in enumerate(keys):
+        if index != 7:
+            assert leaf_of(answer.outcomes[index]).public_key() == key.public_key()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "text"),
+    [
+        ("bad-aud", AuthorityRefusedError, "audience 'other'"),
+        ("string-aud", AuthorityRefusedError, "not a list"),
+        ("expired", AuthorityRefusedForNowError, "expired at"),
+        ("bad-key", AuthorityRefusedForNowError, "trust its issuer"),
+        ("bad-iss", AuthorityRefusedForNowError, "trust its issuer"),
+        ("bad-sub", AuthorityRefusedError, "'alice' is no service account"),
+    ],
+)
+async def test_a_bad_token_is_refused_and_explained(
+    endpoint: istio_ca.Endpoint, name: str, kind: type, text: str
+) -> None:
+    error = await refusal(settings(endpoint, token=endpoint.token(name)))
+    assert type(error) is kind
+    assert text in error.advice
+    assert endpoint.token(name).read_text().strip() not in f"{error!r} {error}"
+
+
+async def test_a_garbage_token_is_refused(endpoint: istio_ca.Endpoint, tmp_path: Path) -> None:
+    (tmp_path / "garbage").write_text("garbage")
+    error = await refusal(settings(endpoint, token=tmp_path / "garbage"))
+    assert "no JWT" in error.advice
+    assert not error.retriable
+
+
+async def test_an_unknown_cluster_is_served(endpoint: istio_ca.Endpoint) -> None:
+    answer = await ask(settings(endpoint, cluster_id="nobody-knows-it"), item())
+    leaf_of(answer.outcomes[0])
+
+
+async def test_a_lifetime_over_the_maximum_is_refused(endpoint: istio_ca.Endpoint) -> None:
+    error = await refusal(settings(endpoint), item(seconds=91 * 86400))
+    assert isinstance(error, AuthorityRefusedError)
+    assert error.wire_reason == "invalid_argument"
+    assert "shorter lifetime" in error.advice
+    assert not error.retriable
+
+
+async def test_a_lifetime_under_a_second_is_not_the_default(endpoint: istio_ca.Endpoint) -> None:
+    answer = await ask(settings(endpoint), item(seconds=0.5))
+    leaf = leaf_of(answer.outcomes[0])
+    assert leaf.not_valid_after_utc - leaf.not_valid_before_utc < dt.timedelta(seconds=130)
+
+
+async def test_names_in_a_csr_are_ignored_and_the_answer_is_for_the_account(
+    endpoint: istio_ca.Endpoint,
+) -> None:
+    error = await refusal(settings(endpoint), item(OTHER))
+    assert isinstance(error, AuthorityAnswerError)
+    assert f"for {istio_ca.ACCOUNT}; {OTHER} was asked for" in error.message
+
+
+async def test_dns_names_are_refused_before_anything_is_asked(
+    endpoint: istio_ca.Endpoint,
+) -> None:
+    error = await refusal(settings(endpoint), item(dns_names=("web.example",)))
+    assert isinstance(error, AuthorityAnswerError)
+    assert "no DNS names" in error.message
+
+
+async def test_impersonation_by_an_untrusted_account_is_refused(
+    endpoint: istio_ca.Endpoint,
+) -> None:
+    error = await refusal(settings(endpoint, impersonate=True), item(OTHER))
+    assert isinstance(error, AuthorityRefusedForNowError)
+    assert error.wire_reason == "impersonation"
+
+
+async def test_the_wrong_server_name_or_root_connects_to_nobody(
+    endpoint: istio_ca.Endpoint, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.pem"
+    wrong.write_text(istio_ca.Issuer.make("wrong").pem)
+    for over in ({"server_name": "elsewhere.example"}, {"root": wrong}):
+        with pytest.raises(AuthorityUnavailableError, match="root and server_name"):
+            await ask(settings(endpoint, **over), item())
+
+
+# --- what only the counterpart can be told to do --------------------------------------------------
+
+
+async def test_a_trusted_node_account_gets_certificates_for_its_pods(tmp_path: Path) -> None:
+    authority = istio_ca.IstioCA(folder=tmp_path)
+    endpoint = await authority.start()
+    node = tmp_path / "node.token"
+    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT) + "\n")
+    try:
+        answer = await ask(
+            settings(endpoint, token=node, impersonate=True, cluster_id="east"),
+            item(OTHER),
+            item(istio_ca.ACCOUNT),
+        )
+    finally:
+        await authority.stop()
+    for outcome, uri in zip(answer.outcomes, (OTHER, istio_ca.ACCOUNT), strict=True):
+        names = leaf_of(outcome).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        assert names.value.get_values_for_type(x509.UniformResourceIdentifier) == [uri]
+    assert [seen["clusterid"] for seen in authority.seen] == ["east", "east"]
+
+
+@pytest.mark.parametrize("shape", ["separate", "one-block"])
+async def test_an_intermediate_and_several_roots(tmp_path: Path, shape: str) -> None:
+    next_root = istio_ca.Issuer.make("next")
+    authority = istio_ca.IstioCA(
+        folder=tmp_path, intermediate=True, extra_roots=(next_root,), shape=shape
+    )
+    endpoint = await authority.start()
+    try:
+        answer = await ask(settings(endpoint), item())
+    finally:
+        await authority.stop()
+    outcome = answer.outcomes[0]
+    assert isinstance(outcome, IssuedChain)
+    assert len(outcome.chain) == 2
+    assert len(answer.roots) == 2
+    assert next_root.certificate.public_bytes(serialization.Encoding.DER) in answer.roots
+
+
+async def test_the_token_and_the_root_are_read_again_when_they_change(tmp_path: Path) -> None:
+    authority = istio_ca.IstioCA(folder=tmp_path / "ca")
+    endpoint = await authority.start()
+    good = endpoint.token().read_text()
+    endpoint.token().write_text(endpoint.token("expired").read_text())
+    client = IstioAuthority(settings(endpoint), clock=SystemClock())
+    try:
+        (refused,) = (await client.issue([item()])).outcomes
+        assert isinstance(refused, AuthorityRefusedForNowError)
+        endpoint.token().write_text(good)
+        leaf_of((await client.issue([item()])).outcomes[0])
+        # The authority comes back with another root, which the mesh distributes as a file.
+        await authority.stop()
+        authority.root = istio_ca.Issuer.make("new root")
+        await authority.start()
+        leaf_of((await client.issue([item()])).outcomes[0])
+    finally:
+        await client.aclose()
+        await authority.stop()
+
+
+async def test_an_authority_that_is_down_is_retriable_and_the_next_address_is_used(
+    tmp_path: Path, unused_address: str
+) -> None:
+    authority = istio_ca.IstioCA(folder=tmp_path)
+    endpoint = await authority.start()
+    client = IstioAuthority(
+        settings(endpoint, addresses=(unused_address, endpoint.address)), clock=SystemClock()
+    )
+    try:
+        with pytest.raises(AuthorityUnavailableError) as caught:
+            await client.issue([item(), item()])
+        assert caught.value.retriable
+        assert unused_address in caught.value.message
+        leaf_of((await client.issue([item()])).outcomes[0])
+    finally:
+        await client.aclose()
+        await authority.stop()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot be read"),
+        (b"", "not hold one token"),
+        (b"a b", "one token"),
+        (b"\xff", "one"),
+    ],
+)
+async def test_a_token_file_that_is_no_token(
+    tmp_path: Path, unused_address: str, content: bytes | None, text: str
+) -> None:
+    endpoint = istio_ca.Endpoint(address=unused_address, folder=tmp_path)
+    if content is not None:
+        endpoint.token().write_bytes(content)
+    with pytest.raises(AuthorityTokenError, match=text):
+        await ask(settings(endpoint), item())
+
+
+@pytest.mark.parametrize(("content", "text"), [(None, "cannot be read"), ("x", "no PEM")])
+async def test_a_root_file_that_is_no_root(
+    tmp_path: Path, unused_address: str, content: str | None, text: str
+) -> None:
+    endpoint = istio_ca.Endpoint(address=unused_address, folder=tmp_path)
+    endpoint.token().write_text("token")
+    if content is not None:
+        endpoint.root.write_text(content)
+    with pytest.raises(ConfigurationError, match=text):
+        await ask(settings(endpoint), item())

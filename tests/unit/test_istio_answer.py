@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import grpc
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import UniformResourceIdentifier
+
+from sds.ca import istio_answer
+from sds.ca.token import bearer_problem
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityRefusedError,
+    AuthorityRefusedForNowError,
+    AuthorityUnavailableError,
+)
+from sds.identity import Identity, SpiffeId
+from tests.support.istio_ca import ACCOUNT, Issuer, _leaf
+
+ROOT, OTHER = Issuer.make("root"), Issuer.make("other")
+BETWEEN = Issuer.make("between", ROOT)
+LEAF = _leaf(
+    BETWEEN,
+    ec.generate_private_key(ec.SECP256R1()).public_key(),
+    [UniformResourceIdentifier(ACCOUNT)],
+    dt.timedelta(hours=1),
+)
+NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+
+
+def der(issuer: Issuer) -> bytes:
+    return issuer.certificate.public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize(
+    ("elements", "length", "roots"),
+    [
+        ((LEAF, BETWEEN.pem, ROOT.pem), 2, {der(ROOT)}),
+        ((LEAF + BETWEEN.pem, ROOT.pem), 2, {der(ROOT)}),
+        ((LEAF + BETWEEN.pem + ROOT.pem,), 2, {der(ROOT)}),
+        ((LEAF, BETWEEN.pem, ROOT.pem + OTHER.pem), 2, {der(ROOT), der(OTHER)}),
+        ((LEAF, BETWEEN.pem + ROOT.pem), 2, {der(ROOT)}),
+        ((LEAF, BETWEEN.pem, ROOT.pem, ROOT.pem), 2, {der(ROOT)}),
+        ((LEAF, BETWEEN.pem), 1, {der(BETWEEN)}),
+    ],
+    ids=["apart", "leaf-joined", "one-block", "two-roots", "last-joined", "repeated", "anchor"],
+)
+def test_every_layout_of_a_chain_is_read(
+    elements: tuple[str, ...], length: int, roots: set[bytes]
+) -> None:
+    answer = istio_answer.parse(elements)
+    assert len(answer.chain.chain) == length
+    assert set(answer.roots) == roots
+    assert not roots & set(answer.chain.chain)
+    assert answer.spiffe_ids == (ACCOUNT,)
+
+
+@pytest.mark.parametrize(
+    ("elements", "text"),
+    [
+        ((), "no chain"),
+        (("x" * 2_000_000,), "huge"),
+        (("no PEM at all", ROOT.pem), "element 0"),
+        ((LEAF, "\u00e9"), "element 1"),
+        ((LEAF,), "no root"),
+        ((LEAF + BETWEEN.pem,), "no root"),
+    ],
+)
+def test_a_chain_that_cannot_be_read_is_refused(elements: tuple[str, ...], text: str) -> None:
+    with pytest.raises(AuthorityAnswerError, match=text):
+        istio_answer.parse(elements)
+
+
+def test_a_certificate_for_somebody_else_is_refused() -> None:
+    answer = istio_answer.parse((LEAF, BETWEEN.pem, ROOT.pem))
+    istio_answer.check_identity(
+        answer, Identity(spiffe_id=SpiffeId.parse(ACCOUNT)), impersonating=False
+    )
+    other = Identity(spiffe_id=SpiffeId.parse("spiffe://cluster.local/ns/ns1/sa/other"))
+    with pytest.raises(AuthorityAnswerError, match="set spiffe_id to that account"):
+        istio_answer.check_identity(answer, other, impersonating=False)
+
+
+@pytest.mark.parametrize(
+    ("code", "details", "kind", "advice"),
+    [
+        ("UNAVAILABLE", "connection refused", AuthorityUnavailableError, "is istiod running"),
+        ("UNAVAILABLE", "Ssl handshake failed", AuthorityUnavailableError, "server_name"),
+        ("DEADLINE_EXCEEDED", "", AuthorityUnavailableError, ""),
+        ("INTERNAL", "CA is not ready", AuthorityUnavailableError, ""),
+        ("RESOURCE_EXHAUSTED", "", AuthorityRefusedForNowError, ""),
+        ("INVALID_ARGUMENT", "requested TTL 9 is", AuthorityRefusedError, "shorter lifetime"),
+        ("INVALID_ARGUMENT", "x509: ECDSA", AuthorityRefusedError, ""),
+        ("UNIMPLEMENTED", "unknown service", AuthorityRefusedError, "15012"),
+        ("PERMISSION_DENIED", "no", AuthorityRefusedError, ""),
+    ],
+)
+def test_statuses_become_errors(code: str, details: str, kind: type, advice: str) -> None:
+    error = istio_answer.refusal(
+        grpc.StatusCode[code], details, where="here", token_problem=None, impersonating=False
+    )
+    assert type(error) is kind
+    assert advice in error.advice
+    assert f"here said {code}: {details}" in error.message
+
+
+CLAIMS = {
+    "aud": ["istio-ca"],
+    "sub": "system:serviceaccount:a:b",
+    "exp": NOW.timestamp() + 60,
+    "nbf": NOW.timestamp() - 60,
+}
+
+
+@pytest.mark.parametrize(
+    ("over", "text", "retriable"),
+    [
+        ({}, "looks right", True),
+        ({"exp": NOW.timestamp()}, "expired at 2030-01-01T00:00:00Z", True),
+        ({"nbf": NOW.timestamp() + 1}, "not valid before", True),
+        ({"aud": ["api", "x"]}, "audience 'api', 'x', not 'istio-ca'", False),
+        ({"aud": "istio-ca"}, "not a list", False),
+        ({"sub": "alice"}, "no service account", False),
+        ({"sub": "system:serviceaccount:a"}, "no service account", False),
+        ({"exp": 1e40}, "looks right", True),
+        (None, "no JWT", False),
+    ],
+)
+def test_a_refused_token_is_explained(
+    over: dict[str, object] | None, text: str, *, retriable: bool
+) -> None:
+    token = "garbage" if over is None else jwt.encode(CLAIMS | over, "k" * 32, algorithm="HS256")
+    error = istio_answer.refusal(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "request authenticate failure",
+        where="here",
+        token_problem=bearer_problem(token, audience="istio-ca", now=NOW),
+        impersonating=False,
+    )
+    assert text in error.advice
+    assert error.retriable is retriable
+    assert token not in str(error)
+
+
+def test_a_refused_impersonation_names_the_account_list() -> None:
+    error = istio_answer.refusal(
+        grpc.StatusCode.UNAUTHENTICATED,
+        "request impersonation authentication failure",
+        where="here",
+        token_problem=None,
+        impersonating=True,
+    )
+    assert error.retriable
+    assert "CA_TRUSTED_NODE_ACCOUNTS" in error.advice
