@@ -215,6 +215,63 @@ class WorkloadError(SdsError):
     reason = "workload"
 
 
+class PeerCredentialsError(WorkloadError):
+    """The kernel does not say which process is at the other end of a connection."""
+
+    reason = "peer_credentials"
+
+
+class PeerGoneError(WorkloadError):
+    """The process that connected has ended, or its pid now belongs to another one."""
+
+    reason = "peer_gone"
+
+
+class ExecutableError(WorkloadError):
+    """A caller's executable cannot be read, so nothing can be said about it."""
+
+    reason = "executable_unreadable"
+
+
+class CgroupError(WorkloadError):
+    """A caller's control groups contradict each other."""
+
+    reason = "cgroup_ambiguous"
+
+
+class NoMatchError(WorkloadError):
+    """No rule matches what was found about a caller."""
+
+    reason = "no_match"
+
+
+class UndeterminedError(WorkloadError):
+    """Facts that a rule asks for could not be found out in time."""
+
+    reason = "undetermined"
+    retriable = True
+
+
+class UnknownConnectionError(WorkloadError):
+    """A stream arrived on a connection that did not come through the front door."""
+
+    reason = "unknown_connection"
+
+
+class KubeletError(WorkloadError):
+    """The kubelet did not give its list of pods."""
+
+    reason = "kubelet"
+    retriable = True
+
+
+class KubernetesApiError(WorkloadError):
+    """The Kubernetes API server did not give what was asked for."""
+
+    reason = "kubernetes_api"
+    retriable = True
+
+
 # --- serving ------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,110 @@
+"""What attestation found out about a caller: typed selectors, and what could not be found out.
+
+Owns :class:`Facts` and the port :class:`Attestor`. Invariant: a selector stands here only if the
+kernel or the kubelet said so; a type that is *unknown* is neither present nor absent, and no
+decision may treat it as either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from sds.errors import WorkloadError
+    from sds.workload.entitlement import Selector
+    from sds.workload.peer import Peer
+
+SELECTOR_TYPES: Final = frozenset(
+    {
+        "socket:name",
+        "unix:uid",
+        "unix:gid",
+        "unix:supplementary-gid",
+        "unix:path",
+        "unix:sha256",
+        "k8s:ns",
+        "k8s:sa",
+        "k8s:pod-name",
+        "k8s:pod-uid",
+        "k8s:node",
+        "k8s:container-name",
+        "k8s:image-digest",
+    }
+)
+"""Every selector type except ``k8s:pod-label:KEY``."""
+LABEL_TYPE: Final = "k8s:pod-label:"
+"""Prefix of the types whose rest is a label's key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known about one caller at one moment.
+
+    Attributes:
+        selectors: what holds.
+        unknown: selector types, or prefixes of them ending in ``:``, that could not be found out,
+            with the reason. Absent types that are not listed here are known to be absent.
+        services: ``(namespace, name)`` of the Kubernetes Services that select the caller's pod.
+        title: what people call the caller (``namespace/pod``), or the empty string.
+    """
+
+    selectors: frozenset[Selector] = frozenset()
+    unknown: Mapping[str, WorkloadError] = field(default_factory=dict)
+    services: frozenset[tuple[str, str]] = frozenset()
+    title: str = ""
+
+    def why_unknown(self, selector_type: str) -> WorkloadError | None:
+        """Why this type is unknown, or None where it is known (present or absent)."""
+        for name, error in self.unknown.items():
+            if selector_type == name or (name.endswith(":") and selector_type.startswith(name)):
+                return error
+        return None
+
+    def values(self, selector_type: str) -> frozenset[str]:
+        """All values found for this type."""
+        return frozenset(s.value for s in self.selectors if s.type == selector_type)
+
+
+def merge(parts: Iterable[Facts]) -> Facts:
+    """The facts of several attestors, tried in this order, as one."""
+    selectors: set[Selector] = set()
+    unknown: dict[str, WorkloadError] = {}
+    services: set[tuple[str, str]] = set()
+    title = ""
+    for part in parts:
+        selectors |= part.selectors
+        unknown = {**part.unknown, **unknown}
+        services |= part.services
+        title = title or part.title
+    return Facts(
+        selectors=frozenset(selectors),
+        unknown=unknown,
+        services=frozenset(services),
+        title=title,
+    )
+
+
+class Attestor(Protocol):
+    """Finds out facts of one kind about a caller."""
+
+    @property
+    def name(self) -> str:
+        """``socket``, ``unix`` or ``kubernetes``."""
+        ...
+
+    async def attest(self, peer: Peer) -> Facts:
+        """Everything that can be known about ``peer`` now; waits only a short, bounded time.
+
+        What cannot be found out is in :attr:`Facts.unknown`, never left out.
+
+        Raises:
+            PeerGoneError: the process has ended.
+        """
+        ...
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` whenever facts may have changed, until the result is called."""
+        ...

@@ -1,0 +1,307 @@
+"""From what was found about a caller to the identities that it may have.
+
+Owns the form of ``workloads:`` rules (as configuration and, signed, as policy) and their
+evaluation. Invariants: evaluation is pure; a rule that asks for something unknown is neither
+matched nor passed over, so a fact that arrives late never turns one identity into another; a
+template is filled only from facts, and what comes out is parsed as strictly as anything else.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from sds.errors import IdentityError, WorkloadError
+from sds.identity import Identity, KeyType, SpiffeId
+from sds.workload.facts import LABEL_TYPE, SELECTOR_TYPES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sds.identity import TrustDomain
+    from sds.workload.facts import Facts
+
+# Kubernetes: qualified names (optional DNS prefix, then at most 63 characters).
+_LABEL_KEY: Final = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
+_FIELD: Final = re.compile(r"\{([^{}]*)\}")
+_FIELDS: Final = {
+    "namespace": "k8s:ns",
+    "service_account": "k8s:sa",
+    "pod_name": "k8s:pod-name",
+    "pod_uid": "k8s:pod-uid",
+    "node": "k8s:node",
+    "container_name": "k8s:container-name",
+    "socket": "socket:name",
+    "uid": "unix:uid",
+    "gid": "unix:gid",
+}
+_LABEL_FIELD: Final = "pod_label:"
+_TRUST_DOMAIN_FIELD: Final = "trust_domain"
+# What a field's value may be: one segment of a SPIFFE path, or one label or name in DNS.
+_VALUE: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,253}", re.ASCII)
+
+
+class Matching(enum.StrEnum):
+    """How many rules give identities."""
+
+    FIRST = "first"
+    ALL = "all"
+
+
+def check_selector_type(selector_type: str) -> str:
+    """The selector type itself, if rules can ask for it.
+
+    Raises:
+        ValueError: it is not one of the types that attestation finds (pydantic shows the text).
+    """
+    if selector_type in SELECTOR_TYPES:
+        return selector_type
+    if selector_type.startswith(LABEL_TYPE):
+        key = selector_type.removeprefix(LABEL_TYPE)
+        if _LABEL_KEY.fullmatch(key):
+            return selector_type
+        raise ValueError(f"{key[:200]!r} is not a Kubernetes label key")
+    known = ", ".join(sorted({*SELECTOR_TYPES, LABEL_TYPE + "KEY"}))
+    raise ValueError(f"unknown selector {selector_type[:200]!r}; there are {known}")
+
+
+def _check_value(value: str) -> str:
+    if not value or "*" in value[:-1]:
+        raise ValueError(f"{value[:200]!r}: write a value, 'text*' or '*' (a star only at the end)")
+    return value
+
+
+def _check_template(template: str) -> str:
+    for name in _FIELD.findall(template):
+        if name == _TRUST_DOMAIN_FIELD or name in _FIELDS:
+            continue
+        if name.startswith(_LABEL_FIELD) and _LABEL_KEY.fullmatch(name.removeprefix(_LABEL_FIELD)):
+            continue
+        known = ", ".join(sorted([*_FIELDS, _TRUST_DOMAIN_FIELD, _LABEL_FIELD + "KEY"]))
+        raise ValueError(f"unknown field {{{name[:200]}}} in a template; there are {known}")
+    if {"{", "}"} & set(_FIELD.sub("", template)):
+        raise ValueError(f"unbalanced braces in the template {template[:200]!r}")
+    return template
+
+
+SelectorType = Annotated[str, AfterValidator(check_selector_type)]
+SelectorValue = Annotated[str, AfterValidator(_check_value)]
+Template = Annotated[str, AfterValidator(_check_template)]
+
+
+class WorkloadRule(BaseModel):
+    """One rule: what a caller must show, and the identity that it then may have.
+
+    Attributes:
+        name: names the rule in logs and answers.
+        match: selector type to the value, or the values of which one suffices; ``text*`` stands
+            for every value that starts so. All types must match.
+        spiffe_id: template, such as
+            ``spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}``.
+        dns_names: templates of DNS names for every caller that matches.
+        service_dns_names: templates of patterns; names of Kubernetes Services that select the
+            caller's pod go into the certificate where one of these matches. A star stands for a
+            whole label or its end.
+        lifetime: of the certificate; None for the agent's default.
+        key_type: of the key; None for the agent's default.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    match: Annotated[dict[SelectorType, SelectorValue | list[SelectorValue]], Field(min_length=1)]
+    spiffe_id: Template
+    dns_names: list[Template] = []
+    service_dns_names: list[Template] = [
+        "*.{namespace}.svc.cluster.local",
+        "*.{namespace}.svc",
+        "*.{namespace}",
+    ]
+    lifetime: timedelta | None = None
+    key_type: KeyType | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What rules leave open.
+
+    Attributes:
+        trust_domain: ``{trust_domain}`` in templates.
+        lifetime: of certificates.
+        key_type: of keys.
+        cluster_domain: the last labels of a Service's full name.
+    """
+
+    trust_domain: TrustDomain
+    lifetime: timedelta = timedelta(hours=1)
+    key_type: KeyType = KeyType.EC_P256
+    cluster_domain: str = "cluster.local"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """One identity and the rule that gave it."""
+
+    rule: str
+    identity: Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The outcome for one caller at one moment.
+
+    Attributes:
+        granted: identities in the order of the rules; the first is ``default``. Empty: none.
+        undetermined: why it cannot be decided yet; nothing is granted then.
+        problems: rules that matched but whose templates gave no valid name, as text.
+    """
+
+    granted: tuple[Granted, ...] = ()
+    undetermined: WorkloadError | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """The identities, without repeats."""
+        return tuple(dict.fromkeys(grant.identity for grant in self.granted))
+
+
+def decide(
+    rules: Sequence[WorkloadRule], facts: Facts, *, matching: Matching, defaults: Defaults
+) -> Decision:
+    """Which identities the rules give to a caller about whom ``facts`` are known.
+
+    With :attr:`Matching.FIRST` the first rule that matches decides alone; a rule before it that
+    cannot be decided yet holds everything up. With :attr:`Matching.ALL` every rule that matches
+    gives an identity, and all rules must be decided. A rule whose template gives no valid name
+    grants nothing and, with ``first``, does not pass the caller on to the next rule.
+    """
+    granted: list[Granted] = []
+    problems: list[str] = []
+    for rule in rules:
+        unknown = _unknown(rule, facts)
+        if unknown is not None:
+            return Decision(undetermined=unknown, problems=tuple(problems))
+        if not _matches(rule, facts):
+            continue
+        try:
+            granted.append(Granted(rule=rule.name, identity=_identity(rule, facts, defaults)))
+        except IdentityError as error:
+            problems.append(f"rule {rule.name}: {error}")
+        if matching is Matching.FIRST:
+            break
+    return Decision(granted=tuple(granted), problems=tuple(problems))
+
+
+def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
+    """Every selector type that the rules ask for, in conditions and in templates."""
+    found: set[str] = set()
+    for rule in rules:
+        found |= set(rule.match)
+        for template in (rule.spiffe_id, *rule.dns_names):
+            found |= {_selector_of_field(name) for name in _FIELD.findall(template)}
+    return frozenset(found - {""})
+
+
+def _unknown(rule: WorkloadRule, facts: Facts) -> WorkloadError | None:
+    """Why the rule cannot be decided, or None where it can (a known mismatch decides it)."""
+    unknown: WorkloadError | None = None
+    needed = {*rule.match, *selector_types([rule])}
+    for selector_type in sorted(needed):
+        why = facts.why_unknown(selector_type)
+        if why is not None:
+            unknown = unknown or why
+        elif selector_type in rule.match and not _holds(rule, selector_type, facts):
+            return None
+    return unknown
+
+
+def _matches(rule: WorkloadRule, facts: Facts) -> bool:
+    return all(_holds(rule, selector_type, facts) for selector_type in rule.match)
+
+
+def _holds(rule: WorkloadRule, selector_type: str, facts: Facts) -> bool:
+    wanted = rule.match[selector_type]
+    patterns = [wanted] if isinstance(wanted, str) else wanted
+    return any(
+        _value_matches(pattern, value)
+        for pattern in patterns
+        for value in facts.values(selector_type)
+    )
+
+
+def _value_matches(pattern: str, value: str) -> bool:
+    if pattern.endswith("*"):
+        return value.startswith(pattern[:-1])
+    return value == pattern
+
+
+def _identity(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> Identity:
+    names = {_fill(template, facts, defaults) for template in rule.dns_names}
+    proposed = service_dns_names(facts.services, cluster_domain=defaults.cluster_domain)
+    if proposed:
+        patterns = [_fill(template, facts, defaults) for template in rule.service_dns_names]
+        names |= {
+            name for name in proposed if any(_dns_matches(pattern, name) for pattern in patterns)
+        }
+    return Identity(
+        spiffe_id=SpiffeId.parse(_fill(rule.spiffe_id, facts, defaults)),
+        dns_names=tuple(names),
+        lifetime=rule.lifetime or defaults.lifetime,
+        key_type=rule.key_type or defaults.key_type,
+    )
+
+
+def service_dns_names(
+    services: Iterable[tuple[str, str]], *, cluster_domain: str
+) -> frozenset[str]:
+    """The names by which pods reach these ``(namespace, name)`` Services.
+
+    Kubernetes, "DNS for Services and Pods": the full name and its shorter forms, of which the
+    bare name depends on who asks and is proposed too; patterns bound what is used.
+    """
+    names: set[str] = set()
+    for namespace, name in services:
+        names |= {
+            f"{name}.{namespace}.svc.{cluster_domain}",
+            f"{name}.{namespace}.svc",
+            f"{name}.{namespace}",
+            name,
+        }
+    return frozenset(names)
+
+
+def _dns_matches(pattern: str, name: str) -> bool:
+    wanted, labels = pattern.split("."), name.split(".")
+    return len(wanted) == len(labels) and all(map(_value_matches, wanted, labels))
+
+
+def _selector_of_field(name: str) -> str:
+    """The selector type that a template's field reads, or the empty string for the trust domain."""
+    if name.startswith(_LABEL_FIELD):
+        return LABEL_TYPE + name.removeprefix(_LABEL_FIELD)
+    return _FIELDS.get(name, "")
+
+
+def _fill(template: str, facts: Facts, defaults: Defaults) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name == _TRUST_DOMAIN_FIELD:
+            return defaults.trust_domain
+        values = facts.values(_selector_of_field(name))
+        if len(values) != 1:
+            raise IdentityError(
+                f"the template's field {{{name}}} has {len(values)} values for this caller",
+                advice="ask for it in the rule's match, or leave it out",
+            )
+        (found,) = values
+        if not _VALUE.fullmatch(found):
+            raise IdentityError(f"{{{name}}} is {found[:200]!r}, which no name can hold")
+        return found
+
+    return _FIELD.sub(value, template)

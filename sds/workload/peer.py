@@ -1,0 +1,184 @@
+"""The process at the other end of a Unix connection, as the kernel knows it.
+
+Owns :class:`Peer`: credentials that the kernel recorded when the process connected, and a handle
+that says whether that very process still lives. Invariant: a pid is never used without the check
+that it still is the process that connected (:meth:`Peer.check`), because pids are used again.
+
+Sources: unix(7) for SO_PEERCRED, SO_PEERGROUPS; Linux 6.5 for SO_PEERPIDFD; pidfd_open(2);
+proc_pid_stat(5) for the start time.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from sds.errors import PeerCredentialsError, PeerGoneError
+
+_LOG = logging.getLogger("sds.workload.peer")
+
+# <asm-generic/socket.h>; Python's socket module does not name these.
+SO_PEERGROUPS: Final = 59
+SO_PEERPIDFD: Final = 77
+_UCRED: Final = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t
+_GROUPS_ROOM: Final = 256  # socket.getsockopt returns at most 1024 bytes
+_START_TIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Peer:
+    """A process that connected. Close it when the connection ends.
+
+    Attributes:
+        pid: in our PID namespace, at the time of the connection; never 0.
+        uid: effective user ID at that time.
+        gid: effective group ID at that time.
+        groups: supplementary group IDs at that time.
+        pidfd: refers to that process whatever becomes of its pid; None where the kernel has none.
+        start_time: clock ticks since boot, from /proc, where there is no pidfd.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+    groups: frozenset[int]
+    pidfd: int | None
+    start_time: int | None = None
+    _closed: bool = field(default=False, repr=False)
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> Peer:
+        """Who connected to this accepted Unix socket.
+
+        Raises:
+            PeerCredentialsError: the kernel shows pid 0 (the caller is in a PID namespace that we
+                do not see), or has no credentials for this socket.
+            PeerGoneError: the process has ended already.
+        """
+        try:
+            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        except OSError as error:
+            raise PeerCredentialsError(f"no credentials of the peer: {error.strerror}") from error
+        pid, uid, gid = _UCRED.unpack(raw)
+        if pid <= 0:
+            raise PeerCredentialsError(
+                "the kernel shows the caller with pid 0: it runs in a PID namespace that this "
+                "program does not see",
+                advice="run the agent in the host's PID namespace (hostPID: true)",
+            )
+        pidfd = _pidfd(connection)
+        peer = cls(pid=pid, uid=uid, gid=gid, groups=frozenset(), pidfd=pidfd)
+        try:
+            if pidfd is None:
+                peer.start_time = process_start_time(pid)
+            peer.groups = _groups(connection, pid)
+            peer.check()
+        except (PeerGoneError, PeerCredentialsError):
+            peer.close()
+            raise
+        return peer
+
+    def check(self) -> None:
+        """Make sure that the process that connected lives and that :attr:`pid` is its pid.
+
+        Facts read from ``/proc/<pid>`` hold only if this was called after they were read.
+
+        Raises:
+            PeerGoneError: it has ended (also if nobody has reaped it yet).
+        """
+        if self._closed:
+            raise PeerGoneError(f"the connection of process {self.pid} is closed")
+        if self.pidfd is None:
+            if process_start_time(self.pid) != self.start_time:
+                raise PeerGoneError(f"process {self.pid} has ended; its pid was used again")
+            return
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        if poll.poll(0):  # readable: terminated, perhaps a zombie
+            raise PeerGoneError(f"process {self.pid} has ended")
+        if (pid := _pid_of(self.pidfd)) != self.pid:
+            raise PeerGoneError(f"process {self.pid} has ended (now {pid})")
+
+    def close(self) -> None:
+        """Let go of the pidfd; a second call does nothing."""
+        if not self._closed:
+            self._closed = True
+            if self.pidfd is not None:
+                os.close(self.pidfd)
+
+
+def process_start_time(pid: int) -> int:
+    """The start time of a process in clock ticks since boot.
+
+    Raises:
+        PeerGoneError: there is no such process, or it is a zombie.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise PeerGoneError(f"process {pid} has ended") from error
+    # The second field is the command in parentheses, and may itself hold ')' and spaces.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    if fields[0] in {b"Z", b"X"}:
+        raise PeerGoneError(f"process {pid} has ended")
+    return int(fields[_START_TIME_FIELD - 3])
+
+
+def _pidfd(connection: socket.socket) -> int | None:
+    """The peer's pidfd, or None where this kernel (before 6.5) has no SO_PEERPIDFD."""
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            _LOG.warning(
+                "this kernel has no SO_PEERPIDFD; callers are told apart by start time",
+                extra={"since": "Linux 6.5"},
+            )
+            return None
+        if error.errno in {errno.ESRCH, errno.EINVAL}:  # reaped before we asked
+            raise PeerGoneError("the process that connected has ended") from error
+        raise PeerCredentialsError(f"no pidfd of the peer: {error.strerror}") from error
+    os.set_inheritable(pidfd, False)  # noqa: FBT003  positional-only
+    return pidfd
+
+
+def _pid_of(pidfd: int) -> int:
+    """The pid in our namespace: -1 once reaped, 0 where we do not see the process."""
+    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pid":
+            return int(value)
+    raise PeerCredentialsError(f"/proc/self/fdinfo/{pidfd} does not describe a pidfd")
+
+
+def _groups(connection: socket.socket, pid: int) -> frozenset[int]:
+    """Supplementary groups of the peer when it connected."""
+    size = struct.calcsize("I")
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_ROOM * size)
+    except OSError as error:
+        if error.errno != errno.ERANGE:
+            raise
+        # More than Python's getsockopt can return: what the process has now (checked afterwards).
+        return _groups_from_proc(pid)
+    return frozenset(struct.unpack(f"{len(raw) // size}I", raw))
+
+
+def _groups_from_proc(pid: int) -> frozenset[int]:
+    try:
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise PeerGoneError(f"process {pid} has ended") from error
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name == "Groups":
+            return frozenset(int(group) for group in value.split())
+    raise PeerCredentialsError(f"/proc/{pid}/status has no line 'Groups'")

@@ -1,0 +1,100 @@
+import errno
+import os
+import socket
+
+import pytest
+
+from sds.errors import PeerCredentialsError, PeerGoneError
+from sds.workload import peer as peer_module
+from sds.workload.peer import SO_PEERPIDFD, Peer, process_start_time
+
+
+class Refusing(socket.socket):
+    """A real socket of a kernel that answers one option differently."""
+
+    option: int
+    error: int
+    answer: bytes | None = None
+
+    def getsockopt(self, *arguments):  # type: ignore[no-untyped-def]
+        if arguments[1] == self.option:
+            if self.answer is not None:
+                return self.answer
+            raise OSError(self.error, os.strerror(self.error))
+        return super().getsockopt(*arguments)
+
+
+def refusing(option: int, *, error: int = 0, answer: bytes | None = None) -> Refusing:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    wrapped = Refusing(fileno=ours.detach())
+    wrapped.option, wrapped.error, wrapped.answer = option, error, answer
+    return wrapped
+
+
+def test_the_kernel_says_who_connected() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer = Peer.of(ours)
+        try:
+            assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.geteuid(), os.getegid())
+            assert peer.groups == frozenset(os.getgroups())
+            assert peer.pidfd is not None
+            assert not os.get_inheritable(peer.pidfd)
+            peer.check()
+        finally:
+            peer.close()
+        peer.close()
+        with pytest.raises(PeerGoneError, match="is closed"):
+            peer.check()
+
+
+def test_without_so_peerpidfd_the_start_time_is_the_second_check(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with refusing(SO_PEERPIDFD, error=errno.ENOPROTOOPT) as connection:
+        peer = Peer.of(connection)
+        assert (peer.pidfd, peer.start_time) == (None, process_start_time(os.getpid()))
+        peer.check()
+        peer.start_time = 1
+        with pytest.raises(PeerGoneError, match="used again"):
+            peer.check()
+    assert "has no SO_PEERPIDFD" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("option", "error", "expected"),
+    [
+        (socket.SO_PEERCRED, errno.EINVAL, PeerCredentialsError),
+        (SO_PEERPIDFD, errno.EPERM, PeerCredentialsError),
+        (SO_PEERPIDFD, errno.ESRCH, PeerGoneError),
+        (SO_PEERPIDFD, errno.EINVAL, PeerGoneError),
+    ],
+)
+def test_what_the_kernel_refuses_is_refused(
+    option: int, error: int, expected: type[Exception]
+) -> None:
+    with refusing(option, error=error) as connection, pytest.raises(expected):
+        Peer.of(connection)
+
+
+@pytest.mark.parametrize("pid", [0, -1])
+def test_a_process_of_a_namespace_that_we_do_not_see_is_refused(pid: int) -> None:
+    answer = peer_module._UCRED.pack(pid, 0, 0)
+    with (
+        refusing(socket.SO_PEERCRED, answer=answer) as connection,
+        pytest.raises(PeerCredentialsError, match="hostPID: true"),
+    ):
+        Peer.of(connection)
+
+
+def test_more_groups_than_the_socket_option_can_return() -> None:
+    with refusing(peer_module.SO_PEERGROUPS, error=errno.ERANGE) as connection:
+        peer = Peer.of(connection)
+        peer.close()
+        assert peer.groups == frozenset(os.getgroups())
+
+
+def test_a_pid_of_nobody() -> None:
+    with pytest.raises(PeerGoneError):
+        process_start_time(2**22 + 1)
