@@ -1,0 +1,138 @@
+"""Small read-only HTTP listeners (metrics, health, status page) on loopback or a Unix socket.
+
+Owns where such a listener may be bound and how it ends. Invariants: a Unix socket is 0600 and
+replaces only a dead one; another address than loopback is taken only where the configuration says
+``remote``; only GET and HEAD are answered. aiohttp is imported only when a listener is started: it
+costs ten megabytes that an agent without listeners does not pay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sds.errors import ConfigurationError, SocketError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from aiohttp import web
+    from aiohttp.typedefs import Handler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenAddress:
+    """Where a listener is bound: a Unix socket, or host and port."""
+
+    path: Path | None = None
+    host: str = ""
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str, *, field: str, remote: bool = False) -> ListenAddress:
+        """Parse ``unix:/path`` or ``HOST:PORT`` (an IP address; IPv6 in brackets).
+
+        Args:
+            text: the configured value.
+            field: the configuration's field, for messages.
+            remote: whether an address that is not loopback was allowed on purpose.
+
+        Raises:
+            ConfigurationError: neither form, or not loopback and not allowed.
+        """
+        if text.startswith("unix:"):
+            path = Path(text.removeprefix("unix:"))
+            if not path.is_absolute():
+                raise ConfigurationError(f"{field}: {text!r} is not an absolute path")
+            return cls(path=path)
+        host, _, port = text.rpartition(":")
+        host = host.strip("[]")
+        try:
+            address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+            number = int(port)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{field}: {text!r} is no address",
+                advice="write 127.0.0.1:PORT or unix:/absolute/path",
+            ) from error
+        if not 0 <= number < 65536:  # noqa: PLR2004  the range of a port
+            raise ConfigurationError(f"{field}: port {number} is not between 0 and 65535")
+        if not address.is_loopback and not remote:
+            raise ConfigurationError(
+                f"{field}: {text!r} is not a loopback address",
+                advice="use 127.0.0.1 or unix:/path; whoever connects sees every identity",
+            )
+        return cls(host=str(address), port=number)
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    address: ListenAddress, routes: Mapping[str, Handler]
+) -> AsyncIterator[ListenAddress]:
+    """Serve GET of each path while the context is open; yields the address really bound.
+
+    Raises:
+        SocketError: the address cannot be bound.
+    """
+    from aiohttp import web  # noqa: PLC0415  see the module
+
+    application = web.Application(client_max_size=1024)
+    for path, handler in routes.items():
+        application.router.add_get(path, handler)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        bound = await _start(runner, address)
+        try:
+            yield bound
+        finally:  # not after a failed start: the path is then somebody else's
+            if bound.path is not None:
+                bound.path.unlink(missing_ok=True)
+    finally:
+        await runner.cleanup()
+
+
+async def _start(runner: web.AppRunner, address: ListenAddress) -> ListenAddress:
+    from aiohttp import web  # noqa: PLC0415  see the module
+
+    try:
+        if address.path is None:
+            await web.TCPSite(runner, address.host, address.port).start()
+            return ListenAddress(host=address.host, port=int(runner.addresses[0][1]))
+        _clear(address.path)
+        before = os.umask(0o177)
+        try:
+            await web.UnixSite(runner, str(address.path)).start()
+        finally:
+            os.umask(before)
+    except OSError as error:
+        where = str(address.path or f"{address.host}:{address.port}")
+        raise SocketError(f"cannot listen on {where}: {error.strerror or error}") from error
+    return address
+
+
+def _clear(path: Path) -> None:
+    """Remove a socket on which nobody listens any more.
+
+    Raises:
+        SocketError: somebody listens on it, or it is no socket.
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SocketError(f"{path} exists and is no socket", advice="choose another path")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise SocketError(f"{path} is in use by a living process", advice="choose another path")

@@ -1,0 +1,194 @@
+"""Every metric family by name: the agent's, the authority's, and those of both.
+
+Owns names, help texts, units, labels and buckets; ``docs/reference/metrics.md`` is generated from
+here. Invariant: names never change their meaning; ``reason`` labels are reasons of
+:mod:`sds.errors` or of the authority's answers, and at most :data:`MAX_REASONS` of them a family.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+import sds
+
+MAX_REASONS: Final = 64
+OTHER: Final = "other"
+_FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_SLOW: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Reasons:
+    """Keeps a label bounded: the first :data:`MAX_REASONS` values, then ``other``."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self._seen: set[str] = set()
+
+    def label(self, value: str) -> str:
+        """The value itself, or ``other`` where there are too many already."""
+        if value not in self._seen and len(self._seen) >= MAX_REASONS:
+            return OTHER
+        self._seen.add(value)
+        return value
+
+
+class ProcessFamilies:
+    """What every long-running command exports. ``registry`` is the process's own."""
+
+    def __init__(self, registry: CollectorRegistry, *, component: str) -> None:
+        """``component``: ``agent`` or ``ca``."""
+        ProcessCollector(registry=registry)
+        build = Gauge(
+            "sds_build_info",
+            "Always 1: version of attested-sds, of Python, and the component.",
+            ["component", "version", "python"],
+            registry=registry,
+        )
+        build.labels(component, sds.__version__, platform.python_version()).set(1)
+        self.policy_epoch = Gauge(
+            "sds_policy_epoch",
+            "Epoch of the policy in force; 0 while none is.",
+            registry=registry,
+        )
+        self.policy_loaded = Gauge(
+            "sds_policy_loaded_timestamp_seconds",
+            "When the policy in force was taken into force; 0 while none is.",
+            registry=registry,
+        )
+        self.policy_not_after = Gauge(
+            "sds_policy_not_after_timestamp_seconds",
+            "When the policy in force expires; 0 where it does not or there is none.",
+            registry=registry,
+        )
+        self.policy_refusals = Counter(
+            "sds_policy_refusals",
+            "Policy documents that were refused, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.verdicts = Counter(
+            "sds_attestation_verdicts",
+            "Evidence that was verified, by kind and verdict ('accepted' or the reason).",
+            ["kind", "verdict"],
+            registry=registry,
+        )
+        self.evidence_latency = Histogram(
+            "sds_evidence_latency_seconds",
+            "How long collecting our own evidence took.",
+            buckets=_SLOW,
+            registry=registry,
+        )
+        self.evidence_failures = Counter(
+            "sds_evidence_failures",
+            "Times that our own evidence could not be collected, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.memory_locked = Gauge(
+            "sds_memory_locked",
+            "1 while the process's memory is locked (no swap), 0 where that was refused.",
+            registry=registry,
+        )
+
+
+class AgentFamilies:
+    """What the agent exports beside :class:`ProcessFamilies`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register every family in ``registry``."""
+        self.issue_latency = Histogram(
+            "sds_authority_latency_seconds",
+            "How long one exchange with the authority took, from evidence to answer.",
+            buckets=_SLOW,
+            registry=registry,
+        )
+        self.requests = Counter(
+            "sds_certificates_requested",
+            "Certificates that were asked for, by outcome ('issued' or the reason).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.renewals = Counter(
+            "sds_renewals",
+            "SVIDs that were verified and taken into service.",
+            registry=registry,
+        )
+        self.renewal_failures = Counter(
+            "sds_renewal_failures",
+            "Attempts to get an SVID that failed, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self.expirations = Counter(
+            "sds_svid_withdrawals",
+            "SVIDs that were withdrawn: they expired unrenewed, or are no longer wanted.",
+            registry=registry,
+        )
+        self.push_latency = Histogram(
+            "sds_push_latency_seconds",
+            "From a change in the store to its write to a stream that held an older version.",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.ack_latency = Histogram(
+            "sds_ack_latency_seconds",
+            "From the write of a resource to the subscriber's ACK.",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.responses = Counter(
+            "sds_resources_sent",
+            "Resources that were written to streams.",
+            registry=registry,
+        )
+        self.acks = Counter("sds_acks", "Resources that subscribers ACKed.", registry=registry)
+        self.nacks = Counter(
+            "sds_nacks",
+            "Resources that subscribers NACKed, by the kind of resource.",
+            ["kind"],
+            registry=registry,
+        )
+        self.streams = Gauge("sds_streams", "Open streams of subscribers.", registry=registry)
+        self.streams_opened = Counter(
+            "sds_streams_opened", "Streams that were opened.", registry=registry
+        )
+        self.federation_refreshed = Gauge(
+            "sds_federation_refreshed_timestamp_seconds",
+            "When the bundle of a foreign trust domain was last fetched and held.",
+            ["trust_domain"],
+            registry=registry,
+        )
+        self.federation_failures = Counter(
+            "sds_federation_failures",
+            "Fetches of a foreign trust domain's bundle that failed, by reason.",
+            ["trust_domain", "reason"],
+            registry=registry,
+        )
+
+
+class AuthorityFamilies:
+    """What the certificate authority exports beside :class:`ProcessFamilies`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register every family in ``registry``."""
+        self.issue_latency = Histogram(
+            "sds_ca_issue_latency_seconds",
+            "How long a request took at the authority, from its arrival to the answer.",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.certificates = Counter(
+            "sds_ca_certificates",
+            "Certificates that were asked for, by outcome ('issued' or the reason).",
+            ["outcome"],
+            registry=registry,
+        )
+        self.not_after = Gauge(
+            "sds_ca_not_after_timestamp_seconds",
+            "When the issuing certificate expires.",
+            registry=registry,
+        )

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
+from sds.ca.authority import CertificateItem, Issuance, IssuedChain
+from sds.errors import (
+    AuthorityRefusedError,
+    AuthorityUnavailableError,
+    EvidenceBindingError,
+    EvidenceError,
+)
+from sds.identity import Identity, SpiffeId
+from sds.metrics.families import MAX_REASONS, AgentFamilies, AuthorityFamilies, ProcessFamilies
+from sds.metrics.ports import MeteredAttester, MeteredAuthority, MeteredVerifier
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+ITEM = CertificateItem(identity=Identity(spiffe_id=SpiffeId.parse("spiffe://a.test/b")), csr=b"c")
+DATA = ReportData(bytes(64))
+EVIDENCE = Evidence(kind=EvidenceKind.SEV_SNP, report=b"report")
+CLAIMS = Claims(kind=EvidenceKind.SEV_SNP, measurement="00", simulated=True)
+NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+
+
+class Inner:
+    """An authority, attester and verifier that does as the test says."""
+
+    def __init__(self, answer: Callable[[], object]) -> None:
+        self.answer = answer
+
+    async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        return self.answer()  # type: ignore[return-value]  # the test gives the right kind
+
+    async def attest(self, data: ReportData) -> Evidence:
+        return self.answer()  # type: ignore[return-value]  # as above
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: dt.datetime) -> Claims:
+        return self.answer()  # type: ignore[return-value]  # as above
+
+
+def failing(error: BaseException) -> Callable[[], object]:
+    def answer() -> object:
+        raise error
+
+    return answer
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+async def test_outcomes_of_an_exchange_are_counted_by_item(registry: CollectorRegistry) -> None:
+    answer = Issuance(
+        outcomes=(
+            IssuedChain(chain=(b"leaf",)),
+            AuthorityRefusedError("no", wire_reason="not_permitted"),
+            IssuedChain(chain=(b"leaf",)),
+        ),
+        roots=(),
+    )
+    authority = MeteredAuthority(Inner(lambda: answer), AgentFamilies(registry))
+    assert await authority.issue([ITEM] * 3) is answer
+    name = "sds_certificates_requested_total"
+    assert registry.get_sample_value(name, {"outcome": "issued"}) == 2
+    assert registry.get_sample_value(name, {"outcome": "not_permitted"}) == 1
+    assert registry.get_sample_value("sds_authority_latency_seconds_count") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (AuthorityUnavailableError("down"), "authority_unavailable"),
+        (asyncio.CancelledError(), "cancelled"),
+        (KeyError("bug"), "internal"),
+    ],
+)
+async def test_an_exchange_that_fails_counts_every_item_and_raises_the_same(
+    registry: CollectorRegistry, error: BaseException, outcome: str
+) -> None:
+    authority = MeteredAuthority(Inner(failing(error)), AgentFamilies(registry))
+    with pytest.raises(type(error)) as caught:
+        await authority.issue([ITEM, ITEM])
+    assert caught.value is error
+    name = "sds_certificates_requested_total"
+    assert registry.get_sample_value(name, {"outcome": outcome}) == 2
+
+
+async def test_evidence_is_timed_and_failures_counted(registry: CollectorRegistry) -> None:
+    families = ProcessFamilies(registry, component="agent")
+    assert await MeteredAttester(Inner(lambda: EVIDENCE), families).attest(DATA) is EVIDENCE
+    with pytest.raises(EvidenceError):
+        await MeteredAttester(Inner(failing(EvidenceError("none"))), families).attest(DATA)
+    assert registry.get_sample_value("sds_evidence_latency_seconds_count") == 2
+    assert registry.get_sample_value("sds_evidence_failures_total", {"reason": "evidence"}) == 1
+
+
+def test_verdicts_are_counted_by_kind_and_reason(registry: CollectorRegistry) -> None:
+    families = ProcessFamilies(registry, component="ca")
+    accepting = MeteredVerifier(Inner(lambda: CLAIMS), families)
+    assert accepting.verify(EVIDENCE, data=DATA, now=NOW) is CLAIMS
+    refusing = MeteredVerifier(Inner(failing(EvidenceBindingError("other nonce"))), families)
+    with pytest.raises(EvidenceBindingError):
+        refusing.verify(EVIDENCE, data=DATA, now=NOW)
+    for verdict in ("accepted", "report_data_mismatch"):
+        labels = {"kind": "sev-snp", "verdict": verdict}
+        assert registry.get_sample_value("sds_attestation_verdicts_total", labels) == 1
+
+
+async def test_reasons_that_an_authority_makes_up_are_bounded(registry: CollectorRegistry) -> None:
+    numbers = iter(range(1000))
+
+    def answer() -> Issuance:
+        refused = AuthorityRefusedError("no", wire_reason=f"made-up-{next(numbers)}")
+        return Issuance(outcomes=(refused,), roots=())
+
+    authority = MeteredAuthority(Inner(answer), AgentFamilies(registry))
+    for _ in range(MAX_REASONS + 20):
+        await authority.issue([ITEM])
+    labels = {"outcome": "other"}
+    assert registry.get_sample_value("sds_certificates_requested_total", labels) == 20
+
+
+def test_every_family_has_help_and_a_name_of_ours(registry: CollectorRegistry) -> None:
+    ProcessFamilies(registry, component="agent")
+    AgentFamilies(registry)
+    AuthorityFamilies(registry)
+    families = list(registry.collect())
+    assert len(families) > 25
+    for family in families:
+        assert family.documentation.strip(), family.name
+        assert family.name.startswith(("sds_", "process_")), family.name

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sds.clock import Instant
+from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.metrics.families import AgentFamilies
+from sds.metrics.store import MAX_IDENTITIES, MeteredStore, StoreCollector
+from sds.secrets.memory import SecretBytes
+from sds.secrets.store import Svid
+
+NOW = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+BUNDLE = TrustDomain("a.test")
+
+
+class FixedClock:
+    def now(self) -> Instant:
+        return Instant(wall=NOW, monotonic=0, boottime=0)
+
+    async def sleep(self, seconds: float) -> None:
+        raise NotImplementedError
+
+
+def svid(name: str, *, left: float, dns_names: tuple[str, ...] = ()) -> Svid:
+    return Svid(
+        identity=Identity(spiffe_id=SpiffeId.parse(f"spiffe://a.test/{name}"), dns_names=dns_names),
+        chain=(b"leaf",),
+        private_key=SecretBytes(b"key material"),
+        key_id=name,
+        serial=1,
+        not_before=NOW,
+        not_after=NOW + dt.timedelta(seconds=left),
+        received_at=NOW - dt.timedelta(seconds=100 - left),
+        root="root",
+    )
+
+
+class Stopwatch:
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def stopwatch() -> Stopwatch:
+    return Stopwatch()
+
+
+@pytest.fixture
+def store(registry: CollectorRegistry, stopwatch: Stopwatch) -> MeteredStore:
+    store = MeteredStore(AgentFamilies(registry), timer=stopwatch)
+    StoreCollector(store, FixedClock(), registry)
+    return store
+
+
+def test_a_push_is_timed_from_the_change_and_a_first_answer_is_not(
+    store: MeteredStore, registry: CollectorRegistry, stopwatch: Stopwatch
+) -> None:
+    first = store.put_bundle(BUNDLE, [b"one"])
+    stream = store.open_subscription()
+    stopwatch.seconds = 3600
+    store.sent(stream, BUNDLE, first)
+    assert registry.get_sample_value("sds_push_latency_seconds_count") == 0
+    stopwatch.seconds = 3601
+    store.acked(stream, BUNDLE, first)
+    assert registry.get_sample_value("sds_ack_latency_seconds_sum") == 1
+    second = store.put_bundle(BUNDLE, [b"two"])
+    stopwatch.seconds = 3601.25
+    store.sent(stream, BUNDLE, second)
+    assert registry.get_sample_value("sds_push_latency_seconds_sum") == 0.25
+    store.sent(stream, BUNDLE, second)  # sent again: no second push
+    assert registry.get_sample_value("sds_push_latency_seconds_count") == 1
+    assert registry.get_sample_value("sds_resources_sent_total") == 3
+
+
+def test_streams_and_subscriptions_are_counted(
+    store: MeteredStore, registry: CollectorRegistry
+) -> None:
+    version = store.put_bundle(BUNDLE, [b"one"])
+    left, right = store.open_subscription(), store.open_subscription()
+    store.sent(left, BUNDLE, version)
+    store.sent(right, BUNDLE, version)
+    store.nacked(right, BUNDLE, version)
+    assert registry.get_sample_value("sds_streams") == 2
+    assert registry.get_sample_value("sds_subscriptions") == 2
+    assert registry.get_sample_value("sds_nacks_total", {"kind": "bundle"}) == 1
+    store.released(left, BUNDLE)
+    store.close_subscription(right)
+    assert registry.get_sample_value("sds_streams") == 1
+    assert registry.get_sample_value("sds_subscriptions") == 0
+    assert registry.get_sample_value("sds_streams_opened_total") == 2
+
+
+def test_expiry_is_exported_by_identity_and_as_a_minimum(
+    store: MeteredStore, registry: CollectorRegistry
+) -> None:
+    assert registry.get_sample_value("sds_svid_not_after_min_timestamp_seconds") is None
+    store.put_svid(svid("b", left=50))
+    store.put_svid(svid("a", left=25))
+    store.put_svid(svid("a", left=75, dns_names=("other.test",)))
+    a = {"spiffe_id": "spiffe://a.test/a"}
+    assert registry.get_sample_value("sds_svids") == 3
+    assert registry.get_sample_value("sds_renewals_total") == 3
+    least = NOW.timestamp() + 25
+    assert registry.get_sample_value("sds_svid_not_after_min_timestamp_seconds") == least
+    assert registry.get_sample_value("sds_svid_not_after_timestamp_seconds", a) == least
+    assert registry.get_sample_value("sds_svid_remaining_ratio", a) == 0.25
+    store.withdraw_svid(svid("a", left=1).identity)
+    store.withdraw_svid(svid("a", left=1).identity)
+    assert registry.get_sample_value("sds_svid_withdrawals_total") == 1
+    assert registry.get_sample_value("sds_svid_remaining_ratio", a) == 0.75
+
+
+def test_identities_are_bounded_and_those_that_expire_first_are_kept(
+    store: MeteredStore, registry: CollectorRegistry
+) -> None:
+    for number in range(MAX_IDENTITIES + 50):
+        store.put_svid(svid(f"w{number}", left=1000 - number))
+    (family,) = [f for f in registry.collect() if f.name == "sds_svid_not_after_timestamp_seconds"]
+    assert len(family.samples) == MAX_IDENTITIES
+    names = {sample.labels["spiffe_id"] for sample in family.samples}
+    assert f"spiffe://a.test/w{MAX_IDENTITIES + 49}" in names
+    assert "spiffe://a.test/w0" not in names
