@@ -1,0 +1,125 @@
+"""Structured logs: one event a line, as JSON or as text for people.
+
+Owns both formats, the documented names of fields, and the fields that follow a stream or an
+identity through everything logged on its behalf (:func:`bound`). Invariants: an event is exactly
+one line, whatever is in it; a field that is not documented is still printed (nothing is lost), and
+a test keeps the code to :data:`FIELDS`; keys and tokens are never logged, which is the callers'
+duty and has tests of its own.
+
+Levels: ERROR: somebody must act. WARNING: something failed that the program goes on curing by
+itself. INFO: something changed (a rotation, a stream, a policy). DEBUG: everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+FORMATS: Final = ("text", "json")
+LEVELS: Final = ("debug", "info", "warning", "error")
+_NONE: Final[Mapping[str, object]] = MappingProxyType({})
+_BOUND: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar(
+    "sds_log_fields", default=_NONE
+)
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_MAX_VALUE_CHARACTERS: Final = 2000
+
+
+@contextlib.contextmanager
+def bound(**fields: object) -> Iterator[None]:
+    """Add these fields to every event of this task, and of tasks it starts, inside the block."""
+    token = _BOUND.set(MappingProxyType({**_BOUND.get(), **fields}))
+    try:
+        yield
+    finally:
+        _BOUND.reset(token)
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """The fields of an event: those bound, then the ``extra`` of the call (which wins)."""
+    given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
+    return {**_BOUND.get(), **given}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time``, ``level``, ``logger``, ``event``, then the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See the class."""
+        event: dict[str, object] = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        for name, value in fields_of(record).items():
+            event.setdefault(name, _plain(value))
+        if record.exc_info:
+            event["exception"] = self.formatException(record.exc_info)
+        return json.dumps(event, separators=(",", ":"))
+
+
+class TextFormatter(logging.Formatter):
+    """``time LEVEL logger: event key=value ...``; values with spaces are quoted as JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See the class."""
+        pairs = [f"{name}={_quoted(value)}" for name, value in fields_of(record).items()]
+        if record.exc_info:
+            pairs.append(f"exception={json.dumps(self.formatException(record.exc_info))}")
+        message = _quoted_message(record.getMessage())
+        head = f"{_time(record)} {record.levelname:<7} {record.name}: {message}"
+        return " ".join([head, *pairs])
+
+
+def configure(*, style: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
+    """Send every event of this process to ``stream`` (stderr) in this format from now on.
+
+    Args:
+        style: one of :data:`FORMATS`.
+        level: one of :data:`LEVELS`; events below it are dropped.
+        stream: where to; stderr, so that stdout stays the command's.
+    """
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    top = logging.getLogger()
+    for old in list(top.handlers):
+        top.removeHandler(old)
+    top.addHandler(handler)
+    top.setLevel(logging.WARNING)
+    logging.getLogger("sds").setLevel(level.upper())
+
+
+def _time(record: logging.LogRecord) -> str:
+    """RFC 3339 in UTC with milliseconds."""
+    moment = datetime.fromtimestamp(record.created, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+def _plain(value: object) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(part) for part in value]
+    return str(value)[:_MAX_VALUE_CHARACTERS]
+
+
+def _quoted(value: object) -> str:
+    plain = _plain(value)
+    if isinstance(plain, str) and plain.isprintable() and plain and not set(plain) & set(' "='):
+        return plain
+    return json.dumps(plain)
+
+
+def _quoted_message(text: str) -> str:
+    """A message from anywhere never breaks the line, and never forges a second one."""
+    return text if text.isprintable() else json.dumps(text)
