@@ -27,6 +27,8 @@ PATIENCE_SECONDS = 60.0
 
 STOP_SECONDS = 15.0
 
+_POLL_SECONDS = 0.02
+
 
 class Process:
     """One process and all that it has said; made by :func:`running`."""
@@ -85,7 +87,7 @@ class Process:
         """Wait for the end of the process and of its output; the exit status."""
         try:
             async with asyncio.timeout(seconds):
-                status = await self._process.wait()
+                status = await self._exited()
                 await asyncio.gather(*self._readers)
         except TimeoutError:
             message = f"{self.name} did not end within {seconds} s; it said:\n{self.text}"
@@ -109,11 +111,17 @@ class Process:
         if self.returncode is None:
             self.signal(signal.SIGTERM)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
+                await asyncio.wait_for(self._exited(), STOP_SECONDS)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         await self._process.wait()
         await asyncio.gather(*self._readers)
+
+    async def _exited(self) -> int:
+        """The exit status; ``Process.wait`` would wait for children that hold the pipes, too."""
+        while (status := self.returncode) is None:
+            await asyncio.sleep(_POLL_SECONDS)
+        return status
 
     async def _read(self, stream: asyncio.StreamReader | None, lines: list[str]) -> None:
         assert stream is not None
