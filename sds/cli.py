@@ -15,7 +15,9 @@ import click
 import sds
 from sds.errors import ConfigurationError, SdsError
 
-COMMANDS: Final[dict[str, str]] = {}
+COMMANDS: Final[dict[str, str]] = {
+    "bootstrap": "sds.commands.bootstrap:bootstrap",
+}
 """Name of each command -> ``module:attribute`` of its click command."""
 
 EXIT_FAILED: Final = 1

@@ -1,0 +1,109 @@
+"""What a bootstrap is made from: where secrets come from, what listens, what goes out.
+
+Owns plain values only; importing this costs nothing, and nothing here knows envoy-data-plane.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from sds.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+class Protocol(enum.StrEnum):
+    """How Envoy asks for secrets (xDS transport protocol, variants)."""
+
+    SOTW = "sotw"
+    DELTA = "delta"
+    ADS = "ads"
+    DELTA_ADS = "delta-ads"
+
+    @property
+    def is_ads(self) -> bool:
+        """Whether one aggregated stream carries everything."""
+        return self in {Protocol.ADS, Protocol.DELTA_ADS}
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether responses carry only what changed."""
+        return self in {Protocol.DELTA, Protocol.DELTA_ADS}
+
+    @property
+    def for_clusters(self) -> Protocol:
+        """The same variant on streams of its own, as ``render.ADS_AND_CLUSTERS`` tells."""
+        return Protocol.DELTA if self.is_delta else Protocol.SOTW
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A host (address or DNS name) and a port."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse ``host:port`` or ``[IPv6]:port``.
+
+        Raises:
+            ConfigurationError: it is not of that form, or the port is above 65535.
+        """
+        found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
+        if not found or int(found[3]) > 65535:  # noqa: PLR2004  the largest port
+            raise ConfigurationError(
+                f"{text!r} is not host:port", advice="write it as 127.0.0.1:8080 or [::1]:8080"
+            )
+        return cls(host=found[1] or found[2], port=int(found[3]))
+
+    @property
+    def is_address(self) -> bool:
+        """Whether the host is an IP address, not a name to be resolved."""
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return False
+        return True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecretSource:
+    """Where the secrets come from, and under which SDS names."""
+
+    socket: Path
+    protocol: Protocol = Protocol.SOTW
+    certificate: str = "default"
+    validation: str = "ROOTCA"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """An mTLS listener before an application; without one it answers which peer it saw."""
+
+    listen: Endpoint
+    upstream: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outbound:
+    """A plain HTTP listener whose requests leave by mTLS.
+
+    Attributes:
+        listen: where the application connects to.
+        upstreams: domain (``*`` for any) -> the mTLS server that its requests go to.
+        full_handshakes: keep no TLS session for resumption.
+        fresh_connections: one request a connection, and the answer carries the server's
+            certificate in ``build.SERVER_CERTIFICATE_HEADER``: what the demo measures with.
+    """
+
+    listen: Endpoint
+    upstreams: Mapping[str, Endpoint]
+    full_handshakes: bool = False
+    fresh_connections: bool = False

@@ -1,0 +1,166 @@
+"""``sds bootstrap``: prints an Envoy bootstrap for a socket of ours.
+
+Owns the command line only; what a bootstrap holds is decided in :mod:`sds.bootstrap`.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+
+import click
+
+from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSource
+from sds.errors import ConfigurationError
+
+_SOCKET_PATH_BYTES = 107
+"""Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
+
+
+class Role(enum.StrEnum):
+    """What the Envoy does."""
+
+    SERVER = "server"
+    CLIENT = "client"
+    SIDECAR = "sidecar"
+    GATEWAY = "gateway"
+
+
+_INBOUND = frozenset({Role.SERVER, Role.SIDECAR})
+_OUTBOUND = frozenset({Role.CLIENT, Role.SIDECAR, Role.GATEWAY})
+
+
+@click.command("bootstrap")
+@click.option("--socket", required=True, help="The workload's SDS socket (…/sds.sock).")
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.SIDECAR.value,
+    show_default=True,
+    help="server: mTLS in; client: mTLS out; sidecar: both; gateway: mTLS out, by domain.",
+)
+@click.option(
+    "--inbound",
+    default="127.0.0.1:8443",
+    show_default=True,
+    help="Where the mTLS listener of a server or sidecar listens.",
+)
+@click.option(
+    "--application",
+    help="Where its requests go; without it the answer says which peer was seen.",
+)
+@click.option(
+    "--outbound",
+    default="127.0.0.1:8081",
+    show_default=True,
+    help="Where a client, sidecar or gateway takes plain HTTP.",
+)
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="[DOMAIN=]HOST:PORT",
+    help="The mTLS server that it goes to; with a domain, for requests to that domain only.",
+)
+@click.option(
+    "--admin", default="127.0.0.1:9901", show_default=True, help="Admin interface, or 'none'."
+)
+@click.option("--node", help="Envoy's node id.  [default: the role]")
+@click.option(
+    "--protocol",
+    type=click.Choice([protocol.value for protocol in Protocol]),
+    default=Protocol.SOTW.value,
+    show_default=True,
+    help="xDS variant.",
+)
+@click.option("--certificate", default="default", show_default=True, help="SDS name.")
+@click.option("--validation", default="ROOTCA", show_default=True, help="SDS name.")
+@click.option("--full-handshakes", is_flag=True, help="Outbound connections resume no TLS session.")
+@click.option("--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+def bootstrap(
+    *,
+    socket: str,
+    role: str,
+    inbound: str,
+    application: str | None,
+    outbound: str,
+    peers: tuple[str, ...],
+    admin: str,
+    node: str | None,
+    protocol: str,
+    certificate: str,
+    validation: str,
+    full_handshakes: bool,
+    output: str,
+) -> None:
+    """Print a complete Envoy bootstrap that takes its secrets from SOCKET.
+
+    Start it with `envoy -c FILE`; two Envoys on one machine need different --base-id and --admin.
+    """
+    from sds.bootstrap.build import make_bootstrap  # noqa: PLC0415  takes a second to import
+    from sds.bootstrap.render import to_dict, to_yaml  # noqa: PLC0415
+
+    does = Role(role)
+    targets = _targets(does, peers)
+    made = make_bootstrap(
+        node=node or role,
+        secrets=SecretSource(
+            socket=_socket(socket),
+            protocol=Protocol(protocol),
+            certificate=certificate,
+            validation=validation,
+        ),
+        admin=None if admin == "none" else Endpoint.parse(admin),
+        inbound=[
+            Inbound(
+                listen=Endpoint.parse(inbound),
+                upstream=Endpoint.parse(application) if application else None,
+            )
+        ]
+        if does in _INBOUND
+        else [],
+        outbound=[
+            Outbound(
+                listen=Endpoint.parse(outbound), upstreams=targets, full_handshakes=full_handshakes
+            )
+        ]
+        if does in _OUTBOUND
+        else [],
+    )
+    text = to_yaml(made) if output == "yaml" else json.dumps(to_dict(made), indent=2) + "\n"
+    click.echo(text, nl=False)
+
+
+def _socket(text: str) -> Path:
+    """The socket's absolute path; Envoy resolves a relative one against its own directory."""
+    path = Path(text).absolute()
+    if len(bytes(path)) > _SOCKET_PATH_BYTES:
+        raise ConfigurationError(
+            f"socket path {path} is longer than {_SOCKET_PATH_BYTES} bytes",
+            advice="choose a run directory with a shorter path",
+        )
+    return path
+
+
+def _targets(role: Role, peers: tuple[str, ...]) -> dict[str, Endpoint]:
+    """Domain -> peer; ``*`` where none is given."""
+    if role in _OUTBOUND and not peers:
+        raise ConfigurationError(
+            f"a {role} needs --peer: where its mTLS requests go",
+            advice="--peer 127.0.0.1:8443, say",
+        )
+    if role not in _OUTBOUND and peers:
+        raise ConfigurationError(f"a {role} has no --peer", advice="use --role sidecar for both")
+    targets: dict[str, Endpoint] = {}
+    for peer in peers:
+        domain, _, address = peer.rpartition("=")
+        if role is Role.GATEWAY and not domain:
+            raise ConfigurationError(
+                f"--peer {peer} of a gateway names no domain",
+                advice=f"write --peer orders.example={address}, or '*={address}' for any",
+            )
+        if (domain or "*") in targets:
+            raise ConfigurationError(f"--peer names {domain or '*'} twice")
+        targets[domain or "*"] = Endpoint.parse(address)
+    return targets

@@ -1,0 +1,103 @@
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from sds.bootstrap.plan import Endpoint, Protocol
+from sds.cli import main
+from sds.commands.bootstrap import Role
+from sds.errors import ConfigurationError
+from tests.support import bootstrap_rules
+from tests.support.need import ROOT
+
+PEERS = {
+    Role.SERVER: [],
+    Role.CLIENT: ["--peer", "127.0.0.1:8443"],
+    Role.SIDECAR: ["--peer", "peer.example:8443", "--application", "127.0.0.1:8080"],
+    Role.GATEWAY: ["--peer", "a.example=a.internal:1", "--peer", "*=[::1]:2"],
+}
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["bootstrap", *arguments])
+
+
+def made(*arguments: str) -> dict[str, Any]:
+    result = run("--socket", "/run/a/sds.sock", *arguments)
+    assert result.exit_code == 0, result.stderr
+    bootstrap: dict[str, Any] = yaml.safe_load(result.stdout)
+    return bootstrap
+
+
+@pytest.mark.parametrize(("role", "protocol"), list(itertools.product(Role, Protocol)))
+def test_every_role_keeps_the_rules(role: Role, protocol: Protocol) -> None:
+    arguments = ["--role", role.value, "--protocol", protocol.value, *PEERS[role]]
+    bootstrap = made(*arguments)
+    bootstrap_rules.check(bootstrap)
+    assert made(*arguments, "--output", "json") == bootstrap
+    names = [entry["name"] for entry in bootstrap["static_resources"]["listeners"]]
+    assert ("inbound" in names) == (role in {Role.SERVER, Role.SIDECAR})
+    assert ("outbound" in names) == (role is not Role.SERVER)
+
+
+def test_each_rule_in_the_yaml_carries_its_reason_once() -> None:
+    text = run(
+        "--socket", "/s", "--role", "sidecar", "--peer", "[::1]:1", "--full-handshakes"
+    ).stdout
+    for reason in ["22 s after the agent did", "checks neither expiry", "joined by OR"]:
+        assert text.count(reason) == 1, reason
+    assert "max_session_keys: 0" in text
+
+
+def test_names_and_addresses_are_those_that_were_asked_for() -> None:
+    bootstrap = made(
+        *["--role", "sidecar", "--peer", "peer.example:8443", "--node", "mine"],
+        *["--certificate", "spiffe://a/b", "--validation", "outbound:b", "--admin", "none"],
+        *["--inbound", "[::]:1", "--outbound", "127.0.0.1:2", "--application", "app.example:3"],
+    )
+    assert "admin" not in bootstrap
+    assert bootstrap["node"]["id"] == "mine"
+    secrets = {node["name"] for node in bootstrap_rules.nodes(bootstrap) if "sds_config" in node}
+    assert secrets == {"spiffe://a/b", "outbound:b"}
+    at = [
+        (node["socket_address"]["address"], node["socket_address"]["port_value"])
+        for node in bootstrap_rules.nodes(bootstrap)
+        if "socket_address" in node
+    ]
+    assert at == [("::", 1), ("127.0.0.1", 2), ("app.example", 3), ("peer.example", 8443)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--socket", "/" + "a" * 107, "--role", "server"], "longer than 107 bytes"),
+        (["--socket", "/s", "--role", "client"], "needs --peer"),
+        (["--socket", "/s", "--role", "server", "--peer", "a:1"], "has no --peer"),
+        (["--socket", "/s", "--role", "gateway", "--peer", "a:1"], "names no domain"),
+        (["--socket", "/s", "--role", "client", "--peer", "a"], "not host:port"),
+        (["--socket", "/s", "--role", "client", "--peer", "a:65536"], "not host:port"),
+        (["--socket", "/s", "--role", "client", "--peer", "a:1", "--peer", "b:1"], "twice"),
+        (["--socket", "/s", "--role", "server", "--inbound", "a:1"], "not an IP address"),
+        (["--role", "server"], "--socket"),
+    ],
+)
+def test_bad_input_is_a_usage_error_with_a_reason(arguments: list[str], said: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+
+
+def test_endpoints() -> None:
+    assert Endpoint.parse("[::1]:80") == Endpoint(host="::1", port=80)
+    assert Endpoint.parse("a.example:80").is_address is False
+    with pytest.raises(ConfigurationError):
+        Endpoint.parse("::1:80")
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "envoy").iterdir()), ids=lambda path: path.name)
+def test_the_examples_keep_the_rules(example: Path) -> None:
+    assert example.suffix == ".yaml", "envoy/ holds configurations only, never Python"
+    bootstrap_rules.check(yaml.safe_load(example.read_text()))
