@@ -258,6 +258,13 @@ class UnknownConnectionError(WorkloadError):
     reason = "unknown_connection"
 
 
+class ConnectionLimitError(WorkloadError):
+    """More connections than the limits allow."""
+
+    reason = "connection_limit"
+    retriable = True
+
+
 class KubeletError(WorkloadError):
     """The kubelet did not give its list of pods."""
 

@@ -1,0 +1,355 @@
+"""Recognising callers, and following them for as long as they are connected.
+
+Owns :class:`Recogniser` (attestors, rules, which identities somebody wants) and one
+:class:`Recognition` a connection. Invariants: facts count only if the process that connected was
+seen alive after they were gathered; a caller of whom something becomes unknown keeps what it had
+(an outage of the kubelet changes nobody); a new identity replaces an old one only when it can be
+served; an identity is kept by rotation exactly while a caller may have it, and a little longer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.errors import NoMatchError, PeerGoneError, UndeterminedError
+from sds.workload.entitlement import Caller, Entitlement, Selector
+from sds.workload.facts import Facts, merge
+from sds.workload.mapping import Decision, Defaults, Matching, decide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from sds.identity import Identity
+    from sds.workload.facts import Attestor
+    from sds.workload.mapping import WorkloadRule
+    from sds.workload.peer import Peer
+
+_LOG = logging.getLogger("sds.workload.recognition")
+_TEXT_SELECTORS: Final = 24
+_TEXT_CHARACTERS: Final = 1500
+
+
+class IdentityKeeper(Protocol):
+    """Rotation, as recognition uses it."""
+
+    def ensure(self, identity: Identity) -> None:
+        """Get and renew a certificate for this identity until it is released."""
+        ...
+
+    def release(self, identity: Identity) -> None:
+        """Nobody may have this identity any more."""
+        ...
+
+    async def until_ready(self, identity: Identity) -> None:
+        """Return as soon as a certificate of this identity can be served."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How callers are mapped; replaced as a whole when the policy changes."""
+
+    rules: tuple[WorkloadRule, ...]
+    defaults: Defaults
+    matching: Matching = Matching.FIRST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Bounds of waiting, in seconds.
+
+    Attributes:
+        hold: how long a stream of an unrecognised caller waits before PERMISSION_DENIED.
+        retry_first: gap before facts are gathered again for a caller that nothing matched.
+        retry_most: the gap grows up to this.
+        recheck: gap between two looks at a recognised caller where nothing announced a change.
+        replace: how long a new identity may take to get its certificate before we look again.
+        linger: how long an identity is kept after its last caller left (an Envoy that restarts).
+    """
+
+    hold: float = 30.0
+    retry_first: float = 0.1
+    retry_most: float = 1.0
+    recheck: float = 30.0
+    replace: float = 30.0
+    linger: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one look at a caller gave."""
+
+    facts: Facts = field(default_factory=Facts)
+    decision: Decision = field(default_factory=Decision)
+
+
+class Recogniser:
+    """Recognises callers by the attestors in order, and keeps their identities in rotation."""
+
+    def __init__(
+        self,
+        *,
+        attestors: Sequence[Attestor],
+        rules: Rules,
+        keeper: IdentityKeeper,
+        timing: Timing | None = None,
+    ) -> None:
+        """Nothing starts here; each connection runs :meth:`Recognition.follow`."""
+        self.timing = timing or Timing()
+        self.rules = rules
+        self._attestors = tuple(attestors)
+        self._keeper = keeper
+        self._wanted: Counter[Identity] = Counter()
+        self._lingering: dict[Identity, asyncio.TimerHandle] = {}
+        self._changed = asyncio.Event()
+        self._stops = [attestor.listen(self.look_again) for attestor in self._attestors]
+
+    def replace_rules(self, rules: Rules) -> None:
+        """The policy changed: every caller is looked at again now."""
+        self.rules = rules
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Facts or rules may have changed: wake every recognition."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Stop listening, and release what lingers."""
+        for stop in self._stops:
+            stop()
+        for identity, timer in list(self._lingering.items()):
+            timer.cancel()
+            self._release_now(identity)
+
+    async def look(self, peer: Peer) -> Outcome:
+        """Gather facts about ``peer`` and decide.
+
+        Raises:
+            PeerGoneError: the process that connected has ended; nothing gathered counts.
+        """
+        facts = merge([await attestor.attest(peer) for attestor in self._attestors])
+        peer.check()
+        rules = self.rules
+        decision = decide(rules.rules, facts, matching=rules.matching, defaults=rules.defaults)
+        return Outcome(facts=facts, decision=decision)
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Until somebody called :meth:`look_again`, at most so long."""
+        changed = self._changed
+        try:
+            async with asyncio.timeout(seconds):
+                await changed.wait()
+        except TimeoutError:
+            return
+
+    def want(self, identity: Identity) -> None:
+        """One more caller may have this identity."""
+        self._wanted[identity] += 1
+        if (timer := self._lingering.pop(identity, None)) is not None:
+            timer.cancel()
+        elif self._wanted[identity] == 1:
+            self._keeper.ensure(identity)
+
+    def unwant(self, identity: Identity) -> None:
+        """One caller fewer may have this identity."""
+        self._wanted[identity] -= 1
+        if self._wanted[identity] == 0:
+            del self._wanted[identity]
+            loop = asyncio.get_running_loop()
+            self._lingering[identity] = loop.call_later(
+                self.timing.linger, self._release_now, identity
+            )
+
+    async def until_ready(self, identities: Iterable[Identity]) -> bool:
+        """Whether all can be served; waits a bounded time."""
+        try:
+            async with asyncio.timeout(self.timing.replace):
+                for identity in identities:
+                    await self._keeper.until_ready(identity)
+        except TimeoutError:
+            return False
+        return True
+
+    def _release_now(self, identity: Identity) -> None:
+        self._lingering.pop(identity, None)
+        self._keeper.release(identity)
+
+
+class Recognition:
+    """One connected process, followed from its connection to its end."""
+
+    def __init__(self, recogniser: Recogniser, peer: Peer) -> None:
+        """``peer`` stays the caller's: it is closed by whoever opened it."""
+        self.peer = peer
+        self.outcome = Outcome()
+        self._recogniser = recogniser
+        self._entitlement: Entitlement | None = None
+        self._held: set[Identity] = set()
+        self._matched = asyncio.Event()
+        self._gone: PeerGoneError | None = None
+
+    async def entitlement(self) -> Entitlement:
+        """The caller's entitlement; waits for a match for :attr:`Timing.hold` seconds.
+
+        Raises:
+            NoMatchError: no rule matches; the text says what was found about the caller.
+            UndeterminedError: something a rule asks for could not be found out in time.
+            PeerGoneError: the process has ended.
+        """
+        hold = self._recogniser.timing.hold
+        try:
+            async with asyncio.timeout(hold):
+                while self._entitlement is None and self._gone is None:
+                    await self._matched.wait()
+        except TimeoutError:
+            raise self._why_not(hold) from None
+        if self._gone is not None:
+            raise self._gone
+        if self._entitlement is None:
+            raise self._why_not(hold)
+        return self._entitlement
+
+    async def follow(self) -> None:
+        """Look at the caller, again and again, until cancelled or until its process ended."""
+        timing = self._recogniser.timing
+        gap = timing.retry_first
+        try:
+            while True:
+                outcome = await self._recogniser.look(self.peer)
+                settled = await self._apply(outcome)
+                if settled:
+                    gap = timing.retry_first
+                    await self._recogniser.wait_for_change(timing.recheck)
+                else:
+                    await self._recogniser.wait_for_change(gap)
+                    gap = min(gap * 2, timing.retry_most)
+        except PeerGoneError as error:
+            self._end(error)
+        finally:
+            self._end(PeerGoneError(f"the connection of process {self.peer.pid} ended"))
+
+    async def _apply(self, outcome: Outcome) -> bool:
+        """Let the outcome take effect; whether nothing is left to wait for."""
+        self._say(outcome)
+        self.outcome = outcome
+        if outcome.decision.undetermined is not None:
+            return False  # whoever was recognised stays what it was
+        identities = outcome.decision.identities
+        if not identities:
+            self._hold_only(())
+            if self._entitlement is not None:
+                ended, self._entitlement = self._entitlement, None
+                self._matched.clear()
+                ended.end(self._why_not(0.0))
+            return False
+        caller = Caller(
+            name=outcome.facts.title or f"pid {self.peer.pid}",
+            selectors=outcome.facts.selectors,
+            identities=identities,
+            pid=self.peer.pid,
+        )
+        if self._entitlement is None:
+            self._hold_only(identities)
+            self._entitlement = Entitlement(caller)
+            self._matched.set()
+            return True
+        before = self._entitlement.current.identities
+        self._hold_only((*identities, *before))
+        if set(identities) - set(before) and not await self._recogniser.until_ready(identities):
+            return False
+        self._entitlement.replace(caller)
+        self._hold_only(identities)
+        return True
+
+    def _hold_only(self, identities: Iterable[Identity]) -> None:
+        wanted = set(identities)
+        for identity in wanted - self._held:
+            self._recogniser.want(identity)
+        for identity in self._held - wanted:
+            self._recogniser.unwant(identity)
+        self._held = wanted
+
+    def _end(self, error: PeerGoneError) -> None:
+        if self._gone is None:
+            self._gone = error
+            self._matched.set()
+            if self._entitlement is not None:
+                self._entitlement.end(error)
+            self._hold_only(())
+
+    def _why_not(self, waited: float) -> NoMatchError | UndeterminedError:
+        found = describe_selectors(self.outcome.facts.selectors)
+        held = f" within {waited:g} s" if waited else ""
+        if (why := self.outcome.decision.undetermined) is not None:
+            return UndeterminedError(
+                f"this caller could not be recognised{held}: {why.reason}; found: {found}",
+                advice="the agent's log and `sds status` say what it waits for",
+            )
+        return NoMatchError(
+            f"no workload rule matches this caller{held}; found: {found}",
+            advice="compare with the rules; `sds whoami` shows this at any time",
+        )
+
+    def _say(self, outcome: Outcome) -> None:
+        """One line for every change of a decision."""
+        if outcome.decision == self.outcome.decision:
+            return
+        extra = {
+            "pid": self.peer.pid,
+            "caller": outcome.facts.title,
+            "selectors": describe_selectors(outcome.facts.selectors),
+        }
+        decision = outcome.decision
+        for problem in decision.problems:
+            _LOG.warning("a workload rule gave no valid name", extra={**extra, "problem": problem})
+        if decision.undetermined is not None:
+            _LOG.warning(
+                "a caller cannot be recognised yet", extra={**extra, "why": decision.undetermined}
+            )
+        elif decision.granted:
+            _LOG.info(
+                "a caller was recognised",
+                extra={
+                    **extra,
+                    "identities": [str(identity.spiffe_id) for identity in decision.identities],
+                    "rules": [grant.rule for grant in decision.granted],
+                },
+            )
+        else:
+            _LOG.warning("no workload rule matches a caller", extra=extra)
+
+
+def describe_selectors(selectors: Iterable[Selector]) -> str:
+    """Selectors as one bounded line, for logs and for the caller itself."""
+    texts = sorted(str(selector) for selector in selectors)
+    shown = ", ".join(texts[:_TEXT_SELECTORS])
+    if len(shown) > _TEXT_CHARACTERS:
+        shown = shown[:_TEXT_CHARACTERS] + "…"
+    if len(texts) > _TEXT_SELECTORS:
+        shown += f" and {len(texts) - _TEXT_SELECTORS} more"
+    return shown or "nothing"
+
+
+class SocketAttestor:
+    """Selector ``socket:name``: which socket was connected to."""
+
+    name = "socket"
+
+    def __init__(self, socket_name: str) -> None:
+        """``socket_name``: the name that configuration gives to the socket."""
+        self._facts = Facts(selectors=frozenset({Selector("socket:name", socket_name)}))
+
+    async def attest(self, peer: Peer) -> Facts:
+        """The same for every caller of this socket."""
+        del peer
+        return self._facts
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """A socket's name never changes."""
+        del listener
+        return lambda: None

@@ -1,0 +1,260 @@
+"""The front door with a real gRPC server and real sockets, in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from sds.errors import KubeletError
+from sds.workload.entitlement import Selector
+from sds.workload.facts import Facts
+from sds.workload.front_door import Limits
+from sds.workload.mapping import Matching
+from sds.workload.recognition import Timing
+from sds.workload.unix import UnixAttestor
+from tests.support.front_door import ask, descriptors, follow, front_door, rules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sds.workload.peer import Peer
+
+OURS = {"unix:uid": str(os.geteuid())}
+FAST = Timing(hold=0.3, retry_first=0.02, retry_most=0.05, recheck=0.1, linger=0.05, replace=0.3)
+
+
+class Told:
+    """An attestor that says what the test wants."""
+
+    name = "told"
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
+        self._listener: Callable[[], None] = lambda: None
+
+    async def attest(self, peer: Peer) -> Facts:
+        return self.facts
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        self._listener = listener
+        return lambda: None
+
+    def tell(self, facts: Facts) -> None:
+        self.facts = facts
+        self._listener()
+
+
+def namespace(value: str, *services: str) -> Facts:
+    return Facts(
+        selectors=frozenset({Selector("k8s:ns", value)}),
+        services=frozenset((value, service) for service in services),
+        title=value,
+    )
+
+
+async def test_a_caller_is_known_by_the_kernel(tmp_path: Path) -> None:
+    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS)) as door:
+        assert await ask(door.path) == "spiffe://example.org/r0"
+        assert [str(each.spiffe_id) for each in door.keeper.kept] == ["spiffe://example.org/r0"]
+
+
+async def test_all_matches_are_given_in_order(tmp_path: Path) -> None:
+    both = rules(OURS, {"unix:uid": "*"}, matching=Matching.ALL)
+    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=both) as door:
+        assert await ask(door.path) == "spiffe://example.org/r0 spiffe://example.org/r1"
+
+
+async def test_a_caller_that_nothing_matches_is_held_then_refused(tmp_path: Path) -> None:
+    nobody = rules({"unix:uid": "4242"})
+    attestors = [UnixAttestor(None)]
+    async with front_door(tmp_path, attestors=attestors, rules=nobody, timing=FAST) as door:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(door.path)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        text = caught.value.details() or ""
+        assert f"unix:uid:{os.geteuid()}" in text
+        assert "4242" not in text  # what would have matched is not said
+        assert door.keeper.log == []
+
+
+async def test_a_held_caller_is_answered_the_moment_a_rule_matches(tmp_path: Path) -> None:
+    slow = Timing(hold=20, retry_first=15, recheck=15)
+    nobody = rules({"unix:uid": "4242"})
+    attestors = [UnixAttestor(None)]
+    async with front_door(tmp_path, attestors=attestors, rules=nobody, timing=slow) as door:
+        async with asyncio.TaskGroup() as tasks:
+            asking = tasks.create_task(ask(door.path))
+            while not door.door.connections:
+                await asyncio.sleep(0.005)
+            door.recogniser.replace_rules(rules(OURS))
+        assert asking.result() == "spiffe://example.org/r0"
+
+
+async def test_something_unknown_changes_nobody_who_was_recognised(tmp_path: Path) -> None:
+    told = Told(namespace("shop"))
+    async with front_door(
+        tmp_path, attestors=[told], rules=rules({"k8s:ns": "shop"}), timing=FAST
+    ) as door:
+        await ask(door.path)
+        async with grpc.aio.insecure_channel(f"unix:{door.path}") as channel:
+            stream = follow(channel)
+            assert await stream.read() == b"spiffe://example.org/r0"
+            told.tell(Facts(unknown={"k8s:": KubeletError("down")}))
+            await asyncio.sleep(0.25)  # at least two rechecks
+            assert door.entitlements[-1].ended is None
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await ask(door.path)  # a new caller is not known
+            assert "kubelet" in (caught.value.details() or "")
+            stream.cancel()
+
+
+async def test_a_caller_whose_rule_goes_loses_its_stream(tmp_path: Path) -> None:
+    told = Told(namespace("shop"))
+    async with (
+        front_door(
+            tmp_path, attestors=[told], rules=rules({"k8s:ns": "shop"}), timing=FAST
+        ) as door,
+        grpc.aio.insecure_channel(f"unix:{door.path}") as channel,
+    ):
+        stream = follow(channel)
+        assert await stream.read() == b"spiffe://example.org/r0"
+        door.recogniser.replace_rules(rules({"k8s:ns": "other"}))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        # On the same connection a new stream is held and answered when a rule matches again.
+        door.recogniser.replace_rules(rules({"k8s:ns": "shop"}))
+        again = follow(channel)
+        assert await again.read() == b"spiffe://example.org/r0"
+        again.cancel()
+
+
+async def test_a_changed_identity_replaces_the_old_one_only_when_it_can_be_served(
+    tmp_path: Path,
+) -> None:
+    told = Told(namespace("shop"))
+    timing = Timing(hold=5, recheck=5, replace=5, linger=0)
+    async with (
+        front_door(
+            tmp_path, attestors=[told], rules=rules({"k8s:ns": "shop"}), timing=timing
+        ) as door,
+        grpc.aio.insecure_channel(f"unix:{door.path}") as channel,
+    ):
+        stream = follow(channel)
+        await stream.read()
+        entitlement = door.entitlements[-1]
+        (before,) = entitlement.current.identities
+        door.keeper.ready.clear()
+        told.tell(namespace("shop", "web"))
+        while len(door.keeper.kept) < 2:
+            await asyncio.sleep(0.005)
+        assert entitlement.current.identities == (before,)
+        door.keeper.ready.set()
+        await stream.read()
+        (after,) = entitlement.current.identities
+        assert "web.shop.svc.cluster.local" in after.dns_names
+        assert after.spiffe_id == before.spiffe_id
+        while door.keeper.kept != [after]:
+            await asyncio.sleep(0.005)
+        stream.cancel()
+
+
+async def test_an_identity_lingers_for_a_caller_that_comes_back(tmp_path: Path) -> None:
+    timing = Timing(linger=0.5)
+    async with front_door(
+        tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), timing=timing
+    ) as door:
+        for _ in range(3):
+            await ask(door.path)
+            while door.door.connections:
+                await asyncio.sleep(0.005)
+        assert [what for what, _ in door.keeper.log] == ["ensure"]
+        while door.keeper.kept:
+            await asyncio.sleep(0.01)
+        assert [what for what, _ in door.keeper.log] == ["ensure", "release"]
+
+
+async def test_the_inner_listener_takes_nobody_who_did_not_come_through_the_door(
+    tmp_path: Path,
+) -> None:
+    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS)):
+        inner = tmp_path / "inner" / "grpc.sock"
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(inner)  # only root and we can open it at all
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert "front door" in (caught.value.details() or "")
+        assert inner.parent.stat().st_mode & 0o077 == 0
+
+
+async def test_shares_of_connections(tmp_path: Path) -> None:
+    limits = Limits(connections=4, connections_per_owner=2)
+    async with front_door(
+        tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), limits=limits
+    ) as door:
+        held = [await asyncio.open_unix_connection(str(door.path)) for _ in range(2)]
+        while door.door.connections < 2:
+            await asyncio.sleep(0.005)
+        reader, writer = await asyncio.open_unix_connection(str(door.path))
+        assert await reader.read() == b""  # closed by the door; the inner server never saw it
+        writer.close()
+        await writer.wait_closed()
+        assert door.door.statistics.refused["connection_limit"] == 1
+        for _, other in held:
+            other.close()
+            await other.wait_closed()
+        while door.door.connections:
+            await asyncio.sleep(0.005)
+        assert await ask(door.path) == "spiffe://example.org/r0"
+
+
+async def test_nothing_is_left_when_callers_leave_in_every_way(tmp_path: Path) -> None:
+    async with front_door(
+        tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), timing=FAST
+    ) as door:
+        await ask(door.path)
+        while door.door.connections:
+            await asyncio.sleep(0.005)
+        gc.collect()
+        before = descriptors()
+        for way in ("close", "half", "reset", "garbage"):
+            client = socket.socket(socket.AF_UNIX)
+            client.settimeout(0)
+            client.connect(str(door.path))
+            if way == "garbage":
+                client.send(b"GET / HTTP/1.1\r\n\r\n")
+            if way == "half":
+                client.shutdown(socket.SHUT_WR)
+                loop = asyncio.get_running_loop()
+                while await loop.sock_recv(client, 65536):
+                    pass  # what gRPC greets with, then its end
+            if way == "reset":
+                await asyncio.sleep(0.02)
+            client.close()
+        await ask(door.path)
+        while door.door.connections:
+            await asyncio.sleep(0.005)
+        while descriptors() > before:
+            await asyncio.sleep(0.01)
+
+
+async def test_cancelling_the_door_ends_every_connection_and_releases_everything(
+    tmp_path: Path,
+) -> None:
+    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS)) as door:
+        clients = [await asyncio.open_unix_connection(str(door.path)) for _ in range(3)]
+        while not door.keeper.kept:
+            await asyncio.sleep(0.005)
+    left = list(door.keeper.kept), door.door.connections
+    assert left == ([], 0)
+    for reader, writer in clients:
+        while await reader.read(65536):
+            pass
+        writer.close()
+        await writer.wait_closed()

@@ -1,0 +1,172 @@
+"""A front door with a real gRPC server behind it, for tests, and processes that connect to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from sds.errors import WorkloadError
+from sds.identity import Identity, parse_trust_domain
+from sds.workload.front_door import FrontDoor, Limits
+from sds.workload.mapping import Defaults, Matching, WorkloadRule
+from sds.workload.recognition import Recogniser, Rules, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from sds.workload.entitlement import Entitlement
+    from sds.workload.facts import Attestor
+
+WHO = "/test.Who/Am"
+FOLLOW = "/test.Who/Follow"
+TRUST_DOMAIN = parse_trust_domain("example.org")
+
+
+def rules(*matches: Mapping[str, Any], matching: Matching = Matching.FIRST) -> Rules:
+    """Rules ``r0``, ``r1``, … with these conditions; a key ``spiffe_id`` replaces the template."""
+    models = []
+    for number, given in enumerate(matches):
+        match = dict(given)
+        spiffe_id = match.pop("spiffe_id", f"spiffe://{{trust_domain}}/r{number}")
+        models.append(
+            WorkloadRule.model_validate(
+                {"name": f"r{number}", "match": match, "spiffe_id": spiffe_id}
+            )
+        )
+    return Rules(
+        rules=tuple(models), defaults=Defaults(trust_domain=TRUST_DOMAIN), matching=matching
+    )
+
+
+class Keeper:
+    """Rotation for tests: remembers what is kept; certificates are there at once, unless held."""
+
+    def __init__(self) -> None:
+        self.kept: list[Identity] = []
+        self.log: list[tuple[str, Identity]] = []
+        self.ready = asyncio.Event()
+        self.ready.set()
+
+    def ensure(self, identity: Identity) -> None:
+        self.kept.append(identity)
+        self.log.append(("ensure", identity))
+
+    def release(self, identity: Identity) -> None:
+        self.kept.remove(identity)
+        self.log.append(("release", identity))
+
+    async def until_ready(self, identity: Identity) -> None:
+        assert identity in self.kept
+        await self.ready.wait()
+
+
+class Door:
+    """A running front door."""
+
+    def __init__(self, path: Path, door: FrontDoor, recogniser: Recogniser, keeper: Keeper) -> None:
+        self.path = path
+        self.door = door
+        self.recogniser = recogniser
+        self.keeper = keeper
+        self.entitlements: list[Entitlement] = []
+
+    async def am(self, _request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        entitlement = await self._entitlement(context)
+        return _ids(entitlement)
+
+    async def follow(
+        self, _request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]
+    ) -> AsyncIterator[bytes]:
+        """The identities now and after each change; ends with the entitlement."""
+        entitlement = await self._entitlement(context)
+        changed = asyncio.Event()
+        stop = entitlement.listen(changed.set)
+        try:
+            while entitlement.ended is None:
+                yield _ids(entitlement)
+                await changed.wait()
+                changed.clear()
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(entitlement.ended))
+        finally:
+            stop()
+
+    async def _entitlement(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
+        try:
+            entitlement = await self.door.entitlement(context.peer())
+        except WorkloadError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        self.entitlements.append(entitlement)
+        return entitlement
+
+
+def _ids(entitlement: Entitlement) -> bytes:
+    return " ".join(str(each.spiffe_id) for each in entitlement.current.identities).encode()
+
+
+def handlers(door: Door) -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        "test.Who",
+        {
+            "Am": grpc.unary_unary_rpc_method_handler(door.am),
+            "Follow": grpc.unary_stream_rpc_method_handler(door.follow),
+        },
+    )
+
+
+@contextlib.asynccontextmanager
+async def front_door(
+    folder: Path,
+    *,
+    attestors: Sequence[Attestor],
+    rules: Rules,
+    timing: Timing | None = None,
+    limits: Limits | None = None,
+) -> AsyncIterator[Door]:
+    """A front door in ``folder``, behind it a gRPC server that answers who the caller is."""
+    private = folder / "inner"
+    private.mkdir(mode=0o700)
+    inner, path = private / "grpc.sock", folder / "sds.sock"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    path.chmod(0o666)
+    listener.listen(512)
+    keeper = Keeper()
+    recogniser = Recogniser(attestors=attestors, rules=rules, keeper=keeper, timing=timing)
+    door = FrontDoor(listener, inner=inner, recogniser=recogniser, limits=limits)
+    running = Door(path, door, recogniser, keeper)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((handlers(running),))
+    server.add_insecure_port(f"unix:{inner}")
+    await server.start()
+    task = asyncio.create_task(door.run())
+    try:
+        yield running
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await server.stop(None)
+
+
+async def ask(path: Path, timeout: float = 20.0) -> str:  # noqa: ASYNC109  of the RPC
+    """Who this process is, in the door's words; a channel of its own."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"unix:{path}", options=options) as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(WHO)
+        return (await call(b"", timeout=timeout)).decode()
+
+
+def follow(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
+    """A stream of who this process is."""
+    call: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(FOLLOW)
+    return call(b"")
+
+
+def descriptors() -> int:
+    """How many file descriptors this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
