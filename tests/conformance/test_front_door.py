@@ -18,7 +18,7 @@ from sds.workload.front_door import Limits
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
-from tests.support.front_door import ask, descriptors, follow, front_door, rules
+from tests.support.front_door import ask, descriptors, follow, front_door, rules, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,8 +91,7 @@ async def test_a_held_caller_is_answered_the_moment_a_rule_matches(tmp_path: Pat
     async with front_door(tmp_path, attestors=attestors, rules=nobody, timing=slow) as door:
         async with asyncio.TaskGroup() as tasks:
             asking = tasks.create_task(ask(door.path))
-            while not door.door.connections:
-                await asyncio.sleep(0.005)
+            await until(lambda: door.door.connections)
             door.recogniser.replace_rules(rules(OURS))
         assert asking.result() == "spiffe://example.org/r0"
 
@@ -153,16 +152,14 @@ async def test_a_changed_identity_replaces_the_old_one_only_when_it_can_be_serve
         (before,) = entitlement.current.identities
         door.keeper.ready.clear()
         told.tell(namespace("shop", "web"))
-        while len(door.keeper.kept) < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: len(door.keeper.kept) == 2)
         assert entitlement.current.identities == (before,)
         door.keeper.ready.set()
         await stream.read()
         (after,) = entitlement.current.identities
         assert "web.shop.svc.cluster.local" in after.dns_names
         assert after.spiffe_id == before.spiffe_id
-        while door.keeper.kept != [after]:
-            await asyncio.sleep(0.005)
+        await until(lambda: door.keeper.kept == [after])
         stream.cancel()
 
 
@@ -173,11 +170,9 @@ async def test_an_identity_lingers_for_a_caller_that_comes_back(tmp_path: Path) 
     ) as door:
         for _ in range(3):
             await ask(door.path)
-            while door.door.connections:
-                await asyncio.sleep(0.005)
+            await until(lambda: not door.door.connections)
         assert [what for what, _ in door.keeper.log] == ["ensure"]
-        while door.keeper.kept:
-            await asyncio.sleep(0.01)
+        await until(lambda: not door.keeper.kept)
         assert [what for what, _ in door.keeper.log] == ["ensure", "release"]
 
 
@@ -199,8 +194,7 @@ async def test_shares_of_connections(tmp_path: Path) -> None:
         tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), limits=limits
     ) as door:
         held = [await asyncio.open_unix_connection(str(door.path)) for _ in range(2)]
-        while door.door.connections < 2:
-            await asyncio.sleep(0.005)
+        await until(lambda: door.door.connections == 2)
         reader, writer = await asyncio.open_unix_connection(str(door.path))
         assert await reader.read() == b""  # closed by the door; the inner server never saw it
         writer.close()
@@ -209,8 +203,7 @@ async def test_shares_of_connections(tmp_path: Path) -> None:
         for _, other in held:
             other.close()
             await other.wait_closed()
-        while door.door.connections:
-            await asyncio.sleep(0.005)
+        await until(lambda: not door.door.connections)
         assert await ask(door.path) == "spiffe://example.org/r0"
 
 
@@ -219,8 +212,7 @@ async def test_nothing_is_left_when_callers_leave_in_every_way(tmp_path: Path) -
         tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), timing=FAST
     ) as door:
         await ask(door.path)
-        while door.door.connections:
-            await asyncio.sleep(0.005)
+        await until(lambda: not door.door.connections)
         gc.collect()
         before = descriptors()
         for way in ("close", "half", "reset", "garbage"):
@@ -238,10 +230,8 @@ async def test_nothing_is_left_when_callers_leave_in_every_way(tmp_path: Path) -
                 await asyncio.sleep(0.02)
             client.close()
         await ask(door.path)
-        while door.door.connections:
-            await asyncio.sleep(0.005)
-        while descriptors() > before:
-            await asyncio.sleep(0.01)
+        await until(lambda: not door.door.connections)
+        await until(lambda: descriptors() <= before)
 
 
 async def test_cancelling_the_door_ends_every_connection_and_releases_everything(
@@ -249,8 +239,7 @@ async def test_cancelling_the_door_ends_every_connection_and_releases_everything
 ) -> None:
     async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS)) as door:
         clients = [await asyncio.open_unix_connection(str(door.path)) for _ in range(3)]
-        while not door.keeper.kept:
-            await asyncio.sleep(0.005)
+        await until(lambda: door.keeper.kept)
     left = list(door.keeper.kept), door.door.connections
     assert left == ([], 0)
     for reader, writer in clients:
