@@ -29,6 +29,7 @@ MAX_VALUES: Final = 3_000_000
 """Values in one document, aliases counted with all that they stand for."""
 MAX_DEPTH: Final = 64
 _MAX_PROBLEMS: Final = 10
+_LONGEST_SHOWN: Final = 80
 _LONGEST_NUMBER: Final = 24
 _MOST_DIGITS: Final = 18
 _WORDS: Final[dict[str, bool | None]] = {
@@ -81,7 +82,7 @@ def parse(content: bytes | str, *, what: str) -> Any:
     if len(documents) != 1:
         raise ConfigurationError(
             f"{what} holds {len(documents)} YAML documents, not one",
-            advice="write one document" if documents else "the file is empty",
+            advice="write one document" if documents else "it is empty",
         )
     return documents[0]
 
@@ -213,7 +214,7 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        problems = error.errors(include_url=False, include_context=False)
         said = list(dict.fromkeys(_problem(model, dict(problem)) for problem in problems))
         more = f" (and {len(said) - _MAX_PROBLEMS} more)" if len(said) > _MAX_PROBLEMS else ""
         raise ConfigurationError(f"{what}: {'; '.join(said[:_MAX_PROBLEMS])}{more}") from error
@@ -230,7 +231,20 @@ def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{path}: missing"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message}" if path else message
+    return f"{path}: {message}, found {_shown(problem['input'])}" if path else message
+
+
+def _shown(value: Any) -> str:
+    """What stands in the file, short enough for a line."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    kind = "the text" if isinstance(value, str) else "the number"
+    text = repr(value)
+    return f"{kind} {text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + '…'}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -1,0 +1,133 @@
+"""What settings are made of: the base of every settings model and the types of its fields.
+
+Invariant: a value that passed is the domain's own type (``SpiffeId``, ``timedelta``, bytes), so
+that nothing behind the configuration parses text again. Refusals say what a good value looks like.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from sds.errors import SdsError
+from sds.identity import SpiffeId, TrustDomain, parse_dns_name, parse_trust_domain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_Value = TypeVar("_Value")
+
+_DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|d)", re.ASCII)
+_DURATIONS: Final = re.compile(r"(?:\d+(?:ms|s|m|h|d))+", re.ASCII)
+_UNITS: Final = {
+    "ms": timedelta(milliseconds=1),
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+}
+_SIZE: Final = re.compile(r"(\d+)(|B|KiB|MiB|GiB)", re.ASCII)
+_SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_HEX: Final = re.compile(r"(?:[0-9a-f]{2})+", re.ASCII)
+_MAX_DIGITS: Final = 12
+
+
+class Settings(BaseModel):
+    """Base of every model that a configuration file is read into."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def parse_duration(text: str) -> timedelta:
+    """``10s``, ``5m``, ``1h30m``, ``250ms``, ``2d``: numbers with units, added up.
+
+    Raises:
+        ValueError: it is not written so, or not positive.
+    """
+    if not _DURATIONS.fullmatch(text) or len(text) > 4 * _MAX_DIGITS:
+        raise ValueError("expected a duration such as 10s, 5m, 1h30m or 250ms")
+    try:
+        total = sum(
+            (int(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)), timedelta()
+        )
+    except OverflowError:
+        raise ValueError("this duration is longer than any certificate lives") from None
+    if not total:
+        raise ValueError("expected a duration above 0")
+    return total
+
+
+def parse_size(text: str) -> int:
+    """``65536``, ``64KiB``, ``4MiB``: bytes.
+
+    Raises:
+        ValueError: it is not written so, or not positive.
+    """
+    matched = _SIZE.fullmatch(text)
+    if matched is None or len(matched[1]) > _MAX_DIGITS or not int(matched[1]):
+        raise ValueError("expected a size above 0 such as 65536, 64KiB or 4MiB")
+    return int(matched[1]) * _SIZES[matched[2]]
+
+
+def parse_hex(text: str) -> bytes:
+    """Lower-case hexadecimal, two digits a byte.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _HEX.fullmatch(text):
+        raise ValueError("expected lower-case hexadecimal digits, two for each byte")
+    return bytes.fromhex(text)
+
+
+def text_field(parse: Callable[[str], _Value]) -> Callable[[Any], _Value]:
+    """A validator that takes text only and says our errors' words.
+
+    Give it to ``PlainValidator`` where the type is the domain's own.
+    """
+
+    def validate(value: Any) -> _Value:
+        if not isinstance(value, str):
+            raise ValueError("expected text")  # noqa: TRY004  pydantic collects ValueError only
+        try:
+            return parse(value)
+        except SdsError as error:
+            raise ValueError(str(error)) from error
+
+    return validate
+
+
+def _duration(value: Any) -> Any:
+    return value if isinstance(value, timedelta) else text_field(parse_duration)(value)
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return text_field(parse_size)(value)
+    return value
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError("expected a path")
+    return Path(text)
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta(0))]
+"""A positive duration, written as :func:`parse_duration` says."""
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+"""A positive number of bytes, written as a number or as :func:`parse_size` says."""
+HexBytes = Annotated[bytes, PlainValidator(text_field(parse_hex))]
+"""Bytes in lower-case hexadecimal."""
+SpiffeIdField = Annotated[SpiffeId, PlainValidator(text_field(SpiffeId.parse))]
+"""A SPIFFE ID, parsed."""
+TrustDomainField = Annotated[TrustDomain, PlainValidator(text_field(parse_trust_domain))]
+"""A trust domain's name."""
+DnsNameField = Annotated[str, PlainValidator(text_field(parse_dns_name))]
+"""A DNS name that may stand in a certificate."""
+PathField = Annotated[Path, PlainValidator(text_field(_path))]
+"""A path, as written (relative ones count from the working directory)."""

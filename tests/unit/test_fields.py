@@ -1,0 +1,97 @@
+"""The types that settings are made of."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from sds import yamlfile
+from sds.errors import ConfigurationError
+from sds.fields import (
+    DnsNameField,
+    Duration,
+    HexBytes,
+    PathField,
+    Settings,
+    Size,
+    SpiffeIdField,
+    TrustDomainField,
+)
+from sds.identity import KeyType, SpiffeId
+
+
+class Example(Settings):
+    trust_domain: TrustDomainField | None = None
+    spiffe_id: SpiffeIdField | None = None
+    dns_names: tuple[DnsNameField, ...] = ()
+    lifetime: Duration = timedelta(hours=1)
+    limit: Size = 1024
+    folder: PathField = Path("run")
+    digest: HexBytes = b""
+    key_type: KeyType = KeyType.EC_P256
+
+
+def parse(text: str) -> Example:
+    return yamlfile.validate(yamlfile.parse(text, what="x.yaml"), Example, what="x.yaml")
+
+
+def test_values_are_the_domains_own_types() -> None:
+    example = parse(
+        "trust_domain: example.org\nspiffe_id: spiffe://example.org/web\n"
+        "dns_names: [web.example.org]\nlifetime: 1h30m\nlimit: 64KiB\nfolder: /run/sds\n"
+        "digest: 00ff\nkey_type: rsa-2048\n"
+    )
+    assert example.spiffe_id == SpiffeId.parse("spiffe://example.org/web")
+    assert example.dns_names == ("web.example.org",)
+    assert example.lifetime == timedelta(minutes=90)
+    assert (example.limit, example.folder) == (65536, Path("/run/sds"))
+    assert (example.digest, example.key_type) == (b"\x00\xff", KeyType.RSA_2048)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trust_domain: 5", "x.yaml: trust_domain: expected text, found the number 5"),
+        ("trust_domain: A", "trust domain 'A' is not valid"),
+        ("lifetime:", "lifetime: expected text, found nothing"),
+        ("lifetime: 10", "lifetime: expected text, found the number 10"),
+        ("lifetime: 1 hour", "expected a duration such as 10s, 5m, 1h30m or 250ms"),
+        ("limit: 5kb", "limit: expected a size above 0 such as"),
+        ("limit: true", "limit: expected text, found true"),
+        ("limit: 0", "limit: Input should be greater than 0, found the number 0"),
+        ("dns_names: {}", "dns_names: Input should be a valid tuple, found a mapping"),
+        ("dns_names: [a.b, '*.c']", "dns_names[1]: DNS name '*.c' is not valid"),
+        ("key_type: dsa", "key_type: Input should be 'ec-p256', 'ec-p384', 'rsa-2048'"),
+        ("spiffe_id: a/b", "does not start with"),
+        ("digest: 0FF", "digest: expected lower-case hexadecimal"),
+        ("folder: ''", "folder: expected a path, found the text ''"),
+        ("spifeid: 1", "spifeid: unknown field, did you mean spiffe_id?"),
+    ],
+)
+def test_values_that_are_refused_with_place_found_and_expected(text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("10s", 10), ("1h30m", 5400), ("2d", 172800), ("1500ms", 1.5), ("1m1m", 120)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse(f"lifetime: {text}").lifetime == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["0s", "999999999999d", "-1s", "1.5h", "s", "10", "\u0661s"])
+def test_durations_that_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse(f"lifetime: '{text}'")
+
+
+def test_a_long_value_is_cut() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse("limit: " + "9" * 5000 + "x")
+    assert len(str(caught.value)) < 300
