@@ -9,7 +9,6 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from cryptography.x509.verification import PolicyBuilder, Store
 
 from sds.ca.authority import CertificateItem, Issuance, IssuedChain
 from sds.ca.istio import IstioAuthority, IstioSettings
@@ -24,6 +23,7 @@ from sds.errors import (
     ConfigurationError,
 )
 from sds.identity import Identity, SpiffeId
+from sds.pki import verify_svid_chain
 from tests.support import istio_ca
 
 if TYPE_CHECKING:
@@ -113,15 +113,20 @@ async def test_a_chain_that_verifies_for_the_key_that_asked(
         "ed25519": ed25519.Ed25519PrivateKey.generate,
     }
     key = makers[curve]()
-    answer = await ask(settings(endpoint), item(key=key))
+    wanted = item(key=key)
+    answer = await ask(settings(endpoint), wanted)
     leaf = leaf_of(answer.outcomes[0])
-    spki = serialization.PublicFormat.SubjectPublicKeyInfo
-    assert leaf.public_key().public_bytes(
-        serialization.Encoding.DER, spki
-    ) == key.public_key().public_bytes(serialization.Encoding.DER, spki)
     assert len(answer.roots) == 1
-    store = Store([x509.load_der_x509_certificate(root) for root in answer.roots])
-    PolicyBuilder().store(store).build_client_verifier().verify(leaf, [])
+    issued = answer.outcomes[0]
+    assert isinstance(issued, IssuedChain)
+    verified = verify_svid_chain(
+        issued.chain,
+        roots=answer.roots,
+        identity=wanted.identity,
+        public_key=key.public_key(),  # type: ignore[arg-type]  # three of the library's kinds
+        now=SystemClock().now().wall,
+    )
+    assert verified.serial == leaf.serial_number
     lifetime = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     assert dt.timedelta(seconds=3600) <= lifetime <= dt.timedelta(seconds=3725)
 
