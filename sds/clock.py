@@ -28,6 +28,11 @@ class Instant:
     boottime: float
 
 
+def stopwatch() -> float:
+    """Seconds of a clock that only measures how long something took; it decides nothing."""
+    return time.perf_counter()
+
+
 class Clock(Protocol):
     """The port through which the edges read time and wait."""
 

@@ -286,3 +286,26 @@ class ProtocolError(SdsError):
     """A request on an xDS stream breaks the protocol or a limit; subclasses say how."""
 
     reason = "protocol"
+
+
+# --- federation ---------------------------------------------------------------------------------
+
+
+class BundleError(SdsError):
+    """A foreign trust domain's bundle cannot be had; subclasses say why."""
+
+    reason = "bundle"
+
+
+class BundleMalformedError(BundleError):
+    """A bundle document breaks the SPIFFE Trust Domain and Bundle specification, or a bound."""
+
+    reason = "bundle_malformed"
+    retriable = True
+
+
+class BundleUnavailableError(BundleError):
+    """A bundle endpoint cannot be reached, or does not prove to be the one that is meant."""
+
+    reason = "bundle_unavailable"
+    retriable = True

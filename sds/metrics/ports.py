@@ -7,9 +7,9 @@ counted by its ``reason`` and raised on.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
+from sds.clock import stopwatch
 from sds.errors import AuthorityRefusedError, SdsError
 from sds.metrics.families import Reasons
 
@@ -39,7 +39,7 @@ class MeteredAuthority:
         inner: Authority,
         families: AgentFamilies,
         *,
-        timer: Callable[[], float] = time.perf_counter,
+        timer: Callable[[], float] = stopwatch,
     ) -> None:
         """``inner``: who really asks."""
         self._inner = inner
@@ -73,7 +73,7 @@ class MeteredAttester:
         inner: Attester,
         families: ProcessFamilies,
         *,
-        timer: Callable[[], float] = time.perf_counter,
+        timer: Callable[[], float] = stopwatch,
     ) -> None:
         """``inner``: who really attests."""
         self._inner = inner

@@ -9,11 +9,11 @@ push); by identity, at most :data:`MAX_IDENTITIES` samples are exported: those t
 from __future__ import annotations
 
 import heapq
-import time
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import GaugeMetricFamily
 
+from sds.clock import stopwatch
 from sds.identity import Identity
 from sds.secrets.store import SecretStore
 
@@ -38,7 +38,7 @@ class MeteredStore(SecretStore):
         families: AgentFamilies,
         *,
         run_id: str | None = None,
-        timer: Callable[[], float] = time.perf_counter,
+        timer: Callable[[], float] = stopwatch,
     ) -> None:
         """See the class."""
         super().__init__(run_id=run_id)

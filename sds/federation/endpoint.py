@@ -1,0 +1,162 @@
+"""A SPIFFE bundle endpoint, fetched once (SPIFFE Federation, section 5).
+
+Owns both profiles: ``https_web`` (the public web's trust, or a root of the operator's) and
+``https_spiffe`` (an X.509-SVID of a configured SPIFFE ID, under a bundle that is held already).
+Invariants: TLS is always verified, in one of these two ways; nothing is asked for before the
+SPIFFE ID of the peer held; redirects are not followed; an answer is read up to a bound.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from cryptography import x509
+
+from sds.clock import stopwatch
+from sds.errors import BundleUnavailableError, ConfigurationError
+from sds.federation.document import MAX_DOCUMENT_BYTES
+from sds.pki import certificate_pem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sds.identity import SpiffeId
+
+TIMEOUT_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a bundle is fetched and how the server proves itself.
+
+    Attributes:
+        url: ``https://host[:port]/path``.
+        spiffe_id: the server's SPIFFE ID (``https_spiffe``); None for ``https_web``.
+        root: PEM file of roots for ``https_web``; None takes the system's.
+    """
+
+    url: str
+    spiffe_id: SpiffeId | None = None
+    root: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the invariant: an HTTPS URL with a host and without a password."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "https" or not parts.hostname or parts.username is not None:
+            raise ConfigurationError(
+                f"bundle endpoint {self.url!r} is not usable",
+                advice="write it as https://host[:port]/path",
+            )
+
+
+class _Connection(http.client.HTTPSConnection):
+    """HTTPS whose peer is checked before a byte of the request goes out."""
+
+    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext) -> None:
+        parts = urlsplit(endpoint.url)
+        super().__init__(
+            parts.hostname or "", parts.port or 443, timeout=TIMEOUT_SECONDS, context=context
+        )
+        self._expected = endpoint.spiffe_id
+
+    def connect(self) -> None:
+        super().connect()
+        if self._expected is not None:
+            check_peer(self.sock.getpeercert(binary_form=True) or b"", self._expected)
+
+
+def fetch(endpoint: Endpoint, *, roots: Sequence[bytes]) -> bytes:
+    """Fetch the document; blocks at most a few times :data:`TIMEOUT_SECONDS`.
+
+    Args:
+        endpoint: where, and how the server proves itself.
+        roots: DER roots of the trust domain of ``endpoint.spiffe_id``, for ``https_spiffe``.
+
+    Raises:
+        BundleUnavailableError: not reached, TLS does not hold, or another status than 200.
+        ConfigurationError: the root file cannot be used.
+    """
+    connection = _Connection(endpoint, _context(endpoint, roots))
+    parts = urlsplit(endpoint.url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    try:
+        connection.request("GET", target, headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        body = _read(response)
+    except ssl.SSLError as error:
+        raise BundleUnavailableError(
+            f"bundle endpoint {endpoint.url}: TLS does not hold: {error}",
+            advice="check the root, or the bundle that the endpoint's SPIFFE ID is verified under",
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise BundleUnavailableError(
+            f"bundle endpoint {endpoint.url} cannot be reached: {error or type(error).__name__}"
+        ) from error
+    finally:
+        connection.close()
+    if response.status != http.client.OK:
+        raise BundleUnavailableError(
+            f"bundle endpoint {endpoint.url} answered {response.status} {response.reason}",
+            advice="redirects are not followed: configure the last URL",
+        )
+    return body
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """The body, up to the bound of its size, in bounded time however slowly it comes."""
+    started = stopwatch()
+    body = bytearray()
+    while len(body) <= MAX_DOCUMENT_BYTES and (part := response.read1(65536)):
+        body += part
+        if stopwatch() - started > TIMEOUT_SECONDS:
+            raise TimeoutError("the answer comes too slowly")
+    return bytes(body)
+
+
+def check_peer(der: bytes, expected: SpiffeId) -> None:
+    """The certificate is an X.509-SVID leaf of exactly this SPIFFE ID (X.509-SVID, 2 and 5.2).
+
+    Raises:
+        BundleUnavailableError: it is not.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        found = names.value.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.ExtensionNotFound):
+        found = []
+    if found != [str(expected)]:
+        raise BundleUnavailableError(
+            f"the bundle endpoint's certificate is for {', '.join(found) or 'no SPIFFE ID'}, "
+            f"not {expected}",
+            advice="check endpoint_spiffe_id",
+        )
+
+
+def _context(endpoint: Endpoint, roots: Sequence[bytes]) -> ssl.SSLContext:
+    if endpoint.spiffe_id is None:
+        if endpoint.root is None:
+            return ssl.create_default_context()
+        try:
+            return ssl.create_default_context(cafile=str(endpoint.root))
+        except OSError as error:
+            raise ConfigurationError(
+                f"root {endpoint.root} of bundle endpoint {endpoint.url} cannot be used: {error}"
+            ) from error
+    if not roots:
+        raise BundleUnavailableError(
+            f"no bundle of {endpoint.spiffe_id.trust_domain} is held, under which bundle endpoint "
+            f"{endpoint.url} could be verified",
+            advice="give an initial bundle",
+        )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # The peer is named by its SPIFFE ID (check_peer), never by a DNS name.
+    context.check_hostname = False
+    context.load_verify_locations(cadata=certificate_pem(roots).decode())
+    return context

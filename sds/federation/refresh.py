@@ -1,0 +1,231 @@
+"""Keeps the store's foreign bundles fresh: one task a trust domain.
+
+Owns when each is fetched again and what an answer means. Decisions are pure functions; the task
+is thin. Invariants: a failed fetch keeps the last good bundle and is told to the observer; an
+empty bundle, or a source that is no longer configured, withdraws it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.errors import BundleError, BundleUnavailableError, CertificateError, ConfigurationError
+from sds.federation import document, endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+    from pathlib import Path
+
+    from sds.clock import Clock
+    from sds.errors import SdsError
+    from sds.federation.document import BundleDocument
+    from sds.federation.endpoint import Endpoint
+    from sds.identity import TrustDomain
+    from sds.secrets.store import SecretStore
+
+_LOGGER = logging.getLogger(__name__)
+DEFAULT_REFRESH: Final = timedelta(minutes=5)  # SPIFFE Federation, section 5.1.4
+FILE_REFRESH: Final = timedelta(seconds=5)
+_SOONEST: Final = timedelta(seconds=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSource:
+    """Where one foreign trust domain's bundle comes from.
+
+    Attributes:
+        trust_domain: whose bundle it is.
+        endpoint: a bundle endpoint; None where only ``file`` is given.
+        file: a bundle document or PEM roots: the bundle itself, or with ``https_spiffe`` the
+            first bundle under which the endpoint is verified.
+        roots: roots that came otherwise (from a signed policy), in DER.
+        refresh: how often to look; None takes the publisher's hint, else five minutes.
+    """
+
+    trust_domain: TrustDomain
+    endpoint: Endpoint | None = None
+    file: Path | None = None
+    roots: tuple[bytes, ...] = ()
+    refresh: timedelta | None = None
+
+
+class FederationObserver(Protocol):
+    """Hears how fetches went (metrics)."""
+
+    def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
+        """A bundle was fetched and held."""
+        ...
+
+    def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
+        """A fetch failed; the last good bundle stays."""
+        ...
+
+
+def next_wait(
+    source: BundleSource, *, hint: timedelta | None, failures: int, jitter: float
+) -> timedelta:
+    """How long to wait before the next fetch.
+
+    Args:
+        source: whose turn it is.
+        hint: the publisher's refresh hint.
+        failures: fetches that failed since the last good one.
+        jitter: drawn from 0 to 1; full jitter over the second half of a retry's wait.
+    """
+    default = FILE_REFRESH if source.endpoint is None else DEFAULT_REFRESH
+    regular = max(_SOONEST, source.refresh or hint or default)
+    if failures == 0:
+        return regular
+    backoff = min(timedelta(seconds=2.0 ** min(failures, 16)), regular)
+    return max(_SOONEST, backoff * (0.5 + jitter / 2))
+
+
+class Federation:
+    """See the module. ``run`` lives as long as its agent."""
+
+    def __init__(
+        self,
+        store: SecretStore,
+        sources: Iterable[BundleSource],
+        *,
+        own: TrustDomain,
+        clock: Clock,
+        observer: FederationObserver,
+        random: Random,
+    ) -> None:
+        """``own``: our trust domain, which no source may name."""
+        self._store = store
+        self._own = own
+        self._clock = clock
+        self._observer = observer
+        self._random = random
+        self._sources = self._checked(sources)
+        self._tasks: dict[TrustDomain, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Keep every bundle fresh until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                for source in self._sources.values():
+                    self._start(source)
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
+
+    def replace(self, sources: Iterable[BundleSource]) -> None:
+        """Use these sources from now on (the policy changed); what is gone is withdrawn.
+
+        Raises:
+            ConfigurationError: a source names our own trust domain, or one stands there twice.
+        """
+        new = self._checked(sources)
+        old, self._sources = self._sources, new
+        for trust_domain, source in old.items():
+            if new.get(trust_domain) != source:
+                task = self._tasks.pop(trust_domain, None)
+                if task is not None:
+                    task.cancel()
+                if trust_domain not in new:
+                    self._store.withdraw_bundle(trust_domain)
+                    _LOGGER.info("federation ended", extra={"trust_domain": trust_domain})
+        if self._group is not None:
+            for trust_domain, source in new.items():
+                if old.get(trust_domain) != source:
+                    self._start(source)
+
+    def _checked(self, sources: Iterable[BundleSource]) -> dict[TrustDomain, BundleSource]:
+        checked: dict[TrustDomain, BundleSource] = {}
+        for source in sources:
+            if source.trust_domain == self._own:
+                raise ConfigurationError(
+                    f"federation names our own trust domain {self._own}",
+                    advice="the own bundle comes from the authority; take this entry out",
+                )
+            if source.trust_domain in checked:
+                raise ConfigurationError(f"federation names {source.trust_domain} twice")
+            checked[source.trust_domain] = source
+        return checked
+
+    def _start(self, source: BundleSource) -> None:
+        if self._group is not None:
+            self._tasks[source.trust_domain] = self._group.create_task(
+                self._keep(source), name=f"federation {source.trust_domain}"
+            )
+
+    async def _keep(self, source: BundleSource) -> None:
+        failures = 0
+        hint: timedelta | None = None
+        while True:
+            try:
+                bundle = await self._load(source)
+            except (BundleError, CertificateError, ConfigurationError) as error:
+                failures += 1
+                self._observer.failed(source.trust_domain, error)
+                _LOGGER.warning(
+                    "bundle not refreshed: %s",
+                    error,
+                    extra={"trust_domain": source.trust_domain, "reason": error.reason},
+                )
+            else:
+                failures, hint = 0, bundle.refresh_hint
+                self._apply(source.trust_domain, bundle)
+            wait = next_wait(source, hint=hint, failures=failures, jitter=self._random.random())
+            await self._clock.sleep(wait.total_seconds())
+
+    async def _load(self, source: BundleSource) -> BundleDocument:
+        given = source.roots
+        if source.file is not None:
+            content = await asyncio.to_thread(_read, source.file)
+            given = document.parse(content, where=str(source.file)).roots
+        if source.endpoint is None:
+            return document.BundleDocument(roots=given)
+        content = await asyncio.to_thread(
+            endpoint.fetch, source.endpoint, roots=self._anchors(source, given)
+        )
+        return document.parse(content, where=source.endpoint.url)
+
+    def _anchors(self, source: BundleSource, given: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """Roots under which an ``https_spiffe`` endpoint is verified: held ones, else given."""
+        server = source.endpoint.spiffe_id if source.endpoint is not None else None
+        held = self._store.bundle(server.trust_domain) if server is not None else None
+        return held.bundle.roots if held is not None else given
+
+    def _apply(self, trust_domain: TrustDomain, bundle: BundleDocument) -> None:
+        before = self._store.bundle(trust_domain)
+        if bundle.roots:
+            version = self._store.put_bundle(trust_domain, bundle.roots)
+            changed = before is None or before.version != version
+        else:
+            self._store.withdraw_bundle(trust_domain)
+            changed = before is not None
+        self._observer.refreshed(trust_domain, at=self._clock.now().wall)
+        if changed:
+            _LOGGER.info(
+                "bundle changed",
+                extra={"trust_domain": trust_domain, "roots": len(bundle.roots)},
+            )
+
+
+class Random(Protocol):
+    """Draws jitter."""
+
+    def random(self) -> float:
+        """A number of at least 0 and less than 1."""
+        ...
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(document.MAX_DOCUMENT_BYTES + 1)
+    except OSError as error:
+        raise BundleUnavailableError(
+            f"bundle file {path} cannot be read: {error.strerror}"
+        ) from error

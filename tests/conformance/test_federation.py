@@ -1,0 +1,274 @@
+"""Bundles of other trust domains, over real TLS, into a real store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError, SdsError
+from sds.federation import document
+from sds.federation.endpoint import Endpoint
+from sds.federation.refresh import BundleSource, Federation, next_wait
+from sds.federation.serve import bundle_handler
+from sds.identity import SpiffeId, TrustDomain
+from sds.pki import certificate_der
+from sds.secrets.store import Change, SecretStore
+from tests.support.istio_ca import Issuer, _leaf
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
+    from pathlib import Path
+
+THEIRS = TrustDomain("theirs.test")
+OURS = TrustDomain("ours.test")
+SERVER = SpiffeId.parse("spiffe://theirs.test/bundle")
+
+
+class Observer:
+    def __init__(self) -> None:
+        self.failures: list[SdsError] = []
+        self.good = 0
+        self.changed = asyncio.Event()
+
+    def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
+        self.good += 1
+        self.changed.set()
+
+    def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
+        self.failures.append(error)
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Half:
+    def random(self) -> float:
+        return 0.5
+
+
+class Peer:
+    """A foreign trust domain: its roots, its bundle endpoint over TLS."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = Issuer.make("theirs")
+        self.store = SecretStore()
+        self.port = 0
+        self.status = 200
+        self.publish(self.root)
+
+    def publish(self, *roots: Issuer) -> None:
+        self.store.put_bundle(THEIRS, [certificate_der(root.certificate) for root in roots])
+
+    @contextlib.asynccontextmanager
+    async def serving(self, names: list[x509.GeneralName]) -> AsyncIterator[str]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem = self.folder / "peer.pem"
+        pem.write_text(
+            _leaf(self.root, key.public_key(), names, timedelta(hours=1))
+            + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+        )
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(pem)
+        (self.folder / "root.pem").write_text(self.root.pem)
+        answer = bundle_handler(self.store, THEIRS, refresh_hint=timedelta(seconds=1))
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            return await answer(request) if self.status == 200 else web.Response(status=self.status)
+
+        application = web.Application()
+        application.router.add_get("/bundle", handler)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+            self.port = runner.addresses[0][1]
+            yield f"https://localhost:{self.port}/bundle"
+        finally:
+            await runner.cleanup()
+
+
+@pytest.fixture
+def peer(tmp_path: Path) -> Peer:
+    return Peer(tmp_path)
+
+
+@contextlib.asynccontextmanager
+async def federating(
+    *sources: BundleSource,
+) -> AsyncIterator[tuple[SecretStore, Observer, Federation]]:
+    store, observer = SecretStore(), Observer()
+
+    def changed(change: Change) -> None:
+        observer.changed.set()
+
+    store.listen(changed)
+    federation = Federation(
+        store, sources, own=OURS, clock=SystemClock(), observer=observer, random=Half()
+    )
+    task = asyncio.create_task(federation.run())
+    try:
+        yield store, observer, federation
+        assert not task.done(), task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def roots(store: SecretStore) -> tuple[bytes, ...]:
+    stored = store.bundle(THEIRS)
+    return () if stored is None else stored.bundle.roots
+
+
+DNS: list[x509.GeneralName] = [x509.DNSName("localhost")]
+SPIFFE: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(SERVER))]
+
+
+@pytest.mark.parametrize("profile", ["https_web", "https_spiffe"])
+async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
+    peer: Peer, tmp_path: Path, profile: str
+) -> None:
+    web_profile = profile == "https_web"
+    async with peer.serving(DNS if web_profile else SPIFFE) as url:
+        source = BundleSource(
+            trust_domain=THEIRS,
+            endpoint=Endpoint(url=url, root=tmp_path / "root.pem")
+            if web_profile
+            else Endpoint(url=url, spiffe_id=SERVER),
+            file=None if web_profile else tmp_path / "root.pem",
+        )
+        async with federating(source) as (store, observer, federation):
+            one = (certificate_der(peer.root.certificate),)
+            await observer.until(lambda: roots(store) == one)
+            peer.publish(peer.root, Issuer.make("next"))
+            await observer.until(lambda: len(roots(store)) == 2)
+            peer.status = 500
+            await observer.until(lambda: bool(observer.failures))
+            assert "answered 500" in str(observer.failures[0])
+            assert len(roots(store)) == 2
+            peer.status = 200
+            peer.publish(peer.root)
+            await observer.until(lambda: roots(store) == one)
+            federation.replace([])
+            assert roots(store) == ()
+
+
+async def test_an_empty_bundle_withdraws_it(peer: Peer, tmp_path: Path) -> None:
+    async with peer.serving(DNS) as url:
+        endpoint = Endpoint(url=url, root=tmp_path / "root.pem")
+        source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
+        async with federating(source) as (store, observer, _):
+            await observer.until(lambda: len(roots(store)) == 1)
+            peer.publish()
+            await observer.until(lambda: roots(store) == ())
+
+
+@pytest.mark.parametrize(
+    ("names", "spiffe_id", "text"),
+    [
+        (DNS, SERVER, "is for no SPIFFE ID, not spiffe://theirs.test/bundle"),
+        (
+            SPIFFE,
+            SpiffeId.parse("spiffe://theirs.test/other"),
+            "is for spiffe://theirs.test/bundle",
+        ),
+        ([*SPIFFE, x509.UniformResourceIdentifier("spiffe://theirs.test/b")], SERVER, "is for"),
+        ([x509.DNSName("elsewhere")], None, "TLS does not hold"),
+    ],
+)
+async def test_an_endpoint_that_is_somebody_else_gives_nothing(
+    peer: Peer, tmp_path: Path, names: list[x509.GeneralName], spiffe_id: SpiffeId, text: str
+) -> None:
+    async with peer.serving(names) as url:
+        web_root = None if spiffe_id else tmp_path / "root.pem"
+        source = BundleSource(
+            trust_domain=THEIRS,
+            endpoint=Endpoint(url=url, spiffe_id=spiffe_id, root=web_root),
+            file=tmp_path / "root.pem",
+        )
+        async with federating(source) as (store, observer, _):
+            await observer.until(lambda: bool(observer.failures))
+            assert text in str(observer.failures[0])
+            assert roots(store) == ()
+
+
+async def test_the_web_s_roots_and_a_foreign_root_do_not_help(peer: Peer, tmp_path: Path) -> None:
+    other = tmp_path / "other.pem"
+    other.write_text(Issuer.make("other").pem)
+    async with peer.serving(DNS) as url:
+        for endpoint in (Endpoint(url=url), Endpoint(url=url, root=other)):
+            source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
+            async with federating(source) as (_, observer, _federation):
+                await observer.until(lambda o=observer: bool(o.failures))  # type: ignore[misc]  # bound now
+                assert "TLS does not hold" in str(observer.failures[0])
+
+
+async def test_a_file_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.json"
+    source = BundleSource(trust_domain=THEIRS, file=path, refresh=timedelta(seconds=1))
+    async with federating(source) as (store, observer, _):
+        await observer.until(lambda: bool(observer.failures))
+        assert "cannot be read" in str(observer.failures[0])
+        path.write_bytes(document.render([certificate_der(Issuer.make("a").certificate)]))
+        await observer.until(lambda: len(roots(store)) == 1)
+        path.write_text("garbage")
+        count = len(observer.failures)
+        await observer.until(lambda: len(observer.failures) > count)
+        assert len(roots(store)) == 1
+
+
+def test_our_own_trust_domain_and_doubles_are_refused() -> None:
+    def make(*names: str) -> Federation:
+        sources = [BundleSource(trust_domain=TrustDomain(name)) for name in names]
+        return Federation(
+            SecretStore(),
+            sources,
+            own=OURS,
+            clock=SystemClock(),
+            observer=Observer(),
+            random=Half(),
+        )
+
+    with pytest.raises(ConfigurationError, match="our own trust domain"):
+        make("ours.test")
+    with pytest.raises(ConfigurationError, match="twice"):
+        make("a.test", "a.test")
+
+
+@pytest.mark.parametrize("url", ["http://a/b", "https:///b", "https://u:p@a/b", "spiffe://a"])
+def test_an_endpoint_is_an_https_url(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not usable"):
+        Endpoint(url=url)
+
+
+def test_waits() -> None:
+    endpoint = Endpoint(url="https://a/b")
+    source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
+    second, minute = timedelta(seconds=1), timedelta(minutes=1)
+    assert next_wait(source, hint=None, failures=0, jitter=0) == 5 * minute
+    assert next_wait(source, hint=minute, failures=0, jitter=0) == minute
+    assert next_wait(source, hint=timedelta(0), failures=0, jitter=0) == 5 * minute
+    assert next_wait(source, hint=timedelta(milliseconds=1), failures=0, jitter=0) == second
+    assert next_wait(source, hint=None, failures=1, jitter=1) == 2 * second
+    assert next_wait(source, hint=None, failures=3, jitter=0) == 4 * second
+    assert next_wait(source, hint=None, failures=99, jitter=1) == 5 * minute

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import base64
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from sds.errors import BundleMalformedError, CertificateError
+from sds.federation import document
+from sds.pki import certificate_der, certificate_pem
+from tests.support.istio_ca import Issuer, _leaf
+
+ROOTS = tuple(sorted(certificate_der(Issuer.make(name).certificate) for name in "abc"))
+
+
+def entry(root: bytes = ROOTS[0], **over: Any) -> dict[str, Any]:
+    value = {"kty": "EC", "use": "x509-svid", "x5c": [base64.b64encode(root).decode()]} | over
+    return {name: part for name, part in value.items() if part is not None}
+
+
+def bundle(*entries: object, **over: Any) -> bytes:
+    return json.dumps({"keys": list(entries)} | over).encode()
+
+
+def test_what_is_written_is_read_again() -> None:
+    written = document.render(reversed(ROOTS), sequence=7, refresh_hint=timedelta(minutes=2))
+    read = document.parse(written, where="here")
+    assert read.roots == ROOTS
+    assert (read.sequence, read.refresh_hint) == (7, timedelta(minutes=2))
+    assert written == document.render(ROOTS, sequence=7, refresh_hint=timedelta(minutes=2))
+
+
+@pytest.mark.parametrize("kind", ["ec-p256", "ec-p384", "rsa", "ed25519"])
+def test_every_kind_of_root_key_has_its_jwk(kind: str) -> None:
+    key: Any = {
+        "ec-p256": lambda: ec.generate_private_key(ec.SECP256R1()),
+        "ec-p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "rsa": lambda: rsa.generate_private_key(65537, 2048),
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+    }[kind]()
+    # A certificate over this key; what signed it does not matter here.
+    pem = _leaf(Issuer.make("x"), key.public_key(), [x509.DNSName("a")], timedelta(hours=1))
+    der = certificate_der(x509.load_pem_x509_certificate(pem.encode()))
+    (jwk,) = json.loads(document.render([der]))["keys"]
+    assert jwk["use"] == "x509-svid"
+    assert jwk["kty"] == {"e": "EC", "r": "RSA"}.get(kind[0] if kind != "ed25519" else "o", "OKP")
+    assert base64.b64decode(jwk["x5c"][0]) == der
+    assert not {"d", "p", "q"} & set(jwk)
+
+
+def test_entries_of_other_uses_are_ignored() -> None:
+    content = bundle(entry(use="jwt-svid"), entry(use=None), "text", entry(ROOTS[1]))
+    assert document.parse(content, where="here").roots == (ROOTS[1],)
+
+
+def test_pem_is_taken_too_and_no_keys_is_an_empty_bundle() -> None:
+    assert document.parse(certificate_pem(ROOTS), where="here").roots == ROOTS
+    assert document.parse(bundle(), where="here").roots == ()
+
+
+LEAF = _leaf(
+    Issuer.make("x"),
+    ec.generate_private_key(ec.SECP256R1()).public_key(),
+    [x509.DNSName("a")],
+    timedelta(hours=1),
+)
+LEAF_DER = certificate_der(x509.load_pem_x509_certificate(LEAF.encode()))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "no JSON"),
+        (b"\xff", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"[]", "no list 'keys'"),
+        (b'{"keys": {}}', "no list 'keys'"),
+        (bundle(entry(x5c=None)), r"keys\[0\]: 'x5c' does not hold exactly one"),
+        (bundle(entry(), entry(x5c=["a", "b"])), r"keys\[1\]"),
+        (bundle(entry(x5c=["!"])), "holds no certificate"),
+        (bundle(entry(x5c=["AAAA"])), "holds no certificate"),
+        (bundle(entry(LEAF_DER)), "no certificate authority"),
+        (bundle(spiffe_sequence="1"), "spiffe_sequence"),
+        (bundle(spiffe_refresh_hint=-1), "spiffe_refresh_hint"),
+        (bundle(spiffe_refresh_hint=True), "spiffe_refresh_hint"),
+        (b" " * (document.MAX_DOCUMENT_BYTES + 1), "larger"),
+    ],
+)
+def test_a_bad_document_is_refused(content: bytes, text: str) -> None:
+    with pytest.raises(BundleMalformedError, match=text):
+        document.parse(content, where="here")
+
+
+def test_a_bad_pem_file_is_refused() -> None:
+    with pytest.raises(CertificateError):
+        document.parse(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", where="x")
