@@ -206,6 +206,74 @@ class PolicyError(SdsError):
     reason = "policy"
 
 
+class PolicyMalformedError(PolicyError):
+    """A signed policy that is not what its format says (envelope, payload type, document)."""
+
+    reason = "policy_malformed"
+
+
+class PolicyUnsignedError(PolicyError):
+    """A policy without any signature by a trusted key."""
+
+    reason = "policy_unsigned"
+
+
+class PolicyThresholdError(PolicyError):
+    """A policy signed by fewer distinct trusted keys than are demanded."""
+
+    reason = "policy_below_threshold"
+
+
+class PolicyTrustDomainError(PolicyError):
+    """A policy for another trust domain."""
+
+    reason = "policy_trust_domain"
+
+
+class PolicyNotYetValidError(PolicyError):
+    """A policy whose ``not_before`` has not come; it can be offered again then."""
+
+    reason = "policy_not_yet_valid"
+    retriable = True
+
+
+class PolicyExpiredError(PolicyError):
+    """A policy whose ``not_after`` has passed."""
+
+    reason = "policy_expired"
+
+
+class PolicyRollbackError(PolicyError):
+    """A policy whose epoch is lower than one that was already seen."""
+
+    reason = "policy_epoch_lower"
+
+
+class PolicyConflictError(PolicyError):
+    """A policy of the epoch already seen, with other content."""
+
+    reason = "policy_epoch_conflict"
+
+
+class PolicyAbsentError(PolicyError):
+    """No policy is in force, so nothing is allowed until one is."""
+
+    reason = "policy_absent"
+    retriable = True
+
+
+class PolicyDeniedError(PolicyError):
+    """The policy in force does not allow what was asked for."""
+
+    reason = "policy_denied"
+
+
+class SigningError(PolicyError):
+    """A signing key or an external signer did not give a signature that holds."""
+
+    reason = "policy_signing"
+
+
 # --- workloads ----------------------------------------------------------------------------------
 
 

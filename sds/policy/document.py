@@ -1,0 +1,357 @@
+"""The policy document: what its author writes, as typed and checked data.
+
+Owns the model, and through it the JSON Schema in ``docs/policy.schema.json``. Invariants: an
+unknown field is an error; times are aware; every name and pattern is valid; everything here is
+what the author wrote, nothing is decided (:mod:`sds.policy.decision` does that) and nothing says
+that it was signed (:mod:`sds.policy.trust` does that).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StrictInt,
+    WithJsonSchema,
+    model_validator,
+)
+
+from sds.attestation.evidence import EvidenceKind  # noqa: TC001  pydantic reads annotations
+from sds.errors import ConfigurationError, IdentityError
+from sds.identity import KeyType, SpiffeId, TrustDomain, parse_trust_domain
+from sds.policy.pattern import (
+    Glob,
+    format_dns_pattern,
+    format_spiffe_pattern,
+    parse_dns_pattern,
+    parse_spiffe_pattern,
+)
+from sds.policy.signature import TrustedKeys, verification_key
+from sds.workload.mapping import Matching, WorkloadRule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MAX_EPOCH: Final = 2**63 - 1
+_DURATION: Final = re.compile(r"(?P<number>[0-9]{1,9})(?P<unit>[smhd])", re.ASCII)
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST: Final = timedelta(days=366)
+
+
+def _parser(parse: Callable[[str], Any]) -> Callable[[object], Any]:
+    """``parse`` as a pydantic validator: only of text, our errors as ValueError."""
+
+    def validate(value: object) -> Any:
+        if not isinstance(value, str):
+            raise ValueError("write it as text, in quotes where YAML takes it for something else")  # noqa: TRY004  pydantic reports ValueError
+        try:
+            return parse(value)
+        except IdentityError as error:
+            raise ValueError(str(error)) from error
+
+    return validate
+
+
+def parse_duration(value: object) -> timedelta:
+    """A duration: whole seconds, or a number with ``s``, ``m``, ``h`` or ``d``.
+
+    Raises:
+        ValueError: not such a duration, not positive, or above 366 days.
+    """
+    duration: timedelta | None = None
+    if isinstance(value, timedelta):
+        duration = value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        duration = timedelta(seconds=value) if value <= _LONGEST.total_seconds() else None
+    elif isinstance(value, str) and (match := _DURATION.fullmatch(value)):
+        seconds = int(match["number"]) * _UNITS[match["unit"]]
+        duration = timedelta(seconds=seconds) if seconds <= _LONGEST.total_seconds() else None
+    if duration is None or not timedelta(0) < duration <= _LONGEST:
+        raise ValueError(f"{value!r} is no duration: write seconds, or 30s, 15m, 1h, 7d (at most)")
+    return duration
+
+
+def format_duration(duration: timedelta) -> str:
+    """The duration as :func:`parse_duration` reads it, in the largest unit that fits."""
+    seconds = int(duration.total_seconds())
+    for unit in "dhm":
+        if seconds % _UNITS[unit] == 0:
+            return f"{seconds // _UNITS[unit]}{unit}"
+    return f"{seconds}s"
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
+
+Duration = Annotated[
+    timedelta,
+    PlainValidator(parse_duration),
+    PlainSerializer(format_duration),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": "^[0-9]{1,9}[smhd]$"},
+            ],
+            "description": "seconds, or a number with s, m, h or d",
+        }
+    ),
+]
+SpiffePattern = Annotated[
+    Glob,
+    PlainValidator(_parser(parse_spiffe_pattern)),
+    PlainSerializer(format_spiffe_pattern),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^spiffe://[a-z0-9._-]+(/.*)?$",
+            "description": "SPIFFE ID; * for (the rest of) one segment, ** at the end for more",
+        }
+    ),
+]
+DnsPattern = Annotated[
+    Glob,
+    PlainValidator(_parser(parse_dns_pattern)),
+    PlainSerializer(format_dns_pattern),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "DNS name; * for (the rest of) one label, ** at the start for more",
+        }
+    ),
+]
+SpiffeIdField = Annotated[
+    SpiffeId,
+    PlainValidator(_parser(SpiffeId.parse)),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "pattern": "^spiffe://"}),
+]
+TrustDomainField = Annotated[
+    TrustDomain,
+    PlainValidator(_parser(parse_trust_domain)),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z0-9._-]{1,255}$"}),
+]
+Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$")]
+Measurement = Annotated[
+    str,
+    Field(pattern=r"^[0-9a-f]{96}$"),
+]
+
+
+def _listed(value: object) -> object:
+    """One pattern may be written without a list."""
+    return [value] if isinstance(value, str) else value
+
+
+Patterns = Annotated[list[SpiffePattern], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class SignerKey(_Model):
+    """One who may sign the next epochs."""
+
+    name: Name
+    public_key: Annotated[str, Field(description="Ed25519, P-256 or P-384, PEM")]
+
+
+class Signers(_Model):
+    """Who must sign the epochs after this one. This one must be signed by them too."""
+
+    threshold: Annotated[StrictInt, Field(ge=1)]
+    keys: Annotated[list[SignerKey], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        self.trusted()
+        return self
+
+    def trusted(self) -> TrustedKeys:
+        """The keys as verification takes them."""
+        try:
+            return TrustedKeys(
+                keys=tuple(verification_key(key.public_key, name=key.name) for key in self.keys),
+                threshold=self.threshold,
+            )
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+
+
+class Grant(_Model):
+    """Identities that a group of nodes may ask for, and what their certificates may hold.
+
+    Attributes:
+        spiffe_ids: patterns of the SPIFFE IDs.
+        dns_names: patterns of the DNS names; none where empty.
+        max_lifetime: longest lifetime; a longer one that is asked for is cut to it.
+        key_types: kinds of key; those of the policy's ``limits`` where empty.
+    """
+
+    spiffe_ids: Patterns
+    dns_names: list[DnsPattern] = []
+    max_lifetime: Duration | None = None
+    key_types: list[KeyType] = []
+
+
+class NodeGroup(_Model):
+    """Nodes that are treated alike, recognised by verified evidence. All conditions must hold.
+
+    Attributes:
+        name: names the group in logs, records and explanations.
+        kinds: kinds of evidence; any where empty.
+        measurements: launch measurements (SEV-SNP MEASUREMENT, TDX MRTD), lower-case hex; any
+            that the reference values accept where empty.
+        nodes: node names (``*`` at the end allowed), for evidence that names a node.
+        attributes: claim to value or values (``*`` at the end allowed), by the names of
+            docs/attestation.md.
+        grants: what they may ask for.
+    """
+
+    name: Name
+    kinds: list[EvidenceKind] = []
+    measurements: list[Measurement] = []
+    nodes: list[str] = []
+    attributes: dict[str, list[str]] = {}
+    grants: Annotated[list[Grant], Field(min_length=1)]
+
+
+class Limits(_Model):
+    """What holds for every certificate.
+
+    Attributes:
+        max_lifetime: longest lifetime.
+        key_types: kinds of key.
+    """
+
+    max_lifetime: Duration = timedelta(hours=24)
+    key_types: list[KeyType] = list(KeyType)
+
+
+class BundleEndpoint(_Model):
+    """Where another trust domain serves its bundle (SPIFFE Federation, section 5)."""
+
+    url: Annotated[str, Field(pattern=r"^https://[^\s]+$")]
+    profile: Literal["https_web", "https_spiffe"] = "https_web"
+    endpoint_spiffe_id: SpiffeIdField | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.profile == "https_spiffe") != (self.endpoint_spiffe_id is not None):
+            raise ValueError("endpoint_spiffe_id is needed with https_spiffe, and only there")
+        return self
+
+
+class FederatedDomain(_Model):
+    """Another trust domain whose identities are known here.
+
+    Attributes:
+        trust_domain: its name.
+        roots: its root certificates, PEM; they are what is trusted where no endpoint is named,
+            and how an https_spiffe endpoint is recognised the first time.
+        endpoint: where to fetch newer bundles.
+    """
+
+    trust_domain: TrustDomainField
+    roots: list[Annotated[str, Field(pattern="-----BEGIN CERTIFICATE-----")]] = []
+    endpoint: BundleEndpoint | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.roots and self.endpoint is None:
+            raise ValueError("roots or an endpoint are needed")
+        if self.endpoint is not None and self.endpoint.profile == "https_spiffe" and not self.roots:
+            raise ValueError("an https_spiffe endpoint needs roots to begin with")
+        return self
+
+
+class AllowRule(_Model):
+    """Who (``from``) may open connections to whom (``to``): any of these to any of those."""
+
+    from_: Annotated[Patterns, Field(alias="from")]
+    to: Patterns
+
+
+class PolicyDocument(_Model):
+    """One epoch of the policy of one trust domain.
+
+    Attributes:
+        version: of this format.
+        trust_domain: for which it is.
+        epoch: rises with every change; a lower one is never accepted after a higher one.
+        not_before: before this moment it is refused.
+        not_after: from this moment on it is no longer in force, and nothing is allowed.
+        description: for people.
+        signers: who must sign the epochs after this one; unchanged where absent.
+        nodes: which nodes may ask for which identities.
+        matching: whether the first workload rule that matches decides, or all of them.
+        workloads: which callers on a node's socket have which identities.
+        limits: what holds for every certificate.
+        services: names for sets of identities, as ``outbound:<service>`` asks for them.
+        federation: other trust domains.
+        allow: who may talk to whom; nobody else may.
+    """
+
+    version: Literal[1]
+    trust_domain: TrustDomainField
+    epoch: Annotated[StrictInt, Field(ge=1, le=_MAX_EPOCH)]
+    not_before: Moment
+    not_after: Moment
+    description: str = ""
+    signers: Signers | None = None
+    nodes: list[NodeGroup] = []
+    matching: Matching = Matching.FIRST
+    workloads: list[WorkloadRule] = []
+    limits: Limits = Limits()
+    services: dict[Name, Patterns] = {}
+    federation: list[FederatedDomain] = []
+    allow: list[AllowRule] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.not_after <= self.not_before:
+            raise ValueError("not_after is not later than not_before")
+        for what, names in (
+            ("nodes", [group.name for group in self.nodes]),
+            ("workloads", [rule.name for rule in self.workloads]),
+            ("federation", [domain.trust_domain for domain in self.federation]),
+        ):
+            seen: set[str] = set()
+            for name in names:
+                if name in seen:
+                    raise ValueError(f"{what} holds {name!r} twice")
+                seen.add(name)
+        if self.trust_domain in {domain.trust_domain for domain in self.federation}:
+            raise ValueError("federation holds the policy's own trust domain")
+        for group in self.nodes:
+            for grant in group.grants:
+                for glob in grant.spiffe_ids:
+                    if glob.parts[0] != self.trust_domain:
+                        raise ValueError(
+                            f"nodes: {group.name} may not ask for {format_spiffe_pattern(glob)}: "
+                            f"it is not in {self.trust_domain}"
+                        )
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the document, for editors."""
+    schema = PolicyDocument.model_json_schema(by_alias=True)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "attested-sds policy",
+        **{key: value for key, value in schema.items() if key != "title"},
+    }

@@ -1,0 +1,169 @@
+"""Every check of :mod:`sds.policy.trust`, run as far as possible, for people.
+
+Owns the list that ``sds policy verify`` prints. Invariants: the same functions check here and in
+enforcement; a document that no threshold of trusted people signed is not parsed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import PolicyError, PolicyRollbackError
+from sds.policy.signature import TrustedKeys, check_signatures, parse_envelope
+from sds.policy.source import parse_payload
+from sds.policy.trust import (
+    Epoch,
+    check_next_signers,
+    check_trust_domain,
+    check_window,
+    make_policy,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sds.identity import TrustDomain
+    from sds.policy.document import PolicyDocument
+    from sds.policy.signature import SignedEnvelope, SignedPolicy
+    from sds.policy.trust import Policy
+
+CHECKS: Final = (
+    "envelope",
+    "signature",
+    "threshold",
+    "document",
+    "trust_domain",
+    "next_signers",
+    "epoch",
+    "window",
+)
+"""Names of the checks, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """The outcome of one check.
+
+    Attributes:
+        name: one of :data:`CHECKS`.
+        error: why it failed, or None.
+        found: what was found, in words.
+    """
+
+    name: str
+    error: PolicyError | None
+    found: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demands:
+    """What a signed policy is checked against.
+
+    Attributes:
+        trusted: keys and threshold.
+        trust_domain: which it must be for; any where None.
+        min_epoch: the lowest epoch that is accepted.
+        now: aware.
+    """
+
+    trusted: TrustedKeys
+    trust_domain: TrustDomain | None
+    min_epoch: int
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examination:
+    """The outcomes in order, and the policy only where all of them are good."""
+
+    checks: tuple[Check, ...]
+    policy: Policy | None
+
+    @property
+    def error(self) -> PolicyError | None:
+        """Why the first check that failed did, or None."""
+        return next((check.error for check in self.checks if check.error is not None), None)
+
+
+def examine(signed: SignedPolicy, demands: Demands) -> Examination:
+    """Run every check that can run."""
+    checks: list[Check] = []
+    try:
+        envelope = parse_envelope(signed)
+    except PolicyError as error:
+        return Examination(checks=(Check(name="envelope", error=error),), policy=None)
+    checks.append(Check(name="envelope", error=None, found=f"SHA-256 {envelope.digest.hex()}"))
+    trusted = demands.trusted
+    try:
+        one = TrustedKeys(keys=trusted.keys, threshold=1)
+        names = check_signatures(envelope, one)
+        checks.append(Check(name="signature", error=None, found=", ".join(names)))
+    except PolicyError as error:
+        checks.append(Check(name="signature", error=error))
+        return Examination(checks=tuple(checks), policy=None)
+    try:
+        check_signatures(envelope, trusted)
+        found = f"{len(names)} of {len(trusted.keys)} signed, {trusted.threshold} must"
+        checks.append(Check(name="threshold", error=None, found=found))
+        document = parse_payload(envelope.payload)
+        found = f"epoch {document.epoch} of {document.trust_domain}"
+        checks.append(Check(name="document", error=None, found=found))
+    except PolicyError as error:
+        name = "document" if checks[-1].name == "threshold" else "threshold"
+        checks.append(Check(name=name, error=error))
+        return Examination(checks=tuple(checks), policy=None)
+    checks += [_run(name, check) for name, check in _rest(document, envelope, demands).items()]
+    good = all(check.error is None for check in checks)
+    policy = make_policy(signed, envelope, document, names) if good else None
+    return Examination(checks=tuple(checks), policy=policy)
+
+
+def _run(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name=name, error=None, found=check())
+    except PolicyError as error:
+        return Check(name=name, error=error)
+
+
+def _rest(
+    document: PolicyDocument, envelope: SignedEnvelope, demands: Demands
+) -> dict[str, Callable[[], str]]:
+    """The checks that need the document; each can run whatever the others say."""
+
+    def trust_domain() -> str:
+        check_trust_domain(document, demands.trust_domain or document.trust_domain)
+        return document.trust_domain
+
+    def next_signers() -> str:
+        check_next_signers(document, envelope)
+        return "unchanged" if document.signers is None else "named, and they signed too"
+
+    def epoch() -> str:
+        check_floor(Epoch(number=document.epoch, digest=envelope.digest), demands.min_epoch)
+        return str(document.epoch)
+
+    def window() -> str:
+        check_window(document.not_before, document.not_after, demands.now)
+        return f"{document.not_before.isoformat()} to {document.not_after.isoformat()}"
+
+    return {
+        "trust_domain": trust_domain,
+        "next_signers": next_signers,
+        "epoch": epoch,
+        "window": window,
+    }
+
+
+def check_floor(offered: Epoch, min_epoch: int) -> None:
+    """Check 7 against a number that an operator gave.
+
+    Raises:
+        PolicyRollbackError: the epoch is lower.
+    """
+    if offered.number < min_epoch:
+        raise PolicyRollbackError(
+            f"the policy is of epoch {offered.number}, and at least {min_epoch} is demanded",
+            advice="distribute the newest policy",
+        )

@@ -1,0 +1,101 @@
+"""From the author's YAML, in one file or a directory of several, to bytes to sign and a document.
+
+Owns the payload's form: one YAML document, or several in one stream, which are joined: lists are
+appended, mappings united, and a field of any other kind may stand in only one of them. A
+directory becomes such a stream, file by file in the order of their names. Invariant: what is
+signed is what was written, comments and all; the same bytes give the same document.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sds import yamlfile
+from sds.errors import ConfigurationError, PolicyMalformedError
+from sds.policy.document import PolicyDocument
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_DOCUMENT_BYTES: Final = 8 * 1024 * 1024
+_ENDINGS: Final = {".yaml", ".yml"}
+
+
+def read_source(path: Path) -> bytes:
+    """Read the author's file, or the ``*.yaml`` and ``*.yml`` files of a directory.
+
+    Raises:
+        ConfigurationError: nothing is there, or it cannot be read or is too large.
+    """
+    if not path.is_dir():
+        return yamlfile.read(path, max_bytes=MAX_DOCUMENT_BYTES)
+    files = sorted(
+        file for file in path.iterdir() if file.suffix in _ENDINGS and not file.name.startswith(".")
+    )
+    if not files:
+        raise ConfigurationError(f"the directory {path} holds no *.yaml or *.yml file")
+    parts = []
+    for file in files:
+        content = yamlfile.read(file, max_bytes=MAX_DOCUMENT_BYTES)
+        # One document a file, so that an error can name the file.
+        yamlfile.parse(content, what=str(file))
+        body = content if content.endswith(b"\n") else content + b"\n"
+        start = b"" if body.startswith(b"---") else b"---\n"
+        parts.append(b"# " + file.name.encode() + b"\n" + start + body)
+    payload = b"".join(parts)
+    if len(payload) > MAX_DOCUMENT_BYTES:
+        raise ConfigurationError(f"the files of {path} have more than {MAX_DOCUMENT_BYTES} bytes")
+    return payload
+
+
+def parse_source(payload: bytes, *, what: str) -> PolicyDocument:
+    """Parse a document that its author has before him; ``what`` names it in errors.
+
+    Raises:
+        ConfigurationError: it breaks YAML's rules or the document's.
+    """
+    if len(payload) > MAX_DOCUMENT_BYTES:
+        raise ConfigurationError(
+            f"{what} has {len(payload)} bytes, more than {MAX_DOCUMENT_BYTES}",
+            advice="use patterns in place of one rule per workload",
+        )
+    documents = yamlfile.parse_all(payload, what=what)
+    return yamlfile.validate(_joined(documents, what), PolicyDocument, what=what)
+
+
+def parse_payload(payload: bytes) -> PolicyDocument:
+    """Parse the document out of a signed policy whose signatures were checked.
+
+    Raises:
+        PolicyMalformedError: it breaks YAML's rules or the document's.
+    """
+    try:
+        return parse_source(payload, what="the signed document")
+    except ConfigurationError as error:
+        raise PolicyMalformedError(error.message, advice=error.advice) from error
+
+
+def _joined(documents: list[Any], what: str) -> Any:
+    if len(documents) == 1:
+        return documents[0]
+    if not documents:
+        raise ConfigurationError(f"{what} is empty")
+    whole: dict[str, Any] = {}
+    for number, document in enumerate(documents, start=1):
+        if document is None:
+            continue
+        if not isinstance(document, dict):
+            raise ConfigurationError(f"{what}, document {number}: no mapping of fields at its top")
+        for name, value in document.items():
+            there = whole.get(name)
+            if name not in whole:
+                whole[name] = value
+            elif isinstance(there, list) and isinstance(value, list):
+                whole[name] = [*there, *value]
+            elif isinstance(there, dict) and isinstance(value, dict) and not there.keys() & value:
+                whole[name] = {**there, **value}
+            else:
+                raise ConfigurationError(
+                    f"{what}, document {number}: {name} was given by an earlier one already"
+                )
+    return whole

@@ -1,0 +1,216 @@
+"""From a signed policy's bytes to a policy that may be enforced.
+
+Owns the checks and their order, and the types that say how far a policy has come:
+
+``SignedPolicy`` (bytes, nothing checked) → :func:`authenticate` → :class:`Policy` (checks 1 to 6:
+trusted people signed exactly this, for us) → :func:`admit` → :class:`AdmittedPolicy` (checks 7 and
+8: it may be in force at this moment, after what was seen). Invariant: no other code makes the last
+two, so whoever holds one need not ask again.
+
+The checks, in this order:
+
+1. the file is a DSSE envelope of our payload type, in canonical form, of bounded size;
+2. one signature at least is by a trusted key and holds;
+3. as many distinct trusted keys signed as the threshold demands;
+4. the payload is a policy document;
+5. it is for our trust domain;
+6. where it names the signers of later epochs: as many of those signed it as they demand, so that
+   keys that nobody holds cannot lock everyone out (as TUF's root role does, TUF specification
+   1.0.33, section 5.3.4);
+7. its epoch is not lower than the highest seen, and not equal to it with other content;
+8. now is not before ``not_before``, and before ``not_after``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NewType
+
+from sds.errors import (
+    PolicyConflictError,
+    PolicyExpiredError,
+    PolicyNotYetValidError,
+    PolicyRollbackError,
+    PolicyThresholdError,
+    PolicyTrustDomainError,
+    PolicyUnsignedError,
+)
+from sds.policy.decision import Decisions
+from sds.policy.signature import SignedPolicy, TrustedKeys, check_signatures, parse_envelope
+from sds.policy.source import parse_payload
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sds.identity import TrustDomain
+    from sds.policy.document import FederatedDomain, PolicyDocument
+    from sds.policy.signature import SignedEnvelope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """One epoch with its content: what parties compare.
+
+    Attributes:
+        number: the document's epoch.
+        digest: SHA-256 of the document's bytes, 32 bytes.
+    """
+
+    number: int
+    digest: bytes
+
+    def __str__(self) -> str:
+        """Number and the start of the digest."""
+        return f"{self.number} ({self.digest.hex()[:12]})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A policy that trusted people signed for our trust domain (checks 1 to 6).
+
+    Attributes:
+        trust_domain: for which it is.
+        epoch: number and digest.
+        not_before: aware, UTC.
+        not_after: aware, UTC.
+        signed: the signed file's bytes, to hand on.
+        signed_by: names of the trusted keys that signed.
+        successors: who must sign later epochs, where it says so.
+        federation: other trust domains.
+        decisions: what it allows.
+    """
+
+    trust_domain: TrustDomain
+    epoch: Epoch
+    not_before: datetime
+    not_after: datetime
+    signed: SignedPolicy = field(repr=False)
+    signed_by: tuple[str, ...]
+    successors: TrustedKeys | None = field(repr=False)
+    federation: tuple[FederatedDomain, ...] = field(repr=False)
+    decisions: Decisions = field(repr=False, compare=False)
+
+
+AdmittedPolicy = NewType("AdmittedPolicy", Policy)
+"""A policy that passed all checks at one moment; :func:`admit` made it."""
+
+
+def authenticate(
+    signed: SignedPolicy, *, trusted: TrustedKeys, trust_domain: TrustDomain
+) -> Policy:
+    """Checks 1 to 6.
+
+    Raises:
+        PolicyError: a subclass that names the first check that failed.
+    """
+    envelope = parse_envelope(signed)  # 1
+    signed_by = check_signatures(envelope, trusted)  # 2, 3
+    document = parse_payload(envelope.payload)  # 4
+    check_trust_domain(document, trust_domain)  # 5
+    check_next_signers(document, envelope)  # 6
+    return make_policy(signed, envelope, document, signed_by)
+
+
+def admit(policy: Policy, *, seen: Epoch | None, now: datetime) -> AdmittedPolicy:
+    """Checks 7 and 8.
+
+    Args:
+        policy: what :func:`authenticate` returned.
+        seen: the highest epoch seen so far, with its content.
+        now: aware.
+
+    Raises:
+        PolicyRollbackError: its epoch is lower than one seen.
+        PolicyConflictError: it is another policy of the epoch already seen.
+        PolicyNotYetValidError: ``not_before`` has not come.
+        PolicyExpiredError: ``not_after`` has passed.
+    """
+    check_epoch(policy.epoch, seen)  # 7
+    check_window(policy.not_before, policy.not_after, now)  # 8
+    return AdmittedPolicy(policy)
+
+
+def verify(
+    signed: SignedPolicy,
+    *,
+    trusted: TrustedKeys,
+    trust_domain: TrustDomain,
+    now: datetime,
+    seen: Epoch | None = None,
+) -> AdmittedPolicy:
+    """All checks; see :func:`authenticate` and :func:`admit`."""
+    policy = authenticate(signed, trusted=trusted, trust_domain=trust_domain)
+    return admit(policy, seen=seen, now=now)
+
+
+def check_epoch(offered: Epoch, seen: Epoch | None) -> None:
+    """Check 7: see :func:`admit`."""
+    if seen is None:
+        return
+    if offered.number < seen.number:
+        raise PolicyRollbackError(
+            f"the policy is of epoch {offered.number}, but epoch {seen.number} was already seen",
+            advice="somebody offers an old policy; distribute the newest one",
+        )
+    if offered.number == seen.number and offered.digest != seen.digest:
+        raise PolicyConflictError(
+            f"the policy is of epoch {offered.number} like the one in force, but its content is "
+            f"another ({offered.digest.hex()[:12]}, not {seen.digest.hex()[:12]})",
+            advice="give every change a higher epoch",
+        )
+
+
+def check_window(not_before: datetime, not_after: datetime, now: datetime) -> None:
+    """Check 8: see :func:`admit`."""
+    if now < not_before:
+        raise PolicyNotYetValidError(
+            f"the policy is valid from {not_before:%Y-%m-%dT%H:%M:%SZ} on, not yet",
+            advice="wait, or check the clock",
+        )
+    if now >= not_after:
+        raise PolicyExpiredError(
+            f"the policy expired at {not_after:%Y-%m-%dT%H:%M:%SZ}",
+            advice="sign and distribute a new epoch with a later not_after",
+        )
+
+
+def check_trust_domain(document: PolicyDocument, trust_domain: TrustDomain) -> None:
+    """Check 5: see the module."""
+    if document.trust_domain != trust_domain:
+        raise PolicyTrustDomainError(
+            f"the policy is for the trust domain {document.trust_domain}, not {trust_domain}",
+            advice="distribute the policy of this trust domain",
+        )
+
+
+def check_next_signers(document: PolicyDocument, envelope: SignedEnvelope) -> None:
+    """Check 6: see the module."""
+    if document.signers is None:
+        return
+    try:
+        check_signatures(envelope, document.signers.trusted())
+    except (PolicyUnsignedError, PolicyThresholdError) as error:
+        raise PolicyThresholdError(
+            f"the signers that the policy names for later epochs did not sign it: {error.message}",
+            advice="let as many of them as their threshold sign too, to show that they can",
+        ) from error
+
+
+def make_policy(
+    signed: SignedPolicy,
+    envelope: SignedEnvelope,
+    document: PolicyDocument,
+    signed_by: tuple[str, ...],
+) -> Policy:
+    """The policy of these parts; only for callers that ran checks 1 to 6."""
+    return Policy(
+        trust_domain=document.trust_domain,
+        epoch=Epoch(number=document.epoch, digest=envelope.digest),
+        not_before=document.not_before,
+        not_after=document.not_after,
+        signed=signed,
+        signed_by=signed_by,
+        successors=None if document.signers is None else document.signers.trusted(),
+        federation=tuple(document.federation),
+        decisions=Decisions(document),
+    )
