@@ -11,13 +11,14 @@ error here; everything else of the chain is verified by whoever asked (``sds.pki
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Literal
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from google.protobuf import struct_pb2
+from pydantic import Field
 
 from sds._proto.istio.v1.auth import ca_pb2
 from sds.ca import istio_answer
@@ -30,10 +31,10 @@ from sds.errors import (
     AuthorityUnavailableError,
     ConfigurationError,
 )
+from sds.fields import Duration, PathField, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from sds.ca.authority import CertificateItem
     from sds.clock import Clock
@@ -44,30 +45,44 @@ _CONCURRENT_CALLS: Final = 16
 _MAX_TOKEN_BYTES: Final = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IstioSettings:
-    """How to reach an Istio certificate authority, and as whom.
+class IstioSettings(Settings):
+    """How to reach an Istio certificate authority, and as whom (``authority:`` of the agent)."""
 
-    Attributes:
-        addresses: ``host:port``, tried in turn while one does not answer.
-        root: PEM file with the roots that istiod's TLS certificate must verify under.
-        token: file with the bearer token (a projected service-account token).
-        server_name: the name that istiod's certificate must carry.
-        cluster_id: the ``clusterid`` metadata: the name under which istiod knows this cluster.
-        audience: the audience that istiod wants; only to explain a refusal.
-        impersonate: ask for each certificate as ``ImpersonatedIdentity``: the token is that of a
-            node agent that istiod trusts (``CA_TRUSTED_NODE_ACCOUNTS``) for pods of its own node.
-        timeout_seconds: the longest that one call may take.
-    """
-
-    addresses: tuple[str, ...]
-    root: Path
-    token: Path
-    server_name: str = "istiod.istio-system.svc"
-    cluster_id: str = "Kubernetes"
-    audience: str = "istio-ca"
-    impersonate: bool = False
-    timeout_seconds: float = 10.0
+    kind: Literal["istio"] = "istio"
+    addresses: tuple[str, ...] = Field(
+        min_length=1,
+        description="`host:port` of istiod's certificate port, tried in turn while one does not "
+        "answer.",
+        examples=[["istiod.istio-system.svc:15012"]],
+    )
+    root: PathField = Field(
+        description="PEM file with the roots that istiod's TLS certificate must verify under; "
+        "followed when it changes."
+    )
+    token: PathField = Field(
+        description="File with the bearer token: a projected service-account token. It is read "
+        "again for every exchange."
+    )
+    server_name: str = Field(
+        default="istiod.istio-system.svc",
+        description="The DNS name that istiod's certificate must carry.",
+    )
+    cluster_id: str = Field(
+        default="Kubernetes",
+        description="The `clusterid` metadata: the name under which istiod knows this cluster.",
+    )
+    audience: str = Field(
+        default="istio-ca",
+        description="The audience that istiod wants; used only to explain a refusal.",
+    )
+    impersonate: bool = Field(
+        default=False,
+        description="Ask for each certificate as `ImpersonatedIdentity`: the token belongs to a "
+        "node agent that stands in istiod's `CA_TRUSTED_NODE_ACCOUNTS`.",
+    )
+    timeout: Duration = Field(
+        default=timedelta(seconds=10), description="The longest that one call may take."
+    )
 
 
 class IstioAuthority:
@@ -75,8 +90,6 @@ class IstioAuthority:
 
     def __init__(self, settings: IstioSettings, *, clock: Clock) -> None:
         """Nothing is read or connected before the first exchange."""
-        if not settings.addresses:
-            raise ConfigurationError("authority.addresses is empty", advice="name istiod:15012")
         self._settings = settings
         self._clock = clock
         self._channel: grpc.aio.Channel | None = None
@@ -147,7 +160,7 @@ class IstioAuthority:
                     ("authorization", f"Bearer {token}"),
                     ("clusterid", self._settings.cluster_id),
                 ),
-                timeout=self._settings.timeout_seconds,
+                timeout=self._settings.timeout.total_seconds(),
             )
         except grpc.aio.AioRpcError as error:
             raise istio_answer.refusal(

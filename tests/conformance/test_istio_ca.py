@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +29,6 @@ from tests.support import istio_ca
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
 
@@ -66,8 +66,13 @@ def item(
 
 
 def settings(endpoint: istio_ca.Endpoint, **over: object) -> IstioSettings:
-    values = {"addresses": (endpoint.address,), "root": endpoint.root, "token": endpoint.token()}
-    return IstioSettings(**(values | over))  # type: ignore[arg-type]  # a test's shorthand
+    values = {
+        "addresses": [endpoint.address],
+        "root": str(endpoint.root),
+        "token": str(endpoint.token()),
+    }
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in over.items()}
+    return IstioSettings.model_validate(values | given)
 
 
 async def ask(settings: IstioSettings, *items: CertificateItem) -> Issuance:

@@ -1,0 +1,104 @@
+"""The ``federation:`` section of the agent's configuration.
+
+Invariant: a section that passed gives sources that :mod:`sds.federation.refresh` takes as they
+are; what contradicts itself is refused here, by field.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from sds.errors import ConfigurationError
+from sds.federation.endpoint import Endpoint
+from sds.federation.refresh import BundleSource
+from sds.fields import Duration, PathField, Settings, SpiffeIdField, TrustDomainField
+
+
+class BundleSettings(Settings):
+    """One foreign trust domain."""
+
+    trust_domain: TrustDomainField = Field(description="Whose bundle it is.")
+    file: PathField | None = Field(
+        default=None,
+        description="A bundle document (JWK Set) or PEM roots, followed when it changes. With "
+        "`profile: https_spiffe` the first bundle, under which the endpoint is verified.",
+    )
+    endpoint: str | None = Field(
+        default=None, description="`https://` URL of a SPIFFE bundle endpoint."
+    )
+    profile: Literal["https_web", "https_spiffe"] = Field(
+        default="https_web",
+        description="How the endpoint proves itself: by the web's certificates, or by an "
+        "X.509-SVID.",
+    )
+    endpoint_spiffe_id: SpiffeIdField | None = Field(
+        default=None, description="The endpoint's SPIFFE ID (`https_spiffe` only)."
+    )
+    root: PathField | None = Field(
+        default=None,
+        description="PEM roots for `https_web` in place of the system's.",
+    )
+    refresh: Duration | None = Field(
+        default=None,
+        description="How often to look; without it the publisher's hint, else five minutes.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.endpoint is None and self.file is None:
+            raise ValueError("give endpoint, file or both")
+        spiffe = self.profile == "https_spiffe"
+        if spiffe and (self.endpoint is None or self.endpoint_spiffe_id is None):
+            raise ValueError("https_spiffe needs endpoint and endpoint_spiffe_id")
+        if spiffe and self.root is not None:
+            raise ValueError("root belongs to https_web")
+        if not spiffe and self.endpoint_spiffe_id is not None:
+            raise ValueError("endpoint_spiffe_id belongs to https_spiffe")
+        if not spiffe and self.endpoint is not None and self.file is not None:
+            raise ValueError("https_web takes the bundle from endpoint alone; leave file out")
+        try:
+            self.source()
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def source(self) -> BundleSource:
+        """What this entry means."""
+        endpoint = None
+        if self.endpoint is not None:
+            endpoint = Endpoint(
+                url=self.endpoint, spiffe_id=self.endpoint_spiffe_id, root=self.root
+            )
+        return BundleSource(
+            trust_domain=self.trust_domain, endpoint=endpoint, file=self.file, refresh=self.refresh
+        )
+
+
+class ServeSettings(Settings):
+    """Our own bundle, served for others."""
+
+    listen: str = Field(
+        description="`127.0.0.1:PORT` or `unix:/path`; an Envoy with TLS stands in front.",
+        examples=["unix:/run/sds/bundle.sock"],
+    )
+    refresh_hint: Duration = Field(
+        default=timedelta(minutes=5), description="How often consumers should look."
+    )
+
+
+class FederationSettings(Settings):
+    """Other trust domains whose bundles are served, and our own bundle for others."""
+
+    bundles: tuple[BundleSettings, ...] = Field(
+        default=(), description="Trust domains that we federate with."
+    )
+    serve: ServeSettings | None = Field(
+        default=None, description="Serve our own bundle document at `/bundle`."
+    )
+
+    def sources(self) -> tuple[BundleSource, ...]:
+        """What the entries mean."""
+        return tuple(entry.source() for entry in self.bundles)
