@@ -36,6 +36,7 @@ SDS_CLUSTER: Final = "sds"
 
 PEER_BODY: Final = (
     '{"peer": "%DOWNSTREAM_PEER_URI_SAN%", "serial": "%DOWNSTREAM_PEER_SERIAL%", '
+    '"not_after": "%DOWNSTREAM_PEER_CERT_V_END(%Y-%m-%dT%H:%M:%SZ)%", '
     '"status": %RESPONSE_CODE%, "why": "%RESPONSE_CODE_DETAILS%"}\n'
 )
 """What a server without an application answers: which peer it saw."""

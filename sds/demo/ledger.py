@@ -1,0 +1,116 @@
+"""What the traffic has proved so far: requests, failures, rotations, push times.
+
+Pure: fed with observations, it answers; it reads no clock and opens nothing. Invariant: a
+rotation is counted only when a request was answered under a serial that no request had before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sds.demo.events import Rotated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerCertificate:
+    """What one side of a connection saw of the other.
+
+    Attributes:
+        spiffe_id: the URI SAN.
+        serial: lower-case hex without leading zeros.
+        not_after: expiry.
+    """
+
+    spiffe_id: str
+    serial: str
+    not_after: datetime
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkloadState:
+    """One workload's certificate as the other side sees it."""
+
+    name: str
+    spiffe_id: str
+    certificate: PeerCertificate | None = None
+    rotations: int = 0
+    slowest_ms: float | None = None
+    serials: set[str] = field(default_factory=set)
+
+
+class Ledger:
+    """See the module.
+
+    Args:
+        workloads: name -> SPIFFE ID that its certificate must carry.
+    """
+
+    def __init__(self, workloads: dict[str, str]) -> None:
+        """See the class."""
+        self.workloads = {
+            name: WorkloadState(name=name, spiffe_id=spiffe_id)
+            for name, spiffe_id in workloads.items()
+        }
+        self.requests = 0
+        self.failed = 0
+        self._arrivals: dict[str, datetime] = {}
+
+    def arrived(self, serial: str, at: datetime) -> None:
+        """The agent says that a certificate with this serial arrived then."""
+        self._arrivals[serial] = at
+
+    def succeeded(self, seen: dict[str, PeerCertificate], *, at: datetime) -> list[Rotated]:
+        """A request came back; ``seen`` is workload -> its certificate in that connection."""
+        self.requests += 1
+        return [
+            rotated
+            for name, certificate in seen.items()
+            if (rotated := self._see(self.workloads[name], certificate, at)) is not None
+        ]
+
+    def failure(self) -> None:
+        """A request did not come back as it should."""
+        self.requests += 1
+        self.failed += 1
+
+    def rotations(self) -> dict[str, int]:
+        """Workload -> rotations that traffic has shown."""
+        return {name: state.rotations for name, state in self.workloads.items()}
+
+    def reached(self, rotations: int) -> bool:
+        """Whether every workload was seen to rotate at least this often."""
+        return all(count >= rotations for count in self.rotations().values())
+
+    def wrong_identities(self, seen: dict[str, PeerCertificate]) -> Iterable[str]:
+        """One text for each workload whose certificate names somebody else."""
+        for name, certificate in seen.items():
+            wanted = self.workloads[name].spiffe_id
+            if certificate.spiffe_id != wanted:
+                yield f"the {name} showed {certificate.spiffe_id!r}, not {wanted!r}"
+
+    def _see(
+        self, state: WorkloadState, certificate: PeerCertificate, at: datetime
+    ) -> Rotated | None:
+        if certificate.serial in state.serials:
+            return None
+        first = state.certificate is None
+        state.serials.add(certificate.serial)
+        state.certificate = certificate
+        if first:
+            return None
+        state.rotations += 1
+        arrival = self._arrivals.get(certificate.serial)
+        after = None if arrival is None else max(0.0, (at - arrival).total_seconds() * 1000)
+        if after is not None:
+            state.slowest_ms = max(after, state.slowest_ms or 0.0)
+        return Rotated(
+            workload=state.name,
+            serial=certificate.serial,
+            not_after=certificate.not_after,
+            seen_after_ms=after,
+        )

@@ -1,0 +1,216 @@
+"""Keeps the parts of the demo running: starts them, starts them again, ends them all.
+
+Owns every child process. Invariants: a part that ends is started again after two seconds, and
+both are told; when this process ends, in whatever way, no child is left (each gets SIGKILL from
+the kernel when its parent dies); a secret reaches a child through an inherited pipe, never through
+a file, an argument or the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import ctypes
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sds.demo.events import Exited, Started
+from sds.errors import SdsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+    from typing import TextIO
+
+    from sds.clock import Clock
+
+RESTART_SECONDS: Final = 2.0
+STOP_SECONDS: Final = 5.0
+_LAST_LINES: Final = 12
+_PR_SET_PDEATHSIG: Final = 1
+_PIPE_BYTES: Final = 65536
+"""Capacity of a pipe on Linux (pipe(7)): a secret must fit, since nobody reads while we write."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class PartEndedError(SdsError):
+    """A part of the demo ended before everything was up."""
+
+    reason = "part_ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One process to keep running.
+
+    Attributes:
+        name: as events and logs call it.
+        command: its command line; ``{descriptor}`` stands for the number of the descriptor from
+            which it reads ``secret``.
+        secret: bytes that it inherits in a pipe, once per start, or None.
+        environment: added to this process's environment.
+    """
+
+    name: str
+    command: Sequence[str]
+    secret: bytes | None = field(default=None, repr=False)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class Supervisor:
+    """See the module.
+
+    Args:
+        parts: what to keep running.
+        logs: directory for one log file a part.
+        clock: waits between an end and the next start.
+        tell: called with every unexpected end and every start after one.
+        line: called with each line that a part says (name of the part, text).
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        logs: Path,
+        clock: Clock,
+        tell: Callable[[Exited | Started], None],
+        line: Callable[[str, str], None],
+    ) -> None:
+        """See the class."""
+        self.pids: dict[str, int] = {}
+        self._parts = parts
+        self._logs = logs
+        self._clock = clock
+        self._tell = tell
+        self._line = line
+        self._settled = False
+        self._last: dict[str, collections.deque[str]] = {
+            part.name: collections.deque(maxlen=_LAST_LINES) for part in parts
+        }
+        self._all_started = asyncio.Event()
+
+    async def run(self) -> None:
+        """Keep every part running until cancelled; then end them all.
+
+        Raises:
+            PartEndedError: a part ended before :meth:`settle` was called.
+        """
+        async with asyncio.TaskGroup() as group:
+            for part in self._parts:
+                group.create_task(self._keep(part), name=f"keep {part.name}")
+
+    async def started(self) -> None:
+        """Wait until every part was started once."""
+        await self._all_started.wait()
+
+    def settle(self) -> None:
+        """Everything is up: from now on an end is repaired, not fatal."""
+        self._settled = True
+
+    def last_lines(self, name: str) -> str:
+        """The last lines that a part said."""
+        return "\n".join(self._last[name])
+
+    async def _keep(self, part: Part) -> None:
+        again = False
+        while True:
+            with _open_log(self._logs / f"{part.name}.log") as log:
+                process = await _start(part)
+                self.pids[part.name] = process.pid
+                if len(self.pids) == len(self._parts):
+                    self._all_started.set()
+                if again:
+                    self._tell(Started(process=part.name, pid=process.pid))
+                try:
+                    await self._read(part.name, process, log.write)
+                    status = await process.wait()
+                finally:
+                    await _stop(process)
+            if not self._settled:
+                raise PartEndedError(
+                    f"{part.name} ended with status {status} before the first request went "
+                    f"through; it said:\n{self.last_lines(part.name)}"
+                )
+            self._tell(Exited(process=part.name, pid=process.pid, status=status))
+            await self._clock.sleep(RESTART_SECONDS)
+            again = True
+
+    async def _read(
+        self, name: str, process: asyncio.subprocess.Process, log: Callable[[str], object]
+    ) -> None:
+        """Pass on every line until the process closes its output."""
+        stream = process.stdout
+        if stream is None:
+            return
+        rest = b""
+        while chunk := await stream.read(_PIPE_BYTES):
+            *whole, rest = (rest + chunk).split(b"\n")
+            for raw in whole:
+                text = raw.decode(errors="replace")
+                log(text + "\n")
+                self._last[name].append(text)
+                self._line(name, text)
+
+
+async def _start(part: Part) -> asyncio.subprocess.Process:
+    with _secret_pipe(part) as descriptor:
+        numbers = [] if descriptor is None else [descriptor]
+        return await asyncio.create_subprocess_exec(
+            *(text.replace("{descriptor}", str(descriptor)) for text in part.command),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
+            pass_fds=numbers,
+            # Ctrl-C on the terminal is for this process, which then ends the others in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+
+
+@contextlib.contextmanager
+def _secret_pipe(part: Part) -> Iterator[int | None]:
+    """The reading end of a pipe that holds the part's secret and nothing after it."""
+    if part.secret is None:
+        yield None
+        return
+    if len(part.secret) > _PIPE_BYTES:
+        raise ValueError(f"secret of {part.name} is longer than a pipe holds")
+    reading, writing = os.pipe()
+    try:
+        try:
+            os.write(writing, part.secret)
+        finally:
+            os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
+
+
+def _die_with_parent() -> None:
+    """In the child, before it becomes the command: SIGKILL when the parent dies (prctl(2))."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, then SIGKILL; nothing where the process has ended already."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
+
+def _open_log(path: Path) -> TextIO:
+    return path.open("a", buffering=1, encoding="utf-8")

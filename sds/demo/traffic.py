@@ -1,0 +1,95 @@
+"""Requests through the demo's Envoys, all the time, each over a TLS connection of its own.
+
+Owns the HTTP side: one request, and what both Envoys say about the certificates that were used
+in it. The server Envoy's answer names the client's certificate; the client Envoy's header holds
+the server's: each side's proof comes from its peer.
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+from cryptography import x509
+
+from sds.demo.ledger import PeerCertificate
+from sds.errors import SdsError
+
+if TYPE_CHECKING:
+    from sds.demo.ledger import Ledger
+
+SERVER_CERTIFICATE_HEADER: Final = "x-sds-server-certificate"
+_HTTP_OK: Final = 200
+
+
+class RequestFailedError(SdsError):
+    """A request through the demo did not come back as it should."""
+
+    reason = "request_failed"
+
+
+async def request(
+    http: aiohttp.ClientSession, entry: str, ledger: Ledger
+) -> dict[str, PeerCertificate]:
+    """One request; workload -> the certificate that the other side saw.
+
+    Raises:
+        RequestFailedError: no answer, another status than 200, an answer that does not name the
+            peers, or a peer that is not who it should be.
+    """
+    try:
+        async with http.get(entry) as response:
+            body = await response.text()
+            header = response.headers.get(SERVER_CERTIFICATE_HEADER, "")
+            status = response.status
+    except (aiohttp.ClientError, TimeoutError) as error:
+        raise RequestFailedError(f"no answer: {error or type(error).__name__}") from error
+    if status != _HTTP_OK:
+        raise RequestFailedError(f"HTTP {status}: {body.strip()[:300]}")
+    seen = {"client": client_certificate(body), "server": server_certificate(header)}
+    for wrong in ledger.wrong_identities(seen):
+        raise RequestFailedError(wrong)
+    return seen
+
+
+def client_certificate(body: str) -> PeerCertificate:
+    """The client's certificate, as the server Envoy's answer describes it.
+
+    Raises:
+        RequestFailedError: the answer is not of that form.
+    """
+    try:
+        answer: dict[str, Any] = json.loads(body)
+        return PeerCertificate(
+            spiffe_id=answer["peer"],
+            serial=_hex(int(answer["serial"], 16)),
+            not_after=datetime.fromisoformat(answer["not_after"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestFailedError(f"the server's answer names no peer: {body[:300]!r}") from error
+
+
+def server_certificate(header: str) -> PeerCertificate:
+    """The server's certificate, from the PEM (percent-encoded) that the client Envoy reports.
+
+    Raises:
+        RequestFailedError: the header holds no certificate with one URI SAN.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(urllib.parse.unquote(header).encode())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        (spiffe_id,) = names.get_values_for_type(x509.UniformResourceIdentifier)
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise RequestFailedError("the client Envoy reports no server certificate") from error
+    return PeerCertificate(
+        spiffe_id=spiffe_id,
+        serial=_hex(certificate.serial_number),
+        not_after=certificate.not_valid_after_utc.astimezone(UTC),
+    )
+
+
+def _hex(serial: int) -> str:
+    return f"{serial:x}"
