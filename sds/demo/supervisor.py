@@ -209,7 +209,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
 
 def _open_log(path: Path) -> TextIO:

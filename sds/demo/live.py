@@ -1,0 +1,100 @@
+"""The demo on a terminal: a table that moves, and the last events under it.
+
+Owns the screen while it is entered. Import it only on a terminal: rich takes its time.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import TYPE_CHECKING, Final, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from sds.demo.events import Event, Ready
+from sds.demo.report import in_words
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rich.console import RenderableType
+
+    from sds.clock import Instant
+    from sds.demo.ledger import Ledger, WorkloadState
+
+_SHOWN_EVENTS: Final = 8
+_SOON_SECONDS: Final = 2.0
+
+
+class LiveReporter:
+    """See the module; ``console`` is the terminal where none is given."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        """See the class."""
+        self._console = console if console is not None else Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
+        self._ready: Ready | None = None
+        self._events: collections.deque[str] = collections.deque(maxlen=_SHOWN_EVENTS)
+
+    def __enter__(self) -> Self:
+        """Take the screen."""
+        self._live.start()
+        self._live.update(Text("Starting an authority, an agent and two Envoys …"), refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the screen back."""
+        self._live.stop()
+
+    def tell(self, event: Event) -> None:
+        """Remember one event for the panel."""
+        if isinstance(event, Ready):
+            self._ready = event
+        else:
+            self._events.append(in_words(event))
+
+    def refresh(self, ledger: Ledger, now: Instant) -> None:
+        """Draw."""
+        if self._ready is not None:
+            self._live.update(self.screen(self._ready, ledger, now), refresh=True)
+
+    def screen(self, ready: Ready, ledger: Ledger, now: Instant) -> RenderableType:
+        """What is drawn at ``now``."""
+        failures = Text(f"{ledger.failed} failed", style="bold red" if ledger.failed else "green")
+        hint = Text("Ctrl-C ends it. SIMULATED attestation: this chip exists only here.", "dim")
+        return Group(
+            Text(in_words(ready)),
+            _table(list(ledger.workloads.values()), now),
+            Text.assemble(f"{ledger.requests} requests over fresh mTLS connections, ", failures),
+            Panel("\n".join(self._events) or "No rotation yet.", title="events"),
+            hint,
+        )
+
+
+def _table(states: list[WorkloadState], now: Instant) -> Table:
+    table = Table(expand=False)
+    for heading in ("workload", "SPIFFE ID", "serial (as its peer sees it)"):
+        table.add_column(heading)
+    for heading in ("expires in", "rotations", "slowest push"):
+        table.add_column(heading, justify="right")
+    for state in states:
+        left = (
+            (state.certificate.not_after - now.wall).total_seconds() if state.certificate else 0.0
+        )
+        table.add_row(
+            state.name,
+            state.spiffe_id,
+            state.certificate.serial[:20] if state.certificate else "-",
+            Text(f"{left:.1f} s", style="yellow" if left < _SOON_SECONDS else ""),
+            str(state.rotations),
+            "-" if state.slowest_ms is None else f"{state.slowest_ms:.0f} ms",
+        )
+    return table

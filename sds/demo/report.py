@@ -1,0 +1,131 @@
+"""How the demo is shown: JSON lines for tools, plain lines for pipes; :mod:`live` for terminals.
+
+Invariant: the JSON reporter writes nothing but one object a line to stdout, ``ready`` first and
+``summary`` last; what people should know besides goes to stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Protocol, Self, TextIO
+
+from sds.demo.events import Event, Exited, Failed, Ready, Rotated, Started, Summary
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sds.clock import Instant
+    from sds.demo.ledger import Ledger
+
+
+class Reporter(Protocol):
+    """Shows events; entered before the first, left after the last."""
+
+    def __enter__(self) -> Self:
+        """Begin to show."""
+        ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the terminal as it was."""
+        ...
+
+    def tell(self, event: Event) -> None:
+        """Show one event."""
+        ...
+
+    def refresh(self, ledger: Ledger, now: Instant) -> None:
+        """Show the state of things; called a few times a second."""
+        ...
+
+
+class _Lines:
+    """Reporters that write lines and keep no screen."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._out = out if out is not None else sys.stdout
+        self._err = err if err is not None else sys.stderr
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
+
+    def refresh(self, ledger: Ledger, now: Instant) -> None:
+        """Lines need no refreshing."""
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        stream.write(text + "\n")
+        stream.flush()
+
+
+class JsonReporter(_Lines):
+    """One JSON object a line on stdout; failures in words on stderr."""
+
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        """Write to ``out`` and ``err`` in place of stdout and stderr."""
+        super().__init__(out, err)
+        self._ready = False
+
+    def tell(self, event: Event) -> None:
+        """Show one event."""
+        self._ready = self._ready or isinstance(event, Ready)
+        if isinstance(event, Failed):
+            self._write(self._err, in_words(event))
+        elif self._ready:
+            self._write(self._out, event.as_json())
+
+
+class PlainReporter(_Lines):
+    """Lines for people."""
+
+    def tell(self, event: Event) -> None:
+        """Show one event."""
+        self._write(self._out, in_words(event))
+
+
+def in_words(event: Event) -> str:
+    """An event as a line (``ready`` as several) for people."""
+    match event:
+        case Ready():
+            processes = ", ".join(f"{name} ({pid})" for name, pid in event.pids.items())
+            lines = [
+                "Two Envoys talk mTLS; their keys were minted in memory, their CSRs attested.",
+                f"  processes   {processes}",
+                *(f"  {name:<6} SDS  {path}" for name, path in event.sockets.items()),
+                *(f"  {name:<6} admin http://{at}/" for name, at in event.admin.items()),
+                f"  try         curl {event.entry}",
+            ]
+            return "\n".join(lines)
+        case Rotated():
+            after = (
+                f", in use {event.seen_after_ms:.0f} ms after it arrived"
+                if event.seen_after_ms is not None
+                else ""
+            )
+            return (
+                f"{event.workload}: new certificate seen by its peer: serial {event.serial}, "
+                f"until {event.not_after:%H:%M:%S} UTC{after}"
+            )
+        case Exited():
+            return f"{event.process} (pid {event.pid}) ended with status {event.status}"
+        case Started():
+            return f"{event.process} was started again (pid {event.pid})"
+        case Failed():
+            return f"a request failed: {event.why}"
+        case Summary():
+            rotations = ", ".join(f"{name} {count}" for name, count in event.rotations.items())
+            return (
+                f"{event.requests} requests, {event.failed} failed; rotations: {rotations}; "
+                f"{event.handshakes} full TLS handshakes"
+            )

@@ -1,0 +1,258 @@
+"""``sds demo``: puts the parts together, sends traffic, ends when enough was seen.
+
+Owns the order of things: start everything, wait for the first request to go through, tell
+``ready``, then traffic, rotations and repairs until the end, then the summary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+
+from sds.demo import envoys
+from sds.demo.events import Failed, Ready, Summary
+from sds.demo.ledger import Ledger
+from sds.demo.supervisor import Part, Supervisor
+from sds.demo.traffic import RequestFailedError, request
+from sds.errors import SdsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sds.bootstrap.plan import Protocol
+    from sds.clock import Clock
+    from sds.demo.node import DemoNode
+    from sds.demo.report import Reporter
+
+WORKERS: Final = 4
+"""Requests in flight at once, at most."""
+PAUSE_SECONDS: Final = 0.04
+"""Between two requests of one worker: about 100 handshakes a second in all, one core's tenth."""
+READY_SECONDS: Final = 60.0
+REQUEST_SECONDS: Final = 10.0
+_REFRESH_SECONDS: Final = 0.25
+_RETRY_SECONDS: Final = 0.05
+
+
+class NotReadyError(SdsError):
+    """The demo's first request did not go through in time."""
+
+    reason = "demo_not_ready"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoPlan:
+    """What to run.
+
+    Attributes:
+        node: authority and agent with their workloads ``client`` and ``server``.
+        envoy: the Envoy binary.
+        folder: where bootstraps and logs go.
+        rotations: end when each workload was seen to rotate this often; None: run on.
+        protocol: xDS variant of both Envoys.
+    """
+
+    node: DemoNode
+    envoy: Path
+    folder: Path
+    rotations: int | None
+    protocol: Protocol
+
+
+class Demo:
+    """One run of the demo."""
+
+    def __init__(self, plan: DemoPlan, *, reporter: Reporter, clock: Clock) -> None:
+        """Nothing is started before :meth:`run`."""
+        self.ledger = Ledger(dict(plan.node.spiffe_ids))
+        self._plan = plan
+        self._reporter = reporter
+        self._clock = clock
+        self._handshakes: dict[int, int] = {}
+        self._enough = asyncio.Event()
+
+    def stop(self) -> None:
+        """End it now (Ctrl-C), with a summary."""
+        self._enough.set()
+
+    async def run(self) -> bool:
+        """Run to the end; whether nothing failed and enough rotations were seen.
+
+        Raises:
+            SdsError: it did not come up (NotReadyError, PartEndedError).
+        """
+        try:
+            await self._run()
+        except* SdsError as group:
+            raise _first(group) from None
+        return self.passed
+
+    async def _run(self) -> None:
+        ports = envoys.DemoPorts(
+            entry=envoys.ReservedPort(),
+            server=envoys.ReservedPort(),
+            client_admin=envoys.ReservedPort(),
+            server_admin=envoys.ReservedPort(),
+        )
+        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(ports.close)
+            http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+            supervisor = Supervisor(
+                self._parts(ports),
+                logs=self._plan.folder,
+                clock=self._clock,
+                tell=self._reporter.tell,
+                line=self._heard,
+            )
+            async with asyncio.TaskGroup() as group:
+                keeping = group.create_task(supervisor.run(), name="supervisor")
+                await self._first_request(http, ports, supervisor)
+                supervisor.settle()
+                self._reporter.tell(self._ready(ports, supervisor.pids))
+                work = [
+                    group.create_task(self._traffic(http, ports), name=f"traffic {number}")
+                    for number in range(WORKERS)
+                ]
+                watch = group.create_task(self._watch(http, ports, supervisor), name="watch")
+                try:
+                    await self._enough.wait()
+                finally:
+                    for task in work:
+                        task.cancel()
+                    watch.cancel()
+                    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                        await self._count_handshakes(http, ports, supervisor)
+                    keeping.cancel()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed and every workload was seen to rotate often enough."""
+        return self.ledger.failed == 0 and self.ledger.reached(self._plan.rotations or 0)
+
+    def summary(self) -> Summary:
+        """What was seen so far."""
+        return Summary(
+            requests=self.ledger.requests,
+            failed=self.ledger.failed,
+            rotations=self.ledger.rotations(),
+            handshakes=sum(self._handshakes.values()),
+        )
+
+    # --- parts ----------------------------------------------------------------------------------
+
+    def _parts(self, ports: envoys.DemoPorts) -> list[Part]:
+        made = envoys.bootstraps(
+            sockets=self._plan.node.sockets, ports=ports, protocol=self._plan.protocol
+        )
+        parts = list(self._plan.node.parts)
+        for workload, text in made.items():
+            path = self._plan.folder / f"envoy-{workload}.yaml"
+            path.write_text(text)
+            parts.append(
+                Part(name=f"envoy_{workload}", command=envoys.command(self._plan.envoy, path))
+            )
+        return parts
+
+    def _ready(self, ports: envoys.DemoPorts, pids: Mapping[str, int]) -> Ready:
+        return Ready(
+            pids=dict(pids),
+            sockets={name: str(path) for name, path in self._plan.node.sockets.items()},
+            admin={"client": ports.client_admin.address, "server": ports.server_admin.address},
+            entry=f"http://{ports.entry.address}/",
+        )
+
+    def _heard(self, part: str, text: str) -> None:
+        """Learn from the agent's log when a certificate arrived."""
+        if part == "agent" and (found := arrival(text)) is not None:
+            self.ledger.arrived(*found)
+
+    # --- traffic --------------------------------------------------------------------------------
+
+    async def _first_request(
+        self, http: aiohttp.ClientSession, ports: envoys.DemoPorts, supervisor: Supervisor
+    ) -> None:
+        last = "nothing was tried"
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await supervisor.started()
+                while True:
+                    try:
+                        seen = await request(http, f"http://{ports.entry.address}/", self.ledger)
+                    except RequestFailedError as error:
+                        last = str(error)
+                        await self._clock.sleep(_RETRY_SECONDS)
+                    else:
+                        self.ledger.succeeded(seen, at=self._clock.now().wall)
+                        return
+        except TimeoutError:
+            told = "\n".join(
+                f"--- {name}\n{supervisor.last_lines(name)}" for name in supervisor.pids
+            )
+            raise NotReadyError(
+                f"no request went through in {READY_SECONDS:.0f} s; the last one: {last}\n{told}"
+            ) from None
+
+    async def _traffic(self, http: aiohttp.ClientSession, ports: envoys.DemoPorts) -> None:
+        entry = f"http://{ports.entry.address}/"
+        while True:
+            try:
+                seen = await request(http, entry, self.ledger)
+            except RequestFailedError as error:
+                self.ledger.failure()
+                self._reporter.tell(Failed(why=str(error)))
+            else:
+                for rotated in self.ledger.succeeded(seen, at=self._clock.now().wall):
+                    self._reporter.tell(rotated)
+                wanted = self._plan.rotations
+                if wanted is not None and self.ledger.reached(wanted):
+                    self._enough.set()
+            await self._clock.sleep(PAUSE_SECONDS)
+
+    # --- the view -------------------------------------------------------------------------------
+
+    async def _watch(
+        self, http: aiohttp.ClientSession, ports: envoys.DemoPorts, supervisor: Supervisor
+    ) -> None:
+        """Refresh the view; count handshakes while the server Envoy that made them lives."""
+        while True:
+            self._reporter.refresh(self.ledger, self._clock.now())
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                await self._count_handshakes(http, ports, supervisor)
+            await self._clock.sleep(_REFRESH_SECONDS)
+
+    async def _count_handshakes(
+        self, http: aiohttp.ClientSession, ports: envoys.DemoPorts, supervisor: Supervisor
+    ) -> None:
+        """Ask the server Envoy; its counters begin anew with each process."""
+        pid = supervisor.pids["envoy_server"]
+        url = f"http://{ports.server_admin.address}/stats?format=json&filter=inbound.ssl.handshake"
+        async with http.get(url) as response:
+            stats = json.loads(await response.text())["stats"]
+        self._handshakes[pid] = sum(int(entry["value"]) for entry in stats if "value" in entry)
+
+
+def _first(group: BaseExceptionGroup[SdsError]) -> SdsError:
+    """The first error in a group of groups: the others are its consequences."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, SdsError) else SdsError(str(first))
+
+
+def arrival(text: str) -> tuple[str, datetime] | None:
+    """Serial and time where this line of the agent's log (JSON) tells of a new certificate."""
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(event, dict) or "serial" not in event or "time" not in event:
+        return None
+    return str(event["serial"]), datetime.fromisoformat(str(event["time"])).astimezone(UTC)

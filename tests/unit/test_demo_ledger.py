@@ -1,0 +1,57 @@
+from datetime import UTC, datetime, timedelta
+
+from sds.demo.ledger import Ledger, PeerCertificate
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+IDS = {"client": "spiffe://t/client", "server": "spiffe://t/server"}
+
+
+def seen(client: str, server: str) -> dict[str, PeerCertificate]:
+    return {
+        name: PeerCertificate(spiffe_id=IDS[name], serial=serial, not_after=NOW)
+        for name, serial in {"client": client, "server": server}.items()
+    }
+
+
+def test_a_rotation_counts_only_when_traffic_shows_a_new_serial() -> None:
+    ledger = Ledger(IDS)
+    assert ledger.succeeded(seen("1", "a"), at=NOW) == []
+    assert ledger.succeeded(seen("1", "a"), at=NOW) == []
+    ledger.arrived("2", NOW)
+    assert not ledger.reached(1)
+    (rotated,) = ledger.succeeded(seen("2", "a"), at=NOW + timedelta(milliseconds=30))
+    assert (rotated.workload, rotated.serial, rotated.seen_after_ms) == ("client", "2", 30.0)
+    assert ledger.rotations() == {"client": 1, "server": 0}
+    assert not ledger.reached(1)
+    (rotated,) = ledger.succeeded(seen("2", "b"), at=NOW)
+    assert rotated.seen_after_ms is None
+    assert ledger.reached(1)
+    assert not ledger.reached(2)
+    assert (ledger.requests, ledger.failed) == (4, 0)
+
+
+def test_an_answer_that_was_on_its_way_with_the_old_serial_is_no_rotation() -> None:
+    ledger = Ledger(IDS)
+    for serial in ("1", "2", "1", "2"):
+        ledger.succeeded(seen(serial, "a"), at=NOW)
+    assert ledger.rotations()["client"] == 1
+
+
+def test_failures_and_wrong_identities_are_told() -> None:
+    ledger = Ledger(IDS)
+    ledger.failure()
+    assert (ledger.requests, ledger.failed) == (1, 1)
+    stranger = {"client": PeerCertificate(spiffe_id="spiffe://t/x", serial="1", not_after=NOW)}
+    assert list(ledger.wrong_identities(stranger)) == [
+        "the client showed 'spiffe://t/x', not 'spiffe://t/client'"
+    ]
+    assert list(ledger.wrong_identities(seen("1", "2"))) == []
+
+
+def test_the_slowest_push_is_kept() -> None:
+    ledger = Ledger(IDS)
+    ledger.succeeded(seen("1", "a"), at=NOW)
+    for serial, milliseconds in (("2", 30), ("3", 10)):
+        ledger.arrived(serial, NOW)
+        ledger.succeeded(seen(serial, "a"), at=NOW + timedelta(milliseconds=milliseconds))
+    assert ledger.workloads["client"].slowest_ms == 30.0

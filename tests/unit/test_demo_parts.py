@@ -1,0 +1,119 @@
+import json
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sds.bootstrap.build import PEER_BODY, SERVER_CERTIFICATE_HEADER
+from sds.bootstrap.plan import Protocol
+from sds.demo import envoys, traffic
+from sds.demo.traffic import RequestFailedError, client_certificate, server_certificate
+from sds.errors import ConfigurationError
+from tests.support import bootstrap_rules
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def installed(folder: Path, version: str) -> Path:
+    binary = folder / ".envoy" / version / "envoy" / "_bin" / "envoy"
+    binary.parent.mkdir(parents=True)
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    return binary
+
+
+def test_the_envoy_is_found_where_it_should_be(tmp_path: Path) -> None:
+    checkout, empty = tmp_path / "checkout", tmp_path / "empty"
+    empty.mkdir()
+    installed(checkout, "1.9.9")
+    newest = installed(checkout, "1.40.0")
+    on_path = installed(tmp_path / "elsewhere", "1.0.0")
+    path = {"PATH": str(on_path.parent)}
+    find = envoys.find_envoy
+    assert find(None, environment=path, folders=[empty, checkout]) == newest
+    assert find(None, environment=path, folders=[empty]) == on_path
+    assert find(str(on_path), environment={}, folders=[checkout]) == on_path
+    assert find(None, environment={"SDS_ENVOY": str(on_path)}, folders=[checkout]) == on_path
+    with pytest.raises(ConfigurationError, match="make setup"):
+        find(None, environment={"PATH": str(empty)}, folders=[empty])
+    with pytest.raises(ConfigurationError, match="not a program"):
+        find(str(empty), environment={}, folders=[checkout])
+
+
+def test_a_reserved_port_is_kept_from_others_but_not_from_our_processes() -> None:
+    port = envoys.ReservedPort()
+    with socket.socket() as stranger, socket.socket() as ours:
+        with pytest.raises(OSError, match="in use"):
+            stranger.bind((envoys.LOOPBACK, port.number))
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        ours.bind((envoys.LOOPBACK, port.number))
+    port.close()
+
+
+def test_the_demo_bootstraps_keep_the_rules_and_make_full_handshakes() -> None:
+    ports = envoys.DemoPorts(
+        entry=envoys.ReservedPort(),
+        server=envoys.ReservedPort(),
+        client_admin=envoys.ReservedPort(),
+        server_admin=envoys.ReservedPort(),
+    )
+    sockets = {"client": Path("/run/c"), "server": Path("/run/s")}
+    made = envoys.bootstraps(sockets=sockets, ports=ports, protocol=Protocol.SOTW)
+    ports.close()
+    for text in made.values():
+        bootstrap_rules.check(yaml.safe_load(text))
+    assert "max_session_keys: 0" in made["client"]
+    assert "max_requests_per_connection: 1" in made["client"]
+    assert traffic.SERVER_CERTIFICATE_HEADER == SERVER_CERTIFICATE_HEADER
+
+
+def test_the_answer_of_the_server_names_its_client() -> None:
+    filled = PEER_BODY
+    for key, value in {
+        "%DOWNSTREAM_PEER_URI_SAN%": "spiffe://t/client",
+        "%DOWNSTREAM_PEER_SERIAL%": "0aBc",
+        "%DOWNSTREAM_PEER_CERT_V_END(%Y-%m-%dT%H:%M:%SZ)%": "2026-01-01T00:00:00Z",
+        "%RESPONSE_CODE%": "200",
+        "%RESPONSE_CODE_DETAILS%": "direct_response",
+    }.items():
+        filled = filled.replace(key, value)
+    assert "%" not in filled
+    seen = client_certificate(filled)
+    assert (seen.spiffe_id, seen.serial, seen.not_after) == ("spiffe://t/client", "abc", NOW)
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "null", "{}", json.dumps({"peer": "x", "serial": "-", "not_after": "-"})]
+)
+def test_another_answer_is_a_failure(body: str) -> None:
+    with pytest.raises(RequestFailedError, match="names no peer"):
+        client_certificate(body)
+
+
+def test_the_servers_certificate_is_read_from_the_clients_report() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(0xABC)
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW)
+    )
+    bare = builder.sign(key, hashes.SHA256())
+    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier("spiffe://t/server")])
+    whole = builder.add_extension(san, critical=True).sign(key, hashes.SHA256())
+    seen = server_certificate(quote(whole.public_bytes(Encoding.PEM).decode()))
+    assert (seen.spiffe_id, seen.serial, seen.not_after) == ("spiffe://t/server", "abc", NOW)
+    for wrong in ("", "-", quote(bare.public_bytes(Encoding.PEM).decode())):
+        with pytest.raises(RequestFailedError, match="no server certificate"):
+            server_certificate(wrong)

@@ -1,0 +1,96 @@
+import io
+import json
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from sds.clock import Instant
+from sds.demo.events import Event, Exited, Failed, Ready, Rotated, Started, Summary
+from sds.demo.ledger import Ledger, PeerCertificate
+from sds.demo.live import LiveReporter
+from sds.demo.report import JsonReporter, PlainReporter, in_words
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+READY = Ready(
+    pids={"agent": 1, "ca": 2, "envoy_client": 3, "envoy_server": 4},
+    sockets={"client": "/run/c", "server": "/run/s"},
+    admin={"client": "127.0.0.1:1", "server": "127.0.0.1:2"},
+    entry="http://127.0.0.1:3/",
+)
+EVENTS: list[Event] = [
+    READY,
+    Rotated(workload="client", serial="ab", not_after=NOW, seen_after_ms=12.34),
+    Rotated(workload="client", serial="ac", not_after=NOW, seen_after_ms=None),
+    Exited(process="ca", pid=2, status=-9),
+    Started(process="ca", pid=5),
+    Failed(why="no answer"),
+    Summary(requests=10, failed=1, rotations={"client": 2, "server": 1}, handshakes=11),
+]
+
+
+def test_json_is_the_interface_that_stays() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    with JsonReporter(out, err) as reporter:
+        reporter.tell(Exited(process="ca", pid=2, status=1))
+        for event in EVENTS:
+            reporter.tell(event)
+    assert [json.loads(line) for line in out.getvalue().splitlines()] == [
+        {
+            "event": "ready",
+            "pids": {"agent": 1, "ca": 2, "envoy_client": 3, "envoy_server": 4},
+            "sockets": {"client": "/run/c", "server": "/run/s"},
+            "admin": {"client": "127.0.0.1:1", "server": "127.0.0.1:2"},
+            "entry": "http://127.0.0.1:3/",
+        },
+        {
+            "event": "rotated",
+            "workload": "client",
+            "serial": "ab",
+            "not_after": "2026-01-01T00:00:00Z",
+            "seen_after_ms": 12.3,
+        },
+        {
+            "event": "rotated",
+            "workload": "client",
+            "serial": "ac",
+            "not_after": "2026-01-01T00:00:00Z",
+            "seen_after_ms": None,
+        },
+        {"event": "exited", "process": "ca", "pid": 2, "status": -9},
+        {"event": "started", "process": "ca", "pid": 5},
+        {
+            "event": "summary",
+            "requests": 10,
+            "failed": 1,
+            "rotations": {"client": 2, "server": 1},
+            "handshakes": 11,
+        },
+    ]
+    assert err.getvalue() == "a request failed: no answer\n"
+
+
+def test_plain_lines_say_the_same_in_words() -> None:
+    out = io.StringIO()
+    with PlainReporter(out) as reporter:
+        for event in EVENTS:
+            reporter.tell(event)
+    text = out.getvalue()
+    for wanted in ("curl http://127.0.0.1:3/", "serial ab", "12 ms", "ended with status -9"):
+        assert wanted in text
+    assert text.splitlines()[-1] == in_words(EVENTS[-1])
+
+
+def test_the_terminal_shows_every_workload_and_the_last_events() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    ledger = Ledger({"client": "spiffe://t/client", "server": "spiffe://t/server"})
+    certificate = PeerCertificate(spiffe_id="spiffe://t/client", serial="beef", not_after=NOW)
+    ledger.succeeded({"client": certificate}, at=NOW)
+    with LiveReporter(console) as reporter:
+        reporter.refresh(ledger, Instant(wall=NOW, monotonic=0.0, boottime=0.0))
+        for event in EVENTS:
+            reporter.tell(event)
+        reporter.refresh(ledger, Instant(wall=NOW, monotonic=0.0, boottime=0.0))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    for wanted in ("spiffe://t/client", "beef", "was started again", "1 requests", "SIMULATED"):
+        assert wanted in shown
