@@ -150,6 +150,12 @@ class EvidenceBindingError(EvidenceError):
     reason = "report_data_mismatch"
 
 
+class AuthorityEvidenceError(EvidenceError):
+    """The authority's own evidence is missing, for another connection, or replayed."""
+
+    reason = "authority_evidence"
+
+
 # --- certificate authority ----------------------------------------------------------------------
 
 
@@ -195,6 +201,123 @@ class AuthorityAnswerError(AuthorityError):
     """The authority's answer is not what was asked for or cannot be read."""
 
     reason = "authority_answer"
+
+
+# --- what our own certificate authority refuses; ``reason`` stands in its answer -----------------
+
+
+class RefusedError(AuthorityError):
+    """Our certificate authority refuses a request or an item of it; subclasses say why."""
+
+    reason = "refused"
+
+
+class RequestMalformedError(RefusedError):
+    """A message that breaks the protocol: unparsable, empty, a field out of its bounds."""
+
+    reason = "request_malformed"
+
+
+class BatchTooLargeError(RefusedError):
+    """More items in one request than an authority takes."""
+
+    reason = "batch_too_large"
+
+
+class NonceUnknownError(RefusedError):
+    """A nonce that this stream was never given (or that had to make room)."""
+
+    reason = "nonce_unknown"
+    retriable = True
+
+
+class NonceUsedError(RefusedError):
+    """A nonce that this stream has used already."""
+
+    reason = "nonce_used"
+    retriable = True
+
+
+class NonceExpiredError(RefusedError):
+    """A nonce older than the longest certificate lives."""
+
+    reason = "nonce_expired"
+    retriable = True
+
+
+class ChallengeStaleError(RefusedError):
+    """The authority's key, roots or policy changed since this stream's Challenge."""
+
+    reason = "challenge_stale"
+    retriable = True
+
+
+class AuthorityBusyError(RefusedError):
+    """The authority has no room for another stream now."""
+
+    reason = "authority_busy"
+    retriable = True
+
+
+class AuthorityNotReadyError(RefusedError):
+    """The authority has no certificate that it could sign with, or the one it has ends."""
+
+    reason = "authority_not_ready"
+    retriable = True
+
+
+class EvidenceNotAcceptedError(RefusedError):
+    """The authority takes no evidence of this kind."""
+
+    reason = "evidence_kind_not_accepted"
+
+
+class SimulationRefusedError(RefusedError):
+    """Evidence of a simulated machine, where no simulated root is configured."""
+
+    reason = "simulation_refused"
+
+
+class MeasurementNotAllowedError(RefusedError):
+    """No rule names this measurement."""
+
+    reason = "measurement_not_allowed"
+
+
+class SpiffeIdNotAllowedError(RefusedError):
+    """No rule lets this measurement ask for this SPIFFE ID."""
+
+    reason = "spiffe_id_not_allowed"
+
+
+class DnsNameNotAllowedError(RefusedError):
+    """No rule lets this measurement ask for this DNS name together with this SPIFFE ID."""
+
+    reason = "dns_name_not_allowed"
+
+
+class KeyTypeNotAllowedError(RefusedError):
+    """No rule allows a key of this kind."""
+
+    reason = "key_type_not_allowed"
+
+
+class SigningNotAllowedError(RefusedError):
+    """No rule lets this measurement be an authority below this one, or the path ends here."""
+
+    reason = "signing_not_allowed"
+
+
+class LifetimeNotAllowedError(RefusedError):
+    """A lifetime that is zero or cannot be granted at all."""
+
+    reason = "lifetime_not_allowed"
+
+
+class PolicyBehindError(RefusedError):
+    """The agent's policy is older than the authority's, or another one."""
+
+    reason = "policy_behind"
 
 
 # --- policy -------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ REQUEST_LABEL: Final = b"attested-sds/csr/v1"
 """Role label of evidence that an agent (or an authority asking upstream) gives with CSRs."""
 AUTHORITY_LABEL: Final = b"attested-sds/ca/v1"
 """Role label of the evidence by which an authority proves itself."""
+CSR_LABEL: Final = b"attested-sds/pkcs10/v1"
+"""Role label of evidence inside a PKCS#10 request that travels alone (``attestation.csr``)."""
 
 REPORT_DATA_BYTES: Final = 64
 
@@ -105,14 +107,27 @@ def length_prefixed(parts: Iterable[bytes]) -> bytes:
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
-def item_digest(*, csr: bytes, spiffe_id: str, dns_names: tuple[str, ...], lifetime: int) -> bytes:
-    """SHA-256 of one item of a request: CSR (DER), SPIFFE ID, DNS names in order, seconds."""
+def item_digest(
+    *,
+    csr: bytes,
+    spiffe_id: str,
+    dns_names: tuple[str, ...],
+    lifetime: int,
+    signing: bool = False,
+) -> bytes:
+    """SHA-256 of one item of a request.
+
+    Its parts: CSR (DER), SPIFFE ID, lifetime in seconds (8 bytes), number of DNS names (8 bytes),
+    the DNS names in order, and ``signing`` as one more part where an authority's certificate is
+    asked for.
+    """
     parts = [
         csr,
         spiffe_id.encode(),
         lifetime.to_bytes(8, "big"),
         len(dns_names).to_bytes(8, "big"),
         *(name.encode() for name in dns_names),
+        *([b"signing"] if signing else []),
     ]
     return hashlib.sha256(length_prefixed(parts)).digest()
 
@@ -121,7 +136,7 @@ def report_data(label: bytes, parts: Iterable[bytes]) -> ReportData:
     """The 64 bytes that evidence must contain: SHA-512 over the label and the parts.
 
     For :data:`REQUEST_LABEL` the parts are: nonce, policy digest, then one
-    :func:`item_digest` per item in the order of the request. For :data:`AUTHORITY_LABEL` they
-    are listed in ``docs/attestation.md`` and made by ``sds.ca.challenge``.
+    :func:`item_digest` per item in the order of the request. For :data:`AUTHORITY_LABEL` and
+    :data:`CSR_LABEL` they are listed in ``docs/exchange.md`` and made by ``sds.ca.challenge``.
     """
     return ReportData(hashlib.sha512(length_prefixed([label, *parts])).digest())

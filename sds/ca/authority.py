@@ -23,10 +23,12 @@ class CertificateItem:
     Attributes:
         identity: name, DNS names and lifetime that are wanted.
         csr: PKCS#10 in DER, signed by the new key.
+        signing: ask for the certificate of an authority below that one (SPIFFE ID without path).
     """
 
     identity: Identity
     csr: bytes = field(repr=False)
+    signing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

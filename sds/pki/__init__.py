@@ -5,7 +5,7 @@ be verified raises a :class:`sds.errors.CertificateError`. Primitives are always
 (``cryptography``).
 """
 
-from sds.pki.chain import VerifiedChain, load_certificate, verify_svid_chain
+from sds.pki.chain import VerifiedChain, load_certificate, verify_authority_chain, verify_svid_chain
 from sds.pki.encoding import certificate_der, certificate_pem, certificates_from_pem
 from sds.pki.keys import (
     PrivateKey,
@@ -18,6 +18,7 @@ from sds.pki.keys import (
     signature_hash,
     spki_der,
     spki_sha256,
+    supported_key,
 )
 
 __all__ = [
@@ -36,5 +37,7 @@ __all__ = [
     "signature_hash",
     "spki_der",
     "spki_sha256",
+    "supported_key",
+    "verify_authority_chain",
     "verify_svid_chain",
 ]

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from sds.errors import CsrError, KeyTypeError
+from sds.errors import CertificateMalformedError, CsrError, KeyTypeError
 from sds.identity import Identity, KeyType
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -140,6 +140,24 @@ def csr_public_key(csr: bytes) -> PublicKey:
         ) from error
     if not valid:
         raise CsrError("the CSR's signature does not hold: its sender does not hold the key")
+    key_type_of(key)
+    assert isinstance(key, PublicKey)
+    return key
+
+
+def supported_key(certificate: x509.Certificate) -> PublicKey:
+    """The key of a certificate, of a kind that we know.
+
+    Raises:
+        CertificateMalformedError: it cannot be parsed.
+        KeyTypeError: another kind.
+    """
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateMalformedError(
+            f"the certificate's key cannot be parsed: {error}"
+        ) from error
     key_type_of(key)
     assert isinstance(key, PublicKey)
     return key

@@ -1,0 +1,214 @@
+"""One CSR that carries its own evidence: PKCS#10 with the attribute id-aa-attestation.
+
+Follows draft-ietf-lamps-csr-attestation-27, section 4: the attribute's one value is an
+``AttestationBundle`` with one ``AttestationStatement``, evidence in an OCTET STRING, and the
+certificates that help to verify it beside it. Invariants: exactly one attribute, value and
+statement are accepted; the CSR's own signature was verified before anything of it is used; the
+evidence binds the key and a nonce (``sds.ca.challenge``), never the CSR that contains it.
+
+No object identifier is registered for SNP reports or TDX quotes as statements, so ours are
+UUID-based (ITU-T X.667, arc 2.25) and fixed for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from asn1crypto import core
+from asn1crypto import csr as asn1_csr
+from asn1crypto import x509 as asn1_x509
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+
+from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.errors import CsrError
+from sds.identity import Identity, SpiffeId
+from sds.pki import csr_public_key, key_type_of, make_csr, signature_hash
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from sds.pki import PrivateKey, PublicKey
+
+ATTESTATION_ATTRIBUTE: Final = "1.2.840.113549.1.9.16.2.59"
+"""id-aa-attestation."""
+STATEMENTS: Final = {
+    # fdaf0823-83b6-4351-8543-0dfe0fcaa9b4: a raw SEV-SNP attestation report
+    EvidenceKind.SEV_SNP: "2.25.337203499956852706580380453425356908980",
+    # 69c427f2-211c-4dc8-ab73-56f6869d1312: a raw TDX quote
+    EvidenceKind.TDX: "2.25.140587439939126086308183856599428567826",
+}
+_KINDS: Final = {oid: kind for kind, oid in STATEMENTS.items()}
+_MAX_CERTIFICATES: Final = 8
+
+
+class _Statement(core.Sequence):  # type: ignore[misc]  # asn1crypto is untyped
+    _fields = [("type", core.ObjectIdentifier), ("stmt", core.Any)]  # noqa: RUF012  its API
+
+
+class _Statements(core.SequenceOf):  # type: ignore[misc]
+    _child_spec = _Statement
+
+
+class _Certificates(core.SequenceOf):  # type: ignore[misc]
+    # LimitedCertChoices: of its two alternatives we make and take the X.509 certificate.
+    _child_spec = asn1_x509.Certificate
+
+
+class _Bundle(core.Sequence):  # type: ignore[misc]
+    _fields = [  # noqa: RUF012
+        ("attestations", _Statements),
+        ("certs", _Certificates, {"optional": True}),
+    ]
+
+
+class _Bundles(core.SetOf):  # type: ignore[misc]
+    _child_spec = _Bundle
+
+
+class _Attribute(core.Sequence):  # type: ignore[misc]
+    _fields = [("type", core.ObjectIdentifier), ("values", _Bundles)]  # noqa: RUF012
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestedCsr:
+    """What an attested CSR holds. Its signature was verified; its evidence was not.
+
+    Attributes:
+        public_key: the key that asks.
+        spiffe_id: its only URI SAN.
+        dns_names: its DNS SANs, in order.
+        evidence: unverified.
+    """
+
+    public_key: PublicKey = field(repr=False)
+    spiffe_id: SpiffeId
+    dns_names: tuple[str, ...]
+    evidence: Evidence
+
+    def identity(self, lifetime: timedelta) -> Identity:
+        """The identity that is asked for, with this lifetime."""
+        return Identity(
+            spiffe_id=self.spiffe_id,
+            dns_names=self.dns_names,
+            lifetime=lifetime,
+            key_type=key_type_of(self.public_key),
+        )
+
+
+def make_attested_csr(key: PrivateKey, identity: Identity, evidence: Evidence) -> bytes:
+    """PKCS#10 in DER with ``evidence`` in it.
+
+    Args:
+        key: signs the CSR; ``evidence`` must bind its public half.
+        identity: the SANs that are asked for.
+        evidence: bound to the authority's nonce and to ``key``.
+
+    Raises:
+        CsrError: this kind of evidence has no statement type.
+    """
+    if evidence.kind not in STATEMENTS:
+        raise CsrError(f"evidence of the kind {evidence.kind} cannot travel inside a CSR")
+    statement = _Statement(
+        {"type": STATEMENTS[evidence.kind], "stmt": core.Any(core.OctetString(evidence.report))}
+    )
+    bundle: dict[str, Any] = {"attestations": [statement]}
+    if evidence.certificates:
+        bundle["certs"] = [asn1_x509.Certificate.load(der) for der in evidence.certificates]
+    attribute = _Attribute({"type": ATTESTATION_ATTRIBUTE, "values": [_Bundle(bundle)]})
+    request = asn1_csr.CertificationRequest.load(make_csr(key, identity))
+    info = request["certification_request_info"]
+    info["attributes"].append(asn1_csr.CRIAttribute.load(attribute.dump()))
+    request["signature"] = _sign(key, info.dump(force=True))
+    return bytes(request.dump(force=True))
+
+
+def _sign(key: PrivateKey, data: bytes) -> bytes:
+    algorithm = signature_hash(key)
+    if algorithm is None:
+        return key.sign(data)  # type: ignore[call-arg]  # Ed25519 takes no hash
+    if isinstance(key, ec.EllipticCurvePrivateKey):
+        return key.sign(data, ec.ECDSA(algorithm))
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key.sign(data, padding.PKCS1v15(), algorithm)
+
+
+def parse_attested_csr(der: bytes) -> AttestedCsr:
+    """Take an attested CSR apart.
+
+    The checks, in order: 1. PKCS#10 whose signature holds, 2. exactly one URI SAN, a SPIFFE ID,
+    and no SANs but DNS names beside it, 3. one id-aa-attestation attribute with one value, 4. one
+    statement of a type that we know, an OCTET STRING, and at most eight X.509 certificates.
+
+    Raises:
+        CsrError: one of them fails.
+        IdentityError: a name is not valid.
+        KeyTypeError: the key is of a kind that we do not know.
+    """
+    public_key = csr_public_key(der)  # 1
+    spiffe_id, dns_names = _names(der)  # 2
+    try:
+        return AttestedCsr(
+            public_key=public_key,
+            spiffe_id=SpiffeId.parse(spiffe_id),
+            dns_names=dns_names,
+            evidence=_evidence(der),
+        )
+    except (ValueError, TypeError, KeyError) as error:
+        # What asn1crypto raises for DER that is not what its specification says.
+        raise CsrError(f"the attestation attribute cannot be parsed: {error}") from error
+
+
+def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
+    try:
+        names = (
+            x509.load_der_x509_csr(der)
+            .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+            .value
+        )
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise CsrError(f"the CSR's extensions hold no SANs that can be parsed: {error}") from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    dns_names = names.get_values_for_type(x509.DNSName)
+    if len(uris) != 1 or len(uris) + len(dns_names) != len(list(names)):
+        raise CsrError(
+            f"the CSR has {len(uris)} URI SANs and {len(list(names))} SANs in all",
+            advice="ask for one SPIFFE ID and DNS names",
+        )
+    return uris[0], tuple(dns_names)
+
+
+def _evidence(der: bytes) -> Evidence:
+    info = asn1_csr.CertificationRequest.load(der, strict=True)["certification_request_info"]
+    found = [
+        attribute
+        for attribute in info["attributes"]
+        if attribute["type"].dotted == ATTESTATION_ATTRIBUTE
+    ]
+    if len(found) != 1:
+        raise CsrError(
+            f"the CSR has {len(found)} attestation attributes ({ATTESTATION_ATTRIBUTE}), not one",
+            advice="make it with `sds csr new`",
+        )
+    values = _Attribute.load(found[0].dump(), strict=True)["values"]
+    if len(values) != 1:
+        raise CsrError(f"the attestation attribute has {len(values)} values, not one")
+    statements = values[0]["attestations"]
+    if len(statements) != 1:
+        raise CsrError(f"the attestation bundle has {len(statements)} statements, not one")
+    kind = _KINDS.get(statements[0]["type"].dotted)
+    if kind is None:
+        raise CsrError(
+            f"the statement type {statements[0]['type'].dotted} is not known",
+            advice=f"known are {', '.join(f'{oid} ({kind})' for kind, oid in STATEMENTS.items())}",
+        )
+    report = statements[0]["stmt"].parse(core.OctetString)
+    certificates = values[0]["certs"]
+    if len(certificates) > _MAX_CERTIFICATES:
+        raise CsrError(f"the attestation bundle has more than {_MAX_CERTIFICATES} certificates")
+    return Evidence(
+        kind=kind,
+        report=report.native,
+        certificates=tuple(certificate.dump() for certificate in certificates),
+    )

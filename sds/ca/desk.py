@@ -1,0 +1,347 @@
+"""The authority's decisions: from a request to certificates, without streams and sockets.
+
+Owns the order: size, policy epoch, evidence, then each item by itself. Invariants: only
+:class:`Accepted`, which nothing but :meth:`Desk.accept` makes, is issued from; one request is
+signed by one signer throughout; every certificate issued or refused is in the journal, and a
+request that is refused as a whole is there once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds._proto.sds.ca.v1 import ca_pb2
+from sds.attestation.csr import parse_attested_csr
+from sds.attestation.evidence import item_digest
+from sds.ca import wire
+from sds.ca.challenge import (
+    MAX_ITEMS,
+    AuthorityStatement,
+    attested_csr_report_data,
+    request_report_data,
+)
+from sds.ca.decision import Wish
+from sds.ca.issuer import issue
+from sds.ca.journal import ISSUED
+from sds.errors import (
+    BatchTooLargeError,
+    DnsNameNotAllowedError,
+    LifetimeNotAllowedError,
+    PolicyBehindError,
+    RequestMalformedError,
+    SdsError,
+    SpiffeIdNotAllowedError,
+)
+from sds.identity import SpiffeId, TrustDomain, parse_dns_name
+from sds.pki import certificate_der, csr_public_key, key_type_of, spki_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims, Evidence, Verifier
+    from sds.ca.decision import IssuancePolicy
+    from sds.ca.issuer import Signer
+    from sds.ca.journal import Journal
+    from sds.clock import Clock
+    from sds.pki import PublicKey
+
+MAX_DNS_NAMES: Final = 100
+"""DNS names of one certificate."""
+_YIELD_EVERY: Final = 16
+"""Items between two chances for other streams: about 4 ms of signing."""
+
+
+class Signers(Protocol):
+    """Who signs now, and which roots hold."""
+
+    def current(self) -> Signer:
+        """The signer of now.
+
+        Raises:
+            AuthorityNotReadyError: there is none (yet, or any more).
+        """
+        ...
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """The trust bundle: DER."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Where a request came from, for the journal only: it decides nothing."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A request whose evidence held.
+
+    Attributes:
+        claims: what the evidence proved.
+        evidence: SHA-256 of its report.
+        items: what is asked for; each is still to be decided.
+        signer: signs all of them.
+        roots: the trust bundle of that moment.
+        peer: where it came from.
+    """
+
+    claims: Claims
+    evidence: str
+    items: Sequence[ca_pb2.Item]
+    signer: Signer
+    roots: tuple[bytes, ...]
+    peer: Peer
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(
+        self,
+        *,
+        trust_domain: TrustDomain,
+        signers: Signers,
+        policy: IssuancePolicy,
+        verifier: Verifier,
+        journal: Journal,
+        clock: Clock,
+        tls_key: bytes,
+        backdate: timedelta = timedelta(seconds=30),
+    ) -> None:
+        """Args: whose names, who signs, who decides, who verifies, where it is written down.
+
+        ``tls_key`` is the SHA-256 of our TLS certificate's SubjectPublicKeyInfo; ``backdate`` the
+        time before now from which certificates are valid.
+        """
+        self._trust_domain = trust_domain
+        self._signers = signers
+        self._policy = policy
+        self._verifier = verifier
+        self._journal = journal
+        self._clock = clock
+        self._tls_key = tls_key
+        self._backdate = backdate
+
+    def statement(self) -> AuthorityStatement:
+        """What we say of ourselves now.
+
+        Raises:
+            AuthorityNotReadyError: we have nothing to sign with.
+        """
+        signer = self._signers.current()
+        return AuthorityStatement(
+            issuing_chain=signer.chain,
+            issuing_key=signer.key_id,
+            roots=self._signers.roots,
+            tls_key=self._tls_key,
+            policy_digest=self._policy.digest,
+            policy_epoch=self._policy.epoch,
+        )
+
+    def check_size(self, request: ca_pb2.CertificateRequest) -> None:
+        """Check 1: a request has 1 to 1,000 items.
+
+        Raises:
+            BatchTooLargeError: more.
+            RequestMalformedError: none.
+        """
+        if len(request.items) > MAX_ITEMS:
+            raise BatchTooLargeError(
+                f"the request has {len(request.items)} items, and {MAX_ITEMS} are taken at once"
+            )
+        if not request.items:
+            raise RequestMalformedError("the request has no items")
+
+    def accept(self, request: ca_pb2.CertificateRequest, peer: Peer) -> Accepted:
+        """Checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
+
+        Raises:
+            PolicyBehindError: the agent's policy is not ours.
+            EvidenceError: the evidence does not hold, or not for this request.
+        """
+        self._policy.admit(
+            digest=request.policy_digest,
+            epoch=request.policy_epoch,
+            document=request.signed_policy,
+        )
+        evidence = wire.evidence_from_wire(request.evidence)
+        claims = self._verifier.verify(
+            evidence,
+            data=request_report_data(
+                nonce=request.nonce,
+                policy_digest=request.policy_digest,
+                digests=[
+                    item_digest(
+                        csr=item.csr,
+                        spiffe_id=item.spiffe_id,
+                        dns_names=tuple(item.dns_names),
+                        lifetime=item.lifetime_seconds,
+                        signing=item.signing,
+                    )
+                    for item in request.items
+                ],
+            ),
+            now=self._clock.now().wall,
+        )
+        return Accepted(
+            claims=claims,
+            evidence=evidence.digest,
+            items=request.items,
+            signer=self._signers.current(),
+            roots=self._signers.roots,
+            peer=peer,
+        )
+
+    async def issue(self, accepted: Accepted) -> list[ca_pb2.ItemResult]:
+        """A certificate or a refusal per item, in order; yields to the loop now and then."""
+        results = []
+        for index, item in enumerate(accepted.items):
+            if index and index % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+            results.append(self._item(accepted, item))
+        return results
+
+    def issue_attested_csr(
+        self, request: ca_pb2.AttestedCsr, peer: Peer
+    ) -> tuple[Accepted, ca_pb2.ItemResult]:
+        """A CSR that carries its own evidence; its nonce was redeemed.
+
+        Raises:
+            CsrError: it cannot be parsed.
+            EvidenceError: the evidence does not hold, or not for this key and nonce.
+        """
+        csr = parse_attested_csr(request.csr)
+        now = self._clock.now().wall
+        claims = self._verifier.verify(
+            csr.evidence,
+            data=attested_csr_report_data(
+                nonce=request.nonce, key_digest=spki_sha256(csr.public_key)
+            ),
+            now=now,
+        )
+        accepted = Accepted(
+            claims=claims,
+            evidence=csr.evidence.digest,
+            items=(),
+            signer=self._signers.current(),
+            roots=self._signers.roots,
+            peer=peer,
+        )
+        try:
+            wish = self._wish(
+                key=csr.public_key,
+                spiffe_id=str(csr.spiffe_id),
+                dns_names=csr.dns_names,
+                lifetime=request.lifetime_seconds,
+                signing=False,
+            )
+            return accepted, self._decide(accepted, wish, csr.public_key, now)
+        except SdsError as error:
+            return accepted, self._refuse(accepted, str(csr.spiffe_id), error, now)
+
+    def refused(self, peer: Peer, error: SdsError, evidence: Evidence | None = None) -> None:
+        """Write down that a whole request was refused."""
+        self._journal.append(
+            at=self._clock.now().wall,
+            identity="",
+            reason=error.reason,
+            policy_epoch=self._policy.epoch,
+            evidence=evidence.digest if evidence is not None else "",
+            measurement="",
+            peer=peer.name,
+            message=str(error),
+        )
+
+    def policy_for(self, error: SdsError) -> bytes:
+        """The signed policy to hand to whoever was refused with ``error``."""
+        return self._policy.document if isinstance(error, PolicyBehindError) else b""
+
+    def _item(self, accepted: Accepted, item: ca_pb2.Item) -> ca_pb2.ItemResult:
+        now = self._clock.now().wall
+        try:
+            key = csr_public_key(item.csr)
+            wish = self._wish(
+                key=key,
+                spiffe_id=item.spiffe_id,
+                dns_names=item.dns_names,
+                lifetime=item.lifetime_seconds,
+                signing=item.signing,
+            )
+            return self._decide(accepted, wish, key, now)
+        except SdsError as error:
+            return self._refuse(accepted, item.spiffe_id[:300], error, now)
+
+    def _wish(
+        self,
+        *,
+        key: PublicKey,
+        spiffe_id: str,
+        dns_names: Sequence[str],
+        lifetime: int,
+        signing: bool,
+    ) -> Wish:
+        parsed = SpiffeId.parse(spiffe_id)
+        if parsed.trust_domain != self._trust_domain:
+            raise SpiffeIdNotAllowedError(
+                f"this authority is {self._trust_domain}'s, and {parsed} is another trust domain's"
+            )
+        if len(dns_names) > MAX_DNS_NAMES:
+            raise DnsNameNotAllowedError(
+                f"{len(dns_names)} DNS names were asked for, more than {MAX_DNS_NAMES}"
+            )
+        if lifetime < 1:
+            raise LifetimeNotAllowedError("a lifetime of zero seconds was asked for")
+        return Wish(
+            spiffe_id=parsed,
+            dns_names=tuple(sorted({parse_dns_name(name) for name in dns_names})),
+            lifetime=timedelta(seconds=lifetime),
+            key_type=key_type_of(key),
+            signing=signing,
+        )
+
+    def _decide(
+        self, accepted: Accepted, wish: Wish, key: PublicKey, now: datetime
+    ) -> ca_pb2.ItemResult:
+        grant = self._policy.decide(accepted.claims, wish, now=now)
+        certificate = issue(
+            accepted.signer,
+            wish=wish,
+            grant=grant,
+            public_key=key,
+            now=now,
+            backdate=self._backdate,
+        )
+        self._journal.append(
+            at=now,
+            identity=str(wish.spiffe_id),
+            reason=ISSUED,
+            policy_epoch=self._policy.epoch,
+            evidence=accepted.evidence,
+            measurement=accepted.claims.measurement,
+            peer=accepted.peer.name,
+            serial=f"{certificate.serial_number:x}",
+            not_after=certificate.not_valid_after_utc,
+        )
+        return ca_pb2.ItemResult(certificate=ca_pb2.Certificate(leaf=certificate_der(certificate)))
+
+    def _refuse(
+        self, accepted: Accepted, identity: str, error: SdsError, now: datetime
+    ) -> ca_pb2.ItemResult:
+        self._journal.append(
+            at=now,
+            identity=identity,
+            reason=error.reason,
+            policy_epoch=self._policy.epoch,
+            evidence=accepted.evidence,
+            measurement=accepted.claims.measurement,
+            peer=accepted.peer.name,
+            message=str(error),
+        )
+        return wire.item_refusal_to_wire(error)

@@ -1,0 +1,271 @@
+"""What certificate an item gets: pure, from a signer, a grant and a key.
+
+Owns the profile of our certificates: X.509-SVID for workloads (sections 2 to 4), RFC 5280 for
+authorities. Invariants: a certificate never outlives any certificate above it and never starts
+before its issuer; its serial has 158 random bits; its SPIFFE ID is its only URI SAN; nothing comes
+from the CSR but the public key.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sds.errors import AuthorityNotReadyError, SigningNotAllowedError
+from sds.identity import SpiffeId, TrustDomain
+from sds.pki import certificate_der, load_certificate, signature_hash, spki_sha256
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from sds.ca.decision import Grant, Wish
+    from sds.pki import PrivateKey, PublicKey
+
+_SERIAL_BITS: Final = 159
+"""RFC 5280, section 4.1.2.2: at most 20 octets and positive."""
+_NO_NAME: Final = x509.Name([])
+
+
+def _usage(**uses: bool) -> x509.KeyUsage:
+    names = (
+        "digital_signature content_commitment key_encipherment data_encipherment key_agreement "
+        "key_cert_sign crl_sign encipher_only decipher_only"
+    )
+    return x509.KeyUsage(**{name: uses.get(name, False) for name in names.split()})
+
+
+_LEAF_CONSTRAINTS: Final = x509.BasicConstraints(ca=False, path_length=None)
+_LEAF_USAGE: Final = _usage(digital_signature=True)
+_LEAF_USAGE_RSA: Final = _usage(digital_signature=True, key_encipherment=True)
+_LEAF_EXTENDED_USAGE: Final = x509.ExtendedKeyUsage(
+    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+)
+_CA_USAGE: Final = _usage(key_cert_sign=True, crl_sign=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """A key that may sign, and its certificates.
+
+    Attributes:
+        trust_domain: whose certificates it signs.
+        key: the issuing key.
+        certificate: the issuing certificate.
+        chain: DER, the issuing certificate first, then intermediates, no root (except that a
+            self-signed issuing certificate is the root).
+        root: DER of the root.
+        not_after: the earliest not-after of chain and root.
+        path_length: CAs that may stand below it; None for any number.
+        key_id: SHA-256 of the issuing key's SubjectPublicKeyInfo.
+        identifier: the authority key identifier of what it signs.
+    """
+
+    trust_domain: TrustDomain
+    key: PrivateKey = field(repr=False)
+    certificate: x509.Certificate = field(repr=False)
+    chain: tuple[bytes, ...] = field(repr=False)
+    root: bytes = field(repr=False)
+    not_after: datetime
+    path_length: int | None
+    key_id: bytes
+    identifier: x509.AuthorityKeyIdentifier = field(repr=False)
+
+    @property
+    def presented(self) -> tuple[bytes, ...]:
+        """What follows a leaf on the wire: the chain without a root."""
+        return tuple(der for der in self.chain if der != self.root)
+
+
+def make_signer(
+    *, key: PrivateKey, chain: tuple[bytes, ...], root: bytes, trust_domain: TrustDomain
+) -> Signer:
+    """Join a key with its verified chain (``sds.pki.verify_authority_chain``, or self-signed)."""
+    path = chain if chain[-1] == root else (*chain, root)
+    certificates = [load_certificate(der) for der in path]
+    issuing = certificates[0]
+    lengths = []
+    for depth, certificate in enumerate(certificates):
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if constraints.path_length is not None:
+            lengths.append(constraints.path_length - depth)
+    return Signer(
+        trust_domain=trust_domain,
+        key=key,
+        certificate=issuing,
+        chain=chain,
+        root=root,
+        not_after=min(certificate.not_valid_after_utc for certificate in certificates),
+        path_length=min(lengths, default=None),
+        key_id=spki_sha256(key.public_key()),
+        identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+            issuing.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        ),
+    )
+
+
+def self_sign(
+    *,
+    key: PrivateKey,
+    trust_domain: TrustDomain,
+    lifetime: timedelta,
+    path_length: int | None,
+    now: datetime,
+    backdate: timedelta,
+) -> Signer:
+    """A root of its own: a new name for every key, so that no two roots share a subject."""
+    public_key = key.public_key()
+    name = authority_name(public_key)
+    start = (now - backdate).replace(microsecond=0)
+    builder = _authority_builder(
+        subject=name, trust_domain=trust_domain, public_key=public_key, path_length=path_length
+    )
+    certificate = (
+        builder.issuer_name(name)
+        .not_valid_before(start)
+        .not_valid_after((now + lifetime).replace(microsecond=0))
+        .sign(key, signature_hash(key))
+    )
+    der = certificate_der(certificate)
+    return make_signer(key=key, chain=(der,), root=der, trust_domain=trust_domain)
+
+
+def issue(
+    signer: Signer,
+    *,
+    wish: Wish,
+    grant: Grant,
+    public_key: PublicKey,
+    now: datetime,
+    backdate: timedelta,
+) -> x509.Certificate:
+    """Sign the certificate that ``grant`` allows of ``wish``.
+
+    Args:
+        signer: who signs.
+        wish: the names.
+        grant: lifetime and, for an authority's certificate, path length.
+        public_key: the CSR's.
+        now: the lifetime counts from here.
+        backdate: how long before ``now`` it is valid already, for clocks that are behind.
+
+    Raises:
+        AuthorityNotReadyError: the signer itself ends within a second.
+        SigningNotAllowedError: the signer's path length allows no authority below it.
+    """
+    not_before, not_after = validity(signer, lifetime=grant.lifetime, now=now, backdate=backdate)
+    if grant.path_length is not None:
+        builder = _authority_builder(
+            subject=authority_name(public_key),
+            trust_domain=wish.spiffe_id.trust_domain,
+            public_key=public_key,
+            path_length=path_length_below(signer, grant.path_length),
+        )
+    else:
+        builder = _leaf_builder(wish, public_key)
+    return (
+        builder.issuer_name(signer.certificate.subject)
+        .not_valid_before(not_before)
+        .not_valid_after(not_after)
+        .add_extension(signer.identifier, critical=False)
+        .sign(signer.key, signature_hash(signer.key))
+    )
+
+
+def validity(
+    signer: Signer, *, lifetime: timedelta, now: datetime, backdate: timedelta
+) -> tuple[datetime, datetime]:
+    """Not-before and not-after, clamped to the signer's, in whole seconds (RFC 5280, 4.1.2.5).
+
+    Raises:
+        AuthorityNotReadyError: nothing is left of the signer's own time.
+    """
+    not_before = max(now - backdate, signer.certificate.not_valid_before_utc)
+    not_after = min(now + lifetime, signer.not_after).replace(microsecond=0)
+    if not_after <= now:
+        raise AuthorityNotReadyError(
+            f"the authority's own certificate ends at {signer.not_after.isoformat()}"
+        )
+    return not_before.replace(microsecond=0), not_after
+
+
+def path_length_below(signer: Signer, wanted: int) -> int:
+    """The path length of an authority right below ``signer`` (RFC 5280, section 4.2.1.9).
+
+    Raises:
+        SigningNotAllowedError: none may stand there.
+    """
+    if signer.path_length is None:
+        return wanted
+    if signer.path_length < 1:
+        raise SigningNotAllowedError("the path length of this authority allows none below it")
+    return min(wanted, signer.path_length - 1)
+
+
+def authority_name(key: PublicKey) -> x509.Name:
+    """The subject of an authority: names its key, so that equal names mean equal keys."""
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "attested-sds"),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"CA {spki_sha256(key)[:12].hex()}"),
+        ]
+    )
+
+
+def authority_request(key: PrivateKey, trust_domain: TrustDomain) -> x509.CertificateSigningRequest:
+    """The request that an operator signs: everything that the certificate needs stands in it."""
+    name = x509.UniformResourceIdentifier(str(SpiffeId(trust_domain)))
+    return (
+        x509.CertificateSigningRequestBuilder(authority_name(key.public_key()))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_CA_USAGE, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+        .sign(key, signature_hash(key))
+    )
+
+
+def _builder(subject: x509.Name, public_key: PublicKey) -> x509.CertificateBuilder:
+    return x509.CertificateBuilder(
+        subject_name=subject,
+        public_key=public_key,
+        # The top bit is set, so that every serial has the same length.
+        serial_number=secrets.randbits(_SERIAL_BITS) | 1 << (_SERIAL_BITS - 1),
+    )
+
+
+def _leaf_builder(wish: Wish, public_key: PublicKey) -> x509.CertificateBuilder:
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(wish.spiffe_id))]
+    names.extend(map(x509.DNSName, wish.dns_names))
+    usage = _LEAF_USAGE_RSA if isinstance(public_key, rsa.RSAPublicKey) else _LEAF_USAGE
+    return (
+        _builder(_NO_NAME, public_key)
+        .add_extension(_LEAF_CONSTRAINTS, critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(_LEAF_EXTENDED_USAGE, critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        # Critical because the subject is empty (RFC 5280, section 4.1.2.6).
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+    )
+
+
+def _authority_builder(
+    *,
+    subject: x509.Name,
+    trust_domain: TrustDomain,
+    public_key: PublicKey,
+    path_length: int | None,
+) -> x509.CertificateBuilder:
+    # X.509-SVID, section 3.2: a signing certificate's SPIFFE ID is its trust domain's.
+    name = x509.UniformResourceIdentifier(str(SpiffeId(trust_domain)))
+    return (
+        _builder(subject, public_key)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
+        .add_extension(_CA_USAGE, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+    )

@@ -1,0 +1,121 @@
+"""The record of every certificate that was issued or refused.
+
+Invariants: records are only appended; each has a number that rises by one, so that a gap would
+show; one log line is written per record. Memory is bounded: the oldest records leave first, and
+``first`` tells from which number on they are here (the log has them all).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+_LOGGER = logging.getLogger(__name__)
+DEFAULT_RECORDS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One certificate, issued or refused.
+
+    Attributes:
+        number: counts from 1.
+        at: when it was decided, aware, UTC.
+        identity: the SPIFFE ID as asked for; empty where a whole request was refused.
+        serial: of the certificate, lower-case hex; empty where it was refused.
+        not_after: of the certificate.
+        evidence: SHA-256 of the evidence's report, lower-case hex; empty where there was none.
+        measurement: what that evidence proved; empty where it was not accepted.
+        policy_epoch: of the policy that decided.
+        reason: the label of the refusal; ``issued`` where there is a certificate.
+        peer: where the request came from, as gRPC names it.
+    """
+
+    number: int
+    at: datetime
+    identity: str
+    serial: str
+    not_after: datetime | None
+    evidence: str
+    measurement: str
+    policy_epoch: int
+    reason: str
+    peer: str
+
+
+ISSUED: Final = "issued"
+
+
+class Journal:
+    """See the module."""
+
+    def __init__(self, *, keep: int = DEFAULT_RECORDS) -> None:
+        """Keep the last ``keep`` records."""
+        self._records: deque[Record] = deque(maxlen=keep)
+        self._next = 1
+
+    def __iter__(self) -> Iterator[Record]:
+        """The records that are here, oldest first."""
+        return iter(tuple(self._records))
+
+    def __len__(self) -> int:
+        """How many were ever appended."""
+        return self._next - 1
+
+    @property
+    def first(self) -> int:
+        """The number of the oldest record that is still here."""
+        return self._next - len(self._records)
+
+    def append(
+        self,
+        *,
+        at: datetime,
+        identity: str,
+        reason: str,
+        policy_epoch: int,
+        evidence: str,
+        measurement: str,
+        peer: str,
+        serial: str = "",
+        not_after: datetime | None = None,
+        message: str = "",
+    ) -> None:
+        """Record one certificate and log it; ``message`` tells the refusal in words."""
+        record = Record(
+            number=self._next,
+            at=at,
+            identity=identity,
+            serial=serial,
+            not_after=not_after,
+            evidence=evidence,
+            measurement=measurement,
+            policy_epoch=policy_epoch,
+            reason=reason,
+            peer=peer,
+        )
+        self._next += 1
+        self._records.append(record)
+        issued = reason == ISSUED
+        if _LOGGER.isEnabledFor(logging.INFO if issued else logging.WARNING):
+            fields = {
+                "number": record.number,
+                "spiffe_id": identity,
+                "serial": serial,
+                "not_after": not_after.isoformat() if not_after else "",
+                "evidence": evidence,
+                "measurement": measurement,
+                "policy_epoch": policy_epoch,
+                "reason": reason,
+                "peer": peer,
+            }
+            if issued:
+                _LOGGER.info("certificate issued", extra=fields)
+            else:
+                _LOGGER.warning("certificate refused: %s", message or reason, extra=fields)

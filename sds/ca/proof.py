@@ -1,0 +1,118 @@
+"""The authority's own evidence, made once for many who ask at the same time.
+
+Owns the queue of Hello nonces that wait for evidence. Invariants: one report is collected at a
+time; it covers every nonce that waited when it was begun, up to :data:`MAX_COVERED`; a report is
+never used for a nonce that it does not cover, nor kept for later. So ten thousand agents that say
+Hello at once cost forty reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sds.ca.challenge import MAX_COVERED, authority_report_data
+from sds.errors import AuthorityNotReadyError, SdsError
+
+if TYPE_CHECKING:
+    from sds.attestation.evidence import Attester, Evidence
+    from sds.ca.challenge import AuthorityStatement
+
+
+class Statements(Protocol):
+    """Says what holds now."""
+
+    def __call__(self) -> AuthorityStatement:
+        """The authority's statement of now.
+
+        Raises:
+            AuthorityNotReadyError: there is nothing that it could sign with.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """Evidence of the authority, what it binds, and the nonces under it.
+
+    ``evidence`` is None for an authority without attestation, which only agents with plain
+    verified TLS and no reference values accept.
+    """
+
+    statement: AuthorityStatement
+    evidence: Evidence | None
+    covered: tuple[bytes, ...]
+
+
+class Prover:
+    """See the module.
+
+    Args:
+        attester: collects our evidence; None where we have none.
+        statements: what to bind.
+    """
+
+    def __init__(self, attester: Attester | None, statements: Statements) -> None:
+        """See the class."""
+        self._attester = attester
+        self._statements = statements
+        self._waiting: deque[tuple[bytes, asyncio.Future[Proof]]] = deque()
+        self._wake = asyncio.Event()
+        self.reports = 0
+
+    async def prove(self, nonce: bytes) -> Proof:
+        """Evidence that covers ``nonce``; :meth:`run` must be running.
+
+        Raises:
+            EvidenceError: our evidence cannot be collected.
+            AuthorityNotReadyError: there is nothing to prove yet.
+        """
+        if self._attester is None:
+            return Proof(statement=self._statements(), evidence=None, covered=(nonce,))
+        future: asyncio.Future[Proof] = asyncio.get_running_loop().create_future()
+        self._waiting.append((nonce, future))
+        self._wake.set()
+        return await future
+
+    async def run(self) -> None:
+        """Serve those who wait, until cancelled; they are told where that ends."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    await self._serve()
+        finally:
+            for _, future in self._waiting:
+                if not future.done():
+                    future.set_exception(AuthorityNotReadyError("the authority is stopping"))
+            self._waiting.clear()
+
+    async def _serve(self) -> None:
+        batch: list[tuple[bytes, asyncio.Future[Proof]]] = []
+        while self._waiting and len(batch) < MAX_COVERED:
+            nonce, future = self._waiting.popleft()
+            if not future.done():  # whoever asked may have gone
+                batch.append((nonce, future))
+        if not batch:
+            return
+        covered = tuple(nonce for nonce, _ in batch)
+        try:
+            statement = self._statements()
+            assert self._attester is not None
+            evidence = await self._attester.attest(authority_report_data(statement, covered))
+        except SdsError as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        except BaseException:
+            self._waiting.extendleft(reversed(batch))  # run() tells them
+            raise
+        self.reports += 1
+        proof = Proof(statement=statement, evidence=evidence, covered=covered)
+        for _, future in batch:
+            if not future.done():
+                future.set_result(proof)

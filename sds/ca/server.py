@@ -1,0 +1,217 @@
+"""The authority's side of the exchange: one coroutine a stream.
+
+Owns streams, their time limits and the order of checks. Invariants: nothing is issued before the
+nonce, the policy, the evidence and the item have held, in this order; a nonce is spent by the
+first request that names it, whatever comes of that; a stream that has proven nothing lives
+``hello_seconds`` and makes room first; no stream can hold another one up (a large batch yields to
+the loop, a slow reader waits alone).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import grpc
+
+from sds._proto.sds.ca.v1 import ca_pb2
+from sds.ca import wire
+from sds.ca.desk import Accepted, Desk, Peer
+from sds.errors import AuthorityBusyError, ChallengeStaleError, RequestMalformedError, SdsError
+
+if TYPE_CHECKING:
+    from sds.ca.challenge import AuthorityStatement, NonceTable, StreamNonces
+    from sds.ca.proof import Prover
+    from sds.clock import Clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds on what callers can make the authority hold.
+
+    Attributes:
+        streams: streams at once; one more and the oldest unproven one goes, or the new one where
+            all are proven.
+        hello_seconds: how long a stream may live without a request whose evidence held.
+        write_seconds: how long a caller may take to read one answer.
+        message_bytes: the largest message from a caller.
+    """
+
+    streams: int = 10_000
+    hello_seconds: float = 30.0
+    write_seconds: float = 30.0
+    message_bytes: int = 4 * 1024 * 1024
+
+
+class _Context(Protocol):
+    """What we use of :class:`grpc.aio.ServicerContext`."""
+
+    def peer(self) -> str: ...
+
+    async def read(self) -> Any: ...
+
+    async def write(self, message: Any) -> None: ...
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> Any: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """One stream's state; ``timeout`` ends it while it has proven nothing."""
+
+    peer: Peer
+    nonces: StreamNonces
+    timeout: asyncio.Timeout
+    statement: AuthorityStatement | None = None
+
+
+class ExchangeService:
+    """Serves ``Exchange``; see the module. ``run`` of the prover must be running beside it."""
+
+    def __init__(
+        self, *, desk: Desk, prover: Prover, nonces: NonceTable, clock: Clock, limits: Limits
+    ) -> None:
+        """Args: who decides and signs, who proves us, the table of nonces, time and bounds."""
+        self._desk = desk
+        self._prover = prover
+        self._nonces = nonces
+        self._clock = clock
+        self._limits = limits
+        self._unproven: OrderedDict[_Stream, None] = OrderedDict()
+        self._streams = 0
+
+    @property
+    def streams(self) -> int:
+        """Streams open now."""
+        return self._streams
+
+    async def exchange(self, _: Any, context: _Context) -> None:
+        """One stream, from its first message to its end."""
+        if not self._make_room():
+            error = AuthorityBusyError(f"{self._streams} streams are open, and no more are taken")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        self._streams += 1
+        stream: _Stream | None = None
+        try:
+            async with asyncio.timeout(self._limits.hello_seconds) as timeout:
+                stream = _Stream(Peer(name=context.peer()), self._nonces.open(), timeout)
+                self._unproven[stream] = None
+                await self._converse(stream, context)
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"no request whose evidence held within {self._limits.hello_seconds:g} s, "
+                "or an answer was not read in time",
+            )
+        finally:
+            self._streams -= 1
+            if stream is not None:
+                self._unproven.pop(stream, None)
+                self._nonces.close(stream.nonces)
+
+    def _make_room(self) -> bool:
+        """Whether one more stream may be served; the oldest unproven one is told to go."""
+        if self._streams < self._limits.streams:
+            return True
+        if not self._unproven:
+            return False
+        oldest, _ = self._unproven.popitem(last=False)
+        oldest.timeout.reschedule(asyncio.get_running_loop().time())
+        return True
+
+    async def _converse(self, stream: _Stream, context: _Context) -> None:
+        while (data := await context.read()) is not grpc.aio.EOF:
+            try:
+                answer = await self._answer_to(stream, data)
+            except RequestMalformedError as error:
+                # Whoever does not speak the protocol gets no second chance on this stream.
+                self._desk.refused(stream.peer, error)
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{error.reason}: {error}")
+            except SdsError as error:
+                self._desk.refused(stream.peer, error)
+                answer = wire.refusal_to_wire(
+                    error,
+                    next_nonce=self._next_nonce(stream),
+                    signed_policy=self._desk.policy_for(error),
+                )
+            async with asyncio.timeout(self._limits.write_seconds):
+                await context.write(answer.SerializeToString())
+
+    async def _answer_to(self, stream: _Stream, data: bytes) -> ca_pb2.ExchangeResponse:
+        request = wire.parse_request(data)
+        match request.WhichOneof("request"):
+            case "hello":
+                return await self._hello(stream, request.hello)
+            case "certificates":
+                return await self._certificates(stream, request.certificates)
+            case "attested_csr":
+                return self._attested_csr(stream, request.attested_csr)
+        raise RequestMalformedError(
+            "the message holds none of hello, certificates and attested_csr"
+        )
+
+    def _next_nonce(self, stream: _Stream) -> bytes:
+        return self._nonces.issue(stream.nonces, now=self._clock.now().monotonic)
+
+    async def _hello(self, stream: _Stream, hello: ca_pb2.Hello) -> ca_pb2.ExchangeResponse:
+        proof = await self._prover.prove(wire.nonce_from_wire(hello.nonce))
+        stream.statement = proof.statement
+        return wire.challenge_to_wire(
+            proof.statement,
+            nonce=self._next_nonce(stream),
+            nonce_lifetime=self._nonces.lifetime,
+            evidence=proof.evidence,
+            covered=proof.covered,
+        )
+
+    def _spend_nonce(self, stream: _Stream, nonce: bytes) -> None:
+        """Checks 2 and 3: the nonce is this stream's, and what we said at Hello still holds."""
+        now = self._clock.now()
+        self._nonces.redeem(stream.nonces, wire.nonce_from_wire(nonce), now=now.monotonic)
+        if stream.statement != self._desk.statement():
+            raise ChallengeStaleError(
+                "the authority's key, roots or policy changed", advice="say Hello again"
+            )
+
+    async def _certificates(
+        self, stream: _Stream, request: ca_pb2.CertificateRequest
+    ) -> ca_pb2.ExchangeResponse:
+        self._desk.check_size(request)  # check 1
+        self._spend_nonce(stream, request.nonce)
+        accepted = self._desk.accept(request, stream.peer)
+        self._proven(stream)
+        return self._answer(stream, accepted, await self._desk.issue(accepted))
+
+    def _attested_csr(
+        self, stream: _Stream, request: ca_pb2.AttestedCsr
+    ) -> ca_pb2.ExchangeResponse:
+        self._spend_nonce(stream, request.nonce)
+        accepted, result = self._desk.issue_attested_csr(request, stream.peer)
+        self._proven(stream)
+        return self._answer(stream, accepted, [result])
+
+    def _answer(
+        self, stream: _Stream, accepted: Accepted, results: list[ca_pb2.ItemResult]
+    ) -> ca_pb2.ExchangeResponse:
+        return ca_pb2.ExchangeResponse(
+            certificates=ca_pb2.CertificateResponse(
+                results=results,
+                next_nonce=self._next_nonce(stream),
+                issuing_chain=accepted.signer.chain,
+                roots=accepted.roots,
+            )
+        )
+
+    def _proven(self, stream: _Stream) -> None:
+        """Evidence held: the stream may stay as long as it likes."""
+        if self._unproven.pop(stream, stream) is None:
+            stream.timeout.reschedule(None)
+
+
+def handler(service: ExchangeService) -> grpc.GenericRpcHandler:
+    """The service as gRPC wants it: raw bytes in and out (see ``sds.ca.wire``)."""
+    return grpc.method_handlers_generic_handler(
+        wire.SERVICE, {"Exchange": grpc.stream_stream_rpc_method_handler(service.exchange)}
+    )

@@ -1,0 +1,274 @@
+"""Where an authority's own certificate comes from: itself, an authority above it, or an operator.
+
+Owns the issuing key over time. Invariants: keys exist only in memory and are made anew for every
+certificate; a new root is published in the bundle for ``settle`` before anything is signed under
+it (except the very first), and an old one stays until its certificate ends; a renewal that fails
+leaves the signer of before at work and is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sds.ca.authority import CertificateItem, IssuedChain
+from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
+from sds.errors import (
+    AuthorityNotReadyError,
+    CertificateError,
+    SdsError,
+)
+from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
+from sds.pki import (
+    certificates_from_pem,
+    generate_private_key,
+    load_certificate,
+    make_csr,
+    verify_authority_chain,
+)
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from sds.ca.authority import Authority
+    from sds.ca.issuer import Signer
+    from sds.clock import Clock
+    from sds.pki import PrivateKey
+
+_LOGGER = logging.getLogger(__name__)
+_RENEW_AT: Final = 0.5
+"""Part of the remaining life after which the signer is renewed."""
+_RETRY: Final = timedelta(seconds=2)
+_RETRY_LATER: Final = timedelta(seconds=60)
+
+
+class SignerBox:
+    """The signer of now and the trust bundle; see the module."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        """Empty: :meth:`current` raises until a signer is activated."""
+        self._clock = clock
+        self._signer: Signer | None = None
+        self._roots: dict[bytes, datetime] = {}
+        self.ready = asyncio.Event()
+
+    def current(self) -> Signer:
+        """The signer of now.
+
+        Raises:
+            AuthorityNotReadyError: none was activated, or it has ended.
+        """
+        if self._signer is None:
+            raise AuthorityNotReadyError("the authority has no certificate of its own yet")
+        if self._signer.not_after <= self._clock.now().wall:
+            raise AuthorityNotReadyError(
+                f"the authority's own certificate ended at {self._signer.not_after.isoformat()}"
+            )
+        return self._signer
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """The roots that have not ended: DER, sorted."""
+        now = self._clock.now().wall
+        return tuple(sorted(der for der, not_after in self._roots.items() if not_after > now))
+
+    def publish(self, roots: tuple[bytes, ...]) -> bool:
+        """Add roots to the bundle; whether one of them is new beside others."""
+        new = [der for der in roots if der not in self._roots]
+        beside = bool(self._roots) and bool(new)
+        for der in new:
+            self._roots[der] = load_certificate(der, "root").not_valid_after_utc
+        return beside
+
+    def activate(self, signer: Signer) -> None:
+        """Sign with this one from now on."""
+        self._signer = signer
+        self.ready.set()
+        _LOGGER.info(
+            "the authority signs with a new certificate",
+            extra={
+                "issuing_key": signer.key_id.hex(),
+                "serial": f"{signer.certificate.serial_number:x}",
+                "not_after": signer.not_after.isoformat(),
+                "subject": signer.certificate.subject.rfc4514_string(),
+                "path_length": signer.path_length,
+            },
+        )
+
+
+class SignerSource(Protocol):
+    """Gets one signer after the other."""
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        """A signer with a fresh key, and the roots of its bundle.
+
+        Raises:
+            SdsError: not now.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfSigned:
+    """A root of its own."""
+
+    trust_domain: TrustDomain
+    key_type: KeyType
+    lifetime: timedelta
+    path_length: int | None
+    backdate: timedelta
+    clock: Clock
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        """See :class:`SignerSource`."""
+        signer = self_sign(
+            key=await asyncio.to_thread(generate_private_key, self.key_type),
+            trust_domain=self.trust_domain,
+            lifetime=self.lifetime,
+            path_length=self.path_length,
+            now=self.clock.now().wall,
+            backdate=self.backdate,
+        )
+        return signer, (signer.root,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromUpstream:
+    """An intermediate below another authority, by the protocol that agents speak."""
+
+    trust_domain: TrustDomain
+    key_type: KeyType
+    lifetime: timedelta
+    upstream: Authority
+    clock: Clock
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        """See :class:`SignerSource`."""
+        key = await asyncio.to_thread(generate_private_key, self.key_type)
+        identity = Identity(
+            spiffe_id=SpiffeId(self.trust_domain), lifetime=self.lifetime, key_type=self.key_type
+        )
+        issuance = await self.upstream.issue(
+            [CertificateItem(identity=identity, csr=make_csr(key, identity), signing=True)]
+        )
+        (outcome,) = issuance.outcomes
+        if not isinstance(outcome, IssuedChain):
+            raise outcome
+        root = verify_authority_chain(
+            outcome.chain,
+            roots=issuance.roots,
+            public_key=key.public_key(),
+            now=self.clock.now().wall,
+        )
+        chain = tuple(der for der in outcome.chain if der != root)
+        signer = make_signer(key=key, chain=chain, root=root, trust_domain=self.trust_domain)
+        return signer, issuance.roots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FromOperator:
+    """An intermediate of an existing PKI or an offline root: CSR out, chain in, as PEM files.
+
+    Attributes:
+        csr_file: written anew for every key.
+        chain_file: where the operator puts the chain: issuing certificate first.
+        roots_file: the roots under which it must hold; they become the trust bundle.
+    """
+
+    trust_domain: TrustDomain
+    key_type: KeyType
+    csr_file: Path
+    chain_file: Path
+    roots_file: Path
+    clock: Clock
+    poll: timedelta = timedelta(seconds=1)
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        """Write the CSR and wait for its chain; a chain that does not fit is said and passed over.
+
+        Raises:
+            AuthorityNotReadyError: the CSR cannot be written.
+        """
+        key = await asyncio.to_thread(generate_private_key, self.key_type)
+        self._write(authority_request(key, self.trust_domain).public_bytes(Encoding.PEM))
+        _LOGGER.warning(
+            "waiting for an operator: sign the request in %s and put the chain into %s",
+            self.csr_file,
+            self.chain_file,
+            extra={"subject": authority_name(key.public_key()).rfc4514_string()},
+        )
+        said = ""
+        while True:
+            try:
+                return self._read(key)
+            except (OSError, CertificateError) as error:
+                if not isinstance(error, FileNotFoundError) and str(error) != said:
+                    said = str(error)
+                    _LOGGER.warning(
+                        "the operator's chain cannot be used: %s",
+                        error,
+                        extra={"chain_file": str(self.chain_file)},
+                    )
+            await self.clock.sleep(self.poll.total_seconds())
+
+    def _write(self, pem: bytes) -> None:
+        beside = self.csr_file.with_name(f".{self.csr_file.name}.new")
+        try:
+            beside.write_bytes(pem)
+            beside.replace(self.csr_file)
+        except OSError as error:
+            raise AuthorityNotReadyError(
+                f"the request for the operator cannot be written to {self.csr_file}: {error}",
+                advice="make the directory writable for `sds ca`",
+            ) from error
+
+    def _read(self, key: PrivateKey) -> tuple[Signer, tuple[bytes, ...]]:
+        chain = certificates_from_pem(self.chain_file.read_bytes())
+        roots = certificates_from_pem(self.roots_file.read_bytes())
+        root = verify_authority_chain(
+            chain, roots=roots, public_key=key.public_key(), now=self.clock.now().wall
+        )
+        below = tuple(der for der in chain if der != root)
+        return (
+            make_signer(key=key, chain=below, root=root, trust_domain=self.trust_domain),
+            roots,
+        )
+
+
+async def keep_signing(
+    box: SignerBox, source: SignerSource, *, clock: Clock, settle: timedelta
+) -> None:
+    """Get the first signer and renew it in good time, until cancelled.
+
+    Args:
+        box: what the server signs from.
+        source: where signers come from.
+        clock: time and waiting.
+        settle: how long a new root stands in the bundle before anything is signed under it: the
+            longest life of a leaf, so that every agent has asked at least once in between.
+    """
+    wait = _RETRY
+    while True:
+        try:
+            signer, roots = await source.next_signer()
+        except SdsError as error:
+            _LOGGER.warning(
+                "no certificate for the authority itself: %s",
+                error,
+                extra={"reason": error.reason, "again_in_seconds": wait.total_seconds()},
+            )
+            await clock.sleep(wait.total_seconds())
+            wait = min(wait * 2, _RETRY_LATER)
+            continue
+        wait = _RETRY
+        if box.publish(roots) and box.ready.is_set():
+            await clock.sleep(settle.total_seconds())
+        box.activate(signer)
+        left = signer.not_after - clock.now().wall
+        await clock.sleep(left.total_seconds() * _RENEW_AT)
