@@ -1,0 +1,175 @@
+"""The authority as a running thing: parts joined, one TaskGroup, drain.
+
+Invariants: every task lives in one TaskGroup and ends with it; the port is open before the first
+signer is there (agents are told ``authority_not_ready``, health says NOT_SERVING); after drain
+began no new stream is taken, and those open have ``drain_seconds``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from sds.ca import wire
+from sds.ca.challenge import NonceTable
+from sds.ca.desk import Desk
+from sds.ca.proof import Prover
+from sds.ca.server import ExchangeService, Limits, handler
+from sds.ca.signers import SignerBox, keep_signing
+from sds.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sds.attestation.evidence import Attester, Verifier
+    from sds.ca.decision import IssuancePolicy
+    from sds.ca.journal import Journal
+    from sds.ca.signers import SignerSource
+    from sds.ca.tls import TlsIdentity
+    from sds.clock import Clock
+    from sds.identity import TrustDomain
+
+_LOGGER = logging.getLogger(__name__)
+_DRAIN_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorityParts:
+    """What an authority is made of.
+
+    Attributes:
+        trust_domain: whose certificates it signs.
+        listen: ``host:port``; port 0 takes a free one.
+        tls: its TLS identity.
+        source: where its own certificate comes from.
+        policy: who may ask for what.
+        verifier: of agents' evidence, with the reference values.
+        attester: its own evidence; None where it has none.
+        clock: time.
+        max_lifetime: of the longest leaf: a nonce lives no longer, and a new root settles for it.
+        backdate: how long before now certificates are valid from.
+        limits: bounds.
+        nonce_limit: nonces in all.
+        journal: the record of what was issued.
+    """
+
+    trust_domain: TrustDomain
+    listen: str
+    tls: TlsIdentity
+    source: SignerSource
+    policy: IssuancePolicy
+    verifier: Verifier
+    attester: Attester | None
+    clock: Clock
+    max_lifetime: timedelta
+    backdate: timedelta = timedelta(seconds=30)
+    limits: Limits = Limits()  # noqa: RUF009  frozen
+    nonce_limit: int = 65_536
+    journal: Journal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningAuthority:
+    """An authority that listens.
+
+    Attributes:
+        port: where.
+        box: its signer.
+        service: its streams.
+        prover: its own evidence.
+        nonces: those outstanding.
+    """
+
+    port: int
+    box: SignerBox
+    service: ExchangeService
+    prover: Prover
+    nonces: NonceTable
+
+
+@contextlib.asynccontextmanager
+async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAuthority]:
+    """Serve until the block ends, then drain.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    box = SignerBox(clock=parts.clock)
+    desk = Desk(
+        trust_domain=parts.trust_domain,
+        signers=box,
+        policy=parts.policy,
+        verifier=parts.verifier,
+        journal=parts.journal,
+        clock=parts.clock,
+        tls_key=parts.tls.key_digest,
+        backdate=parts.backdate,
+    )
+    prover = Prover(parts.attester, desk.statement)
+    nonces = NonceTable(lifetime=parts.max_lifetime.total_seconds(), limit=parts.nonce_limit)
+    service = ExchangeService(
+        desk=desk, prover=prover, nonces=nonces, clock=parts.clock, limits=parts.limits
+    )
+    server = _server(parts.limits)
+    server.add_generic_rpc_handlers((handler(service),))
+    healths = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    try:
+        port = server.add_secure_port(parts.listen, parts.tls.server_credentials())
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"the authority cannot listen on {parts.listen!r}",
+            advice="is the address this machine's, and the port free?",
+        ) from error
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(prover.run(), name="prover"),
+            tasks.create_task(
+                keep_signing(box, parts.source, clock=parts.clock, settle=parts.max_lifetime),
+                name="signer",
+            ),
+            tasks.create_task(_tell_health(healths, box), name="health"),
+        ]
+        await server.start()
+        try:
+            yield RunningAuthority(
+                port=port, box=box, service=service, prover=prover, nonces=nonces
+            )
+        finally:
+            await healths.enter_graceful_shutdown()
+            await server.stop(_DRAIN_SECONDS)
+            for task in running:
+                task.cancel()
+
+
+def _server(limits: Limits) -> grpc.aio.Server:
+    return grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", limits.message_bytes),
+            # One more than we take, so that the last one is told why it is refused.
+            ("grpc.max_concurrent_streams", limits.streams + 1),
+            ("grpc.so_reuseport", 0),
+            # Dead agents are found out; living ones may ping as often as our client does.
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ),
+        maximum_concurrent_rpcs=limits.streams + 64,
+    )
+
+
+async def _tell_health(healths: health.aio.HealthServicer, box: SignerBox) -> None:
+    """NOT_SERVING until there is a signer."""
+    status = health_pb2.HealthCheckResponse
+    for name in ("", wire.SERVICE):
+        await healths.set(name, status.NOT_SERVING)
+    await box.ready.wait()
+    for name in ("", wire.SERVICE):
+        await healths.set(name, status.SERVING)

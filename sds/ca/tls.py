@@ -1,0 +1,122 @@
+"""The authority's TLS identity.
+
+Owns the key that answers on the authority's port. Invariant: made at start and kept in memory,
+unless an operator names files; the SHA-256 of its SubjectPublicKeyInfo stands in the authority's
+evidence either way.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sds.ca.channel import TLS_SERVER_NAME
+from sds.errors import CertificateMalformedError, ConfigurationError
+from sds.identity import KeyType
+from sds.pki import (
+    certificate_der,
+    certificate_pem,
+    certificates_from_pem,
+    generate_private_key,
+    load_certificate,
+    private_key_pem,
+    signature_hash,
+    spki_sha256,
+    supported_key,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+    from pathlib import Path
+
+_LIFETIME: Final = timedelta(days=3650)
+"""Agents pin the key anew at every connection; the certificate's end has no meaning of its own."""
+_BACKDATE: Final = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsIdentity:
+    """A certificate and its key, as gRPC wants them.
+
+    Attributes:
+        certificate_pem: the chain, leaf first.
+        key_pem: PKCS#8.
+        key_digest: SHA-256 of the leaf's SubjectPublicKeyInfo.
+    """
+
+    certificate_pem: bytes
+    key_pem: bytes = field(repr=False)
+    key_digest: bytes
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """TLS of the server side; agents prove themselves by evidence, not by a certificate."""
+        return grpc.ssl_server_credentials([(self.key_pem, self.certificate_pem)])
+
+
+def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsIdentity:
+    """A fresh P-256 key with a self-signed certificate.
+
+    Args:
+        now: valid from a day before.
+        server_names: DNS names beside the fixed one, for agents that are given this certificate
+            as a configured root.
+    """
+    key = generate_private_key(KeyType.EC_P256)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attested-sds authority TLS")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(secrets.randbits(158) | 1 << 158)
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + _LIFETIME)
+        .add_extension(
+            x509.SubjectAlternativeName(
+                [x509.DNSName(text) for text in (TLS_SERVER_NAME, *server_names)]
+            ),
+            critical=False,
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, signature_hash(key))
+    )
+    return TlsIdentity(
+        certificate_pem=certificate_pem([certificate_der(certificate)]),
+        key_pem=private_key_pem(key),
+        key_digest=spki_sha256(key.public_key()),
+    )
+
+
+def tls_from_files(certificate: Path, key: Path) -> TlsIdentity:
+    """The identity that an operator provides.
+
+    Raises:
+        ConfigurationError: a file cannot be read or parsed, or the two do not belong together.
+    """
+    try:
+        chain = certificates_from_pem(certificate.read_bytes())
+        pem = key.read_bytes()
+        private = load_pem_private_key(pem, None)
+        public = supported_key(load_certificate(chain[0]))
+    except OSError as error:
+        raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except (CertificateMalformedError, ValueError, TypeError) as error:
+        # The library's words on a key are not repeated: nobody promises what is in them.
+        what = f"{certificate}: {error}" if isinstance(error, CertificateMalformedError) else key
+        raise ConfigurationError(
+            f"tls: {what} cannot be used", advice="give an unencrypted PEM key and a PEM chain"
+        ) from None
+    if private.public_key() != public:
+        raise ConfigurationError(f"tls: {key} is not the key of {certificate}")
+    return TlsIdentity(
+        certificate_pem=certificate_pem(chain), key_pem=pem, key_digest=spki_sha256(public)
+    )
