@@ -1,0 +1,234 @@
+"""Requests to a kubelet or an API server: TLS to a configured root, a token that is read anew.
+
+Owns :class:`ApiClient`. Invariants: the server's certificate is verified against the configured
+root; leaving that out is explicit and possible to 127.0.0.1 only; the token is read from its file
+for every request (kubelets renew projected tokens) and appears in no message; an answer has a
+bounded size and a bounded time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from sds.errors import ConfigurationError, KubeletError, KubernetesApiError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+_LOG = logging.getLogger("sds.workload.kubernetes")
+SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_MAX_BYTES: Final = 128 << 20
+_LINE_BYTES: Final = 4 << 20  # one event of a watch; an object in etcd has at most 1.5 MiB
+_LOOPBACK: Final = "127.0.0.1"
+_WORDS: Final = {
+    401: "401: the token is missing or not accepted",
+    403: "403: the token's account may not do this",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A kubelet or an API server.
+
+    Attributes:
+        url: ``https://host:port``.
+        ca_file: PEM roots under which the server's certificate must verify.
+        token_file: bearer token; None sends none.
+        server_name: the name in the server's certificate where it is not the URL's host.
+        insecure_skip_verify: do not verify the certificate; only to 127.0.0.1.
+        advice: what to do when access is denied.
+        error: the class of errors that this server causes.
+    """
+
+    url: str
+    ca_file: Path | None = SERVICE_ACCOUNT / "ca.crt"
+    token_file: Path | None = SERVICE_ACCOUNT / "token"
+    server_name: str | None = None
+    insecure_skip_verify: bool = False
+    advice: str = field(default="", repr=False)
+    error: type[KubeletError | KubernetesApiError] = KubernetesApiError
+
+    def __post_init__(self) -> None:
+        """Refuse what must not be configured."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "https" or not parts.hostname:
+            raise ConfigurationError(f"{self.url!r} is not an https:// URL")
+        if self.insecure_skip_verify and parts.hostname != _LOOPBACK:
+            raise ConfigurationError(
+                f"the certificate of {self.url} must be verified",
+                advice="give its certificate authority; verification can be skipped only to "
+                f"{_LOOPBACK}",
+            )
+
+
+class ApiClient:
+    """GETs and POSTs JSON; an asynchronous context manager."""
+
+    def __init__(self, server: Server, *, timeout_seconds: float = 10.0) -> None:
+        """Nothing is opened before the context is entered."""
+        self._server = server
+        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the session; the root is read when the first connection is made."""
+        if self._server.insecure_skip_verify:
+            _LOG.warning(
+                "the server's certificate is NOT verified: any process on this machine that "
+                "listens there can name any pod",
+                extra={"url": self._server.url},
+            )
+        self._session = aiohttp.ClientSession(auto_decompress=True, read_bufsize=_LINE_BYTES)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        """The body of a successful GET.
+
+        Raises:
+            KubeletError, KubernetesApiError: not reached, not verified, refused, late.
+        """
+        async with self._request("GET", path, params=params) as response:
+            return await self._body(response, path)
+
+    async def post(self, path: str, document: Mapping[str, Any]) -> bytes:
+        """The body of a successful POST of a JSON document.
+
+        Raises:
+            KubeletError, KubernetesApiError: as :meth:`get`.
+        """
+        async with self._request("POST", path, document=document) as response:
+            return await self._body(response, path)
+
+    async def lines(
+        self, path: str, params: Mapping[str, str], *, idle_seconds: float
+    ) -> AsyncIterator[bytes]:
+        """The lines of an answer that does not end, such as a watch.
+
+        Args:
+            path: of the request.
+            params: of the query.
+            idle_seconds: longest silence; a connection that is dead unnoticed ends then.
+
+        Raises:
+            KubeletError, KubernetesApiError: as :meth:`get`.
+        """
+        limits = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._timeout.total, sock_read=idle_seconds
+        )
+        async with self._request("GET", path, params=params, limits=limits) as response:
+            async for line in response.content:
+                yield line
+
+    @contextlib.asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        document: Mapping[str, Any] | None = None,
+        limits: aiohttp.ClientTimeout | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        server = self._server
+        if self._session is None:
+            raise server.error(f"the client of {server.url} is not open")
+        headers = {"Accept": "application/json", "User-Agent": "attested-sds"}
+        try:
+            if server.token_file is not None:
+                token = server.token_file.read_text(encoding="ascii").strip()
+                headers["Authorization"] = f"Bearer {token}"
+            async with self._session.request(
+                method,
+                server.url.rstrip("/") + path,
+                params=params,
+                json=document,
+                headers=headers,
+                ssl=self._tls(),
+                server_hostname=server.server_name,
+                timeout=limits or self._timeout,
+                allow_redirects=False,
+            ) as response:
+                if response.status not in {200, 201}:
+                    text = (await response.content.read(500)).decode("utf-8", "replace").strip()
+                    words = _WORDS.get(response.status, str(response.status))
+                    denied = response.status in _WORDS
+                    raise server.error(
+                        f"{method} {server.url}{path}: {words}: {text[:200]!r}",
+                        advice=server.advice if denied else "",
+                    )
+                yield response
+        except UnicodeDecodeError as error:
+            raise server.error(f"{server.token_file}: the token is not ASCII") from error
+        except TimeoutError as error:
+            raise server.error(f"{method} {server.url}{path}: no answer in time") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise server.error(f"{method} {server.url}{path}: {error}") from error
+
+    async def _body(self, response: aiohttp.ClientResponse, path: str) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            if size > _MAX_BYTES:
+                raise self._server.error(
+                    f"{self._server.url}{path}: the answer is longer than {_MAX_BYTES} bytes"
+                )
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    def _tls(self) -> ssl.SSLContext:
+        """A context with the root as it is now: certificate authorities are rotated too."""
+        server = self._server
+        if server.insecure_skip_verify:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            return context
+        pem = server.ca_file.read_text(encoding="utf-8") if server.ca_file else None
+        return _context(pem)
+
+
+async def parse_json(data: bytes) -> Any:
+    """Parse JSON; off the event loop where it is long.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(data) < _OFF_LOOP_BYTES:
+        return json.loads(data)
+    return await asyncio.to_thread(json.loads, data)
+
+
+_OFF_LOOP_BYTES: Final = 256 << 10
+_contexts: dict[str | None, ssl.SSLContext] = {}
+
+
+def _context(pem: str | None) -> ssl.SSLContext:
+    """One context per content of the root file: connections are reused per context."""
+    context = _contexts.get(pem)
+    if context is None:
+        _contexts.clear()
+        context = _contexts[pem] = ssl.create_default_context(cadata=pem)
+    return context

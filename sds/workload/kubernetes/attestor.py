@@ -1,0 +1,143 @@
+"""The attestor itself: one caller's control group, pod, container and Services as facts.
+
+Invariant: what the kubelet does not say yet is *unknown*, so that no rule takes its absence for an
+answer; a process outside every pod has no ``k8s`` fact, and that is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import CgroupError, KubeletError, PeerGoneError, UndeterminedError
+from sds.workload.cgroup import parse_cgroup
+from sds.workload.entitlement import Selector
+from sds.workload.facts import LABEL_TYPE, Facts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sds.workload.cgroup import PodCgroup
+    from sds.workload.kubernetes.pod_list import PodList
+    from sds.workload.kubernetes.pods import Pod
+    from sds.workload.kubernetes.services import ServiceWatch
+    from sds.workload.peer import Peer
+
+CONTAINER_TYPES: Final = frozenset({"k8s:container-name", "k8s:image-digest"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Bounds of one look at a caller, in seconds.
+
+    Attributes:
+        kubelet: for the kubelet to list the pod (the caller is looked at again after it).
+        services: for the first list of Services.
+        max_age: of a pod list whose labels still count.
+    """
+
+    kubelet: float = 5.0
+    services: float = 5.0
+    max_age: float = 10.0
+
+
+class KubernetesAttestor:
+    """Selectors ``k8s:…``; see the package."""
+
+    name = "kubernetes"
+
+    def __init__(
+        self,
+        pods: PodList,
+        services: ServiceWatch | None,
+        *,
+        containers: bool,
+        waiting: Waiting | None = None,
+    ) -> None:
+        """Whoever makes this runs ``pods`` and ``services``.
+
+        Args:
+            pods: the kubelet's list.
+            services: None where certificates carry no names of Services.
+            containers: whether a rule asks for container facts: then a container that the kubelet
+                does not list yet (0.2 to 0.5 s after its start) is waited for.
+            waiting: bounds.
+        """
+        self._pods = pods
+        self._services = services
+        self._containers = containers
+        self._waiting = waiting or Waiting()
+
+    async def attest(self, peer: Peer) -> Facts:
+        """See :class:`sds.workload.facts.Attestor`.
+
+        Raises:
+            PeerGoneError: the process has ended.
+        """
+        try:
+            group = parse_cgroup(_read_cgroup(peer.pid))
+            peer.check()
+            if group is None:
+                return Facts()
+            pod = await self._pods.find(
+                group.pod_uid,
+                enough=lambda pod: not self._containers or group.container_id in pod.containers,
+                max_age=self._waiting.max_age,
+                patience=self._waiting.kubelet,
+            )
+        except (CgroupError, KubeletError) as error:
+            peer.check()
+            return Facts(unknown={"k8s:": error}, title=f"pid {peer.pid}")
+        peer.check()
+        facts = _facts(pod, group)
+        if self._services is None:
+            return facts
+        services = await self._services.selecting(
+            pod.namespace, pod.labels, patience=self._waiting.services
+        )
+        return Facts(
+            selectors=facts.selectors, unknown=facts.unknown, services=services, title=facts.title
+        )
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Changes of Services are announced; those of labels are found by looking again."""
+        if self._services is None:
+            return lambda: None
+        return self._services.listen(listener)
+
+
+def _facts(pod: Pod, group: PodCgroup) -> Facts:
+    container = pod.containers.get(group.container_id) if group.container_id else None
+    unknown = {}
+    if container is None:
+        why = UndeterminedError(f"the container in pod {pod.namespace}/{pod.name} is not known")
+        unknown = dict.fromkeys(CONTAINER_TYPES, why)
+    return Facts(
+        selectors=frozenset(_selectors(pod, group)),
+        unknown=unknown,
+        title=f"{pod.namespace}/{pod.name}",
+    )
+
+
+def _selectors(pod: Pod, group: PodCgroup) -> Iterator[Selector]:
+    yield Selector("k8s:ns", pod.namespace)
+    yield Selector("k8s:pod-name", pod.name)
+    yield Selector("k8s:pod-uid", pod.uid)
+    if pod.service_account is not None:
+        yield Selector("k8s:sa", pod.service_account)
+    if pod.node:
+        yield Selector("k8s:node", pod.node)
+    for key, value in pod.labels.items():
+        yield Selector(LABEL_TYPE + key, value)
+    if group.container_id and (container := pod.containers.get(group.container_id)):
+        yield Selector("k8s:container-name", container.name)
+        if container.image_digest is not None:
+            yield Selector("k8s:image-digest", container.image_digest)
+
+
+def _read_cgroup(pid: int) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
+    raise PeerGoneError(f"process {pid} has ended")

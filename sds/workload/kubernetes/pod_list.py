@@ -1,0 +1,153 @@
+"""A pod list that many may ask for at once, and that asks the kubelet seldom.
+
+Owns the cache and the one task that fetches. Invariants: all who wait share one fetch; between two
+fetches lies a gap that grows while somebody still waits; an entry found in an older list stays good
+for what cannot change in a pod (UID, namespace, account), and no failure ever empties the list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+from sds.errors import KubeletError
+from sds.workload.kubernetes.api import parse_json
+from sds.workload.kubernetes.pods import parse_pod_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sds.clock import Clock
+    from sds.workload.kubernetes.pods import Pod
+
+_LOG = logging.getLogger("sds.workload.kubernetes")
+_FIRST_GAP = 0.1
+_LONGEST_GAP = 1.0
+_LONGEST_GAP_AFTER_ERROR = 5.0
+
+
+class KubeletPods(Protocol):
+    """The kubelet."""
+
+    async def get(self, path: str) -> bytes:
+        """The body of ``GET path``.
+
+        Raises:
+            KubeletError: there is none.
+        """
+        ...
+
+
+class PodList:
+    """The pods of this node; :meth:`run` fetches, everybody else asks."""
+
+    def __init__(self, kubelet: KubeletPods, clock: Clock) -> None:
+        """Nothing is fetched before somebody asks."""
+        self.fetches = 0
+        self.error: KubeletError | None = None
+        self._kubelet = kubelet
+        self._clock = clock
+        self._pods: dict[str, Pod] = {}
+        self._fetched_at: float | None = None
+        self._demand = asyncio.Event()
+        self._published = asyncio.Event()
+        self._gap = _FIRST_GAP
+
+    @property
+    def size(self) -> int:
+        """How many pods are known."""
+        return len(self._pods)
+
+    async def run(self) -> None:
+        """Fetch whenever somebody waits, until cancelled."""
+        ended = float("-inf")
+        while True:
+            await self._demand.wait()
+            idle = self._clock.now().monotonic - ended
+            self._grow_gap(idle)
+            await self._clock.sleep(self._gap - idle)
+            self._demand.clear()
+            await self._fetch()
+            ended = self._clock.now().monotonic
+            self._published.set()
+            self._published = asyncio.Event()
+
+    async def find(
+        self,
+        uid: str,
+        *,
+        enough: Callable[[Pod], bool],
+        max_age: float,
+        patience: float,
+    ) -> Pod:
+        """The pod with this UID.
+
+        Args:
+            uid: of the pod.
+            enough: whether this entry says all that is needed.
+            max_age: oldest list that is good enough, in seconds; an older one still is where
+                the kubelet does not answer.
+            patience: longest wait, in seconds.
+
+        Raises:
+            KubeletError: the kubelet does not list the pod (or not enough about it) in time.
+        """
+        try:
+            async with asyncio.timeout(patience):
+                while True:
+                    pod = self._pods.get(uid)
+                    good = pod is not None and enough(pod)
+                    if pod is not None and good and (self._age() <= max_age or self.error):
+                        self._refresh_in_background(max_age)
+                        return pod
+                    self._demand.set()
+                    await self._published.wait()
+        except TimeoutError:
+            pod = self._pods.get(uid)
+            if pod is not None and enough(pod):
+                return pod
+            raise self._why_not(uid, pod) from None
+
+    def _refresh_in_background(self, max_age: float) -> None:
+        if self._age() > max_age:
+            self._demand.set()
+
+    def _age(self) -> float:
+        if self._fetched_at is None:
+            return float("inf")
+        return self._clock.now().monotonic - self._fetched_at
+
+    def _grow_gap(self, idle: float) -> None:
+        """Asked again at once: wait longer. Asked after a rest: begin anew."""
+        most = _LONGEST_GAP if self.error is None else _LONGEST_GAP_AFTER_ERROR
+        self._gap = min(self._gap * 2, most) if idle < self._gap else _FIRST_GAP
+
+    async def _fetch(self) -> None:
+        began = self._clock.now().monotonic
+        self.fetches += 1
+        try:
+            body = await self._kubelet.get("/pods")
+            try:
+                document = await parse_json(body)
+            except ValueError as error:
+                raise KubeletError(f"the kubelet's answer is not JSON: {error}") from error
+            pods = parse_pod_list(document)
+        except KubeletError as error:
+            if self.error is None or str(self.error) != str(error):
+                _LOG.warning("the kubelet does not give its pods", extra={"why": error})
+            self.error = error
+            return
+        if self.error is not None:
+            _LOG.info("the kubelet gives its pods again", extra={"pods": len(pods)})
+        self.error = None
+        self._pods = pods
+        self._fetched_at = began
+
+    def _why_not(self, uid: str, pod: Pod | None) -> KubeletError:
+        if self.error is not None:
+            return self.error
+        if self._fetched_at is None:
+            return KubeletError("the kubelet has not answered yet")
+        what = f"pod {uid}" if pod is None else f"the container in pod {pod.namespace}/{pod.name}"
+        return KubeletError(f"the kubelet does not list {what} yet")

@@ -1,0 +1,117 @@
+"""The kubelet's pod list, read into what attestation needs.
+
+Owns the form of the answer to ``GET /pods`` (a ``v1.PodList``). Invariant: pods are found by
+``metadata.uid`` and by nothing else; labels and annotations, which a pod's author writes, never
+lead to a pod.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from sds.errors import KubeletError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_CONTAINER_ID: Final = re.compile(r"[a-z0-9.+-]+://([0-9a-f]{64})", re.ASCII)
+_DIGEST: Final = re.compile(r"(?:.*@)?(sha256:[0-9a-f]{64})", re.ASCII)
+_STATUSES: Final = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """A container that runs or ran.
+
+    Attributes:
+        name: in the pod.
+        image_digest: ``sha256:…`` of what runs, as the runtime verified it, or None. It is the
+            manifest's digest for an image that was pulled by a registry's name, and the
+            configuration's for one that was loaded from an archive.
+    """
+
+    name: str
+    image_digest: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A pod of this node.
+
+    Attributes:
+        uid: as in control-group paths: for a static pod the kubelet's own, not the API's.
+        namespace: of the pod.
+        name: of the pod.
+        service_account: None for static pods, which have none.
+        node: the node's name.
+        labels: of the pod.
+        containers: container ID (64 hexadecimal digits) to container, of every kind.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    service_account: str | None
+    node: str
+    labels: Mapping[str, str]
+    containers: Mapping[str, Container]
+
+
+def parse_pod_list(document: Any) -> dict[str, Pod]:
+    """Pods by UID, from the decoded JSON of a ``v1.PodList``.
+
+    Raises:
+        KubeletError: it is not one.
+    """
+    if not isinstance(document, dict) or document.get("kind") != "PodList":
+        raise KubeletError("the kubelet's answer is not a PodList")
+    items = document.get("items")
+    if items is None:  # an empty node
+        return {}
+    try:
+        pods = [_pod(item) for item in items]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise KubeletError(f"the kubelet's list of pods is malformed: {error!r}") from error
+    found = {pod.uid: pod for pod in pods}
+    if len(found) != len(pods):
+        raise KubeletError("the kubelet lists two pods with the same UID")
+    return found
+
+
+def _pod(item: dict[str, Any]) -> Pod:
+    metadata, spec = item["metadata"], item.get("spec") or {}
+    status = item.get("status") or {}
+    account = spec.get("serviceAccountName")
+    return Pod(
+        uid=_text(metadata["uid"]),
+        namespace=_text(metadata["namespace"]),
+        name=_text(metadata["name"]),
+        service_account=_text(account) if account else None,
+        node=_text(spec.get("nodeName") or ""),
+        labels=MappingProxyType(
+            {_text(key): _text(value) for key, value in (metadata.get("labels") or {}).items()}
+        ),
+        containers=MappingProxyType(dict(_containers(status))),
+    )
+
+
+def _containers(status: dict[str, Any]) -> Iterator[tuple[str, Container]]:
+    for kind in _STATUSES:
+        for each in status.get(kind) or ():
+            match = _CONTAINER_ID.fullmatch(_text(each.get("containerID") or ""))
+            if match is None:  # not created yet, or a runtime whose IDs have another form
+                continue
+            digest = _DIGEST.fullmatch(_text(each.get("imageID") or ""))
+            yield (
+                match[1],
+                Container(name=_text(each["name"]), image_digest=digest[1] if digest else None),
+            )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where text belongs")
+    return value
