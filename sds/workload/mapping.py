@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Final
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from sds.errors import IdentityError, WorkloadError
+from sds.fields import Duration, Settings
 from sds.identity import Identity, KeyType, SpiffeId
 from sds.workload.facts import LABEL_TYPE, SELECTOR_TYPES
 
@@ -94,7 +95,7 @@ SelectorValue = Annotated[str, AfterValidator(_check_value)]
 Template = Annotated[str, AfterValidator(_check_template)]
 
 
-class WorkloadRule(BaseModel):
+class WorkloadRule(Settings):
     """One rule: what a caller must show, and the identity that it then may have.
 
     Attributes:
@@ -111,18 +112,16 @@ class WorkloadRule(BaseModel):
         key_type: of the key; None for the agent's default.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
     match: Annotated[dict[SelectorType, SelectorValue | list[SelectorValue]], Field(min_length=1)]
     spiffe_id: Template
-    dns_names: list[Template] = []
-    service_dns_names: list[Template] = [
+    dns_names: tuple[Template, ...] = ()
+    service_dns_names: tuple[Template, ...] = (
         "*.{namespace}.svc.cluster.local",
         "*.{namespace}.svc",
         "*.{namespace}",
-    ]
-    lifetime: timedelta | None = None
+    )
+    lifetime: Duration | None = None
     key_type: KeyType | None = None
 
 

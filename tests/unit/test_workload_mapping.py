@@ -57,7 +57,7 @@ def ids(decision: Decision) -> list[str]:
 
 def test_templates_are_filled_from_facts() -> None:
     template = "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
-    decision = decided([rule(spiffe_id=template, lifetime=600, key_type="ec-p384")], facts())
+    decision = decided([rule(spiffe_id=template, lifetime="10m", key_type="ec-p384")], facts())
     (identity,) = decision.identities
     assert identity.spiffe_id == SpiffeId.parse("spiffe://example.org/ns/shop/sa/web")
     assert (identity.lifetime, identity.key_type) == (timedelta(minutes=10), KeyType.EC_P384)
