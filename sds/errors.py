@@ -479,6 +479,24 @@ class ProtocolError(SdsError):
     reason = "protocol"
 
 
+class MalformedRequestError(ProtocolError):
+    """Bytes on an xDS stream are not the message that the method takes."""
+
+    reason = "malformed_request"
+
+
+class TypeUrlError(ProtocolError):
+    """A request asks for a type of resource that is not served on its stream."""
+
+    reason = "wrong_type_url"
+
+
+class LimitError(ProtocolError):
+    """A request or a stream goes over a limit of this server."""
+
+    reason = "limit_exceeded"
+
+
 # --- federation ---------------------------------------------------------------------------------
 
 

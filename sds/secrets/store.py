@@ -126,7 +126,7 @@ class SecretStore:
 
     def put_svid(self, svid: Svid) -> Version:
         """Make ``svid`` the current one of its identity; returns its version."""
-        version = self._next_version()
+        version = self.draw_version()
         self._svids[svid.identity] = StoredSvid(version=version, svid=svid)
         self._tell(svid.identity)
         return version
@@ -142,7 +142,7 @@ class SecretStore:
         stored = self._bundles.get(trust_domain)
         if stored is not None and stored.bundle == bundle:
             return stored.version
-        version = self._next_version()
+        version = self.draw_version()
         self._bundles[trust_domain] = StoredBundle(version=version, bundle=bundle)
         self._tell(trust_domain)
         return version
@@ -182,6 +182,10 @@ class SecretStore:
             self._listeners.pop(listener_id, None)
 
         return stop
+
+    def draw_version(self) -> Version:
+        """A version that was never given before, for content that is made of what is stored."""
+        return Version(f"{self._run_id}-{next(self._counter)}")
 
     # --- serving reports deliveries -------------------------------------------------------------
 
@@ -269,9 +273,6 @@ class SecretStore:
         return True
 
     # --- inside ---------------------------------------------------------------------------------
-
-    def _next_version(self) -> Version:
-        return Version(f"{self._run_id}-{next(self._counter)}")
 
     def _tell(self, key: ResourceKey) -> None:
         change = Change(keys=frozenset({key}))

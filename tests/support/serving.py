@@ -1,0 +1,137 @@
+"""A real secret service on a real Unix socket, in this process, with secrets by choice."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.pki import spki_sha256
+from sds.secrets.memory import SecretBytes
+from sds.secrets.store import SecretStore, Svid
+from sds.workload.entitlement import Caller, Entitlement
+from sds.xds.limits import Limits
+from sds.xds.server import add_reflection, make_server
+from sds.xds.service import ADS_SERVICE, SDS_SERVICE, SecretService, ServingOptions
+from tests.support.certificates import Signer, Wish, ca_wish, self_signed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.xds.observer import Event, Method
+
+TD = TrustDomain("example.org")
+OTHER = TrustDomain("other.example")
+WEB = Identity(spiffe_id=SpiffeId(TD, "/web"))
+API = Identity(spiffe_id=SpiffeId(TD, "/api"))
+
+
+@cache
+def root(name: str) -> Signer:
+    """A CA of this name, made once."""
+    now = datetime.now(UTC)
+    return self_signed(
+        Wish(
+            subject=ca_wish(name).subject,
+            constraints=ca_wish(name).constraints,
+            usage=ca_wish(name).usage,
+            extended=(),
+            not_before=now - timedelta(hours=1),
+            not_after=now + timedelta(hours=12),
+        )
+    )
+
+
+def svid(identity: Identity = WEB, *, signer: Signer | None = None, mark: str = "") -> Svid:
+    """A real SVID with a key of its own; ``mark`` only tells key ids apart."""
+    now = datetime.now(UTC)
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(identity.spiffe_id))]
+    names += [x509.DNSName(name) for name in identity.dns_names]
+    leaf = (signer or root("one")).issue(
+        Wish(
+            not_before=now - timedelta(minutes=1),
+            not_after=now + identity.lifetime,
+            names=tuple(names),
+        )
+    )
+    key = leaf.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return Svid(
+        identity=identity,
+        chain=(leaf.der,),
+        private_key=SecretBytes(key),
+        key_id=mark or spki_sha256(leaf.key.public_key()).hex(),
+        serial=leaf.certificate.serial_number,
+        not_before=leaf.certificate.not_valid_before_utc,
+        not_after=leaf.certificate.not_valid_after_utc,
+        received_at=now,
+        root="",
+    )
+
+
+class Tally:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.events: Counter[Event] = Counter()
+
+    def count(self, event: Event, method: Method, amount: int = 1) -> None:
+        self.events[event] += amount
+
+
+@dataclass
+class Serving:
+    """A running service; ``entitlement`` is who every client of its socket is."""
+
+    store: SecretStore
+    service: SecretService
+    entitlement: Entitlement
+    tally: Tally
+    socket: Path
+    target: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.target = f"unix:{self.socket}"
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    folder: Path,
+    *,
+    identities: tuple[Identity, ...] = (WEB,),
+    options: ServingOptions | None = None,
+    store: SecretStore | None = None,
+    empty: bool = False,
+    name: str = "sds.sock",
+) -> AsyncIterator[Serving]:
+    """Serve ``identities`` (with real SVIDs and the bundle, unless ``empty``)."""
+    options = options or ServingOptions(limits=Limits())
+    store = store or SecretStore()
+    tally = Tally()
+    service = SecretService(store, options=options, observer=tally)
+    entitlement = Entitlement(Caller(name="web", selectors=frozenset(), identities=identities))
+
+    async def entitle(_peer: str) -> Entitlement:
+        return entitlement
+
+    if not empty:
+        store.put_bundle(TD, [root("one").der])
+        for identity in identities:
+            store.put_svid(svid(identity))
+    server = make_server(options.limits, service.handlers(entitle))
+    add_reflection(server, (SDS_SERVICE, ADS_SERVICE))
+    socket = folder / name
+    server.add_insecure_port(f"unix:{socket}")
+    await server.start()
+    try:
+        yield Serving(store, service, entitlement, tally, socket)
+    finally:
+        service.close()
+        await server.stop(1)
