@@ -17,6 +17,7 @@ from sds.errors import ConfigurationError, SdsError
 
 COMMANDS: Final[dict[str, str]] = {
     "bootstrap": "sds.commands.bootstrap:bootstrap",
+    "whoami": "sds.commands.whoami:whoami",
 }
 """Name of each command -> ``module:attribute`` of its click command."""
 

@@ -10,6 +10,7 @@ served; an identity is kept by rotation exactly while a caller may have it, and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sds.errors import NoMatchError, PeerGoneError, UndeterminedError
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide
+from sds.workload.whoami import Description
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -191,6 +193,7 @@ class Recognition:
         self._entitlement: Entitlement | None = None
         self._held: set[Identity] = set()
         self._matched = asyncio.Event()
+        self._looked = asyncio.Event()
         self._gone: PeerGoneError | None = None
 
     async def entitlement(self) -> Entitlement:
@@ -213,6 +216,32 @@ class Recognition:
         if self._entitlement is None:
             raise self._why_not(hold)
         return self._entitlement
+
+    async def describe(self) -> Description:
+        """What is known about the caller now; waits for the first look, bounded.
+
+        Raises:
+            PeerGoneError: the process has ended.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._recogniser.timing.hold):
+                await self._looked.wait()
+        if self._gone is not None:
+            raise self._gone
+        decision = self.outcome.decision
+        if decision.identities:
+            state, why = "recognised", "matched by the rule beside each identity"
+        else:
+            error = self._why_not(0.0)
+            state, why = error.reason, error.message
+        return Description(
+            name=self.outcome.facts.title,
+            pid=self.peer.pid,
+            selectors=self.outcome.facts.selectors,
+            granted=decision.granted,
+            state=state,
+            why=" ".join([why, *decision.problems]),
+        )
 
     async def follow(self) -> None:
         """Look at the caller, again and again, until cancelled or until its process ended."""
@@ -237,6 +266,7 @@ class Recognition:
         """Let the outcome take effect; whether nothing is left to wait for."""
         self._say(outcome)
         self.outcome = outcome
+        self._looked.set()
         if outcome.decision.undetermined is not None:
             return False  # whoever was recognised stays what it was
         identities = outcome.decision.identities
@@ -277,6 +307,7 @@ class Recognition:
     def _end(self, error: PeerGoneError) -> None:
         if self._gone is None:
             self._gone = error
+            self._looked.set()
             self._matched.set()
             if self._entitlement is not None:
                 self._entitlement.end(error)

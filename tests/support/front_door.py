@@ -126,8 +126,12 @@ async def front_door(
     rules: Rules,
     timing: Timing | None = None,
     limits: Limits | None = None,
+    more: Callable[[Door], Sequence[grpc.GenericRpcHandler]] = lambda _: (),
 ) -> AsyncIterator[Door]:
-    """A front door in ``folder``, behind it a gRPC server that answers who the caller is."""
+    """A front door in ``folder``, behind it a gRPC server that answers who the caller is.
+
+    ``more``: further services of that server.
+    """
     private = folder / "inner"
     private.mkdir(mode=0o700)
     inner, path = private / "grpc.sock", folder / "sds.sock"
@@ -140,7 +144,7 @@ async def front_door(
     door = FrontDoor(listener, inner=inner, recogniser=recogniser, limits=limits)
     running = Door(path, door, recogniser, keeper)
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers((handlers(running),))
+    server.add_generic_rpc_handlers((handlers(running), *more(running)))
     server.add_insecure_port(f"unix:{inner}")
     await server.start()
     task = asyncio.create_task(door.run())

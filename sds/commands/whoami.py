@@ -1,0 +1,79 @@
+"""``sds whoami``: what the agent on a socket recognises the calling process as."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from sds.errors import NoMatchError, SocketError
+
+if TYPE_CHECKING:
+    from sds._proto.sds.workload.v1.whoami_pb2 import DescribeResponse
+
+_METHOD: Final = "/sds.workload.v1.Whoami/Describe"
+_SECONDS: Final = 40.0  # longer than the agent holds a caller that it does not recognise yet
+
+
+@click.command()
+@click.option(
+    "--socket",
+    "path",
+    required=True,
+    metavar="PATH",
+    help="The agent's Unix socket, such as /run/attested-sds/node/sds.sock.",
+)
+@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+def whoami(path: str, output: str) -> None:
+    """Show what the agent recognises this process as, and why.
+
+    Ends with status 1 where no identity is given.
+    """
+    answer = asyncio.run(_describe(path))
+    if output == "json":
+        from google.protobuf.json_format import MessageToJson  # noqa: PLC0415  loaded when used
+
+        text = MessageToJson(
+            answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        )
+        click.echo(text)
+    else:
+        click.echo(_table(answer))
+    if not answer.identities:
+        raise NoMatchError(answer.why)
+
+
+async def _describe(path: str) -> DescribeResponse:
+    import grpc  # noqa: PLC0415  loaded when used
+
+    from sds._proto.sds.workload.v1 import whoami_pb2  # noqa: PLC0415
+
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        call: grpc.aio.UnaryUnaryMultiCallable[
+            whoami_pb2.DescribeRequest, whoami_pb2.DescribeResponse
+        ] = channel.unary_unary(
+            _METHOD,
+            request_serializer=whoami_pb2.DescribeRequest.SerializeToString,
+            response_deserializer=whoami_pb2.DescribeResponse.FromString,
+        )
+        try:
+            return await call(whoami_pb2.DescribeRequest(), timeout=_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise SocketError(
+                f"{path}: {error.code().name}: {error.details()}",
+                advice="is the agent running, and is this its socket?",
+            ) from error
+
+
+def _table(answer: DescribeResponse) -> str:
+    lines = [f"caller      {answer.name or '-'}" + (f" (pid {answer.pid})" if answer.pid else "")]
+    lines.append(f"state       {answer.state}")
+    for number, selector in enumerate(answer.selectors):
+        lines.append(f"{'' if number else 'selectors':<11} {selector.type}:{selector.value}")
+    for number, identity in enumerate(answer.identities):
+        rule = f"  (rule {identity.rule})" if identity.rule else ""
+        lines.append(f"{'' if number else 'identities':<11} {identity.spiffe_id}{rule}")
+        lines.extend(f"{'':<11}   {name}" for name in identity.dns_names)
+    lines.append(f"why         {answer.why}")
+    return "\n".join(lines)

@@ -1,0 +1,200 @@
+"""The SPIFFE Workload API, for programs that live without an Envoy.
+
+Owns the streams FetchX509SVID and FetchX509Bundles. Invariants: the header
+``workload.spiffe.io: true`` is required (a browser or a proxy fooled into a request cannot send
+it); what a caller gets is its entitlement, nothing in the request changes it; a stream waits while
+there is nothing to send, and one answer at most waits for a slow reader (the latest wins).
+
+Source: SPIFFE Workload API and Workload Endpoint specifications.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+
+from sds._proto.spiffe.workload import workload_pb2
+from sds.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from google.protobuf.message import Message
+
+    from sds.identity import TrustDomain
+    from sds.secrets.store import ResourceKey, SecretStore, SubscriptionId, Version
+    from sds.workload.entitlement import Caller, Entitlement
+
+SERVICE: Final = "SpiffeWorkloadAPI"
+_HEADER: Final = ("workload.spiffe.io", "true")
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Entitlements(Protocol):
+    """Finds the caller behind a connection."""
+
+    async def entitlement(self, peer: str) -> Entitlement:
+        """The entitlement behind ``context.peer()``.
+
+        Raises:
+            WorkloadError: there is none.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """A response, and the versions in it."""
+
+    message: Message
+    delivered: tuple[tuple[ResourceKey, Version], ...]
+
+
+class WorkloadApi:
+    """Serves the two streams; see the module."""
+
+    def __init__(self, store: SecretStore, entitlements: Entitlements) -> None:
+        """``entitlements`` decides who callers are; ``store`` has what they get."""
+        self._store = store
+        self._entitlements = entitlements
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """The handler for a ``grpc.aio`` server."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "FetchX509SVID": grpc.unary_stream_rpc_method_handler(
+                    self.fetch_x509_svid,
+                    request_deserializer=workload_pb2.X509SVIDRequest.FromString,
+                    response_serializer=workload_pb2.X509SVIDResponse.SerializeToString,
+                ),
+                "FetchX509Bundles": grpc.unary_stream_rpc_method_handler(
+                    self.fetch_x509_bundles,
+                    request_deserializer=workload_pb2.X509BundlesRequest.FromString,
+                    response_serializer=workload_pb2.X509BundlesResponse.SerializeToString,
+                ),
+            },
+        )
+
+    async def fetch_x509_svid(self, request: Message, context: _Context) -> None:
+        """All SVIDs of the caller with their keys and bundles, now and after each change."""
+        del request
+        await self._serve(context, self._svids)
+
+    async def fetch_x509_bundles(self, request: Message, context: _Context) -> None:
+        """All bundles that the caller needs to verify others, now and after each change."""
+        del request
+        await self._serve(context, self._bundles)
+
+    async def _serve(self, context: _Context, build: Callable[[Caller], _Answer | None]) -> None:
+        if _HEADER not in (context.invocation_metadata() or ()):
+            await context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "the header 'workload.spiffe.io: true' is missing",
+            )
+        try:
+            entitlement = await self._entitlements.entitlement(context.peer())
+            with self._subscription() as subscription:
+                async for answer in self._answers(entitlement, build):
+                    await context.write(answer.message)
+                    for key, version in answer.delivered:
+                        # There is no ACK in this API: written is the most that can be known.
+                        self._store.sent(subscription, key, version)
+                        self._store.acked(subscription, key, version)
+        except WorkloadError as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+
+    async def _answers(
+        self, entitlement: Entitlement, build: Callable[[Caller], _Answer | None]
+    ) -> AsyncIterator[_Answer]:
+        """Each answer that differs from the one before, until the entitlement ends.
+
+        Raises:
+            WorkloadError: it ended.
+        """
+        changed = asyncio.Event()
+        sent: tuple[tuple[ResourceKey, Version], ...] | None = None
+        with self._listening(entitlement, changed.set):
+            while True:
+                changed.clear()
+                if entitlement.ended is not None:
+                    raise entitlement.ended
+                answer = build(entitlement.current)
+                if answer is not None and answer.delivered != sent:
+                    sent = answer.delivered
+                    yield answer
+                    continue  # something may have changed meanwhile
+                await changed.wait()
+
+    @contextlib.contextmanager
+    def _listening(self, entitlement: Entitlement, wake: Callable[[], None]) -> Iterator[None]:
+        stops = (self._store.listen(lambda _: wake()), entitlement.listen(wake))
+        try:
+            yield
+        finally:
+            for stop in stops:
+                stop()
+
+    @contextlib.contextmanager
+    def _subscription(self) -> Iterator[SubscriptionId]:
+        subscription = self._store.open_subscription()
+        try:
+            yield subscription
+        finally:
+            self._store.close_subscription(subscription)
+
+    def _svids(self, caller: Caller) -> _Answer | None:
+        """None while the default identity has no certificate, or no bundle is there."""
+        message = workload_pb2.X509SVIDResponse()
+        delivered: list[tuple[ResourceKey, Version]] = []
+        own: dict[TrustDomain, None] = {}
+        for position, identity in enumerate(caller.identities):
+            stored = self._store.svid(identity)
+            bundle = self._store.bundle(identity.spiffe_id.trust_domain)
+            if stored is None or bundle is None:
+                if position == 0:
+                    return None
+                continue
+            message.svids.add(
+                spiffe_id=str(identity.spiffe_id),
+                x509_svid=b"".join(stored.svid.chain),
+                x509_svid_key=_der(stored.svid.private_key.reveal()),
+                bundle=b"".join(bundle.bundle.roots),
+            )
+            delivered.append((identity, stored.version))
+            own[identity.spiffe_id.trust_domain] = None
+        for trust_domain, version in self._fill(message.federated_bundles, skip=own):
+            delivered.append((trust_domain, version))
+        delivered += [
+            (domain, stored_bundle.version)
+            for domain in own
+            if (stored_bundle := self._store.bundle(domain)) is not None
+        ]
+        return _Answer(message=message, delivered=tuple(delivered))
+
+    def _bundles(self, caller: Caller) -> _Answer | None:
+        """None while the own trust domain's bundle is not there."""
+        if self._store.bundle(caller.identities[0].spiffe_id.trust_domain) is None:
+            return None
+        message = workload_pb2.X509BundlesResponse()
+        delivered = tuple(self._fill(message.bundles, skip={}))
+        return _Answer(message=message, delivered=delivered)
+
+    def _fill(
+        self, bundles: Any, *, skip: dict[TrustDomain, None]
+    ) -> Iterator[tuple[TrustDomain, Version]]:
+        """Put every trust domain's bundle into the map; yields what was put."""
+        for trust_domain, stored in sorted(self._store.bundles().items()):
+            if trust_domain not in skip:
+                bundles[f"spiffe://{trust_domain}"] = b"".join(stored.bundle.roots)
+                yield trust_domain, stored.version
+
+
+def _der(pem: bytes) -> bytes:
+    """The DER of one PEM block (RFC 7468)."""
+    return base64.b64decode(b"".join(pem.split(b"-----")[2].split()))

@@ -1,0 +1,186 @@
+"""The SPIFFE Workload API and whoami, over a front door, checked at the level of the wire."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_der_private_key
+
+from sds._proto.spiffe.workload import workload_pb2
+from sds.cli import main
+from sds.identity import parse_trust_domain
+from sds.secrets.store import SecretStore
+from sds.workload.mapping import Matching
+from sds.workload.recognition import Timing
+from sds.workload.unix import UnixAttestor
+from sds.workload.whoami import DoorDescriber, WhoamiService
+from sds.workload_api import WorkloadApi
+from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, until
+from tests.support.process import output, sds
+from tests.support.svids import mint, root
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.identity import Identity
+    from sds.workload.recognition import Rules
+
+OURS = {"unix:uid": str(os.geteuid())}
+HEADER = (("workload.spiffe.io", "true"),)
+FAST = Timing(hold=0.2, retry_first=0.02, recheck=0.1)
+
+
+class Served:
+    def __init__(self, door: Door, store: SecretStore, channel: grpc.aio.Channel) -> None:
+        self.door = door
+        self.store = store
+        self.channel = channel
+
+    def svids(self, metadata: Any = HEADER) -> Any:
+        call: grpc.aio.UnaryStreamMultiCallable[Any, Any] = self.channel.unary_stream(
+            "/SpiffeWorkloadAPI/FetchX509SVID",
+            workload_pb2.X509SVIDRequest.SerializeToString,
+            workload_pb2.X509SVIDResponse.FromString,
+        )
+        return call(workload_pb2.X509SVIDRequest(), metadata=metadata)
+
+    def bundles(self) -> Any:
+        call: grpc.aio.UnaryStreamMultiCallable[Any, Any] = self.channel.unary_stream(
+            "/SpiffeWorkloadAPI/FetchX509Bundles",
+            workload_pb2.X509BundlesRequest.SerializeToString,
+            workload_pb2.X509BundlesResponse.FromString,
+        )
+        return call(workload_pb2.X509BundlesRequest(), metadata=HEADER)
+
+    async def identities(self) -> list[Identity]:
+        """Those that recognition asks rotation for."""
+        await until(lambda: self.door.keeper.kept)
+        return list(self.door.keeper.kept)
+
+
+@contextlib.asynccontextmanager
+async def served(folder: Path, mapping: Rules, timing: Timing = FAST) -> AsyncIterator[Served]:
+    store = SecretStore()
+    async with (
+        front_door(
+            folder,
+            attestors=[UnixAttestor(None)],
+            rules=mapping,
+            timing=timing,
+            more=lambda door: (
+                WorkloadApi(store, door.door).handler(),
+                WhoamiService(DoorDescriber(door.door)).handler(),
+            ),
+        ) as door,
+        grpc.aio.insecure_channel(f"unix:{door.path}") as channel,
+    ):
+        yield Served(door, store, channel)
+
+
+async def test_svids_with_keys_and_bundles_now_and_after_each_rotation(tmp_path: Path) -> None:
+    both = rules(OURS, {"unix:uid": "*"}, matching=Matching.ALL)
+    signer, foreign = root(TRUST_DOMAIN), root("other.org")
+    async with served(tmp_path, both, Timing()) as it:
+        stream = it.svids()
+        first, second = await it.identities()
+        it.store.put_bundle(TRUST_DOMAIN, [signer.der])
+        it.store.put_bundle(parse_trust_domain("other.org"), [foreign.der])
+        it.store.put_svid(mint(signer, second))  # not the default: nothing is sent yet
+        held = mint(signer, first)
+        it.store.put_svid(held)
+        answer = await stream.read()
+        assert [svid.spiffe_id for svid in answer.svids] == [
+            "spiffe://example.org/r0",
+            "spiffe://example.org/r1",
+        ]
+        leaf = x509.load_der_x509_certificate(answer.svids[0].x509_svid)
+        key = load_der_private_key(answer.svids[0].x509_svid_key, None)
+        assert leaf.public_key() == key.public_key()
+        assert answer.svids[0].bundle == signer.der
+        assert dict(answer.federated_bundles) == {"spiffe://other.org": foreign.der}
+        assert it.store.key_held(held.key_id)
+        fresh = mint(signer, first)
+        it.store.put_svid(fresh)
+        answer = await stream.read()
+        assert answer.svids[0].x509_svid == fresh.chain[0]
+        await until(lambda: not it.store.key_held(held.key_id))
+        stream.cancel()
+        await until(lambda: not it.store.key_held(fresh.key_id))
+
+
+async def test_bundles_of_every_trust_domain(tmp_path: Path) -> None:
+    signer, foreign = root(TRUST_DOMAIN), root("other.org")
+    async with served(tmp_path, rules(OURS)) as it:
+        stream = it.bundles()
+        await it.identities()
+        it.store.put_bundle(TRUST_DOMAIN, [signer.der])
+        assert dict((await stream.read()).bundles) == {"spiffe://example.org": signer.der}
+        it.store.put_bundle(parse_trust_domain("other.org"), [foreign.der])
+        assert set((await stream.read()).bundles) == {"spiffe://example.org", "spiffe://other.org"}
+        stream.cancel()
+
+
+@pytest.mark.parametrize("metadata", [(), (("workload.spiffe.io", "yes"),)])
+async def test_the_header_is_required(tmp_path: Path, metadata: Any) -> None:
+    async with served(tmp_path, rules(OURS)) as it:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await it.svids(metadata).read()
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "workload.spiffe.io" in (caught.value.details() or "")
+
+
+async def test_whoever_is_not_recognised_gets_nothing(tmp_path: Path) -> None:
+    async with served(tmp_path, rules({"unix:uid": "4242"})) as it:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await it.svids().read()
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_stream_ends_when_its_rule_goes(tmp_path: Path) -> None:
+    signer = root(TRUST_DOMAIN)
+    async with served(tmp_path, rules(OURS)) as it:
+        stream = it.svids()
+        (identity,) = await it.identities()
+        it.store.put_bundle(TRUST_DOMAIN, [signer.der])
+        it.store.put_svid(mint(signer, identity))
+        assert (await stream.read()).svids
+        it.door.recogniser.replace_rules(rules({"unix:uid": "4242"}))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream.read()
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_whoami_as_a_table_and_as_json(tmp_path: Path) -> None:
+    async with served(tmp_path, rules(OURS)) as it:
+        code, out, err = await output(sds("whoami", "--socket", it.door.path))
+        assert (code, err) == (0, "")
+        assert f"unix:uid:{os.geteuid()}" in out
+        assert "spiffe://example.org/r0  (rule r0)" in out
+        code, out, _ = await output(sds("whoami", "--socket", it.door.path, "--output", "json"))
+        answer = json.loads(out)
+        assert answer["state"] == "recognised"
+        assert answer["identities"][0]["spiffe_id"] == "spiffe://example.org/r0"
+        assert {"type": "unix:uid", "value": str(os.geteuid())} in answer["selectors"]
+
+
+async def test_whoami_of_a_caller_that_nothing_matches(tmp_path: Path) -> None:
+    async with served(tmp_path, rules({"unix:uid": "4242"})) as it:
+        code, out, err = await output(sds("whoami", "--socket", it.door.path))
+        assert code == 1
+        assert "state       no_match" in out
+        assert err.startswith("sds: no workload rule matches this caller")
+        assert "4242" not in out + err
+
+
+def test_whoami_where_nobody_listens(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["whoami", "--socket", str(tmp_path / "none.sock")])
+    assert result.exit_code == 1
+    assert "is the agent running" in result.stderr
