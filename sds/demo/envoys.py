@@ -1,7 +1,8 @@
 """The demo's two Envoys: which binary, which ports, which bootstraps.
 
 Invariant: a port that was told to a person stays theirs while its process restarts: the demo
-holds it by a bound socket that never listens (SO_REUSEPORT lets the same user's process bind it).
+holds it by a bound socket that never listens. Envoy's sockets may bind it for SO_REUSEPORT, the
+authority's for SO_REUSEADDR (socket(7)); those of strangers, which set neither, may not.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class ReservedPort:
     def __init__(self) -> None:
         """Take any free port."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
         self._socket.bind((LOOPBACK, 0))
         self.number: int = self._socket.getsockname()[1]
 
