@@ -17,7 +17,8 @@ from tests.support.process import output
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = "v1.9.3"
+VERSION = "v1.9.1"
+"""The newest that Debian 12's Go (1.19) can build."""
 MODULE = "github.com/fullstorydev/grpcurl/cmd/grpcurl"
 
 
