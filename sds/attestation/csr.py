@@ -15,8 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from asn1crypto import algos as asn1_algos
 from asn1crypto import core
 from asn1crypto import csr as asn1_csr
+from asn1crypto import keys as asn1_keys
 from asn1crypto import x509 as asn1_x509
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -67,8 +69,41 @@ class _Bundles(core.SetOf):  # type: ignore[misc]
     _child_spec = _Bundle
 
 
+class _AttributeType(core.ObjectIdentifier):  # type: ignore[misc]
+    _map = {  # noqa: RUF012
+        ATTESTATION_ATTRIBUTE: "attestation",
+        "1.2.840.113549.1.9.14": "extension_request",
+    }
+
+
 class _Attribute(core.Sequence):  # type: ignore[misc]
-    _fields = [("type", core.ObjectIdentifier), ("values", _Bundles)]  # noqa: RUF012
+    _fields = [("type", _AttributeType), ("values", core.Any)]  # noqa: RUF012
+    _oid_pair = ("type", "values")
+    _oid_specs = {  # noqa: RUF012
+        "attestation": _Bundles,
+        "extension_request": asn1_csr.SetOfExtensions,
+    }
+
+
+class _Attributes(core.SetOf):  # type: ignore[misc]
+    _child_spec = _Attribute
+
+
+class _RequestInfo(core.Sequence):  # type: ignore[misc]
+    _fields = [  # noqa: RUF012
+        ("version", asn1_csr.Version),
+        ("subject", asn1_x509.Name),
+        ("subject_pk_info", asn1_keys.PublicKeyInfo),
+        ("attributes", _Attributes, {"implicit": 0, "optional": True}),
+    ]
+
+
+class _Request(core.Sequence):  # type: ignore[misc]
+    _fields = [  # noqa: RUF012
+        ("certification_request_info", _RequestInfo),
+        ("signature_algorithm", asn1_algos.SignedDigestAlgorithm),
+        ("signature", core.OctetBitString),
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +151,11 @@ def make_attested_csr(key: PrivateKey, identity: Identity, evidence: Evidence) -
     bundle: dict[str, Any] = {"attestations": [statement]}
     if evidence.certificates:
         bundle["certs"] = [asn1_x509.Certificate.load(der) for der in evidence.certificates]
-    attribute = _Attribute({"type": ATTESTATION_ATTRIBUTE, "values": [_Bundle(bundle)]})
-    request = asn1_csr.CertificationRequest.load(make_csr(key, identity))
+    request = _Request.load(make_csr(key, identity))
     info = request["certification_request_info"]
-    info["attributes"].append(asn1_csr.CRIAttribute.load(attribute.dump()))
+    info["attributes"].append(
+        _Attribute({"type": "attestation", "values": _Bundles([_Bundle(bundle)])})
+    )
     request["signature"] = _sign(key, info.dump(force=True))
     return bytes(request.dump(force=True))
 
@@ -180,7 +216,7 @@ def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 def _evidence(der: bytes) -> Evidence:
-    info = asn1_csr.CertificationRequest.load(der, strict=True)["certification_request_info"]
+    info = _Request.load(der, strict=True)["certification_request_info"]
     found = [
         attribute
         for attribute in info["attributes"]
@@ -191,7 +227,7 @@ def _evidence(der: bytes) -> Evidence:
             f"the CSR has {len(found)} attestation attributes ({ATTESTATION_ATTRIBUTE}), not one",
             advice="make it with `sds csr new`",
         )
-    values = _Attribute.load(found[0].dump(), strict=True)["values"]
+    values = found[0]["values"]
     if len(values) != 1:
         raise CsrError(f"the attestation attribute has {len(values)} values, not one")
     statements = values[0]["attestations"]

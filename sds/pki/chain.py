@@ -185,13 +185,18 @@ def _path_to_root(
             raise CertificatePathError("the chain holds nothing but a root")
         return certificates
     last = certificates[-1]
-    for der in roots:
-        root = load_certificate(der, "root")
-        if root.subject == last.issuer and _is_issued_by(last, root):
-            return [*certificates, root]
+    named = [
+        root
+        for root in (load_certificate(der, "root") for der in roots)
+        if root.subject == last.issuer
+    ]
+    if len(named) > 1:  # a CA that kept its name over a new key
+        named = [root for root in named if _is_issued_by(last, root)] or named[:1]
+    if named:
+        return [*certificates, named[0]]  # check 3 verifies the signature
     raise CertificateUntrustedError(
-        f"no trusted root issued {last.issuer.rfc4514_string()!r}'s certificate "
-        f"{last.serial_number:x} ({len(roots)} roots known)"
+        f"no trusted root is named {last.issuer.rfc4514_string()!r}, which issued the "
+        f"certificate {last.serial_number:x} ({len(roots)} roots known)"
     )
 
 

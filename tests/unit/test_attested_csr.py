@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import subprocess
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sds import errors
+from sds.attestation.csr import (
+    ATTESTATION_ATTRIBUTE,
+    STATEMENTS,
+    make_attested_csr,
+    parse_attested_csr,
+)
+from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.identity import Identity, KeyType, SpiffeId
+from sds.pki import generate_private_key, make_csr
+from tests.support import need
+from tests.support.certificates import ca_wish, self_signed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDENTITY = Identity(
+    spiffe_id=SpiffeId.parse("spiffe://example.org/web"), dns_names=("a.test", "b.test")
+)
+CERTIFICATES = tuple(self_signed(ca_wish(name)).der for name in ("leaf", "middle"))
+EVIDENCE = Evidence(kind=EvidenceKind.SEV_SNP, report=bytes(range(256)), certificates=CERTIFICATES)
+KEY = generate_private_key(KeyType.EC_P256)
+CSR = make_attested_csr(KEY, IDENTITY, EVIDENCE)
+
+
+@pytest.mark.parametrize(
+    "key_type", [KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048, KeyType.ED25519]
+)
+@pytest.mark.parametrize("kind", list(STATEMENTS))
+def test_there_and_back(key_type: KeyType, kind: EvidenceKind) -> None:
+    key = generate_private_key(key_type)
+    for certificates in (CERTIFICATES, ()):
+        evidence = Evidence(kind=kind, report=b"report", certificates=certificates)
+        parsed = parse_attested_csr(make_attested_csr(key, IDENTITY, evidence))
+        assert parsed.evidence == evidence
+        assert parsed.public_key == key.public_key()
+        assert parsed.identity(timedelta(hours=1)) == Identity(
+            spiffe_id=IDENTITY.spiffe_id, dns_names=IDENTITY.dns_names, key_type=key_type
+        )
+
+
+def test_statement_types_are_fixed_and_uuid_based() -> None:
+    assert {
+        EvidenceKind.SEV_SNP: f"2.25.{0xFDAF082383B6435185430DFE0FCAA9B4}",
+        EvidenceKind.TDX: f"2.25.{0x69C427F2211C4DC8AB7356F6869D1312}",
+    } == STATEMENTS
+    with pytest.raises(errors.CsrError):
+        make_attested_csr(
+            KEY, IDENTITY, Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=b"token")
+        )
+
+
+def test_openssl_parses_it_and_verifies_its_signature(tmp_path: Path) -> None:
+    (tmp_path / "csr").write_bytes(CSR)
+    done = subprocess.run(
+        [
+            need.tool("openssl"),
+            "req",
+            "-inform",
+            "DER",
+            "-in",
+            tmp_path / "csr",
+            "-noout",
+            "-text",
+            "-verify",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "verify OK" in done.stderr + done.stdout
+    assert ATTESTATION_ATTRIBUTE in done.stdout
+    assert "URI:spiffe://example.org/web" in done.stdout
+
+
+def test_a_plain_csr_is_refused() -> None:
+    with pytest.raises(errors.CsrError, match="0 attestation attributes"):
+        parse_attested_csr(make_csr(KEY, IDENTITY))
+
+
+def test_sans_that_cannot_be_asked_for() -> None:
+    for names in (
+        [],
+        [x509.DNSName("a.test")],
+        [x509.UniformResourceIdentifier("spiffe://a/b")] * 2,
+        [x509.UniformResourceIdentifier("spiffe://a/b"), x509.RFC822Name("a@b.test")],
+    ):
+        builder = x509.CertificateSigningRequestBuilder(x509.Name([]))
+        if names:
+            sans = x509.SubjectAlternativeName(list(names))
+            builder = builder.add_extension(sans, critical=True)
+        with pytest.raises(errors.CsrError):
+            parse_attested_csr(builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+@settings(max_examples=300)
+@given(st.integers(0, len(CSR) - 1), st.integers(1, 255))
+def test_a_changed_byte_is_refused_with_our_error(position: int, flip: int) -> None:
+    changed = bytearray(CSR)
+    changed[position] ^= flip
+    with pytest.raises(errors.SdsError):
+        parse_attested_csr(bytes(changed))
+
+
+@given(st.binary(max_size=300))
+def test_garbage_lets_only_our_errors_out(data: bytes) -> None:
+    with pytest.raises(errors.SdsError):
+        parse_attested_csr(data)
+
+
+def test_every_truncation_is_refused() -> None:
+    for length in range(0, len(CSR), 7):
+        with pytest.raises(errors.SdsError):
+            parse_attested_csr(CSR[:length])

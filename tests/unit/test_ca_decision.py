@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from sds import errors
+from sds.attestation.evidence import Claims, EvidenceKind
+from sds.ca.decision import ConfiguredRules, Wish
+from sds.identity import KeyType, SpiffeId
+from sds.policy.pattern import parse_dns_pattern, parse_spiffe_pattern
+from tests.support.authority import AGENT, rule
+from tests.support.certificates import NOW
+
+CLAIMS = Claims(kind=EvidenceKind.SEV_SNP, measurement=AGENT, simulated=False)
+WISH = Wish(
+    spiffe_id=SpiffeId.parse("spiffe://example.org/ns/a/sa/web"),
+    dns_names=("web.test",),
+    lifetime=timedelta(minutes=5),
+    key_type=KeyType.EC_P256,
+)
+ROOT = replace(WISH, spiffe_id=SpiffeId.parse("spiffe://example.org"), dns_names=(), signing=True)
+
+
+def decide(wish: Wish, *rules: Any, measurement: str = AGENT) -> Any:
+    policy = ConfiguredRules(rules=rules or (rule(),))
+    return policy.decide(replace(CLAIMS, measurement=measurement), wish, now=NOW)
+
+
+def test_a_wish_within_a_rule_is_granted_and_clamped() -> None:
+    assert decide(WISH).lifetime == timedelta(minutes=5)
+    assert decide(replace(WISH, lifetime=timedelta(days=2))).lifetime == timedelta(hours=1)
+    assert decide(WISH).path_length is None
+    assert decide(ROOT, rule(signing_path_length=2)).path_length == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "wish", "changes"),
+    [
+        (errors.MeasurementNotAllowedError, WISH, {"measurement": "bb" * 48}),
+        (
+            errors.SpiffeIdNotAllowedError,
+            replace(WISH, spiffe_id=SpiffeId.parse("spiffe://example.org/other/web")),
+            {},
+        ),
+        (
+            errors.SpiffeIdNotAllowedError,
+            replace(WISH, spiffe_id=SpiffeId.parse("spiffe://example.org")),
+            {"spiffe_ids": (parse_spiffe_pattern("spiffe://example.org"),)},
+        ),
+        (errors.DnsNameNotAllowedError, replace(WISH, dns_names=("web.test", "a.org")), {}),
+        (errors.KeyTypeNotAllowedError, WISH, {"key_types": frozenset({KeyType.EC_P384})}),
+        (errors.LifetimeNotAllowedError, replace(WISH, lifetime=timedelta(0)), {}),
+        (errors.SigningNotAllowedError, ROOT, {}),
+        (errors.SigningNotAllowedError, replace(WISH, signing=True), {"signing_path_length": 0}),
+        (
+            errors.DnsNameNotAllowedError,
+            replace(ROOT, dns_names=("web.test",)),
+            {"signing_path_length": 0},
+        ),
+    ],
+)
+def test_each_part_of_a_wish_is_refused_by_its_own_name(
+    error: type[errors.RefusedError], wish: Wish, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(errors.RefusedError) as raised:
+        decide(wish, rule(**changes))
+    assert type(raised.value) is error
+
+
+def test_rules_are_not_mixed_and_the_nearest_refusal_is_told() -> None:
+    other = rule(
+        spiffe_ids=(parse_spiffe_pattern("spiffe://example.org/db/*"),),
+        dns_names=(parse_dns_pattern("db.internal"),),
+    )
+    with pytest.raises(errors.DnsNameNotAllowedError):
+        decide(replace(WISH, dns_names=("db.internal",)), other, rule())
+    assert decide(WISH, other, rule()).lifetime == WISH.lifetime
