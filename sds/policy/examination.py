@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import PolicyError, PolicyRollbackError
+from sds.errors import PolicyError
 from sds.policy.signature import TrustedKeys, check_signatures, parse_envelope
 from sds.policy.source import parse_payload
 from sds.policy.trust import (
     Epoch,
+    check_floor,
     check_next_signers,
     check_trust_domain,
     check_window,
@@ -154,16 +155,3 @@ def _rest(
         "epoch": epoch,
         "window": window,
     }
-
-
-def check_floor(offered: Epoch, min_epoch: int) -> None:
-    """Check 7 against a number that an operator gave.
-
-    Raises:
-        PolicyRollbackError: the epoch is lower.
-    """
-    if offered.number < min_epoch:
-        raise PolicyRollbackError(
-            f"the policy is of epoch {offered.number}, and at least {min_epoch} is demanded",
-            advice="distribute the newest policy",
-        )

@@ -111,13 +111,16 @@ def authenticate(
     return make_policy(signed, envelope, document, signed_by)
 
 
-def admit(policy: Policy, *, seen: Epoch | None, now: datetime) -> AdmittedPolicy:
+def admit(
+    policy: Policy, *, seen: Epoch | None, now: datetime, min_epoch: int = 0
+) -> AdmittedPolicy:
     """Checks 7 and 8.
 
     Args:
         policy: what :func:`authenticate` returned.
         seen: the highest epoch seen so far, with its content.
         now: aware.
+        min_epoch: the lowest epoch that is accepted, whatever was seen.
 
     Raises:
         PolicyRollbackError: its epoch is lower than one seen.
@@ -125,6 +128,7 @@ def admit(policy: Policy, *, seen: Epoch | None, now: datetime) -> AdmittedPolic
         PolicyNotYetValidError: ``not_before`` has not come.
         PolicyExpiredError: ``not_after`` has passed.
     """
+    check_floor(policy.epoch, min_epoch)  # 7
     check_epoch(policy.epoch, seen)  # 7
     check_window(policy.not_before, policy.not_after, now)  # 8
     return AdmittedPolicy(policy)
@@ -157,6 +161,19 @@ def check_epoch(offered: Epoch, seen: Epoch | None) -> None:
             f"the policy is of epoch {offered.number} like the one in force, but its content is "
             f"another ({offered.digest.hex()[:12]}, not {seen.digest.hex()[:12]})",
             advice="give every change a higher epoch",
+        )
+
+
+def check_floor(offered: Epoch, min_epoch: int) -> None:
+    """Check 7 against a number that an operator gave.
+
+    Raises:
+        PolicyRollbackError: the epoch is lower.
+    """
+    if offered.number < min_epoch:
+        raise PolicyRollbackError(
+            f"the policy is of epoch {offered.number}, and at least {min_epoch} is demanded",
+            advice="distribute the newest policy",
         )
 
 

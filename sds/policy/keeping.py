@@ -1,0 +1,259 @@
+"""Which policy is in force: a pure state machine over what was offered so far.
+
+Owns :class:`Keeping` (the state) and :func:`offer` (the only step). Invariants:
+
+* the epoch in force never goes down, and two policies of one epoch never follow each other;
+* what is refused changes nothing: the last good policy stays in force until its own end;
+* who may sign only changes by a policy that is taken into force, or by one on the way to it that
+  names the next signers and was itself in its time (its ``not_before`` has passed), in the order
+  of their epochs, as TUF's root does (TUF specification 1.0.33, section 5.3).
+
+``seen`` lives in memory. After a restart it is what the files and the peers say: see
+docs/policy.md, "Rollback".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import (
+    PolicyAbsentError,
+    PolicyConflictError,
+    PolicyError,
+    PolicyExpiredError,
+    PolicyMalformedError,
+)
+from sds.policy.signature import SignedPolicy
+from sds.policy.trust import admit, authenticate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from sds.identity import TrustDomain
+    from sds.policy.signature import TrustedKeys
+    from sds.policy.trust import AdmittedPolicy, Epoch, Policy
+
+MAX_OFFERED: Final = 64
+"""Signed policies that are looked at in one offer; a line of key changes is far shorter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """What a party knows about policy.
+
+    Attributes:
+        trust_domain: the only one whose policy counts.
+        trusted: who may sign the next epoch.
+        trusted_since: the epoch that named them; 0 where configuration did.
+        line: the signed policies that led from configuration's signers to ``trusted``.
+        seen: the highest epoch that was in force here.
+        policy: the policy of that epoch.
+        min_epoch: lower epochs are never accepted, whatever was seen.
+    """
+
+    trust_domain: TrustDomain
+    trusted: TrustedKeys
+    trusted_since: int = 0
+    line: tuple[SignedPolicy, ...] = ()
+    seen: Epoch | None = None
+    policy: AdmittedPolicy | None = None
+    min_epoch: int = 0
+
+    def in_force(self, now: datetime) -> AdmittedPolicy:
+        """The policy in force at this moment.
+
+        Raises:
+            PolicyAbsentError: none ever was.
+            PolicyExpiredError: the last good one is over.
+        """
+        if self.policy is None:
+            raise PolicyAbsentError(
+                "no policy is in force, so nothing is allowed",
+                advice="give a signed policy that holds; the log says why others were refused",
+            )
+        if now >= self.policy.not_after:
+            raise PolicyExpiredError(
+                f"the policy of epoch {self.policy.epoch.number} expired at "
+                f"{self.policy.not_after:%Y-%m-%dT%H:%M:%SZ}, so nothing is allowed",
+                advice="sign and distribute a new epoch with a later not_after",
+            )
+        return self.policy
+
+    @property
+    def handover(self) -> bytes:
+        """What another party needs to take this policy: the line and the policy itself."""
+        if self.policy is None:
+            return b""
+        parts = dict.fromkeys((*self.line, self.policy.signed))
+        return b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one offer.
+
+    Attributes:
+        taken: the policy that came into force by it, or None.
+        refusal: why nothing better than what is in force was found, where something was wrong.
+        retry_at: the moment at which a policy that is not yet valid can be offered again.
+    """
+
+    taken: AdmittedPolicy | None = None
+    refusal: PolicyError | None = None
+    retry_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidate:
+    policy: Policy
+    state: Keeping
+
+
+def split(data: bytes) -> list[SignedPolicy]:
+    """The signed policies in a file or a message: JSON objects, one after the other.
+
+    Raises:
+        PolicyMalformedError: not JSON, or more than :data:`MAX_OFFERED`.
+    """
+    try:
+        text = data.decode("utf-8")
+        decoder = json.JSONDecoder()
+        found: list[SignedPolicy] = []
+        position = 0
+        while rest := text[position:].lstrip():
+            if not rest.startswith("{"):
+                # Whatever it is, parsing the envelope says so.
+                found.append(SignedPolicy(rest.encode()))
+                break
+            position = len(text) - len(rest)
+            _, end = decoder.raw_decode(text, position)
+            found.append(SignedPolicy(text[position:end].encode() + b"\n"))
+            position = end
+            if len(found) > MAX_OFFERED:
+                raise PolicyMalformedError(f"more than {MAX_OFFERED} signed policies at once")
+    except (ValueError, RecursionError) as error:
+        raise PolicyMalformedError(
+            f"this holds no signed policy: {error}",
+            advice="sign the document with `sds policy sign`",
+        ) from error
+    return found
+
+
+def offer(
+    state: Keeping, offered: Iterable[SignedPolicy], *, now: datetime
+) -> tuple[Keeping, Outcome]:
+    """Take the highest epoch that may be in force now out of what is offered, in any order.
+
+    Returns:
+        The new state (the old one where nothing was taken) and what came of it.
+    """
+    known = set(state.line) - ({state.policy.signed} if state.policy is not None else set())
+    pool = [signed for signed in dict.fromkeys(offered) if signed not in known]
+    if not pool:
+        refusal: PolicyError = PolicyAbsentError("no signed policy was offered")
+        return state, Outcome(refusal=refusal)
+    if len(pool) > MAX_OFFERED:
+        refusal = PolicyMalformedError(f"more than {MAX_OFFERED} signed policies at once")
+        return state, Outcome(refusal=refusal)
+    candidates, errors = _candidates(state, pool, now)
+    candidates.sort(key=lambda one: one.policy.epoch.number, reverse=True)
+    refusals: list[PolicyError] = []
+    retry_at: datetime | None = None
+    for candidate in candidates:
+        policy = candidate.policy
+        if state.policy is not None and policy.epoch == state.policy.epoch:
+            # What is in force is among them: everything lower is old, and no error.
+            break
+        try:
+            _check_alone(policy, candidates)
+            floor = max(state.min_epoch, candidate.state.trusted_since)
+            admitted = admit(policy, seen=state.seen, now=now, min_epoch=floor)
+        except PolicyError as error:
+            refusals.append(error)
+            if error.retriable and (retry_at is None or policy.not_before < retry_at):
+                retry_at = policy.not_before
+            continue
+        taken = replace(candidate.state, seen=policy.epoch, policy=admitted)
+        return taken, Outcome(
+            taken=admitted, refusal=_first([*refusals, *errors]), retry_at=retry_at
+        )
+    return state, Outcome(refusal=_first([*refusals, *errors]), retry_at=retry_at)
+
+
+def _first(errors: list[PolicyError]) -> PolicyError | None:
+    return errors[0] if errors else None
+
+
+def _check_alone(policy: Policy, candidates: Sequence[_Candidate]) -> None:
+    """Two policies of one epoch: neither may be the one."""
+    if any(
+        other.policy.epoch.number == policy.epoch.number
+        and other.policy.epoch.digest != policy.epoch.digest
+        for other in candidates
+    ):
+        raise PolicyConflictError(
+            f"two different policies of epoch {policy.epoch.number} were offered together",
+            advice="give every change a higher epoch",
+        )
+
+
+def _candidates(
+    state: Keeping, pool: list[SignedPolicy], now: datetime
+) -> tuple[list[_Candidate], list[PolicyError]]:
+    """Everything that authenticates, under today's signers or under those of a later link.
+
+    Each candidate comes with the state in which it would leave us; ``seen`` and ``policy`` are
+    filled in when it is taken.
+    """
+    candidates: list[_Candidate] = []
+    errors: list[PolicyError] = []
+    remaining = pool
+    here = state
+    while True:
+        links: list[_Candidate] = []
+        failed: list[SignedPolicy] = []
+        errors = []
+        for signed in remaining:
+            try:
+                policy = _authenticated(signed, here)
+            except PolicyError as error:
+                errors.append(error)
+                failed.append(signed)
+                continue
+            candidate = _Candidate(policy=policy, state=_after(here, policy))
+            candidates.append(candidate)
+            if candidate.state is not here and policy.not_before <= now:
+                links.append(candidate)
+        if not links:
+            return candidates, errors
+        link = min(links, key=lambda one: one.policy.epoch.number)
+        # From that epoch on the former signers' word no longer counts.
+        late = [one for one in candidates if one.policy.epoch.number > link.policy.epoch.number]
+        candidates = [one for one in candidates if one not in late]
+        here = link.state
+        remaining = [*failed, *(one.policy.signed for one in late)]
+
+
+def _authenticated(signed: SignedPolicy, state: Keeping) -> Policy:
+    # What is in force was parsed before; a reload that brings it again costs nothing.
+    if state.policy is not None and state.policy.signed == signed:
+        return state.policy
+    return authenticate(signed, trusted=state.trusted, trust_domain=state.trust_domain)
+
+
+def _after(state: Keeping, policy: Policy) -> Keeping:
+    """The state after this policy, as far as signers go."""
+    successors = policy.successors
+    if successors is None or policy.epoch.number <= state.trusted_since:
+        return state
+    if successors == state.trusted:
+        return state
+    return replace(
+        state,
+        trusted=successors,
+        trusted_since=policy.epoch.number,
+        line=(*state.line, policy.signed),
+    )

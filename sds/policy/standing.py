@@ -1,0 +1,35 @@
+"""How two parties stand to each other by the policies that they have in force.
+
+Owns the comparison that both sides of an exchange make. Invariant: it is symmetric (one is ahead
+exactly where the other is behind), and only equal content counts as equal.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sds.policy.trust import Epoch
+
+NO_POLICY_DIGEST: Final = hashlib.sha256(b"").digest()
+"""The digest of a party that has no policy in force; its epoch is 0."""
+
+
+class Standing(enum.Enum):
+    """How we stand to a peer."""
+
+    EQUAL = "equal"
+    AHEAD = "ahead"
+    BEHIND = "behind"
+    CONFLICT = "conflict"
+
+
+def standing(own: Epoch, peer: Epoch) -> Standing:
+    """How a party with ``own`` stands to one with ``peer``."""
+    if own.number > peer.number:
+        return Standing.AHEAD
+    if own.number < peer.number:
+        return Standing.BEHIND
+    return Standing.EQUAL if own.digest == peer.digest else Standing.CONFLICT

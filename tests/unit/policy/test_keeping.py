@@ -1,0 +1,183 @@
+"""Which policy is in force, offer by offer."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sds.errors import PolicyAbsentError, PolicyExpiredError, PolicyMalformedError
+from sds.policy.keeping import Keeping, Outcome, offer, split
+from sds.policy.signature import SignedPolicy
+from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting
+
+ALICE, BOB, CAROL, MALLORY = (Signatory(name) for name in ("alice", "bob", "carol", "mallory"))
+LATER = datetime(2026, 7, 1, tzinfo=UTC)
+NAMED = "2026-07-01T00:00:00Z"
+
+
+def fresh(*signatories: Signatory, **fields: Any) -> Keeping:
+    return Keeping(trust_domain=DOMAIN, trusted=trusting(*(signatories or (ALICE,))), **fields)
+
+
+def step(
+    state: Keeping, *signed: SignedPolicy, now: datetime = NOW
+) -> tuple[Keeping, Outcome, str]:
+    after, outcome = offer(state, signed, now=now)
+    return after, outcome, outcome.refusal.reason if outcome.refusal else ""
+
+
+def epoch(state: Keeping) -> int:
+    return 0 if state.seen is None else state.seen.number
+
+
+def named(*signatories: Signatory) -> dict[str, Any]:
+    keys = [{"name": one.name, "public_key": one.public.pem} for one in signatories]
+    return {"threshold": 1, "keys": keys}
+
+
+ONE, TWO, THREE = (sign(document(number), ALICE) for number in (1, 2, 3))
+
+
+def test_the_epoch_rises_and_never_falls() -> None:
+    state, outcome, reason = step(fresh(), TWO)
+    assert (epoch(state), reason) == (2, "")
+    assert outcome.taken is state.policy
+    same, outcome, reason = step(state, ONE)
+    assert same is state
+    assert reason == "policy_epoch_lower"
+    state, _, _ = step(state, ONE, THREE, TWO)
+    assert epoch(state) == 3
+    state, outcome, reason = step(state, THREE)
+    assert (outcome.taken, reason) == (None, "")
+
+
+def test_equal_epoch_with_other_content_changes_nothing() -> None:
+    state, _, _ = step(fresh(), TWO)
+    same, _, reason = step(state, sign(document(2, description="other"), ALICE))
+    assert (same, reason) == (state, "policy_epoch_conflict")
+
+
+def test_two_of_one_epoch_together_are_both_refused() -> None:
+    twin = sign(document(2, description="other"), ALICE)
+    state, _, reason = step(fresh(), TWO, twin)
+    assert (epoch(state), reason) == (0, "policy_epoch_conflict")
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (sign(document(9), MALLORY), "policy_unsigned"),
+        (sign(document(9, trust_domain="other.org"), ALICE), "policy_trust_domain"),
+        (sign(document(9, not_after="2026-05-01T00:00:00Z"), ALICE), "policy_expired"),
+        (sign(document(9, not_before=NAMED), ALICE), "policy_not_yet_valid"),
+        (SignedPolicy(b"{"), "policy_malformed"),
+        (SignedPolicy(b"epoch: 9"), "policy_unsigned"),
+    ],
+)
+def test_what_is_refused_leaves_the_last_good_in_force(bad: SignedPolicy, reason: str) -> None:
+    state, _, _ = step(fresh(), TWO)
+    for pool in ([bad], [bad, TWO], [TWO, bad]):
+        same, outcome, said = step(state, *pool)
+        assert (same, outcome.taken, said) == (state, None, reason)
+    assert step(fresh(), bad)[2] == reason
+    # Beside a good one it is said, and the good one is taken.
+    state, outcome, said = step(fresh(), bad, TWO)
+    assert (epoch(state), said) == (2, reason)
+
+
+def test_the_last_good_ends_with_its_window() -> None:
+    state, _, _ = step(fresh(), TWO)
+    end = datetime(2027, 1, 1, tzinfo=UTC)
+    assert state.in_force(end - timedelta(seconds=1)) is state.policy
+    with pytest.raises(PolicyExpiredError):
+        state.in_force(end)
+    with pytest.raises(PolicyAbsentError):
+        fresh().in_force(NOW)
+    # Also then no lower epoch comes back.
+    older = sign(document(1, not_after="2028-01-01T00:00:00Z"), ALICE)
+    assert step(state, older, now=end)[2] == "policy_epoch_lower"
+
+
+def test_a_policy_of_tomorrow_is_taken_tomorrow() -> None:
+    tomorrow = sign(document(3, not_before=NAMED), ALICE)
+    state, outcome, _ = step(fresh(), TWO, tomorrow)
+    assert epoch(state) == 2
+    assert outcome.retry_at == LATER
+    state, outcome, _ = step(state, TWO, tomorrow, now=LATER)
+    assert (epoch(state), outcome.retry_at) == (3, None)
+
+
+def test_the_floor_of_the_configuration() -> None:
+    assert step(fresh(min_epoch=2), ONE)[2] == "policy_epoch_lower"
+    assert step(fresh(min_epoch=2), TWO)[2] == ""
+
+
+TURN = sign(document(4, signers=named(BOB)), ALICE, BOB)
+FIVE_BY_BOB = sign(document(5), BOB)
+
+
+def test_signers_change_by_a_policy() -> None:
+    state, _, _ = step(fresh(), TURN)
+    assert (epoch(state), state.trusted, state.trusted_since) == (4, trusting(BOB), 4)
+    assert step(state, sign(document(9), ALICE))[2] == "policy_unsigned"
+    state, _, _ = step(state, FIVE_BY_BOB)
+    assert epoch(state) == 5
+    # Whoever starts with the first keys gets there by what is handed over, in any order.
+    handed = split(state.handover)
+    assert [*handed] == [TURN, FIVE_BY_BOB]
+    for pool in (handed, handed[::-1]):
+        other, _, reason = step(fresh(), *pool)
+        assert (other.policy, other.trusted, reason) == (state.policy, state.trusted, "")
+    # Without the link it does not.
+    assert step(fresh(), FIVE_BY_BOB)[2] == "policy_unsigned"
+    # Whoever was configured with the new keys takes it too.
+    assert epoch(step(fresh(BOB), *handed)[0]) == 5
+    # To offer it again is no error.
+    assert step(state, *handed)[2] == ""
+
+
+def test_former_signers_no_longer_count_beside_the_link() -> None:
+    late = sign(document(9), ALICE)
+    state, _, reason = step(fresh(), TURN, late)
+    assert (epoch(state), reason) == (4, "policy_unsigned")
+
+
+def test_two_turns_and_an_expired_link() -> None:
+    turn = sign(document(4, signers=named(BOB), not_after="2026-02-01T00:00:00Z"), ALICE, BOB)
+    second = sign(document(6, signers=named(CAROL)), BOB, CAROL)
+    last = sign(document(7), CAROL)
+    state, _, reason = step(fresh(), last, turn, second)
+    assert (epoch(state), state.trusted, reason) == (7, trusting(CAROL), "")
+    assert step(fresh(), *split(state.handover))[0].policy == state.policy
+    # A turn back to former signers by an old link is no way.
+    evil = sign(document(9), BOB)
+    assert epoch(step(state, turn, evil)[0]) == 7
+
+
+def test_a_link_of_tomorrow_does_not_count_today() -> None:
+    turn = sign(document(4, signers=named(BOB), not_before=NAMED), ALICE, BOB)
+    state, _, _ = step(fresh(), TWO, turn, FIVE_BY_BOB)
+    assert (epoch(state), state.trusted) == (2, trusting(ALICE))
+    assert epoch(step(state, TWO, turn, FIVE_BY_BOB, now=LATER)[0]) == 5
+
+
+def test_nothing_lower_than_the_link_by_the_new_signers() -> None:
+    turn = sign(document(4, signers=named(BOB), not_after="2026-02-01T00:00:00Z"), ALICE, BOB)
+    state, _, _ = step(fresh(), turn, sign(document(3), BOB))
+    assert epoch(state) == 0
+
+
+@pytest.mark.parametrize("data", [b"{", b'{"a": 1} {', b"\xff", b"{} " * 100, b"[" * 100_000])
+def test_files_that_hold_none(data: bytes) -> None:
+    try:
+        parts = split(data)
+    except PolicyMalformedError:
+        return
+    assert step(fresh(), *parts)[0] == fresh()
+
+
+def test_an_empty_offer() -> None:
+    assert step(fresh())[2] == "policy_absent"
+    assert split(b" \n") == []
