@@ -18,6 +18,7 @@ from sds.errors import ConfigurationError, SdsError
 COMMANDS: Final[dict[str, str]] = {
     "bootstrap": "sds.commands.bootstrap:bootstrap",
     "whoami": "sds.commands.whoami:whoami",
+    "policy": "sds.commands.policy:policy",
 }
 """Name of each command -> ``module:attribute`` of its click command."""
 

@@ -155,7 +155,11 @@ def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Patterns = Annotated[list[SpiffePattern], BeforeValidator(_listed), Field(min_length=1)]
+Patterns = Annotated[
+    list[SpiffePattern],
+    Field(min_length=1),
+    BeforeValidator(_listed, json_schema_input_type=SpiffePattern | list[SpiffePattern]),
+]
 
 
 class _Model(BaseModel):

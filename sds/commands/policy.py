@@ -1,0 +1,290 @@
+"""``sds policy``: write, sign, check and question policy.
+
+Owns the group and the commands that only read: new, lint, diff, explain, test, rbac, schema. All
+of them take a YAML file, a directory of YAML files or a signed file; they do not check
+signatures, and say so where it matters (``verify`` does).
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import yaml
+
+from sds import yamlfile
+from sds.attestation.evidence import Claims, EvidenceKind
+from sds.commands.policy_keys import (
+    MOMENT,
+    OUTPUT,
+    PATH,
+    SPIFFE_ID,
+    keygen,
+    read_document,
+    sign,
+    utc_now,
+    verify,
+    write,
+)
+from sds.errors import ConfigurationError, IdentityError, PolicyError
+from sds.identity import SpiffeId, parse_trust_domain
+from sds.policy import cases, explanation, rbac
+from sds.policy.decision import Decisions
+from sds.policy.difference import differences
+from sds.policy.document import json_schema
+from sds.policy.lint import warnings
+from sds.policy.template import template
+from sds.workload.entitlement import Selector
+from sds.workload.facts import Facts
+from sds.workload.mapping import check_selector_type
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+_EPILOGUE: Final = "docs/policy.md shows the whole way of a change, from the edit to its effect."
+_CASES_BYTES: Final = 4 * 1024 * 1024
+
+
+@click.group("policy", epilog=_EPILOGUE)
+def policy() -> None:
+    """Write, sign, check and question policy."""
+
+
+policy.add_command(keygen)
+policy.add_command(sign)
+policy.add_command(verify)
+
+
+@policy.command("new")
+@click.option("--trust-domain", required=True)
+@click.option("--epoch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--days", type=click.IntRange(1, 366), default=30, show_default=True)
+@click.option("--out", type=PATH, help="File to write; standard output without it.")
+def new(trust_domain: str, epoch: int, days: int, out: Path | None) -> None:
+    """Begin a policy: a commented document that allows nothing yet."""
+    try:
+        domain = parse_trust_domain(trust_domain)
+    except IdentityError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error
+    start = utc_now().replace(microsecond=0)
+    text = template(domain, epoch=epoch, not_before=start, not_after=start + timedelta(days=days))
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    if out.exists():
+        raise ConfigurationError(f"{out} exists already", advice="choose another name")
+    write(out, text.encode())
+    click.echo(f"{out}: edit it, then `sds policy lint {out}`")
+
+
+@policy.command("lint")
+@click.argument("path", metavar="POLICY", type=PATH)
+@click.option("--at", "moment", type=MOMENT, help="The moment to check for; now without it.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 where there is a warning.")
+@click.pass_context
+def lint(context: click.Context, path: Path, moment: datetime | None, *, strict: bool) -> None:
+    """Check a document, and name what is allowed but probably not meant."""
+    document = read_document(path)
+    found = warnings(document, now=moment or utc_now())
+    for warning in found:
+        click.echo(f"warning: {warning}")
+    click.echo(
+        f"{path}: epoch {document.epoch} of {document.trust_domain}, {len(document.nodes)} node "
+        f"groups, {len(document.workloads)} workload rules, {len(document.allow)} allow rules, "
+        f"{len(found)} warnings"
+    )
+    if strict and found:
+        context.exit(1)
+
+
+@policy.command("diff")
+@click.argument("old", type=PATH)
+@click.argument("new", type=PATH)
+@OUTPUT
+def diff(old: Path, new: Path, output: str) -> None:
+    """Say in words what changes from OLD to NEW."""
+    lines = differences(read_document(old), read_document(new))
+    if output == "json":
+        click.echo(json.dumps({"changes": lines}))
+        return
+    for line in lines or ["nothing that is enforced changes"]:
+        click.echo(line)
+
+
+@policy.command("explain")
+@click.argument("path", metavar="SIGNED", type=PATH)
+@click.option("--from", "source", type=SPIFFE_ID, help="Who opens the connection.")
+@click.option("--to", "target", help="To whom: a SPIFFE ID, or the name of a service.")
+@click.option(
+    "--caller",
+    "selectors",
+    multiple=True,
+    metavar="TYPE=VALUE",
+    help="What a workload shows (k8s:ns=shop); may repeat.",
+)
+@click.option("--service", "services", multiple=True, help="Service of the pod: namespace/name.")
+@click.option("--measurement", help="Launch measurement (or node name) of a node that asks.")
+@click.option(
+    "--kind",
+    type=click.Choice([kind.value for kind in EvidenceKind]),
+    default=EvidenceKind.SEV_SNP.value,
+    show_default=True,
+    help="Kind of that node's evidence.",
+)
+@click.option("--claim", "claims", multiple=True, metavar="NAME=VALUE", help="Claim of that node.")
+@click.option("--identity", type=SPIFFE_ID, help="The name that is asked for.")
+@click.option("--dns-name", "dns_names", multiple=True, help="DNS name that is asked for.")
+@OUTPUT
+@click.pass_context
+def explain(
+    context: click.Context,
+    *,
+    path: Path,
+    source: SpiffeId | None,
+    target: str | None,
+    selectors: tuple[str, ...],
+    services: tuple[str, ...],
+    measurement: str | None,
+    kind: str,
+    claims: tuple[str, ...],
+    identity: SpiffeId | None,
+    dns_names: tuple[str, ...],
+    output: str,
+) -> None:
+    r"""Say why something is allowed, or why not. Exit status 0: allowed; 1: not; 2: usage.
+
+    \b
+    Three questions:
+      --from ID --to ID                           may it talk to that one?
+      --caller k8s:ns=shop … [--identity ID]      may this workload have this name?
+      --measurement HEX --identity ID             may a node like this ask for it?
+
+    Signatures are not checked here: `sds policy verify` does.
+    """
+    document = read_document(path)
+    asked = [source is not None or target is not None, bool(selectors), measurement is not None]
+    if sum(asked) != 1:
+        raise click.UsageError("ask one question: --from and --to, --caller, or --measurement")
+    if measurement is not None:
+        if identity is None:
+            raise click.UsageError("--identity is needed with --measurement")
+        node = Claims(
+            kind=EvidenceKind(kind),
+            measurement=measurement,
+            simulated=False,
+            attributes=dict(_pair(claim, "--claim") for claim in claims),
+        )
+        answer = explanation.explain_node(document, node, identity, dns_names, timedelta(hours=1))
+    elif selectors:
+        answer = explanation.explain_caller(document, _facts(selectors, services), identity)
+    elif source is None or target is None:
+        raise click.UsageError("--from and --to belong together")
+    elif target.startswith("spiffe:"):
+        whom = SPIFFE_ID.convert(target, None, context)
+        answer = explanation.explain_talk(document, source, whom)
+    else:
+        answer = explanation.explain_service(document, source, target)
+    _print_answer(answer, output)
+    if not answer.allowed:
+        context.exit(1)
+
+
+def _print_answer(answer: explanation.Answer, output: str) -> None:
+    if output == "json":
+        verdict: dict[str, Any] = {
+            "allowed": answer.allowed,
+            "question": answer.question,
+            "because": list(answer.because),
+        }
+        click.echo(json.dumps(verdict))
+        return
+    click.echo(f"{answer.question} {'allowed' if answer.allowed else 'denied'}")
+    for line in answer.because:
+        click.echo(f"  {line}")
+
+
+def _facts(selectors: tuple[str, ...], services: tuple[str, ...]) -> Facts:
+    found = set()
+    for text in selectors:
+        kind, value = _pair(text, "--caller")
+        try:
+            found.add(Selector(check_selector_type(kind), value))
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+    names = set()
+    for service in services:
+        namespace, slash, name = service.partition("/")
+        if not slash:
+            raise click.UsageError(f"--service {service!r} is not like namespace/name")
+        names.add((namespace, name))
+    return Facts(selectors=frozenset(found), services=frozenset(names))
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"{option} {text!r} is not like NAME=VALUE")
+    return name, value
+
+
+@policy.command("test")
+@click.argument("path", metavar="POLICY", type=PATH)
+@click.argument("case_file", metavar="CASES", type=PATH)
+@OUTPUT
+@click.pass_context
+def test(context: click.Context, path: Path, case_file: Path, output: str) -> None:
+    """Decide the cases of a file and compare: exit status 0 only where all are as expected."""
+    document = read_document(path)
+    wanted = yamlfile.load_file(case_file, cases.CaseFile, max_bytes=_CASES_BYTES)
+    results = list(cases.run(document, wanted))
+    failed = [result for result in results if not result.passed]
+    if output == "json":
+        click.echo(
+            json.dumps(
+                {
+                    "passed": len(results) - len(failed),
+                    "failed": len(failed),
+                    "cases": [
+                        {
+                            "name": result.name,
+                            "ok": result.passed,
+                            "expected": result.expected,
+                            "found": result.found,
+                        }
+                        for result in results
+                    ],
+                }
+            )
+        )
+    else:
+        for result in results:
+            text = "" if result.passed else f": expected {result.expected}, found {result.found}"
+            click.echo(f"{'✓' if result.passed else '✗'} {result.name}{text}")
+        click.echo(f"{len(results) - len(failed)} passed, {len(failed)} failed")
+    if failed:
+        context.exit(1)
+
+
+@policy.command("rbac")
+@click.argument("path", metavar="POLICY", type=PATH)
+@click.option("--for", "own", type=SPIFFE_ID, required=True, help="The server's SPIFFE ID.")
+@click.option("--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+def print_rbac(path: Path, own: SpiffeId, output: str) -> None:
+    """Print the Envoy RBAC HTTP filter that lets in exactly those who may talk to --for."""
+    document = read_document(path)
+    if own.trust_domain != document.trust_domain:
+        raise PolicyError(f"{own} is not in the policy's trust domain {document.trust_domain}")
+    value = rbac.http_filter(Decisions(document).inbound(own))
+    if output == "json":
+        click.echo(json.dumps(value, indent=2))
+    else:
+        click.echo(yaml.safe_dump(value, sort_keys=False), nl=False)
+
+
+@policy.command("schema")
+def schema() -> None:
+    """Print the JSON Schema of the document, for editors."""
+    click.echo(json.dumps(json_schema(), indent=2))

@@ -1,0 +1,143 @@
+"""What changes between two epochs of a policy, in words.
+
+Owns the lines of ``sds policy diff``, which are also what is logged when a new policy comes into
+force. Invariant: no line means that nothing that is enforced differs; lines are in the order of
+the document's fields.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sds.policy.pattern import format_spiffe_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic import BaseModel
+
+    from sds.policy.document import PolicyDocument
+
+_MOST: Final = 200
+"""Lines of one field; a sum stands for the rest."""
+
+
+def differences(old: PolicyDocument, new: PolicyDocument) -> list[str]:
+    """What changes from ``old`` to ``new``, a line each."""
+    lines: list[str] = []
+    for name in ("trust_domain", "epoch", "not_before", "not_after", "matching"):
+        lines += _changed(name, _text(getattr(old, name)), _text(getattr(new, name)))
+    lines += _signers(old, new)
+    for name in ("nodes", "workloads"):
+        one = {item.name: item for item in getattr(old, name)}
+        two = {item.name: item for item in getattr(new, name)}
+        lines += _limited(name, _named(name, one, two))
+        if [key for key in one if key in two] != [key for key in two if key in one]:
+            lines.append(f"{name}: the order of the entries changes")
+    lines += _limited("limits", _fields("limits", old.limits, new.limits))
+    lines += _limited(
+        "services",
+        _named(
+            "services",
+            {name: _patterns(globs) for name, globs in old.services.items()},
+            {name: _patterns(globs) for name, globs in new.services.items()},
+        ),
+    )
+    lines += _limited(
+        "federation",
+        _named(
+            "federation",
+            {str(domain.trust_domain): domain for domain in old.federation},
+            {str(domain.trust_domain): domain for domain in new.federation},
+        ),
+    )
+    lines += _limited("allow", _allow(old, new))
+    return lines
+
+
+def _signers(old: PolicyDocument, new: PolicyDocument) -> list[str]:
+    def who(document: PolicyDocument) -> str:
+        signers = document.signers
+        if signers is None:
+            return "as before"
+        keys = signers.trusted().keys
+        return f"{signers.threshold} of " + ", ".join(
+            f"{key.name} ({key.key_id[:12]})" for key in keys
+        )
+
+    return _changed("signers of later epochs", who(old), who(new))
+
+
+def _allow(old: PolicyDocument, new: PolicyDocument) -> list[str]:
+    def pairs(document: PolicyDocument) -> dict[tuple[str, str], None]:
+        return {
+            (format_spiffe_pattern(source), format_spiffe_pattern(target)): None
+            for rule in document.allow
+            for source in rule.from_
+            for target in rule.to
+        }
+
+    before, after = pairs(old), pairs(new)
+    gone = [pair for pair in before if pair not in after]
+    come = [pair for pair in after if pair not in before]
+    return [
+        *(f"allow: {source} may no longer talk to {target}" for source, target in gone),
+        *(f"allow: {source} may now talk to {target}" for source, target in come),
+    ]
+
+
+def _named(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    lines = [f"{what}: {name} is removed" for name in old if name not in new]
+    lines += [f"{what}: {name} is added ({_text(new[name])})" for name in new if name not in old]
+    for name in old:
+        if name in new and old[name] != new[name]:
+            if isinstance(old[name], str):
+                lines += _changed(f"{what}: {name}", old[name], new[name])
+            else:
+                lines += _fields(f"{what}: {name}", old[name], new[name])
+    return lines
+
+
+def _fields(what: str, old: BaseModel, new: BaseModel) -> list[str]:
+    before, after = (model.model_dump(mode="json", by_alias=True) for model in (old, new))
+    return [
+        line
+        for name in before
+        if before[name] != after[name]
+        for line in _field(f"{what}.{name}", before[name], after[name])
+    ]
+
+
+def _field(what: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, list) and isinstance(new, list):
+        one, two = [_text(item) for item in old], [_text(item) for item in new]
+        gone = [f"{what}: without {item}" for item in one if item not in two]
+        come = [f"{what}: with {item}" for item in two if item not in one]
+        return [*gone, *come] or [f"{what}: in another order"]
+    return _changed(what, _text(old), _text(new))
+
+
+def _changed(what: str, old: str, new: str) -> list[str]:
+    return [] if old == new else [f"{what}: {old} becomes {new}"]
+
+
+def _patterns(globs: Iterable[Any]) -> str:
+    return ", ".join(format_spiffe_pattern(glob) for glob in globs)
+
+
+def _text(value: Any) -> str:
+    if hasattr(value, "model_dump"):
+        return _text(value.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(_text(item) for item in value) + "]"
+    if hasattr(value, "isoformat"):
+        return str(value.isoformat())
+    return "nothing" if value is None else str(value)
+
+
+def _limited(what: str, lines: list[str]) -> list[str]:
+    if len(lines) <= _MOST:
+        return lines
+    return [*lines[:_MOST], f"{what}: and {len(lines) - _MOST} more changes"]

@@ -1,0 +1,166 @@
+"""Why a policy allows something, or does not, in words.
+
+Owns the answers of ``sds policy explain``. Invariant: the verdict comes from
+:mod:`sds.policy.decision`, the code that enforces; the words beside it name the rules of the
+document that led to it, or those that came nearest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import PolicyDeniedError
+from sds.policy.decision import Decisions, describe_dns
+from sds.policy.document import format_duration
+from sds.policy.pattern import format_spiffe_pattern, spiffe_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from sds.attestation.evidence import Claims
+    from sds.identity import SpiffeId
+    from sds.policy.document import AllowRule, PolicyDocument
+    from sds.policy.pattern import Glob
+    from sds.workload.facts import Facts
+
+_NEAREST: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer to one question.
+
+    Attributes:
+        allowed: the verdict.
+        question: what was asked, as a sentence.
+        because: what led to the verdict, a line each.
+    """
+
+    allowed: bool
+    question: str
+    because: tuple[str, ...]
+
+
+def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -> Answer:
+    """Whether ``source`` may open connections to ``target``."""
+    allowed = Decisions(document).may_talk(source, target)
+    from_side, to_side = spiffe_parts(source), spiffe_parts(target)
+    because: list[str] = []
+    near: list[str] = []
+    for number, rule in enumerate(document.allow):
+        from_matches = _any(rule.from_, from_side)
+        to_matches = _any(rule.to, to_side)
+        text = f"allow[{number}]: {_rule(rule)}"
+        if from_matches and to_matches:
+            because.append(text)
+        elif from_matches:
+            near.append(f"{text} (its 'to' does not match {target})")
+        elif to_matches:
+            near.append(f"{text} (its 'from' does not match {source})")
+    if not because:
+        because = ["no rule under allow: matches both", *_some(near)]
+    return Answer(
+        allowed=allowed, question=f"may {source} talk to {target}?", because=tuple(because)
+    )
+
+
+def explain_service(document: PolicyDocument, source: SpiffeId, service: str) -> Answer:
+    """Whom ``source`` may reach under the name of a service."""
+    reachable = Decisions(document).outbound(source, service)
+    behind = document.services.get(service)
+    if behind is None:
+        because = [f"services: does not know {service!r}"]
+    else:
+        because = [f"services: {service} is {_patterns(behind)}"]
+        because += [f"may be reached: {format_spiffe_pattern(glob)}" for glob in reachable]
+        if not reachable:
+            because.append("no rule under allow: lets it reach any of them")
+    return Answer(
+        allowed=bool(reachable),
+        question=f"may {source} talk to the service {service}?",
+        because=tuple(because),
+    )
+
+
+def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | None) -> Answer:
+    """Which identities a caller with these selectors has, or whether it has ``wanted``."""
+    decision = Decisions(document).recognise(facts)
+    found = decision.identities
+    because = [
+        f"workloads: rule {grant.rule} gives {grant.identity.spiffe_id}"
+        + (f" with {', '.join(grant.identity.dns_names)}" if grant.identity.dns_names else "")
+        for grant in decision.granted
+    ]
+    because += decision.problems
+    if decision.undetermined is not None:
+        because.append(f"undecided: {decision.undetermined}")
+    if not because:
+        because = ["no rule under workloads: matches", *_some(_near_rules(document, facts))]
+    allowed = bool(found) if wanted is None else wanted in {one.spiffe_id for one in found}
+    who = ", ".join(sorted(map(str, facts.selectors)))
+    question = f"may a caller with {who} have " + (
+        "an identity?" if wanted is None else f"the identity {wanted}?"
+    )
+    return Answer(allowed=allowed, question=question, because=tuple(because))
+
+
+def explain_node(
+    document: PolicyDocument,
+    claims: Claims,
+    wanted: SpiffeId,
+    dns_names: Sequence[str],
+    lifetime: timedelta,
+) -> Answer:
+    """Whether a node with these claims may ask for a certificate."""
+    question = f"may a node with {claims.kind} measurement {claims.measurement} ask for {wanted}?"
+    try:
+        permit = Decisions(document).authorize(
+            claims, spiffe_id=wanted, dns_names=dns_names, lifetime=lifetime
+        )
+    except PolicyDeniedError as error:
+        near = [
+            f"nodes: {group.name} grants {_patterns(grant.spiffe_ids)}, "
+            f"DNS names {describe_dns(grant)}"
+            for group in document.nodes
+            for grant in group.grants
+        ]
+        return Answer(allowed=False, question=question, because=(str(error), *_some(near)))
+    because = (f"nodes: {permit.group} grants it, for {format_duration(permit.lifetime)}",)
+    return Answer(allowed=True, question=question, because=because)
+
+
+def _near_rules(document: PolicyDocument, facts: Facts) -> list[str]:
+    near = []
+    for rule in document.workloads:
+        missing = [
+            f"{kind} is {' or '.join(sorted(facts.values(kind))) or 'absent'}, not "
+            f"{values if isinstance(values, str) else ' or '.join(values)}"
+            for kind, values in rule.match.items()
+            if not any(
+                value.startswith(one[:-1]) if one.endswith("*") else value == one
+                for one in ([values] if isinstance(values, str) else values)
+                for value in facts.values(kind)
+            )
+        ]
+        if len(missing) < len(rule.match) or len(rule.match) == 1:
+            near.append(f"rule {rule.name} does not match: {'; '.join(missing)}")
+    return near
+
+
+def _any(globs: list[Glob], name: tuple[str, ...]) -> bool:
+    return any(glob.matches(name) for glob in globs)
+
+
+def _patterns(globs: Sequence[Glob]) -> str:
+    return ", ".join(format_spiffe_pattern(glob) for glob in globs)
+
+
+def _rule(rule: AllowRule) -> str:
+    return f"from {_patterns(rule.from_)} to {_patterns(rule.to)}"
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = len(lines) - _NEAREST
+    return [*lines[:_NEAREST], *([f"and {more} more that come as near"] if more > 0 else [])]

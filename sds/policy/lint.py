@@ -1,0 +1,113 @@
+"""What is allowed in a policy but probably not meant.
+
+Owns the warnings of ``sds policy lint``. Invariant: a warning never depends on anything but the
+document and the moment; errors are the model's business (:mod:`sds.policy.document`).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from sds.policy.pattern import Glob, GlobIndex, format_spiffe_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from sds.policy.document import AllowRule, PolicyDocument
+
+_SOON: Final = timedelta(days=3)
+_LONG: Final = timedelta(days=90)
+_FEW: Final = 1000
+"""Rules are compared with each other only up to this number."""
+
+
+def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
+    """What a careful colleague would ask about, a line each."""
+    return [
+        *_window(document, now),
+        *_signers(document),
+        *_nodes(document),
+        *_allow(document),
+        *_federation(document),
+    ]
+
+
+def _window(document: PolicyDocument, now: datetime) -> Iterator[str]:
+    if document.not_after <= now:
+        yield "not_after is over: nobody will accept it"
+    elif document.not_after - now < _SOON:
+        yield "not_after is less than 3 days away: when it passes, nothing is allowed any more"
+    if document.not_after - document.not_before > _LONG:
+        yield (
+            "it is valid for more than 90 days: for that long a party that no honest peer reaches "
+            "can be held at it"
+        )
+
+
+def _signers(document: PolicyDocument) -> Iterator[str]:
+    signers = document.signers
+    if signers is not None and signers.threshold == 1 and len(signers.keys) > 1:
+        yield "signers: any single one of the keys can change everything (threshold 1)"
+    if signers is not None and signers.threshold == len(signers.keys):
+        yield "signers: if one key is lost, no later epoch can be signed (threshold = keys)"
+
+
+def _nodes(document: PolicyDocument) -> Iterator[str]:
+    if not document.nodes:
+        yield "nodes is empty: no node may ask for any identity"
+    for group in document.nodes:
+        if not (group.measurements or group.nodes or group.attributes):
+            yield (
+                f"nodes: {group.name} names neither measurements, nodes nor attributes: whatever "
+                "the reference values accept belongs to it"
+            )
+        for grant in group.grants:
+            for glob in grant.spiffe_ids:
+                if glob == Glob((document.trust_domain,), rest=True):
+                    yield f"nodes: {group.name} may ask for every identity"
+
+
+def _allow(document: PolicyDocument) -> Iterator[str]:
+    if not document.allow:
+        yield "allow is empty: nobody may talk to anybody"
+    domains = {document.trust_domain, *(one.trust_domain for one in document.federation)}
+    for number, rule in enumerate(document.allow):
+        for side, globs in (("from", rule.from_), ("to", rule.to)):
+            for glob in globs:
+                if glob.parts[0] not in domains:
+                    yield (
+                        f"allow[{number}].{side}: {format_spiffe_pattern(glob)} is in a trust "
+                        "domain that federation does not name"
+                    )
+    if len(document.allow) <= _FEW:
+        yield from _idle(document.allow)
+
+
+def _idle(rules: Sequence[AllowRule]) -> Iterator[str]:
+    """Rules that another one makes superfluous; of two equal ones the later is."""
+    for number, rule in enumerate(rules):
+        for other, wider in enumerate(rules):
+            equal = rule == wider
+            if (not equal or other < number) and _covers(wider, rule):
+                yield f"allow[{number}] says nothing that allow[{other}] does not say"
+                break
+
+
+def _covers(wider: AllowRule, rule: AllowRule) -> bool:
+    return all(
+        any(one.covers(glob) for one in wides)
+        for wides, globs in ((wider.from_, rule.from_), (wider.to, rule.to))
+        for glob in globs
+    )
+
+
+def _federation(document: PolicyDocument) -> Iterator[str]:
+    index: GlobIndex[bool] = GlobIndex()
+    for rule in document.allow:
+        for glob in (*rule.from_, *rule.to):
+            index.add(Glob((glob.parts[0],)), value=True)
+    for domain in document.federation:
+        if not index.find((domain.trust_domain,)):
+            yield f"federation: no rule under allow names anyone of {domain.trust_domain}"
