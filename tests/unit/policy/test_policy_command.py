@@ -15,13 +15,11 @@ import yaml
 from click.testing import CliRunner
 
 from sds import cli
-from sds.policy.document import json_schema
 from tests.support.policies import Signatory, document, yaml_bytes
 
 if TYPE_CHECKING:
     from click.testing import Result
 
-ROOT = Path(__file__).resolve().parents[3]
 S = "spiffe://example.org"
 AT = ("--at", "2026-06-01T00:00:00Z")
 
@@ -364,9 +362,8 @@ def test_rbac(folder: Path) -> None:
     assert run("rbac", signed(folder), "--for", "spiffe://far.org/b").exit_code == 1
 
 
-def test_the_published_schema_is_the_model_s_and_accepts_documents(folder: Path) -> None:
-    published = json.loads((ROOT / "docs" / "policy.schema.json").read_text())
-    assert published == json.loads(good("schema")) == json_schema()
+def test_the_schema_accepts_documents(folder: Path) -> None:
+    published = json.loads(good("schema"))
     jsonschema.Draft202012Validator.check_schema(published)
     fields = yaml.safe_load((folder / "policy.yaml").read_text())
     jsonschema.validate(fields, published)
