@@ -27,10 +27,10 @@ from sds.policy.signature import (
     MAX_SIGNED_BYTES,
     CommandSigner,
     SignedPolicy,
+    TokenSigner,
     TrustedKeys,
     add_signatures,
     file_signer,
-    hardware_signer,
     new_envelope,
     parse_envelope,
     read_verification_key,
@@ -272,7 +272,7 @@ def _external(
             raise click.UsageError("--signer-command and --pkcs11 exclude each other")
         return CommandSigner(command=command, key=key), key
     pin = click.prompt("PIN of the token", hide_input=True, err=True)
-    return hardware_signer(str(pkcs11), key, pin), key
+    return TokenSigner(uri=str(pkcs11), key=key, pin=pin), key
 
 
 # --- verify -------------------------------------------------------------------------------------

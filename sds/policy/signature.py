@@ -384,27 +384,51 @@ def serialize(envelope: Any) -> SignedPolicy:
     return SignedPolicy(text.encode() + b"\n")
 
 
-def hardware_signer(uri: str, key: VerificationKey, pin: str) -> PolicySigner:
-    """A signer on a PKCS#11 token by securesystemslib's URI (``hsm:2?label=…``); ECDSA only.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenSigner:
+    """A signer on a PKCS#11 token, through securesystemslib's ``HSMSigner``; ECDSA only.
 
-    The path of the PKCS#11 module is taken from the environment variable ``PYKCS11LIB``.
-
-    Raises:
-        ConfigurationError: python-pkcs11 is not installed, or the URI or key does not fit.
+    Attributes:
+        uri: as securesystemslib writes it: ``hsm:2?label=…``. The path of the PKCS#11 module is
+            taken from the environment variable ``PYKCS11LIB``.
+        key: the public half of the token's key.
+        pin: the user's PIN.
     """
-    from securesystemslib.exceptions import UnsupportedLibraryError  # noqa: PLC0415  optional
-    from securesystemslib.signer import HSMSigner  # noqa: PLC0415  loads PKCS#11 when there
 
-    try:
-        signer: PolicySigner = HSMSigner.from_priv_key_uri(uri, key.key, lambda _: pin)
-    except UnsupportedLibraryError as error:
-        raise ConfigurationError(
-            "signing through PKCS#11 needs the package python-pkcs11",
-            advice="install attested-sds[pkcs11], or use --signer-command with pkcs11-tool",
-        ) from error
-    except ValueError as error:
-        raise ConfigurationError(f"the PKCS#11 signer {uri!r} cannot be used: {error}") from error
-    return signer
+    uri: str
+    key: VerificationKey
+    pin: str = field(repr=False)
+
+    def sign(self, payload: bytes) -> Any:
+        """Sign on the token.
+
+        Raises:
+            ConfigurationError: python-pkcs11 is not installed, or the URI, key or module does not
+                fit.
+            SigningError: the token refused.
+        """
+        # Late: these load the PKCS#11 binding, which is an extra.
+        try:
+            from pkcs11.exceptions import PKCS11Error  # noqa: PLC0415
+            from securesystemslib.signer import HSMSigner  # noqa: PLC0415
+        except ImportError as error:
+            raise ConfigurationError(
+                "signing through PKCS#11 needs the package python-pkcs11",
+                advice="install attested-sds[pkcs11], or use --signer-command with pkcs11-tool",
+            ) from error
+        try:
+            return HSMSigner.from_priv_key_uri(self.uri, self.key.key, lambda _: self.pin).sign(
+                payload
+            )
+        except ValueError as error:
+            raise ConfigurationError(
+                f"the PKCS#11 signer {self.uri!r} cannot be used: {error}",
+                advice="PYKCS11LIB names the token's PKCS#11 module; the URI is hsm:ID?label=LABEL",
+            ) from error
+        except (PKCS11Error, RuntimeError) as error:
+            raise SigningError(
+                f"the token behind {self.uri!r} did not sign: {type(error).__name__} {error}"
+            ) from error
 
 
 def names_of(keys: Sequence[VerificationKey]) -> str:

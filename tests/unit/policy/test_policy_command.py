@@ -6,7 +6,6 @@ import json
 import shlex
 import stat
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -18,6 +17,8 @@ from sds import cli
 from tests.support.policies import Signatory, document, yaml_bytes
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from click.testing import Result
 
 S = "spiffe://example.org"
