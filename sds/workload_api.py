@@ -38,7 +38,7 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class Entitlements(Protocol):
     """Finds the caller behind a connection."""
 
-    async def entitlement(self, peer: str) -> Entitlement:
+    async def __call__(self, peer: str, /) -> Entitlement:
         """The entitlement behind ``context.peer()``.
 
         Raises:
@@ -98,7 +98,7 @@ class WorkloadApi:
                 "the header 'workload.spiffe.io: true' is missing",
             )
         try:
-            entitlement = await self._entitlements.entitlement(context.peer())
+            entitlement = await self._entitlements(context.peer())
             with self._subscription() as subscription:
                 async for answer in self._answers(entitlement, build):
                     await context.write(answer.message)

@@ -44,8 +44,8 @@ class Executable:
     """A running executable.
 
     Attributes:
-        path: as the process's own mount namespace names it; the empty string once it is unlinked
-            (another file may have that path now).
+        path: from which it was started, as the process's own mount namespace names it; another
+            file may have that path now, and whoever can mount can choose it.
         sha256: of its content, lower-case hexadecimal.
     """
 
@@ -72,7 +72,8 @@ class ExecutableReader:
         path, file = _open(pid)
         with file:
             sha256 = await self._digest(pid, file)
-        return Executable(path="" if path.endswith(_DELETED) else path, sha256=sha256)
+        # Replaced while it runs, as upgrades do: it still was started from there.
+        return Executable(path=path.removesuffix(_DELETED), sha256=sha256)
 
     async def _digest(self, pid: int, file: FileIO) -> str:
         status = os.fstat(file.fileno())
@@ -124,8 +125,7 @@ class UnixAttestor:
                 peer.check()
                 return Facts(unknown={"unix:": error})
             found.add(Selector("unix:sha256", executable.sha256))
-            if executable.path:
-                found.add(Selector("unix:path", executable.path))
+            found.add(Selector("unix:path", executable.path))
         peer.check()
         return Facts(selectors=frozenset(found), title=f"uid {peer.uid} pid {peer.pid}")
 

@@ -63,7 +63,7 @@ class Served:
     async def identities(self) -> list[Identity]:
         """Those that recognition asks rotation for."""
         await until(lambda: self.door.keeper.kept)
-        return list(self.door.keeper.kept)
+        return sorted(self.door.keeper.kept, key=lambda identity: identity.spiffe_id)
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +76,7 @@ async def served(folder: Path, mapping: Rules, timing: Timing = FAST) -> AsyncIt
             rules=mapping,
             timing=timing,
             more=lambda door: (
-                WorkloadApi(store, door.door).handler(),
+                WorkloadApi(store, door.door.entitlement).handler(),
                 WhoamiService(DoorDescriber(door.door)).handler(),
             ),
         ) as door,

@@ -79,6 +79,12 @@ class Process:
         message = f"{self.name} (status {self.returncode}) never said {pattern!r}; it said:\n"
         raise AssertionError(message + self.text)
 
+    async def tell(self, line: str = "") -> None:
+        """Write one line to its stdin (start it with ``stdin=asyncio.subprocess.PIPE``)."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        await self._process.stdin.drain()
+
     def signal(self, number: int) -> None:
         """Send a signal to the process (not to its children)."""
         self._process.send_signal(number)
