@@ -17,8 +17,9 @@ from sds.errors import ConfigurationError, SdsError
 
 COMMANDS: Final[dict[str, str]] = {
     "bootstrap": "sds.commands.bootstrap:bootstrap",
-    "whoami": "sds.commands.whoami:whoami",
+    "completion": "sds.commands.completion:completion",
     "policy": "sds.commands.policy:policy",
+    "whoami": "sds.commands.whoami:whoami",
 }
 """Name of each command -> ``module:attribute`` of its click command."""
 

@@ -1,0 +1,113 @@
+"""The documentation builds strictly, loads nothing from elsewhere, and its reference is whole."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds.cli import COMMANDS
+from tests.support import need
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DOCS = need.ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("site")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)],
+        cwd=need.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=170,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    return target
+
+
+@pytest.fixture
+def reference(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("_reference")
+
+
+class Loads(HTMLParser):
+    """Collects what a page would load from another host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        address = given.get("src") if tag != "link" else given.get("href")
+        if tag in {"script", "img", "iframe", "link"} and re.match(r"(https?:)?//", address or ""):
+            self.found.append(address or "")
+
+
+def test_no_page_loads_anything_from_another_host(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 8
+    for page in pages:
+        loads = Loads()
+        loads.feed(page.read_text())
+        assert not loads.found, page
+
+
+def links(text: str) -> Iterator[str]:
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
+        if not target.startswith(("http://", "https://", "#", "mailto:")):
+            yield target.partition("#")[0]
+
+
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_links_of_the_top_documents_lead_somewhere(name: str) -> None:
+    for target in links((need.ROOT / name).read_text()):
+        assert (need.ROOT / target).exists(), f"{name} links to {target}"
+
+
+def test_the_index_of_errors_has_cause_and_cure_of_every_reason(reference: Any) -> None:
+    classes, cures = reference.error_classes(), reference.cures()
+    assert len(classes) > 50
+    missing = sorted(set(classes) - set(cures))
+    assert not missing, f"docs/reference/cures.yaml lacks {missing}"
+    gone = sorted(set(cures) - set(classes))
+    assert not gone, f"docs/reference/cures.yaml has reasons that no error has: {gone}"
+    for reason, kinds in classes.items():
+        assert kinds[0].__doc__, reason
+        assert re.fullmatch(r"[a-z0-9_]+", reason), reason
+
+
+def test_every_command_and_metric_is_in_the_reference(reference: Any) -> None:
+    text = reference.command_line()
+    for name in COMMANDS:
+        assert f"## sds {name}" in text
+    metrics = reference.metrics()
+    for name in ("sds_push_latency_seconds", "sds_nacks_total", "sds_ca_certificates_total"):
+        assert f"| `{name}` |" in metrics
+    assert "| `sds_nacks_total` | counter | `kind` |" in metrics
+
+
+def test_every_message_of_an_error_is_found(reference: Any) -> None:
+    said = reference.messages()
+    assert any("cannot be read" in message for message, _ in said["AuthorityTokenError"])
+    page = reference.errors()
+    assert "mount a projected service-account token" in page
+
+
+def test_every_field_of_the_configuration_is_explained(reference: Any) -> None:
+    rows = [line for line in reference.configuration().splitlines() if line.startswith("| `")]
+    assert len(rows) > 15
+    unexplained = [row for row in rows if row.rstrip(" |").count(" | ") < 3]
+    assert not unexplained, unexplained
