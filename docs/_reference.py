@@ -138,9 +138,8 @@ def _fields(model: type[BaseModel], prefix: str, above: frozenset[type]) -> list
         kind = "section" if inner else _type(field.annotation)
         if inner and _is_sequence(field.annotation):
             kind, path = "list of sections", f"{path}[]"
-        rows.append(
-            f"| `{path}` | {_cell(kind)} | {_default(field)} | {_cell(field.description or '')} |"
-        )
+        meaning = field.description or ("Which form this section has." if name == "kind" else "")
+        rows.append(f"| `{path}` | {_cell(kind)} | {_default(field)} | {_cell(meaning)} |")
         for part in inner:
             if part not in above:
                 label = _discriminator(part)

@@ -1,7 +1,7 @@
 """Our own bundle as a bundle endpoint's answer (SPIFFE Federation, section 5).
 
 Owns the handler. Invariant: it serves public certificates only. TLS is not spoken here: an Envoy
-that has its certificate from this agent stands in front (``envoy/bundle-endpoint.yaml``), so that
+that has its certificate from this agent stands in front (``deploy/federation/bundle-endpoint.yaml``), so that
 no key ever needs a file.
 """
 

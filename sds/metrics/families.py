@@ -148,13 +148,23 @@ class AgentFamilies:
         self.acks = Counter("sds_acks", "Resources that subscribers ACKed.", registry=registry)
         self.nacks = Counter(
             "sds_nacks",
-            "Resources that subscribers NACKed, by the kind of resource.",
-            ["kind"],
+            "Responses that subscribers refused, by what their words say.",
+            ["reason"],
             registry=registry,
         )
-        self.streams = Gauge("sds_streams", "Open streams of subscribers.", registry=registry)
-        self.streams_opened = Counter(
-            "sds_streams_opened", "Streams that were opened.", registry=registry
+        self.streams = Gauge(
+            "sds_streams", "Open streams of subscribers, by call.", ["method"], registry=registry
+        )
+        self.events = Counter(
+            "sds_xds_events",
+            "What happened on streams: requests, responses, ACKs, absent names, limits, ....",
+            ["event", "method"],
+            registry=registry,
+        )
+        self.workloads = Gauge(
+            "sds_connected_workloads",
+            "Workloads that have at least one stream open.",
+            registry=registry,
         )
         self.federation_refreshed = Gauge(
             "sds_federation_refreshed_timestamp_seconds",

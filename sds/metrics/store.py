@@ -46,7 +46,6 @@ class MeteredStore(SecretStore):
         self._timer = timer
         self._changed: dict[ResourceKey, tuple[Version, float]] = {}
         self._written: dict[SubscriptionId, dict[ResourceKey, tuple[Version, float]]] = {}
-        families.streams.set_function(lambda: len(self._deliveries))
 
     def put_svid(self, svid: Svid) -> Version:
         """See :meth:`SecretStore.put_svid`."""
@@ -63,7 +62,6 @@ class MeteredStore(SecretStore):
         """See :meth:`SecretStore.open_subscription`."""
         subscription = super().open_subscription()
         self._written[subscription] = {}
-        self._families.streams_opened.inc()
         return subscription
 
     def close_subscription(self, subscription: SubscriptionId) -> None:
@@ -91,20 +89,14 @@ class MeteredStore(SecretStore):
             self._families.acks.inc()
             self._families.ack_latency.observe(self._timer() - written[1])
 
-    def nacked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
-        """See :meth:`SecretStore.nacked`."""
-        super().nacked(subscription, key, version)
-        kind = "certificate" if isinstance(key, Identity) else "bundle"
-        self._families.nacks.labels(kind).inc()
-
     def released(self, subscription: SubscriptionId, key: ResourceKey) -> None:
         """See :meth:`SecretStore.released`."""
         super().released(subscription, key)
         self._written[subscription].pop(key, None)
 
     def subscription_count(self) -> int:
-        """Resources that streams hold, over all streams."""
-        return sum(map(len, self._deliveries.values()))
+        """Names that streams subscribe to, over all streams."""
+        return len(self._deliveries)
 
     def _tell(self, key: ResourceKey) -> None:
         """Remember when the resource changed, then tell the listeners."""
@@ -138,7 +130,7 @@ class StoreCollector:
         yield _gauge("sds_bundles", "Trust bundles that are served.", len(self._store.bundles()))
         yield _gauge(
             "sds_subscriptions",
-            "Resources that streams hold, over all streams.",
+            "Names that streams subscribe to, over all streams.",
             self._store.subscription_count(),
         )
         least = GaugeMetricFamily(

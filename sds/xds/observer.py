@@ -52,9 +52,16 @@ class Observer(Protocol):
         """``amount`` of these happened."""
         ...
 
+    def nacked(self, words: str) -> None:
+        """A client refused a secret, in these words of its own."""
+        ...
+
 
 class NullObserver:
     """Counts nothing."""
 
     def count(self, event: Event, method: Method, amount: int = 1) -> None:
+        """Forget it."""
+
+    def nacked(self, words: str) -> None:
         """Forget it."""

@@ -193,6 +193,7 @@ class Stream:
                 self._book_acked(receipt)
         if outcome.error is not None:
             count(Event.NACK, self.method)
+            self._observer.nacked(outcome.error)
             self._book_nacked(outcome.nacked, outcome.error)
         if outcome.stale:
             count(Event.STALE_NONCE, self.method)

@@ -96,7 +96,7 @@ def test_every_command_and_metric_is_in_the_reference(reference: Any) -> None:
     metrics = reference.metrics()
     for name in ("sds_push_latency_seconds", "sds_nacks_total", "sds_ca_certificates_total"):
         assert f"| `{name}` |" in metrics
-    assert "| `sds_nacks_total` | counter | `kind` |" in metrics
+    assert "| `sds_nacks_total` | counter | `reason` |" in metrics
 
 
 def test_every_message_of_an_error_is_found(reference: Any) -> None:

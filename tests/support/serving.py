@@ -82,6 +82,9 @@ class Tally:
     def __init__(self) -> None:
         self.events: Counter[Event] = Counter()
 
+    def nacked(self, words: str) -> None:
+        """The events tell enough here."""
+
     def count(self, event: Event, method: Method, amount: int = 1) -> None:
         self.events[event] += amount
 
