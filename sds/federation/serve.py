@@ -1,8 +1,8 @@
 """Our own bundle as a bundle endpoint's answer (SPIFFE Federation, section 5).
 
 Owns the handler. Invariant: it serves public certificates only. TLS is not spoken here: an Envoy
-that has its certificate from this agent stands in front (``deploy/federation/bundle-endpoint.yaml``), so that
-no key ever needs a file.
+that has its certificate from this agent stands in front
+(``deploy/federation/bundle-endpoint.yaml``), so that no key ever needs a file.
 """
 
 from __future__ import annotations
