@@ -47,8 +47,13 @@ class Envoy:
 
     async def get(self, path: str) -> str:
         """GET ``path`` of the admin interface; its text."""
-        async with self.http.get(f"http://{self.admin}{path}") as response:
-            return await response.text()
+        try:
+            async with self.http.get(f"http://{self.admin}{path}") as response:
+                return await response.text()
+        except aiohttp.ClientError as error:
+            status = self.process.returncode
+            message = f"Envoy {self.version} (status {status}): {error}\n{self.process.text}"
+            raise AssertionError(message) from error
 
     async def stats(self, prefix: str = "") -> dict[str, int]:
         """Counters and gauges whose names start with ``prefix``."""
@@ -93,7 +98,8 @@ class Envoy:
         return stats[name]
 
     async def until_live(self, *, seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait until ``/ready`` says LIVE: listeners have their secrets, or gave up waiting."""
+        """Wait until ``/ready`` says LIVE (listeners have their secrets, or gave up waiting) and
+        workers take connections."""
         state = ""
         try:
             async with asyncio.timeout(seconds):
@@ -102,6 +108,7 @@ class Envoy:
         except TimeoutError:
             message = f"Envoy {self.version} stays {state!r}:\n{self.process.text}"
             raise AssertionError(message) from None
+        await self.until_stat("listener_manager.workers_started", seconds=seconds)
 
     async def address(self, listener: str, *, seconds: float = PATIENCE_SECONDS) -> tuple[str, int]:
         """Address and port of a listener by its name, once Envoy listens on it."""
