@@ -81,7 +81,12 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         _ = certificate.extensions  # RFC 5280, section 4.2: parsed lazily, refuses repeats
-    except (ValueError, x509.DuplicateExtension, UnsupportedAlgorithm) as error:
+    except (
+        ValueError,
+        x509.DuplicateExtension,
+        x509.InvalidVersion,
+        UnsupportedAlgorithm,
+    ) as error:
         raise CertificateMalformedError(f"the {what} cannot be parsed: {error}") from error
     return certificate
 

@@ -134,7 +134,7 @@ def csr_public_key(csr: bytes) -> PublicKey:
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
         valid = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise CsrError(
             f"the CSR cannot be parsed: {error}", advice="send one PKCS#10 request in DER"
         ) from error
