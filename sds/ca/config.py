@@ -1,0 +1,224 @@
+"""The configuration of ``sds ca``: read once, frozen.
+
+Invariant: what passed is complete and does not contradict itself; every refusal names the field.
+``docs/exchange.md`` shows a whole file.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, PlainValidator, model_validator
+
+from sds.ca.decision import ConfiguredRules, Rule
+from sds.ca.sections import AuthoritySection  # noqa: TC001  pydantic reads it at run time
+from sds.ca.server import Limits
+from sds.fields import (
+    DnsNameField,
+    Duration,
+    PathField,
+    Settings,
+    Size,
+    TrustDomainField,
+    text_field,
+)
+from sds.identity import KeyType
+from sds.policy.pattern import Glob, parse_dns_pattern, parse_spiffe_pattern
+
+_SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
+_LEAVES_IN_A_ROOT = 4
+"""A root lives at least this many of the longest leaves: it is renewed at half of its life, and the
+next one stands in the bundle for a leaf's life before it signs."""
+
+
+def _signing_key(key_type: KeyType) -> KeyType:
+    if key_type not in _SIGNING_KEYS:
+        raise ValueError(f"an authority's key is one of {', '.join(sorted(_SIGNING_KEYS))}")
+    return key_type
+
+
+SpiffePattern = Annotated[Glob, PlainValidator(text_field(parse_spiffe_pattern))]
+DnsPattern = Annotated[Glob, PlainValidator(text_field(parse_dns_pattern))]
+Measurement = Annotated[str, Field(pattern=r"^([0-9a-f]{96}|[0-9a-f]{64})$")]
+SigningKey = Annotated[KeyType, AfterValidator(_signing_key)]
+
+
+class TlsSection(Settings):
+    """The authority's TLS key: made at start, unless files are named."""
+
+    certificate: PathField | None = Field(default=None, description="PEM chain of an operator.")
+    key: PathField | None = Field(default=None, description="Its unencrypted PEM key.")
+    server_names: list[DnsNameField] = Field(
+        default=[], description="DNS names of the self-signed certificate, for plain TLS."
+    )
+    certificate_out: PathField | None = Field(
+        default=None,
+        description="Where to write the self-signed certificate (never the key), for agents "
+        "that take it as a configured root.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("give certificate and key together, or neither")
+        if self.certificate is not None and (self.server_names or self.certificate_out):
+            raise ValueError("server_names and certificate_out belong to a self-signed certificate")
+        return self
+
+
+class SelfSignedSection(Settings):
+    """A root of its own."""
+
+    kind: Literal["self-signed"] = Field(default="self-signed", description="A root of its own.")
+    key_type: SigningKey = Field(default=KeyType.EC_P256, description="Kind of the issuing key.")
+    lifetime: Duration = Field(
+        default=timedelta(days=30), description="Of the root; a new one is made at half of it."
+    )
+    path_length: Annotated[int, Field(ge=0, le=6)] = Field(
+        default=1, description="How many authorities may stand below."
+    )
+
+
+class UpstreamSection(Settings):
+    """An intermediate below another ``sds ca``."""
+
+    kind: Literal["upstream"] = Field(description="A certificate from another `sds ca`.")
+    key_type: SigningKey = Field(default=KeyType.EC_P256, description="Kind of the issuing key.")
+    lifetime: Duration = Field(
+        default=timedelta(days=1), description="What to ask for; the authority above may clamp it."
+    )
+    authority: AuthoritySection = Field(description="The authority above.")
+    reference_values: PathField | None = Field(
+        default=None,
+        description="Reference values for the authority above. Without them plain TLS alone "
+        "vouches for it.",
+    )
+
+
+class OperatorSection(Settings):
+    """An intermediate of an existing PKI or an offline root."""
+
+    kind: Literal["operator"] = Field(description="CSR out, chain in.")
+    key_type: SigningKey = Field(default=KeyType.EC_P256, description="Kind of the issuing key.")
+    csr_file: PathField = Field(description="Where the request is written, PEM.")
+    chain_file: PathField = Field(description="Where the chain is put: issuing certificate first.")
+    roots_file: PathField = Field(description="The roots under which it must hold; the bundle.")
+
+
+class SigningSection(Settings):
+    """What an authority below may have."""
+
+    path_length: Annotated[int, Field(ge=0, le=6)] = Field(
+        default=0, description="How many authorities may stand below that one."
+    )
+
+
+class IdentitySection(Settings):
+    """What one measurement may ask for."""
+
+    measurement: Measurement = Field(
+        description="Launch measurement in lower-case hex: 96 digits (SNP, TDX) or 64."
+    )
+    spiffe_ids: list[SpiffePattern] = Field(
+        default=[], description="`spiffe://example.org/ns/*/sa/*`, `…/**`: one segment a star."
+    )
+    dns_names: list[DnsPattern] = Field(
+        default=[], description="`*.shop.svc.cluster.local`, `**.example.org`."
+    )
+    max_lifetime: Duration = Field(
+        default=timedelta(hours=1), description="Longer wishes are clamped to it."
+    )
+    key_types: Annotated[list[KeyType], Field(min_length=1)] = Field(
+        default=list(KeyType), description="Kinds of key that are allowed."
+    )
+    signing: SigningSection | None = Field(
+        default=None, description="Present: this measurement may be an authority below this one."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.spiffe_ids and self.signing is None:
+            raise ValueError("give spiffe_ids, signing or both: this rule grants nothing")
+        return self
+
+    def rule(self) -> Rule:
+        """As the decision takes it."""
+        return Rule(
+            measurement=self.measurement,
+            spiffe_ids=tuple(self.spiffe_ids),
+            dns_names=tuple(self.dns_names),
+            max_lifetime=self.max_lifetime,
+            key_types=frozenset(self.key_types),
+            signing_path_length=self.signing.path_length if self.signing else None,
+        )
+
+
+class LimitsSection(Settings):
+    """Bounds on what callers can make the authority hold."""
+
+    streams: Annotated[int, Field(ge=1)] = Field(default=10_000, description="Streams at once.")
+    nonces: Annotated[int, Field(ge=1)] = Field(default=65_536, description="Nonces in all.")
+    hello: Duration = Field(
+        default=timedelta(seconds=30),
+        description="How long a stream lives without a request whose evidence held.",
+    )
+    write: Duration = Field(
+        default=timedelta(seconds=30), description="For a caller to read one answer."
+    )
+    message: Size = Field(default=4 * 1024 * 1024, description="Largest message.")
+    records: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="Records of certificates kept in memory."
+    )
+
+    def limits(self) -> Limits:
+        """As the server takes them."""
+        return Limits(
+            streams=self.streams,
+            hello_seconds=self.hello.total_seconds(),
+            write_seconds=self.write.total_seconds(),
+            message_bytes=self.message,
+        )
+
+
+class AuthorityConfig(Settings):
+    """The whole file."""
+
+    trust_domain: TrustDomainField = Field(description="Whose certificates are signed.")
+    listen: str = Field(default="127.0.0.1:8443", description="`host:port`; port 0: a free one.")
+    tls: TlsSection = Field(default=TlsSection(), description="The TLS key.")
+    signer: Annotated[
+        SelfSignedSection | UpstreamSection | OperatorSection, Field(discriminator="kind")
+    ] = Field(
+        default=SelfSignedSection(), description="Where the authority's certificate comes from."
+    )
+    identities: list[IdentitySection] = Field(
+        default=[], description="Which measurement may ask for what; what none allows is refused."
+    )
+    backdate: Duration = Field(
+        default=timedelta(seconds=30),
+        description="Certificates are valid from so long before now, for clocks that are behind.",
+    )
+    limits: LimitsSection = Field(default=LimitsSection(), description="Bounds.")
+
+    @property
+    def max_lifetime(self) -> timedelta:
+        """Of the longest leaf."""
+        return max(
+            (rule.max_lifetime for rule in self.identities if rule.spiffe_ids),
+            default=timedelta(hours=1),
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        shortest = _LEAVES_IN_A_ROOT * self.max_lifetime
+        if isinstance(self.signer, SelfSignedSection) and self.signer.lifetime < shortest:
+            raise ValueError(
+                f"signer.lifetime of {self.signer.lifetime} is less than {_LEAVES_IN_A_ROOT} times "
+                f"the longest max_lifetime ({self.max_lifetime})"
+            )
+        return self
+
+    def rules(self) -> ConfiguredRules:
+        """The decision that this file makes."""
+        return ConfiguredRules(rules=tuple(section.rule() for section in self.identities))

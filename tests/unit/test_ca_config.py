@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds import yamlfile
+from sds.ca.channel import AttestedTls, VerifiedTls
+from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
+from sds.errors import ConfigurationError
+from sds.identity import KeyType
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WHOLE = f"""
+trust_domain: example.org
+listen: 127.0.0.1:0
+backdate: 1m
+identities:
+  - measurement: {"ab" * 48}
+    spiffe_ids: ["spiffe://example.org/ns/*/sa/*"]
+    dns_names: ["**.svc.cluster.local"]
+    max_lifetime: 24h
+    key_types: [ec-p256]
+  - measurement: {"cd" * 48}
+    signing: {{path_length: 1}}
+    max_lifetime: 7d
+"""
+
+
+def load(text: str) -> AuthorityConfig:
+    return yamlfile.validate(yamlfile.parse(text, what="ca.yaml"), AuthorityConfig, what="ca.yaml")
+
+
+def test_a_whole_file() -> None:
+    config = load(WHOLE)
+    one, two = config.rules().rules
+    assert config.max_lifetime == timedelta(days=1)
+    assert (one.measurement, one.signing_path_length) == ("ab" * 48, None)
+    assert one.key_types == frozenset({KeyType.EC_P256})
+    assert (two.signing_path_length, two.max_lifetime) == (1, timedelta(days=7))
+    assert isinstance(config.signer, SelfSignedSection)
+    assert config.limits.limits().message_bytes == 4 * 2**20
+
+
+def test_the_least_file() -> None:
+    config = load("trust_domain: example.org")
+    assert config.rules().rules == ()
+    assert config.max_lifetime == timedelta(hours=1)
+
+
+def test_signers(tmp_path: Path) -> None:
+    (tmp_path / "root.pem").write_bytes(b"PEM")
+    upstream = load(
+        "trust_domain: example.org\n"
+        "signer:\n  kind: upstream\n  authority:\n    addresses: ['ca:1']\n"
+        f"    tls: {{root: {tmp_path}/root.pem, server_name: ca.test}}\n"
+    ).signer
+    assert isinstance(upstream, UpstreamSection)
+    settings = upstream.authority.settings()
+    assert settings.tls == VerifiedTls(root_pem=b"PEM", server_name="ca.test")
+    operator = load(
+        "trust_domain: example.org\n"
+        "signer: {kind: operator, csr_file: a, chain_file: b, roots_file: c, key_type: ed25519}\n"
+    ).signer
+    assert isinstance(operator, OperatorSection)
+    assert operator.key_type is KeyType.ED25519
+    attested = load(
+        "trust_domain: example.org\nsigner: {kind: upstream, authority: {addresses: ['ca:1']}}\n"
+    ).signer
+    assert isinstance(attested, UpstreamSection)
+    assert attested.authority.settings().tls == AttestedTls()
+
+
+RULE = f"measurement: {'ab' * 48}, spiffe_ids: ['spiffe://example.org/a']"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "ca.yaml"),
+        ("trust_domain: Example.org", "trust_domain"),
+        ("trust_domain: example.org\nidentitys: []", "identities"),
+        ("trust_domain: example.org\nidentities: [{measurement: xyz}]", "measurement"),
+        (f"trust_domain: example.org\nidentities: [{{measurement: {'ab' * 48}}}]", "nothing"),
+        (f"trust_domain: example.org\nidentities: [{{{RULE}, key_types: []}}]", "key_types"),
+        (f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 60}}]", "max_lifetime"),
+        (f"trust_domain: example.org\nidentities: [{{{RULE}, dns_names: ['a..b']}}]", "dns_names"),
+        (f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 10d}}]", "lifetime"),
+        ("trust_domain: example.org\nsigner: {kind: self-signed, key_type: rsa-2048}", "key_type"),
+        ("trust_domain: example.org\nsigner: {kind: other}", "signer"),
+        ("trust_domain: example.org\ntls: {certificate: a}", "together"),
+        (
+            "trust_domain: example.org\ntls: {certificate: a, key: b, certificate_out: c}",
+            "self-signed",
+        ),
+        ("trust_domain: example.org\nlimits: {streams: 0}", "streams"),
+    ],
+)
+def test_what_cannot_be_used_is_named(text: str, words: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        load(text)
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["ca", "ca:0"])
+def test_an_address_that_is_none_is_said_when_it_is_used(address: str) -> None:
+    signer: Any = load(
+        "trust_domain: example.org\n"
+        f"signer: {{kind: upstream, authority: {{addresses: ['{address}']}}}}"
+    ).signer
+    with pytest.raises(ConfigurationError, match="host:port"):
+        signer.authority.settings()
