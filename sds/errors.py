@@ -150,6 +150,162 @@ class EvidenceBindingError(EvidenceError):
     reason = "report_data_mismatch"
 
 
+class ReportLengthError(EvidenceMalformedError):
+    """A report or quote has the wrong length."""
+
+    reason = "report_length"
+
+
+class ReportVersionError(EvidenceMalformedError):
+    """A report or quote has a version that is not known here."""
+
+    reason = "report_version"
+
+
+class ReservedBytesError(EvidenceMalformedError):
+    """Bytes that the specification reserves are not zero."""
+
+    reason = "reserved_bytes"
+
+
+class SignatureAlgorithmError(EvidenceError):
+    """Evidence is not signed with the algorithm that its specification names."""
+
+    reason = "signature_algorithm"
+
+
+class SignatureRangeError(EvidenceError):
+    """R or S of a signature is zero or not below the order of the curve."""
+
+    reason = "signature_range"
+
+
+class EvidenceSignatureError(EvidenceError):
+    """The signature over the evidence does not hold."""
+
+    reason = "signature_invalid"
+
+
+class ProductError(EvidenceError):
+    """The processor named by the evidence is unknown or differs from the chain's."""
+
+    reason = "product_mismatch"
+
+
+class EndorsementMissingError(EvidenceError):
+    """A certificate that is needed to verify the evidence was not given."""
+
+    reason = "endorsement_missing"
+
+
+class EndorsementUntrustedError(EvidenceError):
+    """The chain of the signing key does not end in a pinned or configured root."""
+
+    reason = "chain_untrusted"
+
+
+class EndorsementMalformedError(EvidenceError):
+    """A certificate of the chain cannot be parsed, or holds what it must not."""
+
+    reason = "certificate_malformed"
+
+
+class EndorsementValidityError(EvidenceError):
+    """A certificate of the chain is not valid at the time of verification."""
+
+    reason = "certificate_validity"
+
+
+class EndorsementRevokedError(EvidenceError):
+    """A certificate of the chain was revoked."""
+
+    reason = "certificate_revoked"
+
+
+class RevocationListError(EvidenceError):
+    """A revocation list cannot be used: not signed by the root, or not fresh."""
+
+    reason = "revocation_list"
+
+
+class EndorsementTcbError(EvidenceError):
+    """The signing key was made for another TCB than the report tells."""
+
+    reason = "endorsement_tcb_mismatch"
+
+
+class EndorsementChipError(EvidenceError):
+    """The signing key was made for another chip than the report tells."""
+
+    reason = "endorsement_chip_mismatch"
+
+
+class SigningKeyError(EvidenceError):
+    """The report names another kind of signing key than the certificate is for."""
+
+    reason = "signing_key_mismatch"
+
+
+class AppraisalError(EvidenceError):
+    """Authentic evidence that the reference values do not accept; subclasses name the field."""
+
+    reason = "appraisal"
+
+
+class DebugAllowedError(AppraisalError):
+    """The guest may be debugged from outside."""
+
+    reason = "debug_allowed"
+
+
+class MigrationAgentError(AppraisalError):
+    """The guest may be bound to a migration agent."""
+
+    reason = "migration_agent"
+
+
+class PrivilegeLevelError(AppraisalError):
+    """The report was asked for at a virtual machine privilege level that is not accepted."""
+
+    reason = "vmpl"
+
+
+class MaskedChipKeyError(AppraisalError):
+    """The report was made with the chip's key masked."""
+
+    reason = "masked_chip_key"
+
+
+class ProvisionalFirmwareError(AppraisalError):
+    """The firmware that runs is not committed: it can still be rolled back."""
+
+    reason = "provisional_firmware"
+
+
+class TcbBelowMinimumError(AppraisalError):
+    """A component of the trusted computing base is older than is accepted."""
+
+    reason = "tcb_below_minimum"
+
+
+class MeasurementError(AppraisalError):
+    """The measurement of the code is not among the reference values."""
+
+    reason = "measurement"
+
+
+class GuestIdentityError(AppraisalError):
+    """Host data, ID key, author key, family, image or security version is not accepted."""
+
+    reason = "guest_identity"
+
+
+class PlatformError(AppraisalError):
+    """The product, the chip, its provider or a property of the platform is not accepted."""
+
+    reason = "platform"
+
+
 class AuthorityEvidenceError(EvidenceError):
     """The authority's own evidence is missing, for another connection, or replayed."""
 
