@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from sds.status_page.render import MAX_ROWS, duration, page
+from sds.status_page.style import STYLE
+from sds.status_page.view import Health, IdentityView
+from tests.support.page import NOW, identity, troubled
+
+
+class Elements(HTMLParser):
+    """Counts elements and keeps text and attributes."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.feed(document)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_everything_is_shown_and_nothing_is_loaded_or_run() -> None:
+    found = Elements(page(troubled(), nonce="n"))
+    assert "script" not in found.tags
+    assert not {"src", "href", "srcset", "action"} & {name for name, _ in found.attributes}
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    for text in (
+        "not ready",
+        "<script>alert(1)</script>",
+        "no SVID",
+        "connection refused",
+        "Failed to load certificate chain from <inline>",
+        "epoch 40 is lower than 41",
+        "SIMULATED",
+        "partner.example",
+        "up 3 d 4 h",
+        "NACKed",
+    ):
+        assert text in found.text, text
+
+
+@pytest.mark.parametrize(
+    ("left", "error", "health"),
+    [
+        (1, "", Health.GOOD),
+        (0.36, "x", Health.GOOD),
+        (0.34, "", Health.LATE),
+        (0.14, "", Health.BAD),
+        (-1, "", Health.WAITING),
+        (-1, "x", Health.BAD),
+    ],
+)
+def test_health(left: float, error: str, health: Health) -> None:
+    assert identity("a", left=left, error=error).health(NOW) is health
+
+
+def test_remaining_is_between_zero_and_one_whatever_the_clock_says() -> None:
+    new = identity("a", left=0.5)
+    assert new.remaining(NOW - dt.timedelta(days=9)) == 1
+    assert new.remaining(NOW + dt.timedelta(days=9)) == 0
+    assert IdentityView(spiffe_id="x", not_after=NOW, received_at=NOW).remaining(NOW) == 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0 s"), (0.5, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (90061, "1 d 1 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(dt.timedelta(seconds=seconds)) == text
+
+
+def test_long_lists_are_cut_and_say_so_and_the_worst_come_first() -> None:
+    many = (*tuple(identity(f"w{n}", left=0.5) for n in range(MAX_ROWS)), identity("x", left=0.1))
+    document = page(dataclasses.replace(troubled(), identities=many), nonce="n")
+    assert "1 more are not shown." in document
+    assert document.index("/sa/x") < document.index("/sa/w0")
+
+
+def luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(2 * d for d in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_contrast_is_enough_in_both_schemes(scheme: int) -> None:
+    """WCAG 2.1, success criterion 1.4.3."""
+    colours = dict(re.findall(r"--([a-z-]+):(#[0-9a-f]+)", STYLE.split("@media")[scheme]))
+    pairs = [("text", "page"), ("text", "card"), ("quiet", "page"), ("quiet", "card")]
+    pairs += [(name, f"{name}-back") for name in ("good", "late", "bad", "waiting")]
+    pairs += [("bad", "card")]
+    for front, back in pairs:
+        one, two = sorted((luminance(colours[front]), luminance(colours[back])))
+        assert (two + 0.05) / (one + 0.05) >= 4.5, (front, back)
