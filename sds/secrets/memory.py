@@ -12,6 +12,21 @@ import ctypes
 from sds.errors import SdsError
 
 
+def wipe(data: bytes | bytearray) -> None:
+    """Overwrite bytes in place with zeros; nobody may use them afterwards.
+
+    For ``bytes`` this breaks the language's promise that they never change: only for a temporary
+    that the caller alone refers to, such as a key's encoding that a library returned.
+    """
+    if not data:
+        return
+    if isinstance(data, bytearray):
+        address = ctypes.addressof((ctypes.c_char * len(data)).from_buffer(data))
+    else:
+        address = id(data) + bytes.__basicsize__ - 1
+    ctypes.memset(address, 0, len(data))
+
+
 class SecretWipedError(SdsError):
     """A secret was read after it had been wiped: a bug in this program."""
 
@@ -40,9 +55,7 @@ class SecretBytes:
 
     def wipe(self) -> None:
         """Overwrite the buffer with zeros; a second call does nothing."""
-        if self._buffer:
-            address = (ctypes.c_char * len(self._buffer)).from_buffer(self._buffer)
-            ctypes.memset(ctypes.addressof(address), 0, len(self._buffer))
+        wipe(self._buffer)
         self._wiped = True
 
     def __repr__(self) -> str:

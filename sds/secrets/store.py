@@ -250,6 +250,16 @@ class SecretStore:
             for delivery in deliveries.values()
         )
 
+    def held_keys(self) -> frozenset[str]:
+        """Ids of all keys that any live subscription may still use."""
+        return frozenset(
+            key_id
+            for deliveries in self._deliveries.values()
+            for delivery in deliveries.values()
+            for key_id in delivery.keys.values()
+            if key_id
+        )
+
     async def until_acked(
         self, trust_domain: TrustDomain, version: Version, *, timeout_seconds: float
     ) -> frozenset[SubscriptionId]:

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds.identity import KeyType
-from sds.pki import PrivateKey, generate_private_key, signature_hash
+from sds.pki import PrivateKey, PublicKey, generate_private_key, signature_hash
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 NO_NAME = x509.Name([])
@@ -70,6 +70,12 @@ class Signer:
     def issue(self, wish: Wish, key: PrivateKey | None = None) -> Signer:
         return _make(wish, key or generate_private_key(KeyType.EC_P256), self)
 
+    def sign(self, wish: Wish, public_key: PublicKey) -> bytes:
+        """A certificate in DER for a key that somebody else holds."""
+        return _sign(wish, public_key, self.certificate.subject, self.key).public_bytes(
+            Encoding.DER
+        )
+
 
 def ca_wish(name: str, *, path_length: int | None = None) -> Wish:
     return Wish(
@@ -85,11 +91,19 @@ def self_signed(wish: Wish, key: PrivateKey | None = None) -> Signer:
 
 
 def _make(wish: Wish, key: PrivateKey, signer: Signer | None) -> Signer:
+    issuer = signer.certificate.subject if signer else wish.subject
+    signing_key = signer.key if signer else key
+    return Signer(key=key, certificate=_sign(wish, key.public_key(), issuer, signing_key))
+
+
+def _sign(
+    wish: Wish, public_key: PublicKey, issuer: x509.Name, signing_key: PrivateKey
+) -> x509.Certificate:
     builder = (
         x509.CertificateBuilder()
         .subject_name(wish.subject)
-        .issuer_name(signer.certificate.subject if signer else wish.subject)
-        .public_key(key.public_key())
+        .issuer_name(issuer)
+        .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(wish.not_before)
         .not_valid_after(wish.not_after)
@@ -104,5 +118,4 @@ def _make(wish: Wish, key: PrivateKey, signer: Signer | None) -> Signer:
         builder = builder.add_extension(x509.SubjectAlternativeName(wish.names), critical=True)
     for more, critical in wish.more:
         builder = builder.add_extension(more, critical=critical)
-    signing_key = signer.key if signer else key
-    return Signer(key=key, certificate=builder.sign(signing_key, signature_hash(signing_key)))
+    return builder.sign(signing_key, signature_hash(signing_key))

@@ -1,0 +1,255 @@
+"""Asking the authority: many identities, one request.
+
+Owns the waiting room in front of the authority. Invariants: identities that ask within a short
+window share one request and so one piece of evidence; those that wait for a first certificate
+never queue behind renewals in good time; keys are made off the event loop, fresh for every
+request; nothing leaves this module that was not verified against the key and the identity.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sds.ca.authority import CertificateItem, Issuance, IssuedChain
+from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, SdsError
+from sds.identity import KeyType
+from sds.pki import generate_private_key, make_csr, private_key_pem, verify_svid_chain
+from sds.secrets.memory import SecretBytes, wipe
+from sds.secrets.schedule import Urgency
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sds.ca.authority import Authority
+    from sds.clock import Clock, Instant
+    from sds.identity import Identity
+    from sds.pki import PrivateKey, VerifiedChain
+
+uniform: Final = random.SystemRandom().random
+"""Jitter: in [0, 1), and no two processes draw alike."""
+
+MAX_ITEMS: Final = 1000
+"""Items of one request (``CertificateRequest.items``)."""
+_CHUNK: Final = 32
+"""Chains that are verified before the first of them is handed on."""
+_SLOW_KEYS: Final = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """A certificate that held, and its key.
+
+    Attributes:
+        verified: the chain.
+        private_key: PKCS#8 PEM; whoever takes it wipes it.
+        received: when the authority's answer arrived.
+    """
+
+    verified: VerifiedChain
+    private_key: SecretBytes = field(repr=False)
+    received: Instant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotGranted:
+    """No certificate.
+
+    Attributes:
+        error: why.
+        draw: jitter for the retry, the same for all that failed together.
+    """
+
+    error: SdsError
+    draw: float
+
+
+@dataclass(slots=True, kw_only=True)
+class _Request:
+    identity: Identity
+    window: float
+    answer: asyncio.Future[Granted | NotGranted]
+    key: PrivateKey | None = field(repr=False, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answered:
+    """What the authority said to a batch, and when."""
+
+    issuance: Issuance
+    received: Instant
+    draw: float
+
+
+class _Lane:
+    """Requests of one urgency."""
+
+    def __init__(self) -> None:
+        self.pending: list[_Request] = []
+        self.arrived = asyncio.Event()
+
+
+class Exchange:
+    """See the module; :meth:`run` must run for :meth:`ask` to return.
+
+    Args:
+        authority: who is asked.
+        clock: reads the time at which chains must hold, and waits.
+        on_roots: told of the roots of each answer before any certificate of it is handed on.
+        attempt_seconds: an authority that is silent for longer than this is unavailable.
+        draw: uniform in [0, 1).
+    """
+
+    def __init__(
+        self,
+        authority: Authority,
+        clock: Clock,
+        *,
+        on_roots: Callable[[Sequence[bytes], Instant], None],
+        attempt_seconds: float,
+        draw: Callable[[], float] = uniform,
+    ) -> None:
+        """See the class."""
+        self._authority = authority
+        self._clock = clock
+        self._on_roots = on_roots
+        self._attempt_seconds = attempt_seconds
+        self._draw = draw
+        self._lanes = {urgency: _Lane() for urgency in Urgency}
+
+    async def ask(
+        self, identity: Identity, urgency: Urgency, *, window: float
+    ) -> Granted | NotGranted:
+        """Get a certificate for a fresh key.
+
+        Args:
+            identity: what for.
+            urgency: ``WAITING`` goes at once; ``EARLY`` waits for others.
+            window: for how many seconds at most.
+        """
+        key = None
+        if identity.key_type in _SLOW_KEYS:
+            # Seconds of work: nobody else's request waits for it.
+            key = await asyncio.to_thread(generate_private_key, identity.key_type)
+        request = _Request(
+            identity=identity,
+            window=window,
+            answer=asyncio.get_running_loop().create_future(),
+            key=key,
+        )
+        lane = self._lanes[urgency]
+        lane.pending.append(request)
+        lane.arrived.set()
+        try:
+            return await request.answer
+        finally:
+            if request in lane.pending:
+                lane.pending.remove(request)
+
+    async def run(self) -> None:
+        """Serve both lanes until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for urgency, lane in self._lanes.items():
+                group.create_task(self._serve(urgency, lane), name=f"exchange {urgency.value}")
+
+    async def _serve(self, urgency: Urgency, lane: _Lane) -> None:
+        while True:
+            await lane.arrived.wait()
+            windows = [request.window for request in lane.pending]
+            early = urgency is Urgency.EARLY
+            # Even 0 seconds let everybody ask who becomes ready in this turn of the loop.
+            await self._clock.sleep(min(windows, default=0.0) if early else 0.0)
+            batch, lane.pending = lane.pending[:MAX_ITEMS], lane.pending[MAX_ITEMS:]
+            if not lane.pending:
+                lane.arrived.clear()
+            if batch:
+                await self._batch(batch)
+
+    async def _batch(self, batch: Sequence[_Request]) -> None:
+        """One request; every answer is set when this returns, whatever happened."""
+        draw = self._draw()
+        try:
+            keys, items = await asyncio.to_thread(_prepare, batch)
+            issuance = await self._issue(items)
+            answered = _Answered(issuance=issuance, received=self._clock.now(), draw=draw)
+            self._on_roots(issuance.roots, answered.received)
+        except SdsError as error:
+            for request in batch:
+                _answer(request, NotGranted(error=error, draw=draw))
+            return
+        for start in range(0, len(batch), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            outcomes = issuance.outcomes[part]
+            answers = await asyncio.to_thread(_verify, batch[part], keys[part], outcomes, answered)
+            for request, answer in zip(batch[part], answers, strict=True):
+                _answer(request, answer)
+
+    async def _issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        try:
+            async with asyncio.timeout(self._attempt_seconds):
+                issuance = await self._authority.issue(items)
+        except TimeoutError as error:
+            raise AuthorityUnavailableError(
+                f"the authority did not answer within {self._attempt_seconds:g} s"
+            ) from error
+        if len(issuance.outcomes) != len(items):
+            raise AuthorityAnswerError(
+                f"the authority gave {len(issuance.outcomes)} answers to {len(items)} items"
+            )
+        return issuance
+
+
+def _prepare(batch: Sequence[_Request]) -> tuple[list[PrivateKey], list[CertificateItem]]:
+    """Keys and CSRs, in the order of the batch (in a thread)."""
+    keys = [request.key or generate_private_key(request.identity.key_type) for request in batch]
+    items = [
+        CertificateItem(identity=request.identity, csr=make_csr(key, request.identity))
+        for request, key in zip(batch, keys, strict=True)
+    ]
+    for request in batch:
+        request.key = None
+    return keys, items
+
+
+def _verify(
+    batch: Sequence[_Request],
+    keys: Sequence[PrivateKey],
+    outcomes: Sequence[IssuedChain | SdsError],
+    answered: _Answered,
+) -> list[Granted | NotGranted]:
+    """Check part of an answer (in a thread)."""
+    return [
+        _verified(request.identity, key, outcome, answered)
+        for request, key, outcome in zip(batch, keys, outcomes, strict=True)
+    ]
+
+
+def _verified(
+    identity: Identity, key: PrivateKey, outcome: IssuedChain | SdsError, answered: _Answered
+) -> Granted | NotGranted:
+    if not isinstance(outcome, IssuedChain):
+        return NotGranted(error=outcome, draw=answered.draw)
+    try:
+        verified = verify_svid_chain(
+            outcome.chain,
+            roots=answered.issuance.roots,
+            identity=identity,
+            public_key=key.public_key(),
+            now=answered.received.wall,
+        )
+    except SdsError as error:
+        return NotGranted(error=error, draw=answered.draw)
+    pem = private_key_pem(key)
+    private_key = SecretBytes(pem)
+    wipe(pem)
+    return Granted(verified=verified, private_key=private_key, received=answered.received)
+
+
+def _answer(request: _Request, answer: Granted | NotGranted) -> None:
+    """Hand the answer on, or wipe what nobody waits for any more."""
+    if not request.answer.done():
+        request.answer.set_result(answer)
+    elif isinstance(answer, Granted):
+        answer.private_key.wipe()

@@ -1,0 +1,112 @@
+"""Which roots the trust bundle holds: decisions only.
+
+Owns the memory of roots: when each was last vouched for by the authority, and the last moment at
+which a leaf under it can live. Invariants: a root that the authority vouches for is in the bundle
+before any leaf under it is served; a root that it no longer vouches for stays until no leaf under
+it can live, ours or another node's; an expired root leaves at once (nothing under it verifies).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sds.pki import load_certificate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Root:
+    """One root.
+
+    Attributes:
+        der: the certificate.
+        fingerprint: SHA-256 of it, lower-case hex.
+        not_after: its own end.
+        vouched: when the authority last named it.
+        leaves_until: the end of the last leaf of ours under it, once there was one.
+    """
+
+    der: bytes = field(repr=False)
+    fingerprint: str
+    not_after: datetime
+    vouched: datetime
+    leaves_until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Every root that is still needed, by the order in which they came."""
+
+    roots: tuple[Root, ...] = ()
+
+    @property
+    def bundle(self) -> tuple[bytes, ...]:
+        """DER of all roots."""
+        return tuple(root.der for root in self.roots)
+
+    def vouched(self, roots: Sequence[bytes], now: datetime) -> Ledger:
+        """The authority names these roots now (an empty answer names none and changes nothing).
+
+        Raises:
+            CertificateMalformedError: one of them is no certificate.
+        """
+        named = {hashlib.sha256(der).hexdigest(): der for der in roots}
+        known = {root.fingerprint for root in self.roots}
+        kept = tuple(
+            dataclasses.replace(root, vouched=now) if root.fingerprint in named else root
+            for root in self.roots
+        )
+        new = tuple(
+            Root(
+                der=der,
+                fingerprint=fingerprint,
+                not_after=load_certificate(der, "root").not_valid_after_utc,
+                vouched=now,
+            )
+            for fingerprint, der in named.items()
+            if fingerprint not in known
+        )
+        return Ledger(roots=kept + new)
+
+    def served(self, fingerprint: str, not_after: datetime) -> Ledger:
+        """A leaf under this root is served, and lives until then."""
+        return Ledger(
+            roots=tuple(
+                dataclasses.replace(
+                    root, leaves_until=max(root.leaves_until or not_after, not_after)
+                )
+                if root.fingerprint == fingerprint
+                else root
+                for root in self.roots
+            )
+        )
+
+    def pruned(self, now: datetime, *, retention: timedelta) -> Ledger:
+        """Without the roots that are not needed any more.
+
+        Args:
+            now: the time.
+            retention: how long a leaf that others got just before the authority stopped naming
+                its root may still live: the longest lifetime in the trust domain.
+        """
+        if not self.roots:
+            return self
+        newest = max(root.vouched for root in self.roots)
+        kept = tuple(root for root in self.roots if _needed(root, newest, now, retention))
+        # An empty bundle would help nobody: the last roots stay until others come.
+        return Ledger(roots=kept) if kept and len(kept) < len(self.roots) else self
+
+
+def _needed(root: Root, newest: datetime, now: datetime, retention: timedelta) -> bool:
+    if root.not_after <= now:
+        return False
+    # While the authority is silent nothing is known to have left: its last word counts.
+    if root.vouched == newest or now < root.vouched + retention:
+        return True
+    return root.leaves_until is not None and now < root.leaves_until

@@ -1,0 +1,146 @@
+"""Roots on their way into use: bundle first, leaves after.
+
+Owns the trust bundle of our own trust domain. Invariant: :meth:`RootKeeper.introduced` returns for
+a root only once every subscriber of the bundle has ACKed it and it has settled, or the bounded
+wait for that is over and the stragglers were logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sds.secrets.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime, timedelta
+
+    from sds.clock import Clock, Instant
+    from sds.identity import TrustDomain
+    from sds.secrets.schedule import Lease
+    from sds.secrets.store import SecretStore, Version
+
+_LOGGER = logging.getLogger(__name__)
+_SETTLING_PART: Final = 0.2
+"""A valid certificate is not held on to for longer than this part of its time."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Introduction:
+    """A root that came into the bundle when others stood there already."""
+
+    version: Version
+    since: Instant
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    acked: bool = False
+
+
+class RootKeeper:
+    """See the module.
+
+    Args:
+        trust_domain: whose roots.
+        store: where the bundle goes.
+        clock: time.
+        ack_seconds: how long a root waits for ACKs.
+        settling_seconds: how long it stands in the bundle before it replaces.
+    """
+
+    def __init__(
+        self,
+        trust_domain: TrustDomain,
+        store: SecretStore,
+        clock: Clock,
+        *,
+        ack_seconds: float,
+        settling_seconds: float,
+    ) -> None:
+        """See the class."""
+        self._trust_domain = trust_domain
+        self._store = store
+        self._clock = clock
+        self._ack_seconds = ack_seconds
+        self._settling_seconds = settling_seconds
+        self._ledger = Ledger()
+        self._introductions: dict[str, _Introduction] = {}
+
+    def vouched(self, roots: Sequence[bytes], now: Instant) -> None:
+        """The authority names these roots: new ones go into the bundle at once.
+
+        Raises:
+            CertificateMalformedError: one of them is no certificate; nothing changed.
+        """
+        before = {root.fingerprint for root in self._ledger.roots}
+        self._ledger = self._ledger.vouched(roots, now.wall)
+        new = {root.fingerprint for root in self._ledger.roots} - before
+        if not new:
+            return
+        version = self._store.put_bundle(self._trust_domain, self._ledger.bundle)
+        for fingerprint in sorted(new):
+            _LOGGER.info(
+                "new root %s in the bundle of %s",
+                fingerprint[:16],
+                self._trust_domain,
+                extra={"root": fingerprint, "version": version},
+            )
+            if before:
+                self._introductions[fingerprint] = _Introduction(version=version, since=now)
+
+    async def introduced(self, fingerprint: str, *, held: Lease | None) -> None:
+        """Wait until a leaf under this root may be served.
+
+        Args:
+            fingerprint: the root.
+            held: the certificate that the leaf would replace: it can be kept a little longer.
+                Where there is none, ACKs are waited for and settling is not.
+        """
+        introduction = self._introductions.get(fingerprint)
+        if introduction is None:
+            return
+        async with introduction.turn:
+            if not introduction.acked:
+                await self._until_acked(fingerprint, introduction)
+                introduction.acked = True
+        if held is not None:
+            settled = self._clock.now().boottime - introduction.since.boottime
+            patience = min(self._settling_seconds, _SETTLING_PART * held.span)
+            if settled < patience:
+                await self._clock.sleep(patience - settled)
+
+    async def _until_acked(self, fingerprint: str, introduction: _Introduction) -> None:
+        stragglers = await self._store.until_acked(
+            self._trust_domain, introduction.version, timeout_seconds=self._ack_seconds
+        )
+        if stragglers:
+            _LOGGER.warning(
+                "%d subscriptions have not ACKed root %s after %g s; leaves under it are served",
+                len(stragglers),
+                fingerprint[:16],
+                self._ack_seconds,
+                extra={"root": fingerprint, "stragglers": sorted(stragglers)},
+            )
+
+    def served(self, fingerprint: str, not_after: datetime) -> None:
+        """A leaf under this root is served, and lives until then."""
+        self._ledger = self._ledger.served(fingerprint, not_after)
+
+    def prune(self, now: Instant, *, retention: timedelta) -> None:
+        """Take the roots out of the bundle under which no leaf can live."""
+        before = self._ledger
+        self._ledger = before.pruned(now.wall, retention=retention)
+        if self._ledger is before:
+            return
+        version = self._store.put_bundle(self._trust_domain, self._ledger.bundle)
+        left = {root.fingerprint for root in self._ledger.roots}
+        for root in before.roots:
+            if root.fingerprint not in left:
+                self._introductions.pop(root.fingerprint, None)
+                _LOGGER.info(
+                    "root %s left the bundle of %s: no leaf under it lives",
+                    root.fingerprint[:16],
+                    self._trust_domain,
+                    extra={"root": root.fingerprint, "version": version},
+                )

@@ -1,0 +1,204 @@
+"""When to renew, retry and withdraw: the decisions of rotation, without a clock or a socket.
+
+Owns the state of one identity's rotation and :func:`decide`: state and ``now`` in, the next action
+out. Invariants: a certificate is renewed between 40 and 50 % of the time from receipt to
+not-after (never counted from not-before: authorities backdate it); jitter is drawn once per
+certificate and moves the renewal only towards earlier; a failed renewal changes nothing about the
+certificate that is held; what has expired is withdrawn before anything else is done.
+
+Wall time says when a certificate ends, for peers judge by it. It can be stepped, and monotonic
+time stands still while a guest is suspended: a renewal is due as soon as either wall time or
+boottime says so, so that a clock that was set back does not let a certificate grow old.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sds.clock import Instant
+    from sds.errors import SdsError
+
+EARLIEST: Final = 0.40
+"""No certificate is renewed before this part of its time has passed (unless clocks were set)."""
+LATEST: Final = 0.50
+"""In good time: every renewal has been asked for by then."""
+BATCH_WINDOW: Final = 0.02
+"""Part of a certificate's time for which a renewal may wait for others to share its request."""
+MAX_BATCH_WINDOW_SECONDS: Final = 1.0
+RETRY_GAP: Final = 0.03
+"""No gap between two attempts is longer than this part of a certificate's time."""
+URGENT: Final = 0.25
+"""With less than this part of its time left a renewal goes before those in good time."""
+MAX_WAITING_GAP_SECONDS: Final = 1.0
+"""Nor longer than this while a workload has no certificate at all."""
+_FIRST_RETRY_SECONDS: Final = 0.1
+_SHORTEST_RETRY_SECONDS: Final = 0.01
+_REFUSED_GAP: Final = 0.10
+_REFUSED_SECONDS: Final = (1.0, 300.0)
+_MOST_DOUBLINGS: Final = 16
+
+
+class Urgency(enum.Enum):
+    """Whether somebody waits."""
+
+    WAITING = "waiting"
+    """A workload has no certificate, or one that ends soon."""
+    EARLY = "early"
+    """A renewal in good time; it may wait a moment for others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A certificate that is held.
+
+    Attributes:
+        received: when the authority's answer arrived.
+        valid_until: the end of the chain's validity (the earliest not-after in it).
+        jitter: drawn once, from 0 (renew as late as allowed) up to 1 (as early as allowed).
+    """
+
+    received: Instant
+    valid_until: datetime
+    jitter: float
+
+    @property
+    def span(self) -> float:
+        """Seconds from receipt to the end; 0 where it came too late."""
+        return max(0.0, (self.valid_until - self.received.wall).total_seconds())
+
+    @property
+    def renew_after(self) -> float:
+        """Seconds from receipt to the renewal."""
+        latest = LATEST * self.span - batch_window(self.span)
+        return latest - self.jitter * (latest - EARLIEST * self.span)
+
+    def age(self, now: Instant) -> float:
+        """Seconds since receipt, by the clock that says more."""
+        return max(
+            (now.wall - self.received.wall).total_seconds(),
+            now.boottime - self.received.boottime,
+        )
+
+    def left(self, now: Instant) -> float:
+        """Seconds of wall time until it ends."""
+        return (self.valid_until - now.wall).total_seconds()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """The last attempt, which failed; attempts are counted since the last success.
+
+    Attributes:
+        error: why.
+        attempts: how many failed in a row.
+        at: when the last one failed.
+        retry_seconds: how long after that the next one starts.
+    """
+
+    error: SdsError
+    attempts: int
+    at: Instant
+    retry_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """All that one identity's rotation remembers.
+
+    Attributes:
+        lifetime: seconds that are asked for.
+        lease: what is held, or None.
+        failure: the last failed attempt since the last success.
+    """
+
+    lifetime: float
+    lease: Lease | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask for a new certificate now."""
+
+    urgency: Urgency
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Stop serving the certificate: it has expired."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do for this many seconds, unless a clock is set or the guest is suspended."""
+
+    seconds: float
+
+
+Action = Ask | Withdraw | Wait
+
+
+def decide(state: State, now: Instant) -> Action:
+    """The next action of one identity."""
+    lease = state.lease
+    if lease is not None and lease.left(now) <= 0:
+        return Withdraw()
+    if state.failure is not None:
+        # Boottime: a suspended guest that wakes up retries at once.
+        pause = state.failure.retry_seconds - (now.boottime - state.failure.at.boottime)
+        if pause > 0:
+            return Wait(pause if lease is None else min(pause, lease.left(now)))
+    if lease is None:
+        return Ask(Urgency.WAITING)
+    until_due = lease.renew_after - lease.age(now)
+    if until_due > 0:
+        return Wait(min(until_due, lease.left(now)))
+    urgent = lease.left(now) < URGENT * lease.span
+    return Ask(Urgency.WAITING if urgent else Urgency.EARLY)
+
+
+def received(state: State, lease: Lease) -> State:
+    """The state after a success."""
+    return State(lifetime=state.lifetime, lease=lease)
+
+
+def withdrawn(state: State) -> State:
+    """The state after the withdrawal of an expired certificate; failures still count."""
+    return State(lifetime=state.lifetime, failure=state.failure)
+
+
+def failed(state: State, error: SdsError, *, draw: float, now: Instant) -> State:
+    """The state after a failed attempt: what is held stays.
+
+    Args:
+        state: the state before.
+        error: why it failed; where it is not retriable, retries are slower (something must be
+            changed by a person first) but do not end.
+        draw: from 0 to 1: full jitter. Identities that failed together share it, so that their
+            next attempt is one request again.
+        now: when it failed.
+    """
+    attempts = 1 + (state.failure.attempts if state.failure is not None else 0)
+    span = state.lease.span if state.lease is not None else state.lifetime
+    if error.retriable:
+        longest = RETRY_GAP * span
+        if state.lease is None:
+            longest = min(longest, MAX_WAITING_GAP_SECONDS)
+        doublings = min(attempts - 1, _MOST_DOUBLINGS)
+        pause = draw * min(longest, _FIRST_RETRY_SECONDS * 2.0**doublings)
+        pause = max(pause, min(_SHORTEST_RETRY_SECONDS, longest))
+    else:
+        shortest, longest = _REFUSED_SECONDS
+        pause = min(max(_REFUSED_GAP * span, shortest), longest) * (1 + draw) / 2
+    failure = Failure(error=error, attempts=attempts, at=now, retry_seconds=pause)
+    return State(lifetime=state.lifetime, lease=state.lease, failure=failure)
+
+
+def batch_window(span: float) -> float:
+    """Seconds that a renewal in good time waits for others to share its request."""
+    return min(BATCH_WINDOW * span, MAX_BATCH_WINDOW_SECONDS)

@@ -1,0 +1,462 @@
+"""The engine, with a clock that tests move and an authority that really signs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from sds.errors import AuthorityUnavailableError, SdsError
+from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
+from sds.secrets.memory import SecretWipedError
+from sds.secrets.rotation import Rotation, RotationSettings
+from sds.secrets.store import SecretStore
+from tests.support.clock import FakeClock
+from tests.support.fake_authority import FakeAuthority, FakeAuthorityWithRoots
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+TD = TrustDomain("example.org")
+DOWN = AuthorityUnavailableError("the authority is down")
+
+
+def identity(name: str = "web", *, seconds: float = 100.0, **more: Any) -> Identity:
+    return Identity(spiffe_id=SpiffeId(TD, f"/{name}"), lifetime=timedelta(seconds=seconds), **more)
+
+
+WEB = identity()
+
+
+class Failures:
+    def __init__(self) -> None:
+        self.seen: list[SdsError] = []
+
+    def renewal_failed(self, error: SdsError) -> None:
+        self.seen.append(error)
+
+
+@dataclass
+class World:
+    clock: FakeClock
+    store: SecretStore
+    authority: FakeAuthority
+    rotation: Rotation
+    failures: Failures
+
+    def serial(self, of: Identity = WEB) -> int | None:
+        stored = self.store.svid(of)
+        return stored.svid.serial if stored else None
+
+    async def served(self, of: Identity = WEB) -> int:
+        await self.clock.until(lambda: self.store.svid(of) is not None)
+        serial = self.serial(of)
+        assert serial is not None
+        return serial
+
+    async def renewed(self, of: Identity = WEB, *, seconds: float = 200.0) -> None:
+        before = self.serial(of)
+        await self.clock.until(lambda: self.serial(of) not in (before, None), seconds=seconds)
+
+
+@pytest.fixture(autouse=True)
+def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work for threads is done in place, so that a fake clock sees a still world."""
+
+    async def inline(function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", inline)
+
+
+@contextlib.asynccontextmanager
+async def world(
+    *identities: Identity,
+    roots: bool = False,
+    draw: float = 0.5,
+    settings: RotationSettings | None = None,
+) -> AsyncIterator[World]:
+    clock = FakeClock()
+    store = SecretStore()
+    authority = FakeAuthorityWithRoots(clock) if roots else FakeAuthority(clock)
+    failures = Failures()
+    rotation = Rotation(
+        trust_domain=TD,
+        store=store,
+        authority=authority,
+        clock=clock,
+        settings=settings or RotationSettings(),
+        observer=failures,
+        draw=lambda: draw,
+    )
+    for wanted in identities:
+        rotation.ensure(wanted)
+    running = asyncio.create_task(rotation.run())
+    try:
+        await clock.settle()
+        yield World(clock, store, authority, rotation, failures)
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+async def test_what_is_stored_is_ours_and_holds() -> None:
+    wanted = identity(dns_names=("b.example.org", "a.example.org"))
+    async with world(wanted) as w:
+        await w.served(wanted)
+        stored = w.store.svid(wanted)
+        bundle = w.store.bundle(TD)
+        assert stored is not None
+        assert bundle is not None
+        assert bundle.bundle.roots == (w.authority.root.der,)
+        key = load_pem_private_key(stored.svid.private_key.reveal(), None)
+        leaf = x509.load_der_x509_certificate(stored.svid.chain[0])
+        assert leaf.public_key() == key.public_key()
+        assert stored.svid.received_at == w.clock.wall
+        assert w.rotation.ready
+
+
+async def test_a_cold_start_is_one_request() -> None:
+    many = [identity(f"w{number}") for number in range(50)]
+    async with world(*many) as w:
+        await w.clock.until(lambda: w.rotation.ready)
+        assert [len(items) for _, items in w.authority.requests] == [50]
+
+
+async def test_renewals_come_in_good_time_with_fresh_keys_for_ever() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        keys = set()
+        for _ in range(20):
+            start = w.clock.monotonic
+            stored = w.store.svid(WEB)
+            assert stored is not None
+            keys.add(stored.svid.key_id)
+            await w.renewed()
+            assert 40 <= w.clock.monotonic - start <= 50.01
+        assert len(keys) == 20
+        assert not w.failures.seen
+
+
+async def test_backdating_does_not_count() -> None:
+    short = identity(seconds=10)
+    async with world(short) as w:  # the authority backdates by 120 s
+        await w.served(short)
+        start = w.clock.monotonic
+        await w.renewed(short)
+        assert 4 <= w.clock.monotonic - start <= 5.01
+
+
+async def test_renewals_that_fall_due_together_share_a_request() -> None:
+    many = [identity(f"w{number}") for number in range(20)]
+    async with world(*many) as w:
+        await w.clock.until(lambda: w.rotation.ready)
+        await w.renewed(many[0])
+        await w.clock.settle()
+        assert [len(items) for _, items in w.authority.requests] == [20, 20]
+
+
+async def test_a_failed_renewal_keeps_the_valid_one_and_retries_without_long_gaps() -> None:
+    async with world(WEB) as w:
+        serial = await w.served()
+        w.authority.failure = DOWN
+        await w.clock.advance(95)
+        assert w.serial() == serial
+        assert w.rotation.ready
+        moments = [moment for moment, _ in w.authority.requests[1:]]
+        assert len(moments) > 10
+        assert max(b - a for a, b in itertools.pairwise(moments)) <= 3.0 + 1.0
+        assert w.failures.seen[0] is DOWN
+        (status,) = w.rotation.status()
+        assert (status.condition, status.reason) == ("valid", "authority_unavailable")
+        assert status.attempts == len(w.failures.seen)
+        w.authority.failure = None
+        await w.renewed(seconds=4)
+        assert w.rotation.status()[0].attempts == 0
+
+
+async def test_an_expired_certificate_is_withdrawn_and_readiness_falls() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        w.authority.failure = DOWN
+        await w.clock.until(lambda: w.serial() is None, seconds=101.1)
+        assert not w.rotation.ready
+        assert w.rotation.status()[0].condition == "waiting"
+        w.authority.failure = None
+        await w.renewed(seconds=1.1)
+        assert w.rotation.ready
+
+
+async def test_it_expires_in_time_while_the_authority_is_silent() -> None:
+    async with world(WEB, settings=RotationSettings(attempt=timedelta(hours=1))) as w:
+        await w.served()
+        w.authority.silent = asyncio.Event()
+        await w.clock.advance(99)
+        assert w.serial() is not None
+        await w.clock.advance(2.1)
+        assert w.serial() is None
+
+
+async def test_a_silent_authority_does_not_hold_a_renewal_for_ever() -> None:
+    async with world(WEB, settings=RotationSettings(attempt=timedelta(milliseconds=20))) as w:
+        serial = await w.served()
+        w.authority.silent = asyncio.Event()
+        await w.clock.advance(51)
+        await asyncio.sleep(0.1)  # the attempt's limit is real time
+        await w.clock.settle()
+        assert w.failures.seen[0].reason == "authority_unavailable"
+        w.authority.silent = None
+        await w.clock.advance(5)
+        assert w.serial() not in (serial, None)
+
+
+async def test_a_refused_identity_does_not_disturb_others_and_is_told_loudly_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bad = identity("bad")
+    async with world(WEB, bad) as w:
+        await w.served()
+        w.authority.refused[str(bad.spiffe_id)] = "measurement_not_allowed"
+        bad_serial = w.serial(bad)
+        await w.renewed()
+        await w.clock.settle()
+        assert w.serial(bad) == bad_serial
+        await w.clock.advance(60)
+        assert w.serial(bad) is None
+        told = [r for r in caplog.records if getattr(r, "reason", "") == "measurement_not_allowed"]
+        assert [r.levelno for r in told if r.levelno >= logging.WARNING] == [logging.ERROR]
+        statuses = {str(s.identity.spiffe_id): s for s in w.rotation.status()}
+        assert statuses[str(bad.spiffe_id)].condition == "refused"
+        assert statuses[str(WEB.spiffe_id)].condition == "valid"
+        assert len(w.authority.requests) < 20  # slowly
+
+
+async def test_those_that_failed_together_ask_again_together() -> None:
+    many = [identity(f"w{number}") for number in range(30)]
+    async with world() as w:
+        w.authority.failure = DOWN
+        for one in many:
+            w.rotation.ensure(one)
+        await w.clock.advance(5)
+        assert {len(items) for _, items in w.authority.requests} == {30}
+
+
+async def test_another_certificate_than_was_asked_for_is_never_served() -> None:
+    async with world() as w:
+        stranger = FakeAuthority(w.clock)
+        w.authority.root = stranger.root  # signs with a key that its bundle does not cover
+        w.rotation.ensure(WEB)
+        await w.clock.advance(20)
+        assert w.serial() is None
+        assert {error.reason for error in w.failures.seen} == {"certificate_untrusted"}
+
+
+async def test_a_released_identity_goes_and_its_key_is_wiped() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        stored = w.store.svid(WEB)
+        assert stored is not None
+        w.rotation.ensure(WEB)
+        w.rotation.release(WEB)
+        assert w.serial() is not None  # somebody else wants it still
+        w.rotation.release(WEB)
+        assert w.serial() is None
+        await w.clock.advance(1.1)
+        with pytest.raises(SecretWipedError):
+            stored.svid.private_key.reveal()
+        asked = len(w.authority.requests)
+        await w.clock.advance(300)
+        assert len(w.authority.requests) == asked
+
+
+async def test_an_identity_released_while_it_is_asked_for_leaves_nothing() -> None:
+    async with world() as w:
+        w.authority.silent = asyncio.Event()
+        w.rotation.ensure(WEB)
+        await w.clock.settle()
+        w.rotation.release(WEB)
+        w.authority.silent.set()
+        await w.clock.advance(5)
+        assert w.serial() is None
+
+
+async def test_a_workload_that_comes_later_does_not_wait_for_renewals() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        await w.clock.advance(30)
+        new = identity("new")
+        w.rotation.ensure(new)
+        await w.clock.settle()
+        assert w.serial(new) is not None
+
+
+async def test_retired_keys_are_wiped_once_nobody_holds_them() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        first = w.store.svid(WEB)
+        assert first is not None
+        subscription = w.store.open_subscription()
+        w.store.sent(subscription, WEB, first.version)
+        w.store.acked(subscription, WEB, first.version)
+        await w.renewed()
+        await w.clock.advance(1.5)
+        assert first.svid.private_key.reveal()
+        second = w.store.svid(WEB)
+        assert second is not None
+        w.store.sent(subscription, WEB, second.version)
+        w.store.acked(subscription, WEB, second.version)
+        await w.clock.advance(1.5)
+        with pytest.raises(SecretWipedError):
+            first.svid.private_key.reveal()
+        assert second.svid.private_key.reveal()
+
+
+async def test_a_subscriber_that_never_acks_keeps_a_key_alive_for_seconds_only() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        first = w.store.svid(WEB)
+        assert first is not None
+        w.store.sent(w.store.open_subscription(), WEB, first.version)
+        await w.renewed()
+        await w.clock.advance(12)
+        with pytest.raises(SecretWipedError):
+            first.svid.private_key.reveal()
+
+
+@pytest.mark.parametrize("seconds", [60.0, -3600.0, 1e6])
+async def test_a_stepped_wall_clock_leads_to_a_valid_certificate(seconds: float) -> None:
+    async with world(WEB) as w:
+        await w.served()
+        w.clock.step(seconds)
+        await w.clock.advance(52)
+        stored = w.store.svid(WEB)
+        assert stored is not None
+        assert stored.svid.received_at >= w.clock.wall - timedelta(seconds=53)
+        assert stored.svid.not_after > w.clock.wall
+
+
+async def test_a_guest_that_slept_past_the_end_has_a_new_certificate_at_once() -> None:
+    async with world(WEB) as w:
+        serial = await w.served()
+        w.clock.suspend(8 * 3600)
+        await w.clock.advance(1.2)
+        assert w.serial() not in (serial, None)
+
+
+async def test_a_guest_that_slept_a_little_renews_when_it_wakes_up() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        w.clock.suspend(49)
+        await w.renewed(seconds=4)
+
+
+async def test_slow_keys_are_made_too() -> None:
+    rsa = identity("rsa", key_type=KeyType.RSA_2048)
+    async with world(rsa) as w:
+        await w.served(rsa)
+        stored = w.store.svid(rsa)
+        assert stored is not None
+        assert b"PRIVATE KEY" in stored.svid.private_key.reveal()
+
+
+# --- roots --------------------------------------------------------------------------------------
+
+
+def bundle_of(w: World) -> set[bytes]:
+    stored = w.store.bundle(TD)
+    return set(stored.bundle.roots) if stored else set()
+
+
+async def test_a_new_root_is_acked_before_the_first_leaf_under_it() -> None:
+    settings = RotationSettings(settling=timedelta(0), ack_wait=timedelta(hours=1))
+    async with world(WEB, settings=settings) as w:
+        serial = await w.served()
+        old = w.authority.root.der
+        first = w.store.bundle(TD)
+        assert first is not None
+        subscription = w.store.open_subscription()
+        w.store.sent(subscription, TD, first.version)
+        w.store.acked(subscription, TD, first.version)
+        new = w.authority.restart("second").der
+        await w.clock.advance(60)
+        assert bundle_of(w) == {old, new}
+        assert w.serial() == serial  # held back: nobody ACKed
+        second = w.store.bundle(TD)
+        assert second is not None
+        w.store.sent(subscription, TD, second.version)
+        w.store.acked(subscription, TD, second.version)
+        await w.clock.settle()
+        assert w.serial() != serial
+
+
+async def test_a_straggler_delays_a_root_for_a_bounded_time_and_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = RotationSettings(settling=timedelta(0), ack_wait=timedelta(milliseconds=20))
+    async with world(WEB, settings=settings) as w:
+        serial = await w.served()
+        first = w.store.bundle(TD)
+        assert first is not None
+        w.store.sent(w.store.open_subscription(), TD, first.version)
+        w.authority.restart("second")
+        await w.clock.advance(60)
+        await asyncio.sleep(0.1)  # the wait for ACKs is real time
+        await w.clock.settle()
+        assert w.serial() != serial
+        assert "1 subscriptions have not ACKed" in caplog.text
+
+
+async def test_a_root_is_noticed_early_and_settles_before_it_is_used() -> None:
+    async with world(WEB, roots=True) as w:
+        await w.served()
+        w.authority.restart("second")
+        await w.clock.until(lambda: len(bundle_of(w)) == 2, seconds=4)
+        assert w.clock.monotonic < 1010  # long before the renewal
+        assert isinstance(w.authority, FakeAuthorityWithRoots)
+        w.authority.failure = DOWN
+        polls = w.authority.polls
+        await w.clock.advance(9)
+        assert w.authority.polls > polls  # and a failure ends nothing
+
+
+async def test_settling_holds_a_renewal_but_not_a_workload_that_waits() -> None:
+    async with world(WEB) as w:
+        serial = await w.served()
+        w.authority.restart("second")
+        await w.clock.until(lambda: len(bundle_of(w)) == 2, seconds=60)
+        new = identity("new")
+        w.rotation.ensure(new)
+        await w.clock.settle()
+        assert w.serial(new) is not None
+        assert w.serial() == serial
+        await w.renewed(seconds=5.1)
+
+
+async def test_an_old_root_leaves_when_its_last_leaf_has_ended() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        old = w.authority.root.der
+        new = w.authority.restart("second").der
+        await w.renewed()
+        await w.clock.advance(40)
+        assert bundle_of(w) == {old, new}
+        await w.clock.advance(30)
+        assert bundle_of(w) == {new}
+
+
+async def test_the_end_wipes_every_key() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        stored = w.store.svid(WEB)
+        assert stored is not None
+    with pytest.raises(SecretWipedError):
+        stored.svid.private_key.reveal()
