@@ -95,10 +95,15 @@ class Attestor(Protocol):
         """``socket``, ``unix`` or ``kubernetes``."""
         ...
 
-    async def attest(self, peer: Peer) -> Facts:
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """Everything that can be known about ``peer`` now; waits only a short, bounded time.
 
         What cannot be found out is in :attr:`Facts.unknown`, never left out.
+
+        Args:
+            peer: the caller.
+            needed: selector types that rules ask for; what is costly and not among them may be
+                left out.
 
         Raises:
             PeerGoneError: the process has ended.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds.errors import NoMatchError, PeerGoneError, UndeterminedError
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.workload.facts import Facts, merge
-from sds.workload.mapping import Decision, Defaults, Matching, decide
+from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
 from sds.workload.whoami import Description
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ class Recogniser:
         """Nothing starts here; each connection runs :meth:`Recognition.follow`."""
         self.timing = timing or Timing()
         self.rules = rules
+        self._needed = selector_types(rules.rules)
         self._attestors = tuple(attestors)
         self._keeper = keeper
         self._wanted: Counter[Identity] = Counter()
@@ -113,6 +114,7 @@ class Recogniser:
     def replace_rules(self, rules: Rules) -> None:
         """The policy changed: every caller is looked at again now."""
         self.rules = rules
+        self._needed = selector_types(rules.rules)
         self.look_again()
 
     def look_again(self) -> None:
@@ -134,7 +136,7 @@ class Recogniser:
         Raises:
             PeerGoneError: the process that connected has ended; nothing gathered counts.
         """
-        facts = merge([await attestor.attest(peer) for attestor in self._attestors])
+        facts = merge([await attestor.attest(peer, self._needed) for attestor in self._attestors])
         peer.check()
         rules = self.rules
         decision = decide(rules.rules, facts, matching=rules.matching, defaults=rules.defaults)
@@ -375,9 +377,9 @@ class SocketAttestor:
         """``socket_name``: the name that configuration gives to the socket."""
         self._facts = Facts(selectors=frozenset({Selector("socket:name", socket_name)}))
 
-    async def attest(self, peer: Peer) -> Facts:
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """The same for every caller of this socket."""
-        del peer
+        del peer, needed
         return self._facts
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.workload.peer import Peer
 
+EXECUTABLE_TYPES: Final = frozenset({"unix:path", "unix:sha256"})
 _FUSE_SUPER_MAGIC: Final = 0x65735546  # statfs(2)
 _DELETED: Final = " (deleted)"
 _CACHE_ENTRIES: Final = 512
@@ -106,11 +107,11 @@ class UnixAttestor:
 
     name = "unix"
 
-    def __init__(self, executables: ExecutableReader | None) -> None:
-        """``executables``: None where no rule asks for path or digest, so that nothing is read."""
+    def __init__(self, executables: ExecutableReader) -> None:
+        """``executables`` is asked only where a rule needs a path or a digest."""
         self._executables = executables
 
-    async def attest(self, peer: Peer) -> Facts:
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """See :class:`sds.workload.facts.Attestor`.
 
         Raises:
@@ -118,7 +119,7 @@ class UnixAttestor:
         """
         found = {Selector("unix:uid", str(peer.uid)), Selector("unix:gid", str(peer.gid))}
         found |= {Selector("unix:supplementary-gid", str(group)) for group in peer.groups}
-        if self._executables is not None:
+        if needed & EXECUTABLE_TYPES:
             try:
                 executable = await self._executables.read(peer.pid)
             except ExecutableError as error:

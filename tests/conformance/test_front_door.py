@@ -17,8 +17,7 @@ from sds.workload.facts import Facts
 from sds.workload.front_door import Limits
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
-from sds.workload.unix import UnixAttestor
-from tests.support.front_door import ask, descriptors, follow, front_door, rules, until
+from tests.support.front_door import ask, descriptors, follow, front_door, rules, unix, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +38,7 @@ class Told:
         self.facts = facts
         self._listener: Callable[[], None] = lambda: None
 
-    async def attest(self, peer: Peer) -> Facts:
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         return self.facts
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -60,20 +59,20 @@ def namespace(value: str, *services: str) -> Facts:
 
 
 async def test_a_caller_is_known_by_the_kernel(tmp_path: Path) -> None:
-    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS)) as door:
+    async with front_door(tmp_path, attestors=unix(), rules=rules(OURS)) as door:
         assert await ask(door.path) == "spiffe://example.org/r0"
         assert [str(each.spiffe_id) for each in door.keeper.kept] == ["spiffe://example.org/r0"]
 
 
 async def test_all_matches_are_given_in_order(tmp_path: Path) -> None:
     both = rules(OURS, {"unix:uid": "*"}, matching=Matching.ALL)
-    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=both) as door:
+    async with front_door(tmp_path, attestors=unix(), rules=both) as door:
         assert await ask(door.path) == "spiffe://example.org/r0 spiffe://example.org/r1"
 
 
 async def test_a_caller_that_nothing_matches_is_held_then_refused(tmp_path: Path) -> None:
     nobody = rules({"unix:uid": "4242"})
-    attestors = [UnixAttestor(None)]
+    attestors = unix()
     async with front_door(tmp_path, attestors=attestors, rules=nobody, timing=FAST) as door:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask(door.path)
@@ -87,7 +86,7 @@ async def test_a_caller_that_nothing_matches_is_held_then_refused(tmp_path: Path
 async def test_a_held_caller_is_answered_the_moment_a_rule_matches(tmp_path: Path) -> None:
     slow = Timing(hold=20, retry_first=15, recheck=15)
     nobody = rules({"unix:uid": "4242"})
-    attestors = [UnixAttestor(None)]
+    attestors = unix()
     async with front_door(tmp_path, attestors=attestors, rules=nobody, timing=slow) as door:
         async with asyncio.TaskGroup() as tasks:
             asking = tasks.create_task(ask(door.path))
@@ -166,7 +165,10 @@ async def test_a_changed_identity_replaces_the_old_one_only_when_it_can_be_serve
 async def test_an_identity_lingers_for_a_caller_that_comes_back(tmp_path: Path) -> None:
     timing = Timing(linger=0.5)
     async with front_door(
-        tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), timing=timing
+        tmp_path,
+        attestors=unix(),
+        rules=rules(OURS),
+        timing=timing,
     ) as door:
         for _ in range(3):
             await ask(door.path)
@@ -179,7 +181,7 @@ async def test_an_identity_lingers_for_a_caller_that_comes_back(tmp_path: Path) 
 async def test_the_inner_listener_takes_nobody_who_did_not_come_through_the_door(
     tmp_path: Path,
 ) -> None:
-    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS)):
+    async with front_door(tmp_path, attestors=unix(), rules=rules(OURS)):
         inner = tmp_path / "inner" / "grpc.sock"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask(inner)  # only root and we can open it at all
@@ -191,7 +193,10 @@ async def test_the_inner_listener_takes_nobody_who_did_not_come_through_the_door
 async def test_shares_of_connections(tmp_path: Path) -> None:
     limits = Limits(connections=4, connections_per_owner=2)
     async with front_door(
-        tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), limits=limits
+        tmp_path,
+        attestors=unix(),
+        rules=rules(OURS),
+        limits=limits,
     ) as door:
         held = [await asyncio.open_unix_connection(str(door.path)) for _ in range(2)]
         await until(lambda: door.door.connections == 2)
@@ -209,7 +214,10 @@ async def test_shares_of_connections(tmp_path: Path) -> None:
 
 async def test_nothing_is_left_when_callers_leave_in_every_way(tmp_path: Path) -> None:
     async with front_door(
-        tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS), timing=FAST
+        tmp_path,
+        attestors=unix(),
+        rules=rules(OURS),
+        timing=FAST,
     ) as door:
         await ask(door.path)
         await until(lambda: not door.door.connections)
@@ -237,7 +245,7 @@ async def test_nothing_is_left_when_callers_leave_in_every_way(tmp_path: Path) -
 async def test_cancelling_the_door_ends_every_connection_and_releases_everything(
     tmp_path: Path,
 ) -> None:
-    async with front_door(tmp_path, attestors=[UnixAttestor(None)], rules=rules(OURS)) as door:
+    async with front_door(tmp_path, attestors=unix(), rules=rules(OURS)) as door:
         clients = [await asyncio.open_unix_connection(str(door.path)) for _ in range(3)]
         await until(lambda: door.keeper.kept)
     left = list(door.keeper.kept), door.door.connections

@@ -16,7 +16,7 @@ from sds.clock import SystemClock
 from sds.errors import CgroupError, ConfigurationError, KubeletError, KubernetesApiError
 from sds.workload.kubernetes import attestor as attestor_module
 from sds.workload.kubernetes.api import ApiClient
-from sds.workload.kubernetes.attestor import KubernetesAttestor, Waiting
+from sds.workload.kubernetes.attestor import CONTAINER_TYPES, KubernetesAttestor, Waiting
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.kubernetes.services import ServiceWatch
 from sds.workload.peer import Peer
@@ -25,7 +25,7 @@ from tests.support.front_door import until
 from tests.support.kubernetes import Cluster, cluster, container_id, pod, service
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
     from pathlib import Path
 
     from sds.workload.facts import Facts
@@ -41,8 +41,13 @@ class Node:
         self.pods = pods
         self.services = services
 
-    def attestor(self, *, containers: bool = False, waiting: Waiting = SHORT) -> KubernetesAttestor:
-        return KubernetesAttestor(self.pods, self.services, containers=containers, waiting=waiting)
+    def attestor(
+        self, *, containers: bool = False, waiting: Waiting = SHORT
+    ) -> Callable[[Peer], Coroutine[None, None, Facts]]:
+        """The attestor, for rules that ask for facts of containers or not."""
+        attestor = KubernetesAttestor(self.pods, self.services, waiting=waiting)
+        needed = CONTAINER_TYPES if containers else frozenset[str]()
+        return lambda peer: attestor.attest(peer, needed)
 
 
 @pytest.fixture
@@ -100,7 +105,7 @@ async def test_everything_about_a_pod(node: Node, peer: Peer, in_pod: InPod) -> 
     node.kube.put_service(service("outside", {"app": "web"}, kind="ExternalName"))
     node.kube.put_service(service("elsewhere", {"app": "web"}, namespace="other"))
     in_pod(web, identifier)
-    facts = await node.attestor(containers=True).attest(peer)
+    facts = await node.attestor(containers=True)(peer)
     assert selectors(facts) == {
         "k8s:ns:shop",
         "k8s:sa:web",
@@ -118,13 +123,13 @@ async def test_everything_about_a_pod(node: Node, peer: Peer, in_pod: InPod) -> 
 async def test_a_process_outside_pods_has_no_fact_and_that_is_known(
     node: Node, peer: Peer, in_pod: InPod
 ) -> None:
-    facts = await node.attestor().attest(peer)
+    facts = await node.attestor()(peer)
     assert (selectors(facts), dict(facts.unknown)) == (set(), {})
     assert node.kube.kubelet_requests == 0
 
 
 async def test_this_very_process_with_its_real_control_groups(node: Node, peer: Peer) -> None:
-    facts = await node.attestor().attest(peer)
+    facts = await node.attestor()(peer)
     assert not facts.unknown or isinstance(facts.why_unknown("k8s:ns"), KubeletError)
 
 
@@ -135,7 +140,7 @@ async def test_control_groups_that_contradict_each_other(
     one = in_pod.text
     in_pod(pod("b"))
     in_pod.text = one + in_pod.text.replace("0::", "3:cpu:")
-    facts = await node.attestor().attest(peer)
+    facts = await node.attestor()(peer)
     assert isinstance(facts.why_unknown("k8s:sa"), CgroupError)
 
 
@@ -156,7 +161,7 @@ async def test_250_cold_callers_ask_the_kubelet_at_most_three_times(
     )
     monkeypatch.setattr(attestor_module, "_read_cgroup", lambda _: next(texts))
     patient = node.attestor(containers=True, waiting=Waiting(kubelet=20, services=0))
-    facts = await asyncio.gather(*(patient.attest(peer) for _ in range(250)))
+    facts = await asyncio.gather(*(patient(peer) for _ in range(250)))
     accounts = [next(iter(each.values("k8s:sa"))) for each in facts]
     assert accounts == [f"sa{number}" for number in range(250)]
     assert node.kube.kubelet_requests <= 3
@@ -170,13 +175,13 @@ async def test_a_container_that_is_not_listed_yet_is_waited_for(
     node.kube.pods = [item]
     in_pod(item, identifier)
     patient = node.attestor(containers=True, waiting=Waiting(kubelet=10, services=0))
-    asking = asyncio.create_task(patient.attest(peer))
+    asking = asyncio.create_task(patient(peer))
     await until(lambda: node.kube.kubelet_requests)
     node.kube.pods = [pod("web-1", uid=item["metadata"]["uid"], containers={"main": identifier})]
     assert "k8s:container-name:main" in selectors(await asking)
     # Whoever needs no container fact is not held up by it.
     in_pod(item, container_id())
-    facts = await node.attestor().attest(peer)
+    facts = await node.attestor()(peer)
     assert "k8s:sa:web" in selectors(facts)
     assert facts.why_unknown("k8s:image-digest") is not None
 
@@ -201,7 +206,7 @@ async def test_a_kubelet_that_fails_gives_no_identity_then_recovers(
     node.kube.kubelet_answer = answer
     in_pod(item)
     async with asyncio.timeout(5):  # bounded, whatever the kubelet does
-        facts = await node.attestor().attest(peer)
+        facts = await node.attestor()(peer)
     assert selectors(facts) == set()
     error = facts.why_unknown("k8s:sa")
     assert isinstance(error, KubeletError)
@@ -210,7 +215,7 @@ async def test_a_kubelet_that_fails_gives_no_identity_then_recovers(
     assert error.retriable
     node.kube.kubelet_answer = None
     recovered = node.attestor(waiting=Waiting(kubelet=20, services=0))
-    assert "k8s:sa:web" in selectors(await recovered.attest(peer))
+    assert "k8s:sa:web" in selectors(await recovered(peer))
 
 
 async def test_an_outage_changes_nobody_who_is_known_and_recognises_nobody_new(
@@ -219,43 +224,44 @@ async def test_an_outage_changes_nobody_who_is_known_and_recognises_nobody_new(
     known, late = pod("web-1", labels={"v": "1"}), pod("web-2")
     node.kube.pods = [known]
     in_pod(known)
-    assert "k8s:sa:web" in selectors(await node.attestor().attest(peer))
+    assert "k8s:sa:web" in selectors(await node.attestor()(peer))
     node.kube.kubelet_answer = 503
     await asyncio.sleep(SHORT.max_age + 0.05)
-    assert "k8s:sa:web" in selectors(await node.attestor().attest(peer))
+    assert "k8s:sa:web" in selectors(await node.attestor()(peer))
     in_pod(late)
     node.kube.pods = [known, late]
-    assert selectors(await node.attestor().attest(peer)) == set()
+    assert selectors(await node.attestor()(peer)) == set()
 
 
 async def test_labels_follow_the_kubelet(node: Node, peer: Peer, in_pod: InPod) -> None:
     item = pod("web-1", labels={"v": "1"})
     node.kube.pods = [item]
     in_pod(item)
-    assert "k8s:pod-label:v:1" in selectors(await node.attestor().attest(peer))
+    assert "k8s:pod-label:v:1" in selectors(await node.attestor()(peer))
     item["metadata"]["labels"] = {"v": "2"}
     await asyncio.sleep(SHORT.max_age + 0.05)
-    assert "k8s:pod-label:v:2" in selectors(await node.attestor().attest(peer))
+    assert "k8s:pod-label:v:2" in selectors(await node.attestor()(peer))
 
 
 async def test_services_are_followed(node: Node, peer: Peer, in_pod: InPod) -> None:
     item = pod("web-1", labels={"app": "web"})
     node.kube.pods = [item]
     in_pod(item)
-    attestor = node.attestor(waiting=Waiting(kubelet=10, services=10, max_age=60))
+    waiting = Waiting(kubelet=10, services=10, max_age=60)
+    attestor = KubernetesAttestor(node.pods, node.services, waiting=waiting)
     told: list[int] = []
     stop = attestor.listen(lambda: told.append(1))
-    assert (await attestor.attest(peer)).services == frozenset()
+    assert (await attestor.attest(peer, frozenset())).services == frozenset()
     node.kube.put_service(service("web", {"app": "web"}))
     await until(lambda: len(told) == 2)  # the first list, then the event
-    assert (await attestor.attest(peer)).services == {("shop", "web")}
+    assert (await attestor.attest(peer, frozenset())).services == {("shop", "web")}
     node.kube.put_service(service("web", {"app": "other"}))
     await until(lambda: len(told) == 3)
-    assert (await attestor.attest(peer)).services == frozenset()
+    assert (await attestor.attest(peer, frozenset())).services == frozenset()
     node.kube.put_service(service("web", {"app": "web"}))
     node.kube.delete_service("shop", "web")
     await until(lambda: len(told) == 5)
-    assert (await attestor.attest(peer)).services == frozenset()
+    assert (await attestor.attest(peer, frozenset())).services == frozenset()
     stop()
 
 
@@ -266,19 +272,20 @@ async def test_the_api_server_restarts_compacts_and_fails(
     node.kube.pods = [item]
     node.kube.put_service(service("old", {"app": "web"}))
     in_pod(item)
-    attestor = node.attestor(waiting=Waiting(kubelet=10, services=10, max_age=60))
-    assert (await attestor.attest(peer)).services == {("shop", "old")}
+    waiting = Waiting(kubelet=10, services=10, max_age=60)
+    attestor = KubernetesAttestor(node.pods, node.services, waiting=waiting)
+    assert (await attestor.attest(peer, frozenset())).services == {("shop", "old")}
     # A removal and an addition while nothing watches, and a history that is gone.
     node.kube.api_answer = 503
     node.kube.drop_watches()
     await until(lambda: node.services.error)
-    assert (await attestor.attest(peer)).services == {("shop", "old")}
+    assert (await attestor.attest(peer, frozenset())).services == {("shop", "old")}
     node.kube.delete_service("shop", "old")
     node.kube.put_service(service("new", {"app": "web"}))
     node.kube.forget_history()
     node.kube.api_answer = None
     await until(lambda: node.services.error is None, seconds=15)
-    assert (await attestor.attest(peer)).services == {("shop", "new")}
+    assert (await attestor.attest(peer, frozenset())).services == {("shop", "new")}
 
 
 async def test_a_version_that_is_gone_makes_the_watch_list_again(
@@ -307,8 +314,8 @@ async def test_without_services_the_pod_is_recognised_all_the_same(
         pods, services = PodList(kubelet, SystemClock()), ServiceWatch(api, SystemClock())
         tasks = [asyncio.create_task(each.run()) for each in (pods, services)]
         waiting = Waiting(kubelet=10, services=0.3)
-        attestor = KubernetesAttestor(pods, services, containers=False, waiting=waiting)
-        facts = await attestor.attest(peer)
+        attestor = KubernetesAttestor(pods, services, waiting=waiting)
+        facts = await attestor.attest(peer, frozenset())
         assert "k8s:sa:web" in selectors(facts)
         assert facts.services == frozenset()
         assert isinstance(services.error, KubernetesApiError)

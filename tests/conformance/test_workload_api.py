@@ -19,10 +19,9 @@ from sds.identity import parse_trust_domain
 from sds.secrets.store import SecretStore
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
-from sds.workload.unix import UnixAttestor
 from sds.workload.whoami import DoorDescriber, WhoamiService
 from sds.workload_api import WorkloadApi
-from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, until
+from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, unix, until
 from tests.support.process import output, sds
 from tests.support.svids import mint, root
 
@@ -72,7 +71,7 @@ async def served(folder: Path, mapping: Rules, timing: Timing = FAST) -> AsyncIt
     async with (
         front_door(
             folder,
-            attestors=[UnixAttestor(None)],
+            attestors=unix(),
             rules=mapping,
             timing=timing,
             more=lambda door: (

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sds.clock import SystemClock
 from sds.workload.recognition import Timing
-from sds.workload.unix import ExecutableReader, UnixAttestor
 from tests.support import need
-from tests.support.front_door import front_door, rules, until
+from tests.support.front_door import front_door, rules, unix, until
 from tests.support.process import output, running
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
@@ -63,14 +61,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def attestor() -> UnixAttestor:
-    return UnixAttestor(ExecutableReader(SystemClock()))
-
-
 async def test_another_user_with_its_groups(shared: Path, client: list[str]) -> None:
     mapping = rules({"unix:uid": "4242", "unix:gid": "4243"}, {"unix:supplementary-gid": "7"})
     async with front_door(
-        shared, attestors=[UnixAttestor(None)], rules=mapping, timing=FAST
+        shared,
+        attestors=unix(),
+        rules=mapping,
+        timing=FAST,
     ) as door:
         said = [
             await output([*client, str(door.path), "ask", *more], env=ENVIRONMENT)
@@ -87,7 +84,7 @@ async def test_another_user_with_its_groups(shared: Path, client: list[str]) -> 
 async def test_another_executable_at_the_same_path(shared: Path, client: list[str]) -> None:
     path = Path(client[0])
     mapping = rules({"unix:path": str(path), "unix:sha256": digest(path)})
-    async with front_door(shared, attestors=[attestor()], rules=mapping, timing=FAST) as door:
+    async with front_door(shared, attestors=unix(), rules=mapping, timing=FAST) as door:
         command = [*client, str(door.path), "ask"]
         assert R0 in (await output(command, env=ENVIRONMENT))[1]
         path.unlink()
@@ -104,7 +101,7 @@ async def test_a_running_process_keeps_its_identity_when_its_file_is_replaced(
     path = Path(client[0])
     mapping = rules({"unix:path": str(path), "unix:sha256": digest(path)})
     async with (
-        front_door(shared, attestors=[attestor()], rules=mapping, timing=FAST) as door,
+        front_door(shared, attestors=unix(), rules=mapping, timing=FAST) as door,
         running(
             [*client, str(door.path), "hold"], env=ENVIRONMENT, stdin=asyncio.subprocess.PIPE
         ) as process,
@@ -123,7 +120,7 @@ async def test_a_process_that_executes_another_program_loses_the_identity(
     path, other = Path(client[0]), executable(shared / "other", b"other")
     mapping = rules({"unix:sha256": digest(path)})
     async with (
-        front_door(shared, attestors=[attestor()], rules=mapping, timing=FAST) as door,
+        front_door(shared, attestors=unix(), rules=mapping, timing=FAST) as door,
         running(
             [*client, str(door.path), "exec", str(other)],
             env=ENVIRONMENT,
@@ -145,7 +142,12 @@ async def test_a_child_that_inherits_the_connection_lives_no_longer_than_its_par
 ) -> None:
     mapping = rules({"unix:uid": "0"})
     async with (
-        front_door(shared, attestors=[UnixAttestor(None)], rules=mapping, timing=FAST) as door,
+        front_door(
+            shared,
+            attestors=unix(),
+            rules=mapping,
+            timing=FAST,
+        ) as door,
         running(
             [*client, str(door.path), "fork"], env=ENVIRONMENT, stdin=asyncio.subprocess.PIPE
         ) as process,
@@ -164,7 +166,12 @@ async def test_a_connection_given_to_another_process_is_its_makers(
     mapping = rules({"unix:uid": "4242"}, {"unix:uid": "*"})
     channel = str(shared / "channel.sock")
     async with (
-        front_door(shared, attestors=[UnixAttestor(None)], rules=mapping, timing=FAST) as door,
+        front_door(
+            shared,
+            attestors=unix(),
+            rules=mapping,
+            timing=FAST,
+        ) as door,
         running([*client, "-", "receive", channel], env=ENVIRONMENT) as receiver,
     ):
         await receiver.line("listening")

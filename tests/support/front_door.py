@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.identity import Identity, parse_trust_domain
 from sds.workload.front_door import FrontDoor, Limits
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Recogniser, Rules, Timing
+from sds.workload.unix import ExecutableReader, UnixAttestor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -41,6 +43,11 @@ def rules(*matches: Mapping[str, Any], matching: Matching = Matching.FIRST) -> R
     return Rules(
         rules=tuple(models), defaults=Defaults(trust_domain=TRUST_DOMAIN), matching=matching
     )
+
+
+def unix() -> list[Attestor]:
+    """The unix attestor alone."""
+    return [UnixAttestor(ExecutableReader(SystemClock()))]
 
 
 class Keeper:

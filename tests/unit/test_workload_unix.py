@@ -14,7 +14,7 @@ from sds.errors import ExecutableError, PeerGoneError
 from sds.workload import unix as unix_module
 from sds.workload.entitlement import Selector
 from sds.workload.peer import Peer
-from sds.workload.unix import ExecutableReader, UnixAttestor
+from sds.workload.unix import EXECUTABLE_TYPES, ExecutableReader, UnixAttestor
 
 BINARY = Path(sys.executable).resolve()
 
@@ -37,7 +37,7 @@ class LaterClock(SystemClock):
 
 
 async def test_user_groups_and_executable(ourselves: Peer) -> None:
-    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves)
+    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves, EXECUTABLE_TYPES)
     expected = {
         Selector("unix:uid", str(os.geteuid())),
         Selector("unix:gid", str(os.getegid())),
@@ -50,7 +50,7 @@ async def test_user_groups_and_executable(ourselves: Peer) -> None:
 
 
 async def test_nothing_is_read_where_no_rule_asks_for_executables(ourselves: Peer) -> None:
-    facts = await UnixAttestor(None).attest(ourselves)
+    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves, frozenset())
     assert not {"unix:path", "unix:sha256"} & {selector.type for selector in facts.selectors}
 
 
@@ -94,7 +94,7 @@ async def test_a_file_system_that_its_user_can_forge_is_refused(
     ourselves: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unix_module, "_filesystem_type", lambda _: 0x65735546)
-    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves)
+    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves, EXECUTABLE_TYPES)
     assert not facts.selectors
     assert isinstance(facts.why_unknown("unix:uid"), ExecutableError)
 

@@ -53,7 +53,6 @@ class KubernetesAttestor:
         pods: PodList,
         services: ServiceWatch | None,
         *,
-        containers: bool,
         waiting: Waiting | None = None,
     ) -> None:
         """Whoever makes this runs ``pods`` and ``services``.
@@ -61,17 +60,17 @@ class KubernetesAttestor:
         Args:
             pods: the kubelet's list.
             services: None where certificates carry no names of Services.
-            containers: whether a rule asks for container facts: then a container that the kubelet
-                does not list yet (0.2 to 0.5 s after its start) is waited for.
             waiting: bounds.
         """
         self._pods = pods
         self._services = services
-        self._containers = containers
         self._waiting = waiting or Waiting()
 
-    async def attest(self, peer: Peer) -> Facts:
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """See :class:`sds.workload.facts.Attestor`.
+
+        Where a rule asks for facts of containers, one that the kubelet does not list yet (until
+        0.2 to 0.5 s after its start) is waited for.
 
         Raises:
             PeerGoneError: the process has ended.
@@ -81,9 +80,12 @@ class KubernetesAttestor:
             peer.check()
             if group is None:
                 return Facts()
+            not needed & CONTAINER_TYPES
             pod = await self._pods.find(
                 group.pod_uid,
-                enough=lambda pod: not self._containers or group.container_id in pod.containers,
+                enough=lambda pod: (
+                    not needed & CONTAINER_TYPES or group.container_id in pod.containers
+                ),
                 max_age=self._waiting.max_age,
                 patience=self._waiting.kubelet,
             )
