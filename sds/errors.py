@@ -541,12 +541,6 @@ class PolicyAbsentError(PolicyError):
     retriable = True
 
 
-class PolicyDeniedError(PolicyError):
-    """The policy in force does not allow what was asked for."""
-
-    reason = "policy_denied"
-
-
 class SigningError(PolicyError):
     """A signing key or an external signer did not give a signature that holds."""
 

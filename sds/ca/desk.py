@@ -162,15 +162,22 @@ class Desk:
     def accept(self, request: ca_pb2.CertificateRequest, peer: Peer) -> Accepted:
         """Checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
 
+        An agent that is behind is told so, and given the newer policy, only after its evidence
+        held too: policy is not secret, but it is nobody else's either.
+
         Raises:
             PolicyBehindError: the agent's policy is not ours.
             EvidenceError: the evidence does not hold, or not for this request.
         """
-        self._policy.admit(
-            digest=request.policy_digest,
-            epoch=request.policy_epoch,
-            document=request.signed_policy,
-        )
+        behind: PolicyBehindError | None = None
+        try:
+            self._policy.admit(
+                digest=request.policy_digest,
+                epoch=request.policy_epoch,
+                document=request.signed_policy,
+            )
+        except PolicyBehindError as error:
+            behind = error
         evidence = wire.evidence_from_wire(request.evidence)
         claims = self._verifier.verify(
             evidence,
@@ -190,6 +197,8 @@ class Desk:
             ),
             now=self._clock.now().wall,
         )
+        if behind is not None:
+            raise behind
         return Accepted(
             claims=claims,
             evidence=evidence.digest,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sds.attestation.evidence import Claims, EvidenceKind
-from sds.errors import PolicyDeniedError
+from sds.errors import RefusedError
 from sds.policy.decision import Decisions
 from sds.policy.document import (  # noqa: TC001  pydantic reads annotations at run time
     Duration,
@@ -134,7 +134,7 @@ def _decide(decisions: Decisions, case: Case) -> tuple[str, str]:
                 dns_names=case.asks.dns_names,
                 lifetime=case.asks.lifetime,
             )
-        except PolicyDeniedError:
+        except RefusedError:
             found = "refused"
         return str(case.expect), found
     assert case.from_ is not None

@@ -12,7 +12,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import IdentityError, PolicyDeniedError
+from sds.errors import (
+    DnsNameNotAllowedError,
+    IdentityError,
+    KeyTypeNotAllowedError,
+    MeasurementNotAllowedError,
+    SigningNotAllowedError,
+    SpiffeIdNotAllowedError,
+)
 from sds.identity import SpiffeId
 from sds.policy.pattern import (
     Glob,
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from sds.attestation.evidence import Claims
+    from sds.errors import RefusedError
     from sds.identity import KeyType, TrustDomain
     from sds.policy.document import AllowRule, Grant, NodeGroup, PolicyDocument
     from sds.workload.facts import Facts
@@ -45,10 +53,12 @@ class Permit:
     Attributes:
         group: the node group that allows it.
         lifetime: what was asked for, cut to the longest that policy allows.
+        path_length: of an authority's certificate; None for a workload's.
     """
 
     group: str
     lifetime: timedelta
+    path_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +105,7 @@ class Decisions:
                 self._groups_of_any.append(table)
         self._workloads = _WorkloadTable(document.workloads, document.matching)
         self._defaults = Defaults(trust_domain=document.trust_domain)
+        self._key_types = frozenset(document.limits.key_types)
         self._services: dict[str, tuple[Glob, ...]] = {
             name: tuple(globs) for name, globs in document.services.items()
         }
@@ -121,45 +132,75 @@ class Decisions:
             key_type: the kind of key in the CSR; None where it cannot be told.
 
         Raises:
-            PolicyDeniedError: no group of the node grants it; the text says what is missing.
+            RefusedError: a subclass that says what is not allowed: the measurement, the SPIFFE
+                ID, a DNS name or the kind of key.
         """
+        groups = self._groups_of(claims)
+        names = ", ".join(table.group.name for table in groups)
+        parts = spiffe_parts(spiffe_id)
+        grants = [grant for table in groups for grant in table.grants.find(parts)]
+        if not grants or not spiffe_id.path:
+            raise SpiffeIdNotAllowedError(
+                f"nodes of the group {names} may not ask for {spiffe_id}",
+                advice="grant it under nodes: in the policy, or ask from another node",
+            )
+        refusal: RefusedError | None = None
+        for grant in grants:
+            uncovered = grant.uncovered(dns_names)
+            where = f"on nodes of the group {grant.group}"
+            if uncovered:
+                refusal = refusal or DnsNameNotAllowedError(
+                    f"{spiffe_id} may not have the DNS name {uncovered[0]} {where}",
+                    advice="change dns_names of the grant in the policy",
+                )
+            elif key_type is not None and key_type not in grant.key_types:
+                refusal = KeyTypeNotAllowedError(
+                    f"{spiffe_id} may not have a key of type {key_type} {where}",
+                    advice=f"use one of {', '.join(sorted(grant.key_types))}",
+                )
+            else:
+                return Permit(group=grant.group, lifetime=min(lifetime, grant.max_lifetime))
+        assert refusal is not None
+        raise refusal
+
+    def authorize_signing(
+        self, claims: Claims, *, lifetime: timedelta, key_type: KeyType | None = None
+    ) -> Permit:
+        """Whether a node with these verified claims may be an authority below the one it asks.
+
+        Raises:
+            RefusedError: no group of the node may, or not with such a key.
+        """
+        for table in self._groups_of(claims):
+            grant = table.group.authority
+            if grant is not None:
+                if key_type is not None and key_type not in self._key_types:
+                    raise KeyTypeNotAllowedError(
+                        f"authorities may not have keys of type {key_type}",
+                        advice=f"use one of {', '.join(sorted(self._key_types))}",
+                    )
+                return Permit(
+                    group=table.group.name,
+                    lifetime=min(lifetime, grant.max_lifetime),
+                    path_length=grant.path_length,
+                )
+        raise SigningNotAllowedError(
+            "no node group of this node may be an authority",
+            advice="set authority: of its group under nodes: in the policy",
+        )
+
+    def _groups_of(self, claims: Claims) -> list[_GroupTable]:
         groups = [
             table
             for table in (*self._groups.get(claims.measurement, ()), *self._groups_of_any)
             if _in_group(table.group, claims)
         ]
         if not groups:
-            raise PolicyDeniedError(
-                f"no node group holds a node with {claims.kind} measurement "
-                f"{claims.measurement[:24]}…",
-                advice="add the measurement to a group under nodes: in the policy",
+            raise MeasurementNotAllowedError(
+                f"no node group holds a node with {claims.kind} measurement {claims.measurement}",
+                advice="name the measurement in a group under nodes: in the policy",
             )
-        names = ", ".join(table.group.name for table in groups)
-        parts = spiffe_parts(spiffe_id)
-        grants = [grant for table in groups for grant in table.grants.find(parts)]
-        if not grants:
-            raise PolicyDeniedError(
-                f"nodes of the group {names} may not ask for {spiffe_id}",
-                advice="grant it under nodes: in the policy, or ask from another node",
-            )
-        refusal = ""
-        for grant in grants:
-            uncovered = grant.uncovered(dns_names)
-            if uncovered:
-                refusal = refusal or (
-                    f"{spiffe_id} may not have the DNS name {uncovered[0]} on nodes of the group "
-                    f"{grant.group}"
-                )
-            elif key_type is not None and key_type not in grant.key_types:
-                refusal = refusal or (
-                    f"{spiffe_id} may not have a key of type {key_type} on nodes of the group "
-                    f"{grant.group}"
-                )
-            else:
-                return Permit(group=grant.group, lifetime=min(lifetime, grant.max_lifetime))
-        raise PolicyDeniedError(
-            refusal, advice="change dns_names or key_types of the grant in the policy"
-        )
+        return groups
 
     # --- workloads: what the agent enforces -----------------------------------------------------
 

@@ -211,6 +211,18 @@ class Grant(_Model):
     key_types: list[KeyType] = []
 
 
+class AuthorityGrant(_Model):
+    """Nodes that may be authorities below the one that they ask.
+
+    Attributes:
+        path_length: authorities that may stand below them in turn.
+        max_lifetime: longest lifetime of their signing certificate.
+    """
+
+    path_length: Annotated[StrictInt, Field(ge=0, le=8)] = 0
+    max_lifetime: Duration = timedelta(days=7)
+
+
 class NodeGroup(_Model):
     """Nodes that are treated alike, recognised by verified evidence. All conditions must hold.
 
@@ -223,6 +235,7 @@ class NodeGroup(_Model):
         attributes: claim to value or values (``*`` at the end allowed), by the names of
             docs/attestation.md.
         grants: what they may ask for.
+        authority: set where they may be authorities themselves.
     """
 
     name: Name
@@ -230,7 +243,14 @@ class NodeGroup(_Model):
     measurements: list[Measurement] = []
     nodes: list[str] = []
     attributes: dict[str, list[str]] = {}
-    grants: Annotated[list[Grant], Field(min_length=1)]
+    grants: list[Grant] = []
+    authority: AuthorityGrant | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.grants and self.authority is None:
+            raise ValueError(f"{self.name} grants nothing: grants or authority is needed")
+        return self
 
 
 class Limits(_Model):

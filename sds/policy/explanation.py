@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import PolicyDeniedError
+from sds.errors import RefusedError
 from sds.policy.decision import Decisions, describe_dns
 from sds.policy.document import format_duration
 from sds.policy.pattern import format_spiffe_pattern, spiffe_parts
@@ -119,7 +119,7 @@ def explain_node(
         permit = Decisions(document).authorize(
             claims, spiffe_id=wanted, dns_names=dns_names, lifetime=lifetime
         )
-    except PolicyDeniedError as error:
+    except RefusedError as error:
         near = [
             f"nodes: {group.name} grants {_patterns(grant.spiffe_ids)}, "
             f"DNS names {describe_dns(grant)}"

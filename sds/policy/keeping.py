@@ -14,7 +14,9 @@ docs/policy.md, "Rollback".
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +27,7 @@ from sds.errors import (
     PolicyExpiredError,
     PolicyMalformedError,
 )
-from sds.policy.signature import SignedPolicy
+from sds.policy.signature import MAX_SIGNED_BYTES, SignedPolicy
 from sds.policy.trust import admit, authenticate
 
 if TYPE_CHECKING:
@@ -38,6 +40,10 @@ if TYPE_CHECKING:
 
 MAX_OFFERED: Final = 64
 """Signed policies that are looked at in one offer; a line of key changes is far shorter."""
+
+_PLAIN_BYTES: Final = 64 * 1024
+_GZIP: Final = b"\x1f\x8b"
+_MOST_BYTES: Final = 2 * MAX_SIGNED_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +90,15 @@ class Keeping:
 
     @property
     def handover(self) -> bytes:
-        """What another party needs to take this policy: the line and the policy itself."""
+        """What another party needs to take this policy: the line and the policy itself.
+
+        Large ones are compressed (gzip, RFC 1952), so that they fit into one message.
+        """
         if self.policy is None:
             return b""
         parts = dict.fromkeys((*self.line, self.policy.signed))
-        return b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
+        plain = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
+        return plain if len(plain) <= _PLAIN_BYTES else gzip.compress(plain, mtime=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +129,7 @@ def split(data: bytes) -> list[SignedPolicy]:
         PolicyMalformedError: not JSON, or more than :data:`MAX_OFFERED`.
     """
     try:
-        text = data.decode("utf-8")
+        text = _unpacked(data).decode("utf-8")
         decoder = json.JSONDecoder()
         found: list[SignedPolicy] = []
         position = 0
@@ -134,12 +144,22 @@ def split(data: bytes) -> list[SignedPolicy]:
             position = end
             if len(found) > MAX_OFFERED:
                 raise PolicyMalformedError(f"more than {MAX_OFFERED} signed policies at once")
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, zlib.error) as error:
         raise PolicyMalformedError(
             f"this holds no signed policy: {error}",
             advice="sign the document with `sds policy sign`",
         ) from error
     return found
+
+
+def _unpacked(data: bytes) -> bytes:
+    if not data.startswith(_GZIP):
+        return data
+    unpacker = zlib.decompressobj(wbits=31)
+    plain = unpacker.decompress(data, _MOST_BYTES)
+    if not unpacker.eof or unpacker.unused_data:
+        raise PolicyMalformedError("the compressed policies are cut off, or too large")
+    return plain
 
 
 def offer(

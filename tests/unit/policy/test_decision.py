@@ -9,7 +9,7 @@ import pytest
 
 from sds import yamlfile
 from sds.attestation.evidence import Claims, EvidenceKind
-from sds.errors import ConfigurationError, PolicyDeniedError, WorkloadError
+from sds.errors import ConfigurationError, RefusedError, WorkloadError
 from sds.identity import KeyType, SpiffeId
 from sds.policy.decision import Decisions
 from sds.policy.document import PolicyDocument
@@ -160,12 +160,12 @@ def test_nodes_get_what_their_group_is_granted() -> None:
 def test_nodes_get_nothing_else(
     who: Claims, path: str, dns: tuple[str, ...], more: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises(PolicyDeniedError, match=said):
+    with pytest.raises(RefusedError, match=said):
         ask(who, path, *dns, **more)
 
 
 def test_a_policy_without_nodes_grants_nothing() -> None:
-    with pytest.raises(PolicyDeniedError):
+    with pytest.raises(RefusedError):
         decisions().authorize(claims(), spiffe_id=sid("web"), dns_names=(), lifetime=HOUR)
 
 

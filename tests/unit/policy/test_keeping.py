@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -176,6 +177,21 @@ def test_files_that_hold_none(data: bytes) -> None:
     except PolicyMalformedError:
         return
     assert step(fresh(), *parts)[0] == fresh()
+
+
+def test_a_large_handover_is_compressed_and_bounded() -> None:
+    rules = [
+        {"from": f"spiffe://example.org/a/{number}", "to": f"spiffe://example.org/b/{number}"}
+        for number in range(1500)
+    ]
+    signed = sign(document(3, allow=rules), ALICE)
+    state, _, _ = step(fresh(), signed)
+    handed = state.handover
+    assert len(handed) < len(signed) / 3
+    assert split(handed) == [signed]
+    for bad in (handed[:-20], handed + b"x", handed[:40], gzip.compress(b"{" * 30_000_000)):
+        with pytest.raises(PolicyMalformedError):
+            split(bad)
 
 
 def test_an_empty_offer() -> None:

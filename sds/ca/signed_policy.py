@@ -1,0 +1,108 @@
+"""Issuance by the signed policy that this authority verified itself.
+
+Owns the authority's side of policy: who is admitted to ask, and what is granted. Invariants: the
+authority never takes the agent's word for a policy, only a signature; it issues nothing to an
+agent whose policy in force is another than its own, and nothing at all while it has none in force.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sds.ca.decision import Grant
+from sds.errors import PolicyBehindError, PolicyConflictError, SigningNotAllowedError
+from sds.policy.standing import Standing, standing
+from sds.policy.trust import Epoch
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims
+    from sds.ca.decision import Wish
+    from sds.policy.holder import PolicyHolder
+
+
+class SignedIssuancePolicy:
+    """Implements :class:`sds.ca.decision.IssuancePolicy` from a :class:`PolicyHolder`."""
+
+    def __init__(self, holder: PolicyHolder) -> None:
+        """``holder`` is shared with whoever reloads files into it."""
+        self._holder = holder
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the newest document that was in force here."""
+        return self._holder.digest
+
+    @property
+    def epoch(self) -> int:
+        """Its epoch; 0 where there is none."""
+        return self._holder.epoch
+
+    @property
+    def document(self) -> bytes:
+        """What an agent that is behind needs to catch up."""
+        return self._holder.document
+
+    def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
+        """Admit an agent whose policy is ours; take its policy where it proves to be newer.
+
+        Raises:
+            PolicyExpiredError: ours is over, so nothing is issued to anybody.
+            PolicyAbsentError: we have none.
+            PolicyBehindError: the agent is behind, or says that it is ahead and cannot prove it.
+            PolicyConflictError: the agent has another policy of our epoch.
+        """
+        peer = Epoch(number=epoch, digest=digest)
+        if self._standing(peer) is Standing.BEHIND and document:
+            outcome = self._holder.take(document, origin="agent")
+            if outcome.refusal is not None and outcome.taken is None:
+                raise outcome.refusal
+        self._holder.in_force()
+        match self._standing(peer):
+            case Standing.EQUAL:
+                return
+            case Standing.AHEAD:
+                raise PolicyBehindError(
+                    f"the agent has epoch {epoch} of the policy, and {self.epoch} is in force",
+                    advice="take the signed policy that comes with this answer",
+                )
+            case Standing.BEHIND:
+                raise PolicyBehindError(
+                    f"the agent says that it has the policy of epoch {epoch}, while epoch "
+                    f"{self.epoch} is in force here, and did not prove it",
+                    advice="send the signed policy of that epoch along",
+                )
+            case Standing.CONFLICT:
+                raise PolicyConflictError(
+                    f"the agent has another policy of epoch {epoch} than is in force here",
+                    advice="two policies of one epoch were signed: sign a higher epoch",
+                )
+
+    def decide(self, claims: Claims, wish: Wish, *, now: datetime) -> Grant:
+        """Grant what the policy in force grants to nodes with these claims.
+
+        Raises:
+            PolicyExpiredError: the policy is over.
+            RefusedError: a subclass that names what is not allowed.
+        """
+        del now  # the holder reads the same clock as the desk
+        decisions = self._holder.in_force().decisions
+        if wish.signing:
+            if wish.spiffe_id.path:
+                raise SigningNotAllowedError(f"{wish.spiffe_id} is no authority's name")
+            permit = decisions.authorize_signing(
+                claims, lifetime=wish.lifetime, key_type=wish.key_type
+            )
+            return Grant(lifetime=permit.lifetime, path_length=permit.path_length)
+        permit = decisions.authorize(
+            claims,
+            spiffe_id=wish.spiffe_id,
+            dns_names=wish.dns_names,
+            lifetime=wish.lifetime,
+            key_type=wish.key_type,
+        )
+        return Grant(lifetime=permit.lifetime)
+
+    def _standing(self, peer: Epoch) -> Standing:
+        return standing(Epoch(number=self.epoch, digest=self.digest), peer)

@@ -1,0 +1,260 @@
+"""The policy that one process has in force: takes offers, tells who listens, says what happened.
+
+Owns the one mutable reference to :class:`sds.policy.keeping.Keeping`. Invariants: only
+:func:`sds.policy.keeping.offer` changes it; listeners are told after every change of what is in
+force, also when the last good policy ends; every refusal is said once in the log for each
+offered content, and counted each time. Everything runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.errors import PolicyError
+from sds.policy.difference import differences
+from sds.policy.keeping import Keeping, Outcome, offer, split
+from sds.policy.signature import parse_envelope
+from sds.policy.source import parse_payload
+from sds.policy.standing import NO_POLICY_DIGEST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sds.clock import Clock
+    from sds.policy.trust import AdmittedPolicy
+
+_LOGGER = logging.getLogger(__name__)
+_MOST_LINES: Final = 50
+"""Lines of a change that are logged; `sds policy diff` shows all of them."""
+_WARN_BEFORE_END: Final = 0.2
+"""Share of the policy's time during which its end is announced."""
+_LONGEST_SLEEP: Final = 60.0
+"""Seconds between two looks at the wall clock, which may be stepped."""
+
+
+class PolicyWatcher(Protocol):
+    """Wants to know what becomes of policy, for metrics."""
+
+    def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
+        """This policy came into force."""
+        ...
+
+    def refused(self, error: PolicyError) -> None:
+        """An offered policy was refused."""
+        ...
+
+    def ended(self) -> None:
+        """The last good policy ended: none is in force."""
+        ...
+
+
+class PolicyHolder:
+    """See the module. Serves an agent as ``sds.ca.client.PolicyPeer``.
+
+    Args:
+        start: trust domain, signers and lowest epoch, as configured.
+        clock: time.
+        watcher: told of what happens.
+    """
+
+    def __init__(
+        self, start: Keeping, *, clock: Clock, watcher: PolicyWatcher | None = None
+    ) -> None:
+        """See the class."""
+        self._state = start
+        self._clock = clock
+        self._watcher = watcher
+        self._listeners: list[Callable[[], None]] = []
+        self._said: set[tuple[str, bytes]] = set()
+        self._ended = False
+        self._woken = asyncio.Event()
+        self._last_error: PolicyError | None = None
+        self._retry_at: datetime | None = None
+
+    # --- what is in force -----------------------------------------------------------------------
+
+    def in_force(self) -> AdmittedPolicy:
+        """The policy in force now.
+
+        Raises:
+            PolicyAbsentError: none ever was.
+            PolicyExpiredError: the last good one is over.
+        """
+        return self._state.in_force(self._clock.now().wall)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the newest document that was in force here; of nothing where none was."""
+        return NO_POLICY_DIGEST if self._state.seen is None else self._state.seen.digest
+
+    @property
+    def epoch(self) -> int:
+        """The highest epoch that was in force here; 0 where none was."""
+        return 0 if self._state.seen is None else self._state.seen.number
+
+    @property
+    def document(self) -> bytes:
+        """What another party needs to take our policy; nothing where there is none."""
+        return self._state.handover
+
+    @property
+    def last_error(self) -> PolicyError | None:
+        """Why the last offer was not (wholly) good, or None where it was."""
+        return self._last_error
+
+    @property
+    def retry_at(self) -> datetime | None:
+        """When a policy that is not valid yet can be offered again."""
+        return self._retry_at
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` whenever what is in force changed, until the result is called.
+
+        It runs on the event loop, right after the change; it must be short and must not raise.
+        """
+        self._listeners.append(listener)
+
+        def stop() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return stop
+
+    # --- offers ---------------------------------------------------------------------------------
+
+    async def offer(self, document: bytes) -> bool:
+        """Take what a peer hands over; whether that is in force now (see :meth:`take`)."""
+        return self.take(document, origin="authority").refusal is None
+
+    def take(self, document: bytes, *, origin: str) -> Outcome:
+        """Take the best of one or more signed policies into force.
+
+        Args:
+            document: signed policies, one after the other.
+            origin: where they come from, for the log.
+        """
+        now = self._clock.now().wall
+        try:
+            state, outcome = offer(self._state, split(document), now=now)
+        except PolicyError as error:
+            state, outcome = self._state, Outcome(refusal=error)
+        before, self._state = self._state, state
+        self._last_error = outcome.refusal
+        self._retry_at = outcome.retry_at
+        if outcome.refusal is not None:
+            self._say_refused(outcome.refusal, document, origin)
+        if outcome.taken is not None:
+            self._say_taken(before, outcome.taken, origin, now)
+            self._ended = False
+            self._tell()
+        self._woken.set()
+        return outcome
+
+    def _say_refused(self, error: PolicyError, document: bytes, origin: str) -> None:
+        if self._watcher is not None:
+            self._watcher.refused(error)
+        key = (error.reason, hashlib.sha256(document).digest())
+        if key in self._said:
+            return
+        if len(self._said) > 1000:  # noqa: PLR2004  a bound on memory, not a rule
+            self._said.clear()
+        self._said.add(key)
+        in_force = self.epoch
+        _LOGGER.warning(
+            "policy from %s refused: %s; %s",
+            origin,
+            error,
+            f"epoch {in_force} stays" if in_force else "there is none",
+            extra={"reason": error.reason, "origin": origin, "policy_epoch": in_force},
+        )
+
+    def _say_taken(
+        self, before: Keeping, policy: AdmittedPolicy, origin: str, now: datetime
+    ) -> None:
+        if self._watcher is not None:
+            self._watcher.taken(policy, now=now)
+        fields = {
+            "policy_epoch": policy.epoch.number,
+            "policy_digest": policy.epoch.digest.hex(),
+            "origin": origin,
+        }
+        _LOGGER.info(
+            "policy of epoch %d is in force until %s, signed by %s",
+            policy.epoch.number,
+            policy.not_after.isoformat(),
+            ", ".join(policy.signed_by),
+            extra=fields,
+        )
+        if before.policy is None:
+            return
+        old, new = (
+            parse_payload(parse_envelope(one.signed).payload) for one in (before.policy, policy)
+        )
+        lines = differences(old, new)
+        for line in lines[:_MOST_LINES]:
+            _LOGGER.info("policy change: %s", line, extra=fields)
+        if len(lines) > _MOST_LINES:
+            _LOGGER.info(
+                "policy change: and %d more (sds policy diff shows all)",
+                len(lines) - _MOST_LINES,
+                extra=fields,
+            )
+
+    # --- time -----------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Watch the end of what is in force: announce it, and tell everyone when it has come."""
+        announced: bytes | None = None
+        while True:
+            self._woken.clear()
+            now = self._clock.now().wall
+            policy = self._state.policy
+            wait = _LONGEST_SLEEP
+            if policy is not None and not self._ended:
+                left = (policy.not_after - now).total_seconds()
+                whole = (policy.not_after - policy.not_before).total_seconds()
+                if left <= 0:
+                    self._end(policy)
+                    continue
+                if left < whole * _WARN_BEFORE_END and announced != policy.epoch.digest:
+                    announced = policy.epoch.digest
+                    _LOGGER.warning(
+                        "the policy of epoch %d ends at %s; then nothing is allowed: "
+                        "distribute the next epoch",
+                        policy.epoch.number,
+                        policy.not_after.isoformat(),
+                        extra={"policy_epoch": policy.epoch.number},
+                    )
+                wait = min(wait, left)
+            await self._sleep(wait)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Until the time is over, or something was offered."""
+        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+        woken = asyncio.ensure_future(self._woken.wait())
+        try:
+            await asyncio.wait({sleeping, woken}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sleeping, woken):
+                task.cancel()
+            await asyncio.gather(sleeping, woken, return_exceptions=True)
+
+    def _end(self, policy: AdmittedPolicy) -> None:
+        self._ended = True
+        if self._watcher is not None:
+            self._watcher.ended()
+        _LOGGER.error(
+            "the policy of epoch %d expired at %s: nothing is allowed until a newer one comes",
+            policy.epoch.number,
+            policy.not_after.isoformat(),
+            extra={"policy_epoch": policy.epoch.number, "reason": "policy_expired"},
+        )
+        self._tell()
+
+    def _tell(self) -> None:
+        for listener in list(self._listeners):
+            listener()

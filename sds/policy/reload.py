@@ -1,0 +1,124 @@
+"""Follows the policy's file or directory, and offers what is there to the holder.
+
+Owns reading and watching. Invariants: a file counts only as a whole (a half-written one fails its
+signature and changes nothing; the next event brings the rest); a replaced file, a file written in
+place, and Kubernetes' swap of the ``..data`` symlink are all seen; what cannot be read leaves the
+last good policy in force; where the kernel's events are not enough, a look every minute is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final
+
+import watchfiles
+
+from sds.errors import ConfigurationError
+from sds.policy.settings import read_signed
+from sds.policy.signature import MAX_SIGNED_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.clock import Clock
+    from sds.policy.holder import PolicyHolder
+
+_LOGGER = logging.getLogger(__name__)
+_LOOK_EVERY: Final = 60.0
+_DEBOUNCE_MS: Final = 50
+_RETRY: Final = 1.0
+
+
+class PolicyFiles:
+    """The policy's place on disk, read into a holder.
+
+    Args:
+        place: a signed file, or a directory of them.
+        holder: gets what is there.
+        clock: time.
+    """
+
+    def __init__(self, place: Path, holder: PolicyHolder, *, clock: Clock) -> None:
+        """Nothing is read yet: call :meth:`load`, then run :meth:`follow`."""
+        self._place = place
+        self._holder = holder
+        self._clock = clock
+        self._last: bytes | None = None
+        self._asked = asyncio.Event()
+
+    def load(self) -> None:
+        """Read and offer what is there, whether it changed or not.
+
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
+        self._last = read_signed(self._place, max_bytes=MAX_SIGNED_BYTES)
+        self._holder.take(self._last, origin=str(self._place))
+
+    def ask(self) -> None:
+        """Read again at once (SIGHUP)."""
+        self._last = None
+        self._asked.set()
+
+    async def follow(self) -> None:
+        """Read again after every change, until cancelled."""
+        watching = asyncio.create_task(self._watch(), name="policy-files")
+        try:
+            while True:
+                await self._sleep(self._wait())
+                self._asked.clear()
+                self._look()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+
+    def _wait(self) -> float:
+        retry_at = self._holder.retry_at
+        if retry_at is None:
+            return _LOOK_EVERY
+        left = (retry_at - self._clock.now().wall).total_seconds()
+        return max(0.0, min(_LOOK_EVERY, left))
+
+    def _look(self) -> None:
+        retry_at = self._holder.retry_at
+        due = retry_at is not None and self._clock.now().wall >= retry_at
+        try:
+            content = read_signed(self._place, max_bytes=MAX_SIGNED_BYTES)
+        except ConfigurationError as error:
+            if self._last != b"":
+                self._last = b""
+                _LOGGER.warning(
+                    "the policy cannot be read, what is in force stays: %s",
+                    error,
+                    extra={"origin": str(self._place), "reason": error.reason},
+                )
+            return
+        if content != self._last or due:
+            self._last = content
+            self._holder.take(content, origin=str(self._place))
+
+    async def _watch(self) -> None:
+        """Set ``_asked`` after every event around the place; begin again where watching ends."""
+        # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
+        folder = self._place if self._place.is_dir() else self._place.parent
+        while True:
+            try:
+                async for _ in watchfiles.awatch(
+                    folder, recursive=False, debounce=_DEBOUNCE_MS, step=_DEBOUNCE_MS
+                ):
+                    self._asked.set()
+            except (OSError, RuntimeError) as error:
+                _LOGGER.warning(
+                    "watching %s failed, looking every minute: %s",
+                    folder,
+                    error,
+                    extra={"origin": str(folder)},
+                )
+            await self._clock.sleep(_RETRY)
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._asked.wait()

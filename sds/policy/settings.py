@@ -1,0 +1,106 @@
+"""The ``policy:`` section of a configuration, and what a party starts with by it.
+
+Owns that section's form, for the agent and the authority alike. Invariant: which keys may sign
+comes from here (in a confidential guest: from the measured image), never from the policy's own
+file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+
+from sds import yamlfile
+from sds.errors import ConfigurationError
+from sds.policy.keeping import Keeping
+from sds.policy.signature import TrustedKeys, read_verification_key, verification_key
+
+if TYPE_CHECKING:
+    from sds.identity import TrustDomain
+    from sds.policy.signature import VerificationKey
+
+_PEM = "-----BEGIN"
+
+
+class PolicySettings(BaseModel):
+    """Where the signed policy lies and who may sign it.
+
+    Attributes:
+        file: a file that `sds policy sign` wrote.
+        directory: a directory of such files (``*.json``): all are offered, the highest epoch that
+            may be in force wins; for key changes, and for Kubernetes' mounted ConfigMaps.
+        keys: public keys, each a path or the PEM text itself.
+        threshold: how many of them must have signed; may be left out with one key.
+        min_epoch: lower epochs are never accepted, even after a restart.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    file: Path | None = None
+    directory: Path | None = None
+    keys: Annotated[list[str], Field(min_length=1, max_length=64)]
+    threshold: Annotated[StrictInt, Field(ge=1)] | None = None
+    min_epoch: Annotated[StrictInt, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.file is None) == (self.directory is None):
+            raise ValueError("set file or directory, and not both")
+        if self.threshold is None and len(self.keys) > 1:
+            raise ValueError("set threshold: how many of the keys must sign")
+        return self
+
+    def trusted(self) -> TrustedKeys:
+        """The keys, read.
+
+        Raises:
+            ConfigurationError: one cannot be read, or the threshold cannot be reached.
+        """
+        return TrustedKeys(
+            keys=tuple(_key(text, number) for number, text in enumerate(self.keys, start=1)),
+            threshold=self.threshold or 1,
+        )
+
+    def start(self, trust_domain: TrustDomain) -> Keeping:
+        """What a party with this configuration starts with.
+
+        Raises:
+            ConfigurationError: see :meth:`trusted`.
+        """
+        return Keeping(trust_domain=trust_domain, trusted=self.trusted(), min_epoch=self.min_epoch)
+
+    @property
+    def place(self) -> Path:
+        """The file or directory."""
+        place = self.file or self.directory
+        assert place is not None
+        return place
+
+
+def _key(text: str, number: int) -> VerificationKey:
+    if text.lstrip().startswith(_PEM):
+        return verification_key(text, name=f"key-{number}")
+    return read_verification_key(Path(text))
+
+
+def read_signed(place: Path, *, max_bytes: int) -> bytes:
+    """Everything that is offered by a file or a directory, one after the other.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    if not place.is_dir():
+        return yamlfile.read(place, max_bytes=max_bytes)
+    try:
+        files = sorted(
+            file
+            for file in place.iterdir()
+            if file.suffix == ".json" and not file.name.startswith(".")
+        )
+    except OSError as error:
+        raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error
+    if not files:
+        raise ConfigurationError(f"the directory {place} holds no *.json file")
+    return b"\n".join(yamlfile.read(file, max_bytes=max_bytes) for file in files)
