@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -18,8 +18,9 @@ from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
 from sds.workload.entitlement import Caller, Entitlement
 from sds.xds.limits import Limits
-from sds.xds.server import add_reflection, make_server
+from sds.xds.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
 from sds.xds.service import ADS_SERVICE, SDS_SERVICE, SecretService, ServingOptions
+from sds.xds.status import CSDS_SERVICE, ClientStatus
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Serving:
     entitlement: Entitlement
     tally: Tally
     socket: Path
+    health: Any
     target: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -129,12 +131,15 @@ async def serving(
         for identity in identities:
             store.put_svid(svid(identity))
     server = make_server(options.limits, service.handlers(entitle))
-    add_reflection(server, (SDS_SERVICE, ADS_SERVICE))
+    server.add_generic_rpc_handlers(ClientStatus(service, entitle).handlers())
+    health = add_health(server)
+    await set_health(health, serving=True)
+    add_reflection(server, (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE))
     socket = folder / name
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     try:
-        yield Serving(store, service, entitlement, tally, socket)
+        yield Serving(store, service, entitlement, tally, socket, health)
     finally:
         service.close()
         await server.stop(1)

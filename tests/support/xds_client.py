@@ -71,8 +71,11 @@ class _Stream(Generic[Response]):
         return resumed
 
     async def status(self) -> tuple[grpc.StatusCode, str]:
-        """How the server ended the stream."""
+        """How the server ended the stream; drops what it sent before, for the status follows it."""
         async with asyncio.timeout(PATIENCE_SECONDS):
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                while await self.call.read() is not grpc.aio.EOF:
+                    pass
             return await self.call.code(), await self.call.details()
 
     def cancel(self) -> None:

@@ -1,0 +1,170 @@
+"""What a person sees who debugs: reflection, health, CSDS. Never a byte of a private key."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from cryptography.hazmat.primitives import serialization
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.service.status.v3 import csds_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from sds.workload.entitlement import Caller, Entitlement
+from sds.xds.server import make_server, set_health
+from sds.xds.service import ADS_SERVICE, SDS_SERVICE
+from sds.xds.status import CSDS_SERVICE, ClientStatus
+from tests.support.process import PATIENCE_SECONDS
+from tests.support.serving import API, WEB, serving, svid
+from tests.support.xds_client import SECRET, Sotw, channel
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def fetch_status(connection: grpc.aio.Channel) -> Any:
+    return connection.unary_unary(
+        f"/{CSDS_SERVICE}/FetchClientStatus",
+        request_serializer=csds_pb2.ClientStatusRequest.SerializeToString,
+        response_deserializer=csds_pb2.ClientStatusResponse.FromString,
+    )
+
+
+async def statuses(connection: grpc.aio.Channel) -> dict[str, tuple[str, str, str]]:
+    """Name -> status, version, error."""
+    response = await fetch_status(connection)(
+        csds_pb2.ClientStatusRequest(), timeout=PATIENCE_SECONDS
+    )
+    return {
+        entry.name: (
+            csds_pb2.ConfigStatus.Name(entry.config_status),
+            entry.version_info,
+            entry.error_state.details,
+        )
+        for config in response.config
+        for entry in config.generic_xds_configs
+        if entry.type_url == SECRET
+    }
+
+
+async def test_statuses_are_shown_as_they_are(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream, other = Sotw(connection), Sotw(connection)
+        first = await stream.get("default")
+        await stream.silent()
+        await other.ask("ROOTCA", "no-such-name")
+        bundle = await other.next()
+        seen = await statuses(connection)
+        assert seen["default"] == ("SYNCED", first.version_info, "")
+        assert seen["ROOTCA"] == ("STALE", "", "")
+        assert seen["no-such-name"] == ("NOT_SENT", "", "")
+        await other.nack(bundle, "ROOTCA", "no-such-name", error="cannot be parsed")
+        await other.silent()
+        assert (await statuses(connection))["ROOTCA"] == ("ERROR", "", "cannot be parsed")
+        at.store.put_svid(svid())
+        second = await stream.next()
+        assert (await statuses(connection))["default"] == ("STALE", first.version_info, "")
+        await stream.ack(second, "default")
+        await stream.silent()
+        assert (await statuses(connection))["default"] == ("SYNCED", second.version_info, "")
+
+
+async def test_no_byte_of_a_private_key_is_in_an_answer(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        await Sotw(connection).get("default")
+        call: Any = connection.stream_stream(
+            f"/{CSDS_SERVICE}/StreamClientStatus",
+            request_serializer=csds_pb2.ClientStatusRequest.SerializeToString,
+            response_deserializer=None,
+        )()
+        await call.write(csds_pb2.ClientStatusRequest())
+        raw = await call.read()
+        stored = at.store.svid(WEB)
+        assert stored is not None
+        pem = stored.svid.private_key.reveal()
+        key: Any = serialization.load_pem_private_key(pem, None)
+        scalar = key.private_numbers().private_value.to_bytes(32, "big")
+        der = key.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        lines = [line for line in pem.splitlines() if b"-----" not in line]
+        for part in (scalar, der, base64.b64encode(der), *lines):
+            assert part not in raw
+        answer = csds_pb2.ClientStatusResponse.FromString(raw)
+        secret = secret_pb2.Secret()
+        assert answer.config[0].generic_xds_configs[0].xds_config.Unpack(secret)
+        assert secret.tls_certificate.private_key.inline_string == "[redacted]"
+        assert secret.tls_certificate.certificate_chain.inline_bytes
+        await call.write(csds_pb2.ClientStatusRequest(exclude_resource_contents=True))
+        answer = csds_pb2.ClientStatusResponse.FromString(await call.read())
+        assert not answer.config[0].generic_xds_configs[0].HasField("xds_config")
+
+
+async def test_a_workloads_socket_shows_nothing_of_others(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        await Sotw(connection).get("default")
+        stranger = Entitlement(Caller(name="api", selectors=frozenset(), identities=(API,)))
+
+        async def entitle(_peer: str) -> Entitlement:
+            return stranger
+
+        other = make_server(at.service.options.limits, ClientStatus(at.service, entitle).handlers())
+        other.add_insecure_port(f"unix:{tmp_path / 'other.sock'}")
+        admin = make_server(at.service.options.limits, ClientStatus(at.service).handlers())
+        admin.add_insecure_port(f"unix:{tmp_path / 'admin.sock'}")
+        await other.start()
+        await admin.start()
+        try:
+            async with channel(f"unix:{tmp_path / 'other.sock'}") as theirs:
+                assert await statuses(theirs) == {}
+            async with channel(f"unix:{tmp_path / 'admin.sock'}") as all_of_them:
+                assert set(await statuses(all_of_them)) == {"default"}
+        finally:
+            await other.stop(0)
+            await admin.stop(0)
+
+
+async def test_clients_are_found_by_node_id(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        await Sotw(connection).get("default")
+        request = csds_pb2.ClientStatusRequest()
+        request.node_matchers.add().node_id.prefix = "TEST-"
+        assert not (await fetch_status(connection)(request)).config
+        request.node_matchers[0].node_id.ignore_case = True
+        (config,) = (await fetch_status(connection)(request)).config
+        assert config.node.id == "test-node"
+        assert config.client_scope == "web"
+        request.node_matchers[0].node_id.safe_regex.regex = ".*"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await fetch_status(connection)(request)
+        assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_reflection_lists_the_services(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stub = reflection_pb2_grpc.ServerReflectionStub(connection)
+
+        async def ask() -> Any:
+            yield reflection_pb2.ServerReflectionRequest(list_services="")
+
+        async for answer in stub.ServerReflectionInfo(ask(), timeout=PATIENCE_SECONDS):
+            listed = {service.name for service in answer.list_services_response.service}
+            assert {SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, "grpc.health.v1.Health"} <= listed
+
+
+async def test_health_tells_serving_and_not_serving(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stub = health_pb2_grpc.HealthStub(connection)
+        for serving_now in (True, False):
+            await set_health(at.health, serving=serving_now)
+            for service in ("", SDS_SERVICE):
+                answer = await stub.Check(
+                    health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_SECONDS
+                )
+                expected = "SERVING" if serving_now else "NOT_SERVING"
+                assert answer.status == health_pb2.HealthCheckResponse.ServingStatus.Value(expected)

@@ -1,0 +1,96 @@
+"""Limits: one client that goes over one is told so, and harms nobody else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+
+from sds.xds.limits import Limits
+from sds.xds.observer import Event
+from sds.xds.service import ServingOptions
+from tests.support.serving import serving, svid
+from tests.support.xds_client import Delta, Sotw, channel, secrets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.serving import Serving
+
+
+async def refused(at: Serving, stream: Sotw | Delta, word: str) -> None:
+    code, text = await stream.status()
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, text
+    assert word in text
+    async with channel(at.target) as connection:
+        good = Sotw(connection)
+        assert set(secrets(await good.get("default"))) == {"default"}
+        good.cancel()
+
+
+async def test_names_of_one_request(tmp_path: Path) -> None:
+    options = ServingOptions(limits=Limits(names_per_stream=10))
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        await stream.ask(*(f"n{index}" for index in range(11)))
+        await refused(at, stream, "10")
+        assert at.tally.events[Event.LIMIT] == 1
+
+
+async def test_names_of_one_delta_stream_over_many_requests(tmp_path: Path) -> None:
+    options = ServingOptions(limits=Limits(names_per_stream=10))
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        stream = Delta(connection)
+        for index in range(11):
+            await stream.ask(f"n{index}")
+        await refused(at, stream, "10")
+
+
+async def test_a_request_of_ten_megabytes(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        await stream.ask("x" * 10_000_000)
+        await refused(at, stream, "larger than max")
+
+
+async def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        await stream.ask("x" * 10_000)
+        await refused(at, stream, "10000 bytes")
+
+
+async def test_requests_per_second_of_one_stream(tmp_path: Path) -> None:
+    options = ServingOptions(limits=Limits(requests_per_second=0.001, request_burst=20))
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        for _ in range(21):
+            await stream.ask("default")
+        await refused(at, stream, "requests a second")
+
+
+async def test_streams_of_one_socket(tmp_path: Path) -> None:
+    options = ServingOptions(limits=Limits(streams_per_socket=3))
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        streams = [Sotw(connection) for _ in range(3)]
+        for stream in streams:
+            await stream.get("default")
+        one_more = Sotw(connection)
+        code, text = await one_more.status()
+        assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "3 streams" in text
+        at.store.put_svid(svid())
+        for stream in streams:
+            await stream.next()
+
+
+async def test_the_defaults_let_one_envoy_hold_a_thousand_secrets(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        streams = [Sotw(connection) for _ in range(1000)]
+        for stream in streams:
+            await stream.ask("default")
+        for stream in streams:
+            await stream.ack(await stream.next(), "default")
+        at.store.put_svid(svid())
+        for stream in streams:
+            assert set(secrets(await stream.next())) == {"default"}
