@@ -44,7 +44,7 @@ table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{text-align:left;color:var(--quiet);font-weight:550;font-size:12.5px;padding:0 14px 6px 0}
 td{padding:7px 14px 7px 0;border-top:1px solid var(--line);vertical-align:top}
 .name{overflow-wrap:anywhere}.number{white-space:nowrap;font-variant-numeric:tabular-nums}
-code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}
+code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace;white-space:nowrap}
 small{color:var(--quiet);font-size:12.5px}.words,small.words{color:var(--bad)}
 .bar{display:block;width:170px;height:9px;margin-top:6px}
 .bar .track{fill:var(--track)}.bar .left{fill:var(--good)}
