@@ -117,6 +117,10 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _path_field(value: Any) -> Path:
+    return value if isinstance(value, Path) else text_field(_path)(value)
+
+
 Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta(0))]
 """A positive duration, written as :func:`parse_duration` says."""
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
@@ -129,5 +133,5 @@ TrustDomainField = Annotated[TrustDomain, PlainValidator(text_field(parse_trust_
 """A trust domain's name."""
 DnsNameField = Annotated[str, PlainValidator(text_field(parse_dns_name))]
 """A DNS name that may stand in a certificate."""
-PathField = Annotated[Path, PlainValidator(text_field(_path))]
+PathField = Annotated[Path, PlainValidator(_path_field)]
 """A path, as written (relative ones count from the working directory)."""

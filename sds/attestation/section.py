@@ -1,0 +1,94 @@
+"""The ``attestation:`` section: our own evidence, and the roots of others'.
+
+Owns the part of the configuration that agent and authority share. Invariants: nothing is simulated
+unless the section says so, and whoever runs a simulation is told loudly; a root that is not the
+manufacturer's counts only where it is named here.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from sds.attestation.simulated import SimulatedMachine
+from sds.attestation.snp import SnpVerifier
+from sds.errors import CertificateError, ConfigurationError, EvidenceError
+from sds.fields import PathField, Settings
+from sds.pki import certificates_from_pem
+from sds.yamlfile import read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.attestation.evidence import Attester, Verifier
+    from sds.attestation.reference_values import ReferenceValues
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class AttestationSection(Settings):
+    """Our own evidence, and the roots of others'."""
+
+    kind: Literal["simulated"] | None = Field(
+        default=None,
+        description="`simulated`: a machine that exists only in software, for trying things out. "
+        "Without a kind this process gives no evidence.",
+    )
+    descriptor: Annotated[int, Field(ge=3)] | None = Field(
+        default=None,
+        description="`simulated` only: the inherited descriptor that the machine is read from.",
+    )
+    trusted_roots: list[PathField] = Field(
+        default=[],
+        description="PEM files of roots trusted to vouch for evidence beside the manufacturer's "
+        "own: those of simulated machines.",
+    )
+
+    def attester(self) -> Attester | None:
+        """What gives our evidence, or None.
+
+        Raises:
+            ConfigurationError: it cannot be had.
+        """
+        if self.kind is None:
+            return None
+        if self.descriptor is None:
+            raise ConfigurationError(
+                "attestation.descriptor is missing",
+                advice="a simulated machine comes by an inherited descriptor: use `sds demo` or "
+                "`sds dev`, which pass one",
+            )
+        try:
+            machine = SimulatedMachine.receive(self.descriptor)
+        except EvidenceError as error:
+            raise ConfigurationError(
+                f"attestation.descriptor: {error.message}", advice=error.advice
+            ) from error
+        _LOGGER.warning(
+            "SIMULATED machine: its evidence proves nothing to anybody who does not trust its root",
+            extra={"measurement": machine.measurement.hex()},
+        )
+        return machine
+
+    def verifier(self, values: ReferenceValues) -> Verifier:
+        """What verifies others' evidence against these reference values.
+
+        Raises:
+            ConfigurationError: a root cannot be read.
+        """
+        roots = [der for path in self.trusted_roots for der in _certificates(path)]
+        if roots:
+            _LOGGER.warning(
+                "roots of SIMULATED machines are trusted: evidence under them proves nothing",
+                extra={"roots": [str(path) for path in self.trusted_roots]},
+            )
+        return SnpVerifier(values=values, trusted_roots=roots)
+
+
+def _certificates(path: Path) -> tuple[bytes, ...]:
+    try:
+        return certificates_from_pem(read(path))
+    except CertificateError as error:
+        raise ConfigurationError(f"{path}: {error.message}", advice=error.advice) from error

@@ -1,0 +1,63 @@
+"""The ``attestation:`` section of agent and authority."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.attestation.evidence import report_data
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.section import AttestationSection
+from sds.attestation.simulated import SimulatedMachine
+from sds.errors import ConfigurationError, EvidenceError
+from sds.pki import certificate_pem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DATA = report_data(b"test", [b"x"])
+
+
+@pytest.fixture(scope="module")
+def machine() -> SimulatedMachine:
+    return SimulatedMachine.create()
+
+
+async def test_a_simulated_machine_comes_by_a_descriptor_and_is_trusted_by_its_named_root_only(
+    machine: SimulatedMachine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ark = tmp_path / "ark.pem"
+    ark.write_bytes(certificate_pem([machine.ark_der]))
+    section = AttestationSection(kind="simulated", descriptor=machine.send(), trusted_roots=[ark])
+    attester = section.attester()
+    assert attester is not None
+    evidence = await attester.attest(DATA)
+    now = datetime.now(UTC)
+    claims = section.verifier(ReferenceValues()).verify(evidence, data=DATA, now=now)
+    assert claims.simulated
+    with pytest.raises(EvidenceError):
+        AttestationSection().verifier(ReferenceValues()).verify(evidence, data=DATA, now=now)
+    loud = [record for record in caplog.records if "SIMULATED" in record.message]
+    assert {record.levelno for record in loud} == {logging.WARNING}
+    assert len(loud) == 2
+
+
+def test_without_a_kind_there_is_no_evidence() -> None:
+    assert AttestationSection().attester() is None
+
+
+@pytest.mark.parametrize("descriptor", [None, 987])
+def test_a_machine_that_does_not_come_is_an_error_of_configuration(descriptor: int | None) -> None:
+    with pytest.raises(ConfigurationError, match=r"attestation\.descriptor"):
+        AttestationSection(kind="simulated", descriptor=descriptor).attester()
+
+
+def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "ark.pem"
+    file.write_text("nothing")
+    section = AttestationSection(trusted_roots=[file])
+    with pytest.raises(ConfigurationError, match=r"ark\.pem"):
+        section.verifier(ReferenceValues())
