@@ -24,12 +24,14 @@ class Ready:
         sockets: workload -> path of its SDS socket.
         admin: workload -> ``host:port`` of its Envoy's admin interface.
         entry: URL that takes plain HTTP; the answer says which peer the server saw.
+        admin_socket: the agent's socket for people; not in the JSON form.
     """
 
     pids: Mapping[str, int]
     sockets: Mapping[str, str]
     admin: Mapping[str, str]
     entry: str
+    admin_socket: str = ""
 
     def as_json(self) -> str:
         """One line."""

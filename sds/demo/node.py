@@ -1,19 +1,38 @@
 """One simulated node: an authority and an agent without any configuration of the user's.
 
-Owns what the demo and ``sds dev`` share: the two processes, their configuration, their simulated
-chip, and where the sockets of the two workloads are.
+Owns what the demo and ``sds dev`` share: the two processes, their configuration files (which hold
+nothing secret), their simulated machines, and where the sockets of the two workloads are.
+Invariant: a simulated chip's key leaves this process only by an inherited memory descriptor.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_der_x509_certificate
+
+from sds.demo.supervisor import Part
+from sds.errors import ConfigurationError, SocketError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from sds.demo.supervisor import Part
+    from sds.attestation.simulated import SimulatedMachine
+
+TRUST_DOMAIN: Final = "demo.test"
+WORKLOADS: Final = ("client", "server")
+NODE_MEASUREMENT: Final = b"attested-sds simulated node".ljust(48, b"\0")
+AUTHORITY_MEASUREMENT: Final = b"attested-sds simulated authority".ljust(48, b"\0")
+_MIN_LIFETIME_SECONDS: Final = 4
+"""Certificates tell time in whole seconds, and a renewal needs a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +44,154 @@ class DemoNode:
         sockets: workload -> its SDS socket.
         spiffe_ids: workload -> its SPIFFE ID.
         admin_socket: the agent's socket for people.
+        logs: folder for log files.
     """
 
     parts: Sequence[Part]
     sockets: Mapping[str, Path]
     spiffe_ids: Mapping[str, str]
     admin_socket: Path
+    logs: Path
+
+
+@contextlib.contextmanager
+def simulated_node(run_dir: Path, *, lifetime_seconds: int, port: int) -> Iterator[DemoNode]:
+    """Make machines and files for a node under ``run_dir`` (absolute); nothing is started.
+
+    Args:
+        run_dir: made where it is not there; must belong to this user alone.
+        lifetime_seconds: of the workloads' certificates.
+        port: loopback port of the authority.
+
+    Raises:
+        ConfigurationError: the lifetime is too short.
+        SocketError: the directory cannot be used.
+    """
+    from sds.attestation.simulated import SimulatedRoot  # noqa: PLC0415  makes RSA keys: late
+
+    if lifetime_seconds < _MIN_LIFETIME_SECONDS:
+        raise ConfigurationError(
+            f"a lifetime of {lifetime_seconds} s is too short",
+            advice=f"use {_MIN_LIFETIME_SECONDS} s or more",
+        )
+    private_directory(run_dir)
+    etc, logs = run_dir / "etc", run_dir / "log"
+    for folder in (etc, logs):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    root = SimulatedRoot.create()
+    ark = etc / "simulated-ark.pem"
+    ark.write_bytes(load_der_x509_certificate(root.ark_der).public_bytes(Encoding.PEM))
+    names = {name: f"spiffe://{TRUST_DOMAIN}/{name}" for name in WORKLOADS}
+    with (
+        _memory(root.machine(measurement=AUTHORITY_MEASUREMENT)) as authority_chip,
+        _memory(root.machine(measurement=NODE_MEASUREMENT)) as node_chip,
+    ):
+        authority = authority_configuration(
+            names.values(), ark, authority_chip, port, lifetime_seconds
+        )
+        agent = agent_configuration(
+            names,
+            run_dir=run_dir,
+            ark=ark,
+            descriptor=node_chip,
+            port=port,
+            lifetime_seconds=lifetime_seconds,
+        )
+        yield DemoNode(
+            parts=[
+                _part("ca", etc / "ca.yaml", authority, authority_chip),
+                _part("agent", etc / "agent.yaml", agent, node_chip),
+            ],
+            sockets={name: run_dir / "workloads" / name / "sds.sock" for name in WORKLOADS},
+            spiffe_ids=names,
+            admin_socket=run_dir / "admin.sock",
+            logs=logs,
+        )
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory that only this user can enter, or accept one that is so already.
+
+    Raises:
+        SocketError: it belongs to somebody else, others can enter it, or it cannot be made.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = path.lstat()
+    except OSError as error:
+        raise SocketError(
+            f"run directory {path} cannot be made: {error.strerror}",
+            advice="choose another one with --run-dir",
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise SocketError(
+            f"run directory {path} is not this user's alone",
+            advice="remove it, chmod it to 0700, or choose another one with --run-dir",
+        )
+
+
+def authority_configuration(
+    spiffe_ids: Iterable[str], ark: Path, descriptor: int, port: int, lifetime_seconds: int
+) -> dict[str, Any]:
+    """The file of ``sds ca``: who signs for the simulated node, and what it may ask for."""
+    return {
+        "trust_domain": TRUST_DOMAIN,
+        "listen": f"127.0.0.1:{port}",
+        "attestation": {"kind": "simulated", "descriptor": descriptor},
+        "verification": {
+            "trusted_roots": [str(ark)],
+            "reference_values": {"measurements": [NODE_MEASUREMENT.hex()]},
+        },
+        "identities": [
+            {
+                "measurement": NODE_MEASUREMENT.hex(),
+                "spiffe_ids": list(spiffe_ids),
+                "max_lifetime": f"{lifetime_seconds}s",
+            }
+        ],
+    }
+
+
+def agent_configuration(
+    names: Mapping[str, str],
+    *,
+    run_dir: Path,
+    ark: Path,
+    descriptor: int,
+    port: int,
+    lifetime_seconds: int,
+) -> dict[str, Any]:
+    """The file of ``sds agent``: two workloads, each with a socket of its own."""
+    return {
+        "trust_domain": TRUST_DOMAIN,
+        "run_dir": str(run_dir),
+        "authority": {"addresses": [f"127.0.0.1:{port}"], "tls": "attested"},
+        "attestation": {"kind": "simulated", "descriptor": descriptor},
+        "verification": {
+            "trusted_roots": [str(ark)],
+            "reference_values": {"measurements": [AUTHORITY_MEASUREMENT.hex()]},
+        },
+        "workloads": [
+            {"name": name, "spiffe_id": spiffe_id, "lifetime": f"{lifetime_seconds}s"}
+            for name, spiffe_id in names.items()
+        ],
+    }
+
+
+@contextlib.contextmanager
+def _memory(machine: SimulatedMachine) -> Iterator[int]:
+    """A descriptor from which children read the machine, at every start."""
+    descriptor = machine.send()
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _part(name: str, path: Path, configuration: Mapping[str, Any], descriptor: int) -> Part:
+    path.write_text(yaml.safe_dump(dict(configuration), sort_keys=False))
+    return Part(
+        name=name,
+        command=[sys.executable, "-m", "sds", name, "--config", str(path), "--log-format", "json"],
+        descriptors=(descriptor,),
+    )

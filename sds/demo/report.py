@@ -6,6 +6,7 @@ Invariant: the JSON reporter writes nothing but one object a line to stdout, ``r
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
@@ -105,6 +106,7 @@ def in_words(event: Event) -> str:
                 *(f"  {name:<6} SDS  {path}" for name, path in event.sockets.items()),
                 *(f"  {name:<6} admin http://{at}/" for name, at in event.admin.items()),
                 f"  try         curl {event.entry}",
+                f"              {grpcurl_line(event.admin_socket)}",
             ]
             return "\n".join(lines)
         case Rotated():
@@ -129,3 +131,9 @@ def in_words(event: Event) -> str:
                 f"{event.requests} requests, {event.failed} failed; rotations: {rotations}; "
                 f"{event.handshakes} full TLS handshakes"
             )
+
+
+def grpcurl_line(admin_socket: str) -> str:
+    """Who is subscribed to what, at which version, ACKed or not; works as printed."""
+    method = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus"
+    return f"grpcurl -plaintext -unix -d '{{}}' {shlex.quote(admin_socket)} {method}"

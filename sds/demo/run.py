@@ -82,6 +82,11 @@ class Demo:
         """End it now (Ctrl-C), with a summary."""
         self._enough.set()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the first request went through."""
+        return self.ledger.requests > 0
+
     async def run(self) -> bool:
         """Run to the end; whether nothing failed and enough rotations were seen.
 
@@ -91,7 +96,7 @@ class Demo:
         try:
             await self._run()
         except* SdsError as group:
-            raise _first(group) from None
+            raise first_error(group) from None
         return self.passed
 
     async def _run(self) -> None:
@@ -167,6 +172,7 @@ class Demo:
             sockets={name: str(path) for name, path in self._plan.node.sockets.items()},
             admin={"client": ports.client_admin.address, "server": ports.server_admin.address},
             entry=f"http://{ports.entry.address}/",
+            admin_socket=str(self._plan.node.admin_socket),
         )
 
     def _heard(self, part: str, text: str) -> None:
@@ -239,7 +245,7 @@ class Demo:
         self._handshakes[pid] = sum(int(entry["value"]) for entry in stats if "value" in entry)
 
 
-def _first(group: BaseExceptionGroup[SdsError]) -> SdsError:
+def first_error(group: BaseExceptionGroup[SdsError]) -> SdsError:
     """The first error in a group of groups: the others are its consequences."""
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):

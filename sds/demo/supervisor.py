@@ -2,8 +2,8 @@
 
 Owns every child process. Invariants: a part that ends is started again after two seconds, and
 both are told; when this process ends, in whatever way, no child is left (each gets SIGKILL from
-the kernel when its parent dies); a secret reaches a child through an inherited pipe, never through
-a file, an argument or the environment.
+the kernel when its parent dies); a secret reaches a child through a descriptor that it inherits
+(memory, not a file), never through an argument or the environment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sds.demo.events import Exited, Started
 from sds.errors import SdsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from typing import TextIO
 
@@ -31,8 +31,7 @@ RESTART_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 5.0
 _LAST_LINES: Final = 12
 _PR_SET_PDEATHSIG: Final = 1
-_PIPE_BYTES: Final = 65536
-"""Capacity of a pipe on Linux (pipe(7)): a secret must fit, since nobody reads while we write."""
+_READ_BYTES: Final = 65536
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -49,15 +48,14 @@ class Part:
 
     Attributes:
         name: as events and logs call it.
-        command: its command line; ``{descriptor}`` stands for the number of the descriptor from
-            which it reads ``secret``.
-        secret: bytes that it inherits in a pipe, once per start, or None.
+        command: its command line.
+        descriptors: open descriptors that it inherits under the same numbers, at every start.
         environment: added to this process's environment.
     """
 
     name: str
     command: Sequence[str]
-    secret: bytes | None = field(default=None, repr=False)
+    descriptors: Sequence[int] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -148,7 +146,7 @@ class Supervisor:
         if stream is None:
             return
         rest = b""
-        while chunk := await stream.read(_PIPE_BYTES):
+        while chunk := await stream.read(_READ_BYTES):
             *whole, rest = (rest + chunk).split(b"\n")
             for raw in whole:
                 text = raw.decode(errors="replace")
@@ -158,38 +156,17 @@ class Supervisor:
 
 
 async def _start(part: Part) -> asyncio.subprocess.Process:
-    with _secret_pipe(part) as descriptor:
-        numbers = [] if descriptor is None else [descriptor]
-        return await asyncio.create_subprocess_exec(
-            *(text.replace("{descriptor}", str(descriptor)) for text in part.command),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
-            pass_fds=numbers,
-            # Ctrl-C on the terminal is for this process, which then ends the others in order.
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
-
-
-@contextlib.contextmanager
-def _secret_pipe(part: Part) -> Iterator[int | None]:
-    """The reading end of a pipe that holds the part's secret and nothing after it."""
-    if part.secret is None:
-        yield None
-        return
-    if len(part.secret) > _PIPE_BYTES:
-        raise ValueError(f"secret of {part.name} is longer than a pipe holds")
-    reading, writing = os.pipe()
-    try:
-        try:
-            os.write(writing, part.secret)
-        finally:
-            os.close(writing)
-        yield reading
-    finally:
-        os.close(reading)
+    return await asyncio.create_subprocess_exec(
+        *part.command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
+        pass_fds=part.descriptors,
+        # Ctrl-C on the terminal is for this process, which then ends the others in order.
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
 
 
 def _die_with_parent() -> None:

@@ -16,7 +16,14 @@ from tests.support.process import PATIENCE_SECONDS, running
 
 pytestmark = pytest.mark.e2e
 
-SECRET_SCRIPT = "import os, sys; print(os.read(int(sys.argv[1]), 99), flush=True); input()"
+SECRET_SCRIPT = """
+import os, sys
+with open(int(sys.argv[1]), "rb") as secret:
+    secret.seek(0)
+    print(secret.read(), flush=True)
+# Its standard input is closed: it waits on a pipe of its own.
+os.read(os.pipe()[0], 1)
+"""
 
 
 class Impatient(SystemClock):
@@ -75,11 +82,10 @@ def alive(pid: int) -> bool:
 
 
 async def test_a_dead_part_starts_again_after_two_seconds_with_its_secret(tmp_path: Path) -> None:
-    # Reading from a terminal that is not there would end it: it waits on a pipe of its own.
-    script = SECRET_SCRIPT.replace("input()", "os.read(os.pipe()[0], 1)")
-    part = Part(
-        name="part", command=[sys.executable, "-c", script, "{descriptor}"], secret=b"the chip"
-    )
+    memory = os.memfd_create("secret")
+    os.write(memory, b"the chip")
+    command = [sys.executable, "-c", SECRET_SCRIPT, str(memory)]
+    part = Part(name="part", command=command, descriptors=(memory,))
     other = Part(name="other", command=["sleep", "600"])
     watch = Watch(tmp_path, part, other)
     async with watch.running():
@@ -99,6 +105,7 @@ async def test_a_dead_part_starts_again_after_two_seconds_with_its_secret(tmp_pa
         assert b"the chip" not in Path(f"/proc/{second}/environ").read_bytes()
         assert b"the chip" not in Path(f"/proc/{second}/cmdline").read_bytes()
         pids = dict(watch.supervisor.pids)
+    os.close(memory)
     assert not any(alive(pid) for pid in pids.values())
     assert (tmp_path / "part.log").read_text() == "b'the chip'\n" * 2
 

@@ -1,0 +1,210 @@
+"""``sds demo`` and ``sds dev``: the command lines, and the way a terminal ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+import sds
+from sds.bootstrap.plan import Protocol
+from sds.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sds.demo.report import Reporter
+
+_ROTATIONS_ON_A_PIPE: Final = 3
+_LIFETIME: Final = 10
+_DEV_LIFETIME: Final = 300
+
+
+@click.command("demo")
+@click.option(
+    "--rotations",
+    type=click.IntRange(min=1),
+    help="End when each workload was seen to rotate so often.  [default: run until Ctrl-C on a "
+    f"terminal, {_ROTATIONS_ON_A_PIPE} on a pipe]",
+)
+@click.option(
+    "--lifetime",
+    type=click.IntRange(min=1),
+    default=_LIFETIME,
+    show_default=True,
+    metavar="SECONDS",
+    help="Lifetime of the workloads' certificates.",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["auto", "live", "plain", "json"]),
+    default="auto",
+    show_default=True,
+    help="auto: a live view on a terminal, plain lines on a pipe.",
+)
+@click.option("--envoy", help="Envoy binary.  [default: SDS_ENVOY, .envoy/, the PATH]")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Keep sockets and logs here.")
+@click.option(
+    "--protocol",
+    type=click.Choice([protocol.value for protocol in Protocol]),
+    default=Protocol.SOTW.value,
+    show_default=True,
+    help="xDS variant of both Envoys.",
+)
+def demo(
+    *,
+    rotations: int | None,
+    lifetime: int,
+    output: str,
+    envoy: str | None,
+    run_dir: Path | None,
+    protocol: str,
+) -> None:
+    """Two real Envoys talk mTLS with certificates that last seconds, and you watch.
+
+    Starts an authority, an agent and two Envoys, sends requests over fresh TLS connections all the
+    time, and counts a rotation only when the other side saw the new certificate in use. Exit
+    status 0: every workload rotated often enough and no request failed.
+    """
+    from sds.clock import SystemClock  # noqa: PLC0415  `sds --help` stays fast
+    from sds.demo.envoys import ReservedPort, find_envoy  # noqa: PLC0415
+    from sds.demo.node import simulated_node  # noqa: PLC0415
+    from sds.demo.run import Demo, DemoPlan  # noqa: PLC0415
+
+    terminal = sys.stdout.isatty()
+    if rotations is None and not terminal:
+        rotations = _ROTATIONS_ON_A_PIPE
+        click.echo(
+            f"stdout is no terminal: ends by itself after {rotations} rotations of each workload "
+            "(--rotations N changes that)",
+            err=True,
+        )
+    binary = find_envoy(
+        envoy, environment=os.environ, folders=[Path.cwd(), Path(sds.__file__).parents[1]]
+    )
+    reporter = _reporter(output, terminal=terminal)
+    with (
+        _run_directory(run_dir, "demo") as folder,
+        contextlib.closing(ReservedPort()) as port,
+        simulated_node(folder, lifetime_seconds=lifetime, port=port.number) as node,
+    ):
+        plan = DemoPlan(
+            node=node,
+            envoy=binary,
+            folder=folder / "etc",
+            rotations=rotations,
+            protocol=Protocol(protocol),
+        )
+
+        async def run() -> bool:
+            running = Demo(plan, reporter=reporter, clock=SystemClock())
+            with _ended_by_signals(running.stop, ready=lambda: running.is_ready), reporter:
+                try:
+                    return await running.run()
+                finally:
+                    reporter.tell(running.summary())
+
+        passed = asyncio.run(run())
+    click.get_current_context().exit(0 if passed else 1)
+
+
+@click.command("dev")
+@click.option(
+    "--run-dir",
+    type=click.Path(path_type=Path),
+    help="Where the sockets are.  [default: a new one under /tmp]",
+)
+@click.option(
+    "--lifetime",
+    type=click.IntRange(min=1),
+    default=_DEV_LIFETIME,
+    show_default=True,
+    metavar="SECONDS",
+    help="Lifetime of the workloads' certificates.",
+)
+def dev(*, run_dir: Path | None, lifetime: int) -> None:
+    """An authority and an agent without configuration, for an Envoy of your own.
+
+    Serves two workloads, `server` and `client`, until Ctrl-C. Prints the commands to try next.
+    """
+    from sds.clock import SystemClock  # noqa: PLC0415  `sds --help` stays fast
+    from sds.demo.dev import Dev  # noqa: PLC0415
+    from sds.demo.envoys import ReservedPort  # noqa: PLC0415
+    from sds.demo.node import simulated_node  # noqa: PLC0415
+    from sds.demo.report import in_words  # noqa: PLC0415
+
+    with (
+        _run_directory(run_dir, "dev") as folder,
+        contextlib.closing(ReservedPort()) as port,
+        simulated_node(folder, lifetime_seconds=lifetime, port=port.number) as node,
+    ):
+
+        async def run() -> None:
+            running = Dev(
+                node,
+                tell=click.echo,
+                event=lambda event: click.echo(in_words(event), err=True),
+                clock=SystemClock(),
+            )
+            with _ended_by_signals(running.stop, ready=lambda: False):
+                await running.run()
+
+        asyncio.run(run())
+
+
+def _reporter(output: str, *, terminal: bool) -> Reporter:
+    if output == "live" or (output == "auto" and terminal):
+        if not terminal:
+            raise ConfigurationError(
+                "--output live needs a terminal", advice="use --output plain or json"
+            )
+        from sds.demo.live import LiveReporter  # noqa: PLC0415  only where there is a screen
+
+        return LiveReporter()
+    from sds.demo.report import JsonReporter, PlainReporter  # noqa: PLC0415
+
+    return JsonReporter() if output == "json" else PlainReporter()
+
+
+@contextlib.contextmanager
+def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
+    """The run directory; one that we made leaves with us, unless something went wrong."""
+    if chosen is not None:
+        yield chosen.absolute()
+        return
+    made = Path(tempfile.mkdtemp(prefix=f"sds-{name}-"))
+    try:
+        yield made
+    except BaseException:
+        click.echo(f"sds: logs and configuration are kept in {made}", err=True)
+        raise
+    shutil.rmtree(made)
+
+
+@contextlib.contextmanager
+def _ended_by_signals(stop: Callable[[], None], *, ready: Callable[[], bool]) -> Iterator[None]:
+    """SIGINT and SIGTERM end it in order; before it is ready, at once."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+
+    def end() -> None:
+        if ready() or task is None:
+            stop()
+        else:
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, end)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

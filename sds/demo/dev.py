@@ -1,0 +1,133 @@
+"""``sds dev``: an authority and an agent without Envoys, for whoever brings one.
+
+Owns the waiting until both sockets serve, and the text that says what to try next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from typing import TYPE_CHECKING, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sds.demo.report import grpcurl_line
+from sds.demo.run import NotReadyError, first_error
+from sds.demo.supervisor import Supervisor
+from sds.errors import SdsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sds.clock import Clock
+    from sds.demo.events import Exited, Started
+    from sds.demo.node import DemoNode
+
+READY_SECONDS: Final = 60.0
+_POLL_SECONDS: Final = 0.1
+
+
+class Dev:
+    """One run of ``sds dev``; ``tell`` gets what people should read."""
+
+    def __init__(
+        self,
+        node: DemoNode,
+        *,
+        tell: Callable[[str], None],
+        event: Callable[[Exited | Started], None],
+        clock: Clock,
+    ) -> None:
+        """Nothing is started before :meth:`run`."""
+        self._node = node
+        self._tell = tell
+        self._event = event
+        self._clock = clock
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """End it (Ctrl-C)."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Run until :meth:`stop`.
+
+        Raises:
+            SdsError: it did not come up.
+        """
+        try:
+            await self._run()
+        except* SdsError as group:
+            raise first_error(group) from None
+
+    async def _run(self) -> None:
+        supervisor = Supervisor(
+            self._node.parts,
+            logs=self._node.logs,
+            clock=self._clock,
+            tell=self._event,
+            line=lambda _name, _text: None,
+        )
+        async with asyncio.TaskGroup() as group:
+            keeping = group.create_task(supervisor.run(), name="supervisor")
+            await self._serving(supervisor)
+            supervisor.settle()
+            self._tell(what_next(self._node))
+            try:
+                await self._stop.wait()
+            finally:
+                keeping.cancel()
+
+    async def _serving(self, supervisor: Supervisor) -> None:
+        """Wait until each workload's socket says that it serves secrets."""
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                for path in self._node.sockets.values():
+                    while not await _healthy(path):
+                        await self._clock.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise NotReadyError(
+                f"the sockets do not serve after {READY_SECONDS:.0f} s; the agent said:\n"
+                f"{supervisor.last_lines('agent')}"
+            ) from None
+
+
+async def _healthy(socket: Path) -> bool:
+    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def what_next(node: DemoNode) -> str:
+    """The commands that a person would try next, each works as printed."""
+    server, client = (shlex.quote(str(node.sockets[name])) for name in ("server", "client"))
+    admin = shlex.quote(str(node.admin_socket))
+    sockets = "\n".join(
+        f"  {name:<7} {node.spiffe_ids[name]}  {path}" for name, path in node.sockets.items()
+    )
+    return f"""\
+An authority and an agent are up, for two workloads, with keys minted in memory.
+SIMULATED attestation: this chip exists only here. Nothing of this is for production.
+{sockets}
+
+What an Envoy would get; who holds what at which version:
+  sds get --socket {server}
+  sds status --socket {admin}
+The same with plain grpcurl:
+  grpcurl -plaintext -unix {admin} list
+  {grpcurl_line(str(node.admin_socket))}
+Two Envoys of your own that talk mTLS:
+  sds bootstrap --role server --socket {server} --admin 127.0.0.1:9901 > server.yaml
+  sds bootstrap --role client --socket {client} --admin 127.0.0.1:9902 \\
+    --peer 127.0.0.1:8443 > client.yaml
+  envoy -c server.yaml --base-id 1 & envoy -c client.yaml --base-id 2 &
+  curl http://127.0.0.1:8081/
+
+Logs are in {node.logs}. Ctrl-C ends it."""
