@@ -54,6 +54,7 @@ class KubernetesAttestor:
         services: ServiceWatch | None,
         *,
         waiting: Waiting | None = None,
+        read_cgroup: Callable[[int], str] | None = None,
     ) -> None:
         """Whoever makes this runs ``pods`` and ``services``.
 
@@ -61,10 +62,12 @@ class KubernetesAttestor:
             pods: the kubelet's list.
             services: None where certificates carry no names of Services.
             waiting: bounds.
+            read_cgroup: text of a process's control groups; None for ``/proc``.
         """
         self._pods = pods
         self._services = services
         self._waiting = waiting or Waiting()
+        self._read_cgroup = read_cgroup or _read_cgroup
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """See :class:`sds.workload.facts.Attestor`.
@@ -76,7 +79,7 @@ class KubernetesAttestor:
             PeerGoneError: the process has ended.
         """
         try:
-            group = parse_cgroup(_read_cgroup(peer.pid))
+            group = parse_cgroup(self._read_cgroup(peer.pid))
             peer.check()
             if group is None:
                 return Facts()
