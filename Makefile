@@ -69,6 +69,28 @@ test: setup envoys ## the whole test suite, with coverage
 	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report
 
+.PHONY: docs
+docs: setup ## the documentation, into site/
+	$(BIN)/mkdocs build --quiet
+
+.PHONY: docs-serve
+docs-serve: setup ## the documentation at http://127.0.0.1:8000, built again at every change
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+
+.PHONY: dist
+dist: setup ## wheel, sdist, SBOM (CycloneDX) and list of licences, into dist/
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(BIN)/hatchling build --directory dist
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/dist-environment
+	$(BIN)/uv pip install --quiet --python $(VENV)/dist-environment/bin/python --require-hashes -r constraints-runtime.txt
+	$(BIN)/uv pip install --quiet --python $(VENV)/dist-environment/bin/python --no-deps dist/*.whl
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --mc-type application \
+	  --output-file dist/attested-sds.cdx.json $(VENV)/dist-environment
+	$(BIN)/python tools/licences.py dist/attested-sds.cdx.json > $(VENV)/licences.md
+	@mv $(VENV)/licences.md dist/LICENCES.md
+	@rm -rf $(VENV)/dist-environment
+	@ls -l dist
+
 .PHONY: clean
 clean: ## remove everything that a target made, Envoys included
 	rm -rf $(VENV) .envoy .tools .run sds/_proto dist site htmlcov .coverage .coverage.* \
