@@ -1,6 +1,6 @@
-"""The ``attestation:`` section: our own evidence, and the roots of others'.
+"""The sections ``attestation:`` (our own evidence) and ``verification:`` (what others' must show).
 
-Owns the part of the configuration that agent and authority share. Invariants: nothing is simulated
+Owns what the configurations of agent and authority share. Invariants: nothing is simulated
 unless the section says so, and whoever runs a simulation is told loudly; a root that is not the
 manufacturer's counts only where it is named here.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.simulated import SimulatedMachine
 from sds.attestation.snp import SnpVerifier
 from sds.errors import CertificateError, ConfigurationError, EvidenceError
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.evidence import Attester, Verifier
-    from sds.attestation.reference_values import ReferenceValues
 
 _LOGGER = logging.getLogger(__name__)
 
 
 class AttestationSection(Settings):
-    """Our own evidence, and the roots of others'."""
+    """Our own evidence."""
 
     kind: Literal["simulated"] | None = Field(
         default=None,
@@ -39,11 +39,6 @@ class AttestationSection(Settings):
     descriptor: Annotated[int, Field(ge=3)] | None = Field(
         default=None,
         description="`simulated` only: the inherited descriptor that the machine is read from.",
-    )
-    trusted_roots: list[PathField] = Field(
-        default=[],
-        description="PEM files of roots trusted to vouch for evidence beside the manufacturer's "
-        "own: those of simulated machines.",
     )
 
     def attester(self) -> Attester | None:
@@ -72,8 +67,23 @@ class AttestationSection(Settings):
         )
         return machine
 
-    def verifier(self, values: ReferenceValues) -> Verifier:
-        """What verifies others' evidence against these reference values.
+
+class VerificationSection(Settings):
+    """What the evidence of the other side must show."""
+
+    trusted_roots: list[PathField] = Field(
+        default=[],
+        description="PEM files of roots trusted to vouch for evidence beside the manufacturer's "
+        "own: those of simulated machines.",
+    )
+    reference_values: ReferenceValues = Field(
+        default=ReferenceValues(),
+        description="What is demanded; the defaults accept any measurement, and nothing that is "
+        "open to debugging, migration or provisional firmware.",
+    )
+
+    def verifier(self) -> Verifier:
+        """What verifies the other side's evidence.
 
         Raises:
             ConfigurationError: a root cannot be read.
@@ -84,7 +94,7 @@ class AttestationSection(Settings):
                 "roots of SIMULATED machines are trusted: evidence under them proves nothing",
                 extra={"roots": [str(path) for path in self.trusted_roots]},
             )
-        return SnpVerifier(values=values, trusted_roots=roots)
+        return SnpVerifier(values=self.reference_values, trusted_roots=roots)
 
 
 def _certificates(path: Path) -> tuple[bytes, ...]:

@@ -1,4 +1,4 @@
-"""The ``attestation:`` section of agent and authority."""
+"""The sections ``attestation:`` and ``verification:`` of agent and authority."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.attestation.evidence import report_data
-from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import AttestationSection
+from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.simulated import SimulatedMachine
 from sds.errors import ConfigurationError, EvidenceError
 from sds.pki import certificate_pem
@@ -31,15 +30,17 @@ async def test_a_simulated_machine_comes_by_a_descriptor_and_is_trusted_by_its_n
 ) -> None:
     ark = tmp_path / "ark.pem"
     ark.write_bytes(certificate_pem([machine.ark_der]))
-    section = AttestationSection(kind="simulated", descriptor=machine.send(), trusted_roots=[ark])
+    section = AttestationSection(kind="simulated", descriptor=machine.send())
     attester = section.attester()
     assert attester is not None
     evidence = await attester.attest(DATA)
     now = datetime.now(UTC)
-    claims = section.verifier(ReferenceValues()).verify(evidence, data=DATA, now=now)
+    claims = (
+        VerificationSection(trusted_roots=[ark]).verifier().verify(evidence, data=DATA, now=now)
+    )
     assert claims.simulated
     with pytest.raises(EvidenceError):
-        AttestationSection().verifier(ReferenceValues()).verify(evidence, data=DATA, now=now)
+        VerificationSection().verifier().verify(evidence, data=DATA, now=now)
     loud = [record for record in caplog.records if "SIMULATED" in record.message]
     assert {record.levelno for record in loud} == {logging.WARNING}
     assert len(loud) == 2
@@ -58,6 +59,6 @@ def test_a_machine_that_does_not_come_is_an_error_of_configuration(descriptor: i
 def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
     file = tmp_path / "ark.pem"
     file.write_text("nothing")
-    section = AttestationSection(trusted_roots=[file])
+    section = VerificationSection(trusted_roots=[file])
     with pytest.raises(ConfigurationError, match=r"ark\.pem"):
-        section.verifier(ReferenceValues())
+        section.verifier()
