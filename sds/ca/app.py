@@ -12,7 +12,7 @@ import contextlib
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
 
 _LOGGER = logging.getLogger(__name__)
-_DRAIN_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +57,7 @@ class AuthorityParts:
         limits: bounds.
         nonce_limit: nonces in all.
         journal: the record of what was issued.
+        drain_seconds: how long open streams have to end by themselves after a stop.
     """
 
     trust_domain: TrustDomain
@@ -73,6 +73,7 @@ class AuthorityParts:
     limits: Limits = Limits()  # noqa: RUF009  frozen
     nonce_limit: int = 65_536
     journal: Journal
+    drain_seconds: float = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +145,8 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
             )
         finally:
             await healths.enter_graceful_shutdown()
-            await server.stop(_DRAIN_SECONDS)
+            service.drain()
+            await server.stop(parts.drain_seconds)
             for task in running:
                 task.cancel()
 
@@ -156,6 +158,9 @@ def _server(limits: Limits) -> grpc.aio.Server:
             # One more than we take, so that the last one is told why it is refused.
             ("grpc.max_concurrent_streams", limits.streams + 1),
             ("grpc.so_reuseport", 0),
+            # Connections that finish no handshake, or hold no stream, do not stay.
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            ("grpc.max_connection_idle_ms", 60_000),
             # Dead agents are found out; living ones may ping as often as our client does.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),

@@ -19,7 +19,7 @@ import grpc
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca import wire
 from sds.ca.desk import Accepted, Desk, Peer
-from sds.errors import AuthorityBusyError, ChallengeStaleError, RequestMalformedError, SdsError
+from sds.errors import ChallengeStaleError, RequestMalformedError, SdsError
 
 if TYPE_CHECKING:
     from sds.ca.challenge import AuthorityStatement, NonceTable, StreamNonces
@@ -59,12 +59,22 @@ class _Context(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One stream's state; ``timeout`` ends it while it has proven nothing."""
+    """One stream's state.
+
+    ``timeout`` ends it while it has proven nothing; ``writing``: an answer is on its way;
+    ``waiting``: the caller has the word.
+    """
 
     peer: Peer
     nonces: StreamNonces
     timeout: asyncio.Timeout
     statement: AuthorityStatement | None = None
+    writing: bool = False
+    waiting: bool = False
+
+    def end(self) -> None:
+        """Let its coroutine end now."""
+        self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class ExchangeService:
@@ -80,49 +90,71 @@ class ExchangeService:
         self._clock = clock
         self._limits = limits
         self._unproven: OrderedDict[_Stream, None] = OrderedDict()
-        self._streams = 0
+        self._open: set[_Stream] = set()
+        self._draining = False
 
     @property
     def streams(self) -> int:
         """Streams open now."""
-        return self._streams
+        return len(self._open)
+
+    def drain(self) -> None:
+        """End every stream as soon as it owes no answer; take no more."""
+        self._draining = True
+        for stream in self._open:
+            if stream.waiting:
+                stream.end()
 
     async def exchange(self, _: Any, context: _Context) -> None:
         """One stream, from its first message to its end."""
         if not self._make_room():
-            error = AuthorityBusyError(f"{self._streams} streams are open, and no more are taken")
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        self._streams += 1
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{self.streams} streams are open, and no more are taken",
+            )
         stream: _Stream | None = None
         try:
             async with asyncio.timeout(self._limits.hello_seconds) as timeout:
                 stream = _Stream(Peer(name=context.peer()), self._nonces.open(), timeout)
+                self._open.add(stream)
                 self._unproven[stream] = None
                 await self._converse(stream, context)
         except TimeoutError:
-            await context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                f"no request whose evidence held within {self._limits.hello_seconds:g} s, "
-                "or an answer was not read in time",
-            )
+            if stream is not None and stream.writing:
+                # A status cannot be sent behind an answer that nobody reads; a handler that ends
+                # as cancelled makes gRPC reset the stream at once.
+                raise asyncio.CancelledError("an answer was not read in time") from None
+            if not self._draining:
+                await context.abort(
+                    grpc.StatusCode.DEADLINE_EXCEEDED,
+                    f"no request whose evidence held within {self._limits.hello_seconds:g} s, or "
+                    "another had to make room",
+                )
         finally:
-            self._streams -= 1
             if stream is not None:
+                self._open.discard(stream)
                 self._unproven.pop(stream, None)
                 self._nonces.close(stream.nonces)
+        if self._draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the authority is stopping")
 
     def _make_room(self) -> bool:
         """Whether one more stream may be served; the oldest unproven one is told to go."""
-        if self._streams < self._limits.streams:
+        if self.streams < self._limits.streams:
             return True
         if not self._unproven:
             return False
         oldest, _ = self._unproven.popitem(last=False)
-        oldest.timeout.reschedule(asyncio.get_running_loop().time())
+        oldest.end()
         return True
 
     async def _converse(self, stream: _Stream, context: _Context) -> None:
-        while (data := await context.read()) is not grpc.aio.EOF:
+        while not self._draining:
+            stream.waiting = True
+            data = await context.read()
+            stream.waiting = False
+            if data is grpc.aio.EOF:
+                return
             try:
                 answer = await self._answer_to(stream, data)
             except RequestMalformedError as error:
@@ -136,8 +168,10 @@ class ExchangeService:
                     next_nonce=self._next_nonce(stream),
                     signed_policy=self._desk.policy_for(error),
                 )
+            stream.writing = True
             async with asyncio.timeout(self._limits.write_seconds):
                 await context.write(answer.SerializeToString())
+            stream.writing = False
 
     async def _answer_to(self, stream: _Stream, data: bytes) -> ca_pb2.ExchangeResponse:
         request = wire.parse_request(data)
