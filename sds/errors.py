@@ -312,6 +312,31 @@ class AuthorityEvidenceError(EvidenceError):
     reason = "authority_evidence"
 
 
+class TokenUnavailableError(EvidenceError):
+    """A service-account token cannot be had."""
+
+    reason = "token_unavailable"
+    retriable = True
+
+
+class TokenClaimsError(EvidenceError):
+    """A service-account token lacks a claim, or has another one than is demanded."""
+
+    reason = "token_claims"
+
+
+class TokenTimeError(EvidenceError):
+    """A service-account token is not valid at the time of verification."""
+
+    reason = "token_time"
+
+
+class TokenAccountError(EvidenceError):
+    """A service account may not ask for certificates."""
+
+    reason = "token_account"
+
+
 # --- certificate authority ----------------------------------------------------------------------
 
 

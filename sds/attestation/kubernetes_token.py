@@ -1,0 +1,355 @@
+"""A Kubernetes service-account token as evidence, for nodes without confidential hardware.
+
+Owns both sides: an attester that asks for a token of its own pod (bound, by its audience, to the
+nonce and every item of one request) or reads a projected one, and the verifier. Invariants: a
+token is a bearer credential: it is sent only over TLS verified against a configured root, and
+stands in no log, message or ``repr``; a bound token counts for exactly one request; a projected one
+binds nothing and is accepted only where the verifier says so on purpose.
+
+Trust: whoever controls the API server (or its signing key) can make such evidence for any node.
+It says which pod asks, not what code runs. Sources: RFC 7519; Kubernetes, "Managing Service
+Accounts" (bound tokens, ``kubernetes.io`` claims, node name since 1.32).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import jwt
+
+from sds.attestation.evidence import Claims, Evidence, EvidenceKind
+from sds.errors import (
+    EvidenceBindingError,
+    EvidenceMalformedError,
+    EvidenceSignatureError,
+    KubernetesApiError,
+    TokenAccountError,
+    TokenClaimsError,
+    TokenTimeError,
+    TokenUnavailableError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from sds.attestation.evidence import ReportData
+
+AUDIENCE_PREFIX: Final = "attested-sds:"
+"""Audience of a bound token: this and the report data in lower-case hexadecimal."""
+UNBOUND_AUDIENCE: Final = "attested-sds"
+PROJECTED_TOKEN: Final = Path("/var/run/secrets/attested-sds/token")
+_MAX_TOKEN_BYTES: Final = 16_384
+_ALGORITHMS: Final = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "ES512"})
+_LIFETIME: Final = timedelta(minutes=10)  # the shortest that TokenRequest gives
+_LEEWAY: Final = timedelta(seconds=30)
+_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
+
+
+# --- the attester -------------------------------------------------------------------------------
+
+
+class TokenApi(Protocol):
+    """The API server, as the attester uses it."""
+
+    async def post(self, path: str, document: Mapping[str, Any]) -> bytes:
+        """The body of a successful POST.
+
+        Raises:
+            KubernetesApiError: there is none.
+        """
+        ...
+
+
+class BoundTokenAttester:
+    """Asks TokenRequest for a token whose audience is the report data.
+
+    Needs RBAC ``create`` on ``serviceaccounts/token`` of the own account.
+    """
+
+    def __init__(self, api: TokenApi, own_token: Path) -> None:
+        """``own_token``: the pod's ordinary token; it says which account and pod we are."""
+        self._api = api
+        self._own_token = own_token
+
+    async def attest(self, data: ReportData) -> Evidence:
+        """See :class:`sds.attestation.evidence.Attester`.
+
+        Raises:
+            TokenUnavailableError: the API server gives none.
+        """
+        claims = _unverified(_read(self._own_token))
+        try:
+            ours = claims["kubernetes.io"]
+            namespace, account = ours["namespace"], ours["serviceaccount"]["name"]
+            pod = ours["pod"]
+            body = await self._api.post(
+                f"/api/v1/namespaces/{_name(namespace)}/serviceaccounts/{_name(account)}/token",
+                {
+                    "apiVersion": "authentication.k8s.io/v1",
+                    "kind": "TokenRequest",
+                    "spec": {
+                        "audiences": [AUDIENCE_PREFIX + data.hex()],
+                        "expirationSeconds": int(_LIFETIME.total_seconds()),
+                        "boundObjectRef": {
+                            "apiVersion": "v1",
+                            "kind": "Pod",
+                            "name": pod["name"],
+                            "uid": pod["uid"],
+                        },
+                    },
+                },
+            )
+            token = json.loads(body)["status"]["token"].encode("ascii")
+        except KubernetesApiError as error:
+            raise TokenUnavailableError(error.message, advice=error.advice) from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TokenUnavailableError(
+                f"our own token or the answer to TokenRequest is not as expected: {error!r}"[:300]
+            ) from None
+        return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=token)
+
+
+class ProjectedTokenAttester:
+    """Reads a projected token; it is the same for every request and binds nothing."""
+
+    def __init__(self, path: Path = PROJECTED_TOKEN) -> None:
+        """``path``: read for each request, because the kubelet renews the file."""
+        self._path = path
+
+    async def attest(self, data: ReportData) -> Evidence:
+        """See :class:`sds.attestation.evidence.Attester`.
+
+        Raises:
+            TokenUnavailableError: the file cannot be read.
+        """
+        del data
+        return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=_read(self._path))
+
+
+# --- the verifier -------------------------------------------------------------------------------
+
+
+class KeySet(Protocol):
+    """The issuer's keys."""
+
+    def key(self, key_id: str) -> jwt.PyJWK:
+        """The key with this ID.
+
+        Raises:
+            EvidenceSignatureError: there is none.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRules:
+    """What a token must be.
+
+    Attributes:
+        issuer: the cluster's service-account issuer.
+        accounts: ``namespace/name`` of accounts that agents and authorities run as.
+        unbound: whether a projected token is accepted.
+        audience: that a projected token must have.
+    """
+
+    issuer: str
+    accounts: Collection[str]
+    unbound: bool = False
+    audience: str = UNBOUND_AUDIENCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesTokenVerifier:
+    """Verifies tokens; see :meth:`verify`."""
+
+    keys: KeySet
+    rules: TokenRules
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        """Check a token. In this order:
+
+        1. it is a JWS of bounded size with a known asymmetric algorithm and a key ID;
+        2. its signature holds under the issuer's key with that ID, which is of that algorithm;
+        3. its issuer is the configured one;
+        4. it is valid at ``now``;
+        5. its audience is the one of this very request, alone; or, where that is allowed, the
+           configured one of projected tokens;
+        6. it is bound to a pod and tells the node that the pod runs on;
+        7. its account is one of the configured ones, and its subject is that account.
+
+        Raises:
+            EvidenceError: a subclass that names the first check that failed.
+        """  # noqa: D415  a list follows
+        token = evidence.report
+        claims = self._signed(token)  # 1 and 2
+        if claims.get("iss") != self.rules.issuer:  # 3
+            raise TokenClaimsError(
+                f"the token's issuer is {str(claims.get('iss'))[:200]!r}",
+                advice=f"this authority takes tokens of {self.rules.issuer!r}",
+            )
+        _check_time(claims, now)  # 4
+        bound = self._check_audience(claims, data)  # 5
+        identity = _identity(claims)  # 6
+        account = f"{identity['namespace']}/{identity['service_account']}"
+        subject = f"system:serviceaccount:{account.replace('/', ':')}"
+        if account not in self.rules.accounts or claims.get("sub") != subject:  # 7
+            raise TokenAccountError(
+                f"the service account {account} may not ask for certificates",
+                advice="name it under kubernetes.service_accounts of the authority",
+            )
+        return Claims(
+            kind=EvidenceKind.KUBERNETES_TOKEN,
+            measurement=identity["node"],
+            simulated=False,
+            attributes={**identity, "bound": str(bound).lower()},
+        )
+
+    def _signed(self, token: bytes) -> dict[str, Any]:
+        if len(token) > _MAX_TOKEN_BYTES:
+            raise EvidenceMalformedError(f"the token is longer than {_MAX_TOKEN_BYTES} bytes")
+        try:
+            header = jwt.get_unverified_header(token)
+        except (jwt.InvalidTokenError, UnicodeDecodeError) as error:
+            raise EvidenceMalformedError("the evidence is no JSON web token") from error
+        algorithm, key_id = header.get("alg"), header.get("kid")
+        if algorithm not in _ALGORITHMS or not isinstance(key_id, str):
+            raise EvidenceMalformedError(
+                f"the token's algorithm {str(algorithm)[:20]!r} is not accepted, or it names no key"
+            )
+        key = self.keys.key(key_id)
+        if key.algorithm_name != algorithm:
+            raise EvidenceSignatureError("the token's algorithm is not its key's")
+        try:
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key.key,
+                algorithms=[algorithm],
+                options={
+                    "verify_signature": True,
+                    # Checked by us, at the time that we are given:
+                    "verify_exp": False,
+                    "verify_nbf": False,
+                    "verify_iat": False,
+                    "verify_aud": False,
+                    "verify_iss": False,
+                },
+            )
+        except jwt.InvalidSignatureError as error:
+            raise EvidenceSignatureError("the token's signature does not hold") from error
+        except jwt.InvalidTokenError as error:
+            raise EvidenceMalformedError("the token cannot be decoded") from error
+        return claims
+
+    def _check_audience(self, claims: Mapping[str, Any], data: ReportData) -> bool:
+        audience = claims.get("aud")
+        audiences = [audience] if isinstance(audience, str) else audience
+        if audiences == [AUDIENCE_PREFIX + data.hex()]:
+            return True
+        if self.rules.unbound and audiences == [self.rules.audience]:
+            return False
+        if isinstance(audiences, list) and self.rules.audience in audiences:
+            raise EvidenceBindingError(
+                "the token is a projected one, which binds nothing",
+                advice="let the agent ask for bound tokens (RBAC create on serviceaccounts/token), "
+                "or accept projected ones with kubernetes.unbound_tokens",
+            )
+        raise EvidenceBindingError("the token's audience is not this request's")
+
+
+def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
+    expires, begins = claims.get("exp"), claims.get("nbf", claims.get("iat"))
+    if not isinstance(expires, int | float) or not isinstance(begins, int | float):
+        raise TokenClaimsError("the token does not say from when to when it is valid")
+    if not begins - _LEEWAY.total_seconds() <= now.timestamp() < expires:
+        until = datetime.fromtimestamp(expires, UTC).isoformat()
+        raise TokenTimeError(
+            f"the token is not valid now (it is until {until})",
+            advice="do the clocks of the cluster agree?",
+        )
+
+
+def _identity(claims: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        ours = claims["kubernetes.io"]
+        found = {
+            "namespace": ours["namespace"],
+            "service_account": ours["serviceaccount"]["name"],
+            "pod": ours["pod"]["name"],
+            "pod_uid": ours["pod"]["uid"],
+            "node": ours["node"]["name"],
+        }
+    except (KeyError, TypeError) as error:
+        raise TokenClaimsError(
+            f"the token lacks the claim {error}",
+            advice="it must be bound to a pod, and the cluster be Kubernetes 1.32 or later (which "
+            "puts the node into tokens)",
+        ) from error
+    for name, value in found.items():
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise TokenClaimsError(f"the token's claim {name!r} is no name")
+    return found
+
+
+# --- the issuer's keys --------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class JwksKeys:
+    """Keys of a JWKS document (RFC 7517), replaced as a whole."""
+
+    _keys: dict[str, jwt.PyJWK] = field(default_factory=dict, repr=False)
+
+    def replace(self, document: bytes) -> None:
+        """Take the keys of this document; a bad one changes nothing.
+
+        Raises:
+            EvidenceMalformedError: it is no JWKS, or holds no key that we can use.
+        """
+        try:
+            found = jwt.PyJWKSet.from_json(document.decode()).keys
+            keys = {key.key_id: key for key in found if key.key_id is not None}
+        except (ValueError, KeyError, AttributeError, jwt.PyJWTError) as error:
+            raise EvidenceMalformedError(f"the issuer's key set cannot be used: {error}") from error
+        if not keys:
+            raise EvidenceMalformedError("the issuer's key set names no key")
+        self._keys = keys
+
+    def key(self, key_id: str) -> jwt.PyJWK:
+        """See :class:`KeySet`."""
+        found = self._keys.get(key_id)
+        if found is None:
+            raise EvidenceSignatureError(
+                "the token is signed with a key that the cluster's key set does not hold",
+                advice="is the token of this cluster, and are its keys up to date?",
+            )
+        return found
+
+
+def _unverified(token: bytes) -> dict[str, Any]:
+    """Claims of our own token; only the server's answer to it matters."""
+    try:
+        claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    except jwt.InvalidTokenError:
+        raise TokenUnavailableError("our own service-account token is no JWT") from None
+    return claims
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes().strip()
+    except OSError as error:
+        raise TokenUnavailableError(
+            f"the token {path} cannot be read: {error.strerror}",
+            advice="is it mounted into this pod?",
+        ) from error
+
+
+def _name(text: Any) -> str:
+    if not isinstance(text, str) or not _NAME.fullmatch(text):
+        raise ValueError("a name that is none")
+    return text

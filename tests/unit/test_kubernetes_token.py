@@ -1,0 +1,230 @@
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from sds.attestation.evidence import Evidence, EvidenceKind, report_data
+from sds.attestation.kubernetes_token import (
+    BoundTokenAttester,
+    JwksKeys,
+    KubernetesTokenVerifier,
+    ProjectedTokenAttester,
+    TokenRules,
+)
+from sds.errors import (
+    EvidenceBindingError,
+    EvidenceError,
+    EvidenceMalformedError,
+    EvidenceSignatureError,
+    KubernetesApiError,
+    TokenAccountError,
+    TokenClaimsError,
+    TokenTimeError,
+    TokenUnavailableError,
+)
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+DATA = report_data(b"label", [b"nonce", b"items"])
+ISSUER = "https://kubernetes.default.svc.cluster.local"
+RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+RULES = TokenRules(issuer=ISSUER, accounts={"attested-sds/agent"})
+
+
+def jwks() -> bytes:
+    keys = []
+    for name, algorithm, key in (("rsa", "RS256", RSA), ("ec", "ES256", EC)):
+        made = jwt.get_algorithm_by_name(algorithm)
+        keys.append({**made.to_jwk(key.public_key(), as_dict=True), "kid": name, "alg": algorithm})
+    return json.dumps({"keys": keys}).encode()
+
+
+def claims(**change: Any) -> dict[str, Any]:
+    """As Kubernetes 1.34 makes them for a pod-bound TokenRequest."""
+    made = {
+        "aud": ["attested-sds:" + DATA.hex()],
+        "exp": int((NOW + timedelta(minutes=10)).timestamp()),
+        "iat": int(NOW.timestamp()),
+        "nbf": int(NOW.timestamp()),
+        "iss": ISSUER,
+        "jti": "e0a1",
+        "kubernetes.io": {
+            "namespace": "attested-sds",
+            "node": {"name": "node1", "uid": "11"},
+            "pod": {"name": "agent-x7", "uid": "d3b0"},
+            "serviceaccount": {"name": "agent", "uid": "22"},
+        },
+        "sub": "system:serviceaccount:attested-sds:agent",
+    }
+    return {key: value for key, value in {**made, **change}.items() if value is not None}
+
+
+def token(key: Any = RSA, kid: str | None = "rsa", alg: str = "RS256", **change: Any) -> Evidence:
+    headers = {} if kid is None else {"kid": kid}
+    made = jwt.encode(claims(**change), key, algorithm=alg, headers=headers)
+    return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=made.encode())
+
+
+def verify(evidence: Evidence, rules: TokenRules = RULES, now: datetime = NOW) -> Any:
+    keys = JwksKeys()
+    keys.replace(jwks())
+    return KubernetesTokenVerifier(keys=keys, rules=rules).verify(evidence, data=DATA, now=now)
+
+
+@pytest.mark.parametrize("given", [(RSA, "rsa", "RS256"), (EC, "ec", "ES256")])
+def test_a_bound_token_holds(given: tuple[Any, str, str]) -> None:
+    found = verify(token(*given))
+    assert (found.kind, found.measurement) == (EvidenceKind.KUBERNETES_TOKEN, "node1")
+    assert found.attributes == {
+        "namespace": "attested-sds",
+        "service_account": "agent",
+        "pod": "agent-x7",
+        "pod_uid": "d3b0",
+        "node": "node1",
+        "bound": "true",
+    }
+
+
+def unsigned() -> Evidence:
+    def part(value: Any) -> bytes:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
+
+    body = part({"alg": "none", "kid": "rsa"}) + b"." + part(claims()) + b"."
+    return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=body)
+
+
+def confused() -> Evidence:
+    """HS256 with the public key as the secret."""
+    made = jwt.encode(claims(), b"x" * 64, algorithm="HS256", headers={"kid": "rsa"})
+    return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=made.encode())
+
+
+def raw(report: bytes) -> Evidence:
+    return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=report)
+
+
+def without(*path: str) -> dict[str, Any]:
+    body = claims()["kubernetes.io"]
+    inner = body
+    for name in path[:-1]:
+        inner = inner[name]
+    del inner[path[-1]]
+    return {"kubernetes.io": body}
+
+
+@pytest.mark.parametrize(
+    ("evidence", "error"),
+    [
+        (raw(b""), EvidenceMalformedError),
+        (raw(b"a.b.c"), EvidenceMalformedError),
+        (raw(b"\xff" * 40), EvidenceMalformedError),
+        (raw(b"a" * 20_000), EvidenceMalformedError),
+        (unsigned(), EvidenceMalformedError),
+        (confused(), EvidenceMalformedError),
+        (token(kid=None), EvidenceMalformedError),
+        (token(kid="unknown"), EvidenceSignatureError),
+        (token(OTHER), EvidenceSignatureError),
+        (token(RSA, "ec", "RS256"), EvidenceSignatureError),
+        (token(RSA, "rsa", "RS512"), EvidenceSignatureError),
+        (token(iss="https://elsewhere"), TokenClaimsError),
+        (token(iss=None), TokenClaimsError),
+        (token(exp=None), TokenClaimsError),
+        (token(exp="9"), TokenClaimsError),
+        (token(exp=int(NOW.timestamp())), TokenTimeError),
+        (token(nbf=int(NOW.timestamp()) + 60), TokenTimeError),
+        (token(aud="attested-sds:" + "00" * 64), EvidenceBindingError),
+        (token(aud=["attested-sds:" + DATA.hex(), "more"]), EvidenceBindingError),
+        (token(aud=None), EvidenceBindingError),
+        (token(aud="attested-sds"), EvidenceBindingError),
+        (token(**without("node")), TokenClaimsError),
+        (token(**without("pod")), TokenClaimsError),
+        (token(**without("serviceaccount", "name")), TokenClaimsError),
+        (token(**{"kubernetes.io": "x"}), TokenClaimsError),
+        (token(sub="system:serviceaccount:attested-sds:other"), TokenAccountError),
+        (token(sub=None), TokenAccountError),
+    ],
+)
+def test_what_does_not_hold_is_refused(evidence: Evidence, error: type[EvidenceError]) -> None:
+    with pytest.raises(EvidenceError) as caught:
+        verify(evidence)
+    assert type(caught.value) is error
+    assert evidence.report.decode("latin-1") not in str(caught.value) or not evidence.report
+
+
+def test_another_account_is_refused() -> None:
+    with pytest.raises(TokenAccountError, match="attested-sds/agent may not"):
+        verify(token(), TokenRules(issuer=ISSUER, accounts={"shop/web"}))
+
+
+def test_a_projected_token_only_where_it_is_allowed_on_purpose() -> None:
+    allowed = TokenRules(issuer=ISSUER, accounts={"attested-sds/agent"}, unbound=True)
+    assert verify(token(aud="attested-sds"), allowed).attributes["bound"] == "false"
+    assert verify(token(), allowed).attributes["bound"] == "true"
+    with pytest.raises(EvidenceBindingError, match="binds nothing"):
+        verify(token(aud="attested-sds"))
+    with pytest.raises(EvidenceBindingError):
+        verify(token(aud=ISSUER), allowed)  # the pod's ordinary token
+
+
+def test_key_sets_are_replaced_as_a_whole_and_bad_ones_change_nothing() -> None:
+    keys = JwksKeys()
+    keys.replace(jwks())
+    for bad in (b"", b"{}", b'{"keys": []}', b'{"keys": [{"kty": "oct", "k": "AA"}]}', b"\xff"):
+        with pytest.raises(EvidenceMalformedError):
+            keys.replace(bad)
+    assert keys.key("rsa").key_id == "rsa"
+
+
+class Api:
+    def __init__(self, answer: bytes | KubernetesApiError) -> None:
+        self.answer = answer
+        self.asked: list[tuple[str, Any]] = []
+
+    async def post(self, path: str, document: Any) -> bytes:
+        self.asked.append((path, document))
+        if isinstance(self.answer, KubernetesApiError):
+            raise self.answer
+        return self.answer
+
+
+async def test_the_attester_asks_for_a_token_bound_to_request_and_pod(tmp_path: Path) -> None:
+    own = tmp_path / "token"
+    own.write_bytes(token(aud=ISSUER).report + b"\n")
+    bound = token().report.decode()
+    api = Api(json.dumps({"status": {"token": bound}}).encode())
+    evidence = await BoundTokenAttester(api, own).attest(DATA)
+    assert verify(evidence).attributes["bound"] == "true"
+    ((path, document),) = api.asked
+    assert path == "/api/v1/namespaces/attested-sds/serviceaccounts/agent/token"
+    assert document["spec"]["audiences"] == ["attested-sds:" + DATA.hex()]
+    assert document["spec"]["boundObjectRef"]["uid"] == "d3b0"
+    assert bound not in repr(evidence)
+
+
+@pytest.mark.parametrize("answer", [b"", b"{}", b'{"status": 7}', KubernetesApiError("403")])
+async def test_no_token_is_a_retriable_error(
+    tmp_path: Path, answer: bytes | KubernetesApiError
+) -> None:
+    own = tmp_path / "token"
+    own.write_bytes(token(aud=ISSUER).report)
+    with pytest.raises(TokenUnavailableError) as caught:
+        await BoundTokenAttester(Api(answer), own).attest(DATA)
+    assert caught.value.retriable
+    assert own.read_text() not in str(caught.value)
+
+
+async def test_a_projected_token_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    with pytest.raises(TokenUnavailableError, match="mounted"):
+        await ProjectedTokenAttester(path).attest(DATA)
+    path.write_text("one\n")
+    attester = ProjectedTokenAttester(path)
+    assert (await attester.attest(DATA)).report == b"one"
+    path.write_text("two\n")
+    assert (await attester.attest(DATA)).report == b"two"
