@@ -17,6 +17,7 @@ from sds.errors import ConfigurationError, SdsError
 
 COMMANDS: Final[dict[str, str]] = {
     "bootstrap": "sds.commands.bootstrap:bootstrap",
+    "ca": "sds.commands.ca:ca",
     "completion": "sds.commands.completion:completion",
     "policy": "sds.commands.policy:policy",
     "whoami": "sds.commands.whoami:whoami",

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
+from sds.attestation.section import AttestationSection, VerificationSection
 from sds.ca.decision import ConfiguredRules, Rule
 from sds.ca.sections import AuthoritySection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.server import Limits
@@ -25,11 +26,14 @@ from sds.fields import (
 )
 from sds.identity import KeyType
 from sds.policy.pattern import Glob, parse_dns_pattern, parse_spiffe_pattern
+from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4
 """A root lives at least this many of the longest leaves: it is renewed at half of its life, and the
 next one stands in the bundle for a leaf's life before it signs."""
+_LONGEST_BY_POLICY = timedelta(days=1)
+"""Nonces live at most this long where a policy decides; it may grant more to certificates."""
 
 
 def _signing_key(key_type: KeyType) -> KeyType:
@@ -89,11 +93,17 @@ class UpstreamSection(Settings):
         default=timedelta(days=1), description="What to ask for; the authority above may clamp it."
     )
     authority: AuthoritySection = Field(description="The authority above.")
-    reference_values: PathField | None = Field(
+    verification: VerificationSection | None = Field(
         default=None,
-        description="Reference values for the authority above. Without them plain TLS alone "
-        "vouches for it.",
+        description="What its evidence must show. Without this section no evidence is demanded, "
+        "which only `tls` with `root` and `server_name` allows.",
     )
+
+    @model_validator(mode="after")
+    def _vouched_for(self) -> Self:
+        if self.verification is None and self.authority.tls == "attested":
+            raise ValueError("attested TLS needs verification: what its evidence must show")
+        return self
 
 
 class OperatorSection(Settings):
@@ -192,8 +202,17 @@ class AuthorityConfig(Settings):
     ] = Field(
         default=SelfSignedSection(), description="Where the authority's certificate comes from."
     )
+    attestation: AttestationSection = Field(
+        default=AttestationSection(), description="The authority's own evidence."
+    )
+    verification: VerificationSection = Field(
+        default=VerificationSection(), description="What the evidence of agents must show."
+    )
     identities: list[IdentitySection] = Field(
         default=[], description="Which measurement may ask for what; what none allows is refused."
+    )
+    policy: PolicySettings | None = Field(
+        default=None, description="The signed policy that decides in place of `identities`."
     )
     backdate: Duration = Field(
         default=timedelta(seconds=30),
@@ -204,13 +223,13 @@ class AuthorityConfig(Settings):
     @property
     def max_lifetime(self) -> timedelta:
         """Of the longest leaf."""
-        return max(
-            (rule.max_lifetime for rule in self.identities if rule.spiffe_ids),
-            default=timedelta(hours=1),
-        )
+        lifetimes = [rule.max_lifetime for rule in self.identities if rule.spiffe_ids]
+        return max(lifetimes, default=_LONGEST_BY_POLICY if self.policy else timedelta(hours=1))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.policy is not None and self.identities:
+            raise ValueError("give policy or identities, not both: one decides")
         shortest = _LEAVES_IN_A_ROOT * self.max_lifetime
         if isinstance(self.signer, SelfSignedSection) and self.signer.lifetime < shortest:
             raise ValueError(

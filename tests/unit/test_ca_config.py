@@ -68,7 +68,8 @@ def test_signers(tmp_path: Path) -> None:
     assert isinstance(operator, OperatorSection)
     assert operator.key_type is KeyType.ED25519
     attested = load(
-        "trust_domain: example.org\nsigner: {kind: upstream, authority: {addresses: ['ca:1']}}\n"
+        "trust_domain: example.org\n"
+        "signer: {kind: upstream, authority: {addresses: ['ca:1']}, verification: {}}\n"
     ).signer
     assert isinstance(attested, UpstreamSection)
     assert attested.authority.settings().tls == AttestedTls()
@@ -97,6 +98,14 @@ RULE = f"measurement: {'ab' * 48}, spiffe_ids: ['spiffe://example.org/a']"
             "self-signed",
         ),
         ("trust_domain: example.org\nlimits: {streams: 0}", "streams"),
+        (
+            "trust_domain: example.org\nsigner: {kind: upstream, authority: {addresses: ['a:1']}}",
+            "verification",
+        ),
+        (
+            f"trust_domain: example.org\nidentities: [{{{RULE}}}]\npolicy: {{file: a, keys: [b]}}",
+            "not both",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named(text: str, words: str) -> None:
@@ -109,7 +118,7 @@ def test_what_cannot_be_used_is_named(text: str, words: str) -> None:
 def test_an_address_that_is_none_is_said_when_it_is_used(address: str) -> None:
     signer: Any = load(
         "trust_domain: example.org\n"
-        f"signer: {{kind: upstream, authority: {{addresses: ['{address}']}}}}"
+        f"signer: {{kind: upstream, authority: {{addresses: ['{address}']}}, verification: {{}}}}"
     ).signer
     with pytest.raises(ConfigurationError, match="host:port"):
         signer.authority.settings()

@@ -1,0 +1,206 @@
+"""``sds ca`` from its configuration: joins the parts, serves, drains on a signal.
+
+Invariants: everything that can be wrong with the configuration is said before the port opens; the
+first SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reads the policy again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
+from sds.ca.client import AttestedAuthority
+from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
+from sds.ca.journal import Journal
+from sds.ca.signed_policy import SignedIssuancePolicy
+from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
+from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
+from sds.clock import Clock, SystemClock
+from sds.errors import ConfigurationError
+from sds.policy.holder import PolicyHolder
+from sds.policy.reload import PolicyFiles
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from sds.attestation.evidence import Attester
+    from sds.ca.decision import IssuancePolicy
+    from sds.ca.signers import SignerSource
+
+_LOGGER = logging.getLogger(__name__)
+_POLL: Final = timedelta(seconds=1)
+
+
+async def serve(
+    config: AuthorityConfig,
+    *,
+    ready: Callable[[int], None],
+    clock: Clock | None = None,
+    stop: asyncio.Event | None = None,
+) -> None:
+    """Serve until a signal (or ``stop``) ends it.
+
+    Args:
+        config: the configuration.
+        ready: called with the port once certificates can be signed.
+        clock: time.
+        stop: ends the authority as SIGTERM does.
+
+    Raises:
+        ConfigurationError: a file or address of the configuration cannot be used.
+    """
+    clock = clock if clock is not None else SystemClock()
+    stop = stop if stop is not None else asyncio.Event()
+    attester = config.attestation.attester()
+    _say_what_vouches(config, attester)
+    async with contextlib.AsyncExitStack() as stack:
+        files, policy = _policy(config, clock)
+        parts = AuthorityParts(
+            trust_domain=config.trust_domain,
+            listen=config.listen,
+            tls=_tls(config, clock),
+            source=await stack.enter_async_context(_source(config, attester, clock)),
+            policy=policy,
+            verifier=config.verification.verifier(),
+            attester=attester,
+            clock=clock,
+            max_lifetime=config.max_lifetime,
+            backdate=config.backdate,
+            limits=config.limits.limits(),
+            nonce_limit=config.limits.nonces,
+            journal=Journal(keep=config.limits.records),
+        )
+        authority = await stack.enter_async_context(running_authority(parts))
+        stack.enter_context(_signals(stop, files))
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        running = [tasks.create_task(_tell_ready(authority, config, ready), name="ready")]
+        if files is not None:
+            running.append(tasks.create_task(files.follow(), name="policy-files"))
+        await stop.wait()
+        _LOGGER.info("the authority is draining")
+        for task in running:
+            task.cancel()
+
+
+def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> None:
+    if attester is None:
+        _LOGGER.warning(
+            "this authority gives no evidence: only agents that trust a configured root and "
+            "server name accept it",
+            extra={"trust_domain": config.trust_domain},
+        )
+    if not config.identities and config.policy is None:
+        _LOGGER.warning("neither identities nor policy are configured: everybody is refused")
+
+
+def _tls(config: AuthorityConfig, clock: Clock) -> TlsIdentity:
+    section = config.tls
+    if section.certificate is not None and section.key is not None:
+        return tls_from_files(section.certificate, section.key)
+    tls = self_signed_tls(now=clock.now().wall, server_names=section.server_names)
+    if section.certificate_out is not None:
+        try:
+            section.certificate_out.write_bytes(tls.certificate_pem)
+        except OSError as error:
+            raise ConfigurationError(
+                f"tls.certificate_out: {section.certificate_out} cannot be written: "
+                f"{error.strerror}"
+            ) from error
+    return tls
+
+
+def _policy(config: AuthorityConfig, clock: Clock) -> tuple[PolicyFiles | None, IssuancePolicy]:
+    if config.policy is None:
+        return None, config.rules()
+    holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock)
+    files = PolicyFiles(config.policy.place, holder, clock=clock)
+    files.load()
+    return files, SignedIssuancePolicy(holder)
+
+
+@contextlib.asynccontextmanager
+async def _source(
+    config: AuthorityConfig, attester: Attester | None, clock: Clock
+) -> AsyncIterator[SignerSource]:
+    match config.signer:
+        case SelfSignedSection() as section:
+            yield SelfSigned(
+                trust_domain=config.trust_domain,
+                key_type=section.key_type,
+                lifetime=section.lifetime,
+                path_length=section.path_length,
+                backdate=config.backdate,
+                clock=clock,
+            )
+        case OperatorSection() as section:
+            yield FromOperator(
+                trust_domain=config.trust_domain,
+                key_type=section.key_type,
+                csr_file=section.csr_file,
+                chain_file=section.chain_file,
+                roots_file=section.roots_file,
+                clock=clock,
+                poll=_POLL,
+            )
+        case UpstreamSection() as section:
+            if attester is None:
+                raise ConfigurationError(
+                    "signer.kind is upstream, and attestation.kind is missing",
+                    advice="the authority above signs for measured machines only",
+                )
+            upstream = AttestedAuthority(
+                section.authority.settings(),
+                attester=attester,
+                verifier=section.verification.verifier() if section.verification else None,
+                clock=clock,
+            )
+            try:
+                yield FromUpstream(
+                    trust_domain=config.trust_domain,
+                    key_type=section.key_type,
+                    lifetime=section.lifetime,
+                    upstream=upstream,
+                    clock=clock,
+                )
+            finally:
+                await upstream.aclose()
+
+
+async def _tell_ready(
+    authority: RunningAuthority, config: AuthorityConfig, ready: Callable[[int], None]
+) -> None:
+    await authority.box.ready.wait()
+    _LOGGER.info(
+        "the authority is ready",
+        extra={"trust_domain": config.trust_domain, "port": authority.port},
+    )
+    ready(authority.port)
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event, files: PolicyFiles | None) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    handled = [signal.SIGTERM, signal.SIGINT]
+
+    def end() -> None:
+        stop.set()
+        for number in handled:  # a second one ends at once
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in handled:
+        loop.add_signal_handler(number, end)
+    if files is not None:
+        loop.add_signal_handler(signal.SIGHUP, files.ask)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+        if files is not None:
+            loop.remove_signal_handler(signal.SIGHUP)

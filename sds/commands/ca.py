@@ -1,0 +1,42 @@
+"""``sds ca``: the certificate authority."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from sds import logs, yamlfile
+
+
+@click.command()
+@click.option(
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The authority's YAML file; docs/exchange.md shows one.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default="text",
+    show_default=True,
+    help="Form of the log lines on stderr.",
+)
+@click.option(
+    "--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, help="Least."
+)
+def ca(path: Path, log_format: str, log_level: str) -> None:
+    """Run a certificate authority that signs for measured machines.
+
+    Prints one line, "READY HOST:PORT", once it can sign. SIGTERM drains and ends.
+    """
+    from sds.ca.config import AuthorityConfig  # noqa: PLC0415  loaded when used
+    from sds.ca.run import serve  # noqa: PLC0415
+
+    config = yamlfile.load_file(path, AuthorityConfig)
+    logs.configure(style=log_format, level=log_level)
+    host = config.listen.rpartition(":")[0]
+    asyncio.run(serve(config, ready=lambda port: click.echo(f"READY {host}:{port}")))
