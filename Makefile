@@ -85,7 +85,7 @@ dist: setup ## wheel, sdist, SBOM (CycloneDX) and list of licences, into dist/
 	$(BIN)/uv pip install --quiet --python $(VENV)/dist-environment/bin/python --require-hashes -r constraints-runtime.txt
 	$(BIN)/uv pip install --quiet --python $(VENV)/dist-environment/bin/python --no-deps dist/*.whl
 	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --mc-type application \
-	  --output-file dist/attested-sds.cdx.json $(VENV)/dist-environment
+	  --gather-license-texts --output-file dist/attested-sds.cdx.json $(VENV)/dist-environment
 	$(BIN)/python tools/licences.py dist/attested-sds.cdx.json > $(VENV)/licences.md
 	@mv $(VENV)/licences.md dist/LICENCES.md
 	@rm -rf $(VENV)/dist-environment

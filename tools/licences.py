@@ -22,7 +22,8 @@ def licence(component: dict[str, Any]) -> str:
         known = entry.get("license", {})
         name = str(known.get("id") or known.get("name") or "")
         if name.startswith("declared license"):  # the field holds a name, or a whole text
-            name = str(known.get("text", {}).get("content", "")).strip()
+            text = known.get("text", {})
+            name = "" if "encoding" in text else str(text.get("content", "")).strip()
         if name and "\n" not in name and not name.startswith("file "):
             found.append(name)
     named = [name for name in found if "::" not in name]
