@@ -81,6 +81,16 @@ class TracedAuthority:
             return issuance
 
 
+class TracedRootsAuthority(TracedAuthority):
+    """The same around an authority that can be asked for its roots alone."""
+
+    async def roots(self) -> tuple[bytes, ...]:
+        """See :class:`sds.secrets.rotation.RootsSource`."""
+        with self._tracer.start_as_current_span("authority.roots", record_exception=False):
+            found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # chosen by whoever wraps
+            return found
+
+
 class TracedAttester:
     """An attester with a span for each piece of evidence."""
 

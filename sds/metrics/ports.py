@@ -65,6 +65,15 @@ class MeteredAuthority:
         self._families.requests.labels(self._reasons.label(outcome)).inc(number)
 
 
+class MeteredRootsAuthority(MeteredAuthority):
+    """The same around an authority that can be asked for its roots alone."""
+
+    async def roots(self) -> tuple[bytes, ...]:
+        """See :class:`sds.secrets.rotation.RootsSource`."""
+        found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # chosen by whoever wraps
+        return found
+
+
 class MeteredAttester:
     """An attester whose work is timed."""
 

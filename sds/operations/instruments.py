@@ -1,0 +1,197 @@
+"""The instruments of one process: its registry, and every port wrapped by what measures it.
+
+Owns the composition of :mod:`sds.metrics` and :mod:`sds.traces` for the agent and for the
+authority. Invariant: wrapping keeps every capability of what is wrapped (an authority that can be
+asked for its roots can still be asked).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from prometheus_client import CollectorRegistry
+
+from sds import traces
+from sds.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies, Reasons
+from sds.metrics.ports import (
+    MeteredAttester,
+    MeteredAuthority,
+    MeteredRootsAuthority,
+    MeteredVerifier,
+    reason_of,
+)
+from sds.metrics.serving import CountingObserver
+from sds.metrics.store import MeteredStore, StoreCollector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from sds.attestation.evidence import Attester, Verifier
+    from sds.ca.authority import Authority
+    from sds.clock import Clock
+    from sds.errors import PolicyError, SdsError
+    from sds.identity import TrustDomain
+    from sds.policy.trust import AdmittedPolicy
+
+_KEPT_ERRORS: Final = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastError:
+    """One error that was seen: when, about what, and the error's reason and words."""
+
+    at: datetime
+    about: str
+    reason: str
+    words: str
+
+
+class Instruments:
+    """What agent and authority have in common.
+
+    Args:
+        component: ``agent`` or ``ca``.
+        clock: time.
+    """
+
+    def __init__(self, component: str, *, clock: Clock) -> None:
+        """See the class."""
+        self.registry = CollectorRegistry()
+        self.clock = clock
+        self.process = ProcessFamilies(self.registry, component=component)
+        self.errors: deque[PastError] = deque(maxlen=_KEPT_ERRORS)
+        self._policy_reasons = Reasons()
+        self._tracer: Any = None
+        self._stop_tracing: Callable[[], None] = _nothing
+        if traces.wanted():
+            self._tracer, self._stop_tracing = traces.start(component)
+
+    def close(self) -> None:
+        """Flush what is still to be exported."""
+        self._stop_tracing()
+
+    def attester(self, inner: Attester) -> Attester:
+        """The attester, timed."""
+        metered: Attester = MeteredAttester(inner, self.process)
+        return traces.TracedAttester(metered, self._tracer) if self._tracer else metered
+
+    def verifier(self, inner: Verifier) -> Verifier:
+        """The verifier, its verdicts counted."""
+        return MeteredVerifier(inner, self.process)
+
+    def memory_locked(self, *, locked: bool) -> None:
+        """Whether the process's memory is locked."""
+        self.process.memory_locked.set(1 if locked else 0)
+
+    def remember(self, error: SdsError, *, about: str) -> None:
+        """Keep an error for the status page; the same one again takes the place of the first."""
+        new = PastError(
+            at=self.clock.now().wall, about=about, reason=reason_of(error), words=str(error)
+        )
+        for old in list(self.errors):
+            if (old.about, old.reason, old.words) == (new.about, new.reason, new.words):
+                self.errors.remove(old)
+        self.errors.append(new)
+
+    # --- a sds.policy.holder.PolicyWatcher ------------------------------------------------------
+
+    def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
+        """See :class:`sds.policy.holder.PolicyWatcher`."""
+        self.process.policy_epoch.set(policy.epoch.number)
+        self.process.policy_loaded.set(now.timestamp())
+        self.process.policy_not_after.set(policy.not_after.timestamp())
+
+    def refused(self, error: PolicyError) -> None:
+        """See :class:`sds.policy.holder.PolicyWatcher`."""
+        self.process.policy_refusals.labels(self._policy_reasons.label(error.reason)).inc()
+        self.remember(error, about="policy")
+
+    def ended(self) -> None:
+        """See :class:`sds.policy.holder.PolicyWatcher`."""
+        self.process.policy_epoch.set(0)
+        self.process.policy_not_after.set(0)
+
+
+class AgentInstruments(Instruments):
+    """The agent's: a store that is metered, an authority that is timed, streams that are counted.
+
+    Attributes:
+        store: the store to use.
+        serving: the observer for :class:`sds.xds.service.SecretService`.
+    """
+
+    def __init__(self, *, clock: Clock, run_id: str | None = None) -> None:
+        """See the class."""
+        super().__init__("agent", clock=clock)
+        self.families = AgentFamilies(self.registry)
+        self.store = MeteredStore(self.families, run_id=run_id)
+        self.serving = CountingObserver(self.families)
+        self._reasons = Reasons()
+        self._bundle_reasons = Reasons()
+        StoreCollector(self.store, clock, self.registry)
+
+    def authority(self, inner: Authority) -> Authority:
+        """The authority, timed and counted."""
+        kind = MeteredRootsAuthority if hasattr(inner, "roots") else MeteredAuthority
+        metered: Authority = kind(inner, self.families)
+        if self._tracer:
+            traced = traces.TracedRootsAuthority if hasattr(inner, "roots") else None
+            return (traced or traces.TracedAuthority)(metered, self._tracer)
+        return metered
+
+    def count_workloads(self, connected: Callable[[], Iterable[str]]) -> None:
+        """Ask this at every scrape for the names of workloads with open streams."""
+        self.families.workloads.set_function(lambda: len(set(connected())))
+
+    # --- a sds.secrets.rotation.Observer --------------------------------------------------------
+
+    def renewal_failed(self, error: SdsError) -> None:
+        """See :class:`sds.secrets.rotation.Observer`."""
+        self.families.renewal_failures.labels(self._reasons.label(reason_of(error))).inc()
+        self.remember(error, about="renewal")
+
+    # --- a sds.federation.refresh.FederationObserver --------------------------------------------
+
+    def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
+        """See :class:`sds.federation.refresh.FederationObserver`."""
+        self.families.federation_refreshed.labels(trust_domain).set(at.timestamp())
+
+    def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
+        """See :class:`sds.federation.refresh.FederationObserver`."""
+        reason = self._bundle_reasons.label(error.reason)
+        self.families.federation_failures.labels(trust_domain, reason).inc()
+        self.remember(error, about=f"bundle of {trust_domain}")
+
+
+class AuthorityInstruments(Instruments):
+    """The certificate authority's."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        """See the class."""
+        super().__init__("ca", clock=clock)
+        self.families = AuthorityFamilies(self.registry)
+        self._outcomes = Reasons()
+
+    def decided(self, reason: str) -> None:
+        """One certificate was issued (``issued``) or refused (why)."""
+        self.families.certificates.labels(self._outcomes.label(reason)).inc()
+
+    def answered(self, seconds: float) -> None:
+        """A request was answered after so long."""
+        self.families.issue_latency.observe(seconds)
+
+    def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
+        """Ask this at every scrape for the end of the issuing certificate."""
+
+        def seconds() -> float:
+            end = not_after()
+            return 0.0 if end is None else end.timestamp()
+
+        self.families.not_after.set_function(seconds)
+
+
+def _nothing() -> None:
+    """No traces are exported."""
