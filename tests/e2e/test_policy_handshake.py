@@ -140,7 +140,7 @@ async def test_the_client_side_refuses_servers_by_the_policy(tmp_path: Path) -> 
         at_b = await enter(workload(tmp_path, "b", holder))
         # B lets everybody of the trust domain in: only A's own contexts decide here.
         b = await enter(server(server_bootstrap(at_b, "ROOTCA"), tmp_path))
-        by = {}
+        by: dict[str, Client] = {}
         for target in ("outbound:db", "outbound:other", f"outbound:{S}/b", "outbound:none"):
             folder = tmp_path / f"client-{len(by)}"
             folder.mkdir()

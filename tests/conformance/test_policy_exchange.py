@@ -1,0 +1,250 @@
+"""Signed policy between a real authority and real clients: behind, ahead, rolled back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds import errors
+from sds.ca.signed_policy import SignedIssuancePolicy
+from sds.clock import Instant, SystemClock
+from sds.policy.holder import PolicyHolder
+from sds.policy.keeping import Keeping
+from tests.support.authority import AGENT, Machine, World, identity, items, wish
+from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
+
+if TYPE_CHECKING:
+    from sds.ca.client import AttestedAuthority
+    from sds.policy.signature import SignedPolicy
+
+ALICE, BOB, MALLORY = (Signatory(name) for name in ("alice", "bob", "mallory"))
+GRANTS = [
+    {
+        "name": "nodes",
+        "measurements": [AGENT],
+        "grants": [
+            {
+                "spiffe_ids": "spiffe://example.org/ns/*/sa/web",
+                "dns_names": ["**.test"],
+                "max_lifetime": "2m",
+            }
+        ],
+    }
+]
+
+
+@dataclass
+class ShiftedClock:
+    """The system's clock, moved."""
+
+    shift: timedelta = timedelta(0)
+    inner: SystemClock = field(default_factory=SystemClock)
+
+    def now(self) -> Instant:
+        now = self.inner.now()
+        return Instant(wall=now.wall + self.shift, monotonic=now.monotonic, boottime=now.boottime)
+
+    async def sleep(self, seconds: float) -> None:
+        await self.inner.sleep(seconds)
+
+
+def epoch(number: int, *signatories: Signatory, **fields: Any) -> SignedPolicy:
+    now = datetime.now(UTC)
+    window = {
+        "not_before": (now - timedelta(days=1)).isoformat(),
+        "not_after": (now + timedelta(days=1)).isoformat(),
+    }
+    fields = {"nodes": GRANTS, **window, **fields}
+    return sign(document(number, **fields), *(signatories or (ALICE,)))
+
+
+def party(
+    *offered: bytes, by: Signatory = ALICE, clock: ShiftedClock | None = None
+) -> PolicyHolder:
+    """A party that starts (again) with what its disk offers."""
+    start = Keeping(trust_domain=DOMAIN, trusted=trusting(by))
+    holder = PolicyHolder(start, clock=clock or ShiftedClock())
+    if offered:
+        holder.take(b"\n".join(offered), origin="disk")
+    return holder
+
+
+class Mesh:
+    """One authority that lives, and agents that ask it."""
+
+    def __init__(self, world: World, port: int) -> None:
+        self.world = world
+        self.port = port
+
+    @contextlib.asynccontextmanager
+    async def agent(self, holder: PolicyHolder | None, **changes: Any) -> Any:
+        async with self.world.client(self.port, policy=holder, **changes) as client:
+            yield client
+
+
+@contextlib.asynccontextmanager
+async def mesh(holder: PolicyHolder) -> Any:
+    world = World()
+    async with world.running(policy=SignedIssuancePolicy(holder)) as authority:
+        yield Mesh(world, authority.port)
+
+
+async def ask(client: AttestedAuthority, path: str = "/ns/a/sa/web", **changes: Any) -> str:
+    """Ask for one certificate; the reason of the refusal, or the empty string."""
+    wanted = [wish(identity(path, **changes))]
+    try:
+        issuance = await client.issue(items(wanted))
+    except errors.AuthorityRefusedError as error:
+        return error.wire_reason
+    (outcome,) = issuance.outcomes
+    return outcome.wire_reason if isinstance(outcome, errors.AuthorityRefusedError) else ""
+
+
+ONE, TWO, THREE = (epoch(number) for number in (1, 2, 3))
+
+
+async def test_equals_get_what_policy_grants_and_nothing_else() -> None:
+    async with mesh(party(TWO)) as at, at.agent(party(TWO)) as client:
+        assert await ask(client) == ""
+        assert await ask(client, "/ns/a/sa/other") == "spiffe_id_not_allowed"
+        assert await ask(client, dns_names=("x.org",)) == "dns_name_not_allowed"
+        other = Machine("bb" * 48, at.world.agent.key)
+        at.world.agent.measurement = other.measurement
+        assert await ask(client) != ""
+
+
+async def test_an_agent_that_is_behind_is_healed_before_anything_is_issued() -> None:
+    behind = party(ONE)
+    async with mesh(party(THREE)) as at, at.agent(behind) as client:
+        assert await ask(client) == ""
+        assert behind.epoch == 3
+    # Its disk still offers the old one: refused, by what it has seen.
+    outcome = behind.take(ONE, origin="disk")
+    assert outcome.refusal is not None
+    assert outcome.refusal.reason == "policy_epoch_lower"
+    # Restarted alone with that disk, it is healed again.
+    again = party(ONE)
+    assert again.epoch == 1
+    async with mesh(party(THREE)) as at, at.agent(again) as client:
+        assert await ask(client) == ""
+        assert again.epoch == 3
+
+
+async def test_an_authority_that_was_restarted_with_an_old_policy_is_healed_by_an_agent() -> None:
+    authority, honest, rolled_back = party(ONE), party(THREE), party(ONE)
+    async with mesh(authority) as at:
+        async with at.agent(honest) as client:
+            assert await ask(client) == ""
+        assert authority.epoch == 3
+        assert honest.epoch == 3
+        # And from then on nothing is issued under the old one.
+        async with at.agent(rolled_back) as client:
+            assert await ask(client) == ""
+        assert rolled_back.epoch == 3
+        assert all(record.policy_epoch == 3 for record in at.world.journal)
+
+
+class Stubborn(PolicyHolder):
+    """An agent that will not take what the authority hands down."""
+
+    async def offer(self, document: bytes) -> bool:
+        return not document
+
+
+async def test_nothing_is_issued_to_an_agent_that_stays_behind() -> None:
+    stubborn = Stubborn(Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=ShiftedClock())
+    stubborn.take(ONE, origin="disk")
+    # One without policy, one with other keys, one that will not.
+    async with mesh(party(THREE)) as at:
+        for agent in (None, party(by=BOB), stubborn):
+            async with at.agent(agent) as client:
+                assert await ask(client) == "policy_behind"
+        assert not any(record.reason == "issued" for record in at.world.journal)
+        # One that merely started with nothing is healed.
+        async with at.agent(party()) as client:
+            assert await ask(client) == ""
+
+
+async def test_an_agent_cannot_push_what_is_not_signed() -> None:
+    authority = party(TWO)
+    forged = party(epoch(9, MALLORY), by=MALLORY)
+    async with mesh(authority) as at, at.agent(forged) as client:
+        assert await ask(client) == "policy_unsigned"
+    assert authority.epoch == 2
+
+
+async def test_two_policies_of_one_epoch() -> None:
+    async with (
+        mesh(party(TWO)) as at,
+        at.agent(party(epoch(2, description="other"))) as client,
+    ):
+        assert await ask(client) == "policy_epoch_conflict"
+
+
+async def test_everyone_rolled_back_ends_with_the_window() -> None:
+    later = ShiftedClock()
+    authority, agent = party(ONE, clock=later), party(ONE, clock=later)
+    async with mesh(authority) as at, at.agent(agent) as client:
+        assert await ask(client) == ""
+        later.shift = timedelta(days=2)
+        assert await ask(client) == "policy_expired"
+        with pytest.raises(errors.PolicyExpiredError):
+            agent.in_force()
+
+
+async def test_without_any_policy_nothing_is_issued() -> None:
+    async with mesh(party()) as at, at.agent(party()) as client:
+        assert await ask(client) == "policy_absent"
+
+
+async def test_new_signers_are_handed_down_with_the_line_that_leads_to_them() -> None:
+    keys = [{"name": "bob", "public_key": BOB.public.pem}]
+    turn = epoch(4, ALICE, BOB, signers={"threshold": 1, "keys": keys})
+    ahead, behind = party(turn, epoch(5, BOB)), party(ONE)
+    async with mesh(ahead) as at, at.agent(behind) as client:
+        assert await ask(client) == ""
+    assert behind.epoch == 5
+    authority = party(TWO)
+    async with mesh(authority) as at, at.agent(behind) as client:
+        assert await ask(client) == ""
+    assert authority.epoch == 5
+
+
+async def test_a_large_policy_is_handed_over() -> None:
+    rules = [
+        {"from": f"spiffe://example.org/a/{number}", "to": f"spiffe://example.org/b/{number}"}
+        for number in range(5_000)
+    ]
+    agent, authority = party(ONE), party(epoch(2, allow=rules))
+    async with mesh(authority) as at, at.agent(agent) as client:
+        assert await ask(client) == ""
+        assert agent.epoch == 2
+        authority.take(THREE, origin="test")
+        assert await asyncio.wait_for(ask(client), 30) == ""
+        assert agent.epoch == 3
+
+
+async def test_a_policy_that_changes_on_an_open_stream_holds_from_the_next_request_on() -> None:
+    authority, agent = party(TWO), party(TWO)
+    async with mesh(authority) as at, at.agent(agent) as client:
+        assert await ask(client) == ""
+        without = epoch(3, nodes=[{**GRANTS[0], "measurements": ["dd" * 48]}])
+        authority.take(without, origin="test")
+        assert await ask(client) == "measurement_not_allowed"
+        assert agent.epoch == 3
+        agent.take(epoch(4), origin="test")
+        assert await ask(client) == ""
+        assert authority.epoch == 4
+
+
+async def test_the_policy_is_not_handed_to_whoever_has_no_evidence() -> None:
+    stranger = Machine(AGENT)
+    agent = party(ONE)
+    async with mesh(party(THREE)) as at, at.agent(agent, attester=stranger) as client:
+        assert await ask(client) not in {"", "policy_behind"}
+    assert agent.epoch == 1
