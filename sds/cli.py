@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, str]] = {
     "bootstrap": "sds.commands.bootstrap:bootstrap",
     "ca": "sds.commands.ca:ca",
     "completion": "sds.commands.completion:completion",
+    "get": "sds.commands.get:get",
     "policy": "sds.commands.policy:policy",
     "whoami": "sds.commands.whoami:whoami",
 }

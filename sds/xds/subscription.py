@@ -357,33 +357,52 @@ class Subscription(Generic[R]):
 class SotwSubscription(Subscription[R]):
     """State of the world; see the module."""
 
-    __slots__ = ("_named",)
+    __slots__ = ("_client_nonce", "_named")
 
     def __init__(self) -> None:
         """A stream begins."""
         super().__init__()
         self._named = False
         """The client has named a resource on this stream: an empty list is no wildcard now."""
+        self._client_nonce = ""
+        """The nonce that the client has taken last."""
 
     def receive(self, request: SotwRequest) -> Outcome:
         """Take one request; see the module."""
         outcome = Outcome()
+        # True of a request that is ignored, too: the client knows that it has named something.
+        self._named = self._named or bool(request.names)
         if self._begun and request.nonce and self._last_nonce:
             settled = self._settle(outcome, request.nonce, request.error)
             if request.nonce != self._last_nonce:
-                # Word on a response that a newer one has overtaken, or on none of ours: it may
-                # say what became of that content, but its list of names is out of date.
-                outcome.stale = not settled
+                self._take_overtaken(outcome, request, settled=settled)
                 return outcome
+            self._client_nonce = request.nonce
         self._begun = True
         self._rename(outcome, request.names)
         return outcome
 
+    def _take_overtaken(self, outcome: Outcome, request: SotwRequest, *, settled: bool) -> None:
+        """Take a request that a newer response has crossed on the way, or that is none of ours.
+
+        Its list of names is out of date, so it adds nothing and is not answered: the client sends
+        its list again with the ACK of the newer response. But what it drops is dropped: the
+        client may name it again in that ACK, and then wants it sent anew.
+        """
+        if settled or request.nonce == self._client_nonce:
+            self._client_nonce = request.nonce
+            self.wildcard = self.wildcard and self._is_wildcard(request.names)
+            outcome.dropped = tuple(self._drop_all_but(set(request.names)))
+        else:
+            outcome.stale = True
+
+    def _is_wildcard(self, names: tuple[str, ...]) -> bool:
+        return WILDCARD in names or not self._named
+
     def _rename(self, outcome: Outcome, names: tuple[str, ...]) -> None:
         """Make ``names`` the names that are asked for."""
         wanted = dict.fromkeys(names)
-        self._named = self._named or bool(names)
-        wildcard = WILDCARD in wanted or not self._named
+        wildcard = self._is_wildcard(names)
         wanted.pop(WILDCARD, None)
         if wildcard and not self.wildcard:
             self._all_due = True
@@ -427,11 +446,19 @@ class DeltaSubscription(Subscription[R]):
         dropped: dict[str, None] = {}
         if first and not request.subscribe:
             self.wildcard = self._all_due = True
+        # The wildcard goes first: a name that is dropped while it comes is told what it covers.
+        if WILDCARD in request.unsubscribe:
+            self._drop_wildcard(dropped)
+        if WILDCARD in request.subscribe:
+            self.wildcard = self._all_due = True
         for name in request.unsubscribe:
             self._unsubscribe(name, dropped)
         for name in request.subscribe:
-            self._subscribe(name, added)
-            dropped.pop(name, None)
+            if name != WILDCARD:
+                self._watches[name] = _Watch(asked=True)
+                self._due.add(name)
+                added[name] = None
+                dropped.pop(name, None)
         if first:
             for name, version in request.initial_versions.items():
                 self._claim(name, version)
@@ -439,33 +466,23 @@ class DeltaSubscription(Subscription[R]):
         outcome.dropped = tuple(dropped)
         return outcome
 
+    def _drop_wildcard(self, dropped: dict[str, None]) -> None:
+        self.wildcard = False
+        for name in [name for name, watch in self._watches.items() if not watch.asked]:
+            del self._watches[name]
+            dropped[name] = None
+
     def _unsubscribe(self, name: str, dropped: dict[str, None]) -> None:
-        if name == WILDCARD:
-            self.wildcard = False
-            covered = [other for other, watch in self._watches.items() if not watch.asked]
-            for other in covered:
-                del self._watches[other]
-                dropped[other] = None
-            return
         watch = self._watches.get(name)
         if watch is None or not watch.asked:
             return
+        del self._watches[name]
+        dropped[name] = None
         if self.wildcard:
             # The client must learn whether the wildcard covers the name: sent again, or removed.
-            kept = self._watches[name] = _Watch(asked=False)
-            kept.sent = ""
+            covered = self._watches[name] = _Watch(asked=False)
+            covered.sent = ""
             self._due.add(name)
-        else:
-            del self._watches[name]
-        dropped[name] = None
-
-    def _subscribe(self, name: str, added: dict[str, None]) -> None:
-        if name == WILDCARD:
-            self.wildcard = self._all_due = True
-            return
-        self._watches[name] = _Watch(asked=True)
-        self._due.add(name)
-        added[name] = None
 
     def _claim(self, name: str, version: str) -> None:
         """The client says that it has kept this version."""

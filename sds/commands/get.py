@@ -1,0 +1,164 @@
+"""``sds get``: what a client on this socket would receive."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sds.errors import SdsError, SocketError
+
+if TYPE_CHECKING:
+    from sds.xds.describe import Description
+
+_FETCH: Final = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
+_SECONDS: Final = 10.0
+
+
+class SecretAbsentError(SdsError):
+    """A secret was asked for that the server does not have for this caller."""
+
+    reason = "secret_absent"
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--socket",
+    "path",
+    required=True,
+    metavar="PATH",
+    help="The workload's Unix socket, such as RUN_DIR/workloads/NAME/sds.sock.",
+)
+@click.option(
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+)
+@click.option(
+    "--show-private-key",
+    is_flag=True,
+    help="Print private keys too; asks for confirmation on a terminal.",
+)
+def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: bool) -> None:
+    """Show the secrets that a client on this socket would receive, private keys left out.
+
+    Without NAMEs: everything that the caller may have, by long names. Ends with status 1 where a
+    NAME does not exist for the caller.
+    """
+    if show_private_key and sys.stdin.isatty():
+        click.confirm("Print private keys on this terminal?", abort=True, err=True)
+    found = asyncio.run(_fetch(path, names))
+    from sds.xds.describe import describe, private_key  # noqa: PLC0415  loaded when used
+
+    shown = []
+    for version, encoded in found:
+        key = private_key(encoded) if show_private_key else None
+        shown.append((version, describe(encoded), key))
+    if output == "table":
+        click.echo(_table(shown, datetime.now(UTC)))
+    else:
+        entries = [_entry(*one) for one in shown]
+        click.echo(_text(entries, output))
+    missing = [name for name in names if name not in {one.name for _, one, _ in shown}]
+    if missing:
+        raise SecretAbsentError(
+            f"{path}: nothing under {', '.join(missing)} for this caller (yet)",
+            advice="`sds get` without names lists what there is",
+        )
+    if not shown:
+        raise SecretAbsentError(
+            f"{path}: the caller has no secrets (yet)", advice="`sds status` tells why"
+        )
+
+
+async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    """Version and encoded Secret of each name that exists, one call each: each has a version."""
+    import grpc  # noqa: PLC0415  loaded when used
+    from envoy.service.discovery.v3 import discovery_pb2  # noqa: PLC0415
+
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        call: Any = channel.unary_unary(
+            _FETCH,
+            request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
+            response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
+        )
+
+        async def fetch(*wanted: str) -> Any:
+            request = discovery_pb2.DiscoveryRequest(resource_names=wanted)
+            request.node.id = "sds-get"
+            return await call(request, timeout=_SECONDS)
+
+        try:
+            if not names:
+                names = tuple(_name(resource.value) for resource in (await fetch()).resources)
+            answers = [await fetch(name) for name in names]
+        except grpc.aio.AioRpcError as error:
+            raise SocketError(
+                f"{path}: {error.code().name}: {error.details()}",
+                advice="is the agent running, and is this the workload's socket?",
+            ) from None
+    return [
+        (answer.version_info, resource.value) for answer in answers for resource in answer.resources
+    ]
+
+
+def _name(encoded: bytes) -> str:
+    from envoy.extensions.transport_sockets.tls.v3 import secret_pb2  # noqa: PLC0415
+
+    return str(secret_pb2.Secret.FromString(encoded).name)
+
+
+def _entry(version: str, secret: Description, key: str | None) -> dict[str, Any]:
+    entry = {"version": version, **secret.to_json()}
+    if secret.kind == "tls_certificate":
+        entry["private_key"] = key if key is not None else "[redacted]"
+    if secret.not_after is not None:
+        from sds.xds.describe import remaining  # noqa: PLC0415  loaded when used
+
+        entry["expires"] = remaining(secret.not_after, datetime.now(UTC))
+    return entry
+
+
+def _text(entries: list[dict[str, Any]], output: str) -> str:
+    if output == "json":
+        return json.dumps({"secrets": entries}, indent=2)
+    import yaml  # noqa: PLC0415  loaded when used
+
+    text: str = yaml.safe_dump({"secrets": entries}, sort_keys=False)
+    return text.rstrip()
+
+
+def _table(shown: list[tuple[str, Description, str | None]], now: datetime) -> str:
+    from sds.xds.describe import remaining  # noqa: PLC0415  loaded when used
+
+    blocks = []
+    for version, secret, key in shown:
+        rows = [("secret", secret.name), ("kind", secret.kind), ("version", version)]
+        rows += [("SPIFFE ID" if uri.startswith("spiffe:") else "URI", uri) for uri in secret.uris]
+        rows += [("DNS name", name) for name in secret.dns_names]
+        if secret.serial is not None:
+            rows.append(("serial", secret.serial))
+            rows.append(("chain", f"{len(secret.certificates)} certificate(s)"))
+        elif secret.certificates:
+            rows.append(("roots", str(len(secret.certificates))))
+        rows += [
+            ("trusts", f"{domain} ({count} root(s))")
+            for domain, count in secret.trust_domains.items()
+        ]
+        rows += [("peer SAN", matcher) for matcher in secret.matchers]
+        if secret.keys is not None:
+            rows.append(("keys", f"{secret.keys} [redacted]"))
+        if secret.not_after is not None:
+            when = f"{secret.not_after:%Y-%m-%d %H:%M:%S} UTC"
+            rows.append(("expires", f"{remaining(secret.not_after, now)} ({when})"))
+        if secret.kind == "tls_certificate":
+            rows.append(("private key", "as follows" if key is not None else "[redacted]"))
+        block = "\n".join(f"{title:<12} {value}" for title, value in rows)
+        blocks.append(block + (f"\n{key.rstrip()}" if key is not None else ""))
+    return "\n\n".join(blocks)
