@@ -257,7 +257,10 @@ def _check_issuers(path: Sequence[x509.Certificate]) -> None:
                 f"and there are {below}"
             )
         usage = extension(issuer, x509.KeyUsage)
-        if usage is None or not usage.key_cert_sign:
+        # 6.1.4 (n) asks nothing of a certificate without key usage; X.509-SVID does, of signing
+        # certificates, but roots of existing PKIs are what they are.
+        unrestricted_root = usage is None and issuer is path[-1]
+        if not unrestricted_root and (usage is None or not usage.key_cert_sign):
             raise CertificateConstraintError(
                 f"the issuer {name!r} may not sign certificates (key usage)"
             )

@@ -65,6 +65,10 @@ def test_a_root_at_the_end_of_the_chain_is_dropped() -> None:
     assert verified.chain == (leaf.der,)
 
 
+def test_a_root_without_key_usage_is_as_good_as_any() -> None:
+    verify(root=self_signed(replace(ca_wish("root"), usage=None)))
+
+
 OTHER_ROOT = self_signed(ca_wish("root"))
 MIDDLE = ca_wish("middle")
 
@@ -95,6 +99,11 @@ MIDDLE = ca_wish("middle")
             {"between": (replace(MIDDLE, usage=key_usage("digital_signature")),)},
         ),
         (errors.CertificateConstraintError, {"between": (replace(MIDDLE, names=(URI,)),)}),
+        (errors.CertificateConstraintError, {"between": (replace(MIDDLE, usage=None),)}),
+        (
+            errors.CertificateConstraintError,
+            {"root": self_signed(replace(ca_wish("r"), usage=key_usage("digital_signature")))},
+        ),
         (
             errors.CertificatePathError,
             {"between": (ca_wish("one", path_length=0), ca_wish("two"))},

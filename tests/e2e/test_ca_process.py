@@ -1,0 +1,263 @@
+"""``sds ca`` as a process, with simulated SEV-SNP machines passed by descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from sds import errors
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp import SnpVerifier
+from sds.ca.authority import IssuedChain
+from sds.ca.channel import VerifiedTls
+from sds.ca.client import AttestedAuthority, AuthoritySettings
+from sds.clock import SystemClock
+from sds.pki import certificate_pem, verify_svid_chain
+from tests.support import need
+from tests.support.authority import wish
+from tests.support.process import Process, output, running, sds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+
+NODE = b"node".ljust(48, b"\0")
+AUTHORITY = b"authority".ljust(48, b"\0")
+
+
+@functools.cache
+def chips() -> SimulatedRoot:
+    return SimulatedRoot.create()
+
+
+@dataclass
+class Site:
+    """A directory with the files of one or more authorities."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.ark.write_bytes(certificate_pem([chips().ark_der]))
+
+    @property
+    def ark(self) -> Path:
+        return self.path / "ark.pem"
+
+    def config(self, name: str, **changes: Any) -> Path:
+        settings: dict[str, Any] = {
+            "trust_domain": "example.org",
+            "listen": "127.0.0.1:0",
+            "verification": {"trusted_roots": [str(self.ark)]},
+            "identities": [
+                {
+                    "measurement": NODE.hex(),
+                    "spiffe_ids": ["spiffe://example.org/ns/**"],
+                    "dns_names": ["**.test"],
+                },
+                {"measurement": AUTHORITY.hex(), "signing": {"path_length": 0}},
+            ],
+        } | changes
+        path = self.path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    @contextlib.asynccontextmanager
+    async def authority(
+        self, name: str = "ca", *, machine: bool = True, **changes: Any
+    ) -> AsyncIterator[Process]:
+        """A running authority."""
+        descriptors = [chips().machine(measurement=AUTHORITY).send()] if machine else []
+        if machine:
+            changes["attestation"] = {"kind": "simulated", "descriptor": descriptors[0]}
+        try:
+            async with running(
+                sds("ca", "--config", self.config(name, **changes)),
+                name=name,
+                pass_fds=descriptors,
+            ) as process:
+                yield process
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(tmp_path)
+
+
+async def port(process: Process) -> int:
+    return int((await process.line(r"^READY 127\.0\.0\.1:(\d+)$"))[1])
+
+
+@contextlib.asynccontextmanager
+async def client(
+    port: int, *, machine: SimulatedMachine | None = None, measurement: bytes = AUTHORITY
+) -> AsyncIterator[AttestedAuthority]:
+    values = ReferenceValues.model_validate({"measurements": [measurement.hex()]})
+    authority = AttestedAuthority(
+        AuthoritySettings(addresses=(f"127.0.0.1:{port}",)),
+        attester=machine or chips().machine(measurement=NODE),
+        verifier=SnpVerifier(values=values, trusted_roots=[chips().ark_der]),
+        clock=SystemClock(),
+    )
+    try:
+        yield authority
+    finally:
+        await authority.aclose()
+
+
+async def issue_one(authority: AttestedAuthority) -> tuple[IssuedChain, tuple[bytes, ...]]:
+    key, item = wish()
+    issuance = await authority.issue([item])
+    (outcome,) = issuance.outcomes
+    assert isinstance(outcome, IssuedChain), outcome
+    verify_svid_chain(
+        outcome.chain,
+        roots=issuance.roots,
+        identity=item.identity,
+        public_key=key.public_key(),
+        now=SystemClock().now().wall,
+    )
+    return outcome, issuance.roots
+
+
+async def test_certificates_under_simulated_evidence_and_a_clean_end(site: Site) -> None:
+    async with site.authority() as process:
+        async with client(await port(process)) as authority:
+            await issue_one(authority)
+            # An open stream does not hold the end up.
+            assert await process.terminate(seconds=4) == 0
+        assert "SIMULATED" in process.text
+        assert "certificate issued" in process.text
+        assert "spiffe_id=spiffe://example.org/ns/a/sa/web" in process.text
+
+
+async def test_a_simulated_root_counts_only_where_it_is_named(site: Site) -> None:
+    async with site.authority(verification={}) as process:
+        async with client(await port(process)) as authority:
+            with pytest.raises(errors.AuthorityRefusedError) as raised:
+                await issue_one(authority)
+        await process.line(f"reason={raised.value.wire_reason}")
+
+
+async def test_another_chip_another_measurement_and_another_authority(site: Site) -> None:
+    stranger = SimulatedRoot.create().machine(measurement=NODE)
+    other_code = chips().machine(measurement=b"other".ljust(48, b"\0"))
+    async with site.authority() as process:
+        number = await port(process)
+        async with client(number, machine=stranger) as authority:
+            with pytest.raises(errors.AuthorityRefusedError):
+                await issue_one(authority)
+        async with client(number, machine=other_code) as authority:
+            (outcome,) = (await authority.issue([wish()[1]])).outcomes
+            assert isinstance(outcome, errors.AuthorityRefusedError)
+            assert outcome.wire_reason == "measurement_not_allowed"
+        async with client(number, measurement=NODE) as authority:
+            with pytest.raises(errors.EvidenceError):
+                await issue_one(authority)
+
+
+async def test_an_authority_below_an_authority(site: Site) -> None:
+    async with site.authority("root") as root:
+        signer = {
+            "kind": "upstream",
+            "authority": {"addresses": [f"127.0.0.1:{await port(root)}"]},
+            "verification": {"trusted_roots": [str(site.ark)]},
+        }
+        async with site.authority("below", signer=signer) as below:
+            async with client(await port(below)) as authority:
+                outcome, roots = await issue_one(authority)
+            assert (len(outcome.chain), len(roots)) == (2, 1)
+            assert await root.kill() == -signal.SIGKILL
+            async with client(await port(below)) as authority:
+                await issue_one(authority)
+
+
+def _openssl(*arguments: str | Path) -> None:
+    done = subprocess.run(
+        [need.tool("openssl"), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+async def test_an_operator_signs_the_authority(site: Site) -> None:
+    root, key = site.path / "root.pem", site.path / "root.key"
+    csr, chain = site.path / "ca.csr", site.path / "chain.pem"
+    _openssl(
+        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-nodes"),
+        *("-keyout", key, "-out", root, "-subj", "/CN=Offline root", "-days", "30"),
+    )
+    signer = {
+        "kind": "operator",
+        "csr_file": str(csr),
+        "chain_file": str(chain),
+        "roots_file": str(root),
+    }
+    async with site.authority(signer=signer) as process:
+        await process.line("waiting for an operator")
+        # A chain for another key is said and passed over.
+        chain.write_bytes(site.ark.read_bytes())
+        await process.line("the operator's chain cannot be used")
+        signed = site.path / "signed.pem"
+        _openssl(
+            *("x509", "-req", "-in", csr, "-CA", root, "-CAkey", key, "-out", signed),
+            *("-days", "7", "-copy_extensions", "copyall"),
+        )
+        signed.replace(chain)
+        async with client(await port(process)) as authority:
+            outcome, roots = await issue_one(authority)
+    assert len(outcome.chain) == 2
+    assert certificate_pem(roots) == root.read_bytes()
+    assert not any(b"PRIVATE" in path.read_bytes() for path in (csr, chain))
+
+
+async def test_plain_tls_for_agents_that_trust_a_root(site: Site) -> None:
+    certificate = site.path / "tls.pem"
+    tls = {"server_names": ["ca.test"], "certificate_out": str(certificate)}
+    async with site.authority(tls=tls, machine=False) as process:
+        number = await port(process)
+        await process.line("gives no evidence")
+        settings = AuthoritySettings(
+            addresses=(f"127.0.0.1:{number}",),
+            tls=VerifiedTls(root_pem=certificate.read_bytes(), server_name="ca.test"),
+        )
+        authority = AttestedAuthority(
+            settings,
+            attester=chips().machine(measurement=NODE),
+            verifier=None,
+            clock=SystemClock(),
+        )
+        await issue_one(authority)
+        await authority.aclose()
+
+
+async def test_what_is_wrong_with_a_configuration_is_said_before_anything_starts(
+    site: Site,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for path, words in (
+            (site.path / "missing.yaml", "missing.yaml"),
+            (site.config("typo", identitys=[]), "identities"),
+            (site.config("taken", listen=address), address),
+            (site.config("tls", tls={"certificate": "/no", "key": "/no"}), "/no"),
+            (site.config("chip", attestation={"kind": "simulated", "descriptor": 99}), "99"),
+            (site.config("policy", identities=[], policy={"file": "/no", "keys": ["/no"]}), "/no"),
+        ):
+            status, stdout, stderr = await output(sds("ca", "--config", path))
+            assert (status, stdout) == (2, ""), stderr
+            assert words in stderr.splitlines()[-1]
+            assert "Traceback" not in stderr
