@@ -34,6 +34,12 @@ class ListenAddress:
     host: str = ""
     port: int = 0
 
+    def __str__(self) -> str:
+        """As it is configured."""
+        if self.path is not None:
+            return f"unix:{self.path}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @classmethod
     def parse(cls, text: str, *, field: str, remote: bool = False) -> ListenAddress:
         """Parse ``unix:/path`` or ``HOST:PORT`` (an IP address; IPv6 in brackets).

@@ -15,6 +15,7 @@ from sds.errors import ConfigurationError
 from sds.federation.endpoint import Endpoint
 from sds.federation.refresh import BundleSource
 from sds.fields import Duration, PathField, Settings, SpiffeIdField, TrustDomainField
+from sds.http import ListenAddress
 
 
 class BundleSettings(Settings):
@@ -87,6 +88,14 @@ class ServeSettings(Settings):
     refresh_hint: Duration = Field(
         default=timedelta(minutes=5), description="How often consumers should look."
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        try:
+            ListenAddress.parse(self.listen, field="listen")
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class FederationSettings(Settings):

@@ -1,0 +1,38 @@
+"""Every field that the code logs is documented, and no event is logged that holds a key."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+from tests.support import need
+
+
+def logged_fields() -> dict[str, str]:
+    """Name of each ``extra`` field -> where it is used."""
+    found: dict[str, str] = {}
+    for path in sorted((need.ROOT / "sds").rglob("*.py")):
+        if "_proto" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                for keyword in node.keywords:
+                    if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
+                        for key in keyword.value.keys:
+                            if isinstance(key, ast.Constant):
+                                found[str(key.value)] = str(path.relative_to(need.ROOT))
+    return found
+
+
+def documented_fields() -> set[str]:
+    text = (need.ROOT / "docs" / "operations.md").read_text()
+    section = text.split("## Logs", 1)[1].split("\n## ", 1)[0]
+    names: set[str] = set()
+    for row in re.findall(r"^\| (`[^|]*`) \|", section, flags=re.MULTILINE):
+        names |= set(re.findall(r"`([^`]+)`", row))
+    return names
+
+
+def test_every_logged_field_is_documented() -> None:
+    missing = {k: v for k, v in logged_fields().items() if k not in documented_fields()}
+    assert not missing
