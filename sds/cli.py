@@ -16,11 +16,13 @@ import sds
 from sds.errors import ConfigurationError, SdsError
 
 COMMANDS: Final[dict[str, str]] = {
+    "agent": "sds.commands.agent:agent",
     "bootstrap": "sds.commands.bootstrap:bootstrap",
     "ca": "sds.commands.ca:ca",
     "completion": "sds.commands.completion:completion",
     "get": "sds.commands.get:get",
     "policy": "sds.commands.policy:policy",
+    "status": "sds.commands.status:status",
     "whoami": "sds.commands.whoami:whoami",
 }
 """Name of each command -> ``module:attribute`` of its click command."""

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca import wire
@@ -33,13 +33,14 @@ from sds.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from typing import Any
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.ca.authority import CertificateItem
     from sds.clock import Clock
 
+_Answer = TypeVar("_Answer")
 _LOGGER = logging.getLogger(__name__)
 _TRIES_ON_A_STREAM: Final = 3
 _TRY_AGAIN: Final = frozenset({"nonce_expired", "nonce_unknown", "nonce_used"})
@@ -162,25 +163,36 @@ class AttestedAuthority:
         if not items:
             return Issuance(outcomes=(), roots=())
         async with self._turn:
-            return await self._anywhere(items)
+            return await self._anywhere(lambda session: self._exchange(session, items))
+
+    async def roots(self) -> tuple[bytes, ...]:
+        """DER roots that the authority vouches for now: a Hello, and nothing is asked for.
+
+        Raises:
+            AuthorityUnavailableError: none could be reached or answered in time.
+            AuthorityRefusedError: one refused.
+            EvidenceError: no reachable authority's evidence holds.
+        """
+        async with self._turn:
+            return await self._anywhere(self._roots)
 
     async def aclose(self) -> None:
         """Close the stream; a later exchange opens a new one."""
         async with self._turn:
             await self._drop()
 
-    async def _anywhere(self, items: Sequence[CertificateItem]) -> Issuance:
+    async def _anywhere(self, use: Callable[[Session], Awaitable[_Answer]]) -> _Answer:
         if self._session is not None:
             # An idle stream may have died unnoticed: its failure must not cost this address.
             try:
-                return await self._exchange(self._session, items)
+                return await use(self._session)
             except (AuthorityUnavailableError, AuthorityAnswerError) as error:
                 _log_failure(error)
         failures: list[SdsError] = []
         for address in tuple(self._order):
             try:
                 session = await self._open(address)
-                return await self._exchange(session, items)
+                return await use(session)
             except (AuthorityError, EvidenceError) as error:
                 if isinstance(error, AuthorityRefusedError) and not error.retriable:
                     raise
@@ -197,6 +209,16 @@ class AttestedAuthority:
         raise AuthorityUnavailableError(
             "no authority could be asked: " + "; ".join(failure.message for failure in failures)
         ) from failures[-1]
+
+    async def _roots(self, session: Session) -> tuple[bytes, ...]:
+        limit = self._settings.connect_seconds
+        try:
+            async with _deadline(limit, f"the authority at {session.address} gave no Challenge"):
+                await self._hello(session)
+        except BaseException:
+            await self._drop()
+            raise
+        return session.trusted.statement.roots
 
     async def _drop(self) -> None:
         if self._session is not None:

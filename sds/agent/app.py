@@ -1,0 +1,285 @@
+"""The agent as a running thing: parts joined, one TaskGroup, readiness, drain.
+
+Invariants: every task lives in one TaskGroup and ends with it; sockets are open before the first
+certificate is there; at the end streams are told first (UNAVAILABLE, so that Envoys come back to
+the next agent), then rotation ends and every key is wiped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from sds.agent import admin
+from sds.agent.directory import claimed
+from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
+from sds.ca.client import AttestedAuthority
+from sds.ca.istio import IstioAuthority, IstioSettings
+from sds.errors import ConfigurationError, SdsError
+from sds.secrets.rotation import Rotation, RotationSettings
+from sds.secrets.store import SecretStore
+from sds.xds.server import set_health
+from sds.xds.service import SecretService, ServingOptions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+    from pathlib import Path
+
+    from sds.clock import Clock
+    from sds.config import AgentConfig
+
+_LOGGER = logging.getLogger(__name__)
+_DRAIN_SECONDS: Final = 5.0
+_OURS_ALONE: Final = 0o077
+_SLACK_SECONDS: Final = 1.0
+
+OurAuthority = AttestedAuthority | IstioAuthority
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningAgent:
+    """An agent whose sockets are open.
+
+    Attributes:
+        store: what it serves.
+        rotation: what fills that.
+        service: what serves it.
+        workloads: the sockets.
+    """
+
+    store: SecretStore
+    rotation: Rotation
+    service: SecretService
+    workloads: tuple[WorkloadListening, ...]
+
+
+async def run(config: AgentConfig, *, clock: Clock, stop: asyncio.Event) -> None:
+    """Run until ``stop`` is set, then drain.
+
+    Raises:
+        SdsError: it could not start, or a part of it failed.
+    """
+    try:
+        async with running_agent(config, clock=clock):
+            await stop.wait()
+            _LOGGER.info("draining: streams end, and Envoys keep the secrets that they have")
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
+
+
+@contextlib.asynccontextmanager
+async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[RunningAgent]:
+    """An agent while the block runs.
+
+    Raises:
+        ConfigurationError: the configuration does not fit this machine.
+        SocketError: the run directory or a socket cannot be used.
+    """
+    raise_file_limit()
+    os.umask(_OURS_ALONE)
+    authority = make_authority(config, clock)
+    store = SecretStore()
+    rotation = Rotation(
+        trust_domain=config.trust_domain,
+        store=store,
+        authority=authority,
+        clock=clock,
+        settings=rotation_settings(config),
+    )
+    for identity in config.identities():
+        rotation.ensure(identity)
+    options = ServingOptions(
+        spiffe_validator=config.spiffe_validator, limits=config.limits.limits()
+    )
+    service = SecretService(store, options=options, clock=clock)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(claimed(config.run_dir))
+        stack.push_async_callback(authority.aclose)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        # Certificates are asked for while the sockets are opened.
+        running = [group.create_task(rotation.run(), name="rotation")]
+        stack.callback(_cancel, running)
+        sockets = await stack.enter_async_context(_workload_sockets(config, service))
+        sources = admin.Sources(
+            trust_domain=config.trust_domain,
+            rotation=rotation,
+            store=store,
+            clock=clock,
+            started_at=clock.now().wall,
+            authority=lambda: _address(config, authority),
+            workloads=lambda: sockets,
+            draining=lambda: service.draining is not None,
+            notices=lambda: _notices(config),
+        )
+        people = await stack.enter_async_context(_admin_socket(config, service, sources))
+        health = Health(store, rotation, people, sockets)
+        running.append(group.create_task(health.run(), name="health"))
+        stack.callback(service.close)
+        _LOGGER.info(
+            "the sockets are open",
+            extra={"run_dir": str(config.run_dir), "workloads": len(sockets)},
+        )
+        yield RunningAgent(store=store, rotation=rotation, service=service, workloads=sockets)
+
+
+def make_authority(config: AgentConfig, clock: Clock) -> OurAuthority:
+    """The client of the authority that the configuration names; nothing is connected yet.
+
+    Raises:
+        ConfigurationError: evidence, roots or addresses cannot be used.
+    """
+    section = config.authority
+    if isinstance(section, IstioSettings):
+        return IstioAuthority(section, clock=clock)
+    attester = config.attestation.attester()
+    if attester is None:
+        raise ConfigurationError(
+            "attestation.kind is missing", advice="our own authority certifies only what attests"
+        )
+    # An authority behind plain TLS may have no evidence; what it must show is then not written.
+    proves = section.tls == "attested" or "verification" in config.model_fields_set
+    return AttestedAuthority(
+        config.own_authority(section),
+        attester=attester,
+        verifier=config.verification.verifier() if proves else None,
+        clock=clock,
+    )
+
+
+def rotation_settings(config: AgentConfig) -> RotationSettings:
+    """Bounds of rotation; an attempt may try every address once."""
+    section = config.authority
+    if isinstance(section, IstioSettings):
+        attempt = section.timeout * (1 + len(section.addresses))
+    else:
+        settings = config.own_authority(section)
+        seconds = (1 + len(settings.addresses)) * settings.connect_seconds + settings.answer_seconds
+        attempt = timedelta(seconds=seconds + _SLACK_SECONDS)
+    return RotationSettings(
+        attempt=attempt,
+        ack_wait=config.rotation.root_ack_wait,
+        settling=config.rotation.root_settling,
+        retention=config.rotation.root_retention,
+    )
+
+
+def raise_file_limit() -> None:
+    """Take all the descriptors that we may have: each workload's socket and stream needs some."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class Health:
+    """Tells every socket's health: a workload's is SERVING while its SVID is valid.
+
+    The admin socket's is SERVING while every wanted identity has one.
+    """
+
+    def __init__(
+        self,
+        store: SecretStore,
+        rotation: Rotation,
+        people: Listening,
+        sockets: Sequence[WorkloadListening],
+    ) -> None:
+        """See the class."""
+        self._store = store
+        self._rotation = rotation
+        self._people = people
+        self._sockets = sockets
+        self._said: dict[Path, bool] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow the store until cancelled."""
+        stop = self._store.listen(lambda _: self._changed.set())
+        try:
+            while True:
+                self._changed.clear()
+                for one in self._sockets:
+                    served = all(
+                        self._store.svid(identity) is not None
+                        for identity in one.entitlement.current.identities
+                    )
+                    await self._say(one.listening, serving=served)
+                await self._say(self._people, serving=self._rotation.ready)
+                await self._changed.wait()
+        finally:
+            stop()
+
+    async def _say(self, listening: Listening, *, serving: bool) -> None:
+        if self._said.get(listening.path) is not serving:
+            self._said[listening.path] = serving
+            await set_health(listening.health, serving=serving)
+            if listening is self._people:
+                _LOGGER.info("ready" if serving else "not ready", extra={"ready": serving})
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _workload_sockets(
+    config: AgentConfig, service: SecretService
+) -> AsyncIterator[tuple[WorkloadListening, ...]]:
+    opened: list[WorkloadListening] = []
+    try:
+        for workload in config.workloads:
+            opened.append(await listen_for(workload, config, service))  # noqa: PERF401  closed below
+        yield tuple(opened)
+    finally:
+        await _close(*(one.listening for one in opened))
+
+
+@contextlib.asynccontextmanager
+async def _admin_socket(
+    config: AgentConfig, service: SecretService, sources: admin.Sources
+) -> AsyncIterator[Listening]:
+    more = ((admin.SERVICE, admin.handler(sources)),)
+    listening = await listen_for_people(config.admin_socket, service, more)
+    try:
+        yield listening
+    finally:
+        await _close(listening)
+
+
+async def _close(*listening: Listening) -> None:
+    async with asyncio.TaskGroup() as group:
+        for one in listening:
+            group.create_task(close(one, grace_seconds=_DRAIN_SECONDS))
+
+
+def _address(config: AgentConfig, authority: OurAuthority) -> str:
+    connected = authority.connected_to if isinstance(authority, AttestedAuthority) else None
+    return connected or ", ".join(config.authority.addresses)
+
+
+def _notices(config: AgentConfig) -> Sequence[str]:
+    found = []
+    if config.attestation.kind == "simulated":
+        found.append("SIMULATED machine: our evidence proves nothing")
+    if config.verification.trusted_roots:
+        found.append("roots of SIMULATED machines are trusted")
+    return found
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error that was raised on purpose, else the first: the others follow from it."""
+    flat: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        error = todo.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            todo[:0] = error.exceptions
+        else:
+            flat.append(error)
+    return next((error for error in flat if isinstance(error, SdsError)), flat[0])

@@ -1,0 +1,169 @@
+"""The agent's gRPC servers: one a workload socket, one on the admin socket.
+
+gRPC does not tell which Unix socket a caller used, so each workload has a server of its own with
+a fixed :class:`Entitlement` (docs/adr/0401). Invariants: a workload's socket shows nothing of
+another workload; a socket is bound before anything waits for certificates, so that an Envoy that
+starts with us does not back off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sds.agent.directory import clear_socket, make_directory, open_to
+from sds.errors import SocketError
+from sds.workload.entitlement import Caller, Entitlement, Selector
+from sds.xds.server import (
+    CHANNELZ_SERVICE,
+    HEALTH_SERVICE,
+    add_channelz,
+    add_health,
+    add_reflection,
+    make_server,
+)
+from sds.xds.service import ADS_SERVICE, SDS_SERVICE
+from sds.xds.status import CSDS_SERVICE, ClientStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import grpc
+    from grpc_health.v1 import health
+
+    from sds.config import AgentConfig, WorkloadSection
+    from sds.xds.service import SecretService
+
+_WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
+_ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE, CHANNELZ_SERVICE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """One socket with its server.
+
+    Attributes:
+        path: of the socket.
+        server: started.
+        health: what it says of itself.
+    """
+
+    path: Path
+    server: grpc.aio.Server
+    health: health.aio.HealthServicer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadListening:
+    """A workload's socket.
+
+    Attributes:
+        workload: its configuration.
+        entitlement: what whoever opens it may have.
+        listening: its server.
+        service: whose streams are counted.
+    """
+
+    workload: WorkloadSection
+    entitlement: Entitlement
+    listening: Listening
+    service: SecretService
+
+    @property
+    def name(self) -> str:
+        """The workload."""
+        return self.workload.name
+
+    @property
+    def path(self) -> str:
+        """Where the socket is."""
+        return str(self.listening.path)
+
+    @property
+    def spiffe_id(self) -> str:
+        """Whose it is."""
+        return str(self.workload.spiffe_id)
+
+    @property
+    def streams(self) -> int:
+        """Open streams."""
+        return sum(
+            len(hub.streams) for hub in self.service.hubs() if hub.entitlement is self.entitlement
+        )
+
+
+async def listen_for(
+    workload: WorkloadSection, config: AgentConfig, service: SecretService
+) -> WorkloadListening:
+    """Open a workload's socket.
+
+    Raises:
+        SocketError: it cannot be opened.
+    """
+    path = config.workload_socket(workload.name)
+    make_directory(path.parent.parent, config.sockets.directory_mode, group=config.sockets.group)
+    make_directory(path.parent, config.sockets.directory_mode, group=config.sockets.group)
+    entitlement = Entitlement(
+        Caller(
+            name=workload.name,
+            selectors=frozenset({Selector("socket:name", workload.name)}),
+            identities=(workload.identity(),),
+        )
+    )
+
+    async def only(_peer: str) -> Entitlement:
+        return entitlement
+
+    status = ClientStatus(service, only)
+    server = make_server(service.options.limits, (*service.handlers(only), *status.handlers()))
+    add_reflection(server, _WORKLOAD_SERVICES)
+    listening = await _listen(server, path, config.sockets.socket_mode, config.sockets.group)
+    return WorkloadListening(
+        workload=workload, entitlement=entitlement, listening=listening, service=service
+    )
+
+
+async def listen_for_people(
+    path: Path, service: SecretService, more: tuple[tuple[str, grpc.GenericRpcHandler], ...]
+) -> Listening:
+    """Open the admin socket.
+
+    Args:
+        path: where.
+        service: whose clients CSDS shows.
+        more: further services, by full name.
+
+    Raises:
+        SocketError: it cannot be opened.
+    """
+    status = ClientStatus(service)
+    server = make_server(
+        service.options.limits, (*status.handlers(), *(handler for _, handler in more))
+    )
+    add_channelz(server)
+    add_reflection(server, (*_ADMIN_SERVICES, *(name for name, _ in more)))
+    return await _listen(server, path, 0o600, None)
+
+
+async def _listen(server: grpc.aio.Server, path: Path, mode: int, group: str | None) -> Listening:
+    health = add_health(server)
+    clear_socket(path)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise SocketError(
+            f"the socket {path} cannot be opened",
+            advice="is the directory writable, and is the limit of open files high enough?",
+        ) from error
+    # The umask kept it to ourselves since it was bound.
+    open_to(path, mode, group=group)
+    await server.start()
+    return Listening(path=path, server=server, health=health)
+
+
+async def close(listening: Listening, *, grace_seconds: float) -> None:
+    """Stop serving; calls still open then have this long."""
+    await listening.server.stop(grace_seconds)
+    with contextlib.suppress(FileNotFoundError):
+        listening.path.unlink()

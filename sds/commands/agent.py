@@ -1,0 +1,83 @@
+"""``sds agent``: runs the agent of a node until it is told to stop.
+
+Owns the command line, signals and logging. Invariant: the first SIGTERM or SIGINT drains, a
+second one ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+import click
+import uvloop
+
+from sds import logs, yamlfile
+from sds.agent.app import run
+from sds.clock import SystemClock
+from sds.config import AgentConfig
+
+_LOGGER = logging.getLogger("sds.commands.agent")
+
+
+@click.command("agent")
+@click.option(
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="The configuration file (YAML).",
+)
+@click.option(
+    "--check-config", is_flag=True, help="Read the configuration, say whether it holds, and end."
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default="text",
+    show_default=True,
+    help="Log lines for people, or one JSON object a line.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(logs.LEVELS),
+    default="info",
+    show_default=True,
+    help="The least that is logged.",
+)
+def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) -> None:
+    """Run the agent: serve secrets to the Envoys of this node.
+
+    It asks the authority for certificates, keeps keys in memory only, and serves both on Unix
+    sockets under the run directory. SIGTERM drains; a second one ends at once.
+    """
+    config = yamlfile.load_file(path, AgentConfig)
+    if check_config:
+        click.echo(f"{path}: the configuration holds")
+        return
+    logs.configure(style=log_format, level=log_level)
+    if not uvloop.run(_until_stopped(config)):
+        raise SystemExit(1)
+
+
+async def _until_stopped(config: AgentConfig) -> bool:
+    """Run the agent; False where a second signal ended it before it was drained."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    running = asyncio.create_task(run(config, clock=SystemClock(), stop=stop), name="agent")
+
+    def on_signal() -> None:
+        if stop.is_set():
+            _LOGGER.warning("second signal: ending at once")
+            running.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    try:
+        await running
+    except asyncio.CancelledError:
+        return False
+    return True

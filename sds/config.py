@@ -1,0 +1,276 @@
+"""The configuration of ``sds agent``: read once, frozen.
+
+Invariant: what passed is complete and does not contradict itself; every refusal names the field
+and says what to write instead. Nothing is opened here but the file itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from sds.attestation.section import AttestationSection, VerificationSection
+from sds.ca.istio import IstioSettings  # noqa: TC001  pydantic reads it at run time
+from sds.ca.sections import AuthoritySection
+from sds.errors import IdentityError
+from sds.fields import (
+    DnsNameField,
+    Duration,
+    PathField,
+    Settings,
+    Size,
+    SpiffeIdField,
+    TrustDomainField,
+)
+from sds.identity import Identity, KeyType
+from sds.xds.limits import Limits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.ca.client import AuthoritySettings
+
+SOCKET_PATH_BYTES: Final = 107
+"""Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
+_SHORTEST_LIFETIME: Final = timedelta(seconds=2)
+_MODE: Final = re.compile(r"0[0-7]{3}", re.ASCII)
+_LIMITS: Final = Limits()
+_RETRY_BEFORE: Final = 0.05
+"""Part of the shortest lifetime that connecting to one address may take."""
+_ANSWER_WITHIN: Final = 0.2
+"""Part of the shortest lifetime that an answer may take."""
+
+
+def _served_to_envoy(key_type: KeyType) -> KeyType:
+    if key_type is KeyType.ED25519:
+        raise ValueError(
+            "Envoy accepts an Ed25519 certificate over SDS, but its server side then refuses "
+            "clients that show one; use ec-p256, ec-p384 or an RSA type"
+        )
+    return key_type
+
+
+def _lifetime(lifetime: timedelta) -> timedelta:
+    if lifetime < _SHORTEST_LIFETIME or lifetime.microseconds:
+        raise ValueError("certificates tell time in whole seconds: use 2s or more")
+    return lifetime
+
+
+def _mode(value: Any) -> int:
+    if not isinstance(value, str) or not _MODE.fullmatch(value):
+        raise ValueError('expected an octal mode in quotes, such as "0600"')
+    return int(value, 8)
+
+
+Mode = Annotated[int, BeforeValidator(_mode)]
+"""Permission bits, written in octal."""
+
+
+class WorkloadSection(Settings):
+    """One workload with a socket of its own: whoever can open the socket is the workload."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+        description="Names the socket's directory: `<run_dir>/workloads/<name>/sds.sock`."
+    )
+    spiffe_id: SpiffeIdField = Field(description="Its SPIFFE ID, in our trust domain.")
+    dns_names: list[DnsNameField] = Field(default=[], description="DNS names beside it.")
+    lifetime: Annotated[Duration, AfterValidator(_lifetime)] = Field(
+        default=timedelta(hours=1),
+        description="What to ask for; the authority may clamp it. It is also how long a "
+        "certificate is good after the authority refuses another one.",
+    )
+    key_type: Annotated[KeyType, AfterValidator(_served_to_envoy)] = Field(
+        default=KeyType.EC_P256, description="Kind of the private key."
+    )
+
+    def identity(self) -> Identity:
+        """What is asked for."""
+        return Identity(
+            spiffe_id=self.spiffe_id,
+            dns_names=tuple(self.dns_names),
+            lifetime=self.lifetime,
+            key_type=self.key_type,
+        )
+
+
+class SocketSection(Settings):
+    """Permissions of the workloads' sockets."""
+
+    directory_mode: Mode = Field(default="0700", validate_default=True, description="Octal.")
+    socket_mode: Mode = Field(default="0600", validate_default=True, description="Octal.")
+    group: str | None = Field(
+        default=None, description="Group (name) of the directories and sockets."
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.directory_mode & stat.S_IRWXU != stat.S_IRWXU:
+            raise ValueError("directory_mode must leave the agent itself everything (07..)")
+        if self.socket_mode & (stat.S_IRUSR | stat.S_IWUSR) != stat.S_IRUSR | stat.S_IWUSR:
+            raise ValueError("socket_mode must leave the agent itself reading and writing (06..)")
+        return self
+
+
+class RotationSection(Settings):
+    """Bounds of rotation; the defaults serve lifetimes from seconds to days."""
+
+    root_ack_wait: Duration = Field(
+        default=timedelta(seconds=5),
+        description="How long a new root waits for every subscriber's ACK before the first "
+        "certificate under it is served.",
+    )
+    root_settling: Duration = Field(
+        default=timedelta(seconds=5),
+        description="How long a new root stands in the bundle before a certificate under it "
+        "replaces a valid one, so that other nodes learn of it; at most a fifth of a lifetime.",
+    )
+    root_retention: Duration | None = Field(
+        default=None,
+        description="How long a root that the authority no longer names may still have leaves "
+        "somewhere: the longest lifetime in the trust domain. Without it: on this node.",
+    )
+
+
+class LimitsSection(Settings):
+    """What one client on a socket may do."""
+
+    names_per_stream: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.names_per_stream, description="Names that one stream may watch."
+    )
+    message: Size = Field(default=_LIMITS.message_bytes, description="Largest request.")
+    streams_per_connection: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.streams_per_connection, description="Streams of one connection."
+    )
+    streams_per_socket: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.streams_per_socket, description="Streams of all connections of a socket."
+    )
+    requests_per_second: Annotated[float, Field(gt=0)] = Field(
+        default=_LIMITS.requests_per_second, description="Of one stream, in the long run."
+    )
+    request_burst: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.request_burst, description="Of one stream, at once."
+    )
+
+    def limits(self) -> Limits:
+        """As serving takes them."""
+        return Limits(
+            names_per_stream=self.names_per_stream,
+            message_bytes=self.message,
+            streams_per_connection=self.streams_per_connection,
+            streams_per_socket=self.streams_per_socket,
+            requests_per_second=self.requests_per_second,
+            request_burst=self.request_burst,
+        )
+
+
+class OwnAuthoritySection(AuthoritySection):
+    """An ``sds ca``."""
+
+    kind: Literal["sds"] = Field(default="sds", description="Our own authority, `sds ca`.")
+
+
+def _authority_kind(value: Any) -> str:
+    kind = value.get("kind", "sds") if isinstance(value, dict) else getattr(value, "kind", "sds")
+    return str(kind)
+
+
+class AgentConfig(Settings):
+    """The whole file."""
+
+    trust_domain: TrustDomainField = Field(description="Ours, without a scheme.")
+    run_dir: PathField = Field(
+        description="Where the sockets are; made where it is missing. Best on a tmpfs (`/run`)."
+    )
+    authority: Annotated[
+        Annotated[OwnAuthoritySection, Tag("sds")] | Annotated[IstioSettings, Tag("istio")],
+        Discriminator(_authority_kind),
+    ] = Field(description="Who signs.")
+    attestation: AttestationSection = Field(
+        default=AttestationSection(), description="Our own evidence."
+    )
+    verification: VerificationSection = Field(
+        default=VerificationSection(), description="What the authority's evidence must show."
+    )
+    workloads: list[WorkloadSection] = Field(
+        default=[], description="Workloads with a socket each."
+    )
+    sockets: SocketSection = Field(default=SocketSection(), description="Their permissions.")
+    spiffe_validator: bool = Field(
+        default=False,
+        description="Serve our own bundle as Envoy's SPIFFE validator, without being asked.",
+    )
+    rotation: RotationSection = Field(default=RotationSection(), description="Bounds.")
+    limits: LimitsSection = Field(default=LimitsSection(), description="Of clients.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names: set[str] = set()
+        for index, workload in enumerate(self.workloads):
+            field = f"workloads[{index}]"
+            if workload.name in names:
+                raise ValueError(f"{field}.name: {workload.name!r} stands there twice")
+            names.add(workload.name)
+            if workload.spiffe_id.trust_domain != self.trust_domain:
+                raise ValueError(
+                    f"{field}.spiffe_id: {workload.spiffe_id} is not in the trust domain "
+                    f"{self.trust_domain}"
+                )
+            if not workload.spiffe_id.path:
+                raise ValueError(f"{field}.spiffe_id: {workload.spiffe_id} has no path")
+            try:
+                workload.identity()
+            except IdentityError as error:
+                raise ValueError(f"{field}: {error}") from error
+        for path in (self.admin_socket, *map(self.workload_socket, sorted(names))):
+            check_socket_path(path)
+        return self
+
+    @property
+    def admin_socket(self) -> Path:
+        """The socket for people."""
+        return self.run_dir / "admin.sock"
+
+    def workload_socket(self, name: str) -> Path:
+        """The socket of the workload of this name."""
+        return self.run_dir / "workloads" / name / "sds.sock"
+
+    def identities(self) -> tuple[Identity, ...]:
+        """What is asked for, in the order of the workloads."""
+        return tuple(workload.identity() for workload in self.workloads)
+
+    def own_authority(self, section: OwnAuthoritySection) -> AuthoritySettings:
+        """How to reach our authority; time limits that were not written fit the lifetimes.
+
+        Raises:
+            ConfigurationError: an address is not ``host:port``, or the root cannot be read.
+        """
+        settings = section.settings()
+        shortest = min((one.lifetime for one in self.workloads), default=timedelta(hours=1))
+        seconds = shortest.total_seconds()
+        if "connect" not in section.model_fields_set:
+            fitting = min(max(_RETRY_BEFORE * seconds, 1.0), settings.connect_seconds)
+            settings = dataclasses.replace(settings, connect_seconds=fitting)
+        if "answer" not in section.model_fields_set:
+            fitting = min(max(_ANSWER_WITHIN * seconds, 2.0), settings.answer_seconds)
+            settings = dataclasses.replace(settings, answer_seconds=fitting)
+        return settings
+
+
+def check_socket_path(path: Path) -> None:
+    """A Unix socket can have this path.
+
+    Raises:
+        ValueError: it is too long (unix(7): ``sun_path`` has 108 bytes, the last one NUL).
+    """
+    size = len(os.fsencode(path))
+    if size > SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"run_dir: the socket {str(path)!r} has a path of {size} bytes, and a Unix socket's "
+            f"has {SOCKET_PATH_BYTES} at most: use a shorter run_dir or name"
+        )
