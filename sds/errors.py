@@ -453,6 +453,13 @@ class EvidenceNotAcceptedError(RefusedError):
     reason = "evidence_kind_not_accepted"
 
 
+class PodNotOnNodeError(RefusedError):
+    """The authority knows no such pod on the node that asks (yet, or any more)."""
+
+    reason = "pod_not_on_node"
+    retriable = True
+
+
 class SimulationRefusedError(RefusedError):
     """Evidence of a simulated machine, where no simulated root is configured."""
 

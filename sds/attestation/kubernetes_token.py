@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from sds.attestation.evidence import ReportData
+    from sds.workload.kubernetes.api import Server
 
 AUDIENCE_PREFIX: Final = "attested-sds:"
 """Audience of a bound token: this and the report data in lower-case hexadecimal."""
@@ -53,28 +54,15 @@ _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 # --- the attester -------------------------------------------------------------------------------
 
 
-class TokenApi(Protocol):
-    """The API server, as the attester uses it."""
-
-    async def post(self, path: str, document: Mapping[str, Any]) -> bytes:
-        """The body of a successful POST.
-
-        Raises:
-            KubernetesApiError: there is none.
-        """
-        ...
-
-
 class BoundTokenAttester:
     """Asks TokenRequest for a token whose audience is the report data.
 
     Needs RBAC ``create`` on ``serviceaccounts/token`` of the own account.
     """
 
-    def __init__(self, api: TokenApi, own_token: Path) -> None:
-        """``own_token``: the pod's ordinary token; it says which account and pod we are."""
-        self._api = api
-        self._own_token = own_token
+    def __init__(self, server: Server) -> None:
+        """``server``: the API server; its token file says which account and pod we are."""
+        self._server = server
 
     async def attest(self, data: ReportData) -> Evidence:
         """See :class:`sds.attestation.evidence.Attester`.
@@ -82,28 +70,31 @@ class BoundTokenAttester:
         Raises:
             TokenUnavailableError: the API server gives none.
         """
-        claims = _unverified(_read(self._own_token))
+        from sds.workload.kubernetes.api import SERVICE_ACCOUNT, ApiClient  # noqa: PLC0415  loads aiohttp
+
+        claims = _unverified(_read(self._server.token_file or SERVICE_ACCOUNT / "token"))
         try:
             ours = claims["kubernetes.io"]
             namespace, account = ours["namespace"], ours["serviceaccount"]["name"]
             pod = ours["pod"]
-            body = await self._api.post(
-                f"/api/v1/namespaces/{_name(namespace)}/serviceaccounts/{_name(account)}/token",
-                {
-                    "apiVersion": "authentication.k8s.io/v1",
-                    "kind": "TokenRequest",
-                    "spec": {
-                        "audiences": [AUDIENCE_PREFIX + data.hex()],
-                        "expirationSeconds": int(_LIFETIME.total_seconds()),
-                        "boundObjectRef": {
-                            "apiVersion": "v1",
-                            "kind": "Pod",
-                            "name": pod["name"],
-                            "uid": pod["uid"],
-                        },
+            document = {
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {
+                    "audiences": [AUDIENCE_PREFIX + data.hex()],
+                    "expirationSeconds": int(_LIFETIME.total_seconds()),
+                    "boundObjectRef": {
+                        "apiVersion": "v1",
+                        "kind": "Pod",
+                        "name": pod["name"],
+                        "uid": pod["uid"],
                     },
                 },
-            )
+            }
+            path = f"/api/v1/namespaces/{_name(namespace)}/serviceaccounts/{_name(account)}/token"
+            # A connection for each request: there is one in minutes.
+            async with ApiClient(self._server) as api:
+                body = await api.post(path, document)
             token = json.loads(body)["status"]["token"].encode("ascii")
         except KubernetesApiError as error:
             raise TokenUnavailableError(error.message, advice=error.advice) from error
@@ -129,6 +120,10 @@ class ProjectedTokenAttester:
         """
         del data
         return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=_read(self._path))
+
+
+TokenAttester = BoundTokenAttester | ProjectedTokenAttester
+"""Attesters whose evidence is a bearer credential: never shown to whoever asks."""
 
 
 # --- the verifier -------------------------------------------------------------------------------

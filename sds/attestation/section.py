@@ -8,16 +8,23 @@ manufacturer's counts only where it is named here.
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from sds.attestation.kubernetes_token import (
+    BoundTokenAttester,
+    ProjectedTokenAttester,
+    TokenAttester,
+)
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.simulated import SimulatedMachine
 from sds.attestation.snp import SnpVerifier
 from sds.errors import CertificateError, ConfigurationError, EvidenceError
 from sds.fields import PathField, Settings
 from sds.pki import certificates_from_pem
+from sds.workload.kubernetes.settings import ServerSettings, api_server
 from sds.yamlfile import read
 
 if TYPE_CHECKING:
@@ -31,14 +38,25 @@ _LOGGER = logging.getLogger(__name__)
 class AttestationSection(Settings):
     """Our own evidence."""
 
-    kind: Literal["simulated"] | None = Field(
+    kind: Literal["simulated", "kubernetes-token"] | None = Field(
         default=None,
         description="`simulated`: a machine that exists only in software, for trying things out. "
-        "Without a kind this process gives no evidence.",
+        "`kubernetes-token`: a node without confidential hardware; the token says which pod asks, "
+        "not what code runs. Without a kind this process gives no evidence.",
     )
     descriptor: Annotated[int, Field(ge=3)] | None = Field(
         default=None,
         description="`simulated` only: the inherited descriptor that the machine is read from.",
+    )
+    projected_token: PathField | None = Field(
+        default=None,
+        description="`kubernetes-token` only: a projected token that is sent as it is. It binds "
+        "nothing. Without it a token bound to each request is asked for (RBAC `create` on "
+        "`serviceaccounts/token`).",
+    )
+    api: ServerSettings = Field(
+        default=ServerSettings(),
+        description="`kubernetes-token` only: the API server that bound tokens are asked of.",
     )
 
     def attester(self) -> Attester | None:
@@ -49,6 +67,8 @@ class AttestationSection(Settings):
         """
         if self.kind is None:
             return None
+        if self.kind == "kubernetes-token":
+            return self._token()
         if self.descriptor is None:
             raise ConfigurationError(
                 "attestation.descriptor is missing",
@@ -66,6 +86,16 @@ class AttestationSection(Settings):
             extra={"measurement": machine.measurement.hex()},
         )
         return machine
+
+    def _token(self) -> TokenAttester:
+        if self.projected_token is not None:
+            _LOGGER.warning(
+                "the projected token that is sent as evidence binds nothing: whoever sees it can "
+                "use it until it expires",
+                extra={"path": str(self.projected_token)},
+            )
+            return ProjectedTokenAttester(self.projected_token)
+        return BoundTokenAttester(api_server(self.api, os.environ))
 
 
 class VerificationSection(Settings):

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.ca.decision import ConfiguredRules, Rule
+from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.sections import AuthoritySection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.server import Limits
 from sds.fields import (
@@ -218,12 +219,19 @@ class AuthorityConfig(Settings):
         default=timedelta(seconds=30),
         description="Certificates are valid from so long before now, for clocks that are behind.",
     )
+    kubernetes: KubernetesSection | None = Field(
+        default=None,
+        description="Present: Kubernetes tokens count as evidence of nodes without confidential "
+        "hardware.",
+    )
     limits: LimitsSection = Field(default=LimitsSection(), description="Bounds.")
 
     @property
     def max_lifetime(self) -> timedelta:
         """Of the longest leaf."""
         lifetimes = [rule.max_lifetime for rule in self.identities if rule.spiffe_ids]
+        if self.kubernetes is not None:
+            lifetimes.append(self.kubernetes.max_lifetime)
         return max(lifetimes, default=_LONGEST_BY_POLICY if self.policy else timedelta(hours=1))
 
     @model_validator(mode="after")

@@ -13,10 +13,12 @@ import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from sds.attestation.kubernetes_token import TokenAttester
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
 from sds.ca.client import AttestedAuthority
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
+from sds.ca.kubernetes import kubernetes_tokens
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
@@ -60,14 +62,26 @@ async def serve(
     _say_what_vouches(config, attester)
     async with contextlib.AsyncExitStack() as stack:
         files, policy = _policy(config, clock)
+        verifier = config.verification.verifier()
+        if config.kubernetes is not None:
+            policy, verifier = await stack.enter_async_context(
+                kubernetes_tokens(
+                    config.kubernetes,
+                    trust_domain=config.trust_domain,
+                    policy=policy,
+                    verifier=verifier,
+                    clock=clock,
+                )
+            )
         parts = AuthorityParts(
             trust_domain=config.trust_domain,
             listen=config.listen,
             tls=_tls(config, clock),
             source=await stack.enter_async_context(_source(config, attester, clock)),
             policy=policy,
-            verifier=config.verification.verifier(),
-            attester=attester,
+            verifier=verifier,
+            # A token is for the authority above alone; it proves nothing to those who ask us.
+            attester=None if isinstance(attester, TokenAttester) else attester,
             clock=clock,
             max_lifetime=config.max_lifetime,
             backdate=config.backdate,
@@ -94,8 +108,16 @@ def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> Non
             "server name accept it",
             extra={"trust_domain": config.trust_domain},
         )
-    if not config.identities and config.policy is None:
+    if not config.identities and config.policy is None and config.kubernetes is None:
         _LOGGER.warning("neither identities nor policy are configured: everybody is refused")
+    if config.kubernetes is not None:
+        _LOGGER.warning(
+            "Kubernetes tokens count as evidence: whoever controls the cluster's API server can "
+            "have every identity of its pods",
+            extra={"issuer": config.kubernetes.issuer},
+        )
+        if config.kubernetes.unbound_tokens:
+            _LOGGER.warning("projected tokens are accepted: they bind nothing")
 
 
 def _tls(config: AuthorityConfig, clock: Clock) -> TlsIdentity:

@@ -12,8 +12,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.node.settings import AttestorName, NodeSettings, api_server, kubelet_server
+from sds.node.settings import AttestorName, NodeSettings
 from sds.workload.front_door import FrontDoor, Limits
+from sds.workload.kubernetes.settings import api_server, kubelet_server
 from sds.workload.recognition import Recogniser, SocketAttestor, Timing
 from sds.workload.unix import ExecutableReader, UnixAttestor
 from sds.workload.whoami import DoorDescriber, WhoamiService

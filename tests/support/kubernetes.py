@@ -101,6 +101,7 @@ class Cluster:
 
     folder: Path
     url: str = ""
+    accepted: str = TOKEN
     pods: list[dict[str, Any]] = field(default_factory=list)
     services: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     kubelet_answer: int | bytes | timedelta | None = None
@@ -114,6 +115,16 @@ class Cluster:
     watchers: set[asyncio.Task[Any]] = field(default_factory=set)
     reviews: dict[str, dict[str, Any]] = field(default_factory=dict)
     token_requests: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def token(self) -> str:
+        """The only bearer token that is accepted; it lies in our client's token file."""
+        return self.accepted
+
+    @token.setter
+    def token(self, token: str) -> None:
+        self.accepted = token
+        self.token_file.write_text(token + "\n")
 
     @property
     def ca_file(self) -> Path:
@@ -166,7 +177,7 @@ class Cluster:
 async def cluster(folder: Path) -> AsyncIterator[Cluster]:
     """A kubelet and an API server on one loopback port."""
     state = Cluster(folder=folder)
-    state.token_file.write_text(TOKEN + "\n")
+    state.token = TOKEN
     application = web.Application()
     application.router.add_get("/pods", functools.partial(_pods, state))
     application.router.add_get("/api/v1/services", functools.partial(_services, state))
@@ -214,15 +225,15 @@ async def _instead(answer: int | bytes | timedelta | None) -> web.Response | Non
     return None
 
 
-def _denied(request: web.Request) -> web.Response | None:
-    if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+def _denied(state: Cluster, request: web.Request) -> web.Response | None:
+    if request.headers.get("Authorization") != f"Bearer {state.accepted}":
         return web.Response(status=401, text="Unauthorized")
     return None
 
 
 async def _pods(state: Cluster, request: web.Request) -> web.Response:
     state.kubelet_requests += 1
-    instead = _denied(request) or await _instead(state.kubelet_answer)
+    instead = _denied(state, request) or await _instead(state.kubelet_answer)
     items = state.pods or None  # as the kubelet: an empty node gives null
     return instead or web.json_response(
         {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items}
@@ -230,7 +241,7 @@ async def _pods(state: Cluster, request: web.Request) -> web.Response:
 
 
 async def _services(state: Cluster, request: web.Request) -> web.StreamResponse:
-    instead = _denied(request) or await _instead(state.api_answer)
+    instead = _denied(state, request) or await _instead(state.api_answer)
     if instead is not None:
         return instead
     if "watch" in request.query:
@@ -274,7 +285,7 @@ async def _watch(state: Cluster, request: web.Request) -> web.StreamResponse:
 
 
 async def _review(state: Cluster, request: web.Request) -> web.Response:
-    instead = _denied(request) or await _instead(state.api_answer)
+    instead = _denied(state, request) or await _instead(state.api_answer)
     if instead is not None:
         return instead
     document = await request.json()
@@ -290,7 +301,7 @@ async def _review(state: Cluster, request: web.Request) -> web.Response:
 
 
 async def _token(state: Cluster, request: web.Request) -> web.Response:
-    instead = _denied(request) or await _instead(state.api_answer)
+    instead = _denied(state, request) or await _instead(state.api_answer)
     if instead is not None:
         return instead
     document = await request.json()

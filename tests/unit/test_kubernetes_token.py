@@ -10,7 +10,6 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
 from sds.attestation.kubernetes_token import (
-    BoundTokenAttester,
     JwksKeys,
     KubernetesTokenVerifier,
     ProjectedTokenAttester,
@@ -21,7 +20,6 @@ from sds.errors import (
     EvidenceError,
     EvidenceMalformedError,
     EvidenceSignatureError,
-    KubernetesApiError,
     TokenAccountError,
     TokenClaimsError,
     TokenTimeError,
@@ -179,44 +177,6 @@ def test_key_sets_are_replaced_as_a_whole_and_bad_ones_change_nothing() -> None:
         with pytest.raises(EvidenceMalformedError):
             keys.replace(bad)
     assert keys.key("rsa").key_id == "rsa"
-
-
-class Api:
-    def __init__(self, answer: bytes | KubernetesApiError) -> None:
-        self.answer = answer
-        self.asked: list[tuple[str, Any]] = []
-
-    async def post(self, path: str, document: Any) -> bytes:
-        self.asked.append((path, document))
-        if isinstance(self.answer, KubernetesApiError):
-            raise self.answer
-        return self.answer
-
-
-async def test_the_attester_asks_for_a_token_bound_to_request_and_pod(tmp_path: Path) -> None:
-    own = tmp_path / "token"
-    own.write_bytes(token(aud=ISSUER).report + b"\n")
-    bound = token().report.decode()
-    api = Api(json.dumps({"status": {"token": bound}}).encode())
-    evidence = await BoundTokenAttester(api, own).attest(DATA)
-    assert verify(evidence).attributes["bound"] == "true"
-    ((path, document),) = api.asked
-    assert path == "/api/v1/namespaces/attested-sds/serviceaccounts/agent/token"
-    assert document["spec"]["audiences"] == ["attested-sds:" + DATA.hex()]
-    assert document["spec"]["boundObjectRef"]["uid"] == "d3b0"
-    assert bound not in repr(evidence)
-
-
-@pytest.mark.parametrize("answer", [b"", b"{}", b'{"status": 7}', KubernetesApiError("403")])
-async def test_no_token_is_a_retriable_error(
-    tmp_path: Path, answer: bytes | KubernetesApiError
-) -> None:
-    own = tmp_path / "token"
-    own.write_bytes(token(aud=ISSUER).report)
-    with pytest.raises(TokenUnavailableError) as caught:
-        await BoundTokenAttester(Api(answer), own).attest(DATA)
-    assert caught.value.retriable
-    assert own.read_text() not in str(caught.value)
 
 
 async def test_a_projected_token_is_read_anew(tmp_path: Path) -> None:

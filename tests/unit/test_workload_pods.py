@@ -6,7 +6,7 @@ import pytest
 from sds.errors import KubeletError
 from sds.workload.kubernetes.pods import parse_pod_list
 from sds.workload.kubernetes.services import ServiceIndex
-from tests.support.kubernetes import container_id, pod
+from tests.support.kubernetes import container_id, pod, service
 
 DIGEST = "sha256:" + "cd" * 32
 
@@ -96,7 +96,7 @@ def test_services_select_by_all_labels_in_their_own_namespace() -> None:
     assert index.remove(("shop", "web"))
     assert not index.remove(("shop", "web"))
     assert index.selecting("shop", labels) == frozenset()
-    assert index.replace({("shop", "web"): {"app": "web"}, ("shop", "none"): {}})
-    assert not index.replace({("shop", "web"): {"app": "web"}})
+    assert index.replace([service("web", {"app": "web"}), service("none", {})])
+    assert not index.replace([service("web", {"app": "web"})])
     assert index.selecting("other", labels) == frozenset()
     assert index.put(("shop", "web"), {})  # it lost its selector

@@ -1,0 +1,288 @@
+"""Nodes without confidential hardware: what a Kubernetes token may ask for.
+
+Owns the section ``kubernetes:`` of the authority, the rules behind it, and what they need to know
+(the issuer's keys, which pods run where). Invariants: off unless the section stands there; a node
+gets identities of pods that run on it, and of no others; the pod that asks must itself still run on
+the node that its token names; before pods and keys were read once, every token is refused.
+
+Trust: whoever controls the API server decides here. docs/kubernetes.md says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import AfterValidator, Field
+
+from sds.attestation.evidence import Claims, Evidence, EvidenceKind
+from sds.attestation.kubernetes_token import JwksKeys, KubernetesTokenVerifier, TokenRules
+from sds.ca.decision import Grant, IssuancePolicy, Wish
+from sds.errors import (
+    AuthorityNotReadyError,
+    DnsNameNotAllowedError,
+    EvidenceMalformedError,
+    KubernetesApiError,
+    PodNotOnNodeError,
+    SigningNotAllowedError,
+)
+from sds.fields import Duration, PathField, Settings
+from sds.policy.pattern import dns_parts, parse_dns_pattern
+from sds.workload.kubernetes.scheduled import PODS_PATH, ScheduledPods
+from sds.workload.kubernetes.settings import ServerSettings, api_server
+from sds.workload.kubernetes.watch import ListWatch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    from sds.attestation.evidence import ReportData, Verifier
+    from sds.clock import Clock
+    from sds.identity import TrustDomain
+    from sds.workload.kubernetes.api import ApiClient
+
+_LOGGER = logging.getLogger(__name__)
+_JWKS_PATH: Final = "/openid/v1/jwks"
+_KEYS_SECONDS: Final = 60.0
+_KEYS_RETRY_SECONDS: Final = 2.0
+_KNOWN: Final = ("namespace", "service_account", "trust_domain")
+
+
+def _template(text: str) -> str:
+    try:
+        text.format_map(dict.fromkeys(_KNOWN, "x"))
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        known = ", ".join(f"{{{name}}}" for name in _KNOWN)
+        raise ValueError(f"a template with {known} and nothing else is expected") from error
+    return text
+
+
+Template = Annotated[str, AfterValidator(_template)]
+
+
+class KubernetesSection(Settings):
+    """Tokens of a Kubernetes cluster as evidence of nodes without confidential hardware."""
+
+    issuer: str = Field(
+        default="https://kubernetes.default.svc.cluster.local",
+        description="The cluster's service-account issuer.",
+    )
+    api: ServerSettings = Field(
+        default=ServerSettings(),
+        description="The API server: pods are watched there, and the issuer's keys read.",
+    )
+    jwks_file: PathField | None = Field(
+        default=None, description="The issuer's keys (JWKS). Without it: the API server's."
+    )
+    service_accounts: Annotated[list[str], Field(min_length=1)] = Field(
+        description="`namespace/name` of the accounts that agents run as."
+    )
+    authorities: list[str] = Field(
+        default=[],
+        description="`namespace/name` of accounts of authorities that may stand below this one.",
+    )
+    unbound_tokens: bool = Field(
+        default=False,
+        description="Accept projected tokens too. They bind nothing: whoever sees one can ask for "
+        "anything that its node may have, until it expires.",
+    )
+    spiffe_id: Template = Field(
+        default="spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}",
+        description="The only identity of a pod.",
+    )
+    dns_names: list[Template] = Field(
+        default=["*.{namespace}.svc.cluster.local", "*.{namespace}.svc", "*.{namespace}"],
+        description="Patterns of DNS names beside it.",
+    )
+    max_lifetime: Duration = Field(
+        default=timedelta(hours=1), description="Longer wishes are clamped to it."
+    )
+
+    def rules(self) -> TokenRules:
+        """What a token must be."""
+        return TokenRules(
+            issuer=self.issuer,
+            accounts=frozenset([*self.service_accounts, *self.authorities]),
+            unbound=self.unbound_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRules:
+    """Issuance policy for tokens; everything else goes to ``others``."""
+
+    section: KubernetesSection
+    trust_domain: TrustDomain
+    pods: ScheduledPods
+    synced: asyncio.Event
+    others: IssuancePolicy
+
+    @property
+    def digest(self) -> bytes:
+        """See :class:`IssuancePolicy`."""
+        return self.others.digest
+
+    @property
+    def epoch(self) -> int:
+        """See :class:`IssuancePolicy`."""
+        return self.others.epoch
+
+    @property
+    def document(self) -> bytes:
+        """See :class:`IssuancePolicy`."""
+        return self.others.document
+
+    def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
+        """See :class:`IssuancePolicy`."""
+        self.others.admit(digest=digest, epoch=epoch, document=document)
+
+    def decide(self, claims: Claims, wish: Wish, *, now: datetime) -> Grant:
+        """Grant an identity of a pod on the token's node. In this order:
+
+        1. the pods were read once; 2. the pod that asks runs on the node that its token names;
+        3. an authority's account may sign, and only it; 4. the SPIFFE ID is that of a pod on the
+        node; 5. every DNS name matches a pattern of such a pod's namespace.
+
+        Raises:
+            RefusedError: a subclass that names what is not allowed.
+        """  # noqa: D415  a list follows
+        if claims.kind is not EvidenceKind.KUBERNETES_TOKEN:
+            return self.others.decide(claims, wish, now=now)
+        node, facts = claims.measurement, claims.attributes
+        if not self.synced.is_set():  # 1
+            raise AuthorityNotReadyError("the cluster's pods are not known yet")
+        if not self.pods.runs(facts["pod_uid"], node):  # 2
+            raise PodNotOnNodeError(
+                f"pod {facts['namespace']}/{facts['pod']} does not run on node {node} (any more)"
+            )
+        account = f"{facts['namespace']}/{facts['service_account']}"
+        if wish.signing != (account in self.section.authorities):  # 3
+            raise SigningNotAllowedError(
+                f"the service account {account} "
+                + ("may not be an authority" if wish.signing else "is an authority's")
+            )
+        if wish.signing:
+            return self._signing(wish)
+        namespaces = {
+            namespace
+            for namespace, name in self.pods.accounts(node)
+            if self._fill(self.section.spiffe_id, namespace, name) == str(wish.spiffe_id)
+        }
+        if not namespaces:  # 4
+            raise PodNotOnNodeError(f"no pod on node {node} has the identity {wish.spiffe_id}")
+        patterns = [
+            parse_dns_pattern(self._fill(template, namespace, ""))
+            for template in self.section.dns_names
+            for namespace in namespaces
+        ]
+        for name in wish.dns_names:  # 5
+            if not any(pattern.matches(dns_parts(name)) for pattern in patterns):
+                raise DnsNameNotAllowedError(f"{wish.spiffe_id} may not have the DNS name {name!r}")
+        return Grant(lifetime=min(wish.lifetime, self.section.max_lifetime))
+
+    def _signing(self, wish: Wish) -> Grant:
+        if wish.spiffe_id.path or wish.dns_names:
+            raise SigningNotAllowedError(f"an authority is not called {wish.spiffe_id}")
+        return Grant(lifetime=wish.lifetime, path_length=0)
+
+    def _fill(self, template: str, namespace: str, account: str) -> str:
+        return template.format_map(
+            {
+                "trust_domain": self.trust_domain,
+                "namespace": namespace,
+                "service_account": account,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByKind:
+    """Gives evidence to the verifier of its kind."""
+
+    tokens: KubernetesTokenVerifier
+    others: Verifier
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        """See :class:`sds.attestation.evidence.Verifier`."""
+        chosen: Verifier = self.others
+        if evidence.kind is EvidenceKind.KUBERNETES_TOKEN:
+            chosen = self.tokens
+        return chosen.verify(evidence, data=data, now=now)
+
+
+@contextlib.asynccontextmanager
+async def kubernetes_tokens(
+    section: KubernetesSection,
+    *,
+    trust_domain: TrustDomain,
+    policy: IssuancePolicy,
+    verifier: Verifier,
+    clock: Clock,
+) -> AsyncIterator[tuple[IssuancePolicy, Verifier]]:
+    """Policy and verifier that know tokens, and the tasks behind them.
+
+    Args:
+        section: the configuration.
+        trust_domain: whose identities are given.
+        policy: for every other kind of evidence.
+        verifier: of every other kind of evidence.
+        clock: time.
+
+    Raises:
+        ConfigurationError: the API server is not known.
+    """
+    from sds.workload.kubernetes.api import ApiClient  # noqa: PLC0415  loads aiohttp
+
+    keys, pods = JwksKeys(), ScheduledPods()
+    async with ApiClient(api_server(section.api, os.environ)) as api:
+        watch = ListWatch(api, clock, PODS_PATH, pods)
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(watch.run(), name="pods"),
+                tasks.create_task(_keep_keys(keys, section, api, clock), name="token keys"),
+            ]
+            try:
+                yield (
+                    NodeRules(
+                        section=section,
+                        trust_domain=trust_domain,
+                        pods=pods,
+                        synced=watch.synced,
+                        others=policy,
+                    ),
+                    ByKind(
+                        tokens=KubernetesTokenVerifier(keys=keys, rules=section.rules()),
+                        others=verifier,
+                    ),
+                )
+            finally:
+                for task in running:
+                    task.cancel()
+
+
+async def _keep_keys(
+    keys: JwksKeys, section: KubernetesSection, api: ApiClient, clock: Clock
+) -> None:
+    """Read the issuer's keys, again and again: clusters rotate them."""
+    said = ""
+    while True:
+        try:
+            if section.jwks_file is not None:
+                document = await asyncio.to_thread(section.jwks_file.read_bytes)
+            else:
+                document = await api.get(_JWKS_PATH)
+            keys.replace(document)
+            said, pause = "", _KEYS_SECONDS
+        except (KubernetesApiError, EvidenceMalformedError, OSError) as error:
+            if str(error) != said:
+                said = str(error)
+                _LOGGER.warning(
+                    "the keys of service-account tokens cannot be read", extra={"why": said}
+                )
+            pause = _KEYS_RETRY_SECONDS
+        await clock.sleep(pause)

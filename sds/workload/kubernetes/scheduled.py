@@ -1,0 +1,77 @@
+"""Which pods run on which node, for an authority that certifies them.
+
+Owns :class:`ScheduledPods`. Invariant: a pod counts from its scheduling to its deletion, under the
+node and account that the API server tells; static pods have no account and never count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PODS_PATH: Final = "/api/v1/pods"
+_OVER: Final = frozenset({"Succeeded", "Failed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduledPod:
+    """A pod on a node."""
+
+    uid: str
+    node: str
+    namespace: str
+    service_account: str
+
+
+class ScheduledPods:
+    """Pods by node; a :class:`sds.workload.kubernetes.watch.Collection`."""
+
+    def __init__(self) -> None:
+        """Knows none."""
+        self._by_uid: dict[str, ScheduledPod] = {}
+
+    def replace(self, items: Sequence[dict[str, Any]]) -> bool:
+        """Know exactly these; whether anything changed."""
+        fresh = {pod.uid: pod for item in items if (pod := _pod(item)) is not None}
+        changed = fresh != self._by_uid
+        self._by_uid = fresh
+        return changed
+
+    def apply(self, kind: str, item: dict[str, Any]) -> bool:
+        """One event of a watch; whether anything changed."""
+        pod, uid = _pod(item), item["metadata"]["uid"]
+        before = self._by_uid.get(uid)
+        if kind == "DELETED" or pod is None:
+            return self._by_uid.pop(uid, None) is not None
+        self._by_uid[uid] = pod
+        return before != pod
+
+    def runs(self, uid: str, node: str) -> bool:
+        """Whether the pod with this UID is on this node."""
+        pod = self._by_uid.get(uid)
+        return pod is not None and pod.node == node
+
+    def accounts(self, node: str) -> frozenset[tuple[str, str]]:
+        """Namespace and service account of every pod of the node."""
+        return frozenset(
+            (pod.namespace, pod.service_account)
+            for pod in self._by_uid.values()
+            if pod.node == node
+        )
+
+
+def _pod(item: dict[str, Any]) -> ScheduledPod | None:
+    """None for a pod that is not on a node, is over, or has no account."""
+    metadata, spec = item["metadata"], item.get("spec") or {}
+    node, account = spec.get("nodeName"), spec.get("serviceAccountName")
+    if not node or not account or (item.get("status") or {}).get("phase") in _OVER:
+        return None
+    return ScheduledPod(
+        uid=str(metadata["uid"]),
+        node=str(node),
+        namespace=str(metadata["namespace"]),
+        service_account=str(account),
+    )

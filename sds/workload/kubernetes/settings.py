@@ -1,0 +1,116 @@
+"""Settings that say where a kubelet or an API server is.
+
+Invariant: inside a pod nothing has to be written: addresses come from the environment that
+Kubernetes gives, root and token from the pod's service account.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Final
+
+from pydantic import Field
+
+from sds.errors import ConfigurationError, KubeletError, KubernetesApiError
+from sds.fields import PathField, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sds.workload.kubernetes.api import Server
+
+NODE_ADDRESS: Final = "NODE_IP"
+"""Environment variable with the node's address (downward API: ``status.hostIP``)."""
+_KUBELET_PORT: Final = 10250
+_KUBELET_ADVICE: Final = (
+    "the agent's service account needs `get` on `nodes/pods` (deploy/base/agent-rbac.yaml); "
+    "clusters before Kubernetes 1.33 need `nodes/proxy` (deploy/components/older-kubelet)"
+)
+_API_ADVICE: Final = "what its service account may do stands in deploy/base/*-rbac.yaml"
+
+
+class ServerSettings(Settings):
+    """A kubelet or an API server."""
+
+    url: str | None = Field(
+        default=None, description="`https://host:port`. Without it: what the environment says."
+    )
+    ca_file: PathField | None = Field(
+        default=None,
+        description="PEM roots for its certificate. Without it: the pod's own service account's.",
+    )
+    token_file: PathField | None = Field(
+        default=None, description="Bearer token. Without it: the pod's own service account's."
+    )
+    server_name: str | None = Field(
+        default=None, description="The name in its certificate, where it is not the URL's host."
+    )
+    insecure_skip_verify: bool = Field(
+        default=False,
+        description="Do not verify its certificate; possible to 127.0.0.1 only, and said loudly.",
+    )
+
+
+def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> Server:
+    """Where the kubelet is.
+
+    Raises:
+        ConfigurationError: neither configured nor in the environment, or not allowed.
+    """
+    url = settings.url
+    if url is None:
+        address = environment.get(NODE_ADDRESS, "")
+        if not address:
+            raise ConfigurationError(
+                "the kubelet's url is missing",
+                advice=f"write it, or set {NODE_ADDRESS} from the downward API (status.hostIP)",
+            )
+        url = f"https://{_host(address)}:{_KUBELET_PORT}"
+    return _server(settings, url, error=KubeletError, advice=_KUBELET_ADVICE)
+
+
+def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> Server:
+    """Where the API server is.
+
+    Raises:
+        ConfigurationError: neither configured nor in the environment, or not allowed.
+    """
+    url = settings.url
+    if url is None:
+        host = environment.get("KUBERNETES_SERVICE_HOST", "")
+        if not host:
+            raise ConfigurationError(
+                "the url of the Kubernetes API server is missing, and this is no pod",
+                advice="write it",
+            )
+        url = f"https://{_host(host)}:{environment.get('KUBERNETES_SERVICE_PORT', '443')}"
+    return _server(settings, url, error=KubernetesApiError, advice=_API_ADVICE)
+
+
+def _server(
+    settings: ServerSettings,
+    url: str,
+    *,
+    error: type[KubeletError | KubernetesApiError],
+    advice: str,
+) -> Server:
+    from sds.workload.kubernetes.api import SERVICE_ACCOUNT, Server  # noqa: PLC0415  loads aiohttp
+
+    return Server(
+        url=url,
+        ca_file=settings.ca_file or SERVICE_ACCOUNT / "ca.crt",
+        token_file=settings.token_file or SERVICE_ACCOUNT / "token",
+        server_name=settings.server_name,
+        insecure_skip_verify=settings.insecure_skip_verify,
+        advice=advice,
+        error=error,
+    )
+
+
+def _host(address: str) -> str:
+    """The address as a URL writes it: IPv6 in brackets."""
+    try:
+        version = ipaddress.ip_address(address).version
+    except ValueError:
+        return address
+    return f"[{address}]" if version == 6 else address  # noqa: PLR2004  a protocol's version

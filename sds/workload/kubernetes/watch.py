@@ -1,0 +1,164 @@
+"""List and watch: a collection of the API server, followed.
+
+Owns :class:`ListWatch`. Invariants: a list replaces everything, so nothing that was removed while
+we did not watch stays; an outage changes nothing; between two attempts lies a pause that grows.
+
+Source: Kubernetes API concepts, "Efficient detection of changes" (list, then watch from its
+resourceVersion; 410 means list again).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from sds.errors import KubernetesApiError
+from sds.workload.kubernetes.api import parse_json
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+    from sds.clock import Clock
+
+_LOG = logging.getLogger("sds.workload.kubernetes")
+_PAGE: Final = "500"
+_WATCH_SECONDS: Final = 240  # the server ends the watch then; it sends bookmarks in between
+_IDLE_SECONDS: Final = 300.0
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 5.0
+
+
+class ApiServer(Protocol):
+    """The API server."""
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        """The body of a GET.
+
+        Raises:
+            KubernetesApiError: there is none.
+        """
+        ...
+
+    def lines(
+        self, path: str, params: Mapping[str, str], *, idle_seconds: float
+    ) -> AsyncIterator[bytes]:
+        """The lines of a watch.
+
+        Raises:
+            KubernetesApiError: it broke.
+        """
+        ...
+
+
+class Collection(Protocol):
+    """What is kept of the collection; anything but a good object raises one of Python's errors."""
+
+    def replace(self, items: Sequence[dict[str, Any]]) -> bool:
+        """Keep exactly these; whether anything changed."""
+        ...
+
+    def apply(self, kind: str, item: dict[str, Any]) -> bool:
+        """``ADDED``, ``MODIFIED`` or ``DELETED``; whether anything changed."""
+        ...
+
+
+class ListWatch:
+    """Keeps a :class:`Collection` as the API server has it; :meth:`run` runs it."""
+
+    def __init__(self, api: ApiServer, clock: Clock, path: str, collection: Collection) -> None:
+        """``path``: of the collection, such as ``/api/v1/services``."""
+        self.error: KubernetesApiError | None = None
+        self.synced = asyncio.Event()
+        self._api = api
+        self._clock = clock
+        self._path = path
+        self._collection = collection
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` after every change until the result is called."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    async def run(self) -> None:
+        """List and watch until cancelled."""
+        pause = _FIRST_PAUSE
+        version: str | None = None
+        while True:
+            began = self._clock.now().monotonic
+            try:
+                version = await self._watch(version or await self._list())
+            except KubernetesApiError as error:
+                if self.error is None or str(self.error) != str(error):
+                    _LOG.warning(
+                        "a collection cannot be watched", extra={"path": self._path, "why": error}
+                    )
+                self.error = error
+                version = None
+            if self._clock.now().monotonic - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            await self._clock.sleep(random.uniform(pause / 2, pause))  # noqa: S311  spreads load
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    async def _list(self) -> str:
+        """Read everything; the version from which to watch."""
+        items: list[dict[str, Any]] = []
+        params = {"limit": _PAGE}
+        while True:
+            try:
+                document = await parse_json(await self._api.get(self._path, params))
+                items += document.get("items") or []
+                metadata = document["metadata"]
+                more, version = metadata.get("continue"), metadata["resourceVersion"]
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise KubernetesApiError(f"{self._path}: a malformed list: {error!r}") from error
+            if not more:
+                break
+            params = {"limit": _PAGE, "continue": more}
+        try:
+            changed = self._collection.replace(items)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise KubernetesApiError(f"{self._path}: a malformed object: {error!r}") from error
+        if self.error is not None:
+            _LOG.info("a collection can be watched again", extra={"path": self._path})
+        self.error = None
+        if not self.synced.is_set():
+            self.synced.set()
+            changed = True
+        if changed:
+            self._tell()
+        return str(version)
+
+    async def _watch(self, version: str) -> str | None:
+        """Follow changes until the server ends the watch; the version to go on from.
+
+        None: list again.
+
+        Raises:
+            KubernetesApiError: the watch broke, or said what no watch says.
+        """
+        params = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(_WATCH_SECONDS),
+        }
+        async for line in self._api.lines(self._path, params, idle_seconds=_IDLE_SECONDS):
+            try:
+                event = json.loads(line)
+                kind, item = event["type"], event["object"]
+                if kind == "ERROR":  # 410 Gone, most of the time
+                    return None
+                version = str(item["metadata"]["resourceVersion"])
+                if kind != "BOOKMARK" and self._collection.apply(kind, item):
+                    self._tell()
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise KubernetesApiError(f"{self._path}: a malformed event: {error!r}") from error
+        return version
+
+    def _tell(self) -> None:
+        for listener in list(self._listeners):
+            listener()

@@ -1,0 +1,209 @@
+"""Token evidence between a real attester, an API server over TLS, and a real authority's rules."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds.attestation.evidence import Claims, EvidenceKind, report_data
+from sds.attestation.kubernetes_token import BoundTokenAttester
+from sds.ca.decision import ConfiguredRules, Wish
+from sds.ca.kubernetes import KubernetesSection, NodeRules
+from sds.errors import (
+    AuthorityNotReadyError,
+    DnsNameNotAllowedError,
+    MeasurementNotAllowedError,
+    PodNotOnNodeError,
+    RefusedError,
+    SigningNotAllowedError,
+    TokenUnavailableError,
+)
+from sds.identity import KeyType, SpiffeId, parse_trust_domain
+from sds.workload.kubernetes.scheduled import ScheduledPods
+from tests.support.kubernetes import NODE, cluster, pod
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DATA = report_data(b"label", [b"nonce", b"items"])
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+AGENT = pod("agent-x7", namespace="attested-sds", account="agent", uid="d3b0")
+OWN = {
+    "kubernetes.io": {
+        "namespace": "attested-sds",
+        "pod": {"name": "agent-x7", "uid": "d3b0"},
+        "serviceaccount": {"name": "agent"},
+    }
+}
+
+
+def unsigned(claims: dict[str, Any]) -> str:
+    """A token as our own pod has it; only the API server looks at its signature."""
+    parts = [{"alg": "RS256", "kid": "x"}, claims]
+    encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts]
+    return b".".join([*encoded, b"c2ln"]).decode()
+
+
+async def test_the_attester_asks_for_a_token_bound_to_request_and_pod(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as kube:
+        kube.token = unsigned(OWN)
+        evidence = await BoundTokenAttester(kube.api()).attest(DATA)
+        assert evidence.report.decode() == "bound-to-attested-sds:" + DATA.hex()
+        (asked,) = kube.token_requests
+        assert (asked["namespace"], asked["name"]) == ("attested-sds", "agent")
+        assert asked["boundObjectRef"]["uid"] == "d3b0"
+        assert asked["expirationSeconds"] == 600
+
+
+@pytest.mark.parametrize(
+    ("token", "answer"),
+    [
+        ("garbage", None),
+        (unsigned({}), None),
+        (unsigned({"kubernetes.io": {**OWN["kubernetes.io"], "namespace": "../x"}}), None),
+        (unsigned(OWN), 403),
+        (unsigned(OWN), b""),
+        (unsigned(OWN), b"{}"),
+        (unsigned(OWN), b'{"status": 7}'),
+    ],
+)
+async def test_no_token_is_a_retriable_error_that_shows_none(
+    tmp_path: Path, token: str, answer: int | bytes | None
+) -> None:
+    async with cluster(tmp_path) as kube:
+        kube.token, kube.api_answer = token, answer
+        with pytest.raises(TokenUnavailableError) as caught:
+            await BoundTokenAttester(kube.api()).attest(DATA)
+        assert caught.value.retriable
+        assert token not in str(caught.value)
+
+
+def rules(*pods: dict[str, Any], synced: bool = True, **section: Any) -> NodeRules:
+    known = ScheduledPods()
+    known.replace(pods)
+    event = asyncio.Event()
+    if synced:
+        event.set()
+    return NodeRules(
+        section=KubernetesSection(service_accounts=["attested-sds/agent"], **section),
+        trust_domain=parse_trust_domain("example.org"),
+        pods=known,
+        synced=event,
+        others=ConfiguredRules(rules=()),
+    )
+
+
+def claims(account: str = "agent", node: str = NODE, uid: str = "d3b0") -> Claims:
+    return Claims(
+        kind=EvidenceKind.KUBERNETES_TOKEN,
+        measurement=node,
+        simulated=False,
+        attributes={
+            "namespace": "attested-sds",
+            "service_account": account,
+            "pod": "agent-x7",
+            "pod_uid": uid,
+            "node": node,
+            "bound": "true",
+        },
+    )
+
+
+def wish(spiffe_id: str = "/ns/shop/sa/web", *dns: str, signing: bool = False) -> Wish:
+    return Wish(
+        spiffe_id=SpiffeId.parse("spiffe://example.org" + spiffe_id),
+        dns_names=dns,
+        lifetime=timedelta(hours=9),
+        key_type=KeyType.EC_P256,
+        signing=signing,
+    )
+
+
+def test_a_node_gets_identities_of_its_own_pods() -> None:
+    decided = rules(AGENT, pod("web-1")).decide(
+        claims(), wish("/ns/shop/sa/web", "web.shop.svc"), now=NOW
+    )
+    assert (decided.lifetime, decided.path_length) == (timedelta(hours=1), None)
+
+
+OVER = {**pod("web-1"), "status": {"phase": "Succeeded"}}
+ELSEWHERE = {**pod("web-1"), "spec": {"nodeName": "node2", "serviceAccountName": "web"}}
+
+
+@pytest.mark.parametrize(
+    ("policy", "asks", "wanted", "error"),
+    [
+        (rules(AGENT, pod("web-1"), synced=False), claims(), wish(), AuthorityNotReadyError),
+        (rules(AGENT), claims(), wish(), PodNotOnNodeError),
+        (rules(AGENT, OVER), claims(), wish(), PodNotOnNodeError),
+        (rules(AGENT, ELSEWHERE), claims(), wish(), PodNotOnNodeError),
+        (rules(AGENT, pod("etcd", account=None)), claims(), wish(), PodNotOnNodeError),
+        (rules(AGENT, pod("web-1")), claims(), wish("/ns/shop/sa/api"), PodNotOnNodeError),
+        (rules(AGENT, pod("web-1")), claims(), wish("/ns/other/sa/web"), PodNotOnNodeError),
+        (rules(AGENT, ELSEWHERE), claims(node="node2"), wish(), PodNotOnNodeError),
+        (rules(AGENT, pod("web-1")), claims(uid="gone"), wish(), PodNotOnNodeError),
+        (
+            rules(AGENT, pod("web-1")),
+            claims(),
+            wish("/ns/shop/sa/web", "web.other.svc"),
+            DnsNameNotAllowedError,
+        ),
+        (rules(AGENT, pod("web-1")), claims(), wish("", signing=True), SigningNotAllowedError),
+        (
+            rules(AGENT, pod("web-1"), authorities=["attested-sds/agent"]),
+            claims(),
+            wish(),
+            SigningNotAllowedError,
+        ),
+        (
+            rules(AGENT, authorities=["attested-sds/agent"]),
+            claims(),
+            wish("/x", signing=True),
+            SigningNotAllowedError,
+        ),
+    ],
+)
+def test_what_a_node_may_not_have(
+    policy: NodeRules, asks: Claims, wanted: Wish, error: type[RefusedError]
+) -> None:
+    with pytest.raises(RefusedError) as caught:
+        policy.decide(asks, wanted, now=NOW)
+    assert type(caught.value) is error
+
+
+def test_an_authoritys_account_may_sign_and_nothing_else() -> None:
+    policy = rules(AGENT, authorities=["attested-sds/agent"])
+    assert policy.decide(claims(), wish("", signing=True), now=NOW).path_length == 0
+
+
+def test_other_evidence_is_not_decided_here() -> None:
+    measured = Claims(kind=EvidenceKind.SEV_SNP, measurement="ab" * 48, simulated=False)
+    with pytest.raises(MeasurementNotAllowedError):
+        rules(AGENT, pod("web-1")).decide(measured, wish(), now=NOW)
+
+
+def test_pods_come_and_go() -> None:
+    pods = ScheduledPods()
+    pending = {**pod("web-1"), "spec": {"serviceAccountName": "web"}}
+    uid = pending["metadata"]["uid"]
+    assert not pods.apply("ADDED", pending)
+    placed = {**pending, "spec": {**pending["spec"], "nodeName": NODE}}
+    assert pods.apply("MODIFIED", placed)
+    assert not pods.apply("MODIFIED", placed)
+    assert pods.runs(uid, NODE)
+    assert pods.accounts(NODE) == {("shop", "web")}
+    assert pods.apply("MODIFIED", {**placed, "status": {"phase": "Failed"}})
+    assert pods.apply("ADDED", placed)
+    assert pods.apply("DELETED", placed)
+    assert not pods.runs(uid, NODE)
+
+
+@pytest.mark.parametrize("template", ["{pod}", "{0}", "{", "{namespace.x}", "x{namespace!z}"])
+def test_a_bad_template_is_refused(template: str) -> None:
+    with pytest.raises(ValueError, match="a template with"):
+        KubernetesSection(service_accounts=["a/b"], spiffe_id=template)
