@@ -391,8 +391,9 @@ class SotwSubscription(Subscription[R]):
         """
         if settled or request.nonce == self._client_nonce:
             self._client_nonce = request.nonce
-            self.wildcard = self.wildcard and self._is_wildcard(request.names)
-            outcome.dropped = tuple(self._drop_all_but(set(request.names)))
+            if not self._is_wildcard(request.names):
+                self.wildcard = False
+                outcome.dropped = tuple(self._drop_all_but(set(request.names)))
         else:
             outcome.stale = True
 
@@ -442,10 +443,24 @@ class DeltaSubscription(Subscription[R]):
         self._begun = True
         if request.nonce and not first:
             outcome.stale = not self._settle(outcome, request.nonce, request.error)
+            if self.wildcard:
+                self._disown(outcome.acked)
         added: dict[str, None] = {}
         dropped: dict[str, None] = {}
         if first and not request.subscribe:
             self.wildcard = self._all_due = True
+        self._resubscribe(request, added, dropped)
+        if first:
+            for name, version in request.initial_versions.items():
+                self._claim(name, version)
+        outcome.added = tuple(added)
+        outcome.dropped = tuple(dropped)
+        return outcome
+
+    def _resubscribe(
+        self, request: DeltaRequest, added: dict[str, None], dropped: dict[str, None]
+    ) -> None:
+        """Apply both lists. What is in both is dropped and named again, so sent again."""
         # The wildcard goes first: a name that is dropped while it comes is told what it covers.
         if WILDCARD in request.unsubscribe:
             self._drop_wildcard(dropped)
@@ -459,12 +474,18 @@ class DeltaSubscription(Subscription[R]):
                 self._due.add(name)
                 added[name] = None
                 dropped.pop(name, None)
-        if first:
-            for name, version in request.initial_versions.items():
-                self._claim(name, version)
-        outcome.added = tuple(added)
-        outcome.dropped = tuple(dropped)
-        return outcome
+
+    def _disown(self, acked: tuple[Receipt, ...]) -> None:
+        """Tell what the wildcard does not cover of what the client has just taken.
+
+        It had dropped the name before the response reached it, and has the wildcard since: it
+        cannot know that the name is not covered.
+        """
+        for name, version, _ in acked:
+            if name not in self._watches:
+                watch = self._watches[name] = _Watch(asked=False)
+                watch.sent = version
+                self._due.add(name)
 
     def _drop_wildcard(self, dropped: dict[str, None]) -> None:
         self.wildcard = False

@@ -184,7 +184,7 @@ class DeltaMachine(Machine):
 
 
 SETTINGS = settings(
-    max_examples=1000,
+    max_examples=120,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
