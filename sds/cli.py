@@ -20,6 +20,8 @@ COMMANDS: Final[dict[str, str]] = {
     "bootstrap": "sds.commands.bootstrap:bootstrap",
     "ca": "sds.commands.ca:ca",
     "completion": "sds.commands.completion:completion",
+    "demo": "sds.commands.demo:demo",
+    "dev": "sds.commands.demo:dev",
     "get": "sds.commands.get:get",
     "policy": "sds.commands.policy:policy",
     "status": "sds.commands.status:status",

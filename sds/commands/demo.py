@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import click
 
@@ -19,10 +19,11 @@ from sds.bootstrap.plan import Protocol
 from sds.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from sds.demo.report import Reporter
 
+_Result = TypeVar("_Result")
 _ROTATIONS_ON_A_PIPE: Final = 3
 _LIFETIME: Final = 10
 _DEV_LIFETIME: Final = 300
@@ -112,7 +113,7 @@ def demo(
                 finally:
                     reporter.tell(running.summary())
 
-        passed = asyncio.run(run())
+        passed = _to_its_end(run())
     click.get_current_context().exit(0 if passed else 1)
 
 
@@ -154,10 +155,10 @@ def dev(*, run_dir: Path | None, lifetime: int) -> None:
                 event=lambda event: click.echo(in_words(event), err=True),
                 clock=SystemClock(),
             )
-            with _ended_by_signals(running.stop, ready=lambda: False):
+            with _ended_by_signals(running.stop, ready=lambda: running.is_ready):
                 await running.run()
 
-        asyncio.run(run())
+        _to_its_end(run())
 
 
 def _reporter(output: str, *, terminal: bool) -> Reporter:
@@ -187,6 +188,14 @@ def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
         click.echo(f"sds: logs and configuration are kept in {made}", err=True)
         raise
     shutil.rmtree(made)
+
+
+def _to_its_end(running: Coroutine[None, None, _Result]) -> _Result:
+    """Run to the end; a signal before it was ready ends it without a word."""
+    try:
+        return asyncio.run(running)
+    except asyncio.CancelledError:
+        raise click.Abort from None
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ class Dev:
         self._event = event
         self._clock = clock
         self._stop = asyncio.Event()
+        self.is_ready = False
 
     def stop(self) -> None:
         """End it (Ctrl-C)."""
@@ -75,6 +76,7 @@ class Dev:
             keeping = group.create_task(supervisor.run(), name="supervisor")
             await self._serving(supervisor)
             supervisor.settle()
+            self.is_ready = True
             self._tell(what_next(self._node))
             try:
                 await self._stop.wait()
