@@ -1,6 +1,6 @@
 """``sds dev``: an authority and an agent without Envoys, for whoever brings one.
 
-Owns the waiting until both sockets serve, and the text that says what to try next.
+Owns the waiting until both workloads have certificates, and the text that says what to try next.
 """
 
 from __future__ import annotations
@@ -9,25 +9,19 @@ import asyncio
 import shlex
 from typing import TYPE_CHECKING, Final
 
-import grpc
-import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
 from sds.demo.report import grpcurl_line
-from sds.demo.run import NotReadyError, first_error
+from sds.demo.run import NotReadyError, arrival, first_error
 from sds.demo.supervisor import Supervisor
 from sds.errors import SdsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from sds.clock import Clock
     from sds.demo.events import Exited, Started
     from sds.demo.node import DemoNode
 
 READY_SECONDS: Final = 60.0
-_POLL_SECONDS: Final = 0.1
 
 
 class Dev:
@@ -48,6 +42,8 @@ class Dev:
         self._clock = clock
         self._stop = asyncio.Event()
         self.is_ready = False
+        self._waiting = set(node.spiffe_ids.values())
+        self._served = asyncio.Event()
 
     def stop(self) -> None:
         """End it (Ctrl-C)."""
@@ -70,7 +66,7 @@ class Dev:
             logs=self._node.logs,
             clock=self._clock,
             tell=self._event,
-            line=lambda _name, _text: None,
+            line=self._heard,
         )
         async with asyncio.TaskGroup() as group:
             keeping = group.create_task(supervisor.run(), name="supervisor")
@@ -84,27 +80,21 @@ class Dev:
                 keeping.cancel()
 
     async def _serving(self, supervisor: Supervisor) -> None:
-        """Wait until each workload's socket says that it serves secrets."""
+        """Wait until the agent has a certificate for each workload."""
         try:
             async with asyncio.timeout(READY_SECONDS):
-                for path in self._node.sockets.values():
-                    while not await _healthy(path):
-                        await self._clock.sleep(_POLL_SECONDS)
+                await self._served.wait()
         except TimeoutError:
             raise NotReadyError(
-                f"the sockets do not serve after {READY_SECONDS:.0f} s; the agent said:\n"
+                f"the agent has no certificates after {READY_SECONDS:.0f} s; it said:\n"
                 f"{supervisor.last_lines('agent')}"
             ) from None
 
-
-async def _healthy(socket: Path) -> bool:
-    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2.0)
-        except grpc.aio.AioRpcError:
-            return False
-        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    def _heard(self, part: str, text: str) -> None:
+        if part == "agent" and (found := arrival(text)) is not None:
+            self._waiting.discard(found.spiffe_id)
+            if not self._waiting:
+                self._served.set()
 
 
 def what_next(node: DemoNode) -> str:

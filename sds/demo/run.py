@@ -66,6 +66,15 @@ class DemoPlan:
     protocol: Protocol
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A certificate came to the agent: whose, its serial (lower-case hex), when."""
+
+    spiffe_id: str
+    serial: str
+    at: datetime
+
+
 class Demo:
     """One run of the demo."""
 
@@ -178,7 +187,7 @@ class Demo:
     def _heard(self, part: str, text: str) -> None:
         """Learn from the agent's log when a certificate arrived."""
         if part == "agent" and (found := arrival(text)) is not None:
-            self.ledger.arrived(*found)
+            self.ledger.arrived(found.serial, found.at)
 
     # --- traffic --------------------------------------------------------------------------------
 
@@ -253,12 +262,14 @@ def first_error(group: BaseExceptionGroup[SdsError]) -> SdsError:
     return first if isinstance(first, SdsError) else SdsError(str(first))
 
 
-def arrival(text: str) -> tuple[str, datetime] | None:
-    """Serial and time where this line of the agent's log (JSON) tells of a new certificate."""
+def arrival(text: str) -> Arrival | None:
+    """What this line of the agent's log (JSON) tells of a new certificate, if it does."""
     try:
         event = json.loads(text)
-    except ValueError:
+        return Arrival(
+            spiffe_id=event["spiffe_id"],
+            serial=event["serial"],
+            at=datetime.fromisoformat(event["time"]).astimezone(UTC),
+        )
+    except (ValueError, KeyError, TypeError):
         return None
-    if not isinstance(event, dict) or "serial" not in event or "time" not in event:
-        return None
-    return str(event["serial"]), datetime.fromisoformat(str(event["time"])).astimezone(UTC)
