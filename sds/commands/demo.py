@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -93,8 +95,11 @@ def demo(
     )
     reporter = _reporter(output, terminal=terminal)
     with (
+        ThreadPoolExecutor(1) as pool,
         _run_directory(run_dir, "demo") as folder,
         contextlib.closing(ReservedPort()) as port,
+        # RSA keys of the simulated chip are made without the interpreter's lock: meanwhile import.
+        _meanwhile(pool, "sds.bootstrap.build"),
         simulated_node(folder, lifetime_seconds=lifetime, port=port.number) as node,
     ):
         plan = DemoPlan(
@@ -188,6 +193,16 @@ def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
         click.echo(f"sds: logs and configuration are kept in {made}", err=True)
         raise
     shutil.rmtree(made)
+
+
+@contextlib.contextmanager
+def _meanwhile(pool: ThreadPoolExecutor, module: str) -> Iterator[None]:
+    """Import ``module`` beside what the block's other managers do."""
+    importing = pool.submit(importlib.import_module, module)
+    try:
+        yield
+    finally:
+        importing.cancel()
 
 
 def _to_its_end(running: Coroutine[None, None, _Result]) -> _Result:
