@@ -306,6 +306,136 @@ class PlatformError(AppraisalError):
     reason = "platform"
 
 
+class EvidenceKindError(EvidenceError):
+    """Evidence of a kind that nothing here verifies."""
+
+    reason = "evidence_kind"
+
+
+class EvidenceUnavailableError(EvidenceError):
+    """Evidence cannot be collected now; the machine or its host may give it later."""
+
+    reason = "evidence_unavailable"
+    retriable = True
+
+
+class EvidenceUnsupportedError(EvidenceError):
+    """This machine cannot produce evidence of the kind that is asked for."""
+
+    reason = "evidence_unsupported"
+
+
+class EndorsementUnavailableError(EvidenceError):
+    """A certificate that evidence needs cannot be fetched."""
+
+    reason = "endorsement_unavailable"
+    retriable = True
+
+
+class RevocationListStaleError(RevocationListError):
+    """A revocation list that is not current."""
+
+    reason = "revocation_list_stale"
+    retriable = True
+
+
+class HostDataError(GuestIdentityError):
+    """Host data that the reference values do not name."""
+
+    reason = "host_data"
+
+
+class IdKeyError(GuestIdentityError):
+    """An identity block of an unknown key, or none."""
+
+    reason = "id_key"
+
+
+class AuthorKeyError(GuestIdentityError):
+    """An identity block by an unknown author, or none."""
+
+    reason = "author_key"
+
+
+class GuestSvnError(GuestIdentityError):
+    """A guest's security version below the minimum."""
+
+    reason = "guest_svn_below_minimum"
+
+
+class GuestPolicyError(GuestIdentityError):
+    """The guest's policy lacks what the reference values demand."""
+
+    reason = "guest_policy"
+
+
+class ProductRefusedError(PlatformError):
+    """A product that the reference values do not list."""
+
+    reason = "product_refused"
+
+
+class ChipRefusedError(PlatformError):
+    """A chip on the deny list, or not on the list of allowed ones."""
+
+    reason = "chip_refused"
+
+
+class CspIdError(PlatformError):
+    """A cloud provider's key (VLEK) of a provider that is not listed."""
+
+    reason = "csp_id"
+
+
+class MitigationError(PlatformError):
+    """A mitigation that the reference values demand is missing."""
+
+    reason = "mitigation_missing"
+
+
+class CollateralMissingError(EvidenceError):
+    """A quote without the signed collateral that it must be appraised with."""
+
+    reason = "collateral_missing"
+
+
+class CollateralError(EvidenceError):
+    """Collateral that is malformed, wrongly signed, or for another platform."""
+
+    reason = "collateral_untrusted"
+
+
+class CollateralStaleError(CollateralError):
+    """Collateral that is not current."""
+
+    reason = "collateral_stale"
+    retriable = True
+
+
+class QuotingEnclaveError(EvidenceError):
+    """A quoting enclave that its identity or the quote does not confirm."""
+
+    reason = "quoting_enclave"
+
+
+class TdxModuleError(EvidenceError):
+    """A TDX module that the collateral does not confirm."""
+
+    reason = "tdx_module"
+
+
+class TcbStatusError(PlatformError):
+    """A platform whose TCB status is not accepted."""
+
+    reason = "tcb_status"
+
+
+class TdAttributesError(AppraisalError):
+    """Attributes or extended features of a TD that are not accepted."""
+
+    reason = "td_attributes"
+
+
 class AuthorityEvidenceError(EvidenceError):
     """The authority's own evidence is missing, for another connection, or replayed."""
 

@@ -1,19 +1,27 @@
-"""A verdict as a list of checks.
+"""A verdict as a list of checks: what was looked at, found and demanded, and what failed.
 
-Owns :class:`Check` and :class:`Verdict`. Invariant: every check that can run is run and listed,
+Owns :class:`Checks` and :class:`Verdict`. Invariants: every check that can run is run and listed,
 in the order of the specification; a verdict is accepted only where there is at least one check
-and every one held. :meth:`Verdict.claims_or_raise` is the only way from a verdict to claims.
+and every one held; :meth:`Verdict.claims_or_raise` is the only way from a verdict to claims. Text
+is made only where somebody reads it or a check fails.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from sds.errors import EvidenceError, EvidenceMalformedError
+from sds.errors import EvidenceMalformedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from sds.attestation.evidence import Claims
+    from sds.errors import EvidenceError
+
+ANY: Final = "any"
+"""What is demanded where nothing is."""
+_SHOWN: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,20 +30,35 @@ class Check:
 
     Attributes:
         name: stable, ``snake_case``.
-        found: what the evidence says.
-        expected: what is demanded.
+        found: what the evidence says, or a function that says it.
+        expected: what is demanded, likewise.
         error: why it does not hold, or None.
     """
 
     name: str
-    found: str
-    expected: str
+    found: object
+    expected: object
     error: EvidenceError | None = None
 
     @property
     def ok(self) -> bool:
         """Whether it held."""
         return self.error is None
+
+    @property
+    def found_text(self) -> str:
+        """What the evidence says, as text."""
+        return text(self.found)
+
+    @property
+    def expected_text(self) -> str:
+        """What is demanded, as text."""
+        return text(self.expected)
+
+
+def text(said: object | Callable[[], object]) -> str:
+    """A value, or what a function makes, as text."""
+    return str(said() if callable(said) else said)
 
 
 @dataclass(slots=True)
@@ -54,17 +77,37 @@ class Checks:
         expected: object,
         advice: str = "",
     ) -> bool:
-        """Record one check; the error says field, found and expected. Returns ``ok``."""
+        """Record one check; the error says field, found and expected. Returns ``ok``.
+
+        ``found`` and ``expected`` are values, or functions that make the text when it is read.
+        """
         failure = None
         if not ok:
-            failure = error(f"{name}: found {found}, expected {expected}", advice=advice)
-        self.done.append(Check(name=name, found=str(found), expected=str(expected), error=failure))
+            failure = error(
+                f"{name}: found {text(found)}, expected {text(expected)}", advice=advice
+            )
+        self.done.append(Check(name=name, found=found, expected=expected, error=failure))
         return ok
 
-    def attempt(self, name: str, error: EvidenceError | None, *, found: str, expected: str) -> bool:
+    def attempt(
+        self, name: str, error: EvidenceError | None, *, found: object, expected: object
+    ) -> bool:
         """Record one check whose error was raised elsewhere. Returns whether it held."""
         self.done.append(Check(name=name, found=found, expected=expected, error=error))
         return error is None
+
+    def among(
+        self, name: str, error: type[EvidenceError], *, found: str, accepted: Iterable[str]
+    ) -> bool:
+        """Record that ``found`` is one of the accepted ones; none accepted demands nothing."""
+        listed = tuple(accepted)
+        return self.add(
+            name,
+            error,
+            ok=not listed or found in listed,
+            found=found,
+            expected=lambda: one_of(listed) if listed else ANY,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,3 +145,10 @@ class Verdict:
         if not self.checks or self.claims is None:
             raise EvidenceMalformedError("nothing was checked")
         return self.claims
+
+
+def one_of(values: Iterable[object]) -> str:
+    """``a or b or c`` for a message, shortened where there are many."""
+    listed = [str(value) for value in values]
+    more = f" or {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return " or ".join(listed[:_SHOWN]) + more or "nothing"

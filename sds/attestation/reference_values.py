@@ -7,17 +7,17 @@ nothing of its field.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
-from sds.attestation.snp_report import Product  # noqa: TC001  pydantic reads annotations
+from sds.attestation.report import Product
 
 Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-Component = Annotated[int, Field(ge=0, le=255)]
+Component = Annotated[StrictInt, Field(ge=0, le=255)]
 
 
 class _Model(BaseModel):
@@ -47,12 +47,11 @@ class SnpReferenceValues(_Model):
 
     Attributes:
         products: accepted products; all where empty.
-        minimum_tcb: per product; reported, committed and current must reach it.
+        minimum_tcb: per product; reported, committed, current and launch TCB must reach it.
         minimum_firmware: ``[major, minor, build]`` that current and committed must reach.
         permit_debug: accept guests that may be debugged.
         permit_migration_agent: accept guests that may have a migration agent.
         permit_provisional_firmware: accept firmware that is not committed.
-        permit_masked_chip_key: accept reports made with the chip's key masked.
         maximum_vmpl: highest privilege level number that is accepted.
         minimum_guest_svn: lowest security version of the guest.
         host_data: accepted HOST_DATA, hex.
@@ -64,23 +63,29 @@ class SnpReferenceValues(_Model):
         denied_chip_ids: refused CHIP_ID, hex.
         csp_ids: accepted CSP_ID of a VLEK.
         permit_vlek: accept reports signed by a VLEK.
+        minimum_policy_abi: ``[major, minor]`` that the guest's policy demands of the firmware.
+        mitigations: bits of LAUNCH_MIT_VECTOR and CURRENT_MIT_VECTOR that must be set.
         forbid_smt: SMT must be off, and the policy must forbid it.
         forbid_cxl: the policy must forbid CXL.
         require_single_socket: the policy must bind the guest to one socket.
         require_rapl_disabled: RAPL must be off.
         require_ciphertext_hiding: ciphertext hiding of DRAM must be on.
-        require_alias_check: alias detection must have completed.
+        require_alias_check: alias detection must have completed (BadRAM, AMD-SB-3015).
+        require_aes_256_xts: the policy must demand AES-256-XTS.
+        require_page_swap_disabled: the policy must forbid moving and swapping the guest's pages.
+        require_tsme: all of the platform's memory must be encrypted.
+        require_ecc: the platform's memory must have error correction.
+        require_iommu_write_safe: IOMMU writes must be confined.
     """
 
     products: list[Product] = []
     minimum_tcb: dict[Product, MinimumTcb] = {}
     minimum_firmware: Annotated[list[Component], Field(min_length=3, max_length=3)] | None = None
-    permit_debug: bool = False
-    permit_migration_agent: bool = False
-    permit_provisional_firmware: bool = False
-    permit_masked_chip_key: bool = False
-    maximum_vmpl: Annotated[int, Field(ge=0, le=3)] = 0
-    minimum_guest_svn: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    permit_debug: StrictBool = False
+    permit_migration_agent: StrictBool = False
+    permit_provisional_firmware: StrictBool = False
+    maximum_vmpl: Annotated[StrictInt, Field(ge=0, le=3)] = 0
+    minimum_guest_svn: Annotated[StrictInt, Field(ge=0, le=2**32 - 1)] = 0
     host_data: list[Hex32] = []
     id_key_digests: list[Hex48] = []
     author_key_digests: list[Hex48] = []
@@ -89,13 +94,41 @@ class SnpReferenceValues(_Model):
     chip_ids: list[Hex64] = []
     denied_chip_ids: list[Hex64] = []
     csp_ids: list[str] = []
-    permit_vlek: bool = True
-    forbid_smt: bool = False
-    forbid_cxl: bool = False
-    require_single_socket: bool = False
-    require_rapl_disabled: bool = False
-    require_ciphertext_hiding: bool = False
-    require_alias_check: bool = False
+    permit_vlek: StrictBool = True
+    minimum_policy_abi: Annotated[list[Component], Field(min_length=2, max_length=2)] | None = None
+    mitigations: Annotated[StrictInt, Field(ge=0, le=2**64 - 1)] = 0
+    forbid_smt: StrictBool = False
+    forbid_cxl: StrictBool = False
+    require_single_socket: StrictBool = False
+    require_rapl_disabled: StrictBool = False
+    require_ciphertext_hiding: StrictBool = False
+    require_alias_check: StrictBool = False
+    require_aes_256_xts: StrictBool = False
+    require_page_swap_disabled: StrictBool = False
+    require_tsme: StrictBool = False
+    require_ecc: StrictBool = False
+    require_iommu_write_safe: StrictBool = False
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        # Zero is what the firmware writes where there is nothing: it identifies nobody.
+        for name in ("id_key_digests", "author_key_digests", "chip_ids"):
+            if any(not value.strip("0") for value in getattr(self, name)):
+                raise ValueError(f"{name}: all zero means that there is none; leave it out")
+        for product, minimum in self.minimum_tcb.items():
+            if minimum.fmc and product is not Product.TURIN:
+                raise ValueError(f"minimum_tcb: {product} has no component fmc")
+        return self
+
+
+TcbStatus = Literal[
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+]
 
 
 class TdxReferenceValues(_Model):
@@ -103,25 +136,36 @@ class TdxReferenceValues(_Model):
 
     Attributes:
         permit_debug: accept TDs that may be debugged.
+        permit_service_td: accept TDs with a service TD bound to them (it may migrate them).
+        require_sept_ve_disable: the host must not be able to inject #VE by unmapping pages.
         rtmr0: accepted RTMR0, hex; the others alike.
         rtmr1: see rtmr0.
         rtmr2: see rtmr0.
         rtmr3: see rtmr0.
         mr_config_id: accepted MRCONFIGID, hex.
         mr_owner: accepted MROWNER, hex.
+        mr_owner_config: accepted MROWNERCONFIG, hex.
         mr_seam: accepted MRSEAM, hex.
-        tcb_statuses: accepted statuses of the platform's TCB.
+        tcb_statuses: accepted statuses of the platform's TCB and of the quoting enclave.
+        permitted_advisories: INTEL-SA numbers that are accepted together with an accepted status
+            other than UpToDate; any where empty.
+        minimum_tcb_evaluation_number: lowest tcbEvaluationDataNumber of collateral.
     """
 
-    permit_debug: bool = False
+    permit_debug: StrictBool = False
+    permit_service_td: StrictBool = False
+    require_sept_ve_disable: StrictBool = False
     rtmr0: list[Hex48] = []
     rtmr1: list[Hex48] = []
     rtmr2: list[Hex48] = []
     rtmr3: list[Hex48] = []
     mr_config_id: list[Hex48] = []
     mr_owner: list[Hex48] = []
+    mr_owner_config: list[Hex48] = []
     mr_seam: list[Hex48] = []
-    tcb_statuses: list[str] = ["UpToDate"]
+    tcb_statuses: Annotated[list[TcbStatus], Field(min_length=1)] = ["UpToDate"]
+    permitted_advisories: list[Annotated[str, Field(pattern=r"^INTEL-SA-[0-9]{5}$")]] = []
+    minimum_tcb_evaluation_number: Annotated[StrictInt, Field(ge=0)] = 0
 
 
 class ReferenceValues(_Model):

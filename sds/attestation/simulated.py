@@ -5,8 +5,10 @@ that are byte-exact to AMD 56860. Invariants: its reports go through the same ve
 real ones; its root is trusted only by whoever names it in a configuration; everything here says
 loudly that it is a simulation, because anybody who holds these keys can claim to be any guest.
 
-The chip's key reaches another process by an inherited descriptor (:meth:`SimulatedMachine.send`,
-:meth:`SimulatedMachine.receive`), never by a file.
+ARK and ASK are RSA-4096 like AMD's, so that verification has one rule; both keys are made at the
+same time, and one root serves any number of chips. A chip's key reaches another process by an
+inherited descriptor (:meth:`SimulatedMachine.send`, :meth:`SimulatedMachine.receive`), never by
+a file.
 """
 
 from __future__ import annotations
@@ -15,45 +17,45 @@ import base64
 import json
 import os
 import secrets
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Self
 
-from asn1crypto import core
-from asn1crypto import x509 as asn1_x509
-from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.x509.oid import NameOID
 
+from sds.attestation.endorsement import RSA_BITS
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.snp_chain import (
-    HARDWARE_ID,
-    HARDWARE_ID_BYTES,
-    PRODUCT_NAME,
-    SALT_BYTES,
-    SPL,
-    STRUCT_VERSION,
-)
-from sds.attestation.snp_report import (
-    ECDSA_P384_SHA384,
-    REPORT_BYTES,
-    SIGNATURE_NUMBER_BYTES,
+from sds.attestation.leaf import CHIP_ID_BYTES
+from sds.attestation.report import (
+    ALGORITHM_ECDSA_P384_SHA384,
+    CPUID_VERSION,
+    MITIGATION_VERSION,
     SIGNED_BYTES,
+    TURIN_CHIP_ID_BYTES,
     Product,
-    Tcb,
-    parse_tcb,
+    SigningKey,
 )
+from sds.attestation.simulated_certificates import (
+    certificate,
+    issuer_extensions,
+    leaf_extensions,
+    name,
+)
+from sds.clock import SystemClock
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
     from sds.attestation.evidence import ReportData
 
-_RSA_BITS: Final = 4096
-_LIFE: Final = timedelta(days=3650)
+_BEFORE: Final = timedelta(days=1)
+_ISSUER_LIFE: Final = timedelta(days=20 * 365)
+_VCEK_LIFE: Final = timedelta(days=7 * 365)
+_VLEK_LIFE: Final = timedelta(days=365)
 _TCB: Final = {
     Product.MILAN: bytes.fromhex("04000000000018db"),
     Product.GENOA: bytes.fromhex("0a00000000001719"),
@@ -65,152 +67,133 @@ _CPUID: Final = {
     Product.TURIN: (0x1A, 0x02, 0x01),
 }
 _MAX_BYTES: Final = 65_536
+_AUTHOR_KEY_EN: Final = 1
 
 SIMULATED_MEASUREMENT: Final = b"attested-sds simulated guest".ljust(48, b"\0")
 """Launch measurement of a simulated guest that was given none."""
-
-
-def _name(common_name: str) -> x509.Name:
-    """A name as AMD writes it, with an organisation that nobody takes for AMD."""
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, "SIMULATED, not AMD"),
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "attested-sds simulation"),
-            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
-        ]
-    )
-
-
-def _pss() -> padding.PSS:
-    return padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=SALT_BYTES)
+SIMULATED_CSP_ID: Final = "CN=simulated.invalid"
+"""Provider of a simulated VLEK."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedRoot:
-    """A manufacturer of simulated chips: ARK and ASK of one product.
+    """A manufacturer of simulated chips: ARK, and ASK (or ASVK, for VLEKs) of one product.
 
     Attributes:
         product: what its chips are.
+        kind: whether they sign with a VCEK or a VLEK.
         ark_der: certificate of the root key: what a configuration names to trust it.
         ask_der: certificate of the key that signs the chips' certificates.
+        start: when all its certificates begin to be valid.
     """
 
     product: Product
+    kind: SigningKey
     ark_der: bytes = field(repr=False)
     ask_der: bytes = field(repr=False)
     ark_key: rsa.RSAPrivateKey = field(repr=False)
     ask_key: rsa.RSAPrivateKey = field(repr=False)
+    start: datetime
 
     @classmethod
-    def create(cls, product: Product = Product.GENOA) -> Self:
-        """Make the keys (RSA 4096, two at a time) and their certificates."""
+    def create(
+        cls,
+        product: Product = Product.GENOA,
+        *,
+        kind: SigningKey = SigningKey.VCEK,
+        now: datetime | None = None,
+    ) -> Self:
+        """Make the keys (RSA-4096, two at a time) and their certificates, valid from a day ago."""
         with ThreadPoolExecutor(2) as pool:
             ark_key, ask_key = pool.map(
-                lambda _: rsa.generate_private_key(65537, _RSA_BITS), range(2)
+                lambda _: rsa.generate_private_key(65537, RSA_BITS), range(2)
             )
-        title = product.capitalize()
-        ark = cls._authority(f"ARK-{title}", ark_key.public_key(), f"ARK-{title}", ark_key, 65536)
-        ask = cls._authority(f"SEV-{title}", ask_key.public_key(), f"ARK-{title}", ark_key, 65537)
-        return cls(product=product, ark_der=ark, ask_der=ask, ark_key=ark_key, ask_key=ask_key)
-
-    @staticmethod
-    def _authority(
-        subject: str,
-        public_key: rsa.RSAPublicKey,
-        issuer: str,
-        issuer_key: rsa.RSAPrivateKey,
-        serial: int,
-    ) -> bytes:
-        now = datetime.now(UTC).replace(microsecond=0)
-        usage = x509.KeyUsage(
-            digital_signature=False,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            key_cert_sign=True,
-            crl_sign=subject == issuer,
-            encipher_only=False,
-            decipher_only=False,
+        start = (now or SystemClock().now().wall).replace(microsecond=0) - _BEFORE
+        validity = (start, start + _ISSUER_LIFE)
+        root = name(f"ARK-{product.certificate_name}")
+        return cls(
+            product=product,
+            kind=kind,
+            ark_der=certificate(
+                issuer=root,
+                subject=root,
+                public_key=ark_key.public_key(),
+                extensions=issuer_extensions(path_length=None),
+                signer=ark_key,
+                serial=0x10000,
+                validity=validity,
+            ),
+            ask_der=certificate(
+                issuer=root,
+                subject=name(_issuer_name(product, kind)),
+                public_key=ask_key.public_key(),
+                extensions=issuer_extensions(path_length=0),
+                signer=ark_key,
+                serial=0x10001,
+                validity=validity,
+            ),
+            ark_key=ark_key,
+            ask_key=ask_key,
+            start=start,
         )
-        path_length = None if subject == issuer else 0
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(_name(subject))
-            .issuer_name(_name(issuer))
-            .public_key(public_key)
-            .serial_number(serial)
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + _LIFE)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-            .add_extension(usage, critical=True)
-            .sign(issuer_key, hashes.SHA384(), rsa_padding=_pss())
-        )
-        return certificate.public_bytes(serialization.Encoding.DER)
 
     def machine(
-        self, *, measurement: bytes = SIMULATED_MEASUREMENT, chip_id: bytes | None = None
+        self,
+        *,
+        measurement: bytes = SIMULATED_MEASUREMENT,
+        chip_id: bytes | None = None,
+        tcb: bytes | None = None,
     ) -> SimulatedMachine:
-        """Make one chip with its VCEK, running a guest with this measurement (48 bytes)."""
-        size = HARDWARE_ID_BYTES[self.product]
+        """Make one chip with its VCEK or VLEK, running a guest with this measurement (48 bytes).
+
+        Args:
+            measurement: 48 bytes.
+            chip_id: 64 bytes, of which Turin has eight; random where None.
+            tcb: eight bytes as in REPORTED_TCB; a plausible one where None.
+        """
+        size = TURIN_CHIP_ID_BYTES if self.product is Product.TURIN else CHIP_ID_BYTES
         hardware_id = secrets.token_bytes(size) if chip_id is None else chip_id[:size]
         key = ec.generate_private_key(ec.SECP384R1())
-        tcb = _TCB[self.product]
-        vcek = _vcek(self, key.public_key(), hardware_id, parse_tcb(tcb, self.product))
+        reported = tcb or _TCB[self.product]
+        vcek = self.kind is SigningKey.VCEK
+        leaf = certificate(
+            issuer=name(_issuer_name(self.product, self.kind)),
+            subject=name("SEV-VCEK" if vcek else "SEV-VLEK"),
+            public_key=key.public_key(),
+            extensions=leaf_extensions(
+                self.product,
+                self.kind,
+                tcb=reported,
+                identity=hardware_id if vcek else SIMULATED_CSP_ID,
+            ),
+            signer=self.ask_key,
+            serial=0,
+            validity=(self.start, self.start + (_VCEK_LIFE if vcek else _VLEK_LIFE)),
+        )
         return SimulatedMachine(
             product=self.product,
             measurement=measurement,
-            chip_id=hardware_id.ljust(64, b"\0"),
-            tcb=tcb,
+            # With a VLEK the firmware does not tell the chip.
+            chip_id=hardware_id.ljust(CHIP_ID_BYTES, b"\0") if vcek else bytes(CHIP_ID_BYTES),
+            tcb=reported,
             vcek_key=key,
-            certificates=(vcek, self.ask_der, self.ark_der),
+            certificates=(leaf, self.ask_der, self.ark_der),
+            key_info=self.kind << 2,
         )
 
 
-def _vcek(
-    root: SimulatedRoot, public_key: ec.EllipticCurvePublicKey, hardware_id: bytes, tcb: Tcb
-) -> bytes:
-    """A VCEK certificate as AMD 57230 has it: serial 0, no key usage, AMD's extensions only."""
-    now = datetime.now(UTC).replace(microsecond=0)
-    spl = dict(tcb.components())
-    names = ("spl5", "spl6", "spl7") if tcb.fmc is not None else ("spl4", "spl5", "spl6", "spl7")
-    spl |= dict.fromkeys(names, 0)
-    extensions = [
-        (STRUCT_VERSION, core.Integer(1).dump()),
-        (PRODUCT_NAME, core.IA5String(root.product.capitalize()).dump()),
-        *((SPL[name], core.Integer(value).dump()) for name, value in spl.items()),
-        (HARDWARE_ID, hardware_id),
-    ]
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(_name("SEV-VCEK"))
-        .issuer_name(_name(f"SEV-{root.product.capitalize()}"))
-        .public_key(public_key)
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + _LIFE)
-    )
-    for oid, value in extensions:
-        builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
-    certificate = builder.sign(root.ask_key, hashes.SHA384(), rsa_padding=_pss())
-    return _with_serial_zero(certificate.public_bytes(serialization.Encoding.DER), root.ask_key)
-
-
-def _with_serial_zero(der: bytes, issuer_key: rsa.RSAPrivateKey) -> bytes:
-    """Sign again with the serial number 0 that every VCEK has; cryptography refuses to build it."""
-    certificate = asn1_x509.Certificate.load(der)
-    certificate["tbs_certificate"]["serial_number"] = 0
-    signed = certificate["tbs_certificate"].dump(force=True)
-    certificate["signature_value"] = issuer_key.sign(signed, _pss(), hashes.SHA384())
-    raw: bytes = certificate.dump(force=True)
-    return raw
+def _issuer_name(product: Product, kind: SigningKey) -> str:
+    title = product.certificate_name
+    return f"SEV-{title}" if kind is SigningKey.VCEK else f"SEV-VLEK-{title}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedMachine:
     """One simulated chip and the guest on it; an :class:`~sds.attestation.evidence.Attester`.
 
-    The fields from ``version`` on are what its reports say; tests change them.
+    The fields from ``version`` on are what its reports say, by the names of 56860; tests change
+    them. TCBs are eight bytes, ``tcb`` (what is reported) where None; firmware versions are
+    (major, minor, build).
     """
 
     product: Product
@@ -220,14 +203,24 @@ class SimulatedMachine:
     vcek_key: ec.EllipticCurvePrivateKey = field(repr=False)
     certificates: tuple[bytes, ...] = field(repr=False)
     version: int = 3
+    guest_svn: int = 0
     policy: int = 0x30000
     vmpl: int = 0
     platform_info: int = 0x25
     key_info: int = 0
-    signature_algo: int = ECDSA_P384_SHA384
+    signature_algo: int = ALGORITHM_ECDSA_P384_SHA384
+    family_id: bytes = bytes(16)
+    image_id: bytes = bytes(16)
     host_data: bytes = bytes(32)
+    id_key_digest: bytes = bytes(48)
+    author_key_digest: bytes = bytes(48)
+    report_id_ma: bytes = b"\xff" * 32
     committed_tcb: bytes | None = None
     current_tcb: bytes | None = None
+    launch_tcb: bytes | None = None
+    current_firmware: tuple[int, int, int] = (1, 55, 40)
+    committed_firmware: tuple[int, int, int] | None = None
+    mitigations: int = 0x3F
 
     @classmethod
     def create(
@@ -251,40 +244,68 @@ class SimulatedMachine:
 
     async def attest(self, data: ReportData) -> Evidence:
         """Make a report with ``data`` as its report data."""
+        return self.evidence(data)
+
+    def evidence(self, data: bytes) -> Evidence:
+        """What :meth:`attest` gives, without a loop."""
         return Evidence(
             kind=EvidenceKind.SEV_SNP, report=self.report(data), certificates=self.certificates
         )
 
     def report(self, data: bytes) -> bytes:
-        """The 1184 bytes of a signed report (AMD 56860)."""
-        body = bytearray(REPORT_BYTES)
-        struct.pack_into("<IIQ", body, 0x00, self.version, 0, self.policy)
-        struct.pack_into("<II", body, 0x30, self.vmpl, self.signature_algo)
-        body[0x38:0x40] = self.current_tcb or self.tcb
-        struct.pack_into("<QI", body, 0x40, self.platform_info, self.key_info)
-        body[0x50:0x90] = data
-        body[0x90:0xC0] = self.measurement
-        body[0xC0:0xE0] = self.host_data
-        body[0x140:0x160] = secrets.token_bytes(32)
-        body[0x160:0x180] = b"\xff" * 32
-        body[0x180:0x188] = self.tcb
-        if self.version > 2:  # noqa: PLR2004  CPUID stands in reports from version 3 on
-            body[0x188:0x18B] = bytes(_CPUID[self.product])
-        body[0x1A0:0x1E0] = self.chip_id
-        body[0x1E0:0x1E8] = self.committed_tcb or self.tcb
-        body[0x1E8:0x1EB] = body[0x1EC:0x1EF] = bytes((40, 55, 1))
-        body[0x1F0:0x1F8] = self.tcb
-        signature = self.vcek_key.sign(bytes(body[:SIGNED_BYTES]), ec.ECDSA(hashes.SHA384()))
-        r, s = decode_dss_signature(signature)
-        body[SIGNED_BYTES : SIGNED_BYTES + SIGNATURE_NUMBER_BYTES] = r.to_bytes(
-            SIGNATURE_NUMBER_BYTES, "little"
-        )
-        start = SIGNED_BYTES + SIGNATURE_NUMBER_BYTES
-        body[start : start + SIGNATURE_NUMBER_BYTES] = s.to_bytes(SIGNATURE_NUMBER_BYTES, "little")
+        """The 1184 bytes of a signed report (56860, table 23)."""
+        return self.sign(self.body(data))
+
+    def body(self, data: bytes) -> bytes:
+        """Bytes 0 to 0x29F of a report, which is what the signature covers."""
+        body = bytearray(SIGNED_BYTES)
+        for offset, value in self._fields(data):
+            body[offset : offset + len(value)] = value
         return bytes(body)
 
+    def sign(self, body: bytes) -> bytes:
+        """Append the signature (table 141) to bytes 0 to 0x29F, whatever they say."""
+        r, s = decode_dss_signature(self.vcek_key.sign(body, ec.ECDSA(hashes.SHA384())))
+        return body + r.to_bytes(72, "little") + s.to_bytes(72, "little") + bytes(368)
+
+    def _fields(self, data: bytes) -> list[tuple[int, bytes]]:
+        author = _AUTHOR_KEY_EN if any(self.author_key_digest) else 0
+        fields = [
+            (0x00, _little(self.version, 4)),
+            (0x04, _little(self.guest_svn, 4)),
+            (0x08, _little(self.policy, 8)),
+            (0x10, self.family_id),
+            (0x20, self.image_id),
+            (0x30, _little(self.vmpl, 4)),
+            (0x34, _little(self.signature_algo, 4)),
+            (0x38, self.current_tcb or self.tcb),
+            (0x40, _little(self.platform_info, 8)),
+            (0x48, _little(self.key_info | author, 4)),
+            (0x50, data),
+            (0x90, self.measurement),
+            (0xC0, self.host_data),
+            (0xE0, self.id_key_digest),
+            (0x110, self.author_key_digest),
+            (0x140, secrets.token_bytes(32)),
+            (0x160, self.report_id_ma),
+            (0x180, self.tcb),
+            (0x1A0, self.chip_id),
+            (0x1E0, self.committed_tcb or self.tcb),
+            (0x1E8, bytes(reversed(self.current_firmware))),
+            (0x1EC, bytes(reversed(self.committed_firmware or self.current_firmware))),
+            (0x1F0, self.launch_tcb or self.tcb),
+        ]
+        if self.version >= CPUID_VERSION:
+            fields.append((0x188, bytes(_CPUID[self.product])))
+        if self.version >= MITIGATION_VERSION:
+            fields.append((0x1F8, _little(self.mitigations, 8) * 2))
+        return fields
+
     def to_bytes(self) -> bytes:
-        """Everything another process needs to be this machine: the chip's private key too."""
+        """Everything another process needs to be this machine: the chip's private key too.
+
+        What :meth:`changed` changed does not travel, only chip, guest measurement and TCB do.
+        """
         key = self.vcek_key.private_bytes(
             serialization.Encoding.DER,
             serialization.PrivateFormat.PKCS8,
@@ -295,6 +316,7 @@ class SimulatedMachine:
             "measurement": self.measurement.hex(),
             "chip_id": self.chip_id.hex(),
             "tcb": self.tcb.hex(),
+            "key_info": self.key_info,
             "vcek_key": base64.b64encode(key).decode(),
             "certificates": [base64.b64encode(der).decode() for der in self.certificates],
         }
@@ -310,25 +332,25 @@ class SimulatedMachine:
         try:
             fields = json.loads(raw)
             key = serialization.load_der_private_key(base64.b64decode(fields["vcek_key"]), None)
-            if not isinstance(key, ec.EllipticCurvePrivateKey):
-                raise EvidenceError("the simulated chip's key is not on an elliptic curve")
             return cls(
                 product=Product(fields["product"]),
                 measurement=bytes.fromhex(fields["measurement"]),
                 chip_id=bytes.fromhex(fields["chip_id"]),
                 tcb=bytes.fromhex(fields["tcb"]),
-                vcek_key=key,
+                key_info=int(fields["key_info"]),
+                vcek_key=_elliptic(key),
                 certificates=tuple(base64.b64decode(der) for der in fields["certificates"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError):
+            # Without the cause: its text could show what was read, the key among it.
             raise EvidenceError(
                 "the descriptor holds no simulated machine",
                 advice="start this process from `sds demo` or `sds dev`, or pass a machine by "
                 "SimulatedMachine.send",
-            ) from error
+            ) from None
 
     def send(self) -> int:
-        """A descriptor, inheritable, from which a child reads this machine once.
+        """A descriptor, inheritable, from which a child reads this machine.
 
         It is an anonymous memory file: nothing reaches a disk. The caller closes it after the
         child was started.
@@ -356,3 +378,13 @@ class SimulatedMachine:
                 advice="the simulated machine comes by a descriptor that the parent opened",
             ) from error
         return cls.from_bytes(raw)
+
+
+def _elliptic(key: PrivateKeyTypes) -> ec.EllipticCurvePrivateKey:
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError("not a key on an elliptic curve")
+    return key
+
+
+def _little(value: int, size: int) -> bytes:
+    return value.to_bytes(size, "little")

@@ -1,0 +1,277 @@
+"""AMD's certificates, read byte by byte: ARK, ASK or ASVK, VCEK and VLEK (AMD 57230).
+
+Owns how such a certificate is parsed and how its signature is checked. Invariant: what is parsed
+is exactly what was signed: one DER encoding, the algorithm outside equal to the one inside, no
+byte left over.
+
+``cryptography`` warns of a VCEK's serial number 0 and will refuse it one day, so the structure is
+read with asn1crypto; keys and signatures are ``cryptography``'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from asn1crypto import core, parser
+from asn1crypto import x509 as asn1_x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from sds.errors import EndorsementMalformedError, EndorsementUntrustedError
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+
+MAX_CERTIFICATE_BYTES: Final = 16 * 1024
+RSA_BITS: Final = 4096
+# RSASSA-PSS with SHA-384, MGF1 with SHA-384, salt of 48 bytes (57230, section 2.1), in both
+# encodings that AMD uses: the trailer field left out, or written although it is the default.
+_PSS_BODY: Final = bytes.fromhex(
+    "a00f300d06096086480165030402020500"
+    "a11c301a06092a864886f70d010108300d06096086480165030402020500"
+    "a203020130"
+)
+_PSS_OID: Final = bytes.fromhex("06092a864886f70d01010a")
+PSS_ALGORITHMS: Final = tuple(
+    b"\x30"
+    + bytes([len(_PSS_OID) + 2 + len(body)])
+    + _PSS_OID
+    + b"\x30"
+    + bytes([len(body)])
+    + body
+    for body in (_PSS_BODY, _PSS_BODY + bytes.fromhex("a303020101"))
+)
+PSS_PADDING: Final = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
+
+BASIC_CONSTRAINTS: Final = "2.5.29.19"
+KEY_USAGE: Final = "2.5.29.15"
+_ISSUER_EXTENSIONS: Final = frozenset(
+    {BASIC_CONSTRAINTS, KEY_USAGE, "2.5.29.14", "2.5.29.35", "2.5.29.31"}
+)
+"""Basic constraints, key usage, key identifiers, CRL distribution points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signed:
+    """The three parts of a signed DER structure (RFC 5280, section 4.1), each with its header."""
+
+    content: bytes = field(repr=False)
+    algorithm: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """One extension: its value is what stands in the OCTET STRING."""
+
+    oid: str
+    critical: bool
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A certificate of AMD's hierarchy, or of one made like it; its signature is not checked.
+
+    Attributes:
+        der: all of it.
+        signed: its signed part, algorithm and signature.
+        serial: the serial number, 0 in a VCEK.
+        issuer: the issuer's name in DER.
+        subject: the subject's name in DER.
+        common_name: CN of the subject.
+        not_before: first moment of validity.
+        not_after: last moment of validity.
+        public_key: the subject's key.
+        extensions: in order, none twice.
+    """
+
+    der: bytes = field(repr=False)
+    signed: Signed = field(repr=False)
+    serial: int
+    issuer: bytes = field(repr=False)
+    subject: bytes = field(repr=False)
+    common_name: str
+    not_before: datetime
+    not_after: datetime
+    public_key: PublicKeyTypes = field(repr=False)
+    extensions: tuple[Extension, ...] = field(repr=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the DER in hex: how roots are pinned."""
+        return hashlib.sha256(self.der).hexdigest()
+
+    @classmethod
+    def parse(cls, der: bytes) -> Self:
+        """Read a certificate.
+
+        Raises:
+            EndorsementMalformedError: it is not X.509 version 3 in DER, holds an extension
+                twice, or is signed with another algorithm than AMD's.
+        """
+        try:
+            return cls._parse(der)
+        except (ValueError, TypeError, IndexError, OverflowError, UnsupportedAlgorithm) as error:
+            raise EndorsementMalformedError(f"a certificate cannot be read: {error}") from error
+
+    @classmethod
+    def _parse(cls, der: bytes) -> Self:
+        signed = split_signed(der)
+        parts = split_sequence(signed.content)
+        if len(parts) != 8:  # noqa: PLR2004  version to extensions, without unique identifiers
+            raise ValueError(f"{len(parts)} fields in TBSCertificate, not 8")
+        version, serial, inner, issuer, validity, subject, spki, extensions = parts
+        if version != b"\xa0\x03\x02\x01\x02":
+            raise ValueError("not an X.509 version 3 certificate")
+        if inner != signed.algorithm:
+            raise ValueError("the signature algorithm outside differs from the one inside")
+        if inner not in PSS_ALGORITHMS:
+            raise ValueError("not signed with RSASSA-PSS, SHA-384, salt of 48 bytes")
+        start, end = split_sequence(validity)
+        return cls(
+            der=der,
+            signed=signed,
+            serial=core.Integer.load(serial, strict=True).native,
+            issuer=issuer,
+            subject=subject,
+            common_name=_common_name(subject),
+            not_before=_moment(start),
+            not_after=_moment(end),
+            public_key=load_der_public_key(spki),
+            extensions=_extensions(extensions),
+        )
+
+    def signed_by(self, issuer: Certificate) -> bool:
+        """Whether the issuer's key made this signature (57230, section 2.1). Names are not read."""
+        return signature_holds(self.signed, issuer.public_key)
+
+    def require_issuer(self) -> None:
+        """Hold what a certificate that signs others must say (RFC 5280, section 4.2.1).
+
+        Raises:
+            EndorsementMalformedError: not a CA, may not sign certificates, an unknown extension, or
+                another key than RSA-4096.
+        """
+        found = {extension.oid: extension for extension in self.extensions}
+        unknown = found.keys() - _ISSUER_EXTENSIONS
+        if unknown:
+            raise EndorsementMalformedError(f"{self.common_name}: unknown extension {min(unknown)}")
+        key = self.public_key
+        if not isinstance(key, rsa.RSAPublicKey) or key.key_size != RSA_BITS:
+            raise EndorsementMalformedError(f"{self.common_name}: not an RSA key of {RSA_BITS}")
+        try:
+            constraints = asn1_x509.BasicConstraints.load(
+                found[BASIC_CONSTRAINTS].value, strict=True
+            ).native
+            usage = asn1_x509.KeyUsage.load(found[KEY_USAGE].value, strict=True).native
+        except (KeyError, ValueError, TypeError) as error:
+            raise EndorsementMalformedError(
+                f"{self.common_name}: basic constraints and key usage are needed"
+            ) from error
+        if not constraints["ca"] or "key_cert_sign" not in usage:
+            raise EndorsementMalformedError(f"{self.common_name} may not sign certificates")
+
+
+def signature_holds(signed: Signed, key: PublicKeyTypes) -> bool:
+    """Whether this RSA-4096 key made the signature, with AMD's parameters."""
+    if not isinstance(key, rsa.RSAPublicKey) or key.key_size != RSA_BITS:
+        return False
+    try:
+        key.verify(signed.signature, signed.content, PSS_PADDING, hashes.SHA384())
+    except InvalidSignature:
+        return False
+    return True
+
+
+def split_sequence(der: bytes) -> list[bytes]:
+    """The elements of a DER SEQUENCE, each with its header.
+
+    Raises:
+        ValueError: not one SEQUENCE, or bytes are left over.
+    """
+    class_, method, tag, _, content, _ = parser.parse(der, strict=True)
+    if (class_, method, tag) != (0, 1, 16):
+        raise ValueError("not a SEQUENCE")
+    return _elements(content)
+
+
+def split_signed(der: bytes) -> Signed:
+    """Split a certificate or revocation list; refuse everything but its one DER encoding.
+
+    Raises:
+        ValueError: it is not such a structure.
+    """
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        raise ValueError(f"longer than {MAX_CERTIFICATE_BYTES} bytes")
+    content, algorithm, bits = split_sequence(der)
+    signature = parser.parse(bits, strict=True)[4]
+    again = parser.emit(0, 0, 3, signature)
+    if bits != again or not signature.startswith(b"\0"):
+        raise ValueError("the signature is not a BIT STRING of whole bytes")
+    if der != parser.emit(0, 1, 16, content + algorithm + bits):
+        raise ValueError("not encoded in DER")
+    return Signed(content=content, algorithm=algorithm, signature=signature[1:])
+
+
+def _elements(content: bytes) -> list[bytes]:
+    found = []
+    while content:
+        length = parser.peek(content)
+        if not 0 < length <= len(content):
+            raise ValueError("an element is longer than what holds it")
+        found.append(content[:length])
+        content = content[length:]
+    return found
+
+
+def _moment(der: bytes) -> datetime:
+    value: Any = asn1_x509.Time.load(der, strict=True).native
+    if not isinstance(value, datetime):
+        raise ValueError("a validity that is no time")  # noqa: TRY004  one error for bad input
+    return value
+
+
+def _common_name(name: bytes) -> str:
+    value: Any = asn1_x509.Name.load(name, strict=True).native
+    common = value.get("common_name")
+    if not isinstance(common, str):
+        raise ValueError("a name without exactly one common name")  # noqa: TRY004
+    return common
+
+
+def _extensions(der: bytes) -> tuple[Extension, ...]:
+    class_, _, tag, _, content, _ = parser.parse(der, strict=True)
+    if (class_, tag) != (2, 3):
+        raise ValueError("no extensions where they are expected")
+    found: dict[str, Extension] = {}
+    for element in split_sequence(content):
+        parts = split_sequence(element)
+        critical = len(parts) == 3 and parts[1] == b"\x01\x01\xff"  # noqa: PLR2004  OID, flag, value
+        if len(parts) != 2 + critical:
+            raise ValueError("an extension that is not (OID, critical, value)")
+        oid = core.ObjectIdentifier.load(parts[0], strict=True).dotted
+        class_, _, tag, _, value, _ = parser.parse(parts[-1], strict=True)
+        if (class_, tag) != (0, 4):
+            raise ValueError(f"the value of extension {oid} is no OCTET STRING")
+        if oid in found:
+            raise ValueError(f"the extension {oid} stands there twice")
+        found[oid] = Extension(oid, critical, value)
+    return tuple(found.values())
+
+
+def require_signature(certificate: Certificate, issuer: Certificate) -> None:
+    """Hold the link between two certificates.
+
+    Raises:
+        EndorsementUntrustedError: names or signature do not fit.
+    """
+    if certificate.issuer != issuer.subject or not certificate.signed_by(issuer):
+        raise EndorsementUntrustedError(
+            f"{certificate.common_name} was not signed by {issuer.common_name}"
+        )

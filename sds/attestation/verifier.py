@@ -1,0 +1,41 @@
+"""The verifier of every kind of evidence: dispatches on the kind.
+
+Owns the one entry that the certificate authority and the agent call. Invariant: a kind without a
+verifier is refused; a verifier never sees evidence of another kind. A further kind is one module
+with a verifier in it, and one entry here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sds.attestation.checks import one_of
+from sds.errors import EvidenceKindError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData, Verifier
+
+
+class EvidenceVerifier:
+    """Hands each piece of evidence to the verifier of its kind."""
+
+    def __init__(self, verifiers: Mapping[EvidenceKind, Verifier]) -> None:
+        """``verifiers``: kind -> who verifies it, such as an ``SnpVerifier``."""
+        self._verifiers = dict(verifiers)
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        """See :class:`sds.attestation.evidence.Verifier`.
+
+        Raises:
+            EvidenceKindError: nobody verifies this kind here.
+        """
+        verifier = self._verifiers.get(evidence.kind)
+        if verifier is None:
+            raise EvidenceKindError(
+                f"evidence of kind {evidence.kind} is not accepted here",
+                advice=f"accepted is {one_of(tuple(self._verifiers))}",
+            )
+        return verifier.verify(evidence, data=data, now=now)
