@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
-from sds._proto.spiffe.workload import workload_pb2
 
+from sds._proto.spiffe.workload import workload_pb2
 from sds.cli import main
 from sds.identity import parse_trust_domain
 from sds.secrets.store import SecretStore
