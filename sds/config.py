@@ -29,12 +29,15 @@ from sds.fields import (
     TrustDomainField,
 )
 from sds.identity import Identity, KeyType
+from sds.workload.mapping import Defaults, Matching, WorkloadRule
+from sds.workload.recognition import Rules
 from sds.xds.limits import Limits
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.ca.client import AuthoritySettings
+    from sds.node.settings import NodeSettings
 
 SOCKET_PATH_BYTES: Final = 107
 """Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
@@ -180,6 +183,11 @@ def _authority_kind(value: Any) -> str:
     return str(kind)
 
 
+def _workload_kind(value: Any) -> str:
+    rule = "match" in value if isinstance(value, dict) else isinstance(value, WorkloadRule)
+    return "rule" if rule else "socket"
+
+
 class AgentConfig(Settings):
     """The whole file."""
 
@@ -197,8 +205,18 @@ class AgentConfig(Settings):
     verification: VerificationSection = Field(
         default=VerificationSection(), description="What the authority's evidence must show."
     )
-    workloads: list[WorkloadSection] = Field(
-        default=[], description="Workloads with a socket each."
+    workloads: list[
+        Annotated[
+            Annotated[WorkloadSection, Tag("socket")] | Annotated[WorkloadRule, Tag("rule")],
+            Discriminator(_workload_kind),
+        ]
+    ] = Field(
+        default=[],
+        description="Workloads with a socket each; and, with `match`, rules for callers of the "
+        "node-wide socket.",
+    )
+    node: NodeSettings | None = Field(
+        default=None, description="Present: the node-wide socket, `<run_dir>/node/sds.sock`."
     )
     sockets: SocketSection = Field(default=SocketSection(), description="Their permissions.")
     spiffe_validator: bool = Field(
@@ -216,6 +234,13 @@ class AgentConfig(Settings):
             if workload.name in names:
                 raise ValueError(f"{field}.name: {workload.name!r} stands there twice")
             names.add(workload.name)
+            if isinstance(workload, WorkloadRule):
+                if self.node is None:
+                    raise ValueError(
+                        f"{field}.match: rules are for callers of the node-wide socket; write the "
+                        "section node, or leave match out for a socket of its own"
+                    )
+                continue
             if workload.spiffe_id.trust_domain != self.trust_domain:
                 raise ValueError(
                     f"{field}.spiffe_id: {workload.spiffe_id} is not in the trust domain "
@@ -227,9 +252,53 @@ class AgentConfig(Settings):
                 workload.identity()
             except IdentityError as error:
                 raise ValueError(f"{field}: {error}") from error
-        for path in (self.admin_socket, *map(self.workload_socket, sorted(names))):
+        own = sorted(one.name for one in self.sockets_of_their_own)
+        for path in (
+            self.admin_socket,
+            self.node_socket,
+            self.inner_socket,
+            *map(self.workload_socket, own),
+        ):
             check_socket_path(path)
+        if (
+            self.attestation.kind == "kubernetes-token"
+            and isinstance(self.authority, OwnAuthoritySection)
+            and self.authority.tls == "attested"
+        ):
+            raise ValueError(
+                "attestation.kind: a Kubernetes token is a bearer credential and is sent only over "
+                "TLS that a configured root vouches for: write authority.tls with root and "
+                "server_name"
+            )
         return self
+
+    @property
+    def sockets_of_their_own(self) -> tuple[WorkloadSection, ...]:
+        """Workloads with a socket each."""
+        return tuple(one for one in self.workloads if isinstance(one, WorkloadSection))
+
+    @property
+    def rules(self) -> Rules:
+        """For callers of the node-wide socket."""
+        node = self.node
+        return Rules(
+            rules=tuple(one for one in self.workloads if isinstance(one, WorkloadRule)),
+            defaults=Defaults(
+                trust_domain=self.trust_domain,
+                cluster_domain=node.kubernetes.cluster_domain if node else "cluster.local",
+            ),
+            matching=node.matching if node else Matching.FIRST,
+        )
+
+    @property
+    def node_socket(self) -> Path:
+        """The node-wide socket."""
+        return self.run_dir / "node" / "sds.sock"
+
+    @property
+    def inner_socket(self) -> Path:
+        """Of the gRPC server behind the node-wide socket; nobody else can reach it."""
+        return self.run_dir / "inner" / "grpc.sock"
 
     @property
     def admin_socket(self) -> Path:
@@ -242,7 +311,7 @@ class AgentConfig(Settings):
 
     def identities(self) -> tuple[Identity, ...]:
         """What is asked for, in the order of the workloads."""
-        return tuple(workload.identity() for workload in self.workloads)
+        return tuple(workload.identity() for workload in self.sockets_of_their_own)
 
     def own_authority(self, section: OwnAuthoritySection) -> AuthoritySettings:
         """How to reach our authority; time limits that were not written fit the lifetimes.
@@ -251,7 +320,10 @@ class AgentConfig(Settings):
             ConfigurationError: an address is not ``host:port``, or the root cannot be read.
         """
         settings = section.settings()
-        shortest = min((one.lifetime for one in self.workloads), default=timedelta(hours=1))
+        shortest = min(
+            (one.lifetime for one in self.workloads if one.lifetime is not None),
+            default=timedelta(hours=1),
+        )
         seconds = shortest.total_seconds()
         if "connect" not in section.model_fields_set:
             fitting = min(max(_RETRY_BEFORE * seconds, 1.0), settings.connect_seconds)

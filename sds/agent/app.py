@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.agent import admin
 from sds.agent.directory import claimed
+from sds.agent.node import make_node_socket
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.ca.client import AttestedAuthority
 from sds.ca.istio import IstioAuthority, IstioSettings
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock
     from sds.config import AgentConfig
+    from sds.node.socket import NodeSocket
 
 _LOGGER = logging.getLogger(__name__)
 _DRAIN_SECONDS: Final = 5.0
@@ -106,6 +108,17 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
         running = [group.create_task(rotation.run(), name="rotation")]
         stack.callback(_cancel, running)
         sockets = await stack.enter_async_context(_workload_sockets(config, service))
+        node = None
+        if config.node is not None:
+            node = make_node_socket(
+                config,
+                config.node,
+                service=service,
+                rotation=rotation,
+                store=store,
+                clock=clock,
+            )
+            await stack.enter_async_context(node.open(grace_seconds=_DRAIN_SECONDS))
         sources = admin.Sources(
             trust_domain=config.trust_domain,
             rotation=rotation,
@@ -115,7 +128,7 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
             authority=lambda: _address(config, authority),
             workloads=lambda: sockets,
             draining=lambda: service.draining is not None,
-            notices=lambda: _notices(config),
+            notices=lambda: _notices(config, node),
         )
         people = await stack.enter_async_context(_admin_socket(config, service, sources))
         health = Health(store, rotation, people, sockets)
@@ -233,7 +246,7 @@ async def _workload_sockets(
 ) -> AsyncIterator[tuple[WorkloadListening, ...]]:
     opened: list[WorkloadListening] = []
     try:
-        for workload in config.workloads:
+        for workload in config.sockets_of_their_own:
             opened.append(await listen_for(workload, config, service))  # noqa: PERF401  closed below
         yield tuple(opened)
     finally:
@@ -263,12 +276,14 @@ def _address(config: AgentConfig, authority: OurAuthority) -> str:
     return connected or ", ".join(config.authority.addresses)
 
 
-def _notices(config: AgentConfig) -> Sequence[str]:
-    found = []
+def _notices(config: AgentConfig, node: NodeSocket | None) -> Sequence[str]:
+    found = [] if node is None else list(node.status().notices)
     if config.attestation.kind == "simulated":
         found.append("SIMULATED machine: our evidence proves nothing")
     if config.verification.trusted_roots:
         found.append("roots of SIMULATED machines are trusted")
+    if config.attestation.kind == "kubernetes-token":
+        found.append("our evidence is a Kubernetes token: it says nothing about code or hardware")
     return found
 
 

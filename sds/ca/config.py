@@ -236,6 +236,15 @@ class AuthorityConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if (
+            self.attestation.kind == "kubernetes-token"
+            and isinstance(self.signer, UpstreamSection)
+            and self.signer.authority.tls == "attested"
+        ):
+            raise ValueError(
+                "attestation.kind: a Kubernetes token is sent only over TLS that a configured root "
+                "vouches for: write signer.authority.tls with root and server_name"
+            )
         if self.policy is not None and self.identities:
             raise ValueError("give policy or identities, not both: one decides")
         shortest = _LEAVES_IN_A_ROOT * self.max_lifetime

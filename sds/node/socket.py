@@ -1,7 +1,8 @@
-"""Runs the node-wide socket: attestors, recognition, front door and the gRPC server behind it.
+"""Opens the node-wide socket: attestors, recognition, front door and the gRPC server behind it.
 
 Owns the order of starting and ending. Invariants: nobody is accepted before the server behind the
-door listens; when it ends, the door closes first, then the server, then what attests.
+door listens; at the end nobody new is taken, the server tells its streams, and only then are
+connections closed and the attestors ended.
 """
 
 from __future__ import annotations
@@ -100,9 +101,19 @@ class NodeStatus:
     kubelet_error: str
     services_error: str
 
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What an operator should know, in words."""
+        found = []
+        if self.kubelet_error:
+            found.append(f"new pods are not recognised: {self.kubelet_error}")
+        if self.services_error:
+            found.append(f"Services are not followed: {self.services_error}")
+        return tuple(found)
+
 
 class NodeSocket:
-    """The node-wide socket; :meth:`run` runs it.
+    """The node-wide socket; :meth:`open` opens it.
 
     Args:
         settings: of the socket.
@@ -162,8 +173,9 @@ class NodeSocket:
             services_error=str((self._services and self._services.error) or ""),
         )
 
-    async def run(self, started: Callable[[], None] = lambda: None) -> None:
-        """Serve until cancelled; ``started`` is called when callers are accepted.
+    @contextlib.asynccontextmanager
+    async def open(self, *, grace_seconds: float) -> AsyncIterator[None]:
+        """Serve while the block runs; then streams have ``grace_seconds`` to end.
 
         Raises:
             ConfigurationError: the settings do not fit this machine.
@@ -177,7 +189,7 @@ class NodeSocket:
             self._recogniser = Recogniser(
                 attestors=attestors, rules=self._rules, keeper=self._keeper, timing=timing
             )
-            self._door = FrontDoor(
+            door = self._door = FrontDoor(
                 self._listener,
                 inner=self._inner,
                 recogniser=self._recogniser,
@@ -186,12 +198,17 @@ class NodeSocket:
                     connections_per_owner=self._settings.connections_per_owner,
                 ),
             )
-            async with self._server(self._door):
-                started()
-                await self._door.run()
+            server = await self._started(door)
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(door.run(), name="front door")
+                try:
+                    yield
+                finally:
+                    door.stop_accepting()
+                    await server.stop(grace_seconds)
+                    running.cancel()
 
-    @contextlib.asynccontextmanager
-    async def _server(self, door: FrontDoor) -> AsyncIterator[None]:
+    async def _started(self, door: FrontDoor) -> grpc.aio.Server:
         server = await self._make_server(door.entitlement)
         server.add_generic_rpc_handlers(
             (
@@ -202,10 +219,7 @@ class NodeSocket:
         self._inner.unlink(missing_ok=True)  # of a run that was killed; the directory is ours
         server.add_insecure_port(f"unix:{self._inner}")
         await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(None)
+        return server
 
     @contextlib.asynccontextmanager
     async def _attestors(self) -> AsyncIterator[Sequence[Attestor]]:

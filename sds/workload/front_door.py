@@ -135,6 +135,12 @@ class FrontDoor:
         """Open connections."""
         return len(self._connections)
 
+    def stop_accepting(self) -> None:
+        """Take nobody new; whoever is there stays. A second call does nothing."""
+        if self._listener.fileno() != -1:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+
     # --- accepting ------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -146,8 +152,7 @@ class FrontDoor:
                 try:
                     await asyncio.Event().wait()
                 finally:
-                    loop.remove_reader(self._listener)
-                    self._listener.close()
+                    self.stop_accepting()
                     for connection in list(self._connections.values()):
                         if connection.task is not None:
                             connection.task.cancel()

@@ -96,33 +96,34 @@ Template = Annotated[str, AfterValidator(_check_template)]
 
 
 class WorkloadRule(Settings):
-    """One rule: what a caller must show, and the identity that it then may have.
+    """One rule: what a caller must show, and the identity that it then may have."""
 
-    Attributes:
-        name: names the rule in logs and answers.
-        match: selector type to the value, or the values of which one suffices; ``text*`` stands
-            for every value that starts so. All types must match.
-        spiffe_id: template, such as
-            ``spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}``.
-        dns_names: templates of DNS names for every caller that matches.
-        service_dns_names: templates of patterns; names of Kubernetes Services that select the
-            caller's pod go into the certificate where one of these matches. A star stands for a
-            whole label or its end.
-        lifetime: of the certificate; None for the agent's default.
-        key_type: of the key; None for the agent's default.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-    match: Annotated[dict[SelectorType, SelectorValue | list[SelectorValue]], Field(min_length=1)]
-    spiffe_id: Template
-    dns_names: tuple[Template, ...] = ()
-    service_dns_names: tuple[Template, ...] = (
-        "*.{namespace}.svc.cluster.local",
-        "*.{namespace}.svc",
-        "*.{namespace}",
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+        description="Names the rule in logs and answers."
     )
-    lifetime: Duration | None = None
-    key_type: KeyType | None = None
+    match: Annotated[
+        dict[SelectorType, SelectorValue | list[SelectorValue]], Field(min_length=1)
+    ] = Field(
+        description="Selector type to the value, or the values of which one suffices; `text*` "
+        "stands for every value that starts so. All types must match."
+    )
+    spiffe_id: Template = Field(
+        description="Template: `spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}`."
+    )
+    dns_names: tuple[Template, ...] = Field(
+        default=(), description="Templates of DNS names for every caller that matches."
+    )
+    service_dns_names: tuple[Template, ...] = Field(
+        default=("*.{namespace}.svc.cluster.local", "*.{namespace}.svc", "*.{namespace}"),
+        description="Templates of patterns. Names of Services that select the caller's pod go "
+        "into the certificate where one matches; a star stands for a label or its end.",
+    )
+    lifetime: Duration | None = Field(
+        default=None, description="Of the certificate; without it the agent's default."
+    )
+    key_type: KeyType | None = Field(
+        default=None, description="Of the key; without it the agent's default."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
