@@ -22,6 +22,7 @@ COMMANDS: Final[dict[str, str]] = {
     "completion": "sds.commands.completion:completion",
     "demo": "sds.commands.demo:demo",
     "dev": "sds.commands.demo:dev",
+    "csr": "sds.commands.csr:csr",
     "get": "sds.commands.get:get",
     "policy": "sds.commands.policy:policy",
     "status": "sds.commands.status:status",

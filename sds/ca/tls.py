@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds.ca.channel import TLS_SERVER_NAME
-from sds.errors import CertificateMalformedError, ConfigurationError
+from sds.errors import CertificateMalformedError, ConfigurationError, KeyTypeError
 from sds.identity import KeyType
 from sds.pki import (
     certificate_der,
@@ -26,6 +25,7 @@ from sds.pki import (
     certificates_from_pem,
     generate_private_key,
     load_certificate,
+    load_private_key,
     private_key_pem,
     signature_hash,
     spki_sha256,
@@ -105,16 +105,14 @@ def tls_from_files(certificate: Path, key: Path) -> TlsIdentity:
     try:
         chain = certificates_from_pem(certificate.read_bytes())
         pem = key.read_bytes()
-        private = load_pem_private_key(pem, None)
+        private = load_private_key(pem)
         public = supported_key(load_certificate(chain[0]))
     except OSError as error:
         raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except (CertificateMalformedError, ValueError, TypeError) as error:
-        # The library's words on a key are not repeated: nobody promises what is in them.
-        what = f"{certificate}: {error}" if isinstance(error, CertificateMalformedError) else key
-        raise ConfigurationError(
-            f"tls: {what} cannot be used", advice="give an unencrypted PEM key and a PEM chain"
-        ) from None
+    except CertificateMalformedError as error:
+        raise ConfigurationError(f"tls.certificate: {certificate}: {error}") from error
+    except KeyTypeError as error:
+        raise ConfigurationError(f"tls.key: {key}: {error}") from error
     if private.public_key() != public:
         raise ConfigurationError(f"tls: {key} is not the key of {certificate}")
     return TlsIdentity(

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_private_key,
 )
 
 from sds.errors import CertificateMalformedError, CsrError, KeyTypeError
@@ -160,4 +161,22 @@ def supported_key(certificate: x509.Certificate) -> PublicKey:
         ) from error
     key_type_of(key)
     assert isinstance(key, PublicKey)
+    return key
+
+
+def load_private_key(pem: bytes) -> PrivateKey:
+    """An unencrypted private key in PEM.
+
+    Raises:
+        KeyTypeError: it is none, or of a kind that we do not know. The message never repeats
+            what the library says of it: nobody promises what is in there.
+    """
+    try:
+        key = load_pem_private_key(pem, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise KeyTypeError(
+            "this is no private key that can be read", advice="give unencrypted PKCS#8 in PEM"
+        ) from None
+    key_type_of(key)
+    assert isinstance(key, PrivateKey)
     return key

@@ -1,0 +1,247 @@
+"""``sds csr``: one CSR that carries its own evidence, made and checked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from asn1crypto import pem
+
+from sds import yamlfile
+from sds.attestation.csr import STATEMENTS, AttestedCsr, make_attested_csr, parse_attested_csr
+from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.section import AttestationSection, VerificationSection
+from sds.ca.challenge import NONCE_BYTES, attested_csr_report_data
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError, KeyTypeError, SdsError
+from sds.fields import Settings
+from sds.identity import Identity, SpiffeId
+from sds.pki import key_type_of, load_private_key, spki_sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims, Verifier
+    from sds.attestation.section import AttestationSection
+    from sds.pki import PrivateKey
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_MAX_BYTES = 256 * 1024
+
+
+class _AttestationFile(Settings):
+    """A file of which only the section ``attestation`` counts."""
+
+    attestation: AttestationSection
+
+
+def _nonce(_: click.Context, __: click.Parameter, text: str | None) -> bytes | None:
+    if text is None:
+        return None
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError:
+        nonce = b""
+    if len(nonce) != NONCE_BYTES:
+        raise click.BadParameter(f"expected {2 * NONCE_BYTES} hexadecimal digits")
+    return nonce
+
+
+_NONCE_HELP = "The authority's nonce, in hexadecimal: 64 digits."
+_KEY = click.option("--key", required=True, type=_FILE, help="Private key, PEM, unencrypted.")
+
+
+@click.group("csr")
+def csr() -> None:
+    """Make and check a CSR that carries its own evidence (PKCS#10, id-aa-attestation).
+
+    The evidence binds the CSR's key and a nonce of the authority's that will verify it.
+    """
+
+
+@csr.command("report-data")
+@_KEY
+@click.option("--nonce", required=True, callback=_nonce, help=_NONCE_HELP)
+def report_data(key: Path, nonce: bytes) -> None:
+    """Print the 64 bytes, in hexadecimal, that the evidence must contain."""
+    click.echo(_report_data(_read_key(key), nonce).hex())
+
+
+@csr.command("new")
+@_KEY
+@click.option("--spiffe-id", required=True, help="The SPIFFE ID that is asked for.")
+@click.option("--dns-name", "dns_names", multiple=True, help="A DNS name; may be repeated.")
+@click.option("--report", type=_FILE, help="A raw report or quote that was collected already.")
+@click.option(
+    "--kind",
+    type=click.Choice([kind.value for kind in STATEMENTS]),
+    default=EvidenceKind.SEV_SNP.value,
+    show_default=True,
+    help="What --report is.",
+)
+@click.option(
+    "--chain", "chain", type=_FILE, multiple=True, help="Certificates beside it, PEM or DER."
+)
+@click.option(
+    "--attestation",
+    type=_FILE,
+    help="In place of --report: a YAML file with an `attestation` section, to collect it now.",
+)
+@click.option("--nonce", callback=_nonce, help=f"{_NONCE_HELP} Needed with --attestation.")
+@click.option("--out", required=True, type=_FILE, help="Where the CSR goes, DER.")
+def new(  # noqa: PLR0917  click passes every option
+    key: Path,
+    spiffe_id: str,
+    dns_names: Sequence[str],
+    report: Path | None,
+    kind: str,
+    chain: Sequence[Path],
+    attestation: Path | None,
+    nonce: bytes | None,
+    out: Path,
+) -> None:
+    """Make an attested CSR from a key and evidence."""
+    if (report is None) == (attestation is None):
+        raise click.UsageError("give --report or --attestation")
+    private = _read_key(key)
+    if report is not None:
+        evidence = Evidence(
+            kind=EvidenceKind(kind),
+            report=yamlfile.read(report, max_bytes=_MAX_BYTES),
+            certificates=tuple(der for path in chain for der in _certificates(path)),
+        )
+    elif attestation is not None and nonce is not None:
+        evidence = _collect(attestation, private, nonce)
+    else:
+        raise click.UsageError("--attestation needs --nonce")
+    identity = Identity(
+        spiffe_id=SpiffeId.parse(spiffe_id),
+        dns_names=tuple(dns_names),
+        key_type=key_type_of(private),
+    )
+    der = make_attested_csr(private, identity, evidence)
+    try:
+        out.write_bytes(der)
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be written: {error.strerror}") from error
+    click.echo(f"{out}: {len(der)} bytes, {identity.spiffe_id}, {evidence.kind} evidence")
+
+
+@csr.command("verify")
+@click.argument("path", metavar="CSR", type=_FILE)
+@click.option("--nonce", required=True, callback=_nonce, help=_NONCE_HELP)
+@click.option("--reference-values", type=_FILE, help="What the evidence must show (YAML).")
+@click.option(
+    "--trusted-root", "roots", type=_FILE, multiple=True, help="A root beside the manufacturer's."
+)
+@click.option(
+    "--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%SZ"]), help="The time at which it must hold."
+)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def verify(  # noqa: PLR0917  click passes every option
+    path: Path,
+    nonce: bytes,
+    reference_values: Path | None,
+    roots: Sequence[Path],
+    at: datetime | None,
+    output: str,
+) -> None:
+    """Check a CSR, its evidence and their binding, as the authority does.
+
+    Ends with status 0 where all of it holds, 1 where it is refused.
+    """
+    now = at.replace(tzinfo=UTC) if at is not None else SystemClock().now().wall
+    verifier = _verifier(reference_values, roots)
+    parsed: AttestedCsr | None = None
+    try:
+        parsed = parse_attested_csr(yamlfile.read(path, max_bytes=_MAX_BYTES))
+        data = attested_csr_report_data(nonce=nonce, key_digest=spki_sha256(parsed.public_key))
+        claims = verifier.verify(parsed.evidence, data=data, now=now)
+    except ConfigurationError:
+        raise
+    except SdsError as error:
+        if output == "json":
+            click.echo(json.dumps(_answer(parsed, None, error)))
+            raise click.exceptions.Exit(1) from None
+        raise
+    if output == "json":
+        click.echo(json.dumps(_answer(parsed, claims, None)))
+    else:
+        click.echo(f"accepted: {parsed.spiffe_id}, key {key_type_of(parsed.public_key)}")
+        click.echo(f"evidence: {claims.kind}, measurement {claims.measurement}")
+        if claims.simulated:
+            click.echo("SIMULATION: this evidence proves nothing about hardware")
+
+
+def _answer(
+    parsed: AttestedCsr | None, claims: Claims | None, error: SdsError | None
+) -> dict[str, Any]:
+    return {
+        "verdict": "accepted" if error is None else "refused",
+        "reason": error.reason if error is not None else None,
+        "message": str(error) if error is not None else None,
+        "spiffe_id": str(parsed.spiffe_id) if parsed else None,
+        "dns_names": list(parsed.dns_names) if parsed else None,
+        "key_type": str(key_type_of(parsed.public_key)) if parsed else None,
+        "key_digest": spki_sha256(parsed.public_key).hex() if parsed else None,
+        "evidence": {"kind": str(parsed.evidence.kind), "digest": parsed.evidence.digest}
+        if parsed
+        else None,
+        "claims": {
+            "measurement": claims.measurement,
+            "simulated": claims.simulated,
+            **claims.attributes,
+        }
+        if claims
+        else {},
+    }
+
+
+def _report_data(key: PrivateKey, nonce: bytes) -> ReportData:
+    return attested_csr_report_data(nonce=nonce, key_digest=spki_sha256(key.public_key()))
+
+
+def _read_key(path: Path) -> PrivateKey:
+    try:
+        return load_private_key(yamlfile.read(path, max_bytes=_MAX_BYTES))
+    except KeyTypeError as error:
+        raise ConfigurationError(f"{path}: {error.message}", advice=error.advice) from None
+
+
+def _certificates(path: Path) -> list[bytes]:
+    # Taken out of their armour, not parsed: a VCEK has the serial number 0, which the parser of
+    # sds.pki does not like.
+    content = yamlfile.read(path, max_bytes=_MAX_BYTES)
+    if not pem.detect(content):
+        return [content]
+    try:
+        return [der for _, _, der in pem.unarmor(content, multiple=True)]
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is no PEM text: {error}") from error
+
+
+def _collect(path: Path, key: PrivateKey, nonce: bytes) -> Evidence:
+    from sds.fields import Settings  # noqa: PLC0415
+
+    class File(Settings):
+        attestation: AttestationSection
+
+    attester = yamlfile.load_file(path, File).attestation.attester()
+    if attester is None:
+        raise ConfigurationError(f"{path}: attestation.kind is missing")
+    return asyncio.run(attester.attest(_report_data(key, nonce)))
+
+
+def _verifier(reference_values: Path | None, roots: Sequence[Path]) -> Verifier:
+    values = (
+        yamlfile.load_file(reference_values, ReferenceValues)
+        if reference_values is not None
+        else ReferenceValues()
+    )
+    return VerificationSection(trusted_roots=list(roots), reference_values=values).verifier()
