@@ -1,0 +1,194 @@
+"""The issuing key over time: renewal, the next root in the bundle first, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+
+from sds import errors
+from sds.ca.issuer import Signer, self_sign
+from sds.ca.signers import FromOperator, SelfSigned, SignerBox, keep_signing
+from sds.identity import KeyType
+from sds.pki import certificate_pem, generate_private_key
+from tests.support.authority import TRUST_DOMAIN
+from tests.support.certificates import Wish, ca_wish, self_signed
+from tests.support.clock import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+HOUR = timedelta(hours=1)
+
+
+class Source:
+    """Self-signed authorities with a life of one day; may fail a number of times."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.failures = 0
+        self.given: list[Signer] = []
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        if self.failures:
+            self.failures -= 1
+            raise errors.AuthorityUnavailableError("nobody there")
+        signer = self_sign(
+            key=generate_private_key(KeyType.EC_P256),
+            trust_domain=TRUST_DOMAIN,
+            lifetime=timedelta(days=1),
+            path_length=1,
+            now=self.clock.now().wall,
+            backdate=timedelta(seconds=30),
+        )
+        self.given.append(signer)
+        return signer, (signer.root,)
+
+
+@contextlib.asynccontextmanager
+async def signing(source: Any, clock: FakeClock) -> AsyncIterator[SignerBox]:
+    box = SignerBox(clock=clock)
+    task = asyncio.create_task(keep_signing(box, source, clock=clock, settle=HOUR))
+    try:
+        yield box
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_a_new_root_stands_in_the_bundle_before_anything_is_signed_under_it() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    async with signing(source, clock) as box:
+        await clock.advance(1)
+        first = box.current()
+        assert box.roots == (first.root,)
+        await clock.advance(12 * 3600)  # half of its life
+        assert len(source.given) == 2
+        assert box.current() is first
+        assert set(box.roots) == {signer.root for signer in source.given}
+        await clock.advance(3600)
+        assert box.current() is source.given[1]
+        # The old root stays for as long as it lives.
+        await clock.advance(10 * 3600)
+        assert first.root in box.roots
+        await clock.advance(2 * 3600)
+        assert first.root not in box.roots
+
+
+async def test_a_failed_renewal_leaves_the_signer_of_before_at_work() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    async with signing(source, clock) as box:
+        await clock.advance(1)
+        first = box.current()
+        source.failures = 3
+        await clock.advance(12 * 3600)
+        assert box.current() is first
+        await clock.advance(3600 + 60)
+        assert box.current() is source.given[1]
+
+
+async def test_nothing_is_signed_before_the_first_and_after_the_last() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    source.failures = 10**6
+    async with signing(source, clock) as box:
+        await clock.advance(60)
+        with pytest.raises(errors.AuthorityNotReadyError):
+            box.current()
+        source.failures = 0
+        await clock.advance(60)
+        assert box.current() is source.given[0]
+        source.failures = 10**6
+        clock.step(24 * 3600)
+        with pytest.raises(errors.AuthorityNotReadyError):
+            box.current()
+        assert box.roots == ()
+
+
+async def test_the_key_type_is_the_configured_one() -> None:
+    clock = FakeClock()
+    source = SelfSigned(
+        trust_domain=TRUST_DOMAIN,
+        key_type=KeyType.ED25519,
+        lifetime=HOUR,
+        path_length=None,
+        backdate=timedelta(0),
+        clock=clock,
+    )
+    signer, roots = await source.next_signer()
+    assert roots == (signer.root,)
+    assert signer.presented == ()
+    assert signer.not_after == clock.wall + HOUR
+
+
+@pytest.mark.parametrize("with_root", [False, True])
+async def test_an_operators_chain(tmp_path: Path, with_root: bool) -> None:  # noqa: FBT001  a parameter of the test
+    clock = FakeClock()
+    root = self_signed(ca_wish("offline"))
+    source = FromOperator(
+        trust_domain=TRUST_DOMAIN,
+        key_type=KeyType.EC_P384,
+        csr_file=tmp_path / "csr.pem",
+        chain_file=tmp_path / "chain.pem",
+        roots_file=tmp_path / "roots.pem",
+        clock=clock,
+    )
+    (tmp_path / "roots.pem").write_bytes(certificate_pem([root.der]))
+    task = asyncio.create_task(source.next_signer())
+    async with asyncio.timeout(10):
+        while not (tmp_path / "csr.pem").exists():
+            await asyncio.sleep(0.01)
+    request = x509.load_pem_x509_csr((tmp_path / "csr.pem").read_bytes())
+    assert request.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    key = request.public_key()
+    skid = x509.SubjectKeyIdentifier.from_public_key(key)
+    wish = ca_wish("from the operator", path_length=0)
+    wish = Wish(
+        subject=wish.subject,
+        constraints=wish.constraints,
+        usage=wish.usage,
+        extended=(),
+        more=((skid, False),),
+    )
+    certificate = root.issue(wish, key=_public(key))
+    chain = [certificate.der, *([root.der] if with_root else [])]
+    (tmp_path / "chain.pem").write_bytes(b"not yet")
+    await clock.advance(2)
+    assert not task.done()
+    (tmp_path / "chain.pem").write_bytes(certificate_pem(chain))
+    await clock.advance(2)
+    signer, roots = await task
+    assert signer.chain == (certificate.der,)
+    assert (signer.root, roots) == (root.der, (root.der,))
+    assert signer.path_length == 0
+
+
+def _public(key: Any) -> Any:
+    """A key of which only the public half is used: the test signs for somebody else."""
+
+    class Half:
+        def public_key(self) -> Any:
+            return key
+
+    return Half()
+
+
+async def test_a_request_that_cannot_be_written(tmp_path: Path) -> None:
+    source = FromOperator(
+        trust_domain=TRUST_DOMAIN,
+        key_type=KeyType.EC_P256,
+        csr_file=tmp_path / "missing" / "csr.pem",
+        chain_file=tmp_path / "chain.pem",
+        roots_file=tmp_path / "roots.pem",
+        clock=FakeClock(),
+    )
+    with pytest.raises(errors.AuthorityNotReadyError, match="missing"):
+        await source.next_signer()
