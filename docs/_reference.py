@@ -30,8 +30,8 @@ from sds.metrics.store import MeteredStore, StoreCollector
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATIONS: Final = (
-    ("The agent's `authority:` for Istio", "sds.ca.istio:IstioSettings"),
-    ("The agent's `federation:`", "sds.federation.settings:FederationSettings"),
+    ("The agent: `sds agent --config FILE`", "sds.config:AgentConfig"),
+    ("The authority: `sds ca --config FILE`", "sds.ca.config:AuthorityConfig"),
 )
 
 

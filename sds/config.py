@@ -19,6 +19,7 @@ from sds.attestation.section import AttestationSection, VerificationSection
 from sds.ca.istio import IstioSettings  # noqa: TC001  pydantic reads it at run time
 from sds.ca.sections import AuthoritySection
 from sds.errors import IdentityError
+from sds.federation.settings import FederationSettings
 from sds.fields import (
     DnsNameField,
     Duration,
@@ -28,6 +29,7 @@ from sds.fields import (
     SpiffeIdField,
     TrustDomainField,
 )
+from sds.http import MetricsSection, StatusPageSection  # noqa: TC001  read at run time
 from sds.identity import Identity, KeyType
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Rules
@@ -225,6 +227,15 @@ class AgentConfig(Settings):
     )
     rotation: RotationSection = Field(default=RotationSection(), description="Bounds.")
     limits: LimitsSection = Field(default=LimitsSection(), description="Of clients.")
+    federation: FederationSettings = Field(
+        default=FederationSettings(), description="Bundles of other trust domains, and ours."
+    )
+    metrics: MetricsSection | None = Field(
+        default=None, description="Prometheus metrics; without it there are none."
+    )
+    status_page: StatusPageSection | None = Field(
+        default=None, description="The status page for people; without it there is none."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

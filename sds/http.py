@@ -1,4 +1,4 @@
-"""Small read-only HTTP listeners (metrics, health, status page) on loopback or a Unix socket.
+"""Small read-only HTTP listeners (metrics, status page, bundle), and their configuration.
 
 Owns where such a listener may be bound and how it ends. Invariants: a Unix socket is 0600 and
 replaces only a dead one; another address than loopback is taken only where the configuration says
@@ -15,9 +15,12 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from pydantic import Field, model_validator
 
 from sds.errors import ConfigurationError, SocketError
+from sds.fields import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -75,6 +78,54 @@ class ListenAddress:
                 advice="use 127.0.0.1 or unix:/path; whoever connects sees every identity",
             )
         return cls(host=str(address), port=number)
+
+
+class MetricsSection(Settings):
+    """Prometheus metrics over HTTP."""
+
+    listen: str = Field(
+        description="`127.0.0.1:9464` or `unix:/path`; serves `/metrics`.",
+        examples=["127.0.0.1:9464"],
+    )
+    remote: bool = Field(
+        default=False,
+        description="Allow an address that is not loopback: whoever reaches it sees every "
+        "identity's name.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.address()
+        return self
+
+    def address(self) -> ListenAddress:
+        """Where to listen."""
+        return _parse(self.listen, remote=self.remote)
+
+
+class StatusPageSection(Settings):
+    """The status page for people."""
+
+    listen: str = Field(
+        description="`127.0.0.1:9465` or `unix:/path`; nothing else is possible.",
+        examples=["127.0.0.1:9465"],
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.address()
+        return self
+
+    def address(self) -> ListenAddress:
+        """Where to listen."""
+        return _parse(self.listen, remote=False)
+
+
+def _parse(text: str, *, remote: bool) -> ListenAddress:
+    try:
+        return ListenAddress.parse(text, field="listen", remote=remote)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from error
 
 
 @contextlib.asynccontextmanager

@@ -14,6 +14,7 @@ import os
 import resource
 from dataclasses import dataclass
 from datetime import timedelta
+from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
 from sds.agent import admin
@@ -23,8 +24,11 @@ from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, l
 from sds.ca.client import AttestedAuthority
 from sds.ca.istio import IstioAuthority, IstioSettings
 from sds.errors import ConfigurationError, SdsError
+from sds.federation.refresh import Federation
+from sds.operations.instruments import AgentInstruments
+from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
+from sds.operations.photograph import connected_workloads, photograph
 from sds.secrets.rotation import Rotation, RotationSettings
-from sds.secrets.store import SecretStore
 from sds.xds.server import set_health
 from sds.xds.service import SecretService, ServingOptions
 
@@ -35,6 +39,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.config import AgentConfig
     from sds.node.socket import NodeSocket
+    from sds.secrets.store import SecretStore
 
 _LOGGER = logging.getLogger(__name__)
 _DRAIN_SECONDS: Final = 5.0
@@ -85,27 +90,42 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
     """
     raise_file_limit()
     os.umask(_OURS_ALONE)
-    authority = make_authority(config, clock)
-    store = SecretStore()
+    instruments = AgentInstruments(clock=clock)
+    authority = make_authority(config, clock, instruments)
+    store = instruments.store
     rotation = Rotation(
         trust_domain=config.trust_domain,
         store=store,
-        authority=authority,
+        authority=instruments.authority(authority),
         clock=clock,
         settings=rotation_settings(config),
+        observer=instruments,
+    )
+    federation = Federation(
+        store,
+        config.federation.sources(),
+        own=config.trust_domain,
+        clock=clock,
+        observer=instruments,
+        random=SystemRandom(),
     )
     for identity in config.identities():
         rotation.ensure(identity)
     options = ServingOptions(
         spiffe_validator=config.spiffe_validator, limits=config.limits.limits()
     )
-    service = SecretService(store, options=options, clock=clock)
+    service = SecretService(store, options=options, observer=instruments.serving, clock=clock)
+    instruments.count_workloads(lambda: connected_workloads(service))
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(config.run_dir))
+        stack.callback(instruments.close)
         stack.push_async_callback(authority.aclose)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         # Certificates are asked for while the sockets are opened.
-        running = [group.create_task(rotation.run(), name="rotation")]
+        running = [
+            group.create_task(rotation.run(), name="rotation"),
+            group.create_task(federation.run(), name="federation"),
+        ]
         stack.callback(_cancel, running)
         sockets = await stack.enter_async_context(_workload_sockets(config, service))
         node = None
@@ -134,6 +154,27 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
         health = Health(store, rotation, people, sockets)
         running.append(group.create_task(health.run(), name="health"))
         stack.callback(service.close)
+        started = clock.now()
+        await stack.enter_async_context(metrics_listener(config.metrics, instruments))
+        await stack.enter_async_context(
+            bundle_listener(config.federation.serve, store, config.trust_domain)
+        )
+        await stack.enter_async_context(
+            status_page_listener(
+                config.status_page,
+                lambda: photograph(
+                    now=clock.now(),
+                    started=started,
+                    trust_domain=config.trust_domain,
+                    authority=_address(config, authority),
+                    notices=_notices(config, node),
+                    instruments=instruments,
+                    rotation=rotation,
+                    service=service,
+                    policy=None,
+                ),
+            )
+        )
         _LOGGER.info(
             "the sockets are open",
             extra={"run_dir": str(config.run_dir), "workloads": len(sockets)},
@@ -141,7 +182,9 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
         yield RunningAgent(store=store, rotation=rotation, service=service, workloads=sockets)
 
 
-def make_authority(config: AgentConfig, clock: Clock) -> OurAuthority:
+def make_authority(
+    config: AgentConfig, clock: Clock, instruments: AgentInstruments
+) -> OurAuthority:
     """The client of the authority that the configuration names; nothing is connected yet.
 
     Raises:
@@ -159,8 +202,8 @@ def make_authority(config: AgentConfig, clock: Clock) -> OurAuthority:
     proves = section.tls == "attested" or "verification" in config.model_fields_set
     return AttestedAuthority(
         config.own_authority(section),
-        attester=attester,
-        verifier=config.verification.verifier() if proves else None,
+        attester=instruments.attester(attester),
+        verifier=instruments.verifier(config.verification.verifier()) if proves else None,
         clock=clock,
     )
 

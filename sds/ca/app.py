@@ -26,7 +26,7 @@ from sds.ca.signers import SignerBox, keep_signing
 from sds.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.ca.decision import IssuancePolicy
@@ -57,6 +57,7 @@ class AuthorityParts:
         limits: bounds.
         nonce_limit: nonces in all.
         journal: the record of what was issued.
+        answered: hears how many seconds each message waited for its answer.
         drain_seconds: how long open streams have to end by themselves after a stop.
     """
 
@@ -73,6 +74,7 @@ class AuthorityParts:
     limits: Limits = Limits()  # noqa: RUF009  frozen
     nonce_limit: int = 65_536
     journal: Journal
+    answered: Callable[[float], None] | None = None
     drain_seconds: float = 5.0
 
 
@@ -119,7 +121,7 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
         desk=desk, prover=prover, nonces=nonces, clock=parts.clock, limits=parts.limits
     )
     server = _server(parts.limits)
-    server.add_generic_rpc_handlers((handler(service),))
+    server.add_generic_rpc_handlers((handler(service, parts.answered),))
     healths = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     try:

@@ -25,6 +25,7 @@ from sds.fields import (
     TrustDomainField,
     text_field,
 )
+from sds.http import MetricsSection  # noqa: TC001  pydantic reads it at run time
 from sds.identity import KeyType
 from sds.policy.pattern import Glob, parse_dns_pattern, parse_spiffe_pattern
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
@@ -225,6 +226,9 @@ class AuthorityConfig(Settings):
         "hardware.",
     )
     limits: LimitsSection = Field(default=LimitsSection(), description="Bounds.")
+    metrics: MetricsSection | None = Field(
+        default=None, description="Prometheus metrics; without it there are none."
+    )
 
     @property
     def max_lifetime(self) -> timedelta:

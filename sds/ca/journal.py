@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
 
 _LOGGER = logging.getLogger(__name__)
@@ -55,8 +55,14 @@ ISSUED: Final = "issued"
 class Journal:
     """See the module."""
 
-    def __init__(self, *, keep: int = DEFAULT_RECORDS) -> None:
-        """Keep the last ``keep`` records."""
+    def __init__(
+        self,
+        *,
+        keep: int = DEFAULT_RECORDS,
+        decided: Callable[[str], None] = lambda _reason: None,
+    ) -> None:
+        """Keep the last ``keep`` records; ``decided`` hears each record's reason."""
+        self._decided = decided
         self._records: deque[Record] = deque(maxlen=keep)
         self._next = 1
 
@@ -102,6 +108,7 @@ class Journal:
         )
         self._next += 1
         self._records.append(record)
+        self._decided(reason)
         issued = reason == ISSUED
         if _LOGGER.isEnabledFor(logging.INFO if issued else logging.WARNING):
             fields = {

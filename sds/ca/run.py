@@ -19,6 +19,7 @@ from sds.ca.client import AttestedAuthority
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import kubernetes_tokens
+from sds.ca.observe import AuthorityObserver, Nobody
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
@@ -44,6 +45,7 @@ async def serve(
     ready: Callable[[int], None],
     clock: Clock | None = None,
     stop: asyncio.Event | None = None,
+    observer: AuthorityObserver | None = None,
 ) -> None:
     """Serve until a signal (or ``stop``) ends it.
 
@@ -52,16 +54,18 @@ async def serve(
         ready: called with the port once certificates can be signed.
         clock: time.
         stop: ends the authority as SIGTERM does.
+        observer: measures it.
 
     Raises:
         ConfigurationError: a file or address of the configuration cannot be used.
     """
     clock = clock if clock is not None else SystemClock()
     stop = stop if stop is not None else asyncio.Event()
+    observer = observer if observer is not None else Nobody()
     attester = config.attestation.attester()
     _say_what_vouches(config, attester)
     async with contextlib.AsyncExitStack() as stack:
-        files, policy = _policy(config, clock)
+        files, policy = _policy(config, clock, observer)
         verifier = config.verification.verifier()
         if config.kubernetes is not None:
             policy, verifier = await stack.enter_async_context(
@@ -79,17 +83,21 @@ async def serve(
             tls=_tls(config, clock),
             source=await stack.enter_async_context(_source(config, attester, clock)),
             policy=policy,
-            verifier=verifier,
+            verifier=observer.verifier(verifier),
             # A token is for the authority above alone; it proves nothing to those who ask us.
-            attester=None if isinstance(attester, TokenAttester) else attester,
+            attester=None
+            if attester is None or isinstance(attester, TokenAttester)
+            else observer.attester(attester),
             clock=clock,
             max_lifetime=config.max_lifetime,
             backdate=config.backdate,
             limits=config.limits.limits(),
             nonce_limit=config.limits.nonces,
-            journal=Journal(keep=config.limits.records),
+            journal=Journal(keep=config.limits.records, decided=observer.decided),
+            answered=observer.answered,
         )
         authority = await stack.enter_async_context(running_authority(parts))
+        observer.signs_until(authority.box.not_after)
         stack.enter_context(_signals(stop, files))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(_tell_ready(authority, config, ready), name="ready")]
@@ -136,10 +144,12 @@ def _tls(config: AuthorityConfig, clock: Clock) -> TlsIdentity:
     return tls
 
 
-def _policy(config: AuthorityConfig, clock: Clock) -> tuple[PolicyFiles | None, IssuancePolicy]:
+def _policy(
+    config: AuthorityConfig, clock: Clock, observer: AuthorityObserver
+) -> tuple[PolicyFiles | None, IssuancePolicy]:
     if config.policy is None:
         return None, config.rules()
-    holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock)
+    holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock, watcher=observer)
     files = PolicyFiles(config.policy.place, holder, clock=clock)
     files.load()
     return files, SignedIssuancePolicy(holder)

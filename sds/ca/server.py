@@ -12,16 +12,20 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca import wire
 from sds.ca.desk import Accepted, Desk, Peer
+from sds.ca.observe import TimedContext
+from sds.clock import stopwatch
 from sds.errors import ChallengeStaleError, RequestMalformedError, SdsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sds.ca.challenge import AuthorityStatement, NonceTable, StreamNonces
     from sds.ca.proof import Prover
     from sds.clock import Clock
@@ -244,8 +248,25 @@ class ExchangeService:
             stream.timeout.reschedule(None)
 
 
-def handler(service: ExchangeService) -> grpc.GenericRpcHandler:
-    """The service as gRPC wants it: raw bytes in and out (see ``sds.ca.wire``)."""
+def _tell_nobody(_seconds: float) -> None:
+    """Nobody wants to know."""
+
+
+def handler(
+    service: ExchangeService, answered: Callable[[float], None] | None = None
+) -> grpc.GenericRpcHandler:
+    """The service as gRPC wants it: raw bytes in and out (see ``sds.ca.wire``).
+
+    Args:
+        service: who answers.
+        answered: hears how many seconds each message waited for its answer.
+    """
+    told = answered if answered is not None else _tell_nobody
+
+    async def timed(requests: Any, context: Any) -> None:
+        await service.exchange(requests, cast("Any", TimedContext(context, told, stopwatch)))
+
+    exchange = service.exchange if answered is None else timed
     return grpc.method_handlers_generic_handler(
-        wire.SERVICE, {"Exchange": grpc.stream_stream_rpc_method_handler(service.exchange)}
+        wire.SERVICE, {"Exchange": grpc.stream_stream_rpc_method_handler(exchange)}
     )

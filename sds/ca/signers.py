@@ -72,6 +72,10 @@ class SignerBox:
             )
         return self._signer
 
+    def not_after(self) -> datetime | None:
+        """The end of the signer's chain; None before there is one."""
+        return None if self._signer is None else self._signer.not_after
+
     @property
     def roots(self) -> tuple[bytes, ...]:
         """The roots that have not ended: DER, sorted."""

@@ -35,8 +35,24 @@ def ca(path: Path, log_format: str, log_level: str) -> None:
     """
     from sds.ca.config import AuthorityConfig  # noqa: PLC0415  loaded when used
     from sds.ca.run import serve  # noqa: PLC0415
+    from sds.clock import SystemClock  # noqa: PLC0415
+    from sds.operations.instruments import AuthorityInstruments  # noqa: PLC0415
+    from sds.operations.listeners import metrics_listener  # noqa: PLC0415
 
     config = yamlfile.load_file(path, AuthorityConfig)
     logs.configure(style=log_format, level=log_level)
     host = config.listen.rpartition(":")[0]
-    asyncio.run(serve(config, ready=lambda port: click.echo(f"READY {host}:{port}")))
+
+    async def run() -> None:
+        clock = SystemClock()
+        instruments = AuthorityInstruments(clock=clock)
+        async with metrics_listener(config.metrics, instruments):
+            await serve(
+                config,
+                ready=lambda port: click.echo(f"READY {host}:{port}"),
+                clock=clock,
+                observer=instruments,
+            )
+        instruments.close()
+
+    asyncio.run(run())

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sds.federation.settings import ServeSettings
+    from sds.http import MetricsSection, StatusPageSection
     from sds.identity import TrustDomain
     from sds.operations.instruments import Instruments
-    from sds.operations.settings import MetricsSection, StatusPageSection
     from sds.secrets.store import SecretStore
     from sds.status_page.view import PageView
 

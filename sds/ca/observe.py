@@ -1,0 +1,103 @@
+"""Who watches the authority work: the port, and nobody.
+
+Invariant: an observer wraps ports and hears of results; it decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from sds.policy.holder import PolicyWatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sds.attestation.evidence import Attester, Verifier
+    from sds.errors import PolicyError
+    from sds.policy.trust import AdmittedPolicy
+
+
+class AuthorityObserver(PolicyWatcher, Protocol):
+    """Measures the authority (metrics, traces)."""
+
+    def attester(self, inner: Attester) -> Attester:
+        """The attester, measured."""
+        ...
+
+    def verifier(self, inner: Verifier) -> Verifier:
+        """The verifier, measured."""
+        ...
+
+    def decided(self, reason: str) -> None:
+        """One certificate was issued (``issued``) or refused (why)."""
+        ...
+
+    def answered(self, seconds: float) -> None:
+        """A message on a stream was answered after so long."""
+        ...
+
+    def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
+        """This tells the end of the issuing certificate, whenever it is asked."""
+        ...
+
+
+class Nobody:
+    """Measures nothing."""
+
+    def attester(self, inner: Attester) -> Attester:
+        """As it is."""
+        return inner
+
+    def verifier(self, inner: Verifier) -> Verifier:
+        """As it is."""
+        return inner
+
+    def decided(self, reason: str) -> None:
+        """Forget it."""
+
+    def answered(self, seconds: float) -> None:
+        """Forget it."""
+
+    def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
+        """Forget it."""
+
+    def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
+        """Forget it."""
+
+    def refused(self, error: PolicyError) -> None:
+        """Forget it."""
+
+    def ended(self) -> None:
+        """Forget it."""
+
+
+class TimedContext:
+    """A stream's context that tells how long each message waited for its answer.
+
+    Everything else of the context is passed through as it is.
+    """
+
+    def __init__(
+        self, inner: object, answered: Callable[[float], None], timer: Callable[[], float]
+    ) -> None:
+        """``inner``: gRPC's context."""
+        self._inner = inner
+        self._answered = answered
+        self._timer = timer
+        self._arrived = timer()
+
+    def __getattr__(self, name: str) -> object:
+        """What is not timed."""
+        return getattr(self._inner, name)
+
+    async def read(self) -> object:
+        """The next message; its time begins."""
+        message = await self._inner.read()  # type: ignore[attr-defined]  # gRPC's context
+        self._arrived = self._timer()
+        return message
+
+    async def write(self, message: object) -> None:
+        """The answer; its time ends before the caller has read it."""
+        self._answered(self._timer() - self._arrived)
+        await self._inner.write(message)  # type: ignore[attr-defined]  # gRPC's context
