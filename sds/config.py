@@ -33,6 +33,7 @@ from sds.http import MetricsSection, StatusPageSection  # noqa: TC001  read at r
 from sds.identity import Identity, KeyType
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Rules
+from sds.xds.catalog import Aliases
 from sds.xds.limits import Limits
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ SOCKET_PATH_BYTES: Final = 107
 _SHORTEST_LIFETIME: Final = timedelta(seconds=2)
 _MODE: Final = re.compile(r"0[0-7]{3}", re.ASCII)
 _LIMITS: Final = Limits()
+_ALIASES: Final = Aliases()
 _RETRY_BEFORE: Final = 0.05
 """Part of the shortest lifetime that connecting to one address may take."""
 _ANSWER_WITHIN: Final = 0.2
@@ -94,6 +96,16 @@ class WorkloadSection(Settings):
         default=KeyType.EC_P256, description="Kind of the private key."
     )
 
+    session_tickets: bool = Field(
+        default=False,
+        description="Serve TLS session ticket keys of its own. A resumed session checks neither "
+        "expiry nor, with the SPIFFE validator, who the peer is.",
+    )
+    generic_secrets: dict[str, PathField] = Field(
+        default={},
+        description="Other secrets by name, each a file on a tmpfs or an inherited memfd.",
+    )
+
     def identity(self) -> Identity:
         """What is asked for."""
         return Identity(
@@ -140,6 +152,34 @@ class RotationSection(Settings):
         description="How long a root that the authority no longer names may still have leaves "
         "somewhere: the longest lifetime in the trust domain. Without it: on this node.",
     )
+
+
+class SecretNamesSection(Settings):
+    """Short names of secrets; each may have several."""
+
+    svid: list[str] = Field(default=list(_ALIASES.svid), description="The workload's own SVID.")
+    bundle: list[str] = Field(
+        default=list(_ALIASES.bundle), description="The bundle of its trust domain."
+    )
+    all_bundles: list[str] = Field(
+        default=list(_ALIASES.all_bundles), description="All bundles, as the SPIFFE validator."
+    )
+    session_tickets: list[str] = Field(
+        default=list(_ALIASES.session_tickets), description="Its session ticket keys."
+    )
+
+    def aliases(self) -> Aliases:
+        """As serving takes them.
+
+        Raises:
+            ConfigurationError: a name has two meanings.
+        """
+        return Aliases(
+            svid=tuple(self.svid),
+            bundle=tuple(self.bundle),
+            all_bundles=tuple(self.all_bundles),
+            session_tickets=tuple(self.session_tickets),
+        )
 
 
 class LimitsSection(Settings):
@@ -235,6 +275,9 @@ class AgentConfig(Settings):
     )
     status_page: StatusPageSection | None = Field(
         default=None, description="The status page for people; without it there is none."
+    )
+    secret_names: SecretNamesSection = Field(
+        default=SecretNamesSection(), description="Short names of secrets."
     )
 
     @model_validator(mode="after")

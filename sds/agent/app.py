@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -29,8 +30,10 @@ from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.photograph import connected_workloads, photograph
 from sds.secrets.rotation import Rotation, RotationSettings
+from sds.xds.generic import GenericSecretFiles
 from sds.xds.server import set_health
 from sds.xds.service import SecretService, ServingOptions
+from sds.xds.tickets import SessionTickets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -111,9 +114,8 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
     )
     for identity in config.identities():
         rotation.ensure(identity)
-    options = ServingOptions(
-        spiffe_validator=config.spiffe_validator, limits=config.limits.limits()
-    )
+    tickets = _session_tickets(config, store, clock)
+    options = _serving_options(config, store, tickets)
     service = SecretService(store, options=options, observer=instruments.serving, clock=clock)
     instruments.count_workloads(lambda: connected_workloads(service))
     async with contextlib.AsyncExitStack() as stack:
@@ -127,6 +129,9 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
             group.create_task(federation.run(), name="federation"),
         ]
         stack.callback(_cancel, running)
+        if tickets is not None:
+            refresh = functools.partial(service.refresh, trust_changed=False)
+            running.append(group.create_task(tickets.run(refresh), name="session tickets"))
         sockets = await stack.enter_async_context(_workload_sockets(config, service))
         node = None
         if config.node is not None:
@@ -180,6 +185,33 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
             extra={"run_dir": str(config.run_dir), "workloads": len(sockets)},
         )
         yield RunningAgent(store=store, rotation=rotation, service=service, workloads=sockets)
+
+
+def _session_tickets(
+    config: AgentConfig, store: SecretStore, clock: Clock
+) -> SessionTickets | None:
+    """Session ticket keys of the workloads that have them; None where none has."""
+    identities = [one.identity() for one in config.sockets_of_their_own if one.session_tickets]
+    if not identities:
+        return None
+    shortest = min(one.lifetime for one in config.workloads if one.lifetime is not None)
+    return SessionTickets(store, identities=identities, longest_life=shortest, clock=clock)
+
+
+def _serving_options(
+    config: AgentConfig, store: SecretStore, tickets: SessionTickets | None
+) -> ServingOptions:
+    aliases = config.secret_names.aliases()
+    files = {
+        one.name: one.generic_secrets for one in config.sockets_of_their_own if one.generic_secrets
+    }
+    return ServingOptions(
+        aliases=aliases,
+        spiffe_validator=config.spiffe_validator,
+        limits=config.limits.limits(),
+        tickets=tickets,
+        generic=GenericSecretFiles(store, files=files, aliases=aliases) if files else None,
+    )
 
 
 def make_authority(

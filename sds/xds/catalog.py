@@ -68,9 +68,23 @@ class Aliases:
                 raise ConfigurationError(f"secret name {name!r} is an alias of two secrets")
             seen.add(name)
 
+    def is_taken(self, name: str) -> bool:
+        """Whether the name means something already."""
+        return name in (
+            *self.svid,
+            *self.bundle,
+            *self.all_bundles,
+            *self.session_tickets,
+            INBOUND,
+        ) or name.startswith((_SCHEME, OUTBOUND))
+
 
 class TicketKeys(Protocol):
     """Where session ticket keys come from."""
+
+    def replace(self) -> None:
+        """Trust changed: no key from before may be left."""
+        ...
 
     def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
         """Version and keys of 80 bytes, newest first; None where tickets are off."""
@@ -133,8 +147,10 @@ class Catalog:
         self._svids.pop(identity, None)
 
     def forget_contexts(self) -> None:
-        """Drop the bytes of all validation contexts: a bundle or the policy changed."""
+        """Drop the bytes of all validation contexts, and all ticket keys: trust changed."""
         self._contexts.clear()
+        if self._tickets is not None:
+            self._tickets.replace()
 
     # --- names ----------------------------------------------------------------------------------
 

@@ -164,9 +164,15 @@ class SecretService:
             ),
         )
 
-    def refresh(self) -> None:
-        """Policy, session tickets or generic secrets changed: push what differs."""
-        self._catalog.forget_contexts()
+    def refresh(self, *, trust_changed: bool = True) -> None:
+        """Something else than the store changed: push what differs.
+
+        Args:
+            trust_changed: policy changed, so session tickets from before must not be accepted any
+                more; False where only ticket keys or generic secrets are new.
+        """
+        if trust_changed:
+            self._catalog.forget_contexts()
         for hub in list(self._hubs.values()):
             hub.refresh()
 

@@ -1,0 +1,118 @@
+"""TLS session ticket keys: made here, per identity, replaced as soon as they could outlive trust.
+
+Whoever holds a ticket key can forge the session of any client, and a resumed session checks
+neither expiry nor, with the SPIFFE validator, policy. So tickets are off unless configured, and
+these invariants hold for those that are on: keys of two identities are never the same; no key is
+older than the shortest certificate lifetime; after a change of bundle, validation context or
+policy not one key from before is left, and the new ones are pushed before the changed context.
+Keys are newest first: Envoy encrypts with the first and decrypts with all
+(``envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys``).
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sds.secrets.memory import SecretBytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import timedelta
+
+    from sds.clock import Clock
+    from sds.identity import Identity
+    from sds.secrets.store import SecretStore, Version
+
+KEY_BYTES: Final = 80
+"""Envoy: 16 bytes of name, 32 of HMAC key, 32 of AES key."""
+KEYS: Final = 4
+"""Keys of one identity: one that encrypts, the others for tickets from before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TicketKey:
+    """One key. ``born``: seconds of the boot-time clock, which counts suspension too."""
+
+    born: float
+    key: SecretBytes = field(repr=False)
+
+
+def rotated(
+    keys: tuple[TicketKey, ...], new: SecretBytes, *, now: float, longest_life: float
+) -> tuple[TicketKey, ...]:
+    """``keys`` with ``new`` in front, without those that could grow too old before the next time.
+
+    Args:
+        keys: newest first.
+        new: the key that encrypts from now on.
+        now: seconds of the boot-time clock.
+        longest_life: seconds after which no key may be in use.
+    """
+    interval = longest_life / KEYS
+    young = (key for key in keys if now - key.born + interval <= longest_life)
+    return (TicketKey(born=now, key=new), *young)[:KEYS]
+
+
+class SessionTickets:
+    """The ticket keys of the identities for which they are on.
+
+    Args:
+        store: draws versions.
+        identities: for whom tickets are on.
+        longest_life: the shortest lifetime of any certificate: no key outlives it.
+        clock: tells how old keys are.
+    """
+
+    def __init__(
+        self,
+        store: SecretStore,
+        *,
+        identities: Iterable[Identity],
+        longest_life: timedelta,
+        clock: Clock,
+    ) -> None:
+        """See the class."""
+        self._store = store
+        self._life = longest_life.total_seconds()
+        self._clock = clock
+        self._keys: dict[Identity, tuple[Version, tuple[TicketKey, ...]]] = {}
+        for identity in identities:
+            self._set(identity, ())
+
+    def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
+        """Version and keys, newest first; None where tickets are off for the identity."""
+        found = self._keys.get(identity)
+        if found is None:
+            return None
+        version, keys = found
+        return version, tuple(key.key.reveal() for key in keys)
+
+    def replace(self) -> None:
+        """Trust changed: new keys for all, none kept."""
+        for identity in self._keys:
+            self._set(identity, ())
+
+    def rotate(self) -> None:
+        """Time passed: a new key in front for all, the oldest one out."""
+        for identity, (_, keys) in list(self._keys.items()):
+            self._set(identity, keys)
+
+    async def run(self, changed: Callable[[], None]) -> None:
+        """Rotate for ever, and call ``changed`` after each time."""
+        while self._keys:
+            await self._clock.sleep(self._life / KEYS)
+            self.rotate()
+            changed()
+
+    def _set(self, identity: Identity, kept: tuple[TicketKey, ...]) -> None:
+        now = self._clock.now().boottime
+        new = SecretBytes(secrets.token_bytes(KEY_BYTES))
+        keys = rotated(kept, new, now=now, longest_life=self._life)
+        before = self._keys.get(identity)
+        self._keys[identity] = (self._store.draw_version(), keys)
+        if before is not None:
+            for old in before[1]:
+                if old not in keys:
+                    old.key.wipe()

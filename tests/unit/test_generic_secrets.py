@@ -1,0 +1,89 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from sds.errors import ConfigurationError
+from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.secrets.store import SecretStore
+from sds.workload.entitlement import Caller
+from sds.xds.catalog import Aliases
+from sds.xds.generic import MAX_BYTES, GenericSecretFiles, read_memory_file
+
+IDENTITY = Identity(spiffe_id=SpiffeId(TrustDomain("example.org"), "/web"))
+WEB = Caller(name="web", selectors=frozenset(), identities=(IDENTITY,))
+API = Caller(name="api", selectors=frozenset(), identities=(IDENTITY,))
+
+
+def memory_file(content: bytes) -> Path:
+    """An anonymous memory file, as an operator passes one by inheritance."""
+    descriptor = os.memfd_create("secret")
+    os.write(descriptor, content)
+    return Path(f"/proc/self/fd/{descriptor}")
+
+
+def files(path: Path, name: str = "token") -> GenericSecretFiles:
+    return GenericSecretFiles(SecretStore(), files={"web": {name: path}}, aliases=Aliases())
+
+
+def test_a_value_is_served_to_its_workload_only_and_follows_its_file() -> None:
+    path = memory_file(b"one")
+    secrets = files(path)
+    first = secrets.current(WEB, "token")
+    assert first is not None
+    assert first[1] == b"one"
+    assert secrets.current(API, "token") is None
+    assert list(secrets.names(WEB)) == ["token"]
+    assert not secrets.names(API)
+    assert not secrets.reload()
+    assert secrets.current(WEB, "token") == first
+    path.write_bytes(b"two")
+    assert secrets.reload()
+    second = secrets.current(WEB, "token")
+    assert second is not None
+    assert second[1] == b"two"
+    assert second[0] != first[0]
+
+
+def test_a_file_on_a_disk_is_refused() -> None:
+    path = Path(__file__)
+    if path.stat().st_dev == Path("/dev/shm").stat().st_dev:
+        pytest.skip("this checkout is on a tmpfs")
+    with pytest.raises(ConfigurationError, match="not a file in memory"):
+        read_memory_file(path)
+
+
+def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="No such file"):
+        read_memory_file(tmp_path / "none")
+    with pytest.raises(ConfigurationError, match="not a file in memory"):
+        read_memory_file(tmp_path)
+    with pytest.raises(ConfigurationError, match="at most"):
+        read_memory_file(memory_file(b"x" * (MAX_BYTES + 1)))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "default",
+        "ROOTCA",
+        "ALL",
+        "session_tickets",
+        "inbound",
+        "outbound:x",
+        "*",
+        "",
+        "spiffe://a/b",
+    ],
+)
+def test_a_name_that_means_something_else_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="name of another secret"):
+        files(memory_file(b"x"), name)
+
+
+def test_aliases_are_checked() -> None:
+    with pytest.raises(ConfigurationError, match="two secrets"):
+        Aliases(svid=("a",), bundle=("a",))
+    for bad in ("", "*", "inbound", "spiffe://x", "outbound:x"):
+        with pytest.raises(ConfigurationError, match="cannot be an alias"):
+            Aliases(svid=(bad,))
