@@ -1,0 +1,313 @@
+"""``sds agent`` as a process: bad input of every kind, one by one, and what it leaves unharmed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from cryptography import x509
+
+from tests.support.node import Node, short_folder
+from tests.support.process import PATIENCE_SECONDS, output, running, sds
+from tests.support.xds_client import SDS, Sotw, channel, fetch, secrets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.support.process import Process
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with short_folder() as folder:
+        yield Node(folder)
+
+
+@contextlib.asynccontextmanager
+async def serving(node: Node, **changes: Any) -> AsyncIterator[Process]:
+    async with node.authority(), node.agent(**changes) as agent:
+        yield agent
+
+
+async def serial(node: Node, workload: str = "web") -> int:
+    """Serial of the certificate that a fresh client gets."""
+    async with channel(f"unix:{node.socket(workload)}") as connection:
+        got = secrets(await fetch(connection, "default"))
+    pem = got["default"].tls_certificate.certificate_chain.inline_bytes
+    return x509.load_pem_x509_certificate(pem).serial_number
+
+
+async def status(node: Node) -> Any:
+    _, said, _ = await output(sds("status", "--run-dir", node.run_dir, "--output", "json"))
+    return json.loads(said)
+
+
+async def until_status(node: Node, holds: Any) -> Any:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not holds(seen := await status(node)):
+            await asyncio.sleep(0.05)
+    return seen
+
+
+# --- configuration ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "agent.yaml cannot be read: No such file or directory"),
+        ("", "agent.yaml holds 0 YAML documents, not one (it is empty)"),
+        ("- a", "agent.yaml holds no mapping of fields at its top"),
+        ("trust_domain: [a]", "trust_domain: expected text, found a list of 1"),
+        ("trust_domian: a", "trust_domian: unknown field, did you mean trust_domain?"),
+    ],
+)
+async def test_a_bad_file_is_told_by_one_line_and_status_2(
+    node: Node, content: str | None, said: str
+) -> None:
+    path = node.folder / "agent.yaml"
+    if content is not None:
+        path.write_text(content)
+    status, stdout, stderr = await output(sds("agent", "--config", path))
+    assert (status, stdout) == (2, "")
+    assert said in stderr
+    assert len(stderr.splitlines()) == 1
+
+
+async def test_a_path_that_is_too_long_is_told_before_anything_starts(node: Node) -> None:
+    settings = node.agent_settings(run_dir=str(node.folder / ("d" * 90)))
+    status, _, stderr = await output(sds("agent", "--config", node.file("agent", settings)))
+    assert status == 2
+    assert "a Unix socket's has 107 at most" in stderr
+    assert not (node.folder / ("d" * 90)).exists()
+
+
+async def test_check_config_says_yes_and_starts_nothing(node: Node) -> None:
+    path = node.file("agent", node.agent_settings())
+    status, stdout, _ = await output(sds("agent", "--check-config", "--config", path))
+    assert status == 0
+    assert "the configuration holds" in stdout
+    assert not node.run_dir.exists()
+
+
+async def test_a_directory_that_cannot_be_written(node: Node) -> None:
+    (node.folder / "file").touch()
+    async with node.agent(ready=False, run_dir=str(node.folder / "file" / "run")) as agent:
+        assert await agent.wait() == 1
+    assert "cannot be made: Not a directory" in agent.stderr[-1]
+    assert "set another run_dir" in agent.stderr[-1]
+
+
+# --- sockets ---------------------------------------------------------------------------------
+
+
+async def test_modes_and_a_second_agent(node: Node) -> None:
+    async with serving(node):
+        for path, mode in (
+            (node.run_dir, 0o700),
+            (node.socket("web").parent, 0o700),
+            (node.socket("web"), 0o600),
+            (node.admin, 0o600),
+        ):
+            assert path.stat().st_mode & 0o777 == mode, path
+        before = await serial(node)
+        async with node.agent(ready=False) as second:
+            assert await second.wait() == 1
+        assert "another agent (pid" in second.stderr[-1]
+        assert await serial(node) == before
+
+
+async def test_configured_modes(node: Node) -> None:
+    modes = {"directory_mode": "0755", "socket_mode": "0666"}
+    async with serving(node, sockets=modes):
+        assert node.socket("web").stat().st_mode & 0o777 == 0o666
+        assert node.socket("web").parent.stat().st_mode & 0o777 == 0o755
+        assert node.admin.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_killed_agents_sockets_are_replaced_and_a_strangers_are_not(node: Node) -> None:
+    async with node.authority():
+        async with node.agent() as agent:
+            first = await serial(node)
+            await agent.kill()
+        assert node.socket("web").exists()
+        async with node.agent() as agent:
+            assert await serial(node) != first
+            assert await agent.terminate() == 0
+        assert not node.socket("web").exists()
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.bind(str(node.socket("web")))
+            stranger.listen()
+            async with node.agent(ready=False) as agent:
+                assert await agent.wait() == 1
+            assert f"another process listens on {node.socket('web')}" in agent.text
+
+
+async def test_a_workload_sees_nothing_of_another(node: Node) -> None:
+    async with serving(node), channel(f"unix:{node.socket('web')}") as connection:
+        names = ("spiffe://example.org/web", "spiffe://example.org/api", "default")
+        got = secrets(await fetch(connection, *names))
+        assert set(got) == {"spiffe://example.org/web", "default"}
+        call: Any = connection.unary_unary("/sds.agent.v1.Agent/GetStatus")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call(b"")
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+# --- the authority ---------------------------------------------------------------------------
+
+
+async def test_an_authority_that_is_not_there_is_told_and_found_once_it_is(node: Node) -> None:
+    async with node.agent(ready=False) as agent:
+        said = await agent.line("no certificate for spiffe://example.org/web")
+        assert f"127.0.0.1:{node.port}" in said.string
+        seen = await until_status(node, lambda s: s["identities"][0]["reason"])
+        assert not seen["ready"]
+        assert seen["identities"][0]["reason"] == "authority_unavailable"
+        async with node.authority():
+            await agent.line(r"\bready=true")
+            assert await serial(node)
+
+
+async def test_an_authority_with_another_measurement_is_not_trusted(node: Node) -> None:
+    async with node.authority():
+        values = {"reference_values": {"measurements": ["ab" * 48]}}
+        changed = node.agent_settings()["verification"] | values
+        async with node.agent(ready=False, verification=changed) as agent:
+            await agent.line("no certificate for .*measurement")
+            seen = await status(node)
+            assert {one["condition"] for one in seen["identities"]} == {"refused"}
+
+
+async def test_a_wrong_root_of_the_authoritys_tls(node: Node) -> None:
+    wrong = {"root": str(node.ark), "server_name": "ca.example.org"}
+    authority = node.agent_settings()["authority"] | {"tls": wrong}
+    async with node.authority(), node.agent(ready=False, authority=authority) as agent:
+        said = await agent.line("no certificate for")
+        assert "authority" in said.string
+        assert agent.returncode is None
+
+
+async def test_an_identity_that_the_authority_refuses_leaves_the_other_unharmed(
+    node: Node,
+) -> None:
+    refused = {"name": "bad", "spiffe_id": "spiffe://example.org/bad", "dns_names": ["a.com"]}
+    workloads = [*node.agent_settings()["workloads"], refused]
+    async with node.authority(), node.agent(ready=False, workloads=workloads) as agent:
+        said = await agent.line("no certificate for spiffe://example.org/bad.*reason=dns_name_not")
+        assert "a.com" in said.string
+        assert await serial(node)
+        seen = await status(node)
+        conditions = {one["spiffe_id"]: one["condition"] for one in seen["identities"]}
+        assert conditions["spiffe://example.org/bad"] == "refused"
+        assert conditions["spiffe://example.org/web"] == "valid"
+
+
+# --- clients ---------------------------------------------------------------------------------
+
+
+async def test_bad_clients_leave_the_agent_and_the_other_workload_unharmed(node: Node) -> None:
+    async with serving(node) as agent:
+        web = f"unix:{node.socket('web')}"
+        async with channel(web) as connection, channel(f"unix:{node.socket('api')}") as other:
+            good = Sotw(other)
+            first = await good.get("default")
+
+            # a name that is not there
+            asking = Sotw(connection)
+            await asking.ask("spiffe://example.org/nobody")
+            await asking.silent()
+            seen = await status(node)
+            assert seen["ready"]
+
+            # garbage where a request should be
+            garbage = Sotw(connection)
+            await garbage.write(b"\xff" * 100)
+            code, details = await garbage.status()
+            assert code is grpc.StatusCode.INVALID_ARGUMENT
+            assert details
+
+            # 10 MB
+            call: Any = connection.unary_unary(SDS + "FetchSecrets")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(b"\x0a" * 10 * 2**20, timeout=PATIENCE_SECONDS)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "larger than max" in (caught.value.details() or "")
+
+            # one that never ACKs
+            silent = Sotw(connection)
+            await silent.ask("default", "ROOTCA")
+            await silent.next()
+
+            # bytes that are no HTTP/2
+            reader, writer = await asyncio.open_unix_connection(str(node.socket("web")))
+            writer.write(os.urandom(4096))
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await reader.read()
+            writer.close()
+
+            assert agent.returncode is None
+            await good.silent()
+            assert secrets(first)["default"]
+            assert await serial(node) == await serial(node)
+            silent.cancel()
+            asking.cancel()
+            good.cancel()
+
+
+# --- the end ---------------------------------------------------------------------------------
+
+
+async def test_sigterm_drains_and_streams_are_told(node: Node) -> None:
+    async with serving(node) as agent, channel(f"unix:{node.socket('web')}") as connection:
+        stream = Sotw(connection)
+        await stream.get("default")
+        agent.signal(signal.SIGTERM)
+        code, details = await stream.status()
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "going down" in details
+        assert await agent.wait() == 0
+        assert not node.admin.exists()
+
+
+async def test_a_second_signal_ends_at_once(node: Node) -> None:
+    async with node.agent(ready=False) as agent:
+        await agent.line("the sockets are open")
+        agent.signal(signal.SIGSTOP)
+        agent.signal(signal.SIGTERM)
+        agent.signal(signal.SIGINT)
+        agent.signal(signal.SIGCONT)
+        assert await agent.wait() in {0, 1}
+        assert "second signal" in agent.text
+
+
+# --- sds status ------------------------------------------------------------------------------
+
+
+async def test_status_as_a_table_and_without_an_agent(node: Node) -> None:
+    async with serving(node):
+        code, said, _ = await output(sds("status", "--socket", node.admin), env={"COLUMNS": "200"})
+        assert code == 0
+        for part in ("ready", "spiffe://example.org/web", "valid", "SIMULATED", "ROTATIONS"):
+            assert part in said
+    code, _, errors = await output(sds("status", "--run-dir", node.run_dir))
+    assert code == 1
+    assert "no agent answers on" in errors
+    code, _, errors = await output(sds("status"))
+    assert code == 2
+
+
+async def test_status_watches(node: Node) -> None:
+    command = sds("status", "--run-dir", node.run_dir, "--watch", "--output", "json")
+    async with serving(node), running(command) as watching:
+        await watching.line('"ready": true')
+        await watching.line('"ready": true', after=1)

@@ -1,0 +1,163 @@
+"""A node in tests: real ``sds ca`` and ``sds agent`` processes over a simulated machine.
+
+``Node(folder)`` writes the files; ``node.authority()`` and ``node.agent()`` run the processes,
+which may be killed and started again. The authority's port is chosen once, so that a second start
+has the same address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
+from sds.pki import certificate_pem
+from tests.support.process import Process, running, sds
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+NODE = b"test node".ljust(48, b"\0")
+AUTHORITY = b"test authority".ljust(48, b"\0")
+TRUST_DOMAIN = "example.org"
+
+
+@functools.cache
+def chips() -> SimulatedRoot:
+    """The manufacturer of all chips in tests: its keys take a second to make."""
+    return SimulatedRoot.create()
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def short_folder() -> Iterator[Path]:
+    """A directory with a short name: paths of Unix sockets have 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="sds-") as folder:
+        yield Path(folder)
+
+
+class Node:
+    """Files of one authority and one agent under ``folder``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        workloads: Sequence[str] = ("web", "api"),
+        lifetime: str = "1h",
+        port: int | None = None,
+    ) -> None:
+        self.folder = folder
+        self.run_dir = folder / "run"
+        self.workloads = tuple(workloads)
+        self.lifetime = lifetime
+        self.port = free_port() if port is None else port
+        self.ark = folder / "ark.pem"
+        self.ark.write_bytes(certificate_pem([chips().ark_der]))
+
+    def socket(self, workload: str) -> Path:
+        return self.run_dir / "workloads" / workload / "sds.sock"
+
+    @property
+    def admin(self) -> Path:
+        return self.run_dir / "admin.sock"
+
+    def authority_settings(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "trust_domain": TRUST_DOMAIN,
+            "listen": f"127.0.0.1:{self.port}",
+            "verification": {"trusted_roots": [str(self.ark)]},
+            "identities": [
+                {
+                    "measurement": NODE.hex(),
+                    "spiffe_ids": [f"spiffe://{TRUST_DOMAIN}/**"],
+                    "dns_names": ["**.test"],
+                }
+            ],
+        } | changes
+
+    def agent_settings(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "trust_domain": TRUST_DOMAIN,
+            "run_dir": str(self.run_dir),
+            "authority": {"addresses": [f"127.0.0.1:{self.port}"]},
+            "verification": {
+                "trusted_roots": [str(self.ark)],
+                "reference_values": {"measurements": [AUTHORITY.hex()]},
+            },
+            "workloads": [
+                {
+                    "name": name,
+                    "spiffe_id": f"spiffe://{TRUST_DOMAIN}/{name}",
+                    "lifetime": self.lifetime,
+                }
+                for name in self.workloads
+            ],
+        } | changes
+
+    def file(self, name: str, settings: Mapping[str, Any]) -> Path:
+        path = self.folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
+        return path
+
+    @contextlib.asynccontextmanager
+    async def authority(self, **changes: Any) -> AsyncIterator[Process]:
+        """A running authority that can sign."""
+        settings = self.authority_settings(**changes)
+        async with self._process("ca", AUTHORITY, settings) as process:
+            await process.line("READY")
+            yield process
+
+    @contextlib.asynccontextmanager
+    async def agent(
+        self,
+        *,
+        ready: bool = True,
+        env: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = (),
+        **changes: Any,
+    ) -> AsyncIterator[Process]:
+        """A running agent; ``ready``: wait until it serves every workload."""
+        settings = self.agent_settings(**changes)
+        async with self._process("agent", NODE, settings, env=env, more=arguments) as process:
+            if ready:
+                await process.line(r"\bready=true")
+            yield process
+
+    @contextlib.asynccontextmanager
+    async def _process(
+        self,
+        command: str,
+        measurement: bytes,
+        settings: dict[str, Any],
+        *,
+        env: Mapping[str, str] | None = None,
+        more: Sequence[str] = (),
+    ) -> AsyncIterator[Process]:
+        machine: SimulatedMachine = chips().machine(measurement=measurement)
+        descriptor = machine.send()
+        attestation = {"kind": "simulated", "descriptor": descriptor}
+        path = self.file(command, {"attestation": attestation} | settings)
+        try:
+            async with running(
+                [*sds(command, "--config", path), *more],
+                name=f"sds {command}",
+                pass_fds=[descriptor],
+                env=env,
+            ) as process:
+                yield process
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,104 @@
+"""The agent's configuration: what holds, and what is refused and how."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from sds import yamlfile
+from sds.ca.istio import IstioSettings
+from sds.config import AgentConfig, OwnAuthoritySection
+from sds.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GOOD: dict[str, Any] = {
+    "trust_domain": "example.org",
+    "run_dir": "/run/sds",
+    "authority": {"addresses": ["127.0.0.1:8443"]},
+    "workloads": [
+        {"name": "web", "spiffe_id": "spiffe://example.org/web", "lifetime": "10s"},
+        {"name": "api", "spiffe_id": "spiffe://example.org/api", "key_type": "rsa-3072"},
+    ],
+}
+WORKLOAD = GOOD["workloads"][0]
+
+
+def load(settings: dict[str, Any], folder: Path) -> AgentConfig:
+    path = folder / "agent.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return yamlfile.load_file(path, AgentConfig)
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    config = load(GOOD, tmp_path)
+    web, api = config.identities()
+    assert str(web.spiffe_id) == "spiffe://example.org/web"
+    assert web.lifetime == timedelta(seconds=10)
+    assert api.key_type == "rsa-3072"
+    assert str(config.workload_socket("web")) == "/run/sds/workloads/web/sds.sock"
+    assert (config.sockets.socket_mode, config.sockets.directory_mode) == (0o600, 0o700)
+
+
+def test_time_limits_of_the_authority_fit_the_shortest_lifetime(tmp_path: Path) -> None:
+    config = load(GOOD, tmp_path)
+    assert isinstance(config.authority, OwnAuthoritySection)
+    settings = config.own_authority(config.authority)
+    assert (settings.connect_seconds, settings.answer_seconds) == (1.0, 2.0)
+    written = {"addresses": ["127.0.0.1:1"], "connect": "3s", "answer": "7s"}
+    config = load(GOOD | {"authority": written}, tmp_path)
+    assert isinstance(config.authority, OwnAuthoritySection)
+    settings = config.own_authority(config.authority)
+    assert (settings.connect_seconds, settings.answer_seconds) == (3.0, 7.0)
+
+
+def test_istios_authority(tmp_path: Path) -> None:
+    section = {"kind": "istio", "addresses": ["istiod:15012"], "root": "r.pem", "token": "t"}
+    config = load(GOOD | {"authority": section}, tmp_path)
+    assert isinstance(config.authority, IstioSettings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trust_domian": "a"}, "trust_domian: unknown field, did you mean trust_domain?"),
+        ({"workloads": [WORKLOAD | {"spifeid": 1}]}, "did you mean spiffe_id?"),
+        ({"workloads": {}}, "workloads: Input should be a valid list, found a mapping"),
+        ({"workloads": [WORKLOAD | {"lifetime": 10}]}, "lifetime: expected text, found the num"),
+        ({"workloads": [WORKLOAD | {"lifetime": "1s"}]}, "whole seconds: use 2s or more"),
+        ({"workloads": [WORKLOAD | {"lifetime": "2500ms"}]}, "whole seconds"),
+        (
+            {"workloads": [WORKLOAD | {"key_type": "ed25519"}]},
+            "workloads[0].key_type: Envoy accepts an Ed25519 certificate over SDS, but its server",
+        ),
+        ({"workloads": [WORKLOAD, WORKLOAD]}, "workloads[1].name: 'web' stands there twice"),
+        (
+            {"workloads": [WORKLOAD | {"spiffe_id": "spiffe://other.org/web"}]},
+            "is not in the trust domain example.org",
+        ),
+        ({"workloads": [WORKLOAD | {"spiffe_id": "spiffe://example.org"}]}, "has no path"),
+        ({"workloads": [WORKLOAD | {"name": "../x"}]}, "workloads[0].name: String should match"),
+        ({"run_dir": "/" + "d" * 90}, "has a path of 114 bytes"),
+        ({"sockets": {"socket_mode": 600}}, 'expected an octal mode in quotes, such as "0600"'),
+        ({"sockets": {"socket_mode": "0060"}}, "must leave the agent itself reading"),
+        ({"sockets": {"directory_mode": "0070"}}, "must leave the agent itself everything"),
+        ({"authority": {"addresses": []}}, "addresses"),
+        ({"authority": {"kind": "vault", "addresses": ["a:1"]}}, "'sds', 'istio'"),
+        ({"limits": {"message": "4mb"}}, "expected a size above 0 such as"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        load(GOOD | changes, tmp_path)
+    assert said in str(caught.value)
+    assert str(tmp_path / "agent.yaml") in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["trust_domain", "run_dir", "authority"])
+def test_what_is_missing(missing: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"{missing}: missing"):
+        load({name: value for name, value in GOOD.items() if name != missing}, tmp_path)
