@@ -31,6 +31,7 @@ from sds.fields import (
 )
 from sds.http import MetricsSection, StatusPageSection  # noqa: TC001  read at run time
 from sds.identity import Identity, KeyType
+from sds.node.settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Rules
 from sds.xds.catalog import Aliases
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.ca.client import AuthoritySettings
-    from sds.node.settings import NodeSettings
 
 SOCKET_PATH_BYTES: Final = 107
 """Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""

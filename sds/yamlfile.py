@@ -17,12 +17,15 @@ import re
 import types
 import typing
 from pathlib import Path  # noqa: TC003  part of public signatures that are read at run time
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from sds.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 MAX_VALUES: Final = 3_000_000
@@ -221,11 +224,13 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
 
 
 def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
-    location = problem["loc"]
-    path = _path(location)
-    if problem["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+    *parents, last = problem["loc"] or ("",)
+    unknown = problem["type"] == "extra_forbidden"
+    shown, here = _walk(model, parents if unknown else problem["loc"])
+    path = _path((*shown, last) if unknown else shown)
+    if unknown:
+        known = _fields(here)
+        near = difflib.get_close_matches(str(last), known, n=1)
         hint = f", did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
         return f"{path}: unknown field{hint}"
     if problem["type"] == "missing":
@@ -257,25 +262,43 @@ def _path(location: tuple[int | str, ...]) -> str:
     return text
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the models that may stand at this location."""
+def _walk(
+    model: type[BaseModel], location: Iterable[int | str]
+) -> tuple[tuple[int | str, ...], list[Any]]:
+    """The location as the file has it, and the types that may stand there.
+
+    pydantic's own steps, the names of a union's members, are not in the file.
+    """
     here: list[Any] = [model]
+    shown: list[int | str] = []
     for step in location:
-        following: list[Any] = []
-        for kind in here:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                following.extend(
-                    field.annotation
-                    for name, field in kind.model_fields.items()
-                    if step in {name, field.alias}
-                )
-            else:
-                # The step into a list or mapping, or pydantic's name of a union's member.
-                following.extend(typing.get_args(kind) or [kind])
+        following = [part for kind in here for part in _inside(kind, step)]
+        if not following and len(here) > 1 and not isinstance(step, int):
+            continue
+        shown.append(step)
         here = [part for kind in following for part in _members(kind)]
+    return tuple(shown), here
+
+
+def _inside(kind: Any, step: int | str) -> tuple[Any, ...]:
+    """Types of what stands at ``step`` in a value of this type."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return tuple(
+            field.annotation
+            for name, field in kind.model_fields.items()
+            if step in {name, field.alias}
+        )
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is dict:
+        return arguments[1:]
+    return arguments if isinstance(step, int) else ()
+
+
+def _fields(kinds: Iterable[Any]) -> list[str]:
+    """Names of the fields of the models among these types."""
     return [
         field.alias or name
-        for kind in here
+        for kind in kinds
         if isinstance(kind, type) and issubclass(kind, BaseModel)
         for name, field in kind.model_fields.items()
     ]
