@@ -112,8 +112,11 @@ class VerificationSection(Settings):
         "open to debugging, migration or provisional firmware.",
     )
 
-    def verifier(self) -> Verifier:
+    def verifier(self, values: ReferenceValues | None = None) -> Verifier:
         """What verifies the other side's evidence.
+
+        Args:
+            values: reference values in place of this section's (a signed policy's).
 
         Raises:
             ConfigurationError: a root cannot be read.
@@ -124,7 +127,9 @@ class VerificationSection(Settings):
                 "roots of SIMULATED machines are trusted: evidence under them proves nothing",
                 extra={"roots": [str(path) for path in self.trusted_roots]},
             )
-        return SnpVerifier(values=self.reference_values, trusted_roots=roots)
+        return SnpVerifier(
+            values=self.reference_values if values is None else values, trusted_roots=roots
+        )
 
 
 def _certificates(path: Path) -> tuple[bytes, ...]:

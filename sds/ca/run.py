@@ -27,11 +27,12 @@ from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
+from sds.policy.verification import PolicyVerifier, Role
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from sds.attestation.evidence import Attester
+    from sds.attestation.evidence import Attester, Verifier
     from sds.ca.decision import IssuancePolicy
     from sds.ca.signers import SignerSource
 
@@ -65,8 +66,7 @@ async def serve(
     attester = config.attestation.attester()
     _say_what_vouches(config, attester)
     async with contextlib.AsyncExitStack() as stack:
-        files, policy = _policy(config, clock, observer)
-        verifier = config.verification.verifier()
+        files, policy, verifier = _policy(config, clock, observer)
         if config.kubernetes is not None:
             policy, verifier = await stack.enter_async_context(
                 kubernetes_tokens(
@@ -103,6 +103,7 @@ async def serve(
         running = [tasks.create_task(_tell_ready(authority, config, ready), name="ready")]
         if files is not None:
             running.append(tasks.create_task(files.follow(), name="policy-files"))
+            running.append(tasks.create_task(files.holder.run(), name="policy"))
         await stop.wait()
         _LOGGER.info("the authority is draining")
         for task in running:
@@ -146,13 +147,19 @@ def _tls(config: AuthorityConfig, clock: Clock) -> TlsIdentity:
 
 def _policy(
     config: AuthorityConfig, clock: Clock, observer: AuthorityObserver
-) -> tuple[PolicyFiles | None, IssuancePolicy]:
+) -> tuple[PolicyFiles | None, IssuancePolicy, Verifier]:
     if config.policy is None:
-        return None, config.rules()
+        return None, config.rules(), config.verification.verifier()
     holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock, watcher=observer)
     files = PolicyFiles(config.policy.place, holder, clock=clock)
     files.load()
-    return files, SignedIssuancePolicy(holder)
+    verifier = PolicyVerifier(
+        holder,
+        role=Role.AGENTS,
+        configured=config.verification.reference_values,
+        make=config.verification.verifier,
+    )
+    return files, SignedIssuancePolicy(holder), verifier
 
 
 @contextlib.asynccontextmanager

@@ -28,6 +28,10 @@ def differences(old: PolicyDocument, new: PolicyDocument) -> list[str]:
     for name in ("trust_domain", "epoch", "not_before", "not_after", "matching"):
         lines += _changed(name, _text(getattr(old, name)), _text(getattr(new, name)))
     lines += _signers(old, new)
+    lines += _limited(
+        "reference_values",
+        _fields("reference_values", old.reference_values, new.reference_values),
+    )
     for name in ("nodes", "workloads"):
         one = {item.name: item for item in getattr(old, name)}
         two = {item.name: item for item in getattr(new, name)}
@@ -109,6 +113,13 @@ def _fields(what: str, old: BaseModel, new: BaseModel) -> list[str]:
 
 
 def _field(what: str, old: Any, new: Any) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [
+            line
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+            for line in _field(f"{what}.{name}", old.get(name), new.get(name))
+        ]
     if isinstance(old, list) and isinstance(new, list):
         one, two = [_text(item) for item in old], [_text(item) for item in new]
         gone = [f"{what}: without {item}" for item in one if item not in two]

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from sds.attestation.evidence import EvidenceKind  # noqa: TC001  pydantic reads annotations
+from sds.attestation.reference_values import ReferenceValues  # noqa: TC001  as above
 from sds.errors import ConfigurationError, IdentityError
 from sds.identity import KeyType, SpiffeId, TrustDomain, parse_trust_domain
 from sds.policy.pattern import (
@@ -253,6 +254,19 @@ class NodeGroup(_Model):
         return self
 
 
+class RoleReferenceValues(_Model):
+    """What evidence must show, by the role of whoever gives it (RFC 9334: reference values).
+
+    Attributes:
+        agents: of nodes that ask an authority; its configuration alone says where absent.
+        authorities: of authorities, as agents see them; the agent's configuration alone says
+            where absent.
+    """
+
+    agents: ReferenceValues | None = None
+    authorities: ReferenceValues | None = None
+
+
 class Limits(_Model):
     """What holds for every certificate.
 
@@ -320,6 +334,7 @@ class PolicyDocument(_Model):
         not_after: from this moment on it is no longer in force, and nothing is allowed.
         description: for people.
         signers: who must sign the epochs after this one; unchanged where absent.
+        reference_values: which evidence is acceptable at all.
         nodes: which nodes may ask for which identities.
         matching: whether the first workload rule that matches decides, or all of them.
         workloads: which callers on a node's socket have which identities.
@@ -336,6 +351,7 @@ class PolicyDocument(_Model):
     not_after: Moment
     description: str = ""
     signers: Signers | None = None
+    reference_values: RoleReferenceValues = RoleReferenceValues()
     nodes: list[NodeGroup] = []
     matching: Matching = Matching.FIRST
     workloads: list[WorkloadRule] = []

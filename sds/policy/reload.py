@@ -42,8 +42,8 @@ class PolicyFiles:
 
     def __init__(self, place: Path, holder: PolicyHolder, *, clock: Clock) -> None:
         """Nothing is read yet: call :meth:`load`, then run :meth:`follow`."""
+        self.holder = holder
         self._place = place
-        self._holder = holder
         self._clock = clock
         self._last: bytes | None = None
         self._asked = asyncio.Event()
@@ -55,7 +55,7 @@ class PolicyFiles:
             ConfigurationError: it cannot be read.
         """
         self._last = read_signed(self._place, max_bytes=MAX_SIGNED_BYTES)
-        self._holder.take(self._last, origin=str(self._place))
+        self.holder.take(self._last, origin=str(self._place))
 
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
@@ -75,14 +75,14 @@ class PolicyFiles:
             await asyncio.gather(watching, return_exceptions=True)
 
     def _wait(self) -> float:
-        retry_at = self._holder.retry_at
+        retry_at = self.holder.retry_at
         if retry_at is None:
             return _LOOK_EVERY
         left = (retry_at - self._clock.now().wall).total_seconds()
         return max(0.0, min(_LOOK_EVERY, left))
 
     def _look(self) -> None:
-        retry_at = self._holder.retry_at
+        retry_at = self.holder.retry_at
         due = retry_at is not None and self._clock.now().wall >= retry_at
         try:
             content = read_signed(self._place, max_bytes=MAX_SIGNED_BYTES)
@@ -97,7 +97,7 @@ class PolicyFiles:
             return
         if content != self._last or due:
             self._last = content
-            self._holder.take(content, origin=str(self._place))
+            self.holder.take(content, origin=str(self._place))
 
     async def _watch(self) -> None:
         """Set ``_asked`` after every event around the place; begin again where watching ends."""

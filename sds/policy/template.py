@@ -34,6 +34,17 @@ description: ""
 #         -----BEGIN PUBLIC KEY-----
 #         …
 
+# Which evidence is acceptable at all (docs/attestation.md). Left out, each side's own
+# configuration says.
+reference_values: {{}}
+#  agents:
+#    measurements: ["<96 hexadecimal digits>"]
+#    snp:
+#      minimum_tcb:
+#        genoa: {{bootloader: 10, tee: 0, snp: 23, microcode: 84}}
+#  authorities:
+#    measurements: ["<96 hexadecimal digits>"]
+
 limits:
   max_lifetime: 24h
   key_types: [ec-p256, ec-p384]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.identity import TrustDomain
-    from sds.policy.document import FederatedDomain, PolicyDocument
+    from sds.policy.document import FederatedDomain, PolicyDocument, RoleReferenceValues
     from sds.policy.signature import SignedEnvelope
 
 
@@ -76,6 +76,7 @@ class Policy:
         signed: the signed file's bytes, to hand on.
         signed_by: names of the trusted keys that signed.
         successors: who must sign later epochs, where it says so.
+        reference_values: which evidence is acceptable, by role.
         federation: other trust domains.
         decisions: what it allows.
     """
@@ -87,6 +88,7 @@ class Policy:
     signed: SignedPolicy = field(repr=False)
     signed_by: tuple[str, ...]
     successors: TrustedKeys | None = field(repr=False)
+    reference_values: RoleReferenceValues = field(repr=False)
     federation: tuple[FederatedDomain, ...] = field(repr=False)
     decisions: Decisions = field(repr=False, compare=False)
 
@@ -228,6 +230,7 @@ def make_policy(
         signed=signed,
         signed_by=signed_by,
         successors=None if document.signers is None else document.signers.trusted(),
+        reference_values=document.reference_values,
         federation=tuple(document.federation),
         decisions=Decisions(document),
     )

@@ -1,0 +1,80 @@
+"""Evidence verified by the policy in force: its reference values, beside the configuration's.
+
+Owns the choice of reference values at each verification. Invariants: where the policy names
+values for the role, they decide, and where the configuration names some too, both must accept;
+a change of policy holds from the next verification on.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING
+
+from sds.attestation.reference_values import ReferenceValues
+from sds.errors import PolicyAbsentError, PolicyExpiredError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims, Evidence, ReportData, Verifier
+    from sds.policy.holder import PolicyHolder
+
+
+class Role(enum.StrEnum):
+    """Whose evidence is verified."""
+
+    AGENTS = "agents"
+    AUTHORITIES = "authorities"
+
+
+class PolicyVerifier:
+    """Implements :class:`sds.attestation.evidence.Verifier`; see the module.
+
+    Args:
+        holder: the policy in force.
+        role: whose evidence it is.
+        configured: the configuration's reference values.
+        make: a verifier with the configuration's roots and the given reference values.
+    """
+
+    def __init__(
+        self,
+        holder: PolicyHolder,
+        *,
+        role: Role,
+        configured: ReferenceValues,
+        make: Callable[[ReferenceValues], Verifier],
+    ) -> None:
+        """See the class."""
+        self._holder = holder
+        self._role = role
+        self._make = make
+        self._configured = make(configured)
+        self._demands_more = configured != ReferenceValues()
+        self._values: ReferenceValues | None = None
+        self._by_policy: Verifier | None = None
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        """See the class and the port.
+
+        Raises:
+            EvidenceError: a subclass that names the first check that failed.
+        """
+        by_policy = self._current()
+        if by_policy is None:
+            return self._configured.verify(evidence, data=data, now=now)
+        if self._demands_more:
+            self._configured.verify(evidence, data=data, now=now)
+        return by_policy.verify(evidence, data=data, now=now)
+
+    def _current(self) -> Verifier | None:
+        try:
+            by_role = self._holder.in_force().reference_values
+        except (PolicyAbsentError, PolicyExpiredError):
+            return None
+        values = by_role.agents if self._role is Role.AGENTS else by_role.authorities
+        if values != self._values:
+            self._values = values
+            self._by_policy = None if values is None else self._make(values)
+        return self._by_policy

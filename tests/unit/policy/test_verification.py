@@ -1,0 +1,81 @@
+"""Reference values of the policy in force, beside those of the configuration."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
+from sds.attestation.reference_values import ReferenceValues
+from sds.clock import SystemClock
+from sds.errors import EvidenceError
+from sds.identity import TrustDomain
+from sds.policy.holder import PolicyHolder
+from sds.policy.keeping import Keeping
+from sds.policy.verification import PolicyVerifier, Role
+from tests.support.policies import Signatory, document, sign, trusting
+
+if TYPE_CHECKING:
+    from typing import Any
+
+ALICE = Signatory("alice")
+ONE, TWO = "11" * 48, "22" * 48
+
+
+class ByMeasurement:
+    """Accepts the measurements of its reference values, or all where there are none."""
+
+    made = 0
+
+    def __init__(self, values: ReferenceValues) -> None:
+        self.values = values
+        ByMeasurement.made += 1
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        del data, now
+        measurement = evidence.report.decode()
+        if self.values.measurements and measurement not in self.values.measurements:
+            raise EvidenceError(f"measurement {measurement}")
+        return Claims(kind=evidence.kind, measurement=measurement, simulated=True)
+
+
+def accepted(verifier: PolicyVerifier) -> list[str]:
+    found = []
+    for measurement in (ONE, TWO):
+        evidence = Evidence(kind=EvidenceKind.SEV_SNP, report=measurement.encode())
+        try:
+            verifier.verify(evidence, data=ReportData(b""), now=datetime.now(UTC))
+            found.append(measurement)
+        except EvidenceError:
+            pass
+    return found
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_the_policy_s_reference_values_hold_from_the_next_verification_on(role: Role) -> None:
+    start = Keeping(trust_domain=TrustDomain("example.org"), trusted=trusting(ALICE))
+    holder = PolicyHolder(start, clock=SystemClock())
+    verifier, narrow = (
+        PolicyVerifier(holder, role=role, configured=values, make=ByMeasurement)
+        for values in (ReferenceValues(), ReferenceValues(measurements=[TWO]))
+    )
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+
+    def publish(epoch: int, values: dict[str, Any]) -> None:
+        fields = document(epoch, not_after=later, reference_values=values)
+        assert holder.take(sign(fields, ALICE), origin="test").taken
+
+    assert (accepted(verifier), accepted(narrow)) == ([ONE, TWO], [TWO])
+    publish(1, {role: {"measurements": [ONE]}})
+    assert (accepted(verifier), accepted(narrow)) == ([ONE], [])
+    publish(2, {role: {"measurements": [ONE, TWO]}})
+    assert (accepted(verifier), accepted(narrow)) == ([ONE, TWO], [TWO])
+    made = ByMeasurement.made
+    publish(3, {role: {"measurements": [ONE, TWO]}})
+    accepted(verifier)
+    assert ByMeasurement.made == made
+    other = next(one for one in Role if one is not role)
+    publish(4, {other: {"measurements": [ONE]}})
+    assert (accepted(verifier), accepted(narrow)) == ([ONE, TWO], [TWO])
