@@ -68,14 +68,14 @@ def test_the_policy_s_reference_values_hold_from_the_next_verification_on(role: 
         assert holder.take(sign(fields, ALICE), origin="test").taken
 
     assert (accepted(verifier), accepted(narrow)) == ([ONE, TWO], [TWO])
-    publish(1, {role: {"measurements": [ONE]}})
+    publish(1, {role.value: {"measurements": [ONE]}})
     assert (accepted(verifier), accepted(narrow)) == ([ONE], [])
-    publish(2, {role: {"measurements": [ONE, TWO]}})
+    publish(2, {role.value: {"measurements": [ONE, TWO]}})
     assert (accepted(verifier), accepted(narrow)) == ([ONE, TWO], [TWO])
     made = ByMeasurement.made
-    publish(3, {role: {"measurements": [ONE, TWO]}})
+    publish(3, {role.value: {"measurements": [ONE, TWO]}})
     accepted(verifier)
     assert ByMeasurement.made == made
     other = next(one for one in Role if one is not role)
-    publish(4, {other: {"measurements": [ONE]}})
+    publish(4, {other.value: {"measurements": [ONE]}})
     assert (accepted(verifier), accepted(narrow)) == ([ONE, TWO], [TWO])
