@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import types
 import typing
 from pathlib import Path  # noqa: TC003  part of public signatures that are read at run time
@@ -160,7 +161,7 @@ class _Builder:
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
                 raise self._error(event, "a key must be plain text")
-            key = event.value
+            key = sys.intern(event.value)
             if key == "<<" and event.implicit[0]:
                 raise self._error(event, "merge keys ('<<') are not allowed")
             if key in mapping:

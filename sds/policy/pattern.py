@@ -18,6 +18,7 @@ context for a service needs; matching never backtracks.
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -114,7 +115,8 @@ def parse_spiffe_pattern(text: str) -> Glob:
         IdentityError: not a SPIFFE ID with stars at the places that the module names.
     """
     if "*" not in text:
-        return Glob(spiffe_parts(SpiffeId.parse(text)))
+        # Interned: large policies name the same namespaces and labels over and over.
+        return Glob(tuple(map(sys.intern, spiffe_parts(SpiffeId.parse(text)))))
     if not text.startswith(_SCHEME) or len(text) > _MAX_PATTERN:
         raise IdentityError(
             f"SPIFFE ID pattern {text[:300]!r} does not start with {_SCHEME!r} or is too long",
@@ -167,7 +169,7 @@ def parse_dns_pattern(text: str) -> Glob:
         IdentityError: not a DNS name with stars at the places that the module names.
     """
     if "*" not in text:
-        return Glob(dns_parts(parse_dns_name(text)))
+        return Glob(tuple(map(sys.intern, dns_parts(parse_dns_name(text)))))
     labels = list(dns_parts(text))
     rest = labels[-1] == _REST
     if rest:

@@ -23,6 +23,8 @@ The checks, in this order:
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NewType
 
@@ -40,6 +42,7 @@ from sds.policy.signature import SignedPolicy, TrustedKeys, check_signatures, pa
 from sds.policy.source import parse_payload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import datetime
 
     from sds.identity import TrustDomain
@@ -107,10 +110,26 @@ def authenticate(
     """
     envelope = parse_envelope(signed)  # 1
     signed_by = check_signatures(envelope, trusted)  # 2, 3
-    document = parse_payload(envelope.payload)  # 4
-    check_trust_domain(document, trust_domain)  # 5
-    check_next_signers(document, envelope)  # 6
-    return make_policy(signed, envelope, document, signed_by)
+    with _no_collections():
+        document = parse_payload(envelope.payload)  # 4
+        check_trust_domain(document, trust_domain)  # 5
+        check_next_signers(document, envelope)  # 6
+        return make_policy(signed, envelope, document, signed_by)
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Keep the garbage collector from walking what is being built, again and again.
+
+    With 10,000 rules that took a third of the time; nothing that is built here is cyclic.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def admit(

@@ -210,6 +210,8 @@ def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
 
 def _unknown(rule: WorkloadRule, facts: Facts) -> WorkloadError | None:
     """Why the rule cannot be decided, or None where it can (a known mismatch decides it)."""
+    if not facts.unknown:
+        return None
     unknown: WorkloadError | None = None
     needed = {*rule.match, *selector_types([rule])}
     for selector_type in sorted(needed):
