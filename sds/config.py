@@ -29,6 +29,7 @@ from sds.fields import (
     SpiffeIdField,
     TrustDomainField,
 )
+from sds.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
 from sds.http import MetricsSection, StatusPageSection  # noqa: TC001  read at run time
 from sds.identity import Identity, KeyType
 from sds.node.settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
@@ -260,6 +261,7 @@ class AgentConfig(Settings):
     node: NodeSettings | None = Field(
         default=None, description="Present: the node-wide socket, `<run_dir>/node/sds.sock`."
     )
+    health: HealthSettings | None = Field(default=None, description="Present: answers probes.")
     sockets: SocketSection = Field(default=SocketSection(), description="Their permissions.")
     spiffe_validator: bool = Field(
         default=False,

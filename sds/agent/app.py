@@ -26,6 +26,7 @@ from sds.ca.client import AttestedAuthority
 from sds.ca.istio import IstioAuthority, IstioSettings
 from sds.errors import ConfigurationError, SdsError
 from sds.federation.refresh import Federation
+from sds.health import health_listener
 from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.photograph import connected_workloads, photograph
@@ -179,6 +180,9 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
                     policy=None,
                 ),
             )
+        )
+        await stack.enter_async_context(
+            health_listener(config.health, lambda: _ready(config, store, service))
         )
         _LOGGER.info(
             "the sockets are open",
@@ -344,6 +348,16 @@ async def _close(*listening: Listening) -> None:
     async with asyncio.TaskGroup() as group:
         for one in listening:
             group.create_task(close(one, grace_seconds=_DRAIN_SECONDS))
+
+
+def _ready(config: AgentConfig, store: SecretStore, service: SecretService) -> bool:
+    """For probes: what was configured is served.
+
+    Identities of callers of the node-wide socket do not count: one pod that the authority refuses
+    would stop every roll-out.
+    """
+    served = all(store.svid(identity) is not None for identity in config.identities())
+    return served and service.draining is None
 
 
 def _address(config: AgentConfig, authority: OurAuthority) -> str:

@@ -25,6 +25,7 @@ from sds.fields import (
     TrustDomainField,
     text_field,
 )
+from sds.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
 from sds.http import MetricsSection  # noqa: TC001  pydantic reads it at run time
 from sds.identity import KeyType
 from sds.policy.pattern import Glob, parse_dns_pattern, parse_spiffe_pattern
@@ -225,6 +226,7 @@ class AuthorityConfig(Settings):
         description="Present: Kubernetes tokens count as evidence of nodes without confidential "
         "hardware.",
     )
+    health: HealthSettings | None = Field(default=None, description="Present: answers probes.")
     limits: LimitsSection = Field(default=LimitsSection(), description="Bounds.")
     metrics: MetricsSection | None = Field(
         default=None, description="Prometheus metrics; without it there are none."

@@ -25,6 +25,7 @@ from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError
+from sds.health import health_listener
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
@@ -98,6 +99,11 @@ async def serve(
         )
         authority = await stack.enter_async_context(running_authority(parts))
         observer.signs_until(authority.box.not_after)
+        await stack.enter_async_context(
+            health_listener(
+                config.health, lambda: authority.box.ready.is_set() and not stop.is_set()
+            )
+        )
         stack.enter_context(_signals(stop, files))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(_tell_ready(authority, config, ready), name="ready")]
