@@ -216,7 +216,11 @@ def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
 
 
 def _evidence(der: bytes) -> Evidence:
-    info = _Request.load(der, strict=True)["certification_request_info"]
+    request = _Request.load(der, strict=True)
+    if request["signature"].contents[:1] != b"\0":
+        # X.690, section 11.2.1 leaves one encoding; RFC 5480 and 8017 signatures are whole bytes.
+        raise CsrError("the CSR's signature does not end at a whole byte")
+    info = request["certification_request_info"]
     found = [
         attribute
         for attribute in info["attributes"]
