@@ -23,6 +23,7 @@ COMMANDS: Final[dict[str, str]] = {
     "demo": "sds.commands.demo:demo",
     "dev": "sds.commands.demo:dev",
     "csr": "sds.commands.csr:csr",
+    "evidence": "sds.commands.evidence:evidence",
     "get": "sds.commands.get:get",
     "policy": "sds.commands.policy:policy",
     "status": "sds.commands.status:status",

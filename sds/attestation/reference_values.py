@@ -136,7 +136,7 @@ class TdxReferenceValues(_Model):
 
     Attributes:
         permit_debug: accept TDs that may be debugged.
-        permit_service_td: accept TDs with a service TD bound to them (it may migrate them).
+        permit_migratable: accept TDs that may be migrated to another machine.
         require_sept_ve_disable: the host must not be able to inject #VE by unmapping pages.
         rtmr0: accepted RTMR0, hex; the others alike.
         rtmr1: see rtmr0.
@@ -146,6 +146,7 @@ class TdxReferenceValues(_Model):
         mr_owner: accepted MROWNER, hex.
         mr_owner_config: accepted MROWNERCONFIG, hex.
         mr_seam: accepted MRSEAM, hex.
+        mr_service_td: accepted MRSERVICETD, hex (TDX 1.5).
         tcb_statuses: accepted statuses of the platform's TCB and of the quoting enclave.
         permitted_advisories: INTEL-SA numbers that are accepted together with an accepted status
             other than UpToDate; any where empty.
@@ -153,7 +154,7 @@ class TdxReferenceValues(_Model):
     """
 
     permit_debug: StrictBool = False
-    permit_service_td: StrictBool = False
+    permit_migratable: StrictBool = False
     require_sept_ve_disable: StrictBool = False
     rtmr0: list[Hex48] = []
     rtmr1: list[Hex48] = []
@@ -163,6 +164,7 @@ class TdxReferenceValues(_Model):
     mr_owner: list[Hex48] = []
     mr_owner_config: list[Hex48] = []
     mr_seam: list[Hex48] = []
+    mr_service_td: list[Hex48] = []
     tcb_statuses: Annotated[list[TcbStatus], Field(min_length=1)] = ["UpToDate"]
     permitted_advisories: list[Annotated[str, Field(pattern=r"^INTEL-SA-[0-9]{5}$")]] = []
     minimum_tcb_evaluation_number: Annotated[StrictInt, Field(ge=0)] = 0

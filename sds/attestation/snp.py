@@ -218,7 +218,7 @@ class SnpVerifier:
         # 11. Validity of each certificate at the time (RFC 5280, section 6.1.3).
         for certificate in chain.certificates:
             checks.add(
-                f"valid_{certificate.common_name}",
+                f"valid_{certificate.common_name.lower()}".replace("-", "_"),
                 EndorsementValidityError,
                 ok=certificate.not_before <= now <= certificate.not_after,
                 found=f"{certificate.not_before:%FT%TZ} to {certificate.not_after:%FT%TZ}",

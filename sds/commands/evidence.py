@@ -1,0 +1,272 @@
+"""``sds evidence``: verifies and shows attestation evidence from files.
+
+Owns the command line and what it prints: a verdict with every check that ran. Invariants: exit
+status 0 only where everything held, 1 where evidence is refused, 2 where the command was called
+wrongly; certificates of ``--leaf`` and ``--chain`` never add trust.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sds.attestation.checks import Check, Checks, Verdict
+from sds.attestation.evidence import REPORT_DATA_BYTES, Evidence, EvidenceKind, ReportData
+from sds.attestation.kinds import claims_of_bytes, kind_of
+from sds.attestation.pem import der_certificates, der_revocation_lists
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.report import Product
+from sds.attestation.snp import SnpVerifier
+from sds.attestation.tdx import TdxVerifier
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError, EvidenceError, RevocationListError
+from sds.yamlfile import load_file, read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+MAX_EVIDENCE_BYTES: Final = 1024 * 1024
+
+
+@click.group("evidence")
+def evidence() -> None:
+    """Verify or show attestation evidence (SEV-SNP reports, TDX quotes)."""
+
+
+@evidence.command("verify")
+@click.argument("report", type=_FILE)
+@click.option("--leaf", type=_FILE, help="VCEK or VLEK that signed the report, PEM or DER.")
+@click.option(
+    "--chain", type=_FILE, multiple=True, help="Further certificates; they never add trust."
+)
+@click.option(
+    "--product",
+    type=click.Choice([product.value for product in Product]),
+    help="Product that is expected.",
+)
+@click.option("--at", metavar="RFC3339", help="Time of verification.  [default: now]")
+@click.option("--report-data", metavar="HEX", help="Report data that is demanded, 64 bytes.")
+@click.option("--reference-values", type=_FILE, help="What is accepted (YAML).")
+@click.option(
+    "--trusted-root", type=_FILE, multiple=True, help="Root trusted beside the manufacturer's."
+)
+@click.option("--collateral", type=_FOLDER, help="Folder of signed collateral, for TDX quotes.")
+@click.option("--crl", type=_FILE, multiple=True, help="Revocation list, PEM or DER.")
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    report: Path,
+    *,
+    leaf: Path | None,
+    chain: tuple[Path, ...],
+    product: str | None,
+    at: str | None,
+    report_data: str | None,
+    reference_values: Path | None,
+    trusted_root: tuple[Path, ...],
+    collateral: Path | None,
+    crl: tuple[Path, ...],
+    output: str,
+) -> None:
+    """Verify the raw report or quote in REPORT and print every check.
+
+    The exit status is 0 only where it is accepted, 1 where it is refused, 2 where the command was
+    called wrongly. Without --reference-values the strict defaults apply, and any measurement is
+    accepted.
+    """
+    raw = read(report, max_bytes=MAX_EVIDENCE_BYTES)
+    now = _moment(at)
+    data = _report_data(report_data)
+    values = load_file(reference_values, ReferenceValues) if reference_values else ReferenceValues()
+    roots = _trusted(trusted_root)
+    certificates = _certificates([leaf, *chain] if leaf else [])
+    kind = kind_of(raw)
+    shown = Evidence(kind=kind, report=raw, certificates=certificates)
+    if kind is EvidenceKind.TDX:
+        verdict = TdxVerifier(
+            values=values,
+            trusted_roots=roots,
+            collateral=collateral,
+            revocation_lists=_lists(crl),
+        ).examine(shown, data=data, now=now)
+    else:
+        verdict = _examine_snp(
+            shown,
+            values=values,
+            roots=roots,
+            crl=crl,
+            product=Product(product) if product else None,
+            data=data,
+            now=now,
+        )
+    if output == "json":
+        click.echo(json.dumps(verdict_document(verdict), indent=2))
+    else:
+        demanded = bool(values.measurements)
+        click.echo(verdict_text(verdict, now, defaults=reference_values is None, demanded=demanded))
+    ctx.exit(0 if verdict.accepted else 1)
+
+
+@evidence.command("show")
+@click.argument("report", type=_FILE)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def show(report: Path, output: str) -> None:
+    """Decode the report or quote in REPORT. Nothing of it is verified."""
+    raw = read(report, max_bytes=MAX_EVIDENCE_BYTES)
+    kind, claims = claims_of_bytes(raw)
+    if output == "json":
+        click.echo(json.dumps({"kind": kind.value, "verified": False, "claims": claims}, indent=2))
+        return
+    width = max(map(len, claims))
+    click.echo(f"{kind.value}, not verified")
+    for name, value in claims.items():
+        click.echo(f"  {name:<{width}}  {value}")
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as ``--output json`` prints it."""
+    claims = verdict.claims
+    return {
+        "verdict": "accepted" if verdict.accepted else "refused",
+        "kind": verdict.kind,
+        "reason": verdict.error.reason if verdict.error is not None else None,
+        "checks": [
+            {
+                "name": check.name,
+                "ok": check.ok,
+                "found": check.found_text,
+                "expected": check.expected_text,
+            }
+            for check in verdict.checks
+        ],
+        "claims": {}
+        if claims is None
+        else {
+            "measurement": claims.measurement,
+            "simulated": claims.simulated,
+            **claims.attributes,
+        },
+    }
+
+
+def verdict_text(verdict: Verdict, now: datetime, *, defaults: bool, demanded: bool) -> str:
+    """The verdict as people read it: the reason first, then a line a check."""
+    error = verdict.error
+    lines = [
+        f"{verdict.kind} evidence at {now:%FT%TZ}: "
+        + ("accepted" if error is None else f"REFUSED, {error.reason}")
+    ]
+    if error is not None:
+        lines.append(f"  {error}")
+    width = max((len(check.name) for check in verdict.checks), default=0)
+    lines += [_line(check, width) for check in verdict.checks]
+    if verdict.claims is not None and verdict.claims.simulated:
+        lines.append("note: the root is configured, not the manufacturer's: a SIMULATED machine")
+    if defaults:
+        lines.append("note: no --reference-values: the strict defaults apply")
+    if not demanded:
+        lines.append("note: no measurement is demanded: any code would pass")
+    return "\n".join(lines)
+
+
+def _line(check: Check, width: int) -> str:
+    mark = "✓" if check.ok else "✗"
+    found = check.found_text
+    expected = "" if check.ok else f"; expected: {check.expected_text}"
+    return f"  {mark} {check.name:<{width}}  {found}{expected}"
+
+
+def _examine_snp(
+    shown: Evidence,
+    *,
+    values: ReferenceValues,
+    roots: tuple[bytes, ...],
+    crl: tuple[Path, ...],
+    product: Product | None,
+    data: ReportData | None,
+    now: datetime,
+) -> Verdict:
+    unreadable: EvidenceError | None = None
+    try:
+        verifier = SnpVerifier(
+            values=values, trusted_roots=roots, revocation_lists=_lists(crl), product=product
+        )
+    except RevocationListError as error:
+        # The evidence is refused for it, and every other check still runs.
+        unreadable = error
+        verifier = SnpVerifier(values=values, trusted_roots=roots, product=product)
+    except EvidenceError as error:
+        raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
+    verdict = verifier.examine(shown, data=data, now=now)
+    if unreadable is None:
+        return verdict
+    checks = Checks(done=list(verdict.checks))
+    checks.attempt(
+        "revocation", unreadable, found=unreadable.message, expected="a list that can be read"
+    )
+    return Verdict(kind=verdict.kind, checks=tuple(checks.done), claims=verdict.claims)
+
+
+def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
+    """DER of evidence's certificates; what cannot be read is evidence too, and refused as such."""
+    found: list[bytes] = []
+    for path in paths:
+        content = read(path)
+        try:
+            found += der_certificates(content, what=str(path))
+        except EvidenceError:
+            found.append(content)
+    return tuple(found)
+
+
+def _lists(paths: Iterable[Path]) -> tuple[bytes, ...]:
+    found: list[bytes] = []
+    for path in paths:
+        content = read(path)
+        try:
+            found += der_revocation_lists(content, what=str(path))
+        except EvidenceError:
+            found.append(content)
+    return tuple(found)
+
+
+def _trusted(paths: Iterable[Path]) -> tuple[bytes, ...]:
+    try:
+        return tuple(der for path in paths for der in der_certificates(read(path), what=str(path)))
+    except EvidenceError as error:
+        raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
+
+
+def _moment(text: str | None) -> datetime:
+    if text is None:
+        return SystemClock().now().wall
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ConfigurationError(
+            f"--at {text!r} is no RFC 3339 time", advice="write it as 2026-01-31T12:00:00Z"
+        )
+    return moment.astimezone(UTC)
+
+
+def _report_data(text: str | None) -> ReportData | None:
+    if text is None:
+        return None
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = b""
+    if len(data) != REPORT_DATA_BYTES:
+        raise ConfigurationError(
+            "--report-data is not 64 bytes in hexadecimal", advice="give 128 hexadecimal digits"
+        )
+    return ReportData(data)

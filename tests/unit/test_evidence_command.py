@@ -1,0 +1,166 @@
+"""``sds evidence``: the interface that stays, on real evidence."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sds.cli import main
+from tests.support import evidence_vectors as vectors
+from tests.support import need
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GENOA = "6a6519d757e68c2e939c9dbbbc1828498e8de35d2766dd05f1a2cca5059d0cf4ae62a36d75c837974dd50b315506e73e"  # noqa: E501  one value
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["evidence", *map(str, arguments)])
+
+
+def verify(name: str, *more: object, at: str | None = None) -> Result:
+    report, leaf, chain = vectors.files(name)
+    helpers = [part for path in chain for part in ("--chain", path)]
+    moment = at or vectors.at(name).isoformat().replace("+00:00", "Z")
+    return run("verify", report, "--leaf", leaf, *helpers, "--at", moment, *more)
+
+
+def document(result: Result) -> dict[str, Any]:
+    parsed: dict[str, Any] = json.loads(result.stdout)
+    assert set(parsed) == {"verdict", "kind", "reason", "checks", "claims"}
+    for check in parsed["checks"]:
+        assert {name: type(value) for name, value in check.items()} == {
+            "name": str,
+            "ok": bool,
+            "found": str,
+            "expected": str,
+        }
+    assert (result.exit_code == 0) is (parsed["verdict"] == "accepted")
+    assert (parsed["reason"] is None) is all(check["ok"] for check in parsed["checks"])
+    return parsed
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [
+        ("milan-v2", 0, None),
+        ("milan-v2-debug", 1, "debug_allowed"),
+        ("milan-v2-provisional", 1, "provisional_firmware"),
+        ("milan-v3-vlek-vmpl1", 1, "vmpl"),
+        ("genoa-v3", 0, None),
+        ("turin-v5", 0, None),
+    ],
+)
+def test_json_verdicts(name: str, status: int, reason: str | None) -> None:
+    result = verify(name, "--output", "json")
+    assert result.exit_code == status
+    assert document(result)["reason"] == reason
+
+
+def test_text_lists_every_check_and_says_what_is_not_demanded() -> None:
+    result = verify("milan-v2-debug")
+    assert result.exit_code == 1
+    assert "REFUSED, debug_allowed" in result.stdout
+    assert "✗ policy_debug" in result.stdout
+    assert "✓ report_signature" in result.stdout
+    assert "no measurement is demanded" in result.stdout
+
+
+def test_reference_values_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(f"measurements: [{GENOA}]\nsnp: {{products: [genoa]}}\n")
+    accepted = verify("genoa-v3", "--reference-values", file)
+    assert accepted.exit_code == 0
+    assert "no measurement" not in accepted.stdout
+    refused = verify("turin-v5", "--reference-values", file, "--output", "json")
+    failed = {check["name"] for check in document(refused)["checks"] if not check["ok"]}
+    assert failed == {"measurement", "product_accepted"}
+    file.write_text("measurement: []\n")
+    wrong = verify("genoa-v3", "--reference-values", file)
+    assert wrong.exit_code == 2
+    assert "did you mean measurements?" in wrong.stderr
+
+
+@pytest.mark.parametrize("name", ["quote-v4-prod", "quote-v5", "quote-v4-debug"])
+def test_a_quote_without_collateral_is_refused_and_everything_else_runs(name: str) -> None:
+    result = run(
+        "verify",
+        need.vectors() / "tdx" / f"{name}.dat",
+        "--at",
+        "2026-11-01T00:00:00Z",
+        "--output",
+        "json",
+    )
+    assert result.exit_code == 1
+    parsed = document(result)
+    assert parsed["kind"] == "tdx"
+    failed = {check["name"] for check in parsed["checks"] if not check["ok"]}
+    debug = {"td_debug"} if name == "quote-v4-debug" else set()
+    assert failed == {"collateral", *debug}
+    assert parsed["reason"] == ("debug_allowed" if debug else "collateral_missing")
+    assert {"quote_signature", "qe_report_signature", "pck_chain"} <= {
+        check["name"] for check in parsed["checks"]
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--at", "yesterday"],
+        ["--at", "2026-01-01T00:00:00"],
+        ["--report-data", "00"],
+        ["--report-data", "xy"],
+        ["--product", "rome"],
+        ["--output", "xml"],
+        ["--reference-values", "/does/not/exist"],
+    ],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    assert verify("genoa-v3", *arguments).exit_code == 2
+
+
+def test_report_data_and_product() -> None:
+    data = vectors.evidence("genoa-v3").report[0x50:0x90].hex()
+    assert verify("genoa-v3", "--report-data", data, "--product", "genoa").exit_code == 0
+    other = verify("genoa-v3", "--report-data", "00" * 64, "--output", "json")
+    assert document(other)["reason"] == "report_data_mismatch"
+    other = verify("genoa-v3", "--product", "turin", "--output", "json")
+    assert document(other)["reason"] == "product_mismatch"
+
+
+def test_files_that_are_nothing_are_refused_not_fatal(tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+    nothing.write_bytes(b"nothing")
+    for arguments in (
+        ("verify", nothing),
+        ("verify", vectors.files("genoa-v3")[0]),
+        ("verify", vectors.files("genoa-v3")[0], "--leaf", nothing),
+    ):
+        result = run(*arguments, "--output", "json")
+        assert result.exit_code == 1
+        assert document(result)["verdict"] == "refused"
+    result = verify("genoa-v3", "--crl", nothing, "--output", "json")
+    assert document(result)["reason"] == "revocation_list"
+    assert verify("genoa-v3", "--trusted-root", nothing).exit_code == 2
+    assert run("show", nothing).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "claim"),
+    [
+        ("turin-v5/report.bin", "sev-snp", ("product", "turin")),
+        ("azure-hcl/hcl-report.bin", "sev-snp", ("report_version", "2")),
+        ("tdx/quote-v5.dat", "tdx", ("quote_version", "5")),
+    ],
+)
+def test_show_decodes_everything(file: str, kind: str, claim: tuple[str, str]) -> None:
+    result = run("show", need.vectors() / file, "--output", "json")
+    assert result.exit_code == 0
+    parsed = json.loads(result.stdout)
+    assert (parsed["kind"], parsed["verified"]) == (kind, False)
+    assert parsed["claims"][claim[0]] == claim[1]
+    assert claim[1] in run("show", need.vectors() / file).stdout
