@@ -128,7 +128,7 @@ async def test_somebody_new_goes_through_the_tutorial(clone: Path) -> None:
     _bootstraps, _envoys, request, anonymous, rotation, look, status, _end = parts[:8]
     assert "spiffe://" in request
     assert "refused, as it should be" in anonymous
-    serials = set(re.findall(r'"serial":\s*"([^"]+)"', rotation))
+    serials = set(re.findall(r'"serial_number":\s*"([^"]+)"', rotation))
     assert len(serials) >= 2, rotation
     assert "redacted" in look.lower()
     assert "server" in status
