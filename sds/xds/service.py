@@ -30,6 +30,7 @@ from sds.errors import (
 from sds.identity import Identity
 from sds.xds.catalog import Aliases, CallerView, Catalog, GenericSecrets, TicketKeys
 from sds.xds.encode import SECRET_TYPE, sotw_response
+from sds.xds.idle import AfterTheCrowd
 from sds.xds.limits import Limits
 from sds.xds.observer import Event, Method, NullObserver, Observer
 from sds.xds.streams import Hub, Stream, Transport, response_version
@@ -128,6 +129,7 @@ class SecretService:
             generic=self.options.generic,
         )
         self._hubs: dict[Entitlement, Hub] = {}
+        self._crowd: AfterTheCrowd | None = None
         self.draining: DrainError | None = None
         self.empty_version = store.draw_version()
         """The version of an answer without resources."""
@@ -186,6 +188,8 @@ class SecretService:
         """Drain, and stop listening to the store."""
         self.drain()
         self._stop_listening()
+        if self._crowd is not None:
+            self._crowd.close()
 
     def hubs(self) -> tuple[Hub, ...]:
         """The callers that have a stream now."""
@@ -206,6 +210,9 @@ class SecretService:
             peer=peer,
         )
         hub.streams[stream] = None
+        if self._crowd is None:
+            self._crowd = AfterTheCrowd(asyncio.get_running_loop())
+        self._crowd.opened()
         self.observer.count(Event.STREAM_OPENED, method)
         try:
             yield stream

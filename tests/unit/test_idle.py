@@ -1,0 +1,52 @@
+from collections.abc import Callable
+from typing import Any
+
+from sds.xds.idle import CROWD, AfterTheCrowd, malloc_trim
+
+
+class Timers:
+    """An event loop, as far as it is needed: timers that fire by hand."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def call_later(self, _seconds: float, callback: Callable[[], None]) -> Any:
+        self.waiting.append(callback)
+        timers = self
+
+        class Handle:
+            def cancel(self) -> None:
+                timers.waiting.remove(callback)
+
+        return Handle()
+
+    def fire(self) -> None:
+        self.waiting.pop()()
+
+
+def test_memory_goes_back_once_after_a_crowd_and_quiet() -> None:
+    timers, given = Timers(), []
+    crowd = AfterTheCrowd(timers, lambda: given.append(1))  # type: ignore[arg-type]  # by hand
+    for _ in range(CROWD - 1):
+        crowd.opened()
+    assert not timers.waiting
+    for _ in range(CROWD):
+        crowd.opened()
+    assert len(timers.waiting) == 1
+    crowd.opened()
+    timers.fire()  # not quiet yet
+    assert (len(timers.waiting), given) == (1, [])
+    timers.fire()
+    assert (timers.waiting, given) == ([], [1])
+    crowd.opened()
+    assert not timers.waiting
+
+
+def test_closing_stops_the_timer() -> None:
+    timers = Timers()
+    crowd = AfterTheCrowd(timers, malloc_trim)  # type: ignore[arg-type]  # by hand
+    for _ in range(CROWD):
+        crowd.opened()
+    crowd.close()
+    assert not timers.waiting
+    malloc_trim()
