@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from sds.policy.holder import PolicyWatcher
+from sds.policy.watcher import PolicyWatcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyError
 from sds.policy.difference import differences
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock
     from sds.policy.trust import AdmittedPolicy
+    from sds.policy.watcher import PolicyWatcher
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_LINES: Final = 50
@@ -34,22 +35,6 @@ _WARN_BEFORE_END: Final = 0.2
 """Share of the policy's time during which its end is announced."""
 _LONGEST_SLEEP: Final = 60.0
 """Seconds between two looks at the wall clock, which may be stepped."""
-
-
-class PolicyWatcher(Protocol):
-    """Wants to know what becomes of policy, for metrics."""
-
-    def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
-        """This policy came into force."""
-        ...
-
-    def refused(self, error: PolicyError) -> None:
-        """An offered policy was refused."""
-        ...
-
-    def ended(self) -> None:
-        """The last good policy ended: none is in force."""
-        ...
 
 
 class PolicyHolder:

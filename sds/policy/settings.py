@@ -14,12 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from sds import yamlfile
 from sds.errors import ConfigurationError
-from sds.policy.keeping import Keeping
-from sds.policy.signature import TrustedKeys, read_verification_key, verification_key
 
 if TYPE_CHECKING:
     from sds.identity import TrustDomain
-    from sds.policy.signature import VerificationKey
+    from sds.policy.keeping import Keeping
+    from sds.policy.signature import TrustedKeys, VerificationKey
 
 _PEM = "-----BEGIN"
 
@@ -58,6 +57,9 @@ class PolicySettings(BaseModel):
         Raises:
             ConfigurationError: one cannot be read, or the threshold cannot be reached.
         """
+        # Loaded when used: who has no signed policy shall not hold what verifies one.
+        from sds.policy.signature import TrustedKeys  # noqa: PLC0415
+
         return TrustedKeys(
             keys=tuple(_key(text, number) for number, text in enumerate(self.keys, start=1)),
             threshold=self.threshold or 1,
@@ -69,6 +71,8 @@ class PolicySettings(BaseModel):
         Raises:
             ConfigurationError: see :meth:`trusted`.
         """
+        from sds.policy.keeping import Keeping  # noqa: PLC0415  as above
+
         return Keeping(trust_domain=trust_domain, trusted=self.trusted(), min_epoch=self.min_epoch)
 
     @property
@@ -80,6 +84,11 @@ class PolicySettings(BaseModel):
 
 
 def _key(text: str, number: int) -> VerificationKey:
+    from sds.policy.signature import (  # noqa: PLC0415  as above
+        read_verification_key,
+        verification_key,
+    )
+
     if text.lstrip().startswith(_PEM):
         return verification_key(text, name=f"key-{number}")
     return read_verification_key(Path(text))

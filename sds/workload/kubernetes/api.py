@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from sds.errors import ConfigurationError, KubeletError, KubernetesApiError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
     from typing import Self
+
+    import aiohttp
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -79,7 +79,7 @@ class ApiClient:
     def __init__(self, server: Server, *, timeout_seconds: float = 10.0) -> None:
         """Nothing is opened before the context is entered."""
         self._server = server
-        self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        self._timeout_seconds = timeout_seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -90,6 +90,8 @@ class ApiClient:
                 "listens there can name any pod",
                 extra={"url": self._server.url},
             )
+        import aiohttp  # noqa: PLC0415  6 MB that only those who ask a cluster shall hold
+
         self._session = aiohttp.ClientSession(auto_decompress=True, read_bufsize=_LINE_BYTES)
         return self
 
@@ -134,8 +136,10 @@ class ApiClient:
         Raises:
             KubeletError, KubernetesApiError: as :meth:`get`.
         """
+        import aiohttp  # noqa: PLC0415  as above
+
         limits = aiohttp.ClientTimeout(
-            total=None, sock_connect=self._timeout.total, sock_read=idle_seconds
+            total=None, sock_connect=self._timeout_seconds, sock_read=idle_seconds
         )
         async with self._request("GET", path, params=params, limits=limits) as response:
             async for line in response.content:
@@ -151,6 +155,8 @@ class ApiClient:
         document: Mapping[str, Any] | None = None,
         limits: aiohttp.ClientTimeout | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        import aiohttp  # noqa: PLC0415  as above
+
         server = self._server
         if self._session is None:
             raise server.error(f"the client of {server.url} is not open")
@@ -167,7 +173,7 @@ class ApiClient:
                 headers=headers,
                 ssl=self._tls(),
                 server_hostname=server.server_name,
-                timeout=limits or self._timeout,
+                timeout=limits or aiohttp.ClientTimeout(total=self._timeout_seconds),
                 allow_redirects=False,
             ) as response:
                 if response.status not in {200, 201}:

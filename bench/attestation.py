@@ -1,0 +1,276 @@
+"""What attestation and the exchange cost: verification, batches, single requests, nonces.
+
+    python -m bench.attestation         (about 60 s; one table)
+
+The authority is ``sds ca`` in a process of its own, with a simulated SEV-SNP machine; this process
+is the agent. Besides wall time the table gives what the authority alone can do on one core:
+certificates for each second of its own CPU time, which does not depend on the agent beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import psutil
+import yaml
+
+from sds.attestation.evidence import ReportData
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp import SnpVerifier
+from sds.ca.authority import IssuedChain
+from sds.ca.client import AttestedAuthority, AuthoritySettings
+from sds.clock import SystemClock
+from sds.pki import certificate_pem, verify_svid_chain
+from tests.support.authority import identity, items, wish
+from tests.support.process import Process, running, sds
+from tests.support.raw_exchange import raw_channel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+NODE, AUTHORITY = b"node".ljust(48, b"\0"), b"authority".ljust(48, b"\0")
+BATCH = 250
+VERIFICATIONS = 200
+BATCHES = 12
+LARGE_BATCHES = 4
+SINGLE = 800
+STREAMS = 32
+NONCES = 10_000
+
+
+def row(what: str, value: float, unit: str, target: str = "") -> None:
+    print(f"| {what:<66} | {value:>10,.2f} | {unit:<12} | {target:<10} |")
+
+
+def milliseconds(work: Callable[[], object], times: int) -> float:
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found) * 1e3
+
+
+def verification(machine: SimulatedMachine) -> None:
+    data = ReportData(bytes(64))
+    evidence = asyncio.run(machine.attest(data))
+    now = datetime.now(UTC)
+
+    def verifier() -> SnpVerifier:
+        return SnpVerifier(values=ReferenceValues(), trusted_roots=[machine.ark_der])
+
+    cold = [verifier() for _ in range(VERIFICATIONS)]
+    row(
+        "verify one SNP report with its whole chain, first time",
+        milliseconds(lambda: cold.pop().verify(evidence, data=data, now=now), VERIFICATIONS),
+        "ms",
+        "< 3",
+    )
+    warm = verifier()
+    row(
+        "verify one SNP report, chain known",
+        milliseconds(lambda: warm.verify(evidence, data=data, now=now), VERIFICATIONS),
+        "ms",
+        "< 1",
+    )
+
+
+@contextlib.asynccontextmanager
+async def authority(chips: SimulatedRoot, folder: Path) -> AsyncIterator[tuple[Process, int]]:
+    ark = folder / "ark.pem"
+    ark.write_bytes(certificate_pem([chips.ark_der]))
+    descriptor = chips.machine(measurement=AUTHORITY).send()
+    path = folder / "ca.yaml"
+    settings = {
+        "trust_domain": "example.org",
+        "listen": "127.0.0.1:0",
+        "attestation": {"kind": "simulated", "descriptor": descriptor},
+        "verification": {"trusted_roots": [str(ark)]},
+        "limits": {"hello": "10m", "streams": 20_000},
+        "identities": [
+            {
+                "measurement": NODE.hex(),
+                "spiffe_ids": ["spiffe://example.org/ns/**"],
+                "dns_names": ["**.test"],
+            }
+        ],
+    }
+    path.write_text(yaml.safe_dump(settings))
+    try:
+        async with running(
+            sds("ca", "--config", path, "--log-level", "warning"), pass_fds=[descriptor]
+        ) as process:
+            port = int((await process.line(r"^READY 127\.0\.0\.1:(\d+)$"))[1])
+            yield process, port
+    finally:
+        os.close(descriptor)
+
+
+def client(chips: SimulatedRoot, machine: SimulatedMachine, port: int) -> AttestedAuthority:
+    return AttestedAuthority(
+        AuthoritySettings(addresses=(f"127.0.0.1:{port}",)),
+        attester=machine,
+        verifier=SnpVerifier(values=ReferenceValues(), trusted_roots=[chips.ark_der]),
+        clock=SystemClock(),
+    )
+
+
+class Meter:
+    """Wall time, and the CPU time that the authority itself used."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = psutil.Process(process.pid)
+
+    def __enter__(self) -> Self:
+        self._cpu, self._wall = self._used(), time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall = time.perf_counter() - self._wall
+        self.cpu = self._used() - self._cpu
+
+    def _used(self) -> float:
+        times = self._process.cpu_times()
+        return times.user + times.system
+
+    @property
+    def memory(self) -> float:
+        return self._process.memory_info().rss / 2**20
+
+
+async def cold_batch(agent: AttestedAuthority) -> float:
+    """From nothing to verified chains, milliseconds."""
+    began = time.perf_counter()
+    wishes = [wish(identity(f"/ns/a/sa/w{index}")) for index in range(BATCH)]
+    issuance = await agent.issue(items(wishes))
+    now = SystemClock().now().wall
+    for (key, item), outcome in zip(wishes, issuance.outcomes, strict=True):
+        assert isinstance(outcome, IssuedChain), outcome
+        verify_svid_chain(
+            outcome.chain,
+            roots=issuance.roots,
+            identity=item.identity,
+            public_key=key.public_key(),
+            now=now,
+        )
+    return (time.perf_counter() - began) * 1e3
+
+
+async def exchanges(chips: SimulatedRoot, folder: Path) -> None:
+    machine = chips.machine(measurement=NODE)
+    async with authority(chips, folder) as (process, port):
+        meter = Meter(process)
+        row("authority: memory at rest", meter.memory, "MB")
+        agent = client(chips, machine, port)
+        await agent.issue([wish()[1]])
+        found = [await cold_batch(agent) for _ in range(BATCHES)]
+        row(
+            f"batch of {BATCH}, from keys to verified chains: median",
+            statistics.median(found),
+            "ms",
+            "< 250",
+        )
+        row(f"batch of {BATCH}, from keys to verified chains: slowest", max(found), "ms")
+
+        large = [wish(identity(f"/ns/a/sa/w{index}"))[1] for index in range(1000)]
+        with meter:
+            for _ in range(LARGE_BATCHES):
+                await agent.issue(large)
+        count = 1000 * LARGE_BATCHES
+        row(
+            "certificates from batches of 1,000, the agent beside it",
+            count / meter.wall,
+            "per second",
+        )
+        row(
+            "certificates from batches, authority's CPU time alone",
+            count / meter.cpu,
+            "per second",
+            "> 2,500",
+        )
+
+        one = large[:1]
+        with meter:
+            for _ in range(SINGLE):
+                await agent.issue(one)
+        row("single attested requests, one open stream", SINGLE / meter.wall, "per second")
+        agents = [client(chips, machine, port) for _ in range(STREAMS)]
+        await asyncio.gather(*(each.issue(one) for each in agents))
+
+        async def ask(each: AttestedAuthority) -> None:
+            for _ in range(SINGLE // STREAMS):
+                await each.issue(one)
+
+        with meter:
+            await asyncio.gather(*map(ask, agents))
+        row(
+            f"single attested requests, {STREAMS} open streams, agents beside it",
+            SINGLE / meter.wall,
+            "per second",
+        )
+        row(
+            "single attested requests, authority's CPU time alone",
+            SINGLE / meter.cpu,
+            "per second",
+            "> 800",
+        )
+        for each in (agent, *agents):
+            await each.aclose()
+
+    async with authority(chips, folder) as (process, port):
+        meter = Meter(process)
+        agent = client(chips, machine, port)
+        await agent.issue([wish()[1]])
+        async with raw_channel(port) as streams:
+            per_stream = 50
+            hoard = [streams() for _ in range(NONCES // per_stream)]
+            with meter:
+                await asyncio.gather(*(_hellos(stream, per_stream) for stream in hoard))
+            row(
+                f"{NONCES:,} nonces outstanding on {len(hoard)} streams: memory",
+                meter.memory,
+                "MB",
+                "< 80",
+            )
+            row("Challenges", NONCES / meter.wall, "per second")
+            row(f"batch of {BATCH} meanwhile", await cold_batch(agent), "ms")
+        await agent.aclose()
+
+    async with authority(chips, folder) as (process, port):
+        meter = Meter(process)
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(10):
+                streams = await stack.enter_async_context(raw_channel(port))
+                await asyncio.gather(*(_hellos(streams(), 1) for _ in range(NONCES // 10)))
+            row(f"{NONCES:,} streams with a nonce each: memory", meter.memory, "MB")
+
+
+async def _hellos(stream: object, times: int) -> None:
+    for _ in range(times):
+        await stream.hello()  # type: ignore[attr-defined]  # RawStream, kept alive by its channel
+
+
+def main() -> None:
+    logging.disable(logging.WARNING)  # every client says loudly that this is a simulation
+    print(f"| {'what':<66} | {'measured':>10} | {'unit':<12} | {'target':<10} |")
+    print(f"|{'-' * 68}|{'-' * 11}:|{'-' * 14}|{'-' * 12}|")
+    chips = SimulatedRoot.create()
+    verification(chips.machine(measurement=NODE))
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(exchanges(chips, Path(folder)))
+    print(f"\nPython {sys.version.split()[0]}, {os.cpu_count()} cores")
+
+
+if __name__ == "__main__":
+    main()
