@@ -8,13 +8,14 @@ from __future__ import annotations
 import collections
 from typing import TYPE_CHECKING, Final, Self
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from sds.demo.events import Event, Ready
+from sds.demo.events import Event, Ready, Summary
 from sds.demo.report import in_words
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sds.demo.ledger import Ledger, WorkloadState
 
 _SHOWN_EVENTS: Final = 8
+_SERIAL_DIGITS: Final = 8
 _SOON_SECONDS: Final = 2.0
 
 
@@ -36,7 +38,8 @@ class LiveReporter:
         """See the class."""
         self._console = console if console is not None else Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
-        self._ready: Ready | None = None
+        self._ready = False
+        self._summary: Summary | None = None
         self._events: collections.deque[str] = collections.deque(maxlen=_SHOWN_EVENTS)
 
     def __enter__(self) -> Self:
@@ -51,27 +54,32 @@ class LiveReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the screen back."""
+        """Give the screen back; the summary stays under it."""
         self._live.stop()
+        if self._summary is not None and self._ready:
+            self._console.print(in_words(self._summary), highlight=False)
 
     def tell(self, event: Event) -> None:
-        """Remember one event for the panel."""
-        if isinstance(event, Ready):
-            self._ready = event
-        else:
-            self._events.append(in_words(event))
+        """Show one event: what can be tried stays above the table, whole, to be copied."""
+        match event:
+            case Ready():
+                self._ready = True
+                self._console.print(in_words(event), soft_wrap=True, highlight=False, markup=False)
+            case Summary():
+                self._summary = event
+            case _:
+                self._events.append(in_words(event))
 
     def refresh(self, ledger: Ledger, now: Instant) -> None:
         """Draw."""
-        if self._ready is not None:
-            self._live.update(self.screen(self._ready, ledger, now), refresh=True)
+        if self._ready:
+            self._live.update(self.screen(ledger, now), refresh=True)
 
-    def screen(self, ready: Ready, ledger: Ledger, now: Instant) -> RenderableType:
+    def screen(self, ledger: Ledger, now: Instant) -> RenderableType:
         """What is drawn at ``now``."""
         failures = Text(f"{ledger.failed} failed", style="bold red" if ledger.failed else "green")
         hint = Text("Ctrl-C ends it. SIMULATED attestation: this chip exists only here.", "dim")
         return Group(
-            Text(in_words(ready)),
             _table(list(ledger.workloads.values()), now),
             Text.assemble(f"{ledger.requests} requests over fresh mTLS connections, ", failures),
             Panel("\n".join(self._events) or "No rotation yet.", title="events"),
@@ -80,10 +88,12 @@ class LiveReporter:
 
 
 def _table(states: list[WorkloadState], now: Instant) -> Table:
-    table = Table(expand=False)
-    for heading in ("workload", "SPIFFE ID", "serial (as its peer sees it)"):
-        table.add_column(heading)
-    for heading in ("expires in", "rotations", "slowest push"):
+    table = Table(
+        box=box.SIMPLE, expand=False, caption="certificates as their peers see them in use"
+    )
+    for heading in ("workload", "SPIFFE ID", "serial"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("expires", "rotations", "slowest"):
         table.add_column(heading, justify="right")
     for state in states:
         left = (
@@ -92,7 +102,7 @@ def _table(states: list[WorkloadState], now: Instant) -> Table:
         table.add_row(
             state.name,
             state.spiffe_id,
-            state.certificate.serial[:20] if state.certificate else "-",
+            state.certificate.serial[:_SERIAL_DIGITS] if state.certificate else "-",
             Text(f"{left:.1f} s", style="yellow" if left < _SOON_SECONDS else ""),
             str(state.rotations),
             "-" if state.slowest_ms is None else f"{state.slowest_ms:.0f} ms",

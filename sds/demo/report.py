@@ -111,13 +111,13 @@ def in_words(event: Event) -> str:
             return "\n".join(lines)
         case Rotated():
             after = (
-                f", in use {event.seen_after_ms:.0f} ms after it arrived"
-                if event.seen_after_ms is not None
-                else ""
+                ""
+                if event.seen_after_ms is None
+                else f", {event.seen_after_ms:.0f} ms after it came"
             )
             return (
-                f"{event.workload}: new certificate seen by its peer: serial {event.serial}, "
-                f"until {event.not_after:%H:%M:%S} UTC{after}"
+                f"{event.workload}: peer saw new serial {event.serial[:8]}, "
+                f"valid until {event.not_after:%H:%M:%S}{after}"
             )
         case Exited():
             return f"{event.process} (pid {event.pid}) ended with status {event.status}"

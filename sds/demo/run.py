@@ -144,6 +144,7 @@ class Demo:
                     watch.cancel()
                     with contextlib.suppress(aiohttp.ClientError, TimeoutError):
                         await self._count_handshakes(http, ports, supervisor)
+                    self._reporter.refresh(self.ledger, self._clock.now())
                     keeping.cancel()
 
     @property

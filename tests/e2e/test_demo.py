@@ -162,8 +162,24 @@ async def test_on_a_pipe_it_speaks_in_lines_and_ends_by_itself() -> None:
     async with running(command) as process:
         assert await process.wait() == 0, process.text
     assert "ends by itself after 3 rotations" in process.text
-    assert "new certificate seen by its peer" in process.text
+    assert "peer saw new serial" in process.text
     assert "0 failed" in process.stdout[-1]
+
+
+async def test_on_a_terminal_it_shows_a_table() -> None:
+    """A pseudo-terminal of 80 columns, as ``script`` makes one."""
+    command = " ".join([*sds("demo", "--rotations", "1", "--lifetime", "4", "--envoy"), *envoy()])
+    shell = f"stty cols 80 rows 40; exec {command}"
+    async with running([need.tool("script"), "-qec", shell, "/dev/null"]) as process:
+        assert await process.wait() == 0, process.text
+    for wanted in ("spiffe://demo.test/client", "rotations", "0 failed", "Ctrl-C ends it"):
+        assert wanted in process.text
+    grpcurl = next(line for line in process.stdout if "grpcurl -plaintext" in line)
+    assert grpcurl.rstrip().endswith("ClientStatusDiscoveryService/FetchClientStatus")
+
+
+def envoy() -> list[str]:
+    return [str(need.envoy(NEWEST))]
 
 
 async def test_what_keeps_it_from_starting_is_said(tmp_path: Path) -> None:
