@@ -70,14 +70,16 @@ class RunningAgent:
     workloads: tuple[WorkloadListening, ...]
 
 
-async def run(config: AgentConfig, *, clock: Clock, stop: asyncio.Event) -> None:
-    """Run until ``stop`` is set, then drain.
+async def run(
+    config: AgentConfig, *, clock: Clock, stop: asyncio.Event, notices: Sequence[str] = ()
+) -> None:
+    """Run until ``stop`` is set, then drain; ``notices`` are shown by ``sds status``.
 
     Raises:
         SdsError: it could not start, or a part of it failed.
     """
     try:
-        async with running_agent(config, clock=clock):
+        async with running_agent(config, clock=clock, notices=notices):
             await stop.wait()
             _LOGGER.info("draining: streams end, and Envoys keep the secrets that they have")
     except BaseExceptionGroup as group:
@@ -85,8 +87,10 @@ async def run(config: AgentConfig, *, clock: Clock, stop: asyncio.Event) -> None
 
 
 @contextlib.asynccontextmanager
-async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[RunningAgent]:
-    """An agent while the block runs.
+async def running_agent(
+    config: AgentConfig, *, clock: Clock, notices: Sequence[str] = ()
+) -> AsyncIterator[RunningAgent]:
+    """An agent while the block runs; ``notices`` are shown by ``sds status``.
 
     Raises:
         ConfigurationError: the configuration does not fit this machine.
@@ -154,7 +158,7 @@ async def running_agent(config: AgentConfig, *, clock: Clock) -> AsyncIterator[R
             authority=lambda: _address(config, authority),
             workloads=lambda: sockets,
             draining=lambda: service.draining is not None,
-            notices=lambda: _notices(config, node),
+            notices=lambda: (*notices, *_notices(config, node)),
         )
         people = await stack.enter_async_context(_admin_socket(config, service, sources))
         health = Health(store, rotation, people, sockets)

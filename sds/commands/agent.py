@@ -10,14 +10,17 @@ import asyncio
 import logging
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-import uvloop
 
-from sds import logs, yamlfile
-from sds.agent.app import run
-from sds.clock import SystemClock
-from sds.config import AgentConfig
+from sds import logs
+from sds.secrets.hardening import harden, use_wiping_allocator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sds.config import AgentConfig
 
 _LOGGER = logging.getLogger("sds.commands.agent")
 
@@ -53,20 +56,36 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
     It asks the authority for certificates, keeps keys in memory only, and serves both on Unix
     sockets under the run directory. SIGTERM drains; a second one ends at once.
     """
+    if not check_config:
+        use_wiping_allocator()
+    # Loaded only now: what came before the program executed itself again was for nothing.
+    import uvloop  # noqa: PLC0415
+
+    from sds import yamlfile  # noqa: PLC0415
+    from sds.config import AgentConfig  # noqa: PLC0415
+
     config = yamlfile.load_file(path, AgentConfig)
     if check_config:
         click.echo(f"{path}: the configuration holds")
         return
     logs.configure(style=log_format, level=log_level)
-    if not uvloop.run(_until_stopped(config)):
+    missing = harden()
+    for sentence in missing:
+        _LOGGER.warning(sentence)
+    if not uvloop.run(_until_stopped(config, missing)):
         raise SystemExit(1)
 
 
-async def _until_stopped(config: AgentConfig) -> bool:
+async def _until_stopped(config: AgentConfig, notices: Sequence[str]) -> bool:
     """Run the agent; False where a second signal ended it before it was drained."""
+    from sds.agent.app import run  # noqa: PLC0415  as above
+    from sds.clock import SystemClock  # noqa: PLC0415
+
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    running = asyncio.create_task(run(config, clock=SystemClock(), stop=stop), name="agent")
+    running = asyncio.create_task(
+        run(config, clock=SystemClock(), stop=stop, notices=notices), name="agent"
+    )
 
     def on_signal() -> None:
         if stop.is_set():

@@ -1,15 +1,21 @@
 """Memory that holds private keys.
 
-Owns the buffers in which serialized private keys lie. Invariant: a key's bytes stay in one
-buffer for as long as its version lives, are wiped when it retires, and never appear in a
-``repr``, an exception or a log.
+Owns the pages in which serialized private keys lie. Invariant: a key's bytes stay in one buffer
+for as long as its version lives (locked where the system allows it, never in a core dump, gone in
+a child process), are overwritten when it retires, and never appear in a ``repr``, an exception or
+a log.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
+from typing import Final
 
 from sds.errors import SdsError
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def wipe(data: bytes | bytearray) -> None:
@@ -34,14 +40,21 @@ class SecretWipedError(SdsError):
 
 
 class SecretBytes:
-    """One secret in a buffer of its own that can be wiped."""
+    """One secret in pages of its own that can be wiped."""
 
-    __slots__ = ("_buffer", "_wiped")
+    __slots__ = ("_pages", "_size")
 
     def __init__(self, data: bytes | bytearray) -> None:
-        """Copy ``data`` into the buffer; the caller wipes or drops its own copy."""
-        self._buffer = bytearray(data)
-        self._wiped = False
+        """Copy ``data`` into pages of its own; the caller wipes or drops its own copy."""
+        self._size = len(data)
+        pages = mmap.mmap(-1, max(1, self._size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for advice in (mmap.MADV_DONTDUMP, mmap.MADV_DONTFORK):
+            with contextlib.suppress(OSError):  # an old kernel: the process is not dumpable anyway
+                pages.madvise(advice)
+        # Refused where RLIMIT_MEMLOCK is used up; sds.secrets.hardening said so at the start.
+        _libc.mlock(ctypes.c_void_p(_address(pages)), ctypes.c_size_t(len(pages)))
+        pages[: self._size] = bytes(data)
+        self._pages: mmap.mmap | None = pages
 
     def reveal(self) -> bytes:
         """A copy of the secret, for the one place that puts it on the socket.
@@ -49,14 +62,21 @@ class SecretBytes:
         Raises:
             SecretWipedError: it was wiped.
         """
-        if self._wiped:
+        if self._pages is None:
             raise SecretWipedError("this secret was wiped")
-        return bytes(self._buffer)
+        return self._pages[: self._size]
 
     def wipe(self) -> None:
-        """Overwrite the buffer with zeros; a second call does nothing."""
-        wipe(self._buffer)
-        self._wiped = True
+        """Overwrite the pages with zeros and give them back; a second call does nothing."""
+        pages, self._pages = self._pages, None
+        if pages is not None:
+            ctypes.memset(_address(pages), 0, len(pages))
+            pages.close()
+
+    def __del__(self) -> None:
+        """Whoever drops a secret without wiping it leaves nothing behind either."""
+        if getattr(self, "_pages", None) is not None:
+            self.wipe()
 
     def __repr__(self) -> str:
         """Never the content."""
@@ -65,3 +85,7 @@ class SecretBytes:
     def __reduce__(self) -> str:
         """A secret is never pickled."""
         raise TypeError("SecretBytes cannot be serialized")
+
+
+def _address(pages: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(pages))

@@ -128,11 +128,17 @@ class Node:
         ready: bool = True,
         env: Mapping[str, str] | None = None,
         arguments: Sequence[str] = (),
+        prefix: Sequence[str | Path] = (),
         **changes: Any,
     ) -> AsyncIterator[Process]:
-        """A running agent; ``ready``: wait until it serves every workload."""
+        """A running agent; ``ready``: wait until it serves every workload.
+
+        ``prefix``: a program that runs it, such as strace.
+        """
         settings = self.agent_settings(**changes)
-        async with self._process("agent", NODE, settings, env=env, more=arguments) as process:
+        async with self._process(
+            "agent", NODE, settings, env=env, more=arguments, prefix=prefix
+        ) as process:
             if ready:
                 await process.line(r"\bready=true")
             yield process
@@ -146,6 +152,7 @@ class Node:
         *,
         env: Mapping[str, str] | None = None,
         more: Sequence[str] = (),
+        prefix: Sequence[str | Path] = (),
     ) -> AsyncIterator[Process]:
         machine: SimulatedMachine = chips().machine(measurement=measurement)
         descriptor = machine.send()
@@ -153,7 +160,7 @@ class Node:
         path = self.file(command, {"attestation": attestation} | settings)
         try:
             async with running(
-                [*sds(command, "--config", path), *more],
+                [*prefix, *sds(command, "--config", path), *more],
                 name=f"sds {command}",
                 pass_fds=[descriptor],
                 env=env,

@@ -1,0 +1,89 @@
+"""Secrets in memory, and what a process does to itself before it has any."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sds.secrets.hardening import wiping_environment
+from sds.secrets.memory import SecretBytes, SecretWipedError, wipe
+
+
+def test_a_secret_is_revealed_until_it_is_wiped() -> None:
+    secret = SecretBytes(bytearray(b"key" * 2000))
+    assert secret.reveal() == b"key" * 2000
+    secret.wipe()
+    secret.wipe()
+    with pytest.raises(SecretWipedError):
+        secret.reveal()
+
+
+def test_an_empty_secret() -> None:
+    assert SecretBytes(b"").reveal() == b""
+
+
+def test_it_is_in_no_repr_and_cannot_be_pickled() -> None:
+    secret = SecretBytes(b"hunter2")
+    assert "hunter2" not in repr(secret)
+    with pytest.raises(TypeError):
+        pickle.dumps(secret)
+
+
+@pytest.mark.parametrize("data", [bytes(range(1, 200)), bytearray(range(1, 200)), b"", bytearray()])
+def test_wiping_in_place(data: bytes | bytearray) -> None:
+    size = len(data)
+    wipe(data)
+    assert data == bytes(size)
+
+
+def test_its_pages_are_out_of_dumps() -> None:
+    secret = SecretBytes(b"x" * 100)
+    flags = [
+        line.split()[1:]
+        for line in Path("/proc/self/smaps").read_text().splitlines()
+        if line.startswith("VmFlags:")
+    ]
+    assert any("dd" in one and "dc" in one for one in flags)  # do not dump, do not copy on fork
+    assert secret.reveal()
+
+
+def test_the_wiping_environment_keeps_what_is_set_and_is_made_once() -> None:
+    made = wiping_environment(
+        {"A": "b", "GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.rtld.nns=2"}
+    )
+    assert made is not None
+    assert made["A"] == "b"
+    assert made["PYTHONMALLOC"] == "malloc"
+    assert made["GLIBC_TUNABLES"].split(":") == [
+        "glibc.rtld.nns=2",
+        "glibc.malloc.perturb=165",
+        "glibc.malloc.tcache_count=0",
+    ]
+    assert wiping_environment(made) is None
+    assert wiping_environment({"SDS_WIPING_ALLOCATOR": "no"}) is None
+
+
+def test_a_hardened_process_executes_itself_once_and_says_what_it_could_not_have() -> None:
+    program = (
+        "import resource, sys\n"
+        "from sds.secrets.hardening import harden, use_wiping_allocator\n"
+        "use_wiping_allocator()\n"
+        "missing = harden()\n"
+        "print(resource.getrlimit(resource.RLIMIT_CORE), sys.argv[1:], missing)\n"
+        "print(open('/proc/self/environ').read().count('SDS_WIPING_ALLOCATOR=yes'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "one", "two"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    said, count = done.stdout.splitlines()
+    assert said.startswith("(0, 0) ['one', 'two']")
+    assert "overwritten" not in said
+    assert count == "1"
