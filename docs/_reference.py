@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import pkgutil
 import typing
 from collections import defaultdict
@@ -138,13 +139,31 @@ def _fields(model: type[BaseModel], prefix: str, above: frozenset[type]) -> list
         kind = "section" if inner else _type(field.annotation)
         if inner and _is_sequence(field.annotation):
             kind, path = "list of sections", f"{path}[]"
-        meaning = field.description or ("Which form this section has." if name == "kind" else "")
+        meaning = field.description or _attribute(model, name)
+        if not meaning and name == "kind":
+            meaning = "Which form this section has."
         rows.append(f"| `{path}` | {_cell(kind)} | {_default(field)} | {_cell(meaning)} |")
         for part in inner:
             if part not in above:
                 label = _discriminator(part)
                 rows += _fields(part, f"{path}{label}.", above | {part})
     return rows
+
+
+def _attribute(model: type[BaseModel], name: str) -> str:
+    """What the ``Attributes:`` of a model's docstring (or of a base's) say of a field."""
+    for kind in model.__mro__:
+        lines = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].splitlines()
+        for index, line in enumerate(lines):
+            if line.strip().startswith(f"{name}:"):
+                found = [line.strip().removeprefix(f"{name}:").strip()]
+                for rest in lines[index + 1 :]:
+                    if not rest.startswith("     "):
+                        break
+                    found.append(rest.strip())
+                text = _markdown(" ".join(found))
+                return text[:1].upper() + text[1:]
+    return ""
 
 
 def _discriminator(model: type[BaseModel]) -> str:
