@@ -96,3 +96,9 @@ clean: ## remove everything that a target made, Envoys included
 	rm -rf $(VENV) .envoy .tools .run sds/_proto dist site htmlcov .coverage .coverage.* \
 	  .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find sds tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+.PHONY: test-kubernetes
+test-kubernetes: setup ## deploy/ on a real cluster: KUBECONFIG=... IMAGE=... [LOAD=command] (docs/kubernetes.md)
+	@test -n "$(IMAGE)" || { echo "IMAGE is missing: the image of attested-sds, as the cluster knows it" >&2; exit 1; }
+	$(if $(LOAD),$(LOAD) $(IMAGE))
+	SDS_IMAGE=$(IMAGE) $(BIN)/python -m pytest -s tests/kubernetes $(ARGS)

@@ -8,15 +8,20 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 
-from sds.attestation.evidence import Claims, EvidenceKind, report_data
+from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData, report_data
 from sds.attestation.kubernetes_token import BoundTokenAttester
 from sds.ca.decision import ConfiguredRules, Wish
-from sds.ca.kubernetes import KubernetesSection, NodeRules
+from sds.ca.kubernetes import KubernetesSection, NodeRules, kubernetes_tokens
+from sds.clock import SystemClock
 from sds.errors import (
     AuthorityNotReadyError,
     DnsNameNotAllowedError,
+    EvidenceMalformedError,
+    EvidenceSignatureError,
     MeasurementNotAllowedError,
     PodNotOnNodeError,
     RefusedError,
@@ -25,6 +30,8 @@ from sds.errors import (
 )
 from sds.identity import KeyType, SpiffeId, parse_trust_domain
 from sds.workload.kubernetes.scheduled import ScheduledPods
+from sds.workload.kubernetes.settings import ServerSettings
+from tests.support.front_door import until
 from tests.support.kubernetes import NODE, cluster, pod
 
 if TYPE_CHECKING:
@@ -207,3 +214,54 @@ def test_pods_come_and_go() -> None:
 def test_a_bad_template_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match="a template with"):
         KubernetesSection(service_accounts=["a/b"], spiffe_id=template)
+
+
+async def test_an_authority_learns_keys_and_pods_from_the_api_server(tmp_path: Path) -> None:
+    """From a bound token to a grant, with everything that the authority asks the cluster for."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = jwt.get_algorithm_by_name("RS256").to_jwk(key.public_key(), as_dict=True)
+    now = datetime.now(UTC)
+    claims_of_agent = {
+        "iss": "https://kubernetes.default.svc.cluster.local",
+        "aud": ["attested-sds:" + DATA.hex()],
+        "exp": int((now + timedelta(minutes=10)).timestamp()),
+        "nbf": int(now.timestamp()),
+        "sub": "system:serviceaccount:attested-sds:agent",
+        "kubernetes.io": {**OWN["kubernetes.io"], "node": {"name": NODE}},
+    }
+    token = jwt.encode(claims_of_agent, key, algorithm="RS256", headers={"kid": "k1"})
+    evidence = Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=token.encode())
+    async with cluster(tmp_path) as kube:
+        kube.jwks = json.dumps({"keys": [{**public, "kid": "k1", "alg": "RS256"}]}).encode()
+        kube.pods = [AGENT, pod("web-1")]
+        section = KubernetesSection(
+            service_accounts=["attested-sds/agent"],
+            api=ServerSettings(url=kube.url, ca_file=kube.ca_file, token_file=kube.token_file),
+        )
+        async with kubernetes_tokens(
+            section,
+            trust_domain=parse_trust_domain("example.org"),
+            policy=ConfiguredRules(rules=()),
+            verifier=Nobody(),
+            clock=SystemClock(),
+        ) as (policy, verifier):
+
+            def granted() -> bool:
+                try:
+                    found = verifier.verify(evidence, data=DATA, now=datetime.now(UTC))
+                    policy.decide(found, wish(), now=now)
+                except (EvidenceSignatureError, AuthorityNotReadyError):
+                    return False  # keys and pods are on their way
+                return True
+
+            await until(granted)
+            measured = Evidence(kind=EvidenceKind.SEV_SNP, report=b"")
+            with pytest.raises(EvidenceMalformedError, match="nobody"):
+                verifier.verify(measured, data=DATA, now=now)
+
+
+class Nobody:
+    """The verifier of other kinds."""
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        raise EvidenceMalformedError("nobody verifies that here")

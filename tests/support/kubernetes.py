@@ -1,7 +1,8 @@
 """A kubelet and an API server for tests: real HTTPS with tokens, and every way to fail.
 
 The forms of the answers are those of Kubernetes 1.34: ``v1.PodList`` of ``GET /pods`` on the
-kubelet, ``v1.ServiceList`` and its watch, TokenReview and TokenRequest on the API server.
+kubelet, lists and
+watches, keys of tokens, and TokenRequest on the API server.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Cluster:
     event_log: list[tuple[int, str, dict[str, Any]]] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     watchers: set[asyncio.Task[Any]] = field(default_factory=set)
-    reviews: dict[str, dict[str, Any]] = field(default_factory=dict)
+    jwks: bytes = b""
     token_requests: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -181,9 +182,8 @@ async def cluster(folder: Path) -> AsyncIterator[Cluster]:
     application = web.Application()
     application.router.add_get("/pods", functools.partial(_pods, state))
     application.router.add_get("/api/v1/services", functools.partial(_services, state))
-    application.router.add_post(
-        "/apis/authentication.k8s.io/v1/tokenreviews", functools.partial(_review, state)
-    )
+    application.router.add_get("/api/v1/pods", functools.partial(_all_pods, state))
+    application.router.add_get("/openid/v1/jwks", functools.partial(_jwks, state))
     application.router.add_post(
         "/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token",
         functools.partial(_token, state),
@@ -284,20 +284,25 @@ async def _watch(state: Cluster, request: web.Request) -> web.StreamResponse:
         state.watchers.discard(task)
 
 
-async def _review(state: Cluster, request: web.Request) -> web.Response:
+async def _all_pods(state: Cluster, request: web.Request) -> web.StreamResponse:
     instead = _denied(state, request) or await _instead(state.api_answer)
     if instead is not None:
         return instead
-    document = await request.json()
-    spec = document["spec"]
-    status = state.reviews.get(spec["token"], {"authenticated": False, "error": "invalid token"})
-    if status.get("authenticated"):
-        audiences = [each for each in spec.get("audiences", []) if each in status["audiences"]]
-        if not audiences:
-            status = {"authenticated": False, "error": "token audiences do not match"}
-        else:
-            status = {**status, "audiences": audiences}
-    return web.json_response({**document, "status": status}, status=201)
+    if "watch" in request.query:
+        return await _watch(state, request)
+    metadata = {"resourceVersion": str(state.version)}
+    return web.json_response({"kind": "PodList", "metadata": metadata, "items": state.pods})
+
+
+async def _jwks(state: Cluster, request: web.Request) -> web.Response:
+    """As the API server: it offers this form only, and refuses who does not take it."""
+    instead = _denied(state, request) or await _instead(state.api_answer)
+    if instead is not None:
+        return instead
+    form = "application/jwk-set+json"
+    if form not in request.headers.get("Accept", ""):
+        return web.Response(status=406, text="Not Acceptable")
+    return web.Response(body=state.jwks, content_type=form)
 
 
 async def _token(state: Cluster, request: web.Request) -> web.Response:

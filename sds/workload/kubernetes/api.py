@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_ACCEPT: Final = "application/json, application/jwk-set+json"
 _MAX_BYTES: Final = 128 << 20
 _LINE_BYTES: Final = 4 << 20  # one event of a watch; an object in etcd has at most 1.5 MiB
 _LOOPBACK: Final = "127.0.0.1"
@@ -160,7 +161,10 @@ class ApiClient:
         server = self._server
         if self._session is None:
             raise server.error(f"the client of {server.url} is not open")
-        headers = {"Accept": "application/json", "User-Agent": "attested-sds"}
+        headers = {
+            "Accept": "application/json, application/jwk-set+json",
+            "User-Agent": "attested-sds",
+        }
         try:
             if server.token_file is not None:
                 token = server.token_file.read_text(encoding="ascii").strip()
@@ -177,11 +181,11 @@ class ApiClient:
                 allow_redirects=False,
             ) as response:
                 if response.status not in {200, 201}:
-                    text = (await response.content.read(500)).decode("utf-8", "replace").strip()
+                    text = (await response.content.read(1000)).decode("utf-8", "replace").strip()
                     words = _WORDS.get(response.status, str(response.status))
                     denied = response.status in _WORDS
                     raise server.error(
-                        f"{method} {server.url}{path}: {words}: {text[:200]!r}",
+                        f"{method} {server.url}{path}: {words}: {text[:400]!r}",
                         advice=server.advice if denied else "",
                     )
                 yield response

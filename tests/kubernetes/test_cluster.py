@@ -1,0 +1,295 @@
+"""The deployment on a real cluster: `make test-kubernetes`, with any KUBECONFIG.
+
+Not part of `make test`. It applies deploy/overlays/plain and deploy/sample, sends traffic with a
+handshake a request all the time, and counts what fails while agents and authorities restart and
+Services come and go. Set:
+
+* ``SDS_IMAGE``, ``SDS_ENVOY_IMAGE``: images that the cluster has or can pull (the first one with
+  Python 3 as ``python3``, as the Dockerfile makes it).
+* ``SDS_KUBECTL``: the command, where it is not ``kubectl``.
+* ``SDS_CLUSTER_DNS=none``: the cluster has no DNS; fixed addresses and /etc/hosts are used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import shutil
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sds.pki import private_key_pem
+from tests.support import need
+from tests.support.certificates import Wish, ca_wish, common_name, self_signed
+from tests.support.process import output
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+
+IMAGE = os.environ.get("SDS_IMAGE", "")
+ENVOY = os.environ.get("SDS_ENVOY_IMAGE", "docker.io/envoyproxy/envoy:v1.37-latest")
+KUBECTL = shlex.split(os.environ.get("SDS_KUBECTL", "kubectl"))
+NO_DNS = os.environ.get("SDS_CLUSTER_DNS") == "none"
+ADDRESSES = {"issuer": "10.96.0.51", "root": "10.96.0.52", "orders": "10.96.0.53"}
+PATIENCE = 180.0
+
+pytestmark = [
+    pytest.mark.skipif(not IMAGE, reason="a cluster is needed: see `make test-kubernetes`"),
+    pytest.mark.timeout(1200),
+]
+
+TRAFFIC = """
+import http.client, json, time
+ok = failed = 0; error = ''; seen = {}; said = time.monotonic()
+while True:
+    try:
+        connection = http.client.HTTPConnection('127.0.0.1', 8081, timeout=5)
+        connection.request('GET', '/')
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        connection.close()
+        if answer.status == 200:
+            ok += 1; seen = {k: answer.headers.get(k) for k in ('x-peer', 'x-local')}
+        else:
+            failed += 1; error = f'{answer.status} {body[:300]}'
+    except OSError as problem:
+        failed += 1; error = repr(problem)
+    if time.monotonic() - said > 0.25:
+        said = time.monotonic()
+        print(json.dumps({'ok': ok, 'failed': failed, 'error': error, **seen}), flush=True)
+    time.sleep(0.02)
+"""
+
+
+async def kubectl(*arguments: str, seconds: float = PATIENCE) -> str:
+    status, out, err = await output([*KUBECTL, *arguments], seconds=seconds)
+    assert status == 0, f"kubectl {' '.join(arguments)}: {err or out}"
+    return out
+
+
+async def traffic() -> dict[str, Any]:
+    """The newest count of the traffic."""
+    line = await kubectl("logs", "-n", "shop", "deploy/billing", "-c", "traffic", "--tail=1")
+    return json.loads(line) if line else {}
+
+
+async def until(
+    what: Callable[[], Awaitable[Any]], holds: Callable[[Any], object], seconds: float = PATIENCE
+) -> tuple[Any, float]:
+    """What was found when it held, and how long that took."""
+    began = time.monotonic()
+    found: Any = None
+    while time.monotonic() - began < seconds:
+        found = await what()
+        if holds(found):
+            return found, time.monotonic() - began
+        await asyncio.sleep(0.2)
+    raise AssertionError(f"not within {seconds} s: {found}\n{await state()}")
+
+
+async def state() -> str:
+    """What a person would look at."""
+    parts = [
+        ["get", "pods", "-A", "-o", "wide"],
+        ["logs", "-n", "attested-sds", "ds/attested-sds-agent", "--tail=30"],
+        ["logs", "-n", "attested-sds", "deploy/attested-sds-issuer", "--tail=20"],
+        ["logs", "-n", "attested-sds", "sts/attested-sds-root", "--tail=20"],
+        ["logs", "-n", "shop", "deploy/billing", "-c", "envoy", "--tail=20"],
+    ]
+    return "\n".join([(await output([*KUBECTL, *part]))[1][-6000:] for part in parts])
+
+
+async def rolled_out(namespace: str, *what: str) -> None:
+    for each in what:
+        arguments = ["rollout", "status", "-n", namespace, each, "--timeout=150s"]
+        status, _, _ = await output([*KUBECTL, *arguments], seconds=PATIENCE)
+        assert status == 0, f"{each} is not rolled out\n{await state()}"
+
+
+def tls_keys(folder: Path) -> None:
+    """Keys of the authorities' TLS, as an operator makes them (docs/kubernetes.md, step 2)."""
+    now = datetime.now(UTC)
+    begin, end = now - timedelta(minutes=5), now + timedelta(days=1)
+    wish = ca_wish("authorities")
+    ca = self_signed(
+        Wish(
+            subject=wish.subject,
+            constraints=wish.constraints,
+            usage=wish.usage,
+            extended=(),
+            not_before=begin,
+            not_after=end,
+        )
+    )
+    root = folder / "deploy/overlays/plain/config/authority-root.pem"
+    root.write_bytes(ca.certificate.public_bytes(Encoding.PEM))
+    for name in ("root", "issuer"):
+        host = f"attested-sds-{name}.attested-sds.svc"
+        leaf = ca.issue(
+            Wish(
+                subject=common_name(name),
+                names=(x509.DNSName(host),),
+                not_before=begin,
+                not_after=end,
+            )
+        )
+        (folder / f"{name}.crt").write_bytes(leaf.certificate.public_bytes(Encoding.PEM))
+        (folder / f"{name}.key").write_bytes(private_key_pem(leaf.key))
+
+
+def patch(kind: str, name: str, *operations: tuple[str, Any]) -> dict[str, Any]:
+    body = [{"op": "add", "path": path, "value": value} for path, value in operations]
+    return {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump(body)}
+
+
+def hosts(**names: str) -> tuple[str, Any]:
+    aliases = [{"ip": ADDRESSES[name], "hostnames": [host]} for name, host in names.items()]
+    return "/spec/template/spec/hostAliases", aliases
+
+
+def system(folder: Path) -> Path:
+    """A kustomization of the authorities and the agent for this cluster."""
+    patches = []
+    if NO_DNS:
+        issuer = {"issuer": "attested-sds-issuer.attested-sds.svc"}
+        root = {"root": "attested-sds-root.attested-sds.svc"}
+        patches = [
+            patch("DaemonSet", "attested-sds-agent", hosts(**issuer)),
+            patch("Deployment", "attested-sds-issuer", hosts(**root)),
+            patch("Service", "attested-sds-issuer", ("/spec/clusterIP", ADDRESSES["issuer"])),
+            patch("Service", "attested-sds-root", ("/spec/clusterIP", ADDRESSES["root"])),
+        ]
+    agent = folder / "deploy/overlays/plain/config/agent.yaml"
+    agent.write_text(agent.read_text() + "    lifetime: 30s\n")  # so that rotation is seen
+    secrets = [
+        {
+            "name": f"attested-sds-{name}-tls",
+            "namespace": "attested-sds",
+            "type": "kubernetes.io/tls",
+            "files": [f"tls.crt={name}.crt", f"tls.key={name}.key"],
+        }
+        for name in ("root", "issuer")
+    ]
+    return kustomization(
+        folder,
+        resources=["deploy/overlays/plain"],
+        images=[image("attested-sds", IMAGE)],
+        patches=patches,
+        secretGenerator=secrets,
+        generatorOptions={"disableNameSuffixHash": True},
+    )
+
+
+def sample(folder: Path) -> Path:
+    """The two services, and beside billing what sends traffic and counts."""
+    container = {
+        "name": "traffic",
+        "image": IMAGE,
+        "command": ["python3", "-c", TRAFFIC],
+        "securityContext": {"runAsUser": 65532, "allowPrivilegeEscalation": False},
+    }
+    patches = [
+        patch("Deployment", "billing", ("/spec/template/spec/containers/-", container)),
+    ]
+    if NO_DNS:
+        patches += [
+            patch("Deployment", "billing", hosts(orders="orders.shop.svc")),
+            patch("Service", "orders", ("/spec/clusterIP", ADDRESSES["orders"])),
+        ]
+    return kustomization(
+        folder / "sample",
+        resources=["../deploy/sample"],
+        images=[image("envoyproxy/envoy", ENVOY)],
+        patches=patches,
+    )
+
+
+def image(name: str, full: str) -> dict[str, str]:
+    new, _, tag = full.rpartition(":")
+    return {"name": name, "newName": new, "newTag": tag}
+
+
+def kustomization(folder: Path, **content: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump({**head, **content}))
+    return folder
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[None]:
+    shutil.copytree(need.ROOT / "deploy", tmp_path / "deploy")
+    tls_keys(tmp_path)
+    everything, services = system(tmp_path), sample(tmp_path)
+    try:
+        await kubectl("apply", "-k", str(everything))
+        await rolled_out(
+            "attested-sds",
+            "sts/attested-sds-root",
+            "deploy/attested-sds-issuer",
+            "ds/attested-sds-agent",
+        )
+        await kubectl("apply", "-k", str(services))
+        await rolled_out("shop", "deploy/orders", "deploy/billing")
+        yield
+    finally:
+        for each in (services, everything):
+            await output(
+                [*KUBECTL, "delete", "-k", str(each), "--ignore-not-found", "--wait=true"],
+                seconds=300,
+            )
+
+
+async def no_failures(since: dict[str, Any], what: str) -> dict[str, Any]:
+    """Traffic went on, and no request failed since."""
+    now, _ = await until(traffic, lambda found: found.get("ok", 0) > since["ok"] + 50)
+    failed = now["failed"] - since["failed"]
+    print(f"{what}: {now['ok'] - since['ok']} requests, {failed} failed")
+    assert failed == 0, f"{what}: {failed} failed: {now['error']}\n{await state()}"
+    return dict(now)
+
+
+async def test_two_services_live_from_the_daemonset(cluster: None) -> None:
+    # Envoys of uid 101 without capabilities, by a read-only mount of the socket's directory.
+    seen, _ = await until(traffic, lambda found: found.get("ok", 0) > 20)
+    assert seen["x-peer"] == "spiffe://example.org/ns/shop/sa/billing"
+    assert "orders.shop.svc" in seen["x-local"].split(",")
+
+    seen = dict(await traffic())
+    agents = "app.kubernetes.io/name=attested-sds-agent"
+    await kubectl("delete", "pod", "-n", "attested-sds", "-l", agents)
+    await rolled_out("attested-sds", "ds/attested-sds-agent")
+    seen = await no_failures(seen, "the agent's pod was deleted")
+    await asyncio.sleep(35)  # longer than a certificate lives: what is in use is the new agent's
+    seen = await no_failures(seen, "a whole lifetime after that")
+
+    await kubectl("expose", "deploy/orders", "-n", "shop", "--name=orders-alt", "--port=8443")
+    name = "orders-alt.shop.svc"
+    _, took = await until(traffic, lambda found: name in found["x-local"].split(","), 20)
+    print(f"a Service was added: its name is in the certificate after {took:.1f} s")
+    await kubectl("delete", "service", "-n", "shop", "orders-alt", "--wait=false")
+    _, took = await until(traffic, lambda found: name not in found["x-local"].split(","), 20)
+    print(f"a Service was removed: its name is gone after {took:.1f} s")
+    seen = await no_failures(seen, "a Service came and went")
+
+    await kubectl("rollout", "restart", "-n", "attested-sds", "deploy/attested-sds-issuer")
+    await rolled_out("attested-sds", "deploy/attested-sds-issuer")
+    seen = await no_failures(seen, "the issuing replicas restarted")
+    await kubectl("rollout", "restart", "-n", "attested-sds", "sts/attested-sds-root")
+    await rolled_out("attested-sds", "sts/attested-sds-root")
+    await asyncio.sleep(35)
+    seen = await no_failures(seen, "the root restarted, and a lifetime passed")
+
+    await kubectl("rollout", "restart", "-n", "shop", "deploy/orders")
+    await rolled_out("shop", "deploy/orders")
+    now, _ = await until(traffic, lambda found: found["ok"] > seen["ok"] + 50)
+    assert now["x-peer"] == "spiffe://example.org/ns/shop/sa/billing"
