@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
+from envoy.service.discovery.v3 import ads_pb2
+from envoy.service.secret.v3 import sds_pb2
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from sds.xds.limits import Limits
 
 HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+# Serving works on bytes and needs no descriptor; reflection needs them loaded.
+DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR)
 CHANNELZ_SERVICE: Final = "grpc.channelz.v1.Channelz"
 
 

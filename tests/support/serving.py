@@ -18,7 +18,15 @@ from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
 from sds.workload.entitlement import Caller, Entitlement
 from sds.xds.limits import Limits
-from sds.xds.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
+from sds.xds.server import (
+    CHANNELZ_SERVICE,
+    HEALTH_SERVICE,
+    add_channelz,
+    add_health,
+    add_reflection,
+    make_server,
+    set_health,
+)
 from sds.xds.service import ADS_SERVICE, SDS_SERVICE, SecretService, ServingOptions
 from sds.xds.status import CSDS_SERVICE, ClientStatus
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
@@ -104,6 +112,21 @@ class Serving:
 
     def __post_init__(self) -> None:
         self.target = f"unix:{self.socket}"
+
+
+@contextlib.asynccontextmanager
+async def admin_socket(at: Serving, path: Path) -> AsyncIterator[Path]:
+    """A socket for people beside it, with what the agent's has: CSDS of all, health, channelz."""
+    server = make_server(at.service.options.limits, ClientStatus(at.service).handlers())
+    await set_health(add_health(server), serving=True)
+    add_channelz(server)
+    add_reflection(server, (CSDS_SERVICE, HEALTH_SERVICE, CHANNELZ_SERVICE))
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    try:
+        yield path
+    finally:
+        await server.stop(0)
 
 
 @contextlib.asynccontextmanager
