@@ -33,6 +33,7 @@ from sds.health import HealthSettings  # noqa: TC001  pydantic reads it at run t
 from sds.http import MetricsSection, StatusPageSection  # noqa: TC001  read at run time
 from sds.identity import Identity, KeyType
 from sds.node.settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
+from sds.policy.settings import PolicySettings  # noqa: TC001  as above
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Rules
 from sds.xds.catalog import Aliases
@@ -262,6 +263,10 @@ class AgentConfig(Settings):
         default=None, description="Present: the node-wide socket, `<run_dir>/node/sds.sock`."
     )
     health: HealthSettings | None = Field(default=None, description="Present: answers probes.")
+    policy: PolicySettings | None = Field(
+        default=None,
+        description="The signed policy: who has which identity, and who may talk to whom.",
+    )
     sockets: SocketSection = Field(default=SocketSection(), description="Their permissions.")
     spiffe_validator: bool = Field(
         default=False,

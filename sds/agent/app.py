@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import resource
+import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from random import SystemRandom
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from sds.agent import admin
 from sds.agent.directory import claimed
 from sds.agent.node import make_node_socket
+from sds.agent.policy import AgentPolicy, Followers
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.ca.client import AttestedAuthority
 from sds.ca.istio import IstioAuthority, IstioSettings
@@ -37,9 +39,10 @@ from sds.xds.service import SecretService, ServingOptions
 from sds.xds.tickets import SessionTickets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
+    from sds.attestation.evidence import Verifier
     from sds.clock import Clock
     from sds.config import AgentConfig
     from sds.node.socket import NodeSocket
@@ -99,7 +102,10 @@ async def running_agent(
     raise_file_limit()
     os.umask(_OURS_ALONE)
     instruments = AgentInstruments(clock=clock)
-    authority = make_authority(config, clock, instruments)
+    policy = None
+    if config.policy is not None:
+        policy = AgentPolicy(config.policy, config=config, clock=clock, watcher=instruments)
+    authority = make_authority(config, clock, instruments, policy)
     store = instruments.store
     rotation = Rotation(
         trust_domain=config.trust_domain,
@@ -120,7 +126,7 @@ async def running_agent(
     for identity in config.identities():
         rotation.ensure(identity)
     tickets = _session_tickets(config, store, clock)
-    options = _serving_options(config, store, tickets)
+    options = _serving_options(config, store, tickets, policy)
     service = SecretService(store, options=options, observer=instruments.serving, clock=clock)
     instruments.count_workloads(lambda: connected_workloads(service))
     async with contextlib.AsyncExitStack() as stack:
@@ -148,6 +154,19 @@ async def running_agent(
                 store=store,
                 clock=clock,
             )
+        if policy is not None:
+            policy.follow(
+                Followers(
+                    service=service,
+                    rotation=rotation,
+                    federation=federation,
+                    sockets=sockets,
+                    node=node,
+                )
+            )
+            running.append(group.create_task(policy.run(), name="policy"))
+            stack.enter_context(_reread_on_hangup(policy))
+        if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=_DRAIN_SECONDS))
         sources = admin.Sources(
             trust_domain=config.trust_domain,
@@ -158,10 +177,10 @@ async def running_agent(
             authority=lambda: _address(config, authority),
             workloads=lambda: sockets,
             draining=lambda: service.draining is not None,
-            notices=lambda: (*notices, *_notices(config, node)),
+            notices=lambda: (*notices, *_notices(config, node, policy)),
         )
         people = await stack.enter_async_context(_admin_socket(config, service, sources))
-        health = Health(store, rotation, people, sockets)
+        health = Health(store, rotation, people, sockets, policy)
         running.append(group.create_task(health.run(), name="health"))
         stack.callback(service.close)
         started = clock.now()
@@ -177,11 +196,11 @@ async def running_agent(
                     started=started,
                     trust_domain=config.trust_domain,
                     authority=_address(config, authority),
-                    notices=_notices(config, node),
+                    notices=_notices(config, node, policy),
                     instruments=instruments,
                     rotation=rotation,
                     service=service,
-                    policy=None,
+                    policy=None if policy is None else policy.holder,
                 ),
             )
         )
@@ -207,7 +226,10 @@ def _session_tickets(
 
 
 def _serving_options(
-    config: AgentConfig, store: SecretStore, tickets: SessionTickets | None
+    config: AgentConfig,
+    store: SecretStore,
+    tickets: SessionTickets | None,
+    policy: AgentPolicy | None,
 ) -> ServingOptions:
     aliases = config.secret_names.aliases()
     files = {
@@ -217,13 +239,17 @@ def _serving_options(
         aliases=aliases,
         spiffe_validator=config.spiffe_validator,
         limits=config.limits.limits(),
+        peers=None if policy is None else policy.peers,
         tickets=tickets,
         generic=GenericSecretFiles(store, files=files, aliases=aliases) if files else None,
     )
 
 
 def make_authority(
-    config: AgentConfig, clock: Clock, instruments: AgentInstruments
+    config: AgentConfig,
+    clock: Clock,
+    instruments: AgentInstruments,
+    policy: AgentPolicy | None,
 ) -> OurAuthority:
     """The client of the authority that the configuration names; nothing is connected yet.
 
@@ -243,9 +269,25 @@ def make_authority(
     return AttestedAuthority(
         config.own_authority(section),
         attester=instruments.attester(attester),
-        verifier=instruments.verifier(config.verification.verifier()) if proves else None,
+        verifier=instruments.verifier(_verifier(config, policy)) if proves else None,
         clock=clock,
+        policy=None if policy is None else policy.holder,
     )
+
+
+def _verifier(config: AgentConfig, policy: AgentPolicy | None) -> Verifier:
+    return config.verification.verifier() if policy is None else policy.verifier()
+
+
+@contextlib.contextmanager
+def _reread_on_hangup(policy: AgentPolicy) -> Iterator[None]:
+    """SIGHUP reads the policy again."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, policy.files.ask)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def rotation_settings(config: AgentConfig) -> RotationSettings:
@@ -275,7 +317,8 @@ def raise_file_limit() -> None:
 class Health:
     """Tells every socket's health: a workload's is SERVING while its SVID is valid.
 
-    The admin socket's is SERVING while every wanted identity has one.
+    The admin socket's is SERVING while every wanted identity has one, and a policy is in force
+    where one is configured.
     """
 
     def __init__(
@@ -284,18 +327,21 @@ class Health:
         rotation: Rotation,
         people: Listening,
         sockets: Sequence[WorkloadListening],
+        policy: AgentPolicy | None = None,
     ) -> None:
         """See the class."""
         self._store = store
         self._rotation = rotation
         self._people = people
         self._sockets = sockets
+        self._policy = policy
         self._said: dict[Path, bool] = {}
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
         """Follow the store until cancelled."""
         stop = self._store.listen(lambda _: self._changed.set())
+        stop_policy = self._policy.holder.listen(self._changed.set) if self._policy else None
         try:
             while True:
                 self._changed.clear()
@@ -305,10 +351,13 @@ class Health:
                         for identity in one.entitlement.current.identities
                     )
                     await self._say(one.listening, serving=served)
-                await self._say(self._people, serving=self._rotation.ready)
+                governed = self._policy is None or self._policy.in_force
+                await self._say(self._people, serving=self._rotation.ready and governed)
                 await self._changed.wait()
         finally:
             stop()
+            if stop_policy is not None:
+                stop_policy()
 
     async def _say(self, listening: Listening, *, serving: bool) -> None:
         if self._said.get(listening.path) is not serving:
@@ -369,8 +418,12 @@ def _address(config: AgentConfig, authority: OurAuthority) -> str:
     return connected or ", ".join(config.authority.addresses)
 
 
-def _notices(config: AgentConfig, node: NodeSocket | None) -> Sequence[str]:
+def _notices(
+    config: AgentConfig, node: NodeSocket | None, policy: AgentPolicy | None
+) -> Sequence[str]:
     found = [] if node is None else list(node.status().notices)
+    if policy is not None:
+        found += policy.notices()
     if config.attestation.kind == "simulated":
         found.append("SIMULATED machine: our evidence proves nothing")
     if config.verification.trusted_roots:

@@ -110,6 +110,7 @@ class Decisions:
         self._workloads = _WorkloadTable(document.workloads, document.matching)
         self._defaults = Defaults(trust_domain=document.trust_domain)
         self._key_types = frozenset(document.limits.key_types)
+        self.matching = document.matching
         self._services: dict[str, tuple[Glob, ...]] = {
             name: tuple(globs) for name, globs in document.services.items()
         }

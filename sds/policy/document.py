@@ -28,8 +28,9 @@ from pydantic import (
 
 from sds.attestation.evidence import EvidenceKind  # noqa: TC001  pydantic reads annotations
 from sds.attestation.reference_values import ReferenceValues  # noqa: TC001  as above
-from sds.errors import ConfigurationError, IdentityError
+from sds.errors import CertificateError, ConfigurationError, IdentityError
 from sds.identity import KeyType, SpiffeId, TrustDomain, parse_trust_domain
+from sds.pki import certificates_from_pem
 from sds.policy.pattern import (
     Glob,
     format_dns_pattern,
@@ -293,6 +294,14 @@ class BundleEndpoint(_Model):
         return self
 
 
+def _roots(pem: str) -> str:
+    try:
+        certificates_from_pem(pem.encode())
+    except CertificateError as error:
+        raise ValueError(str(error)) from error
+    return pem
+
+
 class FederatedDomain(_Model):
     """Another trust domain whose identities are known here.
 
@@ -304,13 +313,15 @@ class FederatedDomain(_Model):
     """
 
     trust_domain: TrustDomainField
-    roots: list[Annotated[str, Field(pattern="-----BEGIN CERTIFICATE-----")]] = []
+    roots: list[Annotated[str, AfterValidator(_roots)]] = []
     endpoint: BundleEndpoint | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Self:
         if not self.roots and self.endpoint is None:
             raise ValueError("roots or an endpoint are needed")
+        if self.roots and self.endpoint is not None and self.endpoint.profile == "https_web":
+            raise ValueError("https_web takes the bundle from the endpoint alone; leave roots out")
         if self.endpoint is not None and self.endpoint.profile == "https_spiffe" and not self.roots:
             raise ValueError("an https_spiffe endpoint needs roots to begin with")
         return self

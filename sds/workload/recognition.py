@@ -59,6 +59,10 @@ class Rules:
     defaults: Defaults
     matching: Matching = Matching.FIRST
 
+    def decide(self, facts: Facts) -> Decision:
+        """Which identities a caller about whom ``facts`` are known may have."""
+        return decide(self.rules, facts, matching=self.matching, defaults=self.defaults)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -138,9 +142,7 @@ class Recogniser:
         """
         facts = merge([await attestor.attest(peer, self._needed) for attestor in self._attestors])
         peer.check()
-        rules = self.rules
-        decision = decide(rules.rules, facts, matching=rules.matching, defaults=rules.defaults)
-        return Outcome(facts=facts, decision=decision)
+        return Outcome(facts=facts, decision=self.rules.decide(facts))
 
     async def wait_for_change(self, seconds: float) -> None:
         """Until somebody called :meth:`look_again`, at most so long."""

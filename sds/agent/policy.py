@@ -1,0 +1,222 @@
+"""Signed policy in the agent: what follows it, and when.
+
+Owns the agent's :class:`PolicyHolder` and everything that changes with it: rules of the node-wide
+socket, identities of workloads with a socket of their own, federation, session tickets and
+validation contexts. Invariants: where the policy has rules under ``workloads:``, they alone say
+who has which identity, and the configuration can only have fewer; without a policy in force nobody
+new is recognised, and nobody is admitted in a handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sds.errors import PolicyAbsentError, PolicyExpiredError
+from sds.federation.endpoint import Endpoint
+from sds.federation.refresh import BundleSource
+from sds.handshake import PolicyPeers
+from sds.pki import certificates_from_pem
+from sds.policy.holder import PolicyHolder
+from sds.policy.reload import PolicyFiles
+from sds.policy.verification import PolicyVerifier, Role
+from sds.workload.entitlement import Caller, Selector
+from sds.workload.facts import Facts
+from sds.workload.recognition import Rules
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sds.agent.sockets import WorkloadListening
+    from sds.attestation.evidence import Verifier
+    from sds.clock import Clock
+    from sds.config import AgentConfig, WorkloadSection
+    from sds.federation.refresh import Federation
+    from sds.identity import Identity
+    from sds.node.socket import NodeSocket
+    from sds.policy.decision import Decisions
+    from sds.policy.document import FederatedDomain
+    from sds.policy.holder import PolicyWatcher
+    from sds.policy.settings import PolicySettings
+    from sds.policy.trust import AdmittedPolicy
+    from sds.secrets.rotation import Rotation
+    from sds.workload.mapping import Decision
+    from sds.xds.service import SecretService
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRules(Rules):
+    """Rules that a policy decides, through its index."""
+
+    decisions: Decisions
+
+    def decide(self, facts: Facts) -> Decision:
+        """See :meth:`sds.workload.recognition.Rules.decide`."""
+        return self.decisions.recognise(facts, defaults=self.defaults)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followers:
+    """Who follows the policy."""
+
+    service: SecretService
+    rotation: Rotation
+    federation: Federation
+    sockets: Sequence[WorkloadListening]
+    node: NodeSocket | None
+
+
+class AgentPolicy:
+    """See the module.
+
+    Args:
+        settings: the configuration's section.
+        config: the whole configuration.
+        clock: time.
+        watcher: metrics.
+
+    Raises:
+        ConfigurationError: the file or a key cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: PolicySettings,
+        *,
+        config: AgentConfig,
+        clock: Clock,
+        watcher: PolicyWatcher | None = None,
+    ) -> None:
+        """Read what is there; :meth:`follow` and :meth:`run` do the rest."""
+        self._config = config
+        self.holder = PolicyHolder(
+            settings.start(config.trust_domain), clock=clock, watcher=watcher
+        )
+        self.files = PolicyFiles(settings.place, self.holder, clock=clock)
+        self.files.load()
+        self.peers = PolicyPeers(self.holder)
+
+    def verifier(self) -> Verifier:
+        """What verifies the authority's evidence: by the policy's reference values too."""
+        section = self._config.verification
+        return PolicyVerifier(
+            self.holder,
+            role=Role.AUTHORITIES,
+            configured=section.reference_values,
+            make=section.verifier,
+        )
+
+    def _in_force(self) -> AdmittedPolicy | None:
+        try:
+            return self.holder.in_force()
+        except (PolicyAbsentError, PolicyExpiredError):
+            return None
+
+    @property
+    def in_force(self) -> bool:
+        """Whether a policy is in force now."""
+        return self._in_force() is not None
+
+    def rules(self) -> Rules:
+        """For callers of the node-wide socket."""
+        configured = self._config.rules
+        policy = self._in_force()
+        if policy is None:
+            return Rules(rules=(), defaults=configured.defaults)
+        if not policy.decisions.workload_rules:
+            return configured
+        return PolicyRules(
+            rules=tuple(policy.decisions.workload_rules),
+            defaults=configured.defaults,
+            matching=policy.decisions.matching,
+            decisions=policy.decisions,
+        )
+
+    def identities(self, workload: WorkloadSection) -> tuple[Identity, ...]:
+        """What whoever opens this workload's socket may have.
+
+        While no policy is in force it is what the configuration says: the authority issues
+        nothing then, and what was issued before ends by itself.
+        """
+        configured = workload.identity()
+        policy = self._in_force()
+        if policy is None or not policy.decisions.workload_rules:
+            return (configured,)
+        facts = Facts(selectors=frozenset({Selector("socket:name", workload.name)}))
+        granted = policy.decisions.recognise(facts, defaults=self._config.rules.defaults)
+        if configured.spiffe_id in {one.spiffe_id for one in granted.identities}:
+            return (configured,)
+        _LOGGER.error(
+            "the policy of epoch %d does not give the socket %s the identity %s: nothing is served",
+            policy.epoch.number,
+            workload.name,
+            configured.spiffe_id,
+            extra={"workload": workload.name, "policy_epoch": policy.epoch.number},
+        )
+        return ()
+
+    def notices(self) -> list[str]:
+        """What an operator should know."""
+        found = []
+        try:
+            policy = self.holder.in_force()
+            found.append(
+                f"policy: epoch {policy.epoch.number} ({policy.epoch.digest.hex()[:12]}) in force "
+                f"until {policy.not_after:%Y-%m-%dT%H:%M:%SZ}"
+            )
+        except (PolicyAbsentError, PolicyExpiredError) as error:
+            found.append(f"NO POLICY IN FORCE: {error}")
+        if self.holder.last_error is not None:
+            found.append(f"policy refused: {self.holder.last_error}")
+        return found
+
+    def follow(self, followers: Followers) -> None:
+        """Apply the policy in force now, and again after every change."""
+        self.holder.listen(lambda: self._apply(followers))
+        self._apply(followers)
+
+    def _apply(self, followers: Followers) -> None:
+        self._apply_identities(followers)
+        if followers.node is not None:
+            followers.node.replace_rules(self.rules())
+        policy = self._in_force()
+        if policy is not None:
+            configured = self._config.federation.sources()
+            known = {source.trust_domain for source in configured}
+            signed = [one for one in policy.federation if one.trust_domain not in known]
+            followers.federation.replace([*configured, *map(_source, signed)])
+        # Replaces session ticket keys too: a session from before must not outlive its peer's right.
+        followers.service.refresh()
+
+    def _apply_identities(self, followers: Followers) -> None:
+        for one in followers.sockets:
+            before = one.entitlement.current
+            identities = self.identities(one.workload)
+            if identities == before.identities:
+                continue
+            for identity in set(identities) - set(before.identities):
+                followers.rotation.ensure(identity)
+            one.entitlement.replace(
+                Caller(name=before.name, selectors=before.selectors, identities=identities)
+            )
+            for identity in set(before.identities) - set(identities):
+                followers.rotation.release(identity)
+
+    async def run(self) -> None:
+        """Follow files and time until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.files.follow(), name="policy files")
+            tasks.create_task(self.holder.run(), name="policy time")
+
+
+def _source(domain: FederatedDomain) -> BundleSource:
+    """A signed entry as federation takes it."""
+    endpoint = None
+    if domain.endpoint is not None:
+        endpoint = Endpoint(url=domain.endpoint.url, spiffe_id=domain.endpoint.endpoint_spiffe_id)
+    roots = tuple(der for pem in domain.roots for der in certificates_from_pem(pem.encode()))
+    return BundleSource(trust_domain=domain.trust_domain, endpoint=endpoint, roots=roots)
