@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from sds.node.socket import NodeSocket
     from sds.policy.decision import Decisions
     from sds.policy.document import FederatedDomain
-    from sds.policy.holder import PolicyWatcher
     from sds.policy.settings import PolicySettings
     from sds.policy.trust import AdmittedPolicy
+    from sds.policy.watcher import PolicyWatcher
     from sds.secrets.rotation import Rotation
     from sds.workload.mapping import Decision
     from sds.xds.service import SecretService
