@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import uvloop
@@ -155,7 +155,7 @@ def prototype() -> tuple[grpc.aio.Server, Callable[[Svid], None]]:
                 task.add_done_callback(writing.discard)
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handler = grpc.stream_stream_rpc_method_handler(stream)
+    handler: Any = grpc.stream_stream_rpc_method_handler(stream)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SDS_SERVICE, {"StreamSecrets": handler}),)
     )

@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -113,7 +113,7 @@ async def door(folder: Path) -> None:
         async def answer(_request: bytes, _context: object) -> bytes:
             return b"spiffe://example.org/r0"
 
-        handler = grpc.unary_unary_rpc_method_handler(answer)
+        handler: Any = grpc.unary_unary_rpc_method_handler(answer)
         bare.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("test.Who", {"Am": handler}),)
         )
