@@ -94,7 +94,7 @@ def leaf_of(outcome: object) -> x509.Certificate:
     return x509.load_der_x509_certificate(outcome.chain[0])
 
 
-@pytest.fixture(params=["counterpart", "istio"])
+@pytest.fixture(params=istio_ca.kinds())
 async def endpoint(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> AsyncIterator[istio_ca.Endpoint]:

@@ -174,7 +174,7 @@ async def sidecar(socket: Path, folder: Path) -> AsyncIterator[Sidecar]:
         outbound.close()
 
 
-@pytest.mark.parametrize("which", ["counterpart", "istio"])
+@pytest.mark.parametrize("which", istio_ca.kinds())
 async def test_a_chain_reaches_an_envoy_and_rotates(tmp_path: Path, which: str) -> None:
     authority = istio_ca.IstioCA(folder=tmp_path / "ca", intermediate=True, shape="one-block")
     endpoint = istio_ca.reference() if which == "istio" else await authority.start()
