@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import pytest
 from tests.support import need
 from tests.support.envoy import NEWEST, VERSIONS
 from tests.support.keys import files_with_keys
+from tests.support.node import short_folder
 from tests.support.process import PATIENCE_SECONDS, Process, running, sds
 from tests.support.xds_client import channel, fetch, secrets
 
@@ -89,12 +90,16 @@ def summary_of(process: Process) -> dict[str, Any]:
     return summary
 
 
-async def test_rotations_are_seen_by_peers_and_no_key_is_on_any_disk(tmp_path: Path) -> None:
+@pytest.fixture
+def run_dir() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
+
+
+async def test_rotations_are_seen_by_peers_and_no_key_is_on_any_disk(run_dir: Path) -> None:
     began = time.time()
-    run_dir = tmp_path / "run"
-    async with demo(
-        "--rotations", "3", "--lifetime", "6", "--run-dir", str(run_dir)
-    ) as running_demo:
+    arguments = ["--rotations", "3", "--lifetime", "6", "--run-dir", str(run_dir)]
+    async with demo(*arguments) as running_demo:
         ready = running_demo.ready
         assert set(ready) == {"event", "pids", "sockets", "admin", "entry"}
         assert set(ready["pids"]) == {"agent", "ca", "envoy_client", "envoy_server"}
