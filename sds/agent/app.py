@@ -29,6 +29,7 @@ from sds.ca.istio import IstioAuthority, IstioSettings
 from sds.errors import ConfigurationError, SdsError
 from sds.federation.refresh import Federation
 from sds.health import health_listener
+from sds.notify import READY, STOPPING, notify
 from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.photograph import connected_workloads, photograph
@@ -83,7 +84,9 @@ async def run(
     """
     try:
         async with running_agent(config, clock=clock, notices=notices):
+            notify(READY)
             await stop.wait()
+            notify(STOPPING)
             _LOGGER.info("draining: streams end, and Envoys keep the secrets that they have")
     except BaseExceptionGroup as group:
         raise _first(group) from group

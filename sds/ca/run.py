@@ -25,6 +25,7 @@ from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError
 from sds.health import health_listener
+from sds.notify import READY, STOPPING, notify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -108,6 +109,7 @@ async def serve(
             running.append(tasks.create_task(files.follow(), name="policy-files"))
             running.append(tasks.create_task(files.holder.run(), name="policy"))
         await stop.wait()
+        notify(STOPPING)
         _LOGGER.info("the authority is draining")
         for task in running:
             task.cancel()
@@ -223,6 +225,7 @@ async def _tell_ready(
     authority: RunningAuthority, config: AuthorityConfig, ready: Callable[[int], None]
 ) -> None:
     await authority.box.ready.wait()
+    notify(READY)
     _LOGGER.info(
         "the authority is ready",
         extra={"trust_domain": config.trust_domain, "port": authority.port},

@@ -1,0 +1,168 @@
+"""deploy/: every kustomization builds, and every object is one that Kubernetes knows.
+
+Fields and types are checked against the models of the official client library, which are made
+from the API's own specification; the configuration files inside, against our own.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from kubernetes_asyncio.client import models
+
+from sds import yamlfile
+from sds.ca.config import AuthorityConfig
+from sds.config import AgentConfig
+from tests.support import need
+from tests.support.process import output
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEPLOY = need.ROOT / "deploy"
+KUSTOMIZE = "sigs.k8s.io/kustomize/kustomize/v5@v5.7.1"
+BUILD_SECONDS = 300.0
+BUILDS = [
+    "overlays/plain",
+    "overlays/snp",
+    "overlays/tdx",
+    "sample",
+    "components/older-kubelet",
+    "components/local-kubelet",
+]
+NUMBERED = re.compile(r"(list|dict)(?:\[|\(str, )(.+?)[\])]")
+
+
+async def build(folder: Path) -> list[dict[str, Any]]:
+    """The objects of a kustomization."""
+    if kubectl := shutil.which("kubectl"):
+        command: list[str | Path] = [kubectl, "kustomize", folder]
+    else:
+        command = [await kustomize(), "build", folder]
+    status, out, err = await output(command)
+    assert status == 0, err
+    return [each for each in yaml.safe_load_all(out) if each]
+
+
+async def kustomize() -> Path:
+    """kustomize from the Go module proxy, built into ``.tools/``."""
+    program = need.ROOT / ".tools" / "kustomize"
+    if not program.exists():
+        environment = {"GOBIN": str(program.parent)}
+        status, _, err = await output(
+            [need.tool("go"), "install", KUSTOMIZE], env=environment, seconds=BUILD_SECONDS
+        )
+        if status != 0:
+            need.missing(f"kubectl or {KUSTOMIZE} ({err[-300:]})")
+    return program
+
+
+@pytest.fixture
+def deploy(tmp_path: Path) -> Path:
+    """A copy, with the file that an operator adds, and the components put on the overlay."""
+    copied = tmp_path / "deploy"
+    shutil.copytree(DEPLOY, copied)
+    (copied / "overlays/plain/config/authority-root.pem").write_text("")
+    return copied
+
+
+@pytest.mark.timeout(BUILD_SECONDS + 60)
+@pytest.mark.parametrize("name", BUILDS)
+async def test_every_object_is_what_kubernetes_expects(deploy: Path, name: str) -> None:
+    folder = deploy / name
+    if name.startswith("components/"):
+        folder = deploy / "with-component"
+        folder.mkdir()
+        (folder / "kustomization.yaml").write_text(
+            yaml.safe_dump({"resources": ["../overlays/plain"], "components": [f"../{name}"]})
+        )
+    objects = await build(folder)
+    assert objects
+    problems = [problem for each in objects for problem in wrong(each)]
+    assert not problems, "\n".join(problems)
+
+
+async def test_kustomize_changes_no_name_that_rules_hold(deploy: Path) -> None:
+    """It takes a resourceName for a ConfigMap's where both are equal, and adds a hash."""
+    objects = await build(deploy / "overlays/plain")
+    accounts = {each["metadata"]["name"] for each in objects if each["kind"] == "ServiceAccount"}
+    named = {
+        name
+        for each in objects
+        if each["kind"] == "Role"
+        for rule in each["rules"]
+        for name in rule["resourceNames"]
+    }
+    assert named <= accounts
+
+
+async def test_the_agent_has_no_power_that_is_not_named(deploy: Path) -> None:
+    objects = await build(deploy / "overlays/plain")
+    roles = {each["metadata"]["name"]: each for each in objects if each["kind"] == "ClusterRole"}
+    granted = {
+        (resource, verb)
+        for rule in roles["attested-sds-agent"]["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert granted == {("nodes/pods", "get"), ("services", "list"), ("services", "watch")}
+    for each in objects:
+        if each["kind"] in {"DaemonSet", "Deployment", "StatefulSet"}:
+            pod = each["spec"]["template"]["spec"]
+            (container,) = pod["containers"]
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["capabilities"]["drop"] == ["ALL"]
+            agent = each["kind"] == "DaemonSet"
+            assert context["capabilities"].get("add", []) == (["IPC_LOCK"] if agent else [])
+            profile = (context if agent else pod["securityContext"])["seccompProfile"]
+            assert profile == {"type": "RuntimeDefault"}
+
+
+@pytest.mark.parametrize("overlay", ["plain"])
+def test_configuration_files_hold(overlay: str) -> None:
+    folder = DEPLOY / "overlays" / overlay / "config"
+    agent = yamlfile.load_file(folder / "agent.yaml", AgentConfig)
+    assert agent.rules.rules
+    for name in ("issuer", "root"):
+        yamlfile.load_file(folder / f"{name}.yaml", AuthorityConfig)
+
+
+def wrong(document: dict[str, Any]) -> list[str]:
+    """What the API server would refuse or drop, by the models."""
+    group, _, version = document["apiVersion"].rpartition("/")
+    kind = document["kind"]
+    del group
+    model = f"{version[0].upper()}{version[1:]}{kind}"
+    if not hasattr(models, model):
+        return [f"{document['apiVersion']} {kind} is unknown"]
+    return check(document, model, f"{kind} {document['metadata']['name']}")
+
+
+def check(value: Any, kind: str, where: str) -> list[str]:
+    if numbered := NUMBERED.fullmatch(kind):
+        container, inner = (list, value) if numbered[1] == "list" else (dict, value)
+        if not isinstance(value, container):
+            return [f"{where}: {type(value).__name__} where {kind} belongs"]
+        pairs = enumerate(inner) if isinstance(inner, list) else inner.items()
+        return [each for key, one in pairs for each in check(one, numbered[2], f"{where}[{key}]")]
+    simple: Any = {"str": str, "int": int, "bool": bool, "float": (int, float)}.get(kind)
+    if simple is not None:
+        good = isinstance(value, simple) and (kind == "bool" or not isinstance(value, bool))
+        return [] if good else [f"{where}: {value!r} is no {kind}"]
+    model = getattr(models, kind, None)
+    if model is None or not isinstance(value, dict):  # IntOrString, datetime, object
+        return [] if model is None else [f"{where}: {value!r} where {kind} belongs"]
+    names = {json: name for name, json in model.attribute_map.items()}
+    problems = []
+    for key, each in value.items():
+        if key not in names:
+            problems.append(f"{where}.{key}: {kind} has no such field")
+        else:
+            problems += check(each, model.openapi_types[names[key]], f"{where}.{key}")
+    return problems

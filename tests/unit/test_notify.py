@@ -1,0 +1,27 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from sds.notify import READY, notify
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_service_manager_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    abstract: bool,  # noqa: FBT001  a case
+) -> None:
+    name = f"attested-sds-test-{tmp_path.name}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + name if abstract else name)
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name if abstract else name)
+        notify(READY)
+        assert manager.recv(100) == b"READY=1"
+
+
+@pytest.mark.parametrize("address", ["", "relative", "/nowhere/at/all"])
+def test_nobody_to_tell_is_no_error(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    notify(READY)
