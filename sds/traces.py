@@ -37,7 +37,9 @@ def start(component: str) -> tuple[Any, Callable[[], None]]:
         ConfigurationError: traces are asked for and the extra is not installed.
     """
     try:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415  extra
+        # OTLP in JSON over HTTP: opentelemetry-proto, which the protobuf exporters need, and
+        # xds-protos install the same files, and the older one breaks them.
+        from opentelemetry.exporter.otlp.json.http.trace_exporter import (  # noqa: PLC0415  extra
             OTLPSpanExporter,
         )
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415  extra

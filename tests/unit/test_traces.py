@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import builtins
+import gzip
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from aiohttp import web
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -89,8 +93,33 @@ def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         traces.start("agent")
 
 
-def test_a_tracer_starts_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
-    tracer, stop = traces.start("agent")
-    assert hasattr(tracer, "start_as_current_span")
-    stop()
+async def test_spans_reach_a_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for the collector only keeps what it is sent (OTLP, JSON over HTTP)."""
+    received: list[Any] = []
+
+    async def collect(request: web.Request) -> web.Response:
+        received.append(json.loads(zipped(await request.read())))
+        return web.json_response({})
+
+    application = web.Application()
+    application.router.add_post("/v1/traces", collect)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port = runner.addresses[0][1]
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
+        tracer, stop = traces.start("agent")
+        await traces.TracedAttester(Machine(), tracer).attest(ReportData(bytes(64)))
+        await asyncio.to_thread(stop)
+    finally:
+        await runner.cleanup()
+    (resource,) = received[0]["resourceSpans"]
+    names = {a["key"]: a["value"].get("stringValue") for a in resource["resource"]["attributes"]}
+    assert names["service.name"] == "attested-sds-agent"
+    assert resource["scopeSpans"][0]["spans"][0]["name"] == "attester.attest"
+
+
+def zipped(body: bytes) -> bytes:
+    """The body, unpacked where it was packed."""
+    return gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body
