@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 60.0
 _DEBOUNCE_MS: Final = 50
+_FIRST_LOOK_MS: Final = 500
 _RETRY: Final = 1.0
 
 
@@ -104,11 +105,21 @@ class PolicyFiles:
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
         folder = self._place if self._place.is_dir() else self._place.parent
         while True:
+            began = True
             try:
-                async for _ in watchfiles.awatch(
-                    folder, recursive=False, debounce=_DEBOUNCE_MS, step=_DEBOUNCE_MS
+                async for changes in watchfiles.awatch(
+                    folder,
+                    recursive=False,
+                    debounce=_DEBOUNCE_MS,
+                    step=_DEBOUNCE_MS,
+                    rust_timeout=_FIRST_LOOK_MS,
+                    yield_on_timeout=True,
                 ):
-                    self._asked.set()
+                    # What changed before the kernel was asked to watch has no event: the first
+                    # time without one is a reason to look, too.
+                    if changes or began:
+                        self._asked.set()
+                    began = False
             except (OSError, RuntimeError) as error:
                 _LOGGER.warning(
                     "watching %s failed, looking every minute: %s",

@@ -1,0 +1,161 @@
+"""Files of policy: every way of replacing one is seen, and nothing but a whole one counts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError
+from sds.policy.holder import PolicyHolder
+from sds.policy.keeping import Keeping
+from sds.policy.reload import PolicyFiles
+from sds.policy.settings import PolicySettings
+from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
+from tests.support.policy_files import deploy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+ALICE = Signatory("alice")
+PATIENCE_SECONDS = 20
+
+
+def epoch(number: int, **fields: Any) -> bytes:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    return sign(document(number, **{"not_after": later, **fields}), ALICE)
+
+
+def replaced(path: Path, content: bytes) -> None:
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
+@contextlib.asynccontextmanager
+async def following(place: Path) -> AsyncIterator[PolicyFiles]:
+    start = Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    files = PolicyFiles(place, PolicyHolder(start, clock=SystemClock()), clock=SystemClock())
+    files.load()
+    task = asyncio.create_task(files.follow())
+    try:
+        yield files
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+
+
+async def until_epoch(files: PolicyFiles, number: int) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while files.holder.epoch != number:
+            await asyncio.sleep(0.01)
+
+
+async def until_said(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while text not in caplog.text:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_file_in_all_the_ways_of_replacing_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "policy.json"
+    path.write_bytes(epoch(1))
+    async with following(path) as files:
+        replaced(path, epoch(2))
+        await until_epoch(files, 2)
+        path.write_bytes(epoch(3))
+        await until_epoch(files, 3)
+        path.unlink()
+        await until_said(caplog, "cannot be read")
+        path.write_bytes(epoch(4))
+        await until_epoch(files, 4)
+        new = epoch(5)
+        with path.open("wb") as file:
+            file.write(new[:50])
+            file.flush()
+            await until_said(caplog, "holds no signed policy")
+            assert files.holder.epoch == 4
+            file.write(new[50:])
+        await until_epoch(files, 5)
+
+
+async def test_a_mounted_config_map_by_file_and_by_directory(tmp_path: Path) -> None:
+    deploy(tmp_path, 1, epoch(1))
+    async with (
+        following(tmp_path / "policy.json") as by_file,
+        following(tmp_path) as by_directory,
+    ):
+        for number in (2, 3):
+            deploy(tmp_path, number, epoch(number))
+            await until_epoch(by_file, number)
+            await until_epoch(by_directory, number)
+
+
+async def test_a_directory_offers_all_and_the_highest_wins(tmp_path: Path) -> None:
+    for number in (1, 3, 2):
+        (tmp_path / f"{number}.json").write_bytes(epoch(number))
+    (tmp_path / "notes.txt").write_text("no policy")
+    async with following(tmp_path) as files:
+        assert files.holder.epoch == 3
+        (tmp_path / "4.json").write_bytes(epoch(4))
+        await until_epoch(files, 4)
+
+
+async def test_a_policy_of_soon_is_taken_when_its_time_has_come(tmp_path: Path) -> None:
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    path = tmp_path / "policy.json"
+    path.write_bytes(epoch(1) + epoch(2, not_before=soon))
+    async with following(path) as files:
+        assert files.holder.epoch == 1
+        await until_epoch(files, 2)
+
+
+async def test_asking_reads_again_and_says_a_refusal_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "policy.json"
+    path.write_bytes(epoch(2))
+    async with following(path) as files:
+        replaced(path, epoch(1))
+        await until_said(caplog, "was already seen")
+        before = caplog.text.count("was already seen")
+        files.ask()
+        replaced(path, epoch(3))
+        await until_epoch(files, 3)
+        assert caplog.text.count("was already seen") == before == 1
+
+
+def test_places_that_cannot_be_read(tmp_path: Path) -> None:
+    start = Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    holder = PolicyHolder(start, clock=SystemClock())
+    for place in (tmp_path / "missing.json", tmp_path):
+        with pytest.raises(ConfigurationError):
+            PolicyFiles(place, holder, clock=SystemClock()).load()
+
+
+def test_settings(tmp_path: Path) -> None:
+    key = tmp_path / "alice.pub"
+    key.write_text(ALICE.public.pem)
+    settings = PolicySettings.model_validate({"file": str(tmp_path / "p"), "keys": [str(key)]})
+    assert settings.trusted() == trusting(ALICE)
+    inline = PolicySettings.model_validate(
+        {"directory": str(tmp_path), "keys": [ALICE.public.pem], "min_epoch": 4}
+    )
+    assert inline.start(DOMAIN).min_epoch == 4
+    assert inline.trusted().keys[0].key_id == ALICE.public.key_id
+    for bad in (
+        {"keys": [str(key)]},
+        {"file": "a", "directory": "b", "keys": [str(key)]},
+        {"file": "a", "keys": [str(key), "b"]},
+        {"file": "a", "keys": []},
+    ):
+        with pytest.raises(ValueError, match=r"file|threshold|keys"):
+            PolicySettings.model_validate(bad)
