@@ -203,7 +203,12 @@ def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
             .extensions.get_extension_for_class(x509.SubjectAlternativeName)
             .value
         )
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise CsrError(f"the CSR's extensions hold no SANs that can be parsed: {error}") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     dns_names = names.get_values_for_type(x509.DNSName)

@@ -80,11 +80,20 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-        _ = certificate.extensions  # RFC 5280, section 4.2: parsed lazily, refuses repeats
+        # The library parses these when they are read: read here, nothing raises later.
+        _ = (
+            certificate.subject.rfc4514_string(),
+            certificate.issuer.rfc4514_string(),
+            certificate.not_valid_before_utc,
+            certificate.not_valid_after_utc,
+            certificate.extensions,  # RFC 5280, section 4.2: refuses repeats
+        )
     except (
         ValueError,
+        TypeError,  # a name whose value is of the wrong ASN.1 type
         x509.DuplicateExtension,
         x509.InvalidVersion,
+        x509.UnsupportedGeneralNameType,
         UnsupportedAlgorithm,
     ) as error:
         raise CertificateMalformedError(f"the {what} cannot be parsed: {error}") from error

@@ -14,7 +14,7 @@ from cryptography import x509
 from sds import errors
 from sds.ca.authority import CertificateItem, Issuance, IssuedChain
 from sds.ca.channel import TLS_SERVER_NAME, VerifiedTls
-from sds.ca.client import AuthoritySettings
+from sds.ca.client import AttestedAuthority, AuthoritySettings
 from sds.ca.decision import ConfiguredRules
 from sds.ca.issuer import self_sign
 from sds.ca.server import Limits
@@ -222,6 +222,31 @@ async def test_an_authority_that_ends_in_the_middle_of_a_batch_loses_nothing() -
         async with world.client(first.port, second.port) as client:
             verify(wishes, await client.issue(items(wishes)))
             assert client.connected_to == f"127.0.0.1:{second.port}"
+
+
+async def test_an_authority_that_was_restarted_is_attested_anew() -> None:
+    world, wanted = World(), [wish()]
+    async with world.running() as first:
+        listen = f"127.0.0.1:{first.port}"
+        client = lasting_client(world, first.port)
+        before = await client.issue(items(wanted))
+    async with world.running(listen=listen):
+        after = await client.issue(items(wanted))
+        verify(wanted, after)
+    await client.aclose()
+    # Another root, another TLS key: both came under fresh evidence.
+    assert not set(before.roots) & set(after.roots)
+    assert world.authority.reports == 2
+
+
+def lasting_client(world: World, port: int) -> AttestedAuthority:
+    """A client that outlives the authority it was made beside."""
+    return AttestedAuthority(
+        AuthoritySettings(addresses=(f"127.0.0.1:{port}",)),
+        attester=world.agent,
+        verifier=verifier_of(world.authority),
+        clock=SystemClock(),
+    )
 
 
 async def test_nobody_there_is_one_clear_retriable_error() -> None:
