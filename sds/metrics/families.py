@@ -8,6 +8,7 @@ here. Invariant: names never change their meaning; ``reason`` labels are reasons
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -34,6 +35,20 @@ class Reasons:
             return OTHER
         self._seen.add(value)
         return value
+
+
+def memory_locked(status: str | None = None) -> float:
+    """1 where the kernel says that most of this process's memory is locked, else 0.
+
+    ``status``: the text of ``/proc/PID/status`` (proc(5)); this process's own where not given.
+    """
+    text = status if status is not None else Path("/proc/self/status").read_text(encoding="ascii")
+    sizes = {
+        name: int(rest.split()[0])
+        for name, _, rest in (line.partition(":") for line in text.splitlines())
+        if name in {"VmLck", "VmSize"}
+    }
+    return 1.0 if 2 * sizes.get("VmLck", 0) > sizes.get("VmSize", 0) else 0.0
 
 
 class ProcessFamilies:
@@ -90,9 +105,10 @@ class ProcessFamilies:
         )
         self.memory_locked = Gauge(
             "sds_memory_locked",
-            "1 while the process's memory is locked (no swap), 0 where that was refused.",
+            "1 while the process's memory is locked (no swap), 0 where it is not.",
             registry=registry,
         )
+        self.memory_locked.set_function(memory_locked)
 
 
 class AgentFamilies:

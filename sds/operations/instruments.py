@@ -82,10 +82,6 @@ class Instruments:
         """The verifier, its verdicts counted."""
         return MeteredVerifier(inner, self.process)
 
-    def memory_locked(self, *, locked: bool) -> None:
-        """Whether the process's memory is locked."""
-        self.process.memory_locked.set(1 if locked else 0)
-
     def remember(self, error: SdsError, *, about: str) -> None:
         """Keep an error for the status page; the same one again takes the place of the first."""
         new = PastError(

@@ -30,9 +30,11 @@ BUILDS = [
     "overlays/plain",
     "overlays/snp",
     "overlays/tdx",
+    "overlays/istio",
     "sample",
     "components/older-kubelet",
     "components/local-kubelet",
+    "components/monitoring",
 ]
 NUMBERED = re.compile(r"(list|dict)(?:\[|\(str, )(.+?)[\])]")
 
@@ -122,6 +124,18 @@ async def test_the_agent_has_no_power_that_is_not_named(deploy: Path) -> None:
             assert context["capabilities"].get("add", []) == (["IPC_LOCK"] if agent else [])
             profile = (context if agent else pod["securityContext"])["seccompProfile"]
             assert profile == {"type": "RuntimeDefault"}
+
+
+async def test_the_istio_overlay_has_no_authority_of_ours(deploy: Path) -> None:
+    objects = await build(deploy / "overlays/istio")
+    kinds = {each["kind"] for each in objects}
+    assert not kinds & {"StatefulSet", "Deployment", "PodDisruptionBudget", "Service"}
+    (agent,) = [each for each in objects if each["kind"] == "DaemonSet"]
+    mounts = agent["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    config = yamlfile.load_file(DEPLOY / "overlays/istio/config/agent.yaml", AgentConfig)
+    assert config.authority.kind == "istio"
+    for file in (config.authority.root, config.authority.token):
+        assert str(file.parent) in {mount["mountPath"] for mount in mounts}
 
 
 @pytest.mark.parametrize("overlay", ["plain"])

@@ -16,7 +16,13 @@ from sds.errors import (
     EvidenceError,
 )
 from sds.identity import Identity, SpiffeId
-from sds.metrics.families import MAX_REASONS, AgentFamilies, AuthorityFamilies, ProcessFamilies
+from sds.metrics.families import (
+    MAX_REASONS,
+    AgentFamilies,
+    AuthorityFamilies,
+    ProcessFamilies,
+    memory_locked,
+)
 from sds.metrics.ports import MeteredAttester, MeteredAuthority, MeteredVerifier
 
 if TYPE_CHECKING:
@@ -137,3 +143,12 @@ def test_every_family_has_help_and_a_name_of_ours(registry: CollectorRegistry) -
     for family in families:
         assert family.documentation.strip(), family.name
         assert family.name.startswith(("sds_", "process_")), family.name
+
+
+@pytest.mark.parametrize(("locked", "value"), [(0, 0.0), (40_000, 0.0), (90_000, 1.0), (None, 0.0)])
+def test_locked_memory_is_what_the_kernel_says(locked: int | None, value: float) -> None:
+    lines = ["Name:\tsds", "VmSize:\t  100000 kB"]
+    if locked is not None:
+        lines.append(f"VmLck:\t  {locked} kB")
+    assert memory_locked("\n".join(lines)) == value
+    assert memory_locked() in {0.0, 1.0}
