@@ -48,6 +48,20 @@ PSS_ALGORITHMS: Final = tuple(
 )
 PSS_PADDING: Final = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
 
+_COMMON_NAME: Final = bytes.fromhex("0603550403")
+_TEXT_TAGS: Final = frozenset({12, 19})
+"""UTF8String, PrintableString."""
+UNREADABLE_DER: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    UnsupportedAlgorithm,
+)
+"""What asn1crypto (beside ValueError, by accident) and ``cryptography`` raise for odd DER."""
+
 BASIC_CONSTRAINTS: Final = "2.5.29.19"
 KEY_USAGE: Final = "2.5.29.15"
 _ISSUER_EXTENSIONS: Final = frozenset(
@@ -117,7 +131,7 @@ class Certificate:
         """
         try:
             return cls._parse(der)
-        except (ValueError, TypeError, IndexError, OverflowError, UnsupportedAlgorithm) as error:
+        except UNREADABLE_DER as error:
             raise EndorsementMalformedError(f"a certificate cannot be read: {error}") from error
 
     @classmethod
@@ -170,7 +184,7 @@ class Certificate:
                 found[BASIC_CONSTRAINTS].value, strict=True
             ).native
             usage = asn1_x509.KeyUsage.load(found[KEY_USAGE].value, strict=True).native
-        except (KeyError, ValueError, TypeError) as error:
+        except UNREADABLE_DER as error:
             raise EndorsementMalformedError(
                 f"{self.common_name}: basic constraints and key usage are needed"
             ) from error
@@ -238,10 +252,18 @@ def _moment(der: bytes) -> datetime:
 
 
 def _common_name(name: bytes) -> str:
-    value: Any = asn1_x509.Name.load(name, strict=True).native
-    common = value.get("common_name")
-    if not isinstance(common, str):
-        raise ValueError("a name without exactly one common name")  # noqa: TRY004
+    """The one common name of a distinguished name: RDNs of one attribute each, as AMD writes."""
+    found: list[str] = []
+    for relative in split_sequence(name):
+        content = parser.parse(relative, strict=True)[4]
+        (attribute,) = _elements(content)
+        oid, value = split_sequence(attribute)
+        if oid == _COMMON_NAME:
+            _, _, tag, _, text, _ = parser.parse(value, strict=True)
+            if tag not in _TEXT_TAGS:
+                raise ValueError("a common name that is no text")
+            found.append(str(text, "utf-8"))
+    (common,) = found
     return common
 
 

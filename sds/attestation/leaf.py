@@ -13,7 +13,7 @@ from typing import Final
 from asn1crypto import core
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sds.attestation.endorsement import Certificate
+from sds.attestation.endorsement import UNREADABLE_DER, Certificate
 from sds.attestation.report import TCB_COMPONENTS, TURIN_CHIP_ID_BYTES, Product, SigningKey
 from sds.errors import EndorsementMalformedError
 
@@ -92,7 +92,7 @@ def read_leaf(der: bytes) -> Leaf:
     """
     try:
         return _read(Certificate.parse(der))
-    except (ValueError, TypeError, OverflowError) as error:
+    except UNREADABLE_DER as error:
         raise EndorsementMalformedError(f"an extension cannot be read: {error}") from error
 
 

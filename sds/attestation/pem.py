@@ -10,9 +10,20 @@ import re
 from typing import Final
 
 from asn1crypto import pem
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from sds.errors import EvidenceMalformedError
 
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What ``cryptography`` raises for certificates and lists that it cannot read."""
 MAX_BLOCKS: Final = 64
 _BLOCK: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from sds.attestation.endorsement import (
     PSS_ALGORITHMS,
@@ -20,6 +19,7 @@ from sds.attestation.endorsement import (
     split_sequence,
     split_signed,
 )
+from sds.attestation.pem import UNREADABLE
 from sds.errors import EndorsementRevokedError, RevocationListError, RevocationListStaleError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def read_revocation_list(der: bytes) -> RevocationList:
         _, algorithm, issuer, *_ = split_sequence(signed.content)
         serials = frozenset(entry.serial_number for entry in parsed)
         this_update, next_update = parsed.last_update_utc, parsed.next_update_utc
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+    except UNREADABLE as error:
         raise RevocationListError(f"a revocation list cannot be read: {error}") from error
     if algorithm != signed.algorithm or algorithm not in PSS_ALGORITHMS:
         raise RevocationListError("a revocation list is not signed as AMD signs")

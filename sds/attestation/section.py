@@ -13,17 +13,31 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from sds.attestation.endorsement import Certificate
+from sds.attestation.endorsements import (
+    DirectoryEndorsements,
+    EndorsedAttester,
+    Endorsements,
+    KdsEndorsements,
+)
+from sds.attestation.evidence import EvidenceKind
+from sds.attestation.guest import guest_attester
 from sds.attestation.kubernetes_token import (
     BoundTokenAttester,
     ProjectedTokenAttester,
     TokenAttester,
 )
+from sds.attestation.pem import der_certificates, der_revocation_lists
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.report import Product  # noqa: TC001  pydantic reads annotations
+from sds.attestation.revocation import read_revocation_list
 from sds.attestation.simulated import SimulatedMachine
 from sds.attestation.snp import SnpVerifier
-from sds.errors import CertificateError, ConfigurationError, EvidenceError
+from sds.attestation.tdx import TdxVerifier
+from sds.attestation.verifier import EvidenceVerifier
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError, EvidenceError
 from sds.fields import PathField, Settings
-from sds.pki import certificates_from_pem
 from sds.workload.kubernetes.settings import ServerSettings, api_server
 from sds.yamlfile import read
 
@@ -38,15 +52,36 @@ _LOGGER = logging.getLogger(__name__)
 class AttestationSection(Settings):
     """Our own evidence."""
 
-    kind: Literal["simulated", "kubernetes-token"] | None = Field(
+    kind: Literal["auto", "sev-snp", "tdx", "simulated", "kubernetes-token"] | None = Field(
         default=None,
-        description="`simulated`: a machine that exists only in software, for trying things out. "
+        description="`auto`: what the confidential guest that we run in gives, by configfs-tsm or "
+        "`/dev/sev-guest`; `sev-snp` and `tdx` say which kind that must be. `simulated`: a "
+        "machine that exists only in software, for trying things out. "
         "`kubernetes-token`: a node without confidential hardware; the token says which pod asks, "
         "not what code runs. Without a kind this process gives no evidence.",
     )
     descriptor: Annotated[int, Field(ge=3)] | None = Field(
         default=None,
         description="`simulated` only: the inherited descriptor that the machine is read from.",
+    )
+    privilege_level: Annotated[int, Field(ge=0, le=3)] | None = Field(
+        default=None,
+        description="SEV-SNP only: VMPL to ask for. The kernel's own level without it.",
+    )
+    certificates: PathField | None = Field(
+        default=None,
+        description="SEV-SNP only: directory of VCEKs, ASKs and ARKs (PEM or DER, any names), for "
+        "hosts that give none with the report.",
+    )
+    certificate_server: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] | None = Field(
+        default=None,
+        description="SEV-SNP only: URL of a server in the layout of AMD's KDS, most often a cache "
+        "of your own; what it answers is never trusted without the chain.",
+    )
+    product: Product | None = Field(
+        default=None,
+        description="SEV-SNP only: what to ask that server for where a report of version 2 does "
+        "not tell.",
     )
     projected_token: PathField | None = Field(
         default=None,
@@ -69,6 +104,8 @@ class AttestationSection(Settings):
             return None
         if self.kind == "kubernetes-token":
             return self._token()
+        if self.kind != "simulated":
+            return self._guest()
         if self.descriptor is None:
             raise ConfigurationError(
                 "attestation.descriptor is missing",
@@ -86,6 +123,25 @@ class AttestationSection(Settings):
             extra={"measurement": machine.measurement.hex()},
         )
         return machine
+
+    def _guest(self) -> Attester:
+        clock = SystemClock()
+        try:
+            attester = guest_attester(
+                clock,
+                kind=None if self.kind == "auto" else EvidenceKind(str(self.kind)),
+                privilege_level=self.privilege_level,
+            )
+        except EvidenceError as error:
+            raise ConfigurationError(
+                f"attestation.kind {self.kind}: {error.message}", advice=error.advice
+            ) from error
+        sources: list[Endorsements] = []
+        if self.certificates is not None:
+            sources.append(DirectoryEndorsements(self.certificates))
+        if self.certificate_server is not None:
+            sources.append(KdsEndorsements(self.certificate_server, clock, product=self.product))
+        return EndorsedAttester(attester, sources) if sources else attester
 
     def _token(self) -> TokenAttester:
         if self.projected_token is not None:
@@ -105,6 +161,21 @@ class VerificationSection(Settings):
         default=[],
         description="PEM files of roots trusted to vouch for evidence beside the manufacturer's "
         "own: those of simulated machines.",
+    )
+    certificates: list[PathField] = Field(
+        default=[],
+        description="PEM or DER files of ASKs, ASVKs and ARKs that evidence may come without. "
+        "They add no trust.",
+    )
+    revocation_lists: list[PathField] = Field(
+        default=[],
+        description="Revocation lists, PEM or DER. Where there are any, one by the root of each "
+        "accepted product is needed, and it must be current.",
+    )
+    collateral: PathField | None = Field(
+        default=None,
+        description="Folder of signed collateral for TDX quotes; without it every quote is "
+        "refused.",
     )
     reference_values: ReferenceValues = Field(
         default=ReferenceValues(),
@@ -127,13 +198,59 @@ class VerificationSection(Settings):
                 "roots of SIMULATED machines are trusted: evidence under them proves nothing",
                 extra={"roots": [str(path) for path in self.trusted_roots]},
             )
-        return SnpVerifier(
-            values=self.reference_values if values is None else values, trusted_roots=roots
-        )
+        demanded = self.reference_values if values is None else values
+        lists = [der for path in self.revocation_lists for der in _revocation_lists(path)]
+        helpers = [der for path in self.certificates for der in _certificates(path)]
+        snp_roots = [der for der in roots if _of_amds_kind(der)]
+        try:
+            return EvidenceVerifier(
+                {
+                    EvidenceKind.SEV_SNP: SnpVerifier(
+                        values=demanded,
+                        trusted_roots=snp_roots,
+                        certificates=helpers,
+                        revocation_lists=[der for der in lists if not _of_intels_kind(der)],
+                    ),
+                    EvidenceKind.TDX: TdxVerifier(
+                        values=demanded,
+                        trusted_roots=[der for der in roots if der not in snp_roots],
+                        collateral=self.collateral,
+                        revocation_lists=[der for der in lists if _of_intels_kind(der)],
+                    ),
+                }
+            )
+        except EvidenceError as error:
+            raise ConfigurationError(
+                f"verification: {error.message}", advice=error.advice
+            ) from error
+
+
+def _of_amds_kind(der: bytes) -> bool:
+    """Whether a root is of SEV-SNP's hierarchy (RSASSA-PSS), not of Intel's (ECDSA)."""
+    try:
+        Certificate.parse(der)
+    except EvidenceError:
+        return False
+    return True
+
+
+def _of_intels_kind(der: bytes) -> bool:
+    try:
+        read_revocation_list(der)
+    except EvidenceError:
+        return True
+    return False
 
 
 def _certificates(path: Path) -> tuple[bytes, ...]:
     try:
-        return certificates_from_pem(read(path))
-    except CertificateError as error:
-        raise ConfigurationError(f"{path}: {error.message}", advice=error.advice) from error
+        return der_certificates(read(path), what=str(path))
+    except EvidenceError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error
+
+
+def _revocation_lists(path: Path) -> tuple[bytes, ...]:
+    try:
+        return der_revocation_lists(read(path), what=str(path))
+    except EvidenceError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error

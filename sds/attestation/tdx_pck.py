@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asn1crypto import core
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from sds.attestation.pem import der_certificates
+from sds.attestation.endorsement import UNREADABLE_DER
+from sds.attestation.pem import UNREADABLE, der_certificates
 from sds.errors import (
     EndorsementMalformedError,
     EndorsementRevokedError,
@@ -112,7 +113,7 @@ def link_chain(
         ders = der_certificates(pem, what=what)
         chain = tuple(map(x509.load_der_x509_certificate, ders))
         found = tuple(common_name(certificate) for certificate in chain)
-    except (EvidenceMalformedError, ValueError, UnsupportedAlgorithm) as error:
+    except (EvidenceMalformedError, *UNREADABLE) as error:
         raise EndorsementMalformedError(f"{what}: {error}") from error
     # 2.
     if len(chain) != len(names) or any(
@@ -134,7 +135,7 @@ def link_chain(
     for certificate, issuer in zip(chain, (*chain[1:], chain[-1]), strict=True):
         try:
             certificate.verify_directly_issued_by(issuer)
-        except (ValueError, TypeError, InvalidSignature) as error:
+        except (*UNREADABLE, InvalidSignature) as error:
             raise EndorsementUntrustedError(
                 f"{what}: {common_name(certificate)} was not signed by {common_name(issuer)}"
             ) from error
@@ -150,7 +151,7 @@ def _require_extensions(certificate: x509.Certificate, *, below: int, what: str)
         found = certificate.extensions
         constraints = found.get_extension_for_class(x509.BasicConstraints).value
         usage = found.get_extension_for_class(x509.KeyUsage).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except (*UNREADABLE, x509.ExtensionNotFound) as error:
         raise EndorsementMalformedError(f"{what}: extensions of {name}: {error}") from error
     unknown = {entry.oid.dotted_string for entry in found} - _KNOWN
     if unknown:
@@ -178,7 +179,7 @@ def read_pck(certificate: x509.Certificate) -> Pck:
     try:
         raw = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(_EXTENSION)).value
         if not isinstance(raw, x509.UnrecognizedExtension):
-            raise TypeError("a known extension")  # noqa: TRY301  one handler for one form
+            raise TypeError("a known extension")
         top = _pairs(raw.value)
         tcb = _pairs(top[f"{_EXTENSION}.2"].dump())
         components = tuple(
@@ -191,7 +192,7 @@ def read_pck(certificate: x509.Certificate) -> Pck:
             pce_svn=_number(tcb[f"{_EXTENSION}.2.{_COMPONENTS + 1}"]),
             public_key=key,
         )
-    except (ValueError, TypeError, KeyError, x509.ExtensionNotFound) as error:
+    except (*UNREADABLE, *UNREADABLE_DER, x509.ExtensionNotFound) as error:
         raise EndorsementMalformedError(f"the PCK's extension cannot be read: {error}") from error
     return pck
 
@@ -210,7 +211,7 @@ def check_revocation(chain: IntelChain, lists: tuple[bytes, ...], now: datetime)
             critical = any(entry.critical for entry in crl.extensions)
             serials = {entry.serial_number for entry in crl}
             this_update, next_update = crl.last_update_utc, crl.next_update_utc
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except UNREADABLE as error:
             raise RevocationListError(f"a revocation list cannot be read: {error}") from error
         issuer = next(
             (other for other in chain.certificates[1:] if other.subject == crl.issuer), None
@@ -243,7 +244,7 @@ def root_digest(der: bytes) -> bytes:
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise EndorsementMalformedError(f"a trusted root cannot be read: {error}") from error
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
 

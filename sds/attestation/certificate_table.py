@@ -1,0 +1,61 @@
+"""The table of certificates that a host gives with a report (AMD 56421, GHCB, section 4.1.8.1).
+
+Owns its layout. Invariant: offsets and lengths stay inside the table; what is in it adds no trust.
+"""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from typing import Final
+
+from sds.errors import EvidenceMalformedError
+
+_ENTRY: Final = struct.Struct("<16sII")
+_MAX_ENTRIES: Final = 64
+MAX_TABLE_BYTES: Final = 1024 * 1024
+VCEK: Final = uuid.UUID("63da758d-e664-4564-adc5-f4b93be8accd")
+VLEK: Final = uuid.UUID("a8074bc2-a25a-483e-aae6-39c045a0b8a1")
+ASK: Final = uuid.UUID("4ab7b379-bbac-4fe4-a02f-05aef327c782")
+ARK: Final = uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
+
+
+def parse_certificate_table(raw: bytes) -> dict[uuid.UUID, bytes]:
+    """GUID -> DER of each entry; an empty table for no bytes.
+
+    Raises:
+        EvidenceMalformedError: an entry points outside, or the table has no end.
+    """
+    found: dict[uuid.UUID, bytes] = {}
+    if not raw:
+        return found
+    for index in range(_MAX_ENTRIES):
+        if len(raw) < (index + 1) * _ENTRY.size:
+            break
+        guid, offset, length = _ENTRY.unpack_from(raw, index * _ENTRY.size)
+        if not any(guid):
+            return found
+        if offset + length > len(raw):
+            raise EvidenceMalformedError(
+                f"entry {index} of the certificate table points outside of it"
+            )
+        found[uuid.UUID(bytes=guid)] = raw[offset : offset + length]
+    raise EvidenceMalformedError("the certificate table has no end")
+
+
+def chain_of_table(table: dict[uuid.UUID, bytes], *, vlek: bool) -> tuple[bytes, ...]:
+    """Leaf first: VLEK or VCEK, then ASK and ARK where they are; empty without the leaf."""
+    leaf = table.get(VLEK if vlek else VCEK)
+    if not leaf:
+        return ()
+    return (leaf, *(table[guid] for guid in (ASK, ARK) if table.get(guid)))
+
+
+def build_certificate_table(entries: dict[uuid.UUID, bytes]) -> bytes:
+    """The reverse of :func:`parse_certificate_table`, as hosts write it."""
+    offset = (len(entries) + 1) * _ENTRY.size
+    head, body = b"", b""
+    for guid, der in entries.items():
+        head += _ENTRY.pack(guid.bytes, offset + len(body), len(der))
+        body += der
+    return head + bytes(_ENTRY.size) + body
