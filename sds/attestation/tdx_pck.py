@@ -144,15 +144,15 @@ def link_chain(
 
 def _require_extensions(certificate: x509.Certificate, *, below: int, what: str) -> None:
     name = common_name(certificate)
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise EndorsementMalformedError(f"{what}: the key of {name} is not on P-256")
     try:
+        key = certificate.public_key()
         found = certificate.extensions
         constraints = found.get_extension_for_class(x509.BasicConstraints).value
         usage = found.get_extension_for_class(x509.KeyUsage).value
     except (*UNREADABLE, x509.ExtensionNotFound) as error:
-        raise EndorsementMalformedError(f"{what}: extensions of {name}: {error}") from error
+        raise EndorsementMalformedError(f"{what}: key or extensions of {name}: {error}") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise EndorsementMalformedError(f"{what}: the key of {name} is not on P-256")
     unknown = {entry.oid.dotted_string for entry in found} - _KNOWN
     if unknown:
         raise EndorsementMalformedError(f"{what}: {name} has the unknown extension {min(unknown)}")
