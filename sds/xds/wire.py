@@ -36,6 +36,8 @@ MAX_ERROR_CHARACTERS: Final = 1024
 _MAX_VARINT_BYTES: Final = 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _CONTINUES: Final = 0x80
+_NESTED_FIELDS: Final = 256
+"""More than any of the nested messages has before what is not read."""
 _MAX_FIELD_NUMBER: Final = (1 << 29) - 1
 
 # Numbers of fields: envoy/service/discovery/v3/discovery.proto, envoy/config/core/v3/base.proto,
@@ -96,7 +98,7 @@ def parse_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw:
     type_url = nonce = ""
     error: str | None = None
     node: NodeInfo | None = None
-    for number, start, stop in _fields(data, 0, len(data)):
+    for number, start, stop in _fields(data, 0, len(data), 4 * max_names + _NESTED_FIELDS):
         if number == _SOTW_NAMES:
             _admit(len(names), max_names)
             names.append(_text(data, start, stop, MAX_NAME_BYTES, "resource_names"))
@@ -126,7 +128,7 @@ def parse_delta_request(data: bytes, *, max_names: int) -> ParsedDelta:
     type_url = nonce = ""
     error: str | None = None
     node: NodeInfo | None = None
-    for number, start, stop in _fields(data, 0, len(data)):
+    for number, start, stop in _fields(data, 0, len(data), 4 * max_names + _NESTED_FIELDS):
         if number == _DELTA_SUBSCRIBE:
             _admit(len(subscribe), max_names)
             subscribe.append(_text(data, start, stop, MAX_NAME_BYTES, "resource_names_subscribe"))
@@ -171,13 +173,19 @@ def length_delimited(number: int, payload: bytes) -> bytes:
 # --- inside -------------------------------------------------------------------------------------
 
 
-def _fields(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+def _fields(data: bytes, at: int, end: int, most: int) -> Iterator[tuple[int, int, int]]:
     """Number, start and stop of each field's content in ``data[at:end]``, in order.
 
     Only wire type 2 carries anything that is read here; the content of the others is stepped
     over and not yielded.
+
+    Raises:
+        LimitError: there are more than ``most`` fields: time is bounded, too.
     """
     while at < end:
+        most -= 1
+        if most < 0:
+            raise LimitError("a message has too many fields", advice="ask for fewer resources")
         tag = data[at]
         at += 1
         if tag >= _CONTINUES:
@@ -256,7 +264,7 @@ def _refuse_locators() -> None:
 
 def _map_entry(data: bytes, start: int, stop: int) -> tuple[str, str]:
     name = version = ""
-    for number, at, end in _fields(data, start, stop):
+    for number, at, end in _fields(data, start, stop, _NESTED_FIELDS):
         if number == _ENTRY_KEY:
             name = _text(data, at, end, MAX_NAME_BYTES, "initial_resource_versions")
         elif number == _ENTRY_VALUE:
@@ -267,7 +275,7 @@ def _map_entry(data: bytes, start: int, stop: int) -> tuple[str, str]:
 def _status_message(data: bytes, start: int, stop: int) -> str:
     """The message of a ``google.rpc.Status``, clipped: it is shown and logged, nothing else."""
     message = ""
-    for number, at, end in _fields(data, start, stop):
+    for number, at, end in _fields(data, start, stop, _NESTED_FIELDS):
         if number == _STATUS_MESSAGE:
             clipped = data[at : min(end, at + 4 * MAX_ERROR_CHARACTERS)]
             message = clipped.decode(errors="replace")[:MAX_ERROR_CHARACTERS]
@@ -282,7 +290,7 @@ def _node(data: bytes, start: int, stop: int) -> NodeInfo:
     """
     identifier = cluster = user_agent = ""
     wants_validator = False
-    for number, at, end in _fields(data, start, stop):
+    for number, at, end in _fields(data, start, stop, _NESTED_FIELDS):
         if number == _NODE_ID:
             identifier = _clipped(data, at, end)
         elif number == _NODE_CLUSTER:

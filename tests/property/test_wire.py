@@ -1,0 +1,167 @@
+"""The parsers that face the socket: right on what is valid, safe on what is not."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tracemalloc
+from typing import TYPE_CHECKING
+
+import pytest
+from envoy.service.discovery.v3 import discovery_pb2
+from google.rpc import status_pb2
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sds.errors import LimitError, MalformedRequestError, ProtocolError
+from sds.xds.wire import (
+    MAX_ERROR_CHARACTERS,
+    length_delimited,
+    parse_delta_request,
+    parse_discovery_request,
+    varint,
+)
+from tests.support.fuzz_target import MAX_NAMES, mutate, one_input, seeds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+names = st.lists(words, max_size=10)
+
+
+@given(
+    names,
+    st.tuples(words, words, words),
+    st.none() | words,
+    st.none() | words,
+    st.binary(max_size=300),
+)
+def test_a_discovery_request_reads_as_the_official_library_reads_it(
+    resource_names: list[str],
+    texts: tuple[str, str, str],
+    error: str | None,
+    node: str | None,
+    padding: bytes,
+) -> None:
+    version, type_url, nonce = texts
+    message = discovery_pb2.DiscoveryRequest(
+        resource_names=resource_names,
+        version_info=version,
+        type_url=type_url,
+        response_nonce=nonce,
+    )
+    if error is not None:
+        message.error_detail.CopyFrom(status_pb2.Status(code=3, message=error))
+    if node is not None:
+        message.node.id = node
+        message.node.cluster = "cluster"
+        message.node.user_agent_name = "agent"
+        message.node.extensions.add(name=padding.hex())
+    parsed = parse_discovery_request(message.SerializeToString(), max_names=MAX_NAMES)
+    assert parsed.request.names == tuple(resource_names)
+    assert parsed.type_url == type_url
+    assert parsed.request.nonce == nonce
+    assert parsed.request.error == error
+    assert (parsed.node is None) == (node is None)
+    if parsed.node is not None:
+        assert (parsed.node.id, parsed.node.cluster) == (node, "cluster")
+        assert parsed.node.user_agent == "agent"
+
+
+@given(names, names, st.dictionaries(words, words, max_size=8), words, st.none() | words)
+def test_a_delta_request_reads_as_the_official_library_reads_it(
+    subscribe: list[str],
+    unsubscribe: list[str],
+    initial: dict[str, str],
+    nonce: str,
+    error: str | None,
+) -> None:
+    message = discovery_pb2.DeltaDiscoveryRequest(
+        resource_names_subscribe=subscribe,
+        resource_names_unsubscribe=unsubscribe,
+        initial_resource_versions=initial,
+        response_nonce=nonce,
+        type_url="t",
+    )
+    if error is not None:
+        message.error_detail.CopyFrom(status_pb2.Status(code=3, message=error))
+    parsed = parse_delta_request(message.SerializeToString(), max_names=MAX_NAMES)
+    assert parsed.request.subscribe == tuple(subscribe)
+    assert parsed.request.unsubscribe == tuple(unsubscribe)
+    assert parsed.request.initial_versions == initial
+    assert parsed.request.nonce == nonce
+    assert parsed.request.error == error
+    assert parsed.type_url == "t"
+
+
+@given(st.binary(max_size=400))
+@example(b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f")
+@example(b"\x1a\x03\xff\xfe\xfd")
+@settings(max_examples=500)
+def test_any_bytes(data: bytes) -> None:
+    one_input(data)
+
+
+@given(st.integers(min_value=0))
+@settings(max_examples=300)
+def test_mutated_requests(seed: int) -> None:
+    source = random.Random(seed)
+    for data in seeds():
+        one_input(mutate(data, source))
+
+
+@pytest.mark.parametrize("parse", [parse_discovery_request, parse_delta_request])
+@pytest.mark.parametrize(
+    "data",
+    [
+        length_delimited(3, b"n") * 1_000_000,
+        length_delimited(5, length_delimited(1, b"n")) * 500_000,
+        length_delimited(3, b"x" * 4_000_000),
+        length_delimited(2, b"\x0a\x01x" * 1_000_000),
+        length_delimited(1, b"\x0a\x01x" * 1_000_000),
+        length_delimited(6, length_delimited(2, b"e" * 4_000_000)),
+        length_delimited(7, length_delimited(2, b"e" * 4_000_000)),
+        b"\x08\x01" * 100_000,
+        b"\x80" * 1_000_000,
+    ],
+)
+def test_memory_stays_bounded(parse: Callable[..., object], data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ProtocolError):
+            parse(data, max_names=MAX_NAMES)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 1024
+
+
+def test_what_is_over_a_limit_and_what_is_malformed_are_told_apart() -> None:
+    with pytest.raises(LimitError, match="more than 50"):
+        parse_discovery_request(length_delimited(3, b"n") * 51, max_names=MAX_NAMES)
+    with pytest.raises(LimitError, match="5000 bytes"):
+        parse_discovery_request(length_delimited(3, b"n" * 5000), max_names=MAX_NAMES)
+    for bad in (b"\x00", b"\x1b\x1c", b"\x1a\x05abc", b"\x0d\x00", b"\x1a", b"\x1a\x01\xff"):
+        with pytest.raises(MalformedRequestError):
+            parse_discovery_request(bad, max_names=MAX_NAMES)
+    with pytest.raises(MalformedRequestError, match="xdstp"):
+        parse_discovery_request(length_delimited(7, b""), max_names=MAX_NAMES)
+    node = length_delimited(3, b"\xff attested-sds.validator")
+    with pytest.raises(MalformedRequestError, match="metadata"):
+        parse_discovery_request(length_delimited(2, node), max_names=MAX_NAMES)
+
+
+def test_the_words_of_an_error_are_clipped() -> None:
+    status = status_pb2.Status(message="ä" * 10_000).SerializeToString()
+    parsed = parse_discovery_request(length_delimited(6, status), max_names=MAX_NAMES)
+    assert parsed.request.error is not None
+    assert len(parsed.request.error) == MAX_ERROR_CHARACTERS
+
+
+@given(st.integers(min_value=0, max_value=2**63))
+def test_numbers_are_encoded_as_the_official_library_encodes_them(value: int) -> None:
+    if value < 2**31:
+        expected = status_pb2.Status(code=value).SerializeToString()[1:] or b"\x00"
+        assert varint(value) == expected
+    assert len(varint(value)) == max(1, -(-value.bit_length() // 7))

@@ -1,0 +1,119 @@
+"""The fuzz target of every parser that faces the socket.
+
+``one_input(data)`` is what a fuzzer calls; ``python -m tests.support.fuzz_target SECONDS`` mutates
+valid requests until the time is over. Only our own errors may come out, and a request that is
+taken must drive a subscription without any other.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+
+from envoy.service.discovery.v3 import discovery_pb2
+from google.rpc import status_pb2
+
+from sds.errors import ProtocolError
+from sds.xds.encode import SECRET_TYPE
+from sds.xds.subscription import DeltaSubscription, Receipt, SotwSubscription
+from sds.xds.wire import parse_delta_request, parse_discovery_request
+
+MAX_NAMES = 50
+
+
+class Thing:
+    receipt = Receipt("default", "v1")
+
+
+class View:
+    """One secret."""
+
+    def find(self, name: str) -> Thing | None:
+        return Thing() if name == "default" else None
+
+    def everything(self) -> tuple[str, ...]:
+        return ()
+
+
+def one_input(data: bytes) -> None:
+    """Feed the bytes to all parsers, and what comes out to the core, twice."""
+    try:
+        sotw = parse_discovery_request(data, max_names=MAX_NAMES)
+    except ProtocolError:
+        pass
+    else:
+        assert len(sotw.request.names) <= MAX_NAMES
+        subscription: SotwSubscription[Thing] = SotwSubscription()
+        for nonce in ("n1", "n2"):
+            subscription.receive(sotw.request)
+            subscription.respond(View(), nonce)
+        assert len(subscription) <= MAX_NAMES
+    try:
+        delta = parse_delta_request(data, max_names=MAX_NAMES)
+    except ProtocolError:
+        pass
+    else:
+        assert len(delta.request.initial_versions) <= MAX_NAMES
+        deltas: DeltaSubscription[Thing] = DeltaSubscription()
+        for nonce in ("n1", "n2"):
+            deltas.receive(delta.request)
+            deltas.respond(View(), nonce)
+
+
+def seeds() -> list[bytes]:
+    """Valid requests of both kinds."""
+    sotw = discovery_pb2.DiscoveryRequest(
+        version_info="v",
+        resource_names=["default", "ROOTCA", "*"],
+        type_url=SECRET_TYPE,
+        response_nonce="n1",
+        error_detail=status_pb2.Status(code=13, message="refused: ä"),
+    )
+    sotw.node.id = "node"
+    sotw.node.metadata.update({"attested-sds.validator": "spiffe", "more": {"a": [1, 2.5, None]}})
+    sotw.node.extensions.add(name="envoy.filters.http.router", category="envoy.filters.http")
+    delta = discovery_pb2.DeltaDiscoveryRequest(
+        type_url=SECRET_TYPE,
+        resource_names_subscribe=["default", "*"],
+        resource_names_unsubscribe=["ROOTCA"],
+        initial_resource_versions={"default": "v1", "gone": "v0"},
+        response_nonce="n1",
+    )
+    delta.node.CopyFrom(sotw.node)
+    encoded: list[bytes] = [sotw.SerializeToString(), delta.SerializeToString(), b""]
+    return encoded
+
+
+def mutate(data: bytes, source: random.Random) -> bytes:
+    """A few bytes changed, inserted, cut or repeated."""
+    mutable = bytearray(data)
+    for _ in range(source.randint(1, 6)):
+        at = source.randint(0, len(mutable))
+        choice = source.randrange(4)
+        if choice == 0 and mutable:
+            mutable[min(at, len(mutable) - 1)] = source.randrange(256)
+        elif choice == 1:
+            mutable[at:at] = source.randbytes(source.randint(1, 8))
+        elif choice == 2:
+            del mutable[at : at + source.randint(1, 16)]
+        else:
+            mutable[at:at] = mutable[at : at + source.randint(1, 64)]
+    return bytes(mutable)
+
+
+def main(seconds: float) -> int:
+    """Mutate for so long; the number of inputs."""
+    source = random.Random()
+    corpus = seeds()
+    count = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for _ in range(1000):
+            one_input(mutate(source.choice(corpus), source))
+            count += 1
+    return count
+
+
+if __name__ == "__main__":
+    print(main(float(sys.argv[1])), "inputs")
