@@ -275,9 +275,10 @@ class _Socket:
             requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
         ) -> None:
             try:
-                await self._serve(method, requests, context)
-            except SdsError as error:
-                await self._refuse(method, context, error)
+                try:
+                    await self._serve(method, requests, context)
+                except SdsError as error:
+                    await self._refuse(method, context, error)
             except (grpc.aio.UsageError, grpc.aio.InternalError):
                 # The client hung up while something was on its way to it.
                 logger.debug("a stream ended during a write", extra={"method": method.value})

@@ -65,6 +65,7 @@ class Stream:
 
     __slots__ = (
         "_bucket",
+        "_established",
         "_limits",
         "_loop",
         "_observer",
@@ -106,6 +107,7 @@ class Stream:
         self._view: CallerView | None = None
         self._writer: asyncio.Task[None] | None = None
         self._writing = False
+        self._established = False
         self.task = asyncio.current_task()
         self.ending: SdsError | None = None
         self.hub = hub
@@ -252,6 +254,10 @@ class Stream:
         try:
             while (message := self._next()) is not None:
                 await self._transport.write(message)
+                self._established = True
+                if self.ending is not None and self.task is not None:
+                    self.task.cancel()
+                    return
         finally:
             self._writing = False
 
@@ -313,8 +319,12 @@ class Stream:
 
     def end(self, error: SdsError) -> None:
         """End the stream with this error (from outside of its task)."""
-        if self.ending is None and self.task is not None:
-            self.ending = error
+        if self.ending is not None or self.task is None:
+            return
+        self.ending = error
+        # The first write carries gRPC's initial metadata, and grpc.aio books them as sent when it
+        # is done: a status in between would carry them again, and be lost. The writer ends then.
+        if self._established or not self._writing:
             self.task.cancel()
 
     async def close(self) -> None:

@@ -469,3 +469,16 @@ async def test_half_closed_by_the_client_ends_well(tmp_path: Path) -> None:
         await stream.done_writing()
         assert set(secrets(await stream.next())) == {"default"}
         assert (await stream.status())[0] == grpc.StatusCode.OK
+
+
+async def test_draining_amid_first_answers_tells_every_client(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        streams = [Sotw(connection) for _ in range(50)]
+        for stream in streams:
+            await stream.ask("default")
+        async with asyncio.timeout(30):
+            while not any(hub.streams for hub in at.service.hubs()):
+                await asyncio.sleep(0)
+        at.service.drain()
+        codes = [(await stream.status())[0] for stream in streams]
+        assert set(codes) == {grpc.StatusCode.UNAVAILABLE}

@@ -42,9 +42,10 @@ class World:
     """What exists: name -> version."""
 
     contents: dict[str, str] = field(default_factory=dict)
+    long_names: tuple[str, ...] = LONG
 
     def everything(self) -> tuple[str, ...]:
-        return tuple(name for name in LONG if name in self.contents)
+        return tuple(name for name in self.long_names if name in self.contents)
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Client:
         self.explicit = set(names) - {"*"}
         self.wildcard = "*" in names or not self.named
         if self.wildcard and not had_wildcard:
-            self._excuse(set(LONG) - before)
+            self._excuse(set(self.world.long_names) - before)
         self._excuse(self.explicit - before)
         self.unsettled = bool(self.queue)
         self._forget_unwanted()
@@ -110,7 +111,7 @@ class Client:
         """Delta: other names."""
         if "*" in unsubscribe:
             self.wildcard = False
-            self._excuse(set(LONG) - self.explicit)
+            self._excuse(set(self.world.long_names) - self.explicit)
             self._forget_unwanted()
         self.wildcard = self.wildcard or "*" in subscribe
         # A name dropped beside the wildcard is told again: sent or removed.
