@@ -101,7 +101,7 @@ bench: setup ## every benchmark, one after the other: tables on stdout, minutes;
 	done
 
 .PHONY: soak
-soak: setup ## the demo for about an hour (ROTATIONS=800 of 10 s): fails with the first failed request
+soak: setup ## the demo for about an hour (ROTATIONS=800 of 10 s): fails where a request failed
 	$(BIN)/sds demo --rotations $(or $(ROTATIONS),800) --lifetime 10 --output plain
 
 .PHONY: clean
