@@ -54,7 +54,7 @@ class DemoPlan:
     Attributes:
         node: authority and agent with their workloads ``client`` and ``server``.
         envoy: the Envoy binary.
-        folder: where bootstraps and logs go.
+        folder: where bootstraps go.
         rotations: end when each workload was seen to rotate this often; None: run on.
         protocol: xDS variant of both Envoys.
     """
@@ -121,7 +121,7 @@ class Demo:
             http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
             supervisor = Supervisor(
                 self._parts(ports),
-                logs=self._plan.folder,
+                logs=self._plan.node.logs,
                 clock=self._clock,
                 tell=self._reporter.tell,
                 line=self._heard,
