@@ -1,0 +1,102 @@
+"""Two real Envoys that talk mTLS all the time, each request over a full handshake of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import aiohttp
+
+from sds.bootstrap.plan import Protocol
+from sds.demo.envoys import DemoPorts, ReservedPort, bootstraps
+from sds.demo.ledger import Ledger
+from sds.demo.traffic import RequestFailedError, request
+from tests.support.envoy import Envoy, running_envoy
+from tests.support.process import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.demo.ledger import PeerCertificate
+    from tests.support.node import Node
+
+CLIENT, SERVER = "client", "server"
+_PAUSE_SECONDS = 0.03
+
+
+@dataclass
+class Mesh:
+    """The Envoys and what traffic has seen since the start."""
+
+    client: Envoy
+    server: Envoy
+    entry: str
+    requests: int = 0
+    failures: list[str] = field(default_factory=list)
+    seen: dict[str, list[str]] = field(default_factory=lambda: {CLIENT: [], SERVER: []})
+
+    async def rotations(self, count: int, *, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until traffic has shown so many more certificates on both sides."""
+        before = {name: len(serials) for name, serials in self.seen.items()}
+        try:
+            async with asyncio.timeout(seconds):
+                while any(len(self.seen[name]) < before[name] + count for name in before):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            message = f"no {count} rotations within {seconds} s; failures: {self.failures[:3]}"
+            raise AssertionError(message) from None
+
+    async def no_resumption(self) -> None:
+        """Every handshake was a full one."""
+        stats = await self.server.stats("listener.")
+        assert sum(n for name, n in stats.items() if name.endswith("ssl.session_reused")) == 0
+
+    def saw(self, certificates: dict[str, PeerCertificate]) -> None:
+        self.requests += 1
+        for name, certificate in certificates.items():
+            serials = self.seen[name]
+            if not serials or serials[-1] != certificate.serial:
+                serials.append(certificate.serial)
+
+
+@contextlib.asynccontextmanager
+async def running_mesh(node: Node, folder: Path) -> AsyncIterator[Mesh]:
+    """Both Envoys, with traffic, while the block runs; the first request has gone through."""
+    names = (ReservedPort(), ReservedPort(), ReservedPort(), ReservedPort())
+    ports = DemoPorts(entry=names[0], server=names[1], client_admin=names[2], server_admin=names[3])
+    sockets = {name: node.socket(name) for name in (CLIENT, SERVER)}
+    made = bootstraps(sockets=sockets, ports=ports, protocol=Protocol.SOTW)
+    ledger = Ledger({name: f"spiffe://example.org/{name}" for name in (CLIENT, SERVER)})
+    timeout = aiohttp.ClientTimeout(total=10)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(ports.close)
+        server = await stack.enter_async_context(
+            running_envoy(made[SERVER], folder=folder, name=SERVER)
+        )
+        client = await stack.enter_async_context(
+            running_envoy(made[CLIENT], folder=folder, name=CLIENT)
+        )
+        http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+        mesh = Mesh(client=client, server=server, entry=f"http://{ports.entry.address}/")
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not mesh.requests:
+                with contextlib.suppress(RequestFailedError):
+                    mesh.saw(await request(http, mesh.entry, ledger))
+                await asyncio.sleep(0.05)
+        group = await stack.enter_async_context(asyncio.TaskGroup())
+        tasks = [group.create_task(_traffic(mesh, http, ledger)) for _ in range(2)]
+        stack.callback(lambda: [task.cancel() for task in tasks])
+        yield mesh
+
+
+async def _traffic(mesh: Mesh, http: aiohttp.ClientSession, ledger: Ledger) -> None:
+    while True:
+        try:
+            mesh.saw(await request(http, mesh.entry, ledger))
+        except RequestFailedError as error:
+            mesh.requests += 1
+            mesh.failures.append(str(error))
+        await asyncio.sleep(_PAUSE_SECONDS)
