@@ -71,6 +71,19 @@ test: setup envoys ## the whole test suite, with coverage (WORKERS=2: files side
 	$(BIN)/python -m pytest --cov --cov-report= --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 	$(BIN)/python -m coverage report
 
+DURATION := 600
+.PHONY: soak
+soak: setup ## faults at random under continuous handshakes; DURATION=600 seconds
+	$(BIN)/python bench/soak.py --seconds $(DURATION)
+
+.PHONY: bench-rotation
+bench-rotation: setup ## cold start, lag and ten minutes of rotation, measured
+	$(BIN)/python bench/rotation.py cold --identities 250
+	$(BIN)/python bench/rotation.py cold --identities 1000
+	$(BIN)/python bench/rotation.py lag --connections 250
+	$(BIN)/python bench/rotation.py steady --identities 250 --seconds 600 --lifetime 60
+
+
 .PHONY: docs
 docs: setup ## the documentation, into site/
 	$(BIN)/mkdocs build --quiet
