@@ -141,10 +141,12 @@ class Session:
 
     def trust(self, authority: TrustedAuthority) -> None:
         """The authority's Challenge held."""
-        first = self._trusted is None
+        known = self._trusted
         self._trusted = authority
         self.nonce = authority.nonce
         claims = authority.claims
+        if known is not None and known.statement.issuing_key == authority.statement.issuing_key:
+            return  # a fresh Challenge of the authority that we know: nothing new to say
         fields = {
             "address": self.address,
             "measurement": claims.measurement if claims else "",
@@ -165,7 +167,7 @@ class Session:
                 self.address,
                 extra=fields,
             )
-        elif first:
+        else:
             _LOGGER.info("the authority at %s is attested", self.address, extra=fields)
 
     async def start(self) -> None:
