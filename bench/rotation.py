@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import json_format
@@ -47,10 +47,11 @@ def names(count: int) -> list[str]:
 
 async def status(node: Node) -> agent_pb2.Status:
     async with grpc.aio.insecure_channel(f"unix:{node.admin}") as connection:
-        call = connection.unary_unary(
+        call: Any = connection.unary_unary(
             f"/{SERVICE}/GetStatus", response_deserializer=agent_pb2.Status.FromString
         )
-        return await call(b"")
+        answer: agent_pb2.Status = await call(b"")
+        return answer
 
 
 def cpu_seconds(pid: int) -> float:
@@ -63,11 +64,11 @@ def rss_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def events(agent: Process) -> list[dict]:
+def events(agent: Process) -> list[dict[str, Any]]:
     return [json.loads(line) for line in agent.stderr if line.startswith("{")]
 
 
-def moment(event: dict) -> float:
+def moment(event: dict[str, Any]) -> float:
     return datetime.fromisoformat(event["time"]).timestamp()
 
 
