@@ -85,9 +85,9 @@ def measure(signed: bytes, signatory: Any, identities: int, queue: Any) -> None:
     start = Keeping(trust_domain=TrustDomain("example.org"), trusted=signatory)
     gc.collect()
     before = anonymous_kb()
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), time.process_time()
     state, outcome = offer(start, split(signed), now=datetime.now(UTC))
-    load = time.perf_counter() - began
+    load, cpu = time.perf_counter() - began, time.process_time() - spent
     assert outcome.taken is not None, outcome.refusal
     del outcome
     gc.collect()
@@ -119,6 +119,7 @@ def measure(signed: bytes, signatory: Any, identities: int, queue: Any) -> None:
     queue.put(
         {
             "load_seconds": load,
+            "load_cpu_seconds": cpu,
             "memory_mb": held / 1024,
             "peak_rss_mb": peak / 1024,
             "decisions_us": {what: timed(ask) for what, ask in questions.items()},
@@ -127,13 +128,13 @@ def measure(signed: bytes, signatory: Any, identities: int, queue: Any) -> None:
 
 
 def timed(ask: Any) -> float:
-    """Microseconds of one call: the median of 15 rounds of 2,000."""
+    """Microseconds of CPU of one call: the median of 15 rounds of 2,000."""
     rounds = []
     for _ in range(15):
-        began = time.perf_counter()
+        began = time.process_time()
         for _ in range(2000):
             ask()
-        rounds.append((time.perf_counter() - began) / 2000 * 1e6)
+        rounds.append((time.process_time() - began) / 2000 * 1e6)
     return statistics.median(rounds)
 
 
@@ -165,7 +166,10 @@ def main() -> None:
         f"{options.identities} identities, {options.rules} allow rules "
         f"({large['signed_bytes'] / 1e6:.1f} MB signed), {os.cpu_count()} cores"
     )
-    print(f"load      {large['load_seconds']:.2f} s  (to reach: {TARGETS['load_seconds']} s)")
+    print(
+        f"load      {large['load_seconds']:.2f} s, {large['load_cpu_seconds']:.2f} s of CPU  "
+        f"(to reach: {TARGETS['load_seconds']} s)"
+    )
     print(
         f"memory    {large['memory_mb']:.0f} MB held  (to reach: {TARGETS['memory_mb']:.0f} MB; "
         f"peak RSS of the process {large['peak_rss_mb']:.0f} MB, interpreter and libraries in it)"
