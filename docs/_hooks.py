@@ -38,7 +38,14 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "federation.md",
         "operations.md",
     ),
-    "Reference": (*GENERATED, "protocol.md", "attestation.md", "performance.md", "reliability.md"),
+    "Reference": (
+        *GENERATED,
+        "protocol.md",
+        "exchange.md",
+        "attestation.md",
+        "performance.md",
+        "reliability.md",
+    ),
     "Explanation": ("design.md", "threat-model.md", "why-not-etcd.md"),
 }
 """The order of pages; those that are not there are left out, others come last."""
