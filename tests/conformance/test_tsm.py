@@ -1,0 +1,189 @@
+"""Collection of evidence over a real file system that behaves as configfs-tsm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds.attestation.evidence import EvidenceKind, ReportData
+from sds.attestation.guest import guest_attester
+from sds.attestation.snp import SnpVerifier
+from sds.attestation.tsm import ATTEMPTS, TsmAttester
+from sds.clock import SystemClock
+from sds.errors import EvidenceError, EvidenceUnavailableError, EvidenceUnsupportedError
+from tests.support import need
+from tests.support.machines import NOW, simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = ReportData(bytes(range(64)))
+PATIENCE_SECONDS = 20.0
+
+
+class Mounted:
+    """The file system, and how to tell it what to do."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
+        self.folder = folder
+        self._process = process
+
+    def told(self, **behaviour: Any) -> int:
+        """Set its behaviour; the number of directories that are there."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        machine = simulated().machine()
+        behaviour.setdefault("machine", machine.to_bytes().hex())
+        self._process.stdin.write(json.dumps(behaviour) + "\n")
+        self._process.stdin.flush()
+        left: int = json.loads(self._process.stdout.readline())["left"]
+        return left
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    if not Path("/dev/fuse").exists() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        need.missing("/dev/fuse")
+    need.tool("fusermount3")
+    folder = tmp_path_factory.mktemp("tsm")
+    # A file, not a pipe that nobody reads: a full one would stop the file system.
+    said = folder.with_suffix(".log").open("w+")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.tsm_file_system", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        text=True,
+        cwd=need.ROOT,
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not os.path.ismount(folder):
+            if process.poll() is not None:
+                said.seek(0)
+                need.missing(f"a mount of FUSE ({said.read().strip()[-200:]})")
+            assert time.monotonic() < deadline, "the file system is not mounted"
+            time.sleep(0.02)
+        yield Mounted(folder, process)
+    finally:
+        subprocess.run(["fusermount3", "-u", str(folder)], check=False, capture_output=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.communicate()
+        said.close()
+
+
+def attester(mounted: Mounted) -> TsmAttester:
+    return TsmAttester(SystemClock(), reports=mounted.folder)
+
+
+async def test_a_report_with_the_hosts_certificates_is_accepted(mounted: Mounted) -> None:
+    mounted.told(certificates=True)
+    evidence = await attester(mounted).attest(DATA)
+    assert len(evidence.certificates) == 3
+    verifier = SnpVerifier(trusted_roots=[simulated().ark_der])
+    assert verifier.verify(evidence, data=DATA, now=NOW).simulated
+    assert mounted.told() == 0, "the directory of the request is gone"
+
+
+async def test_without_certificates_there_is_the_report_alone(mounted: Mounted) -> None:
+    mounted.told()
+    evidence = await attester(mounted).attest(DATA)
+    assert evidence.certificates == ()
+
+
+async def test_a_second_writer_is_noticed_and_the_request_made_again(mounted: Mounted) -> None:
+    mounted.told(race=2)
+    evidence = await attester(mounted).attest(DATA)
+    assert evidence.report[0x50:0x90] == DATA
+    assert mounted.told() == 0
+
+
+async def test_a_second_writer_that_never_rests_is_an_error(mounted: Mounted) -> None:
+    mounted.told(race=1000)
+    with pytest.raises(EvidenceUnavailableError, match="somebody else"):
+        await TsmAttester(HurriedClock(), reports=mounted.folder).attest(DATA)
+    assert mounted.told() == 0
+
+
+@pytest.mark.parametrize("trouble", ["busy", "throttle"])
+async def test_what_passes_is_tried_again_and_only_so_often(mounted: Mounted, trouble: str) -> None:
+    mounted.told(**{trouble: 2})
+    evidence = await attester(mounted).attest(DATA)
+    assert evidence.report[0x50:0x90] == DATA
+    mounted.told(**{trouble: 1000})
+    clock = HurriedClock()
+    with pytest.raises(EvidenceUnavailableError):
+        await TsmAttester(clock, reports=mounted.folder).attest(DATA)
+    assert len(clock.pauses) == ATTEMPTS - 1
+    assert mounted.told() == 0
+
+
+async def test_ten_at_once_each_get_their_own(mounted: Mounted) -> None:
+    mounted.told(certificates=True)
+    wanted = [ReportData(bytes([index]) * 64) for index in range(10)]
+    found = await asyncio.gather(*(attester(mounted).attest(data) for data in wanted))
+    assert [evidence.report[0x50:0x90] for evidence in found] == wanted
+
+
+async def test_a_privilege_level_is_asked_for(mounted: Mounted) -> None:
+    mounted.told()
+    asked = TsmAttester(SystemClock(), reports=mounted.folder, privilege_level=1)
+    assert (await asked.attest(DATA)).kind is EvidenceKind.SEV_SNP
+
+
+async def test_a_quote(mounted: Mounted) -> None:
+    quote = (need.vectors() / "tdx" / "quote-v5.dat").read_bytes()
+    mounted.told(tdx=quote.hex())
+    data = ReportData(quote[54 + 520 : 54 + 584])
+    guest = guest_attester(SystemClock(), reports=mounted.folder)
+    assert (await guest.attest(data)).kind is EvidenceKind.TDX
+    other = guest_attester(SystemClock(), reports=mounted.folder, kind=EvidenceKind.SEV_SNP)
+    with pytest.raises(EvidenceUnsupportedError, match="configured is sev-snp"):
+        await other.attest(data)
+    with pytest.raises(EvidenceUnavailableError, match="another request"):
+        await TsmAttester(HurriedClock(), reports=mounted.folder).attest(DATA)
+
+
+async def test_a_cancelled_request_leaves_nothing(mounted: Mounted) -> None:
+    mounted.told(throttle=1000)
+    task = asyncio.create_task(attester(mounted).attest(DATA))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while mounted.told(throttle=0):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+async def test_a_machine_without_it(tmp_path: Path) -> None:
+    with pytest.raises(EvidenceUnsupportedError):
+        await TsmAttester(SystemClock(), reports=tmp_path / "none").attest(DATA)
+    with pytest.raises(EvidenceUnsupportedError, match="neither"):
+        guest_attester(SystemClock(), reports=tmp_path / "none", device=tmp_path / "none")
+    # A directory without the kernel behind it.
+    with pytest.raises(EvidenceError):
+        await TsmAttester(SystemClock(), reports=tmp_path).attest(DATA)
+
+
+class HurriedClock(SystemClock):
+    """Counts pauses instead of making them."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)
