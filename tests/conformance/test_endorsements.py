@@ -1,0 +1,188 @@
+"""VCEKs from a directory and from a server in the layout of AMD's KDS."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+from aiohttp import web
+
+from sds.attestation.endorsements import (
+    ATTEMPTS,
+    DirectoryEndorsements,
+    EndorsedAttester,
+    Endorsements,
+    KdsEndorsements,
+    vcek_path,
+)
+from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.report import Product, Report, SigningKey
+from sds.attestation.snp import SnpVerifier
+from sds.clock import SystemClock
+from sds.errors import EndorsementUnavailableError
+from sds.pki import certificate_pem
+from tests.support import evidence_vectors as vectors
+from tests.support.machines import NOW, simulated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.attestation.simulated import SimulatedMachine
+
+DATA = ReportData(bytes(range(64)))
+
+
+class Clock(SystemClock):
+    """Counts pauses instead of making them."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)
+
+
+class Bare:
+    """A guest whose host gives no certificates."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    async def attest(self, data: ReportData) -> Evidence:
+        return Evidence(kind=EvidenceKind.SEV_SNP, report=self._machine.report(data))
+
+
+class Kds:
+    """A server of one chip; ``failures`` answers are 429 first."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self.machine = machine
+        self.failures = 0
+        self.content: bytes | None = None
+        self.asked: list[str] = []
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path_qs)
+        if self.failures:
+            self.failures -= 1
+            return web.Response(status=429)
+        leaf, ask, ark = self.machine.certificates
+        if request.path.endswith("/cert_chain"):
+            return web.Response(body=certificate_pem([ask, ark]))
+        return web.Response(body=leaf if self.content is None else self.content)
+
+    @asynccontextmanager
+    async def served(self) -> AsyncIterator[str]:
+        application = web.Application()
+        application.router.add_get("/{path:.*}", self.answer)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+
+async def holds(machine: SimulatedMachine, *sources: Endorsements) -> None:
+    evidence = await EndorsedAttester(Bare(machine), sources).attest(DATA)
+    SnpVerifier(trusted_roots=[machine.ark_der]).verify(evidence, data=DATA, now=NOW)
+
+
+@pytest.mark.parametrize("product", list(Product))
+async def test_a_server_completes_evidence_once(product: Product) -> None:
+    machine = simulated(product).machine()
+    kds = Kds(machine)
+    async with kds.served() as url:
+        source = KdsEndorsements(url + "/", Clock())
+        await holds(machine, source)
+        await holds(machine, source)
+    title = product.certificate_name
+    chip = machine.chip_id.hex() if product is not Product.TURIN else machine.chip_id[:8].hex()
+    leaf, chain = kds.asked
+    assert leaf.startswith(f"/vcek/v1/{title}/{chip}?")
+    assert ("fmcSPL=01" in leaf) is (product is Product.TURIN)
+    assert chain == f"/vcek/v1/{title}/cert_chain"
+
+
+def test_the_address_of_a_real_chip() -> None:
+    report = Report.parse(vectors.evidence("turin-v5").report)
+    assert vcek_path(report, Product.TURIN) == (
+        "/vcek/v1/Turin/59790fb1c39f35c1?fmcSPL=01&blSPL=01&teeSPL=01&snpSPL=04&ucodeSPL=81"
+    )
+
+
+async def test_a_server_that_throttles_is_asked_again_and_only_so_often() -> None:
+    machine = simulated().machine()
+    kds, clock = Kds(machine), Clock()
+    async with kds.served() as url:
+        kds.failures = 2
+        await holds(machine, KdsEndorsements(url, clock))
+        assert len(clock.pauses) == 2
+        kds.failures, kds.asked = 1000, []
+        with pytest.raises(EndorsementUnavailableError, match="status 429"):
+            await holds(machine, KdsEndorsements(url, clock))
+        assert len(kds.asked) == ATTEMPTS
+    with pytest.raises(EndorsementUnavailableError, match="does not answer"):
+        await holds(machine, KdsEndorsements(url, clock))
+
+
+@pytest.mark.parametrize("content", [b"", b"nothing", bytes(100_000)])
+async def test_an_answer_that_is_no_certificate(content: bytes) -> None:
+    machine = simulated().machine()
+    kds = Kds(machine)
+    kds.content = content
+    async with kds.served() as url:
+        with pytest.raises(EndorsementUnavailableError):
+            await holds(machine, KdsEndorsements(url, Clock()))
+
+
+async def test_the_certificate_of_another_chip_is_not_taken() -> None:
+    machine = simulated().machine()
+    async with Kds(simulated().machine()).served() as url:
+        with pytest.raises(EndorsementUnavailableError, match="another chip"):
+            await holds(machine, KdsEndorsements(url, Clock()))
+
+
+async def test_version_2_names_no_product() -> None:
+    machine = simulated(Product.MILAN).machine().changed(version=2)
+    async with Kds(machine).served() as url:
+        await holds(machine, KdsEndorsements(url, Clock(), product=Product.MILAN))
+        with pytest.raises(EndorsementUnavailableError, match="no source"):
+            await holds(machine, KdsEndorsements(url, Clock()))
+
+
+async def test_a_directory(tmp_path: Path) -> None:
+    machine, other = simulated().machine(), simulated().machine()
+    vlek = simulated(Product.GENOA, SigningKey.VLEK).machine()
+    source = DirectoryEndorsements(tmp_path)
+    with pytest.raises(EndorsementUnavailableError, match="no source"):
+        await holds(machine, source)
+    (tmp_path / "other.cer").write_bytes(other.certificates[0])
+    (tmp_path / "vlek.der").write_bytes(vlek.certificates[0])
+    (tmp_path / "junk.pem").write_bytes(b"junk")
+    (tmp_path / "notes.txt").write_bytes(b"not looked at")
+    with pytest.raises(EndorsementUnavailableError):
+        await holds(machine, source)
+    (tmp_path / "chain.pem").write_bytes(certificate_pem(machine.certificates[1:]))
+    (tmp_path / "mine.cer").write_bytes(machine.certificates[0])
+    await holds(machine, source)
+    with pytest.raises(EndorsementUnavailableError, match="cannot be read"):
+        await holds(machine, DirectoryEndorsements(tmp_path / "none"))
+
+
+async def test_sources_are_asked_in_order_and_certificates_of_the_host_are_kept(
+    tmp_path: Path,
+) -> None:
+    machine = simulated().machine()
+    async with Kds(machine).served() as url:
+        await holds(
+            machine, DirectoryEndorsements(tmp_path / "none"), KdsEndorsements(url, Clock())
+        )
+    evidence = await EndorsedAttester(machine, []).attest(DATA)
+    assert evidence.certificates == machine.certificates

@@ -1,0 +1,166 @@
+"""``/dev/sev-guest``: the ioctl as the kernel's header has it, answered by a driver of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.attestation.certificate_table import (
+    ARK,
+    ASK,
+    VCEK,
+    build_certificate_table,
+    chain_of_table,
+    parse_certificate_table,
+)
+from sds.attestation.evidence import EvidenceKind, ReportData
+from sds.attestation.guest import guest_attester
+from sds.attestation.sev_guest import SNP_GET_EXT_REPORT, SevGuestAttester
+from sds.attestation.snp import SnpVerifier
+from sds.attestation.tsm import ATTEMPTS
+from sds.clock import SystemClock
+from sds.errors import (
+    EvidenceMalformedError,
+    EvidenceUnavailableError,
+    EvidenceUnsupportedError,
+)
+from tests.support.machines import NOW, simulated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.attestation.simulated import SimulatedMachine
+
+DATA = ReportData(bytes(range(64)))
+
+
+class Clock(SystemClock):
+    """Counts pauses instead of making them."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)
+
+
+class Driver:
+    """The kernel's side: reads and writes the caller's memory where the request says."""
+
+    def __init__(self, machine: SimulatedMachine, table: bytes = b"", busy: int = 0) -> None:
+        self.machine = machine
+        self.table = table
+        self.busy = busy
+        self.status = 0
+        self.other_data = False
+        self.levels: list[int] = []
+
+    def __call__(self, descriptor: int, request: int, argument: bytearray) -> int:
+        assert request == SNP_GET_EXT_REPORT == 3 << 30 | 32 << 16 | ord("S") << 8 | 2
+        assert len(argument) == 32
+        version, asked, answer, exit_information = struct.unpack("<B7xQQQ", argument)
+        assert (version, exit_information) == (1, 0)
+        raw = ctypes.string_at(asked, 112)
+        data, level, certificates, room = struct.unpack("<64sI28xQI4x", raw)
+        self.levels.append(level)
+        if self.busy:
+            self.busy -= 1
+            struct.pack_into("<Q", argument, 24, 2 << 32)
+            raise OSError(errno.EIO, "Input/output error")
+        if len(self.table) > room:
+            ctypes.memmove(asked + 104, struct.pack("<I", len(self.table)), 4)
+            struct.pack_into("<Q", argument, 24, 1 << 32)
+            raise OSError(errno.EIO, "Input/output error")
+        ctypes.memmove(certificates, self.table, len(self.table))
+        report = self.machine.report(bytes(64) if self.other_data else data)
+        head = struct.pack("<II24x", self.status, len(report))
+        ctypes.memmove(answer, head + report, len(head) + len(report))
+        return 0
+
+
+def attester(driver: Driver, device: Path, clock: Clock | None = None) -> SevGuestAttester:
+    device.touch()
+    return SevGuestAttester(clock or Clock(), device=device, privilege_level=1, ioctl=driver)
+
+
+def table(machine: SimulatedMachine, padding: int = 0) -> bytes:
+    leaf, ask, ark = machine.certificates
+    return build_certificate_table({ARK: ark, VCEK: leaf, ASK: ask}) + bytes(padding)
+
+
+@pytest.mark.parametrize("padding", [0, 100_000])
+async def test_an_extended_report_is_accepted(tmp_path: Path, padding: int) -> None:
+    machine = simulated().machine()
+    driver = Driver(machine, table(machine, padding))
+    evidence = await attester(driver, tmp_path / "sev-guest").attest(DATA)
+    verifier = SnpVerifier(trusted_roots=[machine.ark_der])
+    assert verifier.verify(evidence, data=DATA, now=NOW).simulated
+    # A table that does not fit is asked for again with the size that the host told.
+    assert driver.levels == [1] * (2 if padding else 1)
+
+
+async def test_a_host_without_certificates(tmp_path: Path) -> None:
+    driver = Driver(simulated().machine())
+    evidence = await attester(driver, tmp_path / "sev-guest").attest(DATA)
+    assert (evidence.kind, evidence.certificates) == (EvidenceKind.SEV_SNP, ())
+
+
+async def test_a_busy_host_is_asked_again_and_only_so_often(tmp_path: Path) -> None:
+    clock = Clock()
+    driver = Driver(simulated().machine(), busy=3)
+    await attester(driver, tmp_path / "sev-guest", clock).attest(DATA)
+    assert len(clock.pauses) == 3
+    driver.busy = 1000
+    with pytest.raises(EvidenceUnavailableError):
+        await attester(driver, tmp_path / "sev-guest", Clock()).attest(DATA)
+    assert 1000 - driver.busy == ATTEMPTS
+
+
+async def test_an_answer_to_another_request_is_not_taken(tmp_path: Path) -> None:
+    driver = Driver(simulated().machine())
+    driver.other_data = True
+    with pytest.raises(EvidenceUnavailableError, match="another request"):
+        await attester(driver, tmp_path / "sev-guest").attest(DATA)
+
+
+async def test_what_cannot_work_is_not_tried_again(tmp_path: Path) -> None:
+    driver = Driver(simulated().machine())
+    driver.status = 0x16
+    with pytest.raises(EvidenceUnsupportedError, match="status 22"):
+        await attester(driver, tmp_path / "sev-guest").attest(DATA)
+    huge = Driver(simulated().machine(), bytes(2 * 1024 * 1024))
+    with pytest.raises(EvidenceUnsupportedError, match="host 1"):
+        await attester(huge, tmp_path / "sev-guest").attest(DATA)
+    with pytest.raises(EvidenceUnsupportedError, match="cannot be opened"):
+        await SevGuestAttester(Clock(), device=tmp_path / "none").attest(DATA)
+    # The real ioctl, on a file that is no such device.
+    (tmp_path / "file").touch()
+    with pytest.raises(EvidenceUnsupportedError, match="SNP_GET_EXT_REPORT"):
+        await SevGuestAttester(Clock(), device=tmp_path / "file").attest(DATA)
+
+
+def test_the_device_is_the_second_choice(tmp_path: Path) -> None:
+    device = tmp_path / "sev-guest"
+    device.touch()
+    chosen = guest_attester(SystemClock(), reports=tmp_path / "none", device=device)
+    assert isinstance(chosen, SevGuestAttester)
+
+
+def test_certificate_tables() -> None:
+    machine = simulated().machine()
+    leaf, ask, ark = machine.certificates
+    found = parse_certificate_table(table(machine, 4096))
+    assert chain_of_table(found, vlek=False) == (leaf, ask, ark)
+    assert chain_of_table(found, vlek=True) == ()
+    assert parse_certificate_table(b"") == {}
+    assert parse_certificate_table(bytes(24)) == {}
+    whole = table(machine)
+    for length in range(1, 200):
+        with pytest.raises(EvidenceMalformedError):
+            parse_certificate_table(whole[:length])
