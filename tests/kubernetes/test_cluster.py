@@ -35,17 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-IMAGE = os.environ.get("SDS_IMAGE", "")
+IMAGE = os.environ["SDS_IMAGE"]
 ENVOY = os.environ.get("SDS_ENVOY_IMAGE", "docker.io/envoyproxy/envoy:v1.37-latest")
 KUBECTL = shlex.split(os.environ.get("SDS_KUBECTL", "kubectl"))
 NO_DNS = os.environ.get("SDS_CLUSTER_DNS") == "none"
 ADDRESSES = {"issuer": "10.96.0.51", "root": "10.96.0.52", "orders": "10.96.0.53"}
 PATIENCE = 180.0
 
-pytestmark = [
-    pytest.mark.skipif(not IMAGE, reason="a cluster is needed: see `make test-kubernetes`"),
-    pytest.mark.timeout(1200),
-]
+pytestmark = pytest.mark.timeout(1200)
 
 TRAFFIC = """
 import http.client, json, time
