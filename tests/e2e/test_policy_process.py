@@ -202,14 +202,10 @@ async def test_rolled_back_disks_are_healed_by_whoever_still_knows(site: Site) -
     old, new = site.signed(1, ("web", "api")), site.signed(5, ("api", "web"))
     site.publish(new, "ca")
     site.publish(old, "agent")
-    async with site.authority():
-        # The agent's disk was rolled back: the authority hands the newer policy down.
-        async with site.agent() as agent:
-            await agent.line("policy of epoch 5 is in force")
-            assert await site.context("web") == [f"{S}/api"]
-        # Again, after a restart of the agent alone.
-        async with site.agent() as agent:
-            await agent.line("policy of epoch 5 is in force")
+    # The agent's disk was rolled back: the authority hands the newer policy down.
+    async with site.authority(), site.agent() as agent:
+        await agent.line("policy of epoch 5 is in force")
+        assert await site.context("web") == [f"{S}/api"]
     # The authority's disk was rolled back: an agent hands the newer policy up.
     site.publish(old, "ca")
     site.publish(new, "agent")
@@ -237,11 +233,7 @@ async def test_configurations_that_cannot_be(site: Site) -> None:
     site.publish(site.signed(1), "agent")
     for change, said in (
         ({"keys": []}, "policy.keys"),
-        ({"keys": [str(site.file("agent"))]}, "cannot be read as a public key"),
-        ({"file": None}, "set file or directory"),
         ({"file": str(site.file("missing"))}, "cannot be read: No such file"),
-        ({"threshold": 2}, "threshold of 2 cannot be reached"),
-        ({"keys": [str(site.key), str(site.key)], "threshold": 1}, "are the same key"),
     ):
         section = {**site.section("agent"), **change}
         async with site.agent(ready=False, policy=section) as agent:

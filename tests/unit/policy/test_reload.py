@@ -159,3 +159,10 @@ def test_settings(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"file|threshold|keys"):
             PolicySettings.model_validate(bad)
+    for unusable, said in (
+        ({"keys": [str(tmp_path / "missing.pub")]}, "cannot be read"),
+        ({"keys": [str(key)], "threshold": 2}, "threshold of 2 cannot be reached"),
+        ({"keys": [str(key), ALICE.public.pem], "threshold": 1}, "are the same key"),
+    ):
+        with pytest.raises(ConfigurationError, match=said):
+            PolicySettings.model_validate({"file": "a", **unusable}).trusted()
