@@ -83,7 +83,6 @@ bench-rotation: setup ## cold start, lag and ten minutes of rotation, measured
 	$(BIN)/python bench/rotation.py lag --connections 250
 	$(BIN)/python bench/rotation.py steady --identities 250 --seconds 600 --lifetime 60
 
-
 .PHONY: docs
 docs: setup ## the documentation, into site/
 	$(BIN)/mkdocs build --quiet
@@ -112,10 +111,6 @@ bench: setup ## every benchmark, one after the other: tables on stdout, minutes;
 	  test -f bench/$$name.py || continue; \
 	  echo "== $$name"; $(BIN)/python -m bench.$$name || exit 1; \
 	done
-
-.PHONY: soak
-soak: setup ## the demo for about an hour (ROTATIONS=800 of 10 s): fails where a request failed
-	$(BIN)/sds demo --rotations $(or $(ROTATIONS),800) --lifetime 10 --output plain
 
 .PHONY: clean
 clean: ## remove everything that a target made, Envoys included
