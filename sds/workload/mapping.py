@@ -41,6 +41,7 @@ _FIELDS: Final = {
     "uid": "unix:uid",
     "gid": "unix:gid",
 }
+_SHORTEST_LIFETIME: Final = timedelta(seconds=2)
 _LABEL_FIELD: Final = "pod_label:"
 _TRUST_DOMAIN_FIELD: Final = "trust_domain"
 # What a field's value may be: one segment of a SPIFFE path, or one label or name in DNS.
@@ -90,6 +91,12 @@ def _check_template(template: str) -> str:
     return template
 
 
+def _check_lifetime(lifetime: timedelta) -> timedelta:
+    if lifetime < _SHORTEST_LIFETIME or lifetime.microseconds:
+        raise ValueError("certificates tell time in whole seconds: use 2s or more")
+    return lifetime
+
+
 SelectorType = Annotated[str, AfterValidator(check_selector_type)]
 SelectorValue = Annotated[str, AfterValidator(_check_value)]
 Template = Annotated[str, AfterValidator(_check_template)]
@@ -118,7 +125,7 @@ class WorkloadRule(Settings):
         description="Templates of patterns. Names of Services that select the caller's pod go "
         "into the certificate where one matches; a star stands for a label or its end.",
     )
-    lifetime: Duration | None = Field(
+    lifetime: Annotated[Duration, AfterValidator(_check_lifetime)] | None = Field(
         default=None, description="Of the certificate; without it the agent's default."
     )
     key_type: KeyType | None = Field(

@@ -138,7 +138,7 @@ async def test_the_istio_overlay_has_no_authority_of_ours(deploy: Path) -> None:
         assert str(file.parent) in {mount["mountPath"] for mount in mounts}
 
 
-@pytest.mark.parametrize("overlay", ["plain"])
+@pytest.mark.parametrize("overlay", ["plain", "snp", "tdx"])
 def test_configuration_files_hold(overlay: str) -> None:
     folder = DEPLOY / "overlays" / overlay / "config"
     agent = yamlfile.load_file(folder / "agent.yaml", AgentConfig)

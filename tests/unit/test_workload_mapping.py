@@ -174,6 +174,8 @@ def test_the_types_that_rules_ask_for() -> None:
         ({"spiffe_id": "spiffe://{trust_domain/x"}, "unbalanced braces"),
         ({"selector": {}}, "Extra inputs are not permitted"),
         ({"name": "a b"}, "should match pattern"),
+        ({"lifetime": "1500ms"}, "use 2s or more"),
+        ({"lifetime": "1s"}, "use 2s or more"),
     ],
 )
 def test_a_bad_rule_says_what_is_wrong(change: dict[str, object], text: str) -> None:
