@@ -23,6 +23,8 @@ from sds.pki import certificate_der, load_certificate, signature_hash, spki_sha2
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
+    from cryptography.hazmat.primitives import hashes
+
     from sds.ca.decision import Grant, Wish
     from sds.pki import PrivateKey, PublicKey
 
@@ -63,6 +65,7 @@ class Signer:
         path_length: CAs that may stand below it; None for any number.
         key_id: SHA-256 of the issuing key's SubjectPublicKeyInfo.
         identifier: the authority key identifier of what it signs.
+        algorithm: the hash that it signs with; None for Ed25519.
     """
 
     trust_domain: TrustDomain
@@ -74,6 +77,7 @@ class Signer:
     path_length: int | None
     key_id: bytes
     identifier: x509.AuthorityKeyIdentifier = field(repr=False)
+    algorithm: hashes.SHA256 | hashes.SHA384 | None
 
     @property
     def presented(self) -> tuple[bytes, ...]:
@@ -102,6 +106,7 @@ def make_signer(
         not_after=min(certificate.not_valid_after_utc for certificate in certificates),
         path_length=min(lengths, default=None),
         key_id=spki_sha256(key.public_key()),
+        algorithm=signature_hash(key),
         identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
             issuing.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         ),
@@ -172,7 +177,7 @@ def issue(
         .not_valid_before(not_before)
         .not_valid_after(not_after)
         .add_extension(signer.identifier, critical=False)
-        .sign(signer.key, signature_hash(signer.key))
+        .sign(signer.key, signer.algorithm)
     )
 
 
