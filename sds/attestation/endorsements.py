@@ -13,8 +13,6 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlencode
 
-import aiohttp
-
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.leaf import Leaf, read_leaf
 from sds.attestation.pem import der_certificates
@@ -31,6 +29,8 @@ from sds.errors import EndorsementUnavailableError, EvidenceError
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    import aiohttp
 
     from sds.attestation.evidence import Attester, Evidence, ReportData
     from sds.clock import Clock
@@ -140,6 +140,8 @@ class KdsEndorsements:
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
         """See :class:`Endorsements`. A VLEK is the provider's secret service: none comes."""
+        import aiohttp  # noqa: PLC0415  6 MB that only those who ask a cache shall hold
+
         product = self._product_of(report)
         if report.signing_key != SigningKey.VCEK or product is None or not any(report.chip_id):
             return ()
@@ -187,6 +189,8 @@ class KdsEndorsements:
         raise EndorsementUnavailableError("no attempt was made")
 
     async def _ask(self, session: aiohttp.ClientSession, path: str) -> bytes:
+        import aiohttp  # noqa: PLC0415  as above
+
         what = f"{self._url}{path.partition('?')[0]}"
         try:
             async with session.get(f"{self._url}{path}", allow_redirects=False) as answer:
