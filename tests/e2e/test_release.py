@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -37,8 +38,11 @@ def run(*command: str | Path, cwd: Path, timeout: float = 170) -> str:
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    run(BIN / "hatchling", "build", "--directory", folder, cwd=need.ROOT)
+    folder, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source") / "copy"
+    # A copy: building writes the generated code anew, which other tests read at this moment.
+    unwanted = (".*", "__pycache__", "dist", "site", "_proto", "htmlcov")
+    shutil.copytree(need.ROOT, source, ignore=shutil.ignore_patterns(*unwanted))
+    run(BIN / "hatchling", "build", "--directory", folder, cwd=source)
     return folder
 
 
