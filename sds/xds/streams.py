@@ -264,7 +264,7 @@ class Stream:
     def _next(self) -> bytes | None:
         """Encode and book the next response."""
         view = self._view
-        if view is None:
+        if view is None or not self.subscription.has_due():
             return None
         nonce = os.urandom(_NONCE_BYTES).hex()
         answer = self.subscription.respond(view, nonce)

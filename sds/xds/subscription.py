@@ -256,6 +256,10 @@ class Subscription(Generic[R]):
         for name, watch in self._watches.items():
             yield Watched(name, watch.sent, watch.acked, watch.refused, watch.error)
 
+    def has_due(self) -> bool:
+        """Whether there is anything to look at."""
+        return self._all_due or bool(self._due)
+
     def touch(self, names: Iterable[str]) -> None:
         """The content under these names may have changed (or come, or gone)."""
         if self.wildcard:
