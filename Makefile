@@ -85,11 +85,11 @@ bench-rotation: setup ## cold start, lag and ten minutes of rotation, measured
 
 .PHONY: docs
 docs: setup ## the documentation, into site/
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 .PHONY: docs-serve
 docs-serve: setup ## the documentation at http://127.0.0.1:8000, built again at every change
-	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 .PHONY: dist
 dist: setup ## wheel, sdist, SBOM (CycloneDX) and list of licences, into dist/
