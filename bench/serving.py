@@ -49,10 +49,10 @@ BUSY = 0.9
 # --- the client ---------------------------------------------------------------------------------
 
 
-def first_request(name: str, node_bytes: int, index: int) -> bytes:
+def first_request(name: str, node_bytes: int) -> bytes:
     """As Envoy's: most of it is a list of extensions."""
     request = discovery_pb2.DiscoveryRequest(resource_names=[name], type_url=SECRET)
-    request.node.id = f"bench-{index}"
+    request.node.id = "bench"
     request.node.cluster = "bench"
     request.node.user_agent_name = "envoy"
     number = 0
@@ -69,7 +69,9 @@ def first_request(name: str, node_bytes: int, index: int) -> bytes:
     return encoded
 
 
-async def connection(arguments: argparse.Namespace, index: int, record: dict[str, Any]) -> None:
+async def connection(
+    arguments: argparse.Namespace, requests: dict[str, bytes], record: dict[str, Any]
+) -> None:
     """One channel with one stream for each name; ACKs all, notes when each content came."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     async with grpc.aio.insecure_channel(f"unix:{arguments.socket}", options=options) as channel:
@@ -80,7 +82,7 @@ async def connection(arguments: argparse.Namespace, index: int, record: dict[str
             call: Any = channel.stream_stream(
                 METHOD, request_serializer=None, response_deserializer=None
             )()
-            await call.write(first_request(name, arguments.node_bytes, index))
+            await call.write(requests[name])
             have: bytes | None = None
             while (raw := await call.read()) is not grpc.aio.EOF:
                 now = time.time_ns()
@@ -113,14 +115,14 @@ async def connection(arguments: argparse.Namespace, index: int, record: dict[str
 async def client(arguments: argparse.Namespace) -> None:
     """One process of the generator: connects at ``go`` on stdin, ends at its end."""
     record: dict[str, Any] = {"first_ms": [], "pushes": [], "identical": 0, "last_ns": 0}
-    first_request("warm", arguments.node_bytes, 0)
+    requests = {name: first_request(name, arguments.node_bytes) for name in arguments.names}
     print("ready", flush=True)
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, sys.stdin.readline)
     began, used = time.monotonic(), sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     tasks = [
-        asyncio.ensure_future(connection(arguments, index, record))
-        for index in range(arguments.connections)
+        asyncio.ensure_future(connection(arguments, requests, record))
+        for _ in range(arguments.connections)
     ]
     await loop.run_in_executor(None, sys.stdin.readline)  # all are full: the busy span ends
     spent = sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - used
