@@ -101,7 +101,7 @@ async def cold(identities: int, runs: int) -> None:
 async def lag(connections: int, runs: int) -> None:
     with short_folder() as folder:
         node = Node(folder, workloads=["w0"], lifetime="6s")
-        async with node.authority(), node.agent(arguments=_JSON) as agent:
+        async with node.authority(), node.agent():
             opened = [channel(f"unix:{node.socket('w0')}") for _ in range(connections)]
             streams = []
             for one in opened:
@@ -125,7 +125,6 @@ async def lag(connections: int, runs: int) -> None:
                 stream.cancel()
             for one in opened:
                 await one.__aexit__(None, None, None)
-            del agent
     lags.sort()
     row(
         f"answer to the last of {connections} connections, median of {runs}",
