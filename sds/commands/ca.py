@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 
 import click
 
 from sds import logs, yamlfile
+
+_LOGGER = logging.getLogger("sds.commands.ca")
 
 
 @click.command()
@@ -38,9 +41,13 @@ def ca(path: Path, log_format: str, log_level: str) -> None:
     from sds.clock import SystemClock  # noqa: PLC0415
     from sds.operations.instruments import AuthorityInstruments  # noqa: PLC0415
     from sds.operations.listeners import metrics_listener  # noqa: PLC0415
+    from sds.secrets.hardening import harden  # noqa: PLC0415
 
     config = yamlfile.load_file(path, AuthorityConfig)
     logs.configure(style=log_format, level=log_level)
+    # The authority's key lives as long as the process: no dump, no reading by others, no swap.
+    for sentence in harden(wiping=False):
+        _LOGGER.warning(sentence)
     host = config.listen.rpartition(":")[0]
 
     async def run() -> None:

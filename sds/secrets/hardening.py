@@ -59,8 +59,10 @@ def wiping_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
     }
 
 
-def harden() -> tuple[str, ...]:
+def harden(*, wiping: bool = True) -> tuple[str, ...]:
     """Protect this process; returns what could not be had, a sentence each.
+
+    ``wiping`` False: this process does not want the third, since it retires no keys.
 
     1. No core file (RLIMIT_CORE) and no dump by anybody (PR_SET_DUMPABLE; it also takes
        ``/proc/PID/mem`` and ptrace away from processes of the same user). After the exec, which
@@ -75,7 +77,7 @@ def harden() -> tuple[str, ...]:
         missing.append("memory can be dumped: PR_SET_DUMPABLE was refused")
     if (problem := _lock()) is not None:
         missing.append(problem)
-    if os.environ.get(_MARK) != "yes":
+    if wiping and os.environ.get(_MARK) != "yes":
         missing.append("freed memory is not overwritten")
     return tuple(missing)
 

@@ -121,16 +121,17 @@ async def test_nobody_of_the_same_user_reads_the_memory_and_a_crash_leaves_no_co
 ) -> None:
     need.root()
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
-    async with node.authority(), node.agent() as agent:
-        dumpable = Path(f"/proc/{agent.pid}/mem").stat()
-        assert (dumpable.st_uid, dumpable.st_gid) == (0, 0)
-        limits = Path(f"/proc/{agent.pid}/limits").read_text()
-        assert re.search(r"Max core file size\s+0\s+0\s", limits)
-        # The same user without privilege: ptrace's rules ask for a dumpable process.
-        reader = "import sys; open(f'/proc/{sys.argv[1]}/mem', 'rb').read(1)"
-        stripped = [need.tool("setpriv"), "--bounding-set=-all", "--inh-caps=-all"]
-        _, _, errors = await output([*stripped, sys.executable, "-c", reader, str(agent.pid)])
-        assert "PermissionError" in errors
+    async with node.authority() as authority, node.agent() as agent:
+        for process in (agent, authority):
+            dumpable = Path(f"/proc/{process.pid}/mem").stat()
+            assert (dumpable.st_uid, dumpable.st_gid) == (0, 0)
+            limits = Path(f"/proc/{process.pid}/limits").read_text()
+            assert re.search(r"Max core file size\s+0\s+0\s", limits)
+            # The same user without privilege: ptrace's rules ask for a dumpable process.
+            reader = "import sys; open(f'/proc/{sys.argv[1]}/mem', 'rb').read(1)"
+            stripped = [need.tool("setpriv"), "--bounding-set=-all", "--inh-caps=-all"]
+            _, _, errors = await output([*stripped, sys.executable, "-c", reader, str(process.pid)])
+            assert "PermissionError" in errors
         agent.signal(signal.SIGSEGV)
         assert await agent.wait() == -signal.SIGSEGV
     if not pattern.startswith("|"):
