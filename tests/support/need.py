@@ -35,10 +35,10 @@ def root() -> None:
 
 
 def vectors() -> Path:
-    """The folder of real attestation evidence (``SDS_VECTORS``): no package has it, CI neither."""
+    """The folder of real attestation evidence (``SDS_VECTORS``)."""
     folder = Path(os.environ.get("SDS_VECTORS", ROOT.parent / "shared" / "snp-vectors"))
     if not (folder / "README.md").is_file():
-        pytest.skip(f"the folder of evidence vectors {folder} (SDS_VECTORS) is missing")
+        missing(f"the folder of evidence vectors {folder} (SDS_VECTORS)")
     return folder
 
 
