@@ -205,7 +205,8 @@ async def test_an_identity_that_the_authority_refuses_leaves_the_other_unharmed(
     async with node.authority(), node.agent(ready=False, workloads=workloads) as agent:
         said = await agent.line("no certificate for spiffe://example.org/bad.*reason=dns_name_not")
         assert "a.com" in said.string
-        assert await serial(node)
+        async with channel(f"unix:{node.socket('web')}") as connection:
+            assert await Sotw(connection).get("default")  # waits: the refusal may be told first
         seen = await status(node)
         conditions = {one["spiffe_id"]: one["condition"] for one in seen["identities"]}
         assert conditions["spiffe://example.org/bad"] == "refused"
