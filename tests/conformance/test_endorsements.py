@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,10 @@ from sds.attestation.endorsements import (
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.report import Product, Report, SigningKey
 from sds.attestation.snp import SnpVerifier
-from sds.clock import SystemClock
 from sds.errors import EndorsementUnavailableError
 from sds.pki import certificate_pem
 from tests.support import evidence_vectors as vectors
+from tests.support.clock import PauseCounter
 from tests.support.machines import NOW, simulated
 
 if TYPE_CHECKING:
@@ -33,17 +32,6 @@ if TYPE_CHECKING:
     from sds.attestation.simulated import SimulatedMachine
 
 DATA = ReportData(bytes(range(64)))
-
-
-class Clock(SystemClock):
-    """Counts pauses instead of making them."""
-
-    def __init__(self) -> None:
-        self.pauses: list[float] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        await asyncio.sleep(0)
 
 
 class Bare:
@@ -99,7 +87,7 @@ async def test_a_server_completes_evidence_once(product: Product) -> None:
     machine = simulated(product).machine()
     kds = Kds(machine)
     async with kds.served() as url:
-        source = KdsEndorsements(url + "/", Clock())
+        source = KdsEndorsements(url + "/", PauseCounter())
         await holds(machine, source)
         await holds(machine, source)
     title = product.certificate_name
@@ -119,7 +107,7 @@ def test_the_address_of_a_real_chip() -> None:
 
 async def test_a_server_that_throttles_is_asked_again_and_only_so_often() -> None:
     machine = simulated().machine()
-    kds, clock = Kds(machine), Clock()
+    kds, clock = Kds(machine), PauseCounter()
     async with kds.served() as url:
         kds.failures = 2
         await holds(machine, KdsEndorsements(url, clock))
@@ -139,22 +127,22 @@ async def test_an_answer_that_is_no_certificate(content: bytes) -> None:
     kds.content = content
     async with kds.served() as url:
         with pytest.raises(EndorsementUnavailableError):
-            await holds(machine, KdsEndorsements(url, Clock()))
+            await holds(machine, KdsEndorsements(url, PauseCounter()))
 
 
 async def test_the_certificate_of_another_chip_is_not_taken() -> None:
     machine = simulated().machine()
     async with Kds(simulated().machine()).served() as url:
         with pytest.raises(EndorsementUnavailableError, match="another chip"):
-            await holds(machine, KdsEndorsements(url, Clock()))
+            await holds(machine, KdsEndorsements(url, PauseCounter()))
 
 
 async def test_version_2_names_no_product() -> None:
     machine = simulated(Product.MILAN).machine().changed(version=2)
     async with Kds(machine).served() as url:
-        await holds(machine, KdsEndorsements(url, Clock(), product=Product.MILAN))
+        await holds(machine, KdsEndorsements(url, PauseCounter(), product=Product.MILAN))
         with pytest.raises(EndorsementUnavailableError, match="no source"):
-            await holds(machine, KdsEndorsements(url, Clock()))
+            await holds(machine, KdsEndorsements(url, PauseCounter()))
 
 
 async def test_a_directory(tmp_path: Path) -> None:
@@ -182,7 +170,7 @@ async def test_sources_are_asked_in_order_and_certificates_of_the_host_are_kept(
     machine = simulated().machine()
     async with Kds(machine).served() as url:
         await holds(
-            machine, DirectoryEndorsements(tmp_path / "none"), KdsEndorsements(url, Clock())
+            machine, DirectoryEndorsements(tmp_path / "none"), KdsEndorsements(url, PauseCounter())
         )
     evidence = await EndorsedAttester(machine, []).attest(DATA)
     assert evidence.certificates == machine.certificates

@@ -8,7 +8,7 @@ import itertools
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from sds.clock import Instant
+from sds.clock import Instant, SystemClock
 from tests.support.certificates import NOW
 
 if TYPE_CHECKING:
@@ -85,3 +85,14 @@ class FakeClock:
         self.monotonic += seconds
         self.boottime += seconds
         self.step(seconds)
+
+
+class PauseCounter(SystemClock):
+    """Counts pauses instead of making them."""
+
+    def __init__(self) -> None:
+        self.pauses: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        await asyncio.sleep(0)

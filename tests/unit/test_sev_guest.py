@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
 import struct
@@ -29,6 +28,7 @@ from sds.errors import (
     EvidenceUnavailableError,
     EvidenceUnsupportedError,
 )
+from tests.support.clock import PauseCounter
 from tests.support.machines import NOW, simulated
 
 if TYPE_CHECKING:
@@ -37,17 +37,6 @@ if TYPE_CHECKING:
     from sds.attestation.simulated import SimulatedMachine
 
 DATA = ReportData(bytes(range(64)))
-
-
-class Clock(SystemClock):
-    """Counts pauses instead of making them."""
-
-    def __init__(self) -> None:
-        self.pauses: list[float] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        await asyncio.sleep(0)
 
 
 class Driver:
@@ -84,9 +73,9 @@ class Driver:
         return 0
 
 
-def attester(driver: Driver, device: Path, clock: Clock | None = None) -> SevGuestAttester:
+def attester(driver: Driver, device: Path, clock: PauseCounter | None = None) -> SevGuestAttester:
     device.touch()
-    return SevGuestAttester(clock or Clock(), device=device, privilege_level=1, ioctl=driver)
+    return SevGuestAttester(clock or PauseCounter(), device=device, privilege_level=1, ioctl=driver)
 
 
 def table(machine: SimulatedMachine, padding: int = 0) -> bytes:
@@ -112,13 +101,13 @@ async def test_a_host_without_certificates(tmp_path: Path) -> None:
 
 
 async def test_a_busy_host_is_asked_again_and_only_so_often(tmp_path: Path) -> None:
-    clock = Clock()
+    clock = PauseCounter()
     driver = Driver(simulated().machine(), busy=3)
     await attester(driver, tmp_path / "sev-guest", clock).attest(DATA)
     assert len(clock.pauses) == 3
     driver.busy = 1000
     with pytest.raises(EvidenceUnavailableError):
-        await attester(driver, tmp_path / "sev-guest", Clock()).attest(DATA)
+        await attester(driver, tmp_path / "sev-guest", PauseCounter()).attest(DATA)
     assert 1000 - driver.busy == ATTEMPTS
 
 
@@ -138,11 +127,11 @@ async def test_what_cannot_work_is_not_tried_again(tmp_path: Path) -> None:
     with pytest.raises(EvidenceUnsupportedError, match="host 1"):
         await attester(huge, tmp_path / "sev-guest").attest(DATA)
     with pytest.raises(EvidenceUnsupportedError, match="cannot be opened"):
-        await SevGuestAttester(Clock(), device=tmp_path / "none").attest(DATA)
+        await SevGuestAttester(PauseCounter(), device=tmp_path / "none").attest(DATA)
     # The real ioctl, on a file that is no such device.
     (tmp_path / "file").touch()
     with pytest.raises(EvidenceUnsupportedError, match="SNP_GET_EXT_REPORT"):
-        await SevGuestAttester(Clock(), device=tmp_path / "file").attest(DATA)
+        await SevGuestAttester(PauseCounter(), device=tmp_path / "file").attest(DATA)
 
 
 def test_the_device_is_the_second_choice(tmp_path: Path) -> None:
