@@ -12,11 +12,11 @@ WORKDIR /src
 # Dependencies first: this layer is built again only when a pin changes.
 COPY constraints.txt constraints-runtime.txt ./
 RUN python -m venv /opt/sds \
- && /opt/sds/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: \
+ && /opt/sds/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: --no-deps \
       --require-hashes -r constraints-runtime.txt
 # What builds our own wheel (hatchling, protoc), in an environment that stays here.
 RUN python -m venv /opt/build \
- && /opt/build/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: \
+ && /opt/build/bin/pip install --no-cache-dir --disable-pip-version-check --only-binary :all: --no-deps \
       --require-hashes -r constraints.txt
 COPY . .
 RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
