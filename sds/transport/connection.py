@@ -449,7 +449,6 @@ class Connection:
             case frames.SETTING_MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_SIZE <= value <= frames.MAX_FRAME_SIZE:
                     raise _broken(f"a frame size of {value} is not allowed")
-                self._out.frame_size = value
             case frames.SETTING_ENABLE_PUSH:
                 if value > 1:
                     raise _broken("ENABLE_PUSH is neither 0 nor 1")

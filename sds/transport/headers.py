@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 from urllib.parse import quote
 
 from hpack import Decoder
@@ -31,6 +31,9 @@ MAX_HEADER_LIST: Final = 16 * 1024
 """Bytes of all fields of one request together, as RFC 9113, section 6.5.2, counts them."""
 MAX_HEADER_BLOCK: Final = 32 * 1024
 """Bytes of the encoded fields; a block is never larger than what it encodes by much."""
+_REMEMBERED_BYTES: Final = 1024
+_REMEMBERED_DEPTH: Final = 8
+_REMEMBERED_BLOCKS: Final = 512
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 _FORBIDDEN: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -62,14 +65,37 @@ class RequestHead:
         return next((value for key, value in self.metadata if key == name), None)
 
 
-class HeaderDecoder:
-    """Decodes the header blocks of one connection, in order."""
+class _Passage:
+    """What one header block means at one point of a conversation, and the points behind it.
 
-    __slots__ = ("_decoder",)
+    Decoding depends on all blocks that went before (RFC 7541, section 2.2), and on nothing else.
+    """
+
+    __slots__ = ("fields", "following")
+
+    def __init__(self, fields: Fields = ()) -> None:
+        self.fields = fields
+        self.following: dict[bytes, _Passage] = {}
+
+
+class HeaderDecoder:
+    """Decodes the header blocks of one connection, in order.
+
+    All Envoys of a version say the same few blocks in the same order, so what these mean is
+    remembered for all connections together: a tree of :class:`_Passage`, of bounded size. A decoder
+    with a table of its own is made for the connection that says something else.
+    """
+
+    __slots__ = ("_decoder", "_passage", "_said")
+
+    _ROOT: ClassVar[_Passage] = _Passage()
+    _known: ClassVar[int] = 0
 
     def __init__(self) -> None:
         """The table is empty."""
-        self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST)
+        self._decoder: Decoder | None = None
+        self._passage = self._ROOT
+        self._said: tuple[bytes, ...] = ()
 
     def decode(self, block: bytes) -> Fields:
         """The fields of one block.
@@ -78,13 +104,39 @@ class HeaderDecoder:
             Http2Error: the block cannot be decoded, so no later one can be either (RFC 9113,
                 section 4.3), or it is larger than :data:`MAX_HEADER_LIST`.
         """
-        try:
-            return tuple((bytes(n), bytes(v)) for n, v in self._decoder.decode(block, raw=True))
-        except HPACKError as error:
-            raise Http2Error(
-                f"a header block cannot be decoded: {type(error).__name__}",
-                code=ErrorCode.COMPRESSION_ERROR,
-            ) from None
+        if self._decoder is None:
+            known = self._passage.following.get(block)
+            if known is not None:
+                self._passage = known
+                self._said += (block,)
+                return known.fields
+            self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST)
+            for earlier in self._said:
+                _decode(self._decoder, earlier)
+            fields = _decode(self._decoder, block)
+            self._remember(block, fields)
+            return fields
+        return _decode(self._decoder, block)
+
+    def _remember(self, block: bytes, fields: Fields) -> None:
+        """Put a block into the tree, if it is short, early and the tree has room."""
+        if (
+            len(block) <= _REMEMBERED_BYTES
+            and len(self._said) < _REMEMBERED_DEPTH
+            and HeaderDecoder._known < _REMEMBERED_BLOCKS
+        ):
+            HeaderDecoder._known += 1
+            self._passage.following[block] = _Passage(fields)
+
+
+def _decode(decoder: Decoder, block: bytes) -> Fields:
+    try:
+        return tuple((bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True))
+    except HPACKError as error:
+        raise Http2Error(
+            f"a header block cannot be decoded: {type(error).__name__}",
+            code=ErrorCode.COMPRESSION_ERROR,
+        ) from None
 
 
 @functools.lru_cache(maxsize=256)

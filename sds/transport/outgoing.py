@@ -1,8 +1,9 @@
 """What one connection sends: frames in order, within the client's windows.
 
-Owns the output, the window of the connection and the client's settings about what it takes.
-Invariant: DATA never exceeds the connection's window, the stream's or the client's frame size;
-what does not fit waits in the stream's state and loses its place to nobody.
+Owns the output and the window of the connection. Invariant: DATA never exceeds the connection's
+window, the stream's or the frame size that every client takes (a larger one, which a client may
+offer, would gain nothing); what does not fit waits in the stream's state and loses its place to
+nobody.
 """
 
 from __future__ import annotations
@@ -22,18 +23,16 @@ class Outgoing:
 
     Attributes:
         window: bytes that the client still takes on all streams together.
-        frame_size: of DATA, as the client admits it.
         table_changed: the client changed the size of its header table, which the next header
             block must answer.
     """
 
-    __slots__ = ("_output", "frame_size", "table_changed", "window")
+    __slots__ = ("_output", "table_changed", "window")
 
     def __init__(self) -> None:
         """Nothing is queued; the client's settings are those of the start."""
         self._output: list[bytes | memoryview] = []
         self.window = frames.DEFAULT_WINDOW
-        self.frame_size = frames.DEFAULT_FRAME_SIZE
         self.table_changed = False
 
     def take(self) -> list[bytes | memoryview]:
@@ -59,7 +58,7 @@ class Outgoing:
             stream.head_sent = True
             self.block(stream.number, response_head(), ends=False)
         size = PREFIX_BYTES + len(message)
-        if stream.waiting or size > min(self.frame_size, self.window, stream.send_window):
+        if stream.waiting or size > min(frames.DEFAULT_FRAME_SIZE, self.window, stream.send_window):
             stream.waiting.append(memoryview(prefix(len(message))))
             if message:
                 stream.waiting.append(memoryview(message))
@@ -74,7 +73,7 @@ class Outgoing:
     def push(self, stream: StreamState) -> bool:
         """Queue what the windows admit of what waits; whether nothing waits any more."""
         while stream.waiting:
-            most = min(self.frame_size, self.window, stream.send_window)
+            most = min(frames.DEFAULT_FRAME_SIZE, self.window, stream.send_window)
             if most <= 0:
                 return False
             chunk = stream.next_chunk(most)

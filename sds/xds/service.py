@@ -11,7 +11,6 @@ of :meth:`SecretService.handlers` with a function that tells who is at the other
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -39,7 +38,7 @@ from sds.xds.subscription import SotwSubscription
 from sds.xds.wire import parse_discovery_request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sds.secrets.store import Change, SecretStore
     from sds.workload.entitlement import Entitlement
@@ -196,11 +195,10 @@ class SecretService:
         """The callers that have a stream now."""
         return tuple(self._hubs.values())
 
-    @contextlib.contextmanager
-    def stream(
+    def open_stream(
         self, entitlement: Entitlement, method: Method, transport: Transport, peer: str
-    ) -> Iterator[Stream]:
-        """A stream of this caller, while the block runs; in the task that reads it."""
+    ) -> Stream:
+        """A stream of this caller until :meth:`close_stream`; in the task that reads it."""
         hub = self._enter(entitlement)
         stream = Stream(
             transport,
@@ -215,12 +213,13 @@ class SecretService:
             self._crowd = AfterTheCrowd(asyncio.get_running_loop())
         self._crowd.opened()
         self.observer.count(Event.STREAM_OPENED, method)
-        try:
-            yield stream
-        finally:
-            hub.leave(stream)
-            self._leave(hub)
-            self.observer.count(Event.STREAM_CLOSED, method)
+        return stream
+
+    def close_stream(self, stream: Stream) -> None:
+        """The stream is over."""
+        stream.hub.leave(stream)
+        self._leave(stream.hub)
+        self.observer.count(Event.STREAM_CLOSED, stream.method)
 
     def view(self, entitlement: Entitlement, *, strong: bool) -> CallerView:
         """What the caller may have at this moment."""
@@ -331,25 +330,24 @@ class _Socket:
         service = self._service
         peer = context.peer()
         entitlement = await self._admit(peer)
-        with (
-            self._one_more_stream(peer),
-            service.stream(entitlement, method, context, peer) as stream,
-        ):
-            clock = service.clock
-            task = asyncio.current_task()
-            try:
-                async for data in requests:
-                    await stream.take(data, clock.now().monotonic)
-            except asyncio.CancelledError:
-                if stream.ending is None or task is None:
-                    raise
-                task.uncancel()
-                raise stream.ending from None
-            finally:
-                await stream.close()
+        self._count_in(peer)
+        stream = service.open_stream(entitlement, method, context, peer)
+        clock = service.clock
+        task = asyncio.current_task()
+        try:
+            async for data in requests:
+                await stream.take(data, clock.now().monotonic)
+        except asyncio.CancelledError:
+            if stream.ending is None or task is None:
+                raise
+            task.uncancel()
+            raise stream.ending from None
+        finally:
+            self._count_out(peer)
+            service.close_stream(stream)
+            await stream.close()
 
-    @contextlib.contextmanager
-    def _one_more_stream(self, peer: str) -> Iterator[None]:
+    def _count_in(self, peer: str) -> None:
         limits = self._service.options.limits
         if self._streams >= limits.streams_per_socket:
             raise LimitError(
@@ -365,13 +363,12 @@ class _Socket:
             )
         self._streams += 1
         self._streams_of[peer] = of_peer + 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
-            self._streams_of[peer] -= 1
-            if not self._streams_of[peer]:
-                del self._streams_of[peer]
+
+    def _count_out(self, peer: str) -> None:
+        self._streams -= 1
+        self._streams_of[peer] -= 1
+        if not self._streams_of[peer]:
+            del self._streams_of[peer]
 
     async def _refuse(
         self,

@@ -60,7 +60,17 @@ async def test_h2spec_finds_nothing(tmp_path: Path) -> None:
     server = await asyncio.get_running_loop().create_server(Answering, sock=listener)
     port = str(listener.getsockname()[1])
     report = tmp_path / "report.xml"
-    command = [program, "-h", "127.0.0.1", "-p", port, "-o", "3", "--junit-report", report]
+    command: list[str | Path] = [
+        program,
+        "-h",
+        "127.0.0.1",
+        "-p",
+        port,
+        "-o",
+        "3",
+        "--junit-report",
+        report,
+    ]
     try:
         _, text, errors = await output(command)
     finally:

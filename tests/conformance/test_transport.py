@@ -125,6 +125,11 @@ async def running(folder: Path, limits: ServerLimits | None = None) -> AsyncIter
         assert not server.tasks
 
 
+def stream_of(channel: grpc.aio.Channel, path: str) -> Any:
+    """A method that takes one message and answers with several."""
+    return channel.unary_stream(path)
+
+
 async def call(channel: grpc.aio.Channel, name: str, request: bytes = b"", **more: Any) -> bytes:
     method: Any = channel.unary_unary(f"/t.T/{name}")
     answer: bytes = await method(request, **more)
@@ -142,7 +147,7 @@ async def test_the_four_kinds_of_calls(tmp_path: Path) -> None:
         assert await call(channel, "Reverse", b"abc") == b"cba"
         large = bytes(range(256)) * 8192
         assert await call(channel, "Reverse", large) == large[::-1]
-        counted: Any = channel.unary_stream("/t.T/Count")(b"3")
+        counted: Any = stream_of(channel, "/t.T/Count")(b"3")
         assert [number async for number in counted] == [b"0", b"1", b"2"]
         echo: Any = channel.stream_stream("/t.T/Echo")()
         for message in (b"", b"x", b"y" * 70_000):
@@ -186,7 +191,8 @@ async def test_a_call_ends_with_its_client(tmp_path: Path) -> None:
             await until(lambda: at.service.running == 1)
             waiting.cancel()
             await until(lambda: at.service.cancelled == 1)
-            hanging = [method(b""), channel.unary_unary("/t.T/Late")(b"")]
+            late: Any = channel.unary_unary("/t.T/Late")
+            hanging = [method(b""), late(b"")]
             await until(lambda: at.service.running == 1)
         await until(lambda: at.service.cancelled == 3)
         assert not at.server.tasks
@@ -202,7 +208,7 @@ async def test_a_deadline_ends_the_call_at_the_server_too(tmp_path: Path) -> Non
 
 async def test_a_slow_reader_holds_its_own_call_only(tmp_path: Path) -> None:
     async with running(tmp_path) as at, at.channel() as slow, at.channel() as quick:
-        flood: Any = slow.unary_stream("/t.T/Flood")(b"1000")
+        flood: Any = stream_of(slow, "/t.T/Flood")(b"1000")
         await until(lambda: at.service.written > 0)
         while True:  # until it stands still: windows and buffers are full
             before = at.service.written

@@ -82,4 +82,4 @@ async def test_a_process_is_read_and_never_left_behind() -> None:
 async def test_grpcurl_is_built() -> None:
     status, said, errors = await grpcurl.grpcurl("-version")
     assert status == 0
-    assert grpcurl.VERSION in said + errors or "dev build" in said + errors
+    assert "grpcurl" in said + errors

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+from hpack import Decoder, Encoder
+from hpack.exceptions import HPACKError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -30,6 +33,7 @@ from sds.transport.connection import (
     Reset,
 )
 from sds.transport.frames import PREFACE, frame
+from sds.transport.headers import HeaderDecoder
 from sds.transport.messages import MessageReader, prefix
 
 HEADERS = [
@@ -124,7 +128,7 @@ class Conversation(RuleBasedStateMachine):
             if stream in streams:
                 streams.remove(stream)
 
-    @precondition(lambda self: len(self.live) < 5)
+    @precondition(lambda self: self.server.streams < 5)
     @rule()
     def open_a_stream(self) -> None:
         stream = self.client.get_next_available_stream_id()
@@ -222,7 +226,7 @@ class Conversation(RuleBasedStateMachine):
 
 
 TestConversation = Conversation.TestCase
-TestConversation.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestConversation.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
 def client_bytes(sizes: list[int]) -> bytes:
@@ -293,6 +297,40 @@ def test_whatever_a_client_sends_only_our_error_comes_out(parts: list[bytes]) ->
     except Http2Error:
         assert b"".join(connection.take_output())  # it was told why
     assert connection.streams <= 3
+
+
+FIELDS = st.lists(
+    st.tuples(
+        st.sampled_from([b"a", b"b", b":path"]), st.sampled_from([b"1", b"/x/Y", b"z" * 300])
+    ),
+    max_size=4,
+)
+
+
+@given(st.lists(st.lists(FIELDS, max_size=12), max_size=4))
+def test_what_is_remembered_of_header_blocks_is_what_decoding_says(
+    connections: list[list[list[tuple[bytes, bytes]]]],
+) -> None:
+    for conversation in connections:
+        encoder, decoder = Encoder(), HeaderDecoder()
+        for fields in conversation:
+            assert decoder.decode(encoder.encode(fields)) == tuple(fields)
+
+
+@given(st.lists(st.binary(max_size=20), max_size=4))
+def test_a_block_that_cannot_be_decoded_is_refused_again(blocks: list[bytes]) -> None:
+    for _ in range(2):
+        told = []
+        for decode in (HeaderDecoder().decode, partial(Decoder().decode, raw=True)):
+            seen: list[object] = []
+            for block in blocks:
+                try:
+                    seen.append([(bytes(n), bytes(v)) for n, v in decode(block)])
+                except (Http2Error, HPACKError):
+                    seen.append(None)
+                    break
+            told.append(seen)
+        assert told[0] == told[1]
 
 
 @given(st.binary(max_size=200), st.integers(0, 50))
