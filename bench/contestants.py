@@ -1,9 +1,9 @@
 """Who is measured: our service, the floor, the whole agent, and any other SDS server.
 
 A contestant is started afresh for each measurement, as a program that prints one line when it
-serves, ``ready socket=PATH pid=PID`` (and ``rotation=SIGUSR1`` where that signal makes one rotation,
-told by a line with its ``time.time_ns``), and ends at SIGTERM; or it runs already, and is only
-looked at.
+serves, ``ready socket=PATH pid=PID``, and ends at SIGTERM; with ``rotation=SIGUSR1`` in that line,
+the signal makes one rotation and is answered by a line with the time (ns since 1970) at which the
+new certificate was there. Or it runs already, and is only looked at.
 """
 
 from __future__ import annotations

@@ -70,7 +70,9 @@ def measure(server: Server, names: list[str], plan: Plan) -> dict[str, float]:
         for content, arrivals in record["waves"].items():
             waves[content] += arrivals
     full = [wave for wave in waves.values() if len(wave) == plan.connections]
-    lags = [(at - before_it) / 1e6 for wave in full for before_it in _last(put, wave) for at in wave]
+    lags = [
+        (at - before_it) / 1e6 for wave in full for before_it in _last(put, wave) for at in wave
+    ]
     pushes = sum(record["pushes"] for record in records)
     failed = plan.connections - len(first)
     for record in records:
@@ -83,6 +85,7 @@ def measure(server: Server, names: list[str], plan: Plan) -> dict[str, float]:
         "first secrets p99, ms": percentile(first, 0.99),
         "all have theirs, ms": (last - dialled) / 1e6,
         "connections without all secrets": failed,
+        "calls refused, made again": sum(record["refused"] for record in records),
         "CPU per connection, ms": (connected.cpu - before.cpu) / count * 1e3,
         "memory per connection, KiB": (connected.rss - before.rss) / count,
         "descriptors per connection": (connected.descriptors - before.descriptors) / count,
@@ -157,12 +160,12 @@ class _Clients:
         deadline = time.monotonic() + self._patience
         for process in self._processes:
             left = max(0.0, deadline - time.monotonic())
+            assert process.stdout is not None
             if not select.select([process.stdout], [], [], left)[0]:
                 raise SystemExit(
                     f"a process of the generator did not say {word!r} in {self._patience} s: "
                     "the server does not answer everybody (more: --patience)"
                 )
-            assert process.stdout is not None
             assert process.stdout.readline().strip() == word
 
     def records(self) -> list[dict[str, Any]]:

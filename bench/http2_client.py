@@ -22,7 +22,7 @@ DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 
 ACK = END_STREAM = 1
 END_HEADERS = 4
 INITIAL_WINDOW_SIZE = 4
-ENDS = {RESET: "stream reset", GOAWAY: "connection going away", HEADERS: "stream ended"}
+REFUSED_STREAM = 7
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
@@ -52,11 +52,12 @@ CALL = (
 class Stream:
     """One call: what waits for the server's window, and the part of a message that has come."""
 
-    __slots__ = ("came", "number", "waiting", "window")
+    __slots__ = ("came", "index", "number", "waiting", "window")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, index: int, number: int, window: int) -> None:
+        self.index = index
         self.number = number
-        self.window = WINDOW
+        self.window = window
         self.waiting = b""
         self.came = b""
 
@@ -82,7 +83,7 @@ class Connection:
     """One connection with its calls; ``began`` (ns) is when it dialled.
 
     ``on_message`` is told the index of the call, the message, and when it came (ns). ``failure``
-    says what ended the connection or a call.
+    says what ended the connection or a call, ``refused`` how often a call had to be made again.
     """
 
     def __init__(
@@ -92,14 +93,17 @@ class Connection:
         on_message: Callable[[int, bytes, int], None],
     ) -> None:
         self.failure = ""
-        self.streams = [Stream(2 * index + 1) for index in range(len(first_messages))]
+        self.refused = 0
+        self.streams: list[Stream] = []
+        self._calls: dict[int, Stream] = {}
+        self._next = 1
+        self._first = first_messages
         self._on_message = on_message
         self._out = bytearray(GREETING)
         self._rest = b""
         self._window = self._initial = WINDOW
-        for stream, message in zip(self.streams, first_messages, strict=True):
-            stream.write(message)
-            self._out += frame(HEADERS, END_HEADERS, stream.number, CALL)
+        for index in range(len(first_messages)):
+            self._call(index)
         self.began = time.time_ns()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.connect(path)  # waits where the backlog is full
@@ -147,25 +151,52 @@ class Connection:
         self._rest = data[at:]
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes, now: int) -> None:
-        index = number >> 1 if number else -1
-        if kind == DATA:
-            for message in self.streams[index].take(payload):
-                self._on_message(index, message, now)
-        elif kind == WINDOW_UPDATE:
-            added = int.from_bytes(payload, "big")
-            if number:
-                self.streams[index].window += added
-            else:
-                self._window += added
+        stream = self._calls.get(number)
+        if kind == WINDOW_UPDATE:
+            self._granted(stream, int.from_bytes(payload, "big"))
         elif kind == SETTINGS and not flags & ACK:
-            for at in range(0, len(payload), 6):
-                if int.from_bytes(payload[at : at + 2], "big") == INITIAL_WINDOW_SIZE:
-                    initial = int.from_bytes(payload[at + 2 : at + 6], "big")
-                    for stream in self.streams:
-                        stream.window += initial - self._initial
-                    self._initial = initial
+            self._set(payload)
             self._out += frame(SETTINGS, ACK, 0, b"")
         elif kind == PING and not flags & ACK:
             self._out += frame(PING, ACK, 0, payload)
-        if kind in (RESET, GOAWAY) or (kind in (DATA, HEADERS) and flags & END_STREAM):
-            self.failure = ENDS.get(kind, "stream ended")
+        elif kind == GOAWAY:
+            self.failure = "connection going away"
+        elif stream is not None and kind == RESET:
+            self._reset(stream, int.from_bytes(payload, "big"))
+        elif stream is not None and kind in (DATA, HEADERS):
+            for message in stream.take(payload) if kind == DATA else ():
+                self._on_message(stream.index, message, now)
+            if flags & END_STREAM:
+                said = "".join(filter(str.isprintable, map(chr, payload)))
+                self.failure = f"stream ended: {said[-80:]}"
+
+    def _granted(self, stream: Stream | None, more: int) -> None:
+        if stream is None:
+            self._window += more
+        else:
+            stream.window += more
+
+    def _set(self, settings: bytes) -> None:
+        for at in range(0, len(settings), 6):
+            if int.from_bytes(settings[at : at + 2], "big") == INITIAL_WINDOW_SIZE:
+                initial = int.from_bytes(settings[at + 2 : at + 6], "big")
+                for stream in self.streams:
+                    stream.window += initial - self._initial
+                self._initial = initial
+
+    def _reset(self, stream: Stream, code: int) -> None:
+        """A call that the server refused before it looked at it is made again, as by gRPC."""
+        if code != REFUSED_STREAM:
+            self.failure = self.failure or f"stream reset with code {code}"
+            return
+        self.refused += 1
+        del self._calls[stream.number]
+        self._call(stream.index)
+
+    def _call(self, index: int) -> None:
+        stream = Stream(index, self._next, self._initial)
+        self._next += 2
+        self.streams[index : index + 1] = [stream]
+        self._calls[stream.number] = stream
+        stream.write(self._first[index])
+        self._out += frame(HEADERS, END_HEADERS, stream.number, CALL)

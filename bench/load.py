@@ -45,7 +45,7 @@ def fields(data: bytes) -> Iterator[tuple[int, bytes]]:
     """The texts, bytes and messages in a message that holds nothing else."""
     at = 0
     while at < len(data):
-        numbers = []
+        numbers: list[int] = []
         while len(numbers) < 2:  # key and length
             value = shift = 0
             while (byte := data[at]) > 127:
@@ -160,7 +160,8 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     while True:
         for descriptor, happened in poll.poll():
             if descriptor == 0:
-                return vars(record) | {"busy": busy}
+                refused = sum(one.connection.refused for one in clients.values())
+                return vars(record) | {"busy": busy, "refused": refused}
             client = clients[descriptor]
             client.connection.read()
             also = _also(client)

@@ -9,10 +9,10 @@ its own, started for it.
 (a whole ``sds agent`` by a workload's socket) and ``node`` (by the node-wide socket; both see
 ``bench/whole_agent.py``). ``--peer LABEL=SOCKET,PID[,NAME...]`` adds a server that runs already (a
 SPIRE agent, say; its rotations are its own), ``--peer-command LABEL=COMMAND`` one that is started
-each time (see ``bench/contestants.py``). The first contestant is what the others are compared with.
+each time (see ``bench/contestants.py``). The others are compared with the first contestant.
 
-``--shapes``: ``envoy`` is one stream for each name with first requests of ``--node-bytes``, as a real
-Envoy 1.40 sends them; ``small`` is one stream and one small request for all names.
+``--shapes``: ``envoy`` is one stream for each name with first requests of ``--node-bytes``, as a
+real Envoy 1.40 sends them; ``small`` is one stream and one small request for all names.
 
 The generator is ``bench/load.py`` in ``--processes`` processes; the table says how busy the busiest
 was. ``--sdsload PROGRAM`` (or SDSLOAD in the environment) names an independent load client, which
@@ -45,7 +45,9 @@ def chosen(given: argparse.Namespace, folder: str) -> list[Contestant]:
     peers = list(given.peer)
     if given.socket:
         peers.append(",".join([f"peer={given.socket}", str(given.pid), *given.peer_names]))
-    kinds = given.contestants or (["ours"] if peers or given.peer_command else ["ours", "prototype"])
+    kinds = given.contestants or (
+        ["ours"] if peers or given.peer_command else ["ours", "prototype"]
+    )
     return [
         *(own(kind, folder, given.lifetime) for kind in kinds),
         *map(running, peers),
@@ -123,12 +125,15 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    shapes = {
+        "envoy": Shape(node_bytes=given.node_bytes, stream_per_name=True),
+        "small": Shape(node_bytes=0, stream_per_name=False),
+    }
     for name in given.shapes:
-        shape = Shape(given.node_bytes, stream_per_name=True) if name == "envoy" else Shape(0, False)  # noqa: FBT003
         for connections in given.connections:
             plan = Plan(
                 connections=connections,
-                shape=shape,
+                shape=shapes[name],
                 processes=given.processes,
                 rotations=given.rotations,
                 settle=given.settle,

@@ -6,8 +6,8 @@
 Attestation (simulated), limits, metrics endpoint and wiping allocator are as in real use; only the
 node-wide socket's limit of connections for one user is raised. It prints
 ``ready socket=PATH pid=PID`` and ends at SIGTERM. The agent rotates by itself, at 40 to 50 % of
-``--lifetime``. In ``node`` the caller's certificate is fetched once before, so that a crowd does not
-wait for the authority.
+``--lifetime``. One client fetches its certificate before, so that a crowd does not wait for the
+authority (on the node-wide socket an identity is kept from its first caller on).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -32,7 +33,7 @@ async def serve(kind: str, lifetime: str) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     with short_folder() as folder:
         node = Node(folder, workloads=("web",), lifetime=lifetime)
-        changes = {"metrics": {"listen": f"unix:{folder}/metrics.sock"}}
+        changes: dict[str, Any] = {"metrics": {"listen": f"unix:{folder}/metrics.sock"}}
         path = node.socket("web")
         if kind == "node":
             path = node.run_dir / "node" / "sds.sock"
@@ -53,7 +54,7 @@ async def serve(kind: str, lifetime: str) -> None:
                 ],
             }
         async with node.authority(), node.agent(ready=kind != "node", **changes) as agent:
-            while not path.exists():
+            while not path.exists():  # noqa: ASYNC110  another process makes it
                 await asyncio.sleep(0.05)
             async with channel(f"unix:{path}") as connection:
                 stream = Sotw(connection)
