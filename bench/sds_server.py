@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -32,13 +33,15 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from sds.agent.directory import listening
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid, TrustBundle
+from sds.transport.server import Server
 from sds.workload.entitlement import Caller, Entitlement
 from sds.xds import encode
-from sds.xds.server import make_server
+from sds.xds.server import AnyServer, make_server
 from sds.xds.service import SDS_SERVICE, SecretService
 from sds.xds.wire import length_delimited, parse_discovery_request
 
@@ -96,7 +99,7 @@ def svid() -> Svid:
     )
 
 
-def ours() -> tuple[grpc.aio.Server, Callable[[Svid], None]]:
+def ours() -> tuple[AnyServer, Callable[[Svid], None]]:
     """The service as the agent composes it."""
     store = SecretStore()
     store.put_bundle(DOMAIN, [root()])
@@ -112,7 +115,7 @@ def ours() -> tuple[grpc.aio.Server, Callable[[Svid], None]]:
     return make_server(service.options.limits, service.handlers(entitle)), rotate
 
 
-def prototype() -> tuple[grpc.aio.Server, Callable[[Svid], None]]:
+def prototype() -> tuple[AnyServer, Callable[[Svid], None]]:
     """The floor."""
     bundle = encode.trusted_ca("ROOTCA", TrustBundle(trust_domain=DOMAIN, roots=(root(),)))
     content: dict[str, bytes] = {}
@@ -172,8 +175,11 @@ def prototype() -> tuple[grpc.aio.Server, Callable[[Svid], None]]:
 async def serve(kind: str, socket: str) -> None:
     server, rotate = {"ours": ours, "prototype": prototype}[kind]()
     rotate(svid())
-    server.add_insecure_port(f"unix:{socket}")
-    await server.start()
+    if isinstance(server, Server):
+        await server.listen(listening(Path(socket), 0o600))
+    else:
+        server.add_insecure_port(f"unix:{socket}")
+        await server.start()
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 

@@ -317,7 +317,6 @@ class AgentConfig(Settings):
         for path in (
             self.admin_socket,
             self.node_socket,
-            self.inner_socket,
             *map(self.workload_socket, own),
         ):
             check_socket_path(path)
@@ -355,11 +354,6 @@ class AgentConfig(Settings):
     def node_socket(self) -> Path:
         """The node-wide socket."""
         return self.run_dir / "node" / "sds.sock"
-
-    @property
-    def inner_socket(self) -> Path:
-        """Of the gRPC server behind the node-wide socket; nobody else can reach it."""
-        return self.run_dir / "inner" / "grpc.sock"
 
     @property
     def admin_socket(self) -> Path:

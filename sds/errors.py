@@ -797,6 +797,12 @@ class MalformedRequestError(ProtocolError):
     reason = "malformed_request"
 
 
+class CompressedMessageError(MalformedRequestError):
+    """A message is compressed, which no client of a secret discovery service needs."""
+
+    reason = "compressed_message"
+
+
 class TypeUrlError(ProtocolError):
     """A request asks for a type of resource that is not served on its stream."""
 
@@ -807,6 +813,33 @@ class LimitError(ProtocolError):
     """A request or a stream goes over a limit of this server."""
 
     reason = "limit_exceeded"
+
+
+class Http2Error(ProtocolError):
+    """A client breaks HTTP/2 (RFC 9113) in a way that ends its connection.
+
+    Attributes:
+        code: RFC 9113, section 7.
+    """
+
+    reason = "http2"
+
+    def __init__(self, message: str, *, code: int, advice: str = "") -> None:
+        """See the class."""
+        super().__init__(message, advice=advice)
+        self.code = code
+
+
+class Http2StreamError(Http2Error):
+    """A client breaks HTTP/2 or gRPC in a way that ends one stream."""
+
+    reason = "http2_stream"
+
+
+class CallEndedError(ProtocolError):
+    """A message was written to a remote call that is over: the client cancelled or hung up."""
+
+    reason = "call_ended"
 
 
 # --- federation ---------------------------------------------------------------------------------

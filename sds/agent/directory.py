@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PROBE_SECONDS: Final = 1.0
+_BACKLOG: Final = 4096
 
 
 @contextlib.contextmanager
@@ -95,6 +96,31 @@ def open_to(path: Path, mode: int, *, group: str | None = None) -> None:
         path.chmod(mode)
     except OSError as error:
         raise SocketError(f"permissions of {path} cannot be set: {error.strerror}") from error
+
+
+def listening(path: Path, mode: int, *, group: str | None = None) -> socket.socket:
+    """A Unix stream socket that listens at ``path``, in place of a dead agent's.
+
+    Raises:
+        SocketError: it cannot be opened, or somebody listens there.
+    """
+    clear_socket(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        # The umask kept it to ourselves since it was bound.
+        open_to(path, mode, group=group)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SocketError(
+            f"the socket {path} cannot be opened: {error.strerror}",
+            advice="is the directory writable, and is the limit of open files high enough?",
+        ) from error
+    except SocketError:
+        listener.close()
+        raise
+    return listener
 
 
 def clear_socket(path: Path) -> None:

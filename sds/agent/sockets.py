@@ -1,7 +1,7 @@
 """The agent's gRPC servers: one a workload socket, one on the admin socket.
 
-gRPC does not tell which Unix socket a caller used, so each workload has a server of its own with
-a fixed :class:`Entitlement` (docs/adr/0401). Invariants: a workload's socket shows nothing of
+Who opens a workload's socket *is* that workload, so each has a server of its own with a fixed
+:class:`Entitlement` (docs/adr/0401). Invariants: a workload's socket shows nothing of
 another workload; a socket is bound before anything waits for certificates, so that an Envoy that
 starts with us does not back off.
 """
@@ -12,15 +12,16 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sds.agent.directory import clear_socket, make_directory, open_to
+from sds.agent.directory import clear_socket, listening, make_directory, open_to
 from sds.errors import SocketError
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.xds.server import (
     CHANNELZ_SERVICE,
     HEALTH_SERVICE,
-    add_channelz,
+    AnyServer,
     add_health,
     add_reflection,
+    make_admin_server,
     make_server,
 )
 from sds.xds.service import ADS_SERVICE, SDS_SERVICE
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sds.xds.service import SecretService
 
 _WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
+_OURS_ALONE: Final = 0o600
 _ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE, CHANNELZ_SERVICE)
 
 
@@ -50,7 +52,7 @@ class Listening:
     """
 
     path: Path
-    server: grpc.aio.Server
+    server: AnyServer
     health: health.aio.HealthServicer
 
 
@@ -118,9 +120,13 @@ async def listen_for(
     status = ClientStatus(service, only)
     server = make_server(service.options.limits, (*service.handlers(only), *status.handlers()))
     add_reflection(server, _WORKLOAD_SERVICES)
-    listening = await _listen(server, path, config.sockets.socket_mode, config.sockets.group)
+    health = add_health(server)
+    await server.listen(listening(path, config.sockets.socket_mode, group=config.sockets.group))
     return WorkloadListening(
-        workload=workload, entitlement=entitlement, listening=listening, service=service
+        workload=workload,
+        entitlement=entitlement,
+        listening=Listening(path=path, server=server, health=health),
+        service=service,
     )
 
 
@@ -138,15 +144,10 @@ async def listen_for_people(
         SocketError: it cannot be opened.
     """
     status = ClientStatus(service)
-    server = make_server(
+    server = make_admin_server(
         service.options.limits, (*status.handlers(), *(handler for _, handler in more))
     )
-    add_channelz(server)
     add_reflection(server, (*_ADMIN_SERVICES, *(name for name, _ in more)))
-    return await _listen(server, path, 0o600, None)
-
-
-async def _listen(server: grpc.aio.Server, path: Path, mode: int, group: str | None) -> Listening:
     health = add_health(server)
     clear_socket(path)
     try:
@@ -157,7 +158,7 @@ async def _listen(server: grpc.aio.Server, path: Path, mode: int, group: str | N
             advice="is the directory writable, and is the limit of open files high enough?",
         ) from error
     # The umask kept it to ourselves since it was bound.
-    open_to(path, mode, group=group)
+    open_to(path, _OURS_ALONE)
     await server.start()
     return Listening(path=path, server=server, health=health)
 

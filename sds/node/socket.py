@@ -1,7 +1,7 @@
-"""Opens the node-wide socket: attestors, recognition, front door and the gRPC server behind it.
+"""Opens the node-wide socket: attestors, recognition, front door and the server that it feeds.
 
-Owns the order of starting and ending. Invariants: nobody is accepted before the server behind the
-door listens; at the end nobody new is taken, the server tells its streams, and only then are
+Owns the order of starting and ending. Invariants: nobody is accepted before everything is there to
+serve them; at the end nobody new is taken, the server tells its streams, and only then are
 connections closed and the attestors ended.
 """
 
@@ -24,13 +24,11 @@ from sds.workload_api import WorkloadApi
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-    from pathlib import Path
-
-    import grpc
 
     from sds.clock import Clock
     from sds.identity import Identity
     from sds.secrets.store import SecretStore
+    from sds.transport.server import Server
     from sds.workload.facts import Attestor
     from sds.workload.kubernetes.pod_list import PodList
     from sds.workload.kubernetes.services import ServiceWatch
@@ -119,10 +117,9 @@ class NodeSocket:
         settings: of the socket.
         rules: which callers may have which identities.
         listener: bound and listening; closed at the end.
-        inner: path for the gRPC server behind the door, in a directory of mode 0700.
         rotation: keeps certificates of the identities that callers have.
         store: where they are.
-        server: makes that server, not yet bound, for callers found by the given function.
+        server: makes the server for callers that are found by the given function.
         clock: time.
         environment: where Kubernetes says its addresses.
     """
@@ -133,10 +130,9 @@ class NodeSocket:
         rules: Rules,
         *,
         listener: socket.socket,
-        inner: Path,
         rotation: Rotation,
         store: SecretStore,
-        server: Callable[[Entitlements], Awaitable[grpc.aio.Server]],
+        server: Callable[[Entitlements], Awaitable[Server]],
         clock: Clock,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -144,7 +140,6 @@ class NodeSocket:
         self._settings = settings
         self._rules = rules
         self._listener = listener
-        self._inner = inner
         self._keeper = StoreKeeper(rotation, store)
         self._store = store
         self._make_server = server
@@ -191,16 +186,15 @@ class NodeSocket:
             )
             door = self._door = FrontDoor(
                 self._listener,
-                inner=self._inner,
                 recogniser=self._recogniser,
                 limits=Limits(
                     connections=self._settings.connections,
                     connections_per_owner=self._settings.connections_per_owner,
                 ),
             )
-            server = await self._started(door)
+            server = await self._served(door)
             async with asyncio.TaskGroup() as tasks:
-                running = tasks.create_task(door.run(), name="front door")
+                running = tasks.create_task(door.run(server), name="front door")
                 try:
                     yield
                 finally:
@@ -208,7 +202,7 @@ class NodeSocket:
                     await server.stop(grace_seconds)
                     running.cancel()
 
-    async def _started(self, door: FrontDoor) -> grpc.aio.Server:
+    async def _served(self, door: FrontDoor) -> Server:
         server = await self._make_server(door.entitlement)
         server.add_generic_rpc_handlers(
             (
@@ -216,9 +210,6 @@ class NodeSocket:
                 WhoamiService(DoorDescriber(door)).handler(),
             )
         )
-        self._inner.unlink(missing_ok=True)  # of a run that was killed; the directory is ours
-        server.add_insecure_port(f"unix:{self._inner}")
-        await server.start()
         return server
 
     @contextlib.asynccontextmanager

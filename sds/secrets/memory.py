@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import sys
 from typing import Final
 
 from sds.errors import SdsError
@@ -75,8 +76,8 @@ class SecretBytes:
 
     def __del__(self) -> None:
         """Whoever drops a secret without wiping it leaves nothing behind either."""
-        if getattr(self, "_pages", None) is not None:
-            self.wipe()
+        if getattr(self, "_pages", None) is not None and not sys.is_finalizing():
+            self.wipe()  # at the very end ctypes is gone, and the kernel takes the pages
 
     def __repr__(self) -> str:
         """Never the content."""

@@ -1,14 +1,12 @@
-"""The node-wide socket: accepts, asks the kernel who it is, and joins the caller to gRPC.
+"""The node-wide socket: accepts, asks the kernel who it is, and hands the caller to the server.
 
-gRPC says nothing about the process at the other end of a Unix socket. So this door accepts, takes
-the credentials that the kernel recorded, and carries the bytes to the inner gRPC listener over a
-connection whose client end is bound to a fresh, random abstract address. A handler sees that
-address as ``context.peer()`` and :meth:`FrontDoor.entitlement` finds the caller by it.
+The door accepts, takes the credentials that the kernel recorded, and lets the server serve on that
+very socket under a name of its own. A handler sees that name as ``context.peer()`` and
+:meth:`FrontDoor.entitlement` finds the caller by it.
 
-Invariants: the inner listener lies in a directory that only we can enter, and a stream on a
-connection that this door did not make is refused, so nobody gets in another way; a connection
-lives no longer than the process that made it; one task a connection, all in one TaskGroup; no pod
-(or user, outside pods) takes more than its share of connections.
+Invariants: a connection that this door did not take is refused; a connection lives no longer than
+the process that made it; one task a connection, all in one TaskGroup; no pod (or user, outside
+pods) takes more than its share of connections.
 """
 
 from __future__ import annotations
@@ -17,38 +15,32 @@ import asyncio
 import contextlib
 import errno
 import logging
-import secrets
-import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import CgroupError, ConnectionLimitError, UnknownConnectionError, WorkloadError
 from sds.workload.cgroup import parse_cgroup
 from sds.workload.peer import Peer
 from sds.workload.recognition import Recognition
-from sds.workload.splice import Splice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import socket
+    from collections.abc import Callable, Iterator
 
     from sds.workload.entitlement import Entitlement
     from sds.workload.recognition import Recogniser
 
 _LOG = logging.getLogger("sds.workload.front_door")
-_PEER_PREFIX: Final = "unix-abstract:"
 _ACCEPTS_AT_ONCE: Final = 64
 _PAUSE_SECONDS: Final = 0.25  # after the process ran out of descriptors
-_INNER_TRIES: Final = 200
-_INNER_PAUSE_SECONDS: Final = 0.01
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How many connections are held; each takes four descriptors of the process.
+    """How many connections are held; each takes two descriptors of the process.
 
     Attributes:
         connections: at the same time, from everybody.
@@ -68,9 +60,33 @@ class Statistics:
     gone: int = 0
 
 
-@dataclass(slots=True, kw_only=True)
+class Served(Protocol):
+    """A connection that can be served."""
+
+    @property
+    def peer(self) -> str:
+        """What handlers see as ``context.peer()``."""
+        ...
+
+    async def serve_on(self, accepted: socket.socket) -> None:
+        """Begin to serve on this socket; returns when it has begun."""
+        ...
+
+    def abort(self) -> None:
+        """Close it now."""
+        ...
+
+
+class Host(Protocol):
+    """Who serves on accepted sockets."""
+
+    def connection(self, *, on_close: Callable[[], None]) -> Served:
+        """A connection; ``on_close`` is called once, when it is over."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Connection:
-    address: str
     owner: str
     recognition: Recognition
     task: asyncio.Task[None] | None = None
@@ -81,13 +97,12 @@ class _Connection:
 
 
 class FrontDoor:
-    """Accepts on one socket and joins its callers to the inner gRPC listener."""
+    """Accepts on one socket and hands its callers to a server."""
 
     def __init__(
         self,
         listener: socket.socket,
         *,
-        inner: Path,
         recogniser: Recogniser,
         limits: Limits | None = None,
     ) -> None:
@@ -95,17 +110,16 @@ class FrontDoor:
 
         Args:
             listener: bound and listening Unix stream socket; closed by :meth:`run`.
-            inner: path of the inner gRPC listener, in a directory of mode 0700.
             recogniser: finds out who callers are.
             limits: of connections.
         """
         listener.settimeout(0)
         self.statistics = Statistics()
         self._listener = listener
-        self._inner = inner
         self._recogniser = recogniser
         self._limits = limits or Limits()
-        self._connections: dict[str, _Connection] = {}
+        self._connections: dict[_Connection, None] = {}
+        self._served: dict[str, _Connection] = {}
         self._owners: Counter[str] = Counter()
 
     # --- what serving asks ----------------------------------------------------------------------
@@ -125,8 +139,8 @@ class FrontDoor:
         Raises:
             UnknownConnectionError: as above.
         """
-        connection = self._connections.get(unquote(peer.removeprefix(_PEER_PREFIX)))
-        if connection is None or not peer.startswith(_PEER_PREFIX):
+        connection = self._served.get(peer)
+        if connection is None:
             raise UnknownConnectionError("this connection did not come through the front door")
         return connection.recognition
 
@@ -143,23 +157,23 @@ class FrontDoor:
 
     # --- accepting ------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Accept until cancelled; then every connection is closed."""
+    async def run(self, host: Host) -> None:
+        """Accept for ``host`` until cancelled; then every connection is closed."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as tasks:
-                loop.add_reader(self._listener, self._accept_some, tasks)
+                loop.add_reader(self._listener, self._accept_some, host, tasks)
                 try:
                     await asyncio.Event().wait()
                 finally:
                     self.stop_accepting()
-                    for connection in list(self._connections.values()):
+                    for connection in list(self._connections):
                         if connection.task is not None:
                             connection.task.cancel()
         finally:
             self._recogniser.close()
 
-    def _accept_some(self, tasks: asyncio.TaskGroup) -> None:
+    def _accept_some(self, host: Host, tasks: asyncio.TaskGroup) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
                 accepted, _address = self._listener.accept()
@@ -167,14 +181,14 @@ class FrontDoor:
                 return
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
-                    self._pause(tasks, error)
+                    self._pause(host, tasks, error)
                     return
                 if error.errno == errno.ECONNABORTED:
                     continue
                 raise
-            self._accepted(tasks, accepted)
+            self._accepted(host, tasks, accepted)
 
-    def _accepted(self, tasks: asyncio.TaskGroup, accepted: socket.socket) -> None:
+    def _accepted(self, host: Host, tasks: asyncio.TaskGroup, accepted: socket.socket) -> None:
         accepted.settimeout(0)
         try:
             connection = self._admit(accepted)
@@ -185,7 +199,7 @@ class FrontDoor:
             return
         self.statistics.accepted += 1
         connection.task = tasks.create_task(
-            self._serve(connection, accepted), name=f"front-door-{connection.peer.pid}"
+            self._serve(host, connection, accepted), name=f"front-door-{connection.peer.pid}"
         )
         connection.task.add_done_callback(lambda _: self._forget(connection, accepted))
 
@@ -203,15 +217,14 @@ class FrontDoor:
                 f"{owner} has {self._limits.connections_per_owner} connections already"
             )
         connection = _Connection(
-            address=f"attested-sds-{secrets.token_hex(16)}",
             owner=owner,
             recognition=Recognition(self._recogniser, peer),
         )
-        self._connections[connection.address] = connection
+        self._connections[connection] = None
         self._owners[owner] += 1
         return connection
 
-    def _pause(self, tasks: asyncio.TaskGroup, error: OSError) -> None:
+    def _pause(self, host: Host, tasks: asyncio.TaskGroup, error: OSError) -> None:
         """Out of descriptors: leave callers in the queue for a moment, instead of spinning."""
         self.statistics.refused["descriptors"] += 1
         _LOG.error("cannot accept", extra={"why": error.strerror, "pause": _PAUSE_SECONDS})
@@ -220,36 +233,31 @@ class FrontDoor:
 
         def resume() -> None:
             if self._listener.fileno() != -1:
-                loop.add_reader(self._listener, self._accept_some, tasks)
+                loop.add_reader(self._listener, self._accept_some, host, tasks)
 
         loop.call_later(_PAUSE_SECONDS, resume)
 
     # --- one connection -------------------------------------------------------------------------
 
-    async def _serve(self, connection: _Connection, accepted: socket.socket) -> None:
-        """Carry bytes and follow the caller, until the connection or the process ends."""
+    async def _serve(self, host: Host, connection: _Connection, accepted: socket.socket) -> None:
+        """Let it be served and follow the caller, until the connection or the process ends."""
         task = asyncio.current_task()
         assert task is not None
-        peer = connection.peer
-        try:
-            with self._while_alive(connection, task):
-                inner = await self._connect(connection.address)
-                loop = asyncio.get_running_loop()
-                splice = Splice(loop, accepted, inner, on_close=lambda: _cancel(task))
-                try:
-                    splice.start()
-                    await connection.recognition.follow()
-                finally:
-                    splice.close()
-        except OSError as error:
-            self.statistics.refused["inner"] += 1
-            _LOG.error("cannot join a caller to gRPC", extra={"why": error, "pid": peer.pid})
+        with self._while_alive(connection, task):
+            served = host.connection(on_close=lambda: _cancel(task))
+            self._served[served.peer] = connection  # before its first call can ask for it
+            try:
+                await served.serve_on(accepted)
+                await connection.recognition.follow()
+            finally:
+                served.abort()
+                del self._served[served.peer]
 
     def _forget(self, connection: _Connection, accepted: socket.socket) -> None:
         """The connection's task is over, perhaps before it began."""
         accepted.close()
         connection.peer.close()
-        del self._connections[connection.address]
+        del self._connections[connection]
         self._owners[connection.owner] -= 1
         if not self._owners[connection.owner]:
             del self._owners[connection.owner]
@@ -273,22 +281,6 @@ class FrontDoor:
             yield
         finally:
             loop.remove_reader(pidfd)
-
-    async def _connect(self, address: str) -> socket.socket:
-        """Connect to the inner listener from this abstract address."""
-        with contextlib.ExitStack() as stack:
-            inner = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            inner.settimeout(0)
-            inner.bind(f"\0{address}")
-            for _ in range(_INNER_TRIES):
-                try:
-                    inner.connect(str(self._inner))
-                except BlockingIOError:  # its queue is full (unix(7), EAGAIN)
-                    await asyncio.sleep(_INNER_PAUSE_SECONDS)
-                else:
-                    stack.pop_all()
-                    return inner
-        raise TimeoutError("the inner gRPC listener's queue stays full")
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -1,6 +1,6 @@
 """Limits that keep one client from harming the others.
 
-Owns the numbers and the token bucket. Invariant: a limit that is hit ends one stream with
+Owns the numbers. Invariant: a limit that is hit ends one stream with
 RESOURCE_EXHAUSTED and a text that names the limit; nobody else notices. The defaults let one Envoy
 hold 1,000 secrets, one stream each, on one connection.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sds.errors import ConfigurationError, LimitError
+from sds.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +19,7 @@ class Limits:
     Attributes:
         names_per_stream: names that one request may list, and one stream may watch.
         message_bytes: size of one request.
-        streams_per_connection: streams of one connection. Where the transport does not tell
-            connections apart (a plain Unix socket), HTTP/2 holds the number by making the client
-            wait; elsewhere one more is refused.
+        streams_per_connection: streams of one connection.
         streams_per_socket: streams of all connections of one socket.
         requests_per_second: requests of one stream, in the long run.
         request_burst: requests of one stream at once. State of the world over ADS sends one for
@@ -40,29 +38,3 @@ class Limits:
         for name in self.__slots__:
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"limits.{name} is not positive")
-
-
-class TokenBucket:
-    """Requests per second of one stream. Time comes in as seconds of a monotonic clock."""
-
-    __slots__ = ("_full_at", "_interval", "_window")
-
-    def __init__(self, *, per_second: float, burst: int) -> None:
-        """A full bucket."""
-        self._interval = 1.0 / per_second
-        self._window = burst * self._interval
-        self._full_at = float("-inf")
-
-    def take(self, now: float) -> None:
-        """Take one token.
-
-        Raises:
-            LimitError: none is left.
-        """
-        full_at = max(self._full_at, now) + self._interval
-        if full_at - now > self._window:
-            raise LimitError(
-                f"more than {1 / self._interval:g} requests a second on one stream",
-                advice="ask for all names in fewer requests, or raise limits.requests_per_second",
-            )
-        self._full_at = full_at

@@ -20,6 +20,7 @@ import grpc
 
 from sds.clock import Clock, SystemClock
 from sds.errors import (
+    CallEndedError,
     LimitError,
     MalformedRequestError,
     ProtocolError,
@@ -275,13 +276,11 @@ class _Socket:
             requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
         ) -> None:
             try:
-                try:
-                    await self._serve(method, requests, context)
-                except SdsError as error:
-                    await self._refuse(method, context, error)
-            except (grpc.aio.UsageError, grpc.aio.InternalError):
-                # The client hung up while something was on its way to it.
-                logger.debug("a stream ended during a write", extra={"method": method.value})
+                await self._serve(method, requests, context)
+            except CallEndedError:
+                raise  # the client hung up while something was on its way to it
+            except SdsError as error:
+                await self._refuse(method, context, error)
 
         return handle
 
@@ -357,10 +356,8 @@ class _Socket:
                 f"{self._streams} streams are open on this socket",
                 advice="raise limits.streams_per_socket",
             )
-        # Plain Unix sockets have no name at the client's end: HTTP/2 itself holds the limit there.
-        told_apart = bool(peer.partition(":")[2])
         of_peer = self._streams_of.get(peer, 0)
-        if told_apart and of_peer >= limits.streams_per_connection:
+        if of_peer >= limits.streams_per_connection:
             raise LimitError(
                 f"{of_peer} streams are open on this connection",
                 advice="ask for several secrets on one stream, or raise "

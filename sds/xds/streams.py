@@ -14,12 +14,10 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import grpc
-
-from sds.errors import LimitError, TypeUrlError
+from sds.errors import CallEndedError, LimitError, TypeUrlError
+from sds.transport.rate import TokenBucket
 from sds.xds.catalog import CallerView, newest
 from sds.xds.encode import SECRET_TYPE, Resource, delta_response, sotw_response
-from sds.xds.limits import TokenBucket
 from sds.xds.observer import Event, Method
 from sds.xds.subscription import DeltaSubscription, SotwSubscription
 from sds.xds.wire import NodeInfo, parse_delta_request, parse_discovery_request
@@ -45,7 +43,7 @@ ADS_METHODS: Final = frozenset({Method.ADS_STREAM, Method.ADS_DELTA})
 
 
 class Transport(Protocol):
-    """The stream's way out: what grpc.aio's context gives."""
+    """The stream's way out: what a call's context gives."""
 
     async def write(self, message: bytes) -> None:
         """Send one message; returns when the transport can take another."""
@@ -65,7 +63,6 @@ class Stream:
 
     __slots__ = (
         "_bucket",
-        "_established",
         "_limits",
         "_loop",
         "_observer",
@@ -99,7 +96,10 @@ class Stream:
         self._limits = limits
         self._observer = observer
         self._bucket = TokenBucket(
-            per_second=limits.requests_per_second, burst=limits.request_burst
+            per_second=limits.requests_per_second,
+            burst=limits.request_burst,
+            what="requests a second on one stream",
+            advice="ask for all names in fewer requests, or raise limits.requests_per_second",
         )
         self._loop = asyncio.get_running_loop()
         self._other_types: set[str] | None = None
@@ -107,7 +107,6 @@ class Stream:
         self._view: CallerView | None = None
         self._writer: asyncio.Task[None] | None = None
         self._writing = False
-        self._established = False
         self.task = asyncio.current_task()
         self.ending: SdsError | None = None
         self.hub = hub
@@ -246,7 +245,7 @@ class Stream:
     async def _write_in_background(self) -> None:
         try:
             await self._write_what_is_due()
-        except grpc.aio.UsageError:
+        except CallEndedError:
             # The call ended between the change and the write; its reader ends by itself.
             logger.debug("a stream ended before a push", extra=self.hub.labels())
 
@@ -254,10 +253,6 @@ class Stream:
         try:
             while (message := self._next()) is not None:
                 await self._transport.write(message)
-                self._established = True
-                if self.ending is not None and self.task is not None:
-                    self.task.cancel()
-                    return
         finally:
             self._writing = False
 
@@ -322,10 +317,7 @@ class Stream:
         if self.ending is not None or self.task is None:
             return
         self.ending = error
-        # The first write carries gRPC's initial metadata, and grpc.aio books them as sent when it
-        # is done: a status in between would carry them again, and be lost. The writer ends then.
-        if self._established or not self._writing:
-            self.task.cancel()
+        self.task.cancel()
 
     async def close(self) -> None:
         """The call is over: let go of everything that was sent, and of the writer."""

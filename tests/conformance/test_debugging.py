@@ -13,12 +13,13 @@ from envoy.service.status.v3 import csds_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from sds.agent.directory import listening
 from sds.workload.entitlement import Caller, Entitlement
 from sds.xds.server import make_server, set_health
 from sds.xds.service import ADS_SERVICE, SDS_SERVICE
 from sds.xds.status import CSDS_SERVICE, ClientStatus
 from tests.support.process import PATIENCE_SECONDS
-from tests.support.serving import API, WEB, serving, svid
+from tests.support.serving import API, WEB, admin_socket, serving, svid
 from tests.support.xds_client import SECRET, Sotw, channel
 
 if TYPE_CHECKING:
@@ -114,19 +115,17 @@ async def test_a_workloads_socket_shows_nothing_of_others(tmp_path: Path) -> Non
             return stranger
 
         other = make_server(at.service.options.limits, ClientStatus(at.service, entitle).handlers())
-        other.add_insecure_port(f"unix:{tmp_path / 'other.sock'}")
-        admin = make_server(at.service.options.limits, ClientStatus(at.service).handlers())
-        admin.add_insecure_port(f"unix:{tmp_path / 'admin.sock'}")
-        await other.start()
-        await admin.start()
+        await other.listen(listening(tmp_path / "other.sock", 0o600))
         try:
-            async with channel(f"unix:{tmp_path / 'other.sock'}") as theirs:
+            async with (
+                channel(f"unix:{tmp_path / 'other.sock'}") as theirs,
+                admin_socket(at, tmp_path / "admin.sock") as admin,
+                channel(f"unix:{admin}") as all_of_them,
+            ):
                 assert await statuses(theirs) == {}
-            async with channel(f"unix:{tmp_path / 'admin.sock'}") as all_of_them:
                 assert set(await statuses(all_of_them)) == {"default"}
         finally:
             await other.stop(0)
-            await admin.stop(0)
 
 
 async def test_clients_are_found_by_node_id(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ async def test_a_request_of_ten_megabytes(tmp_path: Path) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         stream = Sotw(connection)
         await stream.ask("x" * 10_000_000)
-        await refused(at, stream, "larger than max")
+        await refused(at, stream, "at most 4194304")
 
 
 async def test_a_name_that_is_too_long(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sds.agent.directory import listening
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
 from sds.bootstrap.render import to_dict
@@ -104,9 +105,8 @@ async def agent(endpoint: istio_ca.Endpoint, folder: Path) -> AsyncIterator[Agen
 
     server = make_server(Limits(), service.handlers(entitle))
     socket = folder / "sds.sock"
-    server.add_insecure_port(f"unix:{socket}")
     rotation.ensure(WEB)
-    await server.start()
+    await server.listen(listening(socket, 0o600))
     running = asyncio.create_task(rotation.run())
     try:
         yield Agent(instruments=instruments, rotation=rotation, service=service, socket=socket)

@@ -21,7 +21,14 @@ from sds.xds.wire import (
     parse_discovery_request,
     varint,
 )
-from tests.support.fuzz_target import MAX_NAMES, mutate, one_input, seeds
+from tests.support.fuzz_target import (
+    MAX_NAMES,
+    frames_of,
+    mutate,
+    one_conversation,
+    one_input,
+    seeds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +116,8 @@ def test_mutated_requests(seed: int) -> None:
     source = random.Random(seed)
     for data in seeds():
         one_input(mutate(data, source))
+    for data in frames_of(seeds()):
+        one_conversation(mutate(data, source))
 
 
 @pytest.mark.parametrize("parse", [parse_discovery_request, parse_delta_request])

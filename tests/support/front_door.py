@@ -1,18 +1,19 @@
-"""A front door with a real gRPC server behind it, for tests, and processes that connect to it."""
+"""A front door with a real server, for tests, and processes that connect to it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from sds.agent.directory import listening
 from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.identity import Identity, parse_trust_domain
+from sds.transport.server import Server
 from sds.workload.front_door import FrontDoor, Limits
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Recogniser, Rules, Timing
@@ -81,6 +82,7 @@ class Door:
         self.recogniser = recogniser
         self.keeper = keeper
         self.entitlements: list[Entitlement] = []
+        self.server = Server()
 
     async def am(self, _request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         entitlement = await self._entitlement(context)
@@ -135,33 +137,26 @@ async def front_door(
     limits: Limits | None = None,
     more: Callable[[Door], Sequence[grpc.GenericRpcHandler]] = lambda _: (),
 ) -> AsyncIterator[Door]:
-    """A front door in ``folder``, behind it a gRPC server that answers who the caller is.
+    """A front door in ``folder`` with a server that answers who the caller is.
 
     ``more``: further services of that server.
     """
-    private = folder / "inner"
-    private.mkdir(mode=0o700)
-    inner, path = private / "grpc.sock", folder / "sds.sock"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o666)
-    listener.listen(512)
+    path = folder / "sds.sock"
+    listener = listening(path, 0o666)
     keeper = Keeper()
     recogniser = Recogniser(attestors=attestors, rules=rules, keeper=keeper, timing=timing)
-    door = FrontDoor(listener, inner=inner, recogniser=recogniser, limits=limits)
+    door = FrontDoor(listener, recogniser=recogniser, limits=limits)
     running = Door(path, door, recogniser, keeper)
-    server = grpc.aio.server()
+    server = running.server
     server.add_generic_rpc_handlers((handlers(running), *more(running)))
-    server.add_insecure_port(f"unix:{inner}")
-    await server.start()
-    task = asyncio.create_task(door.run())
+    task = asyncio.create_task(door.run(server))
     try:
         yield running
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await server.stop(None)
+        await server.stop(0)
 
 
 async def ask(path: Path, timeout: float = 20.0) -> str:  # noqa: ASYNC109  of the RPC

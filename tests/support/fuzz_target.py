@@ -15,6 +15,18 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
 
 from sds.errors import ProtocolError
+from sds.transport.connection import Connection, ConnectionLimits, Opened, Received
+from sds.transport.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    frame,
+)
+from sds.transport.messages import MessageReader, prefix
 from sds.xds.encode import SECRET_TYPE
 from sds.xds.subscription import DeltaSubscription, Receipt, SotwSubscription
 from sds.xds.wire import parse_delta_request, parse_discovery_request
@@ -59,6 +71,36 @@ def one_input(data: bytes) -> None:
         for nonce in ("n1", "n2"):
             deltas.receive(delta.request)
             deltas.respond(View(), nonce)
+
+
+def one_conversation(data: bytes) -> None:
+    """Feed the bytes to a connection, as a client that has greeted; answer what it asks."""
+    connection = Connection(ConnectionLimits(concurrent_streams=MAX_NAMES))
+    readers: dict[int, MessageReader] = {}
+    try:
+        connection.receive(PREFACE + frame(SETTINGS, 0, 0), 0.0)
+        for event in connection.receive(data, 0.0):
+            if isinstance(event, Opened):
+                readers[event.stream] = MessageReader(1024)
+                connection.send_message(event.stream, b"answer")
+            elif isinstance(event, Received):
+                for message in readers[event.stream].feed(event.payload):
+                    one_input(message)
+                connection.finish(event.stream, status=0)
+    except ProtocolError:
+        pass
+    assert connection.streams <= MAX_NAMES
+
+
+def frames_of(messages: list[bytes]) -> list[bytes]:
+    """Valid bytes of clients that ask with these messages."""
+    block = bytes.fromhex("838684410130")  # POST, http, /, :authority 0
+    found = [frame(SETTINGS, 0, 0, bytes.fromhex("000400000000")), frame(PING, 0, 0, bytes(8))]
+    for number, message in enumerate(messages):
+        opened = frame(HEADERS, END_HEADERS, 2 * number + 1, block)
+        body = prefix(len(message)) + message
+        found.append(opened + frame(DATA, END_STREAM, 2 * number + 1, body))
+    return found
 
 
 def seeds() -> list[bytes]:
@@ -106,12 +148,14 @@ def main(seconds: float) -> int:
     """Mutate for so long; the number of inputs."""
     source = random.Random()
     corpus = seeds()
+    conversations = frames_of(corpus)
     count = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for _ in range(1000):
             one_input(mutate(source.choice(corpus), source))
-            count += 1
+            one_conversation(mutate(b"".join(source.choices(conversations, k=2)), source))
+            count += 2
     return count
 
 

@@ -1,50 +1,26 @@
-"""A real grpcurl in tests: built once from the Go module proxy into the ignored ``.tools/``.
-
-Skipped with a reason where Go is missing or the module cannot be fetched, required in CI. Tests
-that run several at once share the one binary: the build holds a lock.
-"""
+"""A real grpcurl in tests; see :mod:`tests.support.go_program`."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-import subprocess
 from typing import TYPE_CHECKING
 
-from tests.support import need
+from tests.support.go_program import GoProgram
 from tests.support.process import output
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSION = "v1.9.1"
-"""The newest that Debian 12's Go (1.19) can build."""
-MODULE = "github.com/fullstorydev/grpcurl/cmd/grpcurl"
+GRPCURL = GoProgram(
+    name="grpcurl",
+    package="github.com/fullstorydev/grpcurl/cmd/grpcurl",
+    # The newest that Debian 12's Go (1.19) can build.
+    modules=(("github.com/fullstorydev/grpcurl", "v1.9.1"),),
+)
 
 
 def binary() -> Path:
     """Path of grpcurl, built where it is not there yet."""
-    tools = need.ROOT / ".tools"
-    found = tools / f"grpcurl-{VERSION}" / "grpcurl"
-    if found.is_file():
-        return found
-    go = need.tool("go")
-    tools.mkdir(exist_ok=True)
-    with (tools / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not found.is_file():
-            environment = {**os.environ, "GOBIN": str(found.parent), "GOFLAGS": "-buildvcs=false"}
-            built = subprocess.run(
-                [go, "install", f"{MODULE}@{VERSION}"],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=600,
-            )
-            if built.returncode != 0:
-                need.missing(f"grpcurl (go install said: {built.stderr.strip()[-500:]})")
-    return found
+    return GRPCURL.binary()
 
 
 async def grpcurl(*arguments: str | Path, cwd: Path | None = None) -> tuple[int, str, str]:

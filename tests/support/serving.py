@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from sds.agent.directory import listening
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
@@ -21,9 +22,9 @@ from sds.xds.limits import Limits
 from sds.xds.server import (
     CHANNELZ_SERVICE,
     HEALTH_SERVICE,
-    add_channelz,
     add_health,
     add_reflection,
+    make_admin_server,
     make_server,
     set_health,
 )
@@ -117,9 +118,8 @@ class Serving:
 @contextlib.asynccontextmanager
 async def admin_socket(at: Serving, path: Path) -> AsyncIterator[Path]:
     """A socket for people beside it, with what the agent's has: CSDS of all, health, channelz."""
-    server = make_server(at.service.options.limits, ClientStatus(at.service).handlers())
+    server = make_admin_server(at.service.options.limits, ClientStatus(at.service).handlers())
     await set_health(add_health(server), serving=True)
-    add_channelz(server)
     add_reflection(server, (CSDS_SERVICE, HEALTH_SERVICE, CHANNELZ_SERVICE))
     server.add_insecure_port(f"unix:{path}")
     await server.start()
@@ -158,11 +158,10 @@ async def serving(
     health = add_health(server)
     await set_health(health, serving=True)
     add_reflection(server, (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE))
-    socket = folder / name
-    server.add_insecure_port(f"unix:{socket}")
-    await server.start()
+    path = folder / name
+    await server.listen(listening(path, 0o600))
     try:
-        yield Serving(store, service, entitlement, tally, socket, health)
+        yield Serving(store, service, entitlement, tally, path, health)
     finally:
         service.close()
         await server.stop(1)

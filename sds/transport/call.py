@@ -1,0 +1,232 @@
+"""One remote call: what a handler reads from and writes to.
+
+Owns :class:`Call`, which stands where grpc's own ``ServicerContext`` stands. It has the part of
+that interface that our handlers and grpc's health and reflection services use: ``peer``,
+``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator.
+
+Invariants: messages that wait for a slow handler are not more than the stream's window and the
+message that is being received; a write returns when the transport can take another, so a slow
+reader holds its own handler only; after the call is over a write raises
+:class:`~sds.errors.CallEndedError`, and nothing more is sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+
+import grpc
+
+from sds.errors import CallEndedError
+from sds.transport.messages import MessageReader
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from sds.transport.headers import RequestHead
+
+NUMBERS: Final[dict[grpc.StatusCode, int]] = {code: code.value[0] for code in grpc.StatusCode}
+
+
+class AbortedError(Exception):
+    """The handler ended the call with a status; raised by :meth:`Call.abort` to leave it."""
+
+
+class Link(Protocol):
+    """The connection of a call, as far as the call has to know it."""
+
+    @property
+    def peer(self) -> str:
+        """What the connection is called."""
+        ...
+
+    def send(self, stream: int, message: bytes) -> None:
+        """Send a message, or queue what cannot be sent yet."""
+        ...
+
+    def blocked(self, stream: int) -> bool:
+        """Whether something of this stream, or of the whole connection, waits to be sent."""
+        ...
+
+    def finish(self, stream: int, status: int, message: str) -> None:
+        """End the stream."""
+        ...
+
+    def taken(self, stream: int, count: int) -> None:
+        """So many bytes of the request need no room any more."""
+        ...
+
+    def hold(self, count: int) -> None:
+        """So many bytes more (or less) are held for this connection.
+
+        Raises:
+            LimitError: too many.
+        """
+        ...
+
+
+class Call:
+    """See the module."""
+
+    __slots__ = (
+        "_ended",
+        "_head",
+        "_held",
+        "_link",
+        "_loop",
+        "_over",
+        "_queue",
+        "_reader",
+        "_stream",
+        "_untold",
+        "_wake_reader",
+        "_wake_writer",
+        "deadline",
+        "task",
+    )
+
+    def __init__(
+        self,
+        link: Link,
+        stream: int,
+        head: RequestHead,
+        *,
+        most: int,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """``most``: bytes of the largest message that is taken."""
+        self._link = link
+        self._stream = stream
+        self._head = head
+        self._loop = loop
+        self._reader = MessageReader(most)
+        self._queue: deque[bytes] = deque()
+        self._held = 0
+        self._untold = 0
+        self._ended = False
+        self._over = False
+        self._wake_reader: asyncio.Future[None] | None = None
+        self._wake_writer: asyncio.Future[None] | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    # --- for handlers ---------------------------------------------------------------------------
+
+    def peer(self) -> str:
+        """What the client's connection is called; no two connections are called alike."""
+        return self._link.peer
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """The request's fields as text; those that end in ``-bin`` are left as they came."""
+        return tuple(
+            (name.decode(), value.decode("latin-1")) for name, value in self._head.metadata
+        )
+
+    async def write(self, message: bytes) -> None:
+        """Send one message; returns when the transport can take another.
+
+        Raises:
+            CallEndedError: the call is over.
+        """
+        if self._over:
+            raise CallEndedError("the client has gone")
+        self._link.send(self._stream, message)
+        while self._link.blocked(self._stream):
+            self._wake_writer = self._loop.create_future()
+            try:
+                await self._wake_writer
+            finally:
+                self._wake_writer = None
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        """End the call with this status.
+
+        Raises:
+            AbortedError: always.
+        """
+        self.finish(code, details)
+        raise AbortedError
+
+    def __aiter__(self) -> Call:
+        """The requests, each as the bytes of one message."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next request."""
+        while not self._queue:
+            if self._ended:
+                raise StopAsyncIteration
+            self._wake_reader = self._loop.create_future()
+            try:
+                await self._wake_reader
+            finally:
+                self._wake_reader = None
+        message = self._queue.popleft()
+        self._hold(self._held - len(message))
+        if not self._queue:
+            self._tell_taken()
+        return message
+
+    # --- for the server -------------------------------------------------------------------------
+
+    def feed(self, payload: memoryview, *, ended: bool) -> None:
+        """Bytes of the request came.
+
+        Raises:
+            LimitError: a message is too large, or too much is held for the connection.
+            MalformedRequestError: they are no messages.
+        """
+        if payload:
+            before = self._reader.held
+            messages = self._reader.feed(payload)
+            arrived = sum(map(len, messages))
+            self._queue.extend(messages)
+            self._untold += len(payload)
+            self._hold(self._held + arrived + self._reader.held - before)
+            if not self._queue:
+                self._tell_taken()
+        self._ended = self._ended or ended
+        if (self._queue or self._ended) and self._wake_reader is not None:
+            _wake(self._wake_reader)
+
+    def wake_writer(self) -> None:
+        """Something that was blocked may be free now."""
+        if self._wake_writer is not None:
+            _wake(self._wake_writer)
+
+    def finish(self, code: grpc.StatusCode, details: str = "") -> None:
+        """End the call with this status; does nothing where it is over."""
+        if not self._over:
+            self._link.finish(self._stream, NUMBERS[code], details)
+            self.close()
+
+    def close(self) -> None:
+        """The stream is over, with or without a status."""
+        self._over = True
+        self._queue.clear()
+        self._hold(0)
+        if self.deadline is not None:
+            self.deadline.cancel()
+
+    def expire(self) -> None:
+        """The client's ``grpc-timeout`` is over."""
+        self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the time that the client gave is over")
+        if self.task is not None:
+            self.task.cancel()
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _hold(self, held: int) -> None:
+        if held != self._held:
+            difference, self._held = held - self._held, held
+            self._link.hold(difference)
+
+    def _tell_taken(self) -> None:
+        if self._untold:
+            count, self._untold = self._untold, 0
+            self._link.taken(self._stream, count)
+
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

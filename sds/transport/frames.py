@@ -1,0 +1,100 @@
+"""The layout of HTTP/2 frames.
+
+Owns numbers and byte layouts of RFC 9113, sections 4, 6 and 7, and nothing that remembers.
+Invariant: what is written here can be read by any HTTP/2 peer with its settings as they are at
+the start of a connection.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import Final
+
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a client sends first (RFC 9113, section 3.4)."""
+HEAD_BYTES: Final = 9
+_HEAD: Final = struct.Struct(">HBBBI")
+_SETTING: Final = struct.Struct(">HI")
+STREAM_MASK: Final = 0x7FFF_FFFF
+"""The highest bit of a stream identifier or an increment is reserved."""
+
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
+WINDOW_UPDATE, CONTINUATION = 8, 9
+
+END_STREAM: Final = 0x1
+ACK: Final = 0x1
+END_HEADERS: Final = 0x4
+PADDED: Final = 0x8
+PRIORITY_FLAG: Final = 0x20
+
+SETTING_HEADER_TABLE_SIZE: Final = 1
+SETTING_ENABLE_PUSH: Final = 2
+SETTING_MAX_CONCURRENT_STREAMS: Final = 3
+SETTING_INITIAL_WINDOW_SIZE: Final = 4
+SETTING_MAX_FRAME_SIZE: Final = 5
+SETTING_MAX_HEADER_LIST_SIZE: Final = 6
+
+DEFAULT_WINDOW: Final = 65_535
+MAX_WINDOW: Final = 2**31 - 1
+DEFAULT_FRAME_SIZE: Final = 16_384
+MAX_FRAME_SIZE: Final = 2**24 - 1
+_MOST_DEBUG_DATA: Final = 256
+
+
+class ErrorCode(enum.IntEnum):
+    """RFC 9113, section 7."""
+
+    NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
+    FLOW_CONTROL_ERROR = 3
+    STREAM_CLOSED = 5
+    FRAME_SIZE_ERROR = 6
+    REFUSED_STREAM = 7
+    CANCEL = 8
+    COMPRESSION_ERROR = 9
+    ENHANCE_YOUR_CALM = 11
+
+
+def parse_head(data: bytes, at: int) -> tuple[int, int, int, int]:
+    """Length, type, flags and stream of the frame whose nine bytes start at ``at``."""
+    high, low, kind, flags, stream = _HEAD.unpack_from(data, at)
+    return high << 8 | low, kind, flags, stream & STREAM_MASK
+
+
+def head(length: int, kind: int, flags: int, stream: int) -> bytes:
+    """The nine bytes before a payload of ``length``."""
+    return _HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """A whole frame."""
+    return head(len(payload), kind, flags, stream) + payload
+
+
+def settings(values: dict[int, int]) -> bytes:
+    """A SETTINGS frame."""
+    return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*item) for item in values.items()))
+
+
+def parse_settings(payload: bytes) -> list[tuple[int, int]]:
+    """Identifiers and values, in order; ``payload`` is a multiple of six bytes."""
+    return list(_SETTING.iter_unpack(payload))
+
+
+def rst_stream(stream: int, code: ErrorCode) -> bytes:
+    """The end of one stream."""
+    return frame(RST_STREAM, 0, stream, code.to_bytes(4, "big"))
+
+
+def window_update(stream: int, increment: int) -> bytes:
+    """More may be sent; stream 0 means the connection."""
+    return frame(WINDOW_UPDATE, 0, stream, increment.to_bytes(4, "big"))
+
+
+def goaway(last_stream: int, code: ErrorCode, text: str = "") -> bytes:
+    """The end of the connection, once streams up to ``last_stream`` are over."""
+    about = text.encode()[:_MOST_DEBUG_DATA]
+    payload = last_stream.to_bytes(4, "big") + code.to_bytes(4, "big") + about
+    return frame(GOAWAY, 0, 0, payload)

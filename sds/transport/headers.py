@@ -1,0 +1,222 @@
+"""Heads of requests and responses.
+
+Owns the rules of RFC 9113, section 8, and of "gRPC over HTTP2" about header fields. Decoding is
+the library ``hpack``'s; encoding needs no state: every field that is sent is a literal without
+indexing (RFC 7541, section 6.2.2), so nothing that a client says about tables matters.
+
+Invariant: a request that breaks a rule raises :class:`~sds.errors.Http2StreamError` (its stream is
+over) or, where the shared state of decoding is lost, :class:`~sds.errors.Http2Error`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+from hpack import Decoder
+from hpack.exceptions import HPACKError
+
+from sds.errors import Http2Error, Http2StreamError
+from sds.transport.frames import ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Names and values, in order."""
+MAX_HEADER_LIST: Final = 16 * 1024
+"""Bytes of all fields of one request together, as RFC 9113, section 6.5.2, counts them."""
+MAX_HEADER_BLOCK: Final = 32 * 1024
+"""Bytes of the encoded fields; a block is never larger than what it encodes by much."""
+_PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
+_FORBIDDEN: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
+_NAME: Final = re.compile(rb":?[!#$%&'*+\-.^_`|~0-9a-z]+")
+_VALUE: Final = re.compile(rb"[^\0\r\n]*")
+_INDEXED_STATUS_200: Final = b"\x88"
+_INDEX_STATUS: Final = 8
+_INDEX_CONTENT_TYPE: Final = 31
+_TABLE_SIZE_0: Final = b"\x20"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What a request starts with.
+
+    Attributes:
+        method: ``POST`` for gRPC.
+        path: ``/package.Service/Method``.
+        metadata: the other fields, in order; bytes as they came.
+    """
+
+    method: bytes
+    path: str
+    metadata: tuple[tuple[bytes, bytes], ...]
+
+    def get(self, name: bytes) -> bytes | None:
+        """The first value of a field."""
+        return next((value for key, value in self.metadata if key == name), None)
+
+
+class HeaderDecoder:
+    """Decodes the header blocks of one connection, in order."""
+
+    __slots__ = ("_decoder",)
+
+    def __init__(self) -> None:
+        """The table is empty."""
+        self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST)
+
+    def decode(self, block: bytes) -> Fields:
+        """The fields of one block.
+
+        Raises:
+            Http2Error: the block cannot be decoded, so no later one can be either (RFC 9113,
+                section 4.3), or it is larger than :data:`MAX_HEADER_LIST`.
+        """
+        try:
+            return tuple((bytes(n), bytes(v)) for n, v in self._decoder.decode(block, raw=True))
+        except HPACKError as error:
+            raise Http2Error(
+                f"a header block cannot be decoded: {type(error).__name__}",
+                code=ErrorCode.COMPRESSION_ERROR,
+            ) from None
+
+
+@functools.lru_cache(maxsize=256)
+def request_head(fields: Fields) -> RequestHead:
+    """Check the fields that open a stream (RFC 9113, sections 8.2 and 8.3).
+
+    Remembered, because every stream of every Envoy opens with the same few.
+
+    Raises:
+        Http2StreamError: the request is malformed.
+    """
+    pseudo: dict[bytes, bytes] = {}
+    metadata: list[tuple[bytes, bytes]] = []
+    for name, value in fields:
+        _check(name, value)
+        if not name.startswith(b":"):
+            metadata.append((name, value))
+            continue
+        if metadata or name in pseudo or name not in _PSEUDO:
+            raise _malformed(f"the pseudo-header {name!r} is unknown, repeated or late")
+        pseudo[name] = value
+    if not pseudo.get(b":method") or not pseudo.get(b":scheme") or not pseudo.get(b":path"):
+        raise _malformed("a request needs :method, :scheme and :path")
+    path = pseudo[b":path"].decode("utf-8", "replace")
+    return RequestHead(pseudo[b":method"], path, tuple(metadata))
+
+
+def check_trailers(fields: Fields) -> None:
+    """Check the fields that end a request (RFC 9113, section 8.1).
+
+    Raises:
+        Http2StreamError: they are malformed.
+    """
+    for name, value in fields:
+        _check(name, value)
+        if name.startswith(b":"):
+            raise _malformed("a pseudo-header stands in trailers")
+
+
+def content_length(head: RequestHead) -> int | None:
+    """The ``content-length``, None where there is none.
+
+    Raises:
+        Http2StreamError: it is not a number, or there are two that differ.
+    """
+    values = {value for name, value in head.metadata if name == b"content-length"}
+    if not values:
+        return None
+    (first, *more) = values
+    if more or not first.isdigit():
+        raise _malformed("content-length is not one number")
+    return int(first)
+
+
+# --- responses ----------------------------------------------------------------------------------
+
+
+def _integer(value: int, prefix: int, first: int) -> bytes:
+    """RFC 7541, section 5.1: ``value`` in the lower ``prefix`` bits of the octet ``first``."""
+    limit = (1 << prefix) - 1
+    if value < limit:
+        return bytes((first | value,))
+    out = bytearray((first | limit,))
+    value -= limit
+    while value >= 0x80:  # noqa: PLR2004  seven bits an octet
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _string(text: bytes) -> bytes:
+    return _integer(len(text), 7, 0) + text
+
+
+def _field(name: bytes | int, value: bytes) -> bytes:
+    """A literal field without indexing; ``name`` may be an index of the static table."""
+    if isinstance(name, int):
+        return _integer(name, 4, 0) + _string(value)
+    return b"\0" + _string(name) + _string(value)
+
+
+_GRPC_HEAD: Final = _INDEXED_STATUS_200 + _field(_INDEX_CONTENT_TYPE, b"application/grpc")
+
+
+def response_head() -> bytes:
+    """The block that starts a gRPC response."""
+    return _GRPC_HEAD
+
+
+def trailers(status: int, message: str, *, alone: bool) -> bytes:
+    """The block that ends a gRPC response.
+
+    Args:
+        status: number of a ``grpc.StatusCode``.
+        message: for people; percent-encoded as "gRPC over HTTP2" says.
+        alone: no head was sent, so this is a "Trailers-Only" response.
+    """
+    block = (_GRPC_HEAD if alone else b"") + _field(b"grpc-status", str(status).encode())
+    if message:
+        block += _field(b"grpc-message", quote(message, safe=_UNQUOTED).encode())
+    return block
+
+
+_UNQUOTED: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""Percent-Encoded: every octet but 0x20 to 0x7E without ``%``."""
+
+
+def plain_response(status: int, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
+    """The block of an answer to something that is no gRPC request: an HTTP status alone."""
+    return _field(_INDEX_STATUS, str(status).encode()) + b"".join(_field(*field) for field in more)
+
+
+def resized_table(block: bytes) -> bytes:
+    """``block`` behind the news that we keep no table (RFC 7541, section 4.2).
+
+    Some decoders insist on it after they have changed the size of theirs.
+    """
+    return _TABLE_SIZE_0 + block
+
+
+# --- inside -------------------------------------------------------------------------------------
+
+
+def _check(name: bytes, value: bytes) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise _malformed("a field's name has an octet that names may not have")
+    if _VALUE.fullmatch(value) is None or value != value.strip(b" \t"):
+        raise _malformed(f"the value of {name!r} has an octet that values may not have")
+    if name in _FORBIDDEN or (name == b"te" and value != b"trailers"):
+        raise _malformed(f"the field {name!r} belongs to HTTP/1.1")
+
+
+def _malformed(text: str) -> Http2StreamError:
+    return Http2StreamError(text, code=ErrorCode.PROTOCOL_ERROR)
