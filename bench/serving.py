@@ -22,6 +22,7 @@ measures the same once more.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
@@ -89,7 +90,12 @@ def table(figures: Figures, labels: list[str]) -> None:
         cells = [f"{own_value:10.2f}"]
         for label in others:
             other = median(values[label])
-            cells.append(f"{other:10.2f} | {own_value / other if other else float('nan'):5.2f}")
+            ratio = (
+                f"{own_value / other:5.2f}"
+                if other and not math.isnan(own_value / other)
+                else "    -"
+            )
+            cells.append(f"{other:10.2f} | {ratio}")
         print(f"| {row:55} | {' | '.join(cells)} |", flush=True)
 
 
