@@ -3,7 +3,8 @@
 ``python bench/sds_server.py ours SOCKET`` serves through the same modules as the agent (service,
 limits, observer, store), from a store that this script fills; ``prototype`` is the floor: a bare
 grpc.aio server on uvloop that sends the same cached bytes to every stream, with no protocol, no
-limits and no books. Both print ``ready`` when they serve, and make one rotation for each SIGUSR1:
+limits and no books. Both print a line ``ready …`` when they serve, and make one rotation for each
+SIGUSR1:
 its time (``time.time_ns``) is printed on a line of its own.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import os
 import secrets
 import signal
 import sys
@@ -157,7 +159,12 @@ def prototype() -> tuple[AnyServer, Callable[[Svid], None]]:
                 writing.add(task)
                 task.add_done_callback(writing.discard)
 
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    # Beyond 1,000 waiting calls a grpc server cancels some at random, unless it is told not to.
+    unlimited = [
+        ("grpc.server.max_pending_requests", 1 << 20),
+        ("grpc.server.max_pending_requests_hard_limit", 1 << 20),
+    ]
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), *unlimited])
     handler: Any = grpc.stream_stream_rpc_method_handler(stream)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SDS_SERVICE, {"StreamSecrets": handler}),)
@@ -187,7 +194,7 @@ async def serve(kind: str, socket: str) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     gc.collect()
     gc.freeze()
-    print("ready", flush=True)
+    print(f"ready socket={socket} pid={os.getpid()} rotation=SIGUSR1", flush=True)
     await stop.wait()
     await server.stop(0.1)
 
