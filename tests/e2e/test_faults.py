@@ -10,7 +10,6 @@ import contextlib
 import os
 import resource
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -221,26 +220,3 @@ async def test_the_agents_wall_clock_is_stepped_both_ways(node: Node, tmp_path: 
             await agent.line("the wall clock moved by", after=len(agent.lines))
             await m.rotations(2)
             assert not m.failures, m.failures[:5]
-
-
-async def test_replicas_one_dies_in_the_middle_of_a_batch(node: Node, tmp_path: Path) -> None:
-    """Two replicas of one authority behind addresses: the second is asked where the first dies."""
-    async with (
-        node.authority(),
-        Proxy(node.port).running() as dying,
-        Proxy(node.port).running() as living,
-    ):
-        dying.cut_after = 200_000
-        addresses = [f"127.0.0.1:{dying.port}", f"127.0.0.1:{living.port}"]
-        async with (
-            node.agent(authority={"addresses": addresses}) as agent,
-            running_mesh(node, tmp_path) as mesh,
-        ):
-            await mesh.rotations(1)
-            started = time.monotonic()
-            dying.refuse = True
-            dying.reset()
-            await mesh.rotations(1)
-            assert time.monotonic() - started < PATIENCE_SECONDS
-            assert not mesh.failures, mesh.failures[:5]
-            assert "no certificate for" not in agent.text
