@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support import need
+from tests.support.faketime import SteppedClock
 from tests.support.mesh import Mesh, running_mesh
 from tests.support.node import Node, short_folder
 from tests.support.process import PATIENCE_SECONDS, Process, output
@@ -202,21 +203,10 @@ async def test_a_full_disk_under_the_run_directory(node: Node, tmp_path: Path) -
 
 
 async def test_the_agents_wall_clock_is_stepped_both_ways(node: Node, tmp_path: Path) -> None:
-    library = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-    if not library.is_file():
-        need.missing("libfaketime")
-    stamp = tmp_path / "time"
-    stamp.write_text("+0")
-    faked = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(stamp),
-        "FAKETIME_NO_CACHE": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    async with node.authority(), node.agent(env=faked) as agent, running_mesh(node, tmp_path) as m:
-        for step in ("+3", "+0"):  # within the authority's backdating and the lifetime
-            stamp.write_text(step)
+    clock = SteppedClock(tmp_path / "time")
+    async with node.authority(), node.agent(env=clock.env) as agent, running_mesh(node, tmp_path) as m:
+        for step in (3, 0):  # within the authority's backdating and the lifetime
+            clock.step(step)
             await agent.line("the wall clock moved by", after=len(agent.lines))
             await m.rotations(2)
             assert not m.failures, m.failures[:5]
