@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support import need
-from tests.support.faketime import SteppedClock
 from tests.support.mesh import Mesh, running_mesh
 from tests.support.node import Node, short_folder
 from tests.support.process import PATIENCE_SECONDS, Process, output
 from tests.support.proxy import Proxy
+from tests.support.wall_clock import SteppedClock
 from tests.support.xds_client import channel, fetch, secrets
 
 if TYPE_CHECKING:
@@ -204,7 +204,11 @@ async def test_a_full_disk_under_the_run_directory(node: Node, tmp_path: Path) -
 
 async def test_the_agents_wall_clock_is_stepped_both_ways(node: Node, tmp_path: Path) -> None:
     clock = SteppedClock(tmp_path / "time")
-    async with node.authority(), node.agent(env=clock.env) as agent, running_mesh(node, tmp_path) as m:
+    async with (
+        node.authority(),
+        node.agent(env=clock.env) as agent,
+        running_mesh(node, tmp_path) as m,
+    ):
         for step in (3, 0):  # within the authority's backdating and the lifetime
             clock.step(step)
             await agent.line("the wall clock moved by", after=len(agent.lines))

@@ -74,9 +74,9 @@ async def test_the_next_root_of_an_authority_that_goes_on(
         "spiffe_ids": [f"spiffe://{TRUST_DOMAIN}/**"],
         "max_lifetime": f"{LIFETIME}s",
     }
-    settings = {"identities": [rule], "signer": {"kind": "self-signed", "lifetime": f"{4 * LIFETIME}s"}}
+    signer = {"kind": "self-signed", "lifetime": f"{4 * LIFETIME}s"}
     async with (
-        one.authority(**settings) as authority,
+        one.authority(identities=[rule], signer=signer) as authority,
         one.agent() as here,
         two.agent() as there,
         running_mesh(one, tmp_path, server_node=two) as mesh,
