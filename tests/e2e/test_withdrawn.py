@@ -21,8 +21,8 @@ pytestmark = pytest.mark.e2e
 
 LIFETIME = 12
 OTHER = "ee" * 48
-RIGHT = {"measurements": [NODE.hex()]}
-WITHDRAWN = {
+RIGHT: dict[str, Any] = {"measurements": [NODE.hex()]}
+WITHDRAWN: dict[str, dict[str, Any]] = {
     "measurement": {"measurements": [OTHER]},
     "tcb": RIGHT | {"snp": {"minimum_tcb": {"genoa": {"microcode": 255}}}},
 }
@@ -53,6 +53,7 @@ async def status(node: Node) -> dict[str, Any]:
     _, stdout, stderr = await output(sds("status", "--run-dir", node.run_dir, "--output", "json"))
     assert stdout, stderr
     seen: dict[str, Any] = json.loads(stdout)
+    identity: dict[str, Any]
     (identity,) = seen["identities"]
     return identity
 
