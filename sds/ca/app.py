@@ -15,11 +15,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
-from sds.ca import wire
 from sds.ca.challenge import NonceTable
 from sds.ca.desk import Desk
+from sds.ca.healths import Healths, tell_health
 from sds.ca.proof import Prover
 from sds.ca.server import ExchangeService, Limits, handler
 from sds.ca.signers import SignerBox, keep_signing
@@ -122,7 +122,7 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     )
     server = _server(parts.limits)
     server.add_generic_rpc_handlers((handler(service, parts.answered),))
-    healths = health.aio.HealthServicer()
+    healths = Healths(watchers=parts.limits.streams)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     try:
         port = server.add_secure_port(parts.listen, parts.tls.server_credentials())
@@ -132,13 +132,13 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
             advice="is the address this machine's, and the port free?",
         ) from error
     async with asyncio.TaskGroup() as tasks:
+        telling = tasks.create_task(tell_health(healths, box, parts.clock), name="health")
         running = [
             tasks.create_task(prover.run(), name="prover"),
             tasks.create_task(
                 keep_signing(box, parts.source, clock=parts.clock, settle=parts.max_lifetime),
                 name="signer",
             ),
-            tasks.create_task(_tell_health(healths, box), name="health"),
         ]
         await server.start()
         try:
@@ -146,7 +146,8 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
                 port=port, box=box, service=service, prover=prover, nonces=nonces
             )
         finally:
-            await healths.enter_graceful_shutdown()
+            telling.cancel()
+            healths.tell(serving=False)
             service.drain()
             await server.stop(parts.drain_seconds)
             for task in running:
@@ -157,8 +158,8 @@ def _server(limits: Limits) -> grpc.aio.Server:
     return grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", limits.message_bytes),
-            # One more than we take, so that the last one is told why it is refused.
-            ("grpc.max_concurrent_streams", limits.streams + 1),
+            # More than we take, so that the last one is told why it is refused.
+            ("grpc.max_concurrent_streams", limits.streams + 2),
             ("grpc.so_reuseport", 0),
             # Connections that finish no handshake, or hold no stream, do not stay.
             ("grpc.server_handshake_timeout_ms", 10_000),
@@ -168,15 +169,6 @@ def _server(limits: Limits) -> grpc.aio.Server:
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ),
-        maximum_concurrent_rpcs=limits.streams + 64,
+        # An agent holds two: its exchange, and the watch on our health.
+        maximum_concurrent_rpcs=2 * limits.streams + 64,
     )
-
-
-async def _tell_health(healths: health.aio.HealthServicer, box: SignerBox) -> None:
-    """NOT_SERVING until there is a signer."""
-    status = health_pb2.HealthCheckResponse
-    for name in ("", wire.SERVICE):
-        await healths.set(name, status.NOT_SERVING)
-    await box.ready.wait()
-    for name in ("", wire.SERVICE):
-        await healths.set(name, status.SERVING)

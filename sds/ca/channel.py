@@ -5,6 +5,11 @@ becomes the only root of the connection, so that whoever answers holds that cert
 proves nothing yet: the caller checks that the authority's evidence covers the key. ``verified``: an
 operator chose a root and a server name, and the certificate must verify under them.
 
+A ``verified`` connection spans all replicas: gRPC's own ``round_robin`` chooses, and only among
+those whose ``grpc.health.v1`` says SERVING (gRPC's client-side health checking). An ``attested``
+one leads to one replica, because its single root is how we know which key answers; there Hello
+tells whether it can issue (``docs/adr/0405-which-replica.md``).
+
 Invariant: a connection never trusts the system's roots, a proxy from the environment, or a name
 that was not configured.
 """
@@ -12,12 +17,16 @@ that was not configured.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import json
+import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 
+from sds.ca.wire import SERVICE
 from sds.errors import (
     AuthorityUnavailableError,
     CertificateMalformedError,
@@ -26,12 +35,19 @@ from sds.errors import (
 from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 TLS_SERVER_NAME: Final = "authority.attested-sds.invalid"
 """The name in an attested authority's TLS certificate: RFC 2606 reserves the domain, so nobody can
 hold a certificate of a public authority for it."""
 _MAX_ANSWER: Final = 32 * 1024 * 1024
+_BALANCED: Final = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        # A replica without this service, or without room to watch it, counts as healthy.
+        "healthCheckConfig": {"serviceName": SERVICE},
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +73,7 @@ class Connection:
     """A channel, and which key answers on it.
 
     Attributes:
-        channel: for one authority address.
+        channel: for one replica (attested TLS), or all of them (verified).
         tls_key: SHA-256 of the SubjectPublicKeyInfo that answers; None where a configured root
             vouches for it.
     """
@@ -81,14 +97,26 @@ def split_address(address: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-async def connect(address: str, tls: AttestedTls | VerifiedTls, *, seconds: float) -> Connection:
+async def connect(
+    addresses: Sequence[str], tls: AttestedTls | VerifiedTls, *, seconds: float
+) -> Connection:
     """Prepare a connection; for attested TLS one bare handshake is made.
 
+    Args:
+        addresses: of the replicas; for attested TLS exactly one.
+        tls: what must hold of the certificate that answers.
+        seconds: for names to be resolved, or the bare handshake.
+
     Raises:
-        AuthorityUnavailableError: nobody answers there in that many seconds.
+        AuthorityUnavailableError: nobody answers there in that many seconds, or no name resolves.
     """
     if isinstance(tls, VerifiedTls):
-        return Connection(channel=_channel(address, tls.root_pem, tls.server_name), tls_key=None)
+        target = await _target(addresses, seconds)
+        channel = _channel(
+            target, tls.root_pem, tls.server_name, ("grpc.service_config", _BALANCED)
+        )
+        return Connection(channel=channel, tls_key=None)
+    (address,) = addresses
     der = await _served_certificate(address, seconds)
     try:
         key = supported_key(load_certificate(der, "authority's TLS certificate"))
@@ -97,6 +125,43 @@ async def connect(address: str, tls: AttestedTls | VerifiedTls, *, seconds: floa
     return Connection(
         channel=_channel(address, certificate_pem([der]), TLS_SERVER_NAME),
         tls_key=spki_sha256(key),
+    )
+
+
+async def _target(addresses: Sequence[str], seconds: float) -> str:
+    """All that the names stand for, as one target: gRPC takes a list of IP addresses only."""
+    loop = asyncio.get_running_loop()
+    found: dict[tuple[str, int], None] = {}
+    failures: list[str] = []
+    for address in addresses:
+        host, port = split_address(address)
+        try:
+            async with asyncio.timeout(seconds):
+                answers = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError) as error:
+            failures.append(f"{host}: {error or 'timed out'}")
+            continue
+        found |= {(str(answer[4][0]), port): None for answer in answers}
+    if not found:
+        raise AuthorityUnavailableError(
+            f"no address of the authority resolves: {'; '.join(failures)}",
+            advice="does authority.addresses name it rightly, and does DNS answer?",
+        )
+    return balanced_target(found)
+
+
+def balanced_target(endpoints: Iterable[tuple[str, int]]) -> str:
+    """GRPC's target for these IP addresses and ports; IPv4 beside IPv6 is written as mapped IPv6.
+
+    Raises:
+        ValueError: one is no IP address.
+    """
+    listed = [(ipaddress.ip_address(host), port) for host, port in endpoints]
+    if all(isinstance(host, ipaddress.IPv4Address) for host, _ in listed):
+        return "ipv4:" + ",".join(f"{host}:{port}" for host, port in listed)
+    return "ipv6:" + ",".join(
+        f"[::ffff:{host}]:{port}" if isinstance(host, ipaddress.IPv4Address) else f"[{host}]:{port}"
+        for host, port in listed
     )
 
 
@@ -128,12 +193,15 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
     return der
 
 
-def _channel(address: str, root_pem: bytes, server_name: str) -> grpc.aio.Channel:
+def _channel(
+    target: str, root_pem: bytes, server_name: str, *more: tuple[str, object]
+) -> grpc.aio.Channel:
     options: Sequence[tuple[str, object]] = (
         ("grpc.ssl_target_name_override", server_name),
         ("grpc.default_authority", server_name),
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
+        ("grpc.service_config_disable_resolution", 1),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", _MAX_ANSWER),
         ("grpc.max_send_message_length", _MAX_ANSWER),
@@ -143,7 +211,8 @@ def _channel(address: str, root_pem: bytes, server_name: str) -> grpc.aio.Channe
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1_000),
+        *more,
     )
     return grpc.aio.secure_channel(
-        address, grpc.ssl_channel_credentials(root_certificates=root_pem), options=options
+        target, grpc.ssl_channel_credentials(root_certificates=root_pem), options=options
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
 _Answer = TypeVar("_Answer")
 _LOGGER = logging.getLogger(__name__)
 _TRIES_ON_A_STREAM: Final = 3
+_RANDOM: Final = random.SystemRandom()
 _TRY_AGAIN: Final = frozenset({"nonce_expired", "nonce_unknown", "nonce_used"})
 """Refusals that a fresh nonce, which came with them, cures at once."""
 _SAY_HELLO: Final = frozenset({"challenge_stale"})
+_ASK_ANOTHER: Final = frozenset({"authority_not_ready"})
+"""Refusals that another replica may not share; one address, too, may stand for many of them."""
 
 
 class PolicyPeer(Protocol):
@@ -89,7 +93,8 @@ class AuthoritySettings:
     """How to reach our authority.
 
     Attributes:
-        addresses: ``host:port`` of each replica; tried in turn, the one that worked first.
+        addresses: ``host:port`` of each replica; the first is drawn, and others are asked where it
+            fails.
         tls: attested, or verified against a configured root.
         connect_seconds: for one address: handshake, Hello and Challenge.
         answer_seconds: for one request, evidence included.
@@ -112,6 +117,7 @@ class AttestedAuthority:
         verifier: Verifier | None,
         clock: Clock,
         policy: PolicyPeer | None = None,
+        shuffle: Callable[[list[tuple[str, ...]]], None] = _RANDOM.shuffle,
     ) -> None:
         """Nothing is connected before the first exchange.
 
@@ -122,6 +128,7 @@ class AttestedAuthority:
                 without evidence, which only verified TLS allows.
             clock: the time at which evidence and chains must hold.
             policy: our policy in force.
+            shuffle: puts the replicas into an order.
 
         Raises:
             ConfigurationError: no address, or neither evidence nor a root to trust.
@@ -142,17 +149,20 @@ class AttestedAuthority:
         self._policy: PolicyPeer = policy if policy is not None else NoPolicy()
         self._turn = asyncio.Lock()
         self._session: Session | None = None
-        self._order = list(settings.addresses)
+        self._place: tuple[str, ...] = ()
+        self._places = _places(settings)
+        # Agents that start together shall not all go to the same replica.
+        shuffle(self._places)
 
     @property
     def connected_to(self) -> str | None:
-        """The address of the open stream, or None."""
+        """Where the open stream leads (one replica, or those that gRPC chose from), or None."""
         return self._session.address if self._session is not None else None
 
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
         """Ask for a certificate for each item, in one exchange.
 
-        Every address is tried once; an authority that ends in the middle of an exchange costs
+        Every replica is tried once; an authority that ends in the middle of an exchange costs
         only the time until the next one has answered.
 
         Raises:
@@ -188,27 +198,27 @@ class AttestedAuthority:
                 return await use(self._session)
             except (AuthorityUnavailableError, AuthorityAnswerError) as error:
                 _log_failure(error)
+            except AuthorityRefusedError as error:
+                if error.wire_reason not in _ASK_ANOTHER:
+                    raise
+                _log_failure(error)
+                self._last(self._place)
         failures: list[SdsError] = []
-        for address in tuple(self._order):
+        for place in tuple(self._places):
             try:
-                session = await self._open(address)
+                session = await self._open(place)
                 return await use(session)
             except (AuthorityError, EvidenceError) as error:
                 if isinstance(error, AuthorityRefusedError) and not error.retriable:
                     raise
                 _log_failure(error)
                 failures.append(error)
-                self._order.remove(address)
-                self._order.append(address)
-        for failure in failures:
-            # That an authority's evidence does not hold matters more than that another is down.
-            if isinstance(failure, EvidenceError):
-                raise failure
-        if len(failures) == 1:
-            raise failures[0]
-        raise AuthorityUnavailableError(
-            "no authority could be asked: " + "; ".join(failure.message for failure in failures)
-        ) from failures[-1]
+                self._last(place)
+        raise _most_telling(failures)
+
+    def _last(self, place: tuple[str, ...]) -> None:
+        self._places.remove(place)
+        self._places.append(place)
 
     async def _roots(self, session: Session) -> tuple[bytes, ...]:
         limit = self._settings.connect_seconds
@@ -225,10 +235,11 @@ class AttestedAuthority:
             session, self._session = self._session, None
             await session.close()
 
-    async def _open(self, address: str) -> Session:
+    async def _open(self, place: tuple[str, ...]) -> Session:
         await self._drop()
         limit = self._settings.connect_seconds
-        connection = await connect(address, self._settings.tls, seconds=limit)
+        address = ", ".join(place)
+        connection = await connect(place, self._settings.tls, seconds=limit)
         session = Session(address=address, connection=connection)
         try:
             async with _deadline(limit, f"the authority at {address} gave no Challenge"):
@@ -237,7 +248,7 @@ class AttestedAuthority:
         except BaseException:
             await session.close()
             raise
-        self._session = session
+        self._session, self._place = session, place
         return session
 
     async def _hello(self, session: Session) -> None:
@@ -382,6 +393,29 @@ class AttestedAuthority:
             )
             outcomes.append(error)
         return Issuance(outcomes=tuple(outcomes), roots=trusted.statement.roots)
+
+
+def _most_telling(failures: Sequence[SdsError]) -> SdsError:
+    """One error for all of them: that evidence does not hold matters more than who is down."""
+    for failure in failures:
+        if isinstance(failure, EvidenceError):
+            return failure
+    if len(failures) == 1:
+        return failures[0]
+    return AuthorityUnavailableError(
+        "no authority could be asked: " + "; ".join(failure.message for failure in failures)
+    )
+
+
+def _places(settings: AuthoritySettings) -> list[tuple[str, ...]]:
+    """What to connect to, one after the other.
+
+    Attested TLS: each replica by itself. Verified: all replicas together, as often as there are
+    replicas; gRPC chooses anew each time, and never one that it knows to be down.
+    """
+    if isinstance(settings.tls, VerifiedTls):
+        return [settings.addresses] * len(settings.addresses)
+    return [(address,) for address in settings.addresses]
 
 
 def _log_failure(error: SdsError) -> None:

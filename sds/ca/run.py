@@ -98,9 +98,7 @@ async def serve(
         authority = await stack.enter_async_context(running_authority(parts))
         observer.signs_until(authority.box.not_after)
         await stack.enter_async_context(
-            health_listener(
-                config.health, lambda: authority.box.ready.is_set() and not stop.is_set()
-            )
+            health_listener(config.health, lambda: authority.box.able and not stop.is_set())
         )
         stack.enter_context(_signals(stop, files))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

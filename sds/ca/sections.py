@@ -27,7 +27,8 @@ class AuthoritySection(Settings):
     """Where the authority is and how its TLS is checked."""
 
     addresses: Annotated[list[str], Field(min_length=1)] = Field(
-        description="`host:port` of each replica; tried in turn, the one that worked first."
+        description="`host:port` of each replica. One is drawn, kept while it works, and another "
+        "asked at once where it fails; with verified TLS a name may stand for many."
     )
     tls: Literal["attested"] | VerifiedTlsSection = Field(
         default="attested",

@@ -72,6 +72,11 @@ class SignerBox:
             )
         return self._signer
 
+    @property
+    def able(self) -> bool:
+        """Whether something can be signed now: a signer is there and has not ended."""
+        return self._signer is not None and self._signer.not_after > self._clock.now().wall
+
     def not_after(self) -> datetime | None:
         """The end of the signer's chain; None before there is one."""
         return None if self._signer is None else self._signer.not_after

@@ -70,7 +70,10 @@ def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsId
             as a configured root.
     """
     key = generate_private_key(KeyType.EC_P256)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "attested-sds authority TLS")])
+    digest = spki_sha256(key.public_key())
+    # A name of its own: TLS looks roots up by name, and a file may hold those of many replicas.
+    common_name = f"attested-sds authority TLS {digest[:8].hex()}"
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -92,7 +95,7 @@ def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsId
     return TlsIdentity(
         certificate_pem=certificate_pem([certificate_der(certificate)]),
         key_pem=private_key_pem(key),
-        key_digest=spki_sha256(key.public_key()),
+        key_digest=digest,
     )
 
 

@@ -242,14 +242,6 @@ class SecretStore:
             and (delivery.acked is None or _ordinal(delivery.acked) < _ordinal(version))
         )
 
-    def key_held(self, key_id: str) -> bool:
-        """Whether any live subscription may still use the key with this id."""
-        return any(
-            key_id in delivery.keys.values()
-            for deliveries in self._deliveries.values()
-            for delivery in deliveries.values()
-        )
-
     def held_keys(self) -> frozenset[str]:
         """Ids of all keys that any live subscription may still use."""
         return frozenset(
@@ -271,16 +263,6 @@ class SecretStore:
         except TimeoutError:
             left = self.stragglers(trust_domain, version)
         return left
-
-    async def until_key_released(self, key_id: str, *, timeout_seconds: float) -> bool:
-        """Wait until nobody holds the key, at most ``timeout_seconds``; returns whether so."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                while self.key_held(key_id):
-                    await self._delivered.wait()
-        except TimeoutError:
-            return not self.key_held(key_id)
-        return True
 
     # --- inside ---------------------------------------------------------------------------------
 

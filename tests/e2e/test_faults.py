@@ -10,7 +10,6 @@ import contextlib
 import os
 import resource
 import signal
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from tests.support.mesh import Mesh, running_mesh
 from tests.support.node import Node, short_folder
 from tests.support.process import PATIENCE_SECONDS, Process, output
 from tests.support.proxy import Proxy
+from tests.support.wall_clock import SteppedClock
 from tests.support.xds_client import channel, fetch, secrets
 
 if TYPE_CHECKING:
@@ -203,44 +203,14 @@ async def test_a_full_disk_under_the_run_directory(node: Node, tmp_path: Path) -
 
 
 async def test_the_agents_wall_clock_is_stepped_both_ways(node: Node, tmp_path: Path) -> None:
-    library = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-    if not library.is_file():
-        need.missing("libfaketime")
-    stamp = tmp_path / "time"
-    stamp.write_text("+0")
-    faked = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(stamp),
-        "FAKETIME_NO_CACHE": "1",
-        "DONT_FAKE_MONOTONIC": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    async with node.authority(), node.agent(env=faked) as agent, running_mesh(node, tmp_path) as m:
-        for step in ("+3", "+0"):  # within the authority's backdating and the lifetime
-            stamp.write_text(step)
+    clock = SteppedClock(tmp_path / "time")
+    async with (
+        node.authority(),
+        node.agent(env=clock.env) as agent,
+        running_mesh(node, tmp_path) as m,
+    ):
+        for step in (3, 0):  # within the authority's backdating and the lifetime
+            clock.step(step)
             await agent.line("the wall clock moved by", after=len(agent.lines))
             await m.rotations(2)
             assert not m.failures, m.failures[:5]
-
-
-async def test_replicas_one_dies_in_the_middle_of_a_batch(node: Node, tmp_path: Path) -> None:
-    """Two replicas of one authority behind addresses: the second is asked where the first dies."""
-    async with (
-        node.authority(),
-        Proxy(node.port).running() as dying,
-        Proxy(node.port).running() as living,
-    ):
-        dying.cut_after = 200_000
-        addresses = [f"127.0.0.1:{dying.port}", f"127.0.0.1:{living.port}"]
-        async with (
-            node.agent(authority={"addresses": addresses}) as agent,
-            running_mesh(node, tmp_path) as mesh,
-        ):
-            await mesh.rotations(1)
-            started = time.monotonic()
-            dying.refuse = True
-            dying.reset()
-            await mesh.rotations(1)
-            assert time.monotonic() - started < PATIENCE_SECONDS
-            assert not mesh.failures, mesh.failures[:5]
-            assert "no certificate for" not in agent.text

@@ -156,6 +156,7 @@ async def running_envoy(
     name: str = "envoy",
     log_level: str = "warning",
     arguments: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Envoy]:
     """Run Envoy while the block runs; its files go to ``folder`` under ``name``."""
     binary = need.envoy(version)
@@ -176,7 +177,7 @@ async def running_envoy(
         log_level,
         *arguments,
     ]
-    async with running(command, name=f"{name} ({version})") as process:
+    async with running(command, name=f"{name} ({version})", env=env) as process:
         admin = await _admin(process, admin_file)
         timeout = aiohttp.ClientTimeout(total=PATIENCE_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as http:

@@ -17,7 +17,7 @@ from tests.support.envoy import Envoy, running_envoy
 from tests.support.process import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
     from sds.demo.ledger import PeerCertificate
@@ -63,21 +63,32 @@ class Mesh:
 
 
 @contextlib.asynccontextmanager
-async def running_mesh(node: Node, folder: Path) -> AsyncIterator[Mesh]:
-    """Both Envoys, with traffic, while the block runs; the first request has gone through."""
+async def running_mesh(
+    node: Node,
+    folder: Path,
+    *,
+    server_node: Node | None = None,
+    env: Mapping[str, Mapping[str, str]] | None = None,
+) -> AsyncIterator[Mesh]:
+    """Both Envoys, with traffic, while the block runs; the first request has gone through.
+
+    ``server_node``: where the server's Envoy has its secrets from, if not from ``node``. ``env``:
+    what is added to the environment of the Envoy of each name.
+    """
     names = (ReservedPort(), ReservedPort(), ReservedPort(), ReservedPort())
     ports = DemoPorts(entry=names[0], server=names[1], client_admin=names[2], server_admin=names[3])
-    sockets = {name: node.socket(name) for name in (CLIENT, SERVER)}
+    sockets = {CLIENT: node.socket(CLIENT), SERVER: (server_node or node).socket(SERVER)}
+    added = env or {}
     made = bootstraps(sockets=sockets, ports=ports, protocol=Protocol.SOTW)
     ledger = Ledger({name: f"spiffe://example.org/{name}" for name in (CLIENT, SERVER)})
     timeout = aiohttp.ClientTimeout(total=10)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(ports.close)
         server = await stack.enter_async_context(
-            running_envoy(made[SERVER], folder=folder, name=SERVER)
+            running_envoy(made[SERVER], folder=folder, name=SERVER, env=added.get(SERVER))
         )
         client = await stack.enter_async_context(
-            running_envoy(made[CLIENT], folder=folder, name=CLIENT)
+            running_envoy(made[CLIENT], folder=folder, name=CLIENT, env=added.get(CLIENT))
         )
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
         mesh = Mesh(client=client, server=server, entry=f"http://{ports.entry.address}/")

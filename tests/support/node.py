@@ -114,11 +114,14 @@ class Node:
         return path
 
     @contextlib.asynccontextmanager
-    async def authority(self, **changes: Any) -> AsyncIterator[Process]:
-        """A running authority that can sign."""
+    async def authority(
+        self, *, ready: bool = True, env: Mapping[str, str] | None = None, **changes: Any
+    ) -> AsyncIterator[Process]:
+        """A running authority; ``ready``: wait until it can sign."""
         settings = self.authority_settings(**changes)
-        async with self._process("ca", AUTHORITY, settings) as process:
-            await process.line("READY")
+        async with self._process("ca", AUTHORITY, settings, env=env) as process:
+            if ready:
+                await process.line("READY")
             yield process
 
     @contextlib.asynccontextmanager

@@ -23,6 +23,8 @@ class Proxy:
         refuse: new connections are reset at once.
         corrupt: one byte of each chunk to the client is changed.
         cut_after: each connection ends after so many bytes to the client.
+        largest: bytes of the largest chunk to the target so far; it is counted when it arrives
+            here, before any delay.
     """
 
     def __init__(self, target_port: int) -> None:
@@ -36,6 +38,7 @@ class Proxy:
         self.refuse = False
         self.corrupt = False
         self.cut_after: int | None = None
+        self.largest = 0
 
     @property
     def blackhole(self) -> bool:
@@ -94,6 +97,8 @@ class Proxy:
     ) -> None:
         passed = 0
         while chunk := await reader.read(_CHUNK):
+            if not to_client:
+                self.largest = max(self.largest, len(chunk))
             await self._open.wait()
             if self.delay:
                 await asyncio.sleep(self.delay)

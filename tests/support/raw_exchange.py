@@ -103,7 +103,7 @@ async def request(
 @contextlib.asynccontextmanager
 async def raw_channel(port: int) -> AsyncIterator[Callable[[], RawStream]]:
     """Opens streams on one connection."""
-    connection = await connect(f"127.0.0.1:{port}", AttestedTls(), seconds=5)
+    connection = await connect([f"127.0.0.1:{port}"], AttestedTls(), seconds=5)
     method: Any = connection.channel.stream_stream(wire.EXCHANGE)
     try:
         yield lambda: RawStream(method())

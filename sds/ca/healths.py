@@ -1,0 +1,97 @@
+"""The authority's ``grpc.health.v1``: can it issue now.
+
+Invariants: SERVING means that something can be signed now (a policy may still refuse); a watcher
+that does not read holds up nobody but itself, which grpcio-health-checking's own servicer does not
+give (it writes under a lock that all watchers share); watchers cannot take the room of exchanges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sds.ca.wire import SERVICE
+
+if TYPE_CHECKING:
+    from sds.ca.signers import SignerBox
+    from sds.clock import Clock
+
+_NAMES: Final = frozenset({"", SERVICE})
+_LOOK_SECONDS: Final = 1.0
+
+
+class Healths(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
+    """See the module.
+
+    Args:
+        watchers: watches at once. One more is told that there is no such service, which gRPC's
+            client-side health checking takes for healthy.
+        write_seconds: how long a watcher may take to read one answer.
+    """
+
+    def __init__(self, *, watchers: int, write_seconds: float = 30.0) -> None:
+        """NOT_SERVING at first."""
+        self._limit = watchers
+        self._write_seconds = write_seconds
+        self._watching = 0
+        self._serving = False
+        self._changed = asyncio.Event()
+
+    def tell(self, *, serving: bool) -> None:
+        """Say this from now on."""
+        if serving != self._serving:
+            self._serving = serving
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def Check(  # noqa: N802  gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        """The state now.
+
+        Raises:
+            grpc.aio.AbortError: NOT_FOUND, for a service that is not ours.
+        """
+        if request.service not in _NAMES:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service here")
+        return self._answer(request.service)
+
+    async def Watch(  # noqa: N802  gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> None:
+        """The state now and whenever it changes.
+
+        Raises:
+            grpc.aio.AbortError: UNIMPLEMENTED, when too many watch.
+        """
+        if self._watching >= self._limit:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch")
+        self._watching += 1
+        try:
+            while True:
+                changed = self._changed
+                async with asyncio.timeout(self._write_seconds):
+                    await context.write(self._answer(request.service))
+                await changed.wait()
+        except TimeoutError:
+            # As for exchanges: a status cannot be sent behind an answer that nobody reads.
+            raise asyncio.CancelledError("the state was not read in time") from None
+        finally:
+            self._watching -= 1
+
+    def _answer(self, service: str) -> health_pb2.HealthCheckResponse:
+        status = health_pb2.HealthCheckResponse
+        if service not in _NAMES:
+            return status(status=status.SERVICE_UNKNOWN)
+        return status(status=status.SERVING if self._serving else status.NOT_SERVING)
+
+
+async def tell_health(healths: Healths, box: SignerBox, clock: Clock) -> None:
+    """Follow the signer, until cancelled: its end comes by the wall clock, which may be set."""
+    await box.ready.wait()
+    while True:
+        healths.tell(serving=box.able)
+        await clock.sleep(_LOOK_SECONDS)

@@ -1,0 +1,198 @@
+"""Several replicas of an authority behind one client: who is asked, and when it is another one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sds import errors
+from sds.ca.app import running_authority
+from sds.ca.authority import IssuedChain
+from sds.ca.channel import AttestedTls, VerifiedTls, balanced_target, connect
+from sds.ca.client import AuthoritySettings
+from sds.ca.issuer import Signer, self_sign
+from sds.ca.tls import self_signed_tls
+from sds.ca.wire import SERVICE
+from sds.clock import SystemClock
+from sds.identity import KeyType
+from sds.pki import generate_private_key
+from tests.support.authority import TRUST_DOMAIN, World, wish
+from tests.support.node import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sds.ca.app import RunningAuthority
+    from sds.ca.client import AttestedAuthority
+    from sds.ca.tls import TlsIdentity
+
+NAME = "ca.test"
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Once:
+    """A source that gives one signer, which lives for so long (0: none at all), and never more."""
+
+    def __init__(self, lifetime: timedelta) -> None:
+        self.lifetime = lifetime
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        if not self.lifetime:
+            raise errors.AuthorityUnavailableError("nobody above answers")
+        signer = self_sign(
+            key=generate_private_key(KeyType.EC_P256),
+            trust_domain=TRUST_DOMAIN,
+            lifetime=self.lifetime,
+            path_length=1,
+            now=SystemClock().now().wall,
+            backdate=timedelta(seconds=30),
+        )
+        self.lifetime = timedelta(0)
+        return signer, (signer.root,)
+
+
+def tls() -> TlsIdentity:
+    return self_signed_tls(now=SystemClock().now().wall, server_names=[NAME])
+
+
+def verified(identities: list[TlsIdentity], *ports: int) -> AuthoritySettings:
+    return AuthoritySettings(
+        addresses=tuple(f"127.0.0.1:{port}" for port in ports),
+        tls=VerifiedTls(
+            root_pem=b"".join(one.certificate_pem for one in identities), server_name=NAME
+        ),
+    )
+
+
+async def issued(client: AttestedAuthority) -> None:
+    (outcome,) = (await client.issue([wish()[1]])).outcomes
+    assert isinstance(outcome, IssuedChain), outcome
+
+
+@contextlib.asynccontextmanager
+async def unable(world: World, **changes: Any) -> AsyncIterator[RunningAuthority]:
+    async with running_authority(world.parts(source=Once(timedelta(0)), **changes)) as running:
+        yield running
+
+
+async def health(port: int) -> int:
+    """What the replica there says."""
+    connection = await connect([f"127.0.0.1:{port}"], AttestedTls(), seconds=5)
+    try:
+        stub = health_pb2_grpc.HealthStub(connection.channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        return int(answer.status)
+    finally:
+        await connection.channel.close()
+
+
+async def test_grpc_chooses_only_among_those_that_can_issue(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    world, keys = World(), [tls(), tls()]
+    async with (
+        unable(world, tls=keys[0]) as mute,
+        world.running(tls=keys[1]) as able,
+    ):
+        settings = verified(keys, mute.port, able.port)
+        for _ in range(12):
+            async with world.client(settings=settings) as client:
+                await issued(client)
+    assert not [record for record in caplog.records if "an authority failed" in record.message]
+
+
+async def test_all_are_used(caplog: pytest.LogCaptureFixture) -> None:
+    world, keys = World(), [tls(), tls()]
+    async with world.running(tls=keys[0]) as one, world.running(tls=keys[1]) as two:
+        for settings in (
+            verified(keys, one.port, two.port),
+            AuthoritySettings(addresses=(f"127.0.0.1:{one.port}", f"127.0.0.1:{two.port}")),
+        ):
+            used = set()
+            for _ in range(40):
+                async with world.client(settings=settings) as client:
+                    used |= set(await client.roots())
+                if len(used) == 2:
+                    break
+            assert used == {one.box.roots[0], two.box.roots[0]}
+    assert not [record for record in caplog.records if "an authority failed" in record.message]
+
+
+async def test_no_replica_can_issue() -> None:
+    world, key = World(), tls()
+    async with unable(world, tls=key) as mute:
+        settings = verified([key], mute.port)
+        async with world.client(settings=settings) as client:
+            with pytest.raises(errors.AuthorityUnavailableError, match="unhealthy"):
+                await issued(client)
+
+
+@pytest.mark.parametrize("way", ["attested", "verified"])
+async def test_another_replica_is_asked_when_the_one_of_the_stream_cannot_issue_any_more(
+    way: str,
+) -> None:
+    world, keys = World(), [tls(), tls()]
+    async with (
+        world.running(tls=keys[0], source=Once(timedelta(seconds=3))) as one,
+        contextlib.AsyncExitStack() as later,
+    ):
+        assert await health(one.port) == SERVING
+        spare = free_port()
+        settings = verified(keys, one.port, spare)
+        if way == "attested":
+            settings = AuthoritySettings(addresses=settings.addresses)
+        client = await later.enter_async_context(
+            world.client(settings=settings, shuffle=lambda _: None)
+        )
+        await issued(client)
+        assert one.service.streams == 1
+        two = await later.enter_async_context(
+            world.running(tls=keys[1], listen=f"127.0.0.1:{spare}")
+        )
+        async with asyncio.timeout(20):
+            while await health(one.port) != NOT_SERVING:
+                await asyncio.sleep(0.1)
+        await issued(client)
+        assert two.service.streams == 1
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "target"),
+    [
+        ([("127.0.0.1", 1), ("127.0.0.2", 2)], "ipv4:127.0.0.1:1,127.0.0.2:2"),
+        ([("::1", 1)], "ipv6:[::1]:1"),
+        ([("::1", 1), ("127.0.0.2", 2)], "ipv6:[::1]:1,[::ffff:127.0.0.2]:2"),
+    ],
+)
+def test_one_target_for_all(endpoints: list[tuple[str, int]], target: str) -> None:
+    assert balanced_target(endpoints) == target
+
+
+async def test_a_mapped_address_leads_there() -> None:
+    world, key = World(), tls()
+    async with world.running(tls=key) as authority:
+        settings = verified([key], authority.port)
+        mapped = (f"[::ffff:127.0.0.1]:{authority.port}", *settings.addresses)
+        settings = AuthoritySettings(addresses=mapped, tls=settings.tls)
+        async with world.client(settings=settings) as client:
+            await issued(client)
+
+
+async def test_names_that_do_not_resolve_are_passed_over() -> None:
+    world, key = World(), tls()
+    async with world.running(tls=key) as authority:
+        good = verified([key], authority.port)
+        for addresses in ((), good.addresses):
+            settings = AuthoritySettings(addresses=("nobody.invalid:1", *addresses), tls=good.tls)
+            async with world.client(settings=settings) as client:
+                if addresses:
+                    await issued(client)
+                else:
+                    with pytest.raises(errors.AuthorityUnavailableError, match=r"nobody\.invalid"):
+                        await issued(client)

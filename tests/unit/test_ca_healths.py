@@ -1,0 +1,111 @@
+"""What the authority says of its health, and to how many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+
+from sds.ca.healths import Healths, tell_health
+from sds.ca.signers import SignerBox
+from sds.ca.wire import SERVICE
+from tests.support.clock import FakeClock
+from tests.unit.test_ca_signers import Source
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+Status = health_pb2.HealthCheckResponse
+ASKED = health_pb2.HealthCheckRequest(service=SERVICE)
+
+
+class AbortedError(Exception):
+    """What gRPC raises in a handler that aborts."""
+
+
+@dataclass
+class Context:
+    """A caller; ``deaf``: never reads."""
+
+    deaf: bool = False
+    heard: list[int] = field(default_factory=list)
+    code: grpc.StatusCode | None = None
+
+    async def write(self, answer: health_pb2.HealthCheckResponse) -> None:
+        if self.deaf:
+            await asyncio.Event().wait()
+        self.heard.append(answer.status)
+
+    async def abort(self, code: grpc.StatusCode, _: str) -> Any:
+        self.code = code
+        raise AbortedError
+
+
+@contextlib.asynccontextmanager
+async def watching(healths: Healths, *contexts: Context) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(healths.Watch(ASKED, context)) for context in contexts]
+    await asyncio.sleep(0)
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_serving_is_said_while_something_can_be_signed() -> None:
+    clock = FakeClock()
+    box, healths, caller = SignerBox(clock=clock), Healths(watchers=9), Context()
+    telling = asyncio.create_task(tell_health(healths, box, clock))
+    async with watching(healths, caller):
+        await clock.advance(5)
+        signer, roots = await Source(clock).next_signer()  # lives for a day
+        box.publish(roots)
+        box.activate(signer)
+        await clock.advance(23 * 3600)
+        assert caller.heard == [Status.NOT_SERVING, Status.SERVING]
+        clock.step(3600)
+        await clock.advance(2)
+        assert caller.heard == [Status.NOT_SERVING, Status.SERVING, Status.NOT_SERVING]
+        answer = await healths.Check(ASKED, caller)
+        assert answer.status == Status.NOT_SERVING
+    telling.cancel()
+
+
+async def test_a_watcher_that_does_not_read_holds_up_nobody() -> None:
+    healths, deaf, other = Healths(watchers=9, write_seconds=0.05), Context(deaf=True), Context()
+    async with watching(healths, deaf, other) as (silent, _):
+        healths.tell(serving=True)
+        await asyncio.sleep(0)
+        assert other.heard == [Status.NOT_SERVING, Status.SERVING]
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(asyncio.shield(silent), 5)
+        assert silent.done()
+
+
+async def test_watchers_are_bounded_and_leave() -> None:
+    healths, first, second = Healths(watchers=1), Context(), Context()
+    async with watching(healths, first):
+        # gRPC's client-side health checking takes this answer for healthy.
+        with pytest.raises(AbortedError):
+            await healths.Watch(ASKED, second)
+        assert second.code is grpc.StatusCode.UNIMPLEMENTED
+    async with watching(healths, second):
+        assert second.heard == [Status.NOT_SERVING]
+
+
+async def test_a_service_that_is_not_ours() -> None:
+    healths, caller = Healths(watchers=9), Context()
+    asked = health_pb2.HealthCheckRequest(service="other")
+    with pytest.raises(AbortedError):
+        await healths.Check(asked, caller)
+    assert caller.code is grpc.StatusCode.NOT_FOUND
+    task = asyncio.create_task(healths.Watch(asked, caller))
+    await asyncio.sleep(0)
+    assert caller.heard == [Status.SERVICE_UNKNOWN]
+    task.cancel()
