@@ -16,6 +16,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -75,8 +76,10 @@ def moment(event: dict[str, Any]) -> float:
 
 
 def as_installed() -> None:
-    """Bytecode, which an installation has, also where the environment forbids to write any."""
+    """As where it is installed: bytecode, and run directories on a tmpfs, as ``/run`` is one."""
     assert compileall.compile_dir(Path(sds.__file__).parent, quiet=1)
+    if os.access("/dev/shm", os.W_OK):
+        tempfile.tempdir = "/dev/shm"
 
 
 async def cold(identities: int, runs: int) -> None:
