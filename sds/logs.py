@@ -16,6 +16,7 @@ import contextlib
 import contextvars
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -32,6 +33,7 @@ _BOUND: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar(
 )
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _MAX_VALUE_CHARACTERS: Final = 2000
+_BARE: Final = re.compile(r'[^ "=]+')
 _JSON: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -118,7 +120,7 @@ def _plain(value: object) -> Any:
 
 def _quoted(value: object) -> str:
     plain = _plain(value)
-    if isinstance(plain, str) and plain.isprintable() and plain and not set(plain) & set(' "='):
+    if isinstance(plain, str) and plain.isprintable() and _BARE.fullmatch(plain):
         return plain
     return json.dumps(plain)
 
