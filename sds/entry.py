@@ -7,6 +7,7 @@ interpreter: all of that would be done twice. Everything else is :mod:`sds.cli`'
 
 from __future__ import annotations
 
+import os
 import sys
 
 from sds.secrets.allocator import use_wiping_allocator
@@ -17,6 +18,8 @@ _ENDS_BY_ITSELF = frozenset({"--check-config", "--help", "-h"})
 
 def main() -> None:
     """Run the command line ``sys.argv``."""
+    # No package that happens to be installed sees our settings, or is looked for (12 ms).
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     if sys.argv[1:2] == ["agent"] and _ENDS_BY_ITSELF.isdisjoint(sys.argv):
         use_wiping_allocator()
     from sds.cli import main as command_line  # noqa: PLC0415  loads click and more: see the module
