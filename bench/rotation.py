@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import compileall
 import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf import json_format
 
+import sds
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
 from tests.support.node import Node, short_folder
@@ -70,6 +73,13 @@ def events(agent: Process) -> list[dict[str, Any]]:
 
 def moment(event: dict[str, Any]) -> float:
     return datetime.fromisoformat(event["time"]).timestamp()
+
+
+def as_installed() -> None:
+    """As where it is installed: bytecode, and run directories on a tmpfs, as ``/run`` is one."""
+    assert compileall.compile_dir(Path(sds.__file__).parent, quiet=1)
+    if os.access("/dev/shm", os.W_OK):
+        tempfile.tempdir = "/dev/shm"
 
 
 async def cold(identities: int, runs: int) -> None:
@@ -175,6 +185,7 @@ def main() -> None:
     parser.add_argument("--lifetime", type=int, default=60)
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()
+    as_installed()
     if given.what == "cold":
         asyncio.run(cold(given.identities, given.runs))
     elif given.what == "lag":

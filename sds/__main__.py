@@ -1,5 +1,5 @@
 """``python -m sds`` is the command ``sds``."""
 
-from sds.cli import main
+from sds.entry import main
 
-main(prog_name="sds")
+main()

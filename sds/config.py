@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sds.attestation.section import AttestationSection, VerificationSection
-from sds.ca.istio import IstioSettings  # noqa: TC001  pydantic reads it at run time
+from sds.ca.istio_settings import IstioSettings  # noqa: TC001  pydantic reads it at run time
 from sds.ca.sections import AuthoritySection
 from sds.errors import IdentityError
 from sds.federation.settings import FederationSettings

@@ -16,6 +16,7 @@ import contextlib
 import contextvars
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -32,6 +33,8 @@ _BOUND: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar(
 )
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _MAX_VALUE_CHARACTERS: Final = 2000
+_BARE: Final = re.compile(r'[^ "=]+')
+_JSON: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @contextlib.contextmanager
@@ -65,7 +68,7 @@ class JsonFormatter(logging.Formatter):
             event.setdefault(name, _plain(value))
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return json.dumps(event, separators=(",", ":"))
+        return _JSON(event)
 
 
 class TextFormatter(logging.Formatter):
@@ -97,12 +100,14 @@ def configure(*, style: str = "text", level: str = "info", stream: TextIO | None
     top.addHandler(handler)
     top.setLevel(logging.WARNING)
     logging.getLogger("sds").setLevel(level.upper())
+    # Not printed, so not asked for: two system calls and an import for every line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _time(record: logging.LogRecord) -> str:
     """RFC 3339 in UTC with milliseconds."""
     moment = datetime.fromtimestamp(record.created, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _plain(value: object) -> Any:
@@ -115,7 +120,7 @@ def _plain(value: object) -> Any:
 
 def _quoted(value: object) -> str:
     plain = _plain(value)
-    if isinstance(plain, str) and plain.isprintable() and plain and not set(plain) & set(' "='):
+    if isinstance(plain, str) and plain.isprintable() and _BARE.fullmatch(plain):
         return plain
     return json.dumps(plain)
 

@@ -3,6 +3,9 @@
 Invariants: every task lives in one TaskGroup and ends with it; sockets are open before the first
 certificate is there; at the end streams are told first (UNAVAILABLE, so that Envoys come back to
 the next agent), then rotation ends and every key is wiped.
+
+Parts that a configuration need not have (signed policy, the node-wide socket, Istio's authority,
+the status page) are loaded where they are made, so that a start waits only for what it uses.
 """
 
 from __future__ import annotations
@@ -17,22 +20,19 @@ import signal
 from dataclasses import dataclass
 from datetime import timedelta
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds.agent import admin
 from sds.agent.directory import claimed
-from sds.agent.node import make_node_socket
-from sds.agent.policy import AgentPolicy, Followers
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.ca.client import AttestedAuthority
-from sds.ca.istio import IstioAuthority, IstioSettings
+from sds.ca.istio_settings import IstioSettings
 from sds.errors import ConfigurationError, SdsError
 from sds.federation.refresh import Federation
 from sds.health import health_listener
 from sds.notify import READY, STOPPING, notify
-from sds.operations.instruments import AgentInstruments
+from sds.operations.instruments import AgentInstruments, connected_workloads
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
-from sds.operations.photograph import connected_workloads, photograph
 from sds.secrets.rotation import Rotation, RotationSettings
 from sds.xds.generic import GenericSecretFiles
 from sds.xds.server import set_health
@@ -43,18 +43,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
+    from sds.agent.policy import AgentPolicy
     from sds.attestation.evidence import Verifier
+    from sds.ca.istio import IstioAuthority
     from sds.clock import Clock
     from sds.config import AgentConfig
     from sds.node.socket import NodeSocket
     from sds.secrets.store import SecretStore
+    from sds.status_page.view import PageView
 
 _LOGGER = logging.getLogger(__name__)
 _DRAIN_SECONDS: Final = 5.0
 _OURS_ALONE: Final = 0o077
 _SLACK_SECONDS: Final = 1.0
 
-OurAuthority = AttestedAuthority | IstioAuthority
+OurAuthority: TypeAlias = "AttestedAuthority | IstioAuthority"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +108,7 @@ async def running_agent(
     raise_file_limit()
     os.umask(_OURS_ALONE)
     instruments = AgentInstruments(clock=clock)
-    policy = None
-    if config.policy is not None:
-        policy = AgentPolicy(config.policy, config=config, clock=clock, watcher=instruments)
+    policy = _signed_policy(config, clock, instruments)
     authority = make_authority(config, clock, instruments, policy)
     store = instruments.store
     rotation = Rotation(
@@ -149,6 +150,8 @@ async def running_agent(
         sockets = await stack.enter_async_context(_workload_sockets(config, service))
         node = None
         if config.node is not None:
+            from sds.agent.node import make_node_socket  # noqa: PLC0415  see the module
+
             node = make_node_socket(
                 config,
                 config.node,
@@ -158,6 +161,8 @@ async def running_agent(
                 clock=clock,
             )
         if policy is not None:
+            from sds.agent.policy import Followers  # noqa: PLC0415  see the module
+
             policy.follow(
                 Followers(
                     service=service,
@@ -191,22 +196,23 @@ async def running_agent(
         await stack.enter_async_context(
             bundle_listener(config.federation.serve, store, config.trust_domain)
         )
-        await stack.enter_async_context(
-            status_page_listener(
-                config.status_page,
-                lambda: photograph(
-                    now=clock.now(),
-                    started=started,
-                    trust_domain=config.trust_domain,
-                    authority=_address(config, authority),
-                    notices=_notices(config, node, policy),
-                    instruments=instruments,
-                    rotation=rotation,
-                    service=service,
-                    policy=None if policy is None else policy.holder,
-                ),
+
+        def look() -> PageView:
+            from sds.operations.photograph import photograph  # noqa: PLC0415  see the module
+
+            return photograph(
+                now=clock.now(),
+                started=started,
+                trust_domain=config.trust_domain,
+                authority=_address(config, authority),
+                notices=_notices(config, node, policy),
+                instruments=instruments,
+                rotation=rotation,
+                service=service,
+                policy=None if policy is None else policy.holder,
             )
-        )
+
+        await stack.enter_async_context(status_page_listener(config.status_page, look))
         await stack.enter_async_context(
             health_listener(config.health, lambda: _ready(config, store, service))
         )
@@ -215,6 +221,16 @@ async def running_agent(
             extra={"run_dir": str(config.run_dir), "workloads": len(sockets)},
         )
         yield RunningAgent(store=store, rotation=rotation, service=service, workloads=sockets)
+
+
+def _signed_policy(
+    config: AgentConfig, clock: Clock, instruments: AgentInstruments
+) -> AgentPolicy | None:
+    if config.policy is None:
+        return None
+    from sds.agent.policy import AgentPolicy  # noqa: PLC0415  see the module
+
+    return AgentPolicy(config.policy, config=config, clock=clock, watcher=instruments)
 
 
 def _session_tickets(
@@ -261,6 +277,8 @@ def make_authority(
     """
     section = config.authority
     if isinstance(section, IstioSettings):
+        from sds.ca.istio import IstioAuthority  # noqa: PLC0415  see the module
+
         return IstioAuthority(section, clock=clock)
     attester = config.attestation.attester()
     if attester is None:

@@ -3,6 +3,9 @@
 Owns what the configurations of agent and authority share. Invariants: nothing is simulated
 unless the section says so, and whoever runs a simulation is told loudly; a root that is not the
 manufacturer's counts only where it is named here.
+
+What a section names is loaded when the section makes it, in the functions below: a node has one
+kind of evidence, and an agent that starts waits for nothing that it does not use.
 """
 
 from __future__ import annotations
@@ -13,28 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from sds.attestation.endorsement import Certificate
-from sds.attestation.endorsements import (
-    DirectoryEndorsements,
-    EndorsedAttester,
-    Endorsements,
-    KdsEndorsements,
-)
 from sds.attestation.evidence import EvidenceKind
-from sds.attestation.guest import guest_attester
-from sds.attestation.kubernetes_token import (
-    BoundTokenAttester,
-    ProjectedTokenAttester,
-    TokenAttester,
-)
-from sds.attestation.pem import der_certificates, der_revocation_lists
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.report import Product  # noqa: TC001  pydantic reads annotations
-from sds.attestation.revocation import read_revocation_list
-from sds.attestation.simulated import SimulatedMachine
-from sds.attestation.snp import SnpVerifier
-from sds.attestation.tdx import TdxVerifier
-from sds.attestation.verifier import EvidenceVerifier
+from sds.attestation.verifier import EvidenceVerifier, LateVerifier
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
 from sds.fields import PathField, Settings
@@ -42,9 +27,12 @@ from sds.workload.kubernetes.settings import ServerSettings, api_server
 from sds.yamlfile import read
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from sds.attestation.endorsements import Endorsements
     from sds.attestation.evidence import Attester, Verifier
+    from sds.attestation.kubernetes_token import TokenAttester
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -112,6 +100,8 @@ class AttestationSection(Settings):
                 advice="a simulated machine comes by an inherited descriptor: use `sds demo` or "
                 "`sds dev`, which pass one",
             )
+        from sds.attestation.simulated import SimulatedMachine  # noqa: PLC0415  see the module
+
         try:
             machine = SimulatedMachine.receive(self.descriptor)
         except EvidenceError as error:
@@ -125,6 +115,13 @@ class AttestationSection(Settings):
         return machine
 
     def _guest(self) -> Attester:
+        from sds.attestation.endorsements import (  # noqa: PLC0415  see the module
+            DirectoryEndorsements,
+            EndorsedAttester,
+            KdsEndorsements,
+        )
+        from sds.attestation.guest import guest_attester  # noqa: PLC0415  see the module
+
         clock = SystemClock()
         try:
             attester = guest_attester(
@@ -144,6 +141,11 @@ class AttestationSection(Settings):
         return EndorsedAttester(attester, sources) if sources else attester
 
     def _token(self) -> TokenAttester:
+        from sds.attestation.kubernetes_token import (  # noqa: PLC0415  see the module
+            BoundTokenAttester,
+            ProjectedTokenAttester,
+        )
+
         if self.projected_token is not None:
             _LOGGER.warning(
                 "the projected token that is sent as evidence binds nothing: whoever sees it can "
@@ -192,6 +194,8 @@ class VerificationSection(Settings):
         Raises:
             ConfigurationError: a root cannot be read.
         """
+        from sds.attestation.snp import SnpVerifier  # noqa: PLC0415  see the module
+
         roots = [der for path in self.trusted_roots for der in _certificates(path)]
         if roots:
             _LOGGER.warning(
@@ -211,11 +215,10 @@ class VerificationSection(Settings):
                         certificates=helpers,
                         revocation_lists=[der for der in lists if not _of_intels_kind(der)],
                     ),
-                    EvidenceKind.TDX: TdxVerifier(
-                        values=demanded,
-                        trusted_roots=[der for der in roots if der not in snp_roots],
-                        collateral=self.collateral,
-                        revocation_lists=[der for der in lists if _of_intels_kind(der)],
+                    EvidenceKind.TDX: self._of_tdx(
+                        demanded,
+                        [der for der in roots if der not in snp_roots],
+                        [der for der in lists if _of_intels_kind(der)],
                     ),
                 }
             )
@@ -224,9 +227,27 @@ class VerificationSection(Settings):
                 f"verification: {error.message}", advice=error.advice
             ) from error
 
+    def _of_tdx(
+        self, values: ReferenceValues, roots: Sequence[bytes], lists: Sequence[bytes]
+    ) -> Verifier:
+        def make() -> Verifier:
+            from sds.attestation.tdx import TdxVerifier  # noqa: PLC0415  see the module
+
+            return TdxVerifier(
+                values=values,
+                trusted_roots=roots,
+                collateral=self.collateral,
+                revocation_lists=lists,
+            )
+
+        # What is wrong with a root is said at the start; without collateral every quote is refused.
+        return make() if roots or self.collateral is not None else LateVerifier(make)
+
 
 def _of_amds_kind(der: bytes) -> bool:
     """Whether a root is of SEV-SNP's hierarchy (RSASSA-PSS), not of Intel's (ECDSA)."""
+    from sds.attestation.endorsement import Certificate  # noqa: PLC0415  see the module
+
     try:
         Certificate.parse(der)
     except EvidenceError:
@@ -235,6 +256,8 @@ def _of_amds_kind(der: bytes) -> bool:
 
 
 def _of_intels_kind(der: bytes) -> bool:
+    from sds.attestation.revocation import read_revocation_list  # noqa: PLC0415  see the module
+
     try:
         read_revocation_list(der)
     except EvidenceError:
@@ -243,6 +266,8 @@ def _of_intels_kind(der: bytes) -> bool:
 
 
 def _certificates(path: Path) -> tuple[bytes, ...]:
+    from sds.attestation.pem import der_certificates  # noqa: PLC0415  see the module
+
     try:
         return der_certificates(read(path), what=str(path))
     except EvidenceError as error:
@@ -250,6 +275,8 @@ def _certificates(path: Path) -> tuple[bytes, ...]:
 
 
 def _revocation_lists(path: Path) -> tuple[bytes, ...]:
+    from sds.attestation.pem import der_revocation_lists  # noqa: PLC0415  see the module
+
     try:
         return der_revocation_lists(read(path), what=str(path))
     except EvidenceError as error:

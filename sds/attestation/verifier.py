@@ -13,7 +13,7 @@ from sds.attestation.checks import one_of
 from sds.errors import EvidenceKindError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData, Verifier
@@ -39,3 +39,22 @@ class EvidenceVerifier:
                 advice=f"accepted is {one_of(tuple(self._verifiers))}",
             )
         return verifier.verify(evidence, data=data, now=now)
+
+
+class LateVerifier:
+    """A verifier that is made for the first evidence of its kind, which may never come.
+
+    Args:
+        make: makes it; must not fail, since nobody would learn of it before.
+    """
+
+    def __init__(self, make: Callable[[], Verifier]) -> None:
+        """See the class."""
+        self._make = make
+        self._made: Verifier | None = None
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        """See :class:`sds.attestation.evidence.Verifier`."""
+        if self._made is None:
+            self._made = self._make()
+        return self._made.verify(evidence, data=data, now=now)

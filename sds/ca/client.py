@@ -20,7 +20,6 @@ from sds.ca import wire
 from sds.ca.authority import Issuance, IssuedChain
 from sds.ca.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data
 from sds.ca.channel import AttestedTls, VerifiedTls, connect, split_address
-from sds.ca.decision import NO_POLICY_DIGEST
 from sds.ca.session import Session, verify_challenge
 from sds.errors import (
     AuthorityAnswerError,
@@ -32,6 +31,7 @@ from sds.errors import (
     EvidenceError,
     SdsError,
 )
+from sds.policy.standing import NO_POLICY_DIGEST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

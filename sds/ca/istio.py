@@ -11,14 +11,12 @@ error here; everything else of the chain is verified by whoever asked (``sds.pki
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from google.protobuf import struct_pb2
-from pydantic import Field
 
 from sds._proto.istio.v1.auth import ca_pb2
 from sds.ca import istio_answer
@@ -31,58 +29,18 @@ from sds.errors import (
     AuthorityUnavailableError,
     ConfigurationError,
 )
-from sds.fields import Duration, PathField, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sds.ca.authority import CertificateItem
+    from sds.ca.istio_settings import IstioSettings
     from sds.clock import Clock
 
 _METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _CONCURRENT_CALLS: Final = 16
 """Calls under way at once: a cold start of a node must not look like an attack on istiod."""
 _MAX_TOKEN_BYTES: Final = 64 * 1024
-
-
-class IstioSettings(Settings):
-    """How to reach an Istio certificate authority, and as whom (``authority:`` of the agent)."""
-
-    kind: Literal["istio"] = "istio"
-    addresses: tuple[str, ...] = Field(
-        min_length=1,
-        description="`host:port` of istiod's certificate port, tried in turn while one does not "
-        "answer.",
-        examples=[["istiod.istio-system.svc:15012"]],
-    )
-    root: PathField = Field(
-        description="PEM file with the roots that istiod's TLS certificate must verify under; "
-        "followed when it changes."
-    )
-    token: PathField = Field(
-        description="File with the bearer token: a projected service-account token. It is read "
-        "again for every exchange."
-    )
-    server_name: str = Field(
-        default="istiod.istio-system.svc",
-        description="The DNS name that istiod's certificate must carry.",
-    )
-    cluster_id: str = Field(
-        default="Kubernetes",
-        description="The `clusterid` metadata: the name under which istiod knows this cluster.",
-    )
-    audience: str = Field(
-        default="istio-ca",
-        description="The audience that istiod wants; used only to explain a refusal.",
-    )
-    impersonate: bool = Field(
-        default=False,
-        description="Ask for each certificate as `ImpersonatedIdentity`: the token belongs to a "
-        "node agent that stands in istiod's `CA_TRUSTED_NODE_ACCOUNTS`.",
-    )
-    timeout: Duration = Field(
-        default=timedelta(seconds=10), description="The longest that one call may take."
-    )
 
 
 class IstioAuthority:

@@ -7,6 +7,8 @@ second one ends at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import signal
 from pathlib import Path
@@ -15,10 +17,11 @@ from typing import TYPE_CHECKING
 import click
 
 from sds import logs
-from sds.secrets.hardening import harden, use_wiping_allocator
+from sds.secrets.allocator import use_wiping_allocator
+from sds.secrets.hardening import harden
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from sds.config import AgentConfig
 
@@ -56,24 +59,45 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
     It asks the authority for certificates, keeps keys in memory only, and serves both on Unix
     sockets under the run directory. SIGTERM drains; a second one ends at once.
     """
-    if not check_config:
-        use_wiping_allocator()
-    # Loaded only now: what came before the program executed itself again was for nothing.
-    import uvloop  # noqa: PLC0415
-
-    from sds import yamlfile  # noqa: PLC0415
-    from sds.config import AgentConfig  # noqa: PLC0415
-
-    config = yamlfile.load_file(path, AgentConfig)
     if check_config:
+        _configuration(path)
         click.echo(f"{path}: the configuration holds")
         return
+    use_wiping_allocator()  # sds.entry did, where the options stood in their usual place
+    with _loading():
+        config = _configuration(path)
+        # Loaded only now: what came before the program executed itself again was for nothing.
+        import uvloop  # noqa: PLC0415
+
+        from sds.agent.app import run  # noqa: F401, PLC0415
     logs.configure(style=log_format, level=log_level)
     missing = harden()
     for sentence in missing:
         _LOGGER.warning(sentence)
     if not uvloop.run(_until_stopped(config, missing)):
         raise SystemExit(1)
+
+
+def _configuration(path: Path) -> AgentConfig:
+    from sds import yamlfile  # noqa: PLC0415  as above
+    from sds.config import AgentConfig  # noqa: PLC0415
+
+    return yamlfile.load_file(path, AgentConfig)
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """What is made inside the block stays for as long as the process does.
+
+    The garbage collector would look through all of it again and again, a tenth of a cold start;
+    it is kept from it now and later. No secret is among it.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 async def _until_stopped(config: AgentConfig, notices: Sequence[str]) -> bool:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-import jwt.algorithms
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
@@ -99,6 +98,8 @@ def render(
 
 def _entry(root: bytes) -> dict[str, Any]:
     """One JWK (RFC 7517) with ``use`` and ``x5c`` as section 4.2 of the specification says."""
+    import jwt.algorithms  # noqa: PLC0415  only where our bundle is published
+
     key = x509.load_der_x509_certificate(root).public_key()
     if isinstance(key, ec.EllipticCurvePublicKey):
         jwk = jwt.algorithms.ECAlgorithm.to_jwk(key, as_dict=True)

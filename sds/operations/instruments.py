@@ -26,7 +26,7 @@ from sds.metrics.serving import CountingObserver
 from sds.metrics.store import MeteredStore, StoreCollector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from sds.attestation.evidence import Attester, Verifier
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sds.errors import PolicyError, SdsError
     from sds.identity import TrustDomain
     from sds.policy.trust import AdmittedPolicy
+    from sds.xds.service import SecretService
 
 _KEPT_ERRORS: Final = 50
 
@@ -187,6 +188,13 @@ class AuthorityInstruments(Instruments):
             return 0.0 if end is None else end.timestamp()
 
         self.families.not_after.set_function(seconds)
+
+
+def connected_workloads(service: SecretService) -> Iterator[str]:
+    """Names of workloads with open streams, with repeats."""
+    for hub in service.hubs():
+        if hub.streams:
+            yield hub.caller.name
 
 
 def _nothing() -> None:

@@ -19,7 +19,7 @@ from sds.status_page.view import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
 
     from sds.clock import Instant
@@ -89,13 +89,6 @@ def photograph(
             for past in instruments.errors
         ),
     )
-
-
-def connected_workloads(service: SecretService) -> Iterator[str]:
-    """Names of workloads with open streams, with repeats."""
-    for hub in service.hubs():
-        if hub.streams:
-            yield hub.caller.name
 
 
 def _received(instruments: AgentInstruments, identity: Identity) -> datetime | None:

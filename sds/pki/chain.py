@@ -3,10 +3,15 @@
 Owns what must hold before a certificate is served. Invariant: only :func:`verify_svid_chain`
 makes a :class:`VerifiedChain`. The checks are numbered, in the order of RFC 5280, section 6.1
 (path) and of the X.509-SVID specification (leaf).
+
+What depends on nothing but the bytes of issuers (that they parse, may sign, and were signed by
+the one above) is remembered: a batch has hundreds of leaves under the same few. Time, the leaf
+and everything in it are looked at every time, and what did not hold is never remembered.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from dataclasses import dataclass, field
@@ -39,6 +44,9 @@ if TYPE_CHECKING:
 
 MAX_CHAIN: Final = 8
 """Certificates of one chain: a bound on work, far above any sensible hierarchy."""
+
+_REMEMBERED: Final = 64
+"""Issuers, and paths of them, that are remembered: an authority has one or two of each."""
 
 _KNOWN_EXTENSIONS: Final = {
     x509.BasicConstraints.oid,
@@ -100,6 +108,10 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     return certificate
 
 
+_load_issuer: Final = functools.lru_cache(maxsize=_REMEMBERED)(load_certificate)
+"""As :func:`load_certificate`, of a certificate that others stand below."""
+
+
 def verify_svid_chain(
     chain: Sequence[bytes],
     *,
@@ -120,19 +132,21 @@ def verify_svid_chain(
     Raises:
         CertificateError: a subclass that names the first check that failed.
     """
-    certificates = [load_certificate(der, _position(i)) for i, der in enumerate(chain)]
-    _check_length(certificates)
+    _check_length(chain)
+    certificates = [
+        load_certificate(chain[0], _position(0)),
+        *(_load_issuer(der, _position(i)) for i, der in enumerate(chain[1:], start=1)),
+    ]
     path = _path_to_root(certificates, roots)
     _check_signatures(path)
     _check_validity(path, now)
-    _check_issuers(path)
+    _check_issuers(tuple(path[1:]))
     _check_critical_extensions(path)
     leaf = path[0]
     _check_leaf_use(leaf)
     _check_key(leaf, public_key)
     _check_names(leaf, identity)
     check_name_constraints(path)
-    root = certificate_der(path[-1])
     return VerifiedChain(
         chain=tuple(certificate_der(certificate) for certificate in path[:-1]),
         serial=leaf.serial_number,
@@ -140,7 +154,7 @@ def verify_svid_chain(
         not_after=leaf.not_valid_after_utc,
         valid_until=min(certificate.not_valid_after_utc for certificate in path),
         key_id=spki_sha256(public_key).hex(),
-        root=hashlib.sha256(root).hexdigest(),
+        root=_fingerprint(path[-1]),
     )
 
 
@@ -155,33 +169,38 @@ def verify_authority_chain(
     Raises:
         CertificateError: a subclass that names the first check that failed.
     """
-    certificates = [load_certificate(der, _position(i)) for i, der in enumerate(chain)]
-    _check_length(certificates)
+    _check_length(chain)
+    certificates = [_load_issuer(der, _position(i)) for i, der in enumerate(chain)]
     if len(chain) == 1 and chain[0] in set(roots):
         path = certificates
     else:
         path = _path_to_root(certificates, roots)
     _check_signatures(path)
     _check_validity(path, now)
-    # The issuing certificate is an issuer itself: a leaf is yet to stand before it.
-    _check_issuers([path[0], *path])
+    _check_issuers(tuple(path))  # the first too: a leaf is yet to stand before it
     _check_critical_extensions(path)
     _check_key(path[0], public_key)
     check_name_constraints(path)
     return certificate_der(path[-1])
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _fingerprint(root: x509.Certificate) -> str:
+    """SHA-256 of its DER, lower-case hex."""
+    return hashlib.sha256(certificate_der(root)).hexdigest()
+
+
 def _position(index: int) -> str:
     return "leaf certificate" if index == 0 else f"certificate {index} of the chain"
 
 
-def _check_length(certificates: Sequence[x509.Certificate]) -> None:
+def _check_length(chain: Sequence[bytes]) -> None:
     """1. There is a leaf, and the chain is not absurdly long."""
-    if not certificates:
+    if not chain:
         raise CertificatePathError("the chain is empty")
-    if len(certificates) > MAX_CHAIN:
+    if len(chain) > MAX_CHAIN:
         raise CertificatePathError(
-            f"the chain has {len(certificates)} certificates, more than {MAX_CHAIN}"
+            f"the chain has {len(chain)} certificates, more than {MAX_CHAIN}"
         )
 
 
@@ -200,9 +219,7 @@ def _path_to_root(
         return certificates
     last = certificates[-1]
     named = [
-        root
-        for root in (load_certificate(der, "root") for der in roots)
-        if root.subject == last.issuer
+        root for root in (_load_issuer(der, "root") for der in roots) if root.subject == last.issuer
     ]
     if len(named) > 1:  # a CA that kept its name over a new key
         named = [root for root in named if _is_issued_by(last, root)] or named[:1]
@@ -224,11 +241,22 @@ def _is_issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bo
 
 def _check_signatures(path: Sequence[x509.Certificate]) -> None:
     """3. Each certificate is issued by the next: names and signatures (6.1.3 (a) 1 and 4)."""
-    for index, (certificate, issuer) in enumerate(itertools.pairwise(path)):
-        if not _is_issued_by(certificate, issuer):
-            raise CertificateUntrustedError(
-                f"the {_position(index)} was not issued by the one after it"
-            )
+    if len(path) > 1:
+        _check_link(path[0], path[1], 0)
+        _check_issuers_links(tuple(path[1:]))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _check_issuers_links(issuers: tuple[x509.Certificate, ...]) -> None:
+    for index, (certificate, issuer) in enumerate(itertools.pairwise(issuers), start=1):
+        _check_link(certificate, issuer, index)
+
+
+def _check_link(certificate: x509.Certificate, issuer: x509.Certificate, index: int) -> None:
+    if not _is_issued_by(certificate, issuer):
+        raise CertificateUntrustedError(
+            f"the {_position(index)} was not issued by the one after it"
+        )
 
 
 def _check_validity(path: Sequence[x509.Certificate], now: datetime) -> None:
@@ -248,14 +276,15 @@ def _check_validity(path: Sequence[x509.Certificate], now: datetime) -> None:
             )
 
 
-def _check_issuers(path: Sequence[x509.Certificate]) -> None:
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _check_issuers(issuers: tuple[x509.Certificate, ...]) -> None:
     """5. Every issuer may sign certificates, and this many below it.
 
     RFC 5280, section 6.1.4 (k) to (n); X.509-SVID, sections 4.1 and 4.3. Section 3.2: a signing
     certificate's own SPIFFE ID has no path.
     """
     below = 0  # intermediates under this issuer that are not self-issued (6.1.4 (l))
-    for issuer in path[1:]:
+    for issuer in issuers:
         name = issuer.subject.rfc4514_string()
         constraints = extension(issuer, x509.BasicConstraints)
         if constraints is None or not constraints.ca:
@@ -268,7 +297,7 @@ def _check_issuers(path: Sequence[x509.Certificate]) -> None:
         usage = extension(issuer, x509.KeyUsage)
         # 6.1.4 (n) asks nothing of a certificate without key usage; X.509-SVID does, of signing
         # certificates, but roots of existing PKIs are what they are.
-        unrestricted_root = usage is None and issuer is path[-1]
+        unrestricted_root = usage is None and issuer is issuers[-1]
         if not unrestricted_root and (usage is None or not usage.key_cert_sign):
             raise CertificateConstraintError(
                 f"the issuer {name!r} may not sign certificates (key usage)"

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from sds.identity import Identity
     from sds.pki import PrivateKey, VerifiedChain
 
-uniform: Final = random.SystemRandom().random
-"""Jitter: in [0, 1), and no two processes draw alike."""
+uniform: Final = random.Random().random  # noqa: S311  jitter is no secret
+"""Jitter: in [0, 1), and no two processes draw alike (the seed is the system's)."""
 
 MAX_ITEMS: Final = 1000
 """Items of one request (``CertificateRequest.items``)."""

@@ -1,62 +1,26 @@
 """The process that holds keys: no dumps, no swap, no reading by others, freed memory overwritten.
 
 Owns what a process does to itself before the first key is made. Invariants: everything is tried,
-and what the system refuses is said once; nothing here is needed for the program to work.
-
-Freed memory is overwritten by the C library's own allocator (``glibc.malloc.perturb``, which needs
-``tcache_count=0``: what the thread cache keeps is not overwritten) once Python uses it for every
-object (``PYTHONMALLOC=malloc``). Both are read at start, so the program executes itself once more.
+and what the system refuses is said once; nothing here is needed for the program to work. Freed
+memory is overwritten only if that was settled before anything else: see
+:mod:`sds.secrets.allocator`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import resource
-import sys
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from sds.secrets.allocator import is_wiping
 
-_TUNABLES: Final = "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"
-_MARK: Final = "SDS_WIPING_ALLOCATOR"
 _PR_SET_DUMPABLE: Final = 4
 _MCL_CURRENT: Final = 1
 _MCL_FUTURE: Final = 2
 _MCL_ONFAULT: Final = 4
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
-
-
-def use_wiping_allocator() -> None:
-    """Execute this program again with an allocator that overwrites what is freed.
-
-    Call it first of all: everything so far is lost, but for inherited descriptors. Does nothing
-    the second time, without glibc, or where ``SDS_WIPING_ALLOCATOR=no`` is set.
-    """
-    changed = wiping_environment(os.environ)
-    if changed is not None and platform.libc_ver()[0] == "glibc":
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)  # noqa: S606  ourselves
-
-
-def wiping_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The environment in which freed memory is overwritten, or None where it is set or refused."""
-    if environment.get(_MARK) is not None:
-        return None
-    given = environment.get("GLIBC_TUNABLES", "")
-    kept = [
-        tunable
-        for tunable in given.split(":")
-        if tunable and not tunable.startswith(("glibc.malloc.perturb=", "glibc.malloc.tcache_c"))
-    ]
-    return {
-        **environment,
-        "PYTHONMALLOC": "malloc",
-        "GLIBC_TUNABLES": ":".join([*kept, _TUNABLES]),
-        _MARK: "yes",
-    }
 
 
 def harden(*, wiping: bool = True) -> tuple[str, ...]:
@@ -69,7 +33,7 @@ def harden(*, wiping: bool = True) -> tuple[str, ...]:
        resets it.
     2. No page of ours in swap (mlockall), only where the limit lets memory grow: a locked process
        that cannot grow would fail in the middle of its work.
-    3. Freed memory overwritten (:func:`use_wiping_allocator`).
+    3. Freed memory overwritten (:mod:`sds.secrets.allocator`).
     """
     missing = []
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -77,7 +41,7 @@ def harden(*, wiping: bool = True) -> tuple[str, ...]:
         missing.append("memory can be dumped: PR_SET_DUMPABLE was refused")
     if (problem := _lock()) is not None:
         missing.append(problem)
-    if wiping and os.environ.get(_MARK) != "yes":
+    if wiping and not is_wiping(os.environ):
         missing.append("freed memory is not overwritten")
     return tuple(missing)
 

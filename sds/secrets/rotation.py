@@ -276,14 +276,19 @@ class Rotation:
     async def _pause(self, kept: _Kept, seconds: float) -> None:
         """Sleep; a step of a clock ends it."""
         kept.woken.clear()
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._clock.sleep(seconds)),
-                group.create_task(_until(kept.woken)),
-            ]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
+        assert self._group is not None  # else nothing runs that could come here
+        sleep = self._group.create_task(self._clock.sleep(seconds))
+
+        def wake(_: asyncio.Task[None]) -> None:
+            kept.woken.set()
+
+        sleep.add_done_callback(wake)
+        try:
+            await kept.woken.wait()
+        finally:
+            # Without its callback: a cancelled sleep would end the next one.
+            sleep.remove_done_callback(wake)
+            sleep.cancel()
 
     async def _take(self, identity: Identity, kept: _Kept, answer: Granted | NotGranted) -> None:
         if isinstance(answer, NotGranted):
@@ -438,7 +443,3 @@ def reason_of(error: SdsError) -> str:
 
 def _roots_source(authority: Authority) -> RootsSource | None:
     return authority if callable(getattr(authority, "roots", None)) else None  # type: ignore[return-value]
-
-
-async def _until(event: asyncio.Event) -> None:
-    await event.wait()

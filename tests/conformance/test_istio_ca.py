@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from sds.ca.authority import CertificateItem, Issuance, IssuedChain
-from sds.ca.istio import IstioAuthority, IstioSettings
+from sds.ca.istio import IstioAuthority
+from sds.ca.istio_settings import IstioSettings
 from sds.clock import SystemClock
 from sds.errors import (
     AuthorityAnswerError,

@@ -18,7 +18,8 @@ from sds.agent.directory import listening
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
 from sds.bootstrap.render import to_dict
-from sds.ca.istio import IstioAuthority, IstioSettings
+from sds.ca.istio import IstioAuthority
+from sds.ca.istio_settings import IstioSettings
 from sds.clock import SystemClock
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.demo.traffic import client_certificate, server_certificate

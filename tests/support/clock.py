@@ -28,6 +28,8 @@ class FakeClock:
         self.boottime = 5000.0
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._count = itertools.count()
+        self.sleeps = 0
+        """How often anybody began to wait."""
 
     def now(self) -> Instant:
         return Instant(wall=self.wall, monotonic=self.monotonic, boottime=self.boottime)
@@ -36,6 +38,7 @@ class FakeClock:
         if seconds <= 0:
             await asyncio.sleep(0)
             return
+        self.sleeps += 1
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         # A real clock moves while one sleeps, however short that is.
         until = self.monotonic + max(seconds, _SHORTEST)

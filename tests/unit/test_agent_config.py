@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sds import yamlfile
-from sds.ca.istio import IstioSettings
+from sds.ca.istio_settings import IstioSettings
 from sds.config import AgentConfig, OwnAuthoritySection
 from sds.errors import ConfigurationError
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.attestation.evidence import report_data
+from sds.attestation.evidence import Evidence, EvidenceKind, report_data
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.simulated import SimulatedMachine
-from sds.errors import ConfigurationError, EvidenceError
+from sds.errors import ConfigurationError, EvidenceError, EvidenceMalformedError
 from sds.pki import certificate_pem
 
 if TYPE_CHECKING:
@@ -62,3 +62,11 @@ def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
     section = VerificationSection(trusted_roots=[file])
     with pytest.raises(ConfigurationError, match=r"ark\.pem"):
         section.verifier()
+
+
+def test_quotes_are_examined_though_their_verifier_is_made_late() -> None:
+    verifier = VerificationSection().verifier()
+    nonsense = Evidence(kind=EvidenceKind.TDX, report=b"nonsense")
+    for _ in range(2):
+        with pytest.raises(EvidenceMalformedError):
+            verifier.verify(nonsense, data=DATA, now=datetime.now(UTC))

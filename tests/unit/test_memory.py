@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sds.secrets.hardening import wiping_environment
+from sds.secrets.allocator import wiping_environment
 from sds.secrets.memory import SecretBytes, SecretWipedError, wipe
 
 
@@ -70,7 +70,8 @@ def test_the_wiping_environment_keeps_what_is_set_and_is_made_once() -> None:
 def test_a_hardened_process_executes_itself_once_and_says_what_it_could_not_have() -> None:
     program = (
         "import resource, sys\n"
-        "from sds.secrets.hardening import harden, use_wiping_allocator\n"
+        "from sds.secrets.allocator import use_wiping_allocator\n"
+        "from sds.secrets.hardening import harden\n"
         "use_wiping_allocator()\n"
         "missing = harden()\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE), sys.argv[1:], missing)\n"

@@ -212,6 +212,36 @@ def test_empty_root_alone_and_reordered_chains_are_refused() -> None:
             )
 
 
+def test_what_is_remembered_of_issuers_excuses_nothing() -> None:
+    middle = ROOT.issue(MIDDLE)
+    leaf = middle.issue(LEAF, KEY).der
+
+    def again(
+        first: bytes, *, above: bytes = middle.der, root: Signer = ROOT, days: int = 0
+    ) -> None:
+        pki.verify_svid_chain(
+            [first, above],
+            roots=[root.der],
+            identity=IDENTITY,
+            public_key=KEY.public_key(),
+            now=NOW + timedelta(days=days),
+        )
+
+    again(leaf)  # now everything about this root and this intermediate is known
+    broken = leaf[:-1] + bytes([leaf[-1] ^ 1])
+    forged = middle.der[:-1] + bytes([middle.der[-1] ^ 1])
+    for _ in range(2):
+        with pytest.raises(errors.CertificateUntrustedError):
+            again(broken)
+        with pytest.raises(errors.CertificateUntrustedError):
+            again(leaf, above=forged)
+        with pytest.raises(errors.CertificateUntrustedError):
+            again(leaf, root=OTHER_ROOT)
+        with pytest.raises(errors.CertificateExpiredError):
+            again(leaf, days=36500)
+    again(leaf)
+
+
 @pytest.mark.parametrize("key_type", [t for t in KeyType if t is not KeyType.RSA_4096])
 def test_keys_csrs_and_chains_of_every_kind(key_type: KeyType) -> None:
     key = pki.generate_private_key(key_type)

@@ -344,6 +344,16 @@ async def test_a_stepped_wall_clock_leads_to_a_valid_certificate(seconds: float)
         assert stored.svid.not_after > w.clock.wall
 
 
+async def test_a_step_of_the_clock_wakes_each_identity_once() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        before = w.clock.sleeps
+        w.clock.step(5.0)  # not enough for a renewal
+        await w.clock.advance(3)
+        # One more sleep of the identity that was woken, and three of the watch of the clock.
+        assert w.clock.sleeps - before <= 6
+
+
 async def test_a_guest_that_slept_past_the_end_has_a_new_certificate_at_once() -> None:
     async with world(WEB) as w:
         serial = await w.served()

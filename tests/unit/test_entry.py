@@ -1,0 +1,76 @@
+"""What is loaded when (processes of their own): a start waits for nothing that it does not use."""
+
+import subprocess
+import sys
+
+import pytest
+
+FIRST_START = """
+import os, sys
+
+def execve(path, argv, environment):
+    print(environment["PYTHONMALLOC"], *sorted({name.partition(".")[0] for name in sys.modules}))
+    os._exit(0)
+
+os.execve = execve
+sys.stdout.reconfigure(line_buffering=True)
+sys.argv = ["sds", "agent", *sys.argv[1:]]
+from sds.entry import main
+main()
+"""
+
+
+def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_an_agent_executes_itself_again_before_anything_is_loaded() -> None:
+    allocator, *loaded = run(FIRST_START, "--config", "/none").stdout.split()
+    assert allocator == "malloc"
+    assert "sds" in loaded
+    assert not {"click", "asyncio", "pydantic", "grpc", "cryptography", "ctypes"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("--help",), 0, "--check-config"),
+        (("--config", "/none", "--check-config"), 2, "/none cannot be read"),
+    ],
+)
+def test_an_agent_that_makes_no_keys_does_not(
+    arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    done = run(FIRST_START, *arguments)
+    assert done.returncode == status
+    assert said in done.stdout + done.stderr
+
+
+def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None:
+    loaded = set(
+        run(
+            "import sys, sds.commands.agent, sds.config, sds.agent.app\nprint(*sys.modules)"
+        ).stdout.split()
+    )
+    assert {"sds.agent.app", "grpc", "pydantic"} <= loaded
+    assert not loaded & {
+        "aiohttp",
+        "jwt",
+        "pkcs11",
+        "securesystemslib",
+        "watchfiles",
+        "sds.agent.node",
+        "sds.agent.policy",
+        "sds.attestation.kubernetes_token",
+        "sds.attestation.simulated",
+        "sds.attestation.tdx",
+        "sds.ca.istio",
+        "sds.policy.holder",
+        "sds.status_page.view",
+    }
