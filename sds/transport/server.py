@@ -185,7 +185,7 @@ class ServedConnection(asyncio.Protocol):
         except Http2Error as error:
             _LOG.info(
                 "a connection was closed",
-                extra={"connection": self.peer, "reason": error.reason, "why": error.message},
+                extra={"peer": self.peer, "reason": error.reason, "why": error.message},
             )
             self._flush()
             self._transport.close()

@@ -107,16 +107,15 @@ async def test_two_identities_of_one_caller_by_every_api(node: Node) -> None:
         answer = json.loads(said)
         assert [each["rule"] for each in answer["identities"]] == ["exact", "everybody"]
         assert {"type": "socket:name", "value": "node"} in answer["selectors"]
-        # Everybody may connect, and nobody reaches what is behind.
+        # Everybody may connect here, and nobody else to the admin socket.
         modes = {
             name: stat.S_IMODE((node.run_dir / name).stat().st_mode)
-            for name in ("", "node", "node/sds.sock", "inner", "admin.sock")
+            for name in ("", "node", "node/sds.sock", "admin.sock")
         }
         assert modes == {
             "": 0o711,
             "node": 0o755,
             "node/sds.sock": 0o666,
-            "inner": 0o700,
             "admin.sock": 0o600,
         }
 
