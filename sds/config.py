@@ -360,9 +360,14 @@ class AgentConfig(Settings):
         """The socket for people."""
         return self.run_dir / "admin.sock"
 
+    @property
+    def workloads_directory(self) -> Path:
+        """Where each workload with a socket of its own has a directory."""
+        return self.run_dir / "workloads"
+
     def workload_socket(self, name: str) -> Path:
         """The socket of the workload of this name."""
-        return self.run_dir / "workloads" / name / "sds.sock"
+        return self.workloads_directory / name / "sds.sock"
 
     def identities(self) -> tuple[Identity, ...]:
         """What is asked for, in the order of the workloads."""

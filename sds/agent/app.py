@@ -23,7 +23,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds.agent import admin
-from sds.agent.directory import claimed
+from sds.agent.directory import claimed, make_directory
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.ca.client import AttestedAuthority
 from sds.ca.istio_settings import IstioSettings
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.config import AgentConfig
     from sds.node.socket import NodeSocket
-    from sds.secrets.store import SecretStore
+    from sds.secrets.store import Change, ResourceKey, SecretStore
     from sds.status_page.view import PageView
 
 _LOGGER = logging.getLogger(__name__)
@@ -358,20 +358,22 @@ class Health:
         self._policy = policy
         self._said: dict[Path, bool] = {}
         self._changed = asyncio.Event()
+        self._keys: set[ResourceKey] | None = None
+        """What changed in the store; None where anything may have."""
 
     async def run(self) -> None:
         """Follow the store until cancelled."""
-        stop = self._store.listen(lambda _: self._changed.set())
-        stop_policy = self._policy.holder.listen(self._changed.set) if self._policy else None
+        stop = self._store.listen(self._on_change)
+        stop_policy = self._policy.holder.listen(self._on_policy) if self._policy else None
         try:
             while True:
                 self._changed.clear()
+                keys, self._keys = self._keys, set()
                 for one in self._sockets:
-                    served = all(
-                        self._store.svid(identity) is not None
-                        for identity in one.entitlement.current.identities
-                    )
-                    await self._say(one.listening, serving=served)
+                    identities = one.entitlement.current.identities
+                    if keys is None or not keys.isdisjoint(identities):
+                        served = all(self._store.svid(each) is not None for each in identities)
+                        await self._say(one.listening, serving=served)
                 governed = self._policy is None or self._policy.in_force
                 await self._say(self._people, serving=self._rotation.ready and governed)
                 await self._changed.wait()
@@ -379,6 +381,15 @@ class Health:
             stop()
             if stop_policy is not None:
                 stop_policy()
+
+    def _on_change(self, change: Change) -> None:
+        if self._keys is not None:
+            self._keys |= change.keys
+        self._changed.set()
+
+    def _on_policy(self) -> None:
+        self._keys = None
+        self._changed.set()
 
     async def _say(self, listening: Listening, *, serving: bool) -> None:
         if self._said.get(listening.path) is not serving:
@@ -398,6 +409,9 @@ async def _workload_sockets(
     config: AgentConfig, service: SecretService
 ) -> AsyncIterator[tuple[WorkloadListening, ...]]:
     opened: list[WorkloadListening] = []
+    sockets = config.sockets
+    if config.sockets_of_their_own:
+        make_directory(config.workloads_directory, sockets.directory_mode, group=sockets.group)
     try:
         for workload in config.sockets_of_their_own:
             opened.append(await listen_for(workload, config, service))  # noqa: PERF401  closed below

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from grpc_health.v1 import health
 
     from sds.config import AgentConfig, WorkloadSection
+    from sds.transport.server import Server
     from sds.xds.service import SecretService
 
 _WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
@@ -98,13 +99,12 @@ class WorkloadListening:
 async def listen_for(
     workload: WorkloadSection, config: AgentConfig, service: SecretService
 ) -> WorkloadListening:
-    """Open a workload's socket.
+    """Open a workload's socket, in :attr:`AgentConfig.workloads_directory`, which exists.
 
     Raises:
         SocketError: it cannot be opened.
     """
     path = config.workload_socket(workload.name)
-    make_directory(path.parent.parent, config.sockets.directory_mode, group=config.sockets.group)
     make_directory(path.parent, config.sockets.directory_mode, group=config.sockets.group)
     entitlement = Entitlement(
         Caller(
@@ -117,9 +117,13 @@ async def listen_for(
     async def only(_peer: str) -> Entitlement:
         return entitlement
 
-    status = ClientStatus(service, only)
-    server = make_server(service.options.limits, (*service.handlers(only), *status.handlers()))
-    add_reflection(server, _WORKLOAD_SERVICES)
+    def prepare(server: Server) -> None:
+        server.add_generic_rpc_handlers(service.handlers(only))
+        server.add_generic_rpc_handlers(ClientStatus(service, only).handlers())
+        add_reflection(server, _WORKLOAD_SERVICES)
+
+    server = make_server(service.options.limits, ())
+    server.before_first_call(prepare)
     health = add_health(server)
     await server.listen(listening(path, config.sockets.socket_mode, group=config.sockets.group))
     return WorkloadListening(

@@ -83,6 +83,7 @@ class Server:
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._handlers = list(handlers)
+        self._first_call: Callable[[Server], None] | None = None
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: dict[ServedConnection, None] = {}
         self._listeners: list[asyncio.Server] = []
@@ -96,8 +97,15 @@ class Server:
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
         """See ``grpc.aio.Server``: the same handlers again, for a path that only grpc has."""
 
+    def before_first_call(self, prepare: Callable[[Server], None]) -> None:
+        """Let ``prepare`` add handlers when a call comes: most of many sockets wait for theirs."""
+        self._first_call = prepare
+
     def method(self, path: str) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The handler of a method, None where there is none."""
+        if self._first_call is not None:
+            prepare, self._first_call = self._first_call, None
+            prepare(self)
         found = self._methods.get(path)
         if found is None:
             details: Any = _Details(path)
