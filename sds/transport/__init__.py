@@ -9,9 +9,12 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``frames``          the layout of frames (RFC 9113, section 4 and 6)
 ``headers``         requests' heads, through the library ``hpack``; responses' heads
 ``flow``            what may be sent and received on one stream (RFC 9113, section 5)
+``outgoing``        what one connection sends, within the client's windows
+``rate``            how often something may happen
 ``connection``      the protocol of one connection, without I/O
 ``messages``        gRPC's length-prefixed messages, time-outs and status texts
 ``call``            one remote call: what a handler reads from and writes to
+``handling``        a handler run for one call
 ``server``          sockets, tasks and the end
 ==================  ==========================================================================
 """

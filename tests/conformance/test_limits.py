@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import grpc
+import pytest
 
 from sds.xds.limits import Limits
 from sds.xds.observer import Event
@@ -69,8 +71,9 @@ async def test_requests_per_second_of_one_stream(tmp_path: Path) -> None:
         await refused(at, stream, "requests a second")
 
 
-async def test_streams_of_one_socket(tmp_path: Path) -> None:
-    options = ServingOptions(limits=Limits(streams_per_socket=3))
+@pytest.mark.parametrize("limit", ["streams_per_socket", "streams_per_connection"])
+async def test_streams_of_one_socket_and_of_one_connection(tmp_path: Path, limit: str) -> None:
+    options = ServingOptions(limits=replace(Limits(), **{limit: 3}))
     async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
         streams = [Sotw(connection) for _ in range(3)]
         for stream in streams:
@@ -79,6 +82,14 @@ async def test_streams_of_one_socket(tmp_path: Path) -> None:
         code, text = await one_more.status()
         assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "3 streams" in text
+        assert f"limits.{limit}" in text
+        async with channel(at.target) as other:
+            another = Sotw(other)
+            if limit == "streams_per_connection":  # it is the limit of the other connection alone
+                assert set(secrets(await another.get("default"))) == {"default"}
+            else:
+                assert (await another.status())[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+            another.cancel()
         at.store.put_svid(svid())
         for stream in streams:
             await stream.next()

@@ -1,0 +1,106 @@
+"""A handler run for one call, as grpc runs it.
+
+Owns how the four kinds of methods (``grpc.RpcMethodHandler``) are called, with messages or bytes.
+Invariant: when :func:`serve_call` returns, the call has a status; a handler that fails ends its own
+call only, and its error goes to the log, not to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from sds.errors import CallEndedError, MalformedRequestError, ProtocolError
+from sds.transport.call import AbortedError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sds.transport.call import Call
+
+_LOG: Final = logging.getLogger("sds.transport")
+
+
+async def serve_call(call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+    """Run a handler to its end; the call has a status afterwards."""
+    try:
+        await _handle(call, handler)
+        call.finish(grpc.StatusCode.OK)
+    except AbortedError:
+        pass  # it has its status
+    except CallEndedError:
+        _LOG.debug("a client went during a write", extra={"peer": call.peer()})
+        call.finish(grpc.StatusCode.CANCELLED)
+    except ProtocolError as error:
+        call.finish(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+    except asyncio.CancelledError:
+        call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
+        raise
+    except Exception:  # noqa: BLE001  the boundary between one client's call and the whole agent
+        _LOG.exception("a handler failed", extra={"peer": call.peer()})
+        call.finish(grpc.StatusCode.INTERNAL, "the handler failed; the server's log says why")
+
+
+async def _handle(call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
+    requests: Any = call
+    if handler.request_deserializer is not None:
+        requests = _deserialized(call, handler.request_deserializer)
+    if handler.request_streaming:
+        given = requests
+    else:
+        given = await anext(aiter(requests), None)
+        if given is None:
+            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the method takes one request")
+    serialize: Callable[[Any], bytes] = handler.response_serializer or _as_it_is
+    context: Any = call if handler.response_serializer is None else _Serializing(call, serialize)
+    answering: Any = _behaviour(handler)(given, context)
+    if inspect.isasyncgen(answering):
+        async with contextlib.aclosing(answering) as responses:
+            async for response in responses:
+                await call.write(serialize(response))
+    else:
+        response = await answering
+        if not handler.response_streaming:
+            await call.write(serialize(response))
+
+
+def _behaviour(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Any], Any]:
+    if handler.request_streaming:
+        chosen = handler.stream_stream if handler.response_streaming else handler.stream_unary
+    else:
+        chosen = handler.unary_stream if handler.response_streaming else handler.unary_unary
+    return cast("Callable[[Any, Any], Any]", chosen)
+
+
+class _Serializing:
+    """A call to which a handler writes messages instead of bytes."""
+
+    __slots__ = ("_call", "_serialize", "abort", "invocation_metadata", "peer")
+
+    def __init__(self, call: Call, serialize: Callable[[Any], bytes]) -> None:
+        self._call = call
+        self._serialize = serialize
+        self.abort = call.abort
+        self.invocation_metadata = call.invocation_metadata
+        self.peer = call.peer
+
+    async def write(self, message: Any) -> None:
+        await self._call.write(self._serialize(message))
+
+
+async def _deserialized(call: Call, parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+    async for data in call:
+        try:
+            yield parse(data)
+        except DecodeError:
+            raise MalformedRequestError("the request is not the message of this method") from None
+
+
+def _as_it_is(message: Any) -> Any:
+    return message
