@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -30,12 +29,14 @@ from sds.transport.headers import plain_response
 from sds.transport.messages import timeout_seconds
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from sds.transport.connection import Event
 
 _LOG: Final = logging.getLogger("sds.transport")
 _CLOSING_SECONDS: Final = 1.0
+_BACKLOG: Final = 4096
 _MOST_UNREAD: Final = 8 * 1024 * 1024
 """Bytes that a client may leave unread before its connection is closed; beyond one message only
 answers to its own PINGs and SETTINGS get there."""
@@ -115,12 +116,14 @@ class Server:
     # --- connections ----------------------------------------------------------------------------
 
     async def listen(self, listener: socket.socket) -> None:
-        """Accept on a bound and listening stream socket, which is ours from now on."""
+        """Accept on a bound Unix stream socket, which is ours from now on."""
         loop = asyncio.get_running_loop()
+        # The loop listens once more, and its default would shorten the queue: a client that finds
+        # the queue of a Unix socket full is refused (connect(2): EAGAIN), and a crowd would be.
         self._listeners.append(
-            await loop.create_server(lambda: ServedConnection(self), sock=listener)
-            if listener.family != socket.AF_UNIX
-            else await loop.create_unix_server(lambda: ServedConnection(self), sock=listener)
+            await loop.create_unix_server(
+                lambda: ServedConnection(self), sock=listener, backlog=_BACKLOG
+            )
         )
 
     def connection(self, *, on_close: Callable[[], None]) -> ServedConnection:

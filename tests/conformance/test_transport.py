@@ -230,6 +230,19 @@ async def test_connections_are_told_apart(tmp_path: Path) -> None:
         assert await call(other, "Who", metadata=[("mark", "m")]) != first
 
 
+async def test_a_crowd_finds_room_in_the_queue(tmp_path: Path) -> None:
+    async with running(tmp_path) as at:
+        # Nobody accepts while this runs: the loop is not asked.
+        clients = [socket.socket(socket.AF_UNIX) for _ in range(400)]
+        for client in clients:
+            client.setblocking(False)  # noqa: FBT003  the socket's own method
+            client.connect(str(at.path))  # BlockingIOError: the queue is full
+        for client in clients:
+            client.close()
+        async with at.channel() as channel:
+            assert await call(channel, "Reverse", b"ab") == b"ba"
+
+
 async def test_stopping_lets_calls_end_within_the_grace(tmp_path: Path) -> None:
     async with running(tmp_path) as at, at.channel(("grpc.enable_retries", 0)) as channel:
         method: Any = channel.unary_unary("/t.T/Wait")
