@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import random
 import signal
 import statistics
@@ -24,9 +23,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from bench.rotation import row, rss_mb
+from bench.process_figures import Sample as Memory
+from bench.rotation import row
 from tests.support.mesh import Mesh, running_mesh
 from tests.support.node import Node, short_folder
 from tests.support.proxy import Proxy
@@ -43,13 +43,28 @@ _WARM_UP_SECONDS = 60.0
 _MOST_GROWTH_MB_PER_HOUR = 30.0
 
 
+class Sample(NamedTuple):
+    """The agent at one moment: seconds, MB, MB, descriptors."""
+
+    at: float
+    rss: float
+    anonymous: float
+    files: int
+
+
+def per_hour(samples: list[Sample], what: str) -> float:
+    """How fast something grows."""
+    values = [getattr(one, what) for one in samples]
+    return statistics.linear_regression([one.at for one in samples], values).slope * 3600
+
+
 class Soak:
     def __init__(self, node: Node, seconds: float, seed: int) -> None:
         self.node = node
         self.until = time.monotonic() + seconds
         self.random = random.Random(seed)
         self.faults: Counter[str] = Counter()
-        self.samples: list[tuple[float, float, int]] = []
+        self.samples: list[Sample] = []
         self.authority: Process | None = None
 
     async def run(self, folder: Path) -> Mesh:
@@ -112,8 +127,11 @@ class Soak:
     async def sample(self, agent: Process) -> None:
         begin = time.monotonic()
         while True:
-            files = len(os.listdir(f"/proc/{agent.pid}/fd"))  # noqa: PTH208  no disk behind it
-            self.samples.append((time.monotonic() - begin, rss_mb(agent.pid), files))
+            memory = Memory.of(agent.pid)
+            at = time.monotonic() - begin
+            self.samples.append(
+                Sample(at, memory.rss / 1024, memory.anonymous / 1024, memory.descriptors)
+            )
             await asyncio.sleep(2)
 
 
@@ -133,11 +151,15 @@ def main() -> int:
     row("requests, each a full handshake", str(mesh.requests))
     row("failed", str(len(mesh.failures)))
     row("certificates seen in use", str(sum(map(len, mesh.seen.values()))))
-    warm = [s for s in soak.samples if s[0] > _WARM_UP_SECONDS] or soak.samples[-2:]
-    slope = statistics.linear_regression([s[0] for s in warm], [s[1] for s in warm]).slope * 3600
-    files = {s[2] for s in warm}
-    row("RSS of the agent at the end", f"{warm[-1][1]:.0f} MB")
+    warm = [s for s in soak.samples if s.at > _WARM_UP_SECONDS] or soak.samples[-2:]
+    half = warm[len(warm) // 2 :]
+    slope = per_hour(warm, "rss")
+    files = {one.files for one in warm}
+    row("RSS of the agent at the end", f"{warm[-1].rss:.0f} MB")
     row("its slope after warm-up", f"{slope:+.1f} MB/h")
+    row("its anonymous memory at the end", f"{warm[-1].anonymous:.1f} MB")
+    row("the slope of that after warm-up", f"{per_hour(warm, 'anonymous'):+.1f} MB/h")
+    row("the same, second half", f"{per_hour(half, 'anonymous'):+.1f} MB/h")
     row("its descriptors after warm-up", f"{min(files)} to {max(files)}")
     for failure in mesh.failures[:5]:
         print(failure)
