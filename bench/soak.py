@@ -152,7 +152,7 @@ def main() -> int:
     row("failed", str(len(mesh.failures)))
     row("certificates seen in use", str(sum(map(len, mesh.seen.values()))))
     warm = [s for s in soak.samples if s.at > _WARM_UP_SECONDS] or soak.samples[-2:]
-    half = warm[len(warm) // 2 :]
+    half = warm[len(warm) // 2 :] if len(warm) > 3 else warm
     slope = per_hour(warm, "rss")
     files = {one.files for one in warm}
     row("RSS of the agent at the end", f"{warm[-1].rss:.0f} MB")
