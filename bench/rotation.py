@@ -29,6 +29,7 @@ import grpc
 from google.protobuf import json_format
 
 import sds
+from bench.process_figures import Sample
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
 from tests.support.node import Node, short_folder
@@ -57,16 +58,6 @@ async def status(node: Node) -> agent_pb2.Status:
         return answer
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def rss_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def events(agent: Process) -> list[dict[str, Any]]:
     return [json.loads(line) for line in agent.stderr if line.startswith("{")]
 
@@ -93,12 +84,12 @@ async def cold(identities: int, runs: int) -> None:
                     await agent.line('"ready": ?true')
                     ready = next(moment(e) for e in events(agent) if e.get("ready") is True)
                     took.append(ready - before)
-                    cpu.append(cpu_seconds(agent.pid))
+                    cpu.append(Sample.of(agent.pid).cpu)
                     seen = await status(node)
                     assert all(one.condition == "valid" for one in seen.identities)
                     async with channel(f"unix:{node.socket('w0')}") as connection:
                         assert secrets(await fetch(connection, "default"))
-                    rss = rss_mb(agent.pid)
+                    rss = Sample.of(agent.pid).rss / 1024
     row(
         f"cold start of {identities}: exec to all served, median of {runs}",
         f"{statistics.median(took):.2f} s",
@@ -148,10 +139,10 @@ async def steady(identities: int, seconds: float, lifetime: int) -> None:
         node = Node(folder, workloads=names(identities), lifetime=f"{lifetime}s")
         async with node.authority(), node.agent(ready=False, arguments=_JSON) as agent:
             await agent.line('"ready": ?true')
-            begin_cpu, begin = cpu_seconds(agent.pid), time.monotonic()
-            begin_rss = rss_mb(agent.pid)
+            begin_cpu, begin = Sample.of(agent.pid).cpu, time.monotonic()
+            begin_rss = Sample.of(agent.pid).rss / 1024
             await asyncio.sleep(seconds)
-            cpu = (cpu_seconds(agent.pid) - begin_cpu) / (time.monotonic() - begin)
+            cpu = (Sample.of(agent.pid).cpu - begin_cpu) / (time.monotonic() - begin)
             ends: dict[str, float] = {}
             left, renewals, failures = [], 0, 0
             for event in events(agent):
@@ -173,7 +164,10 @@ async def steady(identities: int, seconds: float, lifetime: int) -> None:
                 f"{100 * min(left):.0f} %" if left else "none was due",
             )
             row("CPU of the agent", f"{100 * cpu:.1f} % of a core")
-            row("RSS at the start, at the end", f"{begin_rss:.0f}, {rss_mb(agent.pid):.0f} MB")
+            row(
+                "RSS at the start, at the end",
+                f"{begin_rss:.0f}, {Sample.of(agent.pid).rss / 1024:.0f} MB",
+            )
 
 
 def main() -> None:

@@ -373,7 +373,7 @@ class Connection:
             raise Http2StreamError("too many streams", code=ErrorCode.REFUSED_STREAM)
         head = request_head(fields)
         expected = content_length(head)
-        opened = StreamState(number, send_window=self._initial_window, client_done=False)
+        opened = StreamState(number, send_window=self._initial_window)
         opened.expected = expected
         if ended:
             opened.end()

@@ -44,11 +44,11 @@ class StreamState:
         "waiting",
     )
 
-    def __init__(self, number: int, *, send_window: int, client_done: bool) -> None:
+    def __init__(self, number: int, *, send_window: int) -> None:
         """A stream that a request has just opened."""
         self.number = number
         self.head_sent = False
-        self.client_done = client_done
+        self.client_done = False
         self.send_window = send_window
         self.waiting: deque[memoryview] = deque()
         self.trailers: bytes | None = None

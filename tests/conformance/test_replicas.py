@@ -8,20 +8,19 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from sds import errors
 from sds.ca.app import running_authority
 from sds.ca.authority import IssuedChain
-from sds.ca.channel import AttestedTls, VerifiedTls, balanced_target, connect
+from sds.ca.channel import VerifiedTls, balanced_target
 from sds.ca.client import AuthoritySettings
 from sds.ca.issuer import Signer, self_sign
 from sds.ca.tls import self_signed_tls
-from sds.ca.wire import SERVICE
 from sds.clock import SystemClock
 from sds.identity import KeyType
 from sds.pki import generate_private_key
-from tests.support.authority import TRUST_DOMAIN, World, wish
+from tests.support.authority import TRUST_DOMAIN, World, replica_health, wish
 from tests.support.node import free_port
 
 if TYPE_CHECKING:
@@ -81,17 +80,6 @@ async def unable(world: World, **changes: Any) -> AsyncIterator[RunningAuthority
         yield running
 
 
-async def health(port: int) -> int:
-    """What the replica there says."""
-    connection = await connect([f"127.0.0.1:{port}"], AttestedTls(), seconds=5)
-    try:
-        stub = health_pb2_grpc.HealthStub(connection.channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
-        return int(answer.status)
-    finally:
-        await connection.channel.close()
-
-
 async def test_grpc_chooses_only_among_those_that_can_issue(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -142,7 +130,7 @@ async def test_another_replica_is_asked_when_the_one_of_the_stream_cannot_issue_
         world.running(tls=keys[0], source=Once(timedelta(seconds=3))) as one,
         contextlib.AsyncExitStack() as later,
     ):
-        assert await health(one.port) == SERVING
+        assert await replica_health(one.port) == SERVING
         spare = free_port()
         settings = verified(keys, one.port, spare)
         if way == "attested":
@@ -156,7 +144,7 @@ async def test_another_replica_is_asked_when_the_one_of_the_stream_cannot_issue_
             world.running(tls=keys[1], listen=f"127.0.0.1:{spare}")
         )
         async with asyncio.timeout(20):
-            while await health(one.port) != NOT_SERVING:
+            while await replica_health(one.port) != NOT_SERVING:
                 await asyncio.sleep(0.1)
         await issued(client)
         assert two.service.streams == 1

@@ -7,10 +7,9 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from sds.ca.channel import AttestedTls, connect
-from sds.ca.wire import SERVICE
+from tests.support.authority import replica_health
 from tests.support.mesh import running_mesh
 from tests.support.node import AUTHORITY, Node, free_port, short_folder
 from tests.support.process import PATIENCE_SECONDS
@@ -97,16 +96,6 @@ async def proxied(node: Node) -> AsyncIterator[Replicas]:
         yield replicas
 
 
-async def health(port: int) -> int:
-    connection = await connect([f"127.0.0.1:{port}"], AttestedTls(), seconds=5)
-    try:
-        stub = health_pb2_grpc.HealthStub(connection.channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
-        return int(answer.status)
-    finally:
-        await connection.channel.close()
-
-
 def certified(agent: Process, *, after: int) -> set[str]:
     """The workloads that got a certificate since then."""
     return {
@@ -162,8 +151,8 @@ async def test_one_that_cannot_issue_is_not_chosen_until_it_can(node: Node, tmp_
         await root.kill()
         unable = await stack.enter_async_context(replicas.replica(1, ready=False))
         await unable.line("no certificate for the authority itself")
-        assert await health(replicas.ports[0]) == status.SERVING
-        assert await health(replicas.ports[1]) == status.NOT_SERVING
+        assert await replica_health(replicas.ports[0]) == status.SERVING
+        assert await replica_health(replicas.ports[1]) == status.NOT_SERVING
         async with (
             node.agent(authority=replicas.section("verified")) as agent,
             running_mesh(node, tmp_path) as mesh,
@@ -173,7 +162,7 @@ async def test_one_that_cannot_issue_is_not_chosen_until_it_can(node: Node, tmp_
             # Its root is back (another one: self-signed); it can issue, and is all that is left.
             await stack.enter_async_context(replicas.root())
             await unable.line("READY")
-            assert await health(replicas.ports[1]) == status.SERVING
+            assert await replica_health(replicas.ports[1]) == status.SERVING
             seen = len(agent.lines)
             await able.kill()
             await all_certified(agent, node, after=seen)

@@ -17,15 +17,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
 from sds.ca.authority import CertificateItem
+from sds.ca.channel import AttestedTls, connect
 from sds.ca.client import AttestedAuthority, AuthoritySettings
 from sds.ca.decision import ConfiguredRules, Rule
 from sds.ca.journal import Journal
 from sds.ca.signers import SelfSigned
 from sds.ca.tls import self_signed_tls
+from sds.ca.wire import SERVICE
 from sds.clock import SystemClock
 from sds.errors import EvidenceBindingError, EvidenceError, EvidenceMalformedError
 from sds.identity import Identity, KeyType, SpiffeId, parse_trust_domain
@@ -170,3 +173,14 @@ def wish(
 
 def items(wishes: Iterable[tuple[PrivateKey, CertificateItem]]) -> list[CertificateItem]:
     return [item for _, item in wishes]
+
+
+async def replica_health(port: int) -> int:
+    """What the authority on this port of the loopback says of itself (``grpc.health.v1``)."""
+    connection = await connect([f"127.0.0.1:{port}"], AttestedTls(), seconds=5)
+    try:
+        stub = health_pb2_grpc.HealthStub(connection.channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        return int(answer.status)
+    finally:
+        await connection.channel.close()
