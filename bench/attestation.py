@@ -28,13 +28,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds.attestation.evidence import Claims, EvidenceKind, ReportData
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
-from sds.attestation.snp import SnpVerifier
-from sds.ca.authority import IssuedChain
-from sds.ca.client import AttestedAuthority, AuthoritySettings
+from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp.verifier import SnpVerifier
+from sds.authority.attested import AttestedAuthority, AuthoritySettings
 from sds.ca.desk import Accepted, Desk, Peer
 from sds.ca.signers import SignerBox
 from sds.clock import SystemClock
+from sds.exchange.item import IssuedChain
 from sds.pki import certificate_pem, verify_svid_chain
 from tests.support.authority import AGENT, World, identity, items, wish
 from tests.support.process import Process, running, sds

@@ -38,12 +38,12 @@ from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid, TrustBundle
+from sds.serving import encode
+from sds.serving.server import AnyServer, make_server
+from sds.serving.service import SDS_SERVICE, SecretService
+from sds.serving.wire import length_delimited, parse_discovery_request
 from sds.transport.server import Server
 from sds.workload.entitlement import Caller, Entitlement
-from sds.xds import encode
-from sds.xds.server import AnyServer, make_server
-from sds.xds.service import SDS_SERVICE, SecretService
-from sds.xds.wire import length_delimited, parse_discovery_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -26,12 +26,12 @@ import sds
 from sds.cli import main
 from sds.clock import SystemClock
 from sds.errors import SdsError
-from sds.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
-from sds.metrics.store import MeteredStore, StoreCollector
+from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
+from sds.operations.metrics.store import MeteredStore, StoreCollector
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATIONS: Final = (
-    ("The agent: `sds agent --config FILE`", "sds.config:AgentConfig"),
+    ("The agent: `sds agent --config FILE`", "sds.agent.config:AgentConfig"),
     ("The authority: `sds ca --config FILE`", "sds.ca.config:AuthorityConfig"),
 )
 

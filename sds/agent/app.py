@@ -25,32 +25,32 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from sds.agent import admin
 from sds.agent.directory import claimed, make_directory
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
-from sds.ca.client import AttestedAuthority
-from sds.ca.istio_settings import IstioSettings
+from sds.authority.attested import AttestedAuthority
+from sds.authority.istio_settings import IstioSettings
 from sds.errors import ConfigurationError, SdsError
 from sds.federation.refresh import Federation
-from sds.health import health_listener
-from sds.notify import READY, STOPPING, notify
+from sds.operations.health import health_listener
 from sds.operations.instruments import AgentInstruments, connected_workloads
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
+from sds.operations.notify import READY, STOPPING, notify
 from sds.secrets.rotation import Rotation, RotationSettings
-from sds.xds.generic import GenericSecretFiles
-from sds.xds.server import set_health
-from sds.xds.service import SecretService, ServingOptions
-from sds.xds.tickets import SessionTickets
+from sds.serving.generic import GenericSecretFiles
+from sds.serving.server import set_health
+from sds.serving.service import SecretService, ServingOptions
+from sds.serving.tickets import SessionTickets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
+    from sds.agent.config import AgentConfig
+    from sds.agent.node_socket import NodeSocket
     from sds.agent.policy import AgentPolicy
     from sds.attestation.evidence import Verifier
-    from sds.ca.istio import IstioAuthority
+    from sds.authority.istio import IstioAuthority
     from sds.clock import Clock
-    from sds.config import AgentConfig
-    from sds.node.socket import NodeSocket
+    from sds.operations.status_page.view import PageView
     from sds.secrets.store import Change, ResourceKey, SecretStore
-    from sds.status_page.view import PageView
 
 _LOGGER = logging.getLogger(__name__)
 _DRAIN_SECONDS: Final = 5.0
@@ -277,7 +277,7 @@ def make_authority(
     """
     section = config.authority
     if isinstance(section, IstioSettings):
-        from sds.ca.istio import IstioAuthority  # noqa: PLC0415  see the module
+        from sds.authority.istio import IstioAuthority  # noqa: PLC0415  see the module
 
         return IstioAuthority(section, clock=clock)
     attester = config.attestation.attester()

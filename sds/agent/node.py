@@ -9,19 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import listening, make_directory
-from sds.node.socket import NodeSocket
-from sds.xds.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
-from sds.xds.service import ADS_SERVICE, SDS_SERVICE
-from sds.xds.status import CSDS_SERVICE, ClientStatus
+from sds.agent.node_socket import NodeSocket
+from sds.serving.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
+from sds.serving.service import ADS_SERVICE, SDS_SERVICE
+from sds.serving.status import CSDS_SERVICE, ClientStatus
 
 if TYPE_CHECKING:
+    from sds.agent.config import AgentConfig
+    from sds.agent.node_settings import NodeSettings
     from sds.clock import Clock
-    from sds.config import AgentConfig
-    from sds.node.settings import NodeSettings
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import SecretStore
+    from sds.serving.service import Entitlements, SecretService
     from sds.transport.server import Server
-    from sds.xds.service import Entitlements, SecretService
 
 _SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
 _EVERYBODY: Final = 0o666

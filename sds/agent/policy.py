@@ -14,10 +14,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sds.agent.peers import PolicyPeers
 from sds.errors import PolicyAbsentError, PolicyExpiredError
 from sds.federation.endpoint import Endpoint
 from sds.federation.refresh import BundleSource
-from sds.handshake import PolicyPeers
 from sds.pki import certificates_from_pem
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
@@ -29,21 +29,21 @@ from sds.workload.recognition import Rules
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sds.agent.config import AgentConfig, WorkloadSection
+    from sds.agent.node_socket import NodeSocket
     from sds.agent.sockets import WorkloadListening
     from sds.attestation.evidence import Verifier
     from sds.clock import Clock
-    from sds.config import AgentConfig, WorkloadSection
     from sds.federation.refresh import Federation
     from sds.identity import Identity
-    from sds.node.socket import NodeSocket
     from sds.policy.decision import Decisions
     from sds.policy.document import FederatedDomain
     from sds.policy.settings import PolicySettings
     from sds.policy.trust import AdmittedPolicy
     from sds.policy.watcher import PolicyWatcher
     from sds.secrets.rotation import Rotation
+    from sds.serving.service import SecretService
     from sds.workload.mapping import Decision
-    from sds.xds.service import SecretService
 
 _LOGGER = logging.getLogger(__name__)
 

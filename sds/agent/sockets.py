@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import clear_socket, listening, make_directory, open_to
 from sds.errors import SocketError
-from sds.workload.entitlement import Caller, Entitlement, Selector
-from sds.xds.server import (
+from sds.serving.server import (
     CHANNELZ_SERVICE,
     HEALTH_SERVICE,
     AnyServer,
@@ -24,8 +23,9 @@ from sds.xds.server import (
     make_admin_server,
     make_server,
 )
-from sds.xds.service import ADS_SERVICE, SDS_SERVICE
-from sds.xds.status import CSDS_SERVICE, ClientStatus
+from sds.serving.service import ADS_SERVICE, SDS_SERVICE
+from sds.serving.status import CSDS_SERVICE, ClientStatus
+from sds.workload.entitlement import Caller, Entitlement, Selector
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     import grpc
     from grpc_health.v1 import health
 
-    from sds.config import AgentConfig, WorkloadSection
+    from sds.agent.config import AgentConfig, WorkloadSection
+    from sds.serving.service import SecretService
     from sds.transport.server import Server
-    from sds.xds.service import SecretService
 
 _WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
 _OURS_ALONE: Final = 0o600

@@ -4,7 +4,7 @@ Follows draft-ietf-lamps-csr-attestation-27, section 4: the attribute's one valu
 ``AttestationBundle`` with one ``AttestationStatement``, evidence in an OCTET STRING, and the
 certificates that help to verify it beside it. Invariants: exactly one attribute, value and
 statement are accepted; the CSR's own signature was verified before anything of it is used; the
-evidence binds the key and a nonce (``sds.ca.challenge``), never the CSR that contains it.
+evidence binds the key and a nonce (``sds.exchange.challenge``), never the CSR that contains it.
 
 No object identifier is registered for SNP reports or TDX quotes as statements, so ours are
 UUID-based (ITU-T X.667, arc 2.25) and fixed for good.

@@ -137,6 +137,6 @@ def report_data(label: bytes, parts: Iterable[bytes]) -> ReportData:
 
     For :data:`REQUEST_LABEL` the parts are: nonce, policy digest, then one
     :func:`item_digest` per item in the order of the request. For :data:`AUTHORITY_LABEL` and
-    :data:`CSR_LABEL` they are listed in ``docs/exchange.md`` and made by ``sds.ca.challenge``.
+    :data:`CSR_LABEL` ``docs/exchange.md`` lists them; ``sds.exchange.challenge`` makes them.
     """
     return ReportData(hashlib.sha512(length_prefixed([label, *parts])).digest())

@@ -9,10 +9,16 @@ from __future__ import annotations
 from typing import Final
 
 from sds.attestation.evidence import EvidenceKind
-from sds.attestation.report import CPUID_VERSION, REPORT_BYTES, Product, Report, product_of_cpuid
-from sds.attestation.snp import claims_of
-from sds.attestation.tdx import claims_of_quote
-from sds.attestation.tdx_quote import TEE_TYPE_TDX, parse_quote
+from sds.attestation.snp.report import (
+    CPUID_VERSION,
+    REPORT_BYTES,
+    Product,
+    Report,
+    product_of_cpuid,
+)
+from sds.attestation.snp.verifier import claims_of
+from sds.attestation.tdx.quote import TEE_TYPE_TDX, parse_quote
+from sds.attestation.tdx.verifier import claims_of_quote
 from sds.errors import ProductError
 
 _HCL_MAGIC: Final = b"HCLA"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
-from sds.attestation.report import Product
+from sds.attestation.snp.report import Product
 
 Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]

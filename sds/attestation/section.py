@@ -18,21 +18,21 @@ from pydantic import Field
 
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.report import Product  # noqa: TC001  pydantic reads annotations
+from sds.attestation.snp.report import Product  # noqa: TC001  pydantic reads annotations
 from sds.attestation.verifier import EvidenceVerifier, LateVerifier
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
-from sds.fields import PathField, Settings
+from sds.settings.fields import PathField, Settings
+from sds.settings.yamlfile import read
 from sds.workload.kubernetes.settings import ServerSettings, api_server
-from sds.yamlfile import read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from sds.attestation.endorsements import Endorsements
     from sds.attestation.evidence import Attester, Verifier
-    from sds.attestation.kubernetes_token import TokenAttester
+    from sds.attestation.kubernetes.token import TokenAttester
+    from sds.attestation.snp.sources import Endorsements
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class AttestationSection(Settings):
                 advice="a simulated machine comes by an inherited descriptor: use `sds demo` or "
                 "`sds dev`, which pass one",
             )
-        from sds.attestation.simulated import SimulatedMachine  # noqa: PLC0415  see the module
+        from sds.attestation.snp.simulated import SimulatedMachine  # noqa: PLC0415  see the module
 
         try:
             machine = SimulatedMachine.receive(self.descriptor)
@@ -115,12 +115,12 @@ class AttestationSection(Settings):
         return machine
 
     def _guest(self) -> Attester:
-        from sds.attestation.endorsements import (  # noqa: PLC0415  see the module
+        from sds.attestation.guest.attester import guest_attester  # noqa: PLC0415  see the module
+        from sds.attestation.snp.sources import (  # noqa: PLC0415  see the module
             DirectoryEndorsements,
             EndorsedAttester,
             KdsEndorsements,
         )
-        from sds.attestation.guest import guest_attester  # noqa: PLC0415  see the module
 
         clock = SystemClock()
         try:
@@ -141,7 +141,7 @@ class AttestationSection(Settings):
         return EndorsedAttester(attester, sources) if sources else attester
 
     def _token(self) -> TokenAttester:
-        from sds.attestation.kubernetes_token import (  # noqa: PLC0415  see the module
+        from sds.attestation.kubernetes.token import (  # noqa: PLC0415  see the module
             BoundTokenAttester,
             ProjectedTokenAttester,
         )
@@ -194,7 +194,7 @@ class VerificationSection(Settings):
         Raises:
             ConfigurationError: a root cannot be read.
         """
-        from sds.attestation.snp import SnpVerifier  # noqa: PLC0415  see the module
+        from sds.attestation.snp.verifier import SnpVerifier  # noqa: PLC0415  see the module
 
         roots = [der for path in self.trusted_roots for der in _certificates(path)]
         if roots:
@@ -231,7 +231,7 @@ class VerificationSection(Settings):
         self, values: ReferenceValues, roots: Sequence[bytes], lists: Sequence[bytes]
     ) -> Verifier:
         def make() -> Verifier:
-            from sds.attestation.tdx import TdxVerifier  # noqa: PLC0415  see the module
+            from sds.attestation.tdx.verifier import TdxVerifier  # noqa: PLC0415  see the module
 
             return TdxVerifier(
                 values=values,
@@ -246,7 +246,7 @@ class VerificationSection(Settings):
 
 def _of_amds_kind(der: bytes) -> bool:
     """Whether a root is of SEV-SNP's hierarchy (RSASSA-PSS), not of Intel's (ECDSA)."""
-    from sds.attestation.endorsement import Certificate  # noqa: PLC0415  see the module
+    from sds.attestation.snp.certificate import Certificate  # noqa: PLC0415  see the module
 
     try:
         Certificate.parse(der)
@@ -256,7 +256,7 @@ def _of_amds_kind(der: bytes) -> bool:
 
 
 def _of_intels_kind(der: bytes) -> bool:
-    from sds.attestation.revocation import read_revocation_list  # noqa: PLC0415  see the module
+    from sds.attestation.snp.revocation import read_revocation_list  # noqa: PLC0415  see the module
 
     try:
         read_revocation_list(der)

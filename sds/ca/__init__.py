@@ -1,1 +1,1 @@
-"""Certificate authorities: our own (server side) and the clients that ask one."""
+"""The certificate authority: the server that appraises evidence, decides and signs."""

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
-from sds.ca.challenge import NonceTable
 from sds.ca.desk import Desk
 from sds.ca.healths import Healths, tell_health
 from sds.ca.proof import Prover
 from sds.ca.server import ExchangeService, Limits, handler
 from sds.ca.signers import SignerBox, keep_signing
 from sds.errors import ConfigurationError
+from sds.exchange.challenge import NonceTable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

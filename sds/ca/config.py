@@ -12,11 +12,16 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
 from sds.attestation.section import AttestationSection, VerificationSection
+from sds.authority.settings import AuthoritySection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.decision import ConfiguredRules, Rule
 from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads it at run time
-from sds.ca.sections import AuthoritySection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.server import Limits
-from sds.fields import (
+from sds.identity import KeyType
+from sds.operations.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
+from sds.operations.http import MetricsSection  # noqa: TC001  pydantic reads it at run time
+from sds.policy.pattern import Glob, parse_dns_pattern, parse_spiffe_pattern
+from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
+from sds.settings.fields import (
     DnsNameField,
     Duration,
     PathField,
@@ -25,11 +30,6 @@ from sds.fields import (
     TrustDomainField,
     text_field,
 )
-from sds.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
-from sds.http import MetricsSection  # noqa: TC001  pydantic reads it at run time
-from sds.identity import KeyType
-from sds.policy.pattern import Glob, parse_dns_pattern, parse_spiffe_pattern
-from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4

@@ -16,13 +16,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.csr import parse_attested_csr
 from sds.attestation.evidence import item_digest
-from sds.ca import wire
-from sds.ca.challenge import (
-    MAX_ITEMS,
-    AuthorityStatement,
-    attested_csr_report_data,
-    request_report_data,
-)
 from sds.ca.decision import Wish
 from sds.ca.issuer import issue
 from sds.ca.journal import ISSUED
@@ -34,6 +27,13 @@ from sds.errors import (
     RequestMalformedError,
     SdsError,
     SpiffeIdNotAllowedError,
+)
+from sds.exchange import wire
+from sds.exchange.challenge import (
+    MAX_ITEMS,
+    AuthorityStatement,
+    attested_csr_report_data,
+    request_report_data,
 )
 from sds.identity import SpiffeId, TrustDomain, parse_dns_name
 from sds.pki import certificate_der, csr_public_key, key_type_of, spki_sha256

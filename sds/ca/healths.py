@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from sds.ca.wire import SERVICE
+from sds.exchange.wire import SERVICE
 
 if TYPE_CHECKING:
     from sds.ca.signers import SignerBox

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import AfterValidator, Field
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
-from sds.attestation.kubernetes_token import JwksKeys, KubernetesTokenVerifier, TokenRules
+from sds.attestation.kubernetes.token import JwksKeys, KubernetesTokenVerifier, TokenRules
 from sds.ca.decision import Grant, IssuancePolicy, Wish
 from sds.errors import (
     AuthorityNotReadyError,
@@ -31,8 +31,8 @@ from sds.errors import (
     PodNotOnNodeError,
     SigningNotAllowedError,
 )
-from sds.fields import Duration, PathField, Settings
 from sds.policy.pattern import dns_parts, parse_dns_pattern
+from sds.settings.fields import Duration, PathField, Settings
 from sds.workload.kubernetes.scheduled import PODS_PATH, ScheduledPods
 from sds.workload.kubernetes.settings import ServerSettings, api_server
 from sds.workload.kubernetes.watch import ListWatch

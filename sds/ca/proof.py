@@ -13,12 +13,12 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sds.ca.challenge import MAX_COVERED, authority_report_data
 from sds.errors import AuthorityNotReadyError, SdsError
+from sds.exchange.challenge import MAX_COVERED, authority_report_data
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Evidence
-    from sds.ca.challenge import AuthorityStatement
+    from sds.exchange.challenge import AuthorityStatement
 
 
 class Statements(Protocol):

@@ -13,9 +13,9 @@ import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.kubernetes_token import TokenAttester
+from sds.attestation.kubernetes.token import TokenAttester
+from sds.authority.attested import AttestedAuthority
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
-from sds.ca.client import AttestedAuthority
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import kubernetes_tokens
@@ -24,8 +24,8 @@ from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError
-from sds.health import health_listener
-from sds.notify import READY, STOPPING, notify
+from sds.operations.health import health_listener
+from sds.operations.notify import READY, STOPPING, notify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca import wire
 from sds.ca.desk import Accepted, Desk, Peer
 from sds.ca.observe import TimedContext
 from sds.clock import stopwatch
 from sds.errors import ChallengeStaleError, RequestMalformedError, SdsError
+from sds.exchange import wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sds.ca.challenge import AuthorityStatement, NonceTable, StreamNonces
     from sds.ca.proof import Prover
     from sds.clock import Clock
+    from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +255,7 @@ def _tell_nobody(_seconds: float) -> None:
 def handler(
     service: ExchangeService, answered: Callable[[float], None] | None = None
 ) -> grpc.GenericRpcHandler:
-    """The service as gRPC wants it: raw bytes in and out (see ``sds.ca.wire``).
+    """The service as gRPC wants it: raw bytes in and out (see ``sds.exchange.wire``).
 
     Args:
         service: who answers.

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sds.ca.authority import CertificateItem, IssuedChain
 from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
 from sds.errors import (
     AuthorityNotReadyError,
     CertificateError,
     SdsError,
 )
+from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.pki import (
     certificates_from_pem,
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-    from sds.ca.authority import Authority
+    from sds.authority.port import Authority
     from sds.ca.issuer import Signer
     from sds.clock import Clock
     from sds.pki import PrivateKey

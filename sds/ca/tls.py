@@ -16,7 +16,7 @@ import grpc
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from sds.ca.channel import TLS_SERVER_NAME
+from sds.authority.channel import TLS_SERVER_NAME
 from sds.errors import CertificateMalformedError, ConfigurationError, KeyTypeError
 from sds.identity import KeyType
 from sds.pki import (

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sds import logs
+from sds.operations import logs
 from sds.secrets.allocator import use_wiping_allocator
 from sds.secrets.hardening import harden
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sds.config import AgentConfig
+    from sds.agent.config import AgentConfig
 
 _LOGGER = logging.getLogger("sds.commands.agent")
 
@@ -79,8 +79,8 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
 
 
 def _configuration(path: Path) -> AgentConfig:
-    from sds import yamlfile  # noqa: PLC0415  as above
-    from sds.config import AgentConfig  # noqa: PLC0415
+    from sds.agent.config import AgentConfig  # noqa: PLC0415
+    from sds.settings import yamlfile  # noqa: PLC0415  as above
 
     return yamlfile.load_file(path, AgentConfig)
 

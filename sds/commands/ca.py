@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from sds import logs, yamlfile
+from sds.operations import logs
+from sds.settings import yamlfile
 
 _LOGGER = logging.getLogger("sds.commands.ca")
 

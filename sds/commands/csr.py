@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from asn1crypto import pem
 
-from sds import yamlfile
 from sds.attestation.csr import STATEMENTS, AttestedCsr, make_attested_csr, parse_attested_csr
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import AttestationSection, VerificationSection
-from sds.ca.challenge import NONCE_BYTES, attested_csr_report_data
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, KeyTypeError, SdsError
-from sds.fields import Settings
+from sds.exchange.challenge import NONCE_BYTES, attested_csr_report_data
 from sds.identity import Identity, SpiffeId
 from sds.pki import key_type_of, load_private_key, spki_sha256
+from sds.settings import yamlfile
+from sds.settings.fields import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,7 +227,7 @@ def _certificates(path: Path) -> list[bytes]:
 
 
 def _collect(path: Path, key: PrivateKey, nonce: bytes) -> Evidence:
-    from sds.fields import Settings  # noqa: PLC0415
+    from sds.settings.fields import Settings  # noqa: PLC0415
 
     class File(Settings):
         attestation: AttestationSection

@@ -19,12 +19,12 @@ from sds.attestation.evidence import REPORT_DATA_BYTES, Evidence, EvidenceKind, 
 from sds.attestation.kinds import claims_of_bytes, kind_of
 from sds.attestation.pem import der_certificates, der_revocation_lists
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.report import Product
-from sds.attestation.snp import SnpVerifier
-from sds.attestation.tdx import TdxVerifier
+from sds.attestation.snp.report import Product
+from sds.attestation.snp.verifier import SnpVerifier
+from sds.attestation.tdx.verifier import TdxVerifier
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError, RevocationListError
-from sds.yamlfile import load_file, read
+from sds.settings.yamlfile import load_file, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

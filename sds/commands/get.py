@@ -13,7 +13,7 @@ import click
 from sds.errors import SdsError, SocketError
 
 if TYPE_CHECKING:
-    from sds.xds.describe import Description
+    from sds.serving.describe import Description
 
 _FETCH: Final = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 _SECONDS: Final = 10.0
@@ -54,7 +54,7 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
     if show_private_key and sys.stdin.isatty():
         click.confirm("Print private keys on this terminal?", abort=True, err=True)
     found = asyncio.run(_fetch(path, names))
-    from sds.xds.describe import describe, private_key  # noqa: PLC0415  loaded when used
+    from sds.serving.describe import describe, private_key  # noqa: PLC0415  loaded when used
 
     shown = []
     for version, encoded in found:
@@ -119,7 +119,7 @@ def _entry(version: str, secret: Description, key: str | None) -> dict[str, Any]
     if secret.kind == "tls_certificate":
         entry["private_key"] = key if key is not None else "[redacted]"
     if secret.not_after is not None:
-        from sds.xds.describe import remaining  # noqa: PLC0415  loaded when used
+        from sds.serving.describe import remaining  # noqa: PLC0415  loaded when used
 
         entry["expires"] = remaining(secret.not_after, datetime.now(UTC))
     return entry
@@ -135,7 +135,7 @@ def _text(entries: list[dict[str, Any]], output: str) -> str:
 
 
 def _table(shown: list[tuple[str, Description, str | None]], now: datetime) -> str:
-    from sds.xds.describe import remaining  # noqa: PLC0415  loaded when used
+    from sds.serving.describe import remaining  # noqa: PLC0415  loaded when used
 
     blocks = []
     for version, secret, key in shown:

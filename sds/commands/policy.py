@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 import yaml
 
-from sds import yamlfile
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.commands.policy_keys import (
     MOMENT,
@@ -36,6 +35,7 @@ from sds.policy.difference import differences
 from sds.policy.document import json_schema
 from sds.policy.lint import warnings
 from sds.policy.template import template
+from sds.settings import yamlfile
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.mapping import check_selector_type

@@ -19,7 +19,6 @@ import click
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from sds import yamlfile
 from sds.errors import ConfigurationError, IdentityError, PolicyError
 from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy import examination, lint
@@ -36,6 +35,7 @@ from sds.policy.signature import (
     read_verification_key,
 )
 from sds.policy.source import parse_source, read_source
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from sds.attestation.simulated import SimulatedMachine
+    from sds.attestation.snp.simulated import SimulatedMachine
 
 TRUST_DOMAIN: Final = "demo.test"
 WORKLOADS: Final = ("client", "server")
@@ -67,7 +67,7 @@ def simulated_node(run_dir: Path, *, lifetime_seconds: int, port: int) -> Iterat
         ConfigurationError: the lifetime is too short.
         SocketError: the directory cannot be used.
     """
-    from sds.attestation.simulated import SimulatedRoot  # noqa: PLC0415  makes RSA keys: late
+    from sds.attestation.snp.simulated import SimulatedRoot  # noqa: PLC0415  makes RSA keys: late
 
     if lifetime_seconds < _MIN_LIFETIME_SECONDS:
         raise ConfigurationError(

@@ -14,8 +14,8 @@ from pydantic import Field, model_validator
 from sds.errors import ConfigurationError
 from sds.federation.endpoint import Endpoint
 from sds.federation.refresh import BundleSource
-from sds.fields import Duration, PathField, Settings, SpiffeIdField, TrustDomainField
-from sds.http import ListenAddress
+from sds.settings.fields import Duration, PathField, Settings, SpiffeIdField, TrustDomainField
+from sds.settings.listen import ListenAddress
 
 
 class BundleSettings(Settings):

@@ -1,8 +1,8 @@
 """The instruments of one process: its registry, and every port wrapped by what measures it.
 
-Owns the composition of :mod:`sds.metrics` and :mod:`sds.traces` for the agent and for the
-authority. Invariant: wrapping keeps every capability of what is wrapped (an authority that can be
-asked for its roots can still be asked).
+Owns the composition of :mod:`sds.operations.metrics` and :mod:`sds.operations.traces` for the
+agent and for the authority. Invariant: wrapping keeps every capability of what is wrapped (an
+authority that can be asked for its roots can still be asked).
 """
 
 from __future__ import annotations
@@ -13,29 +13,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 from prometheus_client import CollectorRegistry
 
-from sds import traces
-from sds.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies, Reasons
-from sds.metrics.ports import (
+from sds.operations import traces
+from sds.operations.metrics.families import (
+    AgentFamilies,
+    AuthorityFamilies,
+    ProcessFamilies,
+    Reasons,
+)
+from sds.operations.metrics.ports import (
     MeteredAttester,
     MeteredAuthority,
     MeteredRootsAuthority,
     MeteredVerifier,
     reason_of,
 )
-from sds.metrics.serving import CountingObserver
-from sds.metrics.store import MeteredStore, StoreCollector
+from sds.operations.metrics.serving import CountingObserver
+from sds.operations.metrics.store import MeteredStore, StoreCollector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
 
     from sds.attestation.evidence import Attester, Verifier
-    from sds.ca.authority import Authority
+    from sds.authority.port import Authority
     from sds.clock import Clock
     from sds.errors import PolicyError, SdsError
     from sds.identity import TrustDomain
     from sds.policy.trust import AdmittedPolicy
-    from sds.xds.service import SecretService
+    from sds.serving.service import SecretService
 
 _KEPT_ERRORS: Final = 50
 
@@ -117,7 +122,7 @@ class AgentInstruments(Instruments):
 
     Attributes:
         store: the store to use.
-        serving: the observer for :class:`sds.xds.service.SecretService`.
+        serving: the observer for :class:`sds.serving.service.SecretService`.
     """
 
     def __init__(self, *, clock: Clock, run_id: str | None = None) -> None:

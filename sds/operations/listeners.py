@@ -9,17 +9,18 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from sds.http import ListenAddress, listening
+from sds.operations.http import listening
+from sds.settings.listen import ListenAddress
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sds.federation.settings import ServeSettings
-    from sds.http import MetricsSection, StatusPageSection
     from sds.identity import TrustDomain
+    from sds.operations.http import MetricsSection, StatusPageSection
     from sds.operations.instruments import Instruments
+    from sds.operations.status_page.view import PageView
     from sds.secrets.store import SecretStore
-    from sds.status_page.view import PageView
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ async def metrics_listener(
     if section is None:
         yield None
         return
-    from sds.metrics.exposition import handler  # noqa: PLC0415  only where it is switched on
+    from sds.operations.metrics.exposition import handler  # noqa: PLC0415  only where it is switched on
 
     routes = {"/metrics": handler(instruments.registry)}
     async with listening(section.address(), routes) as bound:
@@ -56,7 +57,7 @@ async def status_page_listener(
     if section is None:
         yield None
         return
-    from sds.status_page.handler import handler  # noqa: PLC0415  only where it is switched on
+    from sds.operations.status_page.handler import handler  # noqa: PLC0415  only where it is switched on
 
     async with listening(section.address(), {"/": handler(look)}) as bound:
         _LOGGER.info("status page", extra={"listen": str(bound)})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import sds
 from sds.errors import PolicyError
-from sds.status_page.view import (
+from sds.operations.status_page.view import (
     ClientView,
     ErrorView,
     IdentityView,
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sds.operations.instruments import AgentInstruments
     from sds.policy.holder import PolicyHolder
     from sds.secrets.rotation import Rotation
-    from sds.xds.service import SecretService
-    from sds.xds.subscription import Watched
+    from sds.serving.service import SecretService
+    from sds.serving.subscription import Watched
 
 
 def photograph(

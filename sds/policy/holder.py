@@ -38,7 +38,7 @@ _LONGEST_SLEEP: Final = 60.0
 
 
 class PolicyHolder:
-    """See the module. Serves an agent as ``sds.ca.client.PolicyPeer``.
+    """See the module. Serves an agent as ``sds.authority.attested.PolicyPeer``.
 
     Args:
         start: trust domain, signers and lowest epoch, as configured.

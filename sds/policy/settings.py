@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
-from sds import yamlfile
 from sds.errors import ConfigurationError
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from sds.identity import TrustDomain

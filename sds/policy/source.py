@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sds import yamlfile
 from sds.errors import ConfigurationError, PolicyMalformedError
 from sds.policy.document import PolicyDocument
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from pathlib import Path

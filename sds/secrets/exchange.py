@@ -13,8 +13,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.ca.authority import CertificateItem, Issuance, IssuedChain
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, SdsError
+from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import KeyType
 from sds.pki import generate_private_key, make_csr, private_key_pem, verify_svid_chain
 from sds.secrets.memory import SecretBytes, wipe
@@ -23,7 +23,7 @@ from sds.secrets.schedule import Urgency
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sds.ca.authority import Authority
+    from sds.authority.port import Authority, Issuance
     from sds.clock import Clock, Instant
     from sds.identity import Identity
     from sds.pki import PrivateKey, VerifiedChain

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from sds.ca.authority import Authority
+    from sds.authority.port import Authority
     from sds.clock import Clock, Instant
     from sds.identity import Identity, TrustDomain
     from sds.secrets.memory import SecretBytes

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import AfterValidator, Field
 
 from sds.errors import IdentityError, WorkloadError
-from sds.fields import Duration, Settings
 from sds.identity import Identity, KeyType, SpiffeId
+from sds.settings.fields import Duration, Settings
 from sds.workload.facts import LABEL_TYPE, SELECTOR_TYPES
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from sds.xds.observer import Event
+from sds.serving.observer import Event
 from tests.support.serving import TD, WEB, serving, svid
 from tests.support.xds_client import SECRET, Delta, Sotw, channel, fetch, secrets
 

@@ -18,9 +18,9 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca.authority import IssuedChain
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
+from sds.exchange.item import IssuedChain
 from tests.support.authority import World, identity, items, wish
 from tests.support.raw_exchange import Middle, Request, Response
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from sds.attestation.simulated import SimulatedMachine
-from sds.ca.challenge import attested_csr_report_data, new_nonce
+from sds.attestation.snp.simulated import SimulatedMachine
 from sds.cli import main
+from sds.exchange.challenge import attested_csr_report_data, new_nonce
 from sds.identity import KeyType
 from sds.pki import certificate_pem, generate_private_key, private_key_pem, spki_sha256
 

@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sds.agent.directory import listening
+from sds.serving.server import make_server, set_health
+from sds.serving.service import ADS_SERVICE, SDS_SERVICE
+from sds.serving.status import CSDS_SERVICE, ClientStatus
 from sds.workload.entitlement import Caller, Entitlement
-from sds.xds.server import make_server, set_health
-from sds.xds.service import ADS_SERVICE, SDS_SERVICE
-from sds.xds.status import CSDS_SERVICE, ClientStatus
 from tests.support.process import PATIENCE_SECONDS
 from tests.support.serving import API, WEB, admin_socket, serving, svid
 from tests.support.xds_client import SECRET, Sotw, channel

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from sds.serving.observer import Event
 from sds.workload.entitlement import Caller
-from sds.xds.observer import Event
 from tests.support.serving import API, OTHER, TD, WEB, root, serving, svid
 from tests.support.xds_client import SECRET, Delta, channel, secrets
 

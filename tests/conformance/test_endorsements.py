@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from aiohttp import web
 
-from sds.attestation.endorsements import (
+from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.snp.report import Product, Report, SigningKey
+from sds.attestation.snp.sources import (
     ATTEMPTS,
     DirectoryEndorsements,
     EndorsedAttester,
@@ -16,9 +18,7 @@ from sds.attestation.endorsements import (
     KdsEndorsements,
     vcek_path,
 )
-from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
-from sds.attestation.report import Product, Report, SigningKey
-from sds.attestation.snp import SnpVerifier
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EndorsementUnavailableError
 from sds.pki import certificate_pem
 from tests.support import evidence_vectors as vectors
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from sds.attestation.simulated import SimulatedMachine
+    from sds.attestation.snp.simulated import SimulatedMachine
 
 DATA = ReportData(bytes(range(64)))
 

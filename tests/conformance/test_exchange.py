@@ -12,14 +12,14 @@ import pytest
 from cryptography import x509
 
 from sds import errors
-from sds.ca.authority import CertificateItem, Issuance, IssuedChain
-from sds.ca.channel import TLS_SERVER_NAME, VerifiedTls
-from sds.ca.client import AttestedAuthority, AuthoritySettings
+from sds.authority.attested import AttestedAuthority, AuthoritySettings
+from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls
 from sds.ca.decision import ConfiguredRules
 from sds.ca.issuer import self_sign
 from sds.ca.server import Limits
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
+from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import KeyType, SpiffeId
 from sds.pki import PrivateKey, generate_private_key, verify_svid_chain
 from tests.support.authority import (
@@ -35,6 +35,7 @@ from tests.support.authority import (
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Evidence, ReportData
+    from sds.authority.port import Issuance
 
 
 def verify(wishes: list[tuple[PrivateKey, CertificateItem]], issuance: Issuance) -> None:
@@ -105,7 +106,7 @@ async def test_one_item_is_refused_and_the_others_are_issued(
     assert [
         record.__dict__["reason"]
         for record in caplog.records
-        if record.name == "sds.ca.client" and "no certificate" in record.message
+        if record.name == "sds.authority.attested" and "no certificate" in record.message
     ] == wanted
 
 
@@ -177,7 +178,9 @@ async def test_an_expired_nonce_costs_one_more_round_trip(
         assert world.agent.reports == 3
         assert world.authority.reports == 1
     reasons = [
-        record.__dict__.get("reason") for record in caplog.records if record.name == "sds.ca.client"
+        record.__dict__.get("reason")
+        for record in caplog.records
+        if record.name == "sds.authority.attested"
     ]
     assert reasons == ["nonce_expired"]
 

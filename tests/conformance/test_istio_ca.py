@@ -11,9 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from sds.ca.authority import CertificateItem, Issuance, IssuedChain
-from sds.ca.istio import IstioAuthority
-from sds.ca.istio_settings import IstioSettings
+from sds.authority.istio import IstioAuthority
+from sds.authority.istio_settings import IstioSettings
 from sds.clock import SystemClock
 from sds.errors import (
     AuthorityAnswerError,
@@ -24,6 +23,7 @@ from sds.errors import (
     AuthorityUnavailableError,
     ConfigurationError,
 )
+from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, SpiffeId
 from sds.pki import verify_svid_chain
 from tests.support import istio_ca
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+
+    from sds.authority.port import Issuance
 
 OTHER = "spiffe://cluster.local/ns/ns1/sa/other"
 

@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData, report_data
-from sds.attestation.kubernetes_token import BoundTokenAttester
+from sds.attestation.kubernetes.token import BoundTokenAttester
 from sds.ca.decision import ConfiguredRules, Wish
 from sds.ca.kubernetes import KubernetesSection, NodeRules, kubernetes_tokens
 from sds.clock import SystemClock

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
-from sds.xds.limits import Limits
-from sds.xds.observer import Event
-from sds.xds.service import ServingOptions
+from sds.serving.limits import Limits
+from sds.serving.observer import Event
+from sds.serving.service import ServingOptions
 from tests.support.serving import serving, svid
 from tests.support.xds_client import Delta, Sotw, channel, secrets
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from kubernetes_asyncio.client import models
 
-from sds import yamlfile
+from sds.agent.config import AgentConfig
 from sds.ca.config import AuthorityConfig
-from sds.config import AgentConfig
+from sds.settings import yamlfile
 from tests.support import need
 from tests.support.process import output
 

@@ -14,10 +14,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, SocketError
-from sds.http import ListenAddress, listening
-from sds.metrics.exposition import handler
-from sds.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
-from sds.metrics.store import MeteredStore, StoreCollector
+from sds.operations.http import listening
+from sds.operations.metrics.exposition import handler
+from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
+from sds.operations.metrics.store import MeteredStore, StoreCollector
+from sds.settings.listen import ListenAddress
 from tests.support import need
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
-from sds.xds.catalog import Aliases
-from sds.xds.encode import NOBODY, pem
-from sds.xds.generic import GenericSecretFiles
-from sds.xds.peers import PeerContext, SanMatcher
-from sds.xds.service import ServingOptions
-from sds.xds.tickets import SessionTickets
+from sds.serving.catalog import Aliases
+from sds.serving.encode import NOBODY, pem
+from sds.serving.generic import GenericSecretFiles
+from sds.serving.peers import PeerContext, SanMatcher
+from sds.serving.service import ServingOptions
+from sds.serving.tickets import SessionTickets
 from tests.conformance.test_sotw import validator
 from tests.support.serving import OTHER, TD, WEB, root, serving, svid
 from tests.support.xds_client import Delta, Sotw, channel, secrets

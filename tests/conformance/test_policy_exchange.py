@@ -19,7 +19,7 @@ from tests.support.authority import AGENT, Machine, World, identity, items, wish
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 
 if TYPE_CHECKING:
-    from sds.ca.client import AttestedAuthority
+    from sds.authority.attested import AttestedAuthority
     from sds.policy.signature import SignedPolicy
 
 ALICE, BOB, MALLORY = (Signatory(name) for name in ("alice", "bob", "mallory"))

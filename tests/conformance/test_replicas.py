@@ -11,13 +11,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from sds import errors
+from sds.authority.attested import AuthoritySettings
+from sds.authority.channel import VerifiedTls, balanced_target
 from sds.ca.app import running_authority
-from sds.ca.authority import IssuedChain
-from sds.ca.channel import VerifiedTls, balanced_target
-from sds.ca.client import AuthoritySettings
 from sds.ca.issuer import Signer, self_sign
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
+from sds.exchange.item import IssuedChain
 from sds.identity import KeyType
 from sds.pki import generate_private_key
 from tests.support.authority import TRUST_DOMAIN, World, replica_health, wish
@@ -26,8 +26,8 @@ from tests.support.node import free_port
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from sds.authority.attested import AttestedAuthority
     from sds.ca.app import RunningAuthority
-    from sds.ca.client import AttestedAuthority
     from sds.ca.tls import TlsIdentity
 
 NAME = "ca.test"

@@ -12,11 +12,11 @@ from envoy.config.core.v3 import base_pb2
 from envoy.extensions.transport_sockets.tls.v3 import tls_spiffe_validator_config_pb2
 
 from sds.errors import WorkloadError
+from sds.serving.catalog import Aliases
+from sds.serving.encode import pem
+from sds.serving.observer import Event
+from sds.serving.service import ServingOptions
 from sds.workload.entitlement import Caller
-from sds.xds.catalog import Aliases
-from sds.xds.encode import pem
-from sds.xds.observer import Event
-from sds.xds.service import ServingOptions
 from tests.support.front_door import until
 from tests.support.serving import API, OTHER, TD, WEB, root, serving, svid
 from tests.support.xds_client import SECRET, Sotw, channel, secrets

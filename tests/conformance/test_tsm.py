@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sds.attestation.evidence import EvidenceKind, ReportData
-from sds.attestation.guest import guest_attester
-from sds.attestation.snp import SnpVerifier
-from sds.attestation.tsm import ATTEMPTS, TsmAttester
+from sds.attestation.guest.attester import guest_attester
+from sds.attestation.guest.tsm import ATTEMPTS, TsmAttester
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
 from sds.errors import EvidenceError, EvidenceUnavailableError, EvidenceUnsupportedError
 from tests.support import need

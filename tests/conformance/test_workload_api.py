@@ -17,10 +17,10 @@ from sds._proto.spiffe.workload import workload_pb2
 from sds.cli import main
 from sds.identity import parse_trust_domain
 from sds.secrets.store import SecretStore
+from sds.serving.workload_api import WorkloadApi
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
 from sds.workload.whoami import DoorDescriber, WhoamiService
-from sds.workload_api import WorkloadApi
 from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, unix, until
 from tests.support.process import output, sds
 from tests.support.svids import mint, root

@@ -13,8 +13,8 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from sds.clock import SystemClock
-from sds.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
-from sds.metrics.store import MeteredStore, StoreCollector
+from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
+from sds.operations.metrics.store import MeteredStore, StoreCollector
 from tests.support import need
 
 if TYPE_CHECKING:

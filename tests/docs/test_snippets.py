@@ -9,9 +9,9 @@ import click
 import pytest
 import yaml
 
+from sds.agent.config import AgentConfig
 from sds.cli import main
-from sds.config import AgentConfig
-from sds.yamlfile import validate
+from sds.settings.yamlfile import validate
 from tests.support import need
 
 if TYPE_CHECKING:

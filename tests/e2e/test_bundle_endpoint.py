@@ -14,8 +14,9 @@ from sds.errors import BundleUnavailableError
 from sds.federation import document, endpoint
 from sds.federation.endpoint import Endpoint
 from sds.federation.serve import bundle_handler
-from sds.http import ListenAddress, listening
 from sds.identity import SpiffeId
+from sds.operations.http import listening
+from sds.settings.listen import ListenAddress
 from tests.support import need
 from tests.support.envoy import running_envoy
 from tests.support.serving import TD, WEB, root, serving

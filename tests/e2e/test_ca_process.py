@@ -16,12 +16,12 @@ import yaml
 
 from sds import errors
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
-from sds.attestation.snp import SnpVerifier
-from sds.ca.authority import IssuedChain
-from sds.ca.channel import VerifiedTls
-from sds.ca.client import AttestedAuthority, AuthoritySettings
+from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp.verifier import SnpVerifier
+from sds.authority.attested import AttestedAuthority, AuthoritySettings
+from sds.authority.channel import VerifiedTls
 from sds.clock import SystemClock
+from sds.exchange.item import IssuedChain
 from sds.pki import certificate_pem, verify_svid_chain
 from tests.support import need
 from tests.support.authority import wish

@@ -20,7 +20,7 @@ from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSour
 from sds.bootstrap.render import to_dict
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.demo.traffic import client_certificate, server_certificate
-from sds.xds.observer import Event
+from sds.serving.observer import Event
 from tests.support.bootstrap_rules import nodes
 from tests.support.envoy import VERSIONS, Envoy, running_envoy
 from tests.support.process import PATIENCE_SECONDS

@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.agent.directory import listening
+from sds.authority.istio import IstioAuthority
+from sds.authority.istio_settings import IstioSettings
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
 from sds.bootstrap.render import to_dict
-from sds.ca.istio import IstioAuthority
-from sds.ca.istio_settings import IstioSettings
 from sds.clock import SystemClock
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.operations.instruments import AgentInstruments
 from sds.operations.photograph import photograph
+from sds.operations.status_page.render import page
 from sds.secrets.rotation import Rotation, RotationSettings
-from sds.status_page.render import page
+from sds.serving.limits import Limits
+from sds.serving.server import make_server
+from sds.serving.service import SecretService
 from sds.workload.entitlement import Caller, Entitlement
-from sds.xds.limits import Limits
-from sds.xds.server import make_server
-from sds.xds.service import SecretService
 from tests.support import istio_ca
 from tests.support.envoy import Envoy, running_envoy
 from tests.support.process import PATIENCE_SECONDS
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from sds.status_page.view import PageView
+    from sds.operations.status_page.view import PageView
 
 pytestmark = pytest.mark.e2e
 WEB = Identity(spiffe_id=SpiffeId.parse(istio_ca.ACCOUNT), lifetime=timedelta(seconds=8))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import aiohttp
 import pytest
 
-from sds.http import ListenAddress, listening
-from sds.status_page.handler import handler
+from sds.operations.http import listening
+from sds.operations.status_page.handler import handler
+from sds.settings.listen import ListenAddress
 from tests.support import need
 from tests.support.page import troubled
 

@@ -11,8 +11,8 @@ import pytest
 from spiffe import X509Source
 
 from sds.secrets.store import SecretStore
+from sds.serving.workload_api import WorkloadApi
 from sds.workload.recognition import Timing
-from sds.workload_api import WorkloadApi
 from tests.support import need
 from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, unix, until
 from tests.support.process import PATIENCE_SECONDS, output, running

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sds import errors, pki
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca import wire
-from sds.ca.session import verify_challenge
+from sds.authority.session import verify_challenge
+from sds.exchange import wire
 from sds.identity import Identity, KeyType, SpiffeId
 from tests.support.authority import Machine, verifier_of
 from tests.support.certificates import NOW, Wish, ca_wish, self_signed

@@ -11,18 +11,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from sds.attestation.endorsement import Certificate
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.kinds import claims_of_bytes
-from sds.attestation.leaf import read_leaf
 from sds.attestation.pem import der_certificates, der_revocation_lists
-from sds.attestation.report import REPORT_BYTES
-from sds.attestation.revocation import read_revocation_list
-from sds.attestation.simulated import SimulatedMachine
-from sds.attestation.snp import SnpVerifier
-from sds.attestation.tdx import TdxVerifier
-from sds.attestation.tdx_collateral import signed_document
-from sds.attestation.tdx_pck import link_chain
+from sds.attestation.snp.certificate import Certificate
+from sds.attestation.snp.leaf import read_leaf
+from sds.attestation.snp.report import REPORT_BYTES
+from sds.attestation.snp.revocation import read_revocation_list
+from sds.attestation.snp.simulated import SimulatedMachine
+from sds.attestation.snp.verifier import SnpVerifier
+from sds.attestation.tdx.collateral import signed_document
+from sds.attestation.tdx.pck import link_chain
+from sds.attestation.tdx.verifier import TdxVerifier
 from sds.errors import EvidenceError
 from tests.support import need
 from tests.support.machines import simulated

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sds.xds.subscription import (
+from sds.serving.subscription import (
     MAX_OUTSTANDING,
     DeltaRequest,
     DeltaSubscription,

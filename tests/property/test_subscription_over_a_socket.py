@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from sds.identity import Identity, SpiffeId
-from sds.xds.encode import pem
-from sds.xds.observer import Event
+from sds.serving.encode import pem
+from sds.serving.observer import Event
 from tests.support.serving import TD, Serving, serving, svid
 from tests.support.xds_client import Delta, Sotw, channel, secrets
 from tests.support.xds_model import Client, Request, Response, World

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sds.errors import LimitError, MalformedRequestError, ProtocolError
-from sds.xds.wire import (
+from sds.serving.wire import (
     MAX_ERROR_CHARACTERS,
     length_delimited,
     parse_delta_request,

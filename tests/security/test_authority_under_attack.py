@@ -11,8 +11,8 @@ import pytest
 
 from sds import errors
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca.challenge import MAX_COVERED, new_nonce
 from sds.ca.server import Limits
+from sds.exchange.challenge import MAX_COVERED, new_nonce
 from tests.support.authority import World, items, wish
 from tests.support.raw_exchange import Request, raw_channel, raw_stream, request
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds import yamlfile
 from sds.errors import ConfigurationError, PolicyError
 from sds.policy.signature import SignedPolicy
 from sds.policy.source import parse_source
 from sds.policy.trust import verify
+from sds.settings import yamlfile
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting, yaml_bytes
 
 if TYPE_CHECKING:

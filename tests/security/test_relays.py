@@ -10,12 +10,12 @@ import pytest
 from sds import errors
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.csr import make_attested_csr
-from sds.ca import wire
-from sds.ca.challenge import attested_csr_report_data, new_nonce
-from sds.ca.channel import VerifiedTls
-from sds.ca.client import AuthoritySettings
+from sds.authority.attested import AuthoritySettings
+from sds.authority.channel import VerifiedTls
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
+from sds.exchange import wire
+from sds.exchange.challenge import attested_csr_report_data, new_nonce
 from sds.identity import KeyType
 from sds.pki import generate_private_key, make_csr, spki_sha256
 from tests.support.authority import AGENT, AUTHORITY, Machine, World, identity, verifier_of, wish

@@ -8,12 +8,12 @@ import pytest
 
 from sds import errors
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
-from sds.attestation.snp import SnpVerifier
-from sds.ca import wire
+from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.ca.decision import ConfiguredRules
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
+from sds.exchange import wire
 from tests.support.authority import World, identity, rule, wish
 from tests.support.raw_exchange import Middle, Response, raw_stream, request
 

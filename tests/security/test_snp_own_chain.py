@@ -11,17 +11,17 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.leaf import HARDWARE_ID, PRODUCT_NAME
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.report import TCB_COMPONENTS, Product, SigningKey
-from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
-from sds.attestation.simulated_certificates import (
+from sds.attestation.snp.leaf import HARDWARE_ID, PRODUCT_NAME
+from sds.attestation.snp.report import TCB_COMPONENTS, Product, SigningKey
+from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp.simulated_certificates import (
     certificate,
     issuer_extensions,
     leaf_extensions,
     name,
 )
-from sds.attestation.snp import P384_ORDER, SnpVerifier
+from sds.attestation.snp.verifier import P384_ORDER, SnpVerifier
 from sds.errors import EvidenceError
 from tests.support.machines import NOW, simulated
 

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.tdx import TdxVerifier
+from sds.attestation.tdx.verifier import TdxVerifier
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,17 +20,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
+from sds.authority.attested import AttestedAuthority, AuthoritySettings
+from sds.authority.channel import AttestedTls, connect
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
-from sds.ca.authority import CertificateItem
-from sds.ca.channel import AttestedTls, connect
-from sds.ca.client import AttestedAuthority, AuthoritySettings
 from sds.ca.decision import ConfiguredRules, Rule
 from sds.ca.journal import Journal
 from sds.ca.signers import SelfSigned
 from sds.ca.tls import self_signed_tls
-from sds.ca.wire import SERVICE
 from sds.clock import SystemClock
 from sds.errors import EvidenceBindingError, EvidenceError, EvidenceMalformedError
+from sds.exchange.item import CertificateItem
+from sds.exchange.wire import SERVICE
 from sds.identity import Identity, KeyType, SpiffeId, parse_trust_domain
 from sds.pki import PrivateKey, generate_private_key, make_csr
 from sds.policy.pattern import parse_dns_pattern, parse_spiffe_pattern

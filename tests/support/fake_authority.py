@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from cryptography.x509 import DNSName, UniformResourceIdentifier
 
-from sds.ca.authority import Issuance, IssuedChain
+from sds.authority.port import Issuance
 from sds.errors import AuthorityRefusedError
+from sds.exchange.item import IssuedChain
 from sds.pki import csr_public_key
 from tests.support.certificates import Signer, Wish, ca_wish, key_usage, self_signed
 
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Sequence
 
-    from sds.ca.authority import CertificateItem
     from sds.clock import Clock
     from sds.errors import SdsError
+    from sds.exchange.item import CertificateItem
 
 _USAGE = key_usage("digital_signature")
 

@@ -15,6 +15,9 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
 
 from sds.errors import ProtocolError
+from sds.serving.encode import SECRET_TYPE
+from sds.serving.subscription import DeltaSubscription, Receipt, SotwSubscription
+from sds.serving.wire import parse_delta_request, parse_discovery_request
 from sds.transport.connection import Connection, ConnectionLimits, Opened, Received
 from sds.transport.frames import (
     DATA,
@@ -27,9 +30,6 @@ from sds.transport.frames import (
     frame,
 )
 from sds.transport.messages import MessageReader, prefix
-from sds.xds.encode import SECRET_TYPE
-from sds.xds.subscription import DeltaSubscription, Receipt, SotwSubscription
-from sds.xds.wire import parse_delta_request, parse_discovery_request
 
 MAX_NAMES = 50
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from datetime import UTC, datetime
 
-from sds.attestation.report import Product, SigningKey
-from sds.attestation.simulated import SimulatedRoot
+from sds.attestation.snp.report import Product, SigningKey
+from sds.attestation.snp.simulated import SimulatedRoot
 
 NOW = datetime(2025, 6, 1, tzinfo=UTC)
 """A moment at which every certificate of these roots is valid."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.pki import certificate_pem
 from tests.support.process import Process, running, sds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 
-from sds.status_page.view import (
+from sds.operations.status_page.view import (
     ClientView,
     ErrorView,
     IdentityView,

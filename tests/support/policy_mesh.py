@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from sds.agent.peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
 from sds.bootstrap.render import to_dict
 from sds.clock import SystemClock
-from sds.handshake import PolicyPeers
 from sds.identity import Identity, SpiffeId
 from sds.policy.holder import PolicyHolder
 from sds.policy.keeping import Keeping
-from sds.xds.service import ServingOptions
+from sds.serving.service import ServingOptions
 from tests.support.envoy import NEWEST, Envoy, running_envoy
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.serving import TD, Serving, serving

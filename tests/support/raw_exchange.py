@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca import wire
-from sds.ca.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data
-from sds.ca.channel import TLS_SERVER_NAME, AttestedTls, connect
+from sds.authority.channel import TLS_SERVER_NAME, AttestedTls, connect
 from sds.ca.decision import NO_POLICY_DIGEST
+from sds.exchange import wire
+from sds.exchange.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from sds.attestation.evidence import Attester, Evidence
-    from sds.ca.authority import CertificateItem
     from sds.ca.tls import TlsIdentity
+    from sds.exchange.item import CertificateItem
 
 Response = ca_pb2.ExchangeResponse
 Request = ca_pb2.ExchangeRequest

@@ -17,9 +17,8 @@ from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
-from sds.workload.entitlement import Caller, Entitlement
-from sds.xds.limits import Limits
-from sds.xds.server import (
+from sds.serving.limits import Limits
+from sds.serving.server import (
     CHANNELZ_SERVICE,
     HEALTH_SERVICE,
     add_health,
@@ -28,15 +27,16 @@ from sds.xds.server import (
     make_server,
     set_health,
 )
-from sds.xds.service import ADS_SERVICE, SDS_SERVICE, SecretService, ServingOptions
-from sds.xds.status import CSDS_SERVICE, ClientStatus
+from sds.serving.service import ADS_SERVICE, SDS_SERVICE, SecretService, ServingOptions
+from sds.serving.status import CSDS_SERVICE, ClientStatus
+from sds.workload.entitlement import Caller, Entitlement
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from sds.xds.observer import Event, Method
+    from sds.serving.observer import Event, Method
 
 TD = TrustDomain("example.org")
 OTHER = TrustDomain("other.example")

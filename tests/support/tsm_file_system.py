@@ -19,8 +19,8 @@ from typing import Any
 
 import mfusepy as fuse
 
-from sds.attestation.certificate_table import ARK, ASK, VCEK, build_certificate_table
-from sds.attestation.simulated import SimulatedMachine
+from sds.attestation.snp.certificate_table import ARK, ASK, VCEK, build_certificate_table
+from sds.attestation.snp.simulated import SimulatedMachine
 
 WRITABLE = {"inblob", "privlevel"}
 READABLE = {"outblob", "auxblob", "provider", "generation", "privlevel_floor"}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from sds import yamlfile
-from sds.ca.istio_settings import IstioSettings
-from sds.config import AgentConfig, OwnAuthoritySection
+from sds.agent.config import AgentConfig, OwnAuthoritySection
+from sds.authority.istio_settings import IstioSettings
 from sds.errors import ConfigurationError
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from pathlib import Path

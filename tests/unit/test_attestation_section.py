@@ -10,7 +10,7 @@ import pytest
 
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
 from sds.attestation.section import AttestationSection, VerificationSection
-from sds.attestation.simulated import SimulatedMachine
+from sds.attestation.snp.simulated import SimulatedMachine
 from sds.errors import ConfigurationError, EvidenceError, EvidenceMalformedError
 from sds.pki import certificate_pem
 

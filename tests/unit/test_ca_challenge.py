@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from sds import errors
 from sds.attestation.evidence import item_digest
-from sds.ca.authority import CertificateItem
-from sds.ca.challenge import (
+from sds.exchange.challenge import (
     AuthorityStatement,
     NonceTable,
     attested_csr_report_data,
@@ -21,6 +20,7 @@ from sds.ca.challenge import (
     lifetime_seconds,
     request_report_data,
 )
+from sds.exchange.item import CertificateItem
 from sds.identity import Identity, SpiffeId
 
 

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sds import yamlfile
-from sds.ca.channel import AttestedTls, VerifiedTls
+from sds.authority.channel import AttestedTls, VerifiedTls
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.errors import ConfigurationError
 from sds.identity import KeyType
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from sds.ca.healths import Healths, tell_health
 from sds.ca.signers import SignerBox
-from sds.ca.wire import SERVICE
+from sds.exchange.wire import SERVICE
 from tests.support.clock import FakeClock
 from tests.unit.test_ca_signers import Source
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sds.agent.config import AgentConfig
 from sds.ca.config import AuthorityConfig
-from sds.config import AgentConfig
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -55,7 +55,7 @@ def test_an_agent_that_makes_no_keys_does_not(
 def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None:
     loaded = set(
         run(
-            "import sys, sds.commands.agent, sds.config, sds.agent.app\nprint(*sys.modules)"
+            "import sys, sds.commands.agent, sds.agent.config, sds.agent.app\nprint(*sys.modules)"
         ).stdout.split()
     )
     assert {"sds.agent.app", "grpc", "pydantic"} <= loaded
@@ -67,10 +67,10 @@ def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None
         "watchfiles",
         "sds.agent.node",
         "sds.agent.policy",
-        "sds.attestation.kubernetes_token",
-        "sds.attestation.simulated",
-        "sds.attestation.tdx",
-        "sds.ca.istio",
+        "sds.attestation.kubernetes.token",
+        "sds.attestation.snp.simulated",
+        "sds.attestation.tdx.verifier",
+        "sds.authority.istio",
         "sds.policy.holder",
-        "sds.status_page.view",
+        "sds.operations.status_page.view",
     }

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sds import yamlfile
 from sds.errors import ConfigurationError
-from sds.fields import (
+from sds.identity import KeyType, SpiffeId
+from sds.settings import yamlfile
+from sds.settings.fields import (
     DnsNameField,
     Duration,
     HexBytes,
@@ -19,7 +20,6 @@ from sds.fields import (
     SpiffeIdField,
     TrustDomainField,
 )
-from sds.identity import KeyType, SpiffeId
 
 
 class Example(Settings):

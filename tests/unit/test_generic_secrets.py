@@ -6,9 +6,9 @@ import pytest
 from sds.errors import ConfigurationError
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.secrets.store import SecretStore
+from sds.serving.catalog import Aliases
+from sds.serving.generic import MAX_BYTES, GenericSecretFiles, read_memory_file
 from sds.workload.entitlement import Caller
-from sds.xds.catalog import Aliases
-from sds.xds.generic import MAX_BYTES, GenericSecretFiles, read_memory_file
 
 IDENTITY = Identity(spiffe_id=SpiffeId(TrustDomain("example.org"), "/web"))
 WEB = Caller(name="web", selectors=frozenset(), identities=(IDENTITY,))

@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sds.xds.idle import CROWD, AfterTheCrowd, malloc_trim
+from sds.serving.idle import CROWD, AfterTheCrowd, malloc_trim
 
 
 class Timers:

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import UniformResourceIdentifier
 
-from sds.ca import istio_answer
-from sds.ca.token import bearer_problem
+from sds.authority import istio_answer
+from sds.authority.istio_token import bearer_problem
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityRefusedError,

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
-from sds.attestation.kubernetes_token import (
+from sds.attestation.kubernetes.token import (
     JwksKeys,
     KubernetesTokenVerifier,
     ProjectedTokenAttester,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds import logs
+from sds.operations import logs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import yaml
 
-from sds import yamlfile
-from sds.config import AgentConfig
+from sds.agent.config import AgentConfig
+from sds.agent.node_settings import NodeSettings
 from sds.errors import ConfigurationError
-from sds.node.settings import NodeSettings
+from sds.settings import yamlfile
 from sds.workload.kubernetes.settings import ServerSettings, api_server, kubelet_server
 from sds.workload.mapping import Matching
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sds.notify import READY, notify
+from sds.operations.notify import READY, notify
 
 
 @pytest.mark.parametrize("abstract", [False, True])

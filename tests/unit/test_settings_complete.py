@@ -1,8 +1,8 @@
 import pytest
 from pydantic import BaseModel
 
+from sds.agent.config import AgentConfig
 from sds.ca.config import AuthorityConfig
-from sds.config import AgentConfig
 
 
 @pytest.mark.parametrize("model", [AgentConfig, AuthorityConfig])

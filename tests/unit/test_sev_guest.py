@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.attestation.certificate_table import (
+from sds.attestation.evidence import EvidenceKind, ReportData
+from sds.attestation.guest.attester import guest_attester
+from sds.attestation.guest.sev_guest import SNP_GET_EXT_REPORT, SevGuestAttester
+from sds.attestation.guest.tsm import ATTEMPTS
+from sds.attestation.snp.certificate_table import (
     ARK,
     ASK,
     VCEK,
@@ -17,11 +21,7 @@ from sds.attestation.certificate_table import (
     chain_of_table,
     parse_certificate_table,
 )
-from sds.attestation.evidence import EvidenceKind, ReportData
-from sds.attestation.guest import guest_attester
-from sds.attestation.sev_guest import SNP_GET_EXT_REPORT, SevGuestAttester
-from sds.attestation.snp import SnpVerifier
-from sds.attestation.tsm import ATTEMPTS
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
 from sds.errors import (
     EvidenceMalformedError,
@@ -34,7 +34,7 @@ from tests.support.machines import NOW, simulated
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sds.attestation.simulated import SimulatedMachine
+    from sds.attestation.snp.simulated import SimulatedMachine
 
 DATA = ReportData(bytes(range(64)))
 

@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from sds.attestation.evidence import REQUEST_LABEL, Evidence, report_data
-from sds.attestation.simulated import SimulatedMachine, SimulatedRoot
-from sds.attestation.snp import SnpVerifier
+from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EndorsementUntrustedError, EvidenceBindingError, EvidenceError
 
 NOW = datetime.now(UTC)

@@ -7,8 +7,8 @@ import pytest
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.report import Product, Report
-from sds.attestation.snp import SnpVerifier
+from sds.attestation.snp.report import Product, Report
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EvidenceError
 from tests.support import evidence_vectors as vectors
 from tests.support import need

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from sds.status_page.render import MAX_ROWS, duration, page
-from sds.status_page.style import STYLE
-from sds.status_page.view import Health, IdentityView
+from sds.operations.status_page.render import MAX_ROWS, duration, page
+from sds.operations.status_page.style import STYLE
+from sds.operations.status_page.view import Health, IdentityView
 from tests.support.page import NOW, identity, troubled
 
 

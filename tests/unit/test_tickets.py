@@ -9,7 +9,7 @@ from sds.clock import Instant
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore
-from sds.xds.tickets import KEY_BYTES, KEYS, SessionTickets, TicketKey, rotated
+from sds.serving.tickets import KEY_BYTES, KEYS, SessionTickets, TicketKey, rotated
 
 TD = TrustDomain("example.org")
 A = Identity(spiffe_id=SpiffeId(TD, "/a"))

@@ -12,11 +12,12 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from sds import traces
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
-from sds.ca.authority import CertificateItem, Issuance
+from sds.authority.port import Issuance
 from sds.errors import AuthorityRefusedError, AuthorityUnavailableError, ConfigurationError
+from sds.exchange.item import CertificateItem
 from sds.identity import Identity, SpiffeId
+from sds.operations import traces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

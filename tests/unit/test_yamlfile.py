@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from sds import yamlfile
 from sds.errors import ConfigurationError
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic import Field
 
 from sds.errors import ConfigurationError, KubeletError, KubernetesApiError
-from sds.fields import PathField, Settings
+from sds.settings.fields import PathField, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

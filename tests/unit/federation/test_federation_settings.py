@@ -6,7 +6,7 @@ import pytest
 
 from sds.errors import ConfigurationError
 from sds.federation.settings import FederationSettings
-from sds.yamlfile import parse, validate
+from sds.settings.yamlfile import parse, validate
 
 
 def read(text: str) -> FederationSettings:

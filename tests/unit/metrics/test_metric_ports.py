@@ -8,22 +8,23 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
-from sds.ca.authority import CertificateItem, Issuance, IssuedChain
+from sds.authority.port import Issuance
 from sds.errors import (
     AuthorityRefusedError,
     AuthorityUnavailableError,
     EvidenceBindingError,
     EvidenceError,
 )
+from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, SpiffeId
-from sds.metrics.families import (
+from sds.operations.metrics.families import (
     MAX_REASONS,
     AgentFamilies,
     AuthorityFamilies,
     ProcessFamilies,
     memory_locked,
 )
-from sds.metrics.ports import MeteredAttester, MeteredAuthority, MeteredVerifier
+from sds.operations.metrics.ports import MeteredAttester, MeteredAuthority, MeteredVerifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

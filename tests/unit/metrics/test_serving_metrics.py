@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from sds.metrics.families import AgentFamilies
-from sds.metrics.serving import NACK_REASONS, CountingObserver, nack_reason
-from sds.xds.observer import Event, Method
+from sds.operations.metrics.families import AgentFamilies
+from sds.operations.metrics.serving import NACK_REASONS, CountingObserver, nack_reason
+from sds.serving.observer import Event, Method
 
 
 @pytest.mark.parametrize(

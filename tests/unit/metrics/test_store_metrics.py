@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry
 
 from sds.clock import Instant
 from sds.identity import Identity, SpiffeId, TrustDomain
-from sds.metrics.families import AgentFamilies
-from sds.metrics.store import MAX_IDENTITIES, MeteredStore, StoreCollector
+from sds.operations.metrics.families import AgentFamilies
+from sds.operations.metrics.store import MAX_IDENTITIES, MeteredStore, StoreCollector
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import Svid
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sds import yamlfile
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.errors import ConfigurationError, RefusedError, WorkloadError
 from sds.identity import KeyType, SpiffeId
 from sds.policy.decision import Decisions
 from sds.policy.document import PolicyDocument
 from sds.policy.pattern import format_spiffe_pattern
+from sds.settings import yamlfile
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from tests.support.policies import document

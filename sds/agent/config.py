@@ -1,0 +1,408 @@
+"""The configuration of ``sds agent``: read once, frozen.
+
+Invariant: what passed is complete and does not contradict itself; every refusal names the field
+and says what to write instead. Nothing is opened here but the file itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from sds.agent.node_settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
+from sds.attestation.section import AttestationSection, VerificationSection
+from sds.authority.istio_settings import IstioSettings  # noqa: TC001  pydantic reads it at run time
+from sds.authority.settings import AuthoritySection
+from sds.errors import IdentityError
+from sds.federation.settings import FederationSettings
+from sds.identity import Identity, KeyType
+from sds.operations.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
+from sds.operations.http import MetricsSection, StatusPageSection  # noqa: TC001  read at run time
+from sds.policy.settings import PolicySettings  # noqa: TC001  as above
+from sds.serving.catalog import Aliases
+from sds.serving.limits import Limits
+from sds.settings.fields import (
+    DnsNameField,
+    Duration,
+    PathField,
+    Settings,
+    Size,
+    SpiffeIdField,
+    TrustDomainField,
+)
+from sds.workload.mapping import Defaults, Matching, WorkloadRule
+from sds.workload.recognition import Rules
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.authority.attested import AuthoritySettings
+
+SOCKET_PATH_BYTES: Final = 107
+"""Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
+_SHORTEST_LIFETIME: Final = timedelta(seconds=2)
+_MODE: Final = re.compile(r"0[0-7]{3}", re.ASCII)
+_LIMITS: Final = Limits()
+_ALIASES: Final = Aliases()
+_RETRY_BEFORE: Final = 0.05
+"""Part of the shortest lifetime that connecting to one address may take."""
+_ANSWER_WITHIN: Final = 0.2
+"""Part of the shortest lifetime that an answer may take."""
+
+
+def _served_to_envoy(key_type: KeyType) -> KeyType:
+    if key_type is KeyType.ED25519:
+        raise ValueError(
+            "Envoy accepts an Ed25519 certificate over SDS, but its server side then refuses "
+            "clients that show one; use ec-p256, ec-p384 or an RSA type"
+        )
+    return key_type
+
+
+def _lifetime(lifetime: timedelta) -> timedelta:
+    if lifetime < _SHORTEST_LIFETIME or lifetime.microseconds:
+        raise ValueError("certificates tell time in whole seconds: use 2s or more")
+    return lifetime
+
+
+def _mode(value: Any) -> int:
+    if not isinstance(value, str) or not _MODE.fullmatch(value):
+        raise ValueError('expected an octal mode in quotes, such as "0600"')
+    return int(value, 8)
+
+
+Mode = Annotated[int, BeforeValidator(_mode)]
+"""Permission bits, written in octal."""
+
+
+class WorkloadSection(Settings):
+    """One workload with a socket of its own: whoever can open the socket is the workload."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
+        description="Names the socket's directory: `<run_dir>/workloads/<name>/sds.sock`."
+    )
+    spiffe_id: SpiffeIdField = Field(description="Its SPIFFE ID, in our trust domain.")
+    dns_names: list[DnsNameField] = Field(default=[], description="DNS names beside it.")
+    lifetime: Annotated[Duration, AfterValidator(_lifetime)] = Field(
+        default=timedelta(hours=1),
+        description="What to ask for; the authority may clamp it. It is also how long a "
+        "certificate is good after the authority refuses another one.",
+    )
+    key_type: Annotated[KeyType, AfterValidator(_served_to_envoy)] = Field(
+        default=KeyType.EC_P256, description="Kind of the private key."
+    )
+
+    session_tickets: bool = Field(
+        default=False,
+        description="Serve TLS session ticket keys of its own. A resumed session checks neither "
+        "expiry nor, with the SPIFFE validator, who the peer is.",
+    )
+    generic_secrets: dict[str, PathField] = Field(
+        default={},
+        description="Other secrets by name, each a file on a tmpfs or an inherited memfd.",
+    )
+
+    def identity(self) -> Identity:
+        """What is asked for."""
+        return Identity(
+            spiffe_id=self.spiffe_id,
+            dns_names=tuple(self.dns_names),
+            lifetime=self.lifetime,
+            key_type=self.key_type,
+        )
+
+
+class SocketSection(Settings):
+    """Permissions of the workloads' sockets."""
+
+    directory_mode: Mode = Field(default="0700", validate_default=True, description="Octal.")
+    socket_mode: Mode = Field(default="0600", validate_default=True, description="Octal.")
+    group: str | None = Field(
+        default=None, description="Group (name) of the directories and sockets."
+    )
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.directory_mode & stat.S_IRWXU != stat.S_IRWXU:
+            raise ValueError("directory_mode must leave the agent itself everything (07..)")
+        if self.socket_mode & (stat.S_IRUSR | stat.S_IWUSR) != stat.S_IRUSR | stat.S_IWUSR:
+            raise ValueError("socket_mode must leave the agent itself reading and writing (06..)")
+        return self
+
+
+class RotationSection(Settings):
+    """Bounds of rotation; the defaults serve lifetimes from seconds to days."""
+
+    root_ack_wait: Duration = Field(
+        default=timedelta(seconds=5),
+        description="How long a new root waits for every subscriber's ACK before the first "
+        "certificate under it is served.",
+    )
+    root_settling: Duration = Field(
+        default=timedelta(seconds=5),
+        description="How long a new root stands in the bundle before a certificate under it "
+        "replaces a valid one, so that other nodes learn of it; at most a fifth of a lifetime.",
+    )
+    root_retention: Duration | None = Field(
+        default=None,
+        description="How long a root that the authority no longer names may still have leaves "
+        "somewhere: the longest lifetime in the trust domain. Without it: on this node.",
+    )
+
+
+class SecretNamesSection(Settings):
+    """Short names of secrets; each may have several."""
+
+    svid: list[str] = Field(default=list(_ALIASES.svid), description="The workload's own SVID.")
+    bundle: list[str] = Field(
+        default=list(_ALIASES.bundle), description="The bundle of its trust domain."
+    )
+    all_bundles: list[str] = Field(
+        default=list(_ALIASES.all_bundles), description="All bundles, as the SPIFFE validator."
+    )
+    session_tickets: list[str] = Field(
+        default=list(_ALIASES.session_tickets), description="Its session ticket keys."
+    )
+
+    def aliases(self) -> Aliases:
+        """As serving takes them.
+
+        Raises:
+            ConfigurationError: a name has two meanings.
+        """
+        return Aliases(
+            svid=tuple(self.svid),
+            bundle=tuple(self.bundle),
+            all_bundles=tuple(self.all_bundles),
+            session_tickets=tuple(self.session_tickets),
+        )
+
+
+class LimitsSection(Settings):
+    """What one client on a socket may do."""
+
+    names_per_stream: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.names_per_stream, description="Names that one stream may watch."
+    )
+    message: Size = Field(default=_LIMITS.message_bytes, description="Largest request.")
+    streams_per_connection: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.streams_per_connection, description="Streams of one connection."
+    )
+    streams_per_socket: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.streams_per_socket, description="Streams of all connections of a socket."
+    )
+    requests_per_second: Annotated[float, Field(gt=0)] = Field(
+        default=_LIMITS.requests_per_second, description="Of one stream, in the long run."
+    )
+    request_burst: Annotated[int, Field(gt=0)] = Field(
+        default=_LIMITS.request_burst, description="Of one stream, at once."
+    )
+
+    def limits(self) -> Limits:
+        """As serving takes them."""
+        return Limits(
+            names_per_stream=self.names_per_stream,
+            message_bytes=self.message,
+            streams_per_connection=self.streams_per_connection,
+            streams_per_socket=self.streams_per_socket,
+            requests_per_second=self.requests_per_second,
+            request_burst=self.request_burst,
+        )
+
+
+class OwnAuthoritySection(AuthoritySection):
+    """An ``sds ca``."""
+
+    kind: Literal["sds"] = Field(default="sds", description="Our own authority, `sds ca`.")
+
+
+def _authority_kind(value: Any) -> str:
+    kind = value.get("kind", "sds") if isinstance(value, dict) else getattr(value, "kind", "sds")
+    return str(kind)
+
+
+def _workload_kind(value: Any) -> str:
+    rule = "match" in value if isinstance(value, dict) else isinstance(value, WorkloadRule)
+    return "rule" if rule else "socket"
+
+
+class AgentConfig(Settings):
+    """The whole file."""
+
+    trust_domain: TrustDomainField = Field(description="Ours, without a scheme.")
+    run_dir: PathField = Field(
+        description="Where the sockets are; made where it is missing. Best on a tmpfs (`/run`)."
+    )
+    authority: Annotated[
+        Annotated[OwnAuthoritySection, Tag("sds")] | Annotated[IstioSettings, Tag("istio")],
+        Discriminator(_authority_kind),
+    ] = Field(description="Who signs.")
+    attestation: AttestationSection = Field(
+        default=AttestationSection(), description="Our own evidence."
+    )
+    verification: VerificationSection = Field(
+        default=VerificationSection(), description="What the authority's evidence must show."
+    )
+    workloads: list[
+        Annotated[
+            Annotated[WorkloadSection, Tag("socket")] | Annotated[WorkloadRule, Tag("rule")],
+            Discriminator(_workload_kind),
+        ]
+    ] = Field(
+        default=[],
+        description="Workloads with a socket each; and, with `match`, rules for callers of the "
+        "node-wide socket.",
+    )
+    node: NodeSettings | None = Field(
+        default=None, description="Present: the node-wide socket, `<run_dir>/node/sds.sock`."
+    )
+    health: HealthSettings | None = Field(default=None, description="Present: answers probes.")
+    policy: PolicySettings | None = Field(
+        default=None,
+        description="The signed policy: who has which identity, and who may talk to whom.",
+    )
+    sockets: SocketSection = Field(default=SocketSection(), description="Their permissions.")
+    spiffe_validator: bool = Field(
+        default=False,
+        description="Serve our own bundle as Envoy's SPIFFE validator, without being asked.",
+    )
+    rotation: RotationSection = Field(default=RotationSection(), description="Bounds.")
+    limits: LimitsSection = Field(default=LimitsSection(), description="Of clients.")
+    federation: FederationSettings = Field(
+        default=FederationSettings(), description="Bundles of other trust domains, and ours."
+    )
+    metrics: MetricsSection | None = Field(
+        default=None, description="Prometheus metrics; without it there are none."
+    )
+    status_page: StatusPageSection | None = Field(
+        default=None, description="The status page for people; without it there is none."
+    )
+    secret_names: SecretNamesSection = Field(
+        default=SecretNamesSection(), description="Short names of secrets."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names: set[str] = set()
+        for index, workload in enumerate(self.workloads):
+            field = f"workloads[{index}]"
+            if workload.name in names:
+                raise ValueError(f"{field}.name: {workload.name!r} stands there twice")
+            names.add(workload.name)
+            if isinstance(workload, WorkloadRule):
+                if self.node is None:
+                    raise ValueError(
+                        f"{field}.match: rules are for callers of the node-wide socket; write the "
+                        "section node, or leave match out for a socket of its own"
+                    )
+                continue
+            if workload.spiffe_id.trust_domain != self.trust_domain:
+                raise ValueError(
+                    f"{field}.spiffe_id: {workload.spiffe_id} is not in the trust domain "
+                    f"{self.trust_domain}"
+                )
+            if not workload.spiffe_id.path:
+                raise ValueError(f"{field}.spiffe_id: {workload.spiffe_id} has no path")
+            try:
+                workload.identity()
+            except IdentityError as error:
+                raise ValueError(f"{field}: {error}") from error
+        own = sorted(one.name for one in self.sockets_of_their_own)
+        for path in (
+            self.admin_socket,
+            self.node_socket,
+            *map(self.workload_socket, own),
+        ):
+            check_socket_path(path)
+        if (
+            self.attestation.kind == "kubernetes-token"
+            and isinstance(self.authority, OwnAuthoritySection)
+            and self.authority.tls == "attested"
+        ):
+            raise ValueError(
+                "attestation.kind: a Kubernetes token is a bearer credential and is sent only over "
+                "TLS that a configured root vouches for: write authority.tls with root and "
+                "server_name"
+            )
+        return self
+
+    @property
+    def sockets_of_their_own(self) -> tuple[WorkloadSection, ...]:
+        """Workloads with a socket each."""
+        return tuple(one for one in self.workloads if isinstance(one, WorkloadSection))
+
+    @property
+    def rules(self) -> Rules:
+        """For callers of the node-wide socket."""
+        node = self.node
+        return Rules(
+            rules=tuple(one for one in self.workloads if isinstance(one, WorkloadRule)),
+            defaults=Defaults(
+                trust_domain=self.trust_domain,
+                cluster_domain=node.kubernetes.cluster_domain if node else "cluster.local",
+            ),
+            matching=node.matching if node else Matching.FIRST,
+        )
+
+    @property
+    def node_socket(self) -> Path:
+        """The node-wide socket."""
+        return self.run_dir / "node" / "sds.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """The socket for people."""
+        return self.run_dir / "admin.sock"
+
+    @property
+    def workloads_directory(self) -> Path:
+        """Where each workload with a socket of its own has a directory."""
+        return self.run_dir / "workloads"
+
+    def workload_socket(self, name: str) -> Path:
+        """The socket of the workload of this name."""
+        return self.workloads_directory / name / "sds.sock"
+
+    def identities(self) -> tuple[Identity, ...]:
+        """What is asked for, in the order of the workloads."""
+        return tuple(workload.identity() for workload in self.sockets_of_their_own)
+
+    def own_authority(self, section: OwnAuthoritySection) -> AuthoritySettings:
+        """How to reach our authority; time limits that were not written fit the lifetimes.
+
+        Raises:
+            ConfigurationError: an address is not ``host:port``, or the root cannot be read.
+        """
+        settings = section.settings()
+        shortest = min(
+            (one.lifetime for one in self.workloads if one.lifetime is not None),
+            default=timedelta(hours=1),
+        )
+        seconds = shortest.total_seconds()
+        if "connect" not in section.model_fields_set:
+            fitting = min(max(_RETRY_BEFORE * seconds, 1.0), settings.connect_seconds)
+            settings = dataclasses.replace(settings, connect_seconds=fitting)
+        if "answer" not in section.model_fields_set:
+            fitting = min(max(_ANSWER_WITHIN * seconds, 2.0), settings.answer_seconds)
+            settings = dataclasses.replace(settings, answer_seconds=fitting)
+        return settings
+
+
+def check_socket_path(path: Path) -> None:
+    """A Unix socket can have this path.
+
+    Raises:
+        ValueError: it is too long (unix(7): ``sun_path`` has 108 bytes, the last one NUL).
+    """
+    size = len(os.fsencode(path))
+    if size > SOCKET_PATH_BYTES:
+        raise ValueError(
+            f"run_dir: the socket {str(path)!r} has a path of {size} bytes, and a Unix socket's "
+            f"has {SOCKET_PATH_BYTES} at most: use a shorter run_dir or name"
+        )

@@ -1,0 +1,82 @@
+"""Settings of the node-wide socket: attestors, how long to wait, where Kubernetes is.
+
+Owns the section ``node:`` of the agent's configuration. Invariant: inside a pod nothing but the
+list of attestors has to be written.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from sds.settings.fields import Duration, Settings
+from sds.workload.kubernetes.settings import ServerSettings
+from sds.workload.mapping import Matching
+
+
+class AttestorName(StrEnum):
+    """Attestors, by the names that configuration uses."""
+
+    SOCKET = "socket"
+    UNIX = "unix"
+    KUBERNETES = "kubernetes"
+
+
+class KubernetesSettings(Settings):
+    """The kubernetes attestor."""
+
+    kubelet: ServerSettings = Field(default=ServerSettings(), description="Of this node.")
+    api: ServerSettings = Field(default=ServerSettings(), description="The API server.")
+    services: bool = Field(
+        default=True, description="Certificates carry names of Services that select the pod."
+    )
+    cluster_domain: str = Field(
+        default="cluster.local", description="Last labels of the full names of Services."
+    )
+
+
+class NodeSettings(Settings):
+    """The node-wide socket, `<run_dir>/node/sds.sock`; it exists only where this stands."""
+
+    attestors: Annotated[tuple[AttestorName, ...], Field(min_length=1)] = Field(
+        description="Tried in this order: `socket`, `unix`, `kubernetes`."
+    )
+    matching: Matching = Field(
+        default=Matching.FIRST,
+        description="`first`: the first rule that matches decides; `all`: every one that matches "
+        "gives an identity.",
+    )
+    hold: Duration = Field(
+        default=timedelta(seconds=30),
+        description="How long a stream waits for a rule that matches its caller.",
+    )
+    recheck: Duration = Field(
+        default=timedelta(seconds=30), description="How often a caller is looked at again."
+    )
+    linger: Duration = Field(
+        default=timedelta(seconds=30),
+        description="How long an identity is kept after its last caller left.",
+    )
+    connections: Annotated[int, Field(gt=0, le=65536)] = Field(
+        default=4096, description="Connections at the same time."
+    )
+    connections_per_owner: Annotated[int, Field(gt=0, le=65536)] = Field(
+        default=128, description="Of one pod, or of one user outside pods."
+    )
+    kubernetes: KubernetesSettings = Field(
+        default=KubernetesSettings(), description="The kubernetes attestor."
+    )
+
+    @model_validator(mode="after")
+    def _more_than_the_socket(self) -> Self:
+        if set(self.attestors) <= {AttestorName.SOCKET}:
+            raise ValueError(
+                "attestors: the node-wide socket needs 'unix' or 'kubernetes': everybody can "
+                "open it, so its name alone says nothing"
+            )
+        if len(set(self.attestors)) != len(self.attestors):
+            raise ValueError("attestors: one is listed twice")
+        return self

@@ -1,0 +1,99 @@
+"""Policy into the handshake: which peers a workload's connections may have.
+
+Owns the mapping from a policy's decisions to what serving puts into validation contexts
+(:class:`sds.serving.peers.PeerPolicy`). Invariants: without a policy in force nobody is admitted,
+never everybody; a target that policy does not know has nobody behind it, so that a service that
+is taken out of the policy is taken away from Envoys, which keep what is merely no longer sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import PolicyAbsentError, PolicyExpiredError
+from sds.identity import TrustDomain
+from sds.policy.pattern import format_spiffe_pattern, spiffe_regex
+from sds.serving.peers import PeerContext, SanMatcher
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sds.policy.decision import Decisions
+    from sds.policy.holder import PolicyHolder
+    from sds.policy.pattern import Glob
+    from sds.workload.entitlement import Caller
+
+_MAX_REMEMBERED: Final = 10_000
+
+
+class PolicyPeers:
+    """Implements :class:`sds.serving.peers.PeerPolicy` from a :class:`PolicyHolder`.
+
+    A context is worked out once for each identity and target, and again when the policy in force
+    is another one.
+    """
+
+    def __init__(self, holder: PolicyHolder) -> None:
+        """Whoever serves must refresh after ``holder`` told of a change."""
+        self._holder = holder
+        self._decisions: Decisions | None = None
+        self._known: dict[tuple[object, ...], PeerContext] = {}
+
+    def inbound(self, caller: Caller) -> PeerContext | None:
+        """Who may connect to the caller, as its first identity."""
+        own = caller.identities[0].spiffe_id
+        decisions = self._in_force()
+        if decisions is None:
+            return nobody(own.trust_domain)
+        key = (own,)
+        if key not in self._known:
+            self._remember(key, context(decisions.inbound(own), own.trust_domain))
+        return self._known[key]
+
+    def outbound(self, caller: Caller, target: str) -> PeerContext | None:
+        """Who may answer when the caller, as its first identity, connects to ``target``."""
+        own = caller.identities[0].spiffe_id
+        decisions = self._in_force()
+        if decisions is None:
+            return nobody(own.trust_domain)
+        key = (own, target)
+        if key not in self._known:
+            self._remember(key, context(decisions.outbound(own, target), own.trust_domain))
+        return self._known[key]
+
+    def _in_force(self) -> Decisions | None:
+        try:
+            decisions = self._holder.in_force().decisions
+        except (PolicyAbsentError, PolicyExpiredError):
+            decisions = None
+        if decisions is not self._decisions:
+            self._decisions = decisions
+            self._known.clear()
+        return decisions
+
+    def _remember(self, key: tuple[object, ...], value: PeerContext) -> None:
+        if len(self._known) >= _MAX_REMEMBERED:
+            self._known.clear()
+        self._known[key] = value
+
+
+def nobody(trust_domain: TrustDomain) -> PeerContext:
+    """A context that admits nobody."""
+    return PeerContext(matchers=(), trust_domains=(trust_domain,))
+
+
+def context(globs: Iterable[Glob], own: TrustDomain) -> PeerContext:
+    """A context that admits exactly the SPIFFE IDs that match one of the patterns."""
+    patterns = tuple(globs)
+    if not patterns:
+        return nobody(own)
+    return PeerContext(
+        matchers=tuple(_matcher(glob) for glob in patterns),
+        trust_domains=tuple(sorted({TrustDomain(glob.parts[0]) for glob in patterns})),
+    )
+
+
+def _matcher(glob: Glob) -> SanMatcher:
+    if glob.is_literal:
+        return SanMatcher("uri", "exact", format_spiffe_pattern(glob))
+    return SanMatcher("uri", "regex", spiffe_regex(glob))

@@ -1,0 +1,1 @@
+"""Collecting evidence inside a guest: configfs-tsm, and /dev/sev-guest for older kernels."""

@@ -1,0 +1,77 @@
+"""Which interface of the guest that we run in gives evidence.
+
+Owns the choice: configfs-tsm where it is, else ``/dev/sev-guest``. Invariant: evidence of another
+kind than the configured one is not given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sds.attestation.evidence import EvidenceKind
+from sds.attestation.guest.sev_guest import DEVICE, SevGuestAttester
+from sds.attestation.guest.tsm import TSM_REPORTS, TsmAttester
+from sds.errors import EvidenceUnsupportedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.attestation.evidence import Attester, Evidence, ReportData
+    from sds.clock import Clock
+
+
+class OneKindAttester:
+    """An attester of one kind only."""
+
+    def __init__(self, inner: Attester, kind: EvidenceKind) -> None:
+        """``kind``: what the inner attester must give."""
+        self._inner = inner
+        self._kind = kind
+
+    async def attest(self, data: ReportData) -> Evidence:
+        """As the inner attester.
+
+        Raises:
+            EvidenceUnsupportedError: it gave evidence of another kind.
+        """
+        evidence = await self._inner.attest(data)
+        if evidence.kind is not self._kind:
+            raise EvidenceUnsupportedError(
+                f"this machine gives {evidence.kind} evidence, configured is {self._kind}",
+                advice="set attestation.kind to auto, or to what the machine is",
+            )
+        return evidence
+
+
+def guest_attester(
+    clock: Clock,
+    *,
+    kind: EvidenceKind | None = None,
+    privilege_level: int | None = None,
+    reports: Path = TSM_REPORTS,
+    device: Path = DEVICE,
+) -> Attester:
+    """The attester of this machine; the interfaces are looked at now, and used later.
+
+    Args:
+        clock: for pauses between attempts.
+        kind: the kind that is demanded; any where None.
+        privilege_level: VMPL to ask for.
+        reports: configfs-tsm's directory.
+        device: the device of kernels without it.
+
+    Raises:
+        EvidenceUnsupportedError: this machine has neither interface.
+    """
+    attester: Attester
+    if reports.is_dir():
+        attester = TsmAttester(clock, reports=reports, privilege_level=privilege_level)
+    elif device.exists() and kind is not EvidenceKind.TDX:
+        attester = SevGuestAttester(clock, device=device, privilege_level=privilege_level or 0)
+    else:
+        raise EvidenceUnsupportedError(
+            f"this machine has neither {reports} nor {device}",
+            advice="run in an SEV-SNP or TDX guest, with configfs mounted; or use attestation.kind "
+            "simulated to try things out",
+        )
+    return attester if kind is None else OneKindAttester(attester, kind)

@@ -1,0 +1,215 @@
+"""Evidence through configfs-tsm (Linux, Documentation/ABI/testing/configfs-tsm-report).
+
+Owns one attempt at a report: a directory of our own, the blob written, ``generation`` checked
+around every read, and the directory removed. Invariants: what comes back contains the report data
+that was asked for, whoever else writes there; nothing blocks the event loop; the number of
+attempts is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.attestation.snp.certificate_table import chain_of_table, parse_certificate_table
+from sds.attestation.snp.report import Report, SigningKey
+from sds.attestation.tdx.quote import parse_quote
+from sds.errors import EvidenceError, EvidenceUnavailableError, EvidenceUnsupportedError
+
+if TYPE_CHECKING:
+    from sds.attestation.evidence import ReportData
+    from sds.clock import Clock
+
+TSM_REPORTS: Final = Path("/sys/kernel/config/tsm/report")
+_KINDS: Final = {"sev_guest": EvidenceKind.SEV_SNP, "tdx_guest": EvidenceKind.TDX}
+_MAX_BLOB_BYTES: Final = 1024 * 1024
+# EBUSY and EAGAIN: another request is in flight; ETIMEDOUT and EIO: the host throttles.
+_PASSING: Final = frozenset(
+    {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EIO, errno.EWOULDBLOCK}
+)
+ATTEMPTS: Final = 8
+FIRST_PAUSE_SECONDS: Final = 0.05
+LONGEST_PAUSE_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TsmReport:
+    """What one directory gave.
+
+    Attributes:
+        provider: the driver, such as ``sev_guest``.
+        outblob: report or quote.
+        auxblob: the host's certificates, empty where there are none.
+    """
+
+    provider: str
+    outblob: bytes = field(repr=False)
+    auxblob: bytes = field(repr=False)
+
+
+class TsmAttester:
+    """Evidence of the guest that we run in, SEV-SNP or TDX, by the kernel's common interface."""
+
+    def __init__(
+        self, clock: Clock, *, reports: Path = TSM_REPORTS, privilege_level: int | None = None
+    ) -> None:
+        """Configure it; nothing is touched yet.
+
+        Args:
+            clock: for the pauses between attempts.
+            reports: the directory of reports.
+            privilege_level: VMPL to ask for; the driver's default where None.
+        """
+        self._clock = clock
+        self._reports = reports
+        self._privilege_level = privilege_level
+
+    async def attest(self, data: ReportData) -> Evidence:
+        """Collect evidence that contains ``data``; tries again where the failure can pass.
+
+        Raises:
+            EvidenceUnsupportedError: there is no such interface, or an unknown provider.
+            EvidenceUnavailableError: it was busy, throttled or disturbed at every attempt.
+        """
+        pause = FIRST_PAUSE_SECONDS
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                report = await asyncio.to_thread(
+                    read_report, self._reports, data, self._privilege_level
+                )
+                return evidence_of(report, data)
+            except EvidenceUnavailableError:
+                if attempt == ATTEMPTS:
+                    raise
+            await self._clock.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        raise EvidenceUnavailableError("no attempt was made")
+
+
+def read_report(reports: Path, data: bytes, privilege_level: int | None) -> TsmReport:
+    """One attempt, in a directory of its own. It blocks.
+
+    Raises:
+        EvidenceUnsupportedError: there is no such interface here, or it refuses what we write.
+        EvidenceUnavailableError: it is busy, or somebody else wrote into our directory.
+    """
+    folder = reports / f"sds-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise _failure(error, f"{folder.parent} takes no directory") from error
+    try:
+        return _exchange(folder, data, privilege_level)
+    except OSError as error:
+        raise _failure(error, f"{error.filename or folder} does not answer") from error
+    finally:
+        # The kernel's attributes go with the directory.
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _exchange(folder: Path, data: bytes, privilege_level: int | None) -> TsmReport:
+    writes = 0
+    if privilege_level is not None:
+        _write(folder / "privlevel", str(privilege_level).encode())
+        writes += 1
+    _write(folder / "inblob", data)
+    writes += 1
+    before = _generation(folder)
+    outblob = _read(folder / "outblob")
+    provider = _read(folder / "provider").decode("ascii", "replace").strip()
+    auxblob = _optional(folder / "auxblob")
+    after = _generation(folder)
+    # Every write of an attribute raises it by one, from zero: ours are counted.
+    if before != writes or after != writes:
+        raise EvidenceUnavailableError(
+            f"{folder} was written to by somebody else: generation {before}, then {after}, "
+            f"after {writes} writes of ours"
+        )
+    return TsmReport(provider=provider, outblob=outblob, auxblob=auxblob)
+
+
+def evidence_of(report: TsmReport, data: bytes) -> Evidence:
+    """The evidence in a report, once it is known to be the one that was asked for.
+
+    Raises:
+        EvidenceUnsupportedError: a provider that is not known.
+        EvidenceUnavailableError: it contains other report data, or it cannot be laid out.
+    """
+    kind = _KINDS.get(report.provider)
+    if kind is None:
+        raise EvidenceUnsupportedError(
+            f"the TSM provider {report.provider[:64]!r} is not known here",
+            advice="known are sev_guest and tdx_guest",
+        )
+    try:
+        if kind is EvidenceKind.SEV_SNP:
+            found = Report.parse(report.outblob)
+            contained = found.report_data
+            table = parse_certificate_table(report.auxblob)
+            chain = chain_of_table(table, vlek=found.signing_key == SigningKey.VLEK)
+        else:
+            contained, chain = parse_quote(report.outblob).body.report_data, ()
+    except EvidenceError as error:
+        raise EvidenceUnavailableError(f"the kernel's answer is malformed: {error}") from error
+    if contained != data:
+        raise EvidenceUnavailableError("the kernel's answer is for another request")
+    return Evidence(kind=kind, report=report.outblob, certificates=chain)
+
+
+def _write(path: Path, content: bytes) -> None:
+    # One write; the kernel hands a binary attribute to the driver at close, so errors come there.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        written = os.write(descriptor, content)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    if written != len(content):
+        raise OSError(errno.EIO, "short write", str(path))
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb", buffering=0) as file:
+        content = b""
+        while block := file.read(65_536):
+            content += block
+            if len(content) > _MAX_BLOB_BYTES:
+                raise OSError(errno.EFBIG, "a blob above 1 MiB", str(path))
+        return content
+
+
+def _optional(path: Path) -> bytes:
+    """A blob that older kernels do not have, and that hosts may leave empty."""
+    try:
+        return _read(path)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENXIO, errno.EOPNOTSUPP}:
+            return b""
+        raise
+
+
+def _generation(folder: Path) -> int:
+    text = _read(folder / "generation").strip()
+    if not text.isdigit():
+        raise OSError(errno.EIO, "generation is no number", str(folder / "generation"))
+    return int(text)
+
+
+def _failure(error: OSError, what: str) -> EvidenceError:
+    message = f"{what}: {error.strerror or error}"
+    if error.errno in _PASSING:
+        return EvidenceUnavailableError(message)
+    return EvidenceUnsupportedError(
+        message,
+        advice="this needs a confidential guest with configfs-tsm (Linux 6.7 or later), mounted "
+        "and writable",
+    )

@@ -1,0 +1,1 @@
+"""Service-account tokens as evidence, for nodes without confidential hardware."""

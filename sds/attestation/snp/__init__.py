@@ -1,0 +1,1 @@
+"""AMD SEV-SNP: reports, their certificate chains, revocation, and a simulated chip."""

@@ -1,0 +1,162 @@
+"""From a VCEK or VLEK to a pinned root (AMD 57230, section 2; RFC 5280, section 6.1).
+
+Owns the pins and the decision which chain holds. Invariant: trust comes only from the SHA-256 of
+a root's DER; certificates that arrive with evidence, or are configured as helpers, add none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sds.attestation.snp.certificate import Certificate
+from sds.attestation.snp.report import Product
+from sds.errors import EndorsementMalformedError, EndorsementUntrustedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from sds.attestation.snp.leaf import Leaf
+
+MAX_HELPERS: Final = 16
+"""Certificates that are looked at beside the leaf: a bound on work."""
+
+AMD_ROOTS: Final = {
+    "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd": Product.MILAN,
+    "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1": Product.GENOA,
+    "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a": Product.TURIN,
+}
+"""SHA-256 of each ARK's DER, as the KDS serves it (/vcek/v1/{product}/cert_chain)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roots:
+    """What may end a chain.
+
+    Attributes:
+        pins: SHA-256 of a root's DER -> its product.
+        configured: those of them that are not AMD's: a chain to one is called simulated.
+        certificates: roots and helpers that are at hand.
+    """
+
+    pins: Mapping[str, Product]
+    configured: frozenset[str] = frozenset()
+    certificates: tuple[Certificate, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain whose signatures hold and which ends in a pin; times are not checked yet.
+
+    Attributes:
+        leaf: VCEK or VLEK.
+        issuer: ASK or ASVK.
+        root: ARK.
+        simulated: the root is configured, not AMD's.
+    """
+
+    leaf: Leaf
+    issuer: Certificate
+    root: Certificate
+    simulated: bool
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """Leaf first."""
+        return self.leaf.certificate, self.issuer, self.root
+
+
+def pinned_roots(
+    *, trusted_roots: Iterable[bytes] = (), helpers: Iterable[bytes] = (), amd: bool = True
+) -> Roots:
+    """Pins of AMD's roots, and of configured ones.
+
+    Args:
+        trusted_roots: DER of roots that are trusted besides; the product is in their common name.
+        helpers: DER of certificates that may complete a chain and add no trust.
+        amd: whether AMD's roots are trusted.
+
+    Raises:
+        EndorsementMalformedError: a configured certificate cannot be read, or a root does not
+            name a product (``ARK-Milan``, ``ARK-Genoa``, ``ARK-Turin``).
+    """
+    pins = dict(AMD_ROOTS) if amd else {}
+    configured = set()
+    certificates = [Certificate.parse(der) for der in helpers]
+    for der in trusted_roots:
+        root = Certificate.parse(der)
+        root.require_issuer()
+        names = {f"ARK-{product.certificate_name}": product for product in Product}
+        if root.common_name not in names:
+            raise EndorsementMalformedError(
+                f"the trusted root is named {root.common_name!r}", advice=f"one of {list(names)}"
+            )
+        if root.digest not in AMD_ROOTS:
+            configured.add(root.digest)
+        pins[root.digest] = names[root.common_name]
+        certificates.append(root)
+    return Roots(pins=pins, configured=frozenset(configured), certificates=tuple(certificates))
+
+
+def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
+    """Find and check the chain of a leaf, without looking at times.
+
+    Args:
+        leaf: the leaf, read.
+        offered: DER of certificates that came with the evidence, in any order.
+        roots: what is trusted, and what is at hand.
+
+    Raises:
+        EndorsementUntrustedError: 1. no issuer whose name and signature fit; 2. the issuer's
+            name is not that of the leaf's product and kind; 3. no root of that
+            name which is pinned and signed the issuer; 4. the root's product is not the leaf's.
+        EndorsementMalformedError: 5. issuer or root may not sign certificates.
+    """
+    known = [*_readable(offered), *roots.certificates]
+    # 1. The issuer: by name, then by signature.
+    named = [other for other in known if other.subject == leaf.certificate.issuer]
+    issuer = next((other for other in named if leaf.certificate.signed_by(other)), None)
+    if issuer is None:
+        raise EndorsementUntrustedError(
+            f"no certificate at hand signed the {leaf.certificate.common_name}: "
+            + ("its signature does not hold" if named else f"{leaf.issuer_common_name} is missing"),
+            advice=f"give the certificate {leaf.issuer_common_name} and its ARK",
+        )
+    # 2. ASK for a VCEK, ASVK for a VLEK, each of the product that the leaf names.
+    if issuer.common_name != leaf.issuer_common_name:
+        raise EndorsementUntrustedError(
+            f"a {leaf.certificate.common_name} for {leaf.product.certificate_name} is signed by "
+            f"{issuer.common_name}, not by {leaf.issuer_common_name}"
+        )
+    # 3. The root: by name and pin, then by signature.
+    named = [other for other in known if other.subject == issuer.issuer]
+    trusted = [other for other in named if other.digest in roots.pins]
+    root = next((other for other in trusted if issuer.signed_by(other)), None)
+    if root is None:
+        found = named[0].digest if named else "no ARK"
+        raise EndorsementUntrustedError(
+            f"{issuer.common_name} does not lead to a pinned root (found {found})"
+            if not trusted
+            else f"{issuer.common_name} was not signed by the pinned {trusted[0].common_name}",
+            advice="give the ARK; configure it as a trusted root only if it is meant to be one",
+        )
+    # 4. The product of the root.
+    if roots.pins[root.digest] is not leaf.product:
+        raise EndorsementUntrustedError(
+            f"the root is {root.common_name}, the leaf is for {leaf.product.certificate_name}"
+        )
+    # 5. What issuers must say.
+    issuer.require_issuer()
+    root.require_issuer()
+    return Chain(leaf=leaf, issuer=issuer, root=root, simulated=root.digest in roots.configured)
+
+
+def _readable(offered: Iterable[bytes]) -> list[Certificate]:
+    """Those that can be read: a helper that cannot is as good as none."""
+    found = []
+    for der in tuple(offered)[:MAX_HELPERS]:
+        try:
+            found.append(Certificate.parse(der))
+        except EndorsementMalformedError:
+            continue
+    return found

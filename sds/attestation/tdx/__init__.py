@@ -1,0 +1,1 @@
+"""Intel TDX: quotes, their PCK chains and collateral."""

@@ -1,0 +1,432 @@
+"""Client of our own authority: keeps one stream open and checks who is at its other end.
+
+Owns the agent's side of the exchange. Invariants: before the authority's evidence held, nothing
+but a nonce was sent; a chain is returned only from the key that this evidence covers, and only
+roots that it covers; a stream on which anything went wrong is closed, never used on. One exchange
+runs at a time; a cancelled one closes the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from sds._proto.sds.ca.v1 import ca_pb2
+from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_address
+from sds.authority.port import Issuance
+from sds.authority.session import Session, verify_challenge
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityError,
+    AuthorityRefusedError,
+    AuthorityUnavailableError,
+    CertificateError,
+    ConfigurationError,
+    EvidenceError,
+    SdsError,
+)
+from sds.exchange import wire
+from sds.exchange.challenge import digest_of, lifetime_seconds, new_nonce, request_report_data
+from sds.exchange.item import IssuedChain
+from sds.policy.standing import NO_POLICY_DIGEST
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Any
+
+    from sds.attestation.evidence import Attester, Verifier
+    from sds.clock import Clock
+    from sds.exchange.item import CertificateItem
+
+_Answer = TypeVar("_Answer")
+_LOGGER = logging.getLogger(__name__)
+_TRIES_ON_A_STREAM: Final = 3
+_RANDOM: Final = random.SystemRandom()
+_TRY_AGAIN: Final = frozenset({"nonce_expired", "nonce_unknown", "nonce_used"})
+"""Refusals that a fresh nonce, which came with them, cures at once."""
+_SAY_HELLO: Final = frozenset({"challenge_stale"})
+_ASK_ANOTHER: Final = frozenset({"authority_not_ready"})
+"""Refusals that another replica may not share; one address, too, may stand for many of them."""
+
+
+class PolicyPeer(Protocol):
+    """The agent's policy in force, and where a newer one that the authority hands down goes."""
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the policy in force (of the empty string where there is none)."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """Its epoch; 0 where there is none."""
+        ...
+
+    @property
+    def document(self) -> bytes:
+        """The signed policy, to hand to an authority that is behind, or nothing."""
+        ...
+
+    async def offer(self, document: bytes) -> bool:
+        """Take a signed policy from the authority; whether it is in force now."""
+        ...
+
+
+class NoPolicy:
+    """An agent without a signed policy."""
+
+    digest = NO_POLICY_DIGEST
+    epoch = 0
+    document = b""
+
+    async def offer(self, document: bytes) -> bool:
+        """Nothing is taken: there are no keys to verify it with."""
+        del document
+        return False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthoritySettings:
+    """How to reach our authority.
+
+    Attributes:
+        addresses: ``host:port`` of each replica; the first is drawn, and others are asked where it
+            fails.
+        tls: attested, or verified against a configured root.
+        connect_seconds: for one address: handshake, Hello and Challenge.
+        answer_seconds: for one request, evidence included.
+    """
+
+    addresses: tuple[str, ...]
+    tls: AttestedTls | VerifiedTls = AttestedTls()  # noqa: RUF009  frozen and without state
+    connect_seconds: float = 5.0
+    answer_seconds: float = 30.0
+
+
+class AttestedAuthority:
+    """An :class:`sds.authority.port.Authority` that asks ``sds ca``. See the module."""
+
+    def __init__(
+        self,
+        settings: AuthoritySettings,
+        *,
+        attester: Attester,
+        verifier: Verifier | None,
+        clock: Clock,
+        policy: PolicyPeer | None = None,
+        shuffle: Callable[[list[tuple[str, ...]]], None] = _RANDOM.shuffle,
+    ) -> None:
+        """Nothing is connected before the first exchange.
+
+        Args:
+            settings: addresses, TLS and time limits.
+            attester: our evidence.
+            verifier: holds the reference values for the authority. None accepts an authority
+                without evidence, which only verified TLS allows.
+            clock: the time at which evidence and chains must hold.
+            policy: our policy in force.
+            shuffle: puts the replicas into an order.
+
+        Raises:
+            ConfigurationError: no address, or neither evidence nor a root to trust.
+        """
+        if not settings.addresses:
+            raise ConfigurationError("authority.addresses is empty", advice="name host:port")
+        for address in settings.addresses:
+            split_address(address)
+        if verifier is None and not isinstance(settings.tls, VerifiedTls):
+            raise ConfigurationError(
+                "attested TLS needs reference values for the authority",
+                advice="set authority.reference_values, or authority.tls with root and server_name",
+            )
+        self._settings = settings
+        self._attester = attester
+        self._verifier = verifier
+        self._clock = clock
+        self._policy: PolicyPeer = policy if policy is not None else NoPolicy()
+        self._turn = asyncio.Lock()
+        self._session: Session | None = None
+        self._place: tuple[str, ...] = ()
+        self._places = _places(settings)
+        # Agents that start together shall not all go to the same replica.
+        shuffle(self._places)
+
+    @property
+    def connected_to(self) -> str | None:
+        """Where the open stream leads (one replica, or those that gRPC chose from), or None."""
+        return self._session.address if self._session is not None else None
+
+    async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        """Ask for a certificate for each item, in one exchange.
+
+        Every replica is tried once; an authority that ends in the middle of an exchange costs
+        only the time until the next one has answered.
+
+        Raises:
+            AuthorityUnavailableError: none could be reached or answered in time.
+            AuthorityRefusedError: one refused the request as a whole.
+            EvidenceError: our evidence cannot be collected, or no reachable authority's holds.
+        """
+        if not items:
+            return Issuance(outcomes=(), roots=())
+        async with self._turn:
+            return await self._anywhere(lambda session: self._exchange(session, items))
+
+    async def roots(self) -> tuple[bytes, ...]:
+        """DER roots that the authority vouches for now: a Hello, and nothing is asked for.
+
+        Raises:
+            AuthorityUnavailableError: none could be reached or answered in time.
+            AuthorityRefusedError: one refused.
+            EvidenceError: no reachable authority's evidence holds.
+        """
+        async with self._turn:
+            return await self._anywhere(self._roots)
+
+    async def aclose(self) -> None:
+        """Close the stream; a later exchange opens a new one."""
+        async with self._turn:
+            await self._drop()
+
+    async def _anywhere(self, use: Callable[[Session], Awaitable[_Answer]]) -> _Answer:
+        if self._session is not None:
+            # An idle stream may have died unnoticed: its failure must not cost this address.
+            try:
+                return await use(self._session)
+            except (AuthorityUnavailableError, AuthorityAnswerError) as error:
+                _log_failure(error)
+            except AuthorityRefusedError as error:
+                if error.wire_reason not in _ASK_ANOTHER:
+                    raise
+                _log_failure(error)
+                self._last(self._place)
+        failures: list[SdsError] = []
+        for place in tuple(self._places):
+            try:
+                session = await self._open(place)
+                return await use(session)
+            except (AuthorityError, EvidenceError) as error:
+                if isinstance(error, AuthorityRefusedError) and not error.retriable:
+                    raise
+                _log_failure(error)
+                failures.append(error)
+                self._last(place)
+        raise _most_telling(failures)
+
+    def _last(self, place: tuple[str, ...]) -> None:
+        self._places.remove(place)
+        self._places.append(place)
+
+    async def _roots(self, session: Session) -> tuple[bytes, ...]:
+        limit = self._settings.connect_seconds
+        try:
+            async with _deadline(limit, f"the authority at {session.address} gave no Challenge"):
+                await self._hello(session)
+        except BaseException:
+            await self._drop()
+            raise
+        return session.trusted.statement.roots
+
+    async def _drop(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def _open(self, place: tuple[str, ...]) -> Session:
+        await self._drop()
+        limit = self._settings.connect_seconds
+        address = ", ".join(place)
+        connection = await connect(place, self._settings.tls, seconds=limit)
+        session = Session(address=address, connection=connection)
+        try:
+            async with _deadline(limit, f"the authority at {address} gave no Challenge"):
+                await session.start()
+                await self._hello(session)
+        except BaseException:
+            await session.close()
+            raise
+        self._session, self._place = session, place
+        return session
+
+    async def _hello(self, session: Session) -> None:
+        nonce = new_nonce()
+        answer = await session.ask(
+            ca_pb2.ExchangeRequest(
+                hello=ca_pb2.Hello(
+                    nonce=nonce,
+                    policy_digest=self._policy.digest,
+                    policy_epoch=self._policy.epoch,
+                )
+            )
+        )
+        if answer.WhichOneof("response") == "refusal":
+            raise self._refused(session, answer.refusal)
+        if answer.WhichOneof("response") != "challenge":
+            raise AuthorityAnswerError("the authority answered Hello with something else")
+        try:
+            trusted = verify_challenge(
+                answer.challenge,
+                nonce=nonce,
+                tls_key=session.connection.tls_key,
+                verifier=self._verifier,
+                now=self._clock.now().wall,
+            )
+        except CertificateError as error:
+            raise AuthorityAnswerError(f"{session.address}: {error}") from error
+        session.trust(trusted)
+
+    async def _exchange(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
+        try:
+            async with _deadline(
+                self._settings.answer_seconds,
+                f"the authority at {session.address} did not answer in time",
+            ):
+                return await self._ask(session, items)
+        except AuthorityRefusedError:
+            if not session.usable:
+                await self._drop()
+            raise
+        except BaseException:
+            await self._drop()
+            raise
+
+    async def _ask(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
+        digests = [digest_of(item) for item in items]
+        refused: AuthorityRefusedError | None = None
+        for _ in range(_TRIES_ON_A_STREAM):
+            answer = await session.ask(await self._request(session, items, digests))
+            match answer.WhichOneof("response"):
+                case "certificates":
+                    return self._issuance(session, answer.certificates, items)
+                case "refusal":
+                    session.nonce = answer.refusal.next_nonce
+                    refused = self._refused(session, answer.refusal)
+                    if refused.wire_reason in _SAY_HELLO:
+                        await self._hello(session)
+                    elif not await self._curable(session, answer.refusal):
+                        raise refused
+                case _:
+                    raise AuthorityAnswerError("the authority answered with something else")
+        assert refused is not None
+        raise refused
+
+    async def _curable(self, session: Session, refusal: ca_pb2.Refusal) -> bool:
+        """Whether asking again at once can help."""
+        if refusal.reason in _TRY_AGAIN:
+            return session.usable
+        if refusal.reason == "policy_behind" and refusal.signed_policy:
+            return session.usable and await self._policy.offer(refusal.signed_policy)
+        return False
+
+    async def _request(
+        self, session: Session, items: Sequence[CertificateItem], digests: Sequence[bytes]
+    ) -> ca_pb2.ExchangeRequest:
+        policy_digest = self._policy.digest
+        ahead = self._policy.epoch > session.trusted.statement.policy_epoch
+        evidence = await self._attester.attest(
+            request_report_data(nonce=session.nonce, policy_digest=policy_digest, digests=digests)
+        )
+        return ca_pb2.ExchangeRequest(
+            certificates=ca_pb2.CertificateRequest(
+                nonce=session.nonce,
+                items=[
+                    ca_pb2.Item(
+                        csr=item.csr,
+                        spiffe_id=str(item.identity.spiffe_id),
+                        dns_names=item.identity.dns_names,
+                        lifetime_seconds=lifetime_seconds(item),
+                        signing=item.signing,
+                    )
+                    for item in items
+                ],
+                evidence=wire.evidence_to_wire(evidence),
+                policy_digest=policy_digest,
+                policy_epoch=self._policy.epoch,
+                signed_policy=self._policy.document if ahead else b"",
+            )
+        )
+
+    def _refused(self, session: Session, refusal: ca_pb2.Refusal) -> AuthorityRefusedError:
+        error = wire.refusal_from_wire(refusal)
+        _LOGGER.warning(
+            "the authority at %s refused: %s",
+            session.address,
+            error,
+            extra={"address": session.address, "reason": error.wire_reason},
+        )
+        return error
+
+    def _issuance(
+        self,
+        session: Session,
+        answer: ca_pb2.CertificateResponse,
+        items: Sequence[CertificateItem],
+    ) -> Issuance:
+        session.nonce = answer.next_nonce
+        trusted = session.trusted
+        if len(answer.results) != len(items):
+            raise AuthorityAnswerError(f"{len(answer.results)} results came for {len(items)} items")
+        if tuple(answer.issuing_chain) != trusted.statement.issuing_chain or set(
+            answer.roots
+        ) != set(trusted.statement.roots):
+            raise AuthorityAnswerError(
+                "the authority answered with another key or bundle than its evidence covers"
+            )
+        outcomes: list[IssuedChain | AuthorityError] = []
+        for item, result in zip(items, answer.results, strict=True):
+            if result.WhichOneof("result") == "certificate":
+                outcomes.append(IssuedChain(chain=(result.certificate.leaf, *trusted.presented)))
+                continue
+            error = wire.refusal_from_wire(result.refusal)
+            _LOGGER.warning(
+                "no certificate for %s: %s",
+                item.identity.spiffe_id,
+                error,
+                extra={
+                    "spiffe_id": str(item.identity.spiffe_id),
+                    "reason": error.wire_reason,
+                    "address": session.address,
+                },
+            )
+            outcomes.append(error)
+        return Issuance(outcomes=tuple(outcomes), roots=trusted.statement.roots)
+
+
+def _most_telling(failures: Sequence[SdsError]) -> SdsError:
+    """One error for all of them: that evidence does not hold matters more than who is down."""
+    for failure in failures:
+        if isinstance(failure, EvidenceError):
+            return failure
+    if len(failures) == 1:
+        return failures[0]
+    return AuthorityUnavailableError(
+        "no authority could be asked: " + "; ".join(failure.message for failure in failures)
+    )
+
+
+def _places(settings: AuthoritySettings) -> list[tuple[str, ...]]:
+    """What to connect to, one after the other.
+
+    Attested TLS: each replica by itself. Verified: all replicas together, as often as there are
+    replicas; gRPC chooses anew each time, and never one that it knows to be down.
+    """
+    if isinstance(settings.tls, VerifiedTls):
+        return [settings.addresses] * len(settings.addresses)
+    return [(address,) for address in settings.addresses]
+
+
+def _log_failure(error: SdsError) -> None:
+    _LOGGER.warning("an authority failed: %s", error, extra={"reason": error.reason})
+
+
+@contextlib.asynccontextmanager
+async def _deadline(seconds: float, what: str) -> Any:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise AuthorityUnavailableError(f"{what} within {seconds:g} s") from error

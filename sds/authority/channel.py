@@ -1,0 +1,218 @@
+"""The connection to an authority: TLS in one of two ways, never a third.
+
+``attested``: the authority's certificate is self-signed; it is fetched by a bare handshake and
+becomes the only root of the connection, so that whoever answers holds that certificate's key. That
+proves nothing yet: the caller checks that the authority's evidence covers the key. ``verified``: an
+operator chose a root and a server name, and the certificate must verify under them.
+
+A ``verified`` connection spans all replicas: gRPC's own ``round_robin`` chooses, and only among
+those whose ``grpc.health.v1`` says SERVING (gRPC's client-side health checking). An ``attested``
+one leads to one replica, because its single root is how we know which key answers; there Hello
+tells whether it can issue (``docs/adr/0405-which-replica.md``).
+
+Invariant: a connection never trusts the system's roots, a proxy from the environment, or a name
+that was not configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import socket
+import ssl
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import grpc.aio
+
+from sds.errors import (
+    AuthorityUnavailableError,
+    CertificateMalformedError,
+    ConfigurationError,
+)
+from sds.exchange.wire import SERVICE
+from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+TLS_SERVER_NAME: Final = "authority.attested-sds.invalid"
+"""The name in an attested authority's TLS certificate: RFC 2606 reserves the domain, so nobody can
+hold a certificate of a public authority for it."""
+_MAX_ANSWER: Final = 32 * 1024 * 1024
+_BALANCED: Final = json.dumps(
+    {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        # A replica without this service, or without room to watch it, counts as healthy.
+        "healthCheckConfig": {"serviceName": SERVICE},
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttestedTls:
+    """The authority's evidence vouches for its TLS key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedTls:
+    """A configured root vouches for its TLS key.
+
+    Attributes:
+        root_pem: the roots, PEM.
+        server_name: the DNS name that the certificate must carry.
+    """
+
+    root_pem: bytes = field(repr=False)
+    server_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """A channel, and which key answers on it.
+
+    Attributes:
+        channel: for one replica (attested TLS), or all of them (verified).
+        tls_key: SHA-256 of the SubjectPublicKeyInfo that answers; None where a configured root
+            vouches for it.
+    """
+
+    channel: grpc.aio.Channel
+    tls_key: bytes | None
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """``host:port``, with brackets around an IPv6 address.
+
+    Raises:
+        ConfigurationError: not of this form.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ConfigurationError(
+            f"the authority's address {address!r} is not host:port",
+            advice="write it as ca.example.org:8443 or [2001:db8::1]:8443",
+        )
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+async def connect(
+    addresses: Sequence[str], tls: AttestedTls | VerifiedTls, *, seconds: float
+) -> Connection:
+    """Prepare a connection; for attested TLS one bare handshake is made.
+
+    Args:
+        addresses: of the replicas; for attested TLS exactly one.
+        tls: what must hold of the certificate that answers.
+        seconds: for names to be resolved, or the bare handshake.
+
+    Raises:
+        AuthorityUnavailableError: nobody answers there in that many seconds, or no name resolves.
+    """
+    if isinstance(tls, VerifiedTls):
+        target = await _target(addresses, seconds)
+        channel = _channel(
+            target, tls.root_pem, tls.server_name, ("grpc.service_config", _BALANCED)
+        )
+        return Connection(channel=channel, tls_key=None)
+    (address,) = addresses
+    der = await _served_certificate(address, seconds)
+    try:
+        key = supported_key(load_certificate(der, "authority's TLS certificate"))
+    except CertificateMalformedError as error:
+        raise AuthorityUnavailableError(f"{address}: {error}") from error
+    return Connection(
+        channel=_channel(address, certificate_pem([der]), TLS_SERVER_NAME),
+        tls_key=spki_sha256(key),
+    )
+
+
+async def _target(addresses: Sequence[str], seconds: float) -> str:
+    """All that the names stand for, as one target: gRPC takes a list of IP addresses only."""
+    loop = asyncio.get_running_loop()
+    found: dict[tuple[str, int], None] = {}
+    failures: list[str] = []
+    for address in addresses:
+        host, port = split_address(address)
+        try:
+            async with asyncio.timeout(seconds):
+                answers = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, TimeoutError) as error:
+            failures.append(f"{host}: {error or 'timed out'}")
+            continue
+        found |= {(str(answer[4][0]), port): None for answer in answers}
+    if not found:
+        raise AuthorityUnavailableError(
+            f"no address of the authority resolves: {'; '.join(failures)}",
+            advice="does authority.addresses name it rightly, and does DNS answer?",
+        )
+    return balanced_target(found)
+
+
+def balanced_target(endpoints: Iterable[tuple[str, int]]) -> str:
+    """GRPC's target for these IP addresses and ports; IPv4 beside IPv6 is written as mapped IPv6.
+
+    Raises:
+        ValueError: one is no IP address.
+    """
+    listed = [(ipaddress.ip_address(host), port) for host, port in endpoints]
+    if all(isinstance(host, ipaddress.IPv4Address) for host, _ in listed):
+        return "ipv4:" + ",".join(f"{host}:{port}" for host, port in listed)
+    return "ipv6:" + ",".join(
+        f"[::ffff:{host}]:{port}" if isinstance(host, ipaddress.IPv4Address) else f"[{host}]:{port}"
+        for host, port in listed
+    )
+
+
+async def _served_certificate(address: str, seconds: float) -> bytes:
+    host, port = split_address(address)
+    # Not the default context: it reads every root of the system, which takes a tenth of a second.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Nothing is trusted here: the certificate is only fetched, to be pinned and then attested.
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(seconds):
+            _, writer = await asyncio.open_connection(
+                host, port, ssl=context, server_hostname=TLS_SERVER_NAME
+            )
+    except (OSError, TimeoutError) as error:
+        raise AuthorityUnavailableError(
+            f"the authority at {address} does not answer: {error or 'timed out'}",
+            advice="is it running, and is this its address?",
+        ) from error
+    try:
+        tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        der = tls.getpeercert(binary_form=True)
+    finally:
+        writer.transport.abort()
+    if der is None:
+        raise AuthorityUnavailableError(f"the authority at {address} shows no certificate")
+    return der
+
+
+def _channel(
+    target: str, root_pem: bytes, server_name: str, *more: tuple[str, object]
+) -> grpc.aio.Channel:
+    options: Sequence[tuple[str, object]] = (
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.default_authority", server_name),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_retries", 0),
+        ("grpc.service_config_disable_resolution", 1),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", _MAX_ANSWER),
+        ("grpc.max_send_message_length", _MAX_ANSWER),
+        # A dead authority must be found out between two renewals, not at the next one.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 0),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        *more,
+    )
+    return grpc.aio.secure_channel(
+        target, grpc.ssl_channel_credentials(root_certificates=root_pem), options=options
+    )

@@ -1,0 +1,216 @@
+"""Client of Istio's certificate authority (``istio.v1.auth.IstioCertificateService``).
+
+Owns the exchange with istiod: one ``CreateCertificate`` call per certificate over TLS that is
+verified against a configured root and server name, a bearer token that is read again for every
+exchange (the kubelet replaces a projected token long before it expires), and the reading of the
+answer. Invariant: a chain is returned only for the SPIFFE ID that was asked for. istiod ignores
+the names in a CSR and answers with its caller's own identity, so a chain for anybody else is an
+error here; everything else of the chain is verified by whoever asked (``sds.pki``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from google.protobuf import struct_pb2
+
+from sds._proto.istio.v1.auth import ca_pb2
+from sds.authority import istio_answer
+from sds.authority.istio_token import bearer_problem
+from sds.authority.port import Issuance
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityError,
+    AuthorityTokenError,
+    AuthorityUnavailableError,
+    ConfigurationError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sds.authority.istio_settings import IstioSettings
+    from sds.clock import Clock
+    from sds.exchange.item import CertificateItem
+
+_METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
+_CONCURRENT_CALLS: Final = 16
+"""Calls under way at once: a cold start of a node must not look like an attack on istiod."""
+_MAX_TOKEN_BYTES: Final = 64 * 1024
+
+
+class IstioAuthority:
+    """An :class:`sds.authority.port.Authority` that asks Istio's. See the module."""
+
+    def __init__(self, settings: IstioSettings, *, clock: Clock) -> None:
+        """Nothing is read or connected before the first exchange."""
+        self._settings = settings
+        self._clock = clock
+        self._channel: grpc.aio.Channel | None = None
+        self._channel_root = b""
+        self._address = 0
+        self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
+
+    async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        """Ask for a certificate for each item; see :class:`sds.authority.port.Authority`.
+
+        Raises:
+            AuthorityTokenError: the token file cannot be read or holds no token.
+            AuthorityUnavailableError: no item was answered.
+            ConfigurationError: the root file cannot be used.
+        """
+        token = await asyncio.to_thread(self._read_token)
+        channel = await self._connected()
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._outcome(channel, token, item)) for item in items]
+        outcomes = [task.result() for task in tasks]
+        unanswered = [o for o in outcomes if isinstance(o, AuthorityUnavailableError)]
+        if unanswered:
+            await self._move_on()
+            if len(unanswered) == len(outcomes):
+                raise unanswered[0]
+        roots = {root for o in outcomes if isinstance(o, istio_answer.Answer) for root in o.roots}
+        return Issuance(
+            outcomes=tuple(o.chain if isinstance(o, istio_answer.Answer) else o for o in outcomes),
+            roots=tuple(sorted(roots)),
+        )
+
+    async def aclose(self) -> None:
+        """Close the connection; a later exchange opens a new one."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    # --- one certificate ------------------------------------------------------------------------
+
+    async def _outcome(
+        self, channel: grpc.aio.Channel, token: str, item: CertificateItem
+    ) -> istio_answer.Answer | AuthorityError:
+        try:
+            async with self._slots:
+                return await self._create(channel, token, item)
+        except AuthorityError as error:
+            return error
+
+    async def _create(
+        self, channel: grpc.aio.Channel, token: str, item: CertificateItem
+    ) -> istio_answer.Answer:
+        identity = item.identity
+        if identity.dns_names:
+            raise AuthorityAnswerError(
+                f"Istio's authority puts no DNS names into certificates, and {identity.spiffe_id} "
+                f"wants {', '.join(identity.dns_names)}",
+                advice="leave dns_names out of this workload",
+            )
+        call = channel.unary_unary(
+            _METHOD,
+            request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
+            response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
+        )
+        try:
+            response = await call(
+                request(item, impersonate=self._settings.impersonate),
+                metadata=(
+                    ("authorization", f"Bearer {token}"),
+                    ("clusterid", self._settings.cluster_id),
+                ),
+                timeout=self._settings.timeout.total_seconds(),
+            )
+        except grpc.aio.AioRpcError as error:
+            raise istio_answer.refusal(
+                error.code(),
+                error.details() or "",
+                where=f"Istio's authority at {self._current_address()}",
+                token_problem=bearer_problem(
+                    token, audience=self._settings.audience, now=self._clock.now().wall
+                ),
+                impersonating=self._settings.impersonate,
+            ) from None  # code and details stand in ours; the rest is gRPC's debugging
+        answer = istio_answer.parse(tuple(response.cert_chain))
+        istio_answer.check_identity(answer, identity, impersonating=self._settings.impersonate)
+        return answer
+
+    # --- files and connection -------------------------------------------------------------------
+
+    def _read_token(self) -> str:
+        path = self._settings.token
+        try:
+            with path.open("rb") as file:
+                raw = file.read(_MAX_TOKEN_BYTES + 1)
+        except OSError as error:
+            raise AuthorityTokenError(
+                f"the token file {path} cannot be read: {error.strerror}",
+                advice="mount a projected service-account token with audience "
+                f"{self._settings.audience!r} there",
+            ) from error
+        text = raw.decode("ascii", errors="replace").strip()
+        if not text or len(raw) > _MAX_TOKEN_BYTES or not text.isascii() or len(text.split()) > 1:
+            raise AuthorityTokenError(
+                f"the token file {path} does not hold one token",
+                advice="it must hold a single JWT and nothing else",
+            )
+        return text
+
+    async def _connected(self) -> grpc.aio.Channel:
+        """The channel; a new one where the root file's content changed."""
+        root = await asyncio.to_thread(self._read_root)
+        if self._channel is not None and root != self._channel_root:
+            await self.aclose()
+        if self._channel is None:
+            name = self._settings.server_name
+            self._channel_root = root
+            self._channel = grpc.aio.secure_channel(
+                self._current_address(),
+                grpc.ssl_channel_credentials(root_certificates=root),
+                options=[
+                    ("grpc.ssl_target_name_override", name),
+                    ("grpc.default_authority", name),
+                    ("grpc.keepalive_time_ms", 30_000),
+                    ("grpc.max_reconnect_backoff_ms", 5_000),
+                ],
+            )
+        return self._channel
+
+    async def _move_on(self) -> None:
+        """Use the next address from now on, where there are several."""
+        if len(self._settings.addresses) > 1:
+            self._address = (self._address + 1) % len(self._settings.addresses)
+            await self.aclose()
+
+    def _current_address(self) -> str:
+        return self._settings.addresses[self._address]
+
+    def _read_root(self) -> bytes:
+        path = self._settings.root
+        try:
+            pem = path.read_bytes()
+            x509.load_pem_x509_certificates(pem)
+        except OSError as error:
+            raise ConfigurationError(
+                f"authority.root: {path} cannot be read: {error.strerror}",
+                advice="mount istio-ca-root-cert's root-cert.pem there",
+            ) from error
+        except ValueError as error:
+            raise ConfigurationError(
+                f"authority.root: {path} holds no PEM certificates: {error}"
+            ) from error
+        return pem
+
+
+def request(item: CertificateItem, *, impersonate: bool) -> ca_pb2.IstioCertificateRequest:
+    """The message that asks for one certificate."""
+    csr = x509.load_der_x509_csr(item.csr).public_bytes(serialization.Encoding.PEM)
+    message = ca_pb2.IstioCertificateRequest(
+        csr=csr.decode("ascii"),
+        # 0 would mean the authority's default of 24 h
+        validity_duration=max(1, int(item.identity.lifetime.total_seconds())),
+    )
+    if impersonate:
+        metadata = struct_pb2.Struct()
+        metadata.update({"ImpersonatedIdentity": str(item.identity.spiffe_id)})
+        message.metadata.CopyFrom(metadata)
+    return message

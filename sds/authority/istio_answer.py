@@ -1,0 +1,198 @@
+"""What istiod answered, read and judged: chain, roots, identity, refusals (pure functions).
+
+Owns the reading of ``cert_chain`` and the meaning of istiod's statuses. Invariants: the roots are
+only what the authority put at the end of the chain; a refusal is retriable exactly where the same
+call can succeed later with nothing changed by a person. The statuses are those that istiod 1.29
+was seen to give; it says "request authenticate failure" for every bad token, so the token itself
+is looked at to say which fault it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityError,
+    AuthorityRefusedError,
+    AuthorityRefusedForNowError,
+    AuthorityUnavailableError,
+)
+from sds.exchange.item import IssuedChain
+
+if TYPE_CHECKING:
+    from sds.authority.istio_token import TokenProblem
+    from sds.identity import Identity
+
+_MAX_ANSWER_CHARACTERS: Final = 1_000_000
+_NO_ANSWER: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,  # istiod's CA is not ready, or its signing failed
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One answer, parsed and not yet verified.
+
+    Attributes:
+        chain: leaf and intermediates.
+        roots: DER of the roots that came with it.
+        spiffe_ids: the URI SANs of the leaf, as they stand there.
+    """
+
+    chain: IssuedChain
+    roots: tuple[bytes, ...] = field(repr=False)
+    spiffe_ids: tuple[str, ...]
+
+
+def parse(elements: tuple[str, ...]) -> Answer:
+    """Read ``cert_chain``: leaf first, root last, any element with several PEM certificates.
+
+    1. The first certificate is the leaf.
+    2. Of several elements the last holds the roots: its self-issued certificates, or all of them
+       where none is self-issued (an operator may anchor trust at an intermediate).
+    3. In one single element the roots are the self-issued certificates after the leaf.
+    4. What is neither is an intermediate; a root that is repeated among them is left out.
+
+    Raises:
+        AuthorityAnswerError: no certificate, bad PEM, or no root.
+    """
+    if not elements or sum(map(len, elements)) > _MAX_ANSWER_CHARACTERS:
+        raise AuthorityAnswerError("Istio's authority answered with no chain, or a huge one")
+    parsed = [_certificates(index, element) for index, element in enumerate(elements)]
+    leaf, *rest = parsed[0]
+    if len(parsed) == 1:
+        roots = [certificate for certificate in rest if _self_issued(certificate)]
+    else:
+        rest += [certificate for element in parsed[1:] for certificate in element]
+        last = parsed[-1]
+        roots = [certificate for certificate in last if _self_issued(certificate)] or last
+    if not roots:
+        raise AuthorityAnswerError(
+            "Istio's authority answered with a chain that holds no root",
+            advice="the root must be the last certificate of cert_chain",
+        )
+    return Answer(
+        chain=IssuedChain(
+            chain=tuple(c.public_bytes(Encoding.DER) for c in (leaf, *rest) if c not in roots)
+        ),
+        roots=tuple(sorted({root.public_bytes(Encoding.DER) for root in roots})),
+        spiffe_ids=_uris(leaf),
+    )
+
+
+def check_identity(answer: Answer, identity: Identity, *, impersonating: bool) -> None:
+    """The leaf names exactly the SPIFFE ID that was asked for (X.509-SVID, section 2).
+
+    Raises:
+        AuthorityAnswerError: it names somebody else, several, or nobody.
+    """
+    if answer.spiffe_ids != (str(identity.spiffe_id),):
+        got = ", ".join(answer.spiffe_ids) or "nobody"
+        raise AuthorityAnswerError(
+            f"Istio's authority gave a certificate for {got}; {identity.spiffe_id} was asked for",
+            advice="check the trust domain and the account that istiod impersonates"
+            if impersonating
+            else "istiod certifies the owner of the token: set spiffe_id to that account, or use "
+            "impersonate with a node account that istiod trusts",
+        )
+
+
+def refusal(
+    code: grpc.StatusCode,
+    details: str,
+    *,
+    where: str,
+    token_problem: TokenProblem | None,
+    impersonating: bool,
+) -> AuthorityError:
+    """The error that a gRPC status of istiod means.
+
+    Args:
+        code: the status.
+        details: its text, as istiod gave it.
+        where: which authority answered.
+        token_problem: what is visibly wrong with the token, to explain UNAUTHENTICATED.
+        impersonating: whether the call named an ``ImpersonatedIdentity``.
+    """
+    said = f"{where} said {code.name}: {details[:500]}"
+    if code in _NO_ANSWER:
+        return AuthorityUnavailableError(said, advice=_connection_advice(details))
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return AuthorityRefusedForNowError(said, wire_reason="resource_exhausted")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return _unauthenticated(
+            details, said=said, token_problem=token_problem, impersonating=impersonating
+        )
+    advice = ""
+    if code is grpc.StatusCode.INVALID_ARGUMENT and "TTL" in details:
+        advice = "ask for a shorter lifetime, or raise MAX_WORKLOAD_CERT_TTL of istiod"
+    elif code is grpc.StatusCode.UNIMPLEMENTED:
+        advice = "this is not istiod's certificate port with TLS (15012)"
+    return AuthorityRefusedError(said, wire_reason=code.name.lower(), advice=advice)
+
+
+def _unauthenticated(
+    details: str, *, said: str, token_problem: TokenProblem | None, impersonating: bool
+) -> AuthorityError:
+    if impersonating and "impersonat" in details:
+        # istiod learns of a new pod a moment after we do: the same call can succeed later.
+        return AuthorityRefusedForNowError(
+            said,
+            wire_reason="impersonation",
+            advice="the token's account must stand in CA_TRUSTED_NODE_ACCOUNTS of istiod, and a "
+            "pod of the impersonated account must run on this node",
+        )
+    if token_problem is None:
+        return AuthorityRefusedForNowError(
+            said,
+            wire_reason="unauthenticated",
+            advice="the token looks right: does istiod trust its issuer, and can it reach the "
+            "issuer's keys?",
+        )
+    kind = AuthorityRefusedForNowError if token_problem.passes else AuthorityRefusedError
+    return kind(said, wire_reason="unauthenticated", advice=token_problem.text)
+
+
+def _connection_advice(details: str) -> str:
+    lowered = details.lower()
+    if any(word in lowered for word in ("certificate", "handshake", "ssl", "verification")):
+        return "istiod's TLS certificate does not hold: check authority.root and server_name"
+    return "is istiod running, and is authority.addresses right?"
+
+
+def _certificates(index: int, element: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(element.encode("ascii"))
+    except ValueError as error:  # also UnicodeEncodeError
+        raise AuthorityAnswerError(
+            f"element {index} of the chain of Istio's authority is no PEM certificate: {error}"
+        ) from error
+
+
+def _self_issued(certificate: x509.Certificate) -> bool:
+    return certificate.subject == certificate.issuer
+
+
+def _uris(leaf: x509.Certificate) -> tuple[str, ...]:
+    try:
+        extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return ()
+    except ValueError as error:
+        raise AuthorityAnswerError(
+            f"the leaf of Istio's authority has extensions that cannot be read: {error}"
+        ) from error
+    return tuple(extension.value.get_values_for_type(x509.UniformResourceIdentifier))

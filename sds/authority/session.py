@@ -1,0 +1,209 @@
+"""One stream to an authority, and what is trusted of its other end.
+
+Invariants: only :func:`verify_challenge` makes a :class:`TrustedAuthority`; a session without one
+sends nothing but Hellos.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityEvidenceError,
+    AuthorityUnavailableError,
+)
+from sds.exchange import wire
+from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data
+from sds.pki import load_certificate, spki_sha256, supported_key, verify_authority_chain
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sds._proto.sds.ca.v1 import ca_pb2
+    from sds.attestation.evidence import Claims, Verifier
+    from sds.authority.channel import Connection
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedAuthority:
+    """An authority whose Challenge held.
+
+    Attributes:
+        statement: what it says of itself.
+        claims: what its evidence proved; None where plain verified TLS alone vouches for it.
+        presented: its chain as it follows a leaf: no root.
+        nonce: the first one that it gave.
+    """
+
+    statement: AuthorityStatement
+    claims: Claims | None
+    presented: tuple[bytes, ...] = field(repr=False)
+    nonce: bytes
+
+
+def verify_challenge(
+    challenge: ca_pb2.Challenge,
+    *,
+    nonce: bytes,
+    tls_key: bytes | None,
+    verifier: Verifier | None,
+    now: datetime,
+) -> TrustedAuthority:
+    """Check what an authority answered to our Hello.
+
+    The checks, in order (``docs/exchange.md``): 1. it gives a nonce of 32 bytes, a chain and
+    roots; 2. its evidence covers our nonce; 3. the TLS key that it names is the one that answers;
+    4. its evidence holds, and binds all of this; 5. its issuing chain holds under its own roots.
+
+    Args:
+        challenge: the answer.
+        nonce: ours.
+        tls_key: SHA-256 of the key that answers; None where a configured root vouches for it.
+        verifier: with the reference values for authorities; None where none are configured.
+        now: the time at which evidence and chain must hold.
+
+    Raises:
+        AuthorityAnswerError: it is not a Challenge that we can use.
+        EvidenceError: the evidence is missing, does not hold or does not cover this.
+        CertificateError: its issuing chain does not hold.
+    """
+    if len(challenge.nonce) != NONCE_BYTES or not challenge.issuing_chain or not challenge.roots:
+        raise AuthorityAnswerError("the Challenge lacks a nonce, a chain or roots")  # 1
+    key = supported_key(load_certificate(challenge.issuing_chain[0], "issuing certificate"))
+    statement = wire.statement_from_wire(challenge, issuing_key=spki_sha256(key))
+    covered = tuple(challenge.covered_nonces) or (nonce,)
+    if nonce not in covered:  # 2
+        raise AuthorityEvidenceError(
+            "the authority's evidence does not cover our nonce: it may be replayed"
+        )
+    if tls_key is not None and tls_key != statement.tls_key:  # 3
+        raise AuthorityEvidenceError(
+            "the authority's evidence is for another TLS key than the one that answers",
+            advice="somebody stands between us and the authority, or ends TLS in front of it",
+        )
+    claims = None
+    if verifier is not None:  # 4
+        if not challenge.HasField("evidence"):
+            raise AuthorityEvidenceError(
+                "the authority shows no evidence, and reference values demand it"
+            )
+        claims = verifier.verify(
+            wire.evidence_from_wire(challenge.evidence),
+            data=authority_report_data(statement, covered),
+            now=now,
+        )
+    root = verify_authority_chain(  # 5
+        statement.issuing_chain, roots=statement.roots, public_key=key, now=now
+    )
+    return TrustedAuthority(
+        statement=statement,
+        claims=claims,
+        presented=tuple(der for der in statement.issuing_chain if der != root),
+        nonce=challenge.nonce,
+    )
+
+
+class Session:
+    """One open stream; used by one task at a time."""
+
+    def __init__(self, *, address: str, connection: Connection) -> None:
+        """Takes over the connection; :meth:`close` closes it."""
+        self.address = address
+        self.connection = connection
+        self.nonce = b""
+        self._call: Any = None
+        self._trusted: TrustedAuthority | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether another request can be sent: the authority gave a nonce for it."""
+        return len(self.nonce) == NONCE_BYTES
+
+    @property
+    def trusted(self) -> TrustedAuthority:
+        """The authority at the other end.
+
+        Raises:
+            AuthorityAnswerError: its evidence was not verified yet.
+        """
+        if self._trusted is None:
+            raise AuthorityAnswerError("the authority's evidence has not been verified")
+        return self._trusted
+
+    def trust(self, authority: TrustedAuthority) -> None:
+        """The authority's Challenge held."""
+        known = self._trusted
+        self._trusted = authority
+        self.nonce = authority.nonce
+        claims = authority.claims
+        if known is not None and known.statement.issuing_key == authority.statement.issuing_key:
+            return  # a fresh Challenge of the authority that we know: nothing new to say
+        fields = {
+            "address": self.address,
+            "measurement": claims.measurement if claims else "",
+            "issuing_key": authority.statement.issuing_key.hex(),
+            "policy_epoch": authority.statement.policy_epoch,
+        }
+        if claims is None:
+            _LOGGER.warning(
+                "the authority at %s shows no evidence that was verified: TLS under the "
+                "configured root alone vouches for it",
+                self.address,
+                extra=fields,
+            )
+        elif claims.simulated:
+            _LOGGER.warning(
+                "SIMULATION: the evidence of the authority at %s comes from a simulated machine "
+                "and proves nothing about hardware",
+                self.address,
+                extra=fields,
+            )
+        else:
+            _LOGGER.info("the authority at %s is attested", self.address, extra=fields)
+
+    async def start(self) -> None:
+        """Open the stream (the connection is made with the first message)."""
+        method: Any = self.connection.channel.stream_stream(wire.EXCHANGE)
+        self._call = method()
+
+    async def ask(self, request: ca_pb2.ExchangeRequest) -> ca_pb2.ExchangeResponse:
+        """Send one message and read its answer.
+
+        Raises:
+            AuthorityUnavailableError: the stream broke.
+            AuthorityAnswerError: the answer cannot be parsed.
+        """
+        self.nonce = b""
+        try:
+            await self._call.write(request.SerializeToString())
+            data = await self._call.read()
+            if data is grpc.aio.EOF:
+                code, details = await self._call.code(), await self._call.details()
+                raise AuthorityUnavailableError(
+                    f"the authority at {self.address} ended the stream: {code.name} {details}"
+                )
+        except grpc.aio.AioRpcError as error:
+            raise AuthorityUnavailableError(
+                f"the authority at {self.address} cannot be asked: {error.code().name} "
+                f"{error.details()}"
+            ) from error
+        except asyncio.InvalidStateError as error:
+            raise AuthorityUnavailableError(
+                f"the stream to the authority at {self.address} is closed"
+            ) from error
+        return wire.parse_response(data)
+
+    async def close(self) -> None:
+        """End the stream and the connection."""
+        if self._call is not None:
+            self._call.cancel()
+        await self.connection.channel.close()

@@ -1,0 +1,58 @@
+"""The ``authority:`` section: how to reach an ``sds ca``, for agents and for authorities below one.
+
+Invariant: a section that passed is one of the two ways of TLS, never both, never none.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sds.authority.attested import AuthoritySettings
+from sds.authority.channel import AttestedTls, VerifiedTls, split_address
+from sds.settings.fields import DnsNameField, Duration, PathField, Settings
+from sds.settings.yamlfile import read
+
+
+class VerifiedTlsSection(Settings):
+    """TLS that a configured root vouches for."""
+
+    root: PathField = Field(description="PEM file with the roots.")
+    server_name: DnsNameField = Field(description="The DNS name in the authority's certificate.")
+
+
+class AuthoritySection(Settings):
+    """Where the authority is and how its TLS is checked."""
+
+    addresses: Annotated[list[str], Field(min_length=1)] = Field(
+        description="`host:port` of each replica. One is drawn, kept while it works, and another "
+        "asked at once where it fails; with verified TLS a name may stand for many."
+    )
+    tls: Literal["attested"] | VerifiedTlsSection = Field(
+        default="attested",
+        description="`attested`: the authority's evidence vouches for its self-signed key. Or "
+        "`root` and `server_name`, against which its certificate is verified.",
+    )
+    connect: Duration = Field(
+        default=timedelta(seconds=5), description="For handshake and Challenge of one address."
+    )
+    answer: Duration = Field(default=timedelta(seconds=30), description="For one request.")
+
+    def settings(self) -> AuthoritySettings:
+        """What the client takes.
+
+        Raises:
+            ConfigurationError: an address is not ``host:port``, or the root cannot be read.
+        """
+        for address in self.addresses:
+            split_address(address)
+        return AuthoritySettings(
+            addresses=tuple(self.addresses),
+            tls=AttestedTls()
+            if self.tls == "attested"
+            else VerifiedTls(root_pem=read(self.tls.root), server_name=self.tls.server_name),
+            connect_seconds=self.connect.total_seconds(),
+            answer_seconds=self.answer.total_seconds(),
+        )

@@ -1,0 +1,172 @@
+"""Our API's messages and our types, one into the other.
+
+Invariant: what comes off the wire leaves this module as checked types or as an error; it decides
+nothing. Raw bytes are parsed here, not by gRPC, so that garbage gets an answer of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from sds._proto.sds.ca.v1 import ca_pb2
+from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityRefusedError,
+    AuthorityRefusedForNowError,
+    EvidenceNotAcceptedError,
+    RequestMalformedError,
+    SdsError,
+)
+from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement
+
+EXCHANGE: Final = "/sds.ca.v1.CertificateAuthority/Exchange"
+SERVICE: Final = "sds.ca.v1.CertificateAuthority"
+DIGEST_BYTES: Final = 32
+_MAX_WORDS: Final = 500
+"""Characters of the peer's own words that we repeat."""
+
+
+def parse_request(data: bytes) -> ca_pb2.ExchangeRequest:
+    """An agent's message.
+
+    Raises:
+        RequestMalformedError: not one.
+    """
+    try:
+        return ca_pb2.ExchangeRequest.FromString(data)
+    except DecodeError as error:
+        raise RequestMalformedError(
+            "the message is not an ExchangeRequest", advice="speak sds.ca.v1, see proto/"
+        ) from error
+
+
+def parse_response(data: bytes) -> ca_pb2.ExchangeResponse:
+    """The authority's message.
+
+    Raises:
+        AuthorityAnswerError: not one.
+    """
+    try:
+        return ca_pb2.ExchangeResponse.FromString(data)
+    except DecodeError as error:
+        raise AuthorityAnswerError(
+            "the answer is not an ExchangeResponse",
+            advice="is this the address of an attested-sds authority?",
+        ) from error
+
+
+def evidence_to_wire(evidence: Evidence) -> ca_pb2.Evidence:
+    """Evidence as it travels."""
+    return ca_pb2.Evidence(
+        kind=evidence.kind, report=evidence.report, certificates=evidence.certificates
+    )
+
+
+def evidence_from_wire(message: ca_pb2.Evidence) -> Evidence:
+    """Evidence as it came, unverified.
+
+    Raises:
+        EvidenceNotAcceptedError: of a kind that this version does not know.
+    """
+    try:
+        kind = EvidenceKind(message.kind)
+    except ValueError as error:
+        raise EvidenceNotAcceptedError(
+            f"evidence of the kind {message.kind[:40]!r} is not known here",
+            advice=f"this version knows {', '.join(EvidenceKind)}",
+        ) from error
+    return Evidence(kind=kind, report=message.report, certificates=tuple(message.certificates))
+
+
+def nonce_from_wire(nonce: bytes) -> bytes:
+    """A nonce of the right length.
+
+    Raises:
+        RequestMalformedError: another length.
+    """
+    if len(nonce) != NONCE_BYTES:
+        raise RequestMalformedError(f"a nonce has {NONCE_BYTES} bytes, this one {len(nonce)}")
+    return nonce
+
+
+def refusal_to_wire(
+    error: SdsError, *, next_nonce: bytes = b"", signed_policy: bytes = b""
+) -> ca_pb2.ExchangeResponse:
+    """The refusal of a whole request."""
+    return ca_pb2.ExchangeResponse(
+        refusal=ca_pb2.Refusal(
+            reason=error.reason,
+            message=str(error)[:_MAX_WORDS],
+            retriable=error.retriable,
+            next_nonce=next_nonce,
+            signed_policy=signed_policy,
+        )
+    )
+
+
+def item_refusal_to_wire(error: SdsError) -> ca_pb2.ItemResult:
+    """The refusal of one item."""
+    return ca_pb2.ItemResult(
+        refusal=ca_pb2.ItemRefusal(
+            reason=error.reason, message=str(error)[:_MAX_WORDS], retriable=error.retriable
+        )
+    )
+
+
+def refusal_from_wire(refusal: ca_pb2.Refusal | ca_pb2.ItemRefusal) -> AuthorityRefusedError:
+    """The authority's refusal as the error that our caller sees."""
+    kind = AuthorityRefusedForNowError if refusal.retriable else AuthorityRefusedError
+    return kind(
+        f"the authority refused: {refusal.reason[:80]}: {refusal.message[:_MAX_WORDS]}",
+        wire_reason=refusal.reason[:80],
+    )
+
+
+def statement_from_wire(challenge: ca_pb2.Challenge, *, issuing_key: bytes) -> AuthorityStatement:
+    """What the authority says of itself; its evidence is to be checked against it.
+
+    Args:
+        challenge: the message.
+        issuing_key: SHA-256 of the SubjectPublicKeyInfo in its first issuing certificate.
+
+    Raises:
+        AuthorityAnswerError: a digest of the wrong length.
+    """
+    for name in ("tls_spki_sha256", "policy_digest"):
+        if len(getattr(challenge, name)) != DIGEST_BYTES:
+            raise AuthorityAnswerError(f"the authority's {name} is not {DIGEST_BYTES} bytes long")
+    return AuthorityStatement(
+        issuing_chain=tuple(challenge.issuing_chain),
+        issuing_key=issuing_key,
+        roots=tuple(challenge.roots),
+        tls_key=challenge.tls_spki_sha256,
+        policy_digest=challenge.policy_digest,
+        policy_epoch=challenge.policy_epoch,
+    )
+
+
+def challenge_to_wire(
+    statement: AuthorityStatement,
+    *,
+    nonce: bytes,
+    nonce_lifetime: float,
+    evidence: Evidence | None,
+    covered: tuple[bytes, ...],
+) -> ca_pb2.ExchangeResponse:
+    """The answer to a Hello."""
+    return ca_pb2.ExchangeResponse(
+        challenge=ca_pb2.Challenge(
+            nonce=nonce,
+            nonce_lifetime_seconds=int(nonce_lifetime),
+            evidence=evidence_to_wire(evidence) if evidence is not None else None,
+            issuing_chain=statement.issuing_chain,
+            roots=statement.roots,
+            policy_digest=statement.policy_digest,
+            policy_epoch=statement.policy_epoch,
+            tls_spki_sha256=statement.tls_key,
+            covered_nonces=covered,
+        )
+    )

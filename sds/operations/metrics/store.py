@@ -1,0 +1,168 @@
+"""The store, metered: pushes, ACKs, streams, and the expiry of what is served.
+
+Owns :class:`MeteredStore`, a store that times deliveries, and :class:`StoreCollector`, which
+reads expiry and counts from it when scraped. Invariants: a delivery counts as a push only where
+the subscription was sent an older version of the same resource before (a first answer is no
+push); by identity, at most :data:`MAX_IDENTITIES` samples are exported: those that expire first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client.core import GaugeMetricFamily
+
+from sds.clock import stopwatch
+from sds.identity import Identity
+from sds.secrets.store import SecretStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric
+
+    from sds.clock import Clock
+    from sds.operations.metrics.families import AgentFamilies
+    from sds.secrets.store import ResourceKey, StoredSvid, SubscriptionId, Svid, Version
+
+MAX_IDENTITIES: Final = 200
+
+
+class MeteredStore(SecretStore):
+    """See the module; ``timer`` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        families: AgentFamilies,
+        *,
+        run_id: str | None = None,
+        timer: Callable[[], float] = stopwatch,
+    ) -> None:
+        """See the class."""
+        super().__init__(run_id=run_id)
+        self._families = families
+        self._timer = timer
+        self._changed: dict[ResourceKey, tuple[Version, float]] = {}
+        self._written: dict[SubscriptionId, dict[ResourceKey, tuple[Version, float]]] = {}
+
+    def put_svid(self, svid: Svid) -> Version:
+        """See :meth:`SecretStore.put_svid`."""
+        self._families.renewals.inc()
+        return super().put_svid(svid)
+
+    def withdraw_svid(self, identity: Identity) -> None:
+        """See :meth:`SecretStore.withdraw_svid`."""
+        if self.svid(identity) is not None:
+            self._families.expirations.inc()
+        super().withdraw_svid(identity)
+
+    def open_subscription(self) -> SubscriptionId:
+        """See :meth:`SecretStore.open_subscription`."""
+        subscription = super().open_subscription()
+        self._written[subscription] = {}
+        return subscription
+
+    def close_subscription(self, subscription: SubscriptionId) -> None:
+        """See :meth:`SecretStore.close_subscription`."""
+        super().close_subscription(subscription)
+        self._written.pop(subscription, None)
+
+    def sent(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
+        """See :meth:`SecretStore.sent`."""
+        super().sent(subscription, key, version)
+        now = self._timer()
+        written = self._written[subscription]
+        before = written.get(key)
+        changed = self._changed.get(key)
+        self._families.responses.inc()
+        if before is not None and before[0] != version and changed and changed[0] == version:
+            self._families.push_latency.observe(now - changed[1])
+        written[key] = (version, now)
+
+    def acked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
+        """See :meth:`SecretStore.acked`."""
+        super().acked(subscription, key, version)
+        written = self._written[subscription].get(key)
+        if written is not None and written[0] == version:
+            self._families.acks.inc()
+            self._families.ack_latency.observe(self._timer() - written[1])
+
+    def released(self, subscription: SubscriptionId, key: ResourceKey) -> None:
+        """See :meth:`SecretStore.released`."""
+        super().released(subscription, key)
+        self._written[subscription].pop(key, None)
+
+    def subscription_count(self) -> int:
+        """Names that streams subscribe to, over all streams."""
+        return len(self._deliveries)
+
+    def _tell(self, key: ResourceKey) -> None:
+        """Remember when the resource changed, then tell the listeners."""
+        current = self._svids.get(key) if isinstance(key, Identity) else self._bundles.get(key)
+        if current is None:
+            self._changed.pop(key, None)
+        else:
+            self._changed[key] = (current.version, self._timer())
+        super()._tell(key)
+
+
+class StoreCollector:
+    """Reads the store when scraped."""
+
+    def __init__(self, store: MeteredStore, clock: Clock, registry: CollectorRegistry) -> None:
+        """Register in ``registry``."""
+        self._store = store
+        self._clock = clock
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """See prometheus-client's custom collectors."""
+        now = self._clock.now().wall
+        served = list(self._store.svids().values())
+        first = heapq.nsmallest(MAX_IDENTITIES, served, key=lambda stored: stored.svid.not_after)
+        # Several identities may share one SPIFFE ID (other DNS names): the earliest stands for it.
+        earliest: dict[str, StoredSvid] = {}
+        for stored in first:
+            earliest.setdefault(str(stored.svid.identity.spiffe_id), stored)
+        yield _gauge("sds_svids", "SVIDs that are served.", len(served))
+        yield _gauge("sds_bundles", "Trust bundles that are served.", len(self._store.bundles()))
+        yield _gauge(
+            "sds_subscriptions",
+            "Names that streams subscribe to, over all streams.",
+            self._store.subscription_count(),
+        )
+        least = GaugeMetricFamily(
+            "sds_svid_not_after_min_timestamp_seconds",
+            "When the SVID that expires first does; absent while none is served.",
+        )
+        if first:
+            least.add_metric([], first[0].svid.not_after.timestamp())
+        yield least
+        expiry = GaugeMetricFamily(
+            "sds_svid_not_after_timestamp_seconds",
+            "When the SVID expires; the 200 that expire first.",
+            labels=["spiffe_id"],
+        )
+        left = GaugeMetricFamily(
+            "sds_svid_remaining_ratio",
+            "Part of the SVID's life that is left, from its receipt: 1 is new, 0 expired.",
+            labels=["spiffe_id"],
+        )
+        for spiffe_id, stored in earliest.items():
+            svid = stored.svid
+            expiry.add_metric([spiffe_id], svid.not_after.timestamp())
+            span = (svid.not_after - svid.received_at).total_seconds()
+            remaining = (svid.not_after - now).total_seconds()
+            left.add_metric([spiffe_id], max(0.0, min(1.0, remaining / span)) if span > 0 else 0.0)
+        yield expiry
+        yield left
+
+    def describe(self) -> Iterable[Metric]:
+        """Names without values, so that registering does not read the store."""
+        return []
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=value)

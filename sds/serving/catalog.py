@@ -1,0 +1,357 @@
+"""Names: what stands under a resource name for one caller, at this moment.
+
+Owns the mapping from names to secrets and the cache of their bytes. Invariants: a caller sees only
+what its recognition gives it; a name that it may not have and a name that is not there yet look
+the same (None); bundles of more than one trust domain, and every foreign one, go out as the SPIFFE
+validator only, because as one ``trusted_ca`` any foreign CA could sign our own trust domain.
+
+==========================  ====================================================================
+name                        secret
+==========================  ====================================================================
+``default``                 SVID of the caller's first identity
+``spiffe://domain/path``    SVID of the caller's identity of that SPIFFE ID
+``ROOTCA``                  bundle of the trust domain of the caller's first identity
+``spiffe://domain``         bundle of that trust domain
+``ALL``                     bundles of all trust domains in one SPIFFE validator
+``inbound``                 bundles and SAN matchers of who may connect to the caller
+``outbound:TARGET``         bundles and SAN matchers of who may answer for TARGET
+``session_tickets``         TLS session ticket keys of the caller's first identity
+as configured               generic secrets
+==========================  ====================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.errors import ConfigurationError, IdentityError
+from sds.identity import SpiffeId
+from sds.serving import encode
+from sds.serving.encode import Resource
+from sds.serving.subscription import WILDCARD, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Mapping
+
+    from sds.identity import Identity, TrustDomain
+    from sds.secrets.store import SecretStore, StoredBundle, Version
+    from sds.serving.peers import PeerContext, PeerPolicy
+    from sds.workload.entitlement import Caller
+
+INBOUND: Final = "inbound"
+OUTBOUND: Final = "outbound:"
+_SCHEME: Final = "spiffe://"
+_MAX_STAMPS: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aliases:
+    """Short names, each a tuple of alternatives that all mean the same."""
+
+    svid: tuple[str, ...] = ("default",)
+    bundle: tuple[str, ...] = ("ROOTCA",)
+    all_bundles: tuple[str, ...] = ("ALL",)
+    session_tickets: tuple[str, ...] = ("session_tickets",)
+
+    def __post_init__(self) -> None:
+        """Every name means one thing, and none hides a long name."""
+        seen: set[str] = set()
+        for name in (*self.svid, *self.bundle, *self.all_bundles, *self.session_tickets):
+            if not name or name in (WILDCARD, INBOUND) or name.startswith((_SCHEME, OUTBOUND)):
+                raise ConfigurationError(
+                    f"secret name {name!r} cannot be an alias",
+                    advice="an alias is not empty, not '*' or 'inbound', and starts neither with "
+                    "'spiffe://' nor with 'outbound:'",
+                )
+            if name in seen:
+                raise ConfigurationError(f"secret name {name!r} is an alias of two secrets")
+            seen.add(name)
+
+    def is_taken(self, name: str) -> bool:
+        """Whether the name means something already."""
+        return name in (
+            *self.svid,
+            *self.bundle,
+            *self.all_bundles,
+            *self.session_tickets,
+            INBOUND,
+        ) or name.startswith((_SCHEME, OUTBOUND))
+
+
+class TicketKeys(Protocol):
+    """Where session ticket keys come from."""
+
+    def replace(self) -> None:
+        """Trust changed: no key from before may be left."""
+        ...
+
+    def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
+        """Version and keys of 80 bytes, newest first; None where tickets are off."""
+        ...
+
+
+class GenericSecrets(Protocol):
+    """Where generic secrets come from."""
+
+    def names(self, caller: Caller) -> Collection[str]:
+        """The names of those that the caller may have."""
+        ...
+
+    def current(self, caller: Caller, name: str) -> tuple[Version, bytes] | None:
+        """Version and value; None where there is none for the caller."""
+        ...
+
+
+class Catalog:
+    """See the module.
+
+    Args:
+        store: where secrets come from.
+        aliases: the short names.
+        spiffe_validator: serve the own trust domain's bundle as the SPIFFE validator too.
+        peers: policy about peers; without it ``inbound`` and ``outbound:`` do not exist.
+        tickets: session ticket keys; without it they do not exist.
+        generic: generic secrets; without it there are none.
+    """
+
+    def __init__(
+        self,
+        store: SecretStore,
+        *,
+        aliases: Aliases,
+        spiffe_validator: bool = False,
+        peers: PeerPolicy | None = None,
+        tickets: TicketKeys | None = None,
+        generic: GenericSecrets | None = None,
+    ) -> None:
+        """See the class."""
+        self.store = store
+        self.aliases = aliases
+        self._spiffe_validator = spiffe_validator
+        self._peers = peers
+        self._tickets = tickets
+        self._generic = generic
+        self._kinds: dict[str, Callable[[str, Caller, bool], Resource | None]] = {
+            **dict.fromkeys(aliases.svid, self._default_svid),
+            **dict.fromkeys(aliases.bundle, self._default_bundle),
+            **dict.fromkeys(aliases.all_bundles, self._all_bundles),
+            **dict.fromkeys(aliases.session_tickets, self._session_tickets),
+        }
+        self._svids: dict[Identity, dict[str, Resource]] = {}
+        self._contexts: dict[tuple[object, ...], Resource] = {}
+        self._stamps: dict[tuple[object, ...], tuple[object, Version]] = {}
+
+    def forget_svid(self, identity: Identity) -> None:
+        """Drop the bytes of the identity's SVID: it was replaced or withdrawn."""
+        self._svids.pop(identity, None)
+
+    def forget_contexts(self) -> None:
+        """Drop the bytes of all validation contexts, and all ticket keys: trust changed."""
+        self._contexts.clear()
+        if self._tickets is not None:
+            self._tickets.replace()
+
+    # --- names ----------------------------------------------------------------------------------
+
+    def everything(self, caller: Caller) -> tuple[str, ...]:
+        """What the wildcard stands for: long names of what exists; no alias, ``ALL``, tickets."""
+        svids = {
+            str(identity.spiffe_id)
+            for identity in caller.identities
+            if self.store.svid(identity) is not None
+        }
+        bundles = (
+            {_SCHEME + domain for domain in self.store.bundles()} if caller.identities else set()
+        )
+        generic = set(self._generic.names(caller)) if self._generic is not None else set()
+        return tuple(sorted(svids | bundles | generic))
+
+    def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
+        """What stands under ``name`` for ``caller``; ``strong`` asks for the SPIFFE validator."""
+        if not caller.identities:
+            return None
+        kind = self._kinds.get(name)
+        if kind is not None:
+            return kind(name, caller, strong)
+        if name.startswith(_SCHEME):
+            return self._by_spiffe_id(name, caller, strong=strong)
+        if name == INBOUND or name.startswith(OUTBOUND):
+            return self._by_policy(name, caller, strong=strong)
+        return self._generic_secret(name, caller)
+
+    # --- one kind each --------------------------------------------------------------------------
+
+    def _default_svid(self, name: str, caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
+        return self._svid(name, caller.identities[0])
+
+    def _default_bundle(self, name: str, caller: Caller, strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
+        domain = caller.identities[0].spiffe_id.trust_domain
+        return self._bundle(name, caller, domain, strong=strong)
+
+    def _by_policy(self, name: str, caller: Caller, *, strong: bool) -> Resource | None:
+        if self._peers is None:
+            return None
+        context = (
+            self._peers.inbound(caller)
+            if name == INBOUND
+            else self._peers.outbound(caller, name.removeprefix(OUTBOUND))
+        )
+        return self._context(name, caller, context, strong=strong)
+
+    def _generic_secret(self, name: str, caller: Caller) -> Resource | None:
+        current = self._generic.current(caller, name) if self._generic is not None else None
+        if current is None:
+            return None
+        version, value = current
+        return Resource(Receipt(name, version), encode.generic_secret(name, value))
+
+    def _by_spiffe_id(self, name: str, caller: Caller, *, strong: bool) -> Resource | None:
+        try:
+            spiffe_id = SpiffeId.parse(name)
+        except IdentityError:
+            return None
+        if not spiffe_id.path:
+            return self._bundle(name, caller, spiffe_id.trust_domain, strong=strong)
+        for identity in caller.identities:
+            if identity.spiffe_id == spiffe_id:
+                return self._svid(name, identity)
+        return None
+
+    def _svid(self, name: str, identity: Identity) -> Resource | None:
+        stored = self.store.svid(identity)
+        if stored is None:
+            return None
+        named = self._svids.setdefault(identity, {})
+        resource = named.get(name)
+        if resource is None or resource.receipt.version != stored.version:
+            svid = stored.svid
+            resource = named[name] = Resource(
+                Receipt(name, stored.version, ((identity, stored.version),)),
+                encode.tls_certificate(name, svid.chain, svid.private_key.reveal()),
+            )
+        return resource
+
+    def _bundle(
+        self, name: str, caller: Caller, domain: TrustDomain, *, strong: bool
+    ) -> Resource | None:
+        stored = self.store.bundle(domain)
+        if stored is None:
+            return None
+        own = any(identity.spiffe_id.trust_domain == domain for identity in caller.identities)
+        strong = strong or self._spiffe_validator or not own
+        key = (domain, name, stored.version, strong)
+        resource = self._contexts.get(key)
+        if resource is None:
+            resource = self._contexts[key] = Resource(
+                Receipt(name, stored.version, ((domain, stored.version),)),
+                encode.spiffe_validator(name, [stored.bundle])
+                if strong
+                else encode.trusted_ca(name, stored.bundle),
+            )
+        return resource
+
+    def _all_bundles(self, name: str, _caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
+        bundles = self.store.bundles()
+        if not bundles:
+            return None
+        parts = _parts(bundles)
+        key = ("all", name, parts)
+        resource = self._contexts.get(key)
+        if resource is None:
+            resource = self._contexts[key] = Resource(
+                Receipt(name, self._stamp((name,), parts), parts),
+                encode.spiffe_validator(name, [stored.bundle for stored in bundles.values()]),
+            )
+        return resource
+
+    def _context(
+        self, name: str, caller: Caller, context: PeerContext | None, *, strong: bool
+    ) -> Resource | None:
+        if context is None:
+            return None
+        bundles = {
+            domain: stored
+            for domain in context.trust_domains
+            if (stored := self.store.bundle(domain)) is not None
+        }
+        if not bundles:
+            return None
+        parts = _parts(bundles)
+        own = caller.identities[0].spiffe_id.trust_domain
+        strong = strong or self._spiffe_validator or set(bundles) != {own}
+        scope = (name, caller.identities)
+        key = (*scope, context.matchers, parts, strong)
+        resource = self._contexts.get(key)
+        if resource is None:
+            version = self._stamp(scope, (context.matchers, parts))
+            trusted = [stored.bundle for stored in bundles.values()]
+            resource = self._contexts[key] = Resource(
+                Receipt(name, version, parts),
+                encode.spiffe_validator(name, trusted, context.matchers)
+                if strong
+                else encode.trusted_ca(name, trusted[0], context.matchers),
+            )
+        return resource
+
+    def _session_tickets(self, name: str, caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
+        identity = caller.identities[0]
+        current = self._tickets.current(identity) if self._tickets is not None else None
+        if current is None:
+            return None
+        version, keys = current
+        return Resource(Receipt(name, version), encode.session_ticket_keys(name, keys))
+
+    def _stamp(self, scope: tuple[object, ...], content: object) -> Version:
+        """The version of content that is made of several stored things: new where it is new."""
+        known = self._stamps.get(scope)
+        if known is not None and known[0] == content:
+            return known[1]
+        if len(self._stamps) >= _MAX_STAMPS:
+            del self._stamps[next(iter(self._stamps))]
+        version = self.store.draw_version()
+        self._stamps[scope] = (content, version)
+        return version
+
+
+class CallerView:
+    """The catalog as one caller sees it; looks each name up once until :meth:`clear`."""
+
+    __slots__ = ("_caller", "_catalog", "_found", "_strong")
+
+    def __init__(self, catalog: Catalog, caller: Caller, *, strong: bool) -> None:
+        """``strong``: the client asked for the SPIFFE validator."""
+        self._catalog = catalog
+        self._caller = caller
+        self._strong = strong
+        self._found: dict[str, Resource] = {}
+
+    def find(self, name: str) -> Resource | None:
+        """What stands under the name."""
+        try:
+            return self._found[name]
+        except KeyError:
+            found = self._catalog.find(self._caller, name, strong=self._strong)
+            if found is not None:  # what does not exist is not remembered: names are the client's
+                self._found[name] = found
+            return found
+
+    def everything(self) -> tuple[str, ...]:
+        """What the wildcard stands for."""
+        return self._catalog.everything(self._caller)
+
+    def clear(self, caller: Caller) -> None:
+        """Look everything up again, for the caller as it is recognised now."""
+        self._caller = caller
+        self._found.clear()
+
+
+def _parts(
+    bundles: Mapping[TrustDomain, StoredBundle],
+) -> tuple[tuple[TrustDomain, Version], ...]:
+    return tuple(sorted((domain, stored.version) for domain, stored in bundles.items()))
+
+
+def newest(versions: Iterable[str]) -> str:
+    """The newest of the store's versions."""
+    return max(versions, key=lambda version: int(version.rpartition("-")[2]))

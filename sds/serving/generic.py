@@ -1,0 +1,140 @@
+"""Generic secrets (API keys, passwords) from memory-backed files, served as they are.
+
+Owns reading them. Invariants: a value never comes from a disk: its file is on a tmpfs or ramfs, or
+is an anonymous memory file that was inherited; it is read once and on demand, never written; it
+is served to the workload for which it is configured and to no other.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import ConfigurationError
+from sds.secrets.memory import SecretBytes
+from sds.serving.subscription import WILDCARD
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from sds.secrets.store import SecretStore, Version
+    from sds.serving.catalog import Aliases
+    from sds.workload.entitlement import Caller
+
+MAX_BYTES: Final = 64 * 1024
+_MEMORY_TYPES: Final = frozenset({"tmpfs", "ramfs"})
+_MEMFD: Final = "/memfd:"
+
+
+class GenericSecretFiles:
+    """Generic secrets of each workload, from files in memory.
+
+    Args:
+        store: draws versions.
+        files: workload name -> secret name -> file.
+        aliases: the names that are taken.
+    """
+
+    def __init__(
+        self,
+        store: SecretStore,
+        *,
+        files: Mapping[str, Mapping[str, Path]],
+        aliases: Aliases,
+    ) -> None:
+        """Read all files.
+
+        Raises:
+            ConfigurationError: a file cannot be read, is not in memory or too large, or a name is
+                taken by something else.
+        """
+        self._store = store
+        self._files = files
+        self._values: dict[tuple[str, str], tuple[Version, SecretBytes]] = {}
+        for workload, named in files.items():
+            for name in named:
+                if aliases.is_taken(name) or name == WILDCARD or not name:
+                    raise ConfigurationError(
+                        f"generic secret {name!r} of workload {workload!r} has the name of "
+                        "another secret",
+                        advice="choose a name that is no alias, not 'inbound', and starts neither "
+                        "with 'spiffe://' nor with 'outbound:'",
+                    )
+        self.reload()
+
+    def names(self, caller: Caller) -> Collection[str]:
+        """The names of those that the caller may have."""
+        return tuple(self._files.get(caller.name, ()))
+
+    def current(self, caller: Caller, name: str) -> tuple[Version, bytes] | None:
+        """Version and value; None where there is none for the caller."""
+        found = self._values.get((caller.name, name))
+        return None if found is None else (found[0], found[1].reveal())
+
+    def reload(self) -> bool:
+        """Read all files again; whether any value changed.
+
+        Raises:
+            ConfigurationError: as in the constructor; nothing has changed then.
+        """
+        fresh = {
+            (workload, name): read_memory_file(path)
+            for workload, named in self._files.items()
+            for name, path in named.items()
+        }
+        changed = False
+        for key, value in fresh.items():
+            known = self._values.get(key)
+            if known is None or known[1].reveal() != value.reveal():
+                self._values[key] = (self._store.draw_version(), value)
+                changed = True
+                if known is not None:
+                    known[1].wipe()
+            else:
+                value.wipe()
+        return changed
+
+
+def read_memory_file(path: Path) -> SecretBytes:
+    """Read a secret from a file that has no disk behind it.
+
+    Raises:
+        ConfigurationError: it cannot be read, is not a regular file in memory, or is too large.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigurationError(f"secret file {path}: {error.strerror}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not _in_memory(descriptor, status.st_dev):
+            raise ConfigurationError(
+                f"secret file {path} is not a file in memory",
+                advice="put it on a tmpfs (such as /run), or pass a memfd as /proc/self/fd/N",
+            )
+        if status.st_size > MAX_BYTES:
+            raise ConfigurationError(
+                f"secret file {path} has {status.st_size} bytes", advice=f"at most {MAX_BYTES}"
+            )
+        buffer = bytearray(status.st_size)
+        read = os.preadv(descriptor, [buffer], 0)
+        secret = SecretBytes(bytes(buffer[:read]))
+        buffer[:] = bytes(len(buffer))
+        return secret
+    finally:
+        os.close(descriptor)
+
+
+def _in_memory(descriptor: int, device: int) -> bool:
+    """Whether the file has no disk behind it: a memfd, or on a mount of tmpfs or ramfs."""
+    if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(_MEMFD):
+        return True
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    with Path("/proc/self/mountinfo").open(encoding="utf-8") as mounts:
+        for line in mounts:
+            fields, _, rest = line.partition(" - ")
+            if fields.split()[2] == wanted:
+                return rest.split()[0] in _MEMORY_TYPES
+    return False

@@ -1,0 +1,86 @@
+"""gRPC servers for secrets: limits, health, reflection, channelz.
+
+Owns how a server of this project is made: on the sockets of workloads our own transport
+(:mod:`sds.transport`), which knows every connection apart and serves a crowd of Envoys; for people
+on the admin socket ``grpc.aio``, whose channelz shows the connections to authorities too.
+Invariant: a server holds what the limits say, for any client, before a byte of a request is parsed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from envoy.service.discovery.v3 import ads_pb2
+from envoy.service.secret.v3 import sds_pb2
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+
+from sds.serving.service import ADS_SERVICE, SDS_SERVICE
+from sds.transport.connection import ConnectionLimits
+from sds.transport.server import Server, ServerLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sds.serving.limits import Limits
+
+HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+# Serving works on bytes and needs no descriptor; reflection needs them loaded.
+DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR)
+CHANNELZ_SERVICE: Final = "grpc.channelz.v1.Channelz"
+_SPARE_STREAMS: Final = 100
+"""Streams that HTTP/2 admits beyond ``streams_per_connection``: what goes over that limit is
+refused with a text, and what debugs it finds room."""
+
+AnyServer = Server | grpc.aio.Server
+
+
+def make_server(limits: Limits, handlers: Iterable[grpc.GenericRpcHandler]) -> Server:
+    """A server for the clients of a workload's or a node's socket; give it sockets yourself."""
+    connection = ConnectionLimits(concurrent_streams=limits.streams_per_connection + _SPARE_STREAMS)
+    return Server(
+        handlers,
+        limits=ServerLimits(message_bytes=limits.message_bytes, connection=connection),
+    )
+
+
+def make_admin_server(
+    limits: Limits, handlers: Iterable[grpc.GenericRpcHandler]
+) -> grpc.aio.Server:
+    """A server for people, with channelz; bind and start it yourself."""
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", limits.message_bytes),
+            # One process owns a socket; two that share it would each see half of the clients.
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    server.add_generic_rpc_handlers(tuple(handlers))
+    channelz.add_channelz_servicer(server)
+    return server
+
+
+def add_health(server: AnyServer) -> health.aio.HealthServicer:
+    """Add grpc.health.v1; tell it what holds with :func:`set_health`."""
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    return servicer
+
+
+async def set_health(servicer: health.aio.HealthServicer, *, serving: bool) -> None:
+    """Tell whether secrets are served: for the server as a whole ("") and for each service."""
+    status = (
+        health_pb2.HealthCheckResponse.SERVING
+        if serving
+        else health_pb2.HealthCheckResponse.NOT_SERVING
+    )
+    for service in ("", SDS_SERVICE, ADS_SERVICE):
+        await servicer.set(service, status)
+
+
+def add_reflection(server: AnyServer, services: Iterable[str]) -> None:
+    """Add server reflection for these services (and itself), so that grpcurl needs no files."""
+    servicer = reflection.aio.ReflectionServicer((*services, reflection.SERVICE_NAME))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

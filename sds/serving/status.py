@@ -1,0 +1,176 @@
+"""Who is subscribed to what: Envoy's client status discovery service (CSDS).
+
+Owns the answers of ``envoy.service.status.v3.ClientStatusDiscoveryService``. Invariants: nothing
+secret is in an answer (keys are redacted as Envoy's own config_dump does it); on a workload's
+socket a caller sees the clients of its own recognition only, on the admin socket all.
+
+Statuses (``envoy.service.status.v3.ConfigStatus``):
+
+* ``SYNCED``: the client has ACKed what is served now;
+* ``NOT_SENT``: it asks for something that does not exist for it;
+* ``STALE``: it was sent something newer than it has ACKed, or what it has is not served any more;
+* ``ERROR``: it has refused what is served now; ``error_state`` has its words.
+
+An ACK proves that the client has parsed a secret, not that it is in use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+from envoy.admin.v3 import config_dump_shared_pb2
+from envoy.service.status.v3 import csds_pb2
+
+from sds.errors import MalformedRequestError, SdsError
+from sds.serving import encode
+from sds.serving.encode import SECRET_TYPE
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from sds.serving.service import Entitlements, SecretService
+    from sds.serving.streams import Hub, Stream
+    from sds.serving.subscription import Watched
+
+CSDS_SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
+_Client = tuple[str, str, str]
+
+
+class ClientStatus:
+    """The two calls of CSDS.
+
+    Args:
+        service: whose clients are shown.
+        entitlements: who the caller is; None on the admin socket, where all clients are shown.
+    """
+
+    def __init__(self, service: SecretService, entitlements: Entitlements | None = None) -> None:
+        """See the class."""
+        self._service = service
+        self._entitlements = entitlements
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """The handlers to add to a server."""
+        codec: dict[str, Any] = {
+            "request_deserializer": csds_pb2.ClientStatusRequest.FromString,
+            "response_serializer": csds_pb2.ClientStatusResponse.SerializeToString,
+        }
+        return (
+            grpc.method_handlers_generic_handler(
+                CSDS_SERVICE,
+                {
+                    "StreamClientStatus": grpc.stream_stream_rpc_method_handler(
+                        self._stream, **codec
+                    ),
+                    "FetchClientStatus": grpc.unary_unary_rpc_method_handler(self._fetch, **codec),
+                },
+            ),
+        )
+
+    async def _stream(
+        self,
+        requests: AsyncIterator[csds_pb2.ClientStatusRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        """One answer for each request."""
+        async for request in requests:
+            await context.write(await self._fetch(request, context))
+
+    async def _fetch(
+        self,
+        request: csds_pb2.ClientStatusRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> csds_pb2.ClientStatusResponse:
+        try:
+            return client_status(request, await self._visible(context.peer()))
+        except SdsError as error:
+            status, _ = self._service.status_of(error)
+            await context.abort(status, str(error))
+            raise  # not reached: abort raises
+
+    async def _visible(self, peer: str) -> tuple[Hub, ...]:
+        hubs = self._service.hubs()
+        if self._entitlements is None:
+            return hubs
+        caller = (await self._entitlements(peer)).current
+        return tuple(hub for hub in hubs if hub.caller == caller)
+
+
+def client_status(
+    request: csds_pb2.ClientStatusRequest, hubs: Iterable[Hub]
+) -> csds_pb2.ClientStatusResponse:
+    """The status of all clients of ``hubs`` that the request's matchers admit.
+
+    Raises:
+        MalformedRequestError: the request matches by something else than the node's id.
+    """
+    admits = [_node_id_matcher(matcher) for matcher in request.node_matchers]
+    clients: dict[_Client, list[Stream]] = {}
+    for hub in hubs:
+        for stream in hub.streams:
+            if not admits or any(admit(stream.node.id) for admit in admits):
+                client = (hub.caller.name, stream.peer, stream.node.id)
+                clients.setdefault(client, []).append(stream)
+    response = csds_pb2.ClientStatusResponse()
+    for (name, _, _), streams in sorted(clients.items()):
+        config = response.config.add(client_scope=name)
+        node = streams[0].node
+        config.node.id = node.id
+        config.node.cluster = node.cluster
+        config.node.user_agent_name = node.user_agent
+        for stream in streams:
+            for watched in sorted(stream.subscription.watched()):
+                _add_secret(config, stream, watched, contents=not request.exclude_resource_contents)
+    return response
+
+
+def _add_secret(config: Any, stream: Stream, watched: Watched, *, contents: bool) -> None:
+    current = stream.hub.view(strong=stream.node.wants_spiffe_validator).find(watched.name)
+    version = current.receipt.version if current is not None else None
+    entry = config.generic_xds_configs.add(
+        type_url=SECRET_TYPE, name=watched.name, version_info=watched.acked or ""
+    )
+    statuses = config_dump_shared_pb2
+    if version is None and watched.acked is None and watched.sent is None:
+        entry.config_status = csds_pb2.NOT_SENT
+        entry.client_status = statuses.REQUESTED
+    elif watched.refused is not None and watched.refused == watched.sent:
+        entry.config_status = csds_pb2.ERROR
+        entry.client_status = statuses.NACKED
+        entry.error_state.details = watched.error
+        entry.error_state.version_info = watched.refused
+    elif version is not None and watched.acked == version:
+        entry.config_status = csds_pb2.SYNCED
+        entry.client_status = statuses.ACKED
+    else:
+        entry.config_status = csds_pb2.STALE
+        entry.client_status = statuses.ACKED if watched.acked is not None else statuses.REQUESTED
+    if contents and current is not None:
+        entry.xds_config.Pack(encode.redact(current.secret))
+
+
+def _node_id_matcher(matcher: Any) -> Any:
+    """A function that tells whether a node id matches."""
+    pattern = matcher.node_id.WhichOneof("match_pattern")
+    if matcher.node_metadatas or pattern not in ("exact", "prefix", "suffix", "contains"):
+        raise MalformedRequestError(
+            "node_matchers with metadata or regular expressions are not served",
+            advice="match node_id by exact, prefix, suffix or contains",
+        )
+    wanted = getattr(matcher.node_id, pattern)
+    fold = matcher.node_id.ignore_case
+    if fold:
+        wanted = wanted.lower()
+
+    def admits(node_id: str) -> bool:
+        given = node_id.lower() if fold else node_id
+        if pattern == "exact":
+            return bool(given == wanted)
+        if pattern == "prefix":
+            return given.startswith(wanted)
+        if pattern == "suffix":
+            return given.endswith(wanted)
+        return wanted in given
+
+    return admits

@@ -1,1 +1,0 @@
-"""Serving: Envoy's secret discovery protocol over the store's snapshots."""
