@@ -28,7 +28,6 @@ class SdsError(Exception):
     retriable: ClassVar[bool] = False
 
     def __init__(self, message: str, *, advice: str = "") -> None:
-        """See the class."""
         super().__init__(message)
         self.message = message
         self.advice = advice
@@ -825,7 +824,6 @@ class Http2Error(ProtocolError):
     reason = "http2"
 
     def __init__(self, message: str, *, code: int, advice: str = "") -> None:
-        """See the class."""
         super().__init__(message, advice=advice)
         self.code = code
 

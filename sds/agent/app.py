@@ -350,7 +350,6 @@ class Health:
         sockets: Sequence[WorkloadListening],
         policy: AgentPolicy | None = None,
     ) -> None:
-        """See the class."""
         self._store = store
         self._rotation = rotation
         self._people = people

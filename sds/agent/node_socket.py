@@ -60,11 +60,9 @@ class StoreKeeper:
         self._store = store
 
     def ensure(self, identity: Identity) -> None:
-        """See :class:`sds.workload.recognition.IdentityKeeper`."""
         self._rotation.ensure(identity)
 
     def release(self, identity: Identity) -> None:
-        """See :class:`sds.workload.recognition.IdentityKeeper`."""
         self._rotation.release(identity)
 
     async def until_ready(self, identity: Identity) -> None:
@@ -136,7 +134,6 @@ class NodeSocket:
         clock: Clock,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """See the class."""
         self._settings = settings
         self._rules = rules
         self._listener = listener
@@ -157,7 +154,6 @@ class NodeSocket:
             self._recogniser.replace_rules(rules)
 
     def status(self) -> NodeStatus:
-        """See :class:`NodeStatus`."""
         door = self._door
         return NodeStatus(
             connections=door.connections if door else 0,

@@ -55,7 +55,6 @@ class PolicyRules(Rules):
     decisions: Decisions
 
     def decide(self, facts: Facts) -> Decision:
-        """See :meth:`sds.workload.recognition.Rules.decide`."""
         return self.decisions.recognise(facts, defaults=self.defaults)
 
 

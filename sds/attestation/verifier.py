@@ -49,12 +49,10 @@ class LateVerifier:
     """
 
     def __init__(self, make: Callable[[], Verifier]) -> None:
-        """See the class."""
         self._make = make
         self._made: Verifier | None = None
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """See :class:`sds.attestation.evidence.Verifier`."""
         if self._made is None:
             self._made = self._make()
         return self._made.verify(evidence, data=data, now=now)

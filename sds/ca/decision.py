@@ -78,19 +78,13 @@ class IssuancePolicy(Protocol):
     """
 
     @property
-    def digest(self) -> bytes:
-        """See the class."""
-        ...
+    def digest(self) -> bytes: ...
 
     @property
-    def epoch(self) -> int:
-        """See the class."""
-        ...
+    def epoch(self) -> int: ...
 
     @property
-    def document(self) -> bytes:
-        """See the class."""
-        ...
+    def document(self) -> bytes: ...
 
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
         """Check the policy that the asking agent has in force, before anything is issued.

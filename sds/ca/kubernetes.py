@@ -124,21 +124,17 @@ class NodeRules:
 
     @property
     def digest(self) -> bytes:
-        """See :class:`IssuancePolicy`."""
         return self.others.digest
 
     @property
     def epoch(self) -> int:
-        """See :class:`IssuancePolicy`."""
         return self.others.epoch
 
     @property
     def document(self) -> bytes:
-        """See :class:`IssuancePolicy`."""
         return self.others.document
 
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
-        """See :class:`IssuancePolicy`."""
         self.others.admit(digest=digest, epoch=epoch, document=document)
 
     def decide(self, claims: Claims, wish: Wish, *, now: datetime) -> Grant:
@@ -208,7 +204,6 @@ class ByKind:
     others: Verifier
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """See :class:`sds.attestation.evidence.Verifier`."""
         chosen: Verifier = self.others
         if evidence.kind is EvidenceKind.KUBERNETES_TOKEN:
             chosen = self.tokens

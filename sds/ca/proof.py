@@ -55,7 +55,6 @@ class Prover:
     """
 
     def __init__(self, attester: Attester | None, statements: Statements) -> None:
-        """See the class."""
         self._attester = attester
         self._statements = statements
         self._waiting: deque[tuple[bytes, asyncio.Future[Proof]]] = deque()

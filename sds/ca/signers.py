@@ -135,7 +135,6 @@ class SelfSigned:
     clock: Clock
 
     async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
-        """See :class:`SignerSource`."""
         signer = self_sign(
             key=await asyncio.to_thread(generate_private_key, self.key_type),
             trust_domain=self.trust_domain,
@@ -158,7 +157,6 @@ class FromUpstream:
     clock: Clock
 
     async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
-        """See :class:`SignerSource`."""
         key = await asyncio.to_thread(generate_private_key, self.key_type)
         identity = Identity(
             spiffe_id=SpiffeId(self.trust_domain), lifetime=self.lifetime, key_type=self.key_type

@@ -51,7 +51,6 @@ class Ledger:
     """
 
     def __init__(self, workloads: dict[str, str]) -> None:
-        """See the class."""
         self.workloads = {
             name: WorkloadState(name=name, spiffe_id=spiffe_id)
             for name, spiffe_id in workloads.items()

@@ -35,7 +35,6 @@ class LiveReporter:
     """See the module; ``console`` is the terminal where none is given."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """See the class."""
         self._console = console if console is not None else Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._ready = False

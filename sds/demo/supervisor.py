@@ -79,7 +79,6 @@ class Supervisor:
         tell: Callable[[Exited | Started], None],
         line: Callable[[str, str], None],
     ) -> None:
-        """See the class."""
         self.pids: dict[str, int] = {}
         self._parts = parts
         self._logs = logs

@@ -139,7 +139,6 @@ class NonceTable:
     """
 
     def __init__(self, *, lifetime: float, limit: int) -> None:
-        """See the class."""
         self.lifetime = lifetime
         self._limit = limit
         self._all: OrderedDict[bytes, StreamNonces] = OrderedDict()

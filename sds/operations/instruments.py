@@ -64,7 +64,6 @@ class Instruments:
     """
 
     def __init__(self, component: str, *, clock: Clock) -> None:
-        """See the class."""
         self.registry = CollectorRegistry()
         self.clock = clock
         self.process = ProcessFamilies(self.registry, component=component)
@@ -101,18 +100,15 @@ class Instruments:
     # --- a sds.policy.holder.PolicyWatcher ------------------------------------------------------
 
     def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
-        """See :class:`sds.policy.holder.PolicyWatcher`."""
         self.process.policy_epoch.set(policy.epoch.number)
         self.process.policy_loaded.set(now.timestamp())
         self.process.policy_not_after.set(policy.not_after.timestamp())
 
     def refused(self, error: PolicyError) -> None:
-        """See :class:`sds.policy.holder.PolicyWatcher`."""
         self.process.policy_refusals.labels(self._policy_reasons.label(error.reason)).inc()
         self.remember(error, about="policy")
 
     def ended(self) -> None:
-        """See :class:`sds.policy.holder.PolicyWatcher`."""
         self.process.policy_epoch.set(0)
         self.process.policy_not_after.set(0)
 
@@ -126,7 +122,6 @@ class AgentInstruments(Instruments):
     """
 
     def __init__(self, *, clock: Clock, run_id: str | None = None) -> None:
-        """See the class."""
         super().__init__("agent", clock=clock)
         self.families = AgentFamilies(self.registry)
         self.store = MeteredStore(self.families, run_id=run_id)
@@ -151,18 +146,15 @@ class AgentInstruments(Instruments):
     # --- a sds.secrets.rotation.Observer --------------------------------------------------------
 
     def renewal_failed(self, error: SdsError) -> None:
-        """See :class:`sds.secrets.rotation.Observer`."""
         self.families.renewal_failures.labels(self._reasons.label(reason_of(error))).inc()
         self.remember(error, about="renewal")
 
     # --- a sds.federation.refresh.FederationObserver --------------------------------------------
 
     def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
-        """See :class:`sds.federation.refresh.FederationObserver`."""
         self.families.federation_refreshed.labels(trust_domain).set(at.timestamp())
 
     def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
-        """See :class:`sds.federation.refresh.FederationObserver`."""
         reason = self._bundle_reasons.label(error.reason)
         self.families.federation_failures.labels(trust_domain, reason).inc()
         self.remember(error, about=f"bundle of {trust_domain}")
@@ -172,7 +164,6 @@ class AuthorityInstruments(Instruments):
     """The certificate authority's."""
 
     def __init__(self, *, clock: Clock) -> None:
-        """See the class."""
         super().__init__("ca", clock=clock)
         self.families = AuthorityFamilies(self.registry)
         self._outcomes = Reasons()

@@ -57,7 +57,6 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time``, ``level``, ``logger``, ``event``, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See the class."""
         event: dict[str, object] = {
             "time": _time(record),
             "level": record.levelname.lower(),
@@ -75,7 +74,6 @@ class TextFormatter(logging.Formatter):
     """``time LEVEL logger: event key=value ...``; values with spaces are quoted as JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See the class."""
         pairs = [f"{name}={_quoted(value)}" for name, value in fields_of(record).items()]
         if record.exc_info:
             pairs.append(f"exception={json.dumps(self.formatException(record.exc_info))}")

@@ -68,7 +68,6 @@ class TracedAuthority:
         self._tracer = tracer
 
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
-        """See :class:`sds.authority.port.Authority`."""
         with self._tracer.start_as_current_span(
             "authority.issue", record_exception=False, set_status_on_exception=True
         ) as span:
@@ -88,7 +87,6 @@ class TracedRootsAuthority(TracedAuthority):
     """The same around an authority that can be asked for its roots alone."""
 
     async def roots(self) -> tuple[bytes, ...]:
-        """See :class:`sds.secrets.rotation.RootsSource`."""
         with self._tracer.start_as_current_span("authority.roots", record_exception=False):
             found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # chosen by whoever wraps
             return found
@@ -103,7 +101,6 @@ class TracedAttester:
         self._tracer = tracer
 
     async def attest(self, data: ReportData) -> Evidence:
-        """See :class:`sds.attestation.evidence.Attester`."""
         with self._tracer.start_as_current_span("attester.attest", record_exception=False) as span:
             evidence = await self._inner.attest(data)
             span.set_attribute("sds.evidence.kind", evidence.kind.value)

@@ -97,7 +97,6 @@ class Decisions:
     """
 
     def __init__(self, document: PolicyDocument) -> None:
-        """See the class."""
         self.trust_domain: TrustDomain = document.trust_domain
         self._groups: dict[str, list[_GroupTable]] = {}
         self._groups_of_any: list[_GroupTable] = []

@@ -49,7 +49,6 @@ class PolicyHolder:
     def __init__(
         self, start: Keeping, *, clock: Clock, watcher: PolicyWatcher | None = None
     ) -> None:
-        """See the class."""
         self._state = start
         self._clock = clock
         self._watcher = watcher

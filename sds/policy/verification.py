@@ -46,7 +46,6 @@ class PolicyVerifier:
         configured: ReferenceValues,
         make: Callable[[ReferenceValues], Verifier],
     ) -> None:
-        """See the class."""
         self._holder = holder
         self._role = role
         self._make = make

@@ -111,7 +111,6 @@ class Exchange:
         attempt_seconds: float,
         draw: Callable[[], float] = uniform,
     ) -> None:
-        """See the class."""
         self._authority = authority
         self._clock = clock
         self._on_roots = on_roots

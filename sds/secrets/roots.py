@@ -58,7 +58,6 @@ class RootKeeper:
         ack_seconds: float,
         settling_seconds: float,
     ) -> None:
-        """See the class."""
         self._trust_domain = trust_domain
         self._store = store
         self._clock = clock

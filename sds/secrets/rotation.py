@@ -153,7 +153,6 @@ class Rotation:
         observer: Observer | None = None,
         draw: Callable[[], float] = uniform,
     ) -> None:
-        """See the class."""
         self._store = store
         self._authority = authority
         self._clock = clock

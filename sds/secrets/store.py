@@ -111,7 +111,6 @@ class SecretStore:
     """
 
     def __init__(self, *, run_id: str | None = None) -> None:
-        """See the class."""
         self._run_id = run_id if run_id is not None else secrets.token_hex(6)
         self._counter = itertools.count(1)
         self._svids: dict[Identity, StoredSvid] = {}

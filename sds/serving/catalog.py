@@ -125,7 +125,6 @@ class Catalog:
         tickets: TicketKeys | None = None,
         generic: GenericSecrets | None = None,
     ) -> None:
-        """See the class."""
         self.store = store
         self.aliases = aliases
         self._spiffe_validator = spiffe_validator

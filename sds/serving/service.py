@@ -117,7 +117,6 @@ class SecretService:
         observer: Observer | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """See the class."""
         self.options = options if options is not None else ServingOptions()
         self.observer: Observer = observer if observer is not None else NullObserver()
         self.clock: Clock = clock if clock is not None else SystemClock()

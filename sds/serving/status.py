@@ -46,7 +46,6 @@ class ClientStatus:
     """
 
     def __init__(self, service: SecretService, entitlements: Entitlements | None = None) -> None:
-        """See the class."""
         self._service = service
         self._entitlements = entitlements
 

@@ -338,7 +338,6 @@ class Hub:
     """
 
     def __init__(self, entitlement: Entitlement, catalog: Catalog) -> None:
-        """See the class."""
         self.entitlement = entitlement
         self.store: SecretStore = catalog.store
         self.streams: dict[Stream, None] = {}

@@ -73,7 +73,6 @@ class SessionTickets:
         longest_life: timedelta,
         clock: Clock,
     ) -> None:
-        """See the class."""
         self._store = store
         self._life = longest_life.total_seconds()
         self._clock = clock

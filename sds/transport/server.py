@@ -163,7 +163,6 @@ class ServedConnection(asyncio.Protocol):
     """One connection: bytes in, events to calls, bytes out."""
 
     def __init__(self, server: Server, *, on_close: Callable[[], None] | None = None) -> None:
-        """See :meth:`Server.connection`."""
         self.peer = f"connection:{next(_number)}"
         self._server = server
         self._on_close = on_close
@@ -229,26 +228,21 @@ class ServedConnection(asyncio.Protocol):
     # --- sds.transport.call.Link ----------------------------------------------------------------
 
     def send(self, stream: int, message: bytes) -> None:
-        """See :class:`sds.transport.call.Link`."""
         self._http2.send_message(stream, message)
         self._flush()
 
     def blocked(self, stream: int) -> bool:
-        """See :class:`sds.transport.call.Link`."""
         return self._paused or self._http2.waits(stream)
 
     def finish(self, stream: int, status: int, message: str) -> None:
-        """See :class:`sds.transport.call.Link`."""
         self._calls.pop(stream, None)
         self._http2.finish(stream, status=status, message=message)
         self._flush()
 
     def taken(self, stream: int, count: int) -> None:
-        """See :class:`sds.transport.call.Link`."""
         self._http2.take(stream, count)
 
     def hold(self, count: int) -> None:
-        """See :class:`sds.transport.call.Link`."""
         self._held += count
         if count > 0 and self._held > self._server.limits.held_bytes:
             raise LimitError(

@@ -65,7 +65,6 @@ class DoorDescriber:
         self._door = door
 
     async def describe(self, peer: str) -> Description:
-        """See :class:`Describer`."""
         return await self._door.recognition(peer).describe()
 
 
@@ -77,7 +76,6 @@ class SocketDescriber:
         self._entitlement = entitlement
 
     async def describe(self, peer: str) -> Description:
-        """See :class:`Describer`."""
         del peer
         caller = self._entitlement.current
         return Description(

@@ -315,7 +315,6 @@ class JwksKeys:
         self._keys = keys
 
     def key(self, key_id: str) -> jwt.PyJWK:
-        """See :class:`KeySet`."""
         found = self._keys.get(key_id)
         if found is None:
             raise EvidenceSignatureError(

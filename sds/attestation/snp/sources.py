@@ -104,7 +104,6 @@ class DirectoryEndorsements:
         self._directory = directory
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        """See :class:`Endorsements`."""
         return await asyncio.to_thread(self._look, report)
 
     def _look(self, report: Report) -> tuple[bytes, ...]:

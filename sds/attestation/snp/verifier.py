@@ -109,7 +109,6 @@ class SnpVerifier:
         self._link = functools.lru_cache(_CACHED_CHAINS)(self._linked)
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """See :class:`sds.attestation.evidence.Verifier`."""
         return self.examine(evidence, data=data, now=now).claims_or_raise()
 
     def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:

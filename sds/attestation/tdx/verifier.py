@@ -114,7 +114,6 @@ class TdxVerifier:
         self._lists = tuple(revocation_lists)
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """See :class:`sds.attestation.evidence.Verifier`."""
         return self.examine(evidence, data=data, now=now).claims_or_raise()
 
     def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:

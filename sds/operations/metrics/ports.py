@@ -49,7 +49,6 @@ class MeteredAuthority:
         self._reasons = Reasons()
 
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
-        """See :class:`sds.authority.port.Authority`."""
         started = self._timer()
         try:
             issuance = await self._inner.issue(items)
@@ -70,7 +69,6 @@ class MeteredRootsAuthority(MeteredAuthority):
     """The same around an authority that can be asked for its roots alone."""
 
     async def roots(self) -> tuple[bytes, ...]:
-        """See :class:`sds.secrets.rotation.RootsSource`."""
         found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # chosen by whoever wraps
         return found
 
@@ -92,7 +90,6 @@ class MeteredAttester:
         self._reasons = Reasons()
 
     async def attest(self, data: ReportData) -> Evidence:
-        """See :class:`sds.attestation.evidence.Attester`."""
         started = self._timer()
         try:
             return await self._inner.attest(data)
@@ -114,7 +111,6 @@ class MeteredVerifier:
         self._reasons = Reasons()
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """See :class:`sds.attestation.evidence.Verifier`."""
         try:
             claims = self._inner.verify(evidence, data=data, now=now)
         except SdsError as error:

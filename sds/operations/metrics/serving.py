@@ -50,7 +50,6 @@ class CountingObserver:
         self._streams = {method: families.streams.labels(method.value) for method in Method}
 
     def count(self, event: Event, method: Method, amount: int = 1) -> None:
-        """See :class:`sds.serving.observer.Observer`."""
         self._events[event, method].inc(amount)
         if event is Event.STREAM_OPENED:
             self._streams[method].inc(amount)
@@ -58,5 +57,4 @@ class CountingObserver:
             self._streams[method].dec(amount)
 
     def nacked(self, words: str) -> None:
-        """See :class:`sds.serving.observer.Observer`."""
         self._nacks[nack_reason(words)].inc()

@@ -40,7 +40,6 @@ class MeteredStore(SecretStore):
         run_id: str | None = None,
         timer: Callable[[], float] = stopwatch,
     ) -> None:
-        """See the class."""
         super().__init__(run_id=run_id)
         self._families = families
         self._timer = timer
@@ -48,29 +47,24 @@ class MeteredStore(SecretStore):
         self._written: dict[SubscriptionId, dict[ResourceKey, tuple[Version, float]]] = {}
 
     def put_svid(self, svid: Svid) -> Version:
-        """See :meth:`SecretStore.put_svid`."""
         self._families.renewals.inc()
         return super().put_svid(svid)
 
     def withdraw_svid(self, identity: Identity) -> None:
-        """See :meth:`SecretStore.withdraw_svid`."""
         if self.svid(identity) is not None:
             self._families.expirations.inc()
         super().withdraw_svid(identity)
 
     def open_subscription(self) -> SubscriptionId:
-        """See :meth:`SecretStore.open_subscription`."""
         subscription = super().open_subscription()
         self._written[subscription] = {}
         return subscription
 
     def close_subscription(self, subscription: SubscriptionId) -> None:
-        """See :meth:`SecretStore.close_subscription`."""
         super().close_subscription(subscription)
         self._written.pop(subscription, None)
 
     def sent(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
-        """See :meth:`SecretStore.sent`."""
         super().sent(subscription, key, version)
         now = self._timer()
         written = self._written[subscription]
@@ -82,7 +76,6 @@ class MeteredStore(SecretStore):
         written[key] = (version, now)
 
     def acked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
-        """See :meth:`SecretStore.acked`."""
         super().acked(subscription, key, version)
         written = self._written[subscription].get(key)
         if written is not None and written[0] == version:
@@ -90,7 +83,6 @@ class MeteredStore(SecretStore):
             self._families.ack_latency.observe(self._timer() - written[1])
 
     def released(self, subscription: SubscriptionId, key: ResourceKey) -> None:
-        """See :meth:`SecretStore.released`."""
         super().released(subscription, key)
         self._written[subscription].pop(key, None)
 
