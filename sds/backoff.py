@@ -1,0 +1,132 @@
+"""When to try again: the one retry policy of this program.
+
+Owns the length of every pause between a failed attempt and the next one. Invariants: a pause is
+never longer than ``longest`` and, apart from jitter, never longer than the failure has lasted (so
+a short outage is over soon after it ends); it is never shorter than half of its nominal length (so
+the load on an authority is bounded); a success, and a change that may cure the failure, start
+again at ``first``.
+
+The decision is a pure function of :class:`Backoff`. :class:`Retry` counts failures and waits, for
+a task that tries one thing again and again::
+
+    retry = Retry(clock, QUICK)
+    while True:
+        try:
+            await attempt()
+        except SdsError as error:
+            await retry.pause(helps=error.retriable)
+        else:
+            retry.succeeded()
+
+Jitter follows "equal jitter" of the AWS Architecture Blog, "Exponential Backoff And Jitter".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sds.clock import Clock
+
+_MOST_DOUBLINGS: Final = 32
+uniform: Final = random.Random().random  # noqa: S311  jitter is no secret
+"""Jitter: in [0, 1). The system seeds it, so no two processes draw alike."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Bounds of the pauses of one thing that is tried again.
+
+    Attributes:
+        first: nominal seconds after the first failure; each failure after it doubles them.
+        longest: the most seconds of any pause.
+    """
+
+    first: float
+    longest: float
+
+    def seconds(self, failures: int, *, draw: float) -> float:
+        """Seconds between the last failure and the next attempt.
+
+        Args:
+            failures: failures in a row, the last one included: 1 or more.
+            draw: jitter in [0, 1). What failed together draws once, and so tries together again.
+        """
+        doublings = min(max(failures - 1, 0), _MOST_DOUBLINGS)
+        nominal = min(self.longest, self.first * 2.0**doublings)
+        return nominal * (1.0 + draw) / 2.0
+
+
+QUICK: Final = Backoff(first=0.1, longest=5.0)
+"""Somebody waits, and a retry can help: after a minute of failures still 12 to 24 a minute."""
+HOPELESS: Final = Backoff(first=1.0, longest=300.0)
+"""A retry alone cannot help: a person has to change something first."""
+
+
+class Retry:
+    """Counts the failures of one thing, and waits between two attempts.
+
+    Args:
+        clock: waits.
+        backoff: while a retry can help.
+        hopeless: while it cannot.
+        draw: uniform in [0, 1).
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        backoff: Backoff = QUICK,
+        *,
+        hopeless: Backoff = HOPELESS,
+        draw: Callable[[], float] = uniform,
+    ) -> None:
+        self._clock = clock
+        self._backoff = backoff
+        self._hopeless = hopeless
+        self._draw = draw
+        self._helps: bool | None = None
+        self._changed = asyncio.Event()
+        self.failures = 0
+        """Failures in a row, of the same kind, since the last success or change."""
+
+    def succeeded(self) -> None:
+        """Start again at the shortest pause after the next failure."""
+        self.failures = 0
+        self._helps = None
+
+    def changed(self) -> None:
+        """Something changed that may cure the failure: end a pause now, and start again."""
+        self.succeeded()
+        self._changed.set()
+
+    async def pause(self, *, helps: bool = True) -> None:
+        """Count one failure and wait; :meth:`changed` ends the wait.
+
+        Args:
+            helps: whether a retry alone can help (an error's ``retriable``).
+        """
+        if helps is not self._helps:
+            self.failures, self._helps = 0, helps
+        self.failures += 1
+        chosen = self._backoff if helps else self._hopeless
+        self._changed.clear()
+        await sleep_unless(
+            self._changed, self._clock, chosen.seconds(self.failures, draw=self._draw())
+        )
+
+
+async def sleep_unless(changed: asyncio.Event, clock: Clock, seconds: float) -> None:
+    """Sleep that many seconds of monotonic time, or until ``changed`` is set."""
+    sleep = asyncio.ensure_future(clock.sleep(seconds))
+    wake = asyncio.ensure_future(changed.wait())
+    try:
+        await asyncio.wait((sleep, wake), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        sleep.cancel()
+        wake.cancel()

@@ -1,0 +1,83 @@
+"""Long-lived tasks: one that ends although nobody told it to is logged, counted and started again.
+
+Owns the answer to "who notices when this task is gone?". Invariants: :func:`supervised` returns
+only by being cancelled; an exception of the task, its return, and a cancellation that nobody asked
+for (a library that cancels what the task waits for) all count as an end; a task that ends at once
+every time is started again at a bounded rate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.backoff import Backoff, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+_RESTART: Final = Backoff(first=0.1, longest=5.0)
+_STEADY_SECONDS: Final = 30.0
+"""A task that ran for this long starts again without the pauses that came before."""
+
+
+class TaskObserver(Protocol):
+    """Hears of tasks that had to be started again, to count them."""
+
+    def task_restarted(self, name: str) -> None:
+        """The task of this name ended and starts again."""
+        ...
+
+
+async def supervised(
+    name: str,
+    run: Callable[[], Awaitable[object]],
+    *,
+    clock: Clock,
+    observer: TaskObserver | None = None,
+) -> None:
+    """Run ``run`` again and again until cancelled.
+
+    Args:
+        name: what the task is called in logs and metrics: a fixed word, without identities.
+        run: the task; called once for each start.
+        clock: measures how long it ran, and waits before a restart.
+        observer: counts restarts.
+    """
+    retry = Retry(clock, _RESTART)
+    while True:
+        started = clock.now().monotonic
+        try:
+            await run()
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            _report(name, error)
+        except Exception as error:  # noqa: BLE001  the boundary between one task and the agent
+            _report(name, error)
+        else:
+            _report(name, None)
+        if observer is not None:
+            observer.task_restarted(name)
+        if clock.now().monotonic - started >= _STEADY_SECONDS:
+            retry.succeeded()
+        await retry.pause()
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled this very task, and not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _report(name: str, error: BaseException | None) -> None:
+    _LOGGER.error(
+        "the task %r ended although nobody told it to; it starts again",
+        name,
+        exc_info=error,
+        extra={"task": name, "reason": "task_ended"},
+    )

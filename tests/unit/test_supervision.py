@@ -1,0 +1,67 @@
+"""A long-lived task that ends is noticed, counted and started again; told to end, it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.supervision import supervised
+from tests.support.clock import FakeClock
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Restarts:
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+
+    def task_restarted(self, name: str) -> None:
+        self.seen[name] += 1
+
+
+async def _returns() -> None:
+    """Ends at once."""
+
+
+async def _raises() -> None:
+    raise KeyError("no error of ours")
+
+
+async def _is_cancelled_from_below() -> None:
+    below = asyncio.get_running_loop().create_future()
+    below.cancel()
+    await below
+
+
+@pytest.mark.parametrize("run", [_returns, _raises, _is_cancelled_from_below])
+async def test_a_task_that_ends_starts_again(
+    run: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, restarts = FakeClock(), Restarts()
+    task = asyncio.create_task(supervised("lane", run, clock=clock, observer=restarts))
+    await clock.advance(60)
+    assert not task.done()
+    assert 10 < restarts.seen["lane"] < 40  # again and again, at a bounded rate
+    assert all(getattr(record, "reason", "") == "task_ended" for record in caplog.records)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+
+
+async def test_a_task_that_is_told_to_end_ends() -> None:
+    clock, restarts = FakeClock(), Restarts()
+    task = asyncio.create_task(
+        supervised("lane", asyncio.Event().wait, clock=clock, observer=restarts)
+    )
+    await clock.settle()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert not restarts.seen
