@@ -39,7 +39,7 @@ from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid, TrustBundle
 from sds.serving import encode
-from sds.serving.server import AnyServer, make_server
+from sds.serving.server import make_server
 from sds.serving.service import SDS_SERVICE, SecretService
 from sds.serving.wire import length_delimited, parse_discovery_request
 from sds.transport.server import Server
@@ -99,7 +99,7 @@ def svid() -> Svid:
     )
 
 
-def ours() -> tuple[AnyServer, Callable[[Svid], None]]:
+def ours() -> tuple[Server | grpc.aio.Server, Callable[[Svid], None]]:
     """The service as the agent composes it."""
     store = SecretStore()
     store.put_bundle(DOMAIN, [root()])
@@ -115,7 +115,7 @@ def ours() -> tuple[AnyServer, Callable[[Svid], None]]:
     return make_server(service.options.limits, service.handlers(entitle)), rotate
 
 
-def prototype() -> tuple[AnyServer, Callable[[Svid], None]]:
+def prototype() -> tuple[Server | grpc.aio.Server, Callable[[Svid], None]]:
     """The floor."""
     bundle = encode.trusted_ca("ROOTCA", TrustBundle(trust_domain=DOMAIN, roots=(root(),)))
     content: dict[str, bytes] = {}

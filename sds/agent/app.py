@@ -135,7 +135,6 @@ async def running_agent(
     instruments.count_workloads(lambda: connected_workloads(service))
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(config.run_dir))
-        stack.callback(instruments.close)
         stack.push_async_callback(authority.aclose)
         group = await stack.enter_async_context(asyncio.TaskGroup())
         # Certificates are asked for while the sockets are opened.

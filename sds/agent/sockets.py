@@ -12,15 +12,11 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sds.agent.directory import clear_socket, listening, make_directory, open_to
-from sds.errors import SocketError
+from sds.agent.directory import listening, make_directory
 from sds.serving.server import (
-    CHANNELZ_SERVICE,
     HEALTH_SERVICE,
-    AnyServer,
     add_health,
     add_reflection,
-    make_admin_server,
     make_server,
 )
 from sds.serving.service import ADS_SERVICE, SDS_SERVICE
@@ -39,7 +35,7 @@ if TYPE_CHECKING:
 
 _WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
 _OURS_ALONE: Final = 0o600
-_ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE, CHANNELZ_SERVICE)
+_ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +49,7 @@ class Listening:
     """
 
     path: Path
-    server: AnyServer
+    server: Server
     health: health.aio.HealthServicer
 
 
@@ -148,22 +144,12 @@ async def listen_for_people(
         SocketError: it cannot be opened.
     """
     status = ClientStatus(service)
-    server = make_admin_server(
+    server = make_server(
         service.options.limits, (*status.handlers(), *(handler for _, handler in more))
     )
     add_reflection(server, (*_ADMIN_SERVICES, *(name for name, _ in more)))
     health = add_health(server)
-    clear_socket(path)
-    try:
-        server.add_insecure_port(f"unix:{path}")
-    except RuntimeError as error:
-        raise SocketError(
-            f"the socket {path} cannot be opened",
-            advice="is the directory writable, and is the limit of open files high enough?",
-        ) from error
-    # The umask kept it to ourselves since it was bound.
-    open_to(path, _OURS_ALONE)
-    await server.start()
+    await server.listen(listening(path, _OURS_ALONE))
     return Listening(path=path, server=server, health=health)
 
 

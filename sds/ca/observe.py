@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class AuthorityObserver(PolicyWatcher, Protocol):
-    """Measures the authority (metrics, traces)."""
+    """Measures the authority (metrics)."""
 
     def attester(self, inner: Attester) -> Attester:
         """The attester, measured."""

@@ -61,6 +61,5 @@ def ca(path: Path, log_format: str, log_level: str) -> None:
                 clock=clock,
                 observer=instruments,
             )
-        instruments.close()
 
     asyncio.run(run())

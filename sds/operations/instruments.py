@@ -1,19 +1,18 @@
 """The instruments of one process: its registry, and every port wrapped by what measures it.
 
-Owns the composition of :mod:`sds.operations.metrics` and :mod:`sds.operations.traces` for the
-agent and for the authority. Invariant: wrapping keeps every capability of what is wrapped (an
-authority that can be asked for its roots can still be asked).
+Owns the composition of :mod:`sds.operations.metrics` for the agent and for the authority.
+Invariant: wrapping keeps every capability of what is wrapped (an authority that can be asked for
+its roots can still be asked).
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
 
-from sds.operations import traces
 from sds.operations.metrics.families import (
     AgentFamilies,
     AuthorityFamilies,
@@ -69,19 +68,10 @@ class Instruments:
         self.process = ProcessFamilies(self.registry, component=component)
         self.errors: deque[PastError] = deque(maxlen=_KEPT_ERRORS)
         self._policy_reasons = Reasons()
-        self._tracer: Any = None
-        self._stop_tracing: Callable[[], None] = _nothing
-        if traces.wanted():
-            self._tracer, self._stop_tracing = traces.start(component)
-
-    def close(self) -> None:
-        """Flush what is still to be exported."""
-        self._stop_tracing()
 
     def attester(self, inner: Attester) -> Attester:
         """The attester, timed."""
-        metered: Attester = MeteredAttester(inner, self.process)
-        return traces.TracedAttester(metered, self._tracer) if self._tracer else metered
+        return MeteredAttester(inner, self.process)
 
     def verifier(self, inner: Verifier) -> Verifier:
         """The verifier, its verdicts counted."""
@@ -133,11 +123,7 @@ class AgentInstruments(Instruments):
     def authority(self, inner: Authority) -> Authority:
         """The authority, timed and counted."""
         kind = MeteredRootsAuthority if hasattr(inner, "roots") else MeteredAuthority
-        metered: Authority = kind(inner, self.families)
-        if self._tracer:
-            traced = traces.TracedRootsAuthority if hasattr(inner, "roots") else None
-            return (traced or traces.TracedAuthority)(metered, self._tracer)
-        return metered
+        return kind(inner, self.families)
 
     def count_workloads(self, connected: Callable[[], Iterable[str]]) -> None:
         """Ask this at every scrape for the names of workloads with open streams."""
@@ -191,7 +177,3 @@ def connected_workloads(service: SecretService) -> Iterator[str]:
     for hub in service.hubs():
         if hub.streams:
             yield hub.caller.name
-
-
-def _nothing() -> None:
-    """No traces are exported."""

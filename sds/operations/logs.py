@@ -1,9 +1,8 @@
 """Structured logs: one event a line, as JSON or as text for people.
 
-Owns both formats, the documented names of fields, and the fields that follow a stream or an
-identity through everything logged on its behalf (:func:`bound`). Invariants: an event is exactly
-one line, whatever is in it; a field that is not documented is still printed (nothing is lost), and
-a test keeps the code to :data:`FIELDS`; keys and tokens are never logged, which is the callers'
+Owns both formats. Invariants: an event is exactly one line, whatever is in it; a field that is not
+documented is still printed (nothing is lost), and a test keeps the code to the fields that
+docs/operations.md lists; keys and tokens are never logged, which is the callers'
 duty and has tests of its own.
 
 Levels: ERROR: somebody must act. WARNING: something failed that the program goes on curing by
@@ -12,45 +11,24 @@ itself. INFO: something changed (a rotation, a stream, a policy). DEBUG: everyth
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import json
 import logging
 import re
 import sys
 from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, TextIO
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from typing import Any, Final, TextIO
 
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
-_NONE: Final[Mapping[str, object]] = MappingProxyType({})
-_BOUND: contextvars.ContextVar[Mapping[str, object]] = contextvars.ContextVar(
-    "sds_log_fields", default=_NONE
-)
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _MAX_VALUE_CHARACTERS: Final = 2000
 _BARE: Final = re.compile(r'[^ "=]+')
 _JSON: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-@contextlib.contextmanager
-def bound(**fields: object) -> Iterator[None]:
-    """Add these fields to every event of this task, and of tasks it starts, inside the block."""
-    token = _BOUND.set(MappingProxyType({**_BOUND.get(), **fields}))
-    try:
-        yield
-    finally:
-        _BOUND.reset(token)
-
-
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """The fields of an event: those bound, then the ``extra`` of the call (which wins)."""
-    given = {name: value for name, value in vars(record).items() if name not in _STANDARD}
-    return {**_BOUND.get(), **given}
+    """The fields of an event: the ``extra`` of the call."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
 class JsonFormatter(logging.Formatter):

@@ -1,19 +1,15 @@
-"""gRPC servers for secrets: limits, health, reflection, channelz.
+"""gRPC servers for secrets: limits, health, reflection.
 
-Owns how a server of this project is made: on the sockets of workloads our own transport
-(:mod:`sds.transport`), which knows every connection apart and serves a crowd of Envoys; for people
-on the admin socket ``grpc.aio``, whose channelz shows the connections to authorities too.
-Invariant: a server holds what the limits say, for any client, before a byte of a request is parsed.
+Owns how a server of this project is made, on our own transport (:mod:`sds.transport`).
+Invariant: a server enforces its limits on every client before it parses a byte of a request.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import grpc
 from envoy.service.discovery.v3 import ads_pb2
 from envoy.service.secret.v3 import sds_pb2
-from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
@@ -24,17 +20,16 @@ from sds.transport.server import Server, ServerLimits
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import grpc
+
     from sds.serving.limits import Limits
 
 HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Serving works on bytes and needs no descriptor; reflection needs them loaded.
 DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR)
-CHANNELZ_SERVICE: Final = "grpc.channelz.v1.Channelz"
 _SPARE_STREAMS: Final = 100
 """Streams that HTTP/2 admits beyond ``streams_per_connection``: what goes over that limit is
 refused with a text, and what debugs it finds room."""
-
-AnyServer = Server | grpc.aio.Server
 
 
 def make_server(limits: Limits, handlers: Iterable[grpc.GenericRpcHandler]) -> Server:
@@ -46,23 +41,7 @@ def make_server(limits: Limits, handlers: Iterable[grpc.GenericRpcHandler]) -> S
     )
 
 
-def make_admin_server(
-    limits: Limits, handlers: Iterable[grpc.GenericRpcHandler]
-) -> grpc.aio.Server:
-    """A server for people, with channelz; bind and start it yourself."""
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", limits.message_bytes),
-            # One process owns a socket; two that share it would each see half of the clients.
-            ("grpc.so_reuseport", 0),
-        ]
-    )
-    server.add_generic_rpc_handlers(tuple(handlers))
-    channelz.add_channelz_servicer(server)
-    return server
-
-
-def add_health(server: AnyServer) -> health.aio.HealthServicer:
+def add_health(server: Server) -> health.aio.HealthServicer:
     """Add grpc.health.v1; tell it what holds with :func:`set_health`."""
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -80,7 +59,7 @@ async def set_health(servicer: health.aio.HealthServicer, *, serving: bool) -> N
         await servicer.set(service, status)
 
 
-def add_reflection(server: AnyServer, services: Iterable[str]) -> None:
+def add_reflection(server: Server, services: Iterable[str]) -> None:
     """Add server reflection for these services (and itself), so that grpcurl needs no files."""
     servicer = reflection.aio.ReflectionServicer((*services, reflection.SERVICE_NAME))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

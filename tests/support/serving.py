@@ -19,11 +19,9 @@ from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
 from sds.serving.limits import Limits
 from sds.serving.server import (
-    CHANNELZ_SERVICE,
     HEALTH_SERVICE,
     add_health,
     add_reflection,
-    make_admin_server,
     make_server,
     set_health,
 )
@@ -117,12 +115,11 @@ class Serving:
 
 @contextlib.asynccontextmanager
 async def admin_socket(at: Serving, path: Path) -> AsyncIterator[Path]:
-    """A socket for people beside it, with what the agent's has: CSDS of all, health, channelz."""
-    server = make_admin_server(at.service.options.limits, ClientStatus(at.service).handlers())
+    """A socket for people beside it, with what the agent's has: CSDS of all, health."""
+    server = make_server(at.service.options.limits, ClientStatus(at.service).handlers())
     await set_health(add_health(server), serving=True)
-    add_reflection(server, (CSDS_SERVICE, HEALTH_SERVICE, CHANNELZ_SERVICE))
-    server.add_insecure_port(f"unix:{path}")
-    await server.start()
+    add_reflection(server, (CSDS_SERVICE, HEALTH_SERVICE))
+    await server.listen(listening(path, 0o600))
     try:
         yield path
     finally:

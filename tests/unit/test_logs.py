@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
@@ -75,18 +74,6 @@ def test_text_reads_as_key_and_value(restored: None) -> None:
     assert stream.getvalue().endswith(
         'INFO    sds.test_logs: rotated serial=7 reason="two words"\n'
     )
-
-
-async def test_fields_follow_a_task_and_the_call_wins(json_output: io.StringIO) -> None:
-    async def inside() -> None:
-        LOGGER.info("inner", extra={"stream": 2})
-
-    with logs.bound(stream=1, identity="spiffe://a.test/b"):
-        await asyncio.create_task(inside())
-    LOGGER.info("outer")
-    inner, outer = (json.loads(line) for line in json_output.getvalue().splitlines())
-    assert (inner["stream"], inner["identity"]) == (2, "spiffe://a.test/b")
-    assert "stream" not in outer
 
 
 def test_levels_below_are_dropped_and_others_libraries_are_quiet(output: io.StringIO) -> None:
