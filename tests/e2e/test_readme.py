@@ -16,7 +16,7 @@ from tests.support.readme import blocks
 pytestmark = pytest.mark.e2e
 
 README = need.ROOT / "README.md"
-RUN_DIR = Path("/tmp/sds-dev")
+RUN_DIR = need.ROOT / ".run" / "dev"
 
 
 @pytest.fixture
