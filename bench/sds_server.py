@@ -106,7 +106,7 @@ def ours() -> tuple[Server | grpc.aio.Server, Callable[[Svid], None]]:
     service = SecretService(store)
     entitlement = Entitlement(Caller(name="web", selectors=frozenset(), identities=(IDENTITY,)))
 
-    async def entitle(_peer: str) -> Entitlement:
+    async def entitle(_context: object) -> Entitlement:
         return entitlement
 
     def rotate(new: Svid) -> None:

@@ -110,7 +110,7 @@ async def listen_for(
         )
     )
 
-    async def only(_peer: str) -> Entitlement:
+    async def only(_context: object) -> Entitlement:
         return entitlement
 
     def prepare(server: Server) -> None:

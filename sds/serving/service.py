@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import grpc
 
@@ -69,8 +69,8 @@ class DrainError(SdsError):
 class Entitlements(Protocol):
     """Who is at the other end of a connection."""
 
-    async def __call__(self, peer: str, /) -> Entitlement:
-        """The caller behind gRPC's peer string.
+    async def __call__(self, context: Any, /) -> Entitlement:
+        """The caller behind a call's context.
 
         Raises:
             WorkloadError: nobody that may be served.
@@ -288,7 +288,7 @@ class _Socket:
         service = self._service
         method = Method.FETCH
         try:
-            entitlement = await self._admit(context.peer())
+            entitlement = await self._admit(context)
             service.observer.count(Event.REQUEST, method)
             limit = service.options.limits.names_per_stream
             parsed = parse_discovery_request(request, max_names=limit)
@@ -313,10 +313,10 @@ class _Socket:
             await self._refuse(method, context, error)
             raise  # not reached: abort raises
 
-    async def _admit(self, peer: str) -> Entitlement:
+    async def _admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
         if self._service.draining is not None:
             raise self._service.draining
-        entitlement = await self._entitlements(peer)
+        entitlement = await self._entitlements(context)
         if entitlement.ended is not None:
             raise entitlement.ended
         return entitlement
@@ -329,7 +329,7 @@ class _Socket:
     ) -> None:
         service = self._service
         peer = context.peer()
-        entitlement = await self._admit(peer)
+        entitlement = await self._admit(context)
         self._count_in(peer)
         stream = service.open_stream(entitlement, method, context, peer)
         clock = service.clock

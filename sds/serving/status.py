@@ -82,17 +82,17 @@ class ClientStatus:
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> csds_pb2.ClientStatusResponse:
         try:
-            return client_status(request, await self._visible(context.peer()))
+            return client_status(request, await self._visible(context))
         except SdsError as error:
             status, _ = self._service.status_of(error)
             await context.abort(status, str(error))
             raise  # not reached: abort raises
 
-    async def _visible(self, peer: str) -> tuple[Hub, ...]:
+    async def _visible(self, context: Any) -> tuple[Hub, ...]:
         hubs = self._service.hubs()
         if self._entitlements is None:
             return hubs
-        caller = (await self._entitlements(peer)).current
+        caller = (await self._entitlements(context)).current
         return tuple(hub for hub in hubs if hub.caller == caller)
 
 

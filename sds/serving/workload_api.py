@@ -38,8 +38,8 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class Entitlements(Protocol):
     """Finds the caller behind a connection."""
 
-    async def __call__(self, peer: str, /) -> Entitlement:
-        """The entitlement behind ``context.peer()``.
+    async def __call__(self, context: Any, /) -> Entitlement:
+        """The entitlement of the caller behind a call's context.
 
         Raises:
             WorkloadError: there is none.
@@ -98,7 +98,7 @@ class WorkloadApi:
                 "the header 'workload.spiffe.io: true' is missing",
             )
         try:
-            entitlement = await self._entitlements(context.peer())
+            entitlement = await self._entitlements(context)
             with self._subscription() as subscription:
                 async for answer in self._answers(entitlement, build):
                     await context.write(answer.message)

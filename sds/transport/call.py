@@ -2,7 +2,8 @@
 
 Owns :class:`Call`, which stands where grpc's own ``ServicerContext`` stands. It has the part of
 that interface that our handlers and grpc's health and reflection services use: ``peer``,
-``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator.
+``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator. One
+method is ours alone: ``caller``.
 
 Invariants: messages that wait for a slow handler are not more than the stream's window and the
 message that is being received; a write returns when the transport can take another, so a slow
@@ -13,7 +14,7 @@ reader holds its own handler only; after the call is over a write raises
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import grpc
 
@@ -38,6 +39,11 @@ class Link(Protocol):
     @property
     def peer(self) -> str:
         """What the connection is called."""
+        ...
+
+    @property
+    def caller(self) -> object:
+        """What the connection was given at accept."""
         ...
 
     def send(self, stream: int, message: bytes) -> None:
@@ -115,6 +121,13 @@ class Call:
     def peer(self) -> str:
         """What the client's connection is called; no two connections are called alike."""
         return self._link.peer
+
+    def caller(self) -> Any:
+        """The object that the connection was given at accept: who is at its other end.
+
+        Only the code that accepts and the handlers know its type; this package never looks at it.
+        """
+        return self._link.caller
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """The request's fields as text; those that end in ``-bin`` are left as they came."""

@@ -115,23 +115,30 @@ class Server:
 
     # --- connections ----------------------------------------------------------------------------
 
-    async def listen(self, listener: socket.socket) -> None:
-        """Accept on a bound Unix stream socket, which is ours from now on."""
+    async def listen(self, listener: socket.socket, *, caller: object = None) -> None:
+        """Accept on a bound Unix stream socket, which is ours from now on.
+
+        Args:
+            listener: the socket.
+            caller: what ``context.caller()`` gives to handlers of every connection.
+        """
         loop = asyncio.get_running_loop()
         # The loop listens once more, and its default would shorten the queue: a client that finds
         # the queue of a Unix socket full is refused (connect(2): EAGAIN), and a crowd would be.
         self._listeners.append(
             await loop.create_unix_server(
-                lambda: ServedConnection(self), sock=listener, backlog=_BACKLOG
+                lambda: ServedConnection(self, caller=caller), sock=listener, backlog=_BACKLOG
             )
         )
 
-    def connection(self, *, on_close: Callable[[], None]) -> ServedConnection:
+    def connection(self, *, caller: object, on_close: Callable[[], None]) -> ServedConnection:
         """A connection for a socket that somebody else accepted.
 
-        ``on_close`` is called once, when the connection is over.
+        Args:
+            caller: what ``context.caller()`` gives to the handlers.
+            on_close: called once, when the connection is over.
         """
-        return ServedConnection(self, on_close=on_close)
+        return ServedConnection(self, caller=caller, on_close=on_close)
 
     async def stop(self, grace_seconds: float) -> None:
         """Accept nobody new; calls that are open then have so many seconds to end."""
@@ -162,7 +169,10 @@ class Server:
 class ServedConnection(asyncio.Protocol):
     """One connection: bytes in, events to calls, bytes out."""
 
-    def __init__(self, server: Server, *, on_close: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, server: Server, *, caller: object, on_close: Callable[[], None] | None = None
+    ) -> None:
+        self.caller = caller
         self.peer = f"connection:{next(_number)}"
         self._server = server
         self._on_close = on_close

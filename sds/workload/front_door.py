@@ -1,8 +1,8 @@
 """The node-wide socket: accepts, asks the kernel who it is, and hands the caller to the server.
 
 The door accepts, takes the credentials that the kernel recorded, and lets the server serve on that
-very socket under a name of its own. A handler sees that name as ``context.peer()`` and
-:meth:`FrontDoor.entitlement` finds the caller by it.
+very socket. The connection carries its :class:`Recognition` from accept to the handlers, which get
+it from ``context.caller()``.
 
 Invariants: a connection that this door did not take is refused; a connection lives no longer than
 the process that made it; one task a connection, all in one TaskGroup; no pod (or user, outside
@@ -63,11 +63,6 @@ class Statistics:
 class Served(Protocol):
     """A connection that can be served."""
 
-    @property
-    def peer(self) -> str:
-        """What handlers see as ``context.peer()``."""
-        ...
-
     async def serve_on(self, accepted: socket.socket) -> None:
         """Begin to serve on this socket; returns when it has begun."""
         ...
@@ -80,8 +75,16 @@ class Served(Protocol):
 class Host(Protocol):
     """Who serves on accepted sockets."""
 
-    def connection(self, *, on_close: Callable[[], None]) -> Served:
-        """A connection; ``on_close`` is called once, when it is over."""
+    def connection(self, *, caller: object, on_close: Callable[[], None]) -> Served:
+        """A connection of this caller; ``on_close`` is called once, when it is over."""
+        ...
+
+
+class Called(Protocol):
+    """The context of a call, which knows what its connection was given at accept."""
+
+    def caller(self) -> object:
+        """That object."""
         ...
 
 
@@ -119,30 +122,29 @@ class FrontDoor:
         self._recogniser = recogniser
         self._limits = limits or Limits()
         self._connections: dict[_Connection, None] = {}
-        self._served: dict[str, _Connection] = {}
         self._owners: Counter[str] = Counter()
 
     # --- what serving asks ----------------------------------------------------------------------
 
-    async def entitlement(self, peer: str) -> Entitlement:
-        """The entitlement of the caller behind ``context.peer()``; waits for a match, bounded.
+    async def entitlement(self, context: Called) -> Entitlement:
+        """The entitlement of the caller behind a call; waits for a match, bounded.
 
         Raises:
             UnknownConnectionError: the connection did not come through this door, or has ended.
             WorkloadError: the caller is not recognised; the text says what was found about it.
         """
-        return await self.recognition(peer).entitlement()
+        return await self.recognition(context).entitlement()
 
-    def recognition(self, peer: str) -> Recognition:
-        """What is known about the caller behind ``context.peer()``.
+    def recognition(self, context: Called) -> Recognition:
+        """What is known about the caller behind a call.
 
         Raises:
             UnknownConnectionError: as above.
         """
-        connection = self._served.get(peer)
-        if connection is None:
+        caller = context.caller()
+        if not isinstance(caller, Recognition):
             raise UnknownConnectionError("this connection did not come through the front door")
-        return connection.recognition
+        return caller
 
     @property
     def connections(self) -> int:
@@ -244,14 +246,12 @@ class FrontDoor:
         task = asyncio.current_task()
         assert task is not None
         with self._while_alive(connection, task):
-            served = host.connection(on_close=lambda: _cancel(task))
-            self._served[served.peer] = connection  # before its first call can ask for it
+            served = host.connection(caller=connection.recognition, on_close=lambda: _cancel(task))
             try:
                 await served.serve_on(accepted)
                 await connection.recognition.follow()
             finally:
                 served.abort()
-                del self._served[served.peer]
 
     def _forget(self, connection: _Connection, accepted: socket.socket) -> None:
         """The connection's task is over, perhaps before it began."""

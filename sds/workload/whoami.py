@@ -48,8 +48,8 @@ class Description:
 class Describer(Protocol):
     """Finds out what to tell the caller behind a connection."""
 
-    async def describe(self, peer: str) -> Description:
-        """The description of the caller behind ``context.peer()``.
+    async def describe(self, context: Any) -> Description:
+        """The description of the caller behind a call's context.
 
         Raises:
             WorkloadError: there is no such caller.
@@ -64,8 +64,8 @@ class DoorDescriber:
         """``door``: whose callers are described."""
         self._door = door
 
-    async def describe(self, peer: str) -> Description:
-        return await self._door.recognition(peer).describe()
+    async def describe(self, context: Any) -> Description:
+        return await self._door.recognition(context).describe()
 
 
 class SocketDescriber:
@@ -75,8 +75,8 @@ class SocketDescriber:
         """``entitlement``: what everybody on the socket may have."""
         self._entitlement = entitlement
 
-    async def describe(self, peer: str) -> Description:
-        del peer
+    async def describe(self, context: Any) -> Description:
+        del context
         caller = self._entitlement.current
         return Description(
             name=caller.name,
@@ -110,7 +110,7 @@ class WhoamiService:
         """Answer one caller."""
         del request
         try:
-            found = await self._describer.describe(context.peer())
+            found = await self._describer.describe(context)
         except WorkloadError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         return whoami_pb2.DescribeResponse(

@@ -111,7 +111,7 @@ async def test_a_workloads_socket_shows_nothing_of_others(tmp_path: Path) -> Non
         await Sotw(connection).get("default")
         stranger = Entitlement(Caller(name="api", selectors=frozenset(), identities=(API,)))
 
-        async def entitle(_peer: str) -> Entitlement:
+        async def entitle(_context: object) -> Entitlement:
             return stranger
 
         other = make_server(at.service.options.limits, ClientStatus(at.service, entitle).handlers())

@@ -79,7 +79,8 @@ class Service:
             raise
 
     async def who(self, _request: bytes, context: Any) -> bytes:
-        return f"{context.peer()} {dict(context.invocation_metadata()).get('mark')}".encode()
+        mark = dict(context.invocation_metadata()).get("mark")
+        return f"{context.peer()} {context.caller()} {mark}".encode()
 
     def handler(self) -> grpc.GenericRpcHandler:
         unary = grpc.unary_unary_rpc_method_handler
@@ -117,7 +118,7 @@ async def running(folder: Path, limits: ServerLimits | None = None) -> AsyncIter
     service = Service()
     server = Server([service.handler()], limits=limits)
     path = folder / "t.sock"
-    await server.listen(listening(path, 0o600))
+    await server.listen(listening(path, 0o600), caller="the caller")
     try:
         yield Running(path, server, service)
     finally:
@@ -224,7 +225,7 @@ async def test_a_slow_reader_holds_its_own_call_only(tmp_path: Path) -> None:
 async def test_connections_are_told_apart(tmp_path: Path) -> None:
     async with running(tmp_path) as at, at.channel() as one, at.channel() as other:
         first = await call(one, "Who", metadata=[("mark", "m")])
-        assert first.endswith(b" m")
+        assert first.endswith(b" the caller m")
         again = await call(one, "Who", metadata=[("mark", "m")])
         assert again == first
         assert await call(other, "Who", metadata=[("mark", "m")]) != first

@@ -101,7 +101,7 @@ async def agent(endpoint: istio_ca.Endpoint, folder: Path) -> AsyncIterator[Agen
     service = SecretService(instruments.store, observer=instruments.serving)
     entitlement = Entitlement(Caller(name="web", selectors=frozenset(), identities=(WEB,)))
 
-    async def entitle(_peer: str) -> Entitlement:
+    async def entitle(_context: object) -> Entitlement:
         return entitlement
 
     server = make_server(Limits(), service.handlers(entitle))

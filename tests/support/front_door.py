@@ -104,9 +104,9 @@ class Door:
         finally:
             stop()
 
-    async def _entitlement(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
+    async def _entitlement(self, context: Any) -> Entitlement:
         try:
-            entitlement = await self.door.entitlement(context.peer())
+            entitlement = await self.door.entitlement(context)
         except WorkloadError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         self.entitlements.append(entitlement)

@@ -143,7 +143,7 @@ async def serving(
     service = SecretService(store, options=options, observer=tally)
     entitlement = Entitlement(Caller(name="web", selectors=frozenset(), identities=identities))
 
-    async def entitle(_peer: str) -> Entitlement:
+    async def entitle(_context: object) -> Entitlement:
         return entitlement
 
     if not empty:
