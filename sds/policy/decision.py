@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sds.errors import RefusedError
     from sds.identity import KeyType, TrustDomain
     from sds.policy.document import AllowRule, Grant, NodeGroup, PolicyDocument
+    from sds.policy.requests import RequestPattern
     from sds.workload.facts import Facts
     from sds.workload.mapping import WorkloadRule
 
@@ -113,7 +114,7 @@ class Decisions:
         self._services: dict[str, tuple[Glob, ...]] = {
             name: tuple(globs) for name, globs in document.services.items()
         }
-        self._allow = _AllowTable(document.allow)
+        self._allow = _AllowTable(document.allow, enforce=document.requests_enforce)
 
     # --- nodes: what the authority enforces -----------------------------------------------------
 
@@ -231,6 +232,11 @@ class Decisions:
         """Patterns of exactly those who may open connections to ``own``; empty: nobody."""
         return _shortest(self._allow.sources_of(spiffe_parts(own)))
 
+    def terms(self, own: SpiffeId) -> dict[Terms, tuple[Glob, ...]]:
+        """Patterns of those who may ask ``own``, by what they may ask for; empty: nobody."""
+        found = self._allow.terms_of(spiffe_parts(own))
+        return {terms: _shortest(globs) for terms, globs in found.items()}
+
     def outbound(self, own: SpiffeId, target: str) -> tuple[Glob, ...]:
         """Patterns of exactly those that ``own`` may reach as ``target``; empty: nobody.
 
@@ -324,18 +330,38 @@ def _shortest(globs: Iterable[Glob]) -> tuple[Glob, ...]:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a rule allows of requests.
+
+    Attributes:
+        requests: patterns, of which one must match; empty: every request.
+        enforced: False where the patterns only count what they would deny.
+    """
+
+    requests: tuple[RequestPattern, ...] = ()
+    enforced: bool = True
+
+
+ANYTHING: Final = Terms()
+
+
 class _AllowTable:
-    """Who may talk to whom, found from either side.
+    """Who may talk to whom, found from either side, and what they may ask for.
 
     Each distinct pattern of a side has a number; a rule is a pair of numbers. A decision looks
     both names up and asks for each pair of patterns that match whether a rule joins them.
     """
 
-    def __init__(self, rules: Sequence[AllowRule]) -> None:
+    def __init__(self, rules: Sequence[AllowRule], *, enforce: bool) -> None:
         self._globs: list[Glob] = []
         numbers: dict[Glob, int] = {}
         made_targets: dict[int, set[int]] = {}
         made_sources: dict[int, set[int]] = {}
+        limited: dict[int, dict[Terms, set[int]]] = {}
+        self._unlimited: set[tuple[int, int]] | None = None
+        if any(rule.requests for rule in rules):
+            self._unlimited = set()
         for rule in rules:
             sources = [self._number(glob, numbers) for glob in rule.from_]
             targets = [self._number(glob, numbers) for glob in rule.to]
@@ -343,6 +369,18 @@ class _AllowTable:
                 made_targets.setdefault(source, set()).update(targets)
             for target in targets:
                 made_sources.setdefault(target, set()).update(sources)
+            if rule.requests:
+                terms = Terms(
+                    requests=rule.request_patterns(), enforced=enforce and rule.requests_enforce
+                )
+                for target in targets:
+                    limited.setdefault(target, {}).setdefault(terms, set()).update(sources)
+            elif self._unlimited is not None:
+                self._unlimited.update((one, two) for one in sources for two in targets)
+        self._limited = {
+            target: tuple((terms, tuple(numbers)) for terms, numbers in by_terms.items())
+            for target, by_terms in limited.items()
+        }
         self._targets = {one: _members(tuple(many)) for one, many in made_targets.items()}
         self._sources = {one: _members(tuple(many)) for one, many in made_sources.items()}
         self._from: GlobIndex[int] = GlobIndex()
@@ -373,6 +411,17 @@ class _AllowTable:
             for number in self._to.find(target)
             for source in self._sources[number]
         }
+
+    def terms_of(self, target: tuple[str, ...]) -> dict[Terms, set[Glob]]:
+        """Who may ask ``target`` for what."""
+        found: dict[Terms, set[Glob]] = {}
+        for number in self._to.find(target):
+            for source in self._sources[number]:
+                if self._unlimited is None or (source, number) in self._unlimited:
+                    found.setdefault(ANYTHING, set()).add(self._globs[source])
+            for terms, sources in self._limited.get(number, ()):
+                found.setdefault(terms, set()).update(self._globs[one] for one in sources)
+        return found
 
     def targets_of(self, source: tuple[str, ...]) -> set[Glob]:
         return {

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sds.policy.document import PolicyDocument
 
+_EVERYTHING: Final = ""
 _MOST: Final = 200
 """Lines of one field; a sum stands for the rest."""
 
@@ -73,21 +74,48 @@ def _signers(old: PolicyDocument, new: PolicyDocument) -> list[str]:
 
 
 def _allow(old: PolicyDocument, new: PolicyDocument) -> list[str]:
-    def pairs(document: PolicyDocument) -> dict[tuple[str, str], None]:
-        return {
-            (format_spiffe_pattern(source), format_spiffe_pattern(target)): None
-            for rule in document.allow
-            for source in rule.from_
-            for target in rule.to
-        }
-
-    before, after = pairs(old), pairs(new)
+    before, after = _pairs(old), _pairs(new)
     gone = [pair for pair in before if pair not in after]
     come = [pair for pair in after if pair not in before]
+    changed = [pair for pair in before if pair in after and before[pair] != after[pair]]
     return [
         *(f"allow: {source} may no longer talk to {target}" for source, target in gone),
-        *(f"allow: {source} may now talk to {target}" for source, target in come),
+        *(
+            f"allow: {source} may now talk to {target}{_asking(after[source, target])}"
+            for source, target in come
+        ),
+        *(
+            f"allow: what {source} may ask of {target}: "
+            f"{_asked(before[source, target])} becomes {_asked(after[source, target])}"
+            for source, target in changed
+        ),
     ]
+
+
+def _pairs(document: PolicyDocument) -> dict[tuple[str, str], tuple[str, ...]]:
+    """For each pair of patterns what may be asked, in words; nothing: everything."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for rule in document.allow:
+        counted = rule.requests_enforce and document.requests_enforce
+        words = {
+            str(pattern) + ("" if counted else " (others are counted, not denied)")
+            for pattern in rule.request_patterns()
+        }
+        for source in rule.from_:
+            for target in rule.to:
+                pair = (format_spiffe_pattern(source), format_spiffe_pattern(target))
+                found.setdefault(pair, set()).update(words or {_EVERYTHING})
+    return {
+        pair: () if _EVERYTHING in words else tuple(sorted(words)) for pair, words in found.items()
+    }
+
+
+def _asked(words: tuple[str, ...]) -> str:
+    return " or ".join(words) or "everything"
+
+
+def _asking(words: tuple[str, ...]) -> str:
+    return f" and ask for {_asked(words)}" if words else ""
 
 
 def _named(what: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     PlainValidator,
+    StrictBool,
     StrictInt,
     WithJsonSchema,
     model_validator,
@@ -37,6 +38,13 @@ from sds.policy.pattern import (
     format_spiffe_pattern,
     parse_dns_pattern,
     parse_spiffe_pattern,
+)
+from sds.policy.requests import (
+    RequestPattern,
+    format_path_pattern,
+    parse_host_pattern,
+    parse_method,
+    parse_path_pattern,
 )
 from sds.policy.signature import TrustedKeys, verification_key
 from sds.workload.mapping import Matching, WorkloadRule
@@ -144,6 +152,30 @@ TrustDomainField = Annotated[
     PlainValidator(_parser(parse_trust_domain)),
     WithJsonSchema({"type": "string", "pattern": "^[a-z0-9._-]{1,255}$"}),
 ]
+Method = Annotated[
+    str,
+    PlainValidator(_parser(parse_method)),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z][A-Z0-9_-]{0,31}$"}),
+]
+PathPattern = Annotated[
+    Glob,
+    PlainValidator(_parser(parse_path_pattern)),
+    PlainSerializer(format_path_pattern),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^/",
+            "description": "path; * for (the rest of) one segment, ** at the end for all below",
+        }
+    ),
+]
+HostPattern = Annotated[
+    Glob,
+    PlainValidator(_parser(parse_host_pattern)),
+    PlainSerializer(format_dns_pattern),
+    WithJsonSchema({"type": "string", "description": "DNS name, with stars as in dns_names"}),
+]
+Port = Annotated[StrictInt, Field(ge=1, le=65535)]
 Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,252}$")]
 Measurement = Annotated[
@@ -327,11 +359,62 @@ class FederatedDomain(_Model):
         return self
 
 
+class Requests(_Model):
+    """Requests that are allowed together: each field that is given must match.
+
+    Attributes:
+        methods: HTTP methods, upper case.
+        paths: patterns of paths after normalization: ``*`` for (the rest of) one segment, ``**``
+            at the end for everything below.
+        hosts: patterns of hosts; the request's case, port and final dot do not count.
+        ports: of the server's listener; the only field that a TCP filter can ask.
+    """
+
+    methods: Annotated[list[Method], Field(min_length=1)] | None = None
+    paths: Annotated[list[PathPattern], Field(min_length=1)] | None = None
+    hosts: Annotated[list[HostPattern], Field(min_length=1)] | None = None
+    ports: Annotated[list[Port], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not any((self.methods, self.paths, self.hosts, self.ports)):
+            raise ValueError("name methods, paths, hosts or ports; leave requests out to allow all")
+        return self
+
+    def pattern(self) -> RequestPattern:
+        """As decisions take it; the order of what is listed means nothing."""
+        return RequestPattern(
+            methods=tuple(sorted(set(self.methods or ()))),
+            paths=_in_order(self.paths),
+            hosts=_in_order(self.hosts),
+            ports=tuple(sorted(set(self.ports or ()))),
+        )
+
+
+def _in_order(globs: list[Glob] | None) -> tuple[Glob, ...]:
+    return tuple(sorted(set(globs or ()), key=lambda glob: (glob.parts, glob.rest)))
+
+
 class AllowRule(_Model):
-    """Who (``from``) may open connections to whom (``to``): any of these to any of those."""
+    """Who (``from``) may open connections to whom (``to``): any of these to any of those.
+
+    Attributes:
+        from: patterns of clients.
+        to: patterns of servers.
+        requests: what they may ask for; everything where absent.
+        requests_enforce: false: requests that ``requests`` does not allow are counted (Envoy's
+            shadow rules) and let through; who may connect is enforced all the same.
+    """
 
     from_: Annotated[Patterns, Field(alias="from")]
     to: Patterns
+    requests: Annotated[list[Requests], Field(min_length=1)] | None = None
+    requests_enforce: StrictBool = True
+
+    def request_patterns(self) -> tuple[RequestPattern, ...]:
+        """What they may ask for, each once; empty: everything."""
+        patterns = {requests.pattern(): None for requests in self.requests or ()}
+        return tuple(sorted(patterns, key=str))
 
 
 class PolicyDocument(_Model):
@@ -353,6 +436,7 @@ class PolicyDocument(_Model):
         services: names for sets of identities, as ``outbound:<service>`` asks for them.
         federation: other trust domains.
         allow: who may talk to whom; nobody else may.
+        requests_enforce: false: no rule's ``requests`` are enforced, see :class:`AllowRule`.
     """
 
     version: Literal[1]
@@ -370,6 +454,7 @@ class PolicyDocument(_Model):
     services: dict[Name, Patterns] = {}
     federation: list[FederatedDomain] = []
     allow: list[AllowRule] = []
+    requests_enforce: StrictBool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -87,7 +87,8 @@ class Glob:
 
 def _part_matches(pattern: str, part: str) -> bool:
     if pattern.endswith("*"):
-        return part.startswith(pattern[:-1])
+        # An empty part exists in paths of requests only ("/orders/"): no star stands for it.
+        return bool(part) and part.startswith(pattern[:-1])
     return pattern == part
 
 

@@ -1,0 +1,139 @@
+"""What one workload's Envoy must enforce on requests and connections, by the policy in force.
+
+Owns :class:`Authorization`: our own words, from which serving makes Envoy's RBAC filters.
+Invariants: :func:`authorization_of` is pure; without a policy in force, after its end, and for a
+name that no rule allows anybody to reach, it denies everything (no rule at all is a denial, never
+an absence); the same policy gives an equal value, whatever the order of its rules.
+
+How an Envoy must read it: a request is allowed where one rule of ``enforced`` matches. A rule
+matches where
+
+* the trust domain of the peer's *first* URI SAN is the rule's: that is the one whose bundle Envoy
+  verified the certificate with, and a certificate may carry further URI SANs;
+* one of its principals matches a URI SAN (:func:`sds.policy.pattern.spiffe_regex`);
+* one of its requests matches, or it has none.
+
+``shadow`` says the same of what is counted but not denied; None where nothing is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sds.identity import TrustDomain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import datetime
+
+    from sds.identity import SpiffeId
+    from sds.policy.decision import Decisions, Terms
+    from sds.policy.pattern import Glob
+    from sds.policy.requests import RequestPattern
+    from sds.policy.trust import Policy
+
+_NAME_LENGTH: Final = 80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthorizationRule:
+    """One thing that is allowed.
+
+    Attributes:
+        name: for Envoy's statistics and access logs; unique within its list, and the same
+            wherever the rule says the same.
+        trust_domain: of every principal.
+        principals: patterns of SPIFFE IDs; never empty.
+        requests: what they may ask for; empty: everything.
+    """
+
+    name: str
+    trust_domain: TrustDomain
+    principals: tuple[Glob, ...]
+    requests: tuple[RequestPattern, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authorization:
+    """Everything that may be asked of one identity.
+
+    Attributes:
+        identity: the workload that is asked.
+        enforced: what is allowed, in the order of names; empty: nothing.
+        shadow: what would be allowed if every rule's requests were enforced; None where they are.
+        epoch: of the policy; 0 where none is in force.
+        ends_at: from this moment on everything is denied (aware); None where it is already.
+    """
+
+    identity: SpiffeId
+    enforced: tuple[AuthorizationRule, ...] = ()
+    shadow: tuple[AuthorizationRule, ...] | None = None
+    epoch: int = 0
+    ends_at: datetime | None = None
+
+
+def authorization_of(policy: Policy | None, identity: SpiffeId, *, now: datetime) -> Authorization:
+    """What may be asked of ``identity`` at this moment.
+
+    Args:
+        policy: the policy in force; None where none is.
+        identity: the workload that is asked.
+        now: aware.
+    """
+    if policy is None or not policy.not_before <= now < policy.not_after:
+        return Authorization(identity=identity)
+    enforced, shadow = rules_for(policy.decisions, identity)
+    return Authorization(
+        identity=identity,
+        enforced=enforced,
+        shadow=shadow,
+        epoch=policy.epoch.number,
+        ends_at=policy.not_after,
+    )
+
+
+def rules_for(
+    decisions: Decisions, identity: SpiffeId
+) -> tuple[tuple[AuthorizationRule, ...], tuple[AuthorizationRule, ...] | None]:
+    """The rules that are enforced and those that are counted, whatever the time."""
+    terms = decisions.terms(identity)
+    enforced = _rules((_in_effect(one), globs) for one, globs in terms.items())
+    if all(one.enforced for one in terms):
+        return enforced, None
+    return enforced, _rules((one.requests, globs) for one, globs in terms.items())
+
+
+def _in_effect(terms: Terms) -> tuple[RequestPattern, ...]:
+    return terms.requests if terms.enforced else ()
+
+
+def _rules(
+    parts: Iterable[tuple[tuple[RequestPattern, ...], tuple[Glob, ...]]],
+) -> tuple[AuthorizationRule, ...]:
+    merged: dict[tuple[tuple[RequestPattern, ...], str], set[Glob]] = {}
+    for requests, globs in parts:
+        for glob in globs:
+            merged.setdefault((requests, glob.parts[0]), set()).add(glob)
+    return tuple(sorted(_named(merged), key=lambda rule: rule.name))
+
+
+def _named(
+    merged: dict[tuple[tuple[RequestPattern, ...], str], set[Glob]],
+) -> Iterator[AuthorizationRule]:
+    for (requests, domain), globs in merged.items():
+        yield AuthorizationRule(
+            name=f"{domain}: {_short(' or '.join(map(str, requests)) or 'everything')}",
+            trust_domain=TrustDomain(domain),
+            principals=tuple(sorted(globs, key=lambda glob: (glob.parts, glob.rest))),
+            requests=requests,
+        )
+
+
+def _short(text: str) -> str:
+    """The text itself, or its start and a digest that keeps long ones apart."""
+    if len(text) <= _NAME_LENGTH:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"{text[: _NAME_LENGTH - 15]}… {digest}"

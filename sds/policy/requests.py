@@ -1,0 +1,294 @@
+"""Requests that a rule allows: methods, paths, hosts and ports, and how each is matched.
+
+Owns :class:`RequestPattern`, and as conditions for Envoy :func:`path_match` and
+:func:`host_regex`. A path's pattern is a :class:`sds.policy.pattern.Glob` over its segments:
+``/orders`` is this path alone, ``/orders/*`` one segment below it, ``/orders/v*`` one segment that
+starts so, and ``/orders/**`` everything that begins with ``/orders/``.
+
+Invariants: a rule only allows, so what a pattern cannot say for certain it does not match. A star
+stands for plain characters only: never for ``;``, a backslash, a dot segment or an escape that
+stands for one of them, for ``/``, ``%`` or a control character, because servers disagree about
+what those mean. Matching here and in Envoy is by the same expressions.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import IdentityError
+from sds.policy.pattern import Glob, format_dns_pattern, parse_dns_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PLAIN_REGEX: Final = (
+    r"(?:[!$&-:=@A-Z_a-z~]|%(?:2[0-46-9A-Da-d]|3[0-9AC-Fac-f]|5[0-9ABD-Fabd-f]|7[0-9A-Ea-e]"
+    r"|[4689ABDEFabdef][0-9A-Fa-f]|[Cc][2-9A-Fa-f]))*"
+)
+"""RE2, matched as a whole: a path of plain characters (RFC 3986, section 3.3, without ``;``, and
+without escapes of control characters, of ``% . / ; \\`` and of bytes that UTF-8 never has)."""
+
+DOTS_REGEX: Final = r"(?:.*/)?\.\.?(?:/.*)?"
+"""RE2, matched as a whole: a path with a dot segment (RFC 3986, section 3.3)."""
+
+_ANY: Final = "[!-.0-~]"
+_REST: Final = "**"
+_MAX_PATH: Final = 1024
+_MAX_SIZE: Final = 95
+"""Of an expression, by :func:`_size`: Envoy 1.36 to 1.40 refuse those that compile to more than
+100 instructions (``re2.max_program_size.error_level``), about one for each character."""
+_LITERAL: Final = re.compile(PLAIN_REGEX, re.ASCII)
+_METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as Envoy's filters see it, after normalization.
+
+    Attributes:
+        method: upper case.
+        path: without query and fragment.
+        host: the ``:authority``, with a port where one was given.
+        port: on which the server's listener took the connection; None where it is not asked.
+    """
+
+    method: str = "GET"
+    path: str = "/"
+    host: str = ""
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathMatch:
+    """One condition on a path; a path's pattern is one or several, all of which must match.
+
+    Attributes:
+        kind: ``exact`` or ``prefix`` (of text), ``regex`` (RE2, matched as a whole), or
+            ``not_regex`` (which must not match).
+        value: the text or the expression.
+    """
+
+    kind: str
+    value: str
+
+    def matches(self, path: str) -> bool:
+        """Whether this condition is met."""
+        match self.kind:
+            case "exact":
+                return path == self.value
+            case "prefix":
+                return path.startswith(self.value)
+            case "regex":
+                return _compiled(self.value).fullmatch(path) is not None
+            case _:
+                return _compiled(self.value).fullmatch(path) is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestPattern:
+    """Requests that are allowed together: each part that is not empty must match.
+
+    Attributes:
+        methods: of HTTP, upper case.
+        paths: patterns, as :func:`parse_path_pattern` makes them.
+        hosts: patterns of DNS names; case, port and one final dot of the request do not count.
+        ports: of the server's listener, for HTTP and TCP.
+    """
+
+    methods: tuple[str, ...] = ()
+    paths: tuple[Glob, ...] = ()
+    hosts: tuple[Glob, ...] = ()
+    ports: tuple[int, ...] = ()
+
+    @property
+    def is_http(self) -> bool:
+        """Whether only an HTTP filter can tell: a TCP filter then allows nothing by it."""
+        return bool(self.methods or self.paths or self.hosts)
+
+    def matches(self, request: Request) -> bool:
+        """Whether this request is allowed."""
+        return (
+            (not self.methods or request.method in self.methods)
+            and (not self.ports or request.port in self.ports)
+            and (not self.hosts or any(host_matches(glob, request.host) for glob in self.hosts))
+            and (not self.paths or any(path_matches(glob, request.path) for glob in self.paths))
+        )
+
+    def matches_port(self, port: int | None) -> bool:
+        """Whether a TCP connection to this port is allowed."""
+        return not self.is_http and (not self.ports or port in self.ports)
+
+    def __str__(self) -> str:
+        """As people read it: ``GET,HEAD /orders/* on shop.example.org port 8443``."""
+        words = []
+        if self.methods:
+            words.append(",".join(self.methods))
+        if self.paths:
+            words.append(",".join(format_path_pattern(glob) for glob in self.paths))
+        if self.hosts:
+            words.append("on " + ",".join(format_dns_pattern(glob) for glob in self.hosts))
+        if self.ports:
+            words.append("port " + ",".join(map(str, self.ports)))
+        return " ".join(words) or "everything"
+
+
+def parse_method(text: str) -> str:
+    """An HTTP method (RFC 9110, section 9.1): upper case, because methods are case-sensitive.
+
+    Raises:
+        IdentityError: it is not written so.
+    """
+    if not _METHOD.fullmatch(text):
+        raise IdentityError(
+            f"{text[:80]!r} is not an HTTP method", advice="write it in upper case: GET, POST"
+        )
+    return text
+
+
+# --- paths --------------------------------------------------------------------------------------
+
+
+def path_parts(path: str) -> tuple[str, ...]:
+    """The segments of a path that begins with ``/``; ``/`` has one, which is empty."""
+    return tuple(path.split("/")[1:])
+
+
+def parse_path_pattern(text: str) -> Glob:
+    """Parse a pattern of paths, such as ``/orders``, ``/orders/*/items`` or ``/static/**``.
+
+    Raises:
+        IdentityError: not a normalized path with stars at the places that the module names, or
+            one whose part after the first star is too long for Envoy.
+    """
+    advice = (
+        "write a path as servers see it after normalization: it begins with '/', without '//', "
+        "'.', '..', ';', '?', '#' and escapes of those; 'text*' or '*' for one segment, '**' for "
+        "everything below, only at the end"
+    )
+    shown = repr(text[:300])
+    if not text.startswith("/") or len(text) > _MAX_PATH:
+        raise IdentityError(f"the path pattern {shown} does not begin with '/'", advice=advice)
+    segments = list(path_parts(text))
+    rest = segments[-1] == _REST
+    if rest:
+        segments.pop()
+    for number, segment in enumerate(segments):
+        last = number == len(segments) - 1 and not rest
+        literal = segment.removesuffix("*")
+        wrong = (
+            (not segment and not last)
+            or "*" in literal
+            or literal in {".", ".."}
+            or not _LITERAL.fullmatch(literal)
+        )
+        if wrong:
+            raise IdentityError(
+                f"the path pattern {shown} has the segment {segment[:80]!r}, which is not valid",
+                advice=advice,
+            )
+    glob = Glob(tuple(segments), rest)
+    for one in path_match(glob):
+        if "regex" in one.kind and one.value not in _SHARED and _size(one.value) > _MAX_SIZE:
+            raise IdentityError(
+                f"the path pattern {shown} is too long after its first star",
+                advice="Envoy takes short expressions only: use '**' earlier, or several patterns",
+            )
+    return glob
+
+
+def format_path_pattern(glob: Glob) -> str:
+    """The pattern as text; :func:`parse_path_pattern` gives the same pattern back."""
+    return "/" + "/".join((*glob.parts, _REST) if glob.rest else glob.parts)
+
+
+@functools.lru_cache(maxsize=4096)
+def path_match(glob: Glob) -> tuple[PathMatch, ...]:
+    """The conditions on a path, without query and fragment, that are this pattern together."""
+    if glob.is_literal:
+        return (PathMatch(kind="exact", value=format_path_pattern(glob)),)
+    first = next((n for n, part in enumerate(glob.parts) if part.endswith("*")), len(glob.parts))
+    head = "".join(f"/{part}" for part in glob.parts[:first]) + "/"
+    if first < len(glob.parts):
+        head += glob.parts[first].removesuffix("*")
+    conditions = [PathMatch(kind="prefix", value=head)]
+    if first < len(glob.parts):
+        tail = "".join(_part_regex(part) for part in glob.parts[first:])
+        before = f"(?:/{_ANY}+){{{first}}}" if first else ""
+        conditions.append(
+            PathMatch(kind="regex", value=before + tail + ("/.*" if glob.rest else ""))
+        )
+    return (*conditions, *_PLAIN_PATH)
+
+
+_PLAIN_PATH: Final = (
+    PathMatch(kind="regex", value=PLAIN_REGEX),
+    PathMatch(kind="not_regex", value=DOTS_REGEX),
+)
+_SHARED: Final = {PLAIN_REGEX, DOTS_REGEX}
+
+
+def path_matches(glob: Glob, path: str) -> bool:
+    """Whether this path, normalized and without query, matches."""
+    return all(condition.matches(path) for condition in path_match(glob))
+
+
+def _part_regex(part: str) -> str:
+    if not part.endswith("*"):
+        return "/" + re.escape(part)
+    return "/" + re.escape(part[:-1]) + _ANY + ("+" if part == "*" else "*")
+
+
+def _size(regex: str) -> int:
+    """An upper estimate of the size of a compiled expression: classes and counts included."""
+    counted = re.search(r"\){(\d+)}", regex)
+    repeated = int(counted[1]) if counted else 0
+    return len(regex.replace("\\", "")) + repeated * 6
+
+
+@functools.lru_cache(maxsize=4096)
+def _compiled(regex: str) -> re.Pattern[str]:
+    return re.compile(regex, re.ASCII)
+
+
+# --- hosts --------------------------------------------------------------------------------------
+
+
+def parse_host_pattern(text: str) -> Glob:
+    """Parse a pattern of hosts: a DNS name with stars, as in :mod:`sds.policy.pattern`.
+
+    Raises:
+        IdentityError: not such a pattern, or too long for Envoy.
+    """
+    glob = parse_dns_pattern(text)
+    if _size(host_regex(glob)) > _MAX_SIZE:
+        raise IdentityError(
+            f"the host pattern {text[:300]!r} is too long",
+            advice="Envoy takes short expressions only: use '**' in place of the first labels",
+        )
+    return glob
+
+
+def host_regex(glob: Glob) -> str:
+    """RE2, matched as a whole, of ``:authority`` values: any case, port and one final dot."""
+    labels = [
+        re.escape(part[:-1]) + "[a-z0-9_-]" + ("+" if part == "*" else "*")
+        if part.endswith("*")
+        else re.escape(part)
+        for part in reversed(glob.parts)
+    ]
+    rest = r"(?:[a-z0-9_-]+\.)+" if glob.rest else ""
+    return "(?i)" + rest + r"\.".join(labels) + r"\.?(?::[0-9]{1,5})?"
+
+
+def host_matches(glob: Glob, host: str) -> bool:
+    """Whether the ``:authority`` of a request matches."""
+    return _compiled(host_regex(glob)).fullmatch(host) is not None
+
+
+def matches_any(patterns: Iterable[RequestPattern], request: Request) -> bool:
+    """Whether one of the patterns matches; no pattern at all stands for every request."""
+    listed = tuple(patterns)
+    return not listed or any(pattern.matches(request) for pattern in listed)
