@@ -8,8 +8,11 @@ an absence); the same policy gives an equal value, whatever the order of its rul
 How an Envoy must read it: a request is allowed where one rule of ``enforced`` matches. A rule
 matches where
 
-* the trust domain of the peer's *first* URI SAN is the rule's: that is the one whose bundle Envoy
-  verified the certificate with, and a certificate may carry further URI SANs;
+* the trust domain of the peer's *first* URI SAN is the rule's: Envoy's SPIFFE validator verified
+  the certificate with that one's bundle, and principals match any URI SAN. Without it a foreign
+  authority writes one of its own names first and one of ours second (measured on Envoy 1.36 and
+  1.40: 200 without, 403 with the CEL condition
+  ``connection.uri_san_peer_certificate.startsWith("spiffe://<trust domain>/")``);
 * one of its principals matches a URI SAN (:func:`sds.policy.pattern.spiffe_regex`);
 * one of its requests matches, or it has none.
 
