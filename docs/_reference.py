@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import pkgutil
 import typing
 from collections import defaultdict
 from datetime import timedelta
@@ -17,17 +16,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
-import yaml
 from prometheus_client import CollectorRegistry
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-import sds
+import sds.errors
 from sds.cli import main
 from sds.clock import SystemClock
 from sds.errors import SdsError
 from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
 from sds.operations.metrics.store import MeteredStore, StoreCollector
+from sds.reasons import REASONS
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 CONFIGURATIONS: Final = (
@@ -272,32 +271,9 @@ def _labels(registry: CollectorRegistry, family: Any) -> list[str]:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def error_classes() -> dict[str, list[type[SdsError]]]:
-    """Every error class by its reason, in the order of the tree."""
-    for module in pkgutil.walk_packages(sds.__path__, "sds."):
-        if "._proto" not in module.name and not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    found: dict[str, list[type[SdsError]]] = defaultdict(list)
-
-    def walk(kind: type[SdsError]) -> None:
-        if kind.__module__.startswith("sds.") and kind not in found[kind.reason]:
-            found[kind.reason].append(kind)
-        for child in kind.__subclasses__():
-            walk(child)
-
-    walk(SdsError)
-    return {reason: kinds for reason, kinds in found.items() if kinds}
-
-
-def cures() -> dict[str, str]:
-    """What to do, by reason."""
-    text = (ROOT / "docs" / "reference" / "cures.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, str] = yaml.safe_load(text)
-    return loaded
-
-
 def messages() -> dict[str, list[tuple[str, str]]]:
-    """Class name -> (message, advice) of every place that raises it; ``…`` stands for values."""
+    """Reason -> (message, advice) of every place that raises it; ``…`` stands for values."""
+    own = {kind.__name__: kind.reason for kind in vars(sds.errors).values() if _is_error(kind)}
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path in sorted((ROOT / "sds").rglob("*.py")):
         if "_proto" in path.parts:
@@ -307,12 +283,17 @@ def messages() -> dict[str, list[tuple[str, str]]]:
                 continue
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             text = _template(node.args[0])
-            if name.endswith("Error") and text:
-                advice = next((k.value for k in node.keywords if k.arg == "advice"), None)
-                entry = (text, _template(advice) if advice is not None else "")
-                if entry not in found[name]:
-                    found[name].append(entry)
+            if name in own and text:
+                given = {k.arg: _template(k.value) for k in node.keywords}
+                entry = (text, given.get("advice", ""))
+                reason = given.get("reason") or own[name]
+                if entry not in found[reason]:
+                    found[reason].append(entry)
     return found
+
+
+def _is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, SdsError)
 
 
 def _template(node: ast.expr) -> str:
@@ -331,25 +312,22 @@ def _template(node: ast.expr) -> str:
 
 
 def errors() -> str:
-    """The index of errors: reason, cause, cure, and every message."""
-    cure, said = cures(), messages()
+    """The index of errors: reason, cure, and every message."""
+    said = messages()
     lines = [
         "# Errors",
         "",
-        "Every error has a stable *reason*: it stands in logs (`reason`), in metrics and in",
-        "answers on the wire. Under each reason: what it means, what to do, and the messages that",
-        "carry it (`…` stands for a value). *Retried* errors pass by themselves, and the agent",
-        "tries again; the others wait for a person, and are tried again at a slower pace.",
+        "Every error has a stable *reason*, which logs (`reason`), metrics and answers on the wire",
+        "carry. Under each reason: what to do, and the messages that carry it (`…` stands for a",
+        "value). *Retried* errors pass by themselves, and the agent tries again. The others wait",
+        "for a person, and the agent tries again at a slower pace.",
         "",
     ]
-    for reason, kinds in sorted(error_classes().items()):
-        kind = kinds[0]
-        lines += [f"## {reason}", "", _markdown(_first(kind)), ""]
-        lines += [f"**Cure.** {cure.get(reason, '')}", ""]
-        if kind.retriable:
+    for reason, row in sorted(REASONS.items()):
+        lines += [f"## {reason}", "", f"**Cure.** {row.cure}", ""]
+        if row.retriable:
             lines += ["Retried.", ""]
-        entries = [entry for each in kinds for entry in said.get(each.__name__, [])]
-        if entries:
+        if entries := said.get(reason):
             lines += ["| message | what to do |", "| --- | --- |"]
             lines += [f"| {_cell(_plain(m))} | {_cell(_plain(a))} |" for m, a in entries]
             lines.append("")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import PolicyAbsentError, PolicyExpiredError
+from sds.errors import PolicyNotInForceError
 from sds.identity import TrustDomain
 from sds.policy.pattern import format_spiffe_pattern, spiffe_regex
 from sds.serving.peers import PeerContext, SanMatcher
@@ -64,7 +64,7 @@ class PolicyPeers:
     def _in_force(self) -> Decisions | None:
         try:
             decisions = self._holder.in_force().decisions
-        except (PolicyAbsentError, PolicyExpiredError):
+        except PolicyNotInForceError:
             decisions = None
         if decisions is not self._decisions:
             self._decisions = decisions

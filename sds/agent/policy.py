@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sds.agent.peers import PolicyPeers
-from sds.errors import PolicyAbsentError, PolicyExpiredError
+from sds.errors import PolicyNotInForceError
 from sds.federation.endpoint import Endpoint
 from sds.federation.refresh import BundleSource
 from sds.pki import certificates_from_pem
@@ -112,7 +112,7 @@ class AgentPolicy:
     def _in_force(self) -> AdmittedPolicy | None:
         try:
             return self.holder.in_force()
-        except (PolicyAbsentError, PolicyExpiredError):
+        except PolicyNotInForceError:
             return None
 
     @property
@@ -167,7 +167,7 @@ class AgentPolicy:
                 f"policy: epoch {policy.epoch.number} ({policy.epoch.digest.hex()[:12]}) in force "
                 f"until {policy.not_after:%Y-%m-%dT%H:%M:%SZ}"
             )
-        except (PolicyAbsentError, PolicyExpiredError) as error:
+        except PolicyNotInForceError as error:
             found.append(f"NO POLICY IN FORCE: {error}")
         if self.holder.last_error is not None:
             found.append(f"policy refused: {self.holder.last_error}")

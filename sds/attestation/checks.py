@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import EvidenceMalformedError
+from sds.errors import EvidenceError, EvidenceMalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sds.attestation.evidence import Claims
-    from sds.errors import EvidenceError
 
 ANY: Final = "any"
 """What is demanded where nothing is."""
@@ -70,7 +69,7 @@ class Checks:
     def add(
         self,
         name: str,
-        error: type[EvidenceError],
+        reason: str,
         *,
         ok: bool,
         found: object,
@@ -83,8 +82,10 @@ class Checks:
         """
         failure = None
         if not ok:
-            failure = error(
-                f"{name}: found {text(found)}, expected {text(expected)}", advice=advice
+            failure = EvidenceError(
+                f"{name}: found {text(found)}, expected {text(expected)}",
+                reason=reason,
+                advice=advice,
             )
         self.done.append(Check(name=name, found=found, expected=expected, error=failure))
         return ok
@@ -96,14 +97,12 @@ class Checks:
         self.done.append(Check(name=name, found=found, expected=expected, error=error))
         return error is None
 
-    def among(
-        self, name: str, error: type[EvidenceError], *, found: str, accepted: Iterable[str]
-    ) -> bool:
+    def among(self, name: str, reason: str, *, found: str, accepted: Iterable[str]) -> bool:
         """Record that ``found`` is one of the accepted ones; none accepted demands nothing."""
         listed = tuple(accepted)
         return self.add(
             name,
-            error,
+            reason,
             ok=not listed or found in listed,
             found=found,
             expected=lambda: one_of(listed) if listed else ANY,

@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.errors import CsrError
+from sds.errors import CertificateError
 from sds.identity import Identity, SpiffeId
 from sds.pki import csr_public_key, key_type_of, make_csr, signature_hash
 
@@ -141,10 +141,12 @@ def make_attested_csr(key: PrivateKey, identity: Identity, evidence: Evidence) -
         evidence: bound to the authority's nonce and to ``key``.
 
     Raises:
-        CsrError: this kind of evidence has no statement type.
+        CertificateError: ``csr_invalid``: this kind of evidence has no statement type.
     """
     if evidence.kind not in STATEMENTS:
-        raise CsrError(f"evidence of the kind {evidence.kind} cannot travel inside a CSR")
+        raise CertificateError(
+            f"evidence of the kind {evidence.kind} cannot travel inside a CSR", reason="csr_invalid"
+        )
     statement = _Statement(
         {"type": STATEMENTS[evidence.kind], "stmt": core.Any(core.OctetString(evidence.report))}
     )
@@ -178,7 +180,7 @@ def parse_attested_csr(der: bytes) -> AttestedCsr:
     statement of a type that we know, an OCTET STRING, and at most eight X.509 certificates.
 
     Raises:
-        CsrError: one of them fails.
+        CertificateError: ``csr_invalid``: one of them fails.
         IdentityError: a name is not valid.
         KeyTypeError: the key is of a kind that we do not know.
     """
@@ -193,7 +195,9 @@ def parse_attested_csr(der: bytes) -> AttestedCsr:
         )
     except (ValueError, TypeError, KeyError) as error:
         # What asn1crypto raises for DER that is not what its specification says.
-        raise CsrError(f"the attestation attribute cannot be parsed: {error}") from error
+        raise CertificateError(
+            f"the attestation attribute cannot be parsed: {error}", reason="csr_invalid"
+        ) from error
 
 
 def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
@@ -209,13 +213,16 @@ def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
     ) as error:
-        raise CsrError(f"the CSR's extensions hold no SANs that can be parsed: {error}") from error
+        raise CertificateError(
+            f"the CSR's extensions hold no SANs that can be parsed: {error}", reason="csr_invalid"
+        ) from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     dns_names = names.get_values_for_type(x509.DNSName)
     if len(uris) != 1 or len(uris) + len(dns_names) != len(list(names)):
-        raise CsrError(
+        raise CertificateError(
             f"the CSR has {len(uris)} URI SANs and {len(list(names))} SANs in all",
             advice="ask for one SPIFFE ID and DNS names",
+            reason="csr_invalid",
         )
     return uris[0], tuple(dns_names)
 
@@ -224,7 +231,9 @@ def _evidence(der: bytes) -> Evidence:
     request = _Request.load(der, strict=True)
     if request["signature"].contents[:1] != b"\0":
         # X.690, section 11.2.1 leaves one encoding; RFC 5480 and 8017 signatures are whole bytes.
-        raise CsrError("the CSR's signature does not end at a whole byte")
+        raise CertificateError(
+            "the CSR's signature does not end at a whole byte", reason="csr_invalid"
+        )
     info = request["certification_request_info"]
     found = [
         attribute
@@ -232,26 +241,36 @@ def _evidence(der: bytes) -> Evidence:
         if attribute["type"].dotted == ATTESTATION_ATTRIBUTE
     ]
     if len(found) != 1:
-        raise CsrError(
+        raise CertificateError(
             f"the CSR has {len(found)} attestation attributes ({ATTESTATION_ATTRIBUTE}), not one",
             advice="make it with `sds csr new`",
+            reason="csr_invalid",
         )
     values = found[0]["values"]
     if len(values) != 1:
-        raise CsrError(f"the attestation attribute has {len(values)} values, not one")
+        raise CertificateError(
+            f"the attestation attribute has {len(values)} values, not one", reason="csr_invalid"
+        )
     statements = values[0]["attestations"]
     if len(statements) != 1:
-        raise CsrError(f"the attestation bundle has {len(statements)} statements, not one")
+        raise CertificateError(
+            f"the attestation bundle has {len(statements)} statements, not one",
+            reason="csr_invalid",
+        )
     kind = _KINDS.get(statements[0]["type"].dotted)
     if kind is None:
-        raise CsrError(
+        raise CertificateError(
             f"the statement type {statements[0]['type'].dotted} is not known",
             advice=f"known are {', '.join(f'{oid} ({kind})' for kind, oid in STATEMENTS.items())}",
+            reason="csr_invalid",
         )
     report = statements[0]["stmt"].parse(core.OctetString)
     certificates = values[0]["certs"]
     if len(certificates) > _MAX_CERTIFICATES:
-        raise CsrError(f"the attestation bundle has more than {_MAX_CERTIFICATES} certificates")
+        raise CertificateError(
+            f"the attestation bundle has more than {_MAX_CERTIFICATES} certificates",
+            reason="csr_invalid",
+        )
     return Evidence(
         kind=kind,
         report=report.native,

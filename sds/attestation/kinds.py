@@ -19,7 +19,7 @@ from sds.attestation.snp.report import (
 from sds.attestation.snp.verifier import claims_of
 from sds.attestation.tdx.quote import TEE_TYPE_TDX, parse_quote
 from sds.attestation.tdx.verifier import claims_of_quote
-from sds.errors import ProductError
+from sds.errors import EvidenceError
 
 _HCL_MAGIC: Final = b"HCLA"
 _HCL_REPORT_OFFSET: Final = 0x20
@@ -52,6 +52,6 @@ def claims_of_bytes(raw: bytes) -> tuple[EvidenceKind, dict[str, str]]:
     if report.version >= CPUID_VERSION:
         try:
             product = product_of_cpuid(report.cpuid_family, report.cpuid_model)
-        except ProductError:
+        except EvidenceError:
             product = None
     return EvidenceKind.SEV_SNP, claims_of(report, None, product)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sds.attestation.checks import one_of
-from sds.errors import EvidenceKindError
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,13 +30,14 @@ class EvidenceVerifier:
         """See :class:`sds.attestation.evidence.Verifier`.
 
         Raises:
-            EvidenceKindError: nobody verifies this kind here.
+            EvidenceError: ``evidence_kind``: nobody verifies this kind here.
         """
         verifier = self._verifiers.get(evidence.kind)
         if verifier is None:
-            raise EvidenceKindError(
+            raise EvidenceError(
                 f"evidence of kind {evidence.kind} is not accepted here",
                 advice=f"accepted is {one_of(tuple(self._verifiers))}",
+                reason="evidence_kind",
             )
         return verifier.verify(evidence, data=data, now=now)
 

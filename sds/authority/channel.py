@@ -26,11 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 
-from sds.errors import (
-    AuthorityUnavailableError,
-    CertificateMalformedError,
-    ConfigurationError,
-)
+from sds.errors import AuthorityUnavailableError, CertificateError, ConfigurationError
 from sds.exchange.wire import SERVICE
 from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
 
@@ -120,7 +116,7 @@ async def connect(
     der = await _served_certificate(address, seconds)
     try:
         key = supported_key(load_certificate(der, "authority's TLS certificate"))
-    except CertificateMalformedError as error:
+    except CertificateError as error:
         raise AuthorityUnavailableError(f"{address}: {error}") from error
     return Connection(
         channel=_channel(address, certificate_pem([der]), TLS_SERVER_NAME),

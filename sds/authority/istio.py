@@ -25,7 +25,6 @@ from sds.authority.port import Issuance
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
-    AuthorityTokenError,
     AuthorityUnavailableError,
     ConfigurationError,
 )
@@ -59,7 +58,7 @@ class IstioAuthority:
         """Ask for a certificate for each item; see :class:`sds.authority.port.Authority`.
 
         Raises:
-            AuthorityTokenError: the token file cannot be read or holds no token.
+            AuthorityError: ``authority_token``: the token file cannot be read or holds no token.
             AuthorityUnavailableError: no item was answered.
             ConfigurationError: the root file cannot be used.
         """
@@ -142,16 +141,18 @@ class IstioAuthority:
             with path.open("rb") as file:
                 raw = file.read(_MAX_TOKEN_BYTES + 1)
         except OSError as error:
-            raise AuthorityTokenError(
+            raise AuthorityError(
                 f"the token file {path} cannot be read: {error.strerror}",
                 advice="mount a projected service-account token with audience "
                 f"{self._settings.audience!r} there",
+                reason="authority_token",
             ) from error
         text = raw.decode("ascii", errors="replace").strip()
         if not text or len(raw) > _MAX_TOKEN_BYTES or not text.isascii() or len(text.split()) > 1:
-            raise AuthorityTokenError(
+            raise AuthorityError(
                 f"the token file {path} does not hold one token",
                 advice="it must hold a single JWT and nothing else",
+                reason="authority_token",
             )
         return text
 

@@ -20,7 +20,6 @@ from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
     AuthorityRefusedError,
-    AuthorityRefusedForNowError,
     AuthorityUnavailableError,
 )
 from sds.exchange.item import IssuedChain
@@ -131,7 +130,9 @@ def refusal(
     if code in _NO_ANSWER:
         return AuthorityUnavailableError(said, advice=_connection_advice(details))
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return AuthorityRefusedForNowError(said, wire_reason="resource_exhausted")
+        return AuthorityRefusedError(
+            said, wire_reason="resource_exhausted", reason="authority_refused_for_now"
+        )
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return _unauthenticated(
             details, said=said, token_problem=token_problem, impersonating=impersonating
@@ -149,21 +150,27 @@ def _unauthenticated(
 ) -> AuthorityError:
     if impersonating and "impersonat" in details:
         # istiod learns of a new pod a moment after we do: the same call can succeed later.
-        return AuthorityRefusedForNowError(
+        return AuthorityRefusedError(
             said,
             wire_reason="impersonation",
             advice="the token's account must stand in CA_TRUSTED_NODE_ACCOUNTS of istiod, and a "
             "pod of the impersonated account must run on this node",
+            reason="authority_refused_for_now",
         )
     if token_problem is None:
-        return AuthorityRefusedForNowError(
+        return AuthorityRefusedError(
             said,
             wire_reason="unauthenticated",
             advice="the token looks right: does istiod trust its issuer, and can it reach the "
             "issuer's keys?",
+            reason="authority_refused_for_now",
         )
-    kind = AuthorityRefusedForNowError if token_problem.passes else AuthorityRefusedError
-    return kind(said, wire_reason="unauthenticated", advice=token_problem.text)
+    return AuthorityRefusedError(
+        said,
+        wire_reason="unauthenticated",
+        reason="authority_refused_for_now" if token_problem.passes else None,
+        advice=token_problem.text,
+    )
 
 
 def _connection_advice(details: str) -> str:

@@ -14,11 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
-from sds.errors import (
-    AuthorityAnswerError,
-    AuthorityEvidenceError,
-    AuthorityUnavailableError,
-)
+from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
 from sds.exchange import wire
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data
 from sds.pki import load_certificate, spki_sha256, supported_key, verify_authority_chain
@@ -82,19 +78,22 @@ def verify_challenge(
     statement = wire.statement_from_wire(challenge, issuing_key=spki_sha256(key))
     covered = tuple(challenge.covered_nonces) or (nonce,)
     if nonce not in covered:  # 2
-        raise AuthorityEvidenceError(
-            "the authority's evidence does not cover our nonce: it may be replayed"
+        raise EvidenceError(
+            "the authority's evidence does not cover our nonce: it may be replayed",
+            reason="authority_evidence",
         )
     if tls_key is not None and tls_key != statement.tls_key:  # 3
-        raise AuthorityEvidenceError(
+        raise EvidenceError(
             "the authority's evidence is for another TLS key than the one that answers",
             advice="somebody stands between us and the authority, or ends TLS in front of it",
+            reason="authority_evidence",
         )
     claims = None
     if verifier is not None:  # 4
         if not challenge.HasField("evidence"):
-            raise AuthorityEvidenceError(
-                "the authority shows no evidence, and reference values demand it"
+            raise EvidenceError(
+                "the authority shows no evidence, and reference values demand it",
+                reason="authority_evidence",
             )
         claims = verifier.verify(
             wire.evidence_from_wire(challenge.evidence),

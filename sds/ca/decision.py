@@ -13,15 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.errors import (
-    DnsNameNotAllowedError,
-    KeyTypeNotAllowedError,
-    LifetimeNotAllowedError,
-    MeasurementNotAllowedError,
-    RefusedError,
-    SigningNotAllowedError,
-    SpiffeIdNotAllowedError,
-)
+from sds.errors import RefusedError
 from sds.identity import KeyType, SpiffeId
 from sds.policy.pattern import dns_parts, spiffe_parts
 
@@ -95,7 +87,7 @@ class IssuancePolicy(Protocol):
             document: the agent's signed policy, where it says that it is ahead of us.
 
         Raises:
-            PolicyBehindError: the agent must take ours first.
+            RefusedError: ``policy_behind``: the agent must take ours first.
         """
         ...
 
@@ -155,12 +147,15 @@ def decide_by_rules(rules: Sequence[Rule], claims: Claims, wish: Wish) -> Grant:
         RefusedError: no rule does.
     """
     if wish.lifetime <= timedelta(0):
-        raise LifetimeNotAllowedError(f"a lifetime of {wish.lifetime} cannot be granted")
+        raise RefusedError(
+            f"a lifetime of {wish.lifetime} cannot be granted", reason="lifetime_not_allowed"
+        )
     nearest: tuple[int, RefusedError] = (
         0,
-        MeasurementNotAllowedError(
+        RefusedError(
             f"no rule names the measurement {claims.measurement}",
             advice="name it under 'identities' of the authority, if this code may have identities",
+            reason="measurement_not_allowed",
         ),
     )
     for rule in rules:
@@ -184,21 +179,26 @@ def _try(rule: Rule, wish: Wish) -> tuple[int, RefusedError | None]:
     """
     # X.509-SVID, section 2: a workload's SPIFFE ID has a path, a signing certificate's has none.
     if wish.signing and (rule.signing_path_length is None or wish.spiffe_id.path):
-        return 1, SigningNotAllowedError(
-            f"this measurement may not be an authority as {wish.spiffe_id}"
+        return 1, RefusedError(
+            f"this measurement may not be an authority as {wish.spiffe_id}",
+            reason="signing_not_allowed",
         )
     if not wish.signing:
         name = spiffe_parts(wish.spiffe_id)
         if not wish.spiffe_id.path or not any(glob.matches(name) for glob in rule.spiffe_ids):
-            return 2, SpiffeIdNotAllowedError(f"this measurement may not ask for {wish.spiffe_id}")
+            return 2, RefusedError(
+                f"this measurement may not ask for {wish.spiffe_id}", reason="spiffe_id_not_allowed"
+            )
     for dns_name in wish.dns_names:
         if wish.signing or not any(glob.matches(dns_parts(dns_name)) for glob in rule.dns_names):
-            return 3, DnsNameNotAllowedError(
-                f"this measurement may not ask for the DNS name {dns_name!r} as {wish.spiffe_id}"
+            return 3, RefusedError(
+                f"this measurement may not ask for the DNS name {dns_name!r} as {wish.spiffe_id}",
+                reason="dns_name_not_allowed",
             )
     if wish.key_type not in rule.key_types:
-        return 4, KeyTypeNotAllowedError(
+        return 4, RefusedError(
             f"keys of the kind {wish.key_type} are not allowed for {wish.spiffe_id}",
             advice=f"use one of {', '.join(sorted(rule.key_types))}",
+            reason="key_type_not_allowed",
         )
     return 5, None

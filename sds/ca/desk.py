@@ -19,15 +19,7 @@ from sds.attestation.evidence import item_digest
 from sds.ca.decision import Wish
 from sds.ca.issuer import issue
 from sds.ca.journal import ISSUED
-from sds.errors import (
-    BatchTooLargeError,
-    DnsNameNotAllowedError,
-    LifetimeNotAllowedError,
-    PolicyBehindError,
-    RequestMalformedError,
-    SdsError,
-    SpiffeIdNotAllowedError,
-)
+from sds.errors import RefusedError, SdsError
 from sds.exchange import wire
 from sds.exchange.challenge import (
     MAX_ITEMS,
@@ -62,7 +54,7 @@ class Signers(Protocol):
         """The signer of now.
 
         Raises:
-            AuthorityNotReadyError: there is none (yet, or any more).
+            RefusedError: ``authority_not_ready``: there is none (yet, or any more).
         """
         ...
 
@@ -133,7 +125,7 @@ class Desk:
         """What we say of ourselves now.
 
         Raises:
-            AuthorityNotReadyError: we have nothing to sign with.
+            RefusedError: ``authority_not_ready``: we have nothing to sign with.
         """
         signer = self._signers.current()
         return AuthorityStatement(
@@ -149,15 +141,16 @@ class Desk:
         """Check 1: a request has 1 to 1,000 items.
 
         Raises:
-            BatchTooLargeError: more.
-            RequestMalformedError: none.
+            RefusedError: ``batch_too_large``: more.
+            RefusedError: ``request_malformed``: none.
         """
         if len(request.items) > MAX_ITEMS:
-            raise BatchTooLargeError(
-                f"the request has {len(request.items)} items, and {MAX_ITEMS} are taken at once"
+            raise RefusedError(
+                f"the request has {len(request.items)} items, and {MAX_ITEMS} are taken at once",
+                reason="batch_too_large",
             )
         if not request.items:
-            raise RequestMalformedError("the request has no items")
+            raise RefusedError("the request has no items", reason="request_malformed")
 
     def accept(self, request: ca_pb2.CertificateRequest, peer: Peer) -> Accepted:
         """Checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
@@ -166,17 +159,19 @@ class Desk:
         held too: policy is not secret, but it is nobody else's either.
 
         Raises:
-            PolicyBehindError: the agent's policy is not ours.
+            RefusedError: ``policy_behind``: the agent's policy is not ours.
             EvidenceError: the evidence does not hold, or not for this request.
         """
-        behind: PolicyBehindError | None = None
+        behind: RefusedError | None = None
         try:
             self._policy.admit(
                 digest=request.policy_digest,
                 epoch=request.policy_epoch,
                 document=request.signed_policy,
             )
-        except PolicyBehindError as error:
+        except RefusedError as error:
+            if error.reason != "policy_behind":
+                raise
             behind = error
         evidence = wire.evidence_from_wire(request.evidence)
         claims = self._verifier.verify(
@@ -223,7 +218,7 @@ class Desk:
         """A CSR that carries its own evidence; its nonce was redeemed.
 
         Raises:
-            CsrError: it cannot be parsed.
+            CertificateError: ``csr_invalid``: it cannot be parsed.
             EvidenceError: the evidence does not hold, or not for this key and nonce.
         """
         csr = parse_attested_csr(request.csr)
@@ -270,7 +265,7 @@ class Desk:
 
     def policy_for(self, error: SdsError) -> bytes:
         """The signed policy to hand to whoever was refused with ``error``."""
-        return self._policy.document if isinstance(error, PolicyBehindError) else b""
+        return self._policy.document if error.reason == "policy_behind" else b""
 
     def _item(self, accepted: Accepted, item: ca_pb2.Item) -> ca_pb2.ItemResult:
         now = self._clock.now().wall
@@ -298,15 +293,19 @@ class Desk:
     ) -> Wish:
         parsed = SpiffeId.parse(spiffe_id)
         if parsed.trust_domain != self._trust_domain:
-            raise SpiffeIdNotAllowedError(
-                f"this authority is {self._trust_domain}'s, and {parsed} is another trust domain's"
+            raise RefusedError(
+                f"this authority is {self._trust_domain}'s, and {parsed} is another trust domain's",
+                reason="spiffe_id_not_allowed",
             )
         if len(dns_names) > MAX_DNS_NAMES:
-            raise DnsNameNotAllowedError(
-                f"{len(dns_names)} DNS names were asked for, more than {MAX_DNS_NAMES}"
+            raise RefusedError(
+                f"{len(dns_names)} DNS names were asked for, more than {MAX_DNS_NAMES}",
+                reason="dns_name_not_allowed",
             )
         if lifetime < 1:
-            raise LifetimeNotAllowedError("a lifetime of zero seconds was asked for")
+            raise RefusedError(
+                "a lifetime of zero seconds was asked for", reason="lifetime_not_allowed"
+            )
         return Wish(
             spiffe_id=parsed,
             dns_names=tuple(sorted({parse_dns_name(name) for name in dns_names})),

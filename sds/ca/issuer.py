@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from sds.errors import AuthorityNotReadyError, SigningNotAllowedError
+from sds.errors import RefusedError
 from sds.identity import SpiffeId, TrustDomain
 from sds.pki import certificate_der, load_certificate, signature_hash, spki_sha256
 
@@ -159,8 +159,9 @@ def issue(
         backdate: how long before ``now`` it is valid already, for clocks that are behind.
 
     Raises:
-        AuthorityNotReadyError: the signer itself ends within a second.
-        SigningNotAllowedError: the signer's path length allows no authority below it.
+        RefusedError: ``authority_not_ready``: the signer itself ends within a second.
+        RefusedError: ``signing_not_allowed``: the signer's path length allows no authority below
+            it.
     """
     not_before, not_after = validity(signer, lifetime=grant.lifetime, now=now, backdate=backdate)
     if grant.path_length is not None:
@@ -187,13 +188,14 @@ def validity(
     """Not-before and not-after, clamped to the signer's, in whole seconds (RFC 5280, 4.1.2.5).
 
     Raises:
-        AuthorityNotReadyError: nothing is left of the signer's own time.
+        RefusedError: ``authority_not_ready``: nothing is left of the signer's own time.
     """
     not_before = max(now - backdate, signer.certificate.not_valid_before_utc)
     not_after = min(now + lifetime, signer.not_after).replace(microsecond=0)
     if not_after <= now:
-        raise AuthorityNotReadyError(
-            f"the authority's own certificate ends at {signer.not_after.isoformat()}"
+        raise RefusedError(
+            f"the authority's own certificate ends at {signer.not_after.isoformat()}",
+            reason="authority_not_ready",
         )
     return not_before.replace(microsecond=0), not_after
 
@@ -202,12 +204,14 @@ def path_length_below(signer: Signer, wanted: int) -> int:
     """The path length of an authority right below ``signer`` (RFC 5280, section 4.2.1.9).
 
     Raises:
-        SigningNotAllowedError: none may stand there.
+        RefusedError: ``signing_not_allowed``: none may stand there.
     """
     if signer.path_length is None:
         return wanted
     if signer.path_length < 1:
-        raise SigningNotAllowedError("the path length of this authority allows none below it")
+        raise RefusedError(
+            "the path length of this authority allows none below it", reason="signing_not_allowed"
+        )
     return min(wanted, signer.path_length - 1)
 
 

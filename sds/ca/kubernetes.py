@@ -23,14 +23,7 @@ from pydantic import AfterValidator, Field
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.attestation.kubernetes.token import JwksKeys, KubernetesTokenVerifier, TokenRules
 from sds.ca.decision import Grant, IssuancePolicy, Wish
-from sds.errors import (
-    AuthorityNotReadyError,
-    DnsNameNotAllowedError,
-    EvidenceMalformedError,
-    KubernetesApiError,
-    PodNotOnNodeError,
-    SigningNotAllowedError,
-)
+from sds.errors import EvidenceMalformedError, KubernetesError, RefusedError
 from sds.policy.pattern import dns_parts, parse_dns_pattern
 from sds.settings.fields import Duration, PathField, Settings
 from sds.workload.kubernetes.scheduled import PODS_PATH, ScheduledPods
@@ -151,16 +144,18 @@ class NodeRules:
             return self.others.decide(claims, wish, now=now)
         node, facts = claims.measurement, claims.attributes
         if not self.synced.is_set():  # 1
-            raise AuthorityNotReadyError("the cluster's pods are not known yet")
+            raise RefusedError("the cluster's pods are not known yet", reason="authority_not_ready")
         if not self.pods.runs(facts["pod_uid"], node):  # 2
-            raise PodNotOnNodeError(
-                f"pod {facts['namespace']}/{facts['pod']} does not run on node {node} (any more)"
+            raise RefusedError(
+                f"pod {facts['namespace']}/{facts['pod']} does not run on node {node} (any more)",
+                reason="pod_not_on_node",
             )
         account = f"{facts['namespace']}/{facts['service_account']}"
         if wish.signing != (account in self.section.authorities):  # 3
-            raise SigningNotAllowedError(
+            raise RefusedError(
                 f"the service account {account} "
-                + ("may not be an authority" if wish.signing else "is an authority's")
+                + ("may not be an authority" if wish.signing else "is an authority's"),
+                reason="signing_not_allowed",
             )
         if wish.signing:
             return self._signing(wish)
@@ -170,7 +165,9 @@ class NodeRules:
             if self._fill(self.section.spiffe_id, namespace, name) == str(wish.spiffe_id)
         }
         if not namespaces:  # 4
-            raise PodNotOnNodeError(f"no pod on node {node} has the identity {wish.spiffe_id}")
+            raise RefusedError(
+                f"no pod on node {node} has the identity {wish.spiffe_id}", reason="pod_not_on_node"
+            )
         patterns = [
             parse_dns_pattern(self._fill(template, namespace, ""))
             for template in self.section.dns_names
@@ -178,12 +175,17 @@ class NodeRules:
         ]
         for name in wish.dns_names:  # 5
             if not any(pattern.matches(dns_parts(name)) for pattern in patterns):
-                raise DnsNameNotAllowedError(f"{wish.spiffe_id} may not have the DNS name {name!r}")
+                raise RefusedError(
+                    f"{wish.spiffe_id} may not have the DNS name {name!r}",
+                    reason="dns_name_not_allowed",
+                )
         return Grant(lifetime=min(wish.lifetime, self.section.max_lifetime))
 
     def _signing(self, wish: Wish) -> Grant:
         if wish.spiffe_id.path or wish.dns_names:
-            raise SigningNotAllowedError(f"an authority is not called {wish.spiffe_id}")
+            raise RefusedError(
+                f"an authority is not called {wish.spiffe_id}", reason="signing_not_allowed"
+            )
         return Grant(lifetime=wish.lifetime, path_length=0)
 
     def _fill(self, template: str, namespace: str, account: str) -> str:
@@ -273,7 +275,7 @@ async def _keep_keys(
                 document = await api.get(_JWKS_PATH)
             keys.replace(document)
             said, pause = "", _KEYS_SECONDS
-        except (KubernetesApiError, EvidenceMalformedError, OSError) as error:
+        except (KubernetesError, EvidenceMalformedError, OSError) as error:
             if str(error) != said:
                 said = str(error)
                 _LOGGER.warning(

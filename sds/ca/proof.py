@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sds.errors import AuthorityNotReadyError, SdsError
+from sds.errors import RefusedError, SdsError
 from sds.exchange.challenge import MAX_COVERED, authority_report_data
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Statements(Protocol):
         """The authority's statement of now.
 
         Raises:
-            AuthorityNotReadyError: there is nothing that it could sign with.
+            RefusedError: ``authority_not_ready``: there is nothing that it could sign with.
         """
         ...
 
@@ -66,7 +66,7 @@ class Prover:
 
         Raises:
             EvidenceError: our evidence cannot be collected.
-            AuthorityNotReadyError: there is nothing to prove yet.
+            RefusedError: ``authority_not_ready``: there is nothing to prove yet.
         """
         if self._attester is None:
             return Proof(statement=self._statements(), evidence=None, covered=(nonce,))
@@ -86,7 +86,9 @@ class Prover:
         finally:
             for _, future in self._waiting:
                 if not future.done():
-                    future.set_exception(AuthorityNotReadyError("the authority is stopping"))
+                    future.set_exception(
+                        RefusedError("the authority is stopping", reason="authority_not_ready")
+                    )
             self._waiting.clear()
 
     async def _serve(self) -> None:

@@ -20,7 +20,7 @@ from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.desk import Accepted, Desk, Peer
 from sds.ca.observe import TimedContext
 from sds.clock import stopwatch
-from sds.errors import ChallengeStaleError, RequestMalformedError, SdsError
+from sds.errors import RefusedError, SdsError
 from sds.exchange import wire
 
 if TYPE_CHECKING:
@@ -161,12 +161,12 @@ class ExchangeService:
                 return
             try:
                 answer = await self._answer_to(stream, data)
-            except RequestMalformedError as error:
-                # Whoever does not speak the protocol gets no second chance on this stream.
-                self._desk.refused(stream.peer, error)
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"{error.reason}: {error}")
             except SdsError as error:
                 self._desk.refused(stream.peer, error)
+                if error.reason == "request_malformed":  # the stream does not get a second chance
+                    await context.abort(
+                        grpc.StatusCode.INVALID_ARGUMENT, f"{error.reason}: {error}"
+                    )
                 answer = wire.refusal_to_wire(
                     error,
                     next_nonce=self._next_nonce(stream),
@@ -186,8 +186,9 @@ class ExchangeService:
                 return await self._certificates(stream, request.certificates)
             case "attested_csr":
                 return self._attested_csr(stream, request.attested_csr)
-        raise RequestMalformedError(
-            "the message holds none of hello, certificates and attested_csr"
+        raise RefusedError(
+            "the message holds none of hello, certificates and attested_csr",
+            reason="request_malformed",
         )
 
     def _next_nonce(self, stream: _Stream) -> bytes:
@@ -209,8 +210,10 @@ class ExchangeService:
         now = self._clock.now()
         self._nonces.redeem(stream.nonces, wire.nonce_from_wire(nonce), now=now.monotonic)
         if stream.statement != self._desk.statement():
-            raise ChallengeStaleError(
-                "the authority's key, roots or policy changed", advice="say Hello again"
+            raise RefusedError(
+                "the authority's key, roots or policy changed",
+                advice="say Hello again",
+                reason="challenge_stale",
             )
 
     async def _certificates(

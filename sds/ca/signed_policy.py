@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sds.ca.decision import Grant
-from sds.errors import PolicyBehindError, PolicyConflictError, SigningNotAllowedError
+from sds.errors import PolicyError, RefusedError
 from sds.policy.standing import Standing, standing
 from sds.policy.trust import Epoch
 
@@ -48,10 +48,12 @@ class SignedIssuancePolicy:
         """Admit an agent whose policy is ours; take its policy where it proves to be newer.
 
         Raises:
-            PolicyExpiredError: ours is over, so nothing is issued to anybody.
-            PolicyAbsentError: we have none.
-            PolicyBehindError: the agent is behind, or says that it is ahead and cannot prove it.
-            PolicyConflictError: the agent has another policy of our epoch.
+            PolicyNotInForceError: ``policy_expired``: ours is over, so nothing is issued to
+                anybody.
+            PolicyNotInForceError: ``policy_absent``: we have none.
+            RefusedError: ``policy_behind``: the agent is behind, or says that it is ahead and
+                cannot prove it.
+            PolicyError: ``policy_epoch_conflict``: the agent has another policy of our epoch.
         """
         peer = Epoch(number=epoch, digest=digest)
         if self._standing(peer) is Standing.BEHIND and document:
@@ -63,34 +65,39 @@ class SignedIssuancePolicy:
             case Standing.EQUAL:
                 return
             case Standing.AHEAD:
-                raise PolicyBehindError(
+                raise RefusedError(
                     f"the agent has epoch {epoch} of the policy, and {self.epoch} is in force",
                     advice="take the signed policy that comes with this answer",
+                    reason="policy_behind",
                 )
             case Standing.BEHIND:
-                raise PolicyBehindError(
+                raise RefusedError(
                     f"the agent says that it has the policy of epoch {epoch}, while epoch "
                     f"{self.epoch} is in force here, and did not prove it",
                     advice="send the signed policy of that epoch along",
+                    reason="policy_behind",
                 )
             case Standing.CONFLICT:
-                raise PolicyConflictError(
+                raise PolicyError(
                     f"the agent has another policy of epoch {epoch} than is in force here",
                     advice="two policies of one epoch were signed: sign a higher epoch",
+                    reason="policy_epoch_conflict",
                 )
 
     def decide(self, claims: Claims, wish: Wish, *, now: datetime) -> Grant:
         """Grant what the policy in force grants to nodes with these claims.
 
         Raises:
-            PolicyExpiredError: the policy is over.
+            PolicyNotInForceError: ``policy_expired``: the policy is over.
             RefusedError: a subclass that names what is not allowed.
         """
         del now  # the holder reads the same clock as the desk
         decisions = self._holder.in_force().decisions
         if wish.signing:
             if wish.spiffe_id.path:
-                raise SigningNotAllowedError(f"{wish.spiffe_id} is no authority's name")
+                raise RefusedError(
+                    f"{wish.spiffe_id} is no authority's name", reason="signing_not_allowed"
+                )
             permit = decisions.authorize_signing(
                 claims, lifetime=wish.lifetime, key_type=wish.key_type
             )

@@ -17,11 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
-from sds.errors import (
-    AuthorityNotReadyError,
-    CertificateError,
-    SdsError,
-)
+from sds.errors import CertificateError, RefusedError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.pki import (
@@ -62,13 +58,16 @@ class SignerBox:
         """The signer of now.
 
         Raises:
-            AuthorityNotReadyError: none was activated, or it has ended.
+            RefusedError: ``authority_not_ready``: none was activated, or it has ended.
         """
         if self._signer is None:
-            raise AuthorityNotReadyError("the authority has no certificate of its own yet")
+            raise RefusedError(
+                "the authority has no certificate of its own yet", reason="authority_not_ready"
+            )
         if self._signer.not_after <= self._clock.now().wall:
-            raise AuthorityNotReadyError(
-                f"the authority's own certificate ended at {self._signer.not_after.isoformat()}"
+            raise RefusedError(
+                f"the authority's own certificate ended at {self._signer.not_after.isoformat()}",
+                reason="authority_not_ready",
             )
         return self._signer
 
@@ -200,7 +199,7 @@ class FromOperator:
         """Write the CSR and wait for its chain; a chain that does not fit is said and passed over.
 
         Raises:
-            AuthorityNotReadyError: the CSR cannot be written.
+            RefusedError: ``authority_not_ready``: the CSR cannot be written.
         """
         key = await asyncio.to_thread(generate_private_key, self.key_type)
         self._write(authority_request(key, self.trust_domain).public_bytes(Encoding.PEM))
@@ -230,9 +229,10 @@ class FromOperator:
             beside.write_bytes(pem)
             beside.replace(self.csr_file)
         except OSError as error:
-            raise AuthorityNotReadyError(
+            raise RefusedError(
                 f"the request for the operator cannot be written to {self.csr_file}: {error}",
                 advice="make the directory writable for `sds ca`",
+                reason="authority_not_ready",
             ) from error
 
     def _read(self, key: PrivateKey) -> tuple[Signer, tuple[bytes, ...]]:

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds.authority.channel import TLS_SERVER_NAME
-from sds.errors import CertificateMalformedError, ConfigurationError, KeyTypeError
+from sds.errors import CertificateError, ConfigurationError, KeyTypeError
 from sds.identity import KeyType
 from sds.pki import (
     certificate_der,
@@ -112,7 +112,7 @@ def tls_from_files(certificate: Path, key: Path) -> TlsIdentity:
         public = supported_key(load_certificate(chain[0]))
     except OSError as error:
         raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
-    except CertificateMalformedError as error:
+    except CertificateError as error:
         raise ConfigurationError(f"tls.certificate: {certificate}: {error}") from error
     except KeyTypeError as error:
         raise ConfigurationError(f"tls.key: {key}: {error}") from error

@@ -23,7 +23,7 @@ from sds.attestation.snp.report import Product
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.clock import SystemClock
-from sds.errors import ConfigurationError, EvidenceError, RevocationListError
+from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import load_file, read
 
 if TYPE_CHECKING:
@@ -198,12 +198,14 @@ def _examine_snp(
         verifier = SnpVerifier(
             values=values, trusted_roots=roots, revocation_lists=_lists(crl), product=product
         )
-    except RevocationListError as error:
-        # The evidence is refused for it, and every other check still runs.
+    except EvidenceError as error:
+        if not error.reason.startswith("revocation_list"):
+            raise ConfigurationError(
+                f"--trusted-root: {error.message}", advice=error.advice
+            ) from error
+        # The list is a reason to refuse the evidence; every other check still runs.
         unreadable = error
         verifier = SnpVerifier(values=values, trusted_roots=roots, product=product)
-    except EvidenceError as error:
-        raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
     verdict = verifier.examine(shown, data=data, now=now)
     if unreadable is None:
         return verdict

@@ -19,12 +19,6 @@ _FETCH: Final = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 _SECONDS: Final = 10.0
 
 
-class SecretAbsentError(SdsError):
-    """A secret was asked for that the server does not have for this caller."""
-
-    reason = "secret_absent"
-
-
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
@@ -67,13 +61,16 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
         click.echo(_text(entries, output))
     missing = [name for name in names if name not in {one.name for _, one, _ in shown}]
     if missing:
-        raise SecretAbsentError(
+        raise SdsError(
             f"{path}: nothing under {', '.join(missing)} for this caller (yet)",
+            reason="secret_absent",
             advice="`sds get` without names lists what there is",
         )
     if not shown:
-        raise SecretAbsentError(
-            f"{path}: the caller has no secrets (yet)", advice="`sds status` tells why"
+        raise SdsError(
+            f"{path}: the caller has no secrets (yet)",
+            reason="secret_absent",
+            advice="`sds status` tells why",
         )
 
 

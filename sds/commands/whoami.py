@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from sds.errors import NoMatchError, SocketError
+from sds.errors import SocketError, WorkloadError
 
 if TYPE_CHECKING:
     from sds._proto.sds.workload.v1.whoami_pb2 import DescribeResponse
@@ -41,7 +41,7 @@ def whoami(path: str, output: str) -> None:
     else:
         click.echo(_table(answer))
     if not answer.identities:
-        raise NoMatchError(answer.why)
+        raise WorkloadError(answer.why, reason="no_match")
 
 
 async def _describe(path: str) -> DescribeResponse:

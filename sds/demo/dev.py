@@ -10,7 +10,7 @@ import shlex
 from typing import TYPE_CHECKING, Final
 
 from sds.demo.report import grpcurl_line
-from sds.demo.run import NotReadyError, arrival, first_error
+from sds.demo.run import arrival, first_error
 from sds.demo.supervisor import Supervisor
 from sds.errors import SdsError
 
@@ -85,9 +85,10 @@ class Dev:
             async with asyncio.timeout(READY_SECONDS):
                 await self._served.wait()
         except TimeoutError:
-            raise NotReadyError(
+            raise SdsError(
                 f"the agent has no certificates after {READY_SECONDS:.0f} s; it said:\n"
-                f"{supervisor.last_lines('agent')}"
+                f"{supervisor.last_lines('agent')}",
+                reason="demo_not_ready",
             ) from None
 
     def _heard(self, part: str, text: str) -> None:

@@ -19,8 +19,8 @@ from sds.demo import envoys
 from sds.demo.events import Failed, Ready, Summary
 from sds.demo.ledger import Ledger
 from sds.demo.supervisor import Part, Supervisor
-from sds.demo.traffic import RequestFailedError, request
-from sds.errors import SdsError
+from sds.demo.traffic import request
+from sds.errors import RequestFailedError, SdsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,12 +39,6 @@ READY_SECONDS: Final = 60.0
 REQUEST_SECONDS: Final = 10.0
 _REFRESH_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 0.05
-
-
-class NotReadyError(SdsError):
-    """The demo's first request did not go through in time."""
-
-    reason = "demo_not_ready"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +94,7 @@ class Demo:
         """Run to the end; whether nothing failed and enough rotations were seen.
 
         Raises:
-            SdsError: it did not come up (NotReadyError, PartEndedError).
+            SdsError: it did not come up (``demo_not_ready``, ``part_ended``).
         """
         try:
             await self._run()
@@ -212,8 +206,9 @@ class Demo:
             told = "\n".join(
                 f"--- {name}\n{supervisor.last_lines(name)}" for name in supervisor.pids
             )
-            raise NotReadyError(
-                f"no request went through in {READY_SECONDS:.0f} s; the last one: {last}\n{told}"
+            raise SdsError(
+                f"no request went through in {READY_SECONDS:.0f} s; the last one: {last}\n{told}",
+                reason="demo_not_ready",
             ) from None
 
     async def _traffic(self, http: aiohttp.ClientSession, ports: envoys.DemoPorts) -> None:

@@ -36,12 +36,6 @@ _READ_BYTES: Final = 65536
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class PartEndedError(SdsError):
-    """A part of the demo ended before everything was up."""
-
-    reason = "part_ended"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
     """One process to keep running.
@@ -95,7 +89,7 @@ class Supervisor:
         """Keep every part running until cancelled; then end them all.
 
         Raises:
-            PartEndedError: a part ended before :meth:`settle` was called.
+            SdsError: ``part_ended``: a part ended before :meth:`settle` was called.
         """
         async with asyncio.TaskGroup() as group:
             for part in self._parts:
@@ -129,9 +123,10 @@ class Supervisor:
                 finally:
                     await _stop(process)
             if not self._settled:
-                raise PartEndedError(
+                raise SdsError(
                     f"{part.name} ended with status {status} before the first request went "
-                    f"through; it said:\n{self.last_lines(part.name)}"
+                    f"through; it said:\n{self.last_lines(part.name)}",
+                    reason="part_ended",
                 )
             self._tell(Exited(process=part.name, pid=process.pid, status=status))
             await self._clock.sleep(RESTART_SECONDS)

@@ -16,19 +16,13 @@ import aiohttp
 from cryptography import x509
 
 from sds.demo.ledger import PeerCertificate
-from sds.errors import SdsError
+from sds.errors import RequestFailedError
 
 if TYPE_CHECKING:
     from sds.demo.ledger import Ledger
 
 SERVER_CERTIFICATE_HEADER: Final = "x-sds-server-certificate"
 _HTTP_OK: Final = 200
-
-
-class RequestFailedError(SdsError):
-    """A request through the demo did not come back as it should."""
-
-    reason = "request_failed"
 
 
 async def request(

@@ -22,7 +22,7 @@ from sds.attestation.evidence import (
     length_prefixed,
     report_data,
 )
-from sds.errors import NonceExpiredError, NonceUnknownError, NonceUsedError
+from sds.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -167,9 +167,9 @@ class NonceTable:
         """Use up a nonce.
 
         Raises:
-            NonceUsedError: this stream used it before.
-            NonceExpiredError: it is too old, or had to make room.
-            NonceUnknownError: this stream was never given it.
+            RefusedError: ``nonce_used``: this stream used it before.
+            RefusedError: ``nonce_expired``: it is too old, or had to make room.
+            RefusedError: ``nonce_unknown``: this stream was never given it.
         """
         self._expire(now)
         if nonce in stream.living:
@@ -178,11 +178,14 @@ class NonceTable:
         for spent, used in stream.spent:
             if secrets.compare_digest(spent, nonce):
                 if used:
-                    raise NonceUsedError("this nonce was used before; each serves one request")
-                raise NonceExpiredError(
-                    f"this nonce is older than {self.lifetime:g} s, or had to make room"
+                    raise RefusedError(
+                        "this nonce was used before; each serves one request", reason="nonce_used"
+                    )
+                raise RefusedError(
+                    f"this nonce is older than {self.lifetime:g} s, or had to make room",
+                    reason="nonce_expired",
                 )
-        raise NonceUnknownError("this stream was not given this nonce")
+        raise RefusedError("this stream was not given this nonce", reason="nonce_unknown")
 
     def close(self, stream: StreamNonces) -> None:
         """The stream is gone, and all its nonces with it."""

@@ -12,14 +12,7 @@ from google.protobuf.message import DecodeError
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.errors import (
-    AuthorityAnswerError,
-    AuthorityRefusedError,
-    AuthorityRefusedForNowError,
-    EvidenceNotAcceptedError,
-    RequestMalformedError,
-    SdsError,
-)
+from sds.errors import AuthorityAnswerError, AuthorityRefusedError, RefusedError, SdsError
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement
 
 EXCHANGE: Final = "/sds.ca.v1.CertificateAuthority/Exchange"
@@ -33,13 +26,15 @@ def parse_request(data: bytes) -> ca_pb2.ExchangeRequest:
     """An agent's message.
 
     Raises:
-        RequestMalformedError: not one.
+        RefusedError: ``request_malformed``: not one.
     """
     try:
         return ca_pb2.ExchangeRequest.FromString(data)
     except DecodeError as error:
-        raise RequestMalformedError(
-            "the message is not an ExchangeRequest", advice="speak sds.ca.v1, see proto/"
+        raise RefusedError(
+            "the message is not an ExchangeRequest",
+            advice="speak sds.ca.v1, see proto/",
+            reason="request_malformed",
         ) from error
 
 
@@ -69,14 +64,15 @@ def evidence_from_wire(message: ca_pb2.Evidence) -> Evidence:
     """Evidence as it came, unverified.
 
     Raises:
-        EvidenceNotAcceptedError: of a kind that this version does not know.
+        RefusedError: ``evidence_kind_not_accepted``: of a kind that this version does not know.
     """
     try:
         kind = EvidenceKind(message.kind)
     except ValueError as error:
-        raise EvidenceNotAcceptedError(
+        raise RefusedError(
             f"evidence of the kind {message.kind[:40]!r} is not known here",
             advice=f"this version knows {', '.join(EvidenceKind)}",
+            reason="evidence_kind_not_accepted",
         ) from error
     return Evidence(kind=kind, report=message.report, certificates=tuple(message.certificates))
 
@@ -85,10 +81,12 @@ def nonce_from_wire(nonce: bytes) -> bytes:
     """A nonce of the right length.
 
     Raises:
-        RequestMalformedError: another length.
+        RefusedError: ``request_malformed``: another length.
     """
     if len(nonce) != NONCE_BYTES:
-        raise RequestMalformedError(f"a nonce has {NONCE_BYTES} bytes, this one {len(nonce)}")
+        raise RefusedError(
+            f"a nonce has {NONCE_BYTES} bytes, this one {len(nonce)}", reason="request_malformed"
+        )
     return nonce
 
 
@@ -118,9 +116,9 @@ def item_refusal_to_wire(error: SdsError) -> ca_pb2.ItemResult:
 
 def refusal_from_wire(refusal: ca_pb2.Refusal | ca_pb2.ItemRefusal) -> AuthorityRefusedError:
     """The authority's refusal as the error that our caller sees."""
-    kind = AuthorityRefusedForNowError if refusal.retriable else AuthorityRefusedError
-    return kind(
+    return AuthorityRefusedError(
         f"the authority refused: {refusal.reason[:80]}: {refusal.message[:_MAX_WORDS]}",
+        reason="authority_refused_for_now" if refusal.retriable else None,
         wire_reason=refusal.reason[:80],
     )
 

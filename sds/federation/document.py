@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from sds.errors import BundleMalformedError
+from sds.errors import BundleError
 from sds.pki import certificate_der, certificates_from_pem
 
 if TYPE_CHECKING:
@@ -52,21 +52,30 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
         where: file or URL, for messages.
 
     Raises:
-        BundleMalformedError: too large, no JSON, no JWK Set, a bad entry, too many roots.
+        BundleError: ``bundle_malformed``: too large, no JSON, no JWK Set, a bad entry, too many
+            roots.
     """
     if len(content) > MAX_DOCUMENT_BYTES:
-        raise BundleMalformedError(f"{where}: the bundle is larger than {MAX_DOCUMENT_BYTES} bytes")
+        raise BundleError(
+            f"{where}: the bundle is larger than {MAX_DOCUMENT_BYTES} bytes",
+            reason="bundle_malformed",
+        )
     if content.lstrip().startswith(b"-----BEGIN"):
         return BundleDocument(roots=_bounded(certificates_from_pem(content), where))
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BundleMalformedError(
-            f"{where}: the bundle is no JSON: {error}", advice="give a JWK Set or PEM certificates"
+        raise BundleError(
+            f"{where}: the bundle is no JSON: {error}",
+            advice="give a JWK Set or PEM certificates",
+            reason="bundle_malformed",
         ) from error
     keys = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(keys, list):
-        raise BundleMalformedError(f"{where}: the bundle has no list 'keys' (RFC 7517, section 5)")
+        raise BundleError(
+            f"{where}: the bundle has no list 'keys' (RFC 7517, section 5)",
+            reason="bundle_malformed",
+        )
     roots = [
         _root(entry, f"{where}: keys[{index}]")
         for index, entry in enumerate(keys)
@@ -86,7 +95,7 @@ def render(
     """The bundle document of these DER roots, as JSON.
 
     Raises:
-        BundleMalformedError: a root's key has no JWK form that consumers know.
+        BundleError: ``bundle_malformed``: a root's key has no JWK form that consumers know.
     """
     document: dict[str, Any] = {"keys": [_entry(root) for root in sorted(set(roots))]}
     if sequence is not None:
@@ -109,30 +118,40 @@ def _entry(root: bytes) -> dict[str, Any]:
     elif isinstance(key, ed25519.Ed25519PublicKey):
         jwk = jwt.algorithms.OKPAlgorithm.to_jwk(key, as_dict=True)
     else:
-        raise BundleMalformedError(f"no JWK stands for a root with a {type(key).__name__}")
+        raise BundleError(
+            f"no JWK stands for a root with a {type(key).__name__}", reason="bundle_malformed"
+        )
     return {"use": _USE, **jwk, "x5c": [base64.b64encode(root).decode()]}
 
 
 def _root(entry: dict[str, Any], where: str) -> bytes:
     chain = entry.get("x5c")
     if not isinstance(chain, list) or len(chain) != 1 or not isinstance(chain[0], str):
-        raise BundleMalformedError(f"{where}: 'x5c' does not hold exactly one certificate")
+        raise BundleError(
+            f"{where}: 'x5c' does not hold exactly one certificate", reason="bundle_malformed"
+        )
     try:
         certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
     except (ValueError, binascii.Error) as error:
-        raise BundleMalformedError(f"{where}: 'x5c' holds no certificate: {error}") from error
+        raise BundleError(
+            f"{where}: 'x5c' holds no certificate: {error}", reason="bundle_malformed"
+        ) from error
     except x509.ExtensionNotFound:
         constraints = None
     if constraints is None or not constraints.ca:
-        raise BundleMalformedError(f"{where}: the certificate is no certificate authority")
+        raise BundleError(
+            f"{where}: the certificate is no certificate authority", reason="bundle_malformed"
+        )
     return certificate_der(certificate)
 
 
 def _bounded(roots: Iterable[bytes], where: str) -> tuple[bytes, ...]:
     unique = tuple(sorted(set(roots)))
     if len(unique) > MAX_ROOTS:
-        raise BundleMalformedError(f"{where}: the bundle has more than {MAX_ROOTS} roots")
+        raise BundleError(
+            f"{where}: the bundle has more than {MAX_ROOTS} roots", reason="bundle_malformed"
+        )
     return unique
 
 
@@ -141,5 +160,7 @@ def _whole(document: dict[str, Any], name: str, where: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise BundleMalformedError(f"{where}: {name!r} is no whole number of 0 or more")
+        raise BundleError(
+            f"{where}: {name!r} is no whole number of 0 or more", reason="bundle_malformed"
+        )
     return value

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from sds.clock import stopwatch
-from sds.errors import BundleUnavailableError, ConfigurationError
+from sds.errors import BundleError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
 from sds.pki import certificate_pem
 
@@ -78,7 +78,8 @@ def fetch(endpoint: Endpoint, *, roots: Sequence[bytes]) -> bytes:
         roots: DER roots of the trust domain of ``endpoint.spiffe_id``, for ``https_spiffe``.
 
     Raises:
-        BundleUnavailableError: not reached, TLS does not hold, or another status than 200.
+        BundleError: ``bundle_unavailable``: not reached, TLS does not hold, or another status than
+            200.
         ConfigurationError: the root file cannot be used.
     """
     connection = _Connection(endpoint, _context(endpoint, roots))
@@ -89,20 +90,23 @@ def fetch(endpoint: Endpoint, *, roots: Sequence[bytes]) -> bytes:
         response = connection.getresponse()
         body = _read(response)
     except ssl.SSLError as error:
-        raise BundleUnavailableError(
+        raise BundleError(
             f"bundle endpoint {endpoint.url}: TLS does not hold: {error}",
             advice="check the root, or the bundle that the endpoint's SPIFFE ID is verified under",
+            reason="bundle_unavailable",
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise BundleUnavailableError(
-            f"bundle endpoint {endpoint.url} cannot be reached: {error or type(error).__name__}"
+        raise BundleError(
+            f"bundle endpoint {endpoint.url} cannot be reached: {error or type(error).__name__}",
+            reason="bundle_unavailable",
         ) from error
     finally:
         connection.close()
     if response.status != http.client.OK:
-        raise BundleUnavailableError(
+        raise BundleError(
             f"bundle endpoint {endpoint.url} answered {response.status} {response.reason}",
             advice="redirects are not followed: configure the last URL",
+            reason="bundle_unavailable",
         )
     return body
 
@@ -122,7 +126,7 @@ def check_peer(der: bytes, expected: SpiffeId) -> None:
     """The certificate is an X.509-SVID leaf of exactly this SPIFFE ID (X.509-SVID, 2 and 5.2).
 
     Raises:
-        BundleUnavailableError: it is not.
+        BundleError: ``bundle_unavailable``: it is not.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -131,10 +135,11 @@ def check_peer(der: bytes, expected: SpiffeId) -> None:
     except (ValueError, x509.ExtensionNotFound):
         found = []
     if found != [str(expected)]:
-        raise BundleUnavailableError(
+        raise BundleError(
             f"the bundle endpoint's certificate is for {', '.join(found) or 'no SPIFFE ID'}, "
             f"not {expected}",
             advice="check endpoint_spiffe_id",
+            reason="bundle_unavailable",
         )
 
 
@@ -149,10 +154,11 @@ def _context(endpoint: Endpoint, roots: Sequence[bytes]) -> ssl.SSLContext:
                 f"root {endpoint.root} of bundle endpoint {endpoint.url} cannot be used: {error}"
             ) from error
     if not roots:
-        raise BundleUnavailableError(
+        raise BundleError(
             f"no bundle of {endpoint.spiffe_id.trust_domain} is held, under which bundle endpoint "
             f"{endpoint.url} could be verified",
             advice="give an initial bundle",
+            reason="bundle_unavailable",
         )
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.errors import BundleError, BundleUnavailableError, CertificateError, ConfigurationError
+from sds.errors import BundleError, CertificateError, ConfigurationError
 from sds.federation import document, endpoint
 
 if TYPE_CHECKING:
@@ -226,6 +226,6 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(document.MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
-        raise BundleUnavailableError(
-            f"bundle file {path} cannot be read: {error.strerror}"
+        raise BundleError(
+            f"bundle file {path} cannot be read: {error.strerror}", reason="bundle_unavailable"
         ) from error

@@ -21,16 +21,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from sds.errors import (
-    CertificateConstraintError,
-    CertificateExpiredError,
-    CertificateKeyError,
-    CertificateMalformedError,
-    CertificateNameError,
-    CertificateNotYetValidError,
-    CertificatePathError,
-    CertificateUntrustedError,
-)
+from sds.errors import CertificateError
 from sds.identity import SpiffeId
 from sds.pki.constraints import check_name_constraints, extension
 from sds.pki.encoding import certificate_der
@@ -84,7 +75,8 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     """Parse one certificate in DER, extensions included.
 
     Raises:
-        CertificateMalformedError: it is not one; ``what`` names it in the message.
+        CertificateError: ``certificate_malformed``: it is not one; ``what`` names it in the
+            message.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -104,7 +96,9 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
         x509.UnsupportedGeneralNameType,
         UnsupportedAlgorithm,
     ) as error:
-        raise CertificateMalformedError(f"the {what} cannot be parsed: {error}") from error
+        raise CertificateError(
+            f"the {what} cannot be parsed: {error}", reason="certificate_malformed"
+        ) from error
     return certificate
 
 
@@ -197,10 +191,11 @@ def _position(index: int) -> str:
 def _check_length(chain: Sequence[bytes]) -> None:
     """1. There is a leaf, and the chain is not absurdly long."""
     if not chain:
-        raise CertificatePathError("the chain is empty")
+        raise CertificateError("the chain is empty", reason="certificate_path_length")
     if len(chain) > MAX_CHAIN:
-        raise CertificatePathError(
-            f"the chain has {len(chain)} certificates, more than {MAX_CHAIN}"
+        raise CertificateError(
+            f"the chain has {len(chain)} certificates, more than {MAX_CHAIN}",
+            reason="certificate_path_length",
         )
 
 
@@ -215,7 +210,9 @@ def _path_to_root(
     trusted = set(roots)
     if certificate_der(certificates[-1]) in trusted:
         if len(certificates) == 1:
-            raise CertificatePathError("the chain holds nothing but a root")
+            raise CertificateError(
+                "the chain holds nothing but a root", reason="certificate_path_length"
+            )
         return certificates
     last = certificates[-1]
     named = [
@@ -225,9 +222,10 @@ def _path_to_root(
         named = [root for root in named if _is_issued_by(last, root)] or named[:1]
     if named:
         return [*certificates, named[0]]  # check 3 verifies the signature
-    raise CertificateUntrustedError(
+    raise CertificateError(
         f"no trusted root is named {last.issuer.rfc4514_string()!r}, which issued the "
-        f"certificate {last.serial_number:x} ({len(roots)} roots known)"
+        f"certificate {last.serial_number:x} ({len(roots)} roots known)",
+        reason="certificate_untrusted",
     )
 
 
@@ -254,8 +252,9 @@ def _check_issuers_links(issuers: tuple[x509.Certificate, ...]) -> None:
 
 def _check_link(certificate: x509.Certificate, issuer: x509.Certificate, index: int) -> None:
     if not _is_issued_by(certificate, issuer):
-        raise CertificateUntrustedError(
-            f"the {_position(index)} was not issued by the one after it"
+        raise CertificateError(
+            f"the {_position(index)} was not issued by the one after it",
+            reason="certificate_untrusted",
         )
 
 
@@ -264,15 +263,17 @@ def _check_validity(path: Sequence[x509.Certificate], now: datetime) -> None:
     for index, certificate in enumerate(path):
         what = "root" if index == len(path) - 1 else _position(index)
         if now < certificate.not_valid_before_utc:
-            raise CertificateNotYetValidError(
+            raise CertificateError(
                 f"the {what} is valid from {certificate.not_valid_before_utc.isoformat()}, "
                 f"and it is {now.isoformat()}",
                 advice="check the clocks of both machines",
+                reason="certificate_not_yet_valid",
             )
         if now > certificate.not_valid_after_utc:
-            raise CertificateExpiredError(
+            raise CertificateError(
                 f"the {what} expired at {certificate.not_valid_after_utc.isoformat()}, "
-                f"and it is {now.isoformat()}"
+                f"and it is {now.isoformat()}",
+                reason="certificate_expired",
             )
 
 
@@ -288,25 +289,30 @@ def _check_issuers(issuers: tuple[x509.Certificate, ...]) -> None:
         name = issuer.subject.rfc4514_string()
         constraints = extension(issuer, x509.BasicConstraints)
         if constraints is None or not constraints.ca:
-            raise CertificateConstraintError(f"the issuer {name!r} is not a CA")
+            raise CertificateError(
+                f"the issuer {name!r} is not a CA", reason="certificate_constraint"
+            )
         if constraints.path_length is not None and below > constraints.path_length:
-            raise CertificatePathError(
+            raise CertificateError(
                 f"the issuer {name!r} allows {constraints.path_length} CAs below it, "
-                f"and there are {below}"
+                f"and there are {below}",
+                reason="certificate_path_length",
             )
         usage = extension(issuer, x509.KeyUsage)
         # 6.1.4 (n) asks nothing of a certificate without key usage; X.509-SVID does, of signing
         # certificates, but roots of existing PKIs are what they are.
         unrestricted_root = usage is None and issuer is issuers[-1]
         if not unrestricted_root and (usage is None or not usage.key_cert_sign):
-            raise CertificateConstraintError(
-                f"the issuer {name!r} may not sign certificates (key usage)"
+            raise CertificateError(
+                f"the issuer {name!r} may not sign certificates (key usage)",
+                reason="certificate_constraint",
             )
         names = extension(issuer, x509.SubjectAlternativeName)
         for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if names else ():
             if uri.startswith("spiffe://") and SpiffeId.parse(uri).path:
-                raise CertificateConstraintError(
-                    f"the issuer {name!r} has a SPIFFE ID with a path: it is a workload's"
+                raise CertificateError(
+                    f"the issuer {name!r} has a SPIFFE ID with a path: it is a workload's",
+                    reason="certificate_constraint",
                 )
         below += issuer.subject != issuer.issuer
 
@@ -316,9 +322,10 @@ def _check_critical_extensions(path: Sequence[x509.Certificate]) -> None:
     for index, certificate in enumerate(path):
         for found in certificate.extensions:
             if found.critical and found.oid not in _KNOWN_EXTENSIONS:
-                raise CertificateConstraintError(
+                raise CertificateError(
                     f"the {_position(index)} has the unknown critical extension "
-                    f"{found.oid.dotted_string}"
+                    f"{found.oid.dotted_string}",
+                    reason="certificate_constraint",
                 )
 
 
@@ -326,19 +333,25 @@ def _check_leaf_use(leaf: x509.Certificate) -> None:
     """7. The leaf is a leaf (X.509-SVID, sections 4.1, 4.3, 4.4 and 5.2)."""
     constraints = extension(leaf, x509.BasicConstraints)
     if constraints is not None and constraints.ca:
-        raise CertificateConstraintError("the leaf certificate is a CA's")
+        raise CertificateError("the leaf certificate is a CA's", reason="certificate_constraint")
     usage = extension(leaf, x509.KeyUsage)
     if usage is None or not usage.digital_signature:
-        raise CertificateConstraintError("the leaf's key usage lacks digitalSignature")
+        raise CertificateError(
+            "the leaf's key usage lacks digitalSignature", reason="certificate_constraint"
+        )
     if usage.key_cert_sign or usage.crl_sign:
-        raise CertificateConstraintError("the leaf's key usage lets it sign certificates or CRLs")
+        raise CertificateError(
+            "the leaf's key usage lets it sign certificates or CRLs",
+            reason="certificate_constraint",
+        )
     extended = extension(leaf, x509.ExtendedKeyUsage)
     if extended is not None and not {
         ExtendedKeyUsageOID.SERVER_AUTH,
         ExtendedKeyUsageOID.CLIENT_AUTH,
     } <= set(extended):
-        raise CertificateConstraintError(
-            "the leaf's extended key usage lacks serverAuth or clientAuth"
+        raise CertificateError(
+            "the leaf's extended key usage lacks serverAuth or clientAuth",
+            reason="certificate_constraint",
         )
 
 
@@ -347,9 +360,13 @@ def _check_key(leaf: x509.Certificate, ours: PublicKey) -> None:
     try:
         matches = leaf.public_key() == ours
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise CertificateMalformedError(f"the leaf's key cannot be parsed: {error}") from error
+        raise CertificateError(
+            f"the leaf's key cannot be parsed: {error}", reason="certificate_malformed"
+        ) from error
     if not matches:
-        raise CertificateKeyError("the leaf certificate is for another key than ours")
+        raise CertificateError(
+            "the leaf certificate is for another key than ours", reason="certificate_key_mismatch"
+        )
 
 
 def _check_names(leaf: x509.Certificate, identity: Identity) -> None:
@@ -358,14 +375,19 @@ def _check_names(leaf: x509.Certificate, identity: Identity) -> None:
     found = list(names) if names is not None else []
     uris = [name.value for name in found if isinstance(name, x509.UniformResourceIdentifier)]
     if uris != [str(identity.spiffe_id)]:
-        raise CertificateNameError(
-            f"the leaf's URI SANs are {uris!r}, and {str(identity.spiffe_id)!r} was asked for"
+        raise CertificateError(
+            f"the leaf's URI SANs are {uris!r}, and {str(identity.spiffe_id)!r} was asked for",
+            reason="certificate_name_mismatch",
         )
     dns_names = sorted(name.value for name in found if isinstance(name, x509.DNSName))
     if dns_names != list(identity.dns_names):
-        raise CertificateNameError(
+        raise CertificateError(
             f"the leaf's DNS SANs are {dns_names!r}, and {list(identity.dns_names)!r} were "
-            "asked for"
+            "asked for",
+            reason="certificate_name_mismatch",
         )
     if len(found) != len(uris) + len(dns_names):
-        raise CertificateNameError("the leaf has SANs that are neither URIs nor DNS names")
+        raise CertificateError(
+            "the leaf has SANs that are neither URIs nor DNS names",
+            reason="certificate_name_mismatch",
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from cryptography import x509
 
-from sds.errors import CertificateConstraintError
+from sds.errors import CertificateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -42,8 +42,8 @@ def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
             a root configured them with it.
 
     Raises:
-        CertificateConstraintError: a name is excluded or not permitted, or the constraint is
-            about a kind of name that we do not handle.
+        CertificateError: ``certificate_constraint``: a name is excluded or not permitted, or the
+            constraint is about a kind of name that we do not handle.
     """
     for index, issuer in enumerate(path):
         constraints = extension(issuer, x509.NameConstraints)
@@ -54,9 +54,10 @@ def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
         excluded = constraints.excluded_subtrees or []
         for tree in (*permitted, *excluded):
             if not isinstance(tree, _HANDLED):
-                raise CertificateConstraintError(
+                raise CertificateError(
                     f"the issuer {name!r} has name constraints of a kind that is not supported "
-                    f"({type(tree).__name__})"
+                    f"({type(tree).__name__})",
+                    reason="certificate_constraint",
                 )
         for kind, host, text in _names(path[:index]):
             within = _uri_within if kind is x509.UniformResourceIdentifier else _dns_within
@@ -64,8 +65,9 @@ def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
             if any(within(host, tree.value) for tree in excluded if type(tree) is kind) or (
                 allowed and not any(within(host, tree) for tree in allowed)
             ):
-                raise CertificateConstraintError(
-                    f"the issuer {name!r} is constrained to names that {text!r} is not among"
+                raise CertificateError(
+                    f"the issuer {name!r} is constrained to names that {text!r} is not among",
+                    reason="certificate_constraint",
                 )
 
 

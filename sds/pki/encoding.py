@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sds.errors import CertificateMalformedError
+from sds.errors import CertificateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,12 +38,13 @@ def certificates_from_pem(pem: bytes) -> tuple[bytes, ...]:
     """Every certificate of a PEM text as DER, in order.
 
     Raises:
-        CertificateMalformedError: there is none, or one cannot be parsed.
+        CertificateError: ``certificate_malformed``: there is none, or one cannot be parsed.
     """
     try:
         return tuple(map(certificate_der, x509.load_pem_x509_certificates(pem)))
     except ValueError as error:
-        raise CertificateMalformedError(
+        raise CertificateError(
             f"the PEM text holds no certificate that can be parsed: {error}",
             advice="give one or more blocks of BEGIN CERTIFICATE",
+            reason="certificate_malformed",
         ) from error

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from sds.errors import CertificateMalformedError, CsrError, KeyTypeError
+from sds.errors import CertificateError, KeyTypeError
 from sds.identity import Identity, KeyType
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
@@ -128,7 +128,8 @@ def csr_public_key(csr: bytes) -> PublicKey:
     """The key of a PKCS#10 request in DER, after its own signature was verified.
 
     Raises:
-        CsrError: it cannot be parsed, or its signature does not hold (RFC 2986, section 3).
+        CertificateError: ``csr_invalid``: it cannot be parsed, or its signature does not hold (RFC
+            2986, section 3).
         KeyTypeError: its key is of a kind that we do not know.
     """
     try:
@@ -136,11 +137,16 @@ def csr_public_key(csr: bytes) -> PublicKey:
         key = request.public_key()
         valid = request.is_signature_valid
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise CsrError(
-            f"the CSR cannot be parsed: {error}", advice="send one PKCS#10 request in DER"
+        raise CertificateError(
+            f"the CSR cannot be parsed: {error}",
+            advice="send one PKCS#10 request in DER",
+            reason="csr_invalid",
         ) from error
     if not valid:
-        raise CsrError("the CSR's signature does not hold: its sender does not hold the key")
+        raise CertificateError(
+            "the CSR's signature does not hold: its sender does not hold the key",
+            reason="csr_invalid",
+        )
     key_type_of(key)
     assert isinstance(key, PublicKey)
     return key
@@ -150,14 +156,14 @@ def supported_key(certificate: x509.Certificate) -> PublicKey:
     """The key of a certificate, of a kind that we know.
 
     Raises:
-        CertificateMalformedError: it cannot be parsed.
+        CertificateError: ``certificate_malformed``: it cannot be parsed.
         KeyTypeError: another kind.
     """
     try:
         key = certificate.public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise CertificateMalformedError(
-            f"the certificate's key cannot be parsed: {error}"
+        raise CertificateError(
+            f"the certificate's key cannot be parsed: {error}", reason="certificate_malformed"
         ) from error
     key_type_of(key)
     assert isinstance(key, PublicKey)

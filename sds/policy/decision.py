@@ -13,14 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sds.errors import (
-    DnsNameNotAllowedError,
-    IdentityError,
-    KeyTypeNotAllowedError,
-    MeasurementNotAllowedError,
-    SigningNotAllowedError,
-    SpiffeIdNotAllowedError,
-)
+from sds.errors import IdentityError, RefusedError
 from sds.identity import SpiffeId
 from sds.policy.pattern import (
     Glob,
@@ -36,7 +29,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from sds.attestation.evidence import Claims
-    from sds.errors import RefusedError
     from sds.identity import KeyType, TrustDomain
     from sds.policy.document import AllowRule, Grant, NodeGroup, PolicyDocument
     from sds.policy.requests import RequestPattern
@@ -145,23 +137,26 @@ class Decisions:
         parts = spiffe_parts(spiffe_id)
         grants = [grant for table in groups for grant in table.grants.find(parts)]
         if not grants or not spiffe_id.path:
-            raise SpiffeIdNotAllowedError(
+            raise RefusedError(
                 f"nodes of the group {names} may not ask for {spiffe_id}",
                 advice="grant it under nodes: in the policy, or ask from another node",
+                reason="spiffe_id_not_allowed",
             )
         refusal: RefusedError | None = None
         for grant in grants:
             uncovered = grant.uncovered(dns_names)
             where = f"on nodes of the group {grant.group}"
             if uncovered:
-                refusal = refusal or DnsNameNotAllowedError(
+                refusal = refusal or RefusedError(
                     f"{spiffe_id} may not have the DNS name {uncovered[0]} {where}",
                     advice="change dns_names of the grant in the policy",
+                    reason="dns_name_not_allowed",
                 )
             elif key_type is not None and key_type not in grant.key_types:
-                refusal = KeyTypeNotAllowedError(
+                refusal = RefusedError(
                     f"{spiffe_id} may not have a key of type {key_type} {where}",
                     advice=f"use one of {', '.join(sorted(grant.key_types))}",
+                    reason="key_type_not_allowed",
                 )
             else:
                 return Permit(group=grant.group, lifetime=min(lifetime, grant.max_lifetime))
@@ -180,18 +175,20 @@ class Decisions:
             grant = table.group.authority
             if grant is not None:
                 if key_type is not None and key_type not in self._key_types:
-                    raise KeyTypeNotAllowedError(
+                    raise RefusedError(
                         f"authorities may not have keys of type {key_type}",
                         advice=f"use one of {', '.join(sorted(self._key_types))}",
+                        reason="key_type_not_allowed",
                     )
                 return Permit(
                     group=table.group.name,
                     lifetime=min(lifetime, grant.max_lifetime),
                     path_length=grant.path_length,
                 )
-        raise SigningNotAllowedError(
+        raise RefusedError(
             "no node group of this node may be an authority",
             advice="set authority: of its group under nodes: in the policy",
+            reason="signing_not_allowed",
         )
 
     def _groups_of(self, claims: Claims) -> list[_GroupTable]:
@@ -201,9 +198,10 @@ class Decisions:
             if _in_group(table.group, claims)
         ]
         if not groups:
-            raise MeasurementNotAllowedError(
+            raise RefusedError(
                 f"no node group holds a node with {claims.kind} measurement {claims.measurement}",
                 advice="name the measurement in a group under nodes: in the policy",
+                reason="measurement_not_allowed",
             )
         return groups
 

@@ -65,8 +65,8 @@ class PolicyHolder:
         """The policy in force now.
 
         Raises:
-            PolicyAbsentError: none ever was.
-            PolicyExpiredError: the last good one is over.
+            PolicyNotInForceError: ``policy_absent``: none ever was.
+            PolicyNotInForceError: ``policy_expired``: the last good one is over.
         """
         return self._state.in_force(self._clock.now().wall)
 

@@ -20,13 +20,7 @@ import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import (
-    PolicyAbsentError,
-    PolicyConflictError,
-    PolicyError,
-    PolicyExpiredError,
-    PolicyMalformedError,
-)
+from sds.errors import PolicyError, PolicyNotInForceError
 from sds.policy.signature import MAX_SIGNED_BYTES, SignedPolicy
 from sds.policy.trust import admit, authenticate
 
@@ -72,19 +66,21 @@ class Keeping:
         """The policy in force at this moment.
 
         Raises:
-            PolicyAbsentError: none ever was.
-            PolicyExpiredError: the last good one is over.
+            PolicyNotInForceError: ``policy_absent``: none ever was.
+            PolicyNotInForceError: ``policy_expired``: the last good one is over.
         """
         if self.policy is None:
-            raise PolicyAbsentError(
+            raise PolicyNotInForceError(
                 "no policy is in force, so nothing is allowed",
                 advice="give a signed policy that holds; the log says why others were refused",
+                reason="policy_absent",
             )
         if now >= self.policy.not_after:
-            raise PolicyExpiredError(
+            raise PolicyNotInForceError(
                 f"the policy of epoch {self.policy.epoch.number} expired at "
                 f"{self.policy.not_after:%Y-%m-%dT%H:%M:%SZ}, so nothing is allowed",
                 advice="sign and distribute a new epoch with a later not_after",
+                reason="policy_expired",
             )
         return self.policy
 
@@ -126,7 +122,7 @@ def split(data: bytes) -> list[SignedPolicy]:
     """The signed policies in a file or a message: JSON objects, one after the other.
 
     Raises:
-        PolicyMalformedError: not JSON, or more than :data:`MAX_OFFERED`.
+        PolicyError: ``policy_malformed``: not JSON, or more than :data:`MAX_OFFERED`.
     """
     try:
         text = _unpacked(data).decode("utf-8")
@@ -143,11 +139,14 @@ def split(data: bytes) -> list[SignedPolicy]:
             found.append(SignedPolicy(text[position:end].encode() + b"\n"))
             position = end
             if len(found) > MAX_OFFERED:
-                raise PolicyMalformedError(f"more than {MAX_OFFERED} signed policies at once")
+                raise PolicyError(
+                    f"more than {MAX_OFFERED} signed policies at once", reason="policy_malformed"
+                )
     except (ValueError, RecursionError, zlib.error) as error:
-        raise PolicyMalformedError(
+        raise PolicyError(
             f"this holds no signed policy: {error}",
             advice="sign the document with `sds policy sign`",
+            reason="policy_malformed",
         ) from error
     return found
 
@@ -158,7 +157,9 @@ def _unpacked(data: bytes) -> bytes:
     unpacker = zlib.decompressobj(wbits=31)
     plain = unpacker.decompress(data, _MOST_BYTES)
     if not unpacker.eof or unpacker.unused_data:
-        raise PolicyMalformedError("the compressed policies are cut off, or too large")
+        raise PolicyError(
+            "the compressed policies are cut off, or too large", reason="policy_malformed"
+        )
     return plain
 
 
@@ -173,10 +174,14 @@ def offer(
     known = set(state.line) - ({state.policy.signed} if state.policy is not None else set())
     pool = [signed for signed in dict.fromkeys(offered) if signed not in known]
     if not pool:
-        refusal: PolicyError = PolicyAbsentError("no signed policy was offered")
+        refusal: PolicyError = PolicyNotInForceError(
+            "no signed policy was offered", reason="policy_absent"
+        )
         return state, Outcome(refusal=refusal)
     if len(pool) > MAX_OFFERED:
-        refusal = PolicyMalformedError(f"more than {MAX_OFFERED} signed policies at once")
+        refusal = PolicyError(
+            f"more than {MAX_OFFERED} signed policies at once", reason="policy_malformed"
+        )
         return state, Outcome(refusal=refusal)
     candidates, errors = _candidates(state, pool, now)
     candidates.sort(key=lambda one: one.policy.epoch.number, reverse=True)
@@ -214,9 +219,10 @@ def _check_alone(policy: Policy, candidates: Sequence[_Candidate]) -> None:
         and other.policy.epoch.digest != policy.epoch.digest
         for other in candidates
     ):
-        raise PolicyConflictError(
+        raise PolicyError(
             f"two different policies of epoch {policy.epoch.number} were offered together",
             advice="give every change a higher epoch",
+            reason="policy_epoch_conflict",
         )
 
 

@@ -26,13 +26,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import CryptoSigner, Signature, SSlibKey
 
-from sds.errors import (
-    ConfigurationError,
-    PolicyMalformedError,
-    PolicyThresholdError,
-    PolicyUnsignedError,
-    SigningError,
-)
+from sds.errors import ConfigurationError, PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -194,28 +188,31 @@ class CommandSigner:
         """Run the command.
 
         Raises:
-            SigningError: it cannot be run, fails, or gives nothing.
+            PolicyError: ``policy_signing``: it cannot be run, fails, or gives nothing.
         """
         words = shlex.split(self.command)
         if not words:
-            raise SigningError("the signer command is empty")
+            raise PolicyError("the signer command is empty", reason="policy_signing")
         try:
             done = subprocess.run(  # noqa: S603  the operator names the command, no shell
                 words, input=payload, capture_output=True, timeout=_SIGNER_SECONDS, check=False
             )
         except OSError as error:
-            raise SigningError(
-                f"the signer command {words[0]!r} cannot be run: {error.strerror}"
+            raise PolicyError(
+                f"the signer command {words[0]!r} cannot be run: {error.strerror}",
+                reason="policy_signing",
             ) from error
         except subprocess.TimeoutExpired as error:
-            raise SigningError(
-                f"the signer command {words[0]!r} gave nothing in {_SIGNER_SECONDS} s"
+            raise PolicyError(
+                f"the signer command {words[0]!r} gave nothing in {_SIGNER_SECONDS} s",
+                reason="policy_signing",
             ) from error
         if done.returncode != 0 or not done.stdout:
             said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise SigningError(
+            raise PolicyError(
                 f"the signer command {words[0]!r} failed with status {done.returncode}"
                 + (f": {said[-1][:300]}" if said else ""),
+                reason="policy_signing",
             )
         return Signature(self.key.key_id, done.stdout.hex())
 
@@ -246,30 +243,35 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
     """Parse a signed policy file.
 
     Raises:
-        PolicyUnsignedError: a YAML document, or an envelope without a signature.
-        PolicyMalformedError: not a DSSE envelope of a policy: too large, not JSON, a repeated,
-            missing or unknown field, base64 that is not canonical, another payload type.
+        PolicyError: ``policy_unsigned``: a YAML document, or an envelope without a signature.
+        PolicyError: ``policy_malformed``: not a DSSE envelope of a policy: too large, not JSON, a
+            repeated, missing or unknown field, base64 that is not canonical, another payload type.
     """
     if len(signed) > MAX_SIGNED_BYTES:
-        raise PolicyMalformedError(
+        raise PolicyError(
             f"the signed policy has {len(signed)} bytes, more than {MAX_SIGNED_BYTES}",
             advice="use patterns in place of one rule per workload",
+            reason="policy_malformed",
         )
     if not signed.lstrip()[:1] == b"{":
-        raise PolicyUnsignedError(
+        raise PolicyError(
             "this is not a signed policy: no JSON object",
             advice="sign the document with `sds policy sign`",
+            reason="policy_unsigned",
         )
     try:
         outer = json.loads(signed.decode("utf-8"), object_pairs_hook=_no_repeats)
     except (ValueError, RecursionError) as error:
-        raise PolicyMalformedError(f"the signed policy is not JSON: {error}") from error
+        raise PolicyError(
+            f"the signed policy is not JSON: {error}", reason="policy_malformed"
+        ) from error
     fields = _fields(
         outer, "the envelope", {"payload": str, "payloadType": str, "signatures": list}
     )
     if fields["payloadType"] != PAYLOAD_TYPE:
-        raise PolicyMalformedError(
-            f"the payload type is {fields['payloadType'][:100]!r}, not {PAYLOAD_TYPE!r}"
+        raise PolicyError(
+            f"the payload type is {fields['payloadType'][:100]!r}, not {PAYLOAD_TYPE!r}",
+            reason="policy_malformed",
         )
     payload = _canonical_base64(fields["payload"], "payload")
     key_ids = []
@@ -279,10 +281,14 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
         _canonical_base64(signature["sig"], f"{where}.sig")
         key_ids.append(signature["keyid"])
     if len(set(key_ids)) != len(key_ids):
-        raise PolicyMalformedError("the envelope holds two signatures of one key id")
+        raise PolicyError(
+            "the envelope holds two signatures of one key id", reason="policy_malformed"
+        )
     if not key_ids:
-        raise PolicyUnsignedError(
-            "the envelope holds no signature", advice="sign the document with `sds policy sign`"
+        raise PolicyError(
+            "the envelope holds no signature",
+            advice="sign the document with `sds policy sign`",
+            reason="policy_unsigned",
         )
     return SignedEnvelope(
         payload=payload, key_ids=tuple(key_ids), envelope=Envelope.from_dict(outer)
@@ -298,10 +304,12 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _fields(value: Any, where: str, wanted: dict[str, type]) -> dict[str, Any]:
     if not isinstance(value, dict) or set(value) != set(wanted):
-        raise PolicyMalformedError(f"{where} must have exactly the fields {', '.join(wanted)}")
+        raise PolicyError(
+            f"{where} must have exactly the fields {', '.join(wanted)}", reason="policy_malformed"
+        )
     for name, kind in wanted.items():
         if not isinstance(value[name], kind):
-            raise PolicyMalformedError(f"{name} of {where} is of the wrong type")
+            raise PolicyError(f"{name} of {where} is of the wrong type", reason="policy_malformed")
     return value
 
 
@@ -309,9 +317,13 @@ def _canonical_base64(text: str, where: str) -> bytes:
     try:
         decoded = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise PolicyMalformedError(f"{where} of the envelope is not base64") from error
+        raise PolicyError(
+            f"{where} of the envelope is not base64", reason="policy_malformed"
+        ) from error
     if base64.b64encode(decoded).decode() != text:
-        raise PolicyMalformedError(f"{where} of the envelope is not canonical base64")
+        raise PolicyError(
+            f"{where} of the envelope is not canonical base64", reason="policy_malformed"
+        )
     return decoded
 
 
@@ -319,8 +331,8 @@ def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[st
     """Check that enough trusted keys signed; returns the names of those that did, sorted.
 
     Raises:
-        PolicyUnsignedError: none of the signatures is by a trusted key and holds.
-        PolicyThresholdError: fewer distinct trusted keys than the threshold did.
+        PolicyError: ``policy_unsigned``: none of the signatures is by a trusted key and holds.
+        PolicyError: ``policy_below_threshold``: fewer distinct trusted keys than the threshold did.
     """
     names = []
     encoded = envelope.envelope.pae()
@@ -334,17 +346,19 @@ def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[st
             continue
         names.append(key.name)
     if not names:
-        raise PolicyUnsignedError(
+        raise PolicyError(
             "no signature of the policy is by a trusted key and holds "
             f"(it names {', '.join(key_id[:12] for key_id in envelope.key_ids[:8])}; trusted are "
             f"{', '.join(f'{key.name} {key.key_id[:12]}' for key in trusted.keys)})",
             advice="the file was altered, or other keys signed it",
+            reason="policy_unsigned",
         )
     if len(names) < trusted.threshold:
-        raise PolicyThresholdError(
+        raise PolicyError(
             f"{len(names)} of {len(trusted.keys)} trusted keys signed the policy "
             f"({', '.join(sorted(names))}), {trusted.threshold} must",
             advice="let the others sign too: `sds policy sign SIGNED.json --key …`",
+            reason="policy_below_threshold",
         )
     return tuple(sorted(names))
 
@@ -360,7 +374,8 @@ def add_signatures(
     """Sign, keep the signatures that are there, and return the signed file's bytes.
 
     Raises:
-        SigningError: a signer gave a signature that does not hold under its public key.
+        PolicyError: ``policy_signing``: a signer gave a signature that does not hold under its
+            public key.
     """
     whole = Envelope(envelope.payload, PAYLOAD_TYPE, dict(envelope.envelope.signatures))
     for signer, key in signers:
@@ -368,10 +383,11 @@ def add_signatures(
         try:
             key.key.verify_signature(signature, whole.pae())
         except UnverifiedSignatureError as error:
-            raise SigningError(
+            raise PolicyError(
                 f"the signature made for the key {key.name!r} does not hold under it",
                 advice="check that the signer uses that key, and signs what it is given "
                 "(not a digest of it)",
+                reason="policy_signing",
             ) from error
     return serialize(whole)
 
@@ -405,7 +421,7 @@ class TokenSigner:
         Raises:
             ConfigurationError: python-pkcs11 is not installed, or the URI, key or module does not
                 fit.
-            SigningError: the token refused.
+            PolicyError: ``policy_signing``: the token refused.
         """
         # Late: these load the PKCS#11 binding, which is an extra.
         try:
@@ -426,8 +442,9 @@ class TokenSigner:
                 advice="PYKCS11LIB names the token's PKCS#11 module; the URI is hsm:ID?label=LABEL",
             ) from error
         except (PKCS11Error, RuntimeError) as error:
-            raise SigningError(
-                f"the token behind {self.uri!r} did not sign: {type(error).__name__} {error}"
+            raise PolicyError(
+                f"the token behind {self.uri!r} did not sign: {type(error).__name__} {error}",
+                reason="policy_signing",
             ) from error
 
 

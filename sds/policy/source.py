@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sds.errors import ConfigurationError, PolicyMalformedError
+from sds.errors import ConfigurationError, PolicyError
 from sds.policy.document import PolicyDocument
 from sds.settings import yamlfile
 
@@ -67,12 +67,12 @@ def parse_payload(payload: bytes) -> PolicyDocument:
     """Parse the document out of a signed policy whose signatures were checked.
 
     Raises:
-        PolicyMalformedError: it breaks YAML's rules or the document's.
+        PolicyError: ``policy_malformed``: it breaks YAML's rules or the document's.
     """
     try:
         return parse_source(payload, what="the signed document")
     except ConfigurationError as error:
-        raise PolicyMalformedError(error.message, advice=error.advice) from error
+        raise PolicyError(error.message, advice=error.advice, reason="policy_malformed") from error
 
 
 def _joined(documents: list[Any], what: str) -> Any:

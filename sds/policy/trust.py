@@ -28,15 +28,7 @@ import gc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NewType
 
-from sds.errors import (
-    PolicyConflictError,
-    PolicyExpiredError,
-    PolicyNotYetValidError,
-    PolicyRollbackError,
-    PolicyThresholdError,
-    PolicyTrustDomainError,
-    PolicyUnsignedError,
-)
+from sds.errors import PolicyError, PolicyNotInForceError
 from sds.policy.decision import Decisions
 from sds.policy.signature import SignedPolicy, TrustedKeys, check_signatures, parse_envelope
 from sds.policy.source import parse_payload
@@ -144,10 +136,10 @@ def admit(
         min_epoch: the lowest epoch that is accepted, whatever was seen.
 
     Raises:
-        PolicyRollbackError: its epoch is lower than one seen.
-        PolicyConflictError: it is another policy of the epoch already seen.
-        PolicyNotYetValidError: ``not_before`` has not come.
-        PolicyExpiredError: ``not_after`` has passed.
+        PolicyError: ``policy_epoch_lower``: its epoch is lower than one seen.
+        PolicyError: ``policy_epoch_conflict``: it is another policy of the epoch already seen.
+        PolicyError: ``policy_not_yet_valid``: ``not_before`` has not come.
+        PolicyNotInForceError: ``policy_expired``: ``not_after`` has passed.
     """
     check_floor(policy.epoch, min_epoch)  # 7
     check_epoch(policy.epoch, seen)  # 7
@@ -173,15 +165,17 @@ def check_epoch(offered: Epoch, seen: Epoch | None) -> None:
     if seen is None:
         return
     if offered.number < seen.number:
-        raise PolicyRollbackError(
+        raise PolicyError(
             f"the policy is of epoch {offered.number}, but epoch {seen.number} was already seen",
             advice="somebody offers an old policy; distribute the newest one",
+            reason="policy_epoch_lower",
         )
     if offered.number == seen.number and offered.digest != seen.digest:
-        raise PolicyConflictError(
+        raise PolicyError(
             f"the policy is of epoch {offered.number} like the one in force, but its content is "
             f"another ({offered.digest.hex()[:12]}, not {seen.digest.hex()[:12]})",
             advice="give every change a higher epoch",
+            reason="policy_epoch_conflict",
         )
 
 
@@ -189,35 +183,39 @@ def check_floor(offered: Epoch, min_epoch: int) -> None:
     """Check 7 against a number that an operator gave.
 
     Raises:
-        PolicyRollbackError: the epoch is lower.
+        PolicyError: ``policy_epoch_lower``: the epoch is lower.
     """
     if offered.number < min_epoch:
-        raise PolicyRollbackError(
+        raise PolicyError(
             f"the policy is of epoch {offered.number}, and at least {min_epoch} is demanded",
             advice="distribute the newest policy",
+            reason="policy_epoch_lower",
         )
 
 
 def check_window(not_before: datetime, not_after: datetime, now: datetime) -> None:
     """Check 8: see :func:`admit`."""
     if now < not_before:
-        raise PolicyNotYetValidError(
+        raise PolicyError(
             f"the policy is valid from {not_before:%Y-%m-%dT%H:%M:%SZ} on, not yet",
             advice="wait, or check the clock",
+            reason="policy_not_yet_valid",
         )
     if now >= not_after:
-        raise PolicyExpiredError(
+        raise PolicyNotInForceError(
             f"the policy expired at {not_after:%Y-%m-%dT%H:%M:%SZ}",
             advice="sign and distribute a new epoch with a later not_after",
+            reason="policy_expired",
         )
 
 
 def check_trust_domain(document: PolicyDocument, trust_domain: TrustDomain) -> None:
     """Check 5: see the module."""
     if document.trust_domain != trust_domain:
-        raise PolicyTrustDomainError(
+        raise PolicyError(
             f"the policy is for the trust domain {document.trust_domain}, not {trust_domain}",
             advice="distribute the policy of this trust domain",
+            reason="policy_trust_domain",
         )
 
 
@@ -227,10 +225,13 @@ def check_next_signers(document: PolicyDocument, envelope: SignedEnvelope) -> No
         return
     try:
         check_signatures(envelope, document.signers.trusted())
-    except (PolicyUnsignedError, PolicyThresholdError) as error:
-        raise PolicyThresholdError(
+    except PolicyError as error:
+        if error.reason not in {"policy_unsigned", "policy_below_threshold"}:
+            raise
+        raise PolicyError(
             f"the signers that the policy names for later epochs did not sign it: {error.message}",
             advice="let as many of them as their threshold sign too, to show that they can",
+            reason="policy_below_threshold",
         ) from error
 
 

@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from sds.attestation.reference_values import ReferenceValues
-from sds.errors import PolicyAbsentError, PolicyExpiredError
+from sds.errors import PolicyNotInForceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ class PolicyVerifier:
     def _current(self) -> Verifier | None:
         try:
             by_role = self._holder.in_force().reference_values
-        except (PolicyAbsentError, PolicyExpiredError):
+        except PolicyNotInForceError:
             return None
         values = by_role.agents if self._role is Role.AGENTS else by_role.authorities
         if values != self._values:

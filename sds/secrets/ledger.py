@@ -54,7 +54,7 @@ class Ledger:
         """The authority names these roots now (an empty answer names none and changes nothing).
 
         Raises:
-            CertificateMalformedError: one of them is no certificate.
+            CertificateError: ``certificate_malformed``: one of them is no certificate.
         """
         named = {hashlib.sha256(der).hexdigest(): der for der in roots}
         known = {root.fingerprint for root in self.roots}

@@ -14,7 +14,7 @@ import mmap
 import sys
 from typing import Final
 
-from sds.errors import SdsError
+from sds.errors import SecretWipedError
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -32,12 +32,6 @@ def wipe(data: bytes | bytearray) -> None:
     else:
         address = id(data) + bytes.__basicsize__ - 1
     ctypes.memset(address, 0, len(data))
-
-
-class SecretWipedError(SdsError):
-    """A secret was read after it had been wiped: a bug in this program."""
-
-    reason = "secret_wiped"
 
 
 class SecretBytes:

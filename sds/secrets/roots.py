@@ -70,7 +70,8 @@ class RootKeeper:
         """The authority names these roots: new ones go into the bundle at once.
 
         Raises:
-            CertificateMalformedError: one of them is no certificate; nothing changed.
+            CertificateError: ``certificate_malformed``: one of them is no certificate; nothing
+                changed.
         """
         before = {root.fingerprint for root in self._ledger.roots}
         self._ledger = self._ledger.vouched(roots, now.wall)

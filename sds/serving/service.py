@@ -25,7 +25,6 @@ from sds.errors import (
     MalformedRequestError,
     ProtocolError,
     SdsError,
-    TypeUrlError,
     WorkloadError,
 )
 from sds.identity import Identity
@@ -53,17 +52,9 @@ ADS_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 _STATUS: Final[tuple[tuple[type[SdsError], grpc.StatusCode, Event], ...]] = (
     (LimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, Event.LIMIT),
     (MalformedRequestError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
-    (TypeUrlError, grpc.StatusCode.INVALID_ARGUMENT, Event.WRONG_TYPE),
     (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
     (WorkloadError, grpc.StatusCode.PERMISSION_DENIED, Event.STREAM_REFUSED),
 )
-
-
-class DrainError(SdsError):
-    """The server is going down."""
-
-    reason = "draining"
-    retriable = True
 
 
 class Entitlements(Protocol):
@@ -130,7 +121,7 @@ class SecretService:
         )
         self._hubs: dict[Entitlement, Hub] = {}
         self._crowd: AfterTheCrowd | None = None
-        self.draining: DrainError | None = None
+        self.draining: SdsError | None = None
         self.empty_version = store.draw_version()
         """The version of an answer without resources."""
         self._stop_listening = store.listen(self._on_change)
@@ -180,7 +171,9 @@ class SecretService:
 
     def drain(self) -> None:
         """End all streams with UNAVAILABLE; new ones are refused the same way."""
-        self.draining = DrainError("this agent is going down", advice="connect again")
+        self.draining = SdsError(
+            "this agent is going down", reason="draining", advice="connect again"
+        )
         for hub in list(self._hubs.values()):
             hub.end(self.draining)
 
@@ -229,7 +222,8 @@ class SecretService:
         """The gRPC status and the event for an error that ends a stream."""
         for kind, status, event in _STATUS:
             if isinstance(error, kind):
-                return status, event
+                wrong_type = error.reason == "wrong_type_url"
+                return status, Event.WRONG_TYPE if wrong_type else event
         return grpc.StatusCode.UNAVAILABLE, Event.STREAM_REFUSED
 
     # --- inside ---------------------------------------------------------------------------------
@@ -293,9 +287,10 @@ class _Socket:
             limit = service.options.limits.names_per_stream
             parsed = parse_discovery_request(request, max_names=limit)
             if parsed.type_url not in ("", SECRET_TYPE):
-                raise TypeUrlError(
+                raise ProtocolError(
                     f"type_url {parsed.type_url[:200]!r} is not served here",
                     advice=f"ask for {SECRET_TYPE}",
+                    reason="wrong_type_url",
                 )
             strong = parsed.node is not None and parsed.node.wants_spiffe_validator
             view = service.view(entitlement, strong=strong)

@@ -14,7 +14,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sds.errors import CallEndedError, LimitError, TypeUrlError
+from sds.errors import CallEndedError, LimitError, ProtocolError
 from sds.serving.catalog import CallerView, newest
 from sds.serving.encode import SECRET_TYPE, Resource, delta_response, sotw_response
 from sds.serving.observer import Event, Method
@@ -166,13 +166,16 @@ class Stream:
         if self.method not in ADS_METHODS:
             if not type_url:
                 return True  # the method says which type is meant
-            raise TypeUrlError(
-                f"type_url {type_url[:200]!r} is not served here", advice=f"ask for {SECRET_TYPE}"
+            raise ProtocolError(
+                f"type_url {type_url[:200]!r} is not served here",
+                advice=f"ask for {SECRET_TYPE}",
+                reason="wrong_type_url",
             )
         if not type_url:
-            raise TypeUrlError(
+            raise ProtocolError(
                 "a request on the aggregated stream has no type_url",
                 advice=f"ask for {SECRET_TYPE}",
+                reason="wrong_type_url",
             )
         self._observer.count(Event.OTHER_TYPE, self.method)
         if self._other_types is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from sds.errors import CompressedMessageError, LimitError, MalformedRequestError
+from sds.errors import LimitError, MalformedRequestError
 
 PREFIX_BYTES: Final = 5
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
@@ -53,7 +53,7 @@ class MessageReader:
 
         Raises:
             LimitError: a message is larger than the limit.
-            CompressedMessageError: a message is compressed.
+            MalformedRequestError: ``compressed_message``: a message is compressed.
         """
         held = self._held
         held += data
@@ -61,8 +61,10 @@ class MessageReader:
         at = 0
         while len(held) - at >= PREFIX_BYTES:
             if held[at]:
-                raise CompressedMessageError(
-                    "a message is compressed", advice="send with grpc-encoding identity"
+                raise MalformedRequestError(
+                    "a message is compressed",
+                    advice="send with grpc-encoding identity",
+                    reason="compressed_message",
                 )
             length = int.from_bytes(held[at + 1 : at + PREFIX_BYTES], "big")
             if length > self._most:

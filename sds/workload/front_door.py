@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.errors import CgroupError, ConnectionLimitError, UnknownConnectionError, WorkloadError
+from sds.errors import CgroupError, WorkloadError
 from sds.workload.cgroup import parse_cgroup
 from sds.workload.peer import Peer
 from sds.workload.recognition import Recognition
@@ -130,7 +130,8 @@ class FrontDoor:
         """The entitlement of the caller behind a call; waits for a match, bounded.
 
         Raises:
-            UnknownConnectionError: the connection did not come through this door, or has ended.
+            WorkloadError: ``unknown_connection``: the connection did not come through this door, or
+                has ended.
             WorkloadError: the caller is not recognised; the text says what was found about it.
         """
         return await self.recognition(context).entitlement()
@@ -139,11 +140,13 @@ class FrontDoor:
         """What is known about the caller behind a call.
 
         Raises:
-            UnknownConnectionError: as above.
+            WorkloadError: ``unknown_connection``: as above.
         """
         caller = context.caller()
         if not isinstance(caller, Recognition):
-            raise UnknownConnectionError("this connection did not come through the front door")
+            raise WorkloadError(
+                "this connection did not come through the front door", reason="unknown_connection"
+            )
         return caller
 
     @property
@@ -207,16 +210,18 @@ class FrontDoor:
 
     def _admit(self, accepted: socket.socket) -> _Connection:
         if len(self._connections) >= self._limits.connections:
-            raise ConnectionLimitError(
+            raise WorkloadError(
                 f"there are {self._limits.connections} connections already",
                 advice="raise the limit of connections, or look who opens so many",
+                reason="connection_limit",
             )
         peer = Peer.of(accepted)
         owner = _owner(peer)
         if self._owners[owner] >= self._limits.connections_per_owner:
             peer.close()
-            raise ConnectionLimitError(
-                f"{owner} has {self._limits.connections_per_owner} connections already"
+            raise WorkloadError(
+                f"{owner} has {self._limits.connections_per_owner} connections already",
+                reason="connection_limit",
             )
         connection = _Connection(
             owner=owner,

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from sds.errors import PeerCredentialsError, PeerGoneError
+from sds.errors import PeerGoneError, WorkloadError
 
 _LOG = logging.getLogger("sds.workload.peer")
 
@@ -58,20 +58,23 @@ class Peer:
         """Who connected to this accepted Unix socket.
 
         Raises:
-            PeerCredentialsError: the kernel shows pid 0 (the caller is in a PID namespace that we
-                do not see), or has no credentials for this socket.
+            WorkloadError: ``peer_credentials``: the kernel shows pid 0 (the caller is in a PID
+                namespace that we do not see), or has no credentials for this socket.
             PeerGoneError: the process has ended already.
         """
         try:
             raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
         except OSError as error:
-            raise PeerCredentialsError(f"no credentials of the peer: {error.strerror}") from error
+            raise WorkloadError(
+                f"no credentials of the peer: {error.strerror}", reason="peer_credentials"
+            ) from error
         pid, uid, gid = _UCRED.unpack(raw)
         if pid <= 0:
-            raise PeerCredentialsError(
+            raise WorkloadError(
                 "the kernel shows the caller with pid 0: it runs in a PID namespace that this "
                 "program does not see",
                 advice="run the agent in the host's PID namespace (hostPID: true)",
+                reason="peer_credentials",
             )
         pidfd = _pidfd(connection)
         peer = cls(pid=pid, uid=uid, gid=gid, groups=frozenset(), pidfd=pidfd)
@@ -80,7 +83,7 @@ class Peer:
                 peer.start_time = process_start_time(pid)
             peer.groups = _groups(connection, pid)
             peer.check()
-        except (PeerGoneError, PeerCredentialsError):
+        except WorkloadError:
             peer.close()
             raise
         return peer
@@ -144,7 +147,9 @@ def _pidfd(connection: socket.socket) -> int | None:
             return None
         if error.errno in {errno.ESRCH, errno.EINVAL}:  # reaped before we asked
             raise PeerGoneError("the process that connected has ended") from error
-        raise PeerCredentialsError(f"no pidfd of the peer: {error.strerror}") from error
+        raise WorkloadError(
+            f"no pidfd of the peer: {error.strerror}", reason="peer_credentials"
+        ) from error
     os.set_inheritable(pidfd, False)  # noqa: FBT003  positional-only
     return pidfd
 
@@ -156,7 +161,9 @@ def _pid_of(pidfd: int) -> int:
         name, _, value = line.partition(":")
         if name == "Pid":
             return int(value)
-    raise PeerCredentialsError(f"/proc/self/fdinfo/{pidfd} does not describe a pidfd")
+    raise WorkloadError(
+        f"/proc/self/fdinfo/{pidfd} does not describe a pidfd", reason="peer_credentials"
+    )
 
 
 def _groups(connection: socket.socket, pid: int) -> frozenset[int]:
@@ -181,4 +188,4 @@ def _groups_from_proc(pid: int) -> frozenset[int]:
         name, _, value = line.partition(":")
         if name == "Groups":
             return frozenset(int(group) for group in value.split())
-    raise PeerCredentialsError(f"/proc/{pid}/status has no line 'Groups'")
+    raise WorkloadError(f"/proc/{pid}/status has no line 'Groups'", reason="peer_credentials")

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.errors import NoMatchError, PeerGoneError, UndeterminedError
+from sds.errors import PeerGoneError, WorkloadError
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
@@ -204,8 +204,10 @@ class Recognition:
         """The caller's entitlement; waits for a match for :attr:`Timing.hold` seconds.
 
         Raises:
-            NoMatchError: no rule matches; the text says what was found about the caller.
-            UndeterminedError: something a rule asks for could not be found out in time.
+            WorkloadError: ``no_match``: no rule matches; the text says what was found about the
+                caller.
+            WorkloadError: ``undetermined``: something a rule asks for could not be found out in
+                time.
             PeerGoneError: the process has ended.
         """
         hold = self._recogniser.timing.hold
@@ -317,17 +319,19 @@ class Recognition:
                 self._entitlement.end(error)
             self._hold_only(())
 
-    def _why_not(self, waited: float) -> NoMatchError | UndeterminedError:
+    def _why_not(self, waited: float) -> WorkloadError:
         found = describe_selectors(self.outcome.facts.selectors)
         held = f" within {waited:g} s" if waited else ""
         if (why := self.outcome.decision.undetermined) is not None:
-            return UndeterminedError(
+            return WorkloadError(
                 f"this caller could not be recognised{held}: {why.reason}; found: {found}",
                 advice="the agent's log and `sds status` say what it waits for",
+                reason="undetermined",
             )
-        return NoMatchError(
+        return WorkloadError(
             f"no workload rule matches this caller{held}; found: {found}",
             advice="compare with the rules; `sds whoami` shows this at any time",
+            reason="no_match",
         )
 
     def _say(self, outcome: Outcome) -> None:

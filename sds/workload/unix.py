@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import ExecutableError, PeerGoneError
+from sds.errors import PeerGoneError, WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 
@@ -67,8 +67,9 @@ class ExecutableReader:
 
         Raises:
             PeerGoneError: there is no such process.
-            ExecutableError: it may not be read (another user's process without CAP_SYS_PTRACE), or
-                lies on a file system whose content its own user can forge.
+            WorkloadError: ``executable_unreadable``: it may not be read (another user's process
+                without CAP_SYS_PTRACE), or lies on a file system whose content its own user can
+                forge.
         """
         path, file = _open(pid)
         with file:
@@ -79,12 +80,16 @@ class ExecutableReader:
     async def _digest(self, pid: int, file: FileIO) -> str:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_EXECUTABLE_BYTES:
-            raise ExecutableError(f"the executable of process {pid} is no ordinary file")
+            raise WorkloadError(
+                f"the executable of process {pid} is no ordinary file",
+                reason="executable_unreadable",
+            )
         if _filesystem_type(file.fileno()) == _FUSE_SUPER_MAGIC:
-            raise ExecutableError(
+            raise WorkloadError(
                 f"the executable of process {pid} lies on a FUSE file system: whoever serves it "
                 "can show another content to us than to the kernel",
                 advice="run it from an ordinary file system",
+                reason="executable_unreadable",
             )
         key = _fingerprint(status)
         if (known := self._digests.get(key)) is not None:
@@ -93,7 +98,10 @@ class ExecutableReader:
         sha256 = await asyncio.to_thread(_sha256, file)
         after = os.fstat(file.fileno())
         if _fingerprint(after) != key:
-            raise ExecutableError(f"the executable of process {pid} changed while it was read")
+            raise WorkloadError(
+                f"the executable of process {pid} changed while it was read",
+                reason="executable_unreadable",
+            )
         settled = self._clock.now().wall.timestamp() - max(after.st_ctime, after.st_mtime)
         if settled > _SETTLED_SECONDS:
             self._digests[key] = sha256
@@ -122,7 +130,9 @@ class UnixAttestor:
         if needed & EXECUTABLE_TYPES:
             try:
                 executable = await self._executables.read(peer.pid)
-            except ExecutableError as error:
+            except PeerGoneError:
+                raise
+            except WorkloadError as error:
                 peer.check()
                 return Facts(unknown={"unix:": error})
             found.add(Selector("unix:sha256", executable.sha256))
@@ -143,9 +153,10 @@ def _open(pid: int) -> tuple[str, FileIO]:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise PeerGoneError(f"process {pid} has ended, or is the kernel's") from error
     except OSError as error:
-        raise ExecutableError(
+        raise WorkloadError(
             f"the executable of process {pid} cannot be read: {error.strerror}",
             advice="give the agent CAP_SYS_PTRACE, or write no rule on unix:path, unix:sha256",
+            reason="executable_unreadable",
         ) from error
 
 
@@ -167,5 +178,7 @@ def _filesystem_type(descriptor: int) -> int:
     """``f_type`` of fstatfs(2), its first word."""
     buffer = ctypes.create_string_buffer(_STATFS_BYTES)
     if _libc.fstatfs(descriptor, buffer) != 0:
-        raise ExecutableError(f"fstatfs: {os.strerror(ctypes.get_errno())}")
+        raise WorkloadError(
+            f"fstatfs: {os.strerror(ctypes.get_errno())}", reason="executable_unreadable"
+        )
     return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little")

@@ -32,6 +32,7 @@ from tests.support.authority import (
     verifier_of,
     wish,
 )
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Evidence, ReportData
@@ -273,9 +274,10 @@ async def test_an_authority_without_a_certificate_says_so() -> None:
     from sds.ca.app import running_authority  # noqa: PLC0415  World.running waits for readiness
 
     async with running_authority(parts) as authority, world.client(authority.port) as client:
-        with pytest.raises(errors.AuthorityRefusedForNowError) as raised:
+        with pytest.raises(errors.AuthorityRefusedError) as raised:
             await client.issue([wish()[1]])
         assert raised.value.wire_reason == "authority_not_ready"
+        assert raised.value.retriable
 
 
 async def test_a_server_that_speaks_something_else_is_an_error_of_ours() -> None:
@@ -373,7 +375,7 @@ async def test_plain_tls_is_verified_against_root_and_name() -> None:
                     await client.issue(items(wanted))
         # Where reference values are configured, TLS alone is not enough.
         async with world.client(settings=good) as client:
-            with pytest.raises(errors.AuthorityEvidenceError, match="no evidence"):
+            with refused("authority_evidence", match="no evidence"):
                 await client.issue(items(wanted))
 
 
@@ -407,7 +409,9 @@ class EpochRules(ConfiguredRules):
 
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
         if digest != self.digest:
-            raise errors.PolicyBehindError(f"policy epoch {epoch}, and {self.epoch} is in force")
+            raise errors.RefusedError(
+                f"policy epoch {epoch}, and {self.epoch} is in force", reason="policy_behind"
+            )
 
 
 @dataclass

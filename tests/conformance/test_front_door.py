@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from sds.agent.directory import listening
-from sds.errors import KubeletError
+from sds.errors import KubernetesError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.front_door import Limits
@@ -105,7 +105,7 @@ async def test_something_unknown_changes_nobody_who_was_recognised(tmp_path: Pat
         async with grpc.aio.insecure_channel(f"unix:{door.path}") as channel:
             stream = follow(channel)
             assert await stream.read() == b"spiffe://example.org/r0"
-            told.tell(Facts(unknown={"k8s:": KubeletError("down")}))
+            told.tell(Facts(unknown={"k8s:": KubernetesError("down", reason="kubelet")}))
             await asyncio.sleep(0.25)  # at least two rechecks
             assert door.entitlements[-1].ended is None
             with pytest.raises(grpc.aio.AioRpcError) as caught:

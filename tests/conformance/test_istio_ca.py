@@ -18,8 +18,6 @@ from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
     AuthorityRefusedError,
-    AuthorityRefusedForNowError,
-    AuthorityTokenError,
     AuthorityUnavailableError,
     ConfigurationError,
 )
@@ -27,6 +25,7 @@ from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, SpiffeId
 from sds.pki import verify_svid_chain
 from tests.support import istio_ca
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -155,21 +154,21 @@ async def test_a_batch_keeps_its_order_and_fails_one_by_one(endpoint: istio_ca.E
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "text"),
+    ("name", "reason", "text"),
     [
-        ("bad-aud", AuthorityRefusedError, "audience 'other'"),
-        ("string-aud", AuthorityRefusedError, "not a list"),
-        ("expired", AuthorityRefusedForNowError, "expired at"),
-        ("bad-key", AuthorityRefusedForNowError, "trust its issuer"),
-        ("bad-iss", AuthorityRefusedForNowError, "trust its issuer"),
-        ("bad-sub", AuthorityRefusedError, "'alice' is no service account"),
+        ("bad-aud", "authority_refused", "audience 'other'"),
+        ("string-aud", "authority_refused", "not a list"),
+        ("expired", "authority_refused_for_now", "expired at"),
+        ("bad-key", "authority_refused_for_now", "trust its issuer"),
+        ("bad-iss", "authority_refused_for_now", "trust its issuer"),
+        ("bad-sub", "authority_refused", "'alice' is no service account"),
     ],
 )
 async def test_a_bad_token_is_refused_and_explained(
-    endpoint: istio_ca.Endpoint, name: str, kind: type, text: str
+    endpoint: istio_ca.Endpoint, name: str, reason: str, text: str
 ) -> None:
     error = await refusal(settings(endpoint, token=endpoint.token(name)))
-    assert type(error) is kind
+    assert error.reason == reason
     assert text in error.advice
     assert endpoint.token(name).read_text().strip() not in f"{error!r} {error}"
 
@@ -220,7 +219,8 @@ async def test_impersonation_by_an_untrusted_account_is_refused(
     endpoint: istio_ca.Endpoint,
 ) -> None:
     error = await refusal(settings(endpoint, impersonate=True), item(OTHER))
-    assert isinstance(error, AuthorityRefusedForNowError)
+    assert isinstance(error, AuthorityRefusedError)
+    assert error.retriable
     assert error.wire_reason == "impersonation"
 
 
@@ -282,7 +282,8 @@ async def test_the_token_and_the_root_are_read_again_when_they_change(tmp_path: 
     client = IstioAuthority(settings(endpoint), clock=SystemClock())
     try:
         (refused,) = (await client.issue([item()])).outcomes
-        assert isinstance(refused, AuthorityRefusedForNowError)
+        assert isinstance(refused, AuthorityRefusedError)
+        assert refused.reason == "authority_refused_for_now"
         endpoint.token().write_text(good)
         leaf_of((await client.issue([item()])).outcomes[0])
         # The authority comes back with another root, which the mesh distributes as a file.
@@ -329,7 +330,7 @@ async def test_a_token_file_that_is_no_token(
     endpoint = istio_ca.Endpoint(address=unused_address, folder=tmp_path)
     if content is not None:
         endpoint.token().write_bytes(content)
-    with pytest.raises(AuthorityTokenError, match=text):
+    with refused("authority_token", match=text):
         await ask(settings(endpoint), item())
 
 

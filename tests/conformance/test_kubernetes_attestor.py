@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.clock import SystemClock
-from sds.errors import CgroupError, ConfigurationError, KubeletError, KubernetesApiError
+from sds.errors import CgroupError, ConfigurationError, KubernetesError
 from sds.workload.kubernetes import attestor as attestor_module
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import CONTAINER_TYPES, KubernetesAttestor, Waiting
@@ -23,6 +23,7 @@ from sds.workload.peer import Peer
 from tests.support.certificates import ca_wish, self_signed
 from tests.support.front_door import until
 from tests.support.kubernetes import Cluster, cluster, container_id, pod, service
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -130,7 +131,7 @@ async def test_a_process_outside_pods_has_no_fact_and_that_is_known(
 
 async def test_this_very_process_with_its_real_control_groups(node: Node, peer: Peer) -> None:
     facts = await node.attestor()(peer)
-    assert not facts.unknown or isinstance(facts.why_unknown("k8s:ns"), KubeletError)
+    assert not facts.unknown or isinstance(facts.why_unknown("k8s:ns"), KubernetesError)
 
 
 async def test_control_groups_that_contradict_each_other(
@@ -209,8 +210,8 @@ async def test_a_kubelet_that_fails_gives_no_identity_then_recovers(
         facts = await node.attestor()(peer)
     assert selectors(facts) == set()
     error = facts.why_unknown("k8s:sa")
-    assert isinstance(error, KubeletError)
-    with pytest.raises(KubeletError, match=text):
+    assert isinstance(error, KubernetesError)
+    with refused("kubelet", match=text):
         raise error
     assert error.retriable
     node.kube.kubelet_answer = None
@@ -318,7 +319,7 @@ async def test_without_services_the_pod_is_recognised_all_the_same(
         facts = await attestor.attest(peer, frozenset())
         assert "k8s:sa:web" in selectors(facts)
         assert facts.services == frozenset()
-        assert isinstance(services.error, KubernetesApiError)
+        assert isinstance(services.error, KubernetesError)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -336,7 +337,7 @@ async def test_the_servers_certificate_is_verified(tmp_path: Path) -> None:
             (kube.kubelet(token_file=tmp_path / "absent"), "No such file"),
         ):
             async with ApiClient(server) as client:
-                with pytest.raises(KubeletError, match=text):
+                with refused("kubelet", match=text):
                     await client.get("/pods")
         async with ApiClient(kube.kubelet(server_name="node1")) as client:
             assert b"PodList" in await client.get("/pods")
@@ -360,7 +361,7 @@ async def test_skipping_verification_is_loud_and_only_for_loopback(
 async def test_a_renewed_token_is_used_and_no_token_is_shown(tmp_path: Path) -> None:
     async with cluster(tmp_path) as kube, ApiClient(kube.kubelet()) as client:
         kube.token_file.write_text("stale-secret")
-        with pytest.raises(KubeletError, match="401") as caught:
+        with refused("kubelet", match="401") as caught:
             await client.get("/pods")
         assert "stale-secret" not in repr(caught.value) + str(caught.value)
         kube.token_file.write_text("the-agents-own-token")

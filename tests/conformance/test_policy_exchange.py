@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from sds import errors
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.clock import Instant, SystemClock
@@ -17,6 +15,7 @@ from sds.policy.holder import PolicyHolder
 from sds.policy.keeping import Keeping
 from tests.support.authority import AGENT, Machine, World, identity, items, wish
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from sds.authority.attested import AttestedAuthority
@@ -193,7 +192,7 @@ async def test_everyone_rolled_back_ends_with_the_window() -> None:
         assert await ask(client) == ""
         later.shift = timedelta(days=2)
         assert await ask(client) == "policy_expired"
-        with pytest.raises(errors.PolicyExpiredError):
+        with refused("policy_expired"):
             agent.in_force()
 
 

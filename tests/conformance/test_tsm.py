@@ -19,9 +19,10 @@ from sds.attestation.guest.attester import guest_attester
 from sds.attestation.guest.tsm import ATTEMPTS, TsmAttester
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
-from sds.errors import EvidenceError, EvidenceUnavailableError, EvidenceUnsupportedError
+from sds.errors import EvidenceError, EvidenceUnavailableError
 from tests.support import need
 from tests.support.machines import NOW, simulated
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -149,7 +150,7 @@ async def test_a_quote(mounted: Mounted) -> None:
     guest = guest_attester(SystemClock(), reports=mounted.folder)
     assert (await guest.attest(data)).kind is EvidenceKind.TDX
     other = guest_attester(SystemClock(), reports=mounted.folder, kind=EvidenceKind.SEV_SNP)
-    with pytest.raises(EvidenceUnsupportedError, match="configured is sev-snp"):
+    with refused("evidence_unsupported", match="configured is sev-snp"):
         await other.attest(data)
     with pytest.raises(EvidenceUnavailableError, match="another request"):
         await TsmAttester(HurriedClock(), reports=mounted.folder).attest(DATA)
@@ -169,9 +170,9 @@ async def test_a_cancelled_request_leaves_nothing(mounted: Mounted) -> None:
 
 
 async def test_a_machine_without_it(tmp_path: Path) -> None:
-    with pytest.raises(EvidenceUnsupportedError):
+    with refused("evidence_unsupported"):
         await TsmAttester(SystemClock(), reports=tmp_path / "none").attest(DATA)
-    with pytest.raises(EvidenceUnsupportedError, match="neither"):
+    with refused("evidence_unsupported", match="neither"):
         guest_attester(SystemClock(), reports=tmp_path / "none", device=tmp_path / "none")
     # A directory without the kernel behind it.
     with pytest.raises(EvidenceError):

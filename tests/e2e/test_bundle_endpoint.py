@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from sds.demo.envoys import LOOPBACK, ReservedPort
-from sds.errors import BundleUnavailableError
 from sds.federation import document, endpoint
 from sds.federation.endpoint import Endpoint
 from sds.federation.serve import bundle_handler
@@ -19,6 +18,7 @@ from sds.operations.http import listening
 from sds.settings.listen import ListenAddress
 from tests.support import need
 from tests.support.envoy import running_envoy
+from tests.support.refusals import refused
 from tests.support.serving import TD, WEB, root, serving
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ async def test_https_spiffe_through_the_documented_envoy(tmp_path: Path) -> None
             assert read.roots == roots
             assert read.refresh_hint == timedelta(minutes=2)
             other = Endpoint(url=url, spiffe_id=SpiffeId.parse(f"spiffe://{TD}/other"))
-            with pytest.raises(BundleUnavailableError, match="not spiffe://"):
+            with refused("bundle_unavailable", match="not spiffe://"):
                 await asyncio.to_thread(endpoint.fetch, other, roots=roots)
-            with pytest.raises(BundleUnavailableError, match="TLS does not hold"):
+            with refused("bundle_unavailable", match="TLS does not hold"):
                 await asyncio.to_thread(endpoint.fetch, ours, roots=(root("two").der,))
     port.close()

@@ -11,7 +11,8 @@ import pytest
 
 from sds.clock import SystemClock
 from sds.demo.events import Exited, Started
-from sds.demo.supervisor import Part, PartEndedError, Supervisor
+from sds.demo.supervisor import Part, Supervisor
+from sds.errors import SdsError
 from tests.support.process import PATIENCE_SECONDS, running
 
 pytestmark = pytest.mark.e2e
@@ -117,7 +118,8 @@ async def test_a_part_that_cannot_start_ends_everything_with_its_words(tmp_path:
     with pytest.raises(ExceptionGroup) as raised:
         await watch.supervisor.run()
     (error,) = raised.value.exceptions
-    assert isinstance(error, PartEndedError)
+    assert isinstance(error, SdsError)
+    assert error.reason == "part_ended"
     assert "no way" in str(error)
     assert "status 1" in str(error)
     assert not alive(watch.supervisor.pids["healthy"])

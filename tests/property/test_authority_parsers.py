@@ -62,7 +62,7 @@ def test_a_root_with_a_changed_byte_lets_only_our_errors_out(position: int, flip
 def test_a_csr_with_a_changed_byte_is_refused(position: int, flip: int) -> None:
     changed = bytearray(CSR)
     changed[position] ^= flip
-    with contextlib.suppress(errors.CsrError, errors.KeyTypeError):
+    with contextlib.suppress(errors.CertificateError, errors.KeyTypeError):
         pki.csr_public_key(bytes(changed))
         one, other = (x509.load_der_x509_csr(der) for der in (CSR, bytes(changed)))
         assert one.tbs_certrequest_bytes == other.tbs_certrequest_bytes

@@ -17,7 +17,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sds.errors import PolicyAbsentError, PolicyExpiredError
+from sds.errors import PolicyNotInForceError
 from sds.policy.keeping import Keeping, offer, split
 from sds.policy.standing import NO_POLICY_DIGEST, Standing, standing
 from sds.policy.trust import Epoch
@@ -129,7 +129,7 @@ class Epochs(RuleBasedStateMachine):
         assert agent.epoch.number >= before
         try:
             policy = authority.state.in_force(self.now)
-        except (PolicyAbsentError, PolicyExpiredError):
+        except PolicyNotInForceError:
             return
         assert policy.epoch.number >= before
 

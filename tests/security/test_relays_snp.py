@@ -16,6 +16,7 @@ from sds.clock import SystemClock
 from sds.exchange import wire
 from tests.support.authority import World, identity, rule, wish
 from tests.support.raw_exchange import Middle, Response, raw_stream, request
+from tests.support.refusals import refused
 
 NODE, AUTHORITY = b"node".ljust(48, b"\0"), b"authority".ljust(48, b"\0")
 ONE, TWO = (wish(identity(f"/ns/a/sa/w{index}"))[1] for index in range(2))
@@ -106,13 +107,13 @@ async def test_a_man_in_the_middle_and_another_authority(chips: SimulatedRoot) -
             response.challenge.tls_spki_sha256 = tls.key_digest
             return response
 
-        for down, error in (
-            (lambda response: response, errors.AuthorityEvidenceError),
-            (claim, errors.EvidenceBindingError),
+        for down, reason in (
+            (lambda response: response, "authority_evidence"),
+            (claim, "report_data_mismatch"),
         ):
             middle = Middle(running.port, tls, down=down)
             async with middle.listening() as port, world.client(port, **agent) as client:
-                with pytest.raises(error):
+                with refused(reason):
                     await client.issue([ONE])
             assert [seen.WhichOneof("request") for seen in middle.seen] == ["hello"]
         async with world.client(running.port, **agent) as client:

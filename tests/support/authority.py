@@ -28,7 +28,7 @@ from sds.ca.journal import Journal
 from sds.ca.signers import SelfSigned
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
-from sds.errors import EvidenceBindingError, EvidenceError, EvidenceMalformedError
+from sds.errors import EvidenceError, EvidenceMalformedError
 from sds.exchange.item import CertificateItem
 from sds.exchange.wire import SERVICE
 from sds.identity import Identity, KeyType, SpiffeId, parse_trust_domain
@@ -75,7 +75,9 @@ class MachineVerifier:
         else:
             raise EvidenceError("the report was signed by another chip")
         if report[48:112] != data:
-            raise EvidenceBindingError("the report data is not what was demanded")
+            raise EvidenceError(
+                "the report data is not what was demanded", reason="report_data_mismatch"
+            )
         measurement = report[:48].hex()
         if measurement not in self.measurements:
             raise EvidenceError(f"the measurement {measurement} is not accepted")

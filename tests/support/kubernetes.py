@@ -23,7 +23,6 @@ from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sds.errors import KubeletError, KubernetesApiError
 from sds.pki import private_key_pem
 from sds.workload.kubernetes.api import Server
 from tests.support.certificates import Wish, ca_wish, common_name, self_signed
@@ -137,11 +136,11 @@ class Cluster:
 
     def kubelet(self, **more: Any) -> Server:
         """How our client reaches the kubelet."""
-        return self._server(error=KubeletError, **more)
+        return self._server(reason="kubelet", **more)
 
     def api(self, **more: Any) -> Server:
         """How our client reaches the API server."""
-        return self._server(error=KubernetesApiError, **more)
+        return self._server(reason="kubernetes_api", **more)
 
     def _server(self, **more: Any) -> Server:
         given = {"url": self.url, "ca_file": self.ca_file, "token_file": self.token_file}

@@ -12,7 +12,8 @@ import aiohttp
 from sds.bootstrap.plan import Protocol
 from sds.demo.envoys import DemoPorts, ReservedPort, bootstraps
 from sds.demo.ledger import Ledger
-from sds.demo.traffic import RequestFailedError, request
+from sds.demo.traffic import request
+from sds.errors import RequestFailedError
 from tests.support.envoy import Envoy, running_envoy
 from tests.support.process import PATIENCE_SECONDS
 

@@ -24,6 +24,7 @@ from sds.identity import Identity, KeyType, SpiffeId
 from sds.pki import generate_private_key, make_csr
 from tests.support import need
 from tests.support.certificates import ca_wish, self_signed
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +59,7 @@ def test_statement_types_are_fixed_and_uuid_based() -> None:
         EvidenceKind.SEV_SNP: f"2.25.{0xFDAF082383B6435185430DFE0FCAA9B4}",
         EvidenceKind.TDX: f"2.25.{0x69C427F2211C4DC8AB7356F6869D1312}",
     } == STATEMENTS
-    with pytest.raises(errors.CsrError):
+    with refused("csr_invalid"):
         make_attested_csr(
             KEY, IDENTITY, Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=b"token")
         )
@@ -89,7 +90,7 @@ def test_openssl_parses_it_and_verifies_its_signature(tmp_path: Path) -> None:
 
 
 def test_a_plain_csr_is_refused() -> None:
-    with pytest.raises(errors.CsrError, match="0 attestation attributes"):
+    with refused("csr_invalid", match="0 attestation attributes"):
         parse_attested_csr(make_csr(KEY, IDENTITY))
 
 
@@ -104,7 +105,7 @@ def test_sans_that_cannot_be_asked_for() -> None:
         if names:
             sans = x509.SubjectAlternativeName(list(names))
             builder = builder.add_extension(sans, critical=True)
-        with pytest.raises(errors.CsrError):
+        with refused("csr_invalid"):
             parse_attested_csr(builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER))
 
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 from datetime import timedelta
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from sds.exchange.challenge import (
 )
 from sds.exchange.item import CertificateItem
 from sds.identity import Identity, SpiffeId
+from tests.support.refusals import refused
 
 
 def eight(number: int) -> bytes:
@@ -119,13 +119,13 @@ def test_a_nonce_is_redeemed_once_by_its_stream_in_its_time() -> None:
     mine, other = table.open(), table.open()
     nonce = table.issue(mine, now=0)
     assert len(nonce) == 32
-    with pytest.raises(errors.NonceUnknownError):
+    with refused("nonce_unknown"):
         table.redeem(other, nonce, now=1)
     table.redeem(mine, nonce, now=1)
-    with pytest.raises(errors.NonceUsedError):
+    with refused("nonce_used"):
         table.redeem(mine, nonce, now=1)
     late = table.issue(mine, now=1)
-    with pytest.raises(errors.NonceExpiredError):
+    with refused("nonce_expired"):
         table.redeem(mine, late, now=11)
     assert len(table) == 0
 
@@ -136,7 +136,7 @@ def test_nonces_go_with_their_stream() -> None:
     nonce = table.issue(stream, now=0)
     table.close(stream)
     assert len(table) == 0
-    with pytest.raises(errors.NonceUnknownError):
+    with refused("nonce_unknown"):
         table.redeem(stream, nonce, now=0)
 
 
@@ -145,7 +145,7 @@ def test_the_table_is_bounded_and_the_oldest_make_room() -> None:
     streams = [table.open() for _ in range(5)]
     given = [table.issue(stream, now=0) for stream in streams]
     assert len(table) == 3
-    with pytest.raises(errors.NonceExpiredError):
+    with refused("nonce_expired"):
         table.redeem(streams[0], given[0], now=0)
     table.redeem(streams[4], given[4], now=0)
     hoarder = table.open()

@@ -18,6 +18,7 @@ from sds.pki import certificate_pem, generate_private_key
 from tests.support.authority import TRUST_DOMAIN
 from tests.support.certificates import Wish, ca_wish, self_signed
 from tests.support.clock import FakeClock
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -101,14 +102,14 @@ async def test_nothing_is_signed_before_the_first_and_after_the_last() -> None:
     source.failures = 10**6
     async with signing(source, clock) as box:
         await clock.advance(60)
-        with pytest.raises(errors.AuthorityNotReadyError):
+        with refused("authority_not_ready"):
             box.current()
         source.failures = 0
         await clock.advance(60)
         assert box.current() is source.given[0]
         source.failures = 10**6
         clock.step(24 * 3600)
-        with pytest.raises(errors.AuthorityNotReadyError):
+        with refused("authority_not_ready"):
             box.current()
         assert box.roots == ()
 
@@ -190,5 +191,5 @@ async def test_a_request_that_cannot_be_written(tmp_path: Path) -> None:
         roots_file=tmp_path / "roots.pem",
         clock=FakeClock(),
     )
-    with pytest.raises(errors.AuthorityNotReadyError, match="missing"):
+    with refused("authority_not_ready", match="missing"):
         await source.next_signer()

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds.bootstrap.build import PEER_BODY, SERVER_CERTIFICATE_HEADER
 from sds.bootstrap.plan import Protocol
 from sds.demo import envoys, traffic
-from sds.demo.traffic import RequestFailedError, client_certificate, server_certificate
-from sds.errors import ConfigurationError
+from sds.demo.traffic import client_certificate, server_certificate
+from sds.errors import ConfigurationError, RequestFailedError
 from tests.support import bootstrap_rules
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,12 +11,7 @@ from cryptography.x509 import UniformResourceIdentifier
 
 from sds.authority import istio_answer
 from sds.authority.istio_token import bearer_problem
-from sds.errors import (
-    AuthorityAnswerError,
-    AuthorityRefusedError,
-    AuthorityRefusedForNowError,
-    AuthorityUnavailableError,
-)
+from sds.errors import AuthorityAnswerError
 from sds.identity import Identity, SpiffeId
 from tests.support.istio_ca import ACCOUNT, Issuer, _leaf
 
@@ -85,24 +80,24 @@ def test_a_certificate_for_somebody_else_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "details", "kind", "advice"),
+    ("code", "details", "reason", "advice"),
     [
-        ("UNAVAILABLE", "connection refused", AuthorityUnavailableError, "is istiod running"),
-        ("UNAVAILABLE", "Ssl handshake failed", AuthorityUnavailableError, "server_name"),
-        ("DEADLINE_EXCEEDED", "", AuthorityUnavailableError, ""),
-        ("INTERNAL", "CA is not ready", AuthorityUnavailableError, ""),
-        ("RESOURCE_EXHAUSTED", "", AuthorityRefusedForNowError, ""),
-        ("INVALID_ARGUMENT", "requested TTL 9 is", AuthorityRefusedError, "shorter lifetime"),
-        ("INVALID_ARGUMENT", "x509: ECDSA", AuthorityRefusedError, ""),
-        ("UNIMPLEMENTED", "unknown service", AuthorityRefusedError, "15012"),
-        ("PERMISSION_DENIED", "no", AuthorityRefusedError, ""),
+        ("UNAVAILABLE", "connection refused", "authority_unavailable", "is istiod running"),
+        ("UNAVAILABLE", "Ssl handshake failed", "authority_unavailable", "server_name"),
+        ("DEADLINE_EXCEEDED", "", "authority_unavailable", ""),
+        ("INTERNAL", "CA is not ready", "authority_unavailable", ""),
+        ("RESOURCE_EXHAUSTED", "", "authority_refused_for_now", ""),
+        ("INVALID_ARGUMENT", "requested TTL 9 is", "authority_refused", "shorter lifetime"),
+        ("INVALID_ARGUMENT", "x509: ECDSA", "authority_refused", ""),
+        ("UNIMPLEMENTED", "unknown service", "authority_refused", "15012"),
+        ("PERMISSION_DENIED", "no", "authority_refused", ""),
     ],
 )
-def test_statuses_become_errors(code: str, details: str, kind: type, advice: str) -> None:
+def test_statuses_become_errors(code: str, details: str, reason: str, advice: str) -> None:
     error = istio_answer.refusal(
         grpc.StatusCode[code], details, where="here", token_problem=None, impersonating=False
     )
-    assert type(error) is kind
+    assert error.reason == reason
     assert advice in error.advice
     assert f"here said {code}: {details}" in error.message
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-import pytest
-
-from sds.errors import CertificateMalformedError
 from sds.secrets.ledger import Ledger
 from tests.support.certificates import NOW, Wish, ca_wish, self_signed
+from tests.support.refusals import refused
 
 HOUR = timedelta(hours=1)
 _CA = ca_wish("root")
@@ -68,5 +66,5 @@ def test_an_expired_root_leaves_unless_it_is_the_last() -> None:
 
 
 def test_what_is_no_certificate_is_refused() -> None:
-    with pytest.raises(CertificateMalformedError):
+    with refused("certificate_malformed"):
         Ledger().vouched([b"x"], NOW)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sds.errors import SecretWipedError
 from sds.secrets.allocator import wiping_environment
-from sds.secrets.memory import SecretBytes, SecretWipedError, wipe
+from sds.secrets.memory import SecretBytes, wipe
 
 
 def test_a_secret_is_revealed_until_it_is_wiped() -> None:

@@ -14,9 +14,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from sds.errors import AuthorityUnavailableError, SdsError
+from sds.errors import AuthorityUnavailableError, SdsError, SecretWipedError
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
-from sds.secrets.memory import SecretWipedError
 from sds.secrets.rotation import Rotation, RotationSettings
 from sds.secrets.store import SecretStore
 from tests.support.clock import FakeClock

@@ -23,13 +23,10 @@ from sds.attestation.snp.certificate_table import (
 )
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
-from sds.errors import (
-    EvidenceMalformedError,
-    EvidenceUnavailableError,
-    EvidenceUnsupportedError,
-)
+from sds.errors import EvidenceMalformedError, EvidenceUnavailableError
 from tests.support.clock import PauseCounter
 from tests.support.machines import NOW, simulated
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,16 +118,16 @@ async def test_an_answer_to_another_request_is_not_taken(tmp_path: Path) -> None
 async def test_what_cannot_work_is_not_tried_again(tmp_path: Path) -> None:
     driver = Driver(simulated().machine())
     driver.status = 0x16
-    with pytest.raises(EvidenceUnsupportedError, match="status 22"):
+    with refused("evidence_unsupported", match="status 22"):
         await attester(driver, tmp_path / "sev-guest").attest(DATA)
     huge = Driver(simulated().machine(), bytes(2 * 1024 * 1024))
-    with pytest.raises(EvidenceUnsupportedError, match="host 1"):
+    with refused("evidence_unsupported", match="host 1"):
         await attester(huge, tmp_path / "sev-guest").attest(DATA)
-    with pytest.raises(EvidenceUnsupportedError, match="cannot be opened"):
+    with refused("evidence_unsupported", match="cannot be opened"):
         await SevGuestAttester(PauseCounter(), device=tmp_path / "none").attest(DATA)
     # The real ioctl, on a file that is no such device.
     (tmp_path / "file").touch()
-    with pytest.raises(EvidenceUnsupportedError, match="SNP_GET_EXT_REPORT"):
+    with refused("evidence_unsupported", match="SNP_GET_EXT_REPORT"):
         await SevGuestAttester(PauseCounter(), device=tmp_path / "file").attest(DATA)
 
 

@@ -6,7 +6,8 @@ import pytest
 from sds.attestation.evidence import REQUEST_LABEL, Evidence, report_data
 from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.attestation.snp.verifier import SnpVerifier
-from sds.errors import EndorsementUntrustedError, EvidenceBindingError, EvidenceError
+from sds.errors import EvidenceError
+from tests.support.refusals import refused
 
 NOW = datetime.now(UTC)
 DATA = report_data(REQUEST_LABEL, [b"nonce"])
@@ -36,7 +37,7 @@ async def test_it_is_refused_where_its_root_is_not_configured(
     simulated_root: SimulatedRoot,
 ) -> None:
     shown = await evidence(simulated_root.machine())
-    with pytest.raises(EndorsementUntrustedError):
+    with refused("chain_untrusted"):
         SnpVerifier().verify(shown, data=DATA, now=NOW)
 
 
@@ -44,7 +45,7 @@ async def test_the_binding_is_checked(simulated_root: SimulatedRoot) -> None:
     machine = simulated_root.machine()
     verifier = SnpVerifier(trusted_roots=[machine.ark_der])
     shown = await evidence(machine)
-    with pytest.raises(EvidenceBindingError):
+    with refused("report_data_mismatch"):
         verifier.verify(shown, data=report_data(REQUEST_LABEL, [b"other"]), now=NOW)
 
 

@@ -3,7 +3,7 @@ from datetime import timedelta
 import pytest
 from pydantic import ValidationError
 
-from sds.errors import ExecutableError, KubeletError
+from sds.errors import KubernetesError, WorkloadError
 from sds.identity import KeyType, SpiffeId, parse_trust_domain
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts, merge
@@ -95,7 +95,7 @@ def test_conditions(match: dict[str, object], expected: bool) -> None:  # noqa: 
 @pytest.mark.parametrize("matching", Matching)
 def test_a_rule_on_something_unknown_holds_the_decision_up(matching: Matching) -> None:
     rules = [rule("exact", match={"k8s:image-digest": "sha256:x"}), rule("late")]
-    down = KubeletError("down")
+    down = KubernetesError("down", reason="kubelet")
     known = Facts(selectors=facts().selectors, unknown={"k8s:image-digest": down})
     decision = decided(rules, known, matching)
     assert (decision.identities, decision.undetermined) == ((), down)
@@ -106,14 +106,23 @@ def test_a_rule_on_something_unknown_holds_the_decision_up(matching: Matching) -
 
 def test_a_known_mismatch_decides_a_rule_whatever_else_is_unknown() -> None:
     first = rule("first", match={"k8s:image-digest": "sha256:x", "k8s:ns": "elsewhere"})
-    known = Facts(selectors=facts().selectors, unknown={"k8s:image-digest": KubeletError("down")})
+    known = Facts(
+        selectors=facts().selectors,
+        unknown={"k8s:image-digest": KubernetesError("down", reason="kubelet")},
+    )
     assert ids(decided([first, rule("second")], known)) == ["spiffe://example.org/second"]
 
 
 def test_an_attestor_that_cannot_tell_makes_all_its_types_unknown() -> None:
-    known = merge([Facts(unknown={"unix:": ExecutableError("no")}), facts({"k8s:ns": "shop"})])
+    known = merge(
+        [
+            Facts(unknown={"unix:": WorkloadError("no", reason="executable_unreadable")}),
+            facts({"k8s:ns": "shop"}),
+        ]
+    )
     decision = decided([rule("u", match={"unix:uid": "0"}), rule("k")], known)
-    assert isinstance(decision.undetermined, ExecutableError)
+    assert decision.undetermined is not None
+    assert decision.undetermined.reason == "executable_unreadable"
     template_only = rule("t", spiffe_id="spiffe://example.org/{uid}")
     assert decided([template_only], known).undetermined is not None
 

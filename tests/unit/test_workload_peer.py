@@ -4,9 +4,10 @@ import socket
 
 import pytest
 
-from sds.errors import PeerCredentialsError, PeerGoneError
+from sds.errors import PeerGoneError
 from sds.workload import peer as peer_module
 from sds.workload.peer import SO_PEERPIDFD, Peer, process_start_time
+from tests.support.refusals import refused
 
 
 class Refusing(socket.socket):
@@ -63,18 +64,16 @@ def test_without_so_peerpidfd_the_start_time_is_the_second_check(
 
 
 @pytest.mark.parametrize(
-    ("option", "error", "expected"),
+    ("option", "error", "reason"),
     [
-        (socket.SO_PEERCRED, errno.EINVAL, PeerCredentialsError),
-        (SO_PEERPIDFD, errno.EPERM, PeerCredentialsError),
-        (SO_PEERPIDFD, errno.ESRCH, PeerGoneError),
-        (SO_PEERPIDFD, errno.EINVAL, PeerGoneError),
+        (socket.SO_PEERCRED, errno.EINVAL, "peer_credentials"),
+        (SO_PEERPIDFD, errno.EPERM, "peer_credentials"),
+        (SO_PEERPIDFD, errno.ESRCH, "peer_gone"),
+        (SO_PEERPIDFD, errno.EINVAL, "peer_gone"),
     ],
 )
-def test_what_the_kernel_refuses_is_refused(
-    option: int, error: int, expected: type[Exception]
-) -> None:
-    with refusing(option, error=error) as connection, pytest.raises(expected):
+def test_what_the_kernel_refuses_is_refused(option: int, error: int, reason: str) -> None:
+    with refusing(option, error=error) as connection, refused(reason):
         Peer.of(connection)
 
 
@@ -83,7 +82,7 @@ def test_a_process_of_a_namespace_that_we_do_not_see_is_refused(pid: int) -> Non
     answer = peer_module._UCRED.pack(pid, 0, 0)
     with (
         refusing(socket.SO_PEERCRED, answer=answer) as connection,
-        pytest.raises(PeerCredentialsError, match="hostPID: true"),
+        refused("peer_credentials", match="hostPID: true"),
     ):
         Peer.of(connection)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sds.clock import Instant, SystemClock
-from sds.errors import ExecutableError, PeerGoneError
+from sds.errors import PeerGoneError
 from sds.workload import unix as unix_module
 from sds.workload.entitlement import Selector
 from sds.workload.peer import Peer
@@ -96,7 +96,9 @@ async def test_a_file_system_that_its_user_can_forge_is_refused(
     monkeypatch.setattr(unix_module, "_filesystem_type", lambda _: 0x65735546)
     facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves, EXECUTABLE_TYPES)
     assert not facts.selectors
-    assert isinstance(facts.why_unknown("unix:uid"), ExecutableError)
+    why = facts.why_unknown("unix:uid")
+    assert why is not None
+    assert why.reason == "executable_unreadable"
 
 
 async def test_no_such_process() -> None:

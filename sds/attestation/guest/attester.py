@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.guest.sev_guest import DEVICE, SevGuestAttester
 from sds.attestation.guest.tsm import TSM_REPORTS, TsmAttester
-from sds.errors import EvidenceUnsupportedError
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,13 +32,14 @@ class OneKindAttester:
         """As the inner attester.
 
         Raises:
-            EvidenceUnsupportedError: it gave evidence of another kind.
+            EvidenceError: ``evidence_unsupported``: it gave evidence of another kind.
         """
         evidence = await self._inner.attest(data)
         if evidence.kind is not self._kind:
-            raise EvidenceUnsupportedError(
+            raise EvidenceError(
                 f"this machine gives {evidence.kind} evidence, configured is {self._kind}",
                 advice="set attestation.kind to auto, or to what the machine is",
+                reason="evidence_unsupported",
             )
         return evidence
 
@@ -61,7 +62,7 @@ def guest_attester(
         device: the device of kernels without it.
 
     Raises:
-        EvidenceUnsupportedError: this machine has neither interface.
+        EvidenceError: ``evidence_unsupported``: this machine has neither interface.
     """
     attester: Attester
     if reports.is_dir():
@@ -69,9 +70,10 @@ def guest_attester(
     elif device.exists() and kind is not EvidenceKind.TDX:
         attester = SevGuestAttester(clock, device=device, privilege_level=privilege_level or 0)
     else:
-        raise EvidenceUnsupportedError(
+        raise EvidenceError(
             f"this machine has neither {reports} nor {device}",
             advice="run in an SEV-SNP or TDX guest, with configfs mounted; or use attestation.kind "
             "simulated to try things out",
+            reason="evidence_unsupported",
         )
     return attester if kind is None else OneKindAttester(attester, kind)

@@ -25,7 +25,7 @@ from sds.attestation.guest.tsm import (
 )
 from sds.attestation.snp.certificate_table import MAX_TABLE_BYTES
 from sds.attestation.snp.report import REPORT_BYTES
-from sds.errors import EvidenceUnavailableError, EvidenceUnsupportedError
+from sds.errors import EvidenceError, EvidenceUnavailableError
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import Evidence, ReportData
@@ -83,7 +83,8 @@ class SevGuestAttester:
         """Collect evidence that contains ``data``; tries again where the host throttles.
 
         Raises:
-            EvidenceUnsupportedError: there is no such device, or it refuses the request.
+            EvidenceError: ``evidence_unsupported``: there is no such device, or it refuses the
+                request.
             EvidenceUnavailableError: the host was busy at every attempt.
         """
         pause = FIRST_PAUSE_SECONDS
@@ -101,9 +102,10 @@ class SevGuestAttester:
         try:
             descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise EvidenceUnsupportedError(
+            raise EvidenceError(
                 f"{self._device} cannot be opened: {error.strerror}",
                 advice="this needs an SEV-SNP guest, and the right to its device",
+                reason="evidence_unsupported",
             ) from error
         try:
             report, table = self._extended_report(descriptor, data, _FIRST_TABLE_BYTES)
@@ -133,11 +135,12 @@ class SevGuestAttester:
             message = f"SNP_GET_EXT_REPORT: {error.strerror}, firmware {firmware}, host {host}"
             if host == _VMM_BUSY or error.errno in _PASSING:
                 raise EvidenceUnavailableError(message) from error
-            raise EvidenceUnsupportedError(message) from error
+            raise EvidenceError(message, reason="evidence_unsupported") from error
         status, size = struct.unpack_from("<II", response.raw)
         if status or size != REPORT_BYTES:
-            raise EvidenceUnsupportedError(
-                f"the firmware answered with status {status} and a report of {size} bytes"
+            raise EvidenceError(
+                f"the firmware answered with status {status} and a report of {size} bytes",
+                reason="evidence_unsupported",
             )
         report = response.raw[_REPORT_OFFSET : _REPORT_OFFSET + REPORT_BYTES]
         # A host without certificates leaves the table as it was: zeros.

@@ -21,7 +21,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.snp.certificate_table import chain_of_table, parse_certificate_table
 from sds.attestation.snp.report import Report, SigningKey
 from sds.attestation.tdx.quote import parse_quote
-from sds.errors import EvidenceError, EvidenceUnavailableError, EvidenceUnsupportedError
+from sds.errors import EvidenceError, EvidenceUnavailableError
 
 if TYPE_CHECKING:
     from sds.attestation.evidence import ReportData
@@ -75,7 +75,8 @@ class TsmAttester:
         """Collect evidence that contains ``data``; tries again where the failure can pass.
 
         Raises:
-            EvidenceUnsupportedError: there is no such interface, or an unknown provider.
+            EvidenceError: ``evidence_unsupported``: there is no such interface, or an unknown
+                provider.
             EvidenceUnavailableError: it was busy, throttled or disturbed at every attempt.
         """
         pause = FIRST_PAUSE_SECONDS
@@ -97,7 +98,8 @@ def read_report(reports: Path, data: bytes, privilege_level: int | None) -> TsmR
     """One attempt, in a directory of its own. It blocks.
 
     Raises:
-        EvidenceUnsupportedError: there is no such interface here, or it refuses what we write.
+        EvidenceError: ``evidence_unsupported``: there is no such interface here, or it refuses what
+            we write.
         EvidenceUnavailableError: it is busy, or somebody else wrote into our directory.
     """
     folder = reports / f"sds-{os.getpid()}-{secrets.token_hex(8)}"
@@ -140,14 +142,15 @@ def evidence_of(report: TsmReport, data: bytes) -> Evidence:
     """The evidence in a report, once it is known to be the one that was asked for.
 
     Raises:
-        EvidenceUnsupportedError: a provider that is not known.
+        EvidenceError: ``evidence_unsupported``: a provider that is not known.
         EvidenceUnavailableError: it contains other report data, or it cannot be laid out.
     """
     kind = _KINDS.get(report.provider)
     if kind is None:
-        raise EvidenceUnsupportedError(
+        raise EvidenceError(
             f"the TSM provider {report.provider[:64]!r} is not known here",
             advice="known are sev_guest and tdx_guest",
+            reason="evidence_unsupported",
         )
     try:
         if kind is EvidenceKind.SEV_SNP:
@@ -208,8 +211,9 @@ def _failure(error: OSError, what: str) -> EvidenceError:
     message = f"{what}: {error.strerror or error}"
     if error.errno in _PASSING:
         return EvidenceUnavailableError(message)
-    return EvidenceUnsupportedError(
+    return EvidenceError(
         message,
         advice="this needs a confidential guest with configfs-tsm (Linux 6.7 or later), mounted "
         "and writable",
+        reason="evidence_unsupported",
     )

@@ -23,16 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import jwt
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
-from sds.errors import (
-    EvidenceBindingError,
-    EvidenceMalformedError,
-    EvidenceSignatureError,
-    KubernetesApiError,
-    TokenAccountError,
-    TokenClaimsError,
-    TokenTimeError,
-    TokenUnavailableError,
-)
+from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -68,7 +59,7 @@ class BoundTokenAttester:
         """See :class:`sds.attestation.evidence.Attester`.
 
         Raises:
-            TokenUnavailableError: the API server gives none.
+            EvidenceError: ``token_unavailable``: the API server gives none.
         """
         from sds.workload.kubernetes.api import SERVICE_ACCOUNT, ApiClient  # noqa: PLC0415  loads aiohttp
 
@@ -96,11 +87,14 @@ class BoundTokenAttester:
             async with ApiClient(self._server) as api:
                 body = await api.post(path, document)
             token = json.loads(body)["status"]["token"].encode("ascii")
-        except KubernetesApiError as error:
-            raise TokenUnavailableError(error.message, advice=error.advice) from error
+        except KubernetesError as error:
+            raise EvidenceError(
+                error.message, advice=error.advice, reason="token_unavailable"
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise TokenUnavailableError(
-                f"our own token or the answer to TokenRequest is not as expected: {error!r}"[:300]
+            raise EvidenceError(
+                f"our own token or the answer to TokenRequest is not as expected: {error!r}"[:300],
+                reason="token_unavailable",
             ) from None
         return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=token)
 
@@ -116,7 +110,7 @@ class ProjectedTokenAttester:
         """See :class:`sds.attestation.evidence.Attester`.
 
         Raises:
-            TokenUnavailableError: the file cannot be read.
+            EvidenceError: ``token_unavailable``: the file cannot be read.
         """
         del data
         return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=_read(self._path))
@@ -136,7 +130,7 @@ class KeySet(Protocol):
         """The key with this ID.
 
         Raises:
-            EvidenceSignatureError: there is none.
+            EvidenceError: ``signature_invalid``: there is none.
         """
         ...
 
@@ -183,9 +177,10 @@ class KubernetesTokenVerifier:
         token = evidence.report
         claims = self._signed(token)  # 1 and 2
         if claims.get("iss") != self.rules.issuer:  # 3
-            raise TokenClaimsError(
+            raise EvidenceError(
                 f"the token's issuer is {str(claims.get('iss'))[:200]!r}",
                 advice=f"this authority takes tokens of {self.rules.issuer!r}",
+                reason="token_claims",
             )
         _check_time(claims, now)  # 4
         bound = self._check_audience(claims, data)  # 5
@@ -193,9 +188,10 @@ class KubernetesTokenVerifier:
         account = f"{identity['namespace']}/{identity['service_account']}"
         subject = f"system:serviceaccount:{account.replace('/', ':')}"
         if account not in self.rules.accounts or claims.get("sub") != subject:  # 7
-            raise TokenAccountError(
+            raise EvidenceError(
                 f"the service account {account} may not ask for certificates",
                 advice="name it under kubernetes.service_accounts of the authority",
+                reason="token_account",
             )
         return Claims(
             kind=EvidenceKind.KUBERNETES_TOKEN,
@@ -218,7 +214,9 @@ class KubernetesTokenVerifier:
             )
         key = self.keys.key(key_id)
         if key.algorithm_name != algorithm:
-            raise EvidenceSignatureError("the token's algorithm is not its key's")
+            raise EvidenceError(
+                "the token's algorithm is not its key's", reason="signature_invalid"
+            )
         try:
             claims: dict[str, Any] = jwt.decode(
                 token,
@@ -235,7 +233,9 @@ class KubernetesTokenVerifier:
                 },
             )
         except jwt.InvalidSignatureError as error:
-            raise EvidenceSignatureError("the token's signature does not hold") from error
+            raise EvidenceError(
+                "the token's signature does not hold", reason="signature_invalid"
+            ) from error
         except jwt.InvalidTokenError as error:
             raise EvidenceMalformedError("the token cannot be decoded") from error
         return claims
@@ -248,23 +248,29 @@ class KubernetesTokenVerifier:
         if self.rules.unbound and audiences == [self.rules.audience]:
             return False
         if isinstance(audiences, list) and self.rules.audience in audiences:
-            raise EvidenceBindingError(
+            raise EvidenceError(
                 "the token is a projected one, which binds nothing",
                 advice="let the agent ask for bound tokens (RBAC create on serviceaccounts/token), "
                 "or accept projected ones with kubernetes.unbound_tokens",
+                reason="report_data_mismatch",
             )
-        raise EvidenceBindingError("the token's audience is not this request's")
+        raise EvidenceError(
+            "the token's audience is not this request's", reason="report_data_mismatch"
+        )
 
 
 def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
     expires, begins = claims.get("exp"), claims.get("nbf", claims.get("iat"))
     if not isinstance(expires, int | float) or not isinstance(begins, int | float):
-        raise TokenClaimsError("the token does not say from when to when it is valid")
+        raise EvidenceError(
+            "the token does not say from when to when it is valid", reason="token_claims"
+        )
     if not begins - _LEEWAY.total_seconds() <= now.timestamp() < expires:
         until = datetime.fromtimestamp(expires, UTC).isoformat()
-        raise TokenTimeError(
+        raise EvidenceError(
             f"the token is not valid now (it is until {until})",
             advice="do the clocks of the cluster agree?",
+            reason="token_time",
         )
 
 
@@ -279,14 +285,15 @@ def _identity(claims: Mapping[str, Any]) -> dict[str, str]:
             "node": ours["node"]["name"],
         }
     except (KeyError, TypeError) as error:
-        raise TokenClaimsError(
+        raise EvidenceError(
             f"the token lacks the claim {error}",
             advice="it must be bound to a pod, and the cluster be Kubernetes 1.32 or later (which "
             "puts the node into tokens)",
+            reason="token_claims",
         ) from error
     for name, value in found.items():
         if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise TokenClaimsError(f"the token's claim {name!r} is no name")
+            raise EvidenceError(f"the token's claim {name!r} is no name", reason="token_claims")
     return found
 
 
@@ -317,9 +324,10 @@ class JwksKeys:
     def key(self, key_id: str) -> jwt.PyJWK:
         found = self._keys.get(key_id)
         if found is None:
-            raise EvidenceSignatureError(
+            raise EvidenceError(
                 "the token is signed with a key that the cluster's key set does not hold",
                 advice="is the token of this cluster, and are its keys up to date?",
+                reason="signature_invalid",
             )
         return found
 
@@ -329,7 +337,9 @@ def _unverified(token: bytes) -> dict[str, Any]:
     try:
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except jwt.InvalidTokenError:
-        raise TokenUnavailableError("our own service-account token is no JWT") from None
+        raise EvidenceError(
+            "our own service-account token is no JWT", reason="token_unavailable"
+        ) from None
     return claims
 
 
@@ -337,9 +347,10 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes().strip()
     except OSError as error:
-        raise TokenUnavailableError(
+        raise EvidenceError(
             f"the token {path} cannot be read: {error.strerror}",
             advice="is it mounted into this pod?",
+            reason="token_unavailable",
         ) from error
 
 

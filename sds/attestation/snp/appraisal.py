@@ -19,25 +19,6 @@ from sds.attestation.snp.report import (
     PlatformInfo,
     SigningKey,
 )
-from sds.errors import (
-    AuthorKeyError,
-    ChipRefusedError,
-    CspIdError,
-    DebugAllowedError,
-    GuestIdentityError,
-    GuestPolicyError,
-    GuestSvnError,
-    HostDataError,
-    IdKeyError,
-    MeasurementError,
-    MigrationAgentError,
-    MitigationError,
-    PlatformError,
-    PrivilegeLevelError,
-    ProductRefusedError,
-    ProvisionalFirmwareError,
-    TcbBelowMinimumError,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +64,7 @@ def _guest_policy(checks: Checks, report: Report, snp: SnpReferenceValues) -> No
     debug = bool(report.policy & GuestPolicy.DEBUG)
     checks.add(
         "policy_debug",
-        DebugAllowedError,
+        "debug_allowed",
         ok=not debug or snp.permit_debug,
         found="set" if debug else "clear",
         expected=ANY if snp.permit_debug else "clear",
@@ -94,7 +75,7 @@ def _guest_policy(checks: Checks, report: Report, snp: SnpReferenceValues) -> No
     associated = report.report_id_ma not in NO_MIGRATION_AGENT
     checks.add(
         "migration_agent",
-        MigrationAgentError,
+        "migration_agent",
         ok=not (agent or associated) or snp.permit_migration_agent,
         found=lambda: (
             f"policy.MIGRATE_MA {'set' if agent else 'clear'}, REPORT_ID_MA "
@@ -105,7 +86,7 @@ def _guest_policy(checks: Checks, report: Report, snp: SnpReferenceValues) -> No
     # 3. VMPL (table 23; a report that the host asked for has 0xFFFFFFFF).
     checks.add(
         "vmpl",
-        PrivilegeLevelError,
+        "vmpl",
         ok=report.vmpl <= snp.maximum_vmpl,
         found=report.vmpl,
         expected=f"at most {snp.maximum_vmpl}",
@@ -115,7 +96,7 @@ def _guest_policy(checks: Checks, report: Report, snp: SnpReferenceValues) -> No
         abi = [(report.policy >> 8) & 0xFF, report.policy & 0xFF]
         checks.add(
             "policy_abi",
-            GuestPolicyError,
+            "guest_policy",
             ok=abi >= snp.minimum_policy_abi,
             found=_dotted(abi),
             expected=f"at least {_dotted(snp.minimum_policy_abi)}",
@@ -130,7 +111,7 @@ def _firmware(
     committed = (report.committed_tcb, report.committed_firmware)
     checks.add(
         "firmware_committed",
-        ProvisionalFirmwareError,
+        "provisional_firmware",
         ok=current == committed or snp.permit_provisional_firmware,
         found=lambda: (
             f"current {current[0].describe(product)} {_dotted(current[1])}, "
@@ -158,7 +139,7 @@ def _firmware(
         ):
             checks.add(
                 name,
-                TcbBelowMinimumError,
+                "tcb_below_minimum",
                 ok=list(version) >= snp.minimum_firmware,
                 found=_dotted(version),
                 expected=f"at least {_dotted(snp.minimum_firmware)}",
@@ -172,7 +153,7 @@ def _firmware(
             present = bits if report.version >= MITIGATION_VERSION else 0
             checks.add(
                 name,
-                MitigationError,
+                "mitigation_missing",
                 ok=present & snp.mitigations == snp.mitigations,
                 found=f"{present:#x}",
                 expected=f"{snp.mitigations:#x} at least",
@@ -184,7 +165,7 @@ def _tcb(checks: Checks, name: str, tcb: Tcb, product: Product, minimum: dict[st
     demanded = {component: minimum.get(component, 0) for component in found}
     checks.add(
         name,
-        TcbBelowMinimumError,
+        "tcb_below_minimum",
         ok=all(found[component] >= least for component, least in demanded.items()),
         found=lambda: tcb.describe(product),
         expected=lambda: (
@@ -199,28 +180,26 @@ def _guest(checks: Checks, report: Report, values: ReferenceValues) -> None:
     # 9. Measurement, host data, identity block: where the reference values name any.
     snp = values.snp
     measured = report.measurement.hex()
-    checks.among("measurement", MeasurementError, found=measured, accepted=values.measurements)
-    checks.among("host_data", HostDataError, found=report.host_data.hex(), accepted=snp.host_data)
+    checks.among("measurement", "measurement", found=measured, accepted=values.measurements)
+    checks.among("host_data", "host_data", found=report.host_data.hex(), accepted=snp.host_data)
     checks.among(
-        "id_key_digest", IdKeyError, found=report.id_key_digest.hex(), accepted=snp.id_key_digests
+        "id_key_digest", "id_key", found=report.id_key_digest.hex(), accepted=snp.id_key_digests
     )
     enabled = report.author_key_enabled
     checks.among(
         "author_key_digest",
-        AuthorKeyError,
+        "author_key",
         found=report.author_key_digest.hex() if enabled else "none (AUTHOR_KEY_EN clear)",
         accepted=snp.author_key_digests,
     )
     checks.among(
-        "family_id", GuestIdentityError, found=report.family_id.hex(), accepted=snp.family_ids
+        "family_id", "guest_identity", found=report.family_id.hex(), accepted=snp.family_ids
     )
-    checks.among(
-        "image_id", GuestIdentityError, found=report.image_id.hex(), accepted=snp.image_ids
-    )
+    checks.among("image_id", "guest_identity", found=report.image_id.hex(), accepted=snp.image_ids)
     # 10. GUEST_SVN.
     checks.add(
         "guest_svn",
-        GuestSvnError,
+        "guest_svn_below_minimum",
         ok=report.guest_svn >= snp.minimum_guest_svn,
         found=report.guest_svn,
         expected=f"at least {snp.minimum_guest_svn}",
@@ -232,16 +211,16 @@ def _platform(checks: Checks, report: Report, endorsed: Endorsed, snp: SnpRefere
     product = endorsed.product
     checks.add(
         "product_accepted",
-        ProductRefusedError,
+        "product_refused",
         ok=product is not None and (not snp.products or product in snp.products),
         found=product or "unknown",
         expected=lambda: " or ".join(snp.products) or "a known product",
     )
     chip = report.chip_id.hex()
-    checks.among("chip_id_listed", ChipRefusedError, found=chip, accepted=snp.chip_ids)
+    checks.among("chip_id_listed", "chip_refused", found=chip, accepted=snp.chip_ids)
     checks.add(
         "chip_id_denied",
-        ChipRefusedError,
+        "chip_refused",
         ok=chip not in snp.denied_chip_ids,
         found=chip,
         expected=f"none of {len(snp.denied_chip_ids)} denied",
@@ -249,12 +228,12 @@ def _platform(checks: Checks, report: Report, endorsed: Endorsed, snp: SnpRefere
     if report.signing_key == SigningKey.VLEK:
         checks.add(
             "vlek_permitted",
-            PlatformError,
+            "platform",
             ok=snp.permit_vlek,
             found="VLEK",
             expected="VCEK or VLEK" if snp.permit_vlek else "VCEK",
         )
-        checks.among("csp_id", CspIdError, found=endorsed.csp_id or "unknown", accepted=snp.csp_ids)
+        checks.among("csp_id", "csp_id", found=endorsed.csp_id or "unknown", accepted=snp.csp_ids)
 
 
 def _properties(checks: Checks, report: Report, snp: SnpReferenceValues) -> None:
@@ -280,7 +259,7 @@ def _properties(checks: Checks, report: Report, snp: SnpReferenceValues) -> None
         present = bool((report.policy if of_policy else report.platform_info) & bit)
         checks.add(
             f"{'policy' if of_policy else 'platform'}_{str(bit.name).lower()}",
-            GuestPolicyError if of_policy else PlatformError,
+            "guest_policy" if of_policy else "platform",
             ok=present is wanted,
             found="set" if present else "clear",
             expected="set" if wanted else "clear",

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-from sds.errors import EndorsementMalformedError, EndorsementUntrustedError
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
@@ -126,13 +126,15 @@ class Certificate:
         """Read a certificate.
 
         Raises:
-            EndorsementMalformedError: it is not X.509 version 3 in DER, holds an extension
-                twice, or is signed with another algorithm than AMD's.
+            EvidenceError: ``certificate_malformed``: it is not X.509 version 3 in DER, holds an
+                extension twice, or is signed with another algorithm than AMD's.
         """
         try:
             return cls._parse(der)
         except UNREADABLE_DER as error:
-            raise EndorsementMalformedError(f"a certificate cannot be read: {error}") from error
+            raise EvidenceError(
+                f"a certificate cannot be read: {error}", reason="certificate_malformed"
+            ) from error
 
     @classmethod
     def _parse(cls, der: bytes) -> Self:
@@ -169,27 +171,35 @@ class Certificate:
         """Hold what a certificate that signs others must say (RFC 5280, section 4.2.1).
 
         Raises:
-            EndorsementMalformedError: not a CA, may not sign certificates, an unknown extension, or
-                another key than RSA-4096.
+            EvidenceError: ``certificate_malformed``: not a CA, may not sign certificates, an
+                unknown extension, or another key than RSA-4096.
         """
         found = {extension.oid: extension for extension in self.extensions}
         unknown = found.keys() - _ISSUER_EXTENSIONS
         if unknown:
-            raise EndorsementMalformedError(f"{self.common_name}: unknown extension {min(unknown)}")
+            raise EvidenceError(
+                f"{self.common_name}: unknown extension {min(unknown)}",
+                reason="certificate_malformed",
+            )
         key = self.public_key
         if not isinstance(key, rsa.RSAPublicKey) or key.key_size != RSA_BITS:
-            raise EndorsementMalformedError(f"{self.common_name}: not an RSA key of {RSA_BITS}")
+            raise EvidenceError(
+                f"{self.common_name}: not an RSA key of {RSA_BITS}", reason="certificate_malformed"
+            )
         try:
             constraints = asn1_x509.BasicConstraints.load(
                 found[BASIC_CONSTRAINTS].value, strict=True
             ).native
             usage = asn1_x509.KeyUsage.load(found[KEY_USAGE].value, strict=True).native
         except UNREADABLE_DER as error:
-            raise EndorsementMalformedError(
-                f"{self.common_name}: basic constraints and key usage are needed"
+            raise EvidenceError(
+                f"{self.common_name}: basic constraints and key usage are needed",
+                reason="certificate_malformed",
             ) from error
         if not constraints["ca"] or "key_cert_sign" not in usage:
-            raise EndorsementMalformedError(f"{self.common_name} may not sign certificates")
+            raise EvidenceError(
+                f"{self.common_name} may not sign certificates", reason="certificate_malformed"
+            )
 
 
 def signature_holds(signed: Signed, key: PublicKeyTypes) -> bool:
@@ -291,9 +301,10 @@ def require_signature(certificate: Certificate, issuer: Certificate) -> None:
     """Hold the link between two certificates.
 
     Raises:
-        EndorsementUntrustedError: names or signature do not fit.
+        EvidenceError: ``chain_untrusted``: names or signature do not fit.
     """
     if certificate.issuer != issuer.subject or not certificate.signed_by(issuer):
-        raise EndorsementUntrustedError(
-            f"{certificate.common_name} was not signed by {issuer.common_name}"
+        raise EvidenceError(
+            f"{certificate.common_name} was not signed by {issuer.common_name}",
+            reason="chain_untrusted",
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.report import Product
-from sds.errors import EndorsementMalformedError, EndorsementUntrustedError
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -77,8 +77,8 @@ def pinned_roots(
         amd: whether AMD's roots are trusted.
 
     Raises:
-        EndorsementMalformedError: a configured certificate cannot be read, or a root does not
-            name a product (``ARK-Milan``, ``ARK-Genoa``, ``ARK-Turin``).
+        EvidenceError: ``certificate_malformed``: a configured certificate cannot be read, or a root
+            does not name a product (``ARK-Milan``, ``ARK-Genoa``, ``ARK-Turin``).
     """
     pins = dict(AMD_ROOTS) if amd else {}
     configured = set()
@@ -88,8 +88,10 @@ def pinned_roots(
         root.require_issuer()
         names = {f"ARK-{product.certificate_name}": product for product in Product}
         if root.common_name not in names:
-            raise EndorsementMalformedError(
-                f"the trusted root is named {root.common_name!r}", advice=f"one of {list(names)}"
+            raise EvidenceError(
+                f"the trusted root is named {root.common_name!r}",
+                advice=f"one of {list(names)}",
+                reason="certificate_malformed",
             )
         if root.digest not in AMD_ROOTS:
             configured.add(root.digest)
@@ -107,26 +109,28 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
         roots: what is trusted, and what is at hand.
 
     Raises:
-        EndorsementUntrustedError: 1. no issuer whose name and signature fit; 2. the issuer's
-            name is not that of the leaf's product and kind; 3. no root of that
-            name which is pinned and signed the issuer; 4. the root's product is not the leaf's.
-        EndorsementMalformedError: 5. issuer or root may not sign certificates.
+        EvidenceError: ``chain_untrusted``: 1. no issuer whose name and signature fit; 2. the
+            issuer's name is not that of the leaf's product and kind; 3. no root of that name which
+            is pinned and signed the issuer; 4. the root's product is not the leaf's.
+        EvidenceError: ``certificate_malformed``: 5. issuer or root may not sign certificates.
     """
     known = [*_readable(offered), *roots.certificates]
     # 1. The issuer: by name, then by signature.
     named = [other for other in known if other.subject == leaf.certificate.issuer]
     issuer = next((other for other in named if leaf.certificate.signed_by(other)), None)
     if issuer is None:
-        raise EndorsementUntrustedError(
+        raise EvidenceError(
             f"no certificate at hand signed the {leaf.certificate.common_name}: "
             + ("its signature does not hold" if named else f"{leaf.issuer_common_name} is missing"),
             advice=f"give the certificate {leaf.issuer_common_name} and its ARK",
+            reason="chain_untrusted",
         )
     # 2. ASK for a VCEK, ASVK for a VLEK, each of the product that the leaf names.
     if issuer.common_name != leaf.issuer_common_name:
-        raise EndorsementUntrustedError(
+        raise EvidenceError(
             f"a {leaf.certificate.common_name} for {leaf.product.certificate_name} is signed by "
-            f"{issuer.common_name}, not by {leaf.issuer_common_name}"
+            f"{issuer.common_name}, not by {leaf.issuer_common_name}",
+            reason="chain_untrusted",
         )
     # 3. The root: by name and pin, then by signature.
     named = [other for other in known if other.subject == issuer.issuer]
@@ -134,16 +138,18 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
     root = next((other for other in trusted if issuer.signed_by(other)), None)
     if root is None:
         found = named[0].digest if named else "no ARK"
-        raise EndorsementUntrustedError(
+        raise EvidenceError(
             f"{issuer.common_name} does not lead to a pinned root (found {found})"
             if not trusted
             else f"{issuer.common_name} was not signed by the pinned {trusted[0].common_name}",
             advice="give the ARK; configure it as a trusted root only if it is meant to be one",
+            reason="chain_untrusted",
         )
     # 4. The product of the root.
     if roots.pins[root.digest] is not leaf.product:
-        raise EndorsementUntrustedError(
-            f"the root is {root.common_name}, the leaf is for {leaf.product.certificate_name}"
+        raise EvidenceError(
+            f"the root is {root.common_name}, the leaf is for {leaf.product.certificate_name}",
+            reason="chain_untrusted",
         )
     # 5. What issuers must say.
     issuer.require_issuer()
@@ -157,6 +163,6 @@ def _readable(offered: Iterable[bytes]) -> list[Certificate]:
     for der in tuple(offered)[:MAX_HELPERS]:
         try:
             found.append(Certificate.parse(der))
-        except EndorsementMalformedError:
+        except EvidenceError:
             continue
     return found

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds.attestation.snp.certificate import UNREADABLE_DER, Certificate
 from sds.attestation.snp.report import TCB_COMPONENTS, TURIN_CHIP_ID_BYTES, Product, SigningKey
-from sds.errors import EndorsementMalformedError
+from sds.errors import EvidenceError
 
 _ARC: Final = "1.3.6.1.4.1.3704.1"
 STRUCTURE_VERSION: Final = f"{_ARC}.1"
@@ -87,28 +87,33 @@ def read_leaf(der: bytes) -> Leaf:
     """Read a VCEK or VLEK.
 
     Raises:
-        EndorsementMalformedError: it cannot be parsed, an extension is missing, unknown, given
-            twice or of the wrong form, or the key is not P-384.
+        EvidenceError: ``certificate_malformed``: it cannot be parsed, an extension is missing,
+            unknown, given twice or of the wrong form, or the key is not P-384.
     """
     try:
         return _read(Certificate.parse(der))
     except UNREADABLE_DER as error:
-        raise EndorsementMalformedError(f"an extension cannot be read: {error}") from error
+        raise EvidenceError(
+            f"an extension cannot be read: {error}", reason="certificate_malformed"
+        ) from error
 
 
 def _read(certificate: Certificate) -> Leaf:
     values = {extension.oid: extension.value for extension in certificate.extensions}
     kind = _KINDS.get(certificate.common_name)
     if kind is None:
-        raise EndorsementMalformedError(
-            f"the common name is {certificate.common_name[:64]!r}, not SEV-VCEK or SEV-VLEK"
+        raise EvidenceError(
+            f"the common name is {certificate.common_name[:64]!r}, not SEV-VCEK or SEV-VLEK",
+            reason="certificate_malformed",
         )
     if PRODUCT_NAME not in values:
-        raise EndorsementMalformedError("the extension productName is missing")
+        raise EvidenceError("the extension productName is missing", reason="certificate_malformed")
     name = core.IA5String.load(values[PRODUCT_NAME], strict=True).native
     matched = _PRODUCT.fullmatch(name) if isinstance(name, str) else None
     if matched is None:
-        raise EndorsementMalformedError(f"productName {str(name)[:64]!r} is not known")
+        raise EvidenceError(
+            f"productName {str(name)[:64]!r} is not known", reason="certificate_malformed"
+        )
     product = Product(matched[1].lower())
     identity = HARDWARE_ID if kind is SigningKey.VCEK else CSP_ID
     expected = {STRUCTURE_VERSION, PRODUCT_NAME, identity, *TCB_EXTENSIONS[product]}
@@ -117,22 +122,24 @@ def _read(certificate: Certificate) -> Leaf:
         ("unknown", values.keys() - expected),
     ):
         if oids:
-            raise EndorsementMalformedError(
+            raise EvidenceError(
                 f"{certificate.common_name} for {product.certificate_name}: extension "
-                f"{min(oids)} is {what}"
+                f"{min(oids)} is {what}",
+                reason="certificate_malformed",
             )
     version = _integer(values[STRUCTURE_VERSION])
     if version != STRUCTURE_VERSIONS[product]:
-        raise EndorsementMalformedError(
+        raise EvidenceError(
             f"structVersion is {version}, {STRUCTURE_VERSIONS[product]} is expected for "
-            f"{product.certificate_name}"
+            f"{product.certificate_name}",
+            reason="certificate_malformed",
         )
     tcb = bytearray(8)
     for oid, index in TCB_EXTENSIONS[product].items():
         tcb[index] = _integer(values[oid])
     key = certificate.public_key
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise EndorsementMalformedError("the key is not on the curve P-384")
+        raise EvidenceError("the key is not on the curve P-384", reason="certificate_malformed")
     return Leaf(
         certificate=certificate,
         kind=kind,
@@ -149,8 +156,9 @@ def _integer(value: bytes) -> int:
     number = core.Integer.load(value, strict=True)
     native: int = number.native
     if not 0 <= native <= 0xFF or core.Integer(native).dump() != value:  # noqa: PLR2004  a byte
-        raise EndorsementMalformedError(
-            f"a version is no INTEGER from 0 to 255: {value.hex()[:32]}"
+        raise EvidenceError(
+            f"a version is no INTEGER from 0 to 255: {value.hex()[:32]}",
+            reason="certificate_malformed",
         )
     return native
 
@@ -162,16 +170,20 @@ def _hardware_id(value: bytes, product: Product) -> bytes:
     if len(value) == length + 2 and value.startswith(bytes([4, length])):
         value = value[2:]
     if len(value) != length:
-        raise EndorsementMalformedError(f"hwID has {len(value)} bytes, {length} are expected")
+        raise EvidenceError(
+            f"hwID has {len(value)} bytes, {length} are expected", reason="certificate_malformed"
+        )
     if not any(value):
-        raise EndorsementMalformedError("hwID is zero")
+        raise EvidenceError("hwID is zero", reason="certificate_malformed")
     return value.ljust(CHIP_ID_BYTES, b"\0")
 
 
 def _csp_id(value: bytes) -> str:
     text: str = core.IA5String.load(value, strict=True).native
     if not text or len(text) > 256 or not text.isprintable():  # noqa: PLR2004  a name, bounded
-        raise EndorsementMalformedError("cspID is no printable text of 1 to 256 characters")
+        raise EvidenceError(
+            "cspID is no printable text of 1 to 256 characters", reason="certificate_malformed"
+        )
     return text
 
 

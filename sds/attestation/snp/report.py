@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final, Self
 
-from sds.errors import ProductError, ReportLengthError
+from sds.errors import EvidenceError, EvidenceMalformedError
 
 REPORT_BYTES: Final = 0x4A0
 SIGNED_BYTES: Final = 0x2A0
@@ -162,12 +162,14 @@ class Report:
         """Read the fields.
 
         Raises:
-            ReportLengthError: not 1184 bytes long. Nothing else is checked here.
+            EvidenceMalformedError: ``report_length``: not 1184 bytes long. Nothing else is checked
+                here.
         """
         if len(raw) != REPORT_BYTES:
-            raise ReportLengthError(
+            raise EvidenceMalformedError(
                 f"an SEV-SNP report is {REPORT_BYTES} bytes long, this is {len(raw)}",
                 advice="give the raw report, as configfs-tsm's outblob holds it",
+                reason="report_length",
             )
         fields = _FIXED.unpack_from(raw)
         tcb = raw[0x38:0x40], raw[0x180:0x188], raw[0x1E0:0x1E8], raw[0x1F0:0x1F8]
@@ -257,7 +259,7 @@ def product_of_cpuid(family: int, model: int) -> Product:
     family 1Ah, models 00h-1Fh (AMD's processor programming references; 57230, section 4).
 
     Raises:
-        ProductError: another processor.
+        EvidenceError: ``product_mismatch``: another processor.
     """
     upper = model >> 4
     if family == _FAMILY_ZEN3_4:
@@ -267,7 +269,8 @@ def product_of_cpuid(family: int, model: int) -> Product:
             return Product.GENOA
     if family == _FAMILY_ZEN5 and upper in {0x0, 0x1}:
         return Product.TURIN
-    raise ProductError(
+    raise EvidenceError(
         f"CPUID family {family:#04x}, model {model:#04x} is no processor that is known here",
         advice="known are Milan, Genoa (with Siena and Bergamo) and Turin",
+        reason="product_mismatch",
     )

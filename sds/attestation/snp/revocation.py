@@ -20,7 +20,7 @@ from sds.attestation.snp.certificate import (
     split_sequence,
     split_signed,
 )
-from sds.errors import EndorsementRevokedError, RevocationListError, RevocationListStaleError
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -51,9 +51,9 @@ def read_revocation_list(der: bytes) -> RevocationList:
     """Read a revocation list in DER.
 
     Raises:
-        RevocationListError: it cannot be read, is signed with another algorithm, has no next
-            update, or holds a critical extension (RFC 5280, section 5.2: such a list may not be
-            used by who does not know it).
+        EvidenceError: ``revocation_list``: it cannot be read, is signed with another algorithm, has
+            no next update, or holds a critical extension (RFC 5280, section 5.2: such a list may
+            not be used by who does not know it).
     """
     try:
         signed = split_signed(der)
@@ -64,13 +64,21 @@ def read_revocation_list(der: bytes) -> RevocationList:
         serials = frozenset(entry.serial_number for entry in parsed)
         this_update, next_update = parsed.last_update_utc, parsed.next_update_utc
     except UNREADABLE as error:
-        raise RevocationListError(f"a revocation list cannot be read: {error}") from error
+        raise EvidenceError(
+            f"a revocation list cannot be read: {error}", reason="revocation_list"
+        ) from error
     if algorithm != signed.algorithm or algorithm not in PSS_ALGORITHMS:
-        raise RevocationListError("a revocation list is not signed as AMD signs")
+        raise EvidenceError(
+            "a revocation list is not signed as AMD signs", reason="revocation_list"
+        )
     if any(extension.critical for extension in extensions):
-        raise RevocationListError("a revocation list holds a critical extension")
+        raise EvidenceError(
+            "a revocation list holds a critical extension", reason="revocation_list"
+        )
     if next_update is None:
-        raise RevocationListError("a revocation list without a next update is never stale")
+        raise EvidenceError(
+            "a revocation list without a next update is never stale", reason="revocation_list"
+        )
     return RevocationList(
         signed=signed,
         issuer=issuer,
@@ -84,28 +92,33 @@ def check_revocation(chain: Chain, lists: tuple[RevocationList, ...], now: datet
     """Hold that nothing in the chain is revoked at the time ``now``.
 
     Raises:
-        RevocationListError: 1. there are lists, but none by this chain's root; 2. one is not
-            signed by it.
-        RevocationListStaleError: 3. one is not current.
-        EndorsementRevokedError: 4. it revokes a certificate that the root issued.
+        EvidenceError: ``revocation_list``: 1. there are lists, but none by this chain's root; 2.
+            one is not signed by it.
+        EvidenceError: ``revocation_list_stale``: 3. one is not current.
+        EvidenceError: ``certificate_revoked``: 4. it revokes a certificate that the root issued.
     """
     ours = [entry for entry in lists if entry.issuer == chain.root.subject]
     if not ours:
-        raise RevocationListError(
+        raise EvidenceError(
             f"none of the revocation lists is by {chain.root.common_name}",
             advice="give the list of every product that is to be accepted",
+            reason="revocation_list",
         )
     for entry in ours:
         if not signature_holds(entry.signed, chain.root.public_key):
-            raise RevocationListError(f"the list is not signed by {chain.root.common_name}")
+            raise EvidenceError(
+                f"the list is not signed by {chain.root.common_name}", reason="revocation_list"
+            )
         if not entry.this_update <= now <= entry.next_update:
-            raise RevocationListStaleError(
+            raise EvidenceError(
                 f"the list of {chain.root.common_name} counts from {entry.this_update:%FT%TZ} to "
                 f"{entry.next_update:%FT%TZ}, the time is {now:%FT%TZ}",
                 advice="fetch the newest one",
+                reason="revocation_list_stale",
             )
         for certificate in (chain.issuer, chain.root):
             if certificate.serial in entry.serials:
-                raise EndorsementRevokedError(
-                    f"{certificate.common_name} (serial {certificate.serial:#x}) is revoked"
+                raise EvidenceError(
+                    f"{certificate.common_name} (serial {certificate.serial:#x}) is revoked",
+                    reason="certificate_revoked",
                 )

@@ -36,24 +36,7 @@ from sds.attestation.snp.report import (
     product_of_cpuid,
 )
 from sds.attestation.snp.revocation import check_revocation, read_revocation_list
-from sds.errors import (
-    EndorsementChipError,
-    EndorsementMissingError,
-    EndorsementTcbError,
-    EndorsementValidityError,
-    EvidenceBindingError,
-    EvidenceError,
-    EvidenceKindError,
-    EvidenceSignatureError,
-    MaskedChipKeyError,
-    ProductError,
-    ReportLengthError,
-    ReportVersionError,
-    ReservedBytesError,
-    SignatureAlgorithmError,
-    SignatureRangeError,
-    SigningKeyError,
-)
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -128,7 +111,7 @@ class SnpVerifier:
     ) -> Claims | None:
         if not checks.add(
             "kind",
-            EvidenceKindError,
+            "evidence_kind",
             ok=evidence.kind is EvidenceKind.SEV_SNP,
             found=evidence.kind,
             expected=EvidenceKind.SEV_SNP,
@@ -137,7 +120,7 @@ class SnpVerifier:
         # 1. Length (56860, table 23).
         if not checks.add(
             "length",
-            ReportLengthError,
+            "report_length",
             ok=len(evidence.report) == REPORT_BYTES,
             found=f"{len(evidence.report)} bytes",
             expected=f"{REPORT_BYTES} bytes",
@@ -159,7 +142,7 @@ class SnpVerifier:
         if data is not None:
             checks.add(
                 "report_data",
-                EvidenceBindingError,
+                "report_data_mismatch",
                 ok=len(data) == REPORT_DATA_BYTES and report.report_data == data,
                 found=report.report_data.hex,
                 expected=data.hex,
@@ -180,7 +163,7 @@ class SnpVerifier:
         # 9. The leaf (57230, section 3).
         if not checks.add(
             "leaf_present",
-            EndorsementMissingError,
+            "endorsement_missing",
             ok=bool(evidence.certificates),
             found="a certificate" if evidence.certificates else "no certificate",
             expected="the VCEK or VLEK that signed the report",
@@ -218,7 +201,7 @@ class SnpVerifier:
         for certificate in chain.certificates:
             checks.add(
                 f"valid_{certificate.common_name.lower()}".replace("-", "_"),
-                EndorsementValidityError,
+                "certificate_validity",
                 ok=certificate.not_before <= now <= certificate.not_after,
                 found=f"{certificate.not_before:%FT%TZ} to {certificate.not_after:%FT%TZ}",
                 expected=f"valid at {now:%FT%TZ}",
@@ -245,7 +228,7 @@ class SnpVerifier:
         holds = len(found | wanted) <= 1
         checks.add(
             "product",
-            ProductError,
+            "product_mismatch",
             ok=holds,
             found=said,
             expected=self._product or "the same in report and certificate",
@@ -262,7 +245,7 @@ def _check_form(checks: Checks, report: Report) -> None:
     # 2. Version.
     checks.add(
         "version",
-        ReportVersionError,
+        "report_version",
         ok=report.version in KNOWN_VERSIONS,
         found=str(report.version),
         expected=f"{KNOWN_VERSIONS.start} to {KNOWN_VERSIONS.stop - 1}",
@@ -278,14 +261,14 @@ def _check_form(checks: Checks, report: Report) -> None:
             set_spans.append(f"{name} bits {value & ~known:#x}")
     checks.add(
         "reserved_zero",
-        ReservedBytesError,
+        "reserved_bytes",
         ok=not set_spans,
         found="zero" if not set_spans else f"set: {', '.join(set_spans)}",
         expected="zero",
     )
     checks.add(
         "policy_bit_17",
-        ReservedBytesError,
+        "reserved_bytes",
         ok=bool(report.policy & GuestPolicy.RESERVED_ONE),
         found=f"{report.policy:#x}",
         expected="bit 17 set",
@@ -293,7 +276,7 @@ def _check_form(checks: Checks, report: Report) -> None:
     # 4. Algorithm (table 139: 1 is ECDSA P-384 with SHA-384).
     checks.add(
         "signature_algorithm",
-        SignatureAlgorithmError,
+        "signature_algorithm",
         ok=report.signature_algorithm == ALGORITHM_ECDSA_P384_SHA384,
         found=str(report.signature_algorithm),
         expected=f"{ALGORITHM_ECDSA_P384_SHA384} (ECDSA P-384 with SHA-384)",
@@ -301,7 +284,7 @@ def _check_form(checks: Checks, report: Report) -> None:
     # 5. A masked chip key signs nothing (SNP_CONFIG, MASK_CHIP_KEY).
     checks.add(
         "chip_key",
-        MaskedChipKeyError,
+        "masked_chip_key",
         ok=not report.chip_key_masked,
         found="masked" if report.chip_key_masked else "not masked",
         expected="not masked",
@@ -310,7 +293,7 @@ def _check_form(checks: Checks, report: Report) -> None:
     r, s = report.signature
     checks.add(
         "signature_range",
-        SignatureRangeError,
+        "signature_range",
         ok=0 < r < P384_ORDER and 0 < s < P384_ORDER,
         found=lambda: f"R {_range(r)}, S {_range(s)}",
         expected="R and S from 1 to n-1",
@@ -318,7 +301,7 @@ def _check_form(checks: Checks, report: Report) -> None:
     # 7. SIGNING_KEY names a key.
     checks.add(
         "signing_key_known",
-        SigningKeyError,
+        "signing_key_mismatch",
         ok=report.signing_key in {SigningKey.VCEK, SigningKey.VLEK},
         found=_KEY_NAMES.get(report.signing_key, str(report.signing_key)),
         expected="VCEK or VLEK",
@@ -331,7 +314,7 @@ def _check_processor(checks: Checks, report: Report) -> Product | None:
         return None
     try:
         product = product_of_cpuid(report.cpuid_family, report.cpuid_model)
-    except ProductError as error:
+    except EvidenceError as error:
         checks.attempt("processor", error, found=error.message, expected=_PRODUCTS)
         return None
     checks.attempt(
@@ -357,7 +340,7 @@ def _check_reserved_tcb(checks: Checks, report: Report, product: Product) -> Non
     wrong = [name for name, tcb in tcbs.items() if any(tcb.reserved(product))]
     checks.add(
         "tcb_reserved_zero",
-        ReservedBytesError,
+        "reserved_bytes",
         ok=not wrong,
         found=lambda: ", ".join(f"{name} {tcbs[name].raw.hex()}" for name in wrong) or "zero",
         expected=f"zero where {product.certificate_name} has no component",
@@ -368,7 +351,7 @@ def _check_leaf(checks: Checks, report: Report, leaf: Leaf) -> None:
     # 15. The TCB that the certificate is for (57230, section 3.1).
     checks.add(
         "leaf_tcb",
-        EndorsementTcbError,
+        "endorsement_tcb_mismatch",
         ok=leaf.tcb == report.reported_tcb.raw,
         found=lambda: describe_components(report.reported_tcb.raw, leaf.product),
         expected=lambda: describe_components(leaf.tcb, leaf.product),
@@ -378,7 +361,7 @@ def _check_leaf(checks: Checks, report: Report, leaf: Leaf) -> None:
     if leaf.hardware_id is not None:
         checks.add(
             "chip_id",
-            EndorsementChipError,
+            "endorsement_chip_mismatch",
             ok=leaf.hardware_id == report.chip_id,
             found=report.chip_id.hex,
             expected=leaf.hardware_id.hex(),
@@ -387,7 +370,7 @@ def _check_leaf(checks: Checks, report: Report, leaf: Leaf) -> None:
     # 17. The kind of key that the report names.
     checks.add(
         "signing_key",
-        SigningKeyError,
+        "signing_key_mismatch",
         ok=report.signing_key == leaf.kind,
         found=_KEY_NAMES.get(report.signing_key, str(report.signing_key)),
         expected=_KEY_NAMES[leaf.kind],
@@ -396,7 +379,7 @@ def _check_leaf(checks: Checks, report: Report, leaf: Leaf) -> None:
     holds = _signature_holds(report, leaf.public_key)
     checks.add(
         "report_signature",
-        EvidenceSignatureError,
+        "signature_invalid",
         ok=holds,
         found="holds" if holds else "does not hold",
         expected=f"ECDSA P-384 with SHA-384 by the {_KEY_NAMES[leaf.kind]}",

@@ -22,13 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from sds.attestation.pem import der_revocation_lists
-from sds.errors import (
-    CollateralError,
-    CollateralMissingError,
-    CollateralStaleError,
-    EvidenceError,
-    TcbStatusError,
-)
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -74,8 +68,9 @@ def load_collateral(folder: Path) -> Collateral:
     """Read a folder of collateral.
 
     Raises:
-        CollateralMissingError: a file is missing or cannot be read.
-        CollateralError: a file is too large, or a revocation list is broken.
+        EvidenceError: ``collateral_missing``: a file is missing or cannot be read.
+        EvidenceError: ``collateral_untrusted``: a file is too large, or a revocation list is
+            broken.
     """
     try:
         lists = [
@@ -84,9 +79,9 @@ def load_collateral(folder: Path) -> Collateral:
             for der in der_revocation_lists(_read(path), what=path.name)
         ]
     except EvidenceError as error:
-        if isinstance(error, CollateralError | CollateralMissingError):
+        if error.reason.startswith("collateral_"):
             raise
-        raise CollateralError(error.message) from error
+        raise EvidenceError(error.message, reason="collateral_untrusted") from error
     return Collateral(
         tcb_info=_read(folder / "tcb_info.json"),
         qe_identity=_read(folder / "qe_identity.json"),
@@ -100,12 +95,16 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             content = file.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
-        raise CollateralMissingError(
+        raise EvidenceError(
             f"collateral {path} cannot be read: {error.strerror}",
             advice="fetch it from Intel's PCS or a PCCS, see docs/attestation.md",
+            reason="collateral_missing",
         ) from error
     if len(content) > MAX_DOCUMENT_BYTES:
-        raise CollateralError(f"collateral {path} is larger than {MAX_DOCUMENT_BYTES} bytes")
+        raise EvidenceError(
+            f"collateral {path} is larger than {MAX_DOCUMENT_BYTES} bytes",
+            reason="collateral_untrusted",
+        )
     return content
 
 
@@ -121,45 +120,55 @@ def signed_document(
         now: the time at which it must count.
 
     Raises:
-        CollateralError: 1. not of this form; 2. the signature does not hold; 3. another kind or
-            version than TDX's.
-        CollateralStaleError: 4. it is not current.
+        EvidenceError: ``collateral_untrusted``: 1. not of this form; 2. the signature does not
+            hold; 3. another kind or version than TDX's.
+        EvidenceError: ``collateral_stale``: 4. it is not current.
     """
     # 1. The signature covers the document as it is written: find where it begins and ends.
     start = _SIGNED.match(raw)
     if start is None or start[1].decode() != expected:
-        raise CollateralError(f"the collateral does not begin with {expected}")
+        raise EvidenceError(
+            f"the collateral does not begin with {expected}", reason="collateral_untrusted"
+        )
     try:
         text = raw[start.end() :].decode("utf-8")
         document, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError) as error:
-        raise CollateralError(f"{expected} is not JSON: {error}") from error
+        raise EvidenceError(
+            f"{expected} is not JSON: {error}", reason="collateral_untrusted"
+        ) from error
     exact = text[:end].encode()
     tail = _SIGNATURE.fullmatch(raw, start.end() + len(exact))
     if tail is None or not isinstance(document, dict):
-        raise CollateralError(f"{expected} is not followed by its signature alone")
+        raise EvidenceError(
+            f"{expected} is not followed by its signature alone", reason="collateral_untrusted"
+        )
     # 2.
     signature = bytes.fromhex(tail[1].decode())
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     try:
         key.verify(encode_dss_signature(r, s), exact, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
-        raise CollateralError(f"the signature over {expected} does not hold") from error
+        raise EvidenceError(
+            f"the signature over {expected} does not hold", reason="collateral_untrusted"
+        ) from error
     # 3.
     identity, version = (
         ("TDX", _TCB_INFO_VERSION) if expected == "tcbInfo" else ("TD_QE", _QE_IDENTITY_VERSION)
     )
     if document.get("id") != identity or document.get("version") != version:
-        raise CollateralError(
+        raise EvidenceError(
             f"{expected} has id {document.get('id')!r}, version {document.get('version')!r}; "
-            f"{identity!r}, {version} are expected"
+            f"{identity!r}, {version} are expected",
+            reason="collateral_untrusted",
         )
     # 4.
     issued, until = _moment(document, "issueDate"), _moment(document, "nextUpdate")
     if not issued <= now <= until:
-        raise CollateralStaleError(
+        raise EvidenceError(
             f"{expected} counts from {issued:%FT%TZ} to {until:%FT%TZ}, the time is {now:%FT%TZ}",
             advice="fetch the newest one",
+            reason="collateral_stale",
         )
     return document
 
@@ -172,8 +181,8 @@ def platform_level(document: Mapping[str, Any], pck: Pck, tee_tcb_svn: bytes) ->
     module's own, and are compared in :func:`module_level`.
 
     Raises:
-        TcbStatusError: it reaches none.
-        CollateralError: the document is not of its form.
+        EvidenceError: ``tcb_status``: it reaches none.
+        EvidenceError: ``collateral_untrusted``: the document is not of its form.
     """
     first = 2 if tee_tcb_svn[1] > 0 else 0
     try:
@@ -182,7 +191,9 @@ def platform_level(document: Mapping[str, Any], pck: Pck, tee_tcb_svn: bytes) ->
             sgx = [int(entry["svn"]) for entry in tcb["sgxtcbcomponents"]]
             tdx = [int(entry["svn"]) for entry in tcb["tdxtcbcomponents"]]
             if len(sgx) != _COMPONENTS or len(tdx) != _COMPONENTS:
-                raise CollateralError("a TCB level without 16 components")
+                raise EvidenceError(
+                    "a TCB level without 16 components", reason="collateral_untrusted"
+                )
             reached = (
                 all(have >= need for have, need in zip(pck.components, sgx, strict=True))
                 and pck.pce_svn >= int(tcb["pcesvn"])
@@ -191,8 +202,10 @@ def platform_level(document: Mapping[str, Any], pck: Pck, tee_tcb_svn: bytes) ->
             if reached:
                 return _level(level)
     except (KeyError, TypeError, ValueError) as error:
-        raise CollateralError(f"tcbInfo is not of its form: {error!r}") from error
-    raise TcbStatusError("the platform reaches no TCB level of the collateral")
+        raise EvidenceError(
+            f"tcbInfo is not of its form: {error!r}", reason="collateral_untrusted"
+        ) from error
+    raise EvidenceError("the platform reaches no TCB level of the collateral", reason="tcb_status")
 
 
 def module_level(
@@ -201,8 +214,8 @@ def module_level(
     """The TDX module's level; None for modules before 1.5, which have none of their own.
 
     Raises:
-        CollateralError: the module is unknown, its signer or attributes differ, or it reaches no
-            level.
+        EvidenceError: ``collateral_untrusted``: the module is unknown, its signer or attributes
+            differ, or it reaches no level.
     """
     version, svn = tee_tcb_svn[1], tee_tcb_svn[0]
     try:
@@ -218,21 +231,32 @@ def module_level(
                 None,
             )
         if identity is None:
-            raise CollateralError(f"the collateral knows no TDX module of version {version}")
+            raise EvidenceError(
+                f"the collateral knows no TDX module of version {version}",
+                reason="collateral_untrusted",
+            )
         mask = bytes.fromhex(identity["attributesMask"])
         wanted = bytes.fromhex(identity["attributes"])
         if mr_signer != bytes.fromhex(identity["mrsigner"]):
-            raise CollateralError("the TDX module's signer is another one")
+            raise EvidenceError(
+                "the TDX module's signer is another one", reason="collateral_untrusted"
+            )
         if masked(attributes, mask) != wanted:
-            raise CollateralError("the TDX module's attributes are others")
+            raise EvidenceError(
+                "the TDX module's attributes are others", reason="collateral_untrusted"
+            )
         if version == 0:
             return None
         for level in identity["tcbLevels"]:
             if svn >= int(level["tcb"]["isvsvn"]):
                 return _level(level)
     except (KeyError, TypeError, ValueError) as error:
-        raise CollateralError(f"tcbInfo is not of its form: {error!r}") from error
-    raise CollateralError(f"the TDX module's security version {svn} reaches no level")
+        raise EvidenceError(
+            f"tcbInfo is not of its form: {error!r}", reason="collateral_untrusted"
+        ) from error
+    raise EvidenceError(
+        f"the TDX module's security version {svn} reaches no level", reason="collateral_untrusted"
+    )
 
 
 def masked(value: bytes, mask: bytes) -> bytes:
@@ -248,15 +272,21 @@ def enclave_level(document: Mapping[str, Any], security_version: int) -> TcbLeve
     """The quoting enclave's level.
 
     Raises:
-        CollateralError: it reaches none, or the document is not of its form.
+        EvidenceError: ``collateral_untrusted``: it reaches none, or the document is not of its
+            form.
     """
     try:
         for level in document["tcbLevels"]:
             if security_version >= int(level["tcb"]["isvsvn"]):
                 return _level(level)
     except (KeyError, TypeError, ValueError) as error:
-        raise CollateralError(f"enclaveIdentity is not of its form: {error!r}") from error
-    raise CollateralError(f"the quoting enclave's version {security_version} reaches no level")
+        raise EvidenceError(
+            f"enclaveIdentity is not of its form: {error!r}", reason="collateral_untrusted"
+        ) from error
+    raise EvidenceError(
+        f"the quoting enclave's version {security_version} reaches no level",
+        reason="collateral_untrusted",
+    )
 
 
 def _level(level: Mapping[str, Any]) -> TcbLevel:
@@ -270,8 +300,10 @@ def _level(level: Mapping[str, Any]) -> TcbLevel:
 def _moment(document: Mapping[str, Any], name: str) -> datetime:
     value = document.get(name)
     if not isinstance(value, str) or not _MOMENT.fullmatch(value):
-        raise CollateralError(f"{name} is no time: {value!r}")
+        raise EvidenceError(f"{name} is no time: {value!r}", reason="collateral_untrusted")
     try:
         return datetime.fromisoformat(value).astimezone(UTC)
     except ValueError as error:
-        raise CollateralError(f"{name} is no time: {value!r}") from error
+        raise EvidenceError(
+            f"{name} is no time: {value!r}", reason="collateral_untrusted"
+        ) from error

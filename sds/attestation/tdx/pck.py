@@ -19,14 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from sds.attestation.pem import UNREADABLE, der_certificates
 from sds.attestation.snp.certificate import UNREADABLE_DER
-from sds.errors import (
-    EndorsementMalformedError,
-    EndorsementRevokedError,
-    EndorsementUntrustedError,
-    EvidenceMalformedError,
-    RevocationListError,
-    RevocationListStaleError,
-)
+from sds.errors import EvidenceError, EvidenceMalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -103,10 +96,10 @@ def link_chain(
         what: names the chain in errors.
 
     Raises:
-        EndorsementMalformedError: 1. it cannot be parsed; 2. it is not of the expected length and
-            names; 3. a certificate's constraints, key usage, extensions or key are not as
-            specified.
-        EndorsementUntrustedError: 4. the root is not pinned; 5. a signature does not hold.
+        EvidenceError: ``certificate_malformed``: 1. it cannot be parsed; 2. it is not of the
+            expected length and names; 3. a certificate's constraints, key usage, extensions or key
+            are not as specified.
+        EvidenceError: ``chain_untrusted``: 4. the root is not pinned; 5. a signature does not hold.
     """
     # 1.
     try:
@@ -114,12 +107,14 @@ def link_chain(
         chain = tuple(map(x509.load_der_x509_certificate, ders))
         found = tuple(common_name(certificate) for certificate in chain)
     except (EvidenceMalformedError, *UNREADABLE) as error:
-        raise EndorsementMalformedError(f"{what}: {error}") from error
+        raise EvidenceError(f"{what}: {error}", reason="certificate_malformed") from error
     # 2.
     if len(chain) != len(names) or any(
         name not in allowed for name, allowed in zip(found, names, strict=True)
     ):
-        raise EndorsementMalformedError(f"{what}: names are {', '.join(found)[:300]}")
+        raise EvidenceError(
+            f"{what}: names are {', '.join(found)[:300]}", reason="certificate_malformed"
+        )
     # 3.
     for below, certificate in enumerate(chain):
         _require_extensions(certificate, below=below, what=what)
@@ -127,17 +122,19 @@ def link_chain(
     digest = hashlib.sha256(ders[-1]).digest()
     simulated = digest.hex() != INTEL_ROOT
     if simulated and digest not in set(trusted):
-        raise EndorsementUntrustedError(
+        raise EvidenceError(
             f"{what} ends in {digest.hex()}, which is not the Intel SGX root",
             advice="configure it as a trusted root only if it is meant to be one",
+            reason="chain_untrusted",
         )
     # 5. The root too: Intel's is self-signed.
     for certificate, issuer in zip(chain, (*chain[1:], chain[-1]), strict=True):
         try:
             certificate.verify_directly_issued_by(issuer)
         except (*UNREADABLE, InvalidSignature) as error:
-            raise EndorsementUntrustedError(
-                f"{what}: {common_name(certificate)} was not signed by {common_name(issuer)}"
+            raise EvidenceError(
+                f"{what}: {common_name(certificate)} was not signed by {common_name(issuer)}",
+                reason="chain_untrusted",
             ) from error
     return IntelChain(certificates=chain, simulated=simulated)
 
@@ -150,20 +147,28 @@ def _require_extensions(certificate: x509.Certificate, *, below: int, what: str)
         constraints = found.get_extension_for_class(x509.BasicConstraints).value
         usage = found.get_extension_for_class(x509.KeyUsage).value
     except (*UNREADABLE, x509.ExtensionNotFound) as error:
-        raise EndorsementMalformedError(f"{what}: key or extensions of {name}: {error}") from error
+        raise EvidenceError(
+            f"{what}: key or extensions of {name}: {error}", reason="certificate_malformed"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise EndorsementMalformedError(f"{what}: the key of {name} is not on P-256")
+        raise EvidenceError(
+            f"{what}: the key of {name} is not on P-256", reason="certificate_malformed"
+        )
     unknown = {entry.oid.dotted_string for entry in found} - _KNOWN
     if unknown:
-        raise EndorsementMalformedError(f"{what}: {name} has the unknown extension {min(unknown)}")
+        raise EvidenceError(
+            f"{what}: {name} has the unknown extension {min(unknown)}",
+            reason="certificate_malformed",
+        )
     if below == 0:
         holds = not constraints.ca and usage.digital_signature
     else:
         length = constraints.path_length
         holds = constraints.ca and usage.key_cert_sign and (length is None or length >= below - 1)
     if not holds:
-        raise EndorsementMalformedError(
-            f"{what}: constraints or key usage forbid this use of {name}"
+        raise EvidenceError(
+            f"{what}: constraints or key usage forbid this use of {name}",
+            reason="certificate_malformed",
         )
 
 
@@ -171,11 +176,13 @@ def read_pck(certificate: x509.Certificate) -> Pck:
     """Read Intel's extension of a PCK certificate (PCK profile, section 1.3.5).
 
     Raises:
-        EndorsementMalformedError: it is missing, or not of its form.
+        EvidenceError: ``certificate_malformed``: it is missing, or not of its form.
     """
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
-        raise EndorsementMalformedError("the PCK's key is not on an elliptic curve")
+        raise EvidenceError(
+            "the PCK's key is not on an elliptic curve", reason="certificate_malformed"
+        )
     try:
         raw = certificate.extensions.get_extension_for_oid(x509.ObjectIdentifier(_EXTENSION)).value
         if not isinstance(raw, x509.UnrecognizedExtension):
@@ -193,7 +200,9 @@ def read_pck(certificate: x509.Certificate) -> Pck:
             public_key=key,
         )
     except (*UNREADABLE, *UNREADABLE_DER, x509.ExtensionNotFound) as error:
-        raise EndorsementMalformedError(f"the PCK's extension cannot be read: {error}") from error
+        raise EvidenceError(
+            f"the PCK's extension cannot be read: {error}", reason="certificate_malformed"
+        ) from error
     return pck
 
 
@@ -201,9 +210,10 @@ def check_revocation(chain: IntelChain, lists: tuple[bytes, ...], now: datetime)
     """Hold that no certificate of the chain is revoked by a list of its issuer.
 
     Raises:
-        RevocationListError: a list cannot be read, or is not signed by the issuer it names.
-        RevocationListStaleError: a list is not current.
-        EndorsementRevokedError: a certificate is revoked.
+        EvidenceError: ``revocation_list``: a list cannot be read, or is not signed by the issuer it
+            names.
+        EvidenceError: ``revocation_list_stale``: a list is not current.
+        EvidenceError: ``certificate_revoked``: a certificate is revoked.
     """
     for der in lists:
         try:
@@ -212,7 +222,9 @@ def check_revocation(chain: IntelChain, lists: tuple[bytes, ...], now: datetime)
             serials = {entry.serial_number for entry in crl}
             this_update, next_update = crl.last_update_utc, crl.next_update_utc
         except UNREADABLE as error:
-            raise RevocationListError(f"a revocation list cannot be read: {error}") from error
+            raise EvidenceError(
+                f"a revocation list cannot be read: {error}", reason="revocation_list"
+            ) from error
         issuer = next(
             (other for other in chain.certificates[1:] if other.subject == crl.issuer), None
         )
@@ -225,27 +237,34 @@ def check_revocation(chain: IntelChain, lists: tuple[bytes, ...], now: datetime)
             or not isinstance(key, ec.EllipticCurvePublicKey)
             or not crl.is_signature_valid(key)
         ):
-            raise RevocationListError(f"the list of {common_name(issuer)} does not hold")
+            raise EvidenceError(
+                f"the list of {common_name(issuer)} does not hold", reason="revocation_list"
+            )
         if not this_update <= now <= next_update:
-            raise RevocationListStaleError(
+            raise EvidenceError(
                 f"the list of {common_name(issuer)} counts from {this_update:%FT%TZ} to "
-                f"{next_update:%FT%TZ}, the time is {now:%FT%TZ}"
+                f"{next_update:%FT%TZ}, the time is {now:%FT%TZ}",
+                reason="revocation_list_stale",
             )
         for certificate in chain.certificates:
             if certificate.issuer == crl.issuer and certificate.serial_number in serials:
-                raise EndorsementRevokedError(f"{common_name(certificate)} is revoked")
+                raise EvidenceError(
+                    f"{common_name(certificate)} is revoked", reason="certificate_revoked"
+                )
 
 
 def root_digest(der: bytes) -> bytes:
     """How a configured root is recognised.
 
     Raises:
-        EndorsementMalformedError: it is no certificate.
+        EvidenceError: ``certificate_malformed``: it is no certificate.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
     except UNREADABLE as error:
-        raise EndorsementMalformedError(f"a trusted root cannot be read: {error}") from error
+        raise EvidenceError(
+            f"a trusted root cannot be read: {error}", reason="certificate_malformed"
+        ) from error
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
 
 

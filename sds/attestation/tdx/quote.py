@@ -11,12 +11,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from sds.errors import (
-    EvidenceMalformedError,
-    ReportVersionError,
-    ReservedBytesError,
-    SignatureAlgorithmError,
-)
+from sds.errors import EvidenceError, EvidenceMalformedError
 
 HEADER_BYTES: Final = 48
 TEE_TYPE_TDX: Final = 0x81
@@ -137,8 +132,9 @@ def parse_quote(raw: bytes) -> Quote:
 
     Raises:
         EvidenceMalformedError: it is cut short, or a length inside is not what it must be.
-        ReportVersionError: its version, TEE or kind of body is not known here.
-        SignatureAlgorithmError: not ECDSA P-256.
+        EvidenceMalformedError: ``report_version``: its version, TEE or kind of body is not known
+            here.
+        EvidenceError: ``signature_algorithm``: not ECDSA P-256.
     """
     if len(raw) > MAX_QUOTE_BYTES:
         raise EvidenceMalformedError(f"a quote longer than {MAX_QUOTE_BYTES} bytes")
@@ -146,19 +142,26 @@ def parse_quote(raw: bytes) -> Quote:
     header = reader.take(HEADER_BYTES, "header")
     version, algorithm, tee = struct.unpack_from("<HHI", header)
     if version not in {_VERSION_4, _VERSION_5}:
-        raise ReportVersionError(f"the quote has version {version}; known are 4 and 5")
+        raise EvidenceMalformedError(
+            f"the quote has version {version}; known are 4 and 5", reason="report_version"
+        )
     if tee != TEE_TYPE_TDX:
-        raise ReportVersionError(f"TEE type {tee:#x} is not TDX ({TEE_TYPE_TDX:#x})")
+        raise EvidenceMalformedError(
+            f"TEE type {tee:#x} is not TDX ({TEE_TYPE_TDX:#x})", reason="report_version"
+        )
     if algorithm != ALGORITHM_ECDSA_P256:
-        raise SignatureAlgorithmError(
-            f"attestation key type {algorithm} is not ECDSA P-256 ({ALGORITHM_ECDSA_P256})"
+        raise EvidenceError(
+            f"attestation key type {algorithm} is not ECDSA P-256 ({ALGORITHM_ECDSA_P256})",
+            reason="signature_algorithm",
         )
     size = BODY_1_0_BYTES
     if version == _VERSION_5:
         kind = reader.number(2, "type of body")
         size = reader.number(4, "size of body")
         if _BODIES.get(kind) != size:
-            raise ReportVersionError(f"a body of type {kind} and {size} bytes is not TDX's")
+            raise EvidenceMalformedError(
+                f"a body of type {kind} and {size} bytes is not TDX's", reason="report_version"
+            )
     body = _body(reader.take(size, "body"))
     signed = raw[: reader.offset]
     inner = _Reader(
@@ -229,7 +232,9 @@ def require_known_attributes(body: TdReport) -> None:
     """Hold that no reserved bit is set (TDX module ABI, ATTRIBUTES).
 
     Raises:
-        ReservedBytesError: one is.
+        EvidenceMalformedError: ``reserved_bytes``: one is.
     """
     if unknown := body.attributes & ~ATTRIBUTES_KNOWN:
-        raise ReservedBytesError(f"reserved bits of the TD's attributes are set: {unknown:#x}")
+        raise EvidenceMalformedError(
+            f"reserved bits of the TD's attributes are set: {unknown:#x}", reason="reserved_bytes"
+        )

@@ -49,26 +49,7 @@ from sds.attestation.tdx.quote import (
     parse_quote,
     require_known_attributes,
 )
-from sds.errors import (
-    CollateralError,
-    CollateralMissingError,
-    DebugAllowedError,
-    EndorsementMalformedError,
-    EndorsementValidityError,
-    EvidenceBindingError,
-    EvidenceError,
-    EvidenceKindError,
-    EvidenceSignatureError,
-    GuestIdentityError,
-    MeasurementError,
-    MigrationAgentError,
-    QuotingEnclaveError,
-    ReservedBytesError,
-    SignatureRangeError,
-    TcbStatusError,
-    TdAttributesError,
-    TdxModuleError,
-)
+from sds.errors import EvidenceError, EvidenceMalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -133,7 +114,7 @@ class TdxVerifier:
     ) -> Claims | None:
         if not checks.add(
             "kind",
-            EvidenceKindError,
+            "evidence_kind",
             ok=evidence.kind is EvidenceKind.TDX,
             found=evidence.kind,
             expected=EvidenceKind.TDX,
@@ -165,7 +146,7 @@ class TdxVerifier:
         if data is not None:
             checks.add(
                 "report_data",
-                EvidenceBindingError,
+                "report_data_mismatch",
                 ok=quote.body.report_data == data,
                 found=quote.body.report_data.hex,
                 expected=data.hex,
@@ -193,8 +174,10 @@ class TdxVerifier:
 
     def _load(self) -> tuple[tuple[bytes, ...], Collateral | None, EvidenceError | None]:
         if self._collateral is None:
-            error = CollateralMissingError(
-                "no collateral is configured", advice="give a folder, see docs/attestation.md"
+            error = EvidenceError(
+                "no collateral is configured",
+                advice="give a folder, see docs/attestation.md",
+                reason="collateral_missing",
             )
             return self._lists, None, error
         try:
@@ -250,7 +233,9 @@ class TdxVerifier:
             _check_lists(checks, "collateral_revocation", chain, lists, now)
         key = chain.leaf.public_key()
         if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise EndorsementMalformedError("the TCB signing key is not on an elliptic curve")
+            raise EvidenceError(
+                "the TCB signing key is not on an elliptic curve", reason="certificate_malformed"
+            )
         levels: dict[str, TcbLevel] = {}
         info = _document(
             checks, "tcb_info", collateral.tcb_info, key=key, expected="tcbInfo", now=now
@@ -276,7 +261,7 @@ class TdxVerifier:
         found = f"FMSPC {info.get('fmspc')}, PCE {info.get('pceId')}"
         checks.add(
             "tcb_info_platform",
-            CollateralError,
+            "collateral_untrusted",
             ok=str(info.get("fmspc", "")).lower() == pck.fmspc.hex()
             and str(info.get("pceId", "")).lower() == pck.pce_id.hex(),
             found=found,
@@ -286,7 +271,7 @@ class TdxVerifier:
         lowest = self._values.tdx.minimum_tcb_evaluation_number
         checks.add(
             "tcb_evaluation_number",
-            CollateralError,
+            "collateral_untrusted",
             ok=isinstance(number, int) and number >= lowest,
             found=number,
             expected=f"at least {lowest}",
@@ -307,7 +292,7 @@ class TdxVerifier:
                 attributes=quote.body.seam_attributes,
             )
         except EvidenceError as error:
-            failure = TdxModuleError(error.message)
+            failure = EvidenceError(error.message, reason="tdx_module")
             checks.attempt("tdx_module", failure, found=error.message, expected="a known module")
         else:
             checks.attempt("tdx_module", None, found="known", expected="a known module")
@@ -342,7 +327,9 @@ class TdxVerifier:
             ]
             level = enclave_level(identity, enclave.security_version)
         except (KeyError, TypeError, ValueError) as error:
-            failure = CollateralError(f"enclaveIdentity is not of its form: {error!r}")
+            failure = EvidenceError(
+                f"enclaveIdentity is not of its form: {error!r}", reason="collateral_untrusted"
+            )
             checks.attempt("qe_enclave", failure, found=failure.message, expected="an identity")
             return {}
         except EvidenceError as error:
@@ -350,7 +337,7 @@ class TdxVerifier:
             return {}
         checks.add(
             "qe_enclave",
-            QuotingEnclaveError,
+            "quoting_enclave",
             ok=not differing,
             found=f"differs in {', '.join(differing)}" if differing else "the same",
             expected="the quoting enclave of the signed identity",
@@ -368,7 +355,7 @@ class TdxVerifier:
         )
         checks.add(
             name,
-            TcbStatusError,
+            "tcb_status",
             ok=level.status in tdx.tcb_statuses and not unknown,
             found=f"{level.status} ({', '.join(level.advisories) or 'no advisories'})",
             expected=" or ".join(tdx.tcb_statuses)
@@ -380,23 +367,23 @@ def _check_form(checks: Checks, quote: Quote) -> None:
     # 2. The quoting enclave's vendor, the module's own fields (TDX module ABI, TDREPORT).
     checks.add(
         "qe_vendor",
-        QuotingEnclaveError,
+        "quoting_enclave",
         ok=quote.vendor == INTEL_QE_VENDOR,
         found=quote.vendor.hex(),
         expected=INTEL_QE_VENDOR.hex(),
     )
     checks.add(
         "seam_attributes",
-        TdxModuleError,
+        "tdx_module",
         ok=not any(quote.body.seam_attributes),
         found=quote.body.seam_attributes.hex(),
         expected="zero",
     )
     # 3. Reserved bits of ATTRIBUTES.
-    failure: ReservedBytesError | None = None
+    failure: EvidenceMalformedError | None = None
     try:
         require_known_attributes(quote.body)
-    except ReservedBytesError as error:
+    except EvidenceMalformedError as error:
         failure = error
     checks.attempt(
         "attributes_reserved",
@@ -412,7 +399,7 @@ def _check_validity(checks: Checks, chain: IntelChain, now: datetime) -> None:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         checks.add(
             "valid_" + common_name(certificate).lower().replace(" ", "_"),
-            EndorsementValidityError,
+            "certificate_validity",
             ok=start <= now <= end,
             found=f"{start:%FT%TZ} to {end:%FT%TZ}",
             expected=f"valid at {now:%FT%TZ}",
@@ -440,14 +427,14 @@ def _check_quote_signature(checks: Checks, quote: Quote) -> None:
     bound = hashlib.sha256(quote.attestation_key + quote.authentication).digest().ljust(64, b"\0")
     checks.add(
         "qe_report_data",
-        QuotingEnclaveError,
+        "quoting_enclave",
         ok=quote.qe_report.report_data == bound,
         found=quote.qe_report.report_data.hex,
         expected=bound.hex,
     )
     checks.add(
         "qe_debug",
-        QuotingEnclaveError,
+        "quoting_enclave",
         ok=not quote.qe_report.attributes[0] & _SGX_DEBUG,
         found=quote.qe_report.attributes.hex(),
         expected="DEBUG clear",
@@ -459,7 +446,7 @@ def _check_quote_signature(checks: Checks, quote: Quote) -> None:
     except ValueError:
         checks.add(
             "quote_signature",
-            EvidenceSignatureError,
+            "signature_invalid",
             ok=False,
             found="the attestation key is no point on P-256",
             expected="a signature that holds",
@@ -488,7 +475,7 @@ def _check_signature(
             holds = False
     checks.add(
         name,
-        EvidenceSignatureError if in_range else SignatureRangeError,
+        "signature_invalid" if in_range else "signature_range",
         ok=holds,
         found="holds" if holds else "does not hold" if in_range else "R or S out of range",
         expected="ECDSA P-256 with SHA-256",
@@ -501,7 +488,7 @@ def _appraise(checks: Checks, quote: Quote, values: ReferenceValues) -> None:
     debug = bool(body.attributes & DEBUG_BITS)
     checks.add(
         "td_debug",
-        DebugAllowedError,
+        "debug_allowed",
         ok=not debug or tdx.permit_debug,
         found="set" if debug else "clear",
         expected=ANY if tdx.permit_debug else "clear",
@@ -509,7 +496,7 @@ def _appraise(checks: Checks, quote: Quote, values: ReferenceValues) -> None:
     migratable = bool(body.attributes & MIGRATABLE)
     checks.add(
         "td_migratable",
-        MigrationAgentError,
+        "migration_agent",
         ok=not migratable or tdx.permit_migratable,
         found="set" if migratable else "clear",
         expected=ANY if tdx.permit_migratable else "clear",
@@ -517,17 +504,17 @@ def _appraise(checks: Checks, quote: Quote, values: ReferenceValues) -> None:
     disabled = bool(body.attributes & SEPT_VE_DISABLE)
     checks.add(
         "sept_ve_disable",
-        TdAttributesError,
+        "td_attributes",
         ok=disabled or not tdx.require_sept_ve_disable,
         found="set" if disabled else "clear",
         expected="set" if tdx.require_sept_ve_disable else ANY,
     )
     # 10. Measurements.
-    checks.among("mrtd", MeasurementError, found=body.mrtd.hex(), accepted=values.measurements)
+    checks.among("mrtd", "measurement", found=body.mrtd.hex(), accepted=values.measurements)
     for index, rtmr in enumerate(body.rtmr):
         checks.among(
             f"rtmr{index}",
-            MeasurementError,
+            "measurement",
             found=rtmr.hex(),
             accepted=getattr(tdx, f"rtmr{index}"),
         )
@@ -537,11 +524,11 @@ def _appraise(checks: Checks, quote: Quote, values: ReferenceValues) -> None:
         ("mr_owner", body.mr_owner, tdx.mr_owner),
         ("mr_owner_config", body.mr_owner_config, tdx.mr_owner_config),
     ):
-        checks.among(name, GuestIdentityError, found=value.hex(), accepted=accepted)
-    checks.among("mr_seam", TdxModuleError, found=body.mr_seam.hex(), accepted=tdx.mr_seam)
+        checks.among(name, "guest_identity", found=value.hex(), accepted=accepted)
+    checks.among("mr_seam", "tdx_module", found=body.mr_seam.hex(), accepted=tdx.mr_seam)
     checks.among(
         "mr_service_td",
-        GuestIdentityError,
+        "guest_identity",
         found=body.mr_service_td.hex() if body.mr_service_td else "none",
         accepted=tdx.mr_service_td,
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
-from sds.errors import ConfigurationError, KubeletError, KubernetesApiError
+from sds.errors import ConfigurationError, KubernetesError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -50,7 +50,7 @@ class Server:
         server_name: the name in the server's certificate where it is not the URL's host.
         insecure_skip_verify: do not verify the certificate; only to 127.0.0.1.
         advice: what to do when access is denied.
-        error: the class of errors that this server causes.
+        reason: of the errors that this server causes: ``kubelet`` or ``kubernetes_api``.
     """
 
     url: str
@@ -59,7 +59,7 @@ class Server:
     server_name: str | None = None
     insecure_skip_verify: bool = False
     advice: str = field(default="", repr=False)
-    error: type[KubeletError | KubernetesApiError] = KubernetesApiError
+    reason: str = "kubernetes_api"
 
     def __post_init__(self) -> None:
         """Refuse what must not be configured."""
@@ -110,7 +110,7 @@ class ApiClient:
         """The body of a successful GET.
 
         Raises:
-            KubeletError, KubernetesApiError: not reached, not verified, refused, late.
+            KubernetesError: not reached, not verified, refused, late.
         """
         async with self._request("GET", path, params=params) as response:
             return await self._body(response, path)
@@ -119,7 +119,7 @@ class ApiClient:
         """The body of a successful POST of a JSON document.
 
         Raises:
-            KubeletError, KubernetesApiError: as :meth:`get`.
+            KubernetesError: as :meth:`get`.
         """
         async with self._request("POST", path, document=document) as response:
             return await self._body(response, path)
@@ -135,7 +135,7 @@ class ApiClient:
             idle_seconds: longest silence; a connection that is dead unnoticed ends then.
 
         Raises:
-            KubeletError, KubernetesApiError: as :meth:`get`.
+            KubernetesError: as :meth:`get`.
         """
         import aiohttp  # noqa: PLC0415  as above
 
@@ -160,7 +160,7 @@ class ApiClient:
 
         server = self._server
         if self._session is None:
-            raise server.error(f"the client of {server.url} is not open")
+            raise KubernetesError(f"the client of {server.url} is not open", reason=server.reason)
         headers = {
             "Accept": "application/json, application/jwk-set+json",
             "User-Agent": "attested-sds",
@@ -184,17 +184,24 @@ class ApiClient:
                     text = (await response.content.read(1000)).decode("utf-8", "replace").strip()
                     words = _WORDS.get(response.status, str(response.status))
                     denied = response.status in _WORDS
-                    raise server.error(
+                    raise KubernetesError(
                         f"{method} {server.url}{path}: {words}: {text[:400]!r}",
                         advice=server.advice if denied else "",
+                        reason=server.reason,
                     )
                 yield response
         except UnicodeDecodeError as error:
-            raise server.error(f"{server.token_file}: the token is not ASCII") from error
+            raise KubernetesError(
+                f"{server.token_file}: the token is not ASCII", reason=server.reason
+            ) from error
         except TimeoutError as error:
-            raise server.error(f"{method} {server.url}{path}: no answer in time") from error
+            raise KubernetesError(
+                f"{method} {server.url}{path}: no answer in time", reason=server.reason
+            ) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise server.error(f"{method} {server.url}{path}: {error}") from error
+            raise KubernetesError(
+                f"{method} {server.url}{path}: {error}", reason=server.reason
+            ) from error
 
     async def _body(self, response: aiohttp.ClientResponse, path: str) -> bytes:
         chunks: list[bytes] = []
@@ -202,8 +209,9 @@ class ApiClient:
         async for chunk in response.content.iter_any():
             size += len(chunk)
             if size > _MAX_BYTES:
-                raise self._server.error(
-                    f"{self._server.url}{path}: the answer is longer than {_MAX_BYTES} bytes"
+                raise KubernetesError(
+                    f"{self._server.url}{path}: the answer is longer than {_MAX_BYTES} bytes",
+                    reason=self._server.reason,
                 )
             chunks.append(chunk)
         return b"".join(chunks)

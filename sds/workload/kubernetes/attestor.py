@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import CgroupError, KubeletError, PeerGoneError, UndeterminedError
+from sds.errors import CgroupError, KubernetesError, PeerGoneError, WorkloadError
 from sds.workload.cgroup import parse_cgroup
 from sds.workload.entitlement import Selector
 from sds.workload.facts import LABEL_TYPE, Facts
@@ -92,7 +92,7 @@ class KubernetesAttestor:
                 max_age=self._waiting.max_age,
                 patience=self._waiting.kubelet,
             )
-        except (CgroupError, KubeletError) as error:
+        except (CgroupError, KubernetesError) as error:
             peer.check()
             return Facts(unknown={"k8s:": error}, title=f"pid {peer.pid}")
         peer.check()
@@ -117,7 +117,9 @@ def _facts(pod: Pod, group: PodCgroup) -> Facts:
     container = pod.containers.get(group.container_id) if group.container_id else None
     unknown = {}
     if container is None:
-        why = UndeterminedError(f"the container in pod {pod.namespace}/{pod.name} is not known")
+        why = WorkloadError(
+            f"the container in pod {pod.namespace}/{pod.name} is not known", reason="undetermined"
+        )
         unknown = dict.fromkeys(CONTAINER_TYPES, why)
     return Facts(
         selectors=frozenset(_selectors(pod, group)),

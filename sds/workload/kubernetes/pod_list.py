@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Protocol
 
-from sds.errors import KubeletError
+from sds.errors import KubernetesError
 from sds.workload.kubernetes.api import parse_json
 from sds.workload.kubernetes.pods import parse_pod_list
 
@@ -34,7 +34,7 @@ class KubeletPods(Protocol):
         """The body of ``GET path``.
 
         Raises:
-            KubeletError: there is none.
+            KubernetesError: ``kubelet``: there is none.
         """
         ...
 
@@ -45,7 +45,7 @@ class PodList:
     def __init__(self, kubelet: KubeletPods, clock: Clock) -> None:
         """Nothing is fetched before somebody asks."""
         self.fetches = 0
-        self.error: KubeletError | None = None
+        self.error: KubernetesError | None = None
         self._kubelet = kubelet
         self._clock = clock
         self._pods: dict[str, Pod] = {}
@@ -91,7 +91,8 @@ class PodList:
             patience: longest wait, in seconds.
 
         Raises:
-            KubeletError: the kubelet does not list the pod (or not enough about it) in time.
+            KubernetesError: ``kubelet``: the kubelet does not list the pod (or not enough about it)
+                in time.
         """
         try:
             async with asyncio.timeout(patience):
@@ -131,9 +132,11 @@ class PodList:
             try:
                 document = await parse_json(body)
             except ValueError as error:
-                raise KubeletError(f"the kubelet's answer is not JSON: {error}") from error
+                raise KubernetesError(
+                    f"the kubelet's answer is not JSON: {error}", reason="kubelet"
+                ) from error
             pods = parse_pod_list(document)
-        except KubeletError as error:
+        except KubernetesError as error:
             if self.error is None or str(self.error) != str(error):
                 _LOG.warning("the kubelet does not give its pods", extra={"why": error})
             self.error = error
@@ -144,10 +147,10 @@ class PodList:
         self._pods = pods
         self._fetched_at = began
 
-    def _why_not(self, uid: str, pod: Pod | None) -> KubeletError:
+    def _why_not(self, uid: str, pod: Pod | None) -> KubernetesError:
         if self.error is not None:
             return self.error
         if self._fetched_at is None:
-            return KubeletError("the kubelet has not answered yet")
+            return KubernetesError("the kubelet has not answered yet", reason="kubelet")
         what = f"pod {uid}" if pod is None else f"the container in pod {pod.namespace}/{pod.name}"
-        return KubeletError(f"the kubelet does not list {what} yet")
+        return KubernetesError(f"the kubelet does not list {what} yet", reason="kubelet")

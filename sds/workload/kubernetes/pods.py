@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from sds.errors import KubeletError
+from sds.errors import KubernetesError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,20 +64,22 @@ def parse_pod_list(document: Any) -> dict[str, Pod]:
     """Pods by UID, from the decoded JSON of a ``v1.PodList``.
 
     Raises:
-        KubeletError: it is not one.
+        KubernetesError: ``kubelet``: it is not one.
     """
     if not isinstance(document, dict) or document.get("kind") != "PodList":
-        raise KubeletError("the kubelet's answer is not a PodList")
+        raise KubernetesError("the kubelet's answer is not a PodList", reason="kubelet")
     items = document.get("items")
     if items is None:  # an empty node
         return {}
     try:
         pods = [_pod(item) for item in items]
     except (TypeError, KeyError, AttributeError) as error:
-        raise KubeletError(f"the kubelet's list of pods is malformed: {error!r}") from error
+        raise KubernetesError(
+            f"the kubelet's list of pods is malformed: {error!r}", reason="kubelet"
+        ) from error
     found = {pod.uid: pod for pod in pods}
     if len(found) != len(pods):
-        raise KubeletError("the kubelet lists two pods with the same UID")
+        raise KubernetesError("the kubelet lists two pods with the same UID", reason="kubelet")
     return found
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from sds.clock import Clock
-    from sds.errors import KubernetesApiError
+    from sds.errors import KubernetesError
     from sds.workload.kubernetes.watch import ApiServer
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
@@ -79,7 +79,7 @@ class ServiceWatch:
         self._watch = ListWatch(api, clock, _PATH, self._index)
 
     @property
-    def error(self) -> KubernetesApiError | None:
+    def error(self) -> KubernetesError | None:
         """Why Services are not followed now."""
         return self._watch.error
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import Field
 
-from sds.errors import ConfigurationError, KubeletError, KubernetesApiError
+from sds.errors import ConfigurationError
 from sds.settings.fields import PathField, Settings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> 
                 advice=f"write it, or set {NODE_ADDRESS} from the downward API (status.hostIP)",
             )
         url = f"https://{_host(address)}:{_KUBELET_PORT}"
-    return _server(settings, url, error=KubeletError, advice=_KUBELET_ADVICE)
+    return _server(settings, url, reason="kubelet", advice=_KUBELET_ADVICE)
 
 
 def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> Server:
@@ -84,14 +84,14 @@ def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> Serv
                 advice="write it",
             )
         url = f"https://{_host(host)}:{environment.get('KUBERNETES_SERVICE_PORT', '443')}"
-    return _server(settings, url, error=KubernetesApiError, advice=_API_ADVICE)
+    return _server(settings, url, reason="kubernetes_api", advice=_API_ADVICE)
 
 
 def _server(
     settings: ServerSettings,
     url: str,
     *,
-    error: type[KubeletError | KubernetesApiError],
+    reason: str,
     advice: str,
 ) -> Server:
     from sds.workload.kubernetes.api import SERVICE_ACCOUNT, Server  # noqa: PLC0415  loads aiohttp
@@ -103,7 +103,7 @@ def _server(
         server_name=settings.server_name,
         insecure_skip_verify=settings.insecure_skip_verify,
         advice=advice,
-        error=error,
+        reason=reason,
     )
 
 

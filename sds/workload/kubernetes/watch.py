@@ -15,7 +15,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from sds.errors import KubernetesApiError
+from sds.errors import KubernetesError
 from sds.workload.kubernetes.api import parse_json
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ApiServer(Protocol):
         """The body of a GET.
 
         Raises:
-            KubernetesApiError: there is none.
+            KubernetesError: ``kubernetes_api``: there is none.
         """
         ...
 
@@ -48,7 +48,7 @@ class ApiServer(Protocol):
         """The lines of a watch.
 
         Raises:
-            KubernetesApiError: it broke.
+            KubernetesError: ``kubernetes_api``: it broke.
         """
         ...
 
@@ -70,7 +70,7 @@ class ListWatch:
 
     def __init__(self, api: ApiServer, clock: Clock, path: str, collection: Collection) -> None:
         """``path``: of the collection, such as ``/api/v1/services``."""
-        self.error: KubernetesApiError | None = None
+        self.error: KubernetesError | None = None
         self.synced = asyncio.Event()
         self._api = api
         self._clock = clock
@@ -91,7 +91,7 @@ class ListWatch:
             began = self._clock.now().monotonic
             try:
                 version = await self._watch(version or await self._list())
-            except KubernetesApiError as error:
+            except KubernetesError as error:
                 if self.error is None or str(self.error) != str(error):
                     _LOG.warning(
                         "a collection cannot be watched", extra={"path": self._path, "why": error}
@@ -114,14 +114,18 @@ class ListWatch:
                 metadata = document["metadata"]
                 more, version = metadata.get("continue"), metadata["resourceVersion"]
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise KubernetesApiError(f"{self._path}: a malformed list: {error!r}") from error
+                raise KubernetesError(
+                    f"{self._path}: a malformed list: {error!r}", reason="kubernetes_api"
+                ) from error
             if not more:
                 break
             params = {"limit": _PAGE, "continue": more}
         try:
             changed = self._collection.replace(items)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise KubernetesApiError(f"{self._path}: a malformed object: {error!r}") from error
+            raise KubernetesError(
+                f"{self._path}: a malformed object: {error!r}", reason="kubernetes_api"
+            ) from error
         if self.error is not None:
             _LOG.info("a collection can be watched again", extra={"path": self._path})
         self.error = None
@@ -138,7 +142,7 @@ class ListWatch:
         None: list again.
 
         Raises:
-            KubernetesApiError: the watch broke, or said what no watch says.
+            KubernetesError: ``kubernetes_api``: the watch broke, or said what no watch says.
         """
         params = {
             "watch": "1",
@@ -156,7 +160,9 @@ class ListWatch:
                 if kind != "BOOKMARK" and self._collection.apply(kind, item):
                     self._tell()
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise KubernetesApiError(f"{self._path}: a malformed event: {error!r}") from error
+                raise KubernetesError(
+                    f"{self._path}: a malformed event: {error!r}", reason="kubernetes_api"
+                ) from error
         return version
 
     def _tell(self) -> None:

@@ -9,10 +9,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from sds.errors import BundleMalformedError, CertificateError
+from sds.errors import CertificateError
 from sds.federation import document
 from sds.pki import certificate_der, certificate_pem
 from tests.support.istio_ca import Issuer, _leaf
+from tests.support.refusals import refused
 
 ROOTS = tuple(sorted(certificate_der(Issuer.make(name).certificate) for name in "abc"))
 
@@ -91,7 +92,7 @@ LEAF_DER = certificate_der(x509.load_pem_x509_certificate(LEAF.encode()))
     ],
 )
 def test_a_bad_document_is_refused(content: bytes, text: str) -> None:
-    with pytest.raises(BundleMalformedError, match=text):
+    with refused("bundle_malformed", match=text):
         document.parse(content, where="here")
 
 

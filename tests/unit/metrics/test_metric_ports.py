@@ -9,12 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
 from sds.authority.port import Issuance
-from sds.errors import (
-    AuthorityRefusedError,
-    AuthorityUnavailableError,
-    EvidenceBindingError,
-    EvidenceError,
-)
+from sds.errors import AuthorityRefusedError, AuthorityUnavailableError, EvidenceError
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, SpiffeId
 from sds.operations.metrics.families import (
@@ -25,6 +20,7 @@ from sds.operations.metrics.families import (
     memory_locked,
 )
 from sds.operations.metrics.ports import MeteredAttester, MeteredAuthority, MeteredVerifier
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -113,8 +109,10 @@ def test_verdicts_are_counted_by_kind_and_reason(registry: CollectorRegistry) ->
     families = ProcessFamilies(registry, component="ca")
     accepting = MeteredVerifier(Inner(lambda: CLAIMS), families)
     assert accepting.verify(EVIDENCE, data=DATA, now=NOW) is CLAIMS
-    refusing = MeteredVerifier(Inner(failing(EvidenceBindingError("other nonce"))), families)
-    with pytest.raises(EvidenceBindingError):
+    refusing = MeteredVerifier(
+        Inner(failing(EvidenceError("other nonce", reason="report_data_mismatch"))), families
+    )
+    with refused("report_data_mismatch"):
         refusing.verify(EVIDENCE, data=DATA, now=NOW)
     for verdict in ("accepted", "report_data_mismatch"):
         labels = {"kind": "sev-snp", "verdict": verdict}

@@ -1,0 +1,150 @@
+"""Evidence: collecting, parsing, verifying and appraising it: what each reason means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sds.reasons.row import Reason
+
+ATTESTATION: Final[dict[str, Reason]] = {
+    "evidence": Reason("Look at the more exact reason beside it."),
+    "evidence_malformed": Reason(
+        "Collect it again. If it stays, the firmware or the file is not what it is taken for."
+    ),
+    "report_data_mismatch": Reason(
+        "Evidence of another request or a replay. Check that nothing stands between agent and "
+        "authority.",
+    ),
+    "authority_evidence": Reason(
+        "Check the address, and that the authority's machine and measurement are those that "
+        "`reference_values` names.",
+    ),
+    "report_length": Reason(
+        "Not an SNP report (1184 bytes) or a TDX quote; check what was collected or which "
+        "file was given.",
+    ),
+    "report_version": Reason(
+        "Firmware newer or older than this program knows. Update it, or the firmware."
+    ),
+    "reserved_bytes": Reason(
+        "Not what the specification says; a damaged or made-up report. Collect it again; if "
+        "it stays, distrust the node.",
+    ),
+    "signature_algorithm": Reason(
+        "A damaged or made-up report. Distrust the node until you know better."
+    ),
+    "signature_range": Reason(
+        "A damaged or made-up report. Distrust the node until you know better."
+    ),
+    "signature_invalid": Reason(
+        "The report was changed, or the certificates belong to another chip. Collect both "
+        "again; if it stays, distrust the node.",
+    ),
+    "product_mismatch": Reason("Give the certificates of this processor's product line."),
+    "endorsement_missing": Reason(
+        "Put the chip's certificates (VCEK or VLEK, ASK, ARK) into the configured folder, or "
+        "let the host provide the extended report.",
+    ),
+    "chain_untrusted": Reason(
+        "The chain does not end in AMD's or Intel's root. If it is a simulated machine, name "
+        "its root for tests only.",
+    ),
+    "certificate_validity": Reason("Check the clock; fetch the certificates again."),
+    "certificate_revoked": Reason("The manufacturer revoked it. Take this machine out of service."),
+    "revocation_list": Reason("Fetch the list again from the manufacturer."),
+    "revocation_list_stale": Reason(
+        "Fetch the newest revocation list; a job should do so daily.",
+        retriable=True,
+    ),
+    "endorsement_tcb_mismatch": Reason(
+        "The certificate is for other firmware versions. Fetch the VCEK for the reported TCB."
+    ),
+    "endorsement_chip_mismatch": Reason(
+        "The certificate is for another chip. Fetch the one of this chip."
+    ),
+    "signing_key_mismatch": Reason(
+        "Report and certificate disagree on VCEK or VLEK. Give the certificate of the key "
+        "that signed.",
+    ),
+    "debug_allowed": Reason(
+        "Start the guest without the debug policy. Never allow it in production."
+    ),
+    "migration_agent": Reason("Start the guest without a migration agent."),
+    "vmpl": Reason("Ask for the report at VMPL 0, or allow the level on purpose."),
+    "masked_chip_key": Reason(
+        "Switch masking of the chip key off in the host's SEV configuration."
+    ),
+    "provisional_firmware": Reason("Commit the firmware (SNP_COMMIT) on the host."),
+    "tcb_below_minimum": Reason(
+        "Update the firmware of that host, or lower the minimum on purpose."
+    ),
+    "measurement": Reason(
+        "If the image is yours, add its measurement to the reference values and sign the next "
+        "epoch. If not, find out what runs there.",
+    ),
+    "guest_identity": Reason(
+        "The more exact reason names the field; correct the launch or the reference values."
+    ),
+    "host_data": Reason("Launch with the host data that the reference values name, or add them."),
+    "id_key": Reason(
+        "Launch with an identity block signed by a listed key, or list the key's digest."
+    ),
+    "author_key": Reason("Launch with a listed author key, or list its digest."),
+    "guest_svn_below_minimum": Reason(
+        "Deploy the newer image; the minimum rejects this one on purpose."
+    ),
+    "guest_policy": Reason("Launch with a guest policy that has what the reference values demand."),
+    "platform": Reason(
+        "The more exact reason names the field; move the workload, or list the platform."
+    ),
+    "product_refused": Reason("List the product in the reference values, or move the workload."),
+    "chip_refused": Reason(
+        "This chip is refused on purpose; move the workload, or change the list."
+    ),
+    "csp_id": Reason("List the cloud provider's identifier, or move the workload."),
+    "mitigation_missing": Reason("Update firmware and host so that the mitigation is active."),
+    "tcb_status": Reason(
+        "Update the platform (the status says what is out of date), or accept the status on "
+        "purpose.",
+    ),
+    "td_attributes": Reason("Launch the TD with attributes that the reference values accept."),
+    "evidence_kind": Reason(
+        "Configure a verifier for this kind of evidence, or the right attester."
+    ),
+    "evidence_unavailable": Reason(
+        "Passes by itself; if not, look at `/dev/sev-guest`, configfs-tsm and the host.",
+        retriable=True,
+    ),
+    "evidence_unsupported": Reason(
+        "This is no such machine. Choose the right `attestation.kind`, or `auto`."
+    ),
+    "endorsement_unavailable": Reason(
+        "Passes when the manufacturer's service answers; a filled cache or folder avoids it.",
+        retriable=True,
+    ),
+    "collateral_missing": Reason("Put the TDX collateral into the configured folder."),
+    "collateral_untrusted": Reason(
+        "Fetch the collateral again from Intel's service or your own cache."
+    ),
+    "collateral_stale": Reason(
+        "Fetch the collateral again; a job should do so daily.",
+        retriable=True,
+    ),
+    "quoting_enclave": Reason(
+        "Update the platform's quoting enclave, or fetch its identity again."
+    ),
+    "tdx_module": Reason("Update the TDX module, or fetch the collateral again."),
+    "token_unavailable": Reason(
+        "Mount the projected service-account token; the kubelet writes it a moment after the "
+        "pod starts.",
+        retriable=True,
+    ),
+    "token_claims": Reason(
+        "Project the token with the audience and binding that the authority's configuration names.",
+    ),
+    "token_time": Reason("Check the clock, and that the projected token is refreshed."),
+    "token_account": Reason(
+        "Allow the account in the authority's `kubernetes` section, or run the agent under "
+        "the right one.",
+    ),
+}

@@ -1,0 +1,90 @@
+"""What each reason means: authorities as clients see them, and refusals of our own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sds.reasons.row import Reason
+
+AUTHORITY: Final[dict[str, Reason]] = {
+    "authority": Reason("Look at the more exact reason beside it."),
+    "authority_unavailable": Reason(
+        "Is the authority running, is the address right, does TLS hold? Certificates in "
+        "service stay until they expire.",
+        retriable=True,
+    ),
+    "authority_refused": Reason(
+        "Read the authority's own reason in the message and look it up here."
+    ),
+    "authority_refused_for_now": Reason(
+        "Wait; if it stays for minutes, look at the authority's side (its keys, its limits, "
+        "its view of pods).",
+        retriable=True,
+    ),
+    "authority_token": Reason(
+        "Mount the projected service-account token at the configured path, and let the "
+        "agent's user read it.",
+        retriable=True,
+    ),
+    "authority_answer": Reason(
+        "Asked for one identity, got another or none. Set the workload's SPIFFE ID to what "
+        "the authority certifies.",
+    ),
+    "refused": Reason("Look at the more exact reason beside it."),
+    "request_malformed": Reason(
+        "Agent and authority speak different versions, or something else than an agent is calling.",
+    ),
+    "batch_too_large": Reason(
+        "Nothing to do in the agent's configuration; a client of your own must send fewer items.",
+    ),
+    "nonce_unknown": Reason(
+        "Passes by itself; a proxy in front of the authority must not move one stream between "
+        "replicas.",
+        retriable=True,
+    ),
+    "nonce_used": Reason(
+        "Passes by itself. If it comes back, somebody replays requests.",
+        retriable=True,
+    ),
+    "nonce_expired": Reason(
+        "Passes by itself.",
+        retriable=True,
+    ),
+    "challenge_stale": Reason(
+        "Passes by itself; the agent says Hello again.",
+        retriable=True,
+    ),
+    "authority_not_ready": Reason(
+        "Give the authority its certificate (from upstream or from an operator), or wait for "
+        "the renewal.",
+        retriable=True,
+    ),
+    "evidence_kind_not_accepted": Reason(
+        "Add this kind of evidence to the authority's `attestation`, or configure the agent's "
+        "machine rightly.",
+    ),
+    "measurement_not_allowed": Reason(
+        "If this image is yours, add its measurement to the policy (or `identities`) and sign "
+        "the next epoch. If not, find out what runs there.",
+    ),
+    "spiffe_id_not_allowed": Reason(
+        "Allow the SPIFFE ID for this measurement in the policy, or correct the workload's "
+        "identity.",
+    ),
+    "dns_name_not_allowed": Reason(
+        "Allow the DNS name in the policy, or take it out of the workload."
+    ),
+    "key_type_not_allowed": Reason("Ask for a key type that the policy allows."),
+    "signing_not_allowed": Reason(
+        "Allow this measurement to be an issuing authority, or correct the hierarchy's depth."
+    ),
+    "lifetime_not_allowed": Reason("Ask for a lifetime above zero and below the policy's maximum."),
+    "policy_behind": Reason(
+        "The agent takes the newer policy from the authority by itself; if it stays, its "
+        "trusted keys do not sign that policy.",
+    ),
+    "pod_not_on_node": Reason(
+        "Passes when the pod is known; a token that left its node is refused on purpose.",
+        retriable=True,
+    ),
+}

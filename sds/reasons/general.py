@@ -1,0 +1,72 @@
+"""The program, its configuration, identities, keys and certificates: what each reason means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sds.reasons.row import Reason
+
+GENERAL: Final[dict[str, Reason]] = {
+    "internal": Reason(
+        "A fault of this program. Report it with the log line and the version (`sds --version`).",
+    ),
+    "configuration": Reason(
+        "Correct the field that the message names; `sds agent --check-config` tries a file "
+        "without starting.",
+    ),
+    "socket": Reason(
+        "Choose a shorter path (a Unix socket's has at most 107 bytes), a directory that you "
+        "may write to, or end the process that holds it.",
+    ),
+    "identity": Reason(
+        "Write SPIFFE IDs as `spiffe://trust-domain/path`, trust domains in lower case "
+        "without a scheme, DNS names in lower case without wildcards.",
+    ),
+    "key_type": Reason(
+        "Choose `ec-p256` (the default), `ec-p384` or an RSA type; Envoy's server refuses "
+        "Ed25519 clients.",
+    ),
+    "certificate": Reason("Look at the more exact reason beside it."),
+    "certificate_malformed": Reason(
+        "Find out who sent it; a certificate authority that does so is broken or is not the "
+        "one that is meant.",
+    ),
+    "certificate_untrusted": Reason(
+        "Check that the configured roots are those of this authority, and that nobody stands "
+        "between.",
+    ),
+    "certificate_key_mismatch": Reason(
+        "An answer for another request. If it comes back, suspect the authority or what "
+        "stands between.",
+    ),
+    "certificate_name_mismatch": Reason(
+        "The authority certified other names than were asked for; check its rules, or Istio's "
+        "account.",
+    ),
+    "certificate_expired": Reason(
+        "Check the clocks of both sides; an authority whose own chain has ended must be "
+        "renewed first.",
+    ),
+    "certificate_not_yet_valid": Reason(
+        "The clock here is behind the authority's. Synchronise it.",
+        retriable=True,
+    ),
+    "certificate_constraint": Reason(
+        "The certificate authority's own certificate forbids this use; issue it again with "
+        "`CA:TRUE`, `keyCertSign` and without that name constraint.",
+    ),
+    "certificate_path_length": Reason(
+        "The hierarchy is deeper than a certificate in it allows, or the chain came without "
+        "its intermediates.",
+    ),
+    "csr_invalid": Reason(
+        "Make the request again from the key; nothing signed it, or something changed it."
+    ),
+    "part_ended": Reason("The demo's output above says why that part ended."),
+    "request_failed": Reason("The demo's Envoy logs say why; they lie in its run directory."),
+    "demo_not_ready": Reason(
+        "A slow machine, or a port that is taken; run it again with `--output json`."
+    ),
+    "secret_wiped": Reason("A fault of this program. Report it."),
+    "secret_absent": Reason("Ask for a name that `sds whoami` or the policy gives this workload."),
+}

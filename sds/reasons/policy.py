@@ -1,0 +1,39 @@
+"""Signed policy: what each reason means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sds.reasons.row import Reason
+
+POLICY: Final[dict[str, Reason]] = {
+    "policy": Reason("Look at the more exact reason beside it."),
+    "policy_malformed": Reason(
+        "The file is damaged or is not the signed document. Sign the policy again, distribute "
+        "the `.json`.",
+    ),
+    "policy_unsigned": Reason("Sign it with a key whose public half the parties trust."),
+    "policy_below_threshold": Reason(
+        "Collect the missing signatures; `sds policy verify` says which keys signed."
+    ),
+    "policy_trust_domain": Reason(
+        "This policy belongs to another trust domain; distribute the right one."
+    ),
+    "policy_not_yet_valid": Reason(
+        "Wait until `not_before`, or check the clock.",
+        retriable=True,
+    ),
+    "policy_expired": Reason("Sign and distribute a new epoch."),
+    "policy_epoch_lower": Reason(
+        "An older policy was put back. Distribute the newest one; if nobody did it on "
+        "purpose, find out who.",
+    ),
+    "policy_epoch_conflict": Reason(
+        "Two documents carry one epoch. Raise the epoch of the one that shall hold and sign it.",
+    ),
+    "policy_absent": Reason(
+        "Distribute a signed policy; until then nothing is issued or served.",
+        retriable=True,
+    ),
+    "policy_signing": Reason("Check the key file, or the output of the external signer."),
+}

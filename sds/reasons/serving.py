@@ -1,0 +1,44 @@
+"""Protocols on the sockets, and federation: what each reason means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sds.reasons.row import Reason
+
+SERVING: Final[dict[str, Reason]] = {
+    "protocol": Reason("The client breaks the protocol; the message says how."),
+    "bundle": Reason("Look at the more exact reason beside it."),
+    "bundle_malformed": Reason(
+        "Tell the other trust domain; its document breaks the specification. The last good "
+        "bundle is used on.",
+        retriable=True,
+    ),
+    "bundle_unavailable": Reason(
+        "Check the URL, the TLS root or the endpoint's SPIFFE ID. The last good bundle is used on.",
+        retriable=True,
+    ),
+    "draining": Reason(
+        "The agent is going down or restarting; Envoy comes back by itself.",
+        retriable=True,
+    ),
+    "limit_exceeded": Reason(
+        "The message names the limit; raise it in the agent's configuration if the client is "
+        "right.",
+    ),
+    "malformed_request": Reason(
+        "The client sends what is no DiscoveryRequest. Find out who connects to this socket."
+    ),
+    "wrong_type_url": Reason(
+        "Ask for `type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret`."
+    ),
+    "http2": Reason(
+        "The client on that connection does not speak HTTP/2 as RFC 9113 says; the message "
+        "says how. Find out who connects to this socket.",
+    ),
+    "http2_stream": Reason("As `http2`, for one request."),
+    "compressed_message": Reason(
+        "Send requests uncompressed (gRPC's default); nothing here gains from it."
+    ),
+    "call_ended": Reason("Nothing to do; the client had gone."),
+}

@@ -1,0 +1,45 @@
+"""Callers on a socket, the kubelet and the Kubernetes API server: what each reason means."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sds.reasons.row import Reason
+
+WORKLOAD: Final[dict[str, Reason]] = {
+    "workload": Reason("Look at the more exact reason beside it."),
+    "peer_credentials": Reason(
+        "Use a Unix socket of this host; in Kubernetes the agent needs `hostPID`."
+    ),
+    "peer_gone": Reason("Nothing to do; the process had ended."),
+    "executable_unreadable": Reason(
+        "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "
+        "executable selectors.",
+    ),
+    "cgroup_ambiguous": Reason(
+        "The process stands in the groups of two pods. Find out who moved it."
+    ),
+    "no_match": Reason(
+        "`sds whoami --socket PATH`, run as the workload, shows what was found; add or "
+        "correct a rule.",
+    ),
+    "undetermined": Reason(
+        "Passes when the kubelet or the API server answers again.",
+        retriable=True,
+    ),
+    "unknown_connection": Reason(
+        "Ask again on a new connection to the node-wide socket; this one has ended."
+    ),
+    "connection_limit": Reason(
+        "Raise the limit, or find the client that opens so many connections.",
+        retriable=True,
+    ),
+    "kubelet": Reason(
+        "Check the kubelet's address and certificate and the agent's RBAC (`get` on `nodes/pods`).",
+        retriable=True,
+    ),
+    "kubernetes_api": Reason(
+        "Check the agent's service account and RBAC.",
+        retriable=True,
+    ),
+}
