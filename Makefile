@@ -85,7 +85,7 @@ bench-rotation: setup ## cold start, lag and ten minutes of rotation, measured
 
 .PHONY: docs
 docs: setup ## the documentation, into site/
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 .PHONY: docs-serve
 docs-serve: setup ## the documentation at http://127.0.0.1:8000, built again at every change

@@ -26,27 +26,30 @@ GENERATED: Final = {
     "reference/errors.md": _reference.errors,
 }
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
-    "Start": ("index.md", "tutorial.md"),
+    "Start": ("index.md", "tutorial.md", "glossary.md"),
     "How to": (
+        "how-to/install-on-a-host.md",
+        "kubernetes.md",
         "how-to/your-own-envoy.md",
+        "workload-api.md",
+        "policy.md",
+        "operations.md",
+        "federation.md",
+        "istio.md",
         "how-to/migrate-from-spire.md",
         "how-to/migrate-from-istio.md",
         "how-to/read-an-error.md",
-        "policy.md",
-        "kubernetes.md",
-        "istio.md",
-        "federation.md",
-        "operations.md",
     ),
     "Reference": (
         *GENERATED,
         "protocol.md",
         "exchange.md",
         "attestation.md",
+        "measurements.md",
         "performance.md",
         "reliability.md",
     ),
-    "Explanation": ("design.md", "threat-model.md", "why-not-etcd.md"),
+    "Explanation": ("design.md", "threat-model.md", "why-not-etcd.md", "adr/index.md"),
 }
 """The order of pages; those that are not there are left out, others come last."""
 
@@ -55,7 +58,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Make the navigation of what is there."""
     folder = Path(config.docs_dir)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.md")}
-    found = {name for name in found if not name.startswith("adr/")} | set(GENERATED)
+    decisions = {name for name in found if name.startswith("adr/0")}
+    found = found - decisions | set(GENERATED)
     named = {name for pages in SECTIONS.values() for name in pages}
     nav: list[Any] = [
         {title: [name for name in pages if name in found]} for title, pages in SECTIONS.items()
