@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from sds.clock import SystemClock
+from sds.workload import proc
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import CONTAINER_TYPES, KubernetesAttestor, Waiting
 from sds.workload.kubernetes.pod_list import PodList
@@ -86,13 +87,15 @@ async def kubernetes(folder: Path, peer: Peer) -> None:
         text = f"0::/kubepods/burstable/pod{uid}/{ids[7]['c3']}\n"
 
         # The real file is read too, so that its cost is in the figure.
-        def read_cgroup(pid: int) -> str:
-            return text if Path(f"/proc/{pid}/cgroup").read_text() else ""
+        def read_cgroup(peer: Peer) -> str:
+            return text if proc.read_cgroup(peer) else ""
 
         pods = PodList(kubelet, SystemClock())
         task = asyncio.create_task(pods.run())
         waiting = Waiting(kubelet=30, max_age=1e9)
-        attestor = KubernetesAttestor(pods, None, waiting=waiting, read_cgroup=read_cgroup)
+        attestor = KubernetesAttestor(
+            pods, None, roots=proc.pod_roots({}), waiting=waiting, read_cgroup=read_cgroup
+        )
         try:
             cold = await timed(lambda: attestor.attest(peer, CONTAINER_TYPES), 1)
             row(f"kubernetes: first list of {PODS} pods x {CONTAINERS} containers", cold)

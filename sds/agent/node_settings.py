@@ -30,6 +30,17 @@ class KubernetesSettings(Settings):
 
     kubelet: ServerSettings = Field(default=ServerSettings(), description="Of this node.")
     api: ServerSettings = Field(default=ServerSettings(), description="The API server.")
+    cgroup_root: Annotated[str, Field(pattern=r"^/")] | None = Field(
+        default=None,
+        description="The kubelet's `--cgroup-root`. Without it: `/` and `/kubelet`. A process "
+        "counts as a pod's only directly below the kubelet's own directory there.",
+    )
+    runtime_cgroup: Annotated[str, Field(pattern=r"^/.")] | None = Field(
+        default=None,
+        description="The container runtime's own control group. Needed only if the kubelet uses "
+        "the systemd driver, the runtime does not, and its service is not a known one "
+        "(`containerd`, `crio`, `docker`, `k3s`, `rke2`, `k0s`, `microk8s`).",
+    )
     services: bool = Field(
         default=True, description="Certificates carry names of Services that select the pod."
     )

@@ -17,6 +17,7 @@ from sds.agent.node_settings import AttestorName, NodeSettings
 from sds.serving.workload_api import WorkloadApi
 from sds.workload.front_door import FrontDoor, Limits
 from sds.workload.kubernetes.settings import api_server, kubelet_server
+from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, SocketAttestor, Timing
 from sds.workload.unix import ExecutableReader, UnixAttestor
 from sds.workload.whoami import DoorDescriber, WhoamiService
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sds.secrets.store import SecretStore
     from sds.serving.service import Entitlements
     from sds.transport.server import Server
+    from sds.workload.cgroup import PodRoots
     from sds.workload.facts import Attestor
     from sds.workload.kubernetes.pod_list import PodList
     from sds.workload.kubernetes.services import ServiceWatch
@@ -144,6 +146,7 @@ class NodeSocket:
         self._environment = os.environ if environment is None else environment
         self._door: FrontDoor | None = None
         self._recogniser: Recogniser | None = None
+        self._roots: PodRoots | None = None
         self._pods: PodList | None = None
         self._services: ServiceWatch | None = None
 
@@ -183,6 +186,7 @@ class NodeSocket:
             door = self._door = FrontDoor(
                 self._listener,
                 recogniser=self._recogniser,
+                roots=self._roots,
                 limits=Limits(
                     connections=self._settings.connections,
                     connections_per_owner=self._settings.connections_per_owner,
@@ -231,6 +235,11 @@ class NodeSocket:
         from sds.workload.kubernetes.services import ServiceWatch  # noqa: PLC0415
 
         settings = self._settings.kubernetes
+        roots = self._roots = pod_roots(
+            self._environment,
+            cgroup_root=settings.cgroup_root,
+            runtime_cgroup=settings.runtime_cgroup,
+        )
         kubelet = kubelet_server(settings.kubelet, self._environment)
         api = api_server(settings.api, self._environment) if settings.services else None
         async with contextlib.AsyncExitStack() as stack:
@@ -243,7 +252,7 @@ class NodeSocket:
             async with asyncio.TaskGroup() as tasks:
                 running = [tasks.create_task(run) for run in runs]
                 try:
-                    yield KubernetesAttestor(self._pods, self._services)
+                    yield KubernetesAttestor(self._pods, self._services, roots=roots)
                 finally:
                     for task in running:
                         task.cancel()

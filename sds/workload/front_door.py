@@ -17,18 +17,18 @@ import errno
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import CgroupError, WorkloadError
-from sds.workload.cgroup import parse_cgroup
 from sds.workload.peer import Peer
+from sds.workload.proc import read_cgroup
 from sds.workload.recognition import Recognition
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
+    from sds.workload.cgroup import PodRoots
     from sds.workload.entitlement import Entitlement
     from sds.workload.recognition import Recogniser
 
@@ -108,6 +108,7 @@ class FrontDoor:
         *,
         recogniser: Recogniser,
         limits: Limits | None = None,
+        roots: PodRoots | None = None,
     ) -> None:
         """Nothing happens before :meth:`run`.
 
@@ -115,12 +116,14 @@ class FrontDoor:
             listener: bound and listening Unix stream socket; closed by :meth:`run`.
             recogniser: finds out who callers are.
             limits: of connections.
+            roots: where pods may be, so that each has a share of its own; None: users have one.
         """
         listener.settimeout(0)
         self.statistics = Statistics()
         self._listener = listener
         self._recogniser = recogniser
         self._limits = limits or Limits()
+        self._roots = roots
         self._connections: dict[_Connection, None] = {}
         self._owners: Counter[str] = Counter()
 
@@ -216,7 +219,7 @@ class FrontDoor:
                 reason="connection_limit",
             )
         peer = Peer.of(accepted)
-        owner = _owner(peer)
+        owner = owner_of(peer, self._roots)
         if self._owners[owner] >= self._limits.connections_per_owner:
             peer.close()
             raise WorkloadError(
@@ -292,10 +295,19 @@ def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
 
 
-def _owner(peer: Peer) -> str:
-    """Whose share of the connections this one counts against."""
-    with contextlib.suppress(OSError, CgroupError):
-        pod = parse_cgroup(Path(f"/proc/{peer.pid}/cgroup").read_text(encoding="utf-8"))
-        if pod is not None:
-            return f"pod {pod.pod_uid}"
+def owner_of(peer: Peer, roots: PodRoots | None) -> str:
+    """Whose share this caller counts against: a pod's, or a user's outside pods.
+
+    Args:
+        peer: the caller.
+        roots: where pods may be; None if nobody asks for pods here.
+
+    Raises:
+        PeerGoneError: the process has ended.
+    """
+    if roots is not None:
+        with contextlib.suppress(CgroupError):
+            pod = roots.find(read_cgroup(peer))
+            if pod is not None:
+                return f"pod {pod.pod_uid}"
     return f"uid {peer.uid}"

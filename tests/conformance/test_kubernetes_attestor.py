@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.clock import SystemClock
 from sds.errors import CgroupError, ConfigurationError, KubernetesError
-from sds.workload.kubernetes import attestor as attestor_module
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import CONTAINER_TYPES, KubernetesAttestor, Waiting
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.kubernetes.services import ServiceWatch
 from sds.workload.peer import Peer
+from sds.workload.proc import pod_roots, read_cgroup
 from tests.support.certificates import ca_wish, self_signed
 from tests.support.front_door import until
 from tests.support.kubernetes import Cluster, cluster, container_id, pod, service
@@ -37,6 +36,9 @@ SHORT = Waiting(kubelet=0.6, services=0.3, max_age=0.2)
 class Node:
     """A client side of one node."""
 
+    def read_cgroup(self, peer: Peer) -> str:
+        return read_cgroup(peer)
+
     def __init__(self, kube: Cluster, pods: PodList, services: ServiceWatch) -> None:
         self.kube = kube
         self.pods = pods
@@ -46,9 +48,18 @@ class Node:
         self, *, containers: bool = False, waiting: Waiting = SHORT
     ) -> Callable[[Peer], Coroutine[None, None, Facts]]:
         """The attestor, for rules that ask for facts of containers or not."""
-        attestor = KubernetesAttestor(self.pods, self.services, waiting=waiting)
+        attestor = self.made(waiting)
         needed = CONTAINER_TYPES if containers else frozenset[str]()
         return lambda peer: attestor.attest(peer, needed)
+
+    def made(self, waiting: Waiting) -> KubernetesAttestor:
+        return KubernetesAttestor(
+            self.pods,
+            self.services,
+            roots=pod_roots({}),
+            waiting=waiting,
+            read_cgroup=self.read_cgroup,
+        )
 
 
 @pytest.fixture
@@ -89,7 +100,7 @@ class InPod:
 @pytest.fixture
 def in_pod(monkeypatch: pytest.MonkeyPatch) -> InPod:
     place = InPod()
-    monkeypatch.setattr(attestor_module, "_read_cgroup", lambda _: place.text)
+    monkeypatch.setattr(Node, "read_cgroup", lambda _node, _peer: place.text)
     return place
 
 
@@ -160,7 +171,7 @@ async def test_250_cold_callers_ask_the_kubelet_at_most_three_times(
             for item, each in zip(node.kube.pods, containers, strict=True)
         ]
     )
-    monkeypatch.setattr(attestor_module, "_read_cgroup", lambda _: next(texts))
+    monkeypatch.setattr(Node, "read_cgroup", lambda _node, _peer: next(texts))
     patient = node.attestor(containers=True, waiting=Waiting(kubelet=20, services=0))
     facts = await asyncio.gather(*(patient(peer) for _ in range(250)))
     accounts = [next(iter(each.values("k8s:sa"))) for each in facts]
@@ -249,7 +260,7 @@ async def test_services_are_followed(node: Node, peer: Peer, in_pod: InPod) -> N
     node.kube.pods = [item]
     in_pod(item)
     waiting = Waiting(kubelet=10, services=10, max_age=60)
-    attestor = KubernetesAttestor(node.pods, node.services, waiting=waiting)
+    attestor = node.made(waiting)
     told: list[int] = []
     stop = attestor.listen(lambda: told.append(1))
     assert (await attestor.attest(peer, frozenset())).services == frozenset()
@@ -274,7 +285,7 @@ async def test_the_api_server_restarts_compacts_and_fails(
     node.kube.put_service(service("old", {"app": "web"}))
     in_pod(item)
     waiting = Waiting(kubelet=10, services=10, max_age=60)
-    attestor = KubernetesAttestor(node.pods, node.services, waiting=waiting)
+    attestor = node.made(waiting)
     assert (await attestor.attest(peer, frozenset())).services == {("shop", "old")}
     # A removal and an addition while nothing watches, and a history that is gone.
     node.kube.api_answer = 503
@@ -315,7 +326,7 @@ async def test_without_services_the_pod_is_recognised_all_the_same(
         pods, services = PodList(kubelet, SystemClock()), ServiceWatch(api, SystemClock())
         tasks = [asyncio.create_task(each.run()) for each in (pods, services)]
         waiting = Waiting(kubelet=10, services=0.3)
-        attestor = KubernetesAttestor(pods, services, waiting=waiting)
+        attestor = Node(kube, pods, services).made(waiting)
         facts = await attestor.attest(peer, frozenset())
         assert "k8s:sa:web" in selectors(facts)
         assert facts.services == frozenset()
@@ -369,4 +380,4 @@ async def test_a_renewed_token_is_used_and_no_token_is_shown(tmp_path: Path) -> 
 
 
 def test_the_real_reader_of_control_groups(peer: Peer) -> None:
-    assert attestor_module._read_cgroup(os.getpid()).count("::") >= 1
+    assert read_cgroup(peer).count("::") >= 1

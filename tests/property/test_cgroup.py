@@ -8,14 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sds.errors import CgroupError
-from sds.workload.cgroup import PodCgroup, parse_cgroup
+from sds.workload.cgroup import PodCgroup, PodRoots
 
 POD_UIDS = st.one_of(
     st.uuids().map(str),
     st.uuids().map(lambda value: value.hex),
 )
 CONTAINER_IDS = st.binary(min_size=32, max_size=32).map(bytes.hex)
-PREFIXES = st.sampled_from(["", "/..", "/../..", "/kubelet", "/docker/" + "ef" * 32])
+HIERARCHIES = ["", "memory", "cpu", *(f"c{number}" for number in range(2, 40))]
+ROOTS = PodRoots.of(
+    "".join(f"{number}:{name}:/init.scope\n" for number, name in enumerate(HIERARCHIES)),
+    inside=False,
+)
+parse_cgroup = ROOTS.find
+OTHERS = st.sampled_from(["/", "/system.slice/x.service", "/init.scope"])
+NAMES = st.one_of(
+    st.sampled_from(["kubepods", "burstable", "user.slice", "a", "kubepods.slice", "x.service"]),
+    st.text("abc-_.0", min_size=1, max_size=8),
+)
 QOS = st.sampled_from(["", "burstable", "besteffort"])
 
 
@@ -31,7 +41,7 @@ def pod_paths(draw: st.DrawFn) -> tuple[str, PodCgroup]:
         runtime = draw(st.sampled_from(["cri-containerd", "crio", "docker", "libpod"]))
         pod = "-".join([*names, f"pod{uid.replace('-', '_')}"]) + ".slice"
         path = "/" + "/".join([*slices, pod, f"{runtime}-{container}.scope"])
-    return draw(PREFIXES) + path, PodCgroup(pod_uid=uid, container_id=container)
+    return path, PodCgroup(pod_uid=uid, container_id=container)
 
 
 @given(pod_paths(), st.lists(pod_paths(), max_size=2), st.text("abc/-_.0", max_size=30))
@@ -43,11 +53,22 @@ def test_what_is_nested_inside_a_pod_changes_nothing(
     assert parse_cgroup(f"0::{nested}\n") == expected
 
 
-@given(pod_paths(), st.lists(st.sampled_from(["/", "/system.slice/x.service", "/init.scope"])))
+@given(pod_paths(), st.lists(OTHERS, max_size=30))
 def test_lines_without_a_pod_change_nothing(pod: tuple[str, PodCgroup], others: list[str]) -> None:
     path, expected = pod
     lines = [f"{number}:c{number}:{other}" for number, other in enumerate(others, 2)]
     assert parse_cgroup("\n".join([*lines, f"1:memory:{path}", ""])) == expected
+
+
+@given(st.lists(NAMES, min_size=1, max_size=4), pod_paths())
+def test_a_pod_below_other_groups_is_never_believed(
+    above: list[str], pod: tuple[str, PodCgroup]
+) -> None:
+    try:
+        found = parse_cgroup("0::/" + "/".join(above) + pod[0] + "\n")
+    except CgroupError:
+        return
+    raise AssertionError(f"accepted {found}")
 
 
 @given(pod_paths(), pod_paths())

@@ -13,6 +13,7 @@ from sds.clock import SystemClock
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import KubernetesAttestor
 from sds.workload.kubernetes.pod_list import PodList
+from sds.workload.proc import pod_roots
 from sds.workload.recognition import Timing
 from tests.support import need
 from tests.support.cgroups import pod_cgroup
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
 CLIENT = need.ROOT / "tests" / "support" / "door_client.py"
 # A shell that joins the control group, then becomes the client: nothing lies in between.
-JOIN = 'echo $$ > "$1" && shift && exec "$@"'
+JOIN = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 9; shift; done; shift; exec "$@"'
 LISTED_AFTER_SECONDS = 0.4  # what a real kubelet took (0.2 to 0.5 s)
 
 
@@ -54,14 +55,14 @@ async def test_a_container_that_connects_before_the_kubelet_lists_it(
         door = await stack.enter_async_context(
             front_door(
                 tmp_path,
-                attestors=[KubernetesAttestor(pods, None)],
+                attestors=[KubernetesAttestor(pods, None, roots=pod_roots({}))],
                 rules=mapping,
                 timing=Timing(hold=20),
             )
         )
         client = [sys.executable, "-S", str(CLIENT), str(door.path), "hold"]
         async with running(
-            ["/bin/sh", "-c", JOIN, "sh", procs, *client], stdin=asyncio.subprocess.PIPE
+            ["/bin/sh", "-c", JOIN, "sh", *procs, "--", *client], stdin=asyncio.subprocess.PIPE
         ) as process:
             asyncio.get_running_loop().call_later(
                 LISTED_AFTER_SECONDS, setattr, kube, "pods", [listed]

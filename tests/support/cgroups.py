@@ -1,4 +1,4 @@
-"""Real control groups with the names of pods, made below this process's own."""
+"""Real control groups of pods, made where a kubelet with the cgroupfs driver makes them."""
 
 from __future__ import annotations
 
@@ -11,38 +11,62 @@ from tests.support import need
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+MOUNT = Path("/sys/fs/cgroup")
+
 
 @contextlib.contextmanager
-def pod_cgroup(uid: str, container: str) -> Iterator[Path]:
-    """``cgroup.procs`` of ``kubepods/burstable/pod<uid>/<container>``; empty it before the end.
+def pod_cgroup(uid: str, container: str) -> Iterator[tuple[Path, ...]]:
+    """``cgroup.procs`` of ``kubepods/burstable/pod<uid>/<container>`` in every hierarchy.
 
-    As the cgroupfs driver lays it out, in the v2 hierarchy (of a hybrid or a pure machine).
+    They lie below the groups of this machine's first process; empty them before the end.
     """
-    top = _own()
-    folders = [top / "kubepods"]
-    folders += [folders[0] / "burstable", folders[0] / "burstable" / f"pod{uid}"]
-    folders.append(folders[-1] / container)
-    made = []
+    with contextlib.ExitStack() as stack:
+        yield tuple(
+            stack.enter_context(group(top / "kubepods" / "burstable" / f"pod{uid}" / container))
+            for top in hierarchies()
+        )
+
+
+@contextlib.contextmanager
+def group(path: Path) -> Iterator[Path]:
+    """``cgroup.procs`` of the control group at ``path``; it and what is missing above is made."""
+    made: list[Path] = []
     try:
-        for folder in folders:
+        for folder in reversed([path, *path.parents]):
             if not folder.exists():
                 folder.mkdir()
                 made.append(folder)
+                _give_processors(folder)
     except OSError as error:
         need.missing(f"a writable hierarchy of control groups ({error})")
     try:
-        yield folders[-1] / "cgroup.procs"
+        yield path / "cgroup.procs"
     finally:
         for folder in reversed(made):
             folder.rmdir()
 
 
-def _own() -> Path:
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        if line.startswith("0::"):
-            for mount in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")):
-                own = mount / line.removeprefix("0::").strip("/")
-                if (own / "cgroup.procs").exists():
-                    return own
-    need.missing("cgroup v2")
-    raise AssertionError
+def hierarchies() -> tuple[Path, ...]:
+    """The group of this machine's first process in every hierarchy, as mounted here."""
+    found = []
+    for line in Path("/proc/1/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers:
+            mounts = [MOUNT / controllers.removeprefix("name=")]
+        else:
+            mounts = [MOUNT / "unified", MOUNT]
+        name = path.strip("/").removesuffix("init.scope").strip("/")
+        for mount in mounts:
+            if (mount / name / "cgroup.procs").exists():
+                found.append(mount / name)
+                break
+        else:
+            need.missing(f"the mounted hierarchy {controllers or 'of cgroup v2'!r}")
+    return tuple(found)
+
+
+def _give_processors(folder: Path) -> None:
+    """A new group of ``cpuset`` in cgroup v1 takes no process before it has processors."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if (folder / name).exists() and not (folder / name).read_text().strip():
+            (folder / name).write_text((folder.parent / name).read_text())

@@ -6,20 +6,18 @@ answer; a process outside every pod has no ``k8s`` fact, and that is known.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import CgroupError, KubernetesError, PeerGoneError, WorkloadError
-from sds.workload.cgroup import parse_cgroup
+from sds.errors import CgroupError, KubernetesError, WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import LABEL_TYPE, Facts
+from sds.workload.proc import read_cgroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sds.workload.cgroup import PodCgroup
+    from sds.workload.cgroup import PodCgroup, PodRoots
     from sds.workload.kubernetes.pod_list import PodList
     from sds.workload.kubernetes.pods import Pod
     from sds.workload.kubernetes.services import ServiceWatch
@@ -53,21 +51,24 @@ class KubernetesAttestor:
         pods: PodList,
         services: ServiceWatch | None,
         *,
+        roots: PodRoots,
         waiting: Waiting | None = None,
-        read_cgroup: Callable[[int], str] | None = None,
+        read_cgroup: Callable[[Peer], str] = read_cgroup,
     ) -> None:
-        """Whoever makes this runs ``pods`` and ``services``.
+        """The caller runs ``pods`` and ``services``.
 
         Args:
             pods: the kubelet's list.
-            services: None where certificates carry no names of Services.
+            services: None if certificates carry no names of Services.
+            roots: where pods may be on this node.
             waiting: bounds.
-            read_cgroup: text of a process's control groups; None for ``/proc``.
+            read_cgroup: text of a process's control groups.
         """
         self._pods = pods
         self._services = services
         self._waiting = waiting or Waiting()
-        self._read_cgroup = read_cgroup or _read_cgroup
+        self._roots = roots
+        self._read_cgroup = read_cgroup
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """See :class:`sds.workload.facts.Attestor`.
@@ -79,11 +80,10 @@ class KubernetesAttestor:
             PeerGoneError: the process has ended.
         """
         try:
-            group = parse_cgroup(self._read_cgroup(peer.pid))
+            group = self._roots.find(self._read_cgroup(peer))
             peer.check()
             if group is None:
                 return Facts()
-            not needed & CONTAINER_TYPES
             pod = await self._pods.find(
                 group.pod_uid,
                 enough=lambda pod: (
@@ -142,9 +142,3 @@ def _selectors(pod: Pod, group: PodCgroup) -> Iterator[Selector]:
         yield Selector("k8s:container-name", container.name)
         if container.image_digest is not None:
             yield Selector("k8s:image-digest", container.image_digest)
-
-
-def _read_cgroup(pid: int) -> str:
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
-    raise PeerGoneError(f"process {pid} has ended")

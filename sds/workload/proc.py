@@ -1,0 +1,82 @@
+"""The control groups of processes, read from ``/proc`` within a bound.
+
+Invariants: only files that the kernel itself writes are read here, so a read never waits for a
+file system that a caller mounted (``exe``, ``root``, ``cwd``, ``cmdline`` and ``environ`` can: they
+are the looker's); whatever a caller calls its control groups, reading them raises our errors only.
+
+Source: proc(5), with the mount option ``hidepid``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import CgroupError, ConfigurationError
+from sds.workload.cgroup import MOST_CHARACTERS, PodRoots
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sds.workload.peer import Peer
+
+_IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"
+"""Environment variable that the kubelet sets in every container."""
+
+
+def read_cgroup(peer: Peer) -> str:
+    """The content of the caller's ``/proc/PID/cgroup``; call :meth:`Peer.check` afterwards.
+
+    Bytes that are not UTF-8 (any byte may be in a control group's name) are replaced.
+
+    Raises:
+        PeerGoneError: the process has ended.
+        CgroupError: the file cannot be read.
+    """
+    try:
+        return _read(peer.pid)
+    except OSError as error:
+        peer.check()
+        raise CgroupError(
+            f"/proc/{peer.pid}/cgroup cannot be read: {error.strerror}",
+            advice="is /proc mounted with hidepid? Then give the agent the group of its option "
+            "gid=, or CAP_SYS_PTRACE",
+        ) from error
+
+
+def pod_roots(
+    environment: Mapping[str, str],
+    *,
+    cgroup_root: str | None = None,
+    runtime_cgroup: str | None = None,
+) -> PodRoots:
+    """Where pods may be on this node, by the control groups of its first process.
+
+    Args:
+        environment: of this process; it tells whether we are in a pod.
+        cgroup_root: the kubelet's ``--cgroup-root``; None for the usual ones.
+        runtime_cgroup: the runtime's own control group; None for the usual services.
+
+    Raises:
+        ConfigurationError: the first process is not visible.
+    """
+    try:
+        return PodRoots.of(
+            _read(1),
+            inside=bool(environment.get(_IN_A_POD)),
+            cgroup_root=cgroup_root,
+            runtime_cgroup=runtime_cgroup,
+        )
+    except (OSError, CgroupError) as error:
+        raise ConfigurationError(
+            f"the kubelet's control groups cannot be found: /proc/1/cgroup: {error}",
+            advice="run the agent in the node's PID namespace (hostPID: true), and with a /proc "
+            "that shows its first process (hidepid)",
+        ) from error
+
+
+def _read(pid: int) -> str:
+    with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:  # noqa: PTH123  no buffer
+        text = b""
+        while len(text) <= MOST_CHARACTERS and (more := file.read(MOST_CHARACTERS)):
+            text += more
+    return text.decode("utf-8", "replace")
