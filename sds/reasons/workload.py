@@ -17,7 +17,17 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "executable selectors.",
     ),
     "cgroup_ambiguous": Reason(
-        "The process stands in the groups of two pods. Find out who moved it."
+        "Two hierarchies of control groups name different pods, or only some name one. Find out what "
+        "moved the process."
+    ),
+    "cgroup_not_the_kubelets": Reason(
+        "The process is in a control group with a pod's name that the kubelet did not make. If it "
+        "is a real pod, set `node.kubernetes.cgroup_root` or `runtime_cgroup`.",
+    ),
+    "cgroup_unreadable": Reason(
+        "`/proc` hides the process (`hidepid`), the agent has no descriptors left, or the file has "
+        "a form that no kernel writes.",
+        retriable=True,
     ),
     "no_match": Reason(
         "`sds whoami --socket PATH`, run as the workload, shows what was found; add or "

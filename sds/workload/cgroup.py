@@ -198,6 +198,7 @@ class PodRoots:
                 f"the control group {str(path)[:_SHOWN]!r} has a pod's name and is not directly "
                 "below the kubelet's root: a user with a delegated control group can choose that "
                 "name",
+                reason="cgroup_not_the_kubelets",
                 advice="if it is a real pod, set node.kubernetes.cgroup_root to the kubelet's "
                 "--cgroup-root",
             )
@@ -293,14 +294,20 @@ def _lines(text: str) -> Iterator[tuple[str, _Path]]:
         CgroupError: a line is malformed, or the text is too long.
     """
     if len(text) > MOST_CHARACTERS:
-        raise CgroupError(f"the cgroup file is longer than {MOST_CHARACTERS} characters")
+        raise CgroupError(
+            f"the cgroup file is longer than {MOST_CHARACTERS} characters",
+            reason="cgroup_unreadable",
+        )
     for line in text.splitlines():
         if not line:
             continue
         hierarchy, colon, rest = line.partition(":")
         controllers, second, path = rest.partition(":")
         if not (colon and second and hierarchy.isdecimal() and path.startswith("/")):
-            raise CgroupError(f"a line of the cgroup file is malformed: {line[:_SHOWN]!r}")
+            raise CgroupError(
+                f"a line of the cgroup file is malformed: {line[:_SHOWN]!r}",
+                reason="cgroup_unreadable",
+            )
         names = _names(path)
         ups = next((index for index, name in enumerate(names) if name != _UP), len(names))
         yield controllers, _Path(ups=ups, names=names[ups:])

@@ -38,6 +38,7 @@ def read_cgroup(peer: Peer) -> str:
         peer.check()
         raise CgroupError(
             f"/proc/{peer.pid}/cgroup cannot be read: {error.strerror}",
+            reason="cgroup_unreadable",
             advice="is /proc mounted with hidepid? Then give the agent the group of its option "
             "gid=, or CAP_SYS_PTRACE",
         ) from error
