@@ -17,8 +17,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "executable selectors.",
     ),
     "cgroup_ambiguous": Reason(
-        "Two hierarchies of control groups name different pods, or only some name one. Find out what "
-        "moved the process."
+        "Two hierarchies of control groups name different pods, or only some name one. Find out "
+        "what moved the process."
     ),
     "cgroup_not_the_kubelets": Reason(
         "The process is in a control group with a pod's name that the kubelet did not make. If it "
