@@ -35,6 +35,7 @@ from sds.serving.limits import Limits
 from sds.serving.observer import Event, Method, NullObserver, Observer
 from sds.serving.streams import Hub, Stream, Transport, response_version
 from sds.serving.subscription import SotwSubscription
+from sds.serving.unsent import UnsentSecrets
 from sds.serving.wire import parse_discovery_request
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class SecretService:
         )
         self._hubs: dict[Entitlement, Hub] = {}
         self._crowd: AfterTheCrowd | None = None
+        self.unsent = UnsentSecrets(store)
         self.draining: SdsError | None = None
         self.empty_version = store.draw_version()
         """The version of an answer without resources."""
@@ -166,6 +168,7 @@ class SecretService:
         """
         if trust_changed:
             self._catalog.forget_contexts()
+        self.unsent.retired()  # ticket keys, or generic secrets
         for hub in list(self._hubs.values()):
             hub.refresh()
 
@@ -181,6 +184,7 @@ class SecretService:
         """Drain, and stop listening to the store."""
         self.drain()
         self._stop_listening()
+        self.unsent.close()
         if self._crowd is not None:
             self._crowd.close()
 
@@ -251,6 +255,17 @@ class SecretService:
             hub.close()
 
 
+def _uncancel() -> None:
+    """Take back the cancellation of the current task.
+
+    A frame that had the task in a variable would keep it, and the task keeps the frames in which
+    it was cancelled, with the message that they were about to write.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
 class _Socket:
     """The calls of one server."""
 
@@ -314,6 +329,7 @@ class _Socket:
         entitlement = await self._entitlements(context)
         if entitlement.ended is not None:
             raise entitlement.ended
+        self._service.unsent.follow(context)
         return entitlement
 
     async def _serve(
@@ -328,14 +344,13 @@ class _Socket:
         self._count_in(peer)
         stream = service.open_stream(entitlement, method, context, peer)
         clock = service.clock
-        task = asyncio.current_task()
         try:
             async for data in requests:
                 await stream.take(data, clock.now().monotonic)
         except asyncio.CancelledError:
-            if stream.ending is None or task is None:
+            if stream.ending is None:
                 raise
-            task.uncancel()
+            _uncancel()
             raise stream.ending from None
         finally:
             self._count_out(peer)
@@ -372,6 +387,8 @@ class _Socket:
         error: SdsError,
     ) -> None:
         """End the call with the status that the error stands for; always raises."""
+        # It may outlive the call (the end of an entitlement); the call's frames must not.
+        error.__traceback__ = None
         status, event = self._service.status_of(error)
         self._service.observer.count(event, method)
         if event is not Event.STREAM_REFUSED:

@@ -327,9 +327,15 @@ class Stream:
         for subscription in self._subscriptions.values():
             self.hub.store.close_subscription(subscription)
         self._subscriptions.clear()
-        if self._writer is not None and not self._writer.done():
-            self._writer.cancel()
-            await asyncio.wait([self._writer])
+        writer, self._writer = self._writer, None
+        if writer is not None and not writer.done():
+            writer.cancel()
+            await asyncio.wait([writer])
+        # Circles of references end here, not when the garbage collector comes by: what a view has
+        # found are private keys.
+        self._view = None
+        self.task = None
+        self.ending = None
 
 
 class Hub:
@@ -424,8 +430,12 @@ class Hub:
             stream.kick()
 
     def close(self) -> None:
-        """The last stream is over."""
+        """The last stream is over: let go of every secret that was looked up."""
         self._stop_listening()
+        self._stop_listening = _already_stopped  # the other one refers to us
+        for view in self._views.values():
+            view.clear(self.caller)
+        self._views.clear()
 
     def _on_recognition(self) -> None:
         if self.entitlement.ended is not None:
@@ -441,6 +451,10 @@ class Hub:
     def _version(self, name: str) -> str | None:
         resource = self.view(strong=False).find(name)
         return resource.receipt.version if resource is not None else None
+
+
+def _already_stopped() -> None:
+    """Do nothing."""
 
 
 def response_version(resources: Sequence[Resource]) -> str:

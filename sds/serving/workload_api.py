@@ -20,6 +20,7 @@ import grpc
 
 from sds._proto.spiffe.workload import workload_pb2
 from sds.errors import WorkloadError
+from sds.serving.unsent import UnsentSecrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -62,6 +63,7 @@ class WorkloadApi:
         """``entitlements`` decides who callers are; ``store`` has what they get."""
         self._store = store
         self._entitlements = entitlements
+        self._unsent = UnsentSecrets(store)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler for a ``grpc.aio`` server."""
@@ -99,6 +101,7 @@ class WorkloadApi:
             )
         try:
             entitlement = await self._entitlements(context)
+            self._unsent.follow(context)
             with self._subscription() as subscription:
                 async for answer in self._answers(entitlement, build):
                     await context.write(answer.message)
@@ -107,6 +110,7 @@ class WorkloadApi:
                         self._store.sent(subscription, key, version)
                         self._store.acked(subscription, key, version)
         except WorkloadError as error:
+            error.__traceback__ = None  # it may outlive the call; the call's frames must not
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
     async def _answers(

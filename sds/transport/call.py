@@ -122,6 +122,11 @@ class Call:
         """What the client's connection is called; no two connections are called alike."""
         return self._link.peer
 
+    @property
+    def connection(self) -> Link:
+        """The connection of the call."""
+        return self._link
+
     def caller(self) -> Any:
         """The object that the connection was given at accept: who is at its other end.
 
@@ -220,6 +225,14 @@ class Call:
         self._hold(0)
         if self.deadline is not None:
             self.deadline.cancel()
+
+    def forget_task(self, _: asyncio.Task[None]) -> None:
+        """The handler's task is done.
+
+        A task that was cancelled keeps the frames in which that happened, and they keep this call
+        and what it was about to write: nothing but the garbage collector would end that circle.
+        """
+        self.task = None
 
     def expire(self) -> None:
         """The client's ``grpc-timeout`` is over."""

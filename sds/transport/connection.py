@@ -188,6 +188,12 @@ class Connection:
         stream = self._streams.get(number)
         return stream is not None and bool(stream.waiting)
 
+    def waiting(self) -> dict[int, int]:
+        """The streams on which something waits, each with how often it was drained before."""
+        return {
+            number: stream.drained for number, stream in self._streams.items() if stream.waiting
+        }
+
     def take(self, number: int, count: int) -> None:
         """``count`` bytes of a request were taken: the client may send as many more."""
         stream = self._streams.get(number)
@@ -197,6 +203,11 @@ class Connection:
     def go_away(self) -> None:
         """Tell the client to open its next streams elsewhere."""
         self._out.frame(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
+
+    def drop(self) -> None:
+        """The connection is over: let go of what waited on streams."""
+        self._streams.clear()
+        self._out.take()
 
     # --- what comes in --------------------------------------------------------------------------
 

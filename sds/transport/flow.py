@@ -28,6 +28,7 @@ class StreamState:
         client_done: the client will send no more.
         send_window: bytes that the client still takes.
         waiting: what could not be sent yet.
+        drained: how often all that waited has been sent.
         trailers: the block that ends the response, once nothing waits any more.
         expected: bytes that ``content-length`` still promises; None where it says nothing.
     """
@@ -36,6 +37,7 @@ class StreamState:
         "_receive_window",
         "_taken",
         "client_done",
+        "drained",
         "expected",
         "head_sent",
         "number",
@@ -51,6 +53,7 @@ class StreamState:
         self.client_done = False
         self.send_window = send_window
         self.waiting: deque[memoryview] = deque()
+        self.drained = 0
         self.trailers: bytes | None = None
         self.expected: int | None = None
         self._receive_window = STREAM_WINDOW

@@ -81,13 +81,22 @@ def _behaviour(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Any],
 class _Serializing:
     """A call to which a handler writes messages instead of bytes."""
 
-    __slots__ = ("_call", "_serialize", "abort", "caller", "invocation_metadata", "peer")
+    __slots__ = (
+        "_call",
+        "_serialize",
+        "abort",
+        "caller",
+        "connection",
+        "invocation_metadata",
+        "peer",
+    )
 
     def __init__(self, call: Call, serialize: Callable[[Any], bytes]) -> None:
         self._call = call
         self._serialize = serialize
         self.abort = call.abort
         self.caller = call.caller
+        self.connection = call.connection
         self.invocation_metadata = call.invocation_metadata
         self.peer = call.peer
 

@@ -81,4 +81,5 @@ class Outgoing:
             stream.send_window -= len(chunk)
             start = frames.head(len(chunk), frames.DATA, 0, stream.number)
             self._output += (start, chunk)
+        stream.drained += 1
         return True

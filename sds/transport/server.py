@@ -63,6 +63,18 @@ class ServerLimits:
     connection: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
+class Unsent(NamedTuple):
+    """What one connection had not given to the kernel at one moment.
+
+    Attributes:
+        end: bytes of output, from the connection's beginning, up to the last one of it.
+        streams: the streams on which something waited, each with how often it was drained before.
+    """
+
+    end: int
+    streams: dict[int, int]
+
+
 class _Details(NamedTuple):
     """What ``grpc.GenericRpcHandler.service`` is asked with."""
 
@@ -180,6 +192,8 @@ class ServedConnection(asyncio.Protocol):
         self._calls: dict[int, Call] = {}
         self._held = 0
         self._paused = False
+        self._written = 0
+        self._gone = False
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[None] | None = None
         self._greeting: asyncio.TimerHandle | None = None
@@ -224,11 +238,13 @@ class ServedConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See ``asyncio.Protocol``."""
         del exc
+        self._gone = True
         if self._greeting is not None:
             self._greeting.cancel()
         calls, self._calls = self._calls, {}
         for call in calls.values():
             _end(call)
+        self._http2.drop()
         self._server.left(self)
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
@@ -285,6 +301,24 @@ class ServedConnection(asyncio.Protocol):
         """Close now; does nothing before :meth:`serve_on`."""
         if self._transport is not _NO_TRANSPORT:
             self._transport.abort()
+
+    # --- output that nobody takes ---------------------------------------------------------------
+
+    def unsent(self) -> Unsent | None:
+        """What has not been given to the kernel yet; None where all of it has."""
+        streams = self._http2.waiting()
+        if self._gone or not (streams or self._transport.get_write_buffer_size()):
+            return None
+        return Unsent(self._written, streams)
+
+    def is_unsent(self, before: Unsent) -> bool:
+        """Whether any of what was unsent then still is."""
+        if self._gone:
+            return False
+        if self._written - self._transport.get_write_buffer_size() < before.end:
+            return True
+        waiting = self._http2.waiting()
+        return any(waiting.get(number) == drained for number, drained in before.streams.items())
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -351,6 +385,7 @@ class ServedConnection(asyncio.Protocol):
         task = call.task = self._loop.create_task(serve_call(call, handler), name=head.path)
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
+        task.add_done_callback(call.forget_task)
         if seconds is not None:
             call.deadline = self._loop.call_later(seconds, call.expire)
 
@@ -359,6 +394,7 @@ class ServedConnection(asyncio.Protocol):
     def _flush(self) -> None:
         output = self._http2.take_output()
         if output:
+            self._written += sum(map(len, output))
             self._transport.writelines(output)
             if self._paused and self._transport.get_write_buffer_size() > _MOST_UNREAD:
                 _LOG.info("a connection that reads nothing was closed", extra={"peer": self.peer})

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support import need
+from tests.support.door_client import RST, frame
 from tests.support.envoy import running_envoy
 from tests.support.keys import needles
 from tests.support.memory_scan import count, forms
 from tests.support.node import Node, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, sds
+from tests.support.raw_client import FETCH, STREAM, RawClient, connected, discovery, message
 from tests.support.xds_client import Sotw, channel, secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from tests.support.process import Process
 
@@ -87,6 +89,101 @@ async def test_a_retired_key_is_nowhere_in_memory_and_the_live_one_is_found(node
             assert {"PEM line 0", "PEM line 1"} <= live.keys()
             await subscriber.next_key()
             await until_gone(agent, retired)
+
+
+def _reads_nothing(client: RawClient) -> None:
+    for _ in range(600):  # more than the kernel's buffer takes
+        client.call(STREAM, discovery("default"))
+
+
+def _asks_and_ends_every_stream_unread(client: RawClient) -> None:
+    for _ in range(300):
+        number = client.call(STREAM, discovery("default"))
+        client.connection.sendall(frame(RST, 0, number, bytes(4)))
+
+
+def _fetches_once(client: RawClient) -> None:
+    client.call(FETCH, discovery("default"), ends=True)
+    client.read_until(b"grpc-status")
+
+
+def _opens_no_window(client: RawClient) -> None:
+    client.call(STREAM, discovery("default"))
+
+
+def _opens_no_window_and_runs_out_of_time(client: RawClient) -> None:
+    client.call(FETCH, discovery("default"), ends=True, timeout="100m")
+
+
+def _is_refused(client: RawClient) -> None:
+    number = client.call(STREAM, discovery("default"))
+    client.read_until(b"PRIVATE KEY")
+    client.send(number, message(b"\xff\xff"))
+    client.read_until(b"grpc-status")
+
+
+@pytest.mark.parametrize(
+    ("misbehave", "window"),
+    [
+        pytest.param(_reads_nothing, 2**20, id="reads nothing"),
+        pytest.param(_asks_and_ends_every_stream_unread, 2**20, id="unread streams that ended"),
+        pytest.param(_fetches_once, 2**20, id="one fetch"),
+        pytest.param(_opens_no_window, 0, id="a shut window"),
+        pytest.param(_opens_no_window, 700, id="a window for half of it"),
+        pytest.param(_opens_no_window_and_runs_out_of_time, 0, id="a shut window and a deadline"),
+        pytest.param(_is_refused, 2**20, id="a refused stream"),
+    ],
+)
+async def test_a_client_that_does_not_take_its_key_does_not_keep_it(
+    node: Node, misbehave: Callable[[RawClient], None], window: int
+) -> None:
+    need.root()
+    async with node.authority(), node.agent() as agent, subscribed(node) as subscriber:
+        retired = await subscriber.next_key()
+        with connected(node.socket("web"), window=window) as client:
+            await asyncio.to_thread(misbehave, client)
+            await subscriber.next_key()
+            await until_gone(agent, retired)
+
+
+def _asks_once(client: RawClient) -> bytes:
+    client.call(FETCH, discovery("default"), ends=True)
+    return _key(client.read_until(b"grpc-status"))
+
+
+def _subscribes_and_ends(client: RawClient) -> bytes:
+    number = client.call(STREAM, discovery("default"))
+    key = _key(client.read_until(b"END PRIVATE KEY-----\n"))
+    client.connection.sendall(frame(RST, 0, number, bytes(4)))
+    return key
+
+
+def _subscribes_and_is_refused(client: RawClient) -> bytes:
+    number = client.call(STREAM, discovery("default"))
+    key = _key(client.read_until(b"END PRIVATE KEY-----\n"))
+    client.send(number, message(b"\xff\xff"))
+    client.read_until(b"grpc-status")
+    return key
+
+
+def _key(seen: bytes) -> bytes:
+    found = re.search(
+        rb"-----BEGIN PRIVATE KEY-----.*?-----END PRIVATE KEY-----\n", seen, re.DOTALL
+    )
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.parametrize("ask", [_asks_once, _subscribes_and_ends, _subscribes_and_is_refused])
+async def test_the_last_client_of_a_workload_leaves_no_key_behind(
+    node: Node, ask: Callable[[RawClient], bytes]
+) -> None:
+    need.root()
+    async with node.authority(), node.agent() as agent:
+        with connected(node.socket("web")) as client:
+            retired = await asyncio.to_thread(ask, client)
+        await asyncio.sleep(4)  # longer than a certificate of 6 s is served
+        await until_gone(agent, retired)
 
 
 async def test_a_retired_key_is_gone_with_real_envoys_too(node: Node, tmp_path: Path) -> None:

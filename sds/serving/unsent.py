@@ -1,0 +1,118 @@
+"""Output in which a key retired: a connection that does not take it is reset.
+
+Once a key is replaced or withdrawn, the copies that remain are in output that a client does not
+read, or for which it opens no HTTP/2 window. Owns the bound on their life. Invariant:
+:data:`RESET_SECONDS` after a secret retired, no connection holds output from before that moment: it
+was sent, or the connection is reset. Which output carries a secret is not told apart: a client that
+took none of its output for so long loses nothing but its place.
+
+Only connections of our own transport are known here; output of ``grpc.aio`` lies in the memory of
+grpc's core, where nobody can reach it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from sds.identity import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from sds.secrets.store import Change, SecretStore
+
+_LOGGER = logging.getLogger(__name__)
+RESET_SECONDS: Final = 5.0
+"""Between the end of a secret and the reset of a connection that still holds it."""
+_GATHER_SECONDS: Final = 0.25
+"""Secrets that retire within this time share one look at all connections."""
+
+
+class Connection(Protocol):
+    """A connection, as far as it has to be known here."""
+
+    @property
+    def peer(self) -> str:
+        """What it is called in logs."""
+        ...
+
+    def unsent(self) -> Hashable | None:
+        """A mark for the output that the kernel does not have yet; None where there is none."""
+        ...
+
+    def is_unsent(self, before: Any, /) -> bool:
+        """Whether any of the output of that mark is still there."""
+        ...
+
+    def abort(self) -> None:
+        """Reset it, and drop its output."""
+        ...
+
+
+class UnsentSecrets:
+    """The connections that were given secrets; see the module.
+
+    Args:
+        store: tells when an SVID retires. Call :meth:`retired` for other secrets.
+    """
+
+    def __init__(self, store: SecretStore) -> None:
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._looks = False
+        self._stop_listening = store.listen(self._on_change)
+
+    def follow(self, context: Any) -> None:
+        """The call of this context is given secrets."""
+        connection = getattr(context, "connection", None)
+        if connection is not None:
+            self._connections.add(connection)
+
+    def retired(self) -> None:
+        """A secret was replaced or withdrawn."""
+        if self._connections and not self._looks:
+            self._looks = True
+            self._after(_GATHER_SECONDS, self._look)
+
+    def close(self) -> None:
+        """Stop."""
+        self._stop_listening()
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+
+    def _on_change(self, change: Change) -> None:
+        if any(isinstance(key, Identity) for key in change.keys):
+            self.retired()
+
+    def _look(self) -> None:
+        self._looks = False
+        marks = [
+            (weakref.ref(connection), mark)
+            for connection in self._connections
+            if (mark := connection.unsent()) is not None
+        ]
+        if marks:
+            self._after(RESET_SECONDS - _GATHER_SECONDS, self._reset, marks)
+
+    def _reset(self, marks: list[tuple[weakref.ref[Connection], Any]]) -> None:
+        for reference, mark in marks:
+            connection = reference()
+            if connection is not None and connection.is_unsent(mark):
+                _LOGGER.warning(
+                    "a connection was reset: it left output with a retired secret unread for %g s",
+                    RESET_SECONDS,
+                    extra={"peer": connection.peer, "reason": "retired_secret_unread"},
+                )
+                connection.abort()
+
+    def _after(self, seconds: float, call: Any, *arguments: Any) -> None:
+        def run() -> None:
+            self._timers.discard(timer)
+            call(*arguments)
+
+        timer = asyncio.get_running_loop().call_later(seconds, run)
+        self._timers.add(timer)
