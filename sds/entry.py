@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from sds.secrets.allocator import use_wiping_allocator
+from sds.secrets.allocator import has_meaning, use_wiping_allocator
 
 _ENDS_BY_ITSELF = frozenset({"--check-config", "--help", "-h"})
 """With these ``sds agent`` makes no keys."""
@@ -20,7 +20,11 @@ def main() -> None:
     """Run the command line ``sys.argv``."""
     # No package that happens to be installed sees our settings, or is looked for (12 ms).
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    if sys.argv[1:2] == ["agent"] and _ENDS_BY_ITSELF.isdisjoint(sys.argv):
+    if (
+        sys.argv[1:2] == ["agent"]
+        and _ENDS_BY_ITSELF.isdisjoint(sys.argv)
+        and has_meaning(os.environ)  # the command itself refuses the others
+    ):
         use_wiping_allocator()
     from sds.cli import main as command_line  # noqa: PLC0415  loads click and more: see the module
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock
     from sds.identity import TrustDomain
+    from sds.secrets.hardening import MemoryProtection
     from sds.secrets.rotation import IdentityStatus, Rotation
     from sds.secrets.store import SecretStore
 
@@ -66,6 +67,7 @@ class Sources:
     workloads: Callable[[], Sequence[WorkloadSocket]]
     draining: Callable[[], bool]
     notices: Callable[[], Sequence[str]]
+    memory: MemoryProtection | None = None
 
 
 def handler(sources: Sources) -> grpc.GenericRpcHandler:
@@ -90,6 +92,7 @@ def handler(sources: Sources) -> grpc.GenericRpcHandler:
 
 def status(sources: Sources) -> agent_pb2.Status:
     """The agent at this moment."""
+    memory = sources.memory
     return agent_pb2.Status(
         version=sds.__version__,
         trust_domain=sources.trust_domain,
@@ -114,8 +117,21 @@ def status(sources: Sources) -> agent_pb2.Status:
             )
             for trust_domain, stored in sorted(sources.store.bundles().items())
         ],
-        notices=sources.notices(),
+        notices=(*memory.missing(), *sources.notices()) if memory else sources.notices(),
+        memory=_memory(memory) if memory else None,
     )
+
+
+def _memory(memory: MemoryProtection) -> agent_pb2.Memory:
+    return agent_pb2.Memory(
+        no_dumps=_protection(memory.no_dumps),
+        locked=_protection(memory.locked),
+        wiped=_protection(memory.wiped),
+    )
+
+
+def _protection(why_not: str) -> agent_pb2.Protection:
+    return agent_pb2.Protection(in_force=not why_not, why_not=why_not)
 
 
 def _identity(one: IdentityStatus, store: SecretStore) -> agent_pb2.Identity:

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sds.authority.istio import IstioAuthority
     from sds.clock import Clock
     from sds.operations.status_page.view import PageView
+    from sds.secrets.hardening import MemoryProtection
     from sds.secrets.store import Change, ResourceKey, SecretStore
 
 _LOGGER = logging.getLogger(__name__)
@@ -78,15 +79,19 @@ class RunningAgent:
 
 
 async def run(
-    config: AgentConfig, *, clock: Clock, stop: asyncio.Event, notices: Sequence[str] = ()
+    config: AgentConfig,
+    *,
+    clock: Clock,
+    stop: asyncio.Event,
+    memory: MemoryProtection | None = None,
 ) -> None:
-    """Run until ``stop`` is set, then drain; ``notices`` are shown by ``sds status``.
+    """Run until ``stop`` is set, then drain; ``sds status`` shows what protects ``memory``.
 
     Raises:
         SdsError: it could not start, or a part of it failed.
     """
     try:
-        async with running_agent(config, clock=clock, notices=notices):
+        async with running_agent(config, clock=clock, memory=memory):
             notify(READY)
             await stop.wait()
             notify(STOPPING)
@@ -97,9 +102,9 @@ async def run(
 
 @contextlib.asynccontextmanager
 async def running_agent(
-    config: AgentConfig, *, clock: Clock, notices: Sequence[str] = ()
+    config: AgentConfig, *, clock: Clock, memory: MemoryProtection | None = None
 ) -> AsyncIterator[RunningAgent]:
-    """An agent while the block runs; ``notices`` are shown by ``sds status``.
+    """An agent while the block runs; ``sds status`` shows what protects ``memory``.
 
     Raises:
         ConfigurationError: the configuration does not fit this machine.
@@ -184,7 +189,8 @@ async def running_agent(
             authority=lambda: _address(config, authority),
             workloads=lambda: sockets,
             draining=lambda: service.draining is not None,
-            notices=lambda: (*notices, *_notices(config, node, policy)),
+            notices=lambda: _notices(config, node, policy),
+            memory=memory,
         )
         people = await stack.enter_async_context(_admin_socket(config, service, sources))
         health = Health(store, rotation, people, sockets, policy)

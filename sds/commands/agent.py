@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING
 import click
 
 from sds.operations import logs
-from sds.secrets.allocator import use_wiping_allocator
+from sds.secrets.allocator import is_wanted, use_wiping_allocator
 from sds.secrets.hardening import harden
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from sds.agent.config import AgentConfig
+    from sds.secrets.hardening import MemoryProtection
 
 _LOGGER = logging.getLogger("sds.commands.agent")
 
@@ -59,6 +61,7 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
     It asks the authority for certificates, keeps keys in memory only, and serves both on Unix
     sockets under the run directory. SIGTERM drains; a second one ends at once.
     """
+    is_wanted(os.environ)  # refuses a value without a meaning
     if check_config:
         _configuration(path)
         click.echo(f"{path}: the configuration holds")
@@ -71,10 +74,10 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
 
         from sds.agent.app import run  # noqa: F401, PLC0415
     logs.configure(style=log_format, level=log_level)
-    missing = harden()
-    for sentence in missing:
+    memory = harden()
+    for sentence in memory.missing():
         _LOGGER.warning(sentence)
-    if not uvloop.run(_until_stopped(config, missing)):
+    if not uvloop.run(_until_stopped(config, memory)):
         raise SystemExit(1)
 
 
@@ -100,7 +103,7 @@ def _loading() -> Iterator[None]:
         gc.enable()
 
 
-async def _until_stopped(config: AgentConfig, notices: Sequence[str]) -> bool:
+async def _until_stopped(config: AgentConfig, memory: MemoryProtection) -> bool:
     """Run the agent; False where a second signal ended it before it was drained."""
     from sds.agent.app import run  # noqa: PLC0415  as above
     from sds.clock import SystemClock  # noqa: PLC0415
@@ -108,7 +111,7 @@ async def _until_stopped(config: AgentConfig, notices: Sequence[str]) -> bool:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     running = asyncio.create_task(
-        run(config, clock=SystemClock(), stop=stop, notices=notices), name="agent"
+        run(config, clock=SystemClock(), stop=stop, memory=memory), name="agent"
     )
 
     def on_signal() -> None:

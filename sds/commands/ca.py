@@ -47,7 +47,7 @@ def ca(path: Path, log_format: str, log_level: str) -> None:
     config = yamlfile.load_file(path, AuthorityConfig)
     logs.configure(style=log_format, level=log_level)
     # The authority's key lives as long as the process: no dump, no reading by others, no swap.
-    for sentence in harden(wiping=False):
+    for sentence in harden().missing(retires_keys=False):
         _LOGGER.warning(sentence)
     host = config.listen.rpartition(":")[0]
 

@@ -104,6 +104,8 @@ def _view(seen: agent_pb2.Status) -> Table:
     for notice in seen.notices:
         page.add_row(Text(notice, style="yellow"))
     page.add_row(_identities(seen))
+    if seen.HasField("memory"):
+        page.add_row(_memory(seen.memory))
     for one in seen.identities:
         if one.message:
             text = f"{one.spiffe_id}: {one.failed_attempts} failed: {one.message} [{one.reason}]"
@@ -120,6 +122,20 @@ def _headline(seen: agent_pb2.Status) -> Text:
         f"  {seen.trust_domain}  pid {seen.pid}  version {seen.version}  ",
         f"authority {seen.authority}  roots {roots}",
     )
+
+
+def _memory(memory: agent_pb2.Memory) -> Text:
+    parts = [
+        ("out of dumps", memory.no_dumps),
+        ("locked", memory.locked),
+        ("overwritten when freed", memory.wiped),
+    ]
+    line = Text("memory: ")
+    for number, (name, one) in enumerate(parts):
+        state = "yes" if one.in_force else f"no ({one.why_not})"
+        line.append(f"{', ' if number else ''}{name}: ")
+        line.append(state, style="green" if one.in_force else "yellow")
+    return line
 
 
 def _identities(seen: agent_pb2.Status) -> Table:

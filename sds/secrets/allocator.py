@@ -3,9 +3,11 @@
 Freed memory is overwritten by the C library's own allocator (``glibc.malloc.perturb``, which needs
 ``tcache_count=0``: what the thread cache keeps is not overwritten) once Python uses it for every
 object (``PYTHONMALLOC=malloc``). Both are read at start, so the program executes itself once more.
+Whether it works then is measured, not assumed: :mod:`sds.secrets.hardening`.
 
-Invariant: nothing is imported here that a bare interpreter has not loaded already; the first of
-the two starts pays for all of it and keeps none.
+Invariants: only ``SDS_WIPING_ALLOCATOR=no`` switches it off, and a value without a meaning is an
+error; nothing is imported here that a bare interpreter has not loaded already, because the first of
+the two starts throws everything away.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Final
 
-_TUNABLES: Final = "glibc.malloc.perturb=165:glibc.malloc.tcache_count=0"
-_MARK: Final = "SDS_WIPING_ALLOCATOR"
+SWITCH: Final = "SDS_WIPING_ALLOCATOR"
+_TUNABLES: Final = ("glibc.malloc.perturb=165", "glibc.malloc.tcache_count=0")
+_EXECUTED: Final = "_SDS_EXECUTED_AGAIN"
+"""The process that has executed itself again, by its id, which it keeps and no child has."""
 
 
 def use_wiping_allocator() -> None:
@@ -27,15 +31,51 @@ def use_wiping_allocator() -> None:
 
     Call it first of all: everything so far is lost, but for inherited descriptors. Does nothing
     the second time, without glibc, or where ``SDS_WIPING_ALLOCATOR=no`` is set.
+
+    Raises:
+        ConfigurationError: ``SDS_WIPING_ALLOCATOR`` has another value than ``yes`` or ``no``.
     """
-    changed = wiping_environment(os.environ)
+    if not is_wanted(os.environ):
+        return
+    changed = wiping_environment(os.environ, process=os.getpid())
     if changed is not None and _is_glibc():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], changed)  # noqa: S606  ourselves
 
 
-def wiping_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
-    """The environment in which freed memory is overwritten, or None where it is set or refused."""
-    if environment.get(_MARK) is not None:
+def is_wanted(environment: Mapping[str, str]) -> bool:
+    """Whether the environment asks for it: unless it says ``no``.
+
+    Raises:
+        ConfigurationError: the value has no meaning.
+    """
+    value = environment.get(SWITCH, "yes")
+    if not has_meaning(environment):
+        from sds.errors import ConfigurationError  # noqa: PLC0415  see the module
+
+        raise ConfigurationError(
+            f"the environment variable {SWITCH} is {value[:100]!r}",
+            advice="set it to 'yes' or 'no', or leave it out, which means 'yes'",
+        )
+    return value == "yes"
+
+
+def has_meaning(environment: Mapping[str, str]) -> bool:
+    """Whether the switch has a value that it knows."""
+    return environment.get(SWITCH, "yes") in ("yes", "no")
+
+
+def wiping_environment(environment: Mapping[str, str], *, process: int) -> dict[str, str] | None:
+    """The environment in which freed memory is overwritten.
+
+    Args:
+        environment: the present one.
+        process: the id of this process.
+
+    Returns:
+        None where it is set already, or this process has executed itself again and the C library
+        took the tunables away (as it does from a program with privileges of its file).
+    """
+    if is_wiping(environment) or environment.get(_EXECUTED) == str(process):
         return None
     given = environment.get("GLIBC_TUNABLES", "")
     kept = [
@@ -46,14 +86,17 @@ def wiping_environment(environment: Mapping[str, str]) -> dict[str, str] | None:
     return {
         **environment,
         "PYTHONMALLOC": "malloc",
-        "GLIBC_TUNABLES": ":".join([*kept, _TUNABLES]),
-        _MARK: "yes",
+        "GLIBC_TUNABLES": ":".join([*kept, *_TUNABLES]),
+        _EXECUTED: str(process),
     }
 
 
 def is_wiping(environment: Mapping[str, str]) -> bool:
-    """Whether the process with this environment overwrites what it frees."""
-    return environment.get(_MARK) == "yes"
+    """Whether a process with this environment is told to overwrite what it frees."""
+    tunables = environment.get("GLIBC_TUNABLES", "").split(":")
+    return environment.get("PYTHONMALLOC") == "malloc" and all(
+        tunable in tunables for tunable in _TUNABLES
+    )
 
 
 def _is_glibc() -> bool:

@@ -1,8 +1,8 @@
 """The process that holds keys: no dumps, no swap, no reading by others, freed memory overwritten.
 
-Owns what a process does to itself before the first key is made. Invariants: everything is tried,
-and what the system refuses is said once; nothing here is needed for the program to work. Freed
-memory is overwritten only if that was settled before anything else: see
+Owns what a process does to itself before the first key is made. Invariants: everything is tried;
+what is in force is looked at and not assumed, and ``sds status`` shows it; the program works
+without any of it. Freed memory is overwritten only if that was settled before anything else: see
 :mod:`sds.secrets.allocator`.
 """
 
@@ -11,54 +11,84 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
-from typing import Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from sds.secrets.allocator import is_wiping
+from sds.secrets.allocator import SWITCH, is_wanted, is_wiping
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _PR_SET_DUMPABLE: Final = 4
 _MCL_CURRENT: Final = 1
 _MCL_FUTURE: Final = 2
 _MCL_ONFAULT: Final = 4
+_SAMPLE_BYTES: Final = 2048
+_SAMPLE: Final = 0x3C
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
+_libc.malloc.restype = ctypes.c_void_p
+_libc.malloc.argtypes = [ctypes.c_size_t]
+_libc.free.argtypes = [ctypes.c_void_p]
 
 
-def harden(*, wiping: bool = True) -> tuple[str, ...]:
-    """Protect this process; returns what could not be had, a sentence each.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryProtection:
+    """What protects the memory of this process; each text says why not, and is empty where it does.
 
-    ``wiping`` False: this process does not want the third, since it retires no keys.
+    Attributes:
+        no_dumps: no core file, no dump and no tracing by another process of the same user.
+        locked: no page of the process goes to swap.
+        wiped: freed memory is overwritten.
+    """
+
+    no_dumps: str = ""
+    locked: str = ""
+    wiped: str = ""
+
+    def missing(self, *, retires_keys: bool = True) -> Iterator[str]:
+        """A sentence for each protection that is not in force.
+
+        ``retires_keys`` False: the process frees no key, and its freed memory does not matter.
+        """
+        if self.no_dumps:
+            yield f"memory can be dumped: {self.no_dumps}"
+        if self.locked:
+            yield f"memory is not locked and may be swapped: {self.locked}"
+        if self.wiped and retires_keys:
+            yield f"freed memory is not overwritten: {self.wiped}"
+
+
+def harden() -> MemoryProtection:
+    """Protect this process; returns what is in force.
 
     1. No core file (RLIMIT_CORE) and no dump by anybody (PR_SET_DUMPABLE; it also takes
        ``/proc/PID/mem`` and ptrace away from processes of the same user). After the exec, which
        resets it.
     2. No page of ours in swap (mlockall), only where the limit lets memory grow: a locked process
        that cannot grow would fail in the middle of its work.
-    3. Freed memory overwritten (:mod:`sds.secrets.allocator`).
+    3. Freed memory overwritten (:mod:`sds.secrets.allocator`): looked at only.
     """
-    missing = []
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_dumps = ""
     if _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        missing.append("memory can be dumped: PR_SET_DUMPABLE was refused")
-    if (problem := _lock()) is not None:
-        missing.append(problem)
-    if wiping and not is_wiping(os.environ):
-        missing.append("freed memory is not overwritten")
-    return tuple(missing)
+        no_dumps = "PR_SET_DUMPABLE was refused"
+    return MemoryProtection(no_dumps=no_dumps, locked=_lock(), wiped=_wiping())
 
 
-def _lock() -> str | None:
+def _lock() -> str:
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if hard == resource.RLIM_INFINITY and soft != hard:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
         soft = hard
     if soft != resource.RLIM_INFINITY and not _may_lock():
         return (
-            f"memory is not locked and may be swapped: RLIMIT_MEMLOCK is {soft // 1024} KiB; keys "
-            "themselves are locked as far as it goes (give CAP_IPC_LOCK, or LimitMEMLOCK=infinity)"
+            f"RLIMIT_MEMLOCK is {soft // 1024} KiB; keys themselves are locked as far as it "
+            "allows (give CAP_IPC_LOCK, or LimitMEMLOCK=infinity)"
         )
     if _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
-        return f"memory is not locked and may be swapped: {os.strerror(ctypes.get_errno())}"
-    return None
+        return os.strerror(ctypes.get_errno())
+    return ""
 
 
 def _may_lock() -> bool:
@@ -68,3 +98,23 @@ def _may_lock() -> bool:
             if line.startswith("CapEff:"):
                 return bool(int(line.split()[1], 16) >> 14 & 1)
     return False
+
+
+def _wiping() -> str:
+    if not is_wanted(os.environ):
+        return f"{SWITCH} is 'no'"
+    if not is_wiping(os.environ):
+        return "the C library is not glibc, or it took the tunables away"
+    return "" if _overwrites_what_is_freed() else "the C library ignores the tunables"
+
+
+def _overwrites_what_is_freed() -> bool:
+    """Free a piece of memory and look at it: is what was written there gone?
+
+    The piece is too small to be given back to the system, and nothing else runs between the two
+    calls that could have taken it. Its first bytes belong to the allocator.
+    """
+    address = _libc.malloc(_SAMPLE_BYTES)
+    ctypes.memset(address, _SAMPLE, _SAMPLE_BYTES)
+    _libc.free(address)
+    return bytes([_SAMPLE]) * 16 not in ctypes.string_at(address, _SAMPLE_BYTES)

@@ -297,6 +297,11 @@ async def test_a_second_signal_ends_at_once(node: Node) -> None:
 async def test_status_as_a_table_and_without_an_agent(node: Node) -> None:
     async with serving(node):
         code, said, _ = await output(sds("status", "--socket", node.admin), env={"COLUMNS": "200"})
+        assert "overwritten when freed: yes" in said
+        memory = (await status(node))["memory"]
+        assert memory["no_dumps"] == {"in_force": True, "why_not": ""}
+        assert memory["wiped"] == {"in_force": True, "why_not": ""}
+        assert memory["locked"]["in_force"] is not bool(memory["locked"]["why_not"])
         assert code == 0
         for part in ("ready", "spiffe://example.org/web", "valid", "SIMULATED", "ROTATIONS"):
             assert part in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sds.errors import SecretWipedError
-from sds.secrets.allocator import wiping_environment
+from sds.errors import ConfigurationError, SecretWipedError
+from sds.secrets.allocator import is_wanted, is_wiping, wiping_environment
 from sds.secrets.memory import SecretBytes, wipe
 
 
@@ -54,7 +55,7 @@ def test_its_pages_are_out_of_dumps() -> None:
 
 def test_the_wiping_environment_keeps_what_is_set_and_is_made_once() -> None:
     made = wiping_environment(
-        {"A": "b", "GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.rtld.nns=2"}
+        {"A": "b", "GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.rtld.nns=2"}, process=7
     )
     assert made is not None
     assert made["A"] == "b"
@@ -64,8 +65,48 @@ def test_the_wiping_environment_keeps_what_is_set_and_is_made_once() -> None:
         "glibc.malloc.perturb=165",
         "glibc.malloc.tcache_count=0",
     ]
-    assert wiping_environment(made) is None
-    assert wiping_environment({"SDS_WIPING_ALLOCATOR": "no"}) is None
+    assert is_wiping(made)
+    assert wiping_environment(made, process=7) is None
+    assert wiping_environment(made, process=8) is None  # a child has it already
+    # The C library took the tunables away: not again and again.
+    stripped = {name: value for name, value in made.items() if name != "GLIBC_TUNABLES"}
+    assert wiping_environment(stripped, process=7) is None
+    assert wiping_environment(stripped, process=8) is not None
+
+
+@pytest.mark.parametrize("value", ["true", "1", "on", "NO", "Yes", "", "no "])
+def test_a_switch_without_a_meaning_is_refused(value: str) -> None:
+    with pytest.raises(ConfigurationError, match="SDS_WIPING_ALLOCATOR"):
+        is_wanted({"SDS_WIPING_ALLOCATOR": value})
+
+
+def test_yes_is_what_it_says_and_the_default() -> None:
+    assert is_wanted({})
+    assert is_wanted({"SDS_WIPING_ALLOCATOR": "yes"})
+    assert not is_wanted({"SDS_WIPING_ALLOCATOR": "no"})
+
+
+@pytest.mark.parametrize("value", [None, "yes", "no"])
+def test_whether_freed_memory_is_overwritten_is_measured(value: str | None) -> None:
+    program = (
+        "from sds.secrets.allocator import use_wiping_allocator\n"
+        "use_wiping_allocator()\n"
+        "from sds.secrets import hardening\n"
+        "print(hardening.harden().wiped, hardening._overwrites_what_is_freed())\n"
+    )
+    environment = {**os.environ, "SDS_WIPING_ALLOCATOR": value or ""}
+    if value is None:
+        del environment["SDS_WIPING_ALLOCATOR"]
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    expected = " True\n" if value != "no" else "SDS_WIPING_ALLOCATOR is 'no' False\n"
+    assert done.stdout == expected
 
 
 def test_a_hardened_process_executes_itself_once_and_says_what_it_could_not_have() -> None:
@@ -74,9 +115,9 @@ def test_a_hardened_process_executes_itself_once_and_says_what_it_could_not_have
         "from sds.secrets.allocator import use_wiping_allocator\n"
         "from sds.secrets.hardening import harden\n"
         "use_wiping_allocator()\n"
-        "missing = harden()\n"
+        "missing = list(harden().missing())\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE), sys.argv[1:], missing)\n"
-        "print(open('/proc/self/environ').read().count('SDS_WIPING_ALLOCATOR=yes'))\n"
+        "print(open('/proc/self/environ').read().count('_SDS_EXECUTED_AGAIN='))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, "one", "two"],
