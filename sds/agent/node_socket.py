@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.agent.node_settings import AttestorName, NodeSettings
 from sds.serving.workload_api import WorkloadApi
+from sds.supervision import supervised
 from sds.workload.front_door import FrontDoor, Limits
 from sds.workload.kubernetes.settings import api_server, kubelet_server
 from sds.workload.proc import pod_roots
@@ -244,13 +245,16 @@ class NodeSocket:
         api = api_server(settings.api, self._environment) if settings.services else None
         async with contextlib.AsyncExitStack() as stack:
             self._pods = PodList(await stack.enter_async_context(ApiClient(kubelet)), self._clock)
-            runs = [self._pods.run()]
+            runs = {"kubelet's pods": self._pods.run}
             if api is not None:
                 client = await stack.enter_async_context(ApiClient(api))
                 self._services = ServiceWatch(client, self._clock)
-                runs.append(self._services.run())
+                runs["services"] = self._services.run
             async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(run) for run in runs]
+                running = [
+                    tasks.create_task(supervised(name, run, clock=self._clock), name=name)
+                    for name, run in runs.items()
+                ]
                 try:
                     yield KubernetesAttestor(self._pods, self._services, roots=roots)
                 finally:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sds.faults import watch_loop
 from sds.operations import logs
 from sds.secrets.allocator import is_wanted, use_wiping_allocator
 from sds.secrets.hardening import harden
@@ -109,6 +110,7 @@ async def _until_stopped(config: AgentConfig, memory: MemoryProtection) -> bool:
     from sds.clock import SystemClock  # noqa: PLC0415
 
     loop = asyncio.get_running_loop()
+    watch_loop(loop)
     stop = asyncio.Event()
     running = asyncio.create_task(
         run(config, clock=SystemClock(), stop=stop, memory=memory), name="agent"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from sds.faults import watch_loop
 from sds.operations import logs
 from sds.settings import yamlfile
 
@@ -52,6 +53,7 @@ def ca(path: Path, log_format: str, log_level: str) -> None:
     host = config.listen.rpartition(":")[0]
 
     async def run() -> None:
+        watch_loop(asyncio.get_running_loop())
         clock = SystemClock()
         instruments = AuthorityInstruments(clock=clock)
         async with metrics_listener(config.metrics, instruments):

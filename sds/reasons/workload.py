@@ -11,6 +11,16 @@ WORKLOAD: Final[dict[str, Reason]] = {
     "peer_credentials": Reason(
         "Use a Unix socket of this host; in Kubernetes the agent needs `hostPID`."
     ),
+    "process_unreadable": Reason(
+        "Raise the agent's limit of open files; if `/proc` is mounted with `hidepid`, give the "
+        "agent the group of its option `gid=`, or CAP_SYS_PTRACE.",
+        retriable=True,
+    ),
+    "recognition_failed": Reason(
+        "An attestor failed in a way that nobody foresaw: the agent's log has its traceback. "
+        "Please report it.",
+        retriable=True,
+    ),
     "peer_gone": Reason("Nothing to do; the process had ended."),
     "executable_unreadable": Reason(
         "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sds.faults import guarded
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -93,4 +95,4 @@ class Entitlement:
 
     def _tell(self) -> None:
         for listener in list(self._listeners):
-            listener()
+            guarded("listener", listener)()

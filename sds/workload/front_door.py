@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import CgroupError, WorkloadError
+from sds.faults import guarded, report
+from sds.repeats import Repeats
 from sds.workload.peer import Peer
 from sds.workload.proc import read_cgroup
 from sds.workload.recognition import Recognition
@@ -57,7 +59,6 @@ class Statistics:
 
     accepted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    gone: int = 0
 
 
 class Served(Protocol):
@@ -126,6 +127,8 @@ class FrontDoor:
         self._roots = roots
         self._connections: dict[_Connection, None] = {}
         self._owners: Counter[str] = Counter()
+        self._said = Repeats()
+        self._accept: Callable[[], None] = lambda: None
 
     # --- what serving asks ----------------------------------------------------------------------
 
@@ -170,7 +173,8 @@ class FrontDoor:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as tasks:
-                loop.add_reader(self._listener, self._accept_some, host, tasks)
+                self._accept = guarded("accept", lambda: self._accept_some(host, tasks))
+                loop.add_reader(self._listener, self._accept)
                 try:
                     await asyncio.Event().wait()
                 finally:
@@ -188,83 +192,105 @@ class FrontDoor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
-                    self._pause(host, tasks, error)
-                    return
                 if error.errno == errno.ECONNABORTED:
                     continue
-                raise
-            self._accepted(host, tasks, accepted)
+                self._pause(error)
+                return
+            with contextlib.ExitStack() as owned:
+                owned.callback(accepted.close)
+                self._accepted(host, tasks, accepted, owned)
 
-    def _accepted(self, host: Host, tasks: asyncio.TaskGroup, accepted: socket.socket) -> None:
+    def _accepted(
+        self,
+        host: Host,
+        tasks: asyncio.TaskGroup,
+        accepted: socket.socket,
+        owned: contextlib.ExitStack,
+    ) -> None:
+        """Admit one connection; what it owns is closed with ``owned``, or with its task."""
         accepted.settimeout(0)
         try:
-            connection = self._admit(accepted)
+            connection = self._admit(accepted, owned)
         except WorkloadError as error:
-            accepted.close()
-            self.statistics.refused[error.reason] += 1
-            _LOG.warning("a connection was refused", extra={"reason": error.reason, "why": error})
+            self._refused(error.reason, error)
+            return
+        except Exception as error:  # noqa: BLE001  the boundary between one caller and the door
+            self._refused("unexpected", error)
+            report("connection", error)
             return
         self.statistics.accepted += 1
-        connection.task = tasks.create_task(
-            self._serve(host, connection, accepted), name=f"front-door-{connection.peer.pid}"
-        )
-        connection.task.add_done_callback(lambda _: self._forget(connection, accepted))
+        coroutine = self._serve(host, connection, accepted)
+        connection.task = tasks.create_task(coroutine, name=f"front-door-{connection.peer.pid}")
+        kept = owned.pop_all()
+        connection.task.add_done_callback(guarded("connection", lambda _: kept.close()))
 
-    def _admit(self, accepted: socket.socket) -> _Connection:
+    def _admit(self, accepted: socket.socket, owned: contextlib.ExitStack) -> _Connection:
         if len(self._connections) >= self._limits.connections:
             raise WorkloadError(
                 f"there are {self._limits.connections} connections already",
                 advice="raise the limit of connections, or look who opens so many",
                 reason="connection_limit",
             )
-        peer = Peer.of(accepted)
+        peer = owned.enter_context(Peer.of(accepted))
         owner = owner_of(peer, self._roots)
         if self._owners[owner] >= self._limits.connections_per_owner:
-            peer.close()
             raise WorkloadError(
                 f"{owner} has {self._limits.connections_per_owner} connections already",
                 reason="connection_limit",
             )
         connection = _Connection(
-            owner=owner,
-            recognition=Recognition(self._recogniser, peer),
+            owner=owner, recognition=Recognition(self._recogniser, peer, owner=owner)
         )
         self._connections[connection] = None
         self._owners[owner] += 1
+        owned.callback(self._forget, connection)
         return connection
 
-    def _pause(self, host: Host, tasks: asyncio.TaskGroup, error: OSError) -> None:
-        """Out of descriptors: leave callers in the queue for a moment, instead of spinning."""
-        self.statistics.refused["descriptors"] += 1
-        _LOG.error("cannot accept", extra={"why": error.strerror, "pause": _PAUSE_SECONDS})
+    def _refused(self, reason: str, error: Exception) -> None:
+        self.statistics.refused[reason] += 1
+        times = self._said.due(reason, now=asyncio.get_running_loop().time())
+        if times is not None:
+            _LOG.warning(
+                "a connection was refused", extra={"reason": reason, "why": error, "times": times}
+            )
+
+    def _pause(self, error: OSError) -> None:
+        """Out of descriptors, most of the time: leave callers in the queue for a moment."""
+        out = error.errno in _OUT_OF_DESCRIPTORS
+        self._refused("descriptors" if out else "unexpected", error)
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._listener)
 
         def resume() -> None:
             if self._listener.fileno() != -1:
-                loop.add_reader(self._listener, self._accept_some, host, tasks)
+                loop.add_reader(self._listener, self._accept)
 
-        loop.call_later(_PAUSE_SECONDS, resume)
+        loop.call_later(_PAUSE_SECONDS, guarded("accept", resume))
 
     # --- one connection -------------------------------------------------------------------------
 
     async def _serve(self, host: Host, connection: _Connection, accepted: socket.socket) -> None:
-        """Let it be served and follow the caller, until the connection or the process ends."""
+        """Let it be served and follow the caller, until the connection or the process ends.
+
+        Whatever is raised meanwhile ends this connection and nothing else.
+        """
         task = asyncio.current_task()
         assert task is not None
-        with self._while_alive(connection, task):
-            served = host.connection(caller=connection.recognition, on_close=lambda: _cancel(task))
-            try:
-                await served.serve_on(accepted)
-                await connection.recognition.follow()
-            finally:
-                served.abort()
+        try:
+            with self._while_alive(connection, task):
+                served = host.connection(
+                    caller=connection.recognition, on_close=lambda: _cancel(task)
+                )
+                try:
+                    await served.serve_on(accepted)
+                    await connection.recognition.follow()
+                finally:
+                    served.abort()
+        except Exception as error:  # noqa: BLE001  the boundary between one caller and the door
+            report("connection", error, pid=connection.peer.pid, owner=connection.owner)
 
-    def _forget(self, connection: _Connection, accepted: socket.socket) -> None:
-        """The connection's task is over, perhaps before it began."""
-        accepted.close()
-        connection.peer.close()
+    def _forget(self, connection: _Connection) -> None:
+        """The connection is over, perhaps before it began."""
         del self._connections[connection]
         self._owners[connection.owner] -= 1
         if not self._owners[connection.owner]:
@@ -281,10 +307,9 @@ class FrontDoor:
 
         def ended() -> None:
             loop.remove_reader(pidfd)
-            self.statistics.gone += 1
             task.cancel()
 
-        loop.add_reader(pidfd, ended)
+        loop.add_reader(pidfd, guarded("connection", ended))
         try:
             yield
         finally:

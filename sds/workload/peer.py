@@ -10,6 +10,8 @@ proc_pid_stat(5) for the start time.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -18,9 +20,12 @@ import socket
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 from sds.errors import PeerGoneError, WorkloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LOG = logging.getLogger("sds.workload.peer")
 
@@ -76,17 +81,23 @@ class Peer:
                 advice="run the agent in the host's PID namespace (hostPID: true)",
                 reason="peer_credentials",
             )
-        pidfd = _pidfd(connection)
-        peer = cls(pid=pid, uid=uid, gid=gid, groups=frozenset(), pidfd=pidfd)
-        try:
-            if pidfd is None:
-                peer.start_time = process_start_time(pid)
-            peer.groups = _groups(connection, pid)
+        with cls(pid=pid, uid=uid, gid=gid, groups=frozenset(), pidfd=_pidfd(connection)) as peer:
+            with _readable(pid):
+                if peer.pidfd is None:
+                    peer.start_time = process_start_time(pid)
+                peer.groups = _groups(connection, pid)
             peer.check()
-        except WorkloadError:
-            peer.close()
-            raise
-        return peer
+            # The caller of this method owns the descriptor from now on.
+            kept, peer.pidfd = dataclasses.replace(peer), None
+        return kept
+
+    def __enter__(self) -> Self:
+        """The peer; the block owns its descriptor."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     def check(self) -> None:
         """Make sure that the process that connected lives and that :attr:`pid` is its pid.
@@ -95,19 +106,22 @@ class Peer:
 
         Raises:
             PeerGoneError: it has ended (also if nobody has reaped it yet).
+            WorkloadError: ``process_unreadable``: ``/proc`` does not say so now, for lack of
+                descriptors or of rights.
         """
         if self._closed:
             raise PeerGoneError(f"the connection of process {self.pid} is closed")
-        if self.pidfd is None:
-            if process_start_time(self.pid) != self.start_time:
-                raise PeerGoneError(f"process {self.pid} has ended; its pid was used again")
-            return
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        if poll.poll(0):  # readable: terminated, perhaps a zombie
-            raise PeerGoneError(f"process {self.pid} has ended")
-        if (pid := _pid_of(self.pidfd)) != self.pid:
-            raise PeerGoneError(f"process {self.pid} has ended (now {pid})")
+        with _readable(self.pid):
+            if self.pidfd is None:
+                if process_start_time(self.pid) != self.start_time:
+                    raise PeerGoneError(f"process {self.pid} has ended; its pid was used again")
+                return
+            poll = select.poll()
+            poll.register(self.pidfd, select.POLLIN)
+            if poll.poll(0):  # readable: terminated, perhaps a zombie
+                raise PeerGoneError(f"process {self.pid} has ended")
+            if (pid := _pid_of(self.pidfd)) != self.pid:
+                raise PeerGoneError(f"process {self.pid} has ended (now {pid})")
 
     def close(self) -> None:
         """Let go of the pidfd; a second call does nothing."""
@@ -115,6 +129,18 @@ class Peer:
             self._closed = True
             if self.pidfd is not None:
                 os.close(self.pidfd)
+
+
+@contextlib.contextmanager
+def _readable(pid: int) -> Iterator[None]:
+    """Turn what ``/proc`` and the kernel refuse to tell into an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkloadError(
+            f"the kernel does not describe process {pid}: {error.strerror}",
+            reason="process_unreadable",
+        ) from error
 
 
 def process_start_time(pid: int) -> int:

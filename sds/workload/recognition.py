@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import PeerGoneError, WorkloadError
+from sds.faults import guarded, report
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
@@ -137,11 +138,36 @@ class Recogniser:
     async def look(self, peer: Peer) -> Outcome:
         """Gather facts about ``peer`` and decide.
 
+        Whatever else an attestor raises is reported, and leaves the decision open: it changes
+        nobody who was recognised, and recognises nobody.
+
         Raises:
             PeerGoneError: the process that connected has ended; nothing gathered counts.
         """
-        facts = merge([await attestor.attest(peer, self._needed) for attestor in self._attestors])
-        peer.check()
+        found: list[Facts] = []
+        failed: WorkloadError | None = None
+        for attestor in self._attestors:
+            try:
+                found.append(await attestor.attest(peer, self._needed))
+            except PeerGoneError:
+                raise
+            except WorkloadError as error:
+                failed = error
+            except Exception as error:  # noqa: BLE001  the boundary between one look and the rest
+                report("recognition", error, pid=peer.pid, attestor=attestor.name)
+                failed = WorkloadError(
+                    f"the attestor {attestor.name!r} failed: {type(error).__name__}",
+                    reason="recognition_failed",
+                )
+        try:
+            peer.check()
+        except PeerGoneError:
+            raise
+        except WorkloadError as error:
+            failed = error
+        facts = merge(found)
+        if failed is not None:
+            return Outcome(facts=facts, decision=Decision(undetermined=failed))
         return Outcome(facts=facts, decision=self.rules.decide(facts))
 
     async def wait_for_change(self, seconds: float) -> None:
@@ -168,7 +194,7 @@ class Recogniser:
             del self._wanted[identity]
             loop = asyncio.get_running_loop()
             self._lingering[identity] = loop.call_later(
-                self.timing.linger, self._release_now, identity
+                self.timing.linger, guarded("release of an identity", self._release_now), identity
             )
 
     async def until_ready(self, identities: Iterable[Identity]) -> bool:
@@ -189,9 +215,16 @@ class Recogniser:
 class Recognition:
     """One connected process, followed from its connection to its end."""
 
-    def __init__(self, recogniser: Recogniser, peer: Peer) -> None:
-        """``peer`` stays the caller's: it is closed by whoever opened it."""
+    def __init__(self, recogniser: Recogniser, peer: Peer, *, owner: str) -> None:
+        """Nothing happens before :meth:`follow`.
+
+        Args:
+            recogniser: finds out who the caller is.
+            peer: the caller; whoever opened it closes it.
+            owner: whose share the caller counts against: ``pod UID`` or ``uid NUMBER``.
+        """
         self.peer = peer
+        self.owner = owner
         self.outcome = Outcome()
         self._recogniser = recogniser
         self._entitlement: Entitlement | None = None

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 import sds
+from sds.operations.metrics.faults import FaultsCollector
 
 MAX_REASONS: Final = 64
 OTHER: Final = "other"
@@ -57,6 +58,7 @@ class ProcessFamilies:
     def __init__(self, registry: CollectorRegistry, *, component: str) -> None:
         """``component``: ``agent`` or ``ca``."""
         ProcessCollector(registry=registry)
+        FaultsCollector(registry)
         build = Gauge(
             "sds_build_info",
             "Always 1: version of attested-sds, of Python, and the component.",

@@ -198,7 +198,7 @@ class ApiClient:
             raise KubernetesError(
                 f"{method} {server.url}{path}: no answer in time", reason=server.reason
             ) from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             raise KubernetesError(
                 f"{method} {server.url}{path}: {error}", reason=server.reason
             ) from error

@@ -1,0 +1,94 @@
+"""Unexpected errors at a boundary: each ends one thing, is logged with its reason, and is counted.
+
+Owns the answer to "what does an exception that nobody foresaw do?". Such an exception in the work
+for one connection, request, file, peer or timer must end that one and nothing else. The boundary
+reports it here. Invariants: a place that fails again and again writes one line in an interval, and
+every occurrence is counted; reporting never raises; places are fixed words, so the table of them is
+bounded.
+
+:func:`guarded` is the boundary for callbacks of the event loop, :func:`sds.supervision.supervised`
+the one for long-lived tasks, :func:`watch_loop` the last resort for both.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, ParamSpec
+
+from sds.clock import SystemClock
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Mapping
+
+_LOGGER = logging.getLogger(__name__)
+_INTERVAL_SECONDS: Final = 10.0
+_LOOP: Final = "event loop"
+_P = ParamSpec("_P")
+
+_clock: Final = SystemClock()
+PLACES: Final = (
+    "accept",
+    "connection",
+    "event loop",
+    "listener",
+    "recognition",
+    "release of an identity",
+)
+"""Every place that reports, so that each is counted from 0."""
+_counts: Counter[str] = Counter(dict.fromkeys(PLACES, 0))
+_said: dict[tuple[str, type[BaseException]], float] = {}
+
+
+def report(where: str, error: BaseException, **about: object) -> None:
+    """Count an unexpected error, and log it with its traceback, once in an interval.
+
+    Args:
+        where: the place that failed: a fixed word, without identities.
+        error: what was raised.
+        about: further fields of the line of log.
+    """
+    _counts[where] += 1
+    key = (where, type(error))
+    now = _clock.now().monotonic
+    if now - _said.get(key, -_INTERVAL_SECONDS) < _INTERVAL_SECONDS:
+        return
+    _said[key] = now
+    extra = {**about, "where": where, "reason": "unexpected", "times": _counts[where]}
+    _LOGGER.error("an unexpected error ended one %s", where, exc_info=error, extra=extra)
+
+
+def counts() -> Mapping[str, int]:
+    """How often each place failed since the start."""
+    return dict(_counts)
+
+
+def guarded(where: str, callback: Callable[_P, object]) -> Callable[_P, None]:
+    """``callback`` for the event loop: what it raises is reported, and ends this call only.
+
+    Args:
+        where: as for :func:`report`.
+        callback: of ``add_reader``, ``call_later``, ``add_done_callback``, a listener, ….
+    """
+
+    @functools.wraps(callback)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            callback(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  the boundary between one callback and the loop
+            report(where, error)
+
+    return call
+
+
+def watch_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Report what reaches the loop itself: callbacks without a guard, tasks that nobody awaited."""
+    loop.set_exception_handler(_from_loop)
+
+
+def _from_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    del loop
+    error = context.get("exception") or RuntimeError(context.get("message", "unknown"))
+    report(_LOOP, error, why=context.get("message", ""))

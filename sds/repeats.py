@@ -1,0 +1,62 @@
+"""One line of log in an interval, whatever repeats.
+
+Owns the decision whether something that happened again is worth a line. Invariant: the table of
+what was said is bounded, so callers cannot fill it; what does not fit counts under one key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+_OTHERS: Final = object()
+
+
+@dataclass(slots=True)
+class _Said:
+    at: float
+    since: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Repeats:
+    """Counts what repeats, by key.
+
+    Attributes:
+        interval: seconds between two lines about one key.
+        keys: of which each is counted apart; everything else is counted together.
+    """
+
+    interval: float = 10.0
+    keys: int = 1024
+    _said: dict[Hashable, _Said] = field(default_factory=dict)
+
+    def due(self, key: Hashable, *, now: float) -> int | None:
+        """It happened: how often since the last line, if a line is due; else None.
+
+        Args:
+            key: what happened, to whom.
+            now: monotonic seconds.
+        """
+        said = self._said.get(key)
+        if said is None:
+            key = self._room_for(key, now)
+            said = self._said.get(key)
+        if said is None:
+            self._said[key] = _Said(at=now)
+            return 1
+        said.since += 1
+        if now - said.at < self.interval:
+            return None
+        times, said.at, said.since = said.since, now, 0
+        return times
+
+    def _room_for(self, key: Hashable, now: float) -> Hashable:
+        if len(self._said) >= self.keys:
+            over = [each for each, said in self._said.items() if now - said.at >= self.interval]
+            for each in over:
+                del self._said[each]
+        return key if len(self._said) < self.keys else _OTHERS

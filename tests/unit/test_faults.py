@@ -1,0 +1,66 @@
+"""What an exception that nobody foresaw does: one line of log, one count, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+import pytest
+
+from sds import faults
+
+
+def broken() -> None:
+    raise ZeroDivisionError("on purpose")
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_said", {})
+
+
+def test_a_guarded_callback_reports_and_returns(caplog: pytest.LogCaptureFixture) -> None:
+    before = faults.counts().get("test", 0)
+    guarded = faults.guarded("test", broken)
+    for _ in range(5):
+        guarded()
+    assert faults.counts()["test"] == before + 5
+    (record,) = caplog.records
+    assert (record.levelno, record.__dict__["where"]) == (logging.ERROR, "test")
+    assert record.__dict__["reason"] == "unexpected"
+    assert "on purpose" in caplog.text
+
+
+def test_another_kind_of_error_is_said_too(caplog: pytest.LogCaptureFixture) -> None:
+    faults.report("test", ValueError("a"))
+    faults.report("test", KeyError("b"))
+    assert len(caplog.records) == 2
+
+
+def test_a_cancellation_is_no_fault() -> None:
+    def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        faults.guarded("test", cancelled)()
+
+
+@pytest.mark.parametrize("how", ["call_soon", "call_later", "reader"])
+async def test_what_reaches_the_loop_is_reported_and_the_loop_goes_on(how: str) -> None:
+    loop = asyncio.get_running_loop()
+    faults.watch_loop(loop)
+    before = faults.counts().get("event loop", 0)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        if how == "call_soon":
+            loop.call_soon(broken)
+        elif how == "call_later":
+            loop.call_later(0, broken)
+        else:
+            ours.send(b"x")
+            loop.add_reader(theirs, broken)
+        async with asyncio.timeout(5):
+            while faults.counts().get("event loop", 0) == before:
+                await asyncio.sleep(0)
+        loop.remove_reader(theirs)
