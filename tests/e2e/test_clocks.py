@@ -17,7 +17,7 @@ import pytest
 from tests.support.mesh import CLIENT, SERVER, running_mesh
 from tests.support.node import Node, short_folder
 from tests.support.process import PATIENCE_SECONDS
-from tests.support.wall_clock import SteppedClock, envoy_clock
+from tests.support.wall_clock import SteppedClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,7 @@ async def until_whole(mesh: Mesh) -> None:
 
 
 async def test_the_authoritys_clock_is_stepped_both_ways(node: Node, tmp_path: Path) -> None:
-    clock = SteppedClock(tmp_path / "time")
+    clock = SteppedClock(tmp_path)
     async with (
         node.authority(env=clock.env) as authority,
         node.agent() as agent,
@@ -91,7 +91,7 @@ async def test_the_authoritys_clock_is_stepped_both_ways(node: Node, tmp_path: P
 
 @pytest.mark.parametrize("name", [CLIENT, SERVER])
 async def test_an_envoys_clock_is_stepped_both_ways(node: Node, tmp_path: Path, name: str) -> None:
-    clock = envoy_clock(tmp_path)
+    clock = SteppedClock(tmp_path)
     async with (
         node.authority(),
         node.agent(),

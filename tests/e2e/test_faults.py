@@ -203,7 +203,7 @@ async def test_a_full_disk_under_the_run_directory(node: Node, tmp_path: Path) -
 
 
 async def test_the_agents_wall_clock_is_stepped_both_ways(node: Node, tmp_path: Path) -> None:
-    clock = SteppedClock(tmp_path / "time")
+    clock = SteppedClock(tmp_path)
     async with (
         node.authority(),
         node.agent(env=clock.env) as agent,

@@ -1,8 +1,11 @@
-/* Preloaded into Envoy by tests: the wall clock, moved by what a file says (seconds, text).
+/* Preloaded into a process by tests: the wall clock, moved by what a file says (seconds, text).
  *
- * libfaketime cannot start an Envoy: it wraps poll(), which tcmalloc calls while it sets itself up,
- * looks symbols up there, which allocates, and waits for ever for tcmalloc's lock. This allocates
- * nothing, looks nothing up and wraps nothing but the wall clock. */
+ * libfaketime does two things that a test of wall clocks must not do. It cannot start an Envoy: it
+ * wraps poll(), which tcmalloc calls while it sets itself up, looks symbols up there, which
+ * allocates, and waits for ever for tcmalloc's lock. And it wraps waits: a step makes threads that
+ * wait on a condition or a semaphore wait longer or shorter, so answers from gRPC came up to two
+ * seconds late after a step, and certificates of six seconds expired. This allocates nothing, looks
+ * nothing up and wraps nothing but the wall clock. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
