@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from sds.serving.service import ADS_SERVICE, SDS_SERVICE
-from sds.transport.connection import ConnectionLimits
+from sds.transport.events import ConnectionLimits
 from sds.transport.server import Server, ServerLimits
 
 if TYPE_CHECKING:

@@ -6,7 +6,11 @@ Theory of operation
 ``receive(data, now)`` takes bytes as they come and returns what they meant, as events;
 ``take_output()`` gives the bytes that are to be written, in order. In between, the server answers
 on streams: ``send_message``, ``finish``, ``reset``. Nothing here waits: what a client's windows do
-not admit is kept in the stream's state and goes out when a WINDOW_UPDATE comes.
+not admit is kept in the stream's state and is sent when a WINDOW_UPDATE comes.
+
+``receive(data, now, most)`` ends after about ``most`` units of work (:data:`FRAME_WORK` and the
+other constants). While ``busy`` is true, ``proceed(now, most)`` continues: a client that sends much
+at once waits for its own turns.
 
 Of HTTP/2 (RFC 9113) there is what a gRPC server needs: no push, no priorities (they are checked
 and ignored, section 5.3), no upgrade from HTTP/1.1. Errors of a stream are answered by RST_STREAM
@@ -15,23 +19,26 @@ GOAWAY was queued.
 
 Invariants: no state of a stream outlives it, but for the numbers of the last streams that we reset
 (frames that were on their way are ignored); what a client can make us hold is bounded by windows,
-by the size of header blocks, by ``concurrent_streams`` and by the rate of its frames.
+by the size of header blocks, by ``concurrent_streams`` and by the rate of its frames; the work for
+a frame is proportional to the bytes of the frame, whatever else is open.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+import sys
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2Error, Http2StreamError, LimitError
 from sds.transport import frames
-from sds.transport.flow import CONNECTION_WINDOW, STREAM_WINDOW, StreamState
+from sds.transport.events import ConnectionLimits, Drained, Opened, Received, Reset
+from sds.transport.field_blocks import FieldBlocks, check_priority, unpad
+from sds.transport.flow_control import CONNECTION_WINDOW, STREAM_WINDOW, StreamState
+from sds.transport.frame_reader import FrameReader
 from sds.transport.frames import ErrorCode
+from sds.transport.header_decoder import HeaderDecoder
 from sds.transport.headers import (
-    MAX_HEADER_BLOCK,
     MAX_HEADER_LIST,
-    HeaderDecoder,
     check_trailers,
     content_length,
     request_head,
@@ -39,83 +46,46 @@ from sds.transport.headers import (
 )
 from sds.transport.outgoing import Outgoing
 from sds.transport.rate import TokenBucket
+from sds.transport.settings import apply_settings
 
 if TYPE_CHECKING:
-    from sds.transport.headers import RequestHead
+    from sds.transport.events import Event
+    from sds.transport.frame_reader import Frame
 
-_PING_BYTES: Final = 8
-_PRIORITY_BYTES: Final = 5
+FRAME_WORK: Final = 1
+"""Units of work for any frame. One is about two microseconds."""
+OPENED_WORK: Final = 16
+"""More units for a request that begins."""
+SENT_WORK: Final = 2
+"""Units for a DATA frame that a window set free."""
+_BYTES_A_UNIT: Final = 256
+"""Bytes of DATA that cost another unit: they may be as many as 50 messages."""
+_FIELDS_A_UNIT: Final = 2
+_SETTINGS_BYTES_A_UNIT: Final = 32
+_CHUNK_OVERHEAD: Final = 256
+"""Bytes of memory for a piece that waits, beside its own."""
 _NUMBER_BYTES: Final = 4
-_SETTING_BYTES: Final = 6
+_PING_BYTES: Final = 8
 _GOAWAY_BYTES: Final = 8
 _REMEMBERED_RESETS: Final = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionLimits:
-    """What one connection may do.
-
-    Attributes:
-        concurrent_streams: streams that are open at the same time; one more is refused.
-        frames_per_second: frames other than DATA, in the long run.
-        frame_burst: such frames at once.
-    """
-
-    concurrent_streams: int = 2_100
-    frames_per_second: float = 1_000.0
-    frame_burst: int = 20_000
-
-
-class Opened(NamedTuple):
-    """A request began; with ``ended`` it has no body."""
-
-    stream: int
-    head: RequestHead
-    ended: bool
-
-
-class Received(NamedTuple):
-    """Bytes of a request's body."""
-
-    stream: int
-    payload: memoryview
-    ended: bool
-
-
-class Reset(NamedTuple):
-    """The stream is over: the client cancelled it, or broke a rule."""
-
-    stream: int
-    why: str
-
-
-class Drained(NamedTuple):
-    """What waited on a stream has been handed on."""
-
-    stream: int
-
-
-Event = Opened | Received | Reset | Drained
 
 
 class Connection:
     """See the module."""
 
     __slots__ = (
-        "_block",
-        "_block_flags",
-        "_block_stream",
+        "_blocks",
         "_bucket",
         "_decoder",
         "_greeted",
-        "_initial_window",
         "_last_stream",
         "_limits",
         "_out",
+        "_reader",
         "_reset_by_us",
-        "_rest",
         "_streams",
         "_taken",
+        "_work",
     )
 
     def __init__(self, limits: ConnectionLimits) -> None:
@@ -123,30 +93,46 @@ class Connection:
         self._limits = limits
         self._bucket = TokenBucket(per_second=limits.frames_per_second, burst=limits.frame_burst)
         self._decoder = HeaderDecoder()
+        self._reader = FrameReader()
+        self._blocks = FieldBlocks()
         self._streams: dict[int, StreamState] = {}
         self._reset_by_us: dict[int, None] = {}
         self._last_stream = 0
-        self._rest = b""
-        self._greeted = 0
-        """0: no preface yet; 1: preface; 2: and SETTINGS."""
-        self._block: bytearray | None = None
-        self._block_stream = self._block_flags = 0
-        self._initial_window = frames.DEFAULT_WINDOW
+        self._greeted = False
         self._taken = 0
-        self._out = Outgoing()
+        self._work = 0
+        """Units left of this call."""
+        self._out = Outgoing(self._streams)
         self._out.frame(_greeting(limits))
 
     # --- asked from outside ---------------------------------------------------------------------
 
     @property
     def greeted(self) -> bool:
-        """The client has shown that it speaks HTTP/2."""
-        return self._greeted > 1
+        """The client has shown that it speaks HTTP/2: its preface and SETTINGS came."""
+        return self._greeted
 
     @property
     def streams(self) -> int:
         """Open streams."""
         return len(self._streams)
+
+    @property
+    def busy(self) -> bool:
+        """Whether :meth:`proceed` has something to do before more is received."""
+        return self._reader.has_frame or self._out.can_push
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that grow with what the client does: received, or waiting to be sent."""
+        out = self._out
+        return (
+            self._reader.held
+            + self._blocks.held
+            + self._decoder.held
+            + out.waiting_bytes
+            + out.waiting_chunks * _CHUNK_OVERHEAD
+        )
 
     def take_output(self) -> list[bytes | memoryview]:
         """What is to be written now, in order."""
@@ -169,18 +155,18 @@ class Connection:
         stream = self._streams.get(number)
         if stream is not None and stream.trailers is None:
             stream.trailers = trailers(status, message, alone=not stream.head_sent)
-            self._push(stream)
+            self._end_if_drained(stream)
 
     def refuse(self, number: int, block: bytes) -> None:
         """Answer a stream with this header block and nothing else."""
         stream = self._streams.get(number)
         if stream is not None:
             stream.trailers = block
-            self._push(stream)
+            self._end_if_drained(stream)
 
     def reset(self, number: int, code: ErrorCode) -> None:
         """End a stream at once; what waits on it is lost."""
-        if self._streams.pop(number, None) is not None:
+        if self._close(number):
             self._say_reset(number, code)
 
     def waits(self, number: int) -> bool:
@@ -190,9 +176,7 @@ class Connection:
 
     def waiting(self) -> dict[int, int]:
         """The streams on which something waits, each with how often it was drained before."""
-        return {
-            number: stream.drained for number, stream in self._streams.items() if stream.waiting
-        }
+        return self._out.waiting()
 
     def take(self, number: int, count: int) -> None:
         """``count`` bytes of a request were taken: the client may send as many more."""
@@ -200,107 +184,83 @@ class Connection:
         if stream is not None and (increment := stream.take(count)):
             self._out.frame(frames.window_update(number, increment))
 
-    def go_away(self) -> None:
-        """Tell the client to open its next streams elsewhere."""
-        self._out.frame(frames.goaway(self._last_stream, ErrorCode.NO_ERROR))
+    def go_away(self, text: str = "", code: ErrorCode = ErrorCode.NO_ERROR) -> None:
+        """Tell the client to open its next streams elsewhere, and why."""
+        self._out.frame(frames.goaway(self._last_stream, code, text))
 
     def drop(self) -> None:
         """The connection is over: let go of what waited on streams."""
+        for stream in self._streams.values():
+            self._out.forget(stream)
         self._streams.clear()
         self._out.take()
 
     # --- what comes in --------------------------------------------------------------------------
 
-    def receive(self, data: bytes, now: float) -> list[Event]:
-        """Take bytes as they came.
+    def receive(self, data: bytes, now: float, most: int = sys.maxsize) -> list[Event]:
+        """Take bytes as they come.
 
         Args:
             data: the next bytes of the connection.
             now: seconds of a monotonic clock.
+            most: units of work after which to stop.
 
         Raises:
             Http2Error: the connection is over; GOAWAY is in the output.
         """
+        self._reader.feed(data)
+        return self.proceed(now, most)
+
+    def proceed(self, now: float, most: int = sys.maxsize) -> list[Event]:
+        """Look at what was received, and send what windows set free.
+
+        Raises:
+            Http2Error: as for :meth:`receive`.
+        """
         events: list[Event] = []
+        self._work = most
         try:
-            self._receive(data, now, events)
+            while self._work > 0 and (frame := self._reader.next()) is not None:
+                self._work -= FRAME_WORK
+                try:
+                    self._on_frame(frame, now, events)
+                except Http2StreamError as error:
+                    self._drop(frame.stream, error, events)
+            # Once for all the frames, and only the streams of which something can be sent.
+            while self._work > 0 and (stream := self._out.push()) is not None:
+                self._work -= SENT_WORK
+                if not stream.waiting:
+                    self._end_if_drained(stream)
+                    events.append(Drained(stream.number))
         except LimitError as error:
-            self._out.frame(
-                frames.goaway(self._last_stream, ErrorCode.ENHANCE_YOUR_CALM, error.message)
-            )
+            self.go_away(error.message, ErrorCode.ENHANCE_YOUR_CALM)
             raise Http2Error(error.message, code=ErrorCode.ENHANCE_YOUR_CALM) from None
         except Http2Error as error:
-            code = ErrorCode(error.code)
-            self._out.frame(frames.goaway(self._last_stream, code, error.message))
+            self.go_away(error.message, ErrorCode(error.code))
             raise
         return events
 
-    def _receive(self, data: bytes, now: float, events: list[Event]) -> None:
-        if self._rest:
-            data = self._rest + data
-            self._rest = b""
-        at = 0
+    def _on_frame(self, frame: Frame, now: float, events: list[Event]) -> None:
+        kind, flags, number, _ = frame
         if not self._greeted:
-            at = self._take_preface(data)
-        end = len(data)
-        view = memoryview(data)
-        while end - at >= frames.HEAD_BYTES:
-            length, kind, flags, number = frames.parse_head(data, at)
-            if length > frames.DEFAULT_FRAME_SIZE:
-                raise Http2Error(
-                    f"a frame has {length} bytes, {frames.DEFAULT_FRAME_SIZE} are admitted",
-                    code=ErrorCode.FRAME_SIZE_ERROR,
-                )
-            start = at + frames.HEAD_BYTES
-            stop = start + length
-            if stop > end:
-                break
-            at = stop
-            try:
-                if kind == frames.DATA:
-                    self._on_data(view[start:stop], flags, number, now, events)
-                else:
-                    self._bucket.take(now)
-                    self._on_frame(kind, flags, number, data[start:stop], events)
-            except Http2StreamError as error:
-                self._drop(number, error, events)
-        if at < end:
-            self._rest = data[at:]
-
-    def _take_preface(self, data: bytes) -> int:
-        """Where the first frame begins in ``data``; at its end while the preface is not whole."""
-        size = len(frames.PREFACE)
-        if data[:size] != frames.PREFACE[: len(data)]:
-            raise _broken("what the client speaks is not HTTP/2")
-        if len(data) < size:
-            self._rest = data
-            return len(data)
-        self._greeted = 1
-        return size
-
-    def _on_frame(
-        self, kind: int, flags: int, number: int, payload: bytes, events: list[Event]
-    ) -> None:
-        if self._greeted == 1:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise _broken("the first frame is not SETTINGS")
-            self._greeted = 2
-        if self._block is not None and (
-            kind != frames.CONTINUATION or number != self._block_stream
-        ):
-            raise _broken("a header block is interrupted")
+            self._greeted = True
+        self._blocks.check_order(kind, number)
+        if kind == frames.DATA:
+            self._on_data(frame, now, events)
+            return
+        self._bucket.take(now)
         handle = _HANDLERS.get(kind)
         if handle is not None:  # extensions are ignored (RFC 9113, section 5.5)
-            handle(self, payload, flags, number, events)
+            handle(self, frame, events)
 
     # --- DATA -----------------------------------------------------------------------------------
 
-    def _on_data(
-        self, payload: memoryview, flags: int, number: int, now: float, events: list[Event]
-    ) -> None:
-        if self._block is not None:
-            raise _broken("a header block is interrupted")
+    def _on_data(self, frame: Frame, now: float, events: list[Event]) -> None:
+        _, flags, number, payload = frame
         flow = len(payload)
+        self._work -= flow // _BYTES_A_UNIT
         self._taken += flow
         if self._taken > CONNECTION_WINDOW:
             raise Http2Error(
@@ -316,7 +276,7 @@ class Connection:
             self._on_data_without_stream(number)
             return
         if flags & frames.PADDED:
-            payload = _unpad(payload)
+            payload = unpad(payload)
         ended = bool(flags & frames.END_STREAM)
         if not payload and not ended:
             self._bucket.take(now)
@@ -335,35 +295,22 @@ class Connection:
 
     # --- HEADERS --------------------------------------------------------------------------------
 
-    def _on_headers(self, payload: bytes, flags: int, number: int, events: list[Event]) -> None:
-        if not number % 2:
-            raise _broken(f"a client cannot open stream {number}")
-        if flags & frames.PADDED:
-            payload = bytes(_unpad(memoryview(payload)))
-        if flags & frames.PRIORITY_FLAG:
-            _check_priority(payload[:_PRIORITY_BYTES], number, Http2Error)
-            payload = payload[_PRIORITY_BYTES:]
-        if flags & frames.END_HEADERS:
-            self._on_block(payload, flags, number, events)
-        else:
-            self._block = bytearray(payload)
-            self._block_stream, self._block_flags = number, flags
+    def _on_headers(self, frame: Frame, events: list[Event]) -> None:
+        if not frame.stream % 2:
+            raise _broken(f"a client cannot open stream {frame.stream}")
+        block = self._blocks.headers(frame.payload, frame.flags, frame.stream)
+        if block is not None:
+            self._on_block(block.encoded, block.flags, block.stream, events)
 
-    def _on_continuation(
-        self, payload: bytes, flags: int, number: int, events: list[Event]
-    ) -> None:
-        block = self._block
-        if block is None:
-            raise _broken("CONTINUATION continues nothing")
-        block += payload
-        if len(block) > MAX_HEADER_BLOCK:
-            raise Http2Error("a header block is too large", code=ErrorCode.ENHANCE_YOUR_CALM)
-        if flags & frames.END_HEADERS:
-            self._block = None
-            self._on_block(bytes(block), self._block_flags, number, events)
+    def _on_continuation(self, frame: Frame, events: list[Event]) -> None:
+        block = self._blocks.continuation(frame.payload, frame.flags)
+        if block is not None:
+            self._on_block(block.encoded, block.flags, block.stream, events)
 
     def _on_block(self, block: bytes, flags: int, number: int, events: list[Event]) -> None:
+        self._work -= len(block) // _BYTES_A_UNIT
         fields = self._decoder.decode(block)  # always: the tables of both sides must stay alike
+        self._work -= len(fields) // _FIELDS_A_UNIT
         ended = bool(flags & frames.END_STREAM)
         stream = self._streams.get(number)
         if stream is not None:
@@ -382,10 +329,10 @@ class Connection:
         self._last_stream = number
         if len(self._streams) >= self._limits.concurrent_streams:
             raise Http2StreamError("too many streams", code=ErrorCode.REFUSED_STREAM)
+        self._work -= OPENED_WORK
         head = request_head(fields)
-        expected = content_length(head)
-        opened = StreamState(number, send_window=self._initial_window)
-        opened.expected = expected
+        opened = StreamState(number)
+        opened.expected = content_length(head)
         if ended:
             opened.end()
         self._streams[number] = opened
@@ -393,127 +340,86 @@ class Connection:
 
     # --- the others -----------------------------------------------------------------------------
 
-    def _on_window_update(
-        self, payload: bytes, _flags: int, number: int, events: list[Event]
-    ) -> None:
-        if len(payload) != _NUMBER_BYTES:
+    def _on_window_update(self, frame: Frame, _events: list[Event]) -> None:
+        if len(frame.payload) != _NUMBER_BYTES:
             raise Http2Error("WINDOW_UPDATE is malformed", code=ErrorCode.FRAME_SIZE_ERROR)
-        increment = int.from_bytes(payload, "big") & frames.STREAM_MASK
-        if not number:
-            self._out.window += increment
-            if not increment or self._out.window > frames.MAX_WINDOW:
-                raise Http2Error(
-                    "the connection's window cannot change so",
-                    code=ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR,
-                )
-            self._push_all(events)
+        increment = int.from_bytes(frame.payload, "big") & frames.STREAM_MASK
+        if not frame.stream:
+            self._out.widen(increment)
             return
-        stream = self._streams.get(number)
+        stream = self._streams.get(frame.stream)
         if stream is None:
-            self._check_known(number)
+            self._check_known(frame.stream)
             return
-        if not increment:
-            raise Http2StreamError("a window grows by 0", code=ErrorCode.PROTOCOL_ERROR)
-        stream.widen(increment)
-        self._push_waiting(stream, events)
+        self._out.widen_stream(stream, increment)
 
-    def _on_reset(self, payload: bytes, _flags: int, number: int, events: list[Event]) -> None:
-        if len(payload) != _NUMBER_BYTES:
+    def _on_reset(self, frame: Frame, events: list[Event]) -> None:
+        if len(frame.payload) != _NUMBER_BYTES:
             raise Http2Error("RST_STREAM is malformed", code=ErrorCode.FRAME_SIZE_ERROR)
-        if self._streams.pop(number, None) is None:
-            self._check_known(number)
+        if not self._close(frame.stream):
+            self._check_known(frame.stream)
             return
-        events.append(
-            Reset(number, f"the client cancelled (code {int.from_bytes(payload, 'big')})")
-        )
+        code = int.from_bytes(frame.payload, "big")
+        events.append(Reset(frame.stream, f"the client cancelled (code {code})"))
 
     def _check_known(self, number: int) -> None:
         """A stream that is over may be spoken of; one that never was may not."""
         if not number or number > self._last_stream or not number % 2:
             raise _broken(f"stream {number} was never opened")
 
-    def _on_settings(self, payload: bytes, flags: int, number: int, events: list[Event]) -> None:
-        if number:
+    def _on_settings(self, frame: Frame, _events: list[Event]) -> None:
+        if frame.stream:
             raise _broken("SETTINGS on a stream")
-        if flags & frames.ACK:
-            if payload:
+        if frame.flags & frames.ACK:
+            if frame.payload:
                 raise Http2Error("an ACK of settings has content", code=ErrorCode.FRAME_SIZE_ERROR)
             return
-        if len(payload) % _SETTING_BYTES:
-            raise Http2Error("SETTINGS are malformed", code=ErrorCode.FRAME_SIZE_ERROR)
-        for identifier, value in frames.parse_settings(payload):
-            self._set(identifier, value)
+        self._work -= len(frame.payload) // _SETTINGS_BYTES_A_UNIT
+        apply_settings(frame.payload, self._out)
         self._out.frame(frames.frame(frames.SETTINGS, frames.ACK, 0))
-        self._push_all(events)
 
-    def _set(self, identifier: int, value: int) -> None:
-        match identifier:
-            case frames.SETTING_INITIAL_WINDOW_SIZE:
-                if value > frames.MAX_WINDOW:
-                    raise Http2Error("a window is too large", code=ErrorCode.FLOW_CONTROL_ERROR)
-                difference, self._initial_window = value - self._initial_window, value
-                for stream in self._streams.values():
-                    try:
-                        stream.widen(difference)
-                    except Http2StreamError as error:  # here it is the connection's (6.9.2)
-                        raise Http2Error(error.message, code=error.code) from None
-            case frames.SETTING_MAX_FRAME_SIZE:
-                if not frames.DEFAULT_FRAME_SIZE <= value <= frames.MAX_FRAME_SIZE:
-                    raise _broken(f"a frame size of {value} is not allowed")
-            case frames.SETTING_ENABLE_PUSH:
-                if value > 1:
-                    raise _broken("ENABLE_PUSH is neither 0 nor 1")
-            case frames.SETTING_HEADER_TABLE_SIZE:
-                self._out.table_changed = True
-            case _:
-                pass
-
-    def _on_ping(self, payload: bytes, flags: int, number: int, _events: list[Event]) -> None:
-        if number:
+    def _on_ping(self, frame: Frame, _events: list[Event]) -> None:
+        if frame.stream:
             raise _broken("PING on a stream")
-        if len(payload) != _PING_BYTES:
+        if len(frame.payload) != _PING_BYTES:
             raise Http2Error("PING is malformed", code=ErrorCode.FRAME_SIZE_ERROR)
-        if not flags & frames.ACK:
-            self._out.frame(frames.frame(frames.PING, frames.ACK, 0, payload))
+        if not frame.flags & frames.ACK:
+            self._out.frame(frames.frame(frames.PING, frames.ACK, 0, bytes(frame.payload)))
 
-    def _on_priority(self, payload: bytes, _flags: int, number: int, _events: list[Event]) -> None:
-        _check_priority(payload, number, Http2StreamError)
+    def _on_priority(self, frame: Frame, _events: list[Event]) -> None:
+        check_priority(frame.payload, frame.stream, Http2StreamError)
 
-    def _on_goaway(self, payload: bytes, _flags: int, number: int, _events: list[Event]) -> None:
+    def _on_goaway(self, frame: Frame, _events: list[Event]) -> None:
         """The client opens no more streams: those that are open go on."""
-        if number or len(payload) < _GOAWAY_BYTES:
+        if frame.stream or len(frame.payload) < _GOAWAY_BYTES:
             raise _broken("GOAWAY is malformed")
 
-    def _on_push_promise(
-        self, _payload: bytes, _flags: int, _number: int, _events: list[Event]
-    ) -> None:
+    def _on_push_promise(self, _frame: Frame, _events: list[Event]) -> None:
         raise _broken("a client cannot push")
 
-    # --- what goes out --------------------------------------------------------------------------
+    # --- the end of streams ---------------------------------------------------------------------
 
-    def _push(self, stream: StreamState) -> bool:
-        """Send what the windows admit, and the end after it; whether nothing waits any more."""
-        if not self._out.push(stream):
+    def _end_if_drained(self, stream: StreamState) -> None:
+        """Send the end of a stream on which nothing waits any more."""
+        if stream.waiting or stream.trailers is None:
+            return
+        self._out.block(stream.number, stream.trailers, ends=True)
+        del self._streams[stream.number]
+        if not stream.client_done:  # it need not send the rest (RFC 9113, section 8.1)
+            self._say_reset(stream.number, ErrorCode.NO_ERROR)
+
+    def _close(self, number: int) -> bool:
+        """A stream is over at once; False where it was not open."""
+        stream = self._streams.pop(number, None)
+        if stream is None:
             return False
-        if stream.trailers is not None:
-            self._out.block(stream.number, stream.trailers, ends=True)
-            del self._streams[stream.number]
-            if not stream.client_done:  # it need not send the rest (RFC 9113, section 8.1)
-                self._say_reset(stream.number, ErrorCode.NO_ERROR)
+        self._out.forget(stream)
         return True
-
-    def _push_waiting(self, stream: StreamState, events: list[Event]) -> None:
-        if stream.waiting and self._push(stream):
-            events.append(Drained(stream.number))
-
-    def _push_all(self, events: list[Event]) -> None:
-        for stream in [one for one in self._streams.values() if one.waiting]:
-            self._push_waiting(stream, events)
 
     def _drop(self, number: int, error: Http2StreamError, events: list[Event]) -> None:
         """A client broke a rule on one stream."""
         self._say_reset(number, ErrorCode(error.code))
-        if self._streams.pop(number, None) is not None:
+        if self._close(number):
             events.append(Reset(number, error.message))
 
     def _say_reset(self, number: int, code: ErrorCode) -> None:
@@ -550,23 +456,3 @@ def _greeting(limits: ConnectionLimits) -> bytes:
 
 def _broken(text: str) -> Http2Error:
     return Http2Error(text, code=ErrorCode.PROTOCOL_ERROR)
-
-
-def _unpad(payload: memoryview) -> memoryview:
-    """The content of a padded frame (RFC 9113, section 6.1)."""
-    if not payload or payload[0] >= len(payload):
-        raise _broken("a frame's padding is as long as the frame")
-    return payload[1 : len(payload) - payload[0]]
-
-
-def _check_priority(payload: bytes, number: int, kind: type[Http2Error]) -> None:
-    """Priorities are ignored, but not what is malformed about them (RFC 9113, section 5.3).
-
-    In front of a header block it is the connection's error: the block is not decoded then.
-    """
-    if not number:
-        raise _broken("PRIORITY of the connection")
-    if len(payload) != _PRIORITY_BYTES:
-        raise kind("a priority is malformed", code=ErrorCode.FRAME_SIZE_ERROR)
-    if int.from_bytes(payload[:4], "big") & frames.STREAM_MASK == number:
-        raise kind("a stream depends on itself", code=ErrorCode.PROTOCOL_ERROR)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import enum
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client sends first (RFC 9113, section 3.4)."""
@@ -78,9 +81,9 @@ def settings(values: dict[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*item) for item in values.items()))
 
 
-def parse_settings(payload: bytes) -> list[tuple[int, int]]:
+def iter_settings(payload: memoryview) -> Iterator[tuple[int, int]]:
     """Identifiers and values, in order; ``payload`` is a multiple of six bytes."""
-    return list(_SETTING.iter_unpack(payload))
+    return _SETTING.iter_unpack(payload)
 
 
 def rst_stream(stream: int, code: ErrorCode) -> bytes:

@@ -1,11 +1,11 @@
 """Heads of requests and responses.
 
-Owns the rules of RFC 9113, section 8, and of "gRPC over HTTP2" about header fields. Decoding is
-the library ``hpack``'s; encoding needs no state: every field that is sent is a literal without
-indexing (RFC 7541, section 6.2.2), so nothing that a client says about tables matters.
+Owns the rules of RFC 9113, section 8, and of "gRPC over HTTP2" about header fields. Encoding needs
+no state: every field that is sent is a literal without indexing (RFC 7541, section 6.2.2), so
+nothing that a client says about tables matters.
 
-Invariant: a request that breaks a rule raises :class:`~sds.errors.Http2StreamError` (its stream is
-over) or, where the shared state of decoding is lost, :class:`~sds.errors.Http2Error`.
+Invariant: a request that breaks a rule raises :class:`~sds.errors.Http2StreamError`, which ends its
+stream only.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError
-
-from sds.errors import Http2Error, Http2StreamError
+from sds.errors import Http2StreamError
 from sds.transport.frames import ErrorCode
 
 if TYPE_CHECKING:
@@ -29,11 +26,12 @@ Fields = tuple[tuple[bytes, bytes], ...]
 """Names and values, in order."""
 MAX_HEADER_LIST: Final = 16 * 1024
 """Bytes of all fields of one request together, as RFC 9113, section 6.5.2, counts them."""
-MAX_HEADER_BLOCK: Final = 32 * 1024
-"""Bytes of the encoded fields; a block is never larger than what it encodes by much."""
-_REMEMBERED_BYTES: Final = 1024
-_REMEMBERED_DEPTH: Final = 8
-_REMEMBERED_BLOCKS: Final = 512
+MAX_HEADER_BLOCK: Final = 16 * 1024
+"""Bytes of the encoded fields, which are not more than those of the fields as counted above."""
+_MOST_DIGITS: Final = 15
+"""Digits of a ``content-length``; one of more bytes cannot be meant."""
+_CACHED_FIELDS: Final = 16
+_CACHED_BYTES: Final = 2048
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 _FORBIDDEN: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -65,89 +63,19 @@ class RequestHead:
         return next((value for key, value in self.metadata if key == name), None)
 
 
-class _Passage:
-    """What one header block means at one point of a conversation, and the points behind it.
-
-    Decoding depends on all blocks that went before (RFC 7541, section 2.2), and on nothing else.
-    """
-
-    __slots__ = ("fields", "following")
-
-    def __init__(self, fields: Fields = ()) -> None:
-        self.fields = fields
-        self.following: dict[bytes, _Passage] = {}
-
-
-class HeaderDecoder:
-    """Decodes the header blocks of one connection, in order.
-
-    All Envoys of a version say the same few blocks in the same order, so what these mean is
-    remembered for all connections together: a tree of :class:`_Passage`, of bounded size. A decoder
-    with a table of its own is made for the connection that says something else.
-    """
-
-    __slots__ = ("_decoder", "_passage", "_said")
-
-    _ROOT: ClassVar[_Passage] = _Passage()
-    _known: ClassVar[int] = 0
-
-    def __init__(self) -> None:
-        """The table is empty."""
-        self._decoder: Decoder | None = None
-        self._passage = self._ROOT
-        self._said: tuple[bytes, ...] = ()
-
-    def decode(self, block: bytes) -> Fields:
-        """The fields of one block.
-
-        Raises:
-            Http2Error: the block cannot be decoded, so no later one can be either (RFC 9113,
-                section 4.3), or it is larger than :data:`MAX_HEADER_LIST`.
-        """
-        if self._decoder is None:
-            known = self._passage.following.get(block)
-            if known is not None:
-                self._passage = known
-                self._said += (block,)
-                return known.fields
-            self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST)
-            for earlier in self._said:
-                _decode(self._decoder, earlier)
-            fields = _decode(self._decoder, block)
-            self._remember(block, fields)
-            return fields
-        return _decode(self._decoder, block)
-
-    def _remember(self, block: bytes, fields: Fields) -> None:
-        """Put a block into the tree, if it is short, early and the tree has room."""
-        if (
-            len(block) <= _REMEMBERED_BYTES
-            and len(self._said) < _REMEMBERED_DEPTH
-            and HeaderDecoder._known < _REMEMBERED_BLOCKS
-        ):
-            HeaderDecoder._known += 1
-            self._passage.following[block] = _Passage(fields)
-
-
-def _decode(decoder: Decoder, block: bytes) -> Fields:
-    try:
-        return tuple((bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True))
-    except HPACKError as error:
-        raise Http2Error(
-            f"a header block cannot be decoded: {type(error).__name__}",
-            code=ErrorCode.COMPRESSION_ERROR,
-        ) from None
-
-
-@functools.lru_cache(maxsize=256)
 def request_head(fields: Fields) -> RequestHead:
     """Check the fields that open a stream (RFC 9113, sections 8.2 and 8.3).
-
-    Remembered, because every stream of every Envoy opens with the same few.
 
     Raises:
         Http2StreamError: the request is malformed.
     """
+    few = len(fields) <= _CACHED_FIELDS
+    if few and sum(len(name) + len(value) for name, value in fields) <= _CACHED_BYTES:
+        return _remembered_head(fields)
+    return _checked_head(fields)
+
+
+def _checked_head(fields: Fields) -> RequestHead:
     pseudo: dict[bytes, bytes] = {}
     metadata: list[tuple[bytes, bytes]] = []
     for name, value in fields:
@@ -162,6 +90,10 @@ def request_head(fields: Fields) -> RequestHead:
         raise _malformed("a request needs :method, :scheme and :path")
     path = pseudo[b":path"].decode("utf-8", "replace")
     return RequestHead(pseudo[b":method"], path, tuple(metadata))
+
+
+_remembered_head = functools.lru_cache(maxsize=256)(_checked_head)
+"""Every stream of every Envoy opens with the same few fields."""
 
 
 def check_trailers(fields: Fields) -> None:
@@ -186,8 +118,8 @@ def content_length(head: RequestHead) -> int | None:
     if not values:
         return None
     (first, *more) = values
-    if more or not first.isdigit():
-        raise _malformed("content-length is not one number")
+    if more or not first.isdigit() or len(first) > _MOST_DIGITS:
+        raise _malformed(f"content-length is not one number of at most {_MOST_DIGITS} digits")
     return int(first)
 
 

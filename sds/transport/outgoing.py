@@ -1,39 +1,67 @@
 """What one connection sends: frames in order, within the client's windows.
 
-Owns the output and the window of the connection. Invariant: DATA never exceeds the connection's
-window, the stream's or the frame size that every client takes (a larger one, which a client may
-offer, would gain nothing); what does not fit waits in the stream's state and loses its place to
-nobody.
+Owns the output, the window of the connection, the client's initial window, and which streams wait.
+Invariants: DATA never exceeds the connection's window, the stream's or the frame size that every
+client takes (a larger one, which a client may offer, would gain nothing); a stream is looked at
+only when something of it can be sent, so no change of a window costs more than the frames that it
+sets free.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sds.errors import Http2Error, Http2StreamError
 from sds.transport import frames
+from sds.transport.flow_control import Widest
 from sds.transport.headers import resized_table, response_head
 from sds.transport.messages import PREFIX_BYTES, prefix
 
 if TYPE_CHECKING:
-    from sds.transport.flow import StreamState
+    from collections.abc import Mapping
+
+    from sds.transport.flow_control import StreamState
 
 
 class Outgoing:
     """See the module.
 
+    Args:
+        streams: the open streams of the connection, by number; read only.
+
     Attributes:
         window: bytes that the client still takes on all streams together.
         table_changed: the client changed the size of its header table, which the next header
             block must answer.
+        waiting_bytes: bytes that wait for windows.
+        waiting_chunks: pieces in which they wait.
     """
 
-    __slots__ = ("_output", "table_changed", "window")
+    __slots__ = (
+        "_initial_window",
+        "_output",
+        "_streams",
+        "_waiting",
+        "_widened",
+        "_widest",
+        "table_changed",
+        "waiting_bytes",
+        "waiting_chunks",
+        "window",
+    )
 
-    def __init__(self) -> None:
-        """Nothing is queued; the client's settings are those of the start."""
+    def __init__(self, streams: Mapping[int, StreamState]) -> None:
         self._output: list[bytes | memoryview] = []
+        self._streams = streams
+        self._initial_window = frames.DEFAULT_WINDOW
+        self._waiting: dict[int, StreamState] = {}
+        self._widest: Widest | None = None
+        """Of the streams that wait."""
+        self._widened: Widest | None = None
+        """Of the open streams that had a WINDOW_UPDATE."""
         self.window = frames.DEFAULT_WINDOW
         self.table_changed = False
+        self.waiting_bytes = self.waiting_chunks = 0
 
     def take(self) -> list[bytes | memoryview]:
         """What is to be written now, in order."""
@@ -52,34 +80,136 @@ class Outgoing:
         flags = frames.END_HEADERS | (frames.END_STREAM if ends else 0)
         self._output.append(frames.frame(frames.HEADERS, flags, number, block))
 
+    # --- messages -------------------------------------------------------------------------------
+
     def message(self, stream: StreamState, message: bytes) -> bool:
         """Send one gRPC message, and the head before the first; whether all of it is queued."""
         if not stream.head_sent:
             stream.head_sent = True
             self.block(stream.number, response_head(), ends=False)
         size = PREFIX_BYTES + len(message)
-        if stream.waiting or size > min(frames.DEFAULT_FRAME_SIZE, self.window, stream.send_window):
-            stream.waiting.append(memoryview(prefix(len(message))))
-            if message:
-                stream.waiting.append(memoryview(message))
-            return self.push(stream)
+        window = stream.credit + self._initial_window
+        if stream.waiting or size > min(frames.DEFAULT_FRAME_SIZE, self.window, window):
+            return self._wait(stream, message)
         # The usual case: one frame, and the message itself is not copied.
         self.window -= size
-        stream.send_window -= size
+        stream.credit -= size
         start = frames.head(size, frames.DATA, 0, stream.number) + prefix(len(message))
         self._output += (start, message)
         return True
 
-    def push(self, stream: StreamState) -> bool:
-        """Queue what the windows admit of what waits; whether nothing waits any more."""
-        while stream.waiting:
-            most = min(frames.DEFAULT_FRAME_SIZE, self.window, stream.send_window)
-            if most <= 0:
-                return False
-            chunk = stream.next_chunk(most)
-            self.window -= len(chunk)
-            stream.send_window -= len(chunk)
-            start = frames.head(len(chunk), frames.DATA, 0, stream.number)
-            self._output += (start, chunk)
-        stream.drained += 1
+    def _wait(self, stream: StreamState, message: bytes) -> bool:
+        """Queue a message on its stream, and send what the windows admit."""
+        stream.waiting.append(memoryview(prefix(len(message))))
+        self.waiting_chunks += 1
+        if message:
+            stream.waiting.append(memoryview(message))
+            self.waiting_chunks += 1
+        self.waiting_bytes += PREFIX_BYTES + len(message)
+        if stream.number not in self._waiting:
+            self._waiting[stream.number] = stream
+            if self._widest is None:
+                self._widest = Widest()
+            self._widest.put(stream, self._waiting)
+        while stream.waiting and self._send_chunk(stream):
+            pass
+        return not stream.waiting
+
+    def _send_chunk(self, stream: StreamState) -> bool:
+        """Send one frame of what waits on a stream; whether the windows admitted any."""
+        window = stream.credit + self._initial_window
+        most = min(frames.DEFAULT_FRAME_SIZE, self.window, window)
+        if most <= 0:
+            return False
+        count = len(stream.waiting)
+        chunk = stream.next_chunk(most)
+        self.waiting_chunks -= count - len(stream.waiting)
+        size = len(chunk)
+        self.waiting_bytes -= size
+        self.window -= size
+        stream.credit -= size
+        self._output += (frames.head(size, frames.DATA, 0, stream.number), chunk)
+        if not stream.waiting:
+            stream.drained += 1
+            del self._waiting[stream.number]
         return True
+
+    def push(self) -> StreamState | None:
+        """Send one frame of the stream whose window is widest; that stream, None without one."""
+        if self.window <= 0 or self._widest is None:
+            return None
+        stream = self._widest.top(self._waiting)
+        if stream is None or not self._send_chunk(stream):
+            return None
+        return stream
+
+    def waiting(self) -> dict[int, int]:
+        """The streams on which something waits, each with how often it was drained before."""
+        return {number: stream.drained for number, stream in self._waiting.items()}
+
+    @property
+    def can_push(self) -> bool:
+        """Whether the windows admit something of what waits."""
+        if self.window <= 0 or self._widest is None:
+            return False
+        stream = self._widest.top(self._waiting)
+        return stream is not None and stream.credit + self._initial_window > 0
+
+    def forget(self, stream: StreamState) -> None:
+        """A stream is over: what waits on it is lost."""
+        if self._waiting.pop(stream.number, None) is not None:
+            self.waiting_bytes -= sum(map(len, stream.waiting))
+            self.waiting_chunks -= len(stream.waiting)
+            stream.waiting.clear()
+
+    # --- windows --------------------------------------------------------------------------------
+
+    def widen(self, increment: int) -> None:
+        """WINDOW_UPDATE of the connection.
+
+        Raises:
+            Http2Error: the increment is 0, or the window exceeds its largest size.
+        """
+        self.window += increment
+        if not increment or self.window > frames.MAX_WINDOW:
+            code = frames.ErrorCode.FLOW_CONTROL_ERROR
+            raise Http2Error(
+                "the connection's window cannot change so",
+                code=code if increment else frames.ErrorCode.PROTOCOL_ERROR,
+            )
+
+    def widen_stream(self, stream: StreamState, increment: int) -> None:
+        """WINDOW_UPDATE of a stream.
+
+        Raises:
+            Http2StreamError: the increment is 0, or the window exceeds its largest size.
+        """
+        if not increment:
+            raise Http2StreamError("a window grows by 0", code=frames.ErrorCode.PROTOCOL_ERROR)
+        stream.credit += increment
+        if stream.credit + self._initial_window > frames.MAX_WINDOW:
+            raise Http2StreamError(
+                "a window exceeds 2**31-1 bytes", code=frames.ErrorCode.FLOW_CONTROL_ERROR
+            )
+        if self._widened is None:
+            self._widened = Widest()
+        self._widened.put(stream, self._streams)
+        if stream.number in self._waiting and self._widest is not None:
+            self._widest.put(stream, self._waiting)
+
+    def set_initial_window(self, value: int) -> None:
+        """SETTINGS_INITIAL_WINDOW_SIZE: every stream's window changes by the difference.
+
+        Raises:
+            Http2Error: a window exceeds its largest size (RFC 9113, section 6.9.2).
+        """
+        if value > frames.MAX_WINDOW:
+            raise Http2Error("a window is too large", code=frames.ErrorCode.FLOW_CONTROL_ERROR)
+        if self._widened is not None:
+            # Only a WINDOW_UPDATE makes a window wider than the initial one.
+            widest = self._widened.top(self._streams)
+            if widest is not None and widest.credit + value > frames.MAX_WINDOW:
+                raise Http2Error(
+                    "a window exceeds 2**31-1 bytes", code=frames.ErrorCode.FLOW_CONTROL_ERROR
+                )
+        self._initial_window = value

@@ -23,7 +23,8 @@ from sds.errors import (
     MalformedRequestError,
 )
 from sds.transport.call import Call
-from sds.transport.connection import Connection, ConnectionLimits, Drained, Opened, Received, Reset
+from sds.transport.connection import Connection
+from sds.transport.events import ConnectionLimits, Drained, Opened, Received, Reset
 from sds.transport.handling import serve_call
 from sds.transport.headers import plain_response
 from sds.transport.messages import timeout_seconds
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable
 
-    from sds.transport.connection import Event
+    from sds.transport.events import Event
 
 _LOG: Final = logging.getLogger("sds.transport")
 _CLOSING_SECONDS: Final = 1.0

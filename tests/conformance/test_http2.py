@@ -8,7 +8,8 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from sds.errors import Http2Error
-from sds.transport.connection import Connection, ConnectionLimits, Opened, Received
+from sds.transport.connection import Connection
+from sds.transport.events import ConnectionLimits, Opened, Received
 from tests.support.go_program import GoProgram
 from tests.support.process import output
 

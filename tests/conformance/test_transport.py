@@ -13,7 +13,7 @@ import pytest
 
 from sds.agent.directory import listening
 from sds.errors import CallEndedError
-from sds.transport.connection import ConnectionLimits
+from sds.transport.events import ConnectionLimits
 from sds.transport.frames import PREFACE, frame
 from sds.transport.server import Server, ServerLimits
 from tests.support.front_door import until

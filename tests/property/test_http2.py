@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sds.errors import Http2Error, ProtocolError
-from sds.transport.connection import (
-    Connection,
+from sds.transport.connection import Connection
+from sds.transport.events import (
     ConnectionLimits,
     Drained,
     Opened,
@@ -33,7 +33,7 @@ from sds.transport.connection import (
     Reset,
 )
 from sds.transport.frames import PREFACE, frame
-from sds.transport.headers import HeaderDecoder
+from sds.transport.header_decoder import HeaderDecoder
 from sds.transport.messages import MessageReader, prefix
 
 HEADERS = [

@@ -18,7 +18,8 @@ from sds.errors import ProtocolError
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.subscription import DeltaSubscription, Receipt, SotwSubscription
 from sds.serving.wire import parse_delta_request, parse_discovery_request
-from sds.transport.connection import Connection, ConnectionLimits, Opened, Received
+from sds.transport.connection import Connection
+from sds.transport.events import ConnectionLimits, Opened, Received
 from sds.transport.frames import (
     DATA,
     END_HEADERS,

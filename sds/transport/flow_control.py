@@ -1,22 +1,28 @@
-"""What may be sent and received on one stream.
+"""What may be sent and received on one stream, and which stream sends next.
 
-Owns the state of one HTTP/2 stream (RFC 9113, section 5.1) and its two windows (section 5.2), and
-what waits for the client to open its window. Invariant: windows change only here; what was queued
-goes out in the order in which it came, the trailers last.
+Owns the state of one HTTP/2 stream (RFC 9113, section 5.1), its two windows (section 5.2), and the
+order of streams by the width of their windows. Invariants: what was queued on a stream goes out in
+the order in which it came, the trailers last; a change of the client's initial window (section
+6.9.2) touches no stream, because a stream keeps only its difference to it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2StreamError
-from sds.transport.frames import MAX_WINDOW, ErrorCode
+from sds.transport.frames import ErrorCode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STREAM_WINDOW: Final = 256 * 1024
 """Bytes that a client may send on one stream before they are taken: a first request of Envoy
 (61 KB) never waits."""
 CONNECTION_WINDOW: Final = 16 * 1024 * 1024
+_STALE_ENTRIES: Final = 64
 
 
 class StreamState:
@@ -26,7 +32,8 @@ class StreamState:
         number: its identifier.
         head_sent: the response has begun.
         client_done: the client will send no more.
-        send_window: bytes that the client still takes.
+        credit: the send window, less the client's initial window: what WINDOW_UPDATE added and
+            DATA took away. Negative once DATA was sent.
         waiting: what could not be sent yet.
         drained: how often all that waited has been sent.
         trailers: the block that ends the response, once nothing waits any more.
@@ -37,21 +44,21 @@ class StreamState:
         "_receive_window",
         "_taken",
         "client_done",
+        "credit",
         "drained",
         "expected",
         "head_sent",
         "number",
-        "send_window",
         "trailers",
         "waiting",
     )
 
-    def __init__(self, number: int, *, send_window: int) -> None:
+    def __init__(self, number: int) -> None:
         """A stream that a request has just opened."""
         self.number = number
         self.head_sent = False
         self.client_done = False
-        self.send_window = send_window
+        self.credit = 0
         self.waiting: deque[memoryview] = deque()
         self.drained = 0
         self.trailers: bytes | None = None
@@ -97,18 +104,6 @@ class StreamState:
         self._receive_window += increment
         return increment
 
-    def widen(self, increment: int) -> None:
-        """The client takes so much more (or less, where it changed its settings).
-
-        Raises:
-            Http2StreamError: the window exceeds its largest size.
-        """
-        self.send_window += increment
-        if self.send_window > MAX_WINDOW:
-            raise Http2StreamError(
-                "a window exceeds 2**31-1 bytes", code=ErrorCode.FLOW_CONTROL_ERROR
-            )
-
     def next_chunk(self, most: int) -> memoryview:
         """Take at most ``most`` bytes of what waits; something waits."""
         first = self.waiting[0]
@@ -117,6 +112,44 @@ class StreamState:
             return first
         self.waiting[0] = first[most:]
         return first[:most]
+
+
+class Widest:
+    """Finds the stream with the most credit among some streams.
+
+    A heap whose entries may be out of date: a stream whose credit grew is put in again, one whose
+    credit shrank is found out when it comes to the top. So each call costs a logarithm of the
+    number of calls of :meth:`put`, whatever else is open.
+    """
+
+    __slots__ = ("_heap",)
+
+    def __init__(self) -> None:
+        """No stream is known."""
+        self._heap: list[tuple[int, int]] = []
+
+    def put(self, stream: StreamState, streams: Mapping[int, StreamState]) -> None:
+        """A stream joined ``streams``, or its credit grew."""
+        heap = self._heap
+        heappush(heap, (-stream.credit, stream.number))
+        if len(heap) > 2 * len(streams) + _STALE_ENTRIES:  # as many calls paid for it
+            numbers = {number for _, number in heap}
+            heap[:] = [(-streams[number].credit, number) for number in numbers if number in streams]
+            heapify(heap)
+
+    def top(self, streams: Mapping[int, StreamState]) -> StreamState | None:
+        """The stream with the most credit of those that were put in and are in ``streams``."""
+        heap = self._heap
+        while heap:
+            negated, number = heap[0]
+            stream = streams.get(number)
+            if stream is None:
+                heappop(heap)
+            elif stream.credit != -negated:
+                heapreplace(heap, (-stream.credit, number))
+            else:
+                return stream
+        return None
 
 
 def _length_mismatch() -> Http2StreamError:

@@ -1,0 +1,60 @@
+"""What a connection tells the server about what its client did.
+
+Owns the events and the limits of one connection. Invariant: an event speaks of one stream, and a
+payload in it is a view of bytes that do not change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sds.transport.headers import RequestHead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What one connection may do.
+
+    Attributes:
+        concurrent_streams: streams that are open at the same time; one more is refused.
+        frames_per_second: frames other than DATA, in the long run.
+        frame_burst: such frames at once.
+    """
+
+    concurrent_streams: int = 2_100
+    frames_per_second: float = 1_000.0
+    frame_burst: int = 20_000
+
+
+class Opened(NamedTuple):
+    """A request began; with ``ended`` it has no body."""
+
+    stream: int
+    head: RequestHead
+    ended: bool
+
+
+class Received(NamedTuple):
+    """Bytes of a request's body."""
+
+    stream: int
+    payload: memoryview
+    ended: bool
+
+
+class Reset(NamedTuple):
+    """The stream is over: the client cancelled it, or broke a rule."""
+
+    stream: int
+    why: str
+
+
+class Drained(NamedTuple):
+    """What waited on a stream has been handed on."""
+
+    stream: int
+
+
+Event = Opened | Received | Reset | Drained

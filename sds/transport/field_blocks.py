@@ -1,0 +1,109 @@
+"""Field blocks as they come in HEADERS and CONTINUATION (RFC 9113, sections 4.3, 6.2 and 6.10).
+
+Owns the block that is being received. Invariants: between HEADERS and the end of its block no other
+frame comes; a block is never larger than :data:`~sds.transport.headers.MAX_HEADER_BLOCK`.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from sds.errors import Http2Error
+from sds.transport import frames
+from sds.transport.frames import ErrorCode
+from sds.transport.headers import MAX_HEADER_BLOCK
+
+_PRIORITY_BYTES: Final = 5
+
+
+class FieldBlock(NamedTuple):
+    """A whole block, with the flags of its HEADERS frame."""
+
+    stream: int
+    flags: int
+    encoded: bytes
+
+
+class FieldBlocks:
+    """See the module."""
+
+    __slots__ = ("_flags", "_received", "_stream")
+
+    def __init__(self) -> None:
+        """No block is being received."""
+        self._received: bytearray | None = None
+        self._stream = self._flags = 0
+
+    @property
+    def held(self) -> int:
+        """Bytes of a block that is not whole."""
+        return 0 if self._received is None else len(self._received)
+
+    def check_order(self, kind: int, number: int) -> None:
+        """A frame comes.
+
+        Raises:
+            Http2Error: it interrupts a block.
+        """
+        if self._received is not None and (kind != frames.CONTINUATION or number != self._stream):
+            raise Http2Error("a header block is interrupted", code=ErrorCode.PROTOCOL_ERROR)
+
+    def headers(self, payload: memoryview, flags: int, number: int) -> FieldBlock | None:
+        """HEADERS came; the block, None while it goes on.
+
+        Raises:
+            Http2Error: the frame is malformed. The block cannot be decoded then, so it is the
+                connection's error.
+        """
+        if flags & frames.PADDED:
+            payload = unpad(payload)
+        if flags & frames.PRIORITY_FLAG:
+            check_priority(payload[:_PRIORITY_BYTES], number, Http2Error)
+            payload = payload[_PRIORITY_BYTES:]
+        if flags & frames.END_HEADERS:
+            return FieldBlock(number, flags, bytes(payload))
+        self._received = bytearray(payload)
+        self._stream, self._flags = number, flags
+        return None
+
+    def continuation(self, payload: memoryview, flags: int) -> FieldBlock | None:
+        """CONTINUATION came; the block, None while it goes on.
+
+        Raises:
+            Http2Error: it continues nothing, or the block is too large.
+        """
+        received = self._received
+        if received is None:
+            raise Http2Error("CONTINUATION continues nothing", code=ErrorCode.PROTOCOL_ERROR)
+        received += payload
+        if len(received) > MAX_HEADER_BLOCK:
+            raise Http2Error("a header block is too large", code=ErrorCode.ENHANCE_YOUR_CALM)
+        if not flags & frames.END_HEADERS:
+            return None
+        self._received = None
+        return FieldBlock(self._stream, self._flags, bytes(received))
+
+
+def unpad(payload: memoryview) -> memoryview:
+    """The content of a padded frame (RFC 9113, section 6.1).
+
+    Raises:
+        Http2Error: the padding is as long as the frame.
+    """
+    if not payload or payload[0] >= len(payload):
+        raise Http2Error("a frame's padding is as long as the frame", code=ErrorCode.PROTOCOL_ERROR)
+    return payload[1 : len(payload) - payload[0]]
+
+
+def check_priority(payload: memoryview, number: int, kind: type[Http2Error]) -> None:
+    """Priorities are ignored, but not what is malformed about them (RFC 9113, section 5.3).
+
+    Raises:
+        Http2Error: of the class ``kind``, or the connection's where no stream is named.
+    """
+    if not number:
+        raise Http2Error("PRIORITY of the connection", code=ErrorCode.PROTOCOL_ERROR)
+    if len(payload) != _PRIORITY_BYTES:
+        raise kind("a priority is malformed", code=ErrorCode.FRAME_SIZE_ERROR)
+    if int.from_bytes(payload[:4], "big") & frames.STREAM_MASK == number:
+        raise kind("a stream depends on itself", code=ErrorCode.PROTOCOL_ERROR)

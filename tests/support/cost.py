@@ -1,0 +1,86 @@
+"""How much a piece of work costs: lines of Python that run, and processor time of the thread.
+
+Lines are counted by the interpreter, so the same work always counts the same; processor time finds
+what no line shows (copies, searches in C). Neither looks at the wall clock.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_NOISE_SECONDS = 0.002
+"""Below this, processor time says nothing about how it grows."""
+
+
+def lines(work: Callable[[], object]) -> int:
+    """Lines of Python that ``work`` runs, in whatever module."""
+    count = 0
+
+    def trace(_frame: Any, event: str, _argument: Any) -> Any:
+        nonlocal count
+        if event == "line":
+            count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+def seconds(prepare: Callable[[], Callable[[], object]], repeats: int = 3) -> float:
+    """Processor time of the work that ``prepare`` makes ready; the least of some repeats."""
+    least = float("inf")
+    for _ in range(repeats):
+        work = prepare()
+        gc.collect()
+        gc.disable()
+        try:
+            began = time.thread_time()
+            work()
+            least = min(least, time.thread_time() - began)
+        finally:
+            gc.enable()
+    return least
+
+
+def assert_linear(make: Callable[[int], Callable[[], object]], size: int) -> None:
+    """Work of 2 and 4 times the size costs at most about 2 and 4 times as much.
+
+    Args:
+        make: gives work of a size, fresh each time.
+        size: the smallest.
+    """
+    one, two, four = (lines(make(size * times)) for times in (1, 2, 4))
+    slack = one // 4 + 200
+    assert two <= 2 * one + slack, f"{one} lines for {size}, {two} for twice as much"
+    assert four <= 4 * one + slack, f"{one} lines for {size}, {four} for four times as much"
+    took = [seconds(lambda times=times: make(size * times)) for times in (1, 2, 4)]  # type: ignore[misc]
+    # Quadratic work takes 16 times as long: far from this bound, which caches may reach.
+    assert took[2] <= 8 * max(took[0], _NOISE_SECONDS), f"seconds at n, 2n, 4n: {took}"
+
+
+def assert_same(
+    make: Callable[[int], Callable[[], object]], *, few: int, many: int, factor: float = 1.5
+) -> None:
+    """The same work costs the same whatever else is there, within ``factor``.
+
+    Args:
+        make: gives the work where so many other things are there.
+        few: a number of them.
+        many: a much larger one.
+        factor: between the two.
+    """
+    alone, crowded = lines(make(few)), lines(make(many))
+    assert crowded <= factor * alone + 200, f"{alone} lines beside {few}, {crowded} beside {many}"
+    took = [seconds(lambda count=count: make(count)) for count in (few, many)]  # type: ignore[misc]
+    assert took[1] <= 4 * max(took[0], _NOISE_SECONDS), f"seconds beside {few} and {many}: {took}"
