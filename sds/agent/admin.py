@@ -1,82 +1,35 @@
 """The admin socket: what the agent tells people and ``sds status``.
 
-Owns the service ``sds.agent.v1.Agent``. Invariant: public facts only (names, times, serials,
-versions, errors in words); nothing can be changed through it.
+Owns the service ``sds.agent.v1.Agent``, which is the agent's state as protobuf. Invariant: public
+facts only (names, times, serials, versions, errors in words); nothing can be changed through it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-import sds
 from sds._proto.sds.agent.v1 import agent_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from datetime import datetime
 
-    from sds.clock import Clock
-    from sds.identity import TrustDomain
+    from sds.operations.state import AgentState, ClientState, IdentityState
     from sds.secrets.hardening import MemoryProtection
-    from sds.secrets.rotation import IdentityStatus, Rotation
-    from sds.secrets.store import SecretStore
 
 SERVICE: Final[str] = agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name
 
 
-class WorkloadSocket(Protocol):
-    """A workload's socket, as far as it is shown."""
-
-    @property
-    def name(self) -> str:
-        """The workload."""
-        ...
-
-    @property
-    def path(self) -> str:
-        """Where it is."""
-        ...
-
-    @property
-    def spiffe_id(self) -> str:
-        """Whose it is."""
-        ...
-
-    @property
-    def streams(self) -> int:
-        """Open streams."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """Where the facts come from."""
-
-    trust_domain: TrustDomain
-    rotation: Rotation
-    store: SecretStore
-    clock: Clock
-    started_at: datetime
-    authority: Callable[[], str]
-    workloads: Callable[[], Sequence[WorkloadSocket]]
-    draining: Callable[[], bool]
-    notices: Callable[[], Sequence[str]]
-    memory: MemoryProtection | None = None
-
-
-def handler(sources: Sources) -> grpc.GenericRpcHandler:
-    """The service's handler."""
+def handler(look: Callable[[], AgentState]) -> grpc.GenericRpcHandler:
+    """The service's handler; ``look`` reads the state."""
 
     async def get_status(
         _request: agent_pb2.GetStatusRequest, _context: grpc.aio.ServicerContext[Any, Any]
     ) -> agent_pb2.Status:
-        return status(sources)
+        return encode(look())
 
     return grpc.method_handlers_generic_handler(
         SERVICE,
@@ -90,35 +43,51 @@ def handler(sources: Sources) -> grpc.GenericRpcHandler:
     )
 
 
-def status(sources: Sources) -> agent_pb2.Status:
-    """The agent at this moment."""
-    memory = sources.memory
+def encode(state: AgentState) -> agent_pb2.Status:
+    """The state as the message that goes to people."""
+    policy = state.policy
     return agent_pb2.Status(
-        version=sds.__version__,
-        trust_domain=sources.trust_domain,
-        pid=os.getpid(),
-        started_at=_timestamp(sources.started_at),
-        now=_timestamp(sources.clock.now().wall),
-        ready=sources.rotation.ready,
-        draining=sources.draining(),
-        authority=sources.authority(),
-        identities=[_identity(one, sources.store) for one in sources.rotation.status()],
+        version=state.version,
+        trust_domain=state.trust_domain,
+        pid=state.pid,
+        started_at=_timestamp(state.started),
+        now=_timestamp(state.now),
+        ready=state.readiness.ready,
+        lacking=state.readiness.lacking,
+        draining=state.draining,
+        authority=state.authority,
+        identities=[_identity(one) for one in state.identities],
         workloads=[
             agent_pb2.Workload(
-                name=one.name, socket=one.path, spiffe_id=one.spiffe_id, streams=one.streams
+                name=one.name,
+                socket=one.socket,
+                spiffe_id=one.spiffe_ids[0] if one.spiffe_ids else "",
+                spiffe_ids=one.spiffe_ids,
+                streams=one.streams,
             )
-            for one in sources.workloads()
+            for one in state.workloads
         ],
+        clients=[_client(one) for one in state.clients],
         bundles=[
-            agent_pb2.Bundle(
-                trust_domain=trust_domain,
-                version=stored.version,
-                roots=[hashlib.sha256(der).hexdigest() for der in stored.bundle.roots],
-            )
-            for trust_domain, stored in sorted(sources.store.bundles().items())
+            agent_pb2.Bundle(trust_domain=one.trust_domain, version=one.version, roots=one.roots)
+            for one in state.bundles
         ],
-        notices=(*memory.missing(), *sources.notices()) if memory else sources.notices(),
-        memory=_memory(memory) if memory else None,
+        notices=state.warnings,
+        policy=None
+        if policy is None
+        else agent_pb2.Policy(
+            epoch=policy.epoch,
+            digest=policy.digest,
+            not_after=_timestamp(policy.not_after),
+            problem=policy.problem,
+        ),
+        memory=None if state.memory is None else _memory(state.memory),
+        errors=[
+            agent_pb2.PastError(
+                at=_timestamp(one.at), about=one.about, reason=one.reason, message=one.words
+            )
+            for one in state.errors
+        ],
     )
 
 
@@ -134,21 +103,34 @@ def _protection(why_not: str) -> agent_pb2.Protection:
     return agent_pb2.Protection(in_force=not why_not, why_not=why_not)
 
 
-def _identity(one: IdentityStatus, store: SecretStore) -> agent_pb2.Identity:
-    stored = store.svid(one.identity)
+def _identity(one: IdentityState) -> agent_pb2.Identity:
     return agent_pb2.Identity(
-        spiffe_id=str(one.identity.spiffe_id),
-        dns_names=one.identity.dns_names,
+        spiffe_id=one.spiffe_id,
+        dns_names=one.dns_names,
         condition=one.condition,
-        serial="" if one.serial is None else f"{one.serial:x}",
-        version="" if stored is None else stored.version,
+        serial=one.serial,
+        version=one.version,
         not_after=_timestamp(one.not_after),
         renew_at=_timestamp(one.renew_at),
-        received_at=_timestamp(stored.svid.received_at if stored else None),
+        received_at=_timestamp(one.received_at),
         rotations=one.rotations,
-        failed_attempts=one.attempts,
+        failed_attempts=one.failed_attempts,
         reason=one.reason,
         message=one.message,
+    )
+
+
+def _client(one: ClientState) -> agent_pb2.Client:
+    return agent_pb2.Client(
+        node=one.node,
+        workload=one.workload,
+        method=one.method,
+        subscriptions=[
+            agent_pb2.Subscription(
+                name=each.name, version=each.version, state=each.state, message=each.error
+            )
+            for each in one.subscriptions
+        ],
     )
 
 

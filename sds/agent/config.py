@@ -6,7 +6,6 @@ and says what to write instead. Nothing is opened here but the file itself.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import stat
@@ -42,18 +41,12 @@ from sds.workload.recognition import Rules
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sds.authority.attested import AuthoritySettings
-
 SOCKET_PATH_BYTES: Final = 107
 """Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
 _SHORTEST_LIFETIME: Final = timedelta(seconds=2)
 _MODE: Final = re.compile(r"0[0-7]{3}", re.ASCII)
 _LIMITS: Final = Limits()
 _ALIASES: Final = Aliases()
-_RETRY_BEFORE: Final = 0.05
-"""Part of the shortest lifetime that connecting to one address may take."""
-_ANSWER_WITHIN: Final = 0.2
-"""Part of the shortest lifetime that an answer may take."""
 
 
 def _served_to_envoy(key_type: KeyType) -> KeyType:
@@ -372,26 +365,6 @@ class AgentConfig(Settings):
     def identities(self) -> tuple[Identity, ...]:
         """What is asked for, in the order of the workloads."""
         return tuple(workload.identity() for workload in self.sockets_of_their_own)
-
-    def own_authority(self, section: OwnAuthoritySection) -> AuthoritySettings:
-        """How to reach our authority; time limits that were not written fit the lifetimes.
-
-        Raises:
-            ConfigurationError: an address is not ``host:port``, or the root cannot be read.
-        """
-        settings = section.settings()
-        shortest = min(
-            (one.lifetime for one in self.workloads if one.lifetime is not None),
-            default=timedelta(hours=1),
-        )
-        seconds = shortest.total_seconds()
-        if "connect" not in section.model_fields_set:
-            fitting = min(max(_RETRY_BEFORE * seconds, 1.0), settings.connect_seconds)
-            settings = dataclasses.replace(settings, connect_seconds=fitting)
-        if "answer" not in section.model_fields_set:
-            fitting = min(max(_ANSWER_WITHIN * seconds, 2.0), settings.answer_seconds)
-            settings = dataclasses.replace(settings, answer_seconds=fitting)
-        return settings
 
 
 def check_socket_path(path: Path) -> None:

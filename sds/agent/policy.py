@@ -60,7 +60,7 @@ class PolicyRules(Rules):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Followers:
-    """Who follows the policy."""
+    """The parts that change with the policy."""
 
     service: SecretService
     rotation: Rotation
@@ -70,7 +70,7 @@ class Followers:
 
 
 class AgentPolicy:
-    """See the module.
+    """The signed policy that an agent follows.
 
     Args:
         settings: the configuration's section.
@@ -90,7 +90,6 @@ class AgentPolicy:
         clock: Clock,
         watcher: PolicyWatcher | None = None,
     ) -> None:
-        """Read what is there; :meth:`follow` and :meth:`run` do the rest."""
         self._config = config
         self.holder = PolicyHolder(
             settings.start(config.trust_domain), clock=clock, watcher=watcher
@@ -115,11 +114,6 @@ class AgentPolicy:
         except PolicyNotInForceError:
             return None
 
-    @property
-    def in_force(self) -> bool:
-        """Whether a policy is in force now."""
-        return self._in_force() is not None
-
     def rules(self) -> Rules:
         """For callers of the node-wide socket."""
         configured = self._config.rules
@@ -136,7 +130,7 @@ class AgentPolicy:
         )
 
     def identities(self, workload: WorkloadSection) -> tuple[Identity, ...]:
-        """What whoever opens this workload's socket may have.
+        """What the processes that can open this workload's socket may have.
 
         While no policy is in force it is what the configuration says: the authority issues
         nothing then, and what was issued before ends by itself.
@@ -158,23 +152,23 @@ class AgentPolicy:
         )
         return ()
 
-    def notices(self) -> list[str]:
-        """What an operator should know."""
-        found = []
-        try:
-            policy = self.holder.in_force()
-            found.append(
-                f"policy: epoch {policy.epoch.number} ({policy.epoch.digest.hex()[:12]}) in force "
-                f"until {policy.not_after:%Y-%m-%dT%H:%M:%SZ}"
-            )
-        except PolicyNotInForceError as error:
-            found.append(f"NO POLICY IN FORCE: {error}")
-        if self.holder.last_error is not None:
-            found.append(f"policy refused: {self.holder.last_error}")
-        return found
-
-    def follow(self, followers: Followers) -> None:
+    def follow(
+        self,
+        *,
+        service: SecretService,
+        rotation: Rotation,
+        federation: Federation,
+        sockets: Sequence[WorkloadListening],
+        node: NodeSocket | None,
+    ) -> None:
         """Apply the policy in force now, and again after every change."""
+        followers = Followers(
+            service=service,
+            rotation=rotation,
+            federation=federation,
+            sockets=sockets,
+            node=node,
+        )
         self.holder.listen(lambda: self._apply(followers))
         self._apply(followers)
 

@@ -61,35 +61,16 @@ class WorkloadListening:
         workload: its configuration.
         entitlement: what whoever opens it may have.
         listening: its server.
-        service: whose streams are counted.
     """
 
     workload: WorkloadSection
     entitlement: Entitlement
     listening: Listening
-    service: SecretService
-
-    @property
-    def name(self) -> str:
-        """The workload."""
-        return self.workload.name
 
     @property
     def path(self) -> str:
         """Where the socket is."""
         return str(self.listening.path)
-
-    @property
-    def spiffe_id(self) -> str:
-        """Whose it is."""
-        return str(self.workload.spiffe_id)
-
-    @property
-    def streams(self) -> int:
-        """Open streams."""
-        return sum(
-            len(hub.streams) for hub in self.service.hubs() if hub.entitlement is self.entitlement
-        )
 
 
 async def listen_for(
@@ -126,7 +107,6 @@ async def listen_for(
         workload=workload,
         entitlement=entitlement,
         listening=Listening(path=path, server=server, health=health),
-        service=service,
     )
 
 

@@ -1,12 +1,14 @@
 """``sds status``: what an agent does, read from its admin socket.
 
-Owns the view. Invariant: ``--output json`` is one JSON object, the message
-``sds.agent.v1.Status`` in protobuf's JSON form with the field names of the file.
+Owns the view in text. Invariants: ``--output json`` is one JSON object, the message
+``sds.agent.v1.Status`` with the field names of its file; text is never folded and nothing stands
+behind a SPIFFE ID in its line, so that it can be copied, cut and searched.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,22 +16,27 @@ from typing import TYPE_CHECKING, Final
 
 import click
 import grpc
-from google.protobuf import json_format
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
+from sds.commands.plain import plain
 from sds.errors import ConfigurationError, SocketError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from google.protobuf.timestamp_pb2 import Timestamp
 
 _ANSWER_SECONDS: Final = 5.0
 _WATCH_SECONDS: Final = 1.0
 _STYLES: Final = {"valid": "green", "waiting": "yellow", "refused": "red"}
+_TITLES: Final = ("STATE", "EXPIRES", "RENEWAL", "ROTATIONS", "STREAMS", "SERIAL", "WORKLOAD")
+_MAX_KINDS: Final = 10
+"""Kinds of errors that are shown."""
+_SERIAL_CHARACTERS: Final = 16
 
 
 @click.command("status")
@@ -45,33 +52,42 @@ _STYLES: Final = {"valid": "green", "waiting": "yellow", "refused": "red"}
 def status(path: Path | None, run_dir: Path | None, *, watch: bool, output: str) -> None:
     """Show identities, expiry, rotations and errors of a running agent.
 
-    Ends with status 1 where the agent is not ready.
+    Ends with status 1 if the agent is not ready, and says why.
     """
     if (path is None) == (run_dir is None):
         raise ConfigurationError("give --socket or --run-dir", advice="one of them, not both")
     socket = path if path is not None else Path(run_dir or "") / "admin.sock"
     with grpc.insecure_channel(f"unix:{socket.absolute()}") as channel:
-        if watch and output == "table":
-            _watch(channel, socket)
-            return
-        while True:
-            seen = _ask(channel, socket)
-            if output == "json":
-                click.echo(json.dumps(_plain(seen)))
-            else:
-                Console().print(_view(seen))
-            if not watch:
-                break
-            time.sleep(_WATCH_SECONDS)
+        if watch:
+            try:
+                _watch(channel, socket, output)
+            except KeyboardInterrupt:
+                return
+        seen = _ask(channel, socket)
+        _show(seen, output)
     if not seen.ready:
         raise SystemExit(1)
 
 
-def _watch(channel: grpc.Channel, socket: Path) -> None:
-    with Live(_view(_ask(channel, socket)), auto_refresh=False) as live:
+def _watch(channel: grpc.Channel, socket: Path, output: str) -> None:
+    """Show it again and again; on a terminal in place."""
+    if output == "json" or not sys.stdout.isatty():
+        while True:
+            _show(_ask(channel, socket), output)
+            time.sleep(_WATCH_SECONDS)
+    with Live(Group(*lines(_ask(channel, socket))), auto_refresh=False) as live:
         while True:
             time.sleep(_WATCH_SECONDS)
-            live.update(_view(_ask(channel, socket)), refresh=True)
+            live.update(Group(*lines(_ask(channel, socket))), refresh=True)
+
+
+def _show(seen: agent_pb2.Status, output: str) -> None:
+    if output == "json":
+        click.echo(json.dumps(plain(seen)))
+        return
+    console = Console()
+    for line in lines(seen):
+        console.print(line, soft_wrap=True)  # a terminal breaks long lines itself
 
 
 def _ask(channel: grpc.Channel, socket: Path) -> agent_pb2.Status:
@@ -92,25 +108,26 @@ def _ask(channel: grpc.Channel, socket: Path) -> agent_pb2.Status:
     return answer
 
 
-def _plain(seen: agent_pb2.Status) -> object:
-    return json_format.MessageToDict(
-        seen, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-
-
-def _view(seen: agent_pb2.Status) -> Table:
-    page = Table.grid(padding=(0, 0, 1, 0))
-    page.add_row(_headline(seen))
+def lines(seen: agent_pb2.Status) -> Iterator[Text]:
+    """The status in lines for people."""
+    yield _headline(seen)
+    if seen.HasField("policy"):
+        yield _policy(seen)
+    for sentence in seen.lacking:
+        yield Text(f"not ready: {sentence}", style="red")
     for notice in seen.notices:
-        page.add_row(Text(notice, style="yellow"))
-    page.add_row(_identities(seen))
+        yield Text(notice, style="yellow")
+    if seen.HasField("policy") and seen.policy.problem:
+        yield Text(f"policy refused: {seen.policy.problem}", style="yellow")
+    yield Text()
+    yield from _table(seen)
     if seen.HasField("memory"):
-        page.add_row(_memory(seen.memory))
-    for one in seen.identities:
-        if one.message:
-            text = f"{one.spiffe_id}: {one.failed_attempts} failed: {one.message} [{one.reason}]"
-            page.add_row(Text(text, style="red"))
-    return page
+        yield Text()
+        yield _memory(seen.memory)
+    errors = list(_errors(seen.identities))
+    if errors:
+        yield Text()
+        yield from errors
 
 
 def _headline(seen: agent_pb2.Status) -> Text:
@@ -138,34 +155,72 @@ def _memory(memory: agent_pb2.Memory) -> Text:
     return line
 
 
-def _identities(seen: agent_pb2.Status) -> Table:
+def _policy(seen: agent_pb2.Status) -> Text:
+    policy = seen.policy
+    if not policy.HasField("not_after"):
+        return Text("policy: none in force", style="red")
+    end = f"{policy.not_after.ToDatetime(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return Text(f"policy: epoch {policy.epoch} ({policy.digest[:12]}) in force until {end}")
+
+
+def _table(seen: agent_pb2.Status) -> Iterator[Text]:
+    """One line an identity; each column as wide as its widest cell, the SPIFFE ID last."""
     now = seen.now.ToDatetime(UTC)
     streams: dict[str, int] = {}
-    names: dict[str, list[str]] = {}
+    names: dict[str, dict[str, None]] = {}
     for workload in seen.workloads:
-        streams[workload.spiffe_id] = streams.get(workload.spiffe_id, 0) + workload.streams
-        names.setdefault(workload.spiffe_id, []).append(workload.name)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("WORKLOAD", "SPIFFE ID", "STATE", "SERIAL", "EXPIRES", "RENEWAL"):
-        table.add_column(title, overflow="fold")
-    for title in ("ROTATIONS", "STREAMS"):
-        table.add_column(title, justify="right")
-    for one in seen.identities:
-        table.add_row(
-            ", ".join(names.get(one.spiffe_id, [])),
-            one.spiffe_id,
-            Text(one.condition, style=_STYLES.get(one.condition, "")),
-            one.serial[:16],
-            _until(one.not_after, now) if one.HasField("not_after") else "",
-            _until(one.renew_at, now) if one.HasField("renew_at") else "",
+        for spiffe_id in workload.spiffe_ids:
+            streams[spiffe_id] = streams.get(spiffe_id, 0) + workload.streams
+            names.setdefault(spiffe_id, {})[workload.name] = None
+    rows = [
+        (
+            one.condition,
+            _until(one.not_after, now) if one.HasField("not_after") else "-",
+            _until(one.renew_at, now) if one.HasField("renew_at") else "-",
             str(one.rotations),
             str(streams.get(one.spiffe_id, 0)),
+            one.serial[:_SERIAL_CHARACTERS] or "-",
+            _first(names.get(one.spiffe_id, {})),
         )
-    return table
+        for one in seen.identities
+    ]
+    widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)]
+    yield Text(_cells(_TITLES, widths) + "SPIFFE ID", style="bold")
+    for row, one in zip(rows, seen.identities, strict=True):
+        line = Text(_cells(row, widths) + one.spiffe_id)
+        line.stylize(_STYLES.get(one.condition, ""), 0, len(one.condition))
+        yield line
+
+
+def _cells(row: Iterable[str], widths: Iterable[int]) -> str:
+    return "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=True))
+
+
+def _first(names: Iterable[str]) -> str:
+    """The first name, and how many more there are."""
+    first, *more = sorted(names) or ["-"]
+    return f"{first} +{len(more)}" if more else first
+
+
+def _errors(identities: Iterable[agent_pb2.Identity]) -> Iterator[Text]:
+    """Equal errors once, with how many identities have them."""
+    found: dict[tuple[str, str], list[agent_pb2.Identity]] = {}
+    for one in identities:
+        if one.message:
+            words = one.message.replace(one.spiffe_id, "SPIFFE ID")
+            found.setdefault((one.reason, words), []).append(one)
+    kinds = sorted(found.items(), key=lambda item: -len(item[1]))
+    for (reason, words), those in kinds[:_MAX_KINDS]:
+        attempts = max(one.failed_attempts for one in those)
+        who = those[0].spiffe_id if len(those) == 1 else f"{len(those)} identities"
+        tries = f"{attempts} attempt{'s' if attempts != 1 else ''} failed"
+        yield Text(f"{who}: {tries}: {words} [{reason}]", style="red")
+    if len(kinds) > _MAX_KINDS:
+        yield Text(f"{len(kinds) - _MAX_KINDS} more kinds of errors: --output json shows all")
 
 
 def _until(moment: Timestamp, now: datetime) -> str:
-    """``12 s``, ``5 min``, ``3.2 h`` from now on; ``over`` where it has passed."""
+    """``12 s``, ``5.0 min``, ``3.2 h`` from now on; ``over`` if it has passed."""
     seconds = (moment.ToDatetime(UTC) - now).total_seconds()
     if seconds <= 0:
         return "over"

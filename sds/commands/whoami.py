@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from sds.commands.plain import plain
 from sds.errors import SocketError, WorkloadError
 
 if TYPE_CHECKING:
@@ -32,12 +34,7 @@ def whoami(path: str, output: str) -> None:
     """
     answer = asyncio.run(_describe(path))
     if output == "json":
-        from google.protobuf.json_format import MessageToJson  # noqa: PLC0415  loaded when used
-
-        text = MessageToJson(
-            answer, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-        )
-        click.echo(text)
+        click.echo(json.dumps(plain(answer), indent=2))
     else:
         click.echo(_table(answer))
     if not answer.identities:

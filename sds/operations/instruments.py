@@ -8,7 +8,6 @@ its roots can still be asked).
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry
@@ -28,6 +27,7 @@ from sds.operations.metrics.ports import (
 )
 from sds.operations.metrics.serving import CountingObserver
 from sds.operations.metrics.store import MeteredStore, StoreCollector
+from sds.operations.state import PastError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -38,20 +38,11 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.errors import PolicyError, SdsError
     from sds.identity import TrustDomain
+    from sds.operations.readiness import Readiness
     from sds.policy.trust import AdmittedPolicy
     from sds.serving.service import SecretService
 
 _KEPT_ERRORS: Final = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PastError:
-    """One error that was seen: when, about what, and the error's reason and words."""
-
-    at: datetime
-    about: str
-    reason: str
-    words: str
 
 
 class Instruments:
@@ -76,6 +67,10 @@ class Instruments:
     def verifier(self, inner: Verifier) -> Verifier:
         """The verifier, its verdicts counted."""
         return MeteredVerifier(inner, self.process)
+
+    def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
+        """Ask this at every scrape whether the process is ready."""
+        self.process.ready.set_function(lambda: float(readiness().ready))
 
     def remember(self, error: SdsError, *, about: str) -> None:
         """Keep an error for the status page; the same one again takes the place of the first."""

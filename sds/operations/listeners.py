@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
     from sds.operations.http import MetricsSection, StatusPageSection
     from sds.operations.instruments import Instruments
-    from sds.operations.status_page.view import PageView
+    from sds.operations.state import AgentState
     from sds.secrets.store import SecretStore
 
 _LOGGER = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ async def metrics_listener(
 
 @contextlib.asynccontextmanager
 async def status_page_listener(
-    section: StatusPageSection | None, look: Callable[[], PageView]
+    section: StatusPageSection | None, look: Callable[[], AgentState]
 ) -> AsyncIterator[ListenAddress | None]:
     """The status page, where it is configured; yields where it is.
 

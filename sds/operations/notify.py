@@ -1,7 +1,7 @@
-"""Telling the service manager how we are: sd_notify(3), without libsystemd.
+"""Tells the service manager how we are: sd_notify(3), without libsystemd.
 
-Invariant: without ``NOTIFY_SOCKET`` nothing happens; a service manager that does not listen never
-stops the program.
+Invariants: without ``NOTIFY_SOCKET`` nothing happens; a service manager that does not listen never
+stops the program; READY=1 is sent once, when the process is ready for the first time.
 """
 
 from __future__ import annotations
@@ -9,7 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sds.operations.readiness import Readiness
 
 _LOG = logging.getLogger("sds.operations.notify")
 READY: Final = "READY=1"
@@ -33,3 +38,22 @@ def notify(state: str) -> None:
             sender.sendall(state.encode())
     except OSError as error:
         _LOG.warning("the service manager cannot be told", extra={"why": error.strerror})
+
+
+def readiness_notifier() -> Callable[[Readiness], None]:
+    """What to call with every change of the readiness: READY=1 at the first good one, and STATUS.
+
+    ``systemctl status`` shows the status; a start (``Type=notify``) waits for READY=1.
+    """
+    told_ready = False
+
+    def told(readiness: Readiness) -> None:
+        nonlocal told_ready
+        words = "; ".join(readiness.lacking).replace("\n", " ")
+        lines = ["STATUS=ready" if readiness.ready else f"STATUS=not ready: {words}"]
+        if readiness.ready and not told_ready:
+            told_ready = True
+            lines.insert(0, READY)
+        notify("\n".join(lines))
+
+    return told

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.agent.directory import listening
+from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.authority.istio import IstioAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.bootstrap.build import make_bootstrap
@@ -25,7 +26,6 @@ from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.operations.instruments import AgentInstruments
-from sds.operations.photograph import photograph
 from sds.operations.status_page.render import page
 from sds.secrets.rotation import Rotation, RotationSettings
 from sds.serving.limits import Limits
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from sds.operations.status_page.view import PageView
+    from sds.operations.state import AgentState
 
 pytestmark = pytest.mark.e2e
 WEB = Identity(spiffe_id=SpiffeId.parse(istio_ca.ACCOUNT), lifetime=timedelta(seconds=8))
@@ -64,19 +64,21 @@ class Agent:
             while not condition():
                 await asyncio.sleep(0.05)
 
-    def look(self) -> PageView:
-        now = SystemClock().now()
-        return photograph(
-            now=now,
-            started=now,
+    def look(self) -> AgentState:
+        clock = SystemClock()
+        return LivingParts(
             trust_domain=TRUST_DOMAIN,
-            authority="istiod",
-            notices=(),
-            instruments=self.instruments,
+            started=clock.now(),
+            clock=clock,
+            store=self.instruments.store,
             rotation=self.rotation,
             service=self.service,
-            policy=None,
-        )
+            unserved=UnservedIdentities(
+                [Entitlement(Caller(name="web", selectors=frozenset(), identities=(WEB,)))],
+                self.instruments.store,
+            ),
+            authority=lambda: "istiod",
+        ).state()
 
 
 @contextlib.asynccontextmanager
@@ -194,7 +196,7 @@ async def test_a_chain_reaches_an_envoy_and_rotates(tmp_path: Path, which: str) 
             assert at.value("sds_certificates_requested_total", outcome="issued") >= 3
             assert at.value("sds_push_latency_seconds_count") >= 2
             view = at.look()
-            assert view.ready
+            assert view.readiness.ready
             assert view.identities[0].workloads == ("web",)
             states = {s.state for client in view.clients for s in client.subscriptions}
             assert states <= {"ACKed", "sent"}
@@ -238,8 +240,8 @@ async def test_a_refused_token_is_cured_without_a_restart(tmp_path: Path) -> Non
                 seconds=PATIENCE_SECONDS,
             )
             view = at.look()
-            assert not view.ready
-            assert "the token expired" in view.identities[0].error
+            assert not view.readiness.ready
+            assert "the token expired" in view.identities[0].message
             endpoint.token().write_text(good)
             await at.until(lambda: at.rotation.ready, seconds=PATIENCE_SECONDS)
     finally:

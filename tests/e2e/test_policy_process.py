@@ -62,7 +62,9 @@ async def a_change_is_pushed(site: Site, agent: Process) -> None:
         sds("status", "--run-dir", site.node.run_dir, "--output", "json")
     )
     assert status == 0
-    assert any("policy: epoch 2" in notice for notice in json.loads(said)["notices"])
+    seen = json.loads(said)
+    assert seen["policy"]["epoch"] == 2
+    assert not any("policy" in notice for notice in seen["notices"])
 
 
 async def bad_files_change_nothing(site: Site, agent: Process) -> None:

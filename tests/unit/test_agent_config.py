@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from sds.agent.build import authority_settings
 from sds.agent.config import AgentConfig, OwnAuthoritySection
 from sds.authority.istio_settings import IstioSettings
 from sds.errors import ConfigurationError
@@ -47,12 +48,12 @@ def test_a_good_file(tmp_path: Path) -> None:
 def test_time_limits_of_the_authority_fit_the_shortest_lifetime(tmp_path: Path) -> None:
     config = load(GOOD, tmp_path)
     assert isinstance(config.authority, OwnAuthoritySection)
-    settings = config.own_authority(config.authority)
+    settings = authority_settings(config, config.authority)
     assert (settings.connect_seconds, settings.answer_seconds) == (1.0, 2.0)
     written = {"addresses": ["127.0.0.1:1"], "connect": "3s", "answer": "7s"}
     config = load(GOOD | {"authority": written}, tmp_path)
     assert isinstance(config.authority, OwnAuthoritySection)
-    settings = config.own_authority(config.authority)
+    settings = authority_settings(config, config.authority)
     assert (settings.connect_seconds, settings.answer_seconds) == (3.0, 7.0)
 
 

@@ -72,5 +72,6 @@ def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None
         "sds.attestation.tdx.verifier",
         "sds.authority.istio",
         "sds.policy.holder",
-        "sds.operations.status_page.view",
+        "jinja2",
+        "sds.operations.status_page.render",
     }

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from sds.operations.state import IdentityHealth, IdentityState
 from sds.operations.status_page.render import MAX_ROWS, duration, page
 from sds.operations.status_page.style import STYLE
-from sds.operations.status_page.view import Health, IdentityView
 from tests.support.page import NOW, identity, troubled
 
 
@@ -54,15 +54,15 @@ def test_everything_is_shown_and_nothing_is_loaded_or_run() -> None:
 @pytest.mark.parametrize(
     ("left", "error", "health"),
     [
-        (1, "", Health.GOOD),
-        (0.36, "x", Health.GOOD),
-        (0.34, "", Health.LATE),
-        (0.14, "", Health.BAD),
-        (-1, "", Health.WAITING),
-        (-1, "x", Health.BAD),
+        (1, "", IdentityHealth.GOOD),
+        (0.36, "x", IdentityHealth.GOOD),
+        (0.34, "", IdentityHealth.LATE),
+        (0.14, "", IdentityHealth.BAD),
+        (-1, "", IdentityHealth.WAITING),
+        (-1, "x", IdentityHealth.BAD),
     ],
 )
-def test_health(left: float, error: str, health: Health) -> None:
+def test_health(left: float, error: str, health: IdentityHealth) -> None:
     assert identity("a", left=left, error=error).health(NOW) is health
 
 
@@ -70,7 +70,7 @@ def test_remaining_is_between_zero_and_one_whatever_the_clock_says() -> None:
     new = identity("a", left=0.5)
     assert new.remaining(NOW - dt.timedelta(days=9)) == 1
     assert new.remaining(NOW + dt.timedelta(days=9)) == 0
-    assert IdentityView(spiffe_id="x", not_after=NOW, received_at=NOW).remaining(NOW) == 0
+    assert IdentityState(spiffe_id="x", not_after=NOW, received_at=NOW).remaining(NOW) == 0
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,11 @@ class ProcessFamilies:
             registry=registry,
         )
         build.labels(component, sds.__version__, platform.python_version()).set(1)
+        self.ready = Gauge(
+            "sds_ready",
+            "1 while the process is ready, as /readyz says, else 0.",
+            registry=registry,
+        )
         self.policy_epoch = Gauge(
             "sds_policy_epoch",
             "Epoch of the policy in force; 0 while none is.",

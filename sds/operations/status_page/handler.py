@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from aiohttp import web
     from aiohttp.typedefs import Handler
 
-    from sds.operations.status_page.view import PageView
+    from sds.operations.state import AgentState
 
 _HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
 
-def handler(look: Callable[[], PageView]) -> Handler:
+def handler(look: Callable[[], AgentState]) -> Handler:
     """An aiohttp handler; ``look`` takes the photograph."""
 
     async def status(request: web.Request) -> web.Response:

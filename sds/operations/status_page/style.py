@@ -39,7 +39,7 @@ background:none;border:0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
 .tile b{display:block;font-size:24px;font-weight:650;line-height:1.2}
 .tile span{color:var(--quiet);font-size:13px}
-.scroll{overflow-x:auto}
+section{overflow-wrap:anywhere}
 table{border-collapse:collapse;width:100%;font-size:13.5px}
 th{text-align:left;color:var(--quiet);font-weight:550;font-size:12.5px;padding:0 14px 6px 0}
 td{padding:7px 14px 7px 0;border-top:1px solid var(--line);vertical-align:top}
@@ -49,4 +49,9 @@ small{color:var(--quiet);font-size:12.5px}.words,small.words{color:var(--bad)}
 .bar{display:block;width:170px;height:9px;margin-top:6px}
 .bar .track{fill:var(--track)}.bar .left{fill:var(--good)}
 .bar.late .left{fill:var(--late)}.bar.bad .left{fill:var(--bad)}
+@media (max-width:720px){header,main{padding:0 12px}section{padding:12px}thead{display:none}
+table,tbody,tr,td{display:block;width:100%}tr{border-top:1px solid var(--line);padding:6px 0}
+td{border:0;padding:2px 0;white-space:normal}td:empty{display:none}
+td[data-label]:not([data-label=""])::before{content:attr(data-label) ": ";color:var(--quiet)}
+code{white-space:normal}.bar{width:100%}}
 """

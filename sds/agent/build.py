@@ -1,0 +1,240 @@
+"""From settings to parts: everything that the agent's configuration names is built here.
+
+Owns the choice of the authority's client, its attester and verifier, the signed policy, rotation,
+federation, what is served, and the node-wide socket. Invariant: settings are data; nothing is
+connected, opened or bound here but the files that the configuration names.
+
+Parts that a configuration need not have are loaded where they are made: measured, an agent without
+them starts 0.2 s earlier and takes 9 MB less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from random import SystemRandom
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from sds.authority.attested import AttestedAuthority
+from sds.authority.istio_settings import IstioSettings
+from sds.errors import ConfigurationError
+from sds.federation.refresh import Federation
+from sds.secrets.rotation import Rotation, RotationSettings
+from sds.serving.generic import GenericSecretFiles
+from sds.serving.service import SecretService, ServingOptions
+from sds.serving.tickets import SessionTickets
+
+if TYPE_CHECKING:
+    from sds.agent.config import AgentConfig, OwnAuthoritySection
+    from sds.agent.node_socket import NodeSocket
+    from sds.agent.policy import AgentPolicy
+    from sds.attestation.evidence import Verifier
+    from sds.authority.attested import AuthoritySettings
+    from sds.authority.istio import IstioAuthority
+    from sds.clock import Clock
+    from sds.operations.instruments import AgentInstruments
+    from sds.secrets.store import SecretStore
+
+AuthorityClient: TypeAlias = "AttestedAuthority | IstioAuthority"
+
+_RETRY_BEFORE: Final = 0.05
+"""Part of the shortest lifetime that connecting to one address may take."""
+_ANSWER_WITHIN: Final = 0.2
+"""Part of the shortest lifetime that an answer may take."""
+_SLACK_SECONDS: Final = 1.0
+
+
+def signed_policy(
+    config: AgentConfig, *, clock: Clock, instruments: AgentInstruments
+) -> AgentPolicy | None:
+    """The signed policy, read; None where none is configured.
+
+    Raises:
+        ConfigurationError: a file or a key cannot be read.
+    """
+    if config.policy is None:
+        return None
+    from sds.agent.policy import AgentPolicy  # noqa: PLC0415  measured: see the module
+
+    return AgentPolicy(config.policy, config=config, clock=clock, watcher=instruments)
+
+
+def authority_client(
+    config: AgentConfig,
+    *,
+    clock: Clock,
+    instruments: AgentInstruments,
+    policy: AgentPolicy | None,
+) -> AuthorityClient:
+    """The client of the authority that the configuration names.
+
+    Raises:
+        ConfigurationError: evidence, roots or addresses cannot be used.
+    """
+    section = config.authority
+    if isinstance(section, IstioSettings):
+        from sds.authority.istio import IstioAuthority  # noqa: PLC0415  measured: see the module
+
+        return IstioAuthority(section, clock=clock)
+    attester = config.attestation.attester()
+    if attester is None:
+        raise ConfigurationError(
+            "attestation.kind is missing", advice="our own authority certifies only what attests"
+        )
+    # An authority behind plain TLS may have no evidence; what it must show is then not written.
+    proves = section.tls == "attested" or "verification" in config.model_fields_set
+    return AttestedAuthority(
+        authority_settings(config, section),
+        attester=instruments.attester(attester),
+        verifier=instruments.verifier(verifier(config, policy)) if proves else None,
+        clock=clock,
+        policy=None if policy is None else policy.holder,
+    )
+
+
+def verifier(config: AgentConfig, policy: AgentPolicy | None) -> Verifier:
+    """What verifies the authority's evidence.
+
+    Raises:
+        ConfigurationError: a root, a list or collateral cannot be used.
+    """
+    return config.verification.verifier() if policy is None else policy.verifier()
+
+
+def authority_settings(config: AgentConfig, section: OwnAuthoritySection) -> AuthoritySettings:
+    """How to reach our authority; time limits that were not written fit the lifetimes.
+
+    Raises:
+        ConfigurationError: an address is not ``host:port``, or the root cannot be read.
+    """
+    settings = section.settings()
+    shortest = min(
+        (one.lifetime for one in config.workloads if one.lifetime is not None),
+        default=timedelta(hours=1),
+    )
+    seconds = shortest.total_seconds()
+    if "connect" not in section.model_fields_set:
+        fitting = min(max(_RETRY_BEFORE * seconds, 1.0), settings.connect_seconds)
+        settings = dataclasses.replace(settings, connect_seconds=fitting)
+    if "answer" not in section.model_fields_set:
+        fitting = min(max(_ANSWER_WITHIN * seconds, 2.0), settings.answer_seconds)
+        settings = dataclasses.replace(settings, answer_seconds=fitting)
+    return settings
+
+
+def rotation(
+    config: AgentConfig,
+    *,
+    client: AuthorityClient,
+    clock: Clock,
+    instruments: AgentInstruments,
+) -> Rotation:
+    """Rotation of every identity that has a socket of its own."""
+    made = Rotation(
+        trust_domain=config.trust_domain,
+        store=instruments.store,
+        authority=instruments.authority(client),
+        clock=clock,
+        settings=rotation_settings(config),
+        observer=instruments,
+    )
+    for identity in config.identities():
+        made.ensure(identity)
+    return made
+
+
+def rotation_settings(config: AgentConfig) -> RotationSettings:
+    """Bounds of rotation; an attempt may try every address once."""
+    section = config.authority
+    if isinstance(section, IstioSettings):
+        attempt = section.timeout * (1 + len(section.addresses))
+    else:
+        settings = authority_settings(config, section)
+        seconds = (1 + len(settings.addresses)) * settings.connect_seconds + settings.answer_seconds
+        attempt = timedelta(seconds=seconds + _SLACK_SECONDS)
+    return RotationSettings(
+        attempt=attempt,
+        ack_wait=config.rotation.root_ack_wait,
+        settling=config.rotation.root_settling,
+        retention=config.rotation.root_retention,
+    )
+
+
+def federation(config: AgentConfig, *, clock: Clock, instruments: AgentInstruments) -> Federation:
+    """What fetches the bundles of other trust domains."""
+    return Federation(
+        instruments.store,
+        config.federation.sources(),
+        own=config.trust_domain,
+        clock=clock,
+        observer=instruments,
+        random=SystemRandom(),
+    )
+
+
+def session_tickets(config: AgentConfig, store: SecretStore, clock: Clock) -> SessionTickets | None:
+    """Session ticket keys of the workloads that have them; None where none has."""
+    identities = [one.identity() for one in config.sockets_of_their_own if one.session_tickets]
+    if not identities:
+        return None
+    shortest = min(one.lifetime for one in config.workloads if one.lifetime is not None)
+    return SessionTickets(store, identities=identities, longest_life=shortest, clock=clock)
+
+
+def secret_service(
+    config: AgentConfig,
+    *,
+    clock: Clock,
+    instruments: AgentInstruments,
+    tickets: SessionTickets | None,
+    policy: AgentPolicy | None,
+) -> SecretService:
+    """What serves the store."""
+    store = instruments.store
+    aliases = config.secret_names.aliases()
+    files = {
+        one.name: one.generic_secrets for one in config.sockets_of_their_own if one.generic_secrets
+    }
+    options = ServingOptions(
+        aliases=aliases,
+        spiffe_validator=config.spiffe_validator,
+        limits=config.limits.limits(),
+        peers=None if policy is None else policy.peers,
+        tickets=tickets,
+        generic=GenericSecretFiles(store, files=files, aliases=aliases) if files else None,
+    )
+    return SecretService(store, options=options, observer=instruments.serving, clock=clock)
+
+
+def node_socket(
+    config: AgentConfig,
+    *,
+    service: SecretService,
+    rotating: Rotation,
+    store: SecretStore,
+    clock: Clock,
+) -> NodeSocket | None:
+    """The node-wide socket, bound; None where it is not configured.
+
+    Raises:
+        SocketError: it cannot be bound.
+    """
+    if config.node is None:
+        return None
+    from sds.agent.node import make_node_socket  # noqa: PLC0415  measured: see the module
+
+    return make_node_socket(
+        config, config.node, service=service, rotation=rotating, store=store, clock=clock
+    )
+
+
+def warnings(config: AgentConfig) -> tuple[str, ...]:
+    """What an operator should not overlook in this configuration."""
+    found = []
+    if config.attestation.kind == "simulated":
+        found.append("SIMULATED machine: our evidence proves nothing")
+    if config.verification.trusted_roots:
+        found.append("roots of SIMULATED machines are trusted")
+    if config.attestation.kind == "kubernetes-token":
+        found.append("our evidence is a Kubernetes token: it says nothing about code or hardware")
+    return tuple(found)

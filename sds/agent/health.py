@@ -1,0 +1,102 @@
+"""What the agent says of its health, on every socket, and to whoever asked to be told.
+
+Owns two facts and their spreading: whether each workload's socket serves its workload (its health
+is SERVING while every identity that the workload may have, at least one, has a valid certificate),
+and whether the agent as a whole is ready (:mod:`sds.operations.readiness`). Invariants: a change is
+told once; after a change in the store only the sockets that it concerns are looked at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from sds.serving.server import set_health
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from sds.agent.sockets import Listening, WorkloadListening
+    from sds.operations.readiness import Readiness
+    from sds.secrets.store import Change, ResourceKey, SecretStore
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class HealthReporter:
+    """Follows the store, and tells what changed.
+
+    Args:
+        store: what is served.
+        people: the admin socket.
+        sockets: the workloads' sockets.
+        readiness: reads the readiness now.
+        told: called with the readiness at the start, and after each change of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: SecretStore,
+        people: Listening,
+        sockets: Sequence[WorkloadListening],
+        readiness: Callable[[], Readiness],
+        told: Callable[[Readiness], None],
+    ) -> None:
+        self._store = store
+        self._people = people
+        self._sockets = sockets
+        self._readiness = readiness
+        self._told = told
+        self._said: dict[Path, bool] = {}
+        self._last: Readiness | None = None
+        self._changed = asyncio.Event()
+        self._keys: set[ResourceKey] | None = None
+        """What changed in the store; None where anything may have."""
+
+    def look_again(self) -> None:
+        """Something else than the store changed: the policy, a socket."""
+        self._keys = None
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Tell every change until cancelled."""
+        stop = self._store.listen(self._on_change)
+        try:
+            while True:
+                self._changed.clear()
+                keys, self._keys = self._keys, set()
+                for one in self._sockets:
+                    identities = one.entitlement.current.identities
+                    if keys is None or not keys.isdisjoint(identities):
+                        served = [self._store.svid(each) is not None for each in identities]
+                        await self._say(one.listening, serving=bool(served) and all(served))
+                await self._say_ready(self._readiness())
+                await self._changed.wait()
+        finally:
+            stop()
+
+    def _on_change(self, change: Change) -> None:
+        if self._keys is not None:
+            self._keys |= change.keys
+        self._changed.set()
+
+    async def _say(self, listening: Listening, *, serving: bool) -> None:
+        if self._said.get(listening.path) is not serving:
+            self._said[listening.path] = serving
+            await set_health(listening.health, serving=serving)
+
+    async def _say_ready(self, readiness: Readiness) -> None:
+        before, self._last = self._last, readiness
+        await self._say(self._people, serving=readiness.ready)
+        if before is None or before.ready != readiness.ready:
+            words = "; ".join(readiness.lacking)
+            _LOGGER.info(
+                "ready" if readiness.ready else "not ready: %s",
+                *(() if readiness.ready else (words,)),
+                extra={"ready": readiness.ready},
+            )
+        if readiness != before:
+            self._told(readiness)

@@ -1,0 +1,253 @@
+"""Reads the living parts of an agent into plain values: its state, and its readiness.
+
+Invariant: reads only; nothing secret is copied (the model's types have no place for it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import sds
+from sds.errors import PolicyError
+from sds.identity import Identity
+from sds.operations.readiness import Readiness, agent_readiness
+from sds.operations.state import (
+    AgentState,
+    BundleState,
+    ClientState,
+    IdentityState,
+    PolicyState,
+    SubscriptionState,
+    WorkloadState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from sds.agent.sockets import WorkloadListening
+    from sds.clock import Clock, Instant
+    from sds.identity import TrustDomain
+    from sds.operations.state import PastError
+    from sds.policy.holder import PolicyHolder
+    from sds.secrets.hardening import MemoryProtection
+    from sds.secrets.rotation import IdentityStatus, Rotation
+    from sds.secrets.store import Change, SecretStore
+    from sds.serving.service import SecretService
+    from sds.serving.subscription import Watched
+    from sds.workload.entitlement import Entitlement
+
+
+class UnservedIdentities:
+    """Which identities of workloads with a socket of their own have no certificate now.
+
+    It follows the store and the policy, and looks at what changed only: a start with a thousand
+    identities asks a thousand times.
+
+    Args:
+        entitlements: what each workload may have.
+        store: what is served.
+    """
+
+    def __init__(self, entitlements: Sequence[Entitlement], store: SecretStore) -> None:
+        self._entitlements = entitlements
+        self._store = store
+        self._wanted: frozenset[Identity] = frozenset()
+        self._unserved: dict[Identity, None] = {}
+        self._look()
+        store.listen(self._on_change)
+        for one in entitlements:
+            one.listen(self._look)
+
+    @property
+    def spiffe_ids(self) -> list[str]:
+        """Their SPIFFE IDs."""
+        return [str(one.spiffe_id) for one in self._unserved]
+
+    def _look(self) -> None:
+        wanted = [each for one in self._entitlements for each in one.current.identities]
+        self._wanted = frozenset(wanted)
+        self._unserved = {one: None for one in wanted if self._store.svid(one) is None}
+
+    def _on_change(self, change: Change) -> None:
+        for key in change.keys:
+            if not isinstance(key, Identity) or key not in self._wanted:
+                continue
+            if self._store.svid(key) is None:
+                self._unserved[key] = None
+            else:
+                self._unserved.pop(key, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivingParts:
+    """What the state is read from.
+
+    Attributes:
+        unserved: identities of workloads with a socket of their own that have no certificate.
+        authority: the address in use, or those configured.
+        sockets: workloads with a socket of their own.
+        node_socket: the path of the node-wide socket; empty without one.
+        lost_sockets: paths of our sockets that are no longer ours.
+        memory: what protects it, where the protections were tried.
+        warnings: what must not be overlooked.
+        errors: the errors that were seen.
+    """
+
+    trust_domain: TrustDomain
+    started: Instant
+    clock: Clock
+    store: SecretStore
+    rotation: Rotation
+    service: SecretService
+    unserved: UnservedIdentities
+    authority: Callable[[], str]
+    sockets: Sequence[WorkloadListening] = ()
+    node_socket: str = ""
+    policy: PolicyHolder | None = None
+    memory: MemoryProtection | None = None
+    lost_sockets: Callable[[], Sequence[str]] = field(default=tuple)
+    warnings: Callable[[], Sequence[str]] = field(default=tuple)
+    errors: Callable[[], Iterable[PastError]] = field(default=tuple)
+
+    def readiness(self) -> Readiness:
+        """Whether the agent does what its configuration asks for."""
+        return agent_readiness(
+            unserved=self.unserved.spiffe_ids,
+            no_policy="" if self.policy is None else _no_policy(self.policy),
+            lost_sockets=self.lost_sockets(),
+            draining=self.service.draining is not None,
+        )
+
+    def state(self) -> AgentState:
+        """What the agent does at this moment."""
+        now = self.clock.now()
+        names = _callers(self.service)
+        return AgentState(
+            now=now.wall,
+            started=self.started.wall,
+            version=sds.__version__,
+            pid=os.getpid(),
+            trust_domain=self.trust_domain,
+            readiness=self.readiness(),
+            draining=self.service.draining is not None,
+            authority=self.authority(),
+            warnings=tuple(self.warnings()),
+            identities=tuple(
+                _identity(one, self.store, names.get(one.identity, ()))
+                for one in self.rotation.status()
+            ),
+            workloads=tuple(_workloads(self.service, self.sockets, self.node_socket)),
+            clients=tuple(_clients(self.service)),
+            bundles=tuple(
+                BundleState(
+                    trust_domain=trust_domain,
+                    version=stored.version,
+                    roots=tuple(hashlib.sha256(der).hexdigest() for der in stored.bundle.roots),
+                )
+                for trust_domain, stored in sorted(self.store.bundles().items())
+            ),
+            policy=None if self.policy is None else _policy(self.policy),
+            errors=tuple(self.errors()),
+            memory=self.memory,
+        )
+
+
+def _no_policy(holder: PolicyHolder) -> str:
+    try:
+        holder.in_force()
+    except PolicyError as error:
+        return str(error)
+    return ""
+
+
+def _policy(holder: PolicyHolder) -> PolicyState:
+    try:
+        end = holder.in_force().not_after
+    except PolicyError:
+        end = None
+    return PolicyState(
+        epoch=holder.epoch,
+        digest=holder.digest.hex() if holder.epoch else "",
+        not_after=end,
+        problem="" if holder.last_error is None else str(holder.last_error),
+    )
+
+
+def _identity(one: IdentityStatus, store: SecretStore, workloads: Iterable[str]) -> IdentityState:
+    stored = store.svid(one.identity)
+    return IdentityState(
+        spiffe_id=str(one.identity.spiffe_id),
+        dns_names=one.identity.dns_names,
+        workloads=tuple(sorted(workloads)),
+        condition=one.condition,
+        serial="" if one.serial is None else f"{one.serial:x}",
+        version="" if stored is None else stored.version,
+        not_after=one.not_after,
+        received_at=None if stored is None else stored.svid.received_at,
+        renew_at=one.renew_at,
+        rotations=one.rotations,
+        failed_attempts=one.attempts,
+        reason=one.reason,
+        message=one.message,
+    )
+
+
+def _callers(service: SecretService) -> dict[Identity, set[str]]:
+    """Names of the workloads that are connected, by identity."""
+    found: dict[Identity, set[str]] = {}
+    for hub in service.hubs():
+        for identity in hub.caller.identities:
+            found.setdefault(identity, set()).add(hub.caller.name)
+    return found
+
+
+def _workloads(
+    service: SecretService, sockets: Sequence[WorkloadListening], node_socket: str
+) -> Iterator[WorkloadState]:
+    """Every socket of the configuration, then everyone who is connected to the node's."""
+    streams = {hub.entitlement: len(hub.streams) for hub in service.hubs() if hub.streams}
+    for one in sockets:
+        yield _workload(one.entitlement, one.path, streams.pop(one.entitlement, 0))
+    for entitlement, number in streams.items():
+        yield _workload(entitlement, node_socket, number)
+
+
+def _workload(entitlement: Entitlement, socket: str, streams: int) -> WorkloadState:
+    caller = entitlement.current
+    return WorkloadState(
+        name=caller.name,
+        socket=socket,
+        spiffe_ids=tuple(str(one.spiffe_id) for one in caller.identities),
+        streams=streams,
+    )
+
+
+def _clients(service: SecretService) -> Iterator[ClientState]:
+    for hub in service.hubs():
+        for stream in hub.streams:
+            yield ClientState(
+                node=stream.node.id,
+                workload=hub.caller.name,
+                method=stream.method.value,
+                subscriptions=tuple(
+                    _subscription(watched) for watched in sorted(stream.subscription.watched())
+                ),
+            )
+
+
+def _subscription(watched: Watched) -> SubscriptionState:
+    if watched.refused is not None and watched.refused == watched.sent:
+        state = "NACKed"
+    elif watched.sent is None and watched.acked is None:
+        state = "waiting"
+    else:
+        state = "ACKed" if watched.acked == watched.sent else "sent"
+    return SubscriptionState(
+        name=watched.name,
+        version=watched.sent or watched.acked or "",
+        state=state,
+        error=watched.error if state == "NACKed" else "",
+    )

@@ -1,0 +1,69 @@
+"""Readiness: the one definition that probes, gRPC health, the service manager and people get.
+
+Owns the rule. An agent is ready when every identity that a workload with a socket of its own may
+have has a valid certificate, when a policy is in force (where one is configured), when each of its
+sockets is still the one that it opened, and while it does not drain. Invariant: a reason comes with
+every "not ready".
+
+Identities of callers of the node-wide socket do not count: one pod that the authority refuses would
+stop every roll-out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether a process does what its configuration asks for.
+
+    Attributes:
+        lacking: what is missing, in words; empty when it is ready.
+    """
+
+    lacking: tuple[str, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.lacking
+
+
+def agent_readiness(
+    *,
+    unserved: Sequence[str],
+    no_policy: str = "",
+    lost_sockets: Sequence[str] = (),
+    draining: bool = False,
+) -> Readiness:
+    """The readiness of an agent.
+
+    Args:
+        unserved: SPIFFE IDs that workloads with a socket of their own lack.
+        no_policy: why no policy is in force; empty while one is, or where none is configured.
+        lost_sockets: paths of our sockets that somebody removed or replaced.
+        draining: whether the agent is about to end.
+    """
+    lacking = []
+    if draining:
+        lacking.append("the agent is draining")
+    if no_policy:
+        lacking.append(f"no policy is in force: {no_policy}")
+    if unserved:
+        lacking.append(f"no certificate yet: {_some(unserved)}")
+    if lost_sockets:
+        lacking.append(f"somebody removed or replaced: {_some(lost_sockets)}")
+    return Readiness(tuple(lacking))
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,196 @@
+"""What an agent does at one moment: the model behind ``sds status`` and the status page.
+
+Invariant: plain values; none is secret, and none refers to a living object.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from sds.operations.readiness import Readiness
+    from sds.secrets.hardening import MemoryProtection
+
+RENEWAL_LATE: Final = 0.35
+"""Part of a life below which a renewal is late: a healthy agent renews at 0.5 to 0.6 (as the alert
+SdsRenewalLate)."""
+EXPIRING: Final = 0.15
+"""Part of a life below which new connections are about to fail (as the alert SdsSvidExpiring)."""
+
+
+class IdentityHealth(enum.StrEnum):
+    """How an identity is; the page has a word, a sign and a colour for each."""
+
+    GOOD = "good"
+    LATE = "late"
+    BAD = "bad"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdentityState:
+    """One identity.
+
+    Attributes:
+        spiffe_id: its name.
+        dns_names: its DNS names.
+        workloads: names of the workloads that may have it.
+        condition: ``valid``, ``waiting`` or ``refused``.
+        serial: of the SVID in service, in hex; empty while there is none.
+        version: of the SVID in service, as SDS tells it; empty while there is none.
+        not_after: when that expires.
+        received_at: when it came.
+        renew_at: when its renewal is due.
+        rotations: SVIDs that were taken into service.
+        failed_attempts: since the last success.
+        reason: of the last failure, a stable label; empty where the last attempt succeeded.
+        message: the same in words.
+    """
+
+    spiffe_id: str
+    dns_names: tuple[str, ...] = ()
+    workloads: tuple[str, ...] = ()
+    condition: str = "waiting"
+    serial: str = ""
+    version: str = ""
+    not_after: datetime | None = None
+    received_at: datetime | None = None
+    renew_at: datetime | None = None
+    rotations: int = 0
+    failed_attempts: int = 0
+    reason: str = ""
+    message: str = ""
+
+    def remaining(self, now: datetime) -> float:
+        """The part of its life that is left: 1 new, 0 expired or none."""
+        if self.not_after is None or self.received_at is None:
+            return 0.0
+        span = (self.not_after - self.received_at).total_seconds()
+        left = (self.not_after - now).total_seconds()
+        return max(0.0, min(1.0, left / span)) if span > 0 else 0.0
+
+    def health(self, now: datetime) -> IdentityHealth:
+        """By the life that is left; without an SVID, bad after a failure and waiting before."""
+        if self.not_after is None:
+            return IdentityHealth.BAD if self.reason else IdentityHealth.WAITING
+        left = self.remaining(now)
+        if left < EXPIRING:
+            return IdentityHealth.BAD
+        return IdentityHealth.LATE if left < RENEWAL_LATE else IdentityHealth.GOOD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionState:
+    """One name that a client subscribes to.
+
+    Attributes:
+        name: as the client asked for it.
+        version: the one last sent; empty where nothing was.
+        state: ``ACKed``, ``sent``, ``NACKed`` or ``waiting``.
+        error: the client's words where it refused.
+    """
+
+    name: str
+    version: str = ""
+    state: str = "waiting"
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientState:
+    """One open stream: its Envoy's node id, workload, call, and subscriptions."""
+
+    node: str
+    workload: str
+    method: str = ""
+    subscriptions: tuple[SubscriptionState, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadState:
+    """A workload with a socket of its own, or one that is connected to the node-wide socket.
+
+    Attributes:
+        name: the socket's name, or the caller's, such as ``namespace/pod``.
+        socket: the path of its socket.
+        spiffe_ids: what it may have.
+        streams: its open streams.
+    """
+
+    name: str
+    socket: str
+    spiffe_ids: tuple[str, ...]
+    streams: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleState:
+    """The roots of a trust domain: their SHA-256 in hex, and the version as SDS tells it."""
+
+    trust_domain: str
+    roots: tuple[str, ...]
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyState:
+    """The signed policy.
+
+    Attributes:
+        epoch: of the policy last in force; 0 before the first.
+        digest: its SHA-256 in hex; empty before the first.
+        not_after: when the policy in force expires; None while none is in force.
+        problem: why the document offered last was refused; empty where it was not.
+    """
+
+    epoch: int = 0
+    digest: str = ""
+    not_after: datetime | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastError:
+    """One error that was seen: when, about what, and the error's reason and words."""
+
+    at: datetime
+    about: str
+    reason: str
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentState:
+    """The whole agent.
+
+    Attributes:
+        warnings: what must not be overlooked: simulated evidence, memory that is not locked.
+        authority: the address in use, or those configured.
+        memory: what protects the memory with keys, where the protections were tried.
+    """
+
+    now: datetime
+    started: datetime
+    version: str
+    pid: int
+    trust_domain: str
+    readiness: Readiness
+    draining: bool
+    authority: str
+    warnings: tuple[str, ...] = ()
+    identities: tuple[IdentityState, ...] = ()
+    workloads: tuple[WorkloadState, ...] = ()
+    clients: tuple[ClientState, ...] = ()
+    bundles: tuple[BundleState, ...] = ()
+    policy: PolicyState | None = None
+    errors: tuple[PastError, ...] = ()
+    memory: MemoryProtection | None = None
+
+    @property
+    def uptime(self) -> timedelta:
+        """How long the agent has run."""
+        return self.now - self.started

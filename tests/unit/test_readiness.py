@@ -1,0 +1,105 @@
+"""One definition of readiness, and what tells it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.agent.snapshot import UnservedIdentities
+from sds.agent.socket_guard import PERIOD_SECONDS, SocketGuard
+from sds.operations.notify import readiness_notifier
+from sds.operations.readiness import Readiness, agent_readiness
+from sds.secrets.store import SecretStore
+from sds.workload.entitlement import Caller, Entitlement
+from tests.support.clock import FakeClock
+from tests.support.serving import API, WEB, svid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WHOLE = "spiffe://example.org/web"
+
+
+@pytest.mark.parametrize(
+    ("lacks", "said"),
+    [
+        ({}, ()),
+        ({"unserved": [WHOLE]}, (f"no certificate yet: {WHOLE}",)),
+        ({"unserved": list("abcde")}, ("no certificate yet: a, b, c and 2 more",)),
+        ({"no_policy": "it expired"}, ("no policy is in force: it expired",)),
+        ({"lost_sockets": ["/x"]}, ("somebody removed or replaced: /x",)),
+        ({"draining": True}, ("the agent is draining",)),
+    ],
+)
+def test_everything_that_is_missing_is_said(
+    lacks: dict[str, list[str]], said: tuple[str, ...]
+) -> None:
+    found = agent_readiness(**{"unserved": [], **lacks})  # type: ignore[arg-type]
+    assert found.lacking == said
+    assert found.ready is (not said)
+
+
+def test_identities_are_followed_through_loss_and_policy() -> None:
+    store = SecretStore()
+    callers = [Caller(name="a", selectors=frozenset(), identities=(one,)) for one in (WEB, API)]
+    entitlements = [Entitlement(caller) for caller in callers]
+    unserved = UnservedIdentities(entitlements, store)
+    assert len(unserved.spiffe_ids) == 2
+    store.put_svid(svid(WEB))
+    assert unserved.spiffe_ids == [str(API.spiffe_id)]
+    store.put_svid(svid(API))
+    assert unserved.spiffe_ids == []
+    store.withdraw_svid(WEB)
+    assert unserved.spiffe_ids == [str(WEB.spiffe_id)]
+    entitlements[0].replace(Caller(name="a", selectors=frozenset(), identities=()))
+    assert unserved.spiffe_ids == []
+
+
+async def test_a_socket_that_somebody_replaces_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    ours = socket.socket(socket.AF_UNIX)
+    ours.bind(str(path))
+    clock = FakeClock()
+    guard = SocketGuard(clock=clock)
+    guard.add(path)
+    changes: list[tuple[str, ...]] = []
+    running = asyncio.create_task(guard.run(lambda: changes.append(guard.lost)))
+    await clock.advance(PERIOD_SECONDS)
+    assert changes == []
+    kept = tmp_path / "kept"
+    path.rename(kept)
+    theirs = socket.socket(socket.AF_UNIX)
+    theirs.bind(str(path))
+    await clock.advance(PERIOD_SECONDS)
+    assert changes == [(str(path),)]
+    kept.rename(path)
+    await clock.advance(PERIOD_SECONDS)
+    assert changes == [(str(path),), ()]
+    running.cancel()
+    ours.close()
+    theirs.close()
+
+
+def test_the_service_manager_hears_ready_once_and_every_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        told = readiness_notifier()
+        told(Readiness(("no certificate yet: a\nREADY=1",)))
+        told(Readiness())
+        told(Readiness(("the agent is draining",)))
+        told(Readiness())
+        heard = [manager.recv(200).decode() for _ in range(4)]
+    assert heard == [
+        "STATUS=not ready: no certificate yet: a READY=1",
+        "READY=1\nSTATUS=ready",
+        "STATUS=not ready: the agent is draining",
+        "STATUS=ready",
+    ]

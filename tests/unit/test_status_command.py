@@ -1,0 +1,107 @@
+"""``sds status`` in text and JSON, from messages that an agent could send."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import TYPE_CHECKING
+
+from sds._proto.sds.workload.v1 import whoami_pb2
+from sds.agent.admin import encode
+from sds.commands.plain import plain
+from sds.commands.status import lines
+from sds.operations.readiness import Readiness
+from sds.operations.state import AgentState, IdentityState, PolicyState, WorkloadState
+
+if TYPE_CHECKING:
+    from typing import Any
+
+NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
+
+
+def spiffe_id(number: int) -> str:
+    return f"spiffe://a-rather-long-trust-domain.example/ns/production/sa/workload-{number}"
+
+
+def state(**changes: Any) -> AgentState:
+    given: dict[str, Any] = {
+        "now": NOW,
+        "started": NOW - dt.timedelta(hours=1),
+        "version": "1",
+        "pid": 7,
+        "trust_domain": "example.org",
+        "readiness": Readiness(),
+        "draining": False,
+        "authority": "ca:1",
+    }
+    return AgentState(**(given | changes))
+
+
+def text(shown: AgentState) -> list[str]:
+    return [line.plain for line in lines(encode(shown))]
+
+
+def waiting(number: int, message: str) -> IdentityState:
+    return IdentityState(
+        spiffe_id=spiffe_id(number), failed_attempts=number, reason="x", message=message
+    )
+
+
+def test_equal_errors_are_one_line_though_they_name_the_identity() -> None:
+    many = tuple(waiting(n, f"no answer for {spiffe_id(n)}") for n in range(1, 251))
+    shown = text(state(identities=many, readiness=Readiness(("no certificate yet: a",))))
+    assert len(shown) < 260
+    assert "250 identities: 250 attempts failed: no answer for SPIFFE ID [x]" in shown
+    assert "not ready: no certificate yet: a" in shown
+
+
+def test_kinds_of_errors_are_bounded() -> None:
+    many = tuple(waiting(n, f"error {n}") for n in range(50))
+    shown = text(state(identities=many))
+    assert len([line for line in shown if "[x]" in line]) == 10
+    assert "40 more kinds of errors: --output json shows all" in shown
+
+
+def test_nothing_is_folded_and_the_spiffe_id_is_last() -> None:
+    shown = text(state(identities=tuple(waiting(n, "") for n in range(3))))
+    (title,) = [line for line in shown if line.startswith("STATE")]
+    assert title.endswith("SPIFFE ID")
+    for number in range(3):
+        (line,) = [line for line in shown if line.endswith(spiffe_id(number))]
+        assert line.index(spiffe_id(number)) == title.index("SPIFFE ID")
+
+
+def test_streams_of_the_node_wide_socket_count() -> None:
+    one = IdentityState(spiffe_id="spiffe://example.org/pod", condition="valid")
+    pods = tuple(
+        WorkloadState(
+            name=f"shop/pod-{n}", socket="/n", spiffe_ids=("spiffe://example.org/pod",), streams=2
+        )
+        for n in range(3)
+    )
+    (line,) = [
+        line for line in text(state(identities=(one,), workloads=pods)) if line.endswith("/pod")
+    ]
+    assert line.split()[4:] == ["6", "-", "shop/pod-0", "+2", "spiffe://example.org/pod"]
+
+
+def test_a_policy_in_force_is_a_fact_and_no_warning() -> None:
+    policy = PolicyState(epoch=2, digest="ab" * 32, not_after=NOW + dt.timedelta(days=1))
+    message = encode(state(policy=policy))
+    (line,) = [line for line in lines(message) if "epoch 2" in line.plain]
+    assert str(line.style) == ""
+    assert not message.notices
+    none = text(state(policy=PolicyState(problem="the epoch is 1")))
+    assert "policy: none in force" in none
+    assert "policy refused: the epoch is 1" in none
+
+
+def test_json_has_numbers_as_numbers_at_every_depth() -> None:
+    found = plain(encode(state(identities=(waiting(3, "m"),), policy=PolicyState(epoch=2**40))))
+    assert found["identities"][0]["failed_attempts"] == 3
+    assert found["policy"]["epoch"] == 2**40
+    answer = whoami_pb2.DescribeResponse(
+        pid=5, identities=[whoami_pb2.GrantedIdentity(spiffe_id="a", lifetime_seconds=60)]
+    )
+    assert '"5"' not in json.dumps(plain(answer))
+    assert plain(answer)["identities"][0]["lifetime_seconds"] == 60
