@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.identity import SpiffeId, TrustDomain
 from sds.policy.keeping import Keeping, offer, split
+from sds.policy.nodes import RequestedCertificate
 from sds.policy.signature import MAX_SIGNED_BYTES, SignedPolicy
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
@@ -103,15 +104,14 @@ def measure(signed: bytes, signatory: Any, identities: int, queue: Any) -> None:
         else frozenset({Selector("k8s:ns", "n0"), Selector("k8s:sa", "w0")})
     )
     dns = (f"w{42 % identities}.n{42 % identities % 100}.svc",)
+    asked = RequestedCertificate(spiffe_id=two, dns_names=dns, lifetime=timedelta(hours=1))
     assert decisions.may_talk(one, two)
     assert identities == 1 or not decisions.may_talk(one, three)
     assert decisions.recognise(facts).identities
     questions = {
         "may A talk to B: yes": lambda: decisions.may_talk(one, two),
         "may A talk to C: no": lambda: decisions.may_talk(one, three),
-        "may this node have this name": lambda: decisions.authorize(
-            claims, spiffe_id=two, dns_names=dns, lifetime=timedelta(hours=1)
-        ),
+        "may this node have this name": lambda: decisions.permit(claims, asked),
         "who is this caller": lambda: decisions.recognise(facts),
         "inbound context": lambda: decisions.inbound(two),
         "outbound context": lambda: decisions.outbound(one, str(two)),

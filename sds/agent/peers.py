@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyNotInForceError
 from sds.identity import TrustDomain
-from sds.policy.pattern import format_spiffe_pattern, spiffe_regex
+from sds.rules.pattern import format_spiffe_pattern, spiffe_regex
 from sds.serving.peers import PeerContext, SanMatcher
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sds.policy.decision import Decisions
     from sds.policy.holder import PolicyHolder
-    from sds.policy.pattern import Glob
+    from sds.rules.glob import Glob
     from sds.workload.entitlement import Caller
 
 _MAX_REMEMBERED: Final = 10_000

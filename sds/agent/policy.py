@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sds.federation.refresh import Federation
     from sds.identity import Identity
     from sds.policy.decision import Decisions
-    from sds.policy.document import FederatedDomain
+    from sds.policy.federated import FederatedDomain
     from sds.policy.settings import PolicySettings
     from sds.policy.trust import AdmittedPolicy
     from sds.policy.watcher import PolicyWatcher

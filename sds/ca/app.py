@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sds.attestation.evidence import Attester, Verifier
-    from sds.ca.decision import IssuancePolicy
+    from sds.ca.issuance import IssuancePolicy
     from sds.ca.journal import Journal
     from sds.ca.signers import SignerSource
     from sds.ca.tls import TlsIdentity

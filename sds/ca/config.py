@@ -9,34 +9,37 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.authority.settings import AuthoritySection  # noqa: TC001  pydantic reads it at run time
-from sds.ca.decision import ConfiguredRules, Rule
+from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads it at run time
+from sds.ca.longest_lifetime import longest_lifetime
 from sds.ca.server import Limits
 from sds.identity import KeyType
 from sds.operations.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
 from sds.operations.http import MetricsSection  # noqa: TC001  pydantic reads it at run time
-from sds.policy.pattern import Glob, parse_dns_pattern, parse_spiffe_pattern
+from sds.policy.fields import Measurement  # noqa: TC001  as above
+from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleSet
+from sds.policy.ruleset import Limits as RuleLimits
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
+from sds.rules.pattern import format_spiffe_pattern
 from sds.settings.fields import (
     DnsNameField,
+    DnsPattern,
     Duration,
     PathField,
     Settings,
     Size,
+    SpiffePattern,
     TrustDomainField,
-    text_field,
 )
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4
 """A root lives at least this many of the longest leaves: it is renewed at half of its life, and the
 next one stands in the bundle for a leaf's life before it signs."""
-_LONGEST_BY_POLICY = timedelta(days=1)
-"""Nonces live at most this long where a policy decides; it may grant more to certificates."""
 
 
 def _signing_key(key_type: KeyType) -> KeyType:
@@ -45,9 +48,6 @@ def _signing_key(key_type: KeyType) -> KeyType:
     return key_type
 
 
-SpiffePattern = Annotated[Glob, PlainValidator(text_field(parse_spiffe_pattern))]
-DnsPattern = Annotated[Glob, PlainValidator(text_field(parse_dns_pattern))]
-Measurement = Annotated[str, Field(pattern=r"^([0-9a-f]{96}|[0-9a-f]{64})$")]
 SigningKey = Annotated[KeyType, AfterValidator(_signing_key)]
 
 
@@ -155,15 +155,31 @@ class IdentitySection(Settings):
             raise ValueError("give spiffe_ids, signing or both: this rule grants nothing")
         return self
 
-    def rule(self) -> Rule:
-        """As the decision takes it."""
-        return Rule(
-            measurement=self.measurement,
-            spiffe_ids=tuple(self.spiffe_ids),
-            dns_names=tuple(self.dns_names),
-            max_lifetime=self.max_lifetime,
-            key_types=frozenset(self.key_types),
-            signing_path_length=self.signing.path_length if self.signing else None,
+    def group(self, number: int) -> NodeGroup:
+        """The same as an entry under ``nodes:`` of a policy."""
+        grants = (
+            [
+                Grant(
+                    spiffe_ids=self.spiffe_ids,
+                    dns_names=self.dns_names,
+                    max_lifetime=self.max_lifetime,
+                    key_types=self.key_types,
+                )
+            ]
+            if self.spiffe_ids
+            else []
+        )
+        return NodeGroup(
+            name=f"identities.{number}",
+            measurements=[self.measurement],
+            grants=grants,
+            authority=AuthorityGrant(
+                path_length=self.signing.path_length,
+                max_lifetime=self.max_lifetime,
+                key_types=self.key_types,
+            )
+            if self.signing
+            else None,
         )
 
 
@@ -235,10 +251,11 @@ class AuthorityConfig(Settings):
     @property
     def max_lifetime(self) -> timedelta:
         """Of the longest leaf."""
-        lifetimes = [rule.max_lifetime for rule in self.identities if rule.spiffe_ids]
-        if self.kubernetes is not None:
-            lifetimes.append(self.kubernetes.max_lifetime)
-        return max(lifetimes, default=_LONGEST_BY_POLICY if self.policy else timedelta(hours=1))
+        return longest_lifetime(
+            self.rules(),
+            tokens=None if self.kubernetes is None else self.kubernetes.max_lifetime,
+            signed_policy=self.policy is not None,
+        )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -253,6 +270,13 @@ class AuthorityConfig(Settings):
             )
         if self.policy is not None and self.identities:
             raise ValueError("give policy or identities, not both: one decides")
+        for number, section in enumerate(self.identities):
+            for glob in section.spiffe_ids:
+                if glob.parts[0] != self.trust_domain:
+                    raise ValueError(
+                        f"identities[{number}]: {format_spiffe_pattern(glob)} is not in "
+                        f"{self.trust_domain}, the only trust domain that this authority signs for"
+                    )
         shortest = _LEAVES_IN_A_ROOT * self.max_lifetime
         if isinstance(self.signer, SelfSignedSection) and self.signer.lifetime < shortest:
             raise ValueError(
@@ -261,6 +285,19 @@ class AuthorityConfig(Settings):
             )
         return self
 
-    def rules(self) -> ConfiguredRules:
+    def rules(self) -> RuleSet:
+        """The rules of this file, as an unsigned policy's."""
+        return RuleSet(
+            trust_domain=self.trust_domain,
+            nodes=[section.group(number) for number, section in enumerate(self.identities)],
+            limits=RuleLimits(
+                max_lifetime=max(
+                    (section.max_lifetime for section in self.identities),
+                    default=timedelta(hours=1),
+                )
+            ),
+        )
+
+    def issuance(self) -> ConfiguredIssuance:
         """The decision that this file makes."""
-        return ConfiguredRules(rules=tuple(section.rule() for section in self.identities))
+        return ConfiguredIssuance.by(self.rules())

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.csr import parse_attested_csr
 from sds.attestation.evidence import item_digest
-from sds.ca.decision import Wish
 from sds.ca.issuer import issue
 from sds.ca.journal import ISSUED
 from sds.errors import RefusedError, SdsError
@@ -29,13 +28,14 @@ from sds.exchange.challenge import (
 )
 from sds.identity import SpiffeId, TrustDomain, parse_dns_name
 from sds.pki import certificate_der, csr_public_key, key_type_of, spki_sha256
+from sds.policy.nodes import RequestedCertificate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
     from sds.attestation.evidence import Claims, Evidence, Verifier
-    from sds.ca.decision import IssuancePolicy
+    from sds.ca.issuance import IssuancePolicy
     from sds.ca.issuer import Signer
     from sds.ca.journal import Journal
     from sds.clock import Clock
@@ -239,14 +239,14 @@ class Desk:
             peer=peer,
         )
         try:
-            wish = self._wish(
+            wanted = self._wanted(
                 key=csr.public_key,
                 spiffe_id=str(csr.spiffe_id),
                 dns_names=csr.dns_names,
                 lifetime=request.lifetime_seconds,
                 signing=False,
             )
-            return accepted, self._decide(accepted, wish, csr.public_key, now)
+            return accepted, self._decide(accepted, wanted, csr.public_key, now)
         except SdsError as error:
             return accepted, self._refuse(accepted, str(csr.spiffe_id), error, now)
 
@@ -271,18 +271,18 @@ class Desk:
         now = self._clock.now().wall
         try:
             key = csr_public_key(item.csr)
-            wish = self._wish(
+            wanted = self._wanted(
                 key=key,
                 spiffe_id=item.spiffe_id,
                 dns_names=item.dns_names,
                 lifetime=item.lifetime_seconds,
                 signing=item.signing,
             )
-            return self._decide(accepted, wish, key, now)
+            return self._decide(accepted, wanted, key, now)
         except SdsError as error:
             return self._refuse(accepted, item.spiffe_id[:300], error, now)
 
-    def _wish(
+    def _wanted(
         self,
         *,
         key: PublicKey,
@@ -290,7 +290,7 @@ class Desk:
         dns_names: Sequence[str],
         lifetime: int,
         signing: bool,
-    ) -> Wish:
+    ) -> RequestedCertificate:
         parsed = SpiffeId.parse(spiffe_id)
         if parsed.trust_domain != self._trust_domain:
             raise RefusedError(
@@ -306,7 +306,7 @@ class Desk:
             raise RefusedError(
                 "a lifetime of zero seconds was asked for", reason="lifetime_not_allowed"
             )
-        return Wish(
+        return RequestedCertificate(
             spiffe_id=parsed,
             dns_names=tuple(sorted({parse_dns_name(name) for name in dns_names})),
             lifetime=timedelta(seconds=lifetime),
@@ -315,20 +315,20 @@ class Desk:
         )
 
     def _decide(
-        self, accepted: Accepted, wish: Wish, key: PublicKey, now: datetime
+        self, accepted: Accepted, wanted: RequestedCertificate, key: PublicKey, now: datetime
     ) -> ca_pb2.ItemResult:
-        grant = self._policy.decide(accepted.claims, wish, now=now)
+        permit = self._policy.decide(accepted.claims, wanted, now=now)
         certificate = issue(
             accepted.signer,
-            wish=wish,
-            grant=grant,
+            wanted=wanted,
+            permit=permit,
             public_key=key,
             now=now,
             backdate=self._backdate,
         )
         self._journal.append(
             at=now,
-            identity=str(wish.spiffe_id),
+            identity=str(wanted.spiffe_id),
             reason=ISSUED,
             policy_epoch=self._policy.epoch,
             evidence=accepted.evidence,

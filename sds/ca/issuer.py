@@ -1,4 +1,4 @@
-"""What certificate an item gets: pure, from a signer, a grant and a key.
+"""What certificate an item gets: pure, from a signer, a permit and a key.
 
 Owns the profile of our certificates: X.509-SVID for workloads (sections 2 to 4), RFC 5280 for
 authorities. Invariants: a certificate never outlives any certificate above it and never starts
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives import hashes
 
-    from sds.ca.decision import Grant, Wish
     from sds.pki import PrivateKey, PublicKey
+    from sds.policy.nodes import Permit, RequestedCertificate
 
 _SERIAL_BITS: Final = 159
 """RFC 5280, section 4.1.2.2: at most 20 octets and positive."""
@@ -142,18 +142,18 @@ def self_sign(
 def issue(
     signer: Signer,
     *,
-    wish: Wish,
-    grant: Grant,
+    wanted: RequestedCertificate,
+    permit: Permit,
     public_key: PublicKey,
     now: datetime,
     backdate: timedelta,
 ) -> x509.Certificate:
-    """Sign the certificate that ``grant`` allows of ``wish``.
+    """Sign the certificate that ``permit`` allows of ``wanted``.
 
     Args:
         signer: who signs.
-        wish: the names.
-        grant: lifetime and, for an authority's certificate, path length.
+        wanted: the names.
+        permit: lifetime and, for an authority's certificate, path length.
         public_key: the CSR's.
         now: the lifetime counts from here.
         backdate: how long before ``now`` it is valid already, for clocks that are behind.
@@ -163,16 +163,16 @@ def issue(
         RefusedError: ``signing_not_allowed``: the signer's path length allows no authority below
             it.
     """
-    not_before, not_after = validity(signer, lifetime=grant.lifetime, now=now, backdate=backdate)
-    if grant.path_length is not None:
+    not_before, not_after = validity(signer, lifetime=permit.lifetime, now=now, backdate=backdate)
+    if permit.path_length is not None:
         builder = _authority_builder(
             subject=authority_name(public_key),
-            trust_domain=wish.spiffe_id.trust_domain,
+            trust_domain=wanted.spiffe_id.trust_domain,
             public_key=public_key,
-            path_length=path_length_below(signer, grant.path_length),
+            path_length=path_length_below(signer, permit.path_length),
         )
     else:
-        builder = _leaf_builder(wish, public_key)
+        builder = _leaf_builder(wanted, public_key)
     return (
         builder.issuer_name(signer.certificate.subject)
         .not_valid_before(not_before)
@@ -247,9 +247,9 @@ def _builder(subject: x509.Name, public_key: PublicKey) -> x509.CertificateBuild
     )
 
 
-def _leaf_builder(wish: Wish, public_key: PublicKey) -> x509.CertificateBuilder:
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(wish.spiffe_id))]
-    names.extend(map(x509.DNSName, wish.dns_names))
+def _leaf_builder(wanted: RequestedCertificate, public_key: PublicKey) -> x509.CertificateBuilder:
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(wanted.spiffe_id))]
+    names.extend(map(x509.DNSName, wanted.dns_names))
     usage = _LEAF_USAGE_RSA if isinstance(public_key, rsa.RSAPublicKey) else _LEAF_USAGE
     return (
         _builder(_NO_NAME, public_key)

@@ -22,9 +22,10 @@ from pydantic import AfterValidator, Field
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.attestation.kubernetes.token import JwksKeys, KubernetesTokenVerifier, TokenRules
-from sds.ca.decision import Grant, IssuancePolicy, Wish
 from sds.errors import EvidenceMalformedError, KubernetesError, RefusedError
-from sds.policy.pattern import dns_parts, parse_dns_pattern
+from sds.policy.nodes import Permit, RequestedCertificate
+from sds.rules.pattern import dns_parts, parse_dns_pattern
+from sds.rules.template import check_template, fill
 from sds.settings.fields import Duration, PathField, Settings
 from sds.workload.kubernetes.scheduled import PODS_PATH, ScheduledPods
 from sds.workload.kubernetes.settings import ServerSettings, api_server
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.attestation.evidence import ReportData, Verifier
+    from sds.ca.issuance import IssuancePolicy
     from sds.clock import Clock
     from sds.identity import TrustDomain
     from sds.workload.kubernetes.api import ApiClient
@@ -47,12 +49,7 @@ _KNOWN: Final = ("namespace", "service_account", "trust_domain")
 
 
 def _template(text: str) -> str:
-    try:
-        text.format_map(dict.fromkeys(_KNOWN, "x"))
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        known = ", ".join(f"{{{name}}}" for name in _KNOWN)
-        raise ValueError(f"a template with {known} and nothing else is expected") from error
-    return text
+    return check_template(text, known=_KNOWN)
 
 
 Template = Annotated[str, AfterValidator(_template)]
@@ -130,7 +127,7 @@ class NodeRules:
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
         self.others.admit(digest=digest, epoch=epoch, document=document)
 
-    def decide(self, claims: Claims, wish: Wish, *, now: datetime) -> Grant:
+    def decide(self, claims: Claims, wanted: RequestedCertificate, *, now: datetime) -> Permit:
         """Grant an identity of a pod on the token's node. In this order:
 
         1. the pods were read once; 2. the pod that asks runs on the node that its token names;
@@ -141,7 +138,7 @@ class NodeRules:
             RefusedError: a subclass that names what is not allowed.
         """  # noqa: D415  a list follows
         if claims.kind is not EvidenceKind.KUBERNETES_TOKEN:
-            return self.others.decide(claims, wish, now=now)
+            return self.others.decide(claims, wanted, now=now)
         node, facts = claims.measurement, claims.attributes
         if not self.synced.is_set():  # 1
             raise RefusedError("the cluster's pods are not known yet", reason="authority_not_ready")
@@ -151,51 +148,51 @@ class NodeRules:
                 reason="pod_not_on_node",
             )
         account = f"{facts['namespace']}/{facts['service_account']}"
-        if wish.signing != (account in self.section.authorities):  # 3
+        if wanted.signing != (account in self.section.authorities):  # 3
             raise RefusedError(
                 f"the service account {account} "
-                + ("may not be an authority" if wish.signing else "is an authority's"),
+                + ("may not be an authority" if wanted.signing else "is an authority's"),
                 reason="signing_not_allowed",
             )
-        if wish.signing:
-            return self._signing(wish)
-        namespaces = {
-            namespace
+        if wanted.signing:
+            return self._signing(wanted)
+        accounts = [
+            (namespace, name)
             for namespace, name in self.pods.accounts(node)
-            if self._fill(self.section.spiffe_id, namespace, name) == str(wish.spiffe_id)
-        }
-        if not namespaces:  # 4
+            if self._fill(self.section.spiffe_id, namespace, name) == str(wanted.spiffe_id)
+        ]
+        if not accounts:  # 4
             raise RefusedError(
-                f"no pod on node {node} has the identity {wish.spiffe_id}", reason="pod_not_on_node"
+                f"no pod on node {node} has the identity {wanted.spiffe_id}",
+                reason="pod_not_on_node",
             )
         patterns = [
-            parse_dns_pattern(self._fill(template, namespace, ""))
+            parse_dns_pattern(self._fill(template, namespace, name))
             for template in self.section.dns_names
-            for namespace in namespaces
+            for namespace, name in accounts
         ]
-        for name in wish.dns_names:  # 5
+        for name in wanted.dns_names:  # 5
             if not any(pattern.matches(dns_parts(name)) for pattern in patterns):
                 raise RefusedError(
-                    f"{wish.spiffe_id} may not have the DNS name {name!r}",
+                    f"{wanted.spiffe_id} may not have the DNS name {name!r}",
                     reason="dns_name_not_allowed",
                 )
-        return Grant(lifetime=min(wish.lifetime, self.section.max_lifetime))
+        return Permit(lifetime=min(wanted.lifetime, self.section.max_lifetime))
 
-    def _signing(self, wish: Wish) -> Grant:
-        if wish.spiffe_id.path or wish.dns_names:
+    def _signing(self, wanted: RequestedCertificate) -> Permit:
+        if wanted.spiffe_id.path or wanted.dns_names:
             raise RefusedError(
-                f"an authority is not called {wish.spiffe_id}", reason="signing_not_allowed"
+                f"an authority is not called {wanted.spiffe_id}", reason="signing_not_allowed"
             )
-        return Grant(lifetime=wish.lifetime, path_length=0)
+        return Permit(lifetime=wanted.lifetime, path_length=0)
 
     def _fill(self, template: str, namespace: str, account: str) -> str:
-        return template.format_map(
-            {
-                "trust_domain": self.trust_domain,
-                "namespace": namespace,
-                "service_account": account,
-            }
-        )
+        values = {
+            "trust_domain": self.trust_domain,
+            "namespace": namespace,
+            "service_account": account,
+        }
+        return fill(template, values.__getitem__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from sds.attestation.evidence import Attester, Verifier
-    from sds.ca.decision import IssuancePolicy
+    from sds.ca.issuance import IssuancePolicy
     from sds.ca.signers import SignerSource
     from sds.policy.reload import PolicyFiles
 
@@ -152,7 +152,7 @@ def _policy(
     config: AuthorityConfig, clock: Clock, observer: AuthorityObserver
 ) -> tuple[PolicyFiles | None, IssuancePolicy, Verifier]:
     if config.policy is None:
-        return None, config.rules(), config.verification.verifier()
+        return None, config.issuance(), config.verification.verifier()
     # Loaded when used: 8 MB that an authority without a signed policy shall not hold.
     from sds.ca.signed_policy import SignedIssuancePolicy  # noqa: PLC0415
     from sds.policy.holder import PolicyHolder  # noqa: PLC0415

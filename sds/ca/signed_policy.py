@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sds.ca.decision import Grant
 from sds.errors import PolicyError, RefusedError
 from sds.policy.standing import Standing, standing
 from sds.policy.trust import Epoch
@@ -18,12 +17,12 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.attestation.evidence import Claims
-    from sds.ca.decision import Wish
     from sds.policy.holder import PolicyHolder
+    from sds.policy.nodes import Permit, RequestedCertificate
 
 
 class SignedIssuancePolicy:
-    """Implements :class:`sds.ca.decision.IssuancePolicy` from a :class:`PolicyHolder`."""
+    """Implements :class:`sds.ca.issuance.IssuancePolicy` from a :class:`PolicyHolder`."""
 
     def __init__(self, holder: PolicyHolder) -> None:
         """``holder`` is shared with whoever reloads files into it."""
@@ -84,32 +83,15 @@ class SignedIssuancePolicy:
                     reason="policy_epoch_conflict",
                 )
 
-    def decide(self, claims: Claims, wish: Wish, *, now: datetime) -> Grant:
-        """Grant what the policy in force grants to nodes with these claims.
+    def decide(self, claims: Claims, wanted: RequestedCertificate, *, now: datetime) -> Permit:
+        """Permit what the policy in force grants to nodes with these claims.
 
         Raises:
             PolicyNotInForceError: ``policy_expired``: the policy is over.
-            RefusedError: a subclass that names what is not allowed.
+            RefusedError: its reason names what is not allowed.
         """
         del now  # the holder reads the same clock as the desk
-        decisions = self._holder.in_force().decisions
-        if wish.signing:
-            if wish.spiffe_id.path:
-                raise RefusedError(
-                    f"{wish.spiffe_id} is no authority's name", reason="signing_not_allowed"
-                )
-            permit = decisions.authorize_signing(
-                claims, lifetime=wish.lifetime, key_type=wish.key_type
-            )
-            return Grant(lifetime=permit.lifetime, path_length=permit.path_length)
-        permit = decisions.authorize(
-            claims,
-            spiffe_id=wish.spiffe_id,
-            dns_names=wish.dns_names,
-            lifetime=wish.lifetime,
-            key_type=wish.key_type,
-        )
-        return Grant(lifetime=permit.lifetime)
+        return self._holder.in_force().decisions.permit(claims, wanted)
 
     def _standing(self, peer: Epoch) -> Standing:
         return standing(Epoch(number=self.epoch, digest=self.digest), peer)

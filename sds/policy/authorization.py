@@ -13,7 +13,7 @@ matches where
   authority writes one of its own names first and one of ours second (measured on Envoy 1.36 and
   1.40: 200 without, 403 with the CEL condition
   ``connection.uri_san_peer_certificate.startsWith("spiffe://<trust domain>/")``);
-* one of its principals matches a URI SAN (:func:`sds.policy.pattern.spiffe_regex`);
+* one of its principals matches a URI SAN (:func:`sds.rules.pattern.spiffe_regex`);
 * one of its requests matches, or it has none.
 
 ``shadow`` says the same of what is counted but not denied; None where nothing is.
@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.identity import SpiffeId
-    from sds.policy.decision import Decisions, Terms
-    from sds.policy.pattern import Glob
+    from sds.policy.allow import Terms
+    from sds.policy.decision import Decisions
     from sds.policy.requests import RequestPattern
     from sds.policy.trust import Policy
+    from sds.rules.glob import Glob
 
 _NAME_LENGTH: Final = 80
 

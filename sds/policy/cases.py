@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.errors import RefusedError
 from sds.policy.decision import Decisions
-from sds.policy.document import (  # noqa: TC001  pydantic reads annotations at run time
+from sds.policy.nodes import RequestedCertificate
+from sds.settings.fields import (  # noqa: TC001  pydantic reads annotations at run time
     Duration,
     SpiffeIdField,
 )
@@ -40,7 +41,7 @@ class Node(_Model):
     attributes: dict[str, str] = {}
 
 
-class Wish(_Model):
+class AskedCertificate(_Model):
     """A certificate that a node asks for."""
 
     spiffe_id: SpiffeIdField
@@ -71,7 +72,7 @@ class Case(_Model):
     identities: list[SpiffeIdField] | None = None
     dns_names: list[str] | None = None
     node: Node | None = None
-    asks: Wish | None = None
+    asks: AskedCertificate | None = None
     from_: Annotated[SpiffeIdField | None, Field(alias="from")] = None
     to: str | None = None
     expect: Literal["allowed", "refused"] | None = None
@@ -123,16 +124,18 @@ def _decide(decisions: Decisions, case: Case) -> tuple[str, str]:
     if case.node is not None and case.asks is not None:
         found = "allowed"
         try:
-            decisions.authorize(
+            decisions.permit(
                 Claims(
                     kind=case.node.kind,
                     measurement=case.node.measurement,
                     simulated=False,
                     attributes=case.node.attributes,
                 ),
-                spiffe_id=case.asks.spiffe_id,
-                dns_names=case.asks.dns_names,
-                lifetime=case.asks.lifetime,
+                RequestedCertificate(
+                    spiffe_id=case.asks.spiffe_id,
+                    dns_names=tuple(case.asks.dns_names),
+                    lifetime=case.asks.lifetime,
+                ),
             )
         except RefusedError:
             found = "refused"

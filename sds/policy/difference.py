@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sds.policy.pattern import format_spiffe_pattern
+from sds.rules.pattern import format_spiffe_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import RefusedError
-from sds.policy.decision import Decisions, describe_dns
-from sds.policy.document import format_duration
-from sds.policy.pattern import format_spiffe_pattern, spiffe_parts
+from sds.policy.decision import Decisions
+from sds.policy.nodes import RequestedCertificate, describe_dns
+from sds.rules.duration import format_duration
+from sds.rules.glob import text_matches
+from sds.rules.pattern import format_spiffe_pattern, spiffe_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
     from sds.attestation.evidence import Claims
     from sds.identity import SpiffeId
-    from sds.policy.document import AllowRule, PolicyDocument
-    from sds.policy.pattern import Glob
+    from sds.policy.document import PolicyDocument
+    from sds.policy.ruleset import AllowRule
+    from sds.rules.glob import Glob
     from sds.workload.facts import Facts
 
 _NEAREST: Final = 5
@@ -116,8 +119,9 @@ def explain_node(
     """Whether a node with these claims may ask for a certificate."""
     question = f"may a node with {claims.kind} measurement {claims.measurement} ask for {wanted}?"
     try:
-        permit = Decisions(document).authorize(
-            claims, spiffe_id=wanted, dns_names=dns_names, lifetime=lifetime
+        permit = Decisions(document).permit(
+            claims,
+            RequestedCertificate(spiffe_id=wanted, dns_names=tuple(dns_names), lifetime=lifetime),
         )
     except RefusedError as error:
         near = [
@@ -139,7 +143,7 @@ def _near_rules(document: PolicyDocument, facts: Facts) -> list[str]:
             f"{values if isinstance(values, str) else ' or '.join(values)}"
             for kind, values in rule.match.items()
             if not any(
-                value.startswith(one[:-1]) if one.endswith("*") else value == one
+                text_matches(one, value)
                 for one in ([values] if isinstance(values, str) else values)
                 for value in facts.values(kind)
             )

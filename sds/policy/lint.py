@@ -9,13 +9,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from sds.policy.pattern import Glob, GlobIndex, format_spiffe_pattern
+from sds.rules.glob import Glob, GlobIndex
+from sds.rules.pattern import format_spiffe_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from sds.policy.document import AllowRule, PolicyDocument
+    from sds.policy.document import PolicyDocument
+    from sds.policy.ruleset import AllowRule
 
 _SOON: Final = timedelta(days=3)
 _LONG: Final = timedelta(days=90)

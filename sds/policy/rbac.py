@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from sds.policy.pattern import format_spiffe_pattern, spiffe_regex
+from sds.rules.pattern import format_spiffe_pattern, spiffe_regex
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sds.policy.pattern import Glob
+    from sds.rules.glob import Glob
 
 _TYPE: Final = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC"
 NOBODY_REGEX: Final = r"[^\x00-\x{10FFFF}]"

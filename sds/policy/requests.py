@@ -1,7 +1,7 @@
 """Requests that a rule allows: methods, paths, hosts and ports, and how each is matched.
 
 Owns :class:`RequestPattern`, and as conditions for Envoy :func:`path_match` and
-:func:`host_regex`. A path's pattern is a :class:`sds.policy.pattern.Glob` over its segments:
+:func:`host_regex`. A path's pattern is a :class:`sds.rules.pattern.Glob` over its segments:
 ``/orders`` is this path alone, ``/orders/*`` one segment below it, ``/orders/v*`` one segment that
 starts so, and ``/orders/**`` everything that begins with ``/orders/``.
 
@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import IdentityError
-from sds.policy.pattern import Glob, format_dns_pattern, parse_dns_pattern
+from sds.rules.glob import Glob
+from sds.rules.pattern import format_dns_pattern, parse_dns_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -257,7 +258,7 @@ def _compiled(regex: str) -> re.Pattern[str]:
 
 
 def parse_host_pattern(text: str) -> Glob:
-    """Parse a pattern of hosts: a DNS name with stars, as in :mod:`sds.policy.pattern`.
+    """Parse a pattern of hosts: a DNS name with stars, as in :mod:`sds.rules.pattern`.
 
     Raises:
         IdentityError: not such a pattern, or too long for Envoy.

@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.identity import TrustDomain
-    from sds.policy.document import FederatedDomain, PolicyDocument, RoleReferenceValues
+    from sds.policy.document import PolicyDocument, RoleReferenceValues
+    from sds.policy.federated import FederatedDomain
     from sds.policy.signature import SignedEnvelope
 
 

@@ -11,25 +11,33 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+)
 
 from sds.errors import SdsError
 from sds.identity import SpiffeId, TrustDomain, parse_dns_name, parse_trust_domain
+from sds.rules.duration import SCHEMA as DURATION_SCHEMA
+from sds.rules.duration import format_duration, parse_duration
+from sds.rules.glob import Glob
+from sds.rules.pattern import (
+    format_dns_pattern,
+    format_spiffe_pattern,
+    parse_dns_pattern,
+    parse_spiffe_pattern,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _Value = TypeVar("_Value")
 
-_DURATION: Final = re.compile(r"(\d+)(ms|s|m|h|d)", re.ASCII)
-_DURATIONS: Final = re.compile(r"(?:\d+(?:ms|s|m|h|d))+", re.ASCII)
-_UNITS: Final = {
-    "ms": timedelta(milliseconds=1),
-    "s": timedelta(seconds=1),
-    "m": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-}
 _SIZE: Final = re.compile(r"(\d+)(|B|KiB|MiB|GiB)", re.ASCII)
 _SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+", re.ASCII)
@@ -40,25 +48,6 @@ class Settings(BaseModel):
     """Base of every model that a configuration file is read into."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-def parse_duration(text: str) -> timedelta:
-    """``10s``, ``5m``, ``1h30m``, ``250ms``, ``2d``: numbers with units, added up.
-
-    Raises:
-        ValueError: it is not written so, or not positive.
-    """
-    if not _DURATIONS.fullmatch(text) or len(text) > 4 * _MAX_DIGITS:
-        raise ValueError("expected a duration such as 10s, 5m, 1h30m or 250ms")
-    try:
-        total = sum(
-            (int(number) * _UNITS[unit] for number, unit in _DURATION.findall(text)), timedelta()
-        )
-    except OverflowError:
-        raise ValueError("this duration is longer than any certificate lives") from None
-    if not total:
-        raise ValueError("expected a duration above 0")
-    return total
 
 
 def parse_size(text: str) -> int:
@@ -84,13 +73,16 @@ def parse_hex(text: str) -> bytes:
     return bytes.fromhex(text)
 
 
-def text_field(parse: Callable[[str], _Value]) -> Callable[[Any], _Value]:
+def text_field(parse: Callable[[str], _Value], *made: type[_Value]) -> Callable[[Any], _Value]:
     """A validator that takes text only and says our errors' words.
 
-    Give it to ``PlainValidator`` where the type is the domain's own.
+    Give it to ``PlainValidator`` where the type is the domain's own; a value that is ``made``
+    already passes as it is.
     """
 
     def validate(value: Any) -> _Value:
+        if made and isinstance(value, made):
+            return value
         if not isinstance(value, str):
             raise ValueError("expected text")  # noqa: TRY004  pydantic collects ValueError only
         try:
@@ -99,10 +91,6 @@ def text_field(parse: Callable[[str], _Value]) -> Callable[[Any], _Value]:
             raise ValueError(str(error)) from error
 
     return validate
-
-
-def _duration(value: Any) -> Any:
-    return value if isinstance(value, timedelta) else text_field(parse_duration)(value)
 
 
 def _size(value: Any) -> Any:
@@ -121,16 +109,55 @@ def _path_field(value: Any) -> Path:
     return value if isinstance(value, Path) else text_field(_path)(value)
 
 
-Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta(0))]
-"""A positive duration, written as :func:`parse_duration` says."""
+Duration = Annotated[
+    timedelta,
+    PlainValidator(parse_duration),
+    PlainSerializer(format_duration),
+    WithJsonSchema(dict(DURATION_SCHEMA)),
+]
+"""A positive duration, written as :func:`sds.rules.duration.parse_duration` says."""
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 """A positive number of bytes, written as a number or as :func:`parse_size` says."""
 HexBytes = Annotated[bytes, PlainValidator(text_field(parse_hex))]
 """Bytes in lower-case hexadecimal."""
-SpiffeIdField = Annotated[SpiffeId, PlainValidator(text_field(SpiffeId.parse))]
+SpiffeIdField = Annotated[
+    SpiffeId,
+    PlainValidator(text_field(SpiffeId.parse, SpiffeId)),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "pattern": "^spiffe://"}),
+]
 """A SPIFFE ID, parsed."""
-TrustDomainField = Annotated[TrustDomain, PlainValidator(text_field(parse_trust_domain))]
+TrustDomainField = Annotated[
+    TrustDomain,
+    PlainValidator(text_field(parse_trust_domain)),
+    WithJsonSchema({"type": "string", "pattern": "^[a-z0-9._-]{1,255}$"}),
+]
 """A trust domain's name."""
+SpiffePattern = Annotated[
+    Glob,
+    PlainValidator(text_field(parse_spiffe_pattern, Glob)),
+    PlainSerializer(format_spiffe_pattern),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": "^spiffe://[a-z0-9._-]+(/.*)?$",
+            "description": "SPIFFE ID; * for (the rest of) one segment, ** at the end for more",
+        }
+    ),
+]
+"""A pattern of SPIFFE IDs, parsed."""
+DnsPattern = Annotated[
+    Glob,
+    PlainValidator(text_field(parse_dns_pattern, Glob)),
+    PlainSerializer(format_dns_pattern),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "description": "DNS name; * for (the rest of) one label, ** at the start for more",
+        }
+    ),
+]
+"""A pattern of DNS names, parsed."""
 DnsNameField = Annotated[str, PlainValidator(text_field(parse_dns_name))]
 """A DNS name that may stand in a certificate."""
 PathField = Annotated[Path, PlainValidator(_path_field)]

@@ -18,8 +18,11 @@ from pydantic import AfterValidator, Field
 
 from sds.errors import IdentityError, WorkloadError
 from sds.identity import Identity, KeyType, SpiffeId
+from sds.rules.glob import check_text_pattern, text_matches
+from sds.rules.template import check_template, fill, template_fields
 from sds.settings.fields import Duration, Settings
 from sds.workload.facts import LABEL_TYPE, SELECTOR_TYPES
+from sds.workload.service_dns_names import bounded_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 # Kubernetes: qualified names (optional DNS prefix, then at most 63 characters).
 _LABEL_KEY: Final = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
-_FIELD: Final = re.compile(r"\{([^{}]*)\}")
 _FIELDS: Final = {
     "namespace": "k8s:ns",
     "service_account": "k8s:sa",
@@ -44,8 +46,6 @@ _FIELDS: Final = {
 _SHORTEST_LIFETIME: Final = timedelta(seconds=2)
 _LABEL_FIELD: Final = "pod_label:"
 _TRUST_DOMAIN_FIELD: Final = "trust_domain"
-# What a field's value may be: one segment of a SPIFFE path, or one label or name in DNS.
-_VALUE: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,253}", re.ASCII)
 
 
 class Matching(enum.StrEnum):
@@ -72,23 +72,15 @@ def check_selector_type(selector_type: str) -> str:
     raise ValueError(f"unknown selector {selector_type[:200]!r}; there are {known}")
 
 
-def _check_value(value: str) -> str:
-    if not value or "*" in value[:-1]:
-        raise ValueError(f"{value[:200]!r}: write a value, 'text*' or '*' (a star only at the end)")
-    return value
-
-
 def _check_template(template: str) -> str:
-    for name in _FIELD.findall(template):
-        if name == _TRUST_DOMAIN_FIELD or name in _FIELDS:
-            continue
-        if name.startswith(_LABEL_FIELD) and _LABEL_KEY.fullmatch(name.removeprefix(_LABEL_FIELD)):
-            continue
-        known = ", ".join(sorted([*_FIELDS, _TRUST_DOMAIN_FIELD, _LABEL_FIELD + "KEY"]))
-        raise ValueError(f"unknown field {{{name[:200]}}} in a template; there are {known}")
-    if {"{", "}"} & set(_FIELD.sub("", template)):
-        raise ValueError(f"unbalanced braces in the template {template[:200]!r}")
-    return template
+    return check_template(
+        template,
+        known=[*_FIELDS, _TRUST_DOMAIN_FIELD, _LABEL_FIELD + "KEY"],
+        is_known=lambda name: (
+            name.startswith(_LABEL_FIELD)
+            and _LABEL_KEY.fullmatch(name.removeprefix(_LABEL_FIELD)) is not None
+        ),
+    )
 
 
 def _check_lifetime(lifetime: timedelta) -> timedelta:
@@ -98,7 +90,7 @@ def _check_lifetime(lifetime: timedelta) -> timedelta:
 
 
 SelectorType = Annotated[str, AfterValidator(check_selector_type)]
-SelectorValue = Annotated[str, AfterValidator(_check_value)]
+SelectorValue = Annotated[str, AfterValidator(check_text_pattern)]
 Template = Annotated[str, AfterValidator(_check_template)]
 
 
@@ -151,7 +143,7 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class MatchedRule:
     """One identity and the rule that gave it."""
 
     rule: str
@@ -168,7 +160,7 @@ class Decision:
         problems: rules that matched but whose templates gave no valid name, as text.
     """
 
-    granted: tuple[Granted, ...] = ()
+    granted: tuple[MatchedRule, ...] = ()
     undetermined: WorkloadError | None = None
     problems: tuple[str, ...] = ()
 
@@ -188,7 +180,7 @@ def decide(
     gives an identity, and all rules must be decided. A rule whose template gives no valid name
     grants nothing and, with ``first``, does not pass the caller on to the next rule.
     """
-    granted: list[Granted] = []
+    granted: list[MatchedRule] = []
     problems: list[str] = []
     for rule in rules:
         unknown = _unknown(rule, facts)
@@ -197,7 +189,7 @@ def decide(
         if not _matches(rule, facts):
             continue
         try:
-            granted.append(Granted(rule=rule.name, identity=_identity(rule, facts, defaults)))
+            granted.append(MatchedRule(rule=rule.name, identity=_identity(rule, facts, defaults)))
         except IdentityError as error:
             problems.append(f"rule {rule.name}: {error}")
         if matching is Matching.FIRST:
@@ -211,7 +203,7 @@ def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
     for rule in rules:
         found |= set(rule.match)
         for template in (rule.spiffe_id, *rule.dns_names):
-            found |= {_selector_of_field(name) for name in _FIELD.findall(template)}
+            found |= {_selector_of_field(name) for name in template_fields(template)}
     return frozenset(found - {""})
 
 
@@ -238,56 +230,25 @@ def _holds(rule: WorkloadRule, selector_type: str, facts: Facts) -> bool:
     wanted = rule.match[selector_type]
     patterns = [wanted] if isinstance(wanted, str) else wanted
     return any(
-        _value_matches(pattern, value)
+        text_matches(pattern, value)
         for pattern in patterns
         for value in facts.values(selector_type)
     )
 
 
-def _value_matches(pattern: str, value: str) -> bool:
-    if pattern.endswith("*"):
-        return value.startswith(pattern[:-1])
-    return value == pattern
-
-
 def _identity(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> Identity:
     names = {_fill(template, facts, defaults) for template in rule.dns_names}
-    proposed = service_dns_names(facts.services, cluster_domain=defaults.cluster_domain)
-    if proposed:
+    if facts.services:
         patterns = [_fill(template, facts, defaults) for template in rule.service_dns_names]
-        names |= {
-            name for name in proposed if any(_dns_matches(pattern, name) for pattern in patterns)
-        }
+        names |= bounded_names(
+            facts.services, cluster_domain=defaults.cluster_domain, patterns=patterns
+        )
     return Identity(
         spiffe_id=SpiffeId.parse(_fill(rule.spiffe_id, facts, defaults)),
         dns_names=tuple(names),
         lifetime=rule.lifetime or defaults.lifetime,
         key_type=rule.key_type or defaults.key_type,
     )
-
-
-def service_dns_names(
-    services: Iterable[tuple[str, str]], *, cluster_domain: str
-) -> frozenset[str]:
-    """The names by which pods reach these ``(namespace, name)`` Services.
-
-    Kubernetes, "DNS for Services and Pods": the full name and its shorter forms, of which the
-    bare name depends on who asks and is proposed too; patterns bound what is used.
-    """
-    names: set[str] = set()
-    for namespace, name in services:
-        names |= {
-            f"{name}.{namespace}.svc.{cluster_domain}",
-            f"{name}.{namespace}.svc",
-            f"{name}.{namespace}",
-            name,
-        }
-    return frozenset(names)
-
-
-def _dns_matches(pattern: str, name: str) -> bool:
-    wanted, labels = pattern.split("."), name.split(".")
-    return len(wanted) == len(labels) and all(map(_value_matches, wanted, labels))
 
 
 def _selector_of_field(name: str) -> str:
@@ -298,8 +259,7 @@ def _selector_of_field(name: str) -> str:
 
 
 def _fill(template: str, facts: Facts, defaults: Defaults) -> str:
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
+    def value_of(name: str) -> str:
         if name == _TRUST_DOMAIN_FIELD:
             return defaults.trust_domain
         values = facts.values(_selector_of_field(name))
@@ -308,9 +268,6 @@ def _fill(template: str, facts: Facts, defaults: Defaults) -> str:
                 f"the template's field {{{name}}} has {len(values)} values for this caller",
                 advice="ask for it in the rule's match, or leave it out",
             )
-        (found,) = values
-        if not _VALUE.fullmatch(found):
-            raise IdentityError(f"{{{name}}} is {found[:200]!r}, which no name can hold")
-        return found
+        return next(iter(values))
 
-    return _FIELD.sub(value, template)
+    return fill(template, value_of)

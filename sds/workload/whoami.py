@@ -13,7 +13,7 @@ import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.errors import WorkloadError
-from sds.workload.mapping import Granted
+from sds.workload.mapping import MatchedRule
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -40,7 +40,7 @@ class Description:
     name: str
     pid: int
     selectors: frozenset[Selector]
-    granted: tuple[Granted, ...]
+    granted: tuple[MatchedRule, ...]
     state: str
     why: str
 
@@ -82,7 +82,7 @@ class SocketDescriber:
             name=caller.name,
             pid=caller.pid or 0,
             selectors=caller.selectors,
-            granted=tuple(Granted(rule="", identity=each) for each in caller.identities),
+            granted=tuple(MatchedRule(rule="", identity=each) for each in caller.identities),
             state="recognised",
             why="this socket belongs to this workload: whoever can open it is that workload",
         )

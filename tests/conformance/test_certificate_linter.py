@@ -11,9 +11,9 @@ import pytest
 from pkilint.bin import lint_pkix_cert
 
 from sds import pki
-from sds.ca.decision import Grant
 from sds.ca.issuer import Signer, issue, make_signer, self_sign
 from sds.identity import KeyType
+from sds.policy.nodes import Permit
 from tests.support.authority import TRUST_DOMAIN
 from tests.support.certificates import NOW, Wish, self_signed
 from tests.unit.test_ca_issuer import BACKDATE, SIGNING, WISH
@@ -37,20 +37,20 @@ def chains(key_type: KeyType) -> Iterator[tuple[str, bytes]]:
     )
     yield "root", top.root
     key = pki.generate_private_key(key_type)
-    below = sign(top, key, Grant(lifetime=timedelta(days=1), path_length=0))
+    below = sign(top, key, Permit(lifetime=timedelta(days=1), path_length=0))
     yield "intermediate", below
     signer = make_signer(key=key, chain=(below,), root=top.root, trust_domain=TRUST_DOMAIN)
     for leaf_type in LEAF_KEYS:
         leaf_key = pki.generate_private_key(leaf_type)
-        yield f"leaf {leaf_type}", sign(signer, leaf_key, Grant(lifetime=timedelta(minutes=5)))
+        yield f"leaf {leaf_type}", sign(signer, leaf_key, Permit(lifetime=timedelta(minutes=5)))
 
 
-def sign(signer: Signer, key: pki.PrivateKey, grant: Grant) -> bytes:
+def sign(signer: Signer, key: pki.PrivateKey, grant: Permit) -> bytes:
     return pki.certificate_der(
         issue(
             signer,
-            wish=WISH if grant.path_length is None else SIGNING,
-            grant=grant,
+            wanted=WISH if grant.path_length is None else SIGNING,
+            permit=grant,
             public_key=key.public_key(),
             now=NOW,
             backdate=BACKDATE,

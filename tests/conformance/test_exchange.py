@@ -14,7 +14,7 @@ from cryptography import x509
 from sds import errors
 from sds.authority.attested import AttestedAuthority, AuthoritySettings
 from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls
-from sds.ca.decision import ConfiguredRules
+from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.issuer import self_sign
 from sds.ca.server import Limits
 from sds.ca.tls import self_signed_tls
@@ -26,6 +26,7 @@ from tests.support.authority import (
     TRUST_DOMAIN,
     Machine,
     World,
+    configured,
     identity,
     items,
     rule,
@@ -114,7 +115,7 @@ async def test_one_item_is_refused_and_the_others_are_issued(
 async def test_lifetimes_are_clamped_by_the_rule() -> None:
     world = World()
     wanted = wish(identity(lifetime=timedelta(days=30)))
-    policy = ConfiguredRules(rules=(rule(max_lifetime=timedelta(seconds=90)),))
+    policy = configured(rule(max_lifetime=timedelta(seconds=90)))
     async with world.running(policy=policy) as authority, world.client(authority.port) as client:
         (outcome,) = (await client.issue(items([wanted]))).outcomes
     assert isinstance(outcome, IssuedChain)
@@ -404,7 +405,7 @@ def test_an_address_that_is_none(address: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EpochRules(ConfiguredRules):
+class EpochRules(ConfiguredIssuance):
     """Takes only agents of the same policy."""
 
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
@@ -433,7 +434,9 @@ class Follower:
 async def test_a_newer_policy_is_handed_down_before_anything_is_issued(willing: bool) -> None:  # noqa: FBT001  a parameter of the test
     world, wanted = World(), [wish()]
     document = b"2" * 32 + b"signed"
-    policy = EpochRules(rules=(rule(),), digest=b"2" * 32, epoch=2, document=document)
+    policy = EpochRules(
+        decisions=configured(rule()).decisions, digest=b"2" * 32, epoch=2, document=document
+    )
     follower = Follower(willing=willing)
     async with (
         world.running(policy=policy) as authority,
@@ -458,7 +461,7 @@ async def test_three_authorities_in_a_row() -> None:
     world, wanted = World(), [wish()]
     below = Machine("dd" * 48, key=world.agent.key)
     signing = rule(below.measurement, signing_path_length=3, max_lifetime=timedelta(hours=3))
-    policy = ConfiguredRules(rules=(rule(), signing))
+    policy = configured(rule(), signing)
     verifier = verifier_of(world.agent, below)
 
     def source(client: Any) -> FromUpstream:

@@ -14,13 +14,14 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData, report_data
 from sds.attestation.kubernetes.token import BoundTokenAttester
-from sds.ca.decision import ConfiguredRules, Wish
 from sds.ca.kubernetes import KubernetesSection, NodeRules, kubernetes_tokens
 from sds.clock import SystemClock
 from sds.errors import EvidenceMalformedError, RefusedError, SdsError
 from sds.identity import KeyType, SpiffeId, parse_trust_domain
+from sds.policy.nodes import RequestedCertificate
 from sds.workload.kubernetes.scheduled import ScheduledPods
 from sds.workload.kubernetes.settings import ServerSettings
+from tests.support.authority import configured
 from tests.support.front_door import until
 from tests.support.kubernetes import NODE, cluster, pod
 from tests.support.refusals import refused
@@ -92,7 +93,7 @@ def rules(*pods: dict[str, Any], synced: bool = True, **section: Any) -> NodeRul
         trust_domain=parse_trust_domain("example.org"),
         pods=known,
         synced=event,
-        others=ConfiguredRules(rules=()),
+        others=configured(),
     )
 
 
@@ -112,8 +113,10 @@ def claims(account: str = "agent", node: str = NODE, uid: str = "d3b0") -> Claim
     )
 
 
-def wish(spiffe_id: str = "/ns/shop/sa/web", *dns: str, signing: bool = False) -> Wish:
-    return Wish(
+def wish(
+    spiffe_id: str = "/ns/shop/sa/web", *dns: str, signing: bool = False
+) -> RequestedCertificate:
+    return RequestedCertificate(
         spiffe_id=SpiffeId.parse("spiffe://example.org" + spiffe_id),
         dns_names=dns,
         lifetime=timedelta(hours=9),
@@ -167,7 +170,7 @@ ELSEWHERE = {**pod("web-1"), "spec": {"nodeName": "node2", "serviceAccountName":
     ],
 )
 def test_what_a_node_may_not_have(
-    policy: NodeRules, asks: Claims, wanted: Wish, reason: str
+    policy: NodeRules, asks: Claims, wanted: RequestedCertificate, reason: str
 ) -> None:
     with pytest.raises(RefusedError) as caught:
         policy.decide(asks, wanted, now=NOW)
@@ -232,7 +235,7 @@ async def test_an_authority_learns_keys_and_pods_from_the_api_server(tmp_path: P
         async with kubernetes_tokens(
             section,
             trust_domain=parse_trust_domain("example.org"),
-            policy=ConfiguredRules(rules=()),
+            policy=configured(),
             verifier=Nobody(),
             clock=SystemClock(),
         ) as (policy, verifier):

@@ -10,11 +10,10 @@ from sds import errors
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.attestation.snp.verifier import SnpVerifier
-from sds.ca.decision import ConfiguredRules
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.exchange import wire
-from tests.support.authority import World, identity, rule, wish
+from tests.support.authority import World, configured, identity, rule, wish
 from tests.support.raw_exchange import Middle, Response, raw_stream, request
 from tests.support.refusals import refused
 
@@ -36,7 +35,7 @@ def authority(chips: SimulatedRoot, **changes: Any) -> dict[str, Any]:
     return {
         "attester": chips.machine(measurement=AUTHORITY),
         "verifier": verifier(chips, NODE),
-        "policy": ConfiguredRules(rules=(rule(NODE.hex()),)),
+        "policy": configured(rule(NODE.hex())),
     } | changes
 
 

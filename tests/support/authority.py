@@ -8,6 +8,7 @@ what the project's verifiers raise.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData
 from sds.authority.attested import AttestedAuthority, AuthoritySettings
 from sds.authority.channel import AttestedTls, connect
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
-from sds.ca.decision import ConfiguredRules, Rule
+from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.journal import Journal
 from sds.ca.signers import SelfSigned
 from sds.ca.tls import self_signed_tls
@@ -33,7 +34,8 @@ from sds.exchange.item import CertificateItem
 from sds.exchange.wire import SERVICE
 from sds.identity import Identity, KeyType, SpiffeId, parse_trust_domain
 from sds.pki import PrivateKey, generate_private_key, make_csr
-from sds.policy.pattern import parse_dns_pattern, parse_spiffe_pattern
+from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleSet
+from sds.rules.pattern import parse_dns_pattern, parse_spiffe_pattern
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -91,14 +93,41 @@ def verifier_of(*machines: Machine) -> MachineVerifier:
     )
 
 
-def rule(measurement: str = AGENT, **changes: Any) -> Rule:
-    default = Rule(
-        measurement=measurement,
-        spiffe_ids=(parse_spiffe_pattern("spiffe://example.org/ns/**"),),
-        dns_names=(parse_dns_pattern("**.test"),),
-        max_lifetime=timedelta(hours=1),
+def rule(measurement: str = AGENT, **changes: Any) -> NodeGroup:
+    """What one measurement may ask for, with these fields changed."""
+    fields: dict[str, Any] = {
+        "spiffe_ids": (parse_spiffe_pattern("spiffe://example.org/ns/**"),),
+        "dns_names": (parse_dns_pattern("**.test"),),
+        "max_lifetime": timedelta(hours=1),
+        "key_types": frozenset(KeyType),
+        "signing_path_length": None,
+    }
+    assert changes.keys() <= fields.keys()
+    fields |= changes
+    bounds = {"max_lifetime": fields["max_lifetime"], "key_types": sorted(fields["key_types"])}
+    path_length = fields["signing_path_length"]
+    return NodeGroup(
+        name=f"group-{next(_NUMBERS)}",
+        measurements=[measurement],
+        grants=[
+            Grant(
+                spiffe_ids=list(fields["spiffe_ids"]),
+                dns_names=list(fields["dns_names"]),
+                **bounds,
+            )
+        ],
+        authority=None
+        if path_length is None
+        else AuthorityGrant(path_length=path_length, **bounds),
     )
-    return replace(default, **changes)
+
+
+_NUMBERS = itertools.count()
+
+
+def configured(*groups: NodeGroup) -> ConfiguredIssuance:
+    """Issuance by these groups, as an authority's configuration makes it."""
+    return ConfiguredIssuance.by(RuleSet(trust_domain=TRUST_DOMAIN, nodes=list(groups)))
 
 
 @dataclass
@@ -123,7 +152,7 @@ class World:
                 backdate=timedelta(seconds=30),
                 clock=clock,
             ),
-            policy=ConfiguredRules(rules=(rule(),)),
+            policy=configured(rule()),
             verifier=verifier_of(self.agent),
             attester=self.authority,
             clock=clock,

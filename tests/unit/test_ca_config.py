@@ -36,18 +36,19 @@ def load(text: str) -> AuthorityConfig:
 
 def test_a_whole_file() -> None:
     config = load(WHOLE)
-    one, two = config.rules().rules
+    one, two = config.rules().nodes
     assert config.max_lifetime == timedelta(days=1)
-    assert (one.measurement, one.signing_path_length) == ("ab" * 48, None)
-    assert one.key_types == frozenset({KeyType.EC_P256})
-    assert (two.signing_path_length, two.max_lifetime) == (1, timedelta(days=7))
+    assert (one.measurements, one.authority) == (["ab" * 48], None)
+    assert one.grants[0].key_types == [KeyType.EC_P256]
+    assert two.authority is not None
+    assert (two.authority.path_length, two.authority.max_lifetime) == (1, timedelta(days=7))
     assert isinstance(config.signer, SelfSignedSection)
     assert config.limits.limits().message_bytes == 4 * 2**20
 
 
 def test_the_least_file() -> None:
     config = load("trust_domain: example.org")
-    assert config.rules().rules == ()
+    assert config.rules().nodes == []
     assert config.max_lifetime == timedelta(hours=1)
 
 
@@ -87,7 +88,8 @@ RULE = f"measurement: {'ab' * 48}, spiffe_ids: ['spiffe://example.org/a']"
         ("trust_domain: example.org\nidentities: [{measurement: xyz}]", "measurement"),
         (f"trust_domain: example.org\nidentities: [{{measurement: {'ab' * 48}}}]", "nothing"),
         (f"trust_domain: example.org\nidentities: [{{{RULE}, key_types: []}}]", "key_types"),
-        (f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 60}}]", "max_lifetime"),
+        (f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 0}}]", "max_lifetime"),
+        (f"trust_domain: example.net\nidentities: [{{{RULE}}}]", "identities[0]"),
         (f"trust_domain: example.org\nidentities: [{{{RULE}, dns_names: ['a..b']}}]", "dns_names"),
         (f"trust_domain: example.org\nidentities: [{{{RULE}, max_lifetime: 10d}}]", "lifetime"),
         ("trust_domain: example.org\nsigner: {kind: self-signed, key_type: rsa-2048}", "key_type"),

@@ -8,15 +8,15 @@ import pytest
 
 from sds import errors
 from sds.attestation.evidence import Claims, EvidenceKind
-from sds.ca.decision import ConfiguredRules, Wish
 from sds.identity import KeyType, SpiffeId
-from sds.policy.pattern import parse_dns_pattern, parse_spiffe_pattern
-from tests.support.authority import AGENT, rule
+from sds.policy.nodes import RequestedCertificate
+from sds.rules.pattern import parse_dns_pattern, parse_spiffe_pattern
+from tests.support.authority import AGENT, configured, rule
 from tests.support.certificates import NOW
 from tests.support.refusals import refused
 
 CLAIMS = Claims(kind=EvidenceKind.SEV_SNP, measurement=AGENT, simulated=False)
-WISH = Wish(
+WISH = RequestedCertificate(
     spiffe_id=SpiffeId.parse("spiffe://example.org/ns/a/sa/web"),
     dns_names=("web.test",),
     lifetime=timedelta(minutes=5),
@@ -25,8 +25,8 @@ WISH = Wish(
 ROOT = replace(WISH, spiffe_id=SpiffeId.parse("spiffe://example.org"), dns_names=(), signing=True)
 
 
-def decide(wish: Wish, *rules: Any, measurement: str = AGENT) -> Any:
-    policy = ConfiguredRules(rules=rules or (rule(),))
+def decide(wish: RequestedCertificate, *rules: Any, measurement: str = AGENT) -> Any:
+    policy = configured(*(rules or (rule(),)))
     return policy.decide(replace(CLAIMS, measurement=measurement), wish, now=NOW)
 
 
@@ -64,7 +64,7 @@ def test_a_wish_within_a_rule_is_granted_and_clamped() -> None:
     ],
 )
 def test_each_part_of_a_wish_is_refused_by_its_own_name(
-    reason: str, wish: Wish, changes: dict[str, Any]
+    reason: str, wish: RequestedCertificate, changes: dict[str, Any]
 ) -> None:
     with pytest.raises(errors.RefusedError) as raised:
         decide(wish, rule(**changes))

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds import pki
-from sds.ca.decision import Grant, Wish
 from sds.ca.issuer import Signer, authority_request, issue, make_signer, self_sign
 from sds.identity import Identity, KeyType, SpiffeId
+from sds.policy.nodes import Permit, RequestedCertificate
 from tests.support import need
 from tests.support.authority import TRUST_DOMAIN
 from tests.support.certificates import NOW
@@ -22,14 +22,14 @@ from tests.support.refusals import refused
 if TYPE_CHECKING:
     from pathlib import Path
 
-WISH = Wish(
+WISH = RequestedCertificate(
     spiffe_id=SpiffeId.parse("spiffe://example.org/ns/a/sa/web"),
     dns_names=("web.a.test", "web.test"),
     lifetime=timedelta(minutes=5),
     key_type=KeyType.EC_P256,
 )
 SIGNING = replace(WISH, spiffe_id=SpiffeId(TRUST_DOMAIN), dns_names=(), signing=True)
-GRANT = Grant(lifetime=timedelta(minutes=5))
+GRANT = Permit(lifetime=timedelta(minutes=5))
 KEY = pki.generate_private_key(KeyType.EC_P256)
 BACKDATE = timedelta(seconds=30)
 
@@ -46,9 +46,9 @@ def root(key_type: KeyType = KeyType.EC_P256, **changes: Any) -> Signer:
     return self_sign(**arguments | changes)
 
 
-def leaf(signer: Signer, key: pki.PrivateKey = KEY, grant: Grant = GRANT) -> x509.Certificate:
+def leaf(signer: Signer, key: pki.PrivateKey = KEY, permit: Permit = GRANT) -> x509.Certificate:
     return issue(
-        signer, wish=WISH, grant=grant, public_key=key.public_key(), now=NOW, backdate=BACKDATE
+        signer, wanted=WISH, permit=permit, public_key=key.public_key(), now=NOW, backdate=BACKDATE
     )
 
 
@@ -56,8 +56,8 @@ def below(signer: Signer, lifetime: timedelta = timedelta(hours=2)) -> Signer:
     key = pki.generate_private_key(KeyType.EC_P256)
     certificate = issue(
         signer,
-        wish=SIGNING,
-        grant=Grant(lifetime=lifetime, path_length=5),
+        wanted=SIGNING,
+        permit=Permit(lifetime=lifetime, path_length=5),
         public_key=key.public_key(),
         now=NOW,
         backdate=BACKDATE,
@@ -114,14 +114,14 @@ def test_lifetimes_are_clamped_to_every_certificate_above() -> None:
     top = root(lifetime=timedelta(hours=1))
     middle = below(top)
     assert middle.not_after == NOW + timedelta(hours=1)
-    certificate = leaf(middle, grant=Grant(lifetime=timedelta(days=9)))
+    certificate = leaf(middle, permit=Permit(lifetime=timedelta(days=9)))
     assert certificate.not_valid_after_utc == NOW + timedelta(hours=1)
     assert certificate.not_valid_before_utc >= middle.certificate.not_valid_before_utc
     with refused("authority_not_ready"):
         issue(
             top,
-            wish=WISH,
-            grant=GRANT,
+            wanted=WISH,
+            permit=GRANT,
             public_key=KEY.public_key(),
             now=NOW + timedelta(hours=1),
             backdate=BACKDATE,

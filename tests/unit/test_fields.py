@@ -56,7 +56,9 @@ def test_values_are_the_domains_own_types() -> None:
         ("trust_domain: 5", "x.yaml: trust_domain: expected text, found the number 5"),
         ("trust_domain: A", "trust domain 'A' is not valid"),
         ("lifetime:", "lifetime: expected text, found nothing"),
-        ("lifetime: 10", "lifetime: expected text, found the number 10"),
+        ("lifetime: 0", "lifetime: expected a duration above 0"),
+        ("lifetime: 1.5", "lifetime: expected text, found the number 1.5"),
+        ("lifetime: true", "lifetime: expected text, found true"),
         ("lifetime: 1 hour", "expected a duration such as 10s, 5m, 1h30m or 250ms"),
         ("limit: 5kb", "limit: expected a size above 0 such as"),
         ("limit: true", "limit: expected text, found true"),
@@ -79,7 +81,7 @@ def test_values_that_are_refused_with_place_found_and_expected(text: str, said: 
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("10s", 10), ("1h30m", 5400), ("2d", 172800), ("1500ms", 1.5), ("1m1m", 120)],
+    [("10s", 10), ("1h30m", 5400), ("2d", 172800), ("1500ms", 1.5), ("1m1m", 120), ("10", 10)],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse(f"lifetime: {text}").lifetime == timedelta(seconds=seconds)

@@ -14,8 +14,8 @@ from sds.workload.mapping import (
     WorkloadRule,
     decide,
     selector_types,
-    service_dns_names,
 )
+from sds.workload.service_dns_names import service_dns_names
 
 DEFAULTS = Defaults(trust_domain=parse_trust_domain("example.org"))
 POD = {

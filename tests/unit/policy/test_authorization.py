@@ -12,8 +12,8 @@ from sds.identity import SpiffeId
 from sds.policy.authorization import Authorization, AuthorizationRule, authorization_of
 from sds.policy.difference import differences
 from sds.policy.document import PolicyDocument
-from sds.policy.pattern import format_spiffe_pattern
 from sds.policy.trust import Policy, authenticate
+from sds.rules.pattern import format_spiffe_pattern
 from sds.settings import yamlfile
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting
 

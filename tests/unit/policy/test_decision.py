@@ -12,7 +12,8 @@ from sds.errors import ConfigurationError, RefusedError, WorkloadError
 from sds.identity import KeyType, SpiffeId
 from sds.policy.decision import Decisions
 from sds.policy.document import PolicyDocument
-from sds.policy.pattern import format_spiffe_pattern
+from sds.policy.nodes import RequestedCertificate
+from sds.rules.pattern import format_spiffe_pattern
 from sds.settings import yamlfile
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
@@ -115,9 +116,9 @@ NODES = decisions(
 
 
 def ask(who: Claims, path: str, *dns: str, **more: Any) -> timedelta:
-    return NODES.authorize(
-        who, spiffe_id=sid(path), dns_names=dns, **{"lifetime": HOUR * 5, **more}
-    ).lifetime
+    fields = {"lifetime": HOUR * 5, **more}
+    wanted = RequestedCertificate(spiffe_id=sid(path), dns_names=dns, **fields)
+    return NODES.permit(who, wanted).lifetime
 
 
 def test_nodes_get_what_their_group_is_granted() -> None:
@@ -166,7 +167,7 @@ def test_nodes_get_nothing_else(
 
 def test_a_policy_without_nodes_grants_nothing() -> None:
     with pytest.raises(RefusedError):
-        decisions().authorize(claims(), spiffe_id=sid("web"), dns_names=(), lifetime=HOUR)
+        decisions().permit(claims(), RequestedCertificate(spiffe_id=sid("web"), lifetime=HOUR))
 
 
 WORKLOADS = decisions(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sds.policy.pattern import Glob, GlobIndex
+from sds.rules.glob import Glob, GlobIndex
 
 LITERAL = st.text("ab", min_size=1, max_size=3)
 PART = st.one_of(LITERAL, LITERAL.map(lambda text: text + "*"), st.just("*"))

@@ -8,8 +8,8 @@ import pytest
 
 from sds.errors import IdentityError
 from sds.identity import SpiffeId
-from sds.policy.pattern import (
-    GlobIndex,
+from sds.rules.glob import GlobIndex
+from sds.rules.pattern import (
     dns_parts,
     format_dns_pattern,
     format_spiffe_pattern,

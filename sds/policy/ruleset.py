@@ -1,0 +1,221 @@
+"""The rules of a policy: what decides, whether somebody signed it or a configuration file holds it.
+
+Owns :class:`RuleSet` and what it is made of. Invariants: every name and pattern is valid; nothing
+is decided here (:mod:`sds.policy.decision` does that), and nothing says that it was signed
+(:mod:`sds.policy.trust` does that).
+"""
+
+# ruff: noqa: RUF012  pydantic copies the defaults of fields
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated, Self
+
+from pydantic import Field, StrictBool, StrictInt, model_validator
+
+from sds.attestation.evidence import EvidenceKind  # noqa: TC001  pydantic reads annotations
+from sds.identity import KeyType
+from sds.policy.fields import (
+    HostPattern,
+    Measurement,
+    Method,
+    Name,
+    PathPattern,
+    Patterns,
+    PolicyModel,
+    Port,
+)
+from sds.policy.requests import RequestPattern
+from sds.rules.glob import Glob  # noqa: TC001  as above
+from sds.rules.pattern import format_spiffe_pattern
+from sds.settings.fields import (  # noqa: TC001  as above
+    DnsPattern,
+    Duration,
+    TrustDomainField,
+)
+from sds.workload.mapping import Matching, WorkloadRule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Grant(PolicyModel):
+    """Identities that a group of nodes may ask for, and what their certificates may hold.
+
+    Attributes:
+        spiffe_ids: patterns of the SPIFFE IDs.
+        dns_names: patterns of the DNS names; none where empty.
+        max_lifetime: longest lifetime; a longer one that is asked for is cut to it.
+        key_types: kinds of key; those of the policy's ``limits`` where empty.
+    """
+
+    spiffe_ids: Patterns
+    dns_names: list[DnsPattern] = []
+    max_lifetime: Duration | None = None
+    key_types: list[KeyType] = []
+
+
+class AuthorityGrant(PolicyModel):
+    """Nodes that may be authorities below the one that they ask.
+
+    Attributes:
+        path_length: authorities that may stand below them in turn.
+        max_lifetime: longest lifetime of their signing certificate.
+        key_types: kinds of key; those of the policy's ``limits`` where empty.
+    """
+
+    path_length: Annotated[StrictInt, Field(ge=0, le=8)] = 0
+    max_lifetime: Duration = timedelta(days=7)
+    key_types: list[KeyType] = []
+
+
+class NodeGroup(PolicyModel):
+    """Nodes that are treated alike, recognised by verified evidence. All conditions must hold.
+
+    Attributes:
+        name: names the group in logs, records and explanations.
+        kinds: kinds of evidence; any where empty.
+        measurements: launch measurements (SEV-SNP MEASUREMENT, TDX MRTD), lower-case hex; any
+            that the reference values accept where empty.
+        nodes: node names (``*`` at the end allowed), for evidence that names a node.
+        attributes: claim to value or values (``*`` at the end allowed), by the names of
+            docs/attestation.md.
+        grants: what they may ask for.
+        authority: set where they may be authorities themselves.
+    """
+
+    name: Name
+    kinds: list[EvidenceKind] = []
+    measurements: list[Measurement] = []
+    nodes: list[str] = []
+    attributes: dict[str, list[str]] = {}
+    grants: list[Grant] = []
+    authority: AuthorityGrant | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.grants and self.authority is None:
+            raise ValueError(f"{self.name} grants nothing: grants or authority is needed")
+        return self
+
+
+class Limits(PolicyModel):
+    """What holds for every certificate.
+
+    Attributes:
+        max_lifetime: longest lifetime.
+        key_types: kinds of key.
+    """
+
+    max_lifetime: Duration = timedelta(hours=24)
+    key_types: list[KeyType] = list(KeyType)
+
+
+class Requests(PolicyModel):
+    """Requests that are allowed together: each field that is given must match.
+
+    Attributes:
+        methods: HTTP methods, upper case.
+        paths: patterns of paths after normalization: ``*`` for (the rest of) one segment, ``**``
+            at the end for everything below.
+        hosts: patterns of hosts; the request's case, port and final dot do not count.
+        ports: of the server's listener; the only field that a TCP filter can ask.
+    """
+
+    methods: Annotated[list[Method], Field(min_length=1)] | None = None
+    paths: Annotated[list[PathPattern], Field(min_length=1)] | None = None
+    hosts: Annotated[list[HostPattern], Field(min_length=1)] | None = None
+    ports: Annotated[list[Port], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not any((self.methods, self.paths, self.hosts, self.ports)):
+            raise ValueError("name methods, paths, hosts or ports; leave requests out to allow all")
+        return self
+
+    def pattern(self) -> RequestPattern:
+        """As decisions take it; the order of what is listed means nothing."""
+        return RequestPattern(
+            methods=tuple(sorted(set(self.methods or ()))),
+            paths=_in_order(self.paths),
+            hosts=_in_order(self.hosts),
+            ports=tuple(sorted(set(self.ports or ()))),
+        )
+
+
+def _in_order(globs: list[Glob] | None) -> tuple[Glob, ...]:
+    return tuple(sorted(set(globs or ()), key=lambda glob: (glob.parts, glob.rest)))
+
+
+class AllowRule(PolicyModel):
+    """Who (``from``) may open connections to whom (``to``): any of these to any of those.
+
+    Attributes:
+        from: patterns of clients.
+        to: patterns of servers.
+        requests: what they may ask for; everything where absent.
+        requests_enforce: false: requests that ``requests`` does not allow are counted (Envoy's
+            shadow rules) and let through; who may connect is enforced all the same.
+    """
+
+    from_: Annotated[Patterns, Field(alias="from")]
+    to: Patterns
+    requests: Annotated[list[Requests], Field(min_length=1)] | None = None
+    requests_enforce: StrictBool = True
+
+    def request_patterns(self) -> tuple[RequestPattern, ...]:
+        """What they may ask for, each once; empty: everything."""
+        patterns = {requests.pattern(): None for requests in self.requests or ()}
+        return tuple(sorted(patterns, key=str))
+
+
+class RuleSet(PolicyModel):
+    """Rules of one trust domain.
+
+    Attributes:
+        trust_domain: for which they are.
+        nodes: which nodes may ask for which identities.
+        matching: whether the first workload rule that matches decides, or all of them.
+        workloads: which callers on a node's socket have which identities.
+        limits: what holds for every certificate.
+        services: names for sets of identities, as ``outbound:<service>`` asks for them.
+        allow: who may talk to whom; nobody else may.
+        requests_enforce: false: no rule's ``requests`` are enforced, see :class:`AllowRule`.
+    """
+
+    trust_domain: TrustDomainField
+    nodes: list[NodeGroup] = []
+    matching: Matching = Matching.FIRST
+    workloads: list[WorkloadRule] = []
+    limits: Limits = Limits()
+    services: dict[Name, Patterns] = {}
+    allow: list[AllowRule] = []
+    requests_enforce: StrictBool = True
+
+    @model_validator(mode="after")
+    def _rules_agree(self) -> Self:
+        no_repeats("nodes", (group.name for group in self.nodes))
+        no_repeats("workloads", (rule.name for rule in self.workloads))
+        for group in self.nodes:
+            for grant in group.grants:
+                for glob in grant.spiffe_ids:
+                    if glob.parts[0] != self.trust_domain:
+                        raise ValueError(
+                            f"nodes: {group.name} may not ask for {format_spiffe_pattern(glob)}: "
+                            f"it is not in {self.trust_domain}"
+                        )
+        return self
+
+
+def no_repeats(what: str, names: Iterable[str]) -> None:
+    """Check that each of these names occurs once.
+
+    Raises:
+        ValueError: one of them occurs twice.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{what} holds {name!r} twice")
+        seen.add(name)

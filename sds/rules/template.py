@@ -1,0 +1,63 @@
+"""Templates of names: text with fields in braces, such as ``spiffe://{trust_domain}/{namespace}``.
+
+Owns the grammar. A field is a name in braces; which names there are, the caller says. Invariant: a
+value that is filled in is one segment of a SPIFFE path, one label or one name in DNS; nothing that
+comes out was not either written by the template's author or such a value.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import IdentityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_FIELD: Final = re.compile(r"\{([^{}]*)\}")
+_VALUE: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}", re.ASCII)
+
+
+def template_fields(template: str) -> list[str]:
+    """The names of the fields, in their order."""
+    return _FIELD.findall(template)
+
+
+def check_template(
+    template: str, *, known: Iterable[str], is_known: Callable[[str], bool] | None = None
+) -> str:
+    """The template itself, if each of its fields is known.
+
+    Args:
+        template: what somebody wrote.
+        known: names of fields, for the check and for the advice.
+        is_known: further names that are known, where they cannot be listed.
+
+    Raises:
+        ValueError: it has an unknown field, or braces that are not around a field.
+    """
+    names = set(known)
+    wanted = "a template with " + ", ".join(f"{{{name}}}" for name in sorted(names))
+    for name in template_fields(template):
+        if name not in names and not (is_known and is_known(name)):
+            raise ValueError(f"unknown field {{{name[:200]}}}: {wanted} is expected")
+    if {"{", "}"} & set(_FIELD.sub("", template)):
+        raise ValueError(f"unbalanced braces in {template[:200]!r}: {wanted} is expected")
+    return template
+
+
+def fill(template: str, value_of: Callable[[str], str]) -> str:
+    """The template with each field replaced by ``value_of`` its name.
+
+    Raises:
+        IdentityError: a value is not part of a name; and whatever ``value_of`` raises.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        found = value_of(match[1])
+        if not _VALUE.fullmatch(found):
+            raise IdentityError(f"{{{match[1]}}} is {found[:200]!r}, which no name can hold")
+        return found
+
+    return _FIELD.sub(value, template)

@@ -1,0 +1,65 @@
+"""DNS names that a pod gets from the Kubernetes Services that select it.
+
+Owns which names a Service has and which of them go into a certificate. Invariant: the Services say
+only which names are proposed; patterns of the rule bound what is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sds.errors import IdentityError
+from sds.rules.pattern import dns_parts, parse_dns_pattern
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sds.rules.glob import Glob
+
+
+def service_dns_names(
+    services: Iterable[tuple[str, str]], *, cluster_domain: str
+) -> frozenset[str]:
+    """The names by which pods reach these ``(namespace, name)`` Services.
+
+    Kubernetes, "DNS for Services and Pods": the full name and its shorter forms, of which the
+    bare name depends on who asks and is proposed too; patterns bound what is used.
+    """
+    names: set[str] = set()
+    for namespace, name in services:
+        names |= {
+            f"{name}.{namespace}.svc.{cluster_domain}",
+            f"{name}.{namespace}.svc",
+            f"{name}.{namespace}",
+            name,
+        }
+    return frozenset(names)
+
+
+def bounded_names(
+    services: Iterable[tuple[str, str]], *, cluster_domain: str, patterns: Iterable[str]
+) -> frozenset[str]:
+    """Those of the Services' names that match a pattern.
+
+    Args:
+        services: ``(namespace, name)``.
+        cluster_domain: the last labels of a Service's full name.
+        patterns: of DNS names, filled; text that is not a pattern matches no name.
+    """
+    globs = _parsed(patterns)
+    return frozenset(
+        name
+        for name in service_dns_names(services, cluster_domain=cluster_domain)
+        if any(glob.matches(dns_parts(name)) for glob in globs)
+    )
+
+
+def _parsed(patterns: Iterable[str]) -> Sequence[Glob]:
+    globs = []
+    for pattern in patterns:
+        try:
+            globs.append(parse_dns_pattern(pattern))
+        except IdentityError:
+            # A label of the pod with a value that no DNS name can hold: nothing matches it.
+            continue
+    return globs
