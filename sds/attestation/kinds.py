@@ -17,8 +17,8 @@ from sds.attestation.snp.report import (
     product_of_cpuid,
 )
 from sds.attestation.snp.verifier import claims_of
+from sds.attestation.tdx.claims import claims_of_quote
 from sds.attestation.tdx.quote import TEE_TYPE_TDX, parse_quote
-from sds.attestation.tdx.verifier import claims_of_quote
 from sds.errors import EvidenceError
 
 _HCL_MAGIC: Final = b"HCLA"

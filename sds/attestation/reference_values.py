@@ -16,6 +16,7 @@ from sds.attestation.snp.report import Product
 Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
 Hex64 = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hex6 = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Component = Annotated[StrictInt, Field(ge=0, le=255)]
 
@@ -61,8 +62,10 @@ class SnpReferenceValues(_Model):
         image_ids: accepted IMAGE_ID, hex.
         chip_ids: accepted CHIP_ID, hex.
         denied_chip_ids: refused CHIP_ID, hex.
-        csp_ids: accepted CSP_ID of a VLEK.
+        csp_ids: accepted CSP_ID of a VLEK; where there are any, VCEKs are refused.
+        permit_unchecked_revocation: accept reports where no revocation list is given at all.
         permit_vlek: accept reports signed by a VLEK.
+        permit_vcek: accept reports signed by a VCEK; where unset, only without ``csp_ids``.
         minimum_policy_abi: ``[major, minor]`` that the guest's policy demands of the firmware.
         mitigations: bits of LAUNCH_MIT_VECTOR and CURRENT_MIT_VECTOR that must be set.
         forbid_smt: SMT must be off, and the policy must forbid it.
@@ -94,7 +97,9 @@ class SnpReferenceValues(_Model):
     chip_ids: list[Hex64] = []
     denied_chip_ids: list[Hex64] = []
     csp_ids: list[str] = []
+    permit_unchecked_revocation: StrictBool = True
     permit_vlek: StrictBool = True
+    permit_vcek: StrictBool | None = None
     minimum_policy_abi: Annotated[list[Component], Field(min_length=2, max_length=2)] | None = None
     mitigations: Annotated[StrictInt, Field(ge=0, le=2**64 - 1)] = 0
     forbid_smt: StrictBool = False
@@ -128,6 +133,8 @@ TcbStatus = Literal[
     "ConfigurationAndSWHardeningNeeded",
     "OutOfDate",
     "OutOfDateConfigurationNeeded",
+    "TDRelaunchAdvised",
+    "TDRelaunchAdvisedConfigurationNeeded",
 ]
 
 
@@ -137,6 +144,9 @@ class TdxReferenceValues(_Model):
     Attributes:
         permit_debug: accept TDs that may be debugged.
         permit_migratable: accept TDs that may be migrated to another machine.
+        permit_service_td: accept TDs with a bound service TD, which may read and move them; not
+            needed for those that ``mr_service_td`` names.
+        permit_unchecked_revocation: accept quotes where no revocation list is given at all.
         require_sept_ve_disable: the host must not be able to inject #VE by unmapping pages.
         rtmr0: accepted RTMR0, hex; the others alike.
         rtmr1: see rtmr0.
@@ -147,14 +157,21 @@ class TdxReferenceValues(_Model):
         mr_owner_config: accepted MROWNERCONFIG, hex.
         mr_seam: accepted MRSEAM, hex.
         mr_service_td: accepted MRSERVICETD, hex (TDX 1.5).
-        tcb_statuses: accepted statuses of the platform's TCB and of the quoting enclave.
+        fmspcs: accepted kinds of platform, FMSPC in hex.
+        platform_instance_ids: accepted platforms, hex (PCKs of the Platform CA only).
+        ppids: accepted processor packages, hex.
+        tcb_statuses: accepted statuses of the platform's TCB, of the TDX module and of the quoting
+            enclave. TDRelaunchAdvised is a TD that an older module launched, on a platform that is
+            up to date now; OutOfDate accepts it too.
         permitted_advisories: INTEL-SA numbers that are accepted together with an accepted status
             other than UpToDate; any where empty.
-        minimum_tcb_evaluation_number: lowest tcbEvaluationDataNumber of collateral.
+        minimum_tcb_evaluation_number: lowest tcbEvaluationDataNumber of TCB info and QE identity.
     """
 
     permit_debug: StrictBool = False
     permit_migratable: StrictBool = False
+    permit_service_td: StrictBool = False
+    permit_unchecked_revocation: StrictBool = False
     require_sept_ve_disable: StrictBool = False
     rtmr0: list[Hex48] = []
     rtmr1: list[Hex48] = []
@@ -165,6 +182,9 @@ class TdxReferenceValues(_Model):
     mr_owner_config: list[Hex48] = []
     mr_seam: list[Hex48] = []
     mr_service_td: list[Hex48] = []
+    fmspcs: list[Hex6] = []
+    platform_instance_ids: list[Hex16] = []
+    ppids: list[Hex16] = []
     tcb_statuses: Annotated[list[TcbStatus], Field(min_length=1)] = ["UpToDate"]
     permitted_advisories: list[Annotated[str, Field(pattern=r"^INTEL-SA-[0-9]{5}$")]] = []
     minimum_tcb_evaluation_number: Annotated[StrictInt, Field(ge=0)] = 0

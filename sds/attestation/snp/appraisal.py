@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sds.attestation.checks import ANY
+from sds.attestation.checks import ANY, one_of
 from sds.attestation.snp.report import (
     MITIGATION_VERSION,
     NO_MIGRATION_AGENT,
@@ -144,7 +144,7 @@ def _firmware(
                 found=_dotted(version),
                 expected=f"at least {_dotted(snp.minimum_firmware)}",
             )
-    # 8. Mitigations that were verified at launch and now (reports of version 4 and later).
+    # 8. Mitigations that were verified at launch and now (reports of version 5 and later).
     if snp.mitigations:
         for name, bits in (
             ("launch_mitigations", report.launch_mitigation),
@@ -225,6 +225,13 @@ def _platform(checks: Checks, report: Report, endorsed: Endorsed, snp: SnpRefere
         found=chip,
         expected=f"none of {len(snp.denied_chip_ids)} denied",
     )
+    _endorsement_key(checks, report, endorsed, snp)
+
+
+def _endorsement_key(
+    checks: Checks, report: Report, endorsed: Endorsed, snp: SnpReferenceValues
+) -> None:
+    # 12. Whose key vouches: a chip's (VCEK) or a cloud provider's (VLEK), and which provider's.
     if report.signing_key == SigningKey.VLEK:
         checks.add(
             "vlek_permitted",
@@ -234,10 +241,23 @@ def _platform(checks: Checks, report: Report, endorsed: Endorsed, snp: SnpRefere
             expected="VCEK or VLEK" if snp.permit_vlek else "VCEK",
         )
         checks.among("csp_id", "csp_id", found=endorsed.csp_id or "unknown", accepted=snp.csp_ids)
+        return
+    if snp.permit_vcek is False:
+        checks.add("vcek_permitted", "platform", ok=False, found="VCEK", expected="VLEK")
+    # A VCEK names a chip and no provider: a list of providers keeps it out.
+    elif snp.csp_ids and snp.permit_vcek is None:
+        checks.add(
+            "csp_id",
+            "csp_id",
+            ok=False,
+            found="none: a VCEK names no provider",
+            expected=one_of(snp.csp_ids),
+            advice="set permit_vcek to accept chips of any provider beside the listed ones",
+        )
 
 
 def _properties(checks: Checks, report: Report, snp: SnpReferenceValues) -> None:
-    # 12. Bits of platform and policy (tables 9 and 24): who demands it, the bit, what it must be.
+    # 13. Bits of platform and policy (tables 9 and 24): who demands it, the bit, what it must be.
     rows: Sequence[tuple[bool, PlatformInfo | GuestPolicy, bool]] = (
         (snp.forbid_smt, GuestPolicy.SMT, False),
         (snp.forbid_smt, PlatformInfo.SMT_EN, False),

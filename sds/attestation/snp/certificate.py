@@ -225,14 +225,18 @@ def split_sequence(der: bytes) -> list[bytes]:
     return _elements(content)
 
 
-def split_signed(der: bytes) -> Signed:
+def split_signed(der: bytes, *, limit: int = MAX_CERTIFICATE_BYTES) -> Signed:
     """Split a certificate or revocation list; refuse everything but its one DER encoding.
+
+    Args:
+        der: all of it.
+        limit: the most bytes that it may have.
 
     Raises:
         ValueError: it is not such a structure.
     """
-    if len(der) > MAX_CERTIFICATE_BYTES:
-        raise ValueError(f"longer than {MAX_CERTIFICATE_BYTES} bytes")
+    if len(der) > limit:
+        raise ValueError(f"longer than {limit} bytes")
     content, algorithm, bits = split_sequence(der)
     signature = parser.parse(bits, strict=True)[4]
     again = parser.emit(0, 0, 3, signature)

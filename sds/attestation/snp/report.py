@@ -19,8 +19,8 @@ SIGNED_BYTES: Final = 0x2A0
 KNOWN_VERSIONS: Final = range(2, 6)
 CPUID_VERSION: Final = 3
 """First version that names the processor (family, model, stepping)."""
-MITIGATION_VERSION: Final = 4
-"""First version that may hold the mitigation vectors."""
+MITIGATION_VERSION: Final = 5
+"""First version that may hold the mitigation vectors (56860, table 23)."""
 ALGORITHM_ECDSA_P384_SHA384: Final = 1
 NO_MIGRATION_AGENT: Final = (b"\xff" * 32, bytes(32))
 """REPORT_ID_MA where no migration agent is associated."""

@@ -249,6 +249,7 @@ def _check_form(checks: Checks, report: Report) -> None:
         ok=report.version in KNOWN_VERSIONS,
         found=str(report.version),
         expected=f"{KNOWN_VERSIONS.start} to {KNOWN_VERSIONS.stop - 1}",
+        advice=_version_advice(report.version),
     )
     # 3. Reserved bytes and bits (table 23; tables 9 and 24; KEY_INFO).
     set_spans = [name for name, span in report.reserved_spans().items() if any(span)]
@@ -306,6 +307,17 @@ def _check_form(checks: Checks, report: Report) -> None:
         found=_KEY_NAMES.get(report.signing_key, str(report.signing_key)),
         expected="VCEK or VLEK",
     )
+
+
+def _version_advice(version: int) -> str:
+    if version in KNOWN_VERSIONS:
+        return ""
+    if version >= KNOWN_VERSIONS.stop:
+        return (
+            "this firmware is newer than this release: upgrade attested-sds where the evidence is "
+            "verified"
+        )
+    return "update the host's SEV firmware"
 
 
 def _check_processor(checks: Checks, report: Report) -> Product | None:

@@ -1,20 +1,21 @@
-"""Collateral of TDX quotes: TCB info and QE identity, signed by Intel (PCCS API, version 4).
+"""Collateral of TDX quotes on disk: TCB info, QE identity and revocation lists (PCCS API, version
+4).
 
-Owns what such a document says and which TCB level a platform has. Invariant: a document is read
-only after the signature over its exact bytes held under a TCB signing chain to a pinned root.
+Owns the folder's form and the signature over a document. Invariant: a document is read only after
+the signature over its exact bytes held under a TCB signing chain to a pinned root.
 
-A folder holds what Intel's API answers: ``tcb_info.json`` and ``qe_identity.json`` (whole
-bodies), ``tcb_signing_chain.pem`` (of the header TCB-Info-Issuer-Chain), and revocation lists
-``*.crl`` in DER or PEM.
+A folder holds what Intel's API answers: ``tcb_info.json`` and ``qe_identity.json`` (whole bodies),
+``tcb_signing_chain.pem`` (of the header TCB-Info-Issuer-Chain), and revocation lists ``*.crl`` in
+DER or PEM. A fleet of several kinds of platform has one ``tcb_info*.json`` for each.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
@@ -22,46 +23,39 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from sds.attestation.pem import der_revocation_lists
-from sds.errors import EvidenceError
+from sds.attestation.tdx.tcb import SignedDocument
+from sds.errors import EvidenceError, EvidenceMalformedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-    from sds.attestation.tdx.pck import Pck
-
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
+MAX_FILES: Final = 256
+TCB_INFOS: Final = "tcb_info*.json"
+QE_IDENTITY: Final = "qe_identity.json"
+SIGNING_CHAIN: Final = "tcb_signing_chain.pem"
+LISTS: Final = "*.crl"
 _SIGNED: Final = re.compile(rb'\s*\{\s*"(tcbInfo|enclaveIdentity)"\s*:\s*')
 _SIGNATURE: Final = re.compile(rb'\s*,\s*"signature"\s*:\s*"([0-9a-fA-F]{128})"\s*\}\s*')
-_TCB_INFO_VERSION: Final = 3
-_QE_IDENTITY_VERSION: Final = 2
-_COMPONENTS: Final = 16
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_ADVICE: Final = "fetch it from Intel's PCS or a PCCS, see docs/attestation.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collateral:
-    """Files of a folder, unverified."""
-
-    tcb_info: bytes
-    qe_identity: bytes
-    signing_chain: bytes
-    revocation_lists: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TcbLevel:
-    """What a document says of the level that matched.
+    """Files of a folder, unverified.
 
     Attributes:
-        status: Intel's word, such as UpToDate.
-        advisories: INTEL-SA numbers.
-        date: tcbDate, as it stands there.
+        tcb_infos: file name -> signed body, one for each kind of platform.
+        qe_identity: signed body.
+        signing_chain: PEM, TCB signing certificate first.
+        revocation_lists: file -> DER of each list in it.
     """
 
-    status: str
-    advisories: tuple[str, ...]
-    date: str
+    tcb_infos: tuple[tuple[str, bytes], ...] = field(repr=False)
+    qe_identity: bytes = field(repr=False)
+    signing_chain: bytes = field(repr=False)
+    revocation_lists: tuple[tuple[str, bytes], ...] = field(repr=False)
 
 
 def load_collateral(folder: Path) -> Collateral:
@@ -69,25 +63,50 @@ def load_collateral(folder: Path) -> Collateral:
 
     Raises:
         EvidenceError: ``collateral_missing``: a file is missing or cannot be read.
-        EvidenceError: ``collateral_untrusted``: a file is too large, or a revocation list is
-            broken.
+        EvidenceError: ``collateral_untrusted``: a file is too large, there are too many, or a
+            list's PEM is broken.
     """
-    try:
-        lists = [
-            der
-            for path in sorted(folder.glob("*.crl"))
-            for der in der_revocation_lists(_read(path), what=path.name)
-        ]
-    except EvidenceError as error:
-        if error.reason.startswith("collateral_"):
-            raise
-        raise EvidenceError(error.message, reason="collateral_untrusted") from error
+    infos = _files(folder, TCB_INFOS)
+    if not infos:
+        raise EvidenceError(
+            f"collateral {folder / 'tcb_info.json'} is missing",
+            reason="collateral_missing",
+            advice=_ADVICE,
+        )
     return Collateral(
-        tcb_info=_read(folder / "tcb_info.json"),
-        qe_identity=_read(folder / "qe_identity.json"),
-        signing_chain=_read(folder / "tcb_signing_chain.pem"),
-        revocation_lists=tuple(lists),
+        tcb_infos=tuple((str(path), _read(path)) for path in infos),
+        qe_identity=_read(folder / QE_IDENTITY),
+        signing_chain=_read(folder / SIGNING_CHAIN),
+        revocation_lists=tuple(
+            (str(path), der) for path in _files(folder, LISTS) for der in _lists(path)
+        ),
     )
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    try:
+        found = sorted(folder.glob(pattern))
+    except OSError as error:
+        raise EvidenceError(
+            f"collateral {folder} cannot be read: {error.strerror}",
+            reason="collateral_missing",
+            advice=_ADVICE,
+        ) from error
+    if len(found) > MAX_FILES:
+        raise EvidenceError(
+            f"collateral {folder} has more than {MAX_FILES} files {pattern}",
+            reason="collateral_untrusted",
+        )
+    return found
+
+
+def _lists(path: Path) -> tuple[bytes, ...]:
+    try:
+        return der_revocation_lists(_read(path), what=str(path))
+    except EvidenceMalformedError as error:
+        raise EvidenceError(
+            error.message, reason="collateral_untrusted", advice=error.advice
+        ) from error
 
 
 def _read(path: Path) -> bytes:
@@ -97,8 +116,8 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise EvidenceError(
             f"collateral {path} cannot be read: {error.strerror}",
-            advice="fetch it from Intel's PCS or a PCCS, see docs/attestation.md",
             reason="collateral_missing",
+            advice=_ADVICE,
         ) from error
     if len(content) > MAX_DOCUMENT_BYTES:
         raise EvidenceError(
@@ -109,20 +128,20 @@ def _read(path: Path) -> bytes:
 
 
 def signed_document(
-    raw: bytes, *, key: ec.EllipticCurvePublicKey, expected: str, now: datetime
-) -> Mapping[str, Any]:
+    raw: bytes, *, key: ec.EllipticCurvePublicKey, expected: str, now: datetime | None
+) -> SignedDocument:
     """The document inside a signed body, verified over its exact bytes.
 
     Args:
         raw: ``{"tcbInfo": {…}, "signature": "…"}``, or ``enclaveIdentity`` likewise.
         key: of the TCB signing certificate.
         expected: the name of the document.
-        now: the time at which it must count.
+        now: the time at which it must count; None leaves that for later.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: 1. not of this form; 2. the signature does not
-            hold; 3. another kind or version than TDX's.
-        EvidenceError: ``collateral_stale``: 4. it is not current.
+            hold.
+        EvidenceError: ``collateral_stale``: 3. it is not current.
     """
     # 1. The signature covers the document as it is written: find where it begins and ends.
     start = _SIGNED.match(raw)
@@ -132,7 +151,9 @@ def signed_document(
         )
     try:
         text = raw[start.end() :].decode("utf-8")
-        document, end = json.JSONDecoder().raw_decode(text)
+        document, end = json.JSONDecoder(
+            parse_constant=_no_number, object_pairs_hook=_once
+        ).raw_decode(text)
     except (ValueError, RecursionError) as error:
         raise EvidenceError(
             f"{expected} is not JSON: {error}", reason="collateral_untrusted"
@@ -153,157 +174,37 @@ def signed_document(
             f"the signature over {expected} does not hold", reason="collateral_untrusted"
         ) from error
     # 3.
-    identity, version = (
-        ("TDX", _TCB_INFO_VERSION) if expected == "tcbInfo" else ("TD_QE", _QE_IDENTITY_VERSION)
-    )
-    if document.get("id") != identity or document.get("version") != version:
-        raise EvidenceError(
-            f"{expected} has id {document.get('id')!r}, version {document.get('version')!r}; "
-            f"{identity!r}, {version} are expected",
-            reason="collateral_untrusted",
-        )
-    # 4.
     issued, until = _moment(document, "issueDate"), _moment(document, "nextUpdate")
-    if not issued <= now <= until:
+    if now is not None and not issued <= now <= until:
         raise EvidenceError(
             f"{expected} counts from {issued:%FT%TZ} to {until:%FT%TZ}, the time is {now:%FT%TZ}",
-            advice="fetch the newest one",
             reason="collateral_stale",
+            advice="fetch the newest one",
         )
-    return document
+    return SignedDocument(document)
 
 
-def platform_level(document: Mapping[str, Any], pck: Pck, tee_tcb_svn: bytes) -> TcbLevel:
-    """The first TCB level that the platform reaches (PCCS API: "Determining TCB status").
-
-    Every SGX component of the PCK, its PCE security version and every TDX component of the quote
-    must reach the level's. With a TDX module of 1.5 or later the first two TDX components are the
-    module's own, and are compared in :func:`module_level`.
-
-    Raises:
-        EvidenceError: ``tcb_status``: it reaches none.
-        EvidenceError: ``collateral_untrusted``: the document is not of its form.
-    """
-    first = 2 if tee_tcb_svn[1] > 0 else 0
-    try:
-        for level in document["tcbLevels"]:
-            tcb = level["tcb"]
-            sgx = [int(entry["svn"]) for entry in tcb["sgxtcbcomponents"]]
-            tdx = [int(entry["svn"]) for entry in tcb["tdxtcbcomponents"]]
-            if len(sgx) != _COMPONENTS or len(tdx) != _COMPONENTS:
-                raise EvidenceError(
-                    "a TCB level without 16 components", reason="collateral_untrusted"
-                )
-            reached = (
-                all(have >= need for have, need in zip(pck.components, sgx, strict=True))
-                and pck.pce_svn >= int(tcb["pcesvn"])
-                and all(tee_tcb_svn[index] >= tdx[index] for index in range(first, _COMPONENTS))
-            )
-            if reached:
-                return _level(level)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EvidenceError(
-            f"tcbInfo is not of its form: {error!r}", reason="collateral_untrusted"
-        ) from error
-    raise EvidenceError("the platform reaches no TCB level of the collateral", reason="tcb_status")
+def _no_number(text: str) -> NoReturn:
+    # RFC 8259, section 6: there is no Infinity and no NaN in JSON.
+    raise ValueError(f"{text} is not a number in JSON")
 
 
-def module_level(
-    document: Mapping[str, Any], *, tee_tcb_svn: bytes, mr_signer: bytes, attributes: bytes
-) -> TcbLevel | None:
-    """The TDX module's level; None for modules before 1.5, which have none of their own.
-
-    Raises:
-        EvidenceError: ``collateral_untrusted``: the module is unknown, its signer or attributes
-            differ, or it reaches no level.
-    """
-    version, svn = tee_tcb_svn[1], tee_tcb_svn[0]
-    try:
-        if version == 0:
-            identity = document["tdxModule"]
-        else:
-            identity = next(
-                (
-                    entry
-                    for entry in document["tdxModuleIdentities"]
-                    if entry["id"] == f"TDX_{version:02X}"
-                ),
-                None,
-            )
-        if identity is None:
-            raise EvidenceError(
-                f"the collateral knows no TDX module of version {version}",
-                reason="collateral_untrusted",
-            )
-        mask = bytes.fromhex(identity["attributesMask"])
-        wanted = bytes.fromhex(identity["attributes"])
-        if mr_signer != bytes.fromhex(identity["mrsigner"]):
-            raise EvidenceError(
-                "the TDX module's signer is another one", reason="collateral_untrusted"
-            )
-        if masked(attributes, mask) != wanted:
-            raise EvidenceError(
-                "the TDX module's attributes are others", reason="collateral_untrusted"
-            )
-        if version == 0:
-            return None
-        for level in identity["tcbLevels"]:
-            if svn >= int(level["tcb"]["isvsvn"]):
-                return _level(level)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EvidenceError(
-            f"tcbInfo is not of its form: {error!r}", reason="collateral_untrusted"
-        ) from error
-    raise EvidenceError(
-        f"the TDX module's security version {svn} reaches no level", reason="collateral_untrusted"
-    )
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice in one object")
+    return found
 
 
-def masked(value: bytes, mask: bytes) -> bytes:
-    """``value`` with the bits of ``mask`` alone.
-
-    Raises:
-        ValueError: they are not of one length.
-    """
-    return bytes(have & keep for have, keep in zip(value, mask, strict=True))
-
-
-def enclave_level(document: Mapping[str, Any], security_version: int) -> TcbLevel:
-    """The quoting enclave's level.
-
-    Raises:
-        EvidenceError: ``collateral_untrusted``: it reaches none, or the document is not of its
-            form.
-    """
-    try:
-        for level in document["tcbLevels"]:
-            if security_version >= int(level["tcb"]["isvsvn"]):
-                return _level(level)
-    except (KeyError, TypeError, ValueError) as error:
-        raise EvidenceError(
-            f"enclaveIdentity is not of its form: {error!r}", reason="collateral_untrusted"
-        ) from error
-    raise EvidenceError(
-        f"the quoting enclave's version {security_version} reaches no level",
-        reason="collateral_untrusted",
-    )
-
-
-def _level(level: Mapping[str, Any]) -> TcbLevel:
-    return TcbLevel(
-        status=str(level["tcbStatus"]),
-        advisories=tuple(map(str, level.get("advisoryIDs", ()))),
-        date=str(level["tcbDate"]),
-    )
-
-
-def _moment(document: Mapping[str, Any], name: str) -> datetime:
+def _moment(document: dict[str, object], name: str) -> datetime:
     value = document.get(name)
     if not isinstance(value, str) or not _MOMENT.fullmatch(value):
-        raise EvidenceError(f"{name} is no time: {value!r}", reason="collateral_untrusted")
+        raise EvidenceError(
+            f"{name} is not a time: {str(value)[:64]!r}", reason="collateral_untrusted"
+        )
     try:
         return datetime.fromisoformat(value).astimezone(UTC)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise EvidenceError(
-            f"{name} is no time: {value!r}", reason="collateral_untrusted"
+            f"{name} is not a time: {value!r}", reason="collateral_untrusted"
         ) from error

@@ -1,8 +1,9 @@
 """The layout of a TDX quote, versions 4 and 5 (Intel TDX DCAP Quoting Library API, appendix A.3).
 
-Owns offsets. Invariant: a :class:`Quote` is a view of bytes; nothing in it has been verified. A
-quote says how long it is; what comes after its end is not part of it and is ignored, since hosts
-pad their buffers.
+Owns offsets. A quote of version 5 names the form of its body: 2 is TDX 1.0, 3 is TDX 1.5, and 4 is
+TDX 1.5 with the fields about service TDs (ATTRIBUTES.SERVTD_EXT). Invariant: a :class:`Quote` is a
+view of bytes; nothing in it has been verified. A quote says how long it is; what comes after its
+end is not part of it and is ignored, since hosts pad their buffers.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ ALGORITHM_ECDSA_P256: Final = 2
 INTEL_QE_VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 BODY_1_0_BYTES: Final = 584
 BODY_1_5_BYTES: Final = 648
+BODY_SERVICE_TD_BYTES: Final = 885
 QE_REPORT_BYTES: Final = 384
 CERTIFICATION_PCK_CHAIN: Final = 5
 CERTIFICATION_QE_REPORT: Final = 6
@@ -26,19 +28,43 @@ MAX_QUOTE_BYTES: Final = 128 * 1024
 MAX_AUTHENTICATION_BYTES: Final = 1024
 _VERSION_4: Final = 4
 _VERSION_5: Final = 5
-_BODIES: Final = {2: BODY_1_0_BYTES, 3: BODY_1_5_BYTES}
+_BODIES: Final = {2: BODY_1_0_BYTES, 3: BODY_1_5_BYTES, 4: BODY_SERVICE_TD_BYTES}
 
 DEBUG_BITS: Final = 0xFF
 """ATTRIBUTES.TUD: any bit set makes the TD untrusted; bit 0 is DEBUG."""
 SEPT_VE_DISABLE: Final = 1 << 28
 MIGRATABLE: Final = 1 << 29
-# TUD; LASS, SEPT_VE_DISABLE, MIGRATABLE, PKS, KL (27 to 31); TPA, PERFMON (62, 63).
-ATTRIBUTES_KNOWN: Final = DEBUG_BITS | 0x1F << 27 | 0x3 << 62
+# TUD; ICSSD (16), SERVTD_EXT (17); LASS, SEPT_VE_DISABLE, MIGRATABLE, PKS, KL (27 to 31); TPA,
+# PERFMON (62, 63): the bits that Linux names (arch/x86/include/asm/shared/tdx.h), and SERVTD_EXT.
+ATTRIBUTES_KNOWN: Final = DEBUG_BITS | 0x3 << 16 | 0x1F << 27 | 0x3 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceTds:
+    """What a body of type 4 says besides of the service TDs that are bound to the TD."""
+
+    vmid: int
+    td_id: bytes
+    device_info: bytes
+    initial_hash: bytes
+    initial_attributes: bytes
+    initial_cpu_svn: bytes
+    initial_tee_tcb_svn: bytes
+    initial_fmspc: bytes
+    current_hash: bytes
+    current_attributes: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TdReport:
-    """The body of a quote: what the TDX module says of the TD; names are Intel's."""
+    """The body of a quote: what the TDX module says of the TD; names are Intel's.
+
+    Attributes:
+        tee_tcb_svn: of the TDX module that launched the TD.
+        tee_tcb_svn_2: of the module that runs now (TDX 1.5, TD-preserving updates), or None.
+        mr_service_td: hash over the bound service TDs, zero without any (TDX 1.5), or None.
+        service_tds: the further fields of a body of type 4, or None.
+    """
 
     tee_tcb_svn: bytes
     mr_seam: bytes
@@ -52,7 +78,20 @@ class TdReport:
     mr_owner_config: bytes
     rtmr: tuple[bytes, bytes, bytes, bytes]
     report_data: bytes
+    tee_tcb_svn_2: bytes | None
     mr_service_td: bytes | None
+    service_tds: ServiceTds | None
+
+    @property
+    def bound_service_td(self) -> bytes | None:
+        """A hash of bound service TDs, or None where none is bound."""
+        extended = self.service_tds
+        hashes = (
+            self.mr_service_td,
+            extended.current_hash if extended else None,
+            extended.initial_hash if extended else None,
+        )
+        return next((found for found in hashes if found is not None and any(found)), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +199,9 @@ def parse_quote(raw: bytes) -> Quote:
         size = reader.number(4, "size of body")
         if _BODIES.get(kind) != size:
             raise EvidenceMalformedError(
-                f"a body of type {kind} and {size} bytes is not TDX's", reason="report_version"
+                f"a body of type {kind} and {size} bytes is not TDX's",
+                reason="report_version",
+                advice="known are the types 2, 3 and 4 of 584, 648 and 885 bytes",
             )
     body = _body(reader.take(size, "body"))
     signed = raw[: reader.offset]
@@ -212,7 +253,24 @@ def _body(raw: bytes) -> TdReport:
         mr_owner_config=raw[280:328],
         rtmr=(raw[328:376], raw[376:424], raw[424:472], raw[472:520]),
         report_data=raw[520:584],
-        mr_service_td=raw[600:648] if len(raw) == BODY_1_5_BYTES else None,
+        tee_tcb_svn_2=raw[584:600] if len(raw) >= BODY_1_5_BYTES else None,
+        mr_service_td=raw[600:648] if len(raw) >= BODY_1_5_BYTES else None,
+        service_tds=_service_tds(raw) if len(raw) == BODY_SERVICE_TD_BYTES else None,
+    )
+
+
+def _service_tds(raw: bytes) -> ServiceTds:
+    return ServiceTds(
+        vmid=raw[648],
+        td_id=raw[649:681],
+        device_info=raw[681:729],
+        initial_hash=raw[729:777],
+        initial_attributes=raw[777:785],
+        initial_cpu_svn=raw[785:801],
+        initial_tee_tcb_svn=raw[801:817],
+        initial_fmspc=raw[817:829],
+        current_hash=raw[829:877],
+        current_attributes=raw[877:885],
     )
 
 

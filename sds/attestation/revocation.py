@@ -1,0 +1,237 @@
+"""Revocation lists of every hierarchy that vouches for evidence (RFC 5280, sections 5 and 6.3).
+
+Owns how a list is read and when it speaks. Invariant: nothing counts as "not revoked" unless a list
+that this issuer signed is current at the moment of verification. A list that somebody else signed
+under the same name says nothing. An expired list beside a current one of the same issuer takes
+nothing away: what it revoked stays revoked. A damaged, delta or partial list is never read.
+
+Which issuers must have a list is the question of each hierarchy: ``snp.verifier``,
+``tdx.verifier``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+
+from sds.attestation.pem import UNREADABLE
+from sds.attestation.snp.certificate import Signed, split_sequence, split_signed
+from sds.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from datetime import datetime
+
+MAX_LIST_BYTES: Final = 1024 * 1024
+_DELTA: Final = x509.DeltaCRLIndicator.oid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevocationList:
+    """A revocation list, read; whether its issuer signed it is not checked yet.
+
+    Attributes:
+        der: all of it.
+        origin: the file that it came from, for messages.
+        signed: its signed part, algorithm and signature, for the check of the signature.
+        issuer: the issuer's name in DER.
+        authority: the issuer's key identifier, or nothing where the list names none.
+        number: the CRL number, or None.
+        this_update: when it was made.
+        next_update: until when it counts.
+        serials: what it revokes.
+    """
+
+    der: bytes = field(repr=False)
+    origin: str
+    signed: Signed = field(repr=False)
+    issuer: bytes = field(repr=False)
+    authority: bytes = field(repr=False)
+    number: int | None
+    this_update: datetime
+    next_update: datetime
+    serials: frozenset[int] = field(repr=False)
+
+    @property
+    def issuer_name(self) -> str:
+        """The issuer for people."""
+        return x509.load_der_x509_crl(self.der).issuer.rfc4514_string()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """Who must have signed a list.
+
+    Attributes:
+        name: for messages.
+        subject: its name in DER.
+        signed: whether its key made the signature of a list.
+    """
+
+    name: str
+    subject: bytes = field(repr=False)
+    signed: Callable[[RevocationList], bool] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issued:
+    """A certificate that a list may revoke."""
+
+    name: str
+    serial: int
+
+
+def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationList:
+    """Read a complete revocation list in DER.
+
+    Args:
+        der: one list, no byte more.
+        origin: where it came from, for messages.
+
+    Raises:
+        EvidenceError: ``revocation_list``: it cannot be read, has no next update, is a delta list,
+            or holds a critical extension (RFC 5280, section 5.2: who does not know it may not use
+            the list).
+    """
+    try:
+        signed = split_signed(der, limit=MAX_LIST_BYTES)
+        parsed = x509.load_der_x509_crl(der)
+        extensions = list(parsed.extensions)
+        entries = [(entry.serial_number, list(entry.extensions)) for entry in parsed]
+        # TBSCertList: version, signature, issuer, …
+        _, algorithm, issuer, *_ = split_sequence(signed.content)
+        parsed.issuer.rfc4514_string()
+        this_update, next_update = parsed.last_update_utc, parsed.next_update_utc
+    except UNREADABLE as error:
+        raise EvidenceError(
+            f"{origin} is not a revocation list that can be read: {error}",
+            reason="revocation_list",
+            advice="fetch it again; give a complete list in PEM or DER",
+        ) from error
+    if algorithm != signed.algorithm:
+        raise EvidenceError(
+            f"{origin}: the algorithms inside and outside differ", reason="revocation_list"
+        )
+    if any(extension.oid == _DELTA for extension in extensions):
+        raise EvidenceError(
+            f"{origin} is a delta list, which names changes only",
+            reason="revocation_list",
+            advice="give the complete list",
+        )
+    if any(one.critical for one in [*extensions, *(e for _, some in entries for e in some)]):
+        raise EvidenceError(
+            f"{origin} holds a critical extension that is not known here", reason="revocation_list"
+        )
+    if next_update is None:
+        raise EvidenceError(
+            f"{origin} has no next update, so it would never be stale", reason="revocation_list"
+        )
+    return RevocationList(
+        der=der,
+        origin=origin,
+        signed=signed,
+        issuer=issuer,
+        authority=_authority(extensions),
+        number=_number(extensions),
+        this_update=this_update,
+        next_update=next_update,
+        serials=frozenset(serial for serial, _ in entries),
+    )
+
+
+def require_not_revoked(
+    lists: Iterable[RevocationList], issuer: Issuer, issued: Iterable[Issued], now: datetime
+) -> None:
+    """Hold that a current list of this issuer revokes none of what it issued.
+
+    Args:
+        lists: every list at hand, of any issuer.
+        issuer: whose lists count.
+        issued: the certificates that this issuer signed.
+        now: the moment of verification.
+
+    Raises:
+        EvidenceError: ``revocation_list``: 1. no list names this issuer and is signed by it.
+        EvidenceError: ``revocation_list_stale``: 2. none of them is current.
+        EvidenceError: ``certificate_revoked``: 3. one of them, current or not, revokes a
+            certificate.
+    """
+    named = [one for one in lists if one.issuer == issuer.subject]
+    ours = [one for one in named if issuer.signed(one)]
+    # 1.
+    if not ours:
+        raise EvidenceError(
+            f"no revocation list by {issuer.name} is at hand"
+            if not named
+            else f"{named[0].origin} names {issuer.name}, and its signature does not hold",
+            reason="revocation_list",
+            advice=f"give the complete and current list of {issuer.name}",
+        )
+    # 2.
+    if not any(one.this_update <= now <= one.next_update for one in ours):
+        newest = max(ours, key=lambda one: one.this_update)
+        raise EvidenceError(
+            f"the list of {issuer.name} ({newest.origin}) counts from "
+            f"{newest.this_update:%FT%TZ} to {newest.next_update:%FT%TZ}, the time is "
+            f"{now:%FT%TZ}",
+            reason="revocation_list_stale",
+            advice="fetch the newest one",
+        )
+    # 3.
+    for certificate in issued:
+        if any(certificate.serial in one.serials for one in ours):
+            raise EvidenceError(
+                f"{certificate.name} (serial {certificate.serial:#x}) is revoked by {issuer.name}",
+                reason="certificate_revoked",
+            )
+
+
+def highest_numbers(lists: Iterable[RevocationList]) -> dict[tuple[bytes, bytes], int]:
+    """Issuer (name and key identifier) -> the highest CRL number among its lists."""
+    found: dict[tuple[bytes, bytes], int] = {}
+    for one in lists:
+        if one.number is not None:
+            key = (one.issuer, one.authority)
+            found[key] = max(found.get(key, one.number), one.number)
+    return found
+
+
+def require_no_older(
+    lists: Iterable[RevocationList], seen: Mapping[tuple[bytes, bytes], int]
+) -> None:
+    """Hold that no issuer's newest list is older than one that was in force before.
+
+    Args:
+        lists: what is to replace the lists in force.
+        seen: what :func:`highest_numbers` said of every set before.
+
+    Raises:
+        EvidenceError: ``revocation_list``: an issuer's highest CRL number is lower than one already
+            seen.
+    """
+    lists = tuple(lists)
+    for key, number in highest_numbers(lists).items():
+        if number < seen.get(key, number):
+            one = next(one for one in lists if (one.issuer, one.authority) == key)
+            raise EvidenceError(
+                f"{one.origin} has the CRL number {number}, and number {seen[key]} of the same "
+                "issuer was in force already",
+                reason="revocation_list",
+                advice="put the newest list back",
+            )
+
+
+def _authority(extensions: list[x509.Extension[x509.ExtensionType]]) -> bytes:
+    for extension in extensions:
+        if isinstance(extension.value, x509.AuthorityKeyIdentifier):
+            return extension.value.key_identifier or b""
+    return b""
+
+
+def _number(extensions: list[x509.Extension[x509.ExtensionType]]) -> int | None:
+    for extension in extensions:
+        if isinstance(extension.value, x509.CRLNumber):
+            return extension.value.crl_number
+    return None

@@ -1,0 +1,101 @@
+"""PEM text to DER (RFC 7468): the one place that reads it.
+
+Owns the armour: what a block is, and what becomes of text around it. Invariants: the cost is in
+proportion to the text, whatever is in it; the number of blocks is bounded; a block that is not
+closed, or whose inside is not base64, is an error and never skipped; what the DER means is asked
+elsewhere. Private keys are read by the library (``sds.pki.keys``), so that no copy of one is made
+here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import CertificateError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MAX_BLOCKS: Final = 64
+CERTIFICATE: Final = "CERTIFICATE"
+REVOCATION_LIST: Final = "X509 CRL"
+_BEGIN: Final = b"-----BEGIN "
+_END: Final = b"-----END "
+_DASHES: Final = b"-----"
+
+
+def pem_blocks(
+    text: bytes, *, label: str, what: str = "the PEM text", most: int = MAX_BLOCKS
+) -> tuple[bytes, ...]:
+    """The DER inside every block with this label, in order.
+
+    Text between blocks and blocks with another label are passed over (RFC 7468, section 2).
+
+    Args:
+        text: PEM, with line ends of any kind.
+        label: of the blocks that are meant, such as ``CERTIFICATE``.
+        what: names the text in errors.
+        most: blocks that are accepted.
+
+    Raises:
+        CertificateError: ``certificate_malformed``: 1. a block is not closed, or closed by another
+            label; 2. its inside is not base64; 3. there is none with this label, or more than
+            ``most``.
+    """
+    found = [_decoded(lines, what) for name, lines in _blocks(text, what) if name == label]
+    if not found or len(found) > most:
+        raise CertificateError(
+            f"{what} has {len(found) or 'no'} blocks of BEGIN {label}",
+            reason="certificate_malformed",
+            advice=f"give 1 to {most} blocks of BEGIN {label}",
+        )
+    return tuple(found)
+
+
+def _blocks(text: bytes, what: str) -> Iterator[tuple[str, list[bytes]]]:
+    """Label and inner lines of each block. One look at each line, so the cost is linear."""
+    opened: bytes | None = None
+    lines: list[bytes] = []
+    for line in map(bytes.strip, text.splitlines()):
+        begins = line.startswith(_BEGIN) and line.endswith(_DASHES)
+        ends = line.startswith(_END) and line.endswith(_DASHES)
+        if opened is None:
+            if begins:
+                opened, lines = line[len(_BEGIN) : -len(_DASHES)], []
+        elif begins or (ends and line[len(_END) : -len(_DASHES)] != opened):
+            break
+        elif ends:
+            yield opened.decode("ascii", "replace"), lines
+            opened = None
+        else:
+            lines.append(line)
+    if opened is not None:
+        raise CertificateError(
+            f"{what} has a block of BEGIN {opened[:32].decode('ascii', 'replace')} that is not "
+            "closed by its END",
+            reason="certificate_malformed",
+            advice="give the whole text",
+        )
+
+
+def der_blocks(content: bytes, *, label: str, what: str) -> tuple[bytes, ...]:
+    """The DER inside PEM, or the content itself where it is DER (it begins with a SEQUENCE).
+
+    Raises:
+        CertificateError: ``certificate_malformed``: as :func:`pem_blocks`.
+    """
+    if content.startswith(b"\x30"):
+        return (content,)
+    return pem_blocks(content, label=label, what=what)
+
+
+def _decoded(lines: list[bytes], what: str) -> bytes:
+    try:
+        return base64.b64decode(b"".join(lines), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise CertificateError(
+            f"{what} has a PEM block whose inside is not base64: {error}",
+            reason="certificate_malformed",
+        ) from error
