@@ -29,6 +29,7 @@ from sds.operations.health import health_listener
 from sds.operations.instruments import AgentInstruments, connected_workloads
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.notify import STOPPING, notify, readiness_notifier
+from sds.supervision import supervised
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from sds.agent.build import AuthorityClient
     from sds.agent.config import AgentConfig
     from sds.agent.policy import AgentPolicy
+    from sds.attestation.build import Verification
     from sds.clock import Clock
     from sds.operations.readiness import Readiness
     from sds.operations.state import AgentState
@@ -117,7 +119,10 @@ async def running_agent(
     instruments = AgentInstruments(clock=clock)
     store = instruments.store
     policy = build.signed_policy(config, clock=clock, instruments=instruments)
-    client = build.authority_client(config, clock=clock, instruments=instruments, policy=policy)
+    verification = build.verification(config, clock=clock)
+    client = build.authority_client(
+        config, clock=clock, instruments=instruments, policy=policy, verified_by=verification
+    )
     rotation = build.rotation(config, client=client, clock=clock, instruments=instruments)
     federation = build.federation(config, clock=clock, instruments=instruments)
     tickets = build.session_tickets(config, store, clock)
@@ -149,8 +154,8 @@ async def running_agent(
                 sockets=sockets,
                 node=node,
             )
-            running.append(group.create_task(policy.run(), name="policy"))
-            stack.enter_context(_reread_on_hangup(policy))
+        running += _follow_files(group, policy, verification, clock)
+        stack.enter_context(_reread_on_hangup(policy, verification))
         if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=_DRAIN_SECONDS))
         guard = SocketGuard(clock=clock)
@@ -208,11 +213,37 @@ async def running_agent(
         yield RunningAgent(store=store, rotation=rotation, service=service, workloads=sockets)
 
 
+def _follow_files(
+    group: asyncio.TaskGroup,
+    policy: AgentPolicy | None,
+    verification: Verification | None,
+    clock: Clock,
+) -> list[asyncio.Task[None]]:
+    """The tasks that follow policy, and revocation lists and collateral, where there are any."""
+    tasks = []
+    if policy is not None:
+        tasks.append(group.create_task(policy.run(), name="policy"))
+    if verification is not None and verification.files.any:
+        follow = supervised("verification-files", verification.files.follow, clock=clock)
+        tasks.append(group.create_task(follow, name="verification files"))
+    return tasks
+
+
 @contextlib.contextmanager
-def _reread_on_hangup(policy: AgentPolicy) -> Iterator[None]:
-    """SIGHUP reads the policy again."""
+def _reread_on_hangup(
+    policy: AgentPolicy | None, verification: Verification | None
+) -> Iterator[None]:
+    """SIGHUP reads policy, revocation lists and collateral again."""
+
+    def reread() -> None:
+        if policy is not None:
+            policy.files.ask()
+        if verification is not None:
+            verification.files.ask()
+
+    # Without a handler SIGHUP ends the process, so there is one even without files to read.
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, policy.files.ask)
+    loop.add_signal_handler(signal.SIGHUP, reread)
     try:
         yield
     finally:

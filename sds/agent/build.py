@@ -15,6 +15,7 @@ from datetime import timedelta
 from random import SystemRandom
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from sds.attestation.build import Verification, make_attester
 from sds.authority.attested import AttestedAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.errors import ConfigurationError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from sds.agent.config import AgentConfig, OwnAuthoritySection
     from sds.agent.node_socket import NodeSocket
     from sds.agent.policy import AgentPolicy
-    from sds.attestation.evidence import Verifier
     from sds.authority.attested import AuthoritySettings
     from sds.authority.istio import IstioAuthority
     from sds.clock import Clock
@@ -59,46 +59,54 @@ def signed_policy(
     return AgentPolicy(config.policy, config=config, clock=clock, watcher=instruments)
 
 
+def verification(config: AgentConfig, *, clock: Clock) -> Verification | None:
+    """What the authority's evidence is verified by; None where it need not show any.
+
+    Raises:
+        ConfigurationError: a root, a list or collateral cannot be used.
+    """
+    section = config.authority
+    if isinstance(section, IstioSettings):
+        return None
+    # An authority behind plain TLS may have no evidence; what it must show is then not written.
+    proves = section.tls == "attested" or "verification" in config.model_fields_set
+    return Verification(config.verification, clock=clock) if proves else None
+
+
 def authority_client(
     config: AgentConfig,
     *,
     clock: Clock,
     instruments: AgentInstruments,
     policy: AgentPolicy | None,
+    verified_by: Verification | None,
 ) -> AuthorityClient:
     """The client of the authority that the configuration names.
 
     Raises:
-        ConfigurationError: evidence, roots or addresses cannot be used.
+        ConfigurationError: evidence or addresses cannot be used.
     """
     section = config.authority
     if isinstance(section, IstioSettings):
         from sds.authority.istio import IstioAuthority  # noqa: PLC0415  measured: see the module
 
         return IstioAuthority(section, clock=clock)
-    attester = config.attestation.attester()
+    attester = make_attester(config.attestation)
     if attester is None:
         raise ConfigurationError(
             "attestation.kind is missing", advice="our own authority certifies only what attests"
         )
-    # An authority behind plain TLS may have no evidence; what it must show is then not written.
-    proves = section.tls == "attested" or "verification" in config.model_fields_set
+    verifier = None
+    if verified_by is not None:
+        make = verified_by.verifier
+        verifier = instruments.verifier(make() if policy is None else policy.verifier(make))
     return AttestedAuthority(
         authority_settings(config, section),
         attester=instruments.attester(attester),
-        verifier=instruments.verifier(verifier(config, policy)) if proves else None,
+        verifier=verifier,
         clock=clock,
         policy=None if policy is None else policy.holder,
     )
-
-
-def verifier(config: AgentConfig, policy: AgentPolicy | None) -> Verifier:
-    """What verifies the authority's evidence.
-
-    Raises:
-        ConfigurationError: a root, a list or collateral cannot be used.
-    """
-    return config.verification.verifier() if policy is None else policy.verifier()
 
 
 def authority_settings(config: AgentConfig, section: OwnAuthoritySection) -> AuthoritySettings:

@@ -27,12 +27,13 @@ from sds.workload.facts import Facts
 from sds.workload.recognition import Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from sds.agent.config import AgentConfig, WorkloadSection
     from sds.agent.node_socket import NodeSocket
     from sds.agent.sockets import WorkloadListening
     from sds.attestation.evidence import Verifier
+    from sds.attestation.reference_values import ReferenceValues
     from sds.clock import Clock
     from sds.federation.refresh import Federation
     from sds.identity import Identity
@@ -98,14 +99,17 @@ class AgentPolicy:
         self.files.load()
         self.peers = PolicyPeers(self.holder)
 
-    def verifier(self) -> Verifier:
-        """What verifies the authority's evidence: by the policy's reference values too."""
-        section = self._config.verification
+    def verifier(self, make: Callable[[ReferenceValues], Verifier]) -> Verifier:
+        """What verifies the authority's evidence: by the policy's reference values too.
+
+        Args:
+            make: a verifier with the configuration's roots and the given reference values.
+        """
         return PolicyVerifier(
             self.holder,
             role=Role.AUTHORITIES,
-            configured=section.reference_values,
-            make=section.verifier,
+            configured=self._config.verification.reference_values,
+            make=make,
         )
 
     def _in_force(self) -> AdmittedPolicy | None:

@@ -1,7 +1,8 @@
 """``sds ca`` from its configuration: joins the parts, serves, drains on a signal.
 
 Invariants: everything that can be wrong with the configuration is said before the port opens; the
-first SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reads the policy again.
+first SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reads the policy, revocation
+lists and collateral again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from sds.attestation.build import Verification, make_attester
 from sds.attestation.kubernetes.token import TokenAttester
 from sds.authority.attested import AttestedAuthority
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
@@ -26,9 +28,10 @@ from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError
 from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
+from sds.supervision import supervised
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.ca.issuance import IssuancePolicy
@@ -62,10 +65,12 @@ async def serve(
     clock = clock if clock is not None else SystemClock()
     stop = stop if stop is not None else asyncio.Event()
     observer = observer if observer is not None else Nobody()
-    attester = config.attestation.attester()
+    attester = make_attester(config.attestation)
+    verification = Verification(config.verification, clock=clock)
+    upstream = _upstream_verification(config, clock)
     _say_what_vouches(config, attester)
     async with contextlib.AsyncExitStack() as stack:
-        files, policy, verifier = _policy(config, clock, observer)
+        files, policy, verifier = _policy(config, verification, clock, observer)
         if config.kubernetes is not None:
             policy, verifier = await stack.enter_async_context(
                 kubernetes_tokens(
@@ -80,7 +85,7 @@ async def serve(
             trust_domain=config.trust_domain,
             listen=config.listen,
             tls=_tls(config, clock),
-            source=await stack.enter_async_context(_source(config, attester, clock)),
+            source=await stack.enter_async_context(_source(config, attester, upstream, clock)),
             policy=policy,
             verifier=observer.verifier(verifier),
             # A token is for the authority above alone; it proves nothing to those who ask us.
@@ -100,9 +105,18 @@ async def serve(
         await stack.enter_async_context(
             health_listener(config.health, lambda: authority.box.able and not stop.is_set())
         )
-        stack.enter_context(_signals(stop, files))
+        followed = [one.files for one in (verification, upstream) if one is not None]
+        asked = [one.ask for one in followed] + ([] if files is None else [files.ask])
+        stack.enter_context(_signals(stop, asked))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(_tell_ready(authority, config, ready), name="ready")]
+        running += [
+            tasks.create_task(
+                supervised("verification-files", one.follow, clock=clock), name="verification-files"
+            )
+            for one in followed
+            if one.any
+        ]
         if files is not None:
             running.append(tasks.create_task(files.follow(), name="policy-files"))
             running.append(tasks.create_task(files.holder.run(), name="policy"))
@@ -111,6 +125,14 @@ async def serve(
         _LOGGER.info("the authority is draining")
         for task in running:
             task.cancel()
+
+
+def _upstream_verification(config: AuthorityConfig, clock: Clock) -> Verification | None:
+    """What verifies the authority above, where there is one that shows evidence."""
+    signer = config.signer
+    if not isinstance(signer, UpstreamSection) or signer.verification is None:
+        return None
+    return Verification(signer.verification, clock=clock)
 
 
 def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> None:
@@ -149,10 +171,13 @@ def _tls(config: AuthorityConfig, clock: Clock) -> TlsIdentity:
 
 
 def _policy(
-    config: AuthorityConfig, clock: Clock, observer: AuthorityObserver
+    config: AuthorityConfig,
+    verification: Verification,
+    clock: Clock,
+    observer: AuthorityObserver,
 ) -> tuple[PolicyFiles | None, IssuancePolicy, Verifier]:
     if config.policy is None:
-        return None, config.issuance(), config.verification.verifier()
+        return None, config.issuance(), verification.verifier()
     # Loaded when used: 8 MB that an authority without a signed policy shall not hold.
     from sds.ca.signed_policy import SignedIssuancePolicy  # noqa: PLC0415
     from sds.policy.holder import PolicyHolder  # noqa: PLC0415
@@ -166,14 +191,17 @@ def _policy(
         holder,
         role=Role.AGENTS,
         configured=config.verification.reference_values,
-        make=config.verification.verifier,
+        make=verification.verifier,
     )
     return files, SignedIssuancePolicy(holder), verifier
 
 
 @contextlib.asynccontextmanager
 async def _source(
-    config: AuthorityConfig, attester: Attester | None, clock: Clock
+    config: AuthorityConfig,
+    attester: Attester | None,
+    verification: Verification | None,
+    clock: Clock,
 ) -> AsyncIterator[SignerSource]:
     match config.signer:
         case SelfSignedSection() as section:
@@ -204,7 +232,7 @@ async def _source(
             upstream = AttestedAuthority(
                 section.authority.settings(),
                 attester=attester,
-                verifier=section.verification.verifier() if section.verification else None,
+                verifier=verification.verifier() if verification is not None else None,
                 clock=clock,
             )
             try:
@@ -232,7 +260,7 @@ async def _tell_ready(
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, files: PolicyFiles | None) -> Iterator[None]:
+def _signals(stop: asyncio.Event, asked: Sequence[Callable[[], None]]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     handled = [signal.SIGTERM, signal.SIGINT]
 
@@ -244,12 +272,16 @@ def _signals(stop: asyncio.Event, files: PolicyFiles | None) -> Iterator[None]:
 
     for number in handled:
         loop.add_signal_handler(number, end)
-    if files is not None:
-        loop.add_signal_handler(signal.SIGHUP, files.ask)
+
+    # Without a handler SIGHUP ends the process, so there is one even without files to read.
+    def reread() -> None:
+        for ask in asked:
+            ask()
+
+    loop.add_signal_handler(signal.SIGHUP, reread)
     try:
         yield
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-        if files is not None:
-            loop.remove_signal_handler(signal.SIGHUP)
+        loop.remove_signal_handler(signal.SIGHUP)

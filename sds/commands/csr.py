@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from asn1crypto import pem
 
+from sds.attestation.build import Verification, make_attester
 from sds.attestation.csr import STATEMENTS, AttestedCsr, make_attested_csr, parse_attested_csr
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.clock import SystemClock
-from sds.errors import ConfigurationError, KeyTypeError, SdsError
+from sds.errors import ConfigurationError, EvidenceError, KeyTypeError, SdsError
 from sds.exchange.challenge import NONCE_BYTES, attested_csr_report_data
 from sds.identity import Identity, SpiffeId
 from sds.pki import key_type_of, load_private_key, spki_sha256
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.attestation.evidence import Claims, Verifier
-    from sds.attestation.section import AttestationSection
     from sds.pki import PrivateKey
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -141,6 +141,19 @@ def new(  # noqa: PLR0917  click passes every option
     "--trusted-root", "roots", type=_FILE, multiple=True, help="A root beside the manufacturer's."
 )
 @click.option(
+    "--chain",
+    "certificates",
+    type=_FILE,
+    multiple=True,
+    help="Certificates that the evidence may come without; they never add trust.",
+)
+@click.option(
+    "--collateral",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of signed collateral, for TDX quotes.",
+)
+@click.option("--crl", type=_FILE, multiple=True, help="Revocation list, PEM or DER.")
+@click.option(
     "--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%SZ"]), help="The time at which it must hold."
 )
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -149,6 +162,9 @@ def verify(  # noqa: PLR0917  click passes every option
     nonce: bytes,
     reference_values: Path | None,
     roots: Sequence[Path],
+    certificates: Sequence[Path],
+    collateral: Path | None,
+    crl: Sequence[Path],
     at: datetime | None,
     output: str,
 ) -> None:
@@ -157,7 +173,9 @@ def verify(  # noqa: PLR0917  click passes every option
     Ends with status 0 where all of it holds, 1 where it is refused.
     """
     now = at.replace(tzinfo=UTC) if at is not None else SystemClock().now().wall
-    verifier = _verifier(reference_values, roots)
+    verifier = _verifier(
+        reference_values, roots=roots, certificates=certificates, collateral=collateral, crl=crl
+    )
     parsed: AttestedCsr | None = None
     try:
         parsed = parse_attested_csr(yamlfile.read(path, max_bytes=_MAX_BYTES))
@@ -215,33 +233,37 @@ def _read_key(path: Path) -> PrivateKey:
 
 
 def _certificates(path: Path) -> list[bytes]:
-    # Taken out of their armour, not parsed: a VCEK has the serial number 0, which the parser of
-    # sds.pki does not like.
-    content = yamlfile.read(path, max_bytes=_MAX_BYTES)
-    if not pem.detect(content):
-        return [content]
     try:
-        return [der for _, _, der in pem.unarmor(content, multiple=True)]
-    except ValueError as error:
-        raise ConfigurationError(f"{path} is no PEM text: {error}") from error
+        return [*der_certificates(yamlfile.read(path, max_bytes=_MAX_BYTES), what=str(path))]
+    except EvidenceError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error
 
 
 def _collect(path: Path, key: PrivateKey, nonce: bytes) -> Evidence:
-    from sds.settings.fields import Settings  # noqa: PLC0415
-
-    class File(Settings):
-        attestation: AttestationSection
-
-    attester = yamlfile.load_file(path, File).attestation.attester()
+    attester = make_attester(yamlfile.load_file(path, _AttestationFile).attestation)
     if attester is None:
         raise ConfigurationError(f"{path}: attestation.kind is missing")
     return asyncio.run(attester.attest(_report_data(key, nonce)))
 
 
-def _verifier(reference_values: Path | None, roots: Sequence[Path]) -> Verifier:
+def _verifier(
+    reference_values: Path | None,
+    *,
+    roots: Sequence[Path],
+    certificates: Sequence[Path],
+    collateral: Path | None,
+    crl: Sequence[Path],
+) -> Verifier:
     values = (
         yamlfile.load_file(reference_values, ReferenceValues)
         if reference_values is not None
         else ReferenceValues()
     )
-    return VerificationSection(trusted_roots=list(roots), reference_values=values).verifier()
+    section = VerificationSection(
+        trusted_roots=list(roots),
+        certificates=list(certificates),
+        collateral=collateral,
+        revocation_lists=list(crl),
+        reference_values=values,
+    )
+    return Verification(section).verifier()

@@ -19,8 +19,11 @@ from sds.attestation.evidence import REPORT_DATA_BYTES, Evidence, EvidenceKind, 
 from sds.attestation.kinds import claims_of_bytes, kind_of
 from sds.attestation.pem import der_certificates, der_revocation_lists
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.snp.chain import pinned_roots
 from sds.attestation.snp.report import Product
+from sds.attestation.snp.revocation import read_amd_list
 from sds.attestation.snp.verifier import SnpVerifier
+from sds.attestation.tdx.material import material_now
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
@@ -90,12 +93,7 @@ def verify(
     kind = kind_of(raw)
     shown = Evidence(kind=kind, report=raw, certificates=certificates)
     if kind is EvidenceKind.TDX:
-        verdict = TdxVerifier(
-            values=values,
-            trusted_roots=roots,
-            collateral=collateral,
-            revocation_lists=_lists(crl),
-        ).examine(shown, data=data, now=now)
+        verdict = _tdx_verifier(values, roots, collateral, crl).examine(shown, data=data, now=now)
     else:
         verdict = _examine_snp(
             shown,
@@ -195,8 +193,12 @@ def _examine_snp(
 ) -> Verdict:
     unreadable: EvidenceError | None = None
     try:
+        issuers = pinned_roots(trusted_roots=roots).certificates
+        lists = tuple(
+            read_amd_list(der, issuers=issuers, origin=str(path)) for path, der in _lists(crl)
+        )
         verifier = SnpVerifier(
-            values=values, trusted_roots=roots, revocation_lists=_lists(crl), product=product
+            values=values, trusted_roots=roots, lists=lambda: lists, product=product
         )
     except EvidenceError as error:
         if not error.reason.startswith("revocation_list"):
@@ -216,6 +218,19 @@ def _examine_snp(
     return Verdict(kind=verdict.kind, checks=tuple(checks.done), claims=verdict.claims)
 
 
+def _tdx_verifier(
+    values: ReferenceValues,
+    roots: tuple[bytes, ...],
+    collateral: Path | None,
+    crl: tuple[Path, ...],
+) -> TdxVerifier:
+    material = material_now(collateral, _lists(crl), roots=roots)
+    try:
+        return TdxVerifier(values=values, trusted_roots=roots, material=lambda: material)
+    except EvidenceError as error:
+        raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
+
+
 def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
     """DER of evidence's certificates; what cannot be read is evidence too, and refused as such."""
     found: list[bytes] = []
@@ -228,14 +243,15 @@ def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
     return tuple(found)
 
 
-def _lists(paths: Iterable[Path]) -> tuple[bytes, ...]:
-    found: list[bytes] = []
+def _lists(paths: Iterable[Path]) -> tuple[tuple[Path, bytes], ...]:
+    """File and DER of each list; what cannot be read is refused as the list that it should be."""
+    found: list[tuple[Path, bytes]] = []
     for path in paths:
         content = read(path)
         try:
-            found += der_revocation_lists(content, what=str(path))
+            found += [(path, der) for der in der_revocation_lists(content, what=str(path))]
         except EvidenceError:
-            found.append(content)
+            found.append((path, content))
     return tuple(found)
 
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.kinds import claims_of_bytes
 from sds.attestation.pem import der_certificates, der_revocation_lists
+from sds.attestation.revocation import read_revocation_list
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.leaf import read_leaf
 from sds.attestation.snp.report import REPORT_BYTES
-from sds.attestation.revocation import read_revocation_list
 from sds.attestation.snp.simulated import SimulatedMachine
 from sds.attestation.snp.verifier import SnpVerifier
-from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.chain import link_chain
+from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.verifier import TdxVerifier
 from sds.errors import EvidenceError
 from tests.support import need

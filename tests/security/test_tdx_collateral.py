@@ -2,262 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from asn1crypto import core
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import NameOID
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.tdx.verifier import TdxVerifier
+from tests.support.intel import FMSPC, NOW, PLATFORM_INSTANCE_ID, PPID, Intel, key, level
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-NOW = datetime(2026, 6, 1, tzinfo=UTC)
-FMSPC, PCE_ID = bytes.fromhex("90c06f000000"), b"\0\0"
-ARC = "1.2.840.113741.1.13.1"
-COMPONENTS = [5] * 16
-QE_SIGNER = bytes(range(32))
-
-
-def key() -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def raw_signature(signer: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
-    r, s = decode_dss_signature(signer.sign(content, ec.ECDSA(hashes.SHA256())))
-    return r.to_bytes(32, "big") + s.to_bytes(32, "big")
-
-
-def pair(oid: str, value: core.Asn1Value) -> bytes:
-    return sequence(core.ObjectIdentifier(oid).dump() + value.dump())
-
-
-def sequence(content: bytes) -> bytes:
-    return bytes(core.Sequence(contents=content).dump())
-
-
-def pck_extension() -> bytes:
-    tcb = b"".join(
-        pair(f"{ARC}.2.{index}", core.Integer(value))
-        for index, value in enumerate([*COMPONENTS, 13], start=1)
-    )
-    return sequence(
-        sequence(core.ObjectIdentifier(f"{ARC}.2").dump() + sequence(tcb))
-        + pair(f"{ARC}.3", core.OctetString(PCE_ID))
-        + pair(f"{ARC}.4", core.OctetString(FMSPC))
-    )
-
-
-class Intel:
-    """A root, its CAs, a platform and a quoting enclave."""
-
-    def __init__(self) -> None:
-        self.root_key, self.ca_key, self.pck_key = key(), key(), key()
-        self.tcb_key, self.attestation_key = key(), key()
-        root, ca = "Intel SGX Root CA", "Intel SGX PCK Platform CA"
-        self.root = self._issue(root, self.root_key, root, self.root_key, path=1)
-        self.ca = self._issue(ca, self.ca_key, root, self.root_key, path=0)
-        self.pck = self._issue(
-            "Intel SGX PCK Certificate", self.pck_key, ca, self.ca_key, extension=pck_extension()
-        )
-        self.tcb = self._issue("Intel SGX TCB Signing", self.tcb_key, root, self.root_key)
-
-    @staticmethod
-    def _issue(
-        subject: str,
-        subject_key: ec.EllipticCurvePrivateKey,
-        issuer: str,
-        issuer_key: ec.EllipticCurvePrivateKey,
-        *,
-        path: int | None = None,
-        extension: bytes | None = None,
-    ) -> x509.Certificate:
-        authority = path is not None
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
-            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
-            .public_key(subject_key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - timedelta(days=10))
-            .not_valid_after(NOW + timedelta(days=100))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=path), critical=True)
-            .add_extension(
-                x509.KeyUsage(
-                    digital_signature=not authority,
-                    content_commitment=False,
-                    key_encipherment=False,
-                    data_encipherment=False,
-                    key_agreement=False,
-                    key_cert_sign=authority,
-                    crl_sign=authority,
-                    encipher_only=False,
-                    decipher_only=False,
-                ),
-                critical=True,
-            )
-        )
-        if extension is not None:
-            unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier(ARC), extension)
-            builder = builder.add_extension(unknown, critical=False)
-        return builder.sign(issuer_key, hashes.SHA256())
-
-    @property
-    def root_der(self) -> bytes:
-        return self.root.public_bytes(Encoding.DER)
-
-    def quote(
-        self,
-        *,
-        version: int = 4,
-        tee_tcb_svn: bytes = bytes([5] * 1 + [0] + [5] * 14),
-        attributes: int = 1 << 28,
-    ) -> bytes:
-        header = (
-            version.to_bytes(2, "little")
-            + (2).to_bytes(2, "little")
-            + (0x81).to_bytes(4, "little")
-            + bytes(4)
-            + bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
-            + bytes(20)
-        )
-        body = bytearray(584 if version == 4 else 648)
-        body[0:16] = tee_tcb_svn
-        body[120:128] = attributes.to_bytes(8, "little")
-        body[136:184] = b"m" * 48
-        size = (3).to_bytes(2, "little") + (648).to_bytes(4, "little") if version == 5 else b""
-        signed = header + size + bytes(body)
-        point = self.attestation_key.public_key().public_bytes(
-            Encoding.X962, PublicFormat.UncompressedPoint
-        )[1:]
-        report = bytearray(384)
-        report[128:160] = QE_SIGNER
-        report[256:258] = (2).to_bytes(2, "little")
-        report[258:260] = (8).to_bytes(2, "little")
-        report[320:352] = hashlib.sha256(point + b"auth").digest()
-        chain = b"".join(
-            certificate.public_bytes(Encoding.PEM) for certificate in (self.pck, self.ca, self.root)
-        )
-        certification = (
-            bytes(report)
-            + raw_signature(self.pck_key, bytes(report))
-            + (4).to_bytes(2, "little")
-            + b"auth"
-            + (5).to_bytes(2, "little")
-            + len(chain).to_bytes(4, "little")
-            + chain
-        )
-        data = (
-            raw_signature(self.attestation_key, signed)
-            + point
-            + (6).to_bytes(2, "little")
-            + len(certification).to_bytes(4, "little")
-            + certification
-        )
-        return signed + len(data).to_bytes(4, "little") + data
-
-    def collateral(self, folder: Path, **changes: Any) -> Path:
-        """A folder of collateral; ``changes`` by document: ``info``, ``identity``, ``signer``."""
-        folder.mkdir(exist_ok=True)
-        signer = changes.get("signer", self.tcb_key)
-        for name, title, document in (
-            ("tcb_info.json", "tcbInfo", tcb_info() | changes.get("info", {})),
-            ("qe_identity.json", "enclaveIdentity", qe_identity() | changes.get("identity", {})),
-        ):
-            exact = json.dumps(document, separators=(",", ":")).encode()
-            signature = raw_signature(signer, exact).hex()
-            body = b'{"%s":%s,"signature":"%s"}' % (title.encode(), exact, signature.encode())
-            (folder / name).write_bytes(body)
-        chain = b"".join(part.public_bytes(Encoding.PEM) for part in (self.tcb, self.root))
-        (folder / "tcb_signing_chain.pem").write_bytes(chain)
-        return folder
-
-    def crl(
-        self, issuer: x509.Certificate, signer: ec.EllipticCurvePrivateKey, *serials: int
-    ) -> bytes:
-        builder = (
-            x509.CertificateRevocationListBuilder()
-            .issuer_name(issuer.subject)
-            .last_update(NOW - timedelta(days=1))
-            .next_update(NOW + timedelta(days=1))
-        )
-        for serial in serials:
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW)
-            builder = builder.add_revoked_certificate(entry.build())
-        return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
-
-
-def level(svn: int, status: str, *advisories: str) -> dict[str, Any]:
-    return {
-        "tcb": {
-            "sgxtcbcomponents": [{"svn": svn}] * 16,
-            "tdxtcbcomponents": [{"svn": svn}] * 16,
-            "pcesvn": 13,
-        },
-        "tcbDate": "2026-01-01T00:00:00Z",
-        "tcbStatus": status,
-        "advisoryIDs": list(advisories),
-    }
-
-
-def tcb_info() -> dict[str, Any]:
-    return {
-        "id": "TDX",
-        "version": 3,
-        "issueDate": "2026-05-20T00:00:00Z",
-        "nextUpdate": "2026-06-20T00:00:00Z",
-        "fmspc": FMSPC.hex().upper(),
-        "pceId": PCE_ID.hex(),
-        "tcbType": 0,
-        "tcbEvaluationDataNumber": 17,
-        "tdxModule": {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "ff" * 8},
-        "tdxModuleIdentities": [
-            {
-                "id": "TDX_01",
-                "mrsigner": "00" * 48,
-                "attributes": "00" * 8,
-                "attributesMask": "ff" * 8,
-                "tcbLevels": [
-                    {
-                        "tcb": {"isvsvn": 4},
-                        "tcbDate": "2026-01-01T00:00:00Z",
-                        "tcbStatus": "UpToDate",
-                    }
-                ],
-            }
-        ],
-        "tcbLevels": [level(5, "UpToDate"), level(3, "OutOfDate", "INTEL-SA-00001")],
-    }
-
-
-def qe_identity() -> dict[str, Any]:
-    return {
-        "id": "TD_QE",
-        "version": 2,
-        "issueDate": "2026-05-20T00:00:00Z",
-        "nextUpdate": "2026-06-20T00:00:00Z",
-        "tcbEvaluationDataNumber": 17,
-        "miscselect": "00000000",
-        "miscselectMask": "ffffffff",
-        "attributes": "00" * 16,
-        "attributesMask": "ff" * 16,
-        "mrsigner": QE_SIGNER.hex(),
-        "isvprodid": 2,
-        "tcbLevels": [
-            {"tcb": {"isvsvn": 8}, "tcbDate": "2026-01-01T00:00:00Z", "tcbStatus": "UpToDate"}
-        ],
-    }
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +23,7 @@ def intel() -> Intel:
 
 
 def reason(
-    intel: Intel, quote: bytes, folder: Path | None, *, now: datetime = NOW, **tdx: Any
+    intel: Intel, quote: bytes, folder: Path | None, *, now: datetime = NOW, **tdx: object
 ) -> str:
     verdict = TdxVerifier(
         values=ReferenceValues.model_validate({"tdx": tdx}),
@@ -278,6 +35,12 @@ def reason(
 
 
 MODULE_1_5 = bytes([5, 1] + [5] * 14)
+
+
+def _svn(value: object) -> dict[str, Any]:
+    odd = level(5, "UpToDate")
+    odd["tcb"] = odd["tcb"] | {"sgxtcbcomponents": [{"svn": value}] * 16}
+    return odd
 
 
 @pytest.mark.parametrize("version", [4, 5])
@@ -311,6 +74,22 @@ def test_with_collateral_it_is_accepted(
         ({"info": {"tcbLevels": [level(6, "UpToDate"), level(3, "OutOfDate")]}}, "tcb_status"),
         ({"info": {"tcbLevels": [{}]}}, "collateral_untrusted"),
         ({"info": {"tdxModuleIdentities": []}}, "tdx_module"),
+        ({"info": {"tcbType": 1}}, "collateral_untrusted"),
+        ({"info": {"tcbType": None}}, "collateral_untrusted"),
+        ({"info": {"tcbEvaluationDataNumber": float("inf")}}, "collateral_untrusted"),
+        ({"info": {"tcbEvaluationDataNumber": True}}, "collateral_untrusted"),
+        ({"info": {"tcbLevels": [_svn(float("inf"))]}}, "collateral_untrusted"),
+        ({"info": {"tcbLevels": [_svn("5")]}}, "collateral_untrusted"),
+        ({"info": {"tcbLevels": [_svn(5.0)]}}, "collateral_untrusted"),
+        ({"info": {"tcbLevels": [_svn(10**400)]}}, "collateral_untrusted"),
+        ({"info": {"tcbLevels": [_svn(-1)]}}, "collateral_untrusted"),
+        ({"info": {"fmspc": 9}}, "collateral_untrusted"),
+        ({"info": {"fmspc": "zz"}}, "collateral_untrusted"),
+        ({"info": {"issueDate": "0001-01-01T00:00:00Z"}}, "accepted"),
+        ({"info": {"nextUpdate": "9999-12-31T23:59:59Z"}}, "accepted"),
+        ({"identity": {"isvprodid": float("nan")}}, "collateral_untrusted"),
+        ({"identity": {"mrsigner": None}}, "collateral_untrusted"),
+        ({"identity": {"tcbLevels": "none"}}, "collateral_untrusted"),
         ({"identity": {"mrsigner": "11" * 32}}, "quoting_enclave"),
         ({"identity": {"isvprodid": 1}}, "quoting_enclave"),
         ({"identity": {"attributes": "01" + "00" * 15}}, "quoting_enclave"),
@@ -348,6 +127,142 @@ def test_statuses_and_advisories(intel: Intel, tmp_path: Path) -> None:
     )
 
 
+def test_the_evaluation_number_is_asked_of_both_documents(intel: Intel, tmp_path: Path) -> None:
+    quote = intel.quote(tee_tcb_svn=MODULE_1_5)
+    for info, identity, expected in (
+        (20, 20, "accepted"),
+        (20, 19, "collateral_untrusted"),
+        (19, 20, "collateral_untrusted"),
+    ):
+        folder = intel.collateral(
+            tmp_path / "c",
+            info={"tcbEvaluationDataNumber": info},
+            identity={"tcbEvaluationDataNumber": identity},
+        )
+        assert reason(intel, quote, folder, minimum_tcb_evaluation_number=20) == expected
+
+
+def test_several_kinds_of_platform_share_a_folder(intel: Intel, tmp_path: Path) -> None:
+    folder = intel.collateral(tmp_path / "c", info={"fmspc": "00806f050000"})
+    quote = intel.quote(tee_tcb_svn=MODULE_1_5)
+    assert reason(intel, quote, folder) == "collateral_untrusted"
+    other = intel.collateral(tmp_path / "other") / "tcb_info.json"
+    (folder / "tcb_info-90c06f000000.json").write_bytes(other.read_bytes())
+    assert reason(intel, quote, folder) == "accepted"
+
+
+def _modules(*levels: tuple[int, str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": "TDX_01",
+            "mrsigner": "00" * 48,
+            "attributes": "00" * 8,
+            "attributesMask": "ff" * 8,
+            "tcbLevels": [
+                {"tcb": {"isvsvn": svn}, "tcbDate": "2026-01-01T00:00:00Z", "tcbStatus": status}
+                for svn, status in levels
+            ],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("now", "platform", "expected"),
+    [
+        # The module that runs now (TEE_TCB_SVN_2), the platform, what Intel's library calls it.
+        (bytes([7, 1, 5]), "UpToDate", "TDRelaunchAdvised"),
+        (bytes([6, 1, 5]), "SWHardeningNeeded", "TDRelaunchAdvised"),
+        (bytes([7, 1, 5]), "ConfigurationNeeded", "TDRelaunchAdvisedConfigurationNeeded"),
+        (bytes([5, 1, 5]), "UpToDate", "OutOfDate"),
+        (bytes([7, 1, 4]), "UpToDate", "OutOfDate"),
+        (bytes([7, 2, 5]), "UpToDate", "OutOfDate"),
+        (bytes([7, 1, 5]), "OutOfDate", "OutOfDate"),
+    ],
+)
+def test_td_relaunch_advised_is_a_status_of_its_own(
+    intel: Intel, tmp_path: Path, now: bytes, platform: str, expected: str
+) -> None:
+    folder = intel.collateral(
+        tmp_path / "c",
+        info={
+            "tcbLevels": [level(5, platform)],
+            "tdxModuleIdentities": _modules((6, "UpToDate"), (4, "OutOfDate")),
+        },
+    )
+    quote = intel.quote(version=5, tee_tcb_svn=MODULE_1_5, fields={584: now.ljust(16, b"\5")})
+    both = ["UpToDate", platform]
+    assert reason(intel, quote, folder, tcb_statuses=both) == (
+        "accepted" if platform == "OutOfDate" else "tcb_status"
+    )
+    assert reason(intel, quote, folder, tcb_statuses=[*both, expected]) == "accepted"
+    assert reason(intel, quote, folder, tcb_statuses=[*both, "OutOfDate"]) == (
+        "tcb_status" if expected.endswith("ConfigurationNeeded") else "accepted"
+    )
+    # A quote of TDX 1.0 says nothing of the module that runs now.
+    old = intel.quote(tee_tcb_svn=MODULE_1_5)
+    assert reason(intel, old, folder, tcb_statuses=[*both, "TDRelaunchAdvised"]) == (
+        "accepted" if platform == "OutOfDate" else "tcb_status"
+    )
+
+
+SERVICE_TD = 1 << 17
+
+
+@pytest.mark.parametrize(
+    ("body_type", "fields", "attributes", "expected"),
+    [
+        (3, {}, 0, "accepted"),
+        (4, {}, SERVICE_TD, "accepted"),
+        (3, {600: b"\1" * 48}, 0, "migration_agent"),
+        (4, {600: b"\1" * 48}, SERVICE_TD, "migration_agent"),
+        (4, {729: b"\1" * 48}, SERVICE_TD, "migration_agent"),
+        (4, {829: b"\1" * 48}, SERVICE_TD, "migration_agent"),
+    ],
+)
+def test_bodies_of_tdx_1_5_and_bound_service_tds(  # noqa: PLR0917  parameters of pytest
+    intel: Intel,
+    tmp_path: Path,
+    body_type: int,
+    fields: dict[int, bytes],
+    attributes: int,
+    expected: str,
+) -> None:
+    folder = intel.collateral(tmp_path / "c")
+    quote = intel.quote(
+        version=5,
+        tee_tcb_svn=MODULE_1_5,
+        body_type=body_type,
+        fields=fields,
+        attributes=attributes,
+    )
+    assert reason(intel, quote, folder) == expected
+    assert reason(intel, quote, folder, permit_service_td=True) == "accepted"
+    if 600 in fields:
+        assert reason(intel, quote, folder, mr_service_td=["01" * 48]) == "accepted"
+    assert reason(intel, quote, folder, mr_service_td=["02" * 48]) == "guest_identity"
+
+
+def test_platforms_that_are_listed(intel: Intel, tmp_path: Path) -> None:
+    folder = intel.collateral(tmp_path / "c")
+    quote = intel.quote(tee_tcb_svn=MODULE_1_5)
+
+    def listed(name: str, value: bytes) -> str:
+        verdict = TdxVerifier(
+            values=ReferenceValues.model_validate({"tdx": {name: [value.hex()]}}),
+            trusted_roots=[intel.root_der],
+            collateral=folder,
+        ).examine(Evidence(kind=EvidenceKind.TDX, report=quote), data=None, now=NOW)
+        return verdict.error.reason if verdict.error else "accepted"
+
+    for name, found in (
+        ("fmspcs", FMSPC),
+        ("ppids", PPID),
+        ("platform_instance_ids", PLATFORM_INSTANCE_ID),
+    ):
+        assert listed(name, found) == "accepted"
+        assert listed(name, bytes(len(found))) == "chip_refused"
+
+
 def test_bytes_and_files_of_collateral_count(intel: Intel, tmp_path: Path) -> None:
     quote = intel.quote(tee_tcb_svn=MODULE_1_5)
     for name in ("tcb_info.json", "qe_identity.json", "tcb_signing_chain.pem"):
@@ -370,12 +285,84 @@ def test_revocation(intel: Intel, tmp_path: Path) -> None:
         (intel.crl(intel.ca, intel.ca_key, intel.pck.serial_number), "certificate_revoked"),
         (intel.crl(intel.root, intel.root_key, intel.ca.serial_number), "certificate_revoked"),
         (intel.crl(intel.root, intel.root_key, intel.tcb.serial_number), "certificate_revoked"),
-        (intel.crl(intel.ca, intel.root_key), "revocation_list"),
+        (intel.crl(intel.root, intel.root_key, intel.root.serial_number), "certificate_revoked"),
     )
     for content, expected in cases:
         folder = intel.collateral(tmp_path / "c")
         (folder / "list.crl").write_bytes(content)
         assert reason(intel, quote, folder) == expected
+
+
+def test_each_issuer_needs_a_current_list_of_its_own(intel: Intel, tmp_path: Path) -> None:
+    quote = intel.quote(tee_tcb_svn=MODULE_1_5)
+    right = intel.lists()
+    root, ca = (intel.root, intel.root_key), (intel.ca, intel.ca_key)
+    long_ago = timedelta(days=9)
+    delta = x509.DeltaCRLIndicator(1)
+    stranger = Intel()
+    pck = intel.pck.serial_number
+    cases: dict[str, tuple[dict[str, bytes], str]] = {
+        "both": (right, "accepted"),
+        "none": ({}, "revocation_list"),
+        "the root's alone": ({"root.crl": right["root.crl"]}, "revocation_list"),
+        "the authority's alone": ({"pck.crl": right["pck.crl"]}, "revocation_list"),
+        "by another of that name": (
+            right | {"pck.crl": intel.crl(intel.ca, stranger.ca_key)},
+            "revocation_list",
+        ),
+        "by the root in the authority's name": (
+            right | {"pck.crl": intel.crl(intel.ca, intel.root_key)},
+            "revocation_list",
+        ),
+        "a stranger's": (
+            right | {"x.crl": Intel().crl(Intel().tcb, key())},
+            "revocation_list",
+        ),
+        "expired": (right | {"pck.crl": intel.crl(*ca, age=long_ago)}, "revocation_list_stale"),
+        "not yet": (
+            right | {"pck.crl": intel.crl(*ca, age=timedelta(hours=-1))},
+            "revocation_list_stale",
+        ),
+        "expired beside current": (right | {"a.crl": intel.crl(*ca, age=long_ago)}, "accepted"),
+        "expired beside current, the root's": (
+            right | {"z.crl": intel.crl(*root, age=long_ago)},
+            "accepted",
+        ),
+        "an expired one that revoked": (
+            right | {"a.crl": intel.crl(*ca, pck, age=long_ago)},
+            "certificate_revoked",
+        ),
+        "a delta": (right | {"a.crl": intel.crl(*ca, extension=delta)}, "revocation_list"),
+        "damaged": (right | {"a.crl": right["root.crl"][:-1] + b"\0"}, "revocation_list"),
+        "cut short": (right | {"a.crl": right["pck.crl"][:-9]}, "revocation_list"),
+        "bytes after it": (right | {"a.crl": right["pck.crl"] + b"\0"}, "revocation_list"),
+        "no list at all": (right | {"a.crl": b"nothing"}, "revocation_list"),
+    }
+    for name, (lists, expected) in cases.items():
+        folder = intel.collateral(tmp_path / "c", lists=lists)
+        assert reason(intel, quote, folder) == expected, name
+    folder = intel.collateral(tmp_path / "c", lists={})
+    assert reason(intel, quote, folder, permit_unchecked_revocation=True) == "accepted"
+    folder = intel.collateral(tmp_path / "c", lists={"root.crl": right["root.crl"]})
+    assert reason(intel, quote, folder, permit_unchecked_revocation=True) == "revocation_list"
+
+
+def test_a_verdict_says_what_it_did_not_check(intel: Intel, tmp_path: Path) -> None:
+    folder = intel.collateral(tmp_path / "c", lists={})
+    values = {"tdx": {"permit_unchecked_revocation": True}}
+    verdict = TdxVerifier(
+        values=ReferenceValues.model_validate(values),
+        trusted_roots=[intel.root_der],
+        collateral=folder,
+    ).examine(
+        Evidence(kind=EvidenceKind.TDX, report=intel.quote(tee_tcb_svn=MODULE_1_5)),
+        data=None,
+        now=NOW,
+    )
+    assert verdict.accepted
+    said = {check.name: check.found_text for check in verdict.checks}
+    assert said["revocation"].startswith("not checked")
+    assert said["collateral_revocation"].startswith("not checked")
 
 
 def test_the_td_and_the_root(intel: Intel, tmp_path: Path) -> None:
@@ -385,6 +372,7 @@ def test_the_td_and_the_root(intel: Intel, tmp_path: Path) -> None:
         (1 << 3, "debug_allowed"),
         (1 << 29, "migration_agent"),
         (1 << 40, "reserved_bytes"),
+        (1 << 16, "accepted"),
         (0, "accepted"),
     ):
         quote = intel.quote(tee_tcb_svn=MODULE_1_5, attributes=attributes)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sds.attestation.build import Verification, make_attester
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.snp.simulated import SimulatedMachine
@@ -31,29 +32,31 @@ async def test_a_simulated_machine_comes_by_a_descriptor_and_is_trusted_by_its_n
     ark = tmp_path / "ark.pem"
     ark.write_bytes(certificate_pem([machine.ark_der]))
     section = AttestationSection(kind="simulated", descriptor=machine.send())
-    attester = section.attester()
+    attester = make_attester(section)
     assert attester is not None
     evidence = await attester.attest(DATA)
     now = datetime.now(UTC)
     claims = (
-        VerificationSection(trusted_roots=[ark]).verifier().verify(evidence, data=DATA, now=now)
+        Verification(VerificationSection(trusted_roots=[ark]))
+        .verifier()
+        .verify(evidence, data=DATA, now=now)
     )
     assert claims.simulated
     with pytest.raises(EvidenceError):
-        VerificationSection().verifier().verify(evidence, data=DATA, now=now)
+        Verification(VerificationSection()).verifier().verify(evidence, data=DATA, now=now)
     loud = [record for record in caplog.records if "SIMULATED" in record.message]
     assert {record.levelno for record in loud} == {logging.WARNING}
     assert len(loud) == 2
 
 
 def test_without_a_kind_there_is_no_evidence() -> None:
-    assert AttestationSection().attester() is None
+    assert make_attester(AttestationSection()) is None
 
 
 @pytest.mark.parametrize("descriptor", [None, 987])
 def test_a_machine_that_does_not_come_is_an_error_of_configuration(descriptor: int | None) -> None:
     with pytest.raises(ConfigurationError, match=r"attestation\.descriptor"):
-        AttestationSection(kind="simulated", descriptor=descriptor).attester()
+        make_attester(AttestationSection(kind="simulated", descriptor=descriptor))
 
 
 def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
@@ -61,11 +64,11 @@ def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
     file.write_text("nothing")
     section = VerificationSection(trusted_roots=[file])
     with pytest.raises(ConfigurationError, match=r"ark\.pem"):
-        section.verifier()
+        Verification(section)
 
 
-def test_quotes_are_examined_though_their_verifier_is_made_late() -> None:
-    verifier = VerificationSection().verifier()
+def test_quotes_are_examined_without_collateral() -> None:
+    verifier = Verification(VerificationSection()).verifier()
     nonsense = Evidence(kind=EvidenceKind.TDX, report=b"nonsense")
     for _ in range(2):
         with pytest.raises(EvidenceMalformedError):

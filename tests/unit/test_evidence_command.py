@@ -99,9 +99,14 @@ def test_a_quote_without_collateral_is_refused_and_everything_else_runs(name: st
     parsed = document(result)
     assert parsed["kind"] == "tdx"
     failed = {check["name"] for check in parsed["checks"] if not check["ok"]}
-    debug = {"td_debug"} if name == "quote-v4-debug" else set()
-    assert failed == {"collateral", *debug}
-    assert parsed["reason"] == ("debug_allowed" if debug else "collateral_missing")
+    # A service TD is bound to the TD of the third quote.
+    first, reason = {
+        "quote-v4-prod": (set(), "collateral_missing"),
+        "quote-v4-debug": ({"td_debug"}, "debug_allowed"),
+        "quote-v5": ({"mr_service_td"}, "migration_agent"),
+    }[name]
+    assert failed == {"collateral", *first}
+    assert parsed["reason"] == reason
     assert {"quote_signature", "qe_report_signature", "pck_chain"} <= {
         check["name"] for check in parsed["checks"]
     }

@@ -7,6 +7,7 @@ import pytest
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.snp.chain import AMD_ROOTS, amd_certificates
 from sds.attestation.snp.report import Product, Report
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EvidenceError
@@ -118,8 +119,6 @@ def test_no_certificate_and_no_issuer() -> None:
     good = vectors.evidence("genoa-v3")
     for certificates, reason in (
         ((), "endorsement_missing"),
-        (good.certificates[:1], "chain_untrusted"),
-        (good.certificates[:2], "chain_untrusted"),
         ((good.certificates[1],), "certificate_malformed"),
     ):
         found = SnpVerifier().examine(
@@ -131,12 +130,27 @@ def test_no_certificate_and_no_issuer() -> None:
         assert found.error.reason == reason
         # The appraisal ran all the same.
         assert "policy_debug" in {check.name for check in found.checks}
-    # Configured certificates complete a chain.
-    SnpVerifier(certificates=good.certificates[1:]).examine(
+    # AMD's issuers ship with the package.
+    SnpVerifier().examine(
         Evidence(kind=good.kind, report=good.report, certificates=good.certificates[:1]),
         data=None,
         now=vectors.AT,
     ).claims_or_raise()
+
+
+def test_amds_certificates_ship_with_the_package_and_are_the_pinned_ones() -> None:
+    shipped = amd_certificates()
+    assert {one.common_name for one in shipped} == {
+        name
+        for product in ("Milan", "Genoa", "Turin")
+        for name in (f"ARK-{product}", f"SEV-{product}", f"SEV-VLEK-{product}")
+    }
+    roots = {one.digest for one in shipped if one.common_name.startswith("ARK-")}
+    assert roots == set(AMD_ROOTS)
+    for one in shipped:
+        one.require_issuer()
+        root = next(other for other in shipped if other.subject == one.issuer)
+        assert one.signed_by(root)
 
 
 def test_azure_keeps_a_report_at_0x20() -> None:

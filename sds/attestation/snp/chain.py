@@ -6,9 +6,12 @@ a root's DER; certificates that arrive with evidence, or are configured as helpe
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING, Final
 
+from sds.attestation.pem import der_certificates
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.report import Product
 from sds.errors import EvidenceError
@@ -82,7 +85,7 @@ def pinned_roots(
     """
     pins = dict(AMD_ROOTS) if amd else {}
     configured = set()
-    certificates = [Certificate.parse(der) for der in helpers]
+    certificates = [*map(Certificate.parse, helpers), *(amd_certificates() if amd else ())]
     for der in trusted_roots:
         root = Certificate.parse(der)
         root.require_issuer()
@@ -98,6 +101,16 @@ def pinned_roots(
         pins[root.digest] = names[root.common_name]
         certificates.append(root)
     return Roots(pins=pins, configured=frozenset(configured), certificates=tuple(certificates))
+
+
+@functools.cache
+def amd_certificates() -> tuple[Certificate, ...]:
+    """AMD's roots and the issuers of VCEKs and VLEKs, which ship with this package.
+
+    They complete chains and add no trust: that comes from the pins alone.
+    """
+    text = resources.files(__package__).joinpath("amd.pem").read_bytes()
+    return tuple(map(Certificate.parse, der_certificates(text, what="amd.pem")))
 
 
 def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:

@@ -35,14 +35,15 @@ from sds.attestation.snp.report import (
     SigningKey,
     product_of_cpuid,
 )
-from sds.attestation.snp.revocation import check_revocation, read_revocation_list
+from sds.attestation.snp.revocation import check_revocation, read_amd_list
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import datetime
 
     from sds.attestation.evidence import Evidence, ReportData
+    from sds.attestation.revocation import RevocationList
 
 # The order of P-384 (SEC 2, section 2.5.1): R and S lie between 1 and this, exclusive.
 P384_ORDER: Final = int(
@@ -54,6 +55,7 @@ _CACHED_CHAINS: Final = 256
 _LEAF: Final = "a VCEK or VLEK as AMD 57230 says"
 _CHAIN: Final = "a chain to a pinned ARK"
 _REVOCATION: Final = "not revoked by a current list of the ARK"
+_UNCHECKED: Final = "not checked: no revocation list is given, and the reference values permit that"
 _PRODUCTS: Final = "Milan, Genoa or Turin"
 _KEY_NAMES: Final = {0: "VCEK", 1: "VLEK", 7: "none"}
 
@@ -67,6 +69,7 @@ class SnpVerifier:
         values: ReferenceValues | None = None,
         trusted_roots: Iterable[bytes] = (),
         revocation_lists: Iterable[bytes] = (),
+        lists: Callable[[], tuple[RevocationList, ...]] | None = None,
         certificates: Iterable[bytes] = (),
         product: Product | None = None,
     ) -> None:
@@ -75,7 +78,8 @@ class SnpVerifier:
         Args:
             values: what is accepted; the strict defaults where None.
             trusted_roots: DER of roots beside AMD's: simulated machines. Their claims say so.
-            revocation_lists: DER, in force at every verification; no list, no such check.
+            revocation_lists: DER, in force at every verification.
+            lists: in place of ``revocation_lists``: those that are at hand, read already.
             certificates: DER of ASKs, ASVKs and ARKs that evidence may come without; they add no
                 trust.
             product: the only product that is expected, or None.
@@ -85,7 +89,8 @@ class SnpVerifier:
         """
         self._values = values or ReferenceValues()
         self._roots: Roots = pinned_roots(trusted_roots=trusted_roots, helpers=certificates)
-        self._lists = tuple(map(read_revocation_list, revocation_lists))
+        given = tuple(read_amd_list(der, issuers=None) for der in revocation_lists)
+        self._lists = lists or (lambda: given)
         self._product = product
         # Only what held is kept (an exception is never cached), and nothing about time.
         self._read_leaf = functools.lru_cache(_CACHED_CHAINS)(read_leaf)
@@ -206,15 +211,21 @@ class SnpVerifier:
                 found=f"{certificate.not_before:%FT%TZ} to {certificate.not_after:%FT%TZ}",
                 expected=f"valid at {now:%FT%TZ}",
             )
-        # 12. Revocation, where there are lists.
-        if self._lists:
-            try:
-                check_revocation(chain, self._lists, now)
-            except EvidenceError as error:
-                checks.attempt("revocation", error, found=error.message, expected=_REVOCATION)
-            else:
-                checks.attempt("revocation", None, found="not revoked", expected=_REVOCATION)
+        # 12. Revocation.
+        self._check_revocation(checks, chain, now)
         return leaf, chain
+
+    def _check_revocation(self, checks: Checks, chain: Chain, now: datetime) -> None:
+        lists = self._lists()
+        if not lists and self._values.snp.permit_unchecked_revocation:
+            checks.attempt("revocation", None, found=_UNCHECKED, expected=_REVOCATION)
+            return
+        try:
+            check_revocation(chain, lists, now)
+        except EvidenceError as error:
+            checks.attempt("revocation", error, found=error.message, expected=_REVOCATION)
+        else:
+            checks.attempt("revocation", None, found="not revoked", expected=_REVOCATION)
 
     def _check_product(
         self, checks: Checks, report: Report, named: Product | None, leaf: Leaf | None

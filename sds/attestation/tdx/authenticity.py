@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from sds.attestation.tdx.quote import INTEL_QE_VENDOR, Quote, require_known_attributes
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from sds.attestation.checks import Checks
@@ -42,10 +43,10 @@ def check_form(checks: Checks, quote: Quote) -> None:
         expected="zero",
     )
     # 3. Reserved bits of ATTRIBUTES.
-    failure: reserved_bytes | None = None
+    failure: EvidenceError | None = None
     try:
         require_known_attributes(quote.body)
-    except "reserved_bytes" as error:
+    except EvidenceError as error:
         failure = error
     checks.attempt(
         "attributes_reserved",

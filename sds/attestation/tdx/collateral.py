@@ -1,5 +1,4 @@
-"""Collateral of TDX quotes on disk: TCB info, QE identity and revocation lists (PCCS API, version
-4).
+"""Collateral of TDX quotes on disk: TCB info, QE identity, revocation lists (PCCS API, version 4).
 
 Owns the folder's form and the signature over a document. Invariant: a document is read only after
 the signature over its exact bytes held under a TCB signing chain to a pinned root.
@@ -49,13 +48,11 @@ class Collateral:
         tcb_infos: file name -> signed body, one for each kind of platform.
         qe_identity: signed body.
         signing_chain: PEM, TCB signing certificate first.
-        revocation_lists: file -> DER of each list in it.
     """
 
     tcb_infos: tuple[tuple[str, bytes], ...] = field(repr=False)
     qe_identity: bytes = field(repr=False)
     signing_chain: bytes = field(repr=False)
-    revocation_lists: tuple[tuple[str, bytes], ...] = field(repr=False)
 
 
 def load_collateral(folder: Path) -> Collateral:
@@ -77,9 +74,6 @@ def load_collateral(folder: Path) -> Collateral:
         tcb_infos=tuple((str(path), _read(path)) for path in infos),
         qe_identity=_read(folder / QE_IDENTITY),
         signing_chain=_read(folder / SIGNING_CHAIN),
-        revocation_lists=tuple(
-            (str(path), der) for path in _files(folder, LISTS) for der in _lists(path)
-        ),
     )
 
 
@@ -100,13 +94,23 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _lists(path: Path) -> tuple[bytes, ...]:
-    try:
-        return der_revocation_lists(_read(path), what=str(path))
-    except EvidenceMalformedError as error:
-        raise EvidenceError(
-            error.message, reason="collateral_untrusted", advice=error.advice
-        ) from error
+def load_lists(folder: Path) -> tuple[tuple[Path, bytes], ...]:
+    """File and DER of every revocation list of a folder.
+
+    Raises:
+        EvidenceError: ``collateral_missing``: a file cannot be read. ``collateral_untrusted``: one
+            is too large, or there are too many. ``revocation_list``: one holds no list.
+    """
+    found: list[tuple[Path, bytes]] = []
+    for path in _files(folder, LISTS):
+        try:
+            ders = der_revocation_lists(_read(path), what=str(path))
+        except EvidenceMalformedError as error:
+            raise EvidenceError(
+                error.message, reason="revocation_list", advice=error.advice
+            ) from error
+        found += [(path, der) for der in ders]
+    return tuple(found)
 
 
 def _read(path: Path) -> bytes:

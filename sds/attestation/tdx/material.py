@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sds.attestation.tdx.chain import read_intel_list
-from sds.attestation.tdx.collateral import Collateral, load_collateral
+from sds.attestation.tdx.collateral import Collateral, load_collateral, load_lists
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
@@ -36,20 +36,29 @@ class Material:
     collateral_error: EvidenceError | None = None
     lists_error: EvidenceError | None = None
 
-    def require(self) -> None:
+    @property
+    def nothing(self) -> bool:
+        """Whether neither collateral nor lists are at hand."""
+        return self.collateral is None and not self.lists and self.lists_error is None
+
+    def require(self, *, collateral: bool) -> None:
         """Hold that everything that was configured can be used.
+
+        Args:
+            collateral: whether a folder is configured.
 
         Raises:
             EvidenceError: it cannot.
         """
-        for error in (self.lists_error, self.collateral_error):
-            if error is not None:
-                raise error
+        if self.lists_error is not None:
+            raise self.lists_error
+        if collateral and self.collateral_error is not None:
+            raise self.collateral_error
 
 
 def material_now(
     folder: Path | None,
-    lists: Iterable[bytes | RevocationList] = (),
+    lists: Iterable[tuple[Path, bytes]] = (),
     *,
     roots: Iterable[bytes] = (),
 ) -> Material:
@@ -57,14 +66,14 @@ def material_now(
 
     Args:
         folder: of collateral, or None.
-        lists: DER, or read already.
+        lists: file and DER of each list besides the folder's.
         roots: DER of configured roots that lists may be by.
     """
     collateral: Collateral | None = None
     missing: EvidenceError | None = None
     if folder is None:
         missing = EvidenceError(
-            "no collateral is configured",
+            "no collateral is configured, so neither TCB nor revocation can be checked",
             reason="collateral_missing",
             advice="give a folder, see docs/attestation.md",
         )
@@ -74,12 +83,11 @@ def material_now(
         except EvidenceError as error:
             missing = error
     roots = tuple(roots)
-    given = [("the list", one) if isinstance(one, bytes) else ("", one) for one in lists]
-    of_folder = collateral.revocation_lists if collateral is not None else ()
     try:
+        of_folder = load_lists(folder) if folder is not None else ()
         read = tuple(
-            read_intel_list(one, roots=roots, origin=origin) if isinstance(one, bytes) else one
-            for origin, one in (*given, *of_folder)
+            read_intel_list(der, roots=roots, origin=str(origin))
+            for origin, der in (*lists, *of_folder)
         )
     except EvidenceError as error:
         return Material(collateral=collateral, collateral_error=missing, lists_error=error)

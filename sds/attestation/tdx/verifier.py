@@ -7,6 +7,7 @@ every other check ran.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.attestation.checks import Checks, Verdict
@@ -37,7 +38,6 @@ from sds.errors import EvidenceError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
-    from pathlib import Path
 
     from sds.attestation.evidence import Evidence, ReportData
     from sds.attestation.tdx.tcb import TcbLevel
@@ -72,7 +72,7 @@ class TdxVerifier:
         self._values = values or ReferenceValues()
         roots = tuple(trusted_roots)
         self._trusted = tuple(map(root_digest, roots))
-        lists = tuple(revocation_lists)
+        lists = tuple((Path("the list"), der) for der in revocation_lists)
         self._material = material or (lambda: material_now(collateral, lists, roots=roots))
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
@@ -207,6 +207,9 @@ class TdxVerifier:
     def _check_revocation(
         self, checks: Checks, name: str, chain: IntelChain, material: Material, now: datetime
     ) -> None:
+        if material.nothing:
+            # Check 14 refuses the quote for it: there is nothing that could say more here.
+            return
         failure: EvidenceError | None = material.lists_error
         found = "not revoked"
         unchecked = not material.lists and self._values.tdx.permit_unchecked_revocation

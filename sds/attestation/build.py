@@ -1,0 +1,207 @@
+"""From the sections ``attestation:`` and ``verification:`` to what attests and verifies.
+
+Owns what the composition roots of agent, authority and command line share. Invariants: nothing is
+simulated unless the section says so, and a simulation is loudly logged; a root that is not the
+manufacturer's counts only where the section names it; what is configured can be used, or nothing
+starts.
+
+A node has one kind of evidence. What collects the others is loaded only where the section names it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from sds.attestation.evidence import EvidenceKind
+from sds.attestation.files import FollowedFiles, Places
+from sds.attestation.pem import der_certificates
+from sds.attestation.snp.certificate import Certificate
+from sds.attestation.snp.chain import amd_certificates
+from sds.attestation.snp.verifier import SnpVerifier
+from sds.attestation.tdx.verifier import TdxVerifier
+from sds.attestation.verifier import EvidenceVerifier
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError, EvidenceError
+from sds.settings.yamlfile import read
+from sds.workload.kubernetes.settings import api_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from sds.attestation.evidence import Attester, Verifier
+    from sds.attestation.kubernetes.token import TokenAttester
+    from sds.attestation.reference_values import ReferenceValues
+    from sds.attestation.section import AttestationSection, VerificationSection
+    from sds.attestation.snp.sources import Endorsements
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class Verification:
+    """What verifies the other side's evidence, and the files that it is judged by.
+
+    Args:
+        section: the configuration.
+        clock: time.
+
+    Raises:
+        ConfigurationError: a root, list, certificate or document cannot be read or used.
+    """
+
+    def __init__(self, section: VerificationSection, *, clock: Clock | None = None) -> None:
+        self._section = section
+        roots = _certificates(section.trusted_roots)
+        if roots:
+            _LOGGER.warning(
+                "roots of SIMULATED machines are trusted: evidence under them proves nothing",
+                extra={"roots": [str(path) for path in section.trusted_roots]},
+            )
+        self._helpers = _certificates(section.certificates)
+        self._amd_roots = [der for der in roots if _of_amds_kind(der)]
+        self._intel_roots = [der for der in roots if der not in self._amd_roots]
+        # A verifier holds what is wrong with a root; the strict values cost nothing.
+        self._check()
+        self.files = FollowedFiles(
+            Places(
+                revocation_lists=section.revocation_lists,
+                collateral=section.collateral,
+                amd_issuers=[
+                    *map(Certificate.parse, (*self._amd_roots, *self._helpers)),
+                    *amd_certificates(),
+                ],
+                intel_roots=self._intel_roots,
+            ),
+            clock=clock or SystemClock(),
+        )
+
+    def verifier(self, values: ReferenceValues | None = None) -> Verifier:
+        """A verifier of every kind of evidence, by the files that are in force.
+
+        Args:
+            values: reference values in place of the section's (a signed policy's).
+        """
+        demanded = self._section.reference_values if values is None else values
+        return EvidenceVerifier(
+            {
+                EvidenceKind.SEV_SNP: SnpVerifier(
+                    values=demanded,
+                    trusted_roots=self._amd_roots,
+                    certificates=self._helpers,
+                    lists=lambda: self.files.current.amd,
+                ),
+                EvidenceKind.TDX: TdxVerifier(
+                    values=demanded,
+                    trusted_roots=self._intel_roots,
+                    material=lambda: self.files.current.intel,
+                ),
+            }
+        )
+
+    def _check(self) -> None:
+        try:
+            SnpVerifier(trusted_roots=self._amd_roots, certificates=self._helpers)
+            TdxVerifier(trusted_roots=self._intel_roots)
+        except EvidenceError as error:
+            raise ConfigurationError(
+                f"verification: {error.message}", advice=error.advice
+            ) from error
+
+
+def make_attester(section: AttestationSection) -> Attester | None:
+    """What gives our evidence, or None where the section names no kind.
+
+    Raises:
+        ConfigurationError: it cannot be had.
+    """
+    if section.kind is None:
+        return None
+    if section.kind == "kubernetes-token":
+        return _token(section)
+    if section.kind == "simulated":
+        return _simulated(section)
+    return _guest(section)
+
+
+def _simulated(section: AttestationSection) -> Attester:
+    if section.descriptor is None:
+        raise ConfigurationError(
+            "attestation.descriptor is missing",
+            advice="a simulated machine comes by an inherited descriptor: use `sds demo` or "
+            "`sds dev`, which pass one",
+        )
+    from sds.attestation.snp.simulated import SimulatedMachine  # noqa: PLC0415  see the module
+
+    try:
+        machine = SimulatedMachine.receive(section.descriptor)
+    except EvidenceError as error:
+        raise ConfigurationError(
+            f"attestation.descriptor: {error.message}", advice=error.advice
+        ) from error
+    _LOGGER.warning(
+        "SIMULATED machine: its evidence proves nothing to anybody who does not trust its root",
+        extra={"measurement": machine.measurement.hex()},
+    )
+    return machine
+
+
+def _guest(section: AttestationSection) -> Attester:
+    from sds.attestation.guest.attester import guest_attester  # noqa: PLC0415  see the module
+    from sds.attestation.snp.sources import (  # noqa: PLC0415  see the module
+        DirectoryEndorsements,
+        EndorsedAttester,
+        KdsEndorsements,
+    )
+
+    clock = SystemClock()
+    try:
+        attester = guest_attester(
+            clock,
+            kind=None if section.kind == "auto" else EvidenceKind(str(section.kind)),
+            privilege_level=section.privilege_level,
+        )
+    except EvidenceError as error:
+        raise ConfigurationError(
+            f"attestation.kind {section.kind}: {error.message}", advice=error.advice
+        ) from error
+    sources: list[Endorsements] = []
+    if section.certificates is not None:
+        sources.append(DirectoryEndorsements(section.certificates))
+    if section.certificate_server is not None:
+        sources.append(KdsEndorsements(section.certificate_server, clock, product=section.product))
+    return EndorsedAttester(attester, sources) if sources else attester
+
+
+def _token(section: AttestationSection) -> TokenAttester:
+    from sds.attestation.kubernetes.token import (  # noqa: PLC0415  see the module
+        BoundTokenAttester,
+        ProjectedTokenAttester,
+    )
+
+    if section.projected_token is not None:
+        _LOGGER.warning(
+            "the projected token that is sent as evidence binds nothing: anybody who sees it can "
+            "use it until it expires",
+            extra={"path": str(section.projected_token)},
+        )
+        return ProjectedTokenAttester(section.projected_token)
+    return BoundTokenAttester(api_server(section.api, os.environ))
+
+
+def _of_amds_kind(der: bytes) -> bool:
+    """Whether a root is of SEV-SNP's hierarchy (RSASSA-PSS), not of Intel's (ECDSA)."""
+    try:
+        Certificate.parse(der)
+    except EvidenceError:
+        return False
+    return True
+
+
+def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
+    try:
+        return tuple(der for path in paths for der in der_certificates(read(path), what=str(path)))
+    except EvidenceError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error

@@ -1,0 +1,231 @@
+"""What evidence is judged by, from files that change under us: revocation lists and collateral.
+
+Owns reading and following them. Invariants: at the start whatever is configured can be used, or
+nothing starts; afterwards the files count only as a whole, what cannot be used leaves what was read
+before in force, and is logged once with file and reason; an issuer's list is never replaced by an
+older one. What is in force is one value, so a verdict never mixes two states of the files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import watchfiles
+
+from sds.attestation.pem import der_revocation_lists
+from sds.attestation.revocation import (
+    RevocationList,
+    highest_numbers,
+    read_revocation_list,
+    require_no_older,
+)
+from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
+from sds.attestation.tdx.chain import of_intels_kind
+from sds.attestation.tdx.material import Material, material_now
+from sds.errors import ConfigurationError, EvidenceError
+from sds.settings.yamlfile import read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sds.attestation.snp.certificate import Certificate
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+_LOOK_EVERY: Final = 60.0
+_DEBOUNCE_MS: Final = 50
+_FIRST_LOOK_MS: Final = 500
+_RETRY: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the files are, and who may have signed lists.
+
+    Attributes:
+        revocation_lists: files, PEM or DER.
+        collateral: folder for TDX, or None.
+        amd_issuers: ARKs, ASKs and ASVKs that are at hand.
+        intel_roots: DER of configured roots beside Intel's.
+    """
+
+    revocation_lists: Sequence[Path] = ()
+    collateral: Path | None = None
+    amd_issuers: Sequence[Certificate] = field(default=(), repr=False)
+    intel_roots: Sequence[bytes] = field(default=(), repr=False)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any file to follow."""
+        return bool(self.revocation_lists) or self.collateral is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InForce:
+    """What the files said when they were read last.
+
+    Attributes:
+        amd: AMD's lists.
+        intel: collateral, and Intel's lists.
+    """
+
+    amd: tuple[RevocationList, ...] = ()
+    intel: Material = field(default_factory=Material)
+
+    @property
+    def lists(self) -> tuple[RevocationList, ...]:
+        """Every list."""
+        return self.amd + self.intel.lists
+
+
+def read_files(places: Places) -> InForce:
+    """Read everything. It blocks.
+
+    Raises:
+        ConfigurationError: a file cannot be read, is not what it must be, or is a list by an
+            issuer that is not known or whose signature does not hold. The message names the file.
+    """
+    try:
+        amd: list[RevocationList] = []
+        intel: list[tuple[Path, bytes]] = []
+        for path in places.revocation_lists:
+            for der in der_revocation_lists(read(path), what=str(path)):
+                one = read_revocation_list(der, origin=str(path))
+                if of_amds_kind(one):
+                    amd.append(read_amd_list(der, issuers=places.amd_issuers, origin=str(path)))
+                elif of_intels_kind(one):
+                    intel.append((path, der))
+                else:
+                    raise ConfigurationError(
+                        f"{path} is by {one.issuer_name}, and signed neither as AMD nor as Intel "
+                        "signs",
+                        advice="give lists of AMD's KDS and of Intel's PCS",
+                    )
+        material = material_now(places.collateral, intel, roots=places.intel_roots)
+        material.require(collateral=places.collateral is not None)
+    except EvidenceError as error:
+        raise ConfigurationError(f"verification: {error.message}", advice=error.advice) from error
+    return InForce(amd=tuple(amd), intel=material)
+
+
+class FollowedFiles:
+    """The files, and what of them is in force.
+
+    Args:
+        places: where they are.
+        clock: time.
+
+    Raises:
+        ConfigurationError: as :func:`read_files`.
+    """
+
+    def __init__(self, places: Places, *, clock: Clock) -> None:
+        self._places = places
+        self._clock = clock
+        self._asked = asyncio.Event()
+        self._said = ""
+        self.failures = 0
+        self._current = read_files(places)
+        self._numbers = highest_numbers(self._current.lists)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any file to follow."""
+        return self._places.any
+
+    @property
+    def current(self) -> InForce:
+        """What is in force."""
+        return self._current
+
+    def reload(self) -> None:
+        """Read the files again. It blocks.
+
+        Raises:
+            ConfigurationError: they cannot be used; what was read before stays in force.
+        """
+        found = read_files(self._places)
+        try:
+            require_no_older(found.lists, self._numbers)
+        except EvidenceError as error:
+            raise ConfigurationError(
+                f"verification: {error.message}", advice=error.advice
+            ) from error
+        for key, number in highest_numbers(found.lists).items():
+            self._numbers[key] = max(self._numbers.get(key, number), number)
+        changed, self._current = found != self._current, found
+        if changed or self._said:
+            _LOGGER.info(
+                "revocation lists and collateral were read again",
+                extra={"lists": len(found.lists)},
+            )
+
+    def ask(self) -> None:
+        """Read again at once (SIGHUP)."""
+        self._said = ""
+        self._asked.set()
+
+    async def follow(self) -> None:
+        """Read again after every change and every minute, until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for folder in self._folders():
+                tasks.create_task(self._watch(folder), name=f"watch {folder}")
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY):
+                        await self._asked.wait()
+                self._asked.clear()
+                await self._look()
+
+    async def _look(self) -> None:
+        try:
+            await asyncio.to_thread(self.reload)
+        except ConfigurationError as error:
+            self.failures += 1
+            if str(error) != self._said:
+                self._said = str(error)
+                _LOGGER.error(  # noqa: TRY400  the reason is in the error, the trace is not news
+                    "revocation lists and collateral cannot be used, what was read before stays "
+                    "in force: %s",
+                    error,
+                    extra={"reason": error.reason},
+                )
+        else:
+            self._said = ""
+
+    def _folders(self) -> set[Path]:
+        # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
+        found = {path.parent for path in self._places.revocation_lists}
+        return found if self._places.collateral is None else found | {self._places.collateral}
+
+    async def _watch(self, folder: Path) -> None:
+        """Ask for a look after every event in the folder; begin again where watching ends."""
+        while True:
+            began = True
+            try:
+                async for changes in watchfiles.awatch(
+                    folder,
+                    recursive=False,
+                    debounce=_DEBOUNCE_MS,
+                    step=_DEBOUNCE_MS,
+                    rust_timeout=_FIRST_LOOK_MS,
+                    yield_on_timeout=True,
+                ):
+                    # What changed before the kernel was asked to watch has no event: the first
+                    # time without one is a reason to look, too.
+                    if changes or began:
+                        self._asked.set()
+                    began = False
+            except (OSError, RuntimeError) as error:
+                _LOGGER.warning(
+                    "watching %s failed, looking every minute: %s",
+                    folder,
+                    error,
+                    extra={"origin": str(folder)},
+                )
+            await self._clock.sleep(_RETRY)
