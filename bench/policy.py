@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.identity import SpiffeId, TrustDomain
+from sds.policy.envelope import MAX_SIGNED_BYTES, SignedPolicy
 from sds.policy.keeping import Keeping, offer, split
 from sds.policy.nodes import RequestedCertificate
-from sds.policy.signature import MAX_SIGNED_BYTES, SignedPolicy
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from tests.support.policies import Signatory, sign, trusting

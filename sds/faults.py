@@ -34,6 +34,8 @@ PLACES: Final = (
     "connection",
     "event loop",
     "listener",
+    "policy listener",
+    "policy offer",
     "recognition",
     "release of an identity",
 )

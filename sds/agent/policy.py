@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sds.agent.peers import PolicyPeers
-from sds.errors import PolicyNotInForceError
+from sds.errors import PolicyNotInForceError, SdsError
 from sds.federation.endpoint import Endpoint
 from sds.federation.refresh import BundleSource
 from sds.pki import certificates_from_pem
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sds.attestation.reference_values import ReferenceValues
     from sds.clock import Clock
     from sds.federation.refresh import Federation
-    from sds.identity import Identity
+    from sds.identity import Identity, TrustDomain
     from sds.policy.decision import Decisions
     from sds.policy.federated import FederatedDomain
     from sds.policy.settings import PolicySettings
@@ -98,6 +98,7 @@ class AgentPolicy:
         self.files = PolicyFiles(settings.place, self.holder, clock=clock)
         self.files.load()
         self.peers = PolicyPeers(self.holder)
+        self._sources: dict[TrustDomain, BundleSource] = {}
 
     def verifier(self, make: Callable[[ReferenceValues], Verifier]) -> Verifier:
         """What verifies the authority's evidence: by the policy's reference values too.
@@ -185,9 +186,28 @@ class AgentPolicy:
             configured = self._config.federation.sources()
             known = {source.trust_domain for source in configured}
             signed = [one for one in policy.federation if one.trust_domain not in known]
-            followers.federation.replace([*configured, *map(_source, signed)])
+            self._sources = self._usable(signed)
+            followers.federation.replace([*configured, *self._sources.values()])
         # Replaces session ticket keys too: a session from before must not outlive its peer's right.
         followers.service.refresh()
+
+    def _usable(self, signed: Sequence[FederatedDomain]) -> dict[TrustDomain, BundleSource]:
+        """The sources of these domains; what cannot be used leaves that one as it was."""
+        sources: dict[TrustDomain, BundleSource] = {}
+        for domain in signed:
+            name = domain.trust_domain
+            try:
+                sources[name] = _source(domain)
+            except SdsError as error:
+                _LOGGER.error(  # noqa: TRY400  a refusal, not a fault of ours
+                    "the policy's bundle source of %s cannot be used, the last good one stays: %s",
+                    name,
+                    error,
+                    extra={"bundle": name, "reason": error.reason},
+                )
+                if name in self._sources:
+                    sources[name] = self._sources[name]
+        return sources
 
     def _apply_identities(self, followers: Followers) -> None:
         for one in followers.sockets:

@@ -22,26 +22,25 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from sds.errors import ConfigurationError, IdentityError, PolicyError
 from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy import examination, lint
-from sds.policy.signature import (
+from sds.policy.envelope import (
     MAX_SIGNED_BYTES,
-    CommandSigner,
     SignedPolicy,
-    TokenSigner,
-    TrustedKeys,
     add_signatures,
-    file_signer,
     new_envelope,
     parse_envelope,
-    read_verification_key,
 )
+from sds.policy.keys import read_verification_key
+from sds.policy.signers import CommandSigner, TokenSigner, file_signer
 from sds.policy.source import parse_source, read_source
+from sds.policy.threshold import TrustedKeys
 from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sds.policy.document import PolicyDocument
-    from sds.policy.signature import PolicySigner, VerificationKey
+    from sds.policy.envelope import PolicySigner
+    from sds.policy.keys import VerificationKey
 
 _PRIVATE_MODE: Final = 0o600
 _PUBLIC_MODE: Final = 0o644

@@ -20,6 +20,7 @@ from sds.clock import stopwatch
 from sds.errors import BundleError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
 from sds.pki import certificate_pem
+from sds.settings.https_url import check_https_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +47,10 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         """Hold the invariant: an HTTPS URL with a host and without a password."""
-        parts = urlsplit(self.url)
-        if parts.scheme != "https" or not parts.hostname or parts.username is not None:
-            raise ConfigurationError(
-                f"bundle endpoint {self.url!r} is not usable",
-                advice="write it as https://host[:port]/path",
-            )
+        try:
+            check_https_url(self.url)
+        except ValueError as error:
+            raise ConfigurationError(f"bundle endpoint: {error}") from error
 
 
 class _Connection(http.client.HTTPSConnection):

@@ -18,8 +18,9 @@ from sds.attestation.reference_values import ReferenceValues  # noqa: TC001  pyd
 from sds.errors import ConfigurationError
 from sds.policy.federated import FederatedDomain  # noqa: TC001  as above
 from sds.policy.fields import Moment, Name, PolicyModel
+from sds.policy.keys import verification_key
 from sds.policy.ruleset import RuleSet, no_repeats
-from sds.policy.signature import TrustedKeys, verification_key
+from sds.policy.threshold import TrustedKeys
 
 _MAX_EPOCH: Final = 2**63 - 1
 

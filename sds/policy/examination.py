@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyError
-from sds.policy.signature import TrustedKeys, check_signatures, parse_envelope
+from sds.policy.envelope import parse_envelope
 from sds.policy.source import parse_payload
+from sds.policy.threshold import TrustedKeys, check_signatures
 from sds.policy.trust import (
     Epoch,
     check_floor,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from sds.identity import TrustDomain
     from sds.policy.document import PolicyDocument
-    from sds.policy.signature import SignedEnvelope, SignedPolicy
+    from sds.policy.envelope import SignedEnvelope, SignedPolicy
     from sds.policy.trust import Policy
 
 CHECKS: Final = (

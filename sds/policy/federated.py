@@ -16,12 +16,13 @@ from sds.errors import CertificateError
 from sds.pki import certificates_from_pem
 from sds.policy.fields import PolicyModel
 from sds.settings.fields import SpiffeIdField, TrustDomainField  # noqa: TC001  pydantic reads them
+from sds.settings.https_url import check_https_url
 
 
 class BundleEndpoint(PolicyModel):
     """Where another trust domain serves its bundle (SPIFFE Federation, section 5)."""
 
-    url: Annotated[str, Field(pattern=r"^https://[^\s]+$")]
+    url: Annotated[str, Field(pattern=r"^https://[^\s]+$"), AfterValidator(check_https_url)]
     profile: Literal["https_web", "https_spiffe"] = "https_web"
     endpoint_spiffe_id: SpiffeIdField | None = None
 

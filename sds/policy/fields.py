@@ -39,7 +39,11 @@ class PolicyModel(BaseModel):
 
 
 def _utc(moment: datetime) -> datetime:
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        # The first or last hours of the calendar in another zone.
+        raise ValueError("this moment is outside of the years 1 to 9999 in UTC") from None
 
 
 def _listed(value: object) -> object:

@@ -14,9 +14,10 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyError
+from sds.faults import guarded, report
 from sds.policy.difference import differences
+from sds.policy.envelope import parse_envelope
 from sds.policy.keeping import Keeping, Outcome, offer, split
-from sds.policy.signature import parse_envelope
 from sds.policy.source import parse_payload
 from sds.policy.standing import NO_POLICY_DIGEST
 
@@ -98,13 +99,15 @@ class PolicyHolder:
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` whenever what is in force changed, until the result is called.
 
-        It runs on the event loop, right after the change; it must be short and must not raise.
+        It runs on the event loop, right after the change; it must be short. What it raises is
+        reported and keeps nobody else from hearing of the change.
         """
-        self._listeners.append(listener)
+        guarded_listener = guarded("policy listener", listener)
+        self._listeners.append(guarded_listener)
 
         def stop() -> None:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
+            if guarded_listener in self._listeners:
+                self._listeners.remove(guarded_listener)
 
         return stop
 
@@ -126,6 +129,12 @@ class PolicyHolder:
             state, outcome = offer(self._state, split(document), now=now)
         except PolicyError as error:
             state, outcome = self._state, Outcome(refusal=error)
+        except Exception as error:  # noqa: BLE001  the boundary between one offer and the process
+            report("policy offer", error, origin=origin)
+            refusal = PolicyError(
+                f"the policy cannot be used: {type(error).__name__}", reason="policy_malformed"
+            )
+            state, outcome = self._state, Outcome(refusal=refusal)
         before, self._state = self._state, state
         self._last_error = outcome.refusal
         self._retry_at = outcome.retry_at

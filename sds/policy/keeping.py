@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyError, PolicyNotInForceError
-from sds.policy.signature import MAX_SIGNED_BYTES, SignedPolicy
+from sds.policy.envelope import MAX_SIGNED_BYTES, SignedPolicy
 from sds.policy.trust import admit, authenticate
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.identity import TrustDomain
-    from sds.policy.signature import TrustedKeys
+    from sds.policy.threshold import TrustedKeys
     from sds.policy.trust import AdmittedPolicy, Epoch, Policy
 
 MAX_OFFERED: Final = 64

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 import watchfiles
 
 from sds.errors import ConfigurationError
+from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.policy.settings import read_signed
-from sds.policy.signature import MAX_SIGNED_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,8 @@ from sds.settings import yamlfile
 if TYPE_CHECKING:
     from sds.identity import TrustDomain
     from sds.policy.keeping import Keeping
-    from sds.policy.signature import TrustedKeys, VerificationKey
+    from sds.policy.keys import VerificationKey
+    from sds.policy.threshold import TrustedKeys
 
 _PEM = "-----BEGIN"
 
@@ -58,7 +59,7 @@ class PolicySettings(BaseModel):
             ConfigurationError: one cannot be read, or the threshold cannot be reached.
         """
         # Loaded when used: who has no signed policy shall not hold what verifies one.
-        from sds.policy.signature import TrustedKeys  # noqa: PLC0415
+        from sds.policy.threshold import TrustedKeys  # noqa: PLC0415  as above
 
         return TrustedKeys(
             keys=tuple(_key(text, number) for number, text in enumerate(self.keys, start=1)),
@@ -84,10 +85,7 @@ class PolicySettings(BaseModel):
 
 
 def _key(text: str, number: int) -> VerificationKey:
-    from sds.policy.signature import (  # noqa: PLC0415  as above
-        read_verification_key,
-        verification_key,
-    )
+    from sds.policy.keys import read_verification_key, verification_key  # noqa: PLC0415  as above
 
     if text.lstrip().startswith(_PEM):
         return verification_key(text, name=f"key-{number}")

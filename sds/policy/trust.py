@@ -7,6 +7,19 @@ trusted people signed exactly this, for us) → :func:`admit` → :class:`Admitt
 8: it may be in force at this moment, after what was seen). Invariant: no other code makes the last
 two, so whoever holds one need not ask again.
 
+Example: a policy file that one of two trusted people signed, for a party that saw epoch 6 before::
+
+    trusted = TrustedKeys(keys=(alice, bob), threshold=1)
+    policy = authenticate(SignedPolicy(file), trusted=trusted, trust_domain=example_org)
+    policy.signed_by            # ("alice",): checks 1 to 6 passed, whatever the time
+    admitted = admit(policy, seen=Epoch(number=6, digest=...), now=now)
+    admitted.decisions.may_talk(web, db)
+
+The same file on another day, after epoch 8 was in force: ``authenticate`` returns it as before, and
+``admit`` raises ``policy_epoch_lower``. One byte of it changed: ``authenticate`` raises
+``policy_unsigned``, and nothing of the document is parsed. Signed by Carol alone: the same. A party
+that keeps state from one offer to the next uses :func:`sds.policy.keeping.offer`, which calls both.
+
 The checks, in this order:
 
 1. the file is a DSSE envelope of our payload type, in canonical form, of bounded size;
@@ -30,8 +43,9 @@ from typing import TYPE_CHECKING, NewType
 
 from sds.errors import PolicyError, PolicyNotInForceError
 from sds.policy.decision import Decisions
-from sds.policy.signature import SignedPolicy, TrustedKeys, check_signatures, parse_envelope
+from sds.policy.envelope import SignedPolicy, parse_envelope
 from sds.policy.source import parse_payload
+from sds.policy.threshold import TrustedKeys, check_signatures
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,8 +53,8 @@ if TYPE_CHECKING:
 
     from sds.identity import TrustDomain
     from sds.policy.document import PolicyDocument, RoleReferenceValues
+    from sds.policy.envelope import SignedEnvelope
     from sds.policy.federated import FederatedDomain
-    from sds.policy.signature import SignedEnvelope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from sds.authority.attested import AttestedAuthority
-    from sds.policy.signature import SignedPolicy
+    from sds.policy.envelope import SignedPolicy
 
 ALICE, BOB, MALLORY = (Signatory(name) for name in ("alice", "bob", "mallory"))
 GRANTS = [

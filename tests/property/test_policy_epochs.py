@@ -24,7 +24,7 @@ from sds.policy.trust import Epoch
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 
 if TYPE_CHECKING:
-    from sds.policy.signature import SignedPolicy
+    from sds.policy.envelope import SignedPolicy
 
 OLD, NEW, MALLORY = (Signatory(name) for name in ("old", "new", "mallory"))
 START = datetime(2026, 1, 1, tzinfo=UTC)

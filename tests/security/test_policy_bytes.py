@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.errors import ConfigurationError, PolicyError
-from sds.policy.signature import SignedPolicy
+from sds.policy.envelope import SignedPolicy
 from sds.policy.source import parse_source
 from sds.policy.trust import verify
 from sds.settings import yamlfile
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting, yaml_bytes
 
 if TYPE_CHECKING:
-    from sds.policy.signature import TrustedKeys
+    from sds.policy.threshold import TrustedKeys
 
 ALICE, BOB, CAROL = Signatory("alice"), Signatory.ecdsa("bob"), Signatory("carol")
 S = "spiffe://example.org"

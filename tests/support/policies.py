@@ -12,14 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from securesystemslib.signer import CryptoSigner
 
 from sds.identity import TrustDomain, parse_trust_domain
-from sds.policy.signature import (
-    SignedPolicy,
-    TrustedKeys,
-    VerificationKey,
-    add_signatures,
-    new_envelope,
-    verification_key,
-)
+from sds.policy.envelope import SignedPolicy, add_signatures, new_envelope
+from sds.policy.keys import VerificationKey, verification_key
+from sds.policy.threshold import TrustedKeys
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 DOMAIN: TrustDomain = parse_trust_domain("example.org")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sds.errors import PolicyError
+from sds.policy.envelope import SignedPolicy
 from sds.policy.keeping import Keeping, Outcome, offer, split
-from sds.policy.signature import SignedPolicy
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 

@@ -13,21 +13,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import CryptoSigner
 
 from sds.errors import ConfigurationError, PolicyError
-from sds.policy.signature import (
-    MAX_SIGNED_BYTES,
-    SignedPolicy,
-    TrustedKeys,
-    add_signatures,
-    parse_envelope,
-    verification_key,
-)
+from sds.policy.envelope import MAX_SIGNED_BYTES, SignedPolicy, add_signatures, parse_envelope
+from sds.policy.keys import verification_key
+from sds.policy.threshold import TrustedKeys
 from sds.policy.trust import Epoch, verify
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting, yaml_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sds.policy.signature import TrustedKeys as Trusted
+    from sds.policy.threshold import TrustedKeys as Trusted
 
 ALICE, BOB, CAROL, MALLORY = (Signatory(name) for name in ("alice", "bob", "carol", "mallory"))
 

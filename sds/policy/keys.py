@@ -1,0 +1,89 @@
+"""Public keys whose signatures on policy may count, and how they are read.
+
+Owns :class:`VerificationKey`. Invariant: a key is named by the SHA-256 that securesystemslib gives
+it, so two files with one key are one key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from securesystemslib.signer import SSlibKey
+
+from sds.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationKey:
+    """A public key whose signatures may count.
+
+    Attributes:
+        name: what people call it: the file's name, or the name in the policy.
+        key_id: SHA-256 that names the key in envelopes, lower-case hex.
+        pem: SubjectPublicKeyInfo in PEM.
+    """
+
+    name: str
+    key_id: str
+    pem: str = field(repr=False)
+    key: Any = field(repr=False, compare=False)
+
+
+def verification_key(pem: str, *, name: str) -> VerificationKey:
+    """Read a public key in PEM (SubjectPublicKeyInfo): Ed25519, or ECDSA on P-256 or P-384.
+
+    Raises:
+        ConfigurationError: not such a key.
+    """
+    advice = "give a public key of Ed25519, P-256 or P-384 in PEM, as `sds policy keygen` writes it"
+    if "PRIVATE KEY" in pem:
+        raise ConfigurationError(f"the policy key {name!r} is a private key", advice=advice)
+    try:
+        public = serialization.load_pem_public_key(pem.encode())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(
+            f"the policy key {name!r} cannot be read as a public key in PEM", advice=advice
+        ) from error
+    curves = (ec.SECP256R1, ec.SECP384R1)
+    usable = isinstance(public, ed25519.Ed25519PublicKey) or (
+        isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, curves)
+    )
+    if not usable:
+        raise ConfigurationError(
+            f"the policy key {name!r} is of a kind that may not sign policy", advice=advice
+        )
+    key = SSlibKey.from_crypto(public)
+    text = public.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    ).decode()
+    return VerificationKey(name=name, key_id=key.keyid, pem=text, key=key)
+
+
+def read_verification_key(path: Path) -> VerificationKey:
+    """Read a public key file; its name without ending is the key's name.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is not such a key.
+    """
+    return verification_key(read_key_file(path), name=path.stem)
+
+
+def read_key_file(path: Path) -> str:
+    """The text of a key file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is not ASCII.
+    """
+    try:
+        return path.read_text(encoding="ascii")
+    except OSError as error:
+        raise ConfigurationError(f"the key file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"the key file {path} is not PEM") from error

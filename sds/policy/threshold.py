@@ -1,0 +1,86 @@
+"""The threshold: how many of the trusted keys must have signed a policy.
+
+Owns :class:`TrustedKeys` and the check. Invariant: a threshold counts distinct public keys, never
+names, key ids or signatures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from securesystemslib.exceptions import UnverifiedSignatureError
+
+from sds.errors import ConfigurationError, PolicyError
+
+if TYPE_CHECKING:
+    from sds.policy.envelope import SignedEnvelope
+    from sds.policy.keys import VerificationKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedKeys:
+    """Who may sign: ``threshold`` distinct ones of ``keys`` must have."""
+
+    keys: tuple[VerificationKey, ...]
+    threshold: int
+
+    def __post_init__(self) -> None:
+        """Hold the invariant: distinct keys, and a threshold that they can reach.
+
+        Raises:
+            ConfigurationError: no key, a repeated key, or a threshold out of range.
+        """
+        if not self.keys:
+            raise ConfigurationError(
+                "no key is trusted to sign policy", advice="name at least one public key"
+            )
+        names: dict[str, str] = {}
+        for key in self.keys:
+            if key.key_id in names:
+                raise ConfigurationError(
+                    f"the policy keys {names[key.key_id]!r} and {key.name!r} are the same key",
+                    advice="name each signer's own key once: a threshold counts distinct keys",
+                )
+            names[key.key_id] = key.name
+        if not 1 <= self.threshold <= len(self.keys):
+            raise ConfigurationError(
+                f"a threshold of {self.threshold} cannot be reached with {len(self.keys)} keys",
+                advice="use a threshold from 1 to the number of keys",
+            )
+
+
+def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[str, ...]:
+    """Check that enough trusted keys signed; returns the names of those that did, sorted.
+
+    Raises:
+        PolicyError: ``policy_unsigned``: none of the signatures is by a trusted key and holds.
+        PolicyError: ``policy_below_threshold``: fewer distinct trusted keys than the threshold did.
+    """
+    names = []
+    encoded = envelope.envelope.pae()
+    for key in trusted.keys:
+        signature = envelope.envelope.signatures.get(key.key_id)
+        if signature is None:
+            continue
+        try:
+            key.key.verify_signature(signature, encoded)
+        except UnverifiedSignatureError:
+            continue
+        names.append(key.name)
+    if not names:
+        raise PolicyError(
+            "no signature of the policy is by a trusted key and holds "
+            f"(it names {', '.join(key_id[:12] for key_id in envelope.key_ids[:8])}; trusted are "
+            f"{', '.join(f'{key.name} {key.key_id[:12]}' for key in trusted.keys)})",
+            advice="the file was altered, or other keys signed it",
+            reason="policy_unsigned",
+        )
+    if len(names) < trusted.threshold:
+        raise PolicyError(
+            f"{len(names)} of {len(trusted.keys)} trusted keys signed the policy "
+            f"({', '.join(sorted(names))}), {trusted.threshold} must",
+            advice="let the others sign too: `sds policy sign SIGNED.json --key …`",
+            reason="policy_below_threshold",
+        )
+    return tuple(sorted(names))

@@ -1,0 +1,61 @@
+"""HTTPS URLs that somebody configured: checked where they are read, not when they are first used.
+
+Owns the check. Invariant: what passed has a host that can be looked up and a port that can be
+connected to, so that a typo is refused with its field and never surfaces later.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+_ADVICE: Final = "write it as https://host[:port]/path"
+_VISIBLE: Final = re.compile(r"[!-~]{1,2048}", re.ASCII)
+# RFC 1123, section 2.1: letters of either case; underscores occur in names of services.
+_HOST: Final = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+    r"(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)*\.?",
+    re.ASCII,
+)
+
+
+def check_https_url(text: str) -> str:
+    """The URL itself, if it can be fetched as far as can be told without the network.
+
+    Raises:
+        ValueError: another scheme, no host, a host that is neither a DNS name nor an address, a
+            port outside 1 to 65535, a user or password, a fragment, or characters that no URL has
+            (RFC 3986).
+    """
+    try:
+        return _check(text)
+    except ValueError as error:
+        raise ValueError(f"{text[:300]!r} is not a usable URL: {error}; {_ADVICE}") from None
+
+
+def _check(text: str) -> str:
+    if not _VISIBLE.fullmatch(text):
+        raise ValueError("it is empty, too long, or has characters outside of ASCII")
+    parts = urlsplit(text)
+    port = parts.port  # raises ValueError for what is not a number up to 65535
+    if parts.scheme != "https":
+        raise ValueError("it does not begin with https://")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("it has a user name or password")
+    if parts.fragment:
+        raise ValueError("it has a fragment")
+    if "[" in parts.netloc and not re.fullmatch(r"\[[^\]]*\](:[0-9]+)?", parts.netloc):
+        raise ValueError("something stands beside the address in brackets")
+    if port == 0:
+        raise ValueError("port 0 cannot be connected to")
+    _check_host(parts.hostname or "", bracketed="[" in parts.netloc)
+    return text
+
+
+def _check_host(host: str, *, bracketed: bool) -> None:
+    if bracketed or re.fullmatch(r"[0-9.]+", host):
+        ipaddress.ip_address(host)
+    elif not _HOST.fullmatch(host):
+        raise ValueError(f"{host[:100]!r} is not the name of a host")

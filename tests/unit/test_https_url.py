@@ -1,0 +1,61 @@
+"""URLs that are configured: what passes, and each kind of typo."""
+
+from __future__ import annotations
+
+import pytest
+
+from sds.errors import ConfigurationError
+from sds.federation.endpoint import Endpoint
+from sds.settings.https_url import check_https_url
+
+USABLE = [
+    "https://bundle.example.org",
+    "https://bundle.example.org:8443/bundle.json?x=1",
+    "https://Bundle_1.example.org./",
+    "https://10.0.0.1/b",
+    "https://[2001:db8::1]:1/b",
+    "https://example.org:65535",
+]
+TYPOS = [
+    "",
+    "http://example.org",
+    "https://",
+    "https:///path",
+    "https://example.org:99999/b",
+    "https://example.org:0/b",
+    "https://example.org:-1/b",
+    "https://example.org:https/b",
+    "https://example..org/b",
+    "https://-x.example.org/b",
+    "https://" + "a" * 64 + ".example.org/b",
+    "https://" + "a." * 130 + "org/b",
+    "https://exa mple.org/b",
+    "https://ex\u00e4mple.org/b",
+    "https://exa%6dple.org/b",
+    "https://user@example.org/b",
+    "https://user:secret@example.org/b",
+    "https://10.0.0.999/b",
+    "https://10.0.0/b",
+    "https://[2001:db8::1/b",
+    "https://[x]/b",
+    "https://[::1]x/b",
+    "https://example.org/b#f",
+    "https://example.org/" + "x" * 3000,
+    "https://example.org/\ud800",
+    "https://example.org/\n",
+]
+
+
+@pytest.mark.parametrize("text", USABLE)
+def test_what_can_be_fetched(text: str) -> None:
+    assert check_https_url(text) == text
+    assert Endpoint(url=text).url == text
+
+
+@pytest.mark.parametrize("text", TYPOS)
+def test_a_typo_is_refused_where_it_is_read(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a usable URL") as caught:
+        check_https_url(text)
+    str(caught.value).encode()  # what is said can be written to a log
+    with pytest.raises(ConfigurationError):
+        Endpoint(url=text)
