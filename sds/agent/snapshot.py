@@ -198,9 +198,9 @@ def _identity(one: IdentityStatus, store: SecretStore, workloads: Iterable[str])
 def _callers(service: SecretService) -> dict[Identity, set[str]]:
     """Names of the workloads that are connected, by identity."""
     found: dict[Identity, set[str]] = {}
-    for hub in service.hubs():
-        for identity in hub.caller.identities:
-            found.setdefault(identity, set()).add(hub.caller.name)
+    for session in service.sessions():
+        for identity in session.caller.identities:
+            found.setdefault(identity, set()).add(session.caller.name)
     return found
 
 
@@ -208,7 +208,7 @@ def _workloads(
     service: SecretService, sockets: Sequence[WorkloadListening], node_socket: str
 ) -> Iterator[WorkloadState]:
     """Every socket of the configuration, then everyone who is connected to the node's."""
-    streams = {hub.entitlement: len(hub.streams) for hub in service.hubs() if hub.streams}
+    streams = {session.entitlement: len(session.streams) for session in service.sessions() if session.streams}
     for one in sockets:
         yield _workload(one.entitlement, one.path, streams.pop(one.entitlement, 0))
     for entitlement, number in streams.items():
@@ -226,14 +226,16 @@ def _workload(entitlement: Entitlement, socket: str, streams: int) -> WorkloadSt
 
 
 def _clients(service: SecretService) -> Iterator[ClientState]:
-    for hub in service.hubs():
-        for stream in hub.streams:
+    for session in service.sessions():
+        for stream in session.streams:
             yield ClientState(
                 node=stream.node.id,
-                workload=hub.caller.name,
+                workload=session.caller.name,
                 method=stream.method.value,
                 subscriptions=tuple(
-                    _subscription(watched) for watched in sorted(stream.subscription.watched())
+                    _subscription(watched)
+                    for conversation in stream.conversations.values()
+                    for watched in sorted(conversation.subscription.watched())
                 ),
             )
 

@@ -169,6 +169,6 @@ class AuthorityInstruments(Instruments):
 
 def connected_workloads(service: SecretService) -> Iterator[str]:
     """Names of workloads with open streams, with repeats."""
-    for hub in service.hubs():
-        if hub.streams:
-            yield hub.caller.name
+    for session in service.sessions():
+        if session.streams:
+            yield session.caller.name

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import ConfigurationError, IdentityError
-from sds.identity import SpiffeId
+from sds.identity import Identity, SpiffeId
 from sds.serving import encode
 from sds.serving.encode import Resource
 from sds.serving.subscription import WILDCARD, Receipt
@@ -34,8 +34,8 @@ from sds.serving.subscription import WILDCARD, Receipt
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from sds.identity import Identity, TrustDomain
-    from sds.secrets.store import SecretStore, StoredBundle, Version
+    from sds.identity import TrustDomain
+    from sds.secrets.store import ResourceKey, SecretStore, StoredBundle, Version
     from sds.serving.peers import PeerContext, PeerPolicy
     from sds.workload.entitlement import Caller
 
@@ -175,9 +175,35 @@ class Catalog:
             return kind(name, caller, strong)
         if name.startswith(_SCHEME):
             return self._by_spiffe_id(name, caller, strong=strong)
-        if name == INBOUND or name.startswith(OUTBOUND):
+        if self.is_by_policy(name):
             return self._by_policy(name, caller, strong=strong)
         return self._generic_secret(name, caller)
+
+    def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
+        """The names whose content depends on these stored things, those of policy left out."""
+        found: list[str] = []
+        for key in keys:
+            if isinstance(key, Identity):
+                if key in caller.identities:
+                    found.append(str(key.spiffe_id))
+                if caller.identities and key == caller.identities[0]:
+                    found += self.aliases.svid
+            else:
+                found.append(_SCHEME + key)
+                # Ticket keys are replaced with every bundle.
+                found += self.aliases.session_tickets
+                found += (*self.aliases.bundle, *self.aliases.all_bundles)
+        return found
+
+    def reloaded_names(self, caller: Caller) -> list[str]:
+        """The names whose content comes from elsewhere than the store or policy."""
+        generic = self._generic.names(caller) if self._generic is not None else ()
+        return [*self.aliases.session_tickets, *generic]
+
+    @staticmethod
+    def is_by_policy(name: str) -> bool:
+        """Whether policy decides what the name stands for."""
+        return name == INBOUND or name.startswith(OUTBOUND)
 
     # --- one kind each --------------------------------------------------------------------------
 
@@ -311,38 +337,6 @@ class Catalog:
         version = self.store.draw_version()
         self._stamps[scope] = (content, version)
         return version
-
-
-class CallerView:
-    """The catalog as one caller sees it; looks each name up once until :meth:`clear`."""
-
-    __slots__ = ("_caller", "_catalog", "_found", "_strong")
-
-    def __init__(self, catalog: Catalog, caller: Caller, *, strong: bool) -> None:
-        """``strong``: the client asked for the SPIFFE validator."""
-        self._catalog = catalog
-        self._caller = caller
-        self._strong = strong
-        self._found: dict[str, Resource] = {}
-
-    def find(self, name: str) -> Resource | None:
-        """What stands under the name."""
-        try:
-            return self._found[name]
-        except KeyError:
-            found = self._catalog.find(self._caller, name, strong=self._strong)
-            if found is not None:  # what does not exist is not remembered: names are the client's
-                self._found[name] = found
-            return found
-
-    def everything(self) -> tuple[str, ...]:
-        """What the wildcard stands for."""
-        return self._catalog.everything(self._caller)
-
-    def clear(self, caller: Caller) -> None:
-        """Look everything up again, for the caller as it is recognised now."""
-        self._caller = caller
-        self._found.clear()
 
 
 def _parts(

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # a type
 REDACTED: Final = "[redacted]"
-_TYPE_URL: Final = SECRET_TYPE.encode()
 _SPIFFE_VALIDATOR: Final = "envoy.tls.cert_validator.spiffe"
 NOBODY: Final = "urn:attested-sds:nobody"
 """No SVID has this URI: the matcher of a context that admits nobody. No matcher admits all."""
@@ -42,11 +41,12 @@ class Resource:
         receipt: name, version and parts.
     """
 
-    __slots__ = ("_delta", "_secret", "_sotw", "receipt")
+    __slots__ = ("_delta", "_secret", "_sotw", "receipt", "type_url")
 
-    def __init__(self, receipt: Receipt, secret: bytes) -> None:
-        """``secret``: the encoded Secret message."""
+    def __init__(self, receipt: Receipt, secret: bytes, *, type_url: str = SECRET_TYPE) -> None:
+        """``secret``: the encoded message."""
         self.receipt = receipt
+        self.type_url = type_url
         self._secret = secret
         self._sotw: bytes | None = None
         self._delta: bytes | None = None
@@ -63,7 +63,7 @@ class Resource:
     @property
     def any(self) -> bytes:
         """The Secret as ``google.protobuf.Any``."""
-        return length_delimited(1, _TYPE_URL) + length_delimited(2, self._secret)
+        return length_delimited(1, self.type_url.encode()) + length_delimited(2, self._secret)
 
     @property
     def sotw(self) -> bytes:
@@ -72,7 +72,7 @@ class Resource:
             self._sotw = (
                 length_delimited(1, self.receipt.version.encode())
                 + length_delimited(2, self.any)
-                + length_delimited(4, _TYPE_URL)
+                + length_delimited(4, self.type_url.encode())
             )
         return self._sotw
 
@@ -89,7 +89,9 @@ class Resource:
         return self._delta
 
 
-def sotw_response(resources: Sequence[Resource], *, version: str, nonce: str) -> bytes:
+def sotw_response(
+    resources: Sequence[Resource], *, type_url: str, version: str, nonce: str
+) -> bytes:
     """A DiscoveryResponse; ``version`` is used where there is not exactly one resource."""
     tail = length_delimited(5, nonce.encode()) if nonce else b""
     if len(resources) == 1:
@@ -98,21 +100,26 @@ def sotw_response(resources: Sequence[Resource], *, version: str, nonce: str) ->
         (
             length_delimited(1, version.encode()),
             *(length_delimited(2, resource.any) for resource in resources),
-            length_delimited(4, _TYPE_URL),
+            length_delimited(4, type_url.encode()),
             tail,
         )
     )
 
 
 def delta_response(
-    resources: Sequence[Resource], removed: Iterable[str], *, version: str, nonce: str
+    resources: Sequence[Resource],
+    removed: Iterable[str],
+    *,
+    type_url: str,
+    version: str,
+    nonce: str,
 ) -> bytes:
     """A DeltaDiscoveryResponse; ``version`` is its ``system_version_info`` (for people)."""
     return b"".join(
         (
             length_delimited(1, version.encode()),
             *(resource.delta for resource in resources),
-            length_delimited(4, _TYPE_URL),
+            length_delimited(4, type_url.encode()),
             *(length_delimited(6, name.encode()) for name in removed),
             length_delimited(5, nonce.encode()),
         )

@@ -7,9 +7,10 @@ hold 1,000 secrets, one stream each, on one connection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sds.errors import ConfigurationError
+from sds.serving.names import NameLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class Limits:
         requests_per_second: requests of one stream, in the long run.
         request_burst: requests of one stream at once. State of the world over ADS sends one for
             each secret that is added.
+        names: memory that watched names may take.
     """
 
     names_per_stream: int = 2_000
@@ -32,9 +34,10 @@ class Limits:
     streams_per_socket: int = 20_000
     requests_per_second: float = 100.0
     request_burst: int = 4_000
+    names: NameLimits = field(default_factory=NameLimits)
 
     def __post_init__(self) -> None:
         """Every limit is positive."""
         for name in self.__slots__:
-            if getattr(self, name) <= 0:
+            if name != "names" and getattr(self, name) <= 0:
                 raise ConfigurationError(f"limits.{name} is not positive")

@@ -7,7 +7,7 @@ happened and cannot change it; no event carries a secret.
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from typing import Final, Protocol
 
 
 class Method(enum.StrEnum):
@@ -18,6 +18,10 @@ class Method(enum.StrEnum):
     FETCH = "fetch_secrets"
     ADS_STREAM = "ads_stream"
     ADS_DELTA = "ads_delta"
+
+
+DELTA_METHODS: Final = frozenset({Method.DELTA, Method.ADS_DELTA})
+ADS_METHODS: Final = frozenset({Method.ADS_STREAM, Method.ADS_DELTA})
 
 
 class Event(enum.StrEnum):

@@ -28,12 +28,16 @@ from sds.errors import (
     WorkloadError,
 )
 from sds.identity import Identity
-from sds.serving.catalog import Aliases, CallerView, Catalog, GenericSecrets, TicketKeys
+from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
+from sds.serving.conversation import response_version
 from sds.serving.encode import SECRET_TYPE, sotw_response
 from sds.serving.idle import AfterTheCrowd
 from sds.serving.limits import Limits
+from sds.serving.names import NameBudget
 from sds.serving.observer import Event, Method, NullObserver, Observer
-from sds.serving.streams import Hub, Stream, Transport, response_version
+from sds.serving.session import Session
+from sds.serving.snapshot import Snapshot
+from sds.serving.stream import Stream, Transport
 from sds.serving.subscription import SotwSubscription
 from sds.serving.unsent import UnsentSecrets
 from sds.serving.wire import parse_discovery_request
@@ -50,6 +54,12 @@ logger = logging.getLogger("sds.serving.service")
 
 SDS_SERVICE: Final = "envoy.service.secret.v3.SecretDiscoveryService"
 ADS_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+_TYPES: Final = {
+    Method.STREAM: (SECRET_TYPE,),
+    Method.DELTA: (SECRET_TYPE,),
+    Method.ADS_STREAM: (SECRET_TYPE,),
+    Method.ADS_DELTA: (SECRET_TYPE,),
+}
 _STATUS: Final[tuple[tuple[type[SdsError], grpc.StatusCode, Event], ...]] = (
     (LimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, Event.LIMIT),
     (MalformedRequestError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
@@ -120,7 +130,8 @@ class SecretService:
             tickets=self.options.tickets,
             generic=self.options.generic,
         )
-        self._hubs: dict[Entitlement, Hub] = {}
+        self._sessions: dict[Entitlement, Session] = {}
+        self._names = NameBudget(self.options.limits.names)
         self._crowd: AfterTheCrowd | None = None
         self.unsent = UnsentSecrets(store)
         self.draining: SdsError | None = None
@@ -169,16 +180,19 @@ class SecretService:
         if trust_changed:
             self._catalog.forget_contexts()
         self.unsent.retired()  # ticket keys, or generic secrets
-        for hub in list(self._hubs.values()):
-            hub.refresh()
+        for session in list(self._sessions.values()):
+            if trust_changed:
+                session.refresh()
+            else:
+                session.reloaded()
 
     def drain(self) -> None:
         """End all streams with UNAVAILABLE; new ones are refused the same way."""
         self.draining = SdsError(
             "this agent is going down", reason="draining", advice="connect again"
         )
-        for hub in list(self._hubs.values()):
-            hub.end(self.draining)
+        for session in list(self._sessions.values()):
+            session.end(self.draining)
 
     def close(self) -> None:
         """Drain, and stop listening to the store."""
@@ -188,24 +202,25 @@ class SecretService:
         if self._crowd is not None:
             self._crowd.close()
 
-    def hubs(self) -> tuple[Hub, ...]:
+    def sessions(self) -> tuple[Session, ...]:
         """The callers that have a stream now."""
-        return tuple(self._hubs.values())
+        return tuple(self._sessions.values())
 
     def open_stream(
         self, entitlement: Entitlement, method: Method, transport: Transport, peer: str
     ) -> Stream:
         """A stream of this caller until :meth:`close_stream`; in the task that reads it."""
-        hub = self._enter(entitlement)
+        session = self._enter(entitlement)
         stream = Stream(
             transport,
-            hub=hub,
+            session=session,
             method=method,
+            types=_TYPES[method],
             limits=self.options.limits,
             observer=self.observer,
             peer=peer,
         )
-        hub.streams[stream] = None
+        session.streams[stream] = None
         if self._crowd is None:
             self._crowd = AfterTheCrowd(asyncio.get_running_loop())
         self._crowd.opened()
@@ -214,13 +229,13 @@ class SecretService:
 
     def close_stream(self, stream: Stream) -> None:
         """The stream is over."""
-        stream.hub.leave(stream)
-        self._leave(stream.hub)
+        stream.session.leave(stream)
+        self._leave(stream.session)
         self.observer.count(Event.STREAM_CLOSED, stream.method)
 
-    def view(self, entitlement: Entitlement, *, strong: bool) -> CallerView:
+    def view(self, entitlement: Entitlement, *, strong: bool) -> Snapshot:
         """What the caller may have at this moment."""
-        return CallerView(self._catalog, entitlement.current, strong=strong)
+        return Snapshot(self._catalog, entitlement.current, strong=strong)
 
     def status_of(self, error: SdsError) -> tuple[grpc.StatusCode, Event]:
         """The gRPC status and the event for an error that ends a stream."""
@@ -239,20 +254,20 @@ class SecretService:
             self._catalog.forget_svid(identity)
         if bundles:
             self._catalog.forget_contexts()
-        for hub in list(self._hubs.values()):
-            if bundles or not identities.isdisjoint(hub.caller.identities):
-                hub.refresh()
+        for session in list(self._sessions.values()):
+            if bundles or not identities.isdisjoint(session.caller.identities):
+                session.changed(change.keys)
 
-    def _enter(self, entitlement: Entitlement) -> Hub:
-        hub = self._hubs.get(entitlement)
-        if hub is None:
-            hub = self._hubs[entitlement] = Hub(entitlement, self._catalog)
-        return hub
+    def _enter(self, entitlement: Entitlement) -> Session:
+        session = self._sessions.get(entitlement)
+        if session is None:
+            session = self._sessions[entitlement] = Session(entitlement, self._catalog, self._names)
+        return session
 
-    def _leave(self, hub: Hub) -> None:
-        if not hub.streams and self._hubs.get(hub.entitlement) is hub:
-            del self._hubs[hub.entitlement]
-            hub.close()
+    def _leave(self, session: Session) -> None:
+        if not session.streams and self._sessions.get(session.entitlement) is session:
+            del self._sessions[session.entitlement]
+            session.close()
 
 
 def _uncancel() -> None:
@@ -318,7 +333,7 @@ class _Socket:
             if answer is not None and answer.absent:
                 service.observer.count(Event.ABSENT, method, len(answer.absent))
             version = response_version(resources) or service.empty_version
-            return sotw_response(resources, version=version, nonce="")
+            return sotw_response(resources, type_url=SECRET_TYPE, version=version, nonce="")
         except SdsError as error:
             await self._refuse(method, context, error)
             raise  # not reached: abort raises

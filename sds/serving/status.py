@@ -24,13 +24,14 @@ from envoy.service.status.v3 import csds_pb2
 
 from sds.errors import MalformedRequestError, SdsError
 from sds.serving import encode
-from sds.serving.encode import SECRET_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from sds.serving.conversation import Conversation
     from sds.serving.service import Entitlements, SecretService
-    from sds.serving.streams import Hub, Stream
+    from sds.serving.session import Session
+    from sds.serving.stream import Stream
     from sds.serving.subscription import Watched
 
 CSDS_SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
@@ -88,28 +89,28 @@ class ClientStatus:
             await context.abort(status, str(error))
             raise  # not reached: abort raises
 
-    async def _visible(self, context: Any) -> tuple[Hub, ...]:
-        hubs = self._service.hubs()
+    async def _visible(self, context: Any) -> tuple[Session, ...]:
+        sessions = self._service.sessions()
         if self._entitlements is None:
-            return hubs
+            return sessions
         caller = (await self._entitlements(context)).current
-        return tuple(hub for hub in hubs if hub.caller == caller)
+        return tuple(session for session in sessions if session.caller == caller)
 
 
 def client_status(
-    request: csds_pb2.ClientStatusRequest, hubs: Iterable[Hub]
+    request: csds_pb2.ClientStatusRequest, sessions: Iterable[Session]
 ) -> csds_pb2.ClientStatusResponse:
-    """The status of all clients of ``hubs`` that the request's matchers admit.
+    """The status of all clients of ``sessions`` that the request's matchers admit.
 
     Raises:
         MalformedRequestError: the request matches by something else than the node's id.
     """
     admits = [_node_id_matcher(matcher) for matcher in request.node_matchers]
     clients: dict[_Client, list[Stream]] = {}
-    for hub in hubs:
-        for stream in hub.streams:
+    for session in sessions:
+        for stream in session.streams:
             if not admits or any(admit(stream.node.id) for admit in admits):
-                client = (hub.caller.name, stream.peer, stream.node.id)
+                client = (session.caller.name, stream.peer, stream.node.id)
                 clients.setdefault(client, []).append(stream)
     response = csds_pb2.ClientStatusResponse()
     for (name, _, _), streams in sorted(clients.items()):
@@ -118,17 +119,21 @@ def client_status(
         config.node.id = node.id
         config.node.cluster = node.cluster
         config.node.user_agent_name = node.user_agent
+        contents = not request.exclude_resource_contents
         for stream in streams:
-            for watched in sorted(stream.subscription.watched()):
-                _add_secret(config, stream, watched, contents=not request.exclude_resource_contents)
+            for conversation in stream.conversations.values():
+                for watched in sorted(conversation.subscription.watched()):
+                    _add_resource(config, conversation, watched, contents=contents)
     return response
 
 
-def _add_secret(config: Any, stream: Stream, watched: Watched, *, contents: bool) -> None:
-    current = stream.hub.view(strong=stream.node.wants_spiffe_validator).find(watched.name)
+def _add_resource(
+    config: Any, conversation: Conversation, watched: Watched, *, contents: bool
+) -> None:
+    current = conversation.current(watched.name)
     version = current.receipt.version if current is not None else None
     entry = config.generic_xds_configs.add(
-        type_url=SECRET_TYPE, name=watched.name, version_info=watched.acked or ""
+        type_url=conversation.type_url, name=watched.name, version_info=watched.acked or ""
     )
     statuses = config_dump_shared_pb2
     if version is None and watched.acked is None and watched.sent is None:

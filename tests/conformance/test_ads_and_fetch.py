@@ -33,8 +33,8 @@ async def test_ads_serves_secrets_and_leaves_other_types_unanswered(
         assert set(secrets(await stream.next())) == {"default", "ROOTCA"}
         at.store.put_svid(svid())
         assert set(secrets(await stream.next())) == {"default"}
-        (hub,) = at.service.hubs()
-        assert [stream.node.id for stream in hub.streams] == ["test-node"]
+        (session,) = at.service.sessions()
+        assert [stream.node.id for stream in session.streams] == ["test-node"]
 
 
 @pytest.mark.parametrize("kind", [Sotw, Delta])

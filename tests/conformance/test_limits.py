@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -73,7 +73,8 @@ async def test_requests_per_second_of_one_stream(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", ["streams_per_socket", "streams_per_connection"])
 async def test_streams_of_one_socket_and_of_one_connection(tmp_path: Path, limit: str) -> None:
-    options = ServingOptions(limits=replace(Limits(), **{limit: 3}))
+    changed: dict[str, Any] = {limit: 3}
+    options = ServingOptions(limits=replace(Limits(), **changed))
     async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
         streams = [Sotw(connection) for _ in range(3)]
         for stream in streams:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.serving.encode import Resource
-from sds.serving.streams import Hub, Stream
+from sds.serving.session import Session
+from sds.serving.stream import Stream
 from sds.serving.unsent import RESET_SECONDS
 from sds.transport.call import Call
 from sds.transport.server import ServedConnection
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_OURS = (Call, Hub, Resource, ServedConnection, Stream)
+_OURS = (Call, Session, Resource, ServedConnection, Stream)
 
 
 def fetch(client: RawClient) -> None:

@@ -98,7 +98,7 @@ class Machine(RuleBasedStateMachine):
     def server_is_busy(self) -> bool:
         """Whether a request is on its way to it, or a response is being written."""
         return self.at.tally.events[Event.REQUEST] < self.sent or any(
-            stream._writing for hub in self.at.service.hubs() for stream in hub.streams
+            stream._writing for session in self.at.service.sessions() for stream in session.streams
         )
 
     def understood(self, message: Any) -> Response:
@@ -131,7 +131,7 @@ class Machine(RuleBasedStateMachine):
         if self.stream is not None:
             self.stream.cancel()
             async with asyncio.timeout(PATIENCE):
-                while self.at.service.hubs():
+                while self.at.service.sessions():
                     await asyncio.sleep(0.001)
         self.stream = Delta(self.connection) if self.delta else Sotw(self.connection)
 

@@ -1,0 +1,127 @@
+"""One type of resource on one stream: what is asked, what is due, what goes out.
+
+Owns the subscription of one type and its books. A stream of the secret discovery service has one
+conversation, an aggregated stream one for each type. Invariant: versions, nonces and ACKs of two
+types never meet, as on two streams (Envoy's "xDS REST and gRPC protocol", "Aggregated Discovery
+Service": each type has its own versions and nonces).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from sds.serving.catalog import newest
+from sds.serving.deliveries import Deliveries
+from sds.serving.encode import delta_response, sotw_response
+from sds.serving.observer import DELTA_METHODS, Event
+from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwSubscription
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sds.serving.encode import Resource
+    from sds.serving.observer import Observer
+    from sds.serving.snapshot import Snapshot
+    from sds.serving.stream import Stream
+    from sds.serving.subscription import SotwRequest
+
+_NONCE_BYTES: Final = 12
+
+
+class Conversation:
+    """See the module.
+
+    Args:
+        stream: where it happens.
+        type_url: of the resources.
+        snapshot: what the caller may have of that type.
+        observer: counts.
+    """
+
+    __slots__ = (
+        "_deliveries",
+        "_observer",
+        "_snapshot",
+        "name_bytes",
+        "stream",
+        "subscription",
+        "type_url",
+    )
+
+    def __init__(
+        self, stream: Stream, type_url: str, *, snapshot: Snapshot, observer: Observer
+    ) -> None:
+        self.stream = stream
+        self.type_url = type_url
+        self.name_bytes = 0
+        """What the watched names cost: the session counts it."""
+        self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = (
+            DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
+        )
+        self._snapshot = snapshot
+        self._observer = observer
+        self._deliveries = Deliveries(
+            stream.session.store, observer, stream.method, labels=stream.labels
+        )
+
+    def receive(self, request: SotwRequest | DeltaRequest) -> None:
+        """Take one request.
+
+        Raises:
+            LimitError: the names cost too much.
+        """
+        subscription, session = self.subscription, self.stream.session
+        if isinstance(request, DeltaRequest):
+            assert isinstance(subscription, DeltaSubscription)  # one method, one kind of request
+            outcome = subscription.receive(request)
+        else:
+            assert isinstance(subscription, SotwSubscription)
+            outcome = subscription.receive(request)
+        self._deliveries.asked(outcome)
+        if outcome.dropped:
+            session.unwatch(self, outcome.dropped)
+        if outcome.added:
+            session.watch(self, outcome.added)
+        session.watch_everything(self, on=subscription.wildcard)
+
+    def next(self) -> bytes | None:
+        """Encode and book the next response; None where nothing is due."""
+        if not self.subscription.has_due():
+            return None
+        nonce = os.urandom(_NONCE_BYTES).hex()
+        answer = self.subscription.respond(self._snapshot, nonce)
+        if answer is None:
+            return None
+        self._deliveries.answered(answer)
+        if not answer.has_content:
+            return None
+        method = self.stream.method
+        self._observer.count(Event.RESPONSE, method)
+        version = response_version(answer.resources)
+        if method in DELTA_METHODS:
+            return delta_response(
+                answer.resources,
+                answer.removed,
+                type_url=self.type_url,
+                version=version,
+                nonce=nonce,
+            )
+        return sotw_response(answer.resources, type_url=self.type_url, version=version, nonce=nonce)
+
+    def current(self, name: str) -> Resource | None:
+        """What the name stands for now."""
+        return self._snapshot.find(name)
+
+    def close(self) -> None:
+        """The stream is over."""
+        self._deliveries.close()
+
+
+def response_version(resources: Sequence[Resource]) -> str:
+    """The version of a whole response: that of its newest resource."""
+    if len(resources) == 1:
+        return resources[0].receipt.version
+    if not resources:
+        return ""
+    return newest(resource.receipt.version for resource in resources)

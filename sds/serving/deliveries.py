@@ -1,0 +1,134 @@
+"""What one stream was sent, ACKed and refused, told to the store and to the observer.
+
+Owns the store's subscriptions of a stream: one for each name that was sent. Invariant: whatever is
+told to the store here is closed with the stream, so that no key counts as held by a client that has
+gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from sds.serving.observer import Event
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sds.secrets.store import SecretStore, SubscriptionId
+    from sds.serving.encode import Resource
+    from sds.serving.observer import Method, Observer
+    from sds.serving.subscription import Answer, Outcome, Receipt
+
+_LOGGER = logging.getLogger("sds.serving.streams")
+_NAMES_LOGGED = 10
+
+
+class Deliveries:
+    """The books of one stream; see the module.
+
+    Args:
+        store: is told.
+        observer: counts.
+        method: which remote call the stream is.
+        labels: what log lines say about the client.
+    """
+
+    __slots__ = ("_labels", "_method", "_observer", "_store", "_subscriptions")
+
+    def __init__(
+        self,
+        store: SecretStore,
+        observer: Observer,
+        method: Method,
+        *,
+        labels: Callable[[], dict[str, Any]],
+    ) -> None:
+        self._store = store
+        self._observer = observer
+        self._method = method
+        self._labels = labels
+        self._subscriptions: dict[str, SubscriptionId] = {}
+
+    def asked(self, outcome: Outcome) -> None:
+        """Book what one request meant."""
+        count = self._observer.count
+        if outcome.acked:
+            count(Event.ACK, self._method)
+            for receipt in outcome.acked:
+                self._acked(receipt)
+        if outcome.error is not None:
+            count(Event.NACK, self._method)
+            self._observer.nacked(outcome.error)
+            self._nacked(outcome.nacked, outcome.error)
+        if outcome.stale:
+            count(Event.STALE_NONCE, self._method)
+        for name in outcome.dropped:
+            self._close(name)
+
+    def answered(self, answer: Answer[Resource]) -> None:
+        """Book what goes out."""
+        count = self._observer.count
+        if answer.resources:
+            count(Event.SENT, self._method, len(answer.resources))
+            for resource in answer.resources:
+                self._sent(resource.receipt)
+        if answer.held:
+            count(Event.HELD, self._method, len(answer.held))
+            for receipt in answer.held:
+                self._sent(receipt)
+                self._acked(receipt)
+        if answer.removed:
+            count(Event.REMOVED, self._method, len(answer.removed))
+        if answer.absent:
+            count(Event.ABSENT, self._method, len(answer.absent))
+            _LOGGER.info(
+                "asked for secrets that do not exist for this caller (yet)",
+                extra={
+                    "secrets": " ".join(answer.absent[:_NAMES_LOGGED]),
+                    "more": max(0, len(answer.absent) - _NAMES_LOGGED),
+                    **self._labels(),
+                },
+            )
+
+    def close(self) -> None:
+        """The stream is over: nothing that it was sent counts any more."""
+        for subscription in self._subscriptions.values():
+            self._store.close_subscription(subscription)
+        self._subscriptions.clear()
+
+    def _sent(self, receipt: Receipt) -> None:
+        if not receipt.parts:
+            return
+        subscription = self._subscriptions.get(receipt.name)
+        if subscription is None:
+            subscription = self._subscriptions[receipt.name] = self._store.open_subscription()
+        for key, version in receipt.parts:
+            self._store.sent(subscription, key, version)
+
+    def _acked(self, receipt: Receipt) -> None:
+        subscription = self._subscriptions.get(receipt.name)
+        if subscription is not None:
+            for key, version in receipt.parts:
+                self._store.acked(subscription, key, version)
+
+    def _nacked(self, receipts: Iterable[Receipt], error: str) -> None:
+        for receipt in receipts:
+            subscription = self._subscriptions.get(receipt.name)
+            if subscription is not None:
+                for key, version in receipt.parts:
+                    self._store.nacked(subscription, key, version)
+            _LOGGER.warning(
+                "client refused a secret",
+                extra={
+                    "secret": receipt.name,
+                    "version": receipt.version,
+                    "error": error,
+                    **self._labels(),
+                },
+            )
+
+    def _close(self, name: str) -> None:
+        subscription = self._subscriptions.pop(name, None)
+        if subscription is not None:
+            self._store.close_subscription(subscription)

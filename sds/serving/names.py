@@ -1,0 +1,79 @@
+"""What the names that clients ask for may cost: memory is bounded for each workload and for all.
+
+A name that is watched costs far more than its characters: a dozen objects remember what was sent,
+ACKed and refused under it. Owns that count. Invariants: a workload that stays within its guaranteed
+share is never refused, whatever others hold; beyond it, all workloads together stay within one
+bound, and each within its own; what a stream held is given back when it ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from sds.errors import LimitError
+
+NAME_OVERHEAD: Final = 640
+"""Bytes that one watched name holds beside its characters; measured: 500."""
+
+
+def name_cost(name: str) -> int:
+    """Bytes of memory that a watched name holds."""
+    return len(name) + NAME_OVERHEAD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameLimits:
+    """Bytes of names, their overhead included.
+
+    Attributes:
+        workload: of one workload, over all its connections.
+        guaranteed: of one workload, even while others have used up ``everybody``.
+        everybody: of all workloads together.
+    """
+
+    workload: int = 16 * 1024 * 1024
+    guaranteed: int = 1024 * 1024
+    everybody: int = 64 * 1024 * 1024
+
+
+class NameBudget:
+    """Counts the bytes of names that each workload's streams watch.
+
+    Args:
+        limits: the bounds.
+    """
+
+    def __init__(self, limits: NameLimits) -> None:
+        self._limits = limits
+        self._held: dict[str, int] = {}
+        self._total = 0
+
+    def held(self, workload: str) -> int:
+        """Bytes of one workload."""
+        return self._held.get(workload, 0)
+
+    def take(self, workload: str, size: int) -> None:
+        """Count so many bytes more.
+
+        Raises:
+            LimitError: too many; they are counted all the same until they are given back.
+        """
+        held = self._held[workload] = self._held.get(workload, 0) + size
+        self._total += size
+        limits = self._limits
+        if held > limits.workload or (held > limits.guaranteed and self._total > limits.everybody):
+            raise LimitError(
+                f"workload {workload!r} asks for names that take {held} bytes of memory",
+                advice=f"at most {limits.workload} bytes for one workload and {limits.everybody} "
+                "for all; ask for fewer names",
+            )
+
+    def give_back(self, workload: str, size: int) -> None:
+        """These bytes of names are not watched any more."""
+        left = self._held.get(workload, 0) - size
+        self._total -= size
+        if left > 0:
+            self._held[workload] = left
+        else:
+            self._held.pop(workload, None)

@@ -1,0 +1,52 @@
+"""What one caller may have at this moment, each name looked up once.
+
+Owns the memory of what was found for one caller. Invariant: a snapshot is emptied whenever the
+content or the recognition of its caller may have changed, so nothing in it is out of date and no
+retired key stays in it; what does not exist is not remembered, because clients choose names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sds.serving.catalog import Catalog
+    from sds.serving.encode import Resource
+    from sds.workload.entitlement import Caller
+
+
+class Snapshot:
+    """The catalog as one caller sees it, until :meth:`renew`.
+
+    Args:
+        catalog: where names are looked up.
+        caller: for whom.
+        strong: the client asked for the SPIFFE validator.
+    """
+
+    __slots__ = ("_caller", "_catalog", "_found", "_strong")
+
+    def __init__(self, catalog: Catalog, caller: Caller, *, strong: bool) -> None:
+        self._catalog = catalog
+        self._caller = caller
+        self._strong = strong
+        self._found: dict[str, Resource] = {}
+
+    def find(self, name: str) -> Resource | None:
+        """What the name stands for; None where it does not exist for this caller (yet)."""
+        try:
+            return self._found[name]
+        except KeyError:
+            found = self._catalog.find(self._caller, name, strong=self._strong)
+            if found is not None:
+                self._found[name] = found
+            return found
+
+    def everything(self) -> tuple[str, ...]:
+        """What the wildcard stands for."""
+        return self._catalog.everything(self._caller)
+
+    def renew(self, caller: Caller) -> None:
+        """Look everything up again, for the caller as it is recognised now."""
+        self._caller = caller
+        self._found.clear()
