@@ -208,7 +208,11 @@ def _workloads(
     service: SecretService, sockets: Sequence[WorkloadListening], node_socket: str
 ) -> Iterator[WorkloadState]:
     """Every socket of the configuration, then everyone who is connected to the node's."""
-    streams = {session.entitlement: len(session.streams) for session in service.sessions() if session.streams}
+    streams = {
+        session.entitlement: len(session.streams)
+        for session in service.sessions()
+        if session.streams
+    }
     for one in sockets:
         yield _workload(one.entitlement, one.path, streams.pop(one.entitlement, 0))
     for entitlement, number in streams.items():

@@ -35,7 +35,7 @@ from sds.serving.idle import AfterTheCrowd
 from sds.serving.limits import Limits
 from sds.serving.names import NameBudget
 from sds.serving.observer import Event, Method, NullObserver, Observer
-from sds.serving.session import Session
+from sds.serving.session import CallerSession
 from sds.serving.snapshot import Snapshot
 from sds.serving.stream import Stream, Transport
 from sds.serving.subscription import SotwSubscription
@@ -130,7 +130,7 @@ class SecretService:
             tickets=self.options.tickets,
             generic=self.options.generic,
         )
-        self._sessions: dict[Entitlement, Session] = {}
+        self._sessions: dict[Entitlement, CallerSession] = {}
         self._names = NameBudget(self.options.limits.names)
         self._crowd: AfterTheCrowd | None = None
         self.unsent = UnsentSecrets(store)
@@ -202,7 +202,7 @@ class SecretService:
         if self._crowd is not None:
             self._crowd.close()
 
-    def sessions(self) -> tuple[Session, ...]:
+    def sessions(self) -> tuple[CallerSession, ...]:
         """The callers that have a stream now."""
         return tuple(self._sessions.values())
 
@@ -258,13 +258,13 @@ class SecretService:
             if bundles or not identities.isdisjoint(session.caller.identities):
                 session.changed(change.keys)
 
-    def _enter(self, entitlement: Entitlement) -> Session:
+    def _enter(self, entitlement: Entitlement) -> CallerSession:
         session = self._sessions.get(entitlement)
         if session is None:
-            session = self._sessions[entitlement] = Session(entitlement, self._catalog, self._names)
+            session = self._sessions[entitlement] = CallerSession(entitlement, self._catalog, self._names)
         return session
 
-    def _leave(self, session: Session) -> None:
+    def _leave(self, session: CallerSession) -> None:
         if not session.streams and self._sessions.get(session.entitlement) is session:
             del self._sessions[session.entitlement]
             session.close()

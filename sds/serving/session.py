@@ -43,7 +43,7 @@ class _Watched:
         self.conversations: dict[Conversation, None] = {}
 
 
-class Session:
+class CallerSession:
     """The streams of one caller; see the module.
 
     Args:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sds.serving.conversation import Conversation
     from sds.serving.service import Entitlements, SecretService
-    from sds.serving.session import Session
+    from sds.serving.session import CallerSession
     from sds.serving.stream import Stream
     from sds.serving.subscription import Watched
 
@@ -89,7 +89,7 @@ class ClientStatus:
             await context.abort(status, str(error))
             raise  # not reached: abort raises
 
-    async def _visible(self, context: Any) -> tuple[Session, ...]:
+    async def _visible(self, context: Any) -> tuple[CallerSession, ...]:
         sessions = self._service.sessions()
         if self._entitlements is None:
             return sessions
@@ -98,7 +98,7 @@ class ClientStatus:
 
 
 def client_status(
-    request: csds_pb2.ClientStatusRequest, sessions: Iterable[Session]
+    request: csds_pb2.ClientStatusRequest, sessions: Iterable[CallerSession]
 ) -> csds_pb2.ClientStatusResponse:
     """The status of all clients of ``sessions`` that the request's matchers admit.
 

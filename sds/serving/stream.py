@@ -21,7 +21,7 @@ from sds.transport.rate import TokenBucket
 if TYPE_CHECKING:
     from sds.serving.limits import Limits
     from sds.serving.observer import Method, Observer
-    from sds.serving.session import Session
+    from sds.serving.session import CallerSession
 
 _LOGGER = logging.getLogger("sds.serving.streams")
 
@@ -74,7 +74,7 @@ class Stream:
         self,
         transport: Transport,
         *,
-        session: Session,
+        session: CallerSession,
         method: Method,
         types: tuple[str, ...],
         limits: Limits,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.serving.encode import Resource
-from sds.serving.session import Session
+from sds.serving.session import CallerSession
 from sds.serving.stream import Stream
 from sds.serving.unsent import RESET_SECONDS
 from sds.transport.call import Call
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-_OURS = (Call, Session, Resource, ServedConnection, Stream)
+_OURS = (Call, CallerSession, Resource, ServedConnection, Stream)
 
 
 def fetch(client: RawClient) -> None:
