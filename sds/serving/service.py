@@ -261,7 +261,9 @@ class SecretService:
     def _enter(self, entitlement: Entitlement) -> CallerSession:
         session = self._sessions.get(entitlement)
         if session is None:
-            session = self._sessions[entitlement] = CallerSession(entitlement, self._catalog, self._names)
+            session = self._sessions[entitlement] = CallerSession(
+                entitlement, self._catalog, self._names
+            )
         return session
 
     def _leave(self, session: CallerSession) -> None:
