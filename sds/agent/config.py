@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from sds.agent.node_settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
+from sds.agent.rules import DecidedRules
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.authority.istio_settings import IstioSettings  # noqa: TC001  pydantic reads it at run time
 from sds.authority.settings import AuthoritySection
@@ -36,10 +37,11 @@ from sds.settings.fields import (
     TrustDomainField,
 )
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
-from sds.workload.recognition import Rules
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sds.workload.recognition import Rules
 
 SOCKET_PATH_BYTES: Final = 107
 """Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
@@ -334,8 +336,8 @@ class AgentConfig(Settings):
     def rules(self) -> Rules:
         """For callers of the node-wide socket."""
         node = self.node
-        return Rules(
-            rules=tuple(one for one in self.workloads if isinstance(one, WorkloadRule)),
+        return DecidedRules.configured(
+            (one for one in self.workloads if isinstance(one, WorkloadRule)),
             defaults=Defaults(
                 trust_domain=self.trust_domain,
                 cluster_domain=node.kubernetes.cluster_domain if node else "cluster.local",

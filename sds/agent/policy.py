@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sds.agent.peers import PolicyPeers
+from sds.agent.rules import DecidedRules
 from sds.errors import PolicyNotInForceError, SdsError
 from sds.federation.endpoint import Endpoint
 from sds.federation.refresh import BundleSource
@@ -37,26 +38,14 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.federation.refresh import Federation
     from sds.identity import Identity, TrustDomain
-    from sds.policy.decision import Decisions
     from sds.policy.federated import FederatedDomain
     from sds.policy.settings import PolicySettings
     from sds.policy.trust import AdmittedPolicy
     from sds.policy.watcher import PolicyWatcher
     from sds.secrets.rotation import Rotation
     from sds.serving.service import SecretService
-    from sds.workload.mapping import Decision
 
 _LOGGER = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyRules(Rules):
-    """Rules that a policy decides, through its index."""
-
-    decisions: Decisions
-
-    def decide(self, facts: Facts) -> Decision:
-        return self.decisions.recognise(facts, defaults=self.defaults)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,12 +116,7 @@ class AgentPolicy:
             return Rules(rules=(), defaults=configured.defaults)
         if not policy.decisions.workload_rules:
             return configured
-        return PolicyRules(
-            rules=tuple(policy.decisions.workload_rules),
-            defaults=configured.defaults,
-            matching=policy.decisions.matching,
-            decisions=policy.decisions,
-        )
+        return DecidedRules.of(policy.decisions, configured.defaults)
 
     def identities(self, workload: WorkloadSection) -> tuple[Identity, ...]:
         """What the processes that can open this workload's socket may have.
