@@ -11,6 +11,7 @@ import importlib
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 import sds
 from sds.errors import ConfigurationError, SdsError
@@ -30,6 +31,21 @@ COMMANDS: Final[dict[str, str]] = {
     "whoami": "sds.commands.whoami:whoami",
 }
 """Name of each command -> ``module:attribute`` of its click command."""
+SUMMARIES: Final[dict[str, str]] = {
+    "agent": "Run the agent: serve secrets to the Envoys of this node.",
+    "bootstrap": "Print a complete Envoy bootstrap for a socket of the agent.",
+    "ca": "Run a certificate authority that signs for measured machines.",
+    "completion": "Print the completion script of a shell.",
+    "csr": "CSRs that carry evidence of the machine that they come from.",
+    "demo": "Two real Envoys talk mTLS with certificates that last seconds.",
+    "dev": "An authority and an agent for an Envoy of your own.",
+    "evidence": "Look into attestation evidence, and verify it.",
+    "get": "Show the secrets that a client on a socket receives.",
+    "policy": "Write, sign, check and explain signed policies.",
+    "status": "Show identities, expiry, rotations and errors of an agent.",
+    "whoami": "Show what the agent recognises this process as, and why.",
+}
+"""Name of each command -> its line in the list of commands, which imports none of them."""
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -50,6 +66,27 @@ class LazyGroup(click.Group):
         module, _, attribute = target.partition(":")
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing any (a second, most of it Envoy's messages)."""
+        rows = [(name, self._summary(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands and options, without importing any command."""
+        found = [
+            CompletionItem(name, help=self._summary(ctx, name))
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
+
+    def _summary(self, ctx: click.Context, name: str) -> str:
+        if name in SUMMARIES:
+            return SUMMARIES[name]
+        command = self.get_command(ctx, name)
+        return "" if command is None else command.get_short_help_str()
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; one clear line on stderr where it raises one of our errors."""

@@ -7,6 +7,7 @@ interpreter: all of that would be done twice. Everything else is :mod:`sds.cli`'
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -26,6 +27,8 @@ def main() -> None:
         and has_meaning(os.environ)  # the command itself refuses the others
     ):
         use_wiping_allocator()
-    from sds.cli import main as command_line  # noqa: PLC0415  loads click and more: see the module
+    if sys.argv[1:2] == ["agent"]:
+        gc.disable()  # modules stay; the command switches it on again (a tenth of a cold start)
+    from sds.cli import main as command_line  # noqa: PLC0415  measured: see the module
 
     command_line(prog_name="sds")

@@ -22,8 +22,11 @@ from sds.authority.settings import AuthoritySection
 from sds.errors import IdentityError
 from sds.federation.settings import FederationSettings
 from sds.identity import Identity, KeyType
-from sds.operations.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
-from sds.operations.http import MetricsSection, StatusPageSection  # noqa: TC001  read at run time
+from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run time
+    HealthSection,
+    MetricsSection,
+    StatusPageSection,
+)
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
 from sds.serving.catalog import Aliases
 from sds.serving.limits import Limits
@@ -257,7 +260,7 @@ class AgentConfig(Settings):
     node: NodeSettings | None = Field(
         default=None, description="Present: the node-wide socket, `<run_dir>/node/sds.sock`."
     )
-    health: HealthSettings | None = Field(default=None, description="Present: answers probes.")
+    health: HealthSection | None = Field(default=None, description="Present: answers probes.")
     policy: PolicySettings | None = Field(
         default=None,
         description="The signed policy: who has which identity, and who may talk to whom.",

@@ -18,8 +18,10 @@ from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads i
 from sds.ca.longest_lifetime import longest_lifetime
 from sds.ca.server import Limits
 from sds.identity import KeyType
-from sds.operations.health import HealthSettings  # noqa: TC001  pydantic reads it at run time
-from sds.operations.http import MetricsSection  # noqa: TC001  pydantic reads it at run time
+from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run time
+    HealthSection,
+    MetricsSection,
+)
 from sds.policy.fields import Measurement  # noqa: TC001  as above
 from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleSet
 from sds.policy.ruleset import Limits as RuleLimits
@@ -242,7 +244,7 @@ class AuthorityConfig(Settings):
         description="Present: Kubernetes tokens count as evidence of nodes without confidential "
         "hardware.",
     )
-    health: HealthSettings | None = Field(default=None, description="Present: answers probes.")
+    health: HealthSection | None = Field(default=None, description="Present: answers probes.")
     limits: LimitsSection = Field(default=LimitsSection(), description="Bounds.")
     metrics: MetricsSection | None = Field(
         default=None, description="Prometheus metrics; without it there are none."

@@ -16,16 +16,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import uvloop
 
+from sds.agent.app import run
+from sds.agent.config import AgentConfig
+from sds.clock import SystemClock
 from sds.faults import watch_loop
 from sds.operations import logs
 from sds.secrets.allocator import is_wanted, use_wiping_allocator
 from sds.secrets.hardening import harden
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sds.agent.config import AgentConfig
     from sds.secrets.hardening import MemoryProtection
 
 _LOGGER = logging.getLogger("sds.commands.agent")
@@ -68,12 +72,8 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
         click.echo(f"{path}: the configuration holds")
         return
     use_wiping_allocator()  # sds.entry did, where the options stood in their usual place
-    with _loading():
+    with _made_to_stay():
         config = _configuration(path)
-        # Loaded only now: what came before the program executed itself again was for nothing.
-        import uvloop  # noqa: PLC0415
-
-        from sds.agent.app import run  # noqa: F401, PLC0415
     logs.configure(style=log_format, level=log_level)
     memory = harden()
     for sentence in memory.missing():
@@ -83,15 +83,12 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
 
 
 def _configuration(path: Path) -> AgentConfig:
-    from sds.agent.config import AgentConfig  # noqa: PLC0415
-    from sds.settings import yamlfile  # noqa: PLC0415  as above
-
     return yamlfile.load_file(path, AgentConfig)
 
 
 @contextlib.contextmanager
-def _loading() -> Iterator[None]:
-    """What is made inside the block stays for as long as the process does.
+def _made_to_stay() -> Iterator[None]:
+    """What was made until the end of the block stays for as long as the process does.
 
     The garbage collector would look through all of it again and again, a tenth of a cold start;
     it is kept from it now and later. No secret is among it.
@@ -106,9 +103,6 @@ def _loading() -> Iterator[None]:
 
 async def _until_stopped(config: AgentConfig, memory: MemoryProtection) -> bool:
     """Run the agent; False where a second signal ended it before it was drained."""
-    from sds.agent.app import run  # noqa: PLC0415  as above
-    from sds.clock import SystemClock  # noqa: PLC0415
-
     loop = asyncio.get_running_loop()
     watch_loop(loop)
     stop = asyncio.Event()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import click
 
+from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSource
+from sds.bootstrap.render import to_dict, to_yaml
 from sds.errors import ConfigurationError
 
 _SOCKET_PATH_BYTES = 107
@@ -98,9 +100,6 @@ def bootstrap(
 
     Start it with `envoy -c FILE`; two Envoys on one machine need different --base-id and --admin.
     """
-    from sds.bootstrap.build import make_bootstrap  # noqa: PLC0415  takes a second to import
-    from sds.bootstrap.render import to_dict, to_yaml  # noqa: PLC0415
-
     does = Role(role)
     targets = _targets(does, peers)
     made = make_bootstrap(

@@ -8,8 +8,14 @@ from pathlib import Path
 
 import click
 
+from sds.ca.config import AuthorityConfig
+from sds.ca.run import serve
+from sds.clock import SystemClock
 from sds.faults import watch_loop
 from sds.operations import logs
+from sds.operations.instruments import AuthorityInstruments
+from sds.operations.listeners import metrics_listener
+from sds.secrets.hardening import harden
 from sds.settings import yamlfile
 
 _LOGGER = logging.getLogger("sds.commands.ca")
@@ -38,13 +44,6 @@ def ca(path: Path, log_format: str, log_level: str) -> None:
 
     Prints one line, "READY HOST:PORT", once it can sign. SIGTERM drains and ends.
     """
-    from sds.ca.config import AuthorityConfig  # noqa: PLC0415  loaded when used
-    from sds.ca.run import serve  # noqa: PLC0415
-    from sds.clock import SystemClock  # noqa: PLC0415
-    from sds.operations.instruments import AuthorityInstruments  # noqa: PLC0415
-    from sds.operations.listeners import metrics_listener  # noqa: PLC0415
-    from sds.secrets.hardening import harden  # noqa: PLC0415
-
     config = yamlfile.load_file(path, AuthorityConfig)
     logs.configure(style=log_format, level=log_level)
     # The authority's key lives as long as the process: no dump, no reading by others, no swap.

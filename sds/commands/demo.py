@@ -18,6 +18,13 @@ import click
 
 import sds
 from sds.bootstrap.plan import Protocol
+from sds.clock import SystemClock
+from sds.demo.dev import Dev
+from sds.demo.envoys import ReservedPort, find_envoy
+from sds.demo.live import LiveReporter
+from sds.demo.node import simulated_node
+from sds.demo.report import JsonReporter, PlainReporter, in_words
+from sds.demo.run import Demo, DemoPlan
 from sds.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -77,11 +84,6 @@ def demo(
     time, and counts a rotation only when the other side saw the new certificate in use. Exit
     status 0: every workload rotated often enough and no request failed.
     """
-    from sds.clock import SystemClock  # noqa: PLC0415  `sds --help` stays fast
-    from sds.demo.envoys import ReservedPort, find_envoy  # noqa: PLC0415
-    from sds.demo.node import simulated_node  # noqa: PLC0415
-    from sds.demo.run import Demo, DemoPlan  # noqa: PLC0415
-
     terminal = sys.stdout.isatty()
     if rotations is None and not terminal:
         rotations = _ROTATIONS_ON_A_PIPE
@@ -141,12 +143,6 @@ def dev(*, run_dir: Path | None, lifetime: int) -> None:
 
     Serves two workloads, `server` and `client`, until Ctrl-C. Prints the commands to try next.
     """
-    from sds.clock import SystemClock  # noqa: PLC0415  `sds --help` stays fast
-    from sds.demo.dev import Dev  # noqa: PLC0415
-    from sds.demo.envoys import ReservedPort  # noqa: PLC0415
-    from sds.demo.node import simulated_node  # noqa: PLC0415
-    from sds.demo.report import in_words  # noqa: PLC0415
-
     with (
         _run_directory(run_dir, "dev") as folder,
         contextlib.closing(ReservedPort()) as port,
@@ -172,11 +168,7 @@ def _reporter(output: str, *, terminal: bool) -> Reporter:
             raise ConfigurationError(
                 "--output live needs a terminal", advice="use --output plain or json"
             )
-        from sds.demo.live import LiveReporter  # noqa: PLC0415  only where there is a screen
-
         return LiveReporter()
-    from sds.demo.report import JsonReporter, PlainReporter  # noqa: PLC0415
-
     return JsonReporter() if output == "json" else PlainReporter()
 
 

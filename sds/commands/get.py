@@ -9,8 +9,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+import grpc
+import yaml
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 
 from sds.errors import SdsError, SocketError
+from sds.serving.describe import describe, private_key, remaining
 
 if TYPE_CHECKING:
     from sds.serving.describe import Description
@@ -48,8 +53,6 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
     if show_private_key and sys.stdin.isatty():
         click.confirm("Print private keys on this terminal?", abort=True, err=True)
     found = asyncio.run(_fetch(path, names))
-    from sds.serving.describe import describe, private_key  # noqa: PLC0415  loaded when used
-
     shown = []
     for version, encoded in found:
         key = private_key(encoded) if show_private_key else None
@@ -76,9 +79,6 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
 
 async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
     """Version and encoded Secret of each name that exists, one call each: each has a version."""
-    import grpc  # noqa: PLC0415  loaded when used
-    from envoy.service.discovery.v3 import discovery_pb2  # noqa: PLC0415
-
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         call: Any = channel.unary_unary(
             _FETCH,
@@ -106,8 +106,6 @@ async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
 
 
 def _name(encoded: bytes) -> str:
-    from envoy.extensions.transport_sockets.tls.v3 import secret_pb2  # noqa: PLC0415
-
     return str(secret_pb2.Secret.FromString(encoded).name)
 
 
@@ -116,8 +114,6 @@ def _entry(version: str, secret: Description, key: str | None) -> dict[str, Any]
     if secret.kind == "tls_certificate":
         entry["private_key"] = key if key is not None else "[redacted]"
     if secret.not_after is not None:
-        from sds.serving.describe import remaining  # noqa: PLC0415  loaded when used
-
         entry["expires"] = remaining(secret.not_after, datetime.now(UTC))
     return entry
 
@@ -125,15 +121,11 @@ def _entry(version: str, secret: Description, key: str | None) -> dict[str, Any]
 def _text(entries: list[dict[str, Any]], output: str) -> str:
     if output == "json":
         return json.dumps({"secrets": entries}, indent=2)
-    import yaml  # noqa: PLC0415  loaded when used
-
     text: str = yaml.safe_dump({"secrets": entries}, sort_keys=False)
     return text.rstrip()
 
 
 def _table(shown: list[tuple[str, Description, str | None]], now: datetime) -> str:
-    from sds.serving.describe import remaining  # noqa: PLC0415  loaded when used
-
     blocks = []
     for version, secret, key in shown:
         rows = [("secret", secret.name), ("kind", secret.kind), ("version", version)]

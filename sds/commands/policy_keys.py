@@ -19,6 +19,7 @@ import click
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from sds.clock import SystemClock
 from sds.errors import ConfigurationError, IdentityError, PolicyError
 from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy import examination, lint
@@ -91,8 +92,6 @@ SPIFFE_ID: Final = SpiffeIdType()
 
 def utc_now() -> datetime:
     """The wall clock."""
-    from sds.clock import SystemClock  # noqa: PLC0415  one reading, at the edge
-
     return SystemClock().now().wall
 
 

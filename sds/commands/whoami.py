@@ -7,7 +7,9 @@ import json
 from typing import TYPE_CHECKING, Final
 
 import click
+import grpc
 
+from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.commands.plain import plain
 from sds.errors import SocketError, WorkloadError
 
@@ -42,9 +44,6 @@ def whoami(path: str, output: str) -> None:
 
 
 async def _describe(path: str) -> DescribeResponse:
-    import grpc  # noqa: PLC0415  loaded when used
-
-    from sds._proto.sds.workload.v1 import whoami_pb2  # noqa: PLC0415
 
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[

@@ -110,10 +110,10 @@ def bootstraps(
     The client makes a full handshake for every request (``max_session_keys: 0``, one request a
     connection), so that each request shows both certificates that are in use at that moment.
     """
-    from sds.bootstrap.build import make_bootstrap  # noqa: PLC0415  takes a second to import
-    from sds.bootstrap.render import to_yaml  # noqa: PLC0415
+    # Measured: a second to import, during which `sds demo` makes RSA keys in another thread.
+    from sds.bootstrap import build, render  # noqa: PLC0415
 
-    client = make_bootstrap(
+    client = build.make_bootstrap(
         node="demo-client",
         secrets=SecretSource(socket=sockets["client"], protocol=protocol),
         admin=ports.client_admin.endpoint,
@@ -127,14 +127,14 @@ def bootstraps(
             )
         ],
     )
-    server = make_bootstrap(
+    server = build.make_bootstrap(
         node="demo-server",
         secrets=SecretSource(socket=sockets["server"], protocol=protocol),
         admin=ports.server_admin.endpoint,
         admin_reuse_port=True,
         inbound=[Inbound(listen=ports.server.endpoint)],
     )
-    return {"client": to_yaml(client), "server": to_yaml(server)}
+    return {"client": render.to_yaml(client), "server": render.to_yaml(server)}
 
 
 def command(envoy: Path, bootstrap: Path) -> list[str]:

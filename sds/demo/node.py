@@ -18,6 +18,7 @@ import yaml
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_der_x509_certificate
 
+from sds.attestation.snp.simulated import SimulatedRoot
 from sds.demo.supervisor import Part
 from sds.errors import ConfigurationError, SocketError
 
@@ -67,8 +68,6 @@ def simulated_node(run_dir: Path, *, lifetime_seconds: int, port: int) -> Iterat
         ConfigurationError: the lifetime is too short.
         SocketError: the directory cannot be used.
     """
-    from sds.attestation.snp.simulated import SimulatedRoot  # noqa: PLC0415  makes RSA keys: late
-
     if lifetime_seconds < _MIN_LIFETIME_SECONDS:
         raise ConfigurationError(
             f"a lifetime of {lifetime_seconds} s is too short",

@@ -1,8 +1,8 @@
 """A small HTTP listener for probes: is the process alive, and ready.
 
-Owns the section ``health:`` of agent and authority. Invariant: it says "alive", "ready" or "not
-ready" and nothing else, so it may listen beyond loopback: a kubelet's HTTP probe comes from the
-node, and its gRPC probe would need the service itself on TCP.
+Invariant: it says "alive", "ready" or "not ready" and nothing else, so it may listen beyond
+loopback: a kubelet's HTTP probe comes from the node, and its gRPC probe would need the service
+itself on TCP.
 """
 
 from __future__ import annotations
@@ -10,53 +10,38 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from sds.operations.http import listening
-from sds.settings.fields import Settings
-from sds.settings.listen import ListenAddress
+from sds.operations.http import HttpAnswer, HttpRequest, listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from aiohttp import web
-
-
-class HealthSettings(Settings):
-    """The section ``health:``."""
-
-    listen: str = Field(
-        description="`0.0.0.0:8081`, `127.0.0.1:8081` or `unix:/path`: GET /livez and /readyz."
-    )
+    from sds.operations.settings import HealthSection
 
 
 @contextlib.asynccontextmanager
 async def health_listener(
-    settings: HealthSettings | None, ready: Callable[[], bool]
+    section: HealthSection | None, ready: Callable[[], bool]
 ) -> AsyncIterator[None]:
-    """Answer probes while the block runs; nothing where there are no settings.
+    """Answer probes while the block runs; nothing without a section.
 
     Args:
-        settings: where.
+        section: where.
         ready: whether to say so.
 
     Raises:
-        ConfigurationError: the address is none.
-        SocketError: it cannot be bound.
+        SocketError: the address cannot be bound.
     """
-    if settings is None:
+    if section is None:
         yield
         return
-    from aiohttp import web  # noqa: PLC0415  costs memory that a process without it does not pay
 
-    async def livez(_request: web.Request) -> web.Response:
-        return web.Response(text="alive\n")
+    def livez(_request: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(body=b"alive\n")
 
-    async def readyz(_request: web.Request) -> web.Response:
+    def readyz(_request: HttpRequest) -> HttpAnswer:
         if ready():
-            return web.Response(text="ready\n")
-        return web.Response(text="not ready\n", status=503)
+            return HttpAnswer(body=b"ready\n")
+        return HttpAnswer(status=503, body=b"not ready\n")
 
-    address = ListenAddress.parse(settings.listen, field="health.listen", remote=True)
-    async with listening(address, {"/livez": livez, "/readyz": readyz}):
+    async with listening(section.address(), {"/livez": livez, "/readyz": readyz}):
         yield

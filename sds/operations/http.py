@@ -1,125 +1,284 @@
-"""Small read-only HTTP listeners (metrics, status page, bundle), and their configuration.
+"""Small read-only HTTP listeners (metrics, status page, probes, bundle).
 
-Owns where such a listener may be bound and how it ends. Invariants: a Unix socket is 0600 and
-replaces only a dead one; another address than loopback is taken only where the configuration says
-``remote``; only GET and HEAD are answered. aiohttp is imported only when a listener is started: it
-costs ten megabytes that an agent without listeners does not pay.
+Owns where such a listener is bound, HTTP/1.1 on it (by h11, a fiftieth of aiohttp's memory), and
+how it ends. Invariants: a Unix socket is 0600 and replaces only a dead one; only GET and HEAD are
+answered; a connection has bounded headers, time and buffers, and a listener bounded connections:
+one more takes the place of the one that was silent for longest, so that probes are answered though
+somebody opens connections without end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from pydantic import Field, model_validator
+import h11
 
-from sds.errors import ConfigurationError, SocketError
-from sds.settings.fields import Settings
+from sds.clock import SystemClock
+from sds.errors import SocketError
 from sds.settings.listen import ListenAddress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
-    from aiohttp import web
-    from aiohttp.typedefs import Handler
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+MAX_CONNECTIONS: Final = 100
+"""Open connections of one listener."""
+IDLE_SECONDS: Final = 75.0
+"""How long a connection may be silent between requests, or leave an answer unread."""
+REQUEST_SECONDS: Final = 10.0
+"""How long a request may take to arrive."""
+_MAX_HEADER_BYTES: Final = 16 * 1024
+_MAX_BODY_BYTES: Final = 1024
+_TEXT: Final = "text/plain; charset=utf-8"
 
 
-class MetricsSection(Settings):
-    """Prometheus metrics over HTTP."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpRequest:
+    """A request: the path without its query, and the headers by lower-case name."""
 
-    listen: str = Field(
-        description="`127.0.0.1:9464` or `unix:/path`; serves `/metrics`.",
-        examples=["127.0.0.1:9464"],
-    )
-    remote: bool = Field(
-        default=False,
-        description="Allow an address that is not loopback: whoever reaches it sees every "
-        "identity's name.",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self.address()
-        return self
-
-    def address(self) -> ListenAddress:
-        """Where to listen."""
-        return _parse(self.listen, remote=self.remote)
+    path: str
+    headers: Mapping[str, str]
 
 
-class StatusPageSection(Settings):
-    """The status page for people."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """An answer; ``headers`` come beside Content-Type, Content-Length and Date."""
 
-    listen: str = Field(
-        description="`127.0.0.1:9465` or `unix:/path`; nothing else is possible.",
-        examples=["127.0.0.1:9465"],
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self.address()
-        return self
-
-    def address(self) -> ListenAddress:
-        """Where to listen."""
-        return _parse(self.listen, remote=False)
+    body: bytes
+    status: int = 200
+    content_type: str = _TEXT
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-def _parse(text: str, *, remote: bool) -> ListenAddress:
-    try:
-        return ListenAddress.parse(text, field="listen", remote=remote)
-    except ConfigurationError as error:
-        raise ValueError(str(error)) from error
+HttpHandler: TypeAlias = "Callable[[HttpRequest], HttpAnswer]"
 
 
 @contextlib.asynccontextmanager
 async def listening(
-    address: ListenAddress, routes: Mapping[str, Handler]
+    address: ListenAddress, routes: Mapping[str, HttpHandler], *, clock: Clock | None = None
 ) -> AsyncIterator[ListenAddress]:
     """Serve GET of each path while the context is open; yields the address really bound.
 
     Raises:
         SocketError: the address cannot be bound.
     """
-    from aiohttp import web  # noqa: PLC0415  see the module
-
-    application = web.Application(client_max_size=1024)
-    for path, handler in routes.items():
-        application.router.add_get(path, handler)
-    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=1.0)
-    await runner.setup()
+    listener = _Listener(routes, clock if clock is not None else SystemClock())
+    server, bound = await _bind(listener, address)
     try:
-        bound = await _start(runner, address)
-        try:
-            yield bound
-        finally:  # not after a failed start: the path is then somebody else's
-            if bound.path is not None:
-                bound.path.unlink(missing_ok=True)
+        yield bound
     finally:
-        await runner.cleanup()
+        server.close()
+        if bound.path is not None:
+            bound.path.unlink(missing_ok=True)
+        listener.close()
+        await server.wait_closed()
 
 
-async def _start(runner: web.AppRunner, address: ListenAddress) -> ListenAddress:
-    from aiohttp import web  # noqa: PLC0415  see the module
-
+async def _bind(
+    listener: _Listener, address: ListenAddress
+) -> tuple[asyncio.Server, ListenAddress]:
+    loop = asyncio.get_running_loop()
     try:
         if address.path is None:
-            await web.TCPSite(runner, address.host, address.port).start()
-            return ListenAddress(host=address.host, port=int(runner.addresses[0][1]))
+            server = await loop.create_server(listener.connection, address.host, address.port)
+            port = int(server.sockets[0].getsockname()[1])
+            return server, ListenAddress(host=address.host, port=port)
         _clear(address.path)
         before = os.umask(0o177)
         try:
-            await web.UnixSite(runner, str(address.path)).start()
+            server = await loop.create_unix_server(listener.connection, str(address.path))
         finally:
             os.umask(before)
     except OSError as error:
-        where = str(address.path or f"{address.host}:{address.port}")
-        raise SocketError(f"cannot listen on {where}: {error.strerror or error}") from error
-    return address
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise SocketError(
+            f"cannot listen on {address}: {why}",
+            advice="another process uses it, or this user may not: choose another address",
+        ) from error
+    return server, address
+
+
+class _Listener:
+    """The routes of one listener, and its open connections, the longest silent first."""
+
+    def __init__(self, routes: Mapping[str, HttpHandler], clock: Clock) -> None:
+        self._routes = routes
+        self._clock = clock
+        self._open: dict[_Connection, None] = {}
+
+    def connection(self) -> _Connection:
+        """A protocol for a connection that was accepted."""
+        return _Connection(self)
+
+    def opened(self, connection: _Connection) -> None:
+        """Count the connection; the one that was silent for longest makes room."""
+        if len(self._open) >= MAX_CONNECTIONS:
+            next(iter(self._open)).abort()
+        self._open[connection] = None
+
+    def active(self, connection: _Connection) -> None:
+        """The connection said something."""
+        if connection in self._open:
+            del self._open[connection]
+            self._open[connection] = None
+
+    def closed(self, connection: _Connection) -> None:
+        """The connection is gone."""
+        self._open.pop(connection, None)
+
+    def close(self) -> None:
+        """End every connection."""
+        for connection in list(self._open):
+            connection.abort()
+
+    def answer(self, request: h11.Request) -> HttpAnswer:
+        """Find the handler and call it; its failure ends this request only."""
+        path = request.target.decode("ascii", "replace").partition("?")[0]
+        handler = self._routes.get(path)
+        if handler is None:
+            return HttpAnswer(status=404, body=b"not found\n")
+        if request.method not in (b"GET", b"HEAD"):
+            allow = (("Allow", "GET, HEAD"),)
+            return HttpAnswer(status=405, body=b"only GET and HEAD\n", headers=allow)
+        headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
+        try:
+            return handler(HttpRequest(path=path, headers=headers))
+        except Exception:
+            _LOGGER.exception("a request failed", extra={"path": path})
+            return HttpAnswer(status=500, body=b"it failed; the log says why\n")
+
+    def date(self) -> str:
+        """RFC 9110, 5.6.7."""
+        return self._clock.now().wall.strftime("%a, %d %b %Y %H:%M:%S GMT")
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: h11 between its bytes and the listener's answers."""
+
+    def __init__(self, listener: _Listener) -> None:
+        self._listener = listener
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADER_BYTES)
+        self._request: h11.Request | None = None
+        self._body = 0
+        self._blocked = False
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def abort(self) -> None:
+        """End it now."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # --- called by the event loop ---------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._listener.opened(self)
+        self._wait(REQUEST_SECONDS)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._listener.closed(self)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        if self._http.their_state is h11.IDLE and self._request is None:
+            self._wait(REQUEST_SECONDS)
+        self._http.receive_data(data)
+        self._listener.active(self)
+        self._go_on()
+
+    def eof_received(self) -> bool:
+        self._http.receive_data(b"")
+        self._go_on()
+        return False
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        if self._transport is not None:
+            self._transport.resume_reading()
+        self._go_on()
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Answer what has arrived, while the client reads the answers."""
+        try:
+            while not self._blocked and self._transport is not None:
+                event = self._http.next_event()
+                if not isinstance(event, h11.Event):
+                    return  # it needs more bytes
+                if isinstance(event, h11.ConnectionClosed):
+                    self._transport.close()
+                    return
+                self._take(event)
+        except h11.RemoteProtocolError as error:
+            if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+                status = error.error_status_hint
+                self._send(HttpAnswer(status=status, body=b"no such HTTP\n"), close=True)
+            if self._transport is not None:
+                self._transport.close()
+
+    def _take(self, event: h11.Event) -> None:
+        match event:
+            case h11.Request():
+                self._request = event
+                self._body = 0
+            case h11.Data():
+                self._body += len(event.data)
+                if self._body > _MAX_BODY_BYTES:
+                    raise h11.RemoteProtocolError("a body", error_status_hint=413)
+            case h11.EndOfMessage():
+                assert self._request is not None
+                self._send(self._listener.answer(self._request))
+                self._request = None
+                if self._http.our_state is h11.MUST_CLOSE:
+                    assert self._transport is not None
+                    self._transport.close()
+                else:
+                    self._http.start_next_cycle()
+                    self._wait(IDLE_SECONDS)
+            case _:
+                pass
+
+    def _send(self, answer: HttpAnswer, *, close: bool = False) -> None:
+        headers = [
+            ("Content-Type", answer.content_type),
+            ("Content-Length", str(len(answer.body))),
+            ("Date", self._listener.date()),
+            *answer.headers,
+            *([("Connection", "close")] if close else []),
+        ]
+        head = self._request is not None and self._request.method == b"HEAD"
+        events: list[h11.Event] = [h11.Response(status_code=answer.status, headers=headers)]
+        if not head:
+            events.append(h11.Data(data=answer.body))
+        events.append(h11.EndOfMessage())
+        assert self._transport is not None
+        self._transport.write(b"".join(self._http.send(event) or b"" for event in events))
+
+    def _wait(self, seconds: float) -> None:
+        """End the connection unless something happens within this time."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self.abort)
 
 
 def _clear(path: Path) -> None:

@@ -23,7 +23,7 @@ from sds.errors import ConfigurationError, SdsError
 from sds.federation import document
 from sds.federation.endpoint import Endpoint
 from sds.federation.refresh import BundleSource, Federation, next_wait
-from sds.federation.serve import bundle_handler
+from sds.federation.serve import bundle_document
 from sds.identity import SpiffeId, TrustDomain
 from sds.pki import certificate_der
 from sds.secrets.store import Change, SecretStore
@@ -90,10 +90,13 @@ class Peer:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(pem)
         (self.folder / "root.pem").write_text(self.root.pem)
-        answer = bundle_handler(self.store, THEIRS, refresh_hint=timedelta(seconds=1))
 
-        async def handler(request: web.Request) -> web.StreamResponse:
-            return await answer(request) if self.status == 200 else web.Response(status=self.status)
+        async def handler(_request: web.Request) -> web.StreamResponse:
+            if self.status != 200:
+                return web.Response(status=self.status)
+            body = bundle_document(self.store, THEIRS, refresh_hint=timedelta(seconds=1))
+            status = 503 if body is None else 200
+            return web.Response(status=status, body=body, content_type="application/json")
 
         application = web.Application()
         application.router.add_get("/bundle", handler)

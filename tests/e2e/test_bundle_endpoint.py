@@ -12,10 +12,9 @@ import yaml
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.federation import document, endpoint
 from sds.federation.endpoint import Endpoint
-from sds.federation.serve import bundle_handler
+from sds.federation.settings import ServeSettings
 from sds.identity import SpiffeId
-from sds.operations.http import listening
-from sds.settings.listen import ListenAddress
+from sds.operations.listeners import bundle_listener
 from tests.support import need
 from tests.support.envoy import running_envoy
 from tests.support.refusals import refused
@@ -40,9 +39,9 @@ async def test_https_spiffe_through_the_documented_envoy(tmp_path: Path) -> None
         del bootstrap["admin"]
         address = bootstrap["static_resources"]["listeners"][0]["address"]["socket_address"]
         address.update(address=LOOPBACK, port_value=port.number)
-        handler = bundle_handler(served.store, TD, refresh_hint=timedelta(minutes=2))
+        section = ServeSettings(listen=f"unix:{bundle_socket}", refresh_hint=timedelta(minutes=2))
         async with (
-            listening(ListenAddress(path=bundle_socket), {"/bundle": handler}),
+            bundle_listener(section, served.store, TD),
             running_envoy(bootstrap, folder=tmp_path, name="bundle-endpoint") as envoy,
         ):
             await envoy.until_live()

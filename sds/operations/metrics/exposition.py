@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.exposition import choose_encoder
 
+from sds.operations.http import HttpAnswer, HttpRequest
+
 if TYPE_CHECKING:
-    from aiohttp import web
-    from aiohttp.typedefs import Handler
     from prometheus_client import CollectorRegistry
 
+    from sds.operations.http import HttpHandler
 
-def handler(registry: CollectorRegistry) -> Handler:
-    """An aiohttp handler: OpenMetrics where ``Accept`` asks for it, else Prometheus text."""
 
-    async def metrics(request: web.Request) -> web.Response:
-        from aiohttp import web  # noqa: PLC0415  imported only where a listener runs
+def handler(registry: CollectorRegistry) -> HttpHandler:
+    """A handler: OpenMetrics where ``Accept`` asks for it, else Prometheus text."""
 
-        encoder, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encoder(registry), headers={"Content-Type": content_type})
+    def metrics(request: HttpRequest) -> HttpAnswer:
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        return HttpAnswer(body=encoder(registry), content_type=content_type)
 
     return metrics

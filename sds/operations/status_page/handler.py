@@ -10,40 +10,39 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from sds.operations.http import HttpAnswer, HttpRequest
 from sds.operations.status_page.render import page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aiohttp import web
-    from aiohttp.typedefs import Handler
-
+    from sds.operations.http import HttpHandler
     from sds.operations.state import AgentState
 
 _HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 
+_LOADED: Final = "default-src 'none'"
+_REST: Final = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-def handler(look: Callable[[], AgentState]) -> Handler:
-    """An aiohttp handler; ``look`` takes the photograph."""
 
-    async def status(request: web.Request) -> web.Response:
-        from aiohttp import web  # noqa: PLC0415  imported only where a listener runs
+def handler(look: Callable[[], AgentState]) -> HttpHandler:
+    """A handler; ``look`` reads the agent's state."""
 
-        host = request.headers.get("Host", "")
+    def status(request: HttpRequest) -> HttpAnswer:
+        host = request.headers.get("host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
         if name not in _HOSTS:
-            return web.Response(status=403, text="ask for localhost or 127.0.0.1\n")
+            return HttpAnswer(status=403, body=b"ask for localhost or 127.0.0.1\n")
         nonce = secrets.token_urlsafe(16)
-        return web.Response(
-            text=page(look(), nonce=nonce),
-            content_type="text/html",
-            headers={
-                "Content-Security-Policy": f"default-src 'none'; style-src 'nonce-{nonce}'; "
-                "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-                "X-Content-Type-Options": "nosniff",
-                "Referrer-Policy": "no-referrer",
-                "Cache-Control": "no-store",
-            },
+        return HttpAnswer(
+            body=page(look(), nonce=nonce).encode(),
+            content_type="text/html; charset=utf-8",
+            headers=(
+                ("Content-Security-Policy", f"{_LOADED}; style-src 'nonce-{nonce}'; {_REST}"),
+                ("X-Content-Type-Options", "nosniff"),
+                ("Referrer-Policy", "no-referrer"),
+                ("Cache-Control", "no-store"),
+            ),
         )
 
     return status

@@ -1,0 +1,80 @@
+"""The sections of a configuration that name small HTTP listeners.
+
+Invariant: an address that passed can be parsed; another address than loopback is accepted only
+where the section says ``remote``, or where nothing but "ready" can be read.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from sds.errors import ConfigurationError
+from sds.settings.fields import Settings
+from sds.settings.listen import ListenAddress
+
+
+class MetricsSection(Settings):
+    """Prometheus metrics over HTTP."""
+
+    listen: str = Field(
+        description="`127.0.0.1:9464` or `unix:/path`; serves `/metrics`.",
+        examples=["127.0.0.1:9464"],
+    )
+    remote: bool = Field(
+        default=False,
+        description="Allow an address that is not loopback: whoever reaches it sees every "
+        "identity's name.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.address()
+        return self
+
+    def address(self) -> ListenAddress:
+        """Where to listen."""
+        return _parse(self.listen, remote=self.remote)
+
+
+class StatusPageSection(Settings):
+    """The status page for people."""
+
+    listen: str = Field(
+        description="`127.0.0.1:9465` or `unix:/path`; nothing else is possible.",
+        examples=["127.0.0.1:9465"],
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.address()
+        return self
+
+    def address(self) -> ListenAddress:
+        """Where to listen."""
+        return _parse(self.listen, remote=False)
+
+
+def _parse(text: str, *, remote: bool) -> ListenAddress:
+    try:
+        return ListenAddress.parse(text, field="listen", remote=remote)
+    except ConfigurationError as error:
+        raise ValueError(str(error)) from error
+
+
+class HealthSection(Settings):
+    """The probes of a kubelet or a load balancer."""
+
+    listen: str = Field(
+        description="`0.0.0.0:8081`, `127.0.0.1:8081` or `unix:/path`: GET /livez and /readyz."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.address()
+        return self
+
+    def address(self) -> ListenAddress:
+        """Where to listen: anywhere, since the answers tell nothing but "ready"."""
+        return _parse(self.listen, remote=True)

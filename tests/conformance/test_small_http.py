@@ -1,0 +1,139 @@
+"""The small HTTP listener over real sockets: what it answers, and what it bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.operations import http
+from sds.operations.http import HttpAnswer, HttpRequest, listening
+from sds.settings.listen import ListenAddress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LOOPBACK = ListenAddress(host="127.0.0.1", port=0)
+BIG = bytes(4 * 1024 * 1024)
+
+
+def hello(request: HttpRequest) -> HttpAnswer:
+    return HttpAnswer(body=f"{request.headers.get('x', '')}\n".encode())
+
+
+def broken(_request: HttpRequest) -> HttpAnswer:
+    raise ValueError("no secret here")
+
+
+def big(_request: HttpRequest) -> HttpAnswer:
+    return HttpAnswer(body=BIG)
+
+
+ROUTES = {"/": hello, "/broken": broken, "/big": big}
+
+
+async def exchange(address: ListenAddress, sent: bytes) -> bytes:
+    """Everything that comes back until the listener closes."""
+    reader, writer = await asyncio.open_connection(address.host, address.port)
+    writer.write(sent)
+    writer.write_eof()
+    got = await asyncio.wait_for(reader.read(), 10)
+    writer.close()
+    return got
+
+
+def get(path: str, *headers: str, method: str = "GET") -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: a", *headers, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "said"),
+    [
+        (get("/", "X: 1"), b"200", b"\r\n\r\n1\n"),
+        (get("/?query", "X: 2"), b"200", b"\r\n\r\n2\n"),
+        (get("/", method="HEAD"), b"200", b"Content-Length: 1\r\n"),
+        (get("/", method="POST"), b"405", b"Allow: GET, HEAD"),
+        (get("/none"), b"404", b"not found"),
+        (get("/broken"), b"500", b"the log says why"),
+        (b"GET /\r\n\r\n", b"400", b"no such HTTP"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"404", b""),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400", b"no such HTTP"),
+        (get("/", "Content-Length: 2000") + bytes(2000), b"413", b""),
+    ],
+)
+async def test_requests(request_: bytes, status: bytes, said: bytes) -> None:
+    async with listening(LOOPBACK, ROUTES) as bound:
+        got = await exchange(bound, request_)
+    assert got.split(b" ", 2)[1] == status
+    assert said in got
+    assert b"no secret" not in got
+
+
+async def test_headers_without_end_end_the_connection() -> None:
+    async with listening(LOOPBACK, ROUTES) as bound:
+        _, writer = await asyncio.open_connection(bound.host, bound.port)
+        writer.write(b"GET / HTTP/1.1\r\nA: ")
+        with pytest.raises(ConnectionError):  # noqa: PT012  written until it is refused
+            async with asyncio.timeout(10):
+                while True:
+                    writer.write(b"x" * 10_000)
+                    await writer.drain()
+
+
+async def test_requests_on_one_connection_are_answered_in_order() -> None:
+    async with listening(LOOPBACK, ROUTES) as bound:
+        got = await exchange(bound, b"".join(get("/", f"X: {n}") for n in range(50)))
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in got.split(b"HTTP/1.1 200")[1:]]
+    assert bodies == [f"{n}\n".encode() for n in range(50)]
+
+
+async def test_one_connection_more_takes_the_place_of_the_silent() -> None:
+    async with listening(LOOPBACK, ROUTES) as bound:
+        silent = [
+            await asyncio.open_connection(bound.host, bound.port)
+            for _ in range(http.MAX_CONNECTIONS)
+        ]
+        assert b"200" in await exchange(bound, get("/"))
+        reader, _ = silent[0]
+        assert await asyncio.wait_for(reader.read(), 10) == b""
+        for _, writer in silent:
+            writer.close()
+
+
+async def test_a_silent_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.05)
+    async with listening(LOOPBACK, ROUTES) as bound:
+        reader, writer = await asyncio.open_connection(bound.host, bound.port)
+        writer.write(b"GET / HT")
+        with contextlib.suppress(ConnectionResetError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+        writer.close()
+
+
+async def test_who_does_not_read_costs_one_answer() -> None:
+    made = 0
+
+    def counted(request: HttpRequest) -> HttpAnswer:
+        nonlocal made
+        made += 1
+        return big(request)
+
+    async with listening(LOOPBACK, {"/big": counted}) as bound:
+        _, writer = await asyncio.open_connection(bound.host, bound.port, limit=1)
+        writer.write(b"".join(get("/big") for _ in range(20)))
+        await writer.drain()
+        async with listening(LOOPBACK, ROUTES) as other:
+            for _ in range(20):
+                await exchange(other, get("/"))
+        assert made <= 3
+        writer.transport.abort()
+
+
+async def test_a_unix_socket_leaves_with_the_listener(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    async with listening(ListenAddress(path=path), ROUTES):
+        assert path.is_socket()
+    assert not path.exists()
