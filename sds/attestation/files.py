@@ -14,8 +14,6 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-import watchfiles
-
 from sds.attestation.pem import der_revocation_lists
 from sds.attestation.revocation import (
     RevocationList,
@@ -27,6 +25,7 @@ from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.tdx.chain import of_intels_kind
 from sds.attestation.tdx.material import Material, material_now
 from sds.errors import ConfigurationError, EvidenceError
+from sds.settings.watching import watch_folder
 from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 60.0
-_DEBOUNCE_MS: Final = 50
-_FIRST_LOOK_MS: Final = 500
-_RETRY: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,28 +200,5 @@ class FollowedFiles:
         return found if self._places.collateral is None else found | {self._places.collateral}
 
     async def _watch(self, folder: Path) -> None:
-        """Ask for a look after every event in the folder; begin again where watching ends."""
-        while True:
-            began = True
-            try:
-                async for changes in watchfiles.awatch(
-                    folder,
-                    recursive=False,
-                    debounce=_DEBOUNCE_MS,
-                    step=_DEBOUNCE_MS,
-                    rust_timeout=_FIRST_LOOK_MS,
-                    yield_on_timeout=True,
-                ):
-                    # What changed before the kernel was asked to watch has no event: the first
-                    # time without one is a reason to look, too.
-                    if changes or began:
-                        self._asked.set()
-                    began = False
-            except (OSError, RuntimeError) as error:
-                _LOGGER.warning(
-                    "watching %s failed, looking every minute: %s",
-                    folder,
-                    error,
-                    extra={"origin": str(folder)},
-                )
-            await self._clock.sleep(_RETRY)
+        """Ask for a look after every event in the folder."""
+        await watch_folder(folder, self._asked.set, clock=self._clock)

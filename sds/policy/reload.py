@@ -13,11 +13,10 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
-import watchfiles
-
 from sds.errors import ConfigurationError
 from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.policy.settings import read_signed
+from sds.settings.watching import watch_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 60.0
-_DEBOUNCE_MS: Final = 50
-_FIRST_LOOK_MS: Final = 500
-_RETRY: Final = 1.0
 
 
 class PolicyFiles:
@@ -101,33 +97,10 @@ class PolicyFiles:
             self.holder.take(content, origin=str(self._place))
 
     async def _watch(self) -> None:
-        """Set ``_asked`` after every event around the place; begin again where watching ends."""
+        """Set ``_asked`` after every event around the place."""
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
         folder = self._place if self._place.is_dir() else self._place.parent
-        while True:
-            began = True
-            try:
-                async for changes in watchfiles.awatch(
-                    folder,
-                    recursive=False,
-                    debounce=_DEBOUNCE_MS,
-                    step=_DEBOUNCE_MS,
-                    rust_timeout=_FIRST_LOOK_MS,
-                    yield_on_timeout=True,
-                ):
-                    # What changed before the kernel was asked to watch has no event: the first
-                    # time without one is a reason to look, too.
-                    if changes or began:
-                        self._asked.set()
-                    began = False
-            except (OSError, RuntimeError) as error:
-                _LOGGER.warning(
-                    "watching %s failed, looking every minute: %s",
-                    folder,
-                    error,
-                    extra={"origin": str(folder)},
-                )
-            await self._clock.sleep(_RETRY)
+        await watch_folder(folder, self._asked.set, clock=self._clock)
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -69,7 +69,6 @@ def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None
         "sds.agent.policy",
         "sds.attestation.kubernetes.token",
         "sds.attestation.snp.simulated",
-        "sds.attestation.tdx.verifier",
         "sds.authority.istio",
         "sds.policy.holder",
         "jinja2",
