@@ -114,7 +114,7 @@ def listening(path: Path, mode: int, *, group: str | None = None) -> socket.sock
     except OSError as error:
         listener.close()
         raise SocketError(
-            f"the socket {path} cannot be opened: {error.strerror}",
+            f"the socket {path} cannot be opened: {error.strerror or error}",
             advice="is the directory writable, and is the limit of open files high enough?",
         ) from error
     except SocketError:

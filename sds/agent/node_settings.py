@@ -12,6 +12,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from sds.agent.csi import CsiSettings  # noqa: TC001  pydantic reads it at run time
 from sds.settings.fields import Duration, Settings
 from sds.workload.kubernetes.settings import ServerSettings
 from sds.workload.mapping import Matching
@@ -80,6 +81,11 @@ class NodeSettings(Settings):
     kubernetes: KubernetesSettings = Field(
         default=KubernetesSettings(), description="The kubernetes attestor."
     )
+    csi: CsiSettings | None = Field(
+        default=None,
+        description="Serve each pod on a socket of its own, in a CSI volume. Without this section "
+        "there is no CSI driver.",
+    )
 
     @model_validator(mode="after")
     def _more_than_the_socket(self) -> Self:
@@ -88,6 +94,8 @@ class NodeSettings(Settings):
                 "attestors: the node-wide socket needs 'unix' or 'kubernetes': everybody can "
                 "open it, so its name alone says nothing"
             )
+        if self.csi is not None and AttestorName.KUBERNETES not in self.attestors:
+            raise ValueError("csi: needs the attestor 'kubernetes', which tells pods apart")
         if len(set(self.attestors)) != len(self.attestors):
             raise ValueError("attestors: one is listed twice")
         return self

@@ -13,6 +13,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from sds.agent.csi import csi_driver
 from sds.agent.node_settings import AttestorName, NodeSettings
 from sds.serving.workload_api import WorkloadApi
 from sds.supervision import supervised
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from sds.clock import Clock
+    from sds.csi.driver import Driver
     from sds.identity import Identity
     from sds.secrets.store import SecretStore
     from sds.serving.service import Entitlements
@@ -89,6 +91,7 @@ class NodeStatus:
         accepted: since the start.
         refused: reason to count, since the start.
         pods: in the kubelet's last list, or None without the kubernetes attestor.
+        csi_volumes: volumes with a socket, or None without the CSI driver.
         kubelet_error: why there is no newer list, or the empty string.
         services_error: why Services are not followed, or the empty string.
     """
@@ -97,6 +100,7 @@ class NodeStatus:
     accepted: int
     refused: Mapping[str, int]
     pods: int | None
+    csi_volumes: int | None
     kubelet_error: str
     services_error: str
 
@@ -146,6 +150,7 @@ class NodeSocket:
         self._clock = clock
         self._environment = os.environ if environment is None else environment
         self._door: FrontDoor | None = None
+        self._csi: Driver | None = None
         self._recogniser: Recogniser | None = None
         self._roots: PodRoots | None = None
         self._pods: PodList | None = None
@@ -164,6 +169,7 @@ class NodeSocket:
             accepted=door.statistics.accepted if door else 0,
             refused=dict(door.statistics.refused) if door else {},
             pods=self._pods.size if self._pods else None,
+            csi_volumes=self._csi.volumes if self._csi else None,
             kubelet_error=str((self._pods and self._pods.error) or ""),
             services_error=str((self._services and self._services.error) or ""),
         )
@@ -194,9 +200,14 @@ class NodeSocket:
                 ),
             )
             server = await self._served(door)
-            async with asyncio.TaskGroup() as tasks:
+            async with contextlib.AsyncExitStack() as stack:
+                tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 running = tasks.create_task(door.run(server), name="front door")
                 try:
+                    if self._settings.csi is not None:
+                        self._csi = await stack.enter_async_context(
+                            csi_driver(self._settings.csi, door)
+                        )
                     yield
                 finally:
                     door.stop_accepting()

@@ -62,4 +62,11 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Check the agent's service account and RBAC.",
         retriable=True,
     ),
+    "other_pod": Reason(
+        "A process used the socket of another pod's CSI volume. Find out who passed the socket on.",
+    ),
+    "csi_volume": Reason(
+        "Declare the volume as `csi: {driver: …, readOnly: true}` in the pod; the message says "
+        "what is wrong.",
+    ),
 }

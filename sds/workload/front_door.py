@@ -2,7 +2,8 @@
 
 The door accepts, takes the credentials that the kernel recorded, and lets the server serve on that
 very socket. The connection carries its :class:`Recognition` from accept to the handlers, which get
-it from ``context.caller()``.
+it from ``context.caller()``. Further sockets may belong to one pod each (CSI volumes): the door
+accepts on them in the same way, and refuses a caller that the kernel shows in another pod.
 
 Invariants: a connection that this door did not take is refused; a connection lives no longer than
 the process that made it; one task a connection, all in one TaskGroup; no pod (or user, outside
@@ -90,6 +91,14 @@ class Called(Protocol):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
+class _Listener:
+    """A listening socket; with ``pod_uid``, callers outside that pod are refused."""
+
+    socket: socket.socket
+    pod_uid: str | None = None
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Connection:
     owner: str
     recognition: Recognition
@@ -101,7 +110,7 @@ class _Connection:
 
 
 class FrontDoor:
-    """Accepts on one socket and hands its callers to a server."""
+    """Accepts on the node's socket, and on those of pods, and hands its callers to a server."""
 
     def __init__(
         self,
@@ -121,14 +130,14 @@ class FrontDoor:
         """
         listener.settimeout(0)
         self.statistics = Statistics()
-        self._listener = listener
+        self._listeners = [_Listener(socket=listener)]
         self._recogniser = recogniser
         self._limits = limits or Limits()
         self._roots = roots
         self._connections: dict[_Connection, None] = {}
         self._owners: Counter[str] = Counter()
         self._said = Repeats()
-        self._accept: Callable[[], None] = lambda: None
+        self._accept_on: Callable[[_Listener], None] | None = None
 
     # --- what serving asks ----------------------------------------------------------------------
 
@@ -162,19 +171,37 @@ class FrontDoor:
 
     def stop_accepting(self) -> None:
         """Take nobody new; whoever is there stays. A second call does nothing."""
-        if self._listener.fileno() != -1:
-            asyncio.get_running_loop().remove_reader(self._listener)
-            self._listener.close()
+        while self._listeners:
+            self._close(self._listeners.pop())
+
+    def listen(self, listener: socket.socket, *, pod_uid: str) -> Callable[[], None]:
+        """Accept on the socket of one pod as well, until the result is called.
+
+        Args:
+            listener: bound and listening Unix stream socket; it is the door's from now on.
+            pod_uid: callers that the kernel shows outside this pod are refused.
+        """
+        listener.settimeout(0)
+        added = _Listener(socket=listener, pod_uid=pod_uid)
+        self._listeners.append(added)
+        self._watch(added)
+
+        def stop() -> None:
+            if added in self._listeners:
+                self._listeners.remove(added)
+                self._close(added)
+
+        return stop
 
     # --- accepting ------------------------------------------------------------------------------
 
     async def run(self, host: Host) -> None:
         """Accept for ``host`` until cancelled; then every connection is closed."""
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as tasks:
-                self._accept = guarded("accept", lambda: self._accept_some(host, tasks))
-                loop.add_reader(self._listener, self._accept)
+                self._accept_on = guarded("accept", lambda on: self._accept_some(host, tasks, on))
+                for listener in self._listeners:
+                    self._watch(listener)
                 try:
                     await asyncio.Event().wait()
                 finally:
@@ -185,20 +212,31 @@ class FrontDoor:
         finally:
             self._recogniser.close()
 
-    def _accept_some(self, host: Host, tasks: asyncio.TaskGroup) -> None:
+    def _watch(self, listener: _Listener) -> None:
+        """Accept when somebody connects; a door that does not run yet does so later."""
+        if self._accept_on is not None and listener.socket.fileno() != -1:
+            loop = asyncio.get_running_loop()
+            loop.add_reader(listener.socket, self._accept_on, listener)
+
+    def _close(self, listener: _Listener) -> None:
+        if listener.socket.fileno() != -1:
+            asyncio.get_running_loop().remove_reader(listener.socket)
+            listener.socket.close()
+
+    def _accept_some(self, host: Host, tasks: asyncio.TaskGroup, on: _Listener) -> None:
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
-                accepted, _address = self._listener.accept()
+                accepted, _address = on.socket.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
                 if error.errno == errno.ECONNABORTED:
                     continue
-                self._pause(error)
+                self._pause(error, on)
                 return
             with contextlib.ExitStack() as owned:
                 owned.callback(accepted.close)
-                self._accepted(host, tasks, accepted, owned)
+                self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
 
     def _accepted(
         self,
@@ -206,11 +244,13 @@ class FrontDoor:
         tasks: asyncio.TaskGroup,
         accepted: socket.socket,
         owned: contextlib.ExitStack,
+        *,
+        pod_uid: str | None,
     ) -> None:
         """Admit one connection; what it owns is closed with ``owned``, or with its task."""
         accepted.settimeout(0)
         try:
-            connection = self._admit(accepted, owned)
+            connection = self._admit(accepted, owned, pod_uid)
         except WorkloadError as error:
             self._refused(error.reason, error)
             return
@@ -224,7 +264,9 @@ class FrontDoor:
         kept = owned.pop_all()
         connection.task.add_done_callback(guarded("connection", lambda _: kept.close()))
 
-    def _admit(self, accepted: socket.socket, owned: contextlib.ExitStack) -> _Connection:
+    def _admit(
+        self, accepted: socket.socket, owned: contextlib.ExitStack, pod_uid: str | None
+    ) -> _Connection:
         if len(self._connections) >= self._limits.connections:
             raise WorkloadError(
                 f"there are {self._limits.connections} connections already",
@@ -233,6 +275,12 @@ class FrontDoor:
             )
         peer = owned.enter_context(Peer.of(accepted))
         owner = owner_of(peer, self._roots)
+        if pod_uid is not None and owner != owner_of_pod(pod_uid):
+            raise WorkloadError(
+                f"{owner} connected to the socket of pod {pod_uid}",
+                reason="other_pod",
+                advice="a pod's CSI volume is for that pod alone; find out who passed it on",
+            )
         if self._owners[owner] >= self._limits.connections_per_owner:
             raise WorkloadError(
                 f"{owner} has {self._limits.connections_per_owner} connections already",
@@ -254,18 +302,13 @@ class FrontDoor:
                 "a connection was refused", extra={"reason": reason, "why": error, "times": times}
             )
 
-    def _pause(self, error: OSError) -> None:
+    def _pause(self, error: OSError, on: _Listener) -> None:
         """Out of descriptors, most of the time: leave callers in the queue for a moment."""
         out = error.errno in _OUT_OF_DESCRIPTORS
         self._refused("descriptors" if out else "unexpected", error)
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener)
-
-        def resume() -> None:
-            if self._listener.fileno() != -1:
-                loop.add_reader(self._listener, self._accept)
-
-        loop.call_later(_PAUSE_SECONDS, guarded("accept", resume))
+        loop.remove_reader(on.socket)
+        loop.call_later(_PAUSE_SECONDS, guarded("accept", lambda: self._watch(on)))
 
     # --- one connection -------------------------------------------------------------------------
 
@@ -334,5 +377,10 @@ def owner_of(peer: Peer, roots: PodRoots | None) -> str:
         with contextlib.suppress(CgroupError):
             pod = roots.find(read_cgroup(peer))
             if pod is not None:
-                return f"pod {pod.pod_uid}"
+                return owner_of_pod(pod.pod_uid)
     return f"uid {peer.uid}"
+
+
+def owner_of_pod(pod_uid: str) -> str:
+    """What :func:`owner_of` calls a pod."""
+    return f"pod {pod_uid}"

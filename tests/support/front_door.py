@@ -22,6 +22,7 @@ from sds.workload.unix import ExecutableReader, UnixAttestor
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from sds.workload.cgroup import PodRoots
     from sds.workload.entitlement import Entitlement
     from sds.workload.facts import Attestor
 
@@ -136,6 +137,7 @@ async def front_door(
     timing: Timing | None = None,
     limits: Limits | None = None,
     more: Callable[[Door], Sequence[grpc.GenericRpcHandler]] = lambda _: (),
+    roots: PodRoots | None = None,
 ) -> AsyncIterator[Door]:
     """A front door in ``folder`` with a server that answers who the caller is.
 
@@ -145,7 +147,7 @@ async def front_door(
     listener = listening(path, 0o666)
     keeper = Keeper()
     recogniser = Recogniser(attestors=attestors, rules=rules, keeper=keeper, timing=timing)
-    door = FrontDoor(listener, recogniser=recogniser, limits=limits)
+    door = FrontDoor(listener, recogniser=recogniser, limits=limits, roots=roots)
     running = Door(path, door, recogniser, keeper)
     server = running.server
     server.add_generic_rpc_handlers((handlers(running), *more(running)))

@@ -1,0 +1,7 @@
+"""A CSI driver: each pod gets a directory of its own with its own socket, without a hostPath.
+
+The kubelet asks this driver for an ephemeral inline volume. The driver makes a directory at the
+path that the kubelet names, and a socket in it on which the agent listens. It mounts nothing, so
+the agent needs no privilege for it. The kernel still says who connects: the front door refuses a
+caller that is not in the pod that the socket is for.
+"""

@@ -1,0 +1,131 @@
+"""The driver itself: volumes of pods, opened and closed as the kubelet asks.
+
+Owns which volumes have a listening socket. Invariants: one operation on files at a time, in a
+thread of its own, so the event loop never waits for a disk; the same request again changes nothing
+(CSI asks for idempotence); one volume that fails is logged, counted and answered, and leaves every
+other volume alone; sockets come back for the volumes of pods that outlived an agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+from sds.csi.directory import known_volumes, open_socket, remove
+from sds.csi.volume import at_target, published
+from sds.errors import SdsError, WorkloadError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from sds._proto.csi.v1 import csi_pb2
+    from sds.csi.volume import PodVolume
+
+_LOGGER: Final = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class PodDoor(Protocol):
+    """Who serves on the sockets of pods."""
+
+    def listen(self, listener: socket.socket, *, pod_uid: str) -> Callable[[], None]:
+        """Accept callers of this pod on the socket until the result is called."""
+        ...
+
+
+class Driver:
+    """Opens and closes the sockets of volumes.
+
+    Args:
+        name: of the driver, as the CSIDriver object has it.
+        kubelet: the kubelet's root directory.
+        door: who serves on the sockets.
+    """
+
+    def __init__(self, *, name: str, kubelet: Path, door: PodDoor) -> None:
+        self.name = name
+        self.failures: Counter[str] = Counter()
+        self._kubelet = kubelet
+        self._door = door
+        self._volumes: dict[Path, Callable[[], None]] = {}
+        self._files = ThreadPoolExecutor(max_workers=1, thread_name_prefix="csi")
+        self._one = asyncio.Lock()
+
+    @property
+    def volumes(self) -> int:
+        """Volumes with a listening socket."""
+        return len(self._volumes)
+
+    async def publish(self, request: csi_pb2.NodePublishVolumeRequest) -> None:
+        """Make the volume's directory and listen in it.
+
+        Raises:
+            WorkloadError: ``csi_volume``: the volume breaks a rule.
+            SocketError: the directory or the socket cannot be made.
+        """
+        volume = published(request, kubelet=self._kubelet)
+        async with self._one:
+            await self._open(volume)
+
+    async def unpublish(self, request: csi_pb2.NodeUnpublishVolumeRequest) -> None:
+        """Stop listening and remove the directory.
+
+        Raises:
+            WorkloadError: ``csi_volume``: the path is not one of a volume.
+            SocketError: the directory cannot be removed.
+        """
+        volume = at_target(request.target_path, kubelet=self._kubelet)
+        async with self._one:
+            stop = self._volumes.pop(volume.target, None)
+            if stop is not None:
+                stop()
+            await self._on_files(lambda: remove(volume, kubelet=self._kubelet))
+
+    async def restore(self) -> None:
+        """Listen again for every volume that the kubelet has a record of.
+
+        Raises:
+            SocketError: the kubelet's directory cannot be listed.
+        """
+        async with self._one:
+            found = await self._on_files(
+                lambda: list(known_volumes(self._kubelet, driver=self.name))
+            )
+            for each in found:
+                try:
+                    if isinstance(each, WorkloadError):
+                        raise each
+                    await self._open(each)
+                except SdsError as error:
+                    self.failed(error)
+        _LOGGER.info("the sockets of CSI volumes are open", extra={"volumes": self.volumes})
+
+    def failed(self, error: SdsError) -> None:
+        """Log and count what went wrong with one volume."""
+        self.failures[error.reason] += 1
+        _LOGGER.warning("a CSI volume failed: %s", error, extra={"reason": error.reason})
+
+    def failed_counts(self) -> Mapping[str, int]:
+        """How many volumes failed since the start, by reason."""
+        return dict(self.failures)
+
+    def close(self) -> None:
+        """Stop listening; the directories stay for the next agent."""
+        for stop in self._volumes.values():
+            stop()
+        self._volumes.clear()
+        self._files.shutdown(wait=False, cancel_futures=True)
+
+    async def _open(self, volume: PodVolume) -> None:
+        if volume.target in self._volumes:
+            return
+        listener = await self._on_files(lambda: open_socket(volume, kubelet=self._kubelet))
+        self._volumes[volume.target] = self._door.listen(listener, pod_uid=volume.pod_uid)
+
+    async def _on_files(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._files, work)

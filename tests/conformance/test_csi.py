@@ -1,0 +1,254 @@
+"""The CSI driver as a kubelet uses it: its calls over gRPC, real directories, real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+
+from sds._proto.csi.v1 import csi_pb2
+from sds._proto.kubelet.pluginregistration.v1 import registration_pb2
+from sds.agent.csi import CsiSettings, csi_driver
+from sds.csi.volume import EPHEMERAL, POD_UID
+from sds.workload import front_door as door_module
+from tests.support.front_door import ask, descriptors, front_door, rules, unix, until
+from tests.support.node import short_folder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from google.protobuf.message import Message
+
+    from sds.csi.driver import Driver
+from tests.support.front_door import Door
+from tests.support.node import short_folder
+
+UID = "0b9ba2a2-5f0c-4f3e-8f6c-0c7a7bd1f3c1"
+OTHER = "1b9ba2a2-5f0c-4f3e-8f6c-0c7a7bd1f3c1"
+NAME = "csi.attested-sds"
+OURS = {"unix:uid": str(os.geteuid())}
+
+
+@dataclass
+class Kubelet:
+    """The kubelet's directories, and its side of the calls."""
+
+    root: Path
+
+    def target(self, uid: str = UID, name: str = "sds") -> Path:
+        return self.root / "pods" / uid / "volumes" / "kubernetes.io~csi" / name / "mount"
+
+    def record(self, uid: str = UID, name: str = "sds", driver: str = NAME) -> None:
+        """What the kubelet writes before it asks for the volume."""
+        folder = self.target(uid, name).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "vol_data.json").write_text(json.dumps({"driverName": driver}))
+
+    async def call(self, method: str, request: Message, answer: type[Message]) -> Message:
+        path = self.root / "plugins" / NAME / "csi.sock"
+        if method.startswith("/pluginregistration"):
+            path = self.root / "plugins_registry" / f"{NAME}-reg.sock"
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"unix:{path}", options=options) as channel:
+            stub: grpc.aio.UnaryUnaryMultiCallable[Message, Message] = channel.unary_unary(
+                method,
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=answer.FromString,
+            )
+            return await stub(request, timeout=20)
+
+    async def publish(self, uid: str = UID, name: str = "sds", **changes: object) -> None:
+        self.record(uid, name)
+        request = csi_pb2.NodePublishVolumeRequest(
+            volume_id=f"csi-{uid}-{name}",
+            target_path=str(self.target(uid, name)),
+            readonly=bool(changes.get("readonly", True)),
+            volume_context={POD_UID: uid, EPHEMERAL: "true"},
+        )
+        request.volume_capability.mount.SetInParent()
+        await self.call(
+            "/csi.v1.Node/NodePublishVolume", request, csi_pb2.NodePublishVolumeResponse
+        )
+
+    async def unpublish(self, uid: str = UID, name: str = "sds") -> None:
+        request = csi_pb2.NodeUnpublishVolumeRequest(
+            volume_id=f"csi-{uid}-{name}", target_path=str(self.target(uid, name))
+        )
+        await self.call(
+            "/csi.v1.Node/NodeUnpublishVolume", request, csi_pb2.NodeUnpublishVolumeResponse
+        )
+
+
+@pytest.fixture
+def kubelet() -> Iterator[Kubelet]:
+    with short_folder() as root:
+        for name in ("pods", "plugins", "plugins_registry"):
+            (root / name).mkdir()
+        yield Kubelet(root)
+
+
+@pytest.fixture
+def in_pod(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the kernel show this process in a pod: only what the kernel says is replaced."""
+
+    def put(uid: str) -> None:
+        monkeypatch.setattr(door_module, "owner_of", lambda _peer, _roots: f"pod {uid}")
+
+    put(UID)
+    return put
+
+
+@contextlib.asynccontextmanager
+async def running(kubelet: Kubelet, folder: Path) -> AsyncIterator[tuple[Door, Driver]]:
+    settings = CsiSettings.model_validate({"kubelet_dir": str(kubelet.root)})
+    folder.mkdir(exist_ok=True)
+    async with (
+        front_door(folder, attestors=unix(), rules=rules(OURS)) as door,
+        csi_driver(settings, door.door) as driver,
+    ):
+        yield door, driver
+
+
+async def asked(kubelet: Kubelet, folder: Path, uid: str = UID, name: str = "sds") -> str:
+    """Who this process is, on the pod's socket; through a short link: addresses are short."""
+    link = folder / f"{uid[:4]}{name}"
+    if not link.is_symlink():
+        link.symlink_to(kubelet.target(uid, name))
+    return await ask(link / "sds.sock")
+
+
+async def test_a_pod_gets_a_directory_with_a_socket_of_its_own(
+    kubelet: Kubelet, tmp_path: Path, in_pod: object
+) -> None:
+    async with running(kubelet, tmp_path / "run") as (_, driver):
+        await kubelet.publish()
+        await kubelet.publish()  # idempotent
+        target = kubelet.target()
+        assert sorted(each.name for each in target.iterdir()) == ["sds.sock", "socket"]
+        assert stat.S_IMODE(target.stat().st_mode) == 0o755
+        assert stat.S_IMODE((target / "sds.sock").stat().st_mode) == 0o666
+        assert (target / "socket").readlink().name == "sds.sock"
+        assert await asked(kubelet, tmp_path) == "spiffe://example.org/r0"
+        assert driver.volumes == 1
+        await kubelet.unpublish()
+        assert not target.exists()
+        assert driver.volumes == 0
+        await kubelet.unpublish()  # idempotent
+
+
+async def test_a_process_outside_the_pod_is_refused(
+    kubelet: Kubelet, tmp_path: Path, in_pod: Callable[[str], None]
+) -> None:
+    async with running(kubelet, tmp_path / "run") as (door, _):
+        await kubelet.publish()
+        in_pod(OTHER)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await asked(kubelet, tmp_path)
+        assert door.door.statistics.refused["other_pod"] >= 1
+        in_pod(UID)
+        assert await asked(kubelet, tmp_path) == "spiffe://example.org/r0"
+
+
+async def test_a_volume_that_can_be_written_to_is_refused_with_a_text_for_the_pods_events(
+    kubelet: Kubelet, tmp_path: Path
+) -> None:
+    async with running(kubelet, tmp_path / "run") as (_, driver):
+        with pytest.raises(grpc.aio.AioRpcError, match="readOnly: true") as caught:
+            await kubelet.publish(readonly=False)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert not kubelet.target().exists()
+        assert driver.failed_counts() == {"csi_volume": 1}
+
+
+async def test_sockets_come_back_after_a_restart(
+    kubelet: Kubelet, tmp_path: Path, in_pod: Callable[[str], None]
+) -> None:
+    async with running(kubelet, tmp_path / "run"):
+        await kubelet.publish()
+        await kubelet.publish(OTHER)
+    assert (kubelet.target() / "sds.sock").exists()
+    # Another driver's volume, and a record that is broken: they change nothing for ours.
+    kubelet.record(name="other", driver="csi.example.org")
+    kubelet.record(OTHER, "broken")
+    (kubelet.target(OTHER, "broken").parent / "vol_data.json").write_text("{")
+    async with running(kubelet, tmp_path / "again") as (_, driver):
+        assert driver.volumes == 2
+        assert driver.failed_counts() == {"csi_volume": 1}
+        assert await asked(kubelet, tmp_path) == "spiffe://example.org/r0"
+        assert not kubelet.target(name="other").exists()
+
+
+async def test_a_link_in_the_kubelets_directory_is_not_followed(
+    kubelet: Kubelet, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    kubelet.record()
+    kubelet.target().symlink_to(elsewhere)
+    async with running(kubelet, tmp_path / "run"):
+        with pytest.raises(grpc.aio.AioRpcError, match="cannot be made") as caught:
+            await kubelet.publish()
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        await kubelet.publish(OTHER)
+    assert not list(elsewhere.iterdir())
+
+
+async def test_250_pods_come_and_go_and_nothing_is_left(
+    kubelet: Kubelet, tmp_path: Path, in_pod: object
+) -> None:
+    uids = [f"{number:08x}-5f0c-4f3e-8f6c-0c7a7bd1f3c1" for number in range(250)]
+    async with running(kubelet, tmp_path / "run") as (_, driver):
+        before = descriptors()
+        for uid in uids:
+            await kubelet.publish(uid)
+        assert driver.volumes == 250
+        for uid in uids:
+            await kubelet.unpublish(uid)
+        assert driver.volumes == 0
+        await until(lambda: descriptors() <= before)
+    assert not list(kubelet.root.glob("pods/*/volumes/*/*/mount"))
+
+
+async def test_the_kubelet_is_told_who_the_driver_is(kubelet: Kubelet, tmp_path: Path) -> None:
+    async with running(kubelet, tmp_path / "run"):
+        told = await kubelet.call(
+            "/pluginregistration.Registration/GetInfo",
+            registration_pb2.InfoRequest(),
+            registration_pb2.PluginInfo,
+        )
+        assert told == registration_pb2.PluginInfo(
+            type="CSIPlugin",
+            name=NAME,
+            endpoint=str(kubelet.root / "plugins" / NAME / "csi.sock"),
+            supported_versions=["1.0.0"],
+        )
+        for ok in (True, False):
+            await kubelet.call(
+                "/pluginregistration.Registration/NotifyRegistrationStatus",
+                registration_pb2.RegistrationStatus(plugin_registered=ok, error="" if ok else "no"),
+                registration_pb2.RegistrationStatusResponse,
+            )
+        info = await kubelet.call(
+            "/csi.v1.Identity/GetPluginInfo",
+            csi_pb2.GetPluginInfoRequest(),
+            csi_pb2.GetPluginInfoResponse,
+        )
+        assert isinstance(info, csi_pb2.GetPluginInfoResponse)
+        assert info.name == NAME
+        ready = await kubelet.call(
+            "/csi.v1.Identity/Probe", csi_pb2.ProbeRequest(), csi_pb2.ProbeResponse
+        )
+        assert isinstance(ready, csi_pb2.ProbeResponse)
+        assert ready.ready.value
+        node = await kubelet.call(
+            "/csi.v1.Node/NodeGetInfo", csi_pb2.NodeGetInfoRequest(), csi_pb2.NodeGetInfoResponse
+        )
+        assert isinstance(node, csi_pb2.NodeGetInfoResponse)
+        assert node.node_id
