@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from sds.csi.driver import Driver
 from tests.support.front_door import Door
-from tests.support.node import short_folder
 
 UID = "0b9ba2a2-5f0c-4f3e-8f6c-0c7a7bd1f3c1"
 OTHER = "1b9ba2a2-5f0c-4f3e-8f6c-0c7a7bd1f3c1"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -14,13 +15,20 @@ from sds.csi.volume import EPHEMERAL, POD_UID, at_target, published, recorded
 from sds.errors import WorkloadError
 from tests.support.refusals import refused
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 KUBELET = Path("/var/lib/kubelet")
 UID = "0b9ba2a2-5f0c-4f3e-8f6c-0c7a7bd1f3c1"
 TARGET = f"/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/sds/mount"
 
 
 def request(
-    target: str = TARGET, *, readonly: bool = True, block: bool = False, **context: str
+    target: str = TARGET,
+    *,
+    readonly: bool = True,
+    block: bool = False,
+    context: Mapping[str, str] | None = None,
 ) -> csi_pb2.NodePublishVolumeRequest:
     capability = csi_pb2.VolumeCapability()
     if block:
@@ -32,7 +40,7 @@ def request(
         target_path=target,
         volume_capability=capability,
         readonly=readonly,
-        volume_context={POD_UID: UID, EPHEMERAL: "true", **context},
+        volume_context={POD_UID: UID, EPHEMERAL: "true", **(context or {})},
     )
 
 
@@ -48,9 +56,9 @@ def test_a_volume_is_known_by_its_path() -> None:
     [
         (request(readonly=False), "readOnly: true"),
         (request(block=True), "block device"),
-        (request(**{EPHEMERAL: "false"}), "ephemeral"),
-        (request(**{POD_UID: UID.replace("0b", "0c")}), "the request names pod 0c"),
-        (request(**{POD_UID: ""}), "podInfoOnMount"),
+        (request(context={EPHEMERAL: "false"}), "ephemeral"),
+        (request(context={POD_UID: UID.replace("0b", "0c")}), "the request names pod 0c"),
+        (request(context={POD_UID: ""}), "podInfoOnMount"),
     ],
 )
 def test_what_breaks_a_rule_is_refused(asked: csi_pb2.NodePublishVolumeRequest, text: str) -> None:
