@@ -32,7 +32,9 @@ BUILDS = [
     "overlays/tdx",
     "overlays/istio",
     "sample",
+    "sample-csi",
     "components/older-kubelet",
+    "components/csi",
     "components/local-kubelet",
     "components/monitoring",
 ]
