@@ -31,7 +31,7 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.authority.attested import AttestedAuthority, AuthoritySettings
-from sds.ca.desk import Accepted, Desk, Peer
+from sds.ca.desk import Accepted, AttestedPeer, Desk
 from sds.ca.signers import SignerBox
 from sds.clock import SystemClock
 from sds.exchange.item import IssuedChain
@@ -301,7 +301,7 @@ async def signing() -> None:
         items=[item_message(item) for item in wishes],
         signer=signer,
         roots=roots,
-        peer=Peer(name="bench"),
+        peer=AttestedPeer(name="bench"),
     )
     began = time.process_time()
     for _ in range(3):

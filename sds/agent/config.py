@@ -29,7 +29,7 @@ from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run
 )
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
 from sds.serving.catalog import Aliases
-from sds.serving.limits import Limits
+from sds.serving.limits import ServingLimits
 from sds.settings.fields import (
     DnsNameField,
     Duration,
@@ -50,7 +50,7 @@ SOCKET_PATH_BYTES: Final = 107
 """Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
 _SHORTEST_LIFETIME: Final = timedelta(seconds=2)
 _MODE: Final = re.compile(r"0[0-7]{3}", re.ASCII)
-_LIMITS: Final = Limits()
+_LIMITS: Final = ServingLimits()
 _ALIASES: Final = Aliases()
 
 
@@ -182,7 +182,7 @@ class SecretNamesSection(Settings):
         )
 
 
-class LimitsSection(Settings):
+class ClientLimitsSection(Settings):
     """What one client on a socket may do."""
 
     names_per_stream: Annotated[int, Field(gt=0)] = Field(
@@ -202,9 +202,9 @@ class LimitsSection(Settings):
         default=_LIMITS.request_burst, description="Of one stream, at once."
     )
 
-    def limits(self) -> Limits:
+    def limits(self) -> ServingLimits:
         """As serving takes them."""
-        return Limits(
+        return ServingLimits(
             names_per_stream=self.names_per_stream,
             message_bytes=self.message,
             streams_per_connection=self.streams_per_connection,
@@ -271,7 +271,7 @@ class AgentConfig(Settings):
         description="Serve our own bundle as Envoy's SPIFFE validator, without being asked.",
     )
     rotation: RotationSection = Field(default=RotationSection(), description="Bounds.")
-    limits: LimitsSection = Field(default=LimitsSection(), description="Of clients.")
+    limits: ClientLimitsSection = Field(default=ClientLimitsSection(), description="Of clients.")
     federation: FederationSettings = Field(
         default=FederationSettings(), description="Bundles of other trust domains, and ours."
     )

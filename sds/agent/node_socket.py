@@ -17,7 +17,7 @@ from sds.agent.csi import csi_driver
 from sds.agent.node_settings import AttestorName, NodeSettings
 from sds.serving.workload_api import WorkloadApi
 from sds.supervision import supervised
-from sds.workload.front_door import FrontDoor, Limits
+from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.kubernetes.settings import api_server, kubelet_server
 from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, SocketAttestor, Timing
@@ -44,7 +44,7 @@ SOCKET_NAME: Final = "node"
 """``socket:name`` of every caller of this socket."""
 
 
-class Rotation(Protocol):
+class RotationPort(Protocol):
     """Rotation, as the node socket uses it."""
 
     def ensure(self, identity: Identity) -> None:
@@ -59,7 +59,7 @@ class Rotation(Protocol):
 class StoreKeeper:
     """Rotation and store together, as recognition sees them."""
 
-    def __init__(self, rotation: Rotation, store: SecretStore) -> None:
+    def __init__(self, rotation: RotationPort, store: SecretStore) -> None:
         """``rotation`` fills ``store``."""
         self._rotation = rotation
         self._store = store
@@ -135,7 +135,7 @@ class NodeSocket:
         rules: Rules,
         *,
         listener: socket.socket,
-        rotation: Rotation,
+        rotation: RotationPort,
         store: SecretStore,
         server: Callable[[Entitlements], Awaitable[Server]],
         clock: Clock,
@@ -194,7 +194,7 @@ class NodeSocket:
                 self._listener,
                 recogniser=self._recogniser,
                 roots=self._roots,
-                limits=Limits(
+                limits=DoorLimits(
                     connections=self._settings.connections,
                     connections_per_owner=self._settings.connections_per_owner,
                 ),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sds.agent.peers import PolicyPeers
 from sds.agent.rules import DecidedRules
 from sds.errors import PolicyNotInForceError, SdsError
-from sds.federation.endpoint import Endpoint
+from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource
 from sds.pki import certificates_from_pem
 from sds.policy.holder import PolicyHolder
@@ -218,6 +218,8 @@ def _source(domain: FederatedDomain) -> BundleSource:
     """A signed entry as federation takes it."""
     endpoint = None
     if domain.endpoint is not None:
-        endpoint = Endpoint(url=domain.endpoint.url, spiffe_id=domain.endpoint.endpoint_spiffe_id)
+        endpoint = BundleServer(
+            url=domain.endpoint.url, spiffe_id=domain.endpoint.endpoint_spiffe_id
+        )
     roots = tuple(der for pem in domain.roots for der in certificates_from_pem(pem.encode()))
     return BundleSource(trust_domain=domain.trust_domain, endpoint=endpoint, roots=roots)

@@ -65,7 +65,7 @@ class VerifiedTls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class AuthorityConnection:
     """A channel, and which key answers on it.
 
     Attributes:
@@ -95,7 +95,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 async def connect(
     addresses: Sequence[str], tls: AttestedTls | VerifiedTls, *, seconds: float
-) -> Connection:
+) -> AuthorityConnection:
     """Prepare a connection; for attested TLS one bare handshake is made.
 
     Args:
@@ -111,14 +111,14 @@ async def connect(
         channel = _channel(
             target, tls.root_pem, tls.server_name, ("grpc.service_config", _BALANCED)
         )
-        return Connection(channel=channel, tls_key=None)
+        return AuthorityConnection(channel=channel, tls_key=None)
     (address,) = addresses
     der = await _served_certificate(address, seconds)
     try:
         key = supported_key(load_certificate(der, "authority's TLS certificate"))
     except CertificateError as error:
         raise AuthorityUnavailableError(f"{address}: {error}") from error
-    return Connection(
+    return AuthorityConnection(
         channel=_channel(address, certificate_pem([der]), TLS_SERVER_NAME),
         tls_key=spki_sha256(key),
     )

@@ -72,9 +72,13 @@ class IstioAuthority:
             await self._move_on()
             if len(unanswered) == len(outcomes):
                 raise unanswered[0]
-        roots = {root for o in outcomes if isinstance(o, istio_answer.Answer) for root in o.roots}
+        roots = {
+            root for o in outcomes if isinstance(o, istio_answer.IstioAnswer) for root in o.roots
+        }
         return Issuance(
-            outcomes=tuple(o.chain if isinstance(o, istio_answer.Answer) else o for o in outcomes),
+            outcomes=tuple(
+                o.chain if isinstance(o, istio_answer.IstioAnswer) else o for o in outcomes
+            ),
             roots=tuple(sorted(roots)),
         )
 
@@ -88,7 +92,7 @@ class IstioAuthority:
 
     async def _outcome(
         self, channel: grpc.aio.Channel, token: str, item: CertificateItem
-    ) -> istio_answer.Answer | AuthorityError:
+    ) -> istio_answer.IstioAnswer | AuthorityError:
         try:
             async with self._slots:
                 return await self._create(channel, token, item)
@@ -97,7 +101,7 @@ class IstioAuthority:
 
     async def _create(
         self, channel: grpc.aio.Channel, token: str, item: CertificateItem
-    ) -> istio_answer.Answer:
+    ) -> istio_answer.IstioAnswer:
         identity = item.identity
         if identity.dns_names:
             raise AuthorityAnswerError(

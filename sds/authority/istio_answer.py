@@ -42,7 +42,7 @@ _NO_ANSWER: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class IstioAnswer:
     """One answer, parsed and not yet verified.
 
     Attributes:
@@ -56,7 +56,7 @@ class Answer:
     spiffe_ids: tuple[str, ...]
 
 
-def parse(elements: tuple[str, ...]) -> Answer:
+def parse(elements: tuple[str, ...]) -> IstioAnswer:
     """Read ``cert_chain``: leaf first, root last, any element with several PEM certificates.
 
     1. The first certificate is the leaf.
@@ -83,7 +83,7 @@ def parse(elements: tuple[str, ...]) -> Answer:
             "Istio's authority answered with a chain that holds no root",
             advice="the root must be the last certificate of cert_chain",
         )
-    return Answer(
+    return IstioAnswer(
         chain=IssuedChain(
             chain=tuple(c.public_bytes(Encoding.DER) for c in (leaf, *rest) if c not in roots)
         ),
@@ -92,7 +92,7 @@ def parse(elements: tuple[str, ...]) -> Answer:
     )
 
 
-def check_identity(answer: Answer, identity: Identity, *, impersonating: bool) -> None:
+def check_identity(answer: IstioAnswer, identity: Identity, *, impersonating: bool) -> None:
     """The leaf names exactly the SPIFFE ID that was asked for (X.509-SVID, section 2).
 
     Raises:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sds._proto.sds.ca.v1 import ca_pb2
     from sds.attestation.evidence import Claims, Verifier
-    from sds.authority.channel import Connection
+    from sds.authority.channel import AuthorityConnection
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def verify_challenge(
 class Session:
     """One open stream; used by one task at a time."""
 
-    def __init__(self, *, address: str, connection: Connection) -> None:
+    def __init__(self, *, address: str, connection: AuthorityConnection) -> None:
         """Takes over the connection; :meth:`close` closes it."""
         self.address = address
         self.connection = connection

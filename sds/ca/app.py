@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2_grpc
 from sds.ca.desk import Desk
 from sds.ca.healths import Healths, tell_health
 from sds.ca.proof import Prover
-from sds.ca.server import ExchangeService, Limits, handler
+from sds.ca.server import ExchangeLimits, ExchangeService, handler
 from sds.ca.signers import SignerBox, keep_signing
 from sds.errors import ConfigurationError
 from sds.exchange.challenge import NonceTable
@@ -71,7 +71,7 @@ class AuthorityParts:
     clock: Clock
     max_lifetime: timedelta
     backdate: timedelta = timedelta(seconds=30)
-    limits: Limits = Limits()  # noqa: RUF009  frozen
+    limits: ExchangeLimits = ExchangeLimits()  # noqa: RUF009  frozen
     nonce_limit: int = 65_536
     journal: Journal
     answered: Callable[[float], None] | None = None
@@ -154,7 +154,7 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
                 task.cancel()
 
 
-def _server(limits: Limits) -> grpc.aio.Server:
+def _server(limits: ExchangeLimits) -> grpc.aio.Server:
     return grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", limits.message_bytes),

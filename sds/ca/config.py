@@ -16,15 +16,14 @@ from sds.authority.settings import AuthoritySection  # noqa: TC001  pydantic rea
 from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.longest_lifetime import longest_lifetime
-from sds.ca.server import Limits
+from sds.ca.server import ExchangeLimits
 from sds.identity import KeyType
 from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run time
     HealthSection,
     MetricsSection,
 )
 from sds.policy.fields import Measurement  # noqa: TC001  as above
-from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleSet
-from sds.policy.ruleset import Limits as RuleLimits
+from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleLimits, RuleSet
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
 from sds.rules.pattern import format_spiffe_pattern
 from sds.settings.fields import (
@@ -185,7 +184,7 @@ class IdentitySection(Settings):
         )
 
 
-class LimitsSection(Settings):
+class ExchangeLimitsSection(Settings):
     """Bounds on what callers can make the authority hold."""
 
     streams: Annotated[int, Field(ge=1)] = Field(default=10_000, description="Streams at once.")
@@ -202,9 +201,9 @@ class LimitsSection(Settings):
         default=10_000, description="Records of certificates kept in memory."
     )
 
-    def limits(self) -> Limits:
+    def limits(self) -> ExchangeLimits:
         """As the server takes them."""
-        return Limits(
+        return ExchangeLimits(
             streams=self.streams,
             hello_seconds=self.hello.total_seconds(),
             write_seconds=self.write.total_seconds(),
@@ -245,7 +244,7 @@ class AuthorityConfig(Settings):
         "hardware.",
     )
     health: HealthSection | None = Field(default=None, description="Present: answers probes.")
-    limits: LimitsSection = Field(default=LimitsSection(), description="Bounds.")
+    limits: ExchangeLimitsSection = Field(default=ExchangeLimitsSection(), description="Bounds.")
     metrics: MetricsSection | None = Field(
         default=None, description="Prometheus metrics; without it there are none."
     )

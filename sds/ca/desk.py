@@ -47,7 +47,7 @@ _YIELD_EVERY: Final = 16
 """Items between two chances for other streams: about 4 ms of signing."""
 
 
-class Signers(Protocol):
+class CertificateSigners(Protocol):
     """Who signs now, and which roots hold."""
 
     def current(self) -> Signer:
@@ -65,7 +65,7 @@ class Signers(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
+class AttestedPeer:
     """Where a request came from, for the journal only: it decides nothing."""
 
     name: str
@@ -89,7 +89,7 @@ class Accepted:
     items: Sequence[ca_pb2.Item]
     signer: Signer
     roots: tuple[bytes, ...]
-    peer: Peer
+    peer: AttestedPeer
 
 
 class Desk:
@@ -99,7 +99,7 @@ class Desk:
         self,
         *,
         trust_domain: TrustDomain,
-        signers: Signers,
+        signers: CertificateSigners,
         policy: IssuancePolicy,
         verifier: Verifier,
         journal: Journal,
@@ -152,7 +152,7 @@ class Desk:
         if not request.items:
             raise RefusedError("the request has no items", reason="request_malformed")
 
-    def accept(self, request: ca_pb2.CertificateRequest, peer: Peer) -> Accepted:
+    def accept(self, request: ca_pb2.CertificateRequest, peer: AttestedPeer) -> Accepted:
         """Checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
 
         An agent that is behind is told so, and given the newer policy, only after its evidence
@@ -213,7 +213,7 @@ class Desk:
         return results
 
     def issue_attested_csr(
-        self, request: ca_pb2.AttestedCsr, peer: Peer
+        self, request: ca_pb2.AttestedCsr, peer: AttestedPeer
     ) -> tuple[Accepted, ca_pb2.ItemResult]:
         """A CSR that carries its own evidence; its nonce was redeemed.
 
@@ -250,7 +250,9 @@ class Desk:
         except SdsError as error:
             return accepted, self._refuse(accepted, str(csr.spiffe_id), error, now)
 
-    def refused(self, peer: Peer, error: SdsError, evidence: Evidence | None = None) -> None:
+    def refused(
+        self, peer: AttestedPeer, error: SdsError, evidence: Evidence | None = None
+    ) -> None:
         """Write down that a whole request was refused."""
         self._journal.append(
             at=self._clock.now().wall,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca.desk import Accepted, Desk, Peer
+from sds.ca.desk import Accepted, AttestedPeer, Desk
 from sds.ca.observe import TimedContext
 from sds.clock import stopwatch
 from sds.errors import RefusedError, SdsError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ExchangeLimits:
     """Bounds on what callers can make the authority hold.
 
     Attributes:
@@ -69,7 +69,7 @@ class _Stream:
     ``waiting``: the caller has the word.
     """
 
-    peer: Peer
+    peer: AttestedPeer
     nonces: StreamNonces
     timeout: asyncio.Timeout
     statement: AuthorityStatement | None = None
@@ -85,7 +85,13 @@ class ExchangeService:
     """Serves ``Exchange``; see the module. ``run`` of the prover must be running beside it."""
 
     def __init__(
-        self, *, desk: Desk, prover: Prover, nonces: NonceTable, clock: Clock, limits: Limits
+        self,
+        *,
+        desk: Desk,
+        prover: Prover,
+        nonces: NonceTable,
+        clock: Clock,
+        limits: ExchangeLimits,
     ) -> None:
         """Args: who decides and signs, who proves us, the table of nonces, time and bounds."""
         self._desk = desk
@@ -119,7 +125,7 @@ class ExchangeService:
         stream: _Stream | None = None
         try:
             async with asyncio.timeout(self._limits.hello_seconds) as timeout:
-                stream = _Stream(Peer(name=context.peer()), self._nonces.open(), timeout)
+                stream = _Stream(AttestedPeer(name=context.peer()), self._nonces.open(), timeout)
                 self._open.add(stream)
                 self._unproven[stream] = None
                 await self._converse(stream, context)

@@ -20,7 +20,7 @@ _SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
 
 
-class Role(enum.StrEnum):
+class EnvoyRole(enum.StrEnum):
     """What the Envoy does."""
 
     SERVER = "server"
@@ -29,16 +29,16 @@ class Role(enum.StrEnum):
     GATEWAY = "gateway"
 
 
-_INBOUND = frozenset({Role.SERVER, Role.SIDECAR})
-_OUTBOUND = frozenset({Role.CLIENT, Role.SIDECAR, Role.GATEWAY})
+_INBOUND = frozenset({EnvoyRole.SERVER, EnvoyRole.SIDECAR})
+_OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
 
 
 @click.command("bootstrap")
 @click.option("--socket", required=True, help="The workload's SDS socket (…/sds.sock).")
 @click.option(
     "--role",
-    type=click.Choice([role.value for role in Role]),
-    default=Role.SIDECAR.value,
+    type=click.Choice([role.value for role in EnvoyRole]),
+    default=EnvoyRole.SIDECAR.value,
     show_default=True,
     help="server: mTLS in; client: mTLS out; sidecar: both; gateway: mTLS out, by domain.",
 )
@@ -100,7 +100,7 @@ def bootstrap(
 
     Start it with `envoy -c FILE`; two Envoys on one machine need different --base-id and --admin.
     """
-    does = Role(role)
+    does = EnvoyRole(role)
     targets = _targets(does, peers)
     made = make_bootstrap(
         node=node or role,
@@ -142,7 +142,7 @@ def _socket(text: str) -> Path:
     return path
 
 
-def _targets(role: Role, peers: tuple[str, ...]) -> dict[str, Endpoint]:
+def _targets(role: EnvoyRole, peers: tuple[str, ...]) -> dict[str, Endpoint]:
     """Domain -> peer; ``*`` where none is given."""
     if role in _OUTBOUND and not peers:
         raise ConfigurationError(
@@ -154,7 +154,7 @@ def _targets(role: Role, peers: tuple[str, ...]) -> dict[str, Endpoint]:
     targets: dict[str, Endpoint] = {}
     for peer in peers:
         domain, _, address = peer.rpartition("=")
-        if role is Role.GATEWAY and not domain:
+        if role is EnvoyRole.GATEWAY and not domain:
             raise ConfigurationError(
                 f"--peer {peer} of a gateway names no domain",
                 advice=f"write --peer orders.example={address}, or '*={address}' for any",

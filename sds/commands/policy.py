@@ -192,7 +192,7 @@ def explain(
         context.exit(1)
 
 
-def _print_answer(answer: explanation.Answer, output: str) -> None:
+def _print_answer(answer: explanation.PolicyAnswer, output: str) -> None:
     if output == "json":
         verdict: dict[str, Any] = {
             "allowed": answer.allowed,

@@ -32,7 +32,7 @@ class PeerCertificate:
 
 
 @dataclass(slots=True, kw_only=True)
-class WorkloadState:
+class WorkloadRotations:
     """One workload's certificate as the other side sees it."""
 
     name: str
@@ -43,7 +43,7 @@ class WorkloadState:
     serials: set[str] = field(default_factory=set)
 
 
-class Ledger:
+class RotationLedger:
     """See the module.
 
     Args:
@@ -52,7 +52,7 @@ class Ledger:
 
     def __init__(self, workloads: dict[str, str]) -> None:
         self.workloads = {
-            name: WorkloadState(name=name, spiffe_id=spiffe_id)
+            name: WorkloadRotations(name=name, spiffe_id=spiffe_id)
             for name, spiffe_id in workloads.items()
         }
         self.requests = 0
@@ -93,7 +93,7 @@ class Ledger:
                 yield f"the {name} showed {certificate.spiffe_id!r}, not {wanted!r}"
 
     def _see(
-        self, state: WorkloadState, certificate: PeerCertificate, at: datetime
+        self, state: WorkloadRotations, certificate: PeerCertificate, at: datetime
     ) -> Rotated | None:
         if certificate.serial in state.serials:
             return None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from sds.clock import Instant
-    from sds.demo.ledger import Ledger, WorkloadState
+    from sds.demo.ledger import RotationLedger, WorkloadRotations
 
 _SHOWN_EVENTS: Final = 8
 _SERIAL_DIGITS: Final = 8
@@ -69,12 +69,12 @@ class LiveReporter:
             case _:
                 self._events.append(in_words(event))
 
-    def refresh(self, ledger: Ledger, now: Instant) -> None:
+    def refresh(self, ledger: RotationLedger, now: Instant) -> None:
         """Draw."""
         if self._ready:
             self._live.update(self.screen(ledger, now), refresh=True)
 
-    def screen(self, ledger: Ledger, now: Instant) -> RenderableType:
+    def screen(self, ledger: RotationLedger, now: Instant) -> RenderableType:
         """What is drawn at ``now``."""
         failures = Text(f"{ledger.failed} failed", style="bold red" if ledger.failed else "green")
         hint = Text("Ctrl-C ends it. SIMULATED attestation: this chip exists only here.", "dim")
@@ -86,7 +86,7 @@ class LiveReporter:
         )
 
 
-def _table(states: list[WorkloadState], now: Instant) -> Table:
+def _table(states: list[WorkloadRotations], now: Instant) -> Table:
     table = Table(
         box=box.SIMPLE, expand=False, caption="certificates as their peers see them in use"
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sds.clock import Instant
-    from sds.demo.ledger import Ledger
+    from sds.demo.ledger import RotationLedger
 
 
 class Reporter(Protocol):
@@ -39,7 +39,7 @@ class Reporter(Protocol):
         """Show one event."""
         ...
 
-    def refresh(self, ledger: Ledger, now: Instant) -> None:
+    def refresh(self, ledger: RotationLedger, now: Instant) -> None:
         """Show the state of things; called a few times a second."""
         ...
 
@@ -62,7 +62,7 @@ class _Lines:
     ) -> None:
         pass
 
-    def refresh(self, ledger: Ledger, now: Instant) -> None:
+    def refresh(self, ledger: RotationLedger, now: Instant) -> None:
         """Lines need no refreshing."""
 
     def _write(self, stream: TextIO, text: str) -> None:

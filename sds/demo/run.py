@@ -17,7 +17,7 @@ import aiohttp
 
 from sds.demo import envoys
 from sds.demo.events import Failed, Ready, Summary
-from sds.demo.ledger import Ledger
+from sds.demo.ledger import RotationLedger
 from sds.demo.supervisor import Part, Supervisor
 from sds.demo.traffic import request
 from sds.errors import RequestFailedError, SdsError
@@ -74,7 +74,7 @@ class Demo:
 
     def __init__(self, plan: DemoPlan, *, reporter: Reporter, clock: Clock) -> None:
         """Nothing is started before :meth:`run`."""
-        self.ledger = Ledger(dict(plan.node.spiffe_ids))
+        self.ledger = RotationLedger(dict(plan.node.spiffe_ids))
         self._plan = plan
         self._reporter = reporter
         self._clock = clock

@@ -19,14 +19,14 @@ from sds.demo.ledger import PeerCertificate
 from sds.errors import RequestFailedError
 
 if TYPE_CHECKING:
-    from sds.demo.ledger import Ledger
+    from sds.demo.ledger import RotationLedger
 
 SERVER_CERTIFICATE_HEADER: Final = "x-sds-server-certificate"
 _HTTP_OK: Final = 200
 
 
 async def request(
-    http: aiohttp.ClientSession, entry: str, ledger: Ledger
+    http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
 ) -> dict[str, PeerCertificate]:
     """One request; workload -> the certificate that the other side saw.
 

@@ -32,7 +32,7 @@ TIMEOUT_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
+class BundleServer:
     """Where a bundle is fetched and how the server proves itself.
 
     Attributes:
@@ -56,7 +56,7 @@ class Endpoint:
 class _Connection(http.client.HTTPSConnection):
     """HTTPS whose peer is checked before a byte of the request goes out."""
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext) -> None:
+    def __init__(self, endpoint: BundleServer, context: ssl.SSLContext) -> None:
         parts = urlsplit(endpoint.url)
         super().__init__(
             parts.hostname or "", parts.port or 443, timeout=TIMEOUT_SECONDS, context=context
@@ -69,7 +69,7 @@ class _Connection(http.client.HTTPSConnection):
             check_peer(self.sock.getpeercert(binary_form=True) or b"", self._expected)
 
 
-def fetch(endpoint: Endpoint, *, roots: Sequence[bytes]) -> bytes:
+def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
     """Fetch the document; blocks at most a few times :data:`TIMEOUT_SECONDS`.
 
     Args:
@@ -142,7 +142,7 @@ def check_peer(der: bytes, expected: SpiffeId) -> None:
         )
 
 
-def _context(endpoint: Endpoint, roots: Sequence[bytes]) -> ssl.SSLContext:
+def _context(endpoint: BundleServer, roots: Sequence[bytes]) -> ssl.SSLContext:
     if endpoint.spiffe_id is None:
         if endpoint.root is None:
             return ssl.create_default_context()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.errors import SdsError
     from sds.federation.document import BundleDocument
-    from sds.federation.endpoint import Endpoint
+    from sds.federation.endpoint import BundleServer
     from sds.identity import TrustDomain
     from sds.secrets.store import SecretStore
 
@@ -48,7 +48,7 @@ class BundleSource:
     """
 
     trust_domain: TrustDomain
-    endpoint: Endpoint | None = None
+    endpoint: BundleServer | None = None
     file: Path | None = None
     roots: tuple[bytes, ...] = ()
     refresh: timedelta | None = None

@@ -12,7 +12,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from sds.errors import ConfigurationError
-from sds.federation.endpoint import Endpoint
+from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource
 from sds.settings.fields import Duration, PathField, Settings, SpiffeIdField, TrustDomainField
 from sds.settings.listen import ListenAddress
@@ -70,7 +70,7 @@ class BundleSettings(Settings):
         """What this entry means."""
         endpoint = None
         if self.endpoint is not None:
-            endpoint = Endpoint(
+            endpoint = BundleServer(
                 url=self.endpoint, spiffe_id=self.endpoint_spiffe_id, root=self.root
             )
         return BundleSource(

@@ -45,7 +45,7 @@ CHECKS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+class PolicyCheck:
     """The outcome of one check.
 
     Attributes:
@@ -80,7 +80,7 @@ class Demands:
 class Examination:
     """The outcomes in order, and the policy only where all of them are good."""
 
-    checks: tuple[Check, ...]
+    checks: tuple[PolicyCheck, ...]
     policy: Policy | None
 
     @property
@@ -91,30 +91,32 @@ class Examination:
 
 def examine(signed: SignedPolicy, demands: Demands) -> Examination:
     """Run every check that can run."""
-    checks: list[Check] = []
+    checks: list[PolicyCheck] = []
     try:
         envelope = parse_envelope(signed)
     except PolicyError as error:
-        return Examination(checks=(Check(name="envelope", error=error),), policy=None)
-    checks.append(Check(name="envelope", error=None, found=f"SHA-256 {envelope.digest.hex()}"))
+        return Examination(checks=(PolicyCheck(name="envelope", error=error),), policy=None)
+    checks.append(
+        PolicyCheck(name="envelope", error=None, found=f"SHA-256 {envelope.digest.hex()}")
+    )
     trusted = demands.trusted
     try:
         one = TrustedKeys(keys=trusted.keys, threshold=1)
         names = check_signatures(envelope, one)
-        checks.append(Check(name="signature", error=None, found=", ".join(names)))
+        checks.append(PolicyCheck(name="signature", error=None, found=", ".join(names)))
     except PolicyError as error:
-        checks.append(Check(name="signature", error=error))
+        checks.append(PolicyCheck(name="signature", error=error))
         return Examination(checks=tuple(checks), policy=None)
     try:
         check_signatures(envelope, trusted)
         found = f"{len(names)} of {len(trusted.keys)} signed, {trusted.threshold} must"
-        checks.append(Check(name="threshold", error=None, found=found))
+        checks.append(PolicyCheck(name="threshold", error=None, found=found))
         document = parse_payload(envelope.payload)
         found = f"epoch {document.epoch} of {document.trust_domain}"
-        checks.append(Check(name="document", error=None, found=found))
+        checks.append(PolicyCheck(name="document", error=None, found=found))
     except PolicyError as error:
         name = "document" if checks[-1].name == "threshold" else "threshold"
-        checks.append(Check(name=name, error=error))
+        checks.append(PolicyCheck(name=name, error=error))
         return Examination(checks=tuple(checks), policy=None)
     checks += [_run(name, check) for name, check in _rest(document, envelope, demands).items()]
     good = all(check.error is None for check in checks)
@@ -122,11 +124,11 @@ def examine(signed: SignedPolicy, demands: Demands) -> Examination:
     return Examination(checks=tuple(checks), policy=policy)
 
 
-def _run(name: str, check: Callable[[], str]) -> Check:
+def _run(name: str, check: Callable[[], str]) -> PolicyCheck:
     try:
-        return Check(name=name, error=None, found=check())
+        return PolicyCheck(name=name, error=None, found=check())
     except PolicyError as error:
-        return Check(name=name, error=error)
+        return PolicyCheck(name=name, error=error)
 
 
 def _rest(

@@ -32,7 +32,7 @@ _NEAREST: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class PolicyAnswer:
     """The answer to one question.
 
     Attributes:
@@ -46,7 +46,7 @@ class Answer:
     because: tuple[str, ...]
 
 
-def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -> Answer:
+def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -> PolicyAnswer:
     """Whether ``source`` may open connections to ``target``."""
     allowed = Decisions(document).may_talk(source, target)
     from_side, to_side = spiffe_parts(source), spiffe_parts(target)
@@ -64,12 +64,12 @@ def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -
             near.append(f"{text} (its 'from' does not match {source})")
     if not because:
         because = ["no rule under allow: matches both", *_some(near)]
-    return Answer(
+    return PolicyAnswer(
         allowed=allowed, question=f"may {source} talk to {target}?", because=tuple(because)
     )
 
 
-def explain_service(document: PolicyDocument, source: SpiffeId, service: str) -> Answer:
+def explain_service(document: PolicyDocument, source: SpiffeId, service: str) -> PolicyAnswer:
     """Whom ``source`` may reach under the name of a service."""
     reachable = Decisions(document).outbound(source, service)
     behind = document.services.get(service)
@@ -80,14 +80,14 @@ def explain_service(document: PolicyDocument, source: SpiffeId, service: str) ->
         because += [f"may be reached: {format_spiffe_pattern(glob)}" for glob in reachable]
         if not reachable:
             because.append("no rule under allow: lets it reach any of them")
-    return Answer(
+    return PolicyAnswer(
         allowed=bool(reachable),
         question=f"may {source} talk to the service {service}?",
         because=tuple(because),
     )
 
 
-def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | None) -> Answer:
+def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | None) -> PolicyAnswer:
     """Which identities a caller with these selectors has, or whether it has ``wanted``."""
     decision = Decisions(document).recognise(facts)
     found = decision.identities
@@ -106,7 +106,7 @@ def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | No
     question = f"may a caller with {who} have " + (
         "an identity?" if wanted is None else f"the identity {wanted}?"
     )
-    return Answer(allowed=allowed, question=question, because=tuple(because))
+    return PolicyAnswer(allowed=allowed, question=question, because=tuple(because))
 
 
 def explain_node(
@@ -115,7 +115,7 @@ def explain_node(
     wanted: SpiffeId,
     dns_names: Sequence[str],
     lifetime: timedelta,
-) -> Answer:
+) -> PolicyAnswer:
     """Whether a node with these claims may ask for a certificate."""
     question = f"may a node with {claims.kind} measurement {claims.measurement} ask for {wanted}?"
     try:
@@ -130,9 +130,9 @@ def explain_node(
             for group in document.nodes
             for grant in group.grants
         ]
-        return Answer(allowed=False, question=question, because=(str(error), *_some(near)))
+        return PolicyAnswer(allowed=False, question=question, because=(str(error), *_some(near)))
     because = (f"nodes: {permit.group} grants it, for {format_duration(permit.lifetime)}",)
-    return Answer(allowed=True, question=question, because=because)
+    return PolicyAnswer(allowed=True, question=question, because=because)
 
 
 def _near_rules(document: PolicyDocument, facts: Facts) -> list[str]:

@@ -17,7 +17,7 @@ from sds.errors import PolicyError
 from sds.faults import guarded, report
 from sds.policy.difference import differences
 from sds.policy.envelope import parse_envelope
-from sds.policy.keeping import Keeping, Outcome, offer, split
+from sds.policy.keeping import Keeping, OfferOutcome, offer, split
 from sds.policy.source import parse_payload
 from sds.policy.standing import NO_POLICY_DIGEST
 
@@ -117,7 +117,7 @@ class PolicyHolder:
         """Take what a peer hands over; whether that is in force now (see :meth:`take`)."""
         return self.take(document, origin="authority").refusal is None
 
-    def take(self, document: bytes, *, origin: str) -> Outcome:
+    def take(self, document: bytes, *, origin: str) -> OfferOutcome:
         """Take the best of one or more signed policies into force.
 
         Args:
@@ -128,13 +128,13 @@ class PolicyHolder:
         try:
             state, outcome = offer(self._state, split(document), now=now)
         except PolicyError as error:
-            state, outcome = self._state, Outcome(refusal=error)
+            state, outcome = self._state, OfferOutcome(refusal=error)
         except Exception as error:  # noqa: BLE001  the boundary between one offer and the process
             report("policy offer", error, origin=origin)
             refusal = PolicyError(
                 f"the policy cannot be used: {type(error).__name__}", reason="policy_malformed"
             )
-            state, outcome = self._state, Outcome(refusal=refusal)
+            state, outcome = self._state, OfferOutcome(refusal=refusal)
         before, self._state = self._state, state
         self._last_error = outcome.refusal
         self._retry_at = outcome.retry_at

@@ -98,7 +98,7 @@ class Keeping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class OfferOutcome:
     """What came of one offer.
 
     Attributes:
@@ -165,7 +165,7 @@ def _unpacked(data: bytes) -> bytes:
 
 def offer(
     state: Keeping, offered: Iterable[SignedPolicy], *, now: datetime
-) -> tuple[Keeping, Outcome]:
+) -> tuple[Keeping, OfferOutcome]:
     """Take the highest epoch that may be in force now out of what is offered, in any order.
 
     Returns:
@@ -177,12 +177,12 @@ def offer(
         refusal: PolicyError = PolicyNotInForceError(
             "no signed policy was offered", reason="policy_absent"
         )
-        return state, Outcome(refusal=refusal)
+        return state, OfferOutcome(refusal=refusal)
     if len(pool) > MAX_OFFERED:
         refusal = PolicyError(
             f"more than {MAX_OFFERED} signed policies at once", reason="policy_malformed"
         )
-        return state, Outcome(refusal=refusal)
+        return state, OfferOutcome(refusal=refusal)
     candidates, errors = _candidates(state, pool, now)
     candidates.sort(key=lambda one: one.policy.epoch.number, reverse=True)
     refusals: list[PolicyError] = []
@@ -202,10 +202,10 @@ def offer(
                 retry_at = policy.not_before
             continue
         taken = replace(candidate.state, seen=policy.epoch, policy=admitted)
-        return taken, Outcome(
+        return taken, OfferOutcome(
             taken=admitted, refusal=_first([*refusals, *errors]), retry_at=retry_at
         )
-    return state, Outcome(refusal=_first([*refusals, *errors]), retry_at=retry_at)
+    return state, OfferOutcome(refusal=_first([*refusals, *errors]), retry_at=retry_at)
 
 
 def _first(errors: list[PolicyError]) -> PolicyError | None:

@@ -100,7 +100,7 @@ class NodeGroup(PolicyModel):
         return self
 
 
-class Limits(PolicyModel):
+class RuleLimits(PolicyModel):
     """What holds for every certificate.
 
     Attributes:
@@ -188,7 +188,7 @@ class RuleSet(PolicyModel):
     nodes: list[NodeGroup] = []
     matching: Matching = Matching.FIRST
     workloads: list[WorkloadRule] = []
-    limits: Limits = Limits()
+    limits: RuleLimits = RuleLimits()
     services: dict[Name, Patterns] = {}
     allow: list[AllowRule] = []
     requests_enforce: StrictBool = True

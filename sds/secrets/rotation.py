@@ -54,7 +54,7 @@ class RootsSource(Protocol):
         ...
 
 
-class Observer(Protocol):
+class RotationObserver(Protocol):
     """Hears of what went wrong, to count it."""
 
     def renewal_failed(self, error: SdsError) -> None:
@@ -150,14 +150,14 @@ class Rotation:
         authority: Authority,
         clock: Clock,
         settings: RotationSettings = RotationSettings(),
-        observer: Observer | None = None,
+        observer: RotationObserver | None = None,
         draw: Callable[[], float] = uniform,
     ) -> None:
         self._store = store
         self._authority = authority
         self._clock = clock
         self._settings = settings
-        self._observer: Observer = observer if observer is not None else _Deaf()
+        self._observer: RotationObserver = observer if observer is not None else _Deaf()
         self._draw = draw
         self._kept: dict[Identity, _Kept] = {}
         self._retired: list[tuple[str, SecretBytes, float]] = []

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sds.serving.encode import Resource
-    from sds.serving.observer import Observer
+    from sds.serving.observer import ServingObserver
     from sds.serving.snapshot import Snapshot
     from sds.serving.stream import Stream
     from sds.serving.subscription import SotwRequest
@@ -50,7 +50,7 @@ class Conversation:
     )
 
     def __init__(
-        self, stream: Stream, type_url: str, *, snapshot: Snapshot, observer: Observer
+        self, stream: Stream, type_url: str, *, snapshot: Snapshot, observer: ServingObserver
     ) -> None:
         self.stream = stream
         self.type_url = type_url

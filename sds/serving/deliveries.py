@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sds.secrets.store import SecretStore, SubscriptionId
     from sds.serving.encode import Resource
-    from sds.serving.observer import Method, Observer
+    from sds.serving.observer import Method, ServingObserver
     from sds.serving.subscription import Answer, Outcome, Receipt
 
 _LOGGER = logging.getLogger("sds.serving.streams")
@@ -39,7 +39,7 @@ class Deliveries:
     def __init__(
         self,
         store: SecretStore,
-        observer: Observer,
+        observer: ServingObserver,
         method: Method,
         *,
         labels: Callable[[], dict[str, Any]],

@@ -14,7 +14,7 @@ from sds.serving.names import NameLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServingLimits:
     """What one client may do.
 
     Attributes:

@@ -49,7 +49,7 @@ class Event(enum.StrEnum):
     WRONG_TYPE = "wrong_type"
 
 
-class Observer(Protocol):
+class ServingObserver(Protocol):
     """The port: counts events."""
 
     def count(self, event: Event, method: Method, amount: int = 1) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from sds.serving.limits import Limits
+    from sds.serving.limits import ServingLimits
 
 HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Serving works on bytes and needs no descriptor; reflection needs them loaded.
@@ -32,7 +32,7 @@ _SPARE_STREAMS: Final = 100
 refused with a text, and what debugs it finds room."""
 
 
-def make_server(limits: Limits, handlers: Iterable[grpc.GenericRpcHandler]) -> Server:
+def make_server(limits: ServingLimits, handlers: Iterable[grpc.GenericRpcHandler]) -> Server:
     """A server for the clients of a workload's or a node's socket; give it sockets yourself."""
     connection = ConnectionLimits(concurrent_streams=limits.streams_per_connection + _SPARE_STREAMS)
     return Server(

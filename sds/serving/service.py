@@ -32,9 +32,9 @@ from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
 from sds.serving.conversation import response_version
 from sds.serving.encode import SECRET_TYPE, sotw_response
 from sds.serving.idle import AfterTheCrowd
-from sds.serving.limits import Limits
+from sds.serving.limits import ServingLimits
 from sds.serving.names import NameBudget
-from sds.serving.observer import Event, Method, NullObserver, Observer
+from sds.serving.observer import Event, Method, NullObserver, ServingObserver
 from sds.serving.session import CallerSession
 from sds.serving.snapshot import Snapshot
 from sds.serving.stream import Stream, Transport
@@ -95,7 +95,7 @@ class ServingOptions:
 
     aliases: Aliases = field(default_factory=Aliases)
     spiffe_validator: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: ServingLimits = field(default_factory=ServingLimits)
     peers: PeerPolicy | None = None
     tickets: TicketKeys | None = None
     generic: GenericSecrets | None = None
@@ -116,11 +116,11 @@ class SecretService:
         store: SecretStore,
         *,
         options: ServingOptions | None = None,
-        observer: Observer | None = None,
+        observer: ServingObserver | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.options = options if options is not None else ServingOptions()
-        self.observer: Observer = observer if observer is not None else NullObserver()
+        self.observer: ServingObserver = observer if observer is not None else NullObserver()
         self.clock: Clock = clock if clock is not None else SystemClock()
         self._catalog = Catalog(
             store,

@@ -19,8 +19,8 @@ from sds.serving.wire import NodeInfo, parse_delta_request, parse_discovery_requ
 from sds.transport.rate import TokenBucket
 
 if TYPE_CHECKING:
-    from sds.serving.limits import Limits
-    from sds.serving.observer import Method, Observer
+    from sds.serving.limits import ServingLimits
+    from sds.serving.observer import Method, ServingObserver
     from sds.serving.session import CallerSession
 
 _LOGGER = logging.getLogger("sds.serving.streams")
@@ -77,8 +77,8 @@ class Stream:
         session: CallerSession,
         method: Method,
         types: tuple[str, ...],
-        limits: Limits,
-        observer: Observer,
+        limits: ServingLimits,
+        observer: ServingObserver,
         peer: str,
     ) -> None:
         self._transport: Transport | None = transport

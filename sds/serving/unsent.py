@@ -31,7 +31,7 @@ _GATHER_SECONDS: Final = 0.25
 """Secrets that retire within this time share one look at all connections."""
 
 
-class Connection(Protocol):
+class UnsentConnection(Protocol):
     """A connection, as far as it has to be known here."""
 
     @property
@@ -60,7 +60,7 @@ class UnsentSecrets:
     """
 
     def __init__(self, store: SecretStore) -> None:
-        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._connections: weakref.WeakSet[UnsentConnection] = weakref.WeakSet()
         self._timers: set[asyncio.TimerHandle] = set()
         self._looks = False
         self._stop_listening = store.listen(self._on_change)
@@ -98,7 +98,7 @@ class UnsentSecrets:
         if marks:
             self._after(RESET_SECONDS - _GATHER_SECONDS, self._reset, marks)
 
-    def _reset(self, marks: list[tuple[weakref.ref[Connection], Any]]) -> None:
+    def _reset(self, marks: list[tuple[weakref.ref[UnsentConnection], Any]]) -> None:
         for reference, mark in marks:
             connection = reference()
             if connection is not None and connection.is_unsent(mark):

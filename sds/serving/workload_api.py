@@ -36,7 +36,7 @@ _HEADER: Final = ("workload.spiffe.io", "true")
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class Entitlements(Protocol):
+class CallerEntitlements(Protocol):
     """Finds the caller behind a connection."""
 
     async def __call__(self, context: Any, /) -> Entitlement:
@@ -59,7 +59,7 @@ class _Answer:
 class WorkloadApi:
     """Serves the two streams; see the module."""
 
-    def __init__(self, store: SecretStore, entitlements: Entitlements) -> None:
+    def __init__(self, store: SecretStore, entitlements: CallerEntitlements) -> None:
         """``entitlements`` decides who callers are; ``store`` has what they get."""
         self._store = store
         self._entitlements = entitlements

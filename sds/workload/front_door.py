@@ -42,7 +42,7 @@ _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class DoorLimits:
     """How many connections are held; each takes two descriptors of the process.
 
     Attributes:
@@ -117,7 +117,7 @@ class FrontDoor:
         listener: socket.socket,
         *,
         recogniser: Recogniser,
-        limits: Limits | None = None,
+        limits: DoorLimits | None = None,
         roots: PodRoots | None = None,
     ) -> None:
         """Nothing happens before :meth:`run`.
@@ -132,7 +132,7 @@ class FrontDoor:
         self.statistics = Statistics()
         self._listeners = [_Listener(socket=listener)]
         self._recogniser = recogniser
-        self._limits = limits or Limits()
+        self._limits = limits or DoorLimits()
         self._roots = roots
         self._connections: dict[_Connection, None] = {}
         self._owners: Counter[str] = Counter()

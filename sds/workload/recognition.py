@@ -21,7 +21,7 @@ from sds.faults import guarded, report
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
-from sds.workload.whoami import Description
+from sds.workload.whoami import CallerDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -87,7 +87,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RecognitionOutcome:
     """What one look at a caller gave."""
 
     facts: Facts = field(default_factory=Facts)
@@ -135,7 +135,7 @@ class Recogniser:
             timer.cancel()
             self._release_now(identity)
 
-    async def look(self, peer: Peer) -> Outcome:
+    async def look(self, peer: Peer) -> RecognitionOutcome:
         """Gather facts about ``peer`` and decide.
 
         Whatever else an attestor raises is reported, and leaves the decision open: it changes
@@ -167,8 +167,8 @@ class Recogniser:
             failed = error
         facts = merge(found)
         if failed is not None:
-            return Outcome(facts=facts, decision=Decision(undetermined=failed))
-        return Outcome(facts=facts, decision=self.rules.decide(facts))
+            return RecognitionOutcome(facts=facts, decision=Decision(undetermined=failed))
+        return RecognitionOutcome(facts=facts, decision=self.rules.decide(facts))
 
     async def wait_for_change(self, seconds: float) -> None:
         """Until somebody called :meth:`look_again`, at most so long."""
@@ -225,7 +225,7 @@ class Recognition:
         """
         self.peer = peer
         self.owner = owner
-        self.outcome = Outcome()
+        self.outcome = RecognitionOutcome()
         self._recogniser = recogniser
         self._entitlement: Entitlement | None = None
         self._held: set[Identity] = set()
@@ -256,7 +256,7 @@ class Recognition:
             raise self._why_not(hold)
         return self._entitlement
 
-    async def describe(self) -> Description:
+    async def describe(self) -> CallerDescription:
         """What is known about the caller now; waits for the first look, bounded.
 
         Raises:
@@ -273,7 +273,7 @@ class Recognition:
         else:
             error = self._why_not(0.0)
             state, why = error.reason, error.message
-        return Description(
+        return CallerDescription(
             name=self.outcome.facts.title,
             pid=self.peer.pid,
             selectors=self.outcome.facts.selectors,
@@ -301,7 +301,7 @@ class Recognition:
         finally:
             self._end(PeerGoneError(f"the connection of process {self.peer.pid} ended"))
 
-    async def _apply(self, outcome: Outcome) -> bool:
+    async def _apply(self, outcome: RecognitionOutcome) -> bool:
         """Let the outcome take effect; whether nothing is left to wait for."""
         self._say(outcome)
         self.outcome = outcome
@@ -367,7 +367,7 @@ class Recognition:
             reason="no_match",
         )
 
-    def _say(self, outcome: Outcome) -> None:
+    def _say(self, outcome: RecognitionOutcome) -> None:
         """One line for every change of a decision."""
         if outcome.decision == self.outcome.decision:
             return

@@ -25,7 +25,7 @@ SERVICE: Final = "sds.workload.v1.Whoami"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Description:
+class CallerDescription:
     """What is known about a caller.
 
     Attributes:
@@ -48,7 +48,7 @@ class Description:
 class Describer(Protocol):
     """Finds out what to tell the caller behind a connection."""
 
-    async def describe(self, context: Any) -> Description:
+    async def describe(self, context: Any) -> CallerDescription:
         """The description of the caller behind a call's context.
 
         Raises:
@@ -64,7 +64,7 @@ class DoorDescriber:
         """``door``: whose callers are described."""
         self._door = door
 
-    async def describe(self, context: Any) -> Description:
+    async def describe(self, context: Any) -> CallerDescription:
         return await self._door.recognition(context).describe()
 
 
@@ -75,10 +75,10 @@ class SocketDescriber:
         """``entitlement``: what everybody on the socket may have."""
         self._entitlement = entitlement
 
-    async def describe(self, context: Any) -> Description:
+    async def describe(self, context: Any) -> CallerDescription:
         del context
         caller = self._entitlement.current
-        return Description(
+        return CallerDescription(
             name=caller.name,
             pid=caller.pid or 0,
             selectors=caller.selectors,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.errors import LimitError
-from sds.serving.limits import Limits
+from sds.serving.limits import ServingLimits
 from sds.serving.names import NAME_OVERHEAD, NameBudget, NameLimits, name_cost
 from sds.serving.service import ServingOptions
 from tests.support.door_client import DATA, frame
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PER_STREAM = 1_000
-_RAISED = Limits(
+_RAISED = ServingLimits(
     requests_per_second=1e9,
     request_burst=1_000_000,
     names=NameLimits(workload=2**40, guaranteed=2**40, everybody=2**40),
@@ -129,7 +129,9 @@ async def test_a_rotation_does_not_look_at_names_that_it_cannot_concern(
 
 
 async def test_one_workload_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
-    limits = Limits(names=NameLimits(workload=3_000_000, guaranteed=10_000, everybody=10_000_000))
+    limits = ServingLimits(
+        names=NameLimits(workload=3_000_000, guaranteed=10_000, everybody=10_000_000)
+    )
     async with serving(tmp_path, options=ServingOptions(limits=limits)) as at:
         with connected(at.socket) as client:
             for stream in range(8):

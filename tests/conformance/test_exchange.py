@@ -16,7 +16,7 @@ from sds.authority.attested import AttestedAuthority, AuthoritySettings
 from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls
 from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.issuer import self_sign
-from sds.ca.server import Limits
+from sds.ca.server import ExchangeLimits
 from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.exchange.item import CertificateItem, IssuedChain
@@ -216,7 +216,7 @@ async def test_an_authority_that_ends_in_the_middle_of_a_batch_loses_nothing() -
     world = World(agent=DyingMachine("aa" * 48))
     wishes = [wish(identity(f"/ns/a/sa/w{i}")) for i in range(10)]
     async with world.running() as second:
-        dying = world.running(limits=Limits(hello_seconds=5))
+        dying = world.running(limits=ExchangeLimits(hello_seconds=5))
         first = await dying.__aenter__()
 
         async def die() -> None:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, SdsError
 from sds.federation import document
-from sds.federation.endpoint import Endpoint
+from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource, Federation, next_wait
 from sds.federation.serve import bundle_document
 from sds.identity import SpiffeId, TrustDomain
@@ -155,9 +155,9 @@ async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
     async with peer.serving(DNS if web_profile else SPIFFE) as url:
         source = BundleSource(
             trust_domain=THEIRS,
-            endpoint=Endpoint(url=url, root=tmp_path / "root.pem")
+            endpoint=BundleServer(url=url, root=tmp_path / "root.pem")
             if web_profile
-            else Endpoint(url=url, spiffe_id=SERVER),
+            else BundleServer(url=url, spiffe_id=SERVER),
             file=None if web_profile else tmp_path / "root.pem",
         )
         async with federating(source) as (store, observer, federation):
@@ -178,7 +178,7 @@ async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
 
 async def test_an_empty_bundle_withdraws_it(peer: Peer, tmp_path: Path) -> None:
     async with peer.serving(DNS) as url:
-        endpoint = Endpoint(url=url, root=tmp_path / "root.pem")
+        endpoint = BundleServer(url=url, root=tmp_path / "root.pem")
         source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
         async with federating(source) as (store, observer, _):
             await observer.until(lambda: len(roots(store)) == 1)
@@ -206,7 +206,7 @@ async def test_an_endpoint_that_is_somebody_else_gives_nothing(
         web_root = None if spiffe_id else tmp_path / "root.pem"
         source = BundleSource(
             trust_domain=THEIRS,
-            endpoint=Endpoint(url=url, spiffe_id=spiffe_id, root=web_root),
+            endpoint=BundleServer(url=url, spiffe_id=spiffe_id, root=web_root),
             file=tmp_path / "root.pem",
         )
         async with federating(source) as (store, observer, _):
@@ -219,7 +219,7 @@ async def test_the_web_s_roots_and_a_foreign_root_do_not_help(peer: Peer, tmp_pa
     other = tmp_path / "other.pem"
     other.write_text(Issuer.make("other").pem)
     async with peer.serving(DNS) as url:
-        for endpoint in (Endpoint(url=url), Endpoint(url=url, root=other)):
+        for endpoint in (BundleServer(url=url), BundleServer(url=url, root=other)):
             source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
             async with federating(source) as (_, observer, _federation):
                 await observer.until(lambda o=observer: bool(o.failures))  # type: ignore[misc]  # bound now
@@ -261,11 +261,11 @@ def test_our_own_trust_domain_and_doubles_are_refused() -> None:
 @pytest.mark.parametrize("url", ["http://a/b", "https:///b", "https://u:p@a/b", "spiffe://a"])
 def test_an_endpoint_is_an_https_url(url: str) -> None:
     with pytest.raises(ConfigurationError, match="is not usable"):
-        Endpoint(url=url)
+        BundleServer(url=url)
 
 
 def test_waits() -> None:
-    endpoint = Endpoint(url="https://a/b")
+    endpoint = BundleServer(url="https://a/b")
     source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
     second, minute = timedelta(seconds=1), timedelta(minutes=1)
     assert next_wait(source, hint=None, failures=0, jitter=0) == 5 * minute

@@ -15,7 +15,7 @@ from sds.agent.directory import listening
 from sds.errors import KubernetesError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
-from sds.workload.front_door import Limits
+from sds.workload.front_door import DoorLimits
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
 from tests.support.front_door import ask, descriptors, follow, front_door, rules, unix, until
@@ -190,7 +190,7 @@ async def test_the_server_serves_nobody_who_did_not_come_through_the_door(tmp_pa
 
 
 async def test_shares_of_connections(tmp_path: Path) -> None:
-    limits = Limits(connections=4, connections_per_owner=2)
+    limits = DoorLimits(connections=4, connections_per_owner=2)
     async with front_door(
         tmp_path,
         attestors=unix(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from sds.serving.limits import Limits
+from sds.serving.limits import ServingLimits
 from sds.serving.observer import Event
 from sds.serving.service import ServingOptions
 from tests.support.serving import serving, svid
@@ -31,7 +31,7 @@ async def refused(at: Serving, stream: Sotw | Delta, word: str) -> None:
 
 
 async def test_names_of_one_request(tmp_path: Path) -> None:
-    options = ServingOptions(limits=Limits(names_per_stream=10))
+    options = ServingOptions(limits=ServingLimits(names_per_stream=10))
     async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
         stream = Sotw(connection)
         await stream.ask(*(f"n{index}" for index in range(11)))
@@ -40,7 +40,7 @@ async def test_names_of_one_request(tmp_path: Path) -> None:
 
 
 async def test_names_of_one_delta_stream_over_many_requests(tmp_path: Path) -> None:
-    options = ServingOptions(limits=Limits(names_per_stream=10))
+    options = ServingOptions(limits=ServingLimits(names_per_stream=10))
     async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
         stream = Delta(connection)
         for index in range(11):
@@ -63,7 +63,7 @@ async def test_a_name_that_is_too_long(tmp_path: Path) -> None:
 
 
 async def test_requests_per_second_of_one_stream(tmp_path: Path) -> None:
-    options = ServingOptions(limits=Limits(requests_per_second=0.001, request_burst=20))
+    options = ServingOptions(limits=ServingLimits(requests_per_second=0.001, request_burst=20))
     async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
         stream = Sotw(connection)
         for _ in range(21):
@@ -74,7 +74,7 @@ async def test_requests_per_second_of_one_stream(tmp_path: Path) -> None:
 @pytest.mark.parametrize("limit", ["streams_per_socket", "streams_per_connection"])
 async def test_streams_of_one_socket_and_of_one_connection(tmp_path: Path, limit: str) -> None:
     changed: dict[str, Any] = {limit: 3}
-    options = ServingOptions(limits=replace(Limits(), **changed))
+    options = ServingOptions(limits=replace(ServingLimits(), **changed))
     async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
         streams = [Sotw(connection) for _ in range(3)]
         for stream in streams:

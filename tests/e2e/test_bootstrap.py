@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from sds.bootstrap.plan import Protocol
 from sds.cli import main
-from sds.commands.bootstrap import Role
+from sds.commands.bootstrap import EnvoyRole
 from tests.support.envoy import VERSIONS, validate
 from tests.support.need import ROOT
 from tests.unit.test_bootstrap import PEERS
@@ -26,7 +26,7 @@ async def test_the_examples_are_accepted(version: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_what_sds_bootstrap_prints_is_accepted(version: str, tmp_path: Path) -> None:
-    for role, protocol in itertools.product(Role, Protocol):
+    for role, protocol in itertools.product(EnvoyRole, Protocol):
         arguments = ["bootstrap", "--socket", "/run/a/sds.sock", "--role", role.value]
         arguments += ["--protocol", protocol.value, "--full-handshakes", *PEERS[role]]
         result = CliRunner().invoke(main, arguments)

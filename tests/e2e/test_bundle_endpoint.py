@@ -11,7 +11,7 @@ import yaml
 
 from sds.demo.envoys import LOOPBACK, ReservedPort
 from sds.federation import document, endpoint
-from sds.federation.endpoint import Endpoint
+from sds.federation.endpoint import BundleServer
 from sds.federation.settings import ServeSettings
 from sds.identity import SpiffeId
 from sds.operations.listeners import bundle_listener
@@ -47,12 +47,12 @@ async def test_https_spiffe_through_the_documented_envoy(tmp_path: Path) -> None
             await envoy.until_live()
             url = f"https://{port.address}/bundle"
             roots = (root("one").der,)
-            ours = Endpoint(url=url, spiffe_id=WEB.spiffe_id)
+            ours = BundleServer(url=url, spiffe_id=WEB.spiffe_id)
             content = await asyncio.to_thread(endpoint.fetch, ours, roots=roots)
             read = document.parse(content, where=url)
             assert read.roots == roots
             assert read.refresh_hint == timedelta(minutes=2)
-            other = Endpoint(url=url, spiffe_id=SpiffeId.parse(f"spiffe://{TD}/other"))
+            other = BundleServer(url=url, spiffe_id=SpiffeId.parse(f"spiffe://{TD}/other"))
             with refused("bundle_unavailable", match="not spiffe://"):
                 await asyncio.to_thread(endpoint.fetch, other, roots=roots)
             with refused("bundle_unavailable", match="TLS does not hold"):

@@ -28,7 +28,7 @@ from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.operations.instruments import AgentInstruments
 from sds.operations.status_page.render import page
 from sds.secrets.rotation import Rotation, RotationSettings
-from sds.serving.limits import Limits
+from sds.serving.limits import ServingLimits
 from sds.serving.server import make_server
 from sds.serving.service import SecretService
 from sds.workload.entitlement import Caller, Entitlement
@@ -106,7 +106,7 @@ async def agent(endpoint: istio_ca.Endpoint, folder: Path) -> AsyncIterator[Agen
     async def entitle(_context: object) -> Entitlement:
         return entitlement
 
-    server = make_server(Limits(), service.handlers(entitle))
+    server = make_server(ServingLimits(), service.handlers(entitle))
     socket = folder / "sds.sock"
     rotation.ensure(WEB)
     await server.listen(listening(socket, 0o600))

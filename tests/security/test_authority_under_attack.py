@@ -11,7 +11,7 @@ import pytest
 
 from sds import errors
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca.server import Limits
+from sds.ca.server import ExchangeLimits
 from sds.exchange.challenge import MAX_COVERED, new_nonce
 from tests.support.authority import World, items, wish
 from tests.support.raw_exchange import Request, raw_channel, raw_stream, request
@@ -27,7 +27,7 @@ async def until(condition: Any, *, seconds: float = 10) -> None:
 
 async def test_silent_streams_end_and_a_proven_one_stays() -> None:
     world = World()
-    limits = Limits(hello_seconds=0.5)
+    limits = ExchangeLimits(hello_seconds=0.5)
     async with (
         world.running(limits=limits) as authority,
         raw_channel(authority.port) as streams,
@@ -49,7 +49,7 @@ async def test_silent_streams_end_and_a_proven_one_stays() -> None:
 async def test_the_oldest_unproven_stream_makes_room_and_proven_ones_do_not() -> None:
     world = World()
     async with (
-        world.running(limits=Limits(streams=3)) as authority,
+        world.running(limits=ExchangeLimits(streams=3)) as authority,
         raw_channel(authority.port) as streams,
     ):
         first = streams()
@@ -97,7 +97,7 @@ async def test_nonces_without_requests_are_bounded_and_cost_few_reports() -> Non
 
 async def test_a_caller_that_never_reads_holds_up_nobody() -> None:
     world = World()
-    limits = Limits(write_seconds=0.5, hello_seconds=60)
+    limits = ExchangeLimits(write_seconds=0.5, hello_seconds=60)
     async with (
         world.running(limits=limits) as authority,
         raw_channel(authority.port) as streams,

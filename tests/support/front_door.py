@@ -14,7 +14,7 @@ from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.identity import Identity, parse_trust_domain
 from sds.transport.server import Server
-from sds.workload.front_door import FrontDoor, Limits
+from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Recogniser, Rules, Timing
 from sds.workload.unix import ExecutableReader, UnixAttestor
@@ -135,7 +135,7 @@ async def front_door(
     attestors: Sequence[Attestor],
     rules: Rules,
     timing: Timing | None = None,
-    limits: Limits | None = None,
+    limits: DoorLimits | None = None,
     more: Callable[[Door], Sequence[grpc.GenericRpcHandler]] = lambda _: (),
     roots: PodRoots | None = None,
 ) -> AsyncIterator[Door]:

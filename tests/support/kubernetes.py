@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.pki import private_key_pem
-from sds.workload.kubernetes.api import Server
+from sds.workload.kubernetes.api import KubernetesServer
 from tests.support.certificates import Wish, ca_wish, common_name, self_signed
 
 if TYPE_CHECKING:
@@ -134,17 +134,17 @@ class Cluster:
     def token_file(self) -> Path:
         return self.folder / "token"
 
-    def kubelet(self, **more: Any) -> Server:
+    def kubelet(self, **more: Any) -> KubernetesServer:
         """How our client reaches the kubelet."""
         return self._server(reason="kubelet", **more)
 
-    def api(self, **more: Any) -> Server:
+    def api(self, **more: Any) -> KubernetesServer:
         """How our client reaches the API server."""
         return self._server(reason="kubernetes_api", **more)
 
-    def _server(self, **more: Any) -> Server:
+    def _server(self, **more: Any) -> KubernetesServer:
         given = {"url": self.url, "ca_file": self.ca_file, "token_file": self.token_file}
-        return Server(**{**given, **more})
+        return KubernetesServer(**{**given, **more})
 
     def put_service(self, item: dict[str, Any]) -> None:
         key = (item["metadata"]["namespace"], item["metadata"]["name"])

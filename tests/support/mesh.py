@@ -11,7 +11,7 @@ import aiohttp
 
 from sds.bootstrap.plan import Protocol
 from sds.demo.envoys import DemoPorts, ReservedPort, bootstraps
-from sds.demo.ledger import Ledger
+from sds.demo.ledger import RotationLedger
 from sds.demo.traffic import request
 from sds.errors import RequestFailedError
 from tests.support.envoy import Envoy, running_envoy
@@ -81,7 +81,7 @@ async def running_mesh(
     sockets = {CLIENT: node.socket(CLIENT), SERVER: (server_node or node).socket(SERVER)}
     added = env or {}
     made = bootstraps(sockets=sockets, ports=ports, protocol=Protocol.SOTW)
-    ledger = Ledger({name: f"spiffe://example.org/{name}" for name in (CLIENT, SERVER)})
+    ledger = RotationLedger({name: f"spiffe://example.org/{name}" for name in (CLIENT, SERVER)})
     timeout = aiohttp.ClientTimeout(total=10)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(ports.close)
@@ -104,7 +104,7 @@ async def running_mesh(
         yield mesh
 
 
-async def _traffic(mesh: Mesh, http: aiohttp.ClientSession, ledger: Ledger) -> None:
+async def _traffic(mesh: Mesh, http: aiohttp.ClientSession, ledger: RotationLedger) -> None:
     while True:
         try:
             mesh.saw(await request(http, mesh.entry, ledger))

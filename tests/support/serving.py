@@ -17,7 +17,7 @@ from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
-from sds.serving.limits import Limits
+from sds.serving.limits import ServingLimits
 from sds.serving.server import (
     HEALTH_SERVICE,
     add_health,
@@ -137,7 +137,7 @@ async def serving(
     name: str = "sds.sock",
 ) -> AsyncIterator[Serving]:
     """Serve ``identities`` (with real SVIDs and the bundle, unless ``empty``)."""
-    options = options or ServingOptions(limits=Limits())
+    options = options or ServingOptions(limits=ServingLimits())
     store = store or SecretStore()
     tally = Tally()
     service = SecretService(store, options=options, observer=tally)

@@ -8,16 +8,16 @@ from click.testing import CliRunner, Result
 
 from sds.bootstrap.plan import Endpoint, Protocol
 from sds.cli import main
-from sds.commands.bootstrap import Role
+from sds.commands.bootstrap import EnvoyRole
 from sds.errors import ConfigurationError
 from tests.support import bootstrap_rules
 from tests.support.need import ROOT
 
 PEERS = {
-    Role.SERVER: [],
-    Role.CLIENT: ["--peer", "127.0.0.1:8443"],
-    Role.SIDECAR: ["--peer", "peer.example:8443", "--application", "127.0.0.1:8080"],
-    Role.GATEWAY: ["--peer", "a.example=a.internal:1", "--peer", "*=[::1]:2"],
+    EnvoyRole.SERVER: [],
+    EnvoyRole.CLIENT: ["--peer", "127.0.0.1:8443"],
+    EnvoyRole.SIDECAR: ["--peer", "peer.example:8443", "--application", "127.0.0.1:8080"],
+    EnvoyRole.GATEWAY: ["--peer", "a.example=a.internal:1", "--peer", "*=[::1]:2"],
 }
 
 
@@ -32,15 +32,15 @@ def made(*arguments: str) -> dict[str, Any]:
     return bootstrap
 
 
-@pytest.mark.parametrize(("role", "protocol"), list(itertools.product(Role, Protocol)))
-def test_every_role_keeps_the_rules(role: Role, protocol: Protocol) -> None:
+@pytest.mark.parametrize(("role", "protocol"), list(itertools.product(EnvoyRole, Protocol)))
+def test_every_role_keeps_the_rules(role: EnvoyRole, protocol: Protocol) -> None:
     arguments = ["--role", role.value, "--protocol", protocol.value, *PEERS[role]]
     bootstrap = made(*arguments)
     bootstrap_rules.check(bootstrap)
     assert made(*arguments, "--output", "json") == bootstrap
     names = [entry["name"] for entry in bootstrap["static_resources"]["listeners"]]
-    assert ("inbound" in names) == (role in {Role.SERVER, Role.SIDECAR})
-    assert ("outbound" in names) == (role is not Role.SERVER)
+    assert ("inbound" in names) == (role in {EnvoyRole.SERVER, EnvoyRole.SIDECAR})
+    assert ("outbound" in names) == (role is not EnvoyRole.SERVER)
 
 
 def test_each_rule_in_the_yaml_carries_its_reason_once() -> None:

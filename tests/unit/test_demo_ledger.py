@@ -1,6 +1,6 @@
 from datetime import UTC, datetime, timedelta
 
-from sds.demo.ledger import Ledger, PeerCertificate
+from sds.demo.ledger import PeerCertificate, RotationLedger
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IDS = {"client": "spiffe://t/client", "server": "spiffe://t/server"}
@@ -14,7 +14,7 @@ def seen(client: str, server: str) -> dict[str, PeerCertificate]:
 
 
 def test_a_rotation_counts_only_when_traffic_shows_a_new_serial() -> None:
-    ledger = Ledger(IDS)
+    ledger = RotationLedger(IDS)
     assert ledger.succeeded(seen("1", "a"), at=NOW) == []
     assert ledger.succeeded(seen("1", "a"), at=NOW) == []
     ledger.arrived("2", NOW)
@@ -31,14 +31,14 @@ def test_a_rotation_counts_only_when_traffic_shows_a_new_serial() -> None:
 
 
 def test_an_answer_that_was_on_its_way_with_the_old_serial_is_no_rotation() -> None:
-    ledger = Ledger(IDS)
+    ledger = RotationLedger(IDS)
     for serial in ("1", "2", "1", "2"):
         ledger.succeeded(seen(serial, "a"), at=NOW)
     assert ledger.rotations()["client"] == 1
 
 
 def test_failures_and_wrong_identities_are_told() -> None:
-    ledger = Ledger(IDS)
+    ledger = RotationLedger(IDS)
     ledger.failure()
     assert (ledger.requests, ledger.failed) == (1, 1)
     stranger = {"client": PeerCertificate(spiffe_id="spiffe://t/x", serial="1", not_after=NOW)}
@@ -49,7 +49,7 @@ def test_failures_and_wrong_identities_are_told() -> None:
 
 
 def test_the_slowest_push_is_kept() -> None:
-    ledger = Ledger(IDS)
+    ledger = RotationLedger(IDS)
     ledger.succeeded(seen("1", "a"), at=NOW)
     for serial, milliseconds in (("2", 30), ("3", 10)):
         ledger.arrived(serial, NOW)

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from sds.clock import Instant
 from sds.demo.events import Event, Exited, Failed, Ready, Rotated, Started, Summary
-from sds.demo.ledger import Ledger, PeerCertificate
+from sds.demo.ledger import PeerCertificate, RotationLedger
 from sds.demo.live import LiveReporter
 from sds.demo.report import JsonReporter, PlainReporter, in_words
 
@@ -82,7 +82,7 @@ def test_plain_lines_say_the_same_in_words() -> None:
 
 def test_the_terminal_shows_every_workload_and_the_last_events() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True)
-    ledger = Ledger({"client": "spiffe://t/client", "server": "spiffe://t/server"})
+    ledger = RotationLedger({"client": "spiffe://t/client", "server": "spiffe://t/server"})
     certificate = PeerCertificate(spiffe_id="spiffe://t/client", serial="beef", not_after=NOW)
     ledger.succeeded({"client": certificate}, at=NOW)
     with LiveReporter(console) as reporter:

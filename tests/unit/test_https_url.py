@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sds.errors import ConfigurationError
-from sds.federation.endpoint import Endpoint
+from sds.federation.endpoint import BundleServer
 from sds.settings.https_url import check_https_url
 
 USABLE = [
@@ -49,7 +49,7 @@ TYPOS = [
 @pytest.mark.parametrize("text", USABLE)
 def test_what_can_be_fetched(text: str) -> None:
     assert check_https_url(text) == text
-    assert Endpoint(url=text).url == text
+    assert BundleServer(url=text).url == text
 
 
 @pytest.mark.parametrize("text", TYPOS)
@@ -58,4 +58,4 @@ def test_a_typo_is_refused_where_it_is_read(text: str) -> None:
         check_https_url(text)
     str(caught.value).encode()  # what is said can be written to a log
     with pytest.raises(ConfigurationError):
-        Endpoint(url=text)
+        BundleServer(url=text)

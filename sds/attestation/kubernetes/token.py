@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from sds.attestation.evidence import ReportData
-    from sds.workload.kubernetes.api import Server
+    from sds.workload.kubernetes.api import KubernetesServer
 
 AUDIENCE_PREFIX: Final = "attested-sds:"
 """Audience of a bound token: this and the report data in lower-case hexadecimal."""
@@ -51,7 +51,7 @@ class BoundTokenAttester:
     Needs RBAC ``create`` on ``serviceaccounts/token`` of the own account.
     """
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: KubernetesServer) -> None:
         """``server``: the API server; its token file says which account and pod we are."""
         self._server = server
 

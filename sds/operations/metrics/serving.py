@@ -36,7 +36,7 @@ def nack_reason(words: str) -> str:
 
 
 class CountingObserver:
-    """An :class:`sds.serving.observer.Observer` that counts into metric families."""
+    """An :class:`sds.serving.observer.ServingObserver` that counts into metric families."""
 
     def __init__(self, families: AgentFamilies) -> None:
         """Every label value exists from the start, at 0."""

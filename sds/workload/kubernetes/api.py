@@ -40,7 +40,7 @@ _WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class KubernetesServer:
     """A kubelet or an API server.
 
     Attributes:
@@ -77,7 +77,7 @@ class Server:
 class ApiClient:
     """GETs and POSTs JSON; an asynchronous context manager."""
 
-    def __init__(self, server: Server, *, timeout_seconds: float = 10.0) -> None:
+    def __init__(self, server: KubernetesServer, *, timeout_seconds: float = 10.0) -> None:
         """Nothing is opened before the context is entered."""
         self._server = server
         self._timeout_seconds = timeout_seconds

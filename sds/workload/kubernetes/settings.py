@@ -17,7 +17,7 @@ from sds.settings.fields import PathField, Settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sds.workload.kubernetes.api import Server
+    from sds.workload.kubernetes.api import KubernetesServer
 
 NODE_ADDRESS: Final = "NODE_IP"
 """Environment variable with the node's address (downward API: ``status.hostIP``)."""
@@ -51,7 +51,7 @@ class ServerSettings(Settings):
     )
 
 
-def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> Server:
+def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> KubernetesServer:
     """Where the kubelet is.
 
     Raises:
@@ -69,7 +69,7 @@ def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> 
     return _server(settings, url, reason="kubelet", advice=_KUBELET_ADVICE)
 
 
-def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> Server:
+def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> KubernetesServer:
     """Where the API server is.
 
     Raises:
@@ -93,10 +93,10 @@ def _server(
     *,
     reason: str,
     advice: str,
-) -> Server:
-    from sds.workload.kubernetes.api import SERVICE_ACCOUNT, Server  # noqa: PLC0415  loads aiohttp
+) -> KubernetesServer:
+    from sds.workload.kubernetes.api import SERVICE_ACCOUNT, KubernetesServer  # noqa: PLC0415  loads aiohttp
 
-    return Server(
+    return KubernetesServer(
         url=url,
         ca_file=settings.ca_file or SERVICE_ACCOUNT / "ca.crt",
         token_file=settings.token_file or SERVICE_ACCOUNT / "token",

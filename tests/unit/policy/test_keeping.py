@@ -10,7 +10,7 @@ import pytest
 
 from sds.errors import PolicyError
 from sds.policy.envelope import SignedPolicy
-from sds.policy.keeping import Keeping, Outcome, offer, split
+from sds.policy.keeping import Keeping, OfferOutcome, offer, split
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
@@ -25,7 +25,7 @@ def fresh(*signatories: Signatory, **fields: Any) -> Keeping:
 
 def step(
     state: Keeping, *signed: SignedPolicy, now: datetime = NOW
-) -> tuple[Keeping, Outcome, str]:
+) -> tuple[Keeping, OfferOutcome, str]:
     after, outcome = offer(state, signed, now=now)
     return after, outcome, outcome.refusal.reason if outcome.refusal else ""
 
