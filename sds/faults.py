@@ -33,6 +33,7 @@ PLACES: Final = (
     "accept",
     "connection",
     "event loop",
+    "federation source",
     "listener",
     "policy listener",
     "policy offer",

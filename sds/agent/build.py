@@ -41,6 +41,8 @@ _RETRY_BEFORE: Final = 0.05
 """Part of the shortest lifetime that connecting to one address may take."""
 _ANSWER_WITHIN: Final = 0.2
 """Part of the shortest lifetime that an answer may take."""
+ISTIO_LIFETIME: Final = timedelta(hours=24)
+"""What pilot-agent asks for (``SECRET_TTL``), and istiod's ``DEFAULT_WORKLOAD_CERT_TTL``."""
 _SLACK_SECONDS: Final = 1.0
 
 
@@ -156,15 +158,18 @@ def rotation_settings(config: AgentConfig) -> RotationSettings:
     section = config.authority
     if isinstance(section, IstioSettings):
         attempt = section.timeout * (1 + len(section.addresses))
+        elsewhere = ISTIO_LIFETIME
     else:
         settings = authority_settings(config, section)
         seconds = (1 + len(settings.addresses)) * settings.connect_seconds + settings.answer_seconds
         attempt = timedelta(seconds=seconds + _SLACK_SECONDS)
+        elsewhere = timedelta(0)
     return RotationSettings(
         attempt=attempt,
         ack_wait=config.rotation.root_ack_wait,
         settling=config.rotation.root_settling,
         retention=config.rotation.root_retention,
+        lifetime_elsewhere=elsewhere,
     )
 
 

@@ -149,8 +149,10 @@ class RotationSection(Settings):
     )
     root_retention: Duration | None = Field(
         default=None,
-        description="How long a root that the authority no longer names may still have leaves "
-        "somewhere: the longest lifetime in the trust domain. Without it: on this node.",
+        description="How long a root that the authority no longer names stays in the bundle: the "
+        "longest lifetime that any certificate of the trust domain has, on any node. Without it: "
+        "the longest lifetime on this node, and with Istio's authority at least 24 hours, the "
+        "lifetime of certificates that sidecars ask for.",
     )
 
 

@@ -1,9 +1,9 @@
 """The SPIFFE bundle document: a JWK Set (SPIFFE Trust Domain and Bundle, section 4).
 
 Owns reading and writing it (pure functions). Invariants: only ``x509-svid`` entries with exactly
-one certificate that is a certificate authority become roots; entries of other uses or key types
-are ignored, as the specification demands of consumers; the output has the keys in one order, so
-that equal bundles are equal bytes.
+one self-signed certificate authority become roots, each read as a whole; entries of other uses or
+key types are ignored, as the specification demands of consumers; whatever the bytes are, only our
+own errors come out; the output has the keys in one order, so that equal bundles are equal bytes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from sds.errors import BundleError
-from sds.pki import certificate_der, certificates_from_pem
+from sds.errors import BundleError, CertificateError
+from sds.outside import reading
+from sds.pki import certificates_from_pem, is_self_signed, read_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,33 +36,63 @@ class BundleDocument:
 
     Attributes:
         roots: DER, sorted, without repeats; none means that the trust domain vouches for nobody.
-        sequence: ``spiffe_sequence``, where it is there.
         refresh_hint: how often the publisher wants consumers to look, where it says.
     """
 
     roots: tuple[bytes, ...] = field(repr=False)
-    sequence: int | None = None
     refresh_hint: timedelta | None = None
 
 
 def parse(content: bytes, *, where: str) -> BundleDocument:
     """Parse a bundle document, or a PEM file of roots (files of operators come as either).
 
+    Every root is read as a whole and is self-signed: an intermediate as trust anchor does not work
+    in Envoy's SPIFFE validator, under which foreign bundles are always served.
+
     Args:
         content: the bytes.
         where: file or URL, for messages.
 
     Raises:
-        BundleError: ``bundle_malformed``: too large, no JSON, no JWK Set, a bad entry, too many
-            roots.
+        BundleError: ``bundle_malformed``: it is too large, is not JSON, is not a JWK Set, has a bad
+            entry or too many roots.
     """
     if len(content) > MAX_DOCUMENT_BYTES:
         raise BundleError(
             f"{where}: the bundle is larger than {MAX_DOCUMENT_BYTES} bytes",
             reason="bundle_malformed",
         )
-    if content.lstrip().startswith(b"-----BEGIN"):
-        return BundleDocument(roots=_bounded(certificates_from_pem(content), where))
+    with reading(f"{where}: the bundle cannot be read", BundleError, reason="bundle_malformed"):
+        if content.lstrip().startswith(b"-----BEGIN"):
+            return BundleDocument(roots=_from_pem(content, where))
+        return _from_json(content, where)
+
+
+def usable_root(der: bytes, what: str) -> bytes:
+    """The root itself, where every client of a bundle can use it.
+
+    Raises:
+        CertificateError: ``certificate_malformed``, ``certificate_constraint``: it cannot be read,
+            or is no self-signed certificate authority.
+    """
+    if not is_self_signed(read_root(der, what)):
+        raise CertificateError(
+            f"the {what} is an intermediate certificate, not self-signed",
+            reason="certificate_constraint",
+            advice="give the root above it: Envoy's SPIFFE validator verifies whole chains only",
+        )
+    return der
+
+
+def _from_pem(content: bytes, where: str) -> tuple[bytes, ...]:
+    roots = certificates_from_pem(content)
+    return _bounded(
+        (usable_root(der, f"root {number} of {where}") for number, der in enumerate(roots, 1)),
+        where,
+    )
+
+
+def _from_json(content: bytes, where: str) -> BundleDocument:
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -81,25 +112,21 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
         for index, entry in enumerate(keys)
         if isinstance(entry, dict) and entry.get("use") == _USE
     ]
+    _whole(document, "spiffe_sequence", where)
     hint = _whole(document, "spiffe_refresh_hint", where)
     return BundleDocument(
         roots=_bounded(roots, where),
-        sequence=_whole(document, "spiffe_sequence", where),
         refresh_hint=None if hint is None else timedelta(seconds=min(hint, 30 * 86400)),
     )
 
 
-def render(
-    roots: Iterable[bytes], *, sequence: int | None = None, refresh_hint: timedelta | None = None
-) -> bytes:
+def render(roots: Iterable[bytes], *, refresh_hint: timedelta | None = None) -> bytes:
     """The bundle document of these DER roots, as JSON.
 
     Raises:
         BundleError: ``bundle_malformed``: a root's key has no JWK form that consumers know.
     """
     document: dict[str, Any] = {"keys": [_entry(root) for root in sorted(set(roots))]}
-    if sequence is not None:
-        document["spiffe_sequence"] = sequence
     if refresh_hint is not None:
         document["spiffe_refresh_hint"] = int(refresh_hint.total_seconds())
     return json.dumps(document, indent=2).encode() + b"\n"
@@ -131,19 +158,12 @@ def _root(entry: dict[str, Any], where: str) -> bytes:
             f"{where}: 'x5c' does not hold exactly one certificate", reason="bundle_malformed"
         )
     try:
-        certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (ValueError, binascii.Error) as error:
+        return usable_root(base64.b64decode(chain[0], validate=True), "certificate")
+    except (binascii.Error, CertificateError) as error:
         raise BundleError(
-            f"{where}: 'x5c' holds no certificate: {error}", reason="bundle_malformed"
+            f"{where}: 'x5c' holds no certificate that can be used: {error}",
+            reason="bundle_malformed",
         ) from error
-    except x509.ExtensionNotFound:
-        constraints = None
-    if constraints is None or not constraints.ca:
-        raise BundleError(
-            f"{where}: the certificate is no certificate authority", reason="bundle_malformed"
-        )
-    return certificate_der(certificate)
 
 
 def _bounded(roots: Iterable[bytes], where: str) -> tuple[bytes, ...]:

@@ -19,7 +19,9 @@ from cryptography import x509
 from sds.clock import stopwatch
 from sds.errors import BundleError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
+from sds.outside import reading
 from sds.pki import certificate_pem
+from sds.pki.constraints import extension
 from sds.settings.https_url import check_https_url
 
 if TYPE_CHECKING:
@@ -50,7 +52,9 @@ class BundleServer:
         try:
             check_https_url(self.url)
         except ValueError as error:
-            raise ConfigurationError(f"bundle endpoint: {error}") from error
+            raise ConfigurationError(
+                f"bundle endpoint {self.url[:300]!r} is not usable: {error}"
+            ) from error
 
 
 class _Connection(http.client.HTTPSConnection):
@@ -94,7 +98,7 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
             advice="check the root, or the bundle that the endpoint's SPIFFE ID is verified under",
             reason="bundle_unavailable",
         ) from error
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise BundleError(
             f"bundle endpoint {endpoint.url} cannot be reached: {error or type(error).__name__}",
             reason="bundle_unavailable",
@@ -127,12 +131,10 @@ def check_peer(der: bytes, expected: SpiffeId) -> None:
     Raises:
         BundleError: ``bundle_unavailable``: it is not.
     """
-    try:
+    with reading("the bundle endpoint's certificate", BundleError, reason="bundle_unavailable"):
         certificate = x509.load_der_x509_certificate(der)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        found = names.value.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound):
-        found = []
+        names = extension(certificate, x509.SubjectAlternativeName)
+        found = names.get_values_for_type(x509.UniformResourceIdentifier) if names else []
     if found != [str(expected)]:
         raise BundleError(
             f"the bundle endpoint's certificate is for {', '.join(found) or 'no SPIFFE ID'}, "

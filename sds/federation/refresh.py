@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.errors import BundleError, CertificateError, ConfigurationError
+from sds.backoff import Backoff
+from sds.errors import BundleError, ConfigurationError, SdsError
+from sds.faults import report
 from sds.federation import document, endpoint
 
 if TYPE_CHECKING:
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.clock import Clock
-    from sds.errors import SdsError
     from sds.federation.document import BundleDocument
     from sds.federation.endpoint import BundleServer
     from sds.identity import TrustDomain
@@ -32,6 +34,7 @@ _LOGGER = logging.getLogger(__name__)
 DEFAULT_REFRESH: Final = timedelta(minutes=5)  # SPIFFE Federation, section 5.1.4
 FILE_REFRESH: Final = timedelta(seconds=5)
 _SOONEST: Final = timedelta(seconds=1)
+_THREADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +78,14 @@ def next_wait(
         source: whose turn it is.
         hint: the publisher's refresh hint.
         failures: fetches that failed since the last good one.
-        jitter: drawn from 0 to 1; full jitter over the second half of a retry's wait.
+        jitter: drawn from 0 to 1.
     """
     default = FILE_REFRESH if source.endpoint is None else DEFAULT_REFRESH
     regular = max(_SOONEST, source.refresh or hint or default)
     if failures == 0:
         return regular
-    backoff = min(timedelta(seconds=2.0 ** min(failures, 16)), regular)
-    return max(_SOONEST, backoff * (0.5 + jitter / 2))
+    backoff = Backoff(first=2.0, longest=regular.total_seconds())
+    return max(_SOONEST, timedelta(seconds=backoff.seconds(failures, draw=jitter)))
 
 
 class Federation:
@@ -107,6 +110,7 @@ class Federation:
         self._sources = self._checked(sources)
         self._tasks: dict[TrustDomain, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="federation")
 
     async def run(self) -> None:
         """Keep every bundle fresh until cancelled."""
@@ -118,6 +122,7 @@ class Federation:
                 await asyncio.Event().wait()
             finally:
                 self._group = None
+                self._threads.shutdown(wait=False, cancel_futures=True)
 
     def replace(self, sources: Iterable[BundleSource]) -> None:
         """Use these sources from now on (the policy changed); what is gone is withdrawn.
@@ -165,31 +170,45 @@ class Federation:
         while True:
             try:
                 bundle = await self._load(source)
-            except (BundleError, CertificateError, ConfigurationError) as error:
+                self._apply(source.trust_domain, bundle)
+            except SdsError as error:
                 failures += 1
-                self._observer.failed(source.trust_domain, error)
-                _LOGGER.warning(
-                    "bundle not refreshed: %s",
-                    error,
-                    extra={"trust_domain": source.trust_domain, "reason": error.reason},
+                self._failed(source.trust_domain, error)
+            except Exception as error:  # noqa: BLE001  the boundary between one source and the others
+                failures += 1
+                report("federation source", error, trust_domain=source.trust_domain)
+                self._failed(
+                    source.trust_domain,
+                    BundleError(
+                        f"the bundle of {source.trust_domain} cannot be used: {error!r:.300}",
+                        reason="bundle_malformed",
+                    ),
                 )
             else:
                 failures, hint = 0, bundle.refresh_hint
-                self._apply(source.trust_domain, bundle)
             wait = next_wait(source, hint=hint, failures=failures, jitter=self._random.random())
             await self._clock.sleep(wait.total_seconds())
 
+    def _failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
+        self._observer.failed(trust_domain, error)
+        _LOGGER.warning(
+            "bundle not refreshed: %s",
+            error,
+            extra={"trust_domain": trust_domain, "reason": error.reason},
+        )
+
     async def _load(self, source: BundleSource) -> BundleDocument:
+        """Fetch and parse in a thread of our own: a slow endpoint holds up no other work."""
+        loop = asyncio.get_running_loop()
         given = source.roots
         if source.file is not None:
-            content = await asyncio.to_thread(_read, source.file)
-            given = document.parse(content, where=str(source.file)).roots
+            given = (await loop.run_in_executor(self._threads, _parse_file, source.file)).roots
         if source.endpoint is None:
+            await loop.run_in_executor(self._threads, _check_roots, source)
             return document.BundleDocument(roots=given)
-        content = await asyncio.to_thread(
-            endpoint.fetch, source.endpoint, roots=self._anchors(source, given)
+        return await loop.run_in_executor(
+            self._threads, _fetch, source.endpoint, self._anchors(source, given)
         )
-        return document.parse(content, where=source.endpoint.url)
 
     def _anchors(self, source: BundleSource, given: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Roots under which an ``https_spiffe`` endpoint is verified: held ones, else given."""
@@ -219,6 +238,19 @@ class Random(Protocol):
     def random(self) -> float:
         """A number of at least 0 and less than 1."""
         ...
+
+
+def _fetch(given: Endpoint, roots: tuple[bytes, ...]) -> BundleDocument:
+    return document.parse(endpoint.fetch(given, roots=roots), where=given.url)
+
+
+def _parse_file(path: Path) -> BundleDocument:
+    return document.parse(_read(path), where=str(path))
+
+
+def _check_roots(source: BundleSource) -> None:
+    for number, der in enumerate(source.roots, 1):
+        document.usable_root(der, f"root {number} of {source.trust_domain} in the policy")
 
 
 def _read(path: Path) -> bytes:

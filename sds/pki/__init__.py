@@ -21,6 +21,7 @@ from sds.pki.keys import (
     spki_sha256,
     supported_key,
 )
+from sds.pki.roots import complete_anchors, is_self_signed, read_root
 
 __all__ = [
     "PrivateKey",
@@ -29,13 +30,16 @@ __all__ = [
     "certificate_der",
     "certificate_pem",
     "certificates_from_pem",
+    "complete_anchors",
     "csr_public_key",
     "generate_private_key",
+    "is_self_signed",
     "key_type_of",
     "load_certificate",
     "load_private_key",
     "make_csr",
     "private_key_pem",
+    "read_root",
     "signature_hash",
     "spki_der",
     "spki_sha256",

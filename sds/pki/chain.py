@@ -23,6 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds.errors import CertificateError
 from sds.identity import SpiffeId
+from sds.outside import reading
 from sds.pki.constraints import check_name_constraints, extension
 from sds.pki.encoding import certificate_der
 from sds.pki.keys import PublicKey, spki_sha256
@@ -78,7 +79,7 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
         CertificateError: ``certificate_malformed``: it is not one; ``what`` names it in the
             message.
     """
-    try:
+    with reading(f"the {what} cannot be parsed", CertificateError, reason="certificate_malformed"):
         certificate = x509.load_der_x509_certificate(der)
         # The library parses these when they are read: read here, nothing raises later.
         _ = (
@@ -88,17 +89,6 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
             certificate.not_valid_after_utc,
             certificate.extensions,  # RFC 5280, section 4.2: refuses repeats
         )
-    except (
-        ValueError,
-        TypeError,  # a name whose value is of the wrong ASN.1 type
-        x509.DuplicateExtension,
-        x509.InvalidVersion,
-        x509.UnsupportedGeneralNameType,
-        UnsupportedAlgorithm,
-    ) as error:
-        raise CertificateError(
-            f"the {what} cannot be parsed: {error}", reason="certificate_malformed"
-        ) from error
     return certificate
 
 

@@ -13,6 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.errors import CertificateError
+from sds.outside import reading
+from sds.pki.pem import CERTIFICATE, pem_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,11 +42,12 @@ def certificates_from_pem(pem: bytes) -> tuple[bytes, ...]:
     Raises:
         CertificateError: ``certificate_malformed``: there is none, or one cannot be parsed.
     """
-    try:
-        return tuple(map(certificate_der, x509.load_pem_x509_certificates(pem)))
-    except ValueError as error:
-        raise CertificateError(
-            f"the PEM text holds no certificate that can be parsed: {error}",
-            advice="give one or more blocks of BEGIN CERTIFICATE",
+    blocks = pem_blocks(pem, label=CERTIFICATE)
+    for der in blocks:
+        with reading(
+            "the PEM text has a certificate that cannot be parsed",
+            CertificateError,
             reason="certificate_malformed",
-        ) from error
+        ):
+            x509.load_der_x509_certificate(der)
+    return blocks

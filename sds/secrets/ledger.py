@@ -13,7 +13,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sds.pki import load_certificate
+from sds.pki import read_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Ledger:
         """The authority names these roots now (an empty answer names none and changes nothing).
 
         Raises:
-            CertificateError: ``certificate_malformed``: one of them is no certificate.
+            CertificateError: one of them cannot be read as a whole, or is not an authority.
         """
         named = {hashlib.sha256(der).hexdigest(): der for der in roots}
         known = {root.fingerprint for root in self.roots}
@@ -66,7 +66,7 @@ class Ledger:
             Root(
                 der=der,
                 fingerprint=fingerprint,
-                not_after=load_certificate(der, "root").not_valid_after_utc,
+                not_after=read_root(der).not_valid_after_utc,
                 vouched=now,
             )
             for fingerprint, der in named.items()

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sds.pki import complete_anchors
 from sds.secrets.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -86,8 +87,20 @@ class RootKeeper:
                 self._trust_domain,
                 extra={"root": fingerprint, "version": version},
             )
+            self._warn_of_intermediate(fingerprint)
             if before:
                 self._introductions[fingerprint] = _Introduction(version=version, since=now)
+
+    def _warn_of_intermediate(self, fingerprint: str) -> None:
+        (der,) = (root.der for root in self._ledger.roots if root.fingerprint == fingerprint)
+        if der not in complete_anchors(self._ledger.bundle):
+            _LOGGER.warning(
+                "root %s of %s is an intermediate certificate: Envoy's SPIFFE validator cannot use "
+                "it, so it is left out of 'ALL' and of every context of that kind",
+                fingerprint[:16],
+                self._trust_domain,
+                extra={"root": fingerprint, "reason": "anchor_not_self_signed"},
+            )
 
     async def introduced(self, fingerprint: str, *, held: Lease | None) -> None:
         """Wait until a leaf under this root may be served.

@@ -77,13 +77,16 @@ class RotationSettings:
         settling: how long a new root stands in the bundle before a leaf under it replaces a valid
             one, so that other nodes learn of it too; at most a fifth of the certificate's time.
         retention: how long a root that the authority no longer names may still have leaves; None:
-            the longest lifetime that was asked for on this node.
+            the longest lifetime that was asked for on this node, or ``lifetime_elsewhere``.
+        lifetime_elsewhere: the longest lifetime that other members of the trust domain are known
+            to have.
     """
 
     attempt: timedelta = timedelta(seconds=30)
     ack_wait: timedelta = timedelta(seconds=5)
     settling: timedelta = timedelta(seconds=5)
     retention: timedelta | None = None
+    lifetime_elsewhere: timedelta = timedelta(0)
 
 
 Condition = Literal["valid", "waiting", "refused"]
@@ -415,7 +418,8 @@ class Rotation:
     def _retention(self) -> timedelta:
         if self._settings.retention is not None:
             return self._settings.retention
-        return max((identity.lifetime for identity in self._kept), default=timedelta(hours=1))
+        here = max((identity.lifetime for identity in self._kept), default=timedelta(hours=1))
+        return max(here, self._settings.lifetime_elsewhere)
 
     async def _poll_roots(self, source: RootsSource) -> None:
         """Notice a new root before the next renewal, so that it has settled by then."""

@@ -3,7 +3,9 @@
 Owns the mapping from names to secrets and the cache of their bytes. Invariants: a caller sees only
 what its recognition gives it; a name that it may not have and a name that is not there yet look
 the same (None); bundles of more than one trust domain, and every foreign one, go out as the SPIFFE
-validator only, because as one ``trusted_ca`` any foreign CA could sign our own trust domain.
+validator only, because as one ``trusted_ca`` any foreign CA could sign our own trust domain; an
+intermediate certificate as trust anchor is served in plain contexts only, because that validator
+cannot end a chain there.
 
 ==========================  ====================================================================
 name                        secret
@@ -22,11 +24,13 @@ as configured               generic secrets
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import ConfigurationError, IdentityError
 from sds.identity import Identity, SpiffeId
+from sds.pki import complete_anchors
 from sds.serving import encode
 from sds.serving.encode import Resource
 from sds.serving.subscription import WILDCARD, Receipt
@@ -35,8 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from sds.identity import TrustDomain
-    from sds.secrets.store import ResourceKey, SecretStore, StoredBundle, Version
-    from sds.serving.peers import PeerContext, PeerPolicy
+    from sds.secrets.store import ResourceKey, SecretStore, StoredBundle, TrustBundle, Version
+    from sds.serving.peers import PeerContext, PeerPolicy, SanMatcher
     from sds.workload.entitlement import Caller
 
 INBOUND: Final = "inbound"
@@ -268,12 +272,11 @@ class Catalog:
         key = (domain, name, stored.version, strong)
         resource = self._contexts.get(key)
         if resource is None:
-            resource = self._contexts[key] = Resource(
-                Receipt(name, stored.version, ((domain, stored.version),)),
-                encode.spiffe_validator(name, [stored.bundle])
-                if strong
-                else encode.trusted_ca(name, stored.bundle),
-            )
+            encoded = _encoded(name, [stored.bundle], strong=strong)
+            if encoded is None:
+                return None
+            receipt = Receipt(name, stored.version, ((domain, stored.version),))
+            resource = self._contexts[key] = Resource(receipt, encoded)
         return resource
 
     def _all_bundles(self, name: str, _caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
@@ -284,10 +287,11 @@ class Catalog:
         key = ("all", name, parts)
         resource = self._contexts.get(key)
         if resource is None:
-            resource = self._contexts[key] = Resource(
-                Receipt(name, self._stamp((name,), parts), parts),
-                encode.spiffe_validator(name, [stored.bundle for stored in bundles.values()]),
-            )
+            encoded = _encoded(name, [one.bundle for one in bundles.values()], strong=True)
+            if encoded is None:
+                return None
+            receipt = Receipt(name, self._stamp((name,), parts), parts)
+            resource = self._contexts[key] = Resource(receipt, encoded)
         return resource
 
     def _context(
@@ -309,14 +313,12 @@ class Catalog:
         key = (*scope, context.matchers, parts, strong)
         resource = self._contexts.get(key)
         if resource is None:
-            version = self._stamp(scope, (context.matchers, parts))
             trusted = [stored.bundle for stored in bundles.values()]
-            resource = self._contexts[key] = Resource(
-                Receipt(name, version, parts),
-                encode.spiffe_validator(name, trusted, context.matchers)
-                if strong
-                else encode.trusted_ca(name, trusted[0], context.matchers),
-            )
+            encoded = _encoded(name, trusted, strong=strong, matchers=context.matchers)
+            if encoded is None:
+                return None
+            version = self._stamp(scope, (context.matchers, parts))
+            resource = self._contexts[key] = Resource(Receipt(name, version, parts), encoded)
         return resource
 
     def _session_tickets(self, name: str, caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
@@ -337,6 +339,24 @@ class Catalog:
         version = self.store.draw_version()
         self._stamps[scope] = (content, version)
         return version
+
+
+def _encoded(
+    name: str,
+    bundles: list[TrustBundle],
+    *,
+    strong: bool,
+    matchers: tuple[SanMatcher, ...] | None = None,
+) -> bytes | None:
+    """A validation context; None where no bundle has an anchor that its validator can use."""
+    if not strong:
+        return encode.trusted_ca(name, bundles[0], matchers)
+    whole = [
+        dataclasses.replace(bundle, roots=roots)
+        for bundle in bundles
+        if (roots := complete_anchors(bundle.roots))
+    ]
+    return encode.spiffe_validator(name, whole, matchers) if whole else None
 
 
 def _parts(

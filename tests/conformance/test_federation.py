@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import ssl
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from sds import faults
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, SdsError
 from sds.federation import document
@@ -25,7 +28,7 @@ from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource, Federation, next_wait
 from sds.federation.serve import bundle_document
 from sds.identity import SpiffeId, TrustDomain
-from sds.pki import certificate_der
+from sds.pki import certificate_der, certificate_pem
 from sds.secrets.store import Change, SecretStore
 from tests.support.istio_ca import Issuer, _leaf
 
@@ -275,3 +278,100 @@ def test_waits() -> None:
     assert next_wait(source, hint=None, failures=1, jitter=1) == 2 * second
     assert next_wait(source, hint=None, failures=3, jitter=0) == 4 * second
     assert next_wait(source, hint=None, failures=99, jitter=1) == 5 * minute
+
+
+def unreadable_roots() -> list[bytes]:
+    """A root whose extension repeats, one of an unknown version, one whose name is not UTF-8."""
+    good = certificate_der(Issuer.make("other").certificate)
+    changes = (
+        (b"\x06\x03\x55\x1d\x0e", b"\x06\x03\x55\x1d\x0f"),
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"),
+        (b"\x0c\x05other", b"\x0c\x05\xff\xfe\xfd\xfc\xfb"),
+    )
+    assert all(old in good for old, _ in changes)
+    return [good.replace(old, new, 1) for old, new in changes]
+
+
+def as_pem(der: bytes) -> bytes:
+    return certificate_pem([der])
+
+
+def as_json(der: bytes) -> bytes:
+    entry = {"use": "x509-svid", "kty": "EC", "x5c": [base64.b64encode(der).decode()]}
+    return json.dumps({"keys": [entry]}).encode()
+
+
+@pytest.mark.parametrize("write", [as_pem, as_json])
+@pytest.mark.parametrize("which", range(3))
+async def test_one_unreadable_certificate_ends_nothing_and_the_last_good_bundle_stays(
+    tmp_path: Path, which: int, write: Callable[[bytes], bytes]
+) -> None:
+    bad, good = tmp_path / "bad", tmp_path / "good"
+    first = certificate_der(Issuer.make("first").certificate)
+    bad.write_bytes(as_json(first))
+    good.write_bytes(as_json(first))
+    quick = timedelta(seconds=1)
+    sources = [
+        BundleSource(trust_domain=THEIRS, file=bad, refresh=quick),
+        BundleSource(trust_domain=TrustDomain("others.test"), file=good, refresh=quick),
+    ]
+    async with federating(*sources) as (store, observer, _):
+        await observer.until(lambda: len(store.bundles()) == 2)
+        bad.write_bytes(write(unreadable_roots()[which]))
+        await observer.until(lambda: bool(observer.failures))
+        assert observer.failures[0].reason in {"bundle_malformed", "certificate_malformed"}
+        assert roots(store) == (first,)
+        second = certificate_der(Issuer.make("second").certificate)
+        good.write_bytes(as_json(second))
+        other = TrustDomain("others.test")
+        await observer.until(lambda: store.bundles()[other].bundle.roots == (second,))
+        bad.write_bytes(write(second))
+        await observer.until(lambda: roots(store) == (second,))
+
+
+async def test_what_nobody_foresaw_ends_one_source_and_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bundle"
+    path.write_bytes(as_json(certificate_der(Issuer.make("a").certificate)))
+    parse = document.parse
+
+    def fails(content: bytes, *, where: str) -> document.BundleDocument:
+        if content == b"unforeseen":
+            raise ZeroDivisionError
+        return parse(content, where=where)
+
+    monkeypatch.setattr(document, "parse", fails)
+    before = faults.counts()["federation source"]
+    source = BundleSource(trust_domain=THEIRS, file=path, refresh=timedelta(seconds=1))
+    async with federating(source) as (store, observer, _):
+        await observer.until(lambda: len(roots(store)) == 1)
+        path.write_bytes(b"unforeseen")
+        await observer.until(lambda: bool(observer.failures))
+        assert faults.counts()["federation source"] > before
+        assert len(roots(store)) == 1
+
+
+async def test_roots_of_a_policy_that_clients_cannot_use_are_refused() -> None:
+    source = BundleSource(trust_domain=THEIRS, roots=(unreadable_roots()[0],))
+    async with federating(source) as (store, observer, _):
+        await observer.until(lambda: bool(observer.failures))
+        assert roots(store) == ()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a:99999/b",
+        "https://a:x/b",
+        "https://" + "a" * 64 + ".test/b",
+        "https://a..b/",
+        "https://[::1/b",
+        "https://\u0130.test/",
+        "https://a b/",
+        "https://a:0/",
+    ],
+)
+def test_an_endpoint_that_can_never_be_reached_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="is not usable"):
+        Endpoint(url=url)

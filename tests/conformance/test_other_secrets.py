@@ -16,8 +16,9 @@ from sds.serving.peers import PeerContext, SanMatcher
 from sds.serving.service import ServingOptions
 from sds.serving.tickets import SessionTickets
 from tests.conformance.test_sotw import validator
+from tests.support.certificates import ca_wish
 from tests.support.serving import OTHER, TD, WEB, root, serving, svid
-from tests.support.xds_client import Delta, Sotw, channel, secrets
+from tests.support.xds_client import Delta, Sotw, channel, fetch, secrets
 
 if TYPE_CHECKING:
     from sds.identity import TrustDomain
@@ -151,3 +152,21 @@ async def test_contexts_by_policy(tmp_path: Path) -> None:
         response = await stream.next()
         assert list(validator(secrets(response)["inbound"])) == [TD, OTHER]
         assert secrets(response)["inbound"].validation_context.match_typed_subject_alt_names
+
+
+# --- anchors that are no roots ------------------------------------------------------------------
+
+
+async def test_an_intermediate_as_anchor_is_served_where_it_works_only(tmp_path: Path) -> None:
+    middle = root("one").issue(ca_wish("middle")).der
+    async with serving(tmp_path, empty=True) as at, channel(at.target) as connection:
+        at.store.put_bundle(TD, [middle])
+        answer = secrets(await fetch(connection, "ROOTCA", "ALL"))
+        assert set(answer) == {"ROOTCA"}  # a plain context accepts partial chains
+        assert pem([middle]) == answer["ROOTCA"].validation_context.trusted_ca.inline_bytes
+        at.store.put_bundle(OTHER, [root("two").der])
+        answer = secrets(await fetch(connection, "ALL"))
+        assert set(validator(answer["ALL"])) == {OTHER}
+        at.store.put_bundle(TD, [middle, root("one").der])
+        answer = secrets(await fetch(connection, "ALL"))
+        assert set(validator(answer["ALL"])) == {OTHER, TD}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from datetime import timedelta
 from typing import Any
@@ -8,10 +9,14 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sds.errors import CertificateError
+from sds.errors import BundleError, CertificateError
 from sds.federation import document
 from sds.pki import certificate_der, certificate_pem
+from tests.support.certificates import ca_wish, self_signed
 from tests.support.istio_ca import Issuer, _leaf
 from tests.support.refusals import refused
 
@@ -28,11 +33,11 @@ def bundle(*entries: object, **over: Any) -> bytes:
 
 
 def test_what_is_written_is_read_again() -> None:
-    written = document.render(reversed(ROOTS), sequence=7, refresh_hint=timedelta(minutes=2))
+    written = document.render(reversed(ROOTS), refresh_hint=timedelta(minutes=2))
     read = document.parse(written, where="here")
     assert read.roots == ROOTS
-    assert (read.sequence, read.refresh_hint) == (7, timedelta(minutes=2))
-    assert written == document.render(ROOTS, sequence=7, refresh_hint=timedelta(minutes=2))
+    assert read.refresh_hint == timedelta(minutes=2)
+    assert written == document.render(ROOTS, refresh_hint=timedelta(minutes=2))
 
 
 @pytest.mark.parametrize("kind", ["ec-p256", "ec-p384", "rsa", "ed25519"])
@@ -63,6 +68,28 @@ def test_pem_is_taken_too_and_no_keys_is_an_empty_bundle() -> None:
     assert document.parse(bundle(), where="here").roots == ()
 
 
+A = certificate_der(Issuer.make("a").certificate)
+
+
+def changed(old: bytes, new: bytes) -> bytes:
+    """A root in which these bytes are others: a repeated extension, an unknown version, a name."""
+    assert old in A
+    return A.replace(old, new)
+
+
+def off_curve() -> bytes:
+    """A root whose public key is no point of its curve."""
+    key = Issuer.make("a").certificate
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    return certificate_der(key).replace(point, point[:-1] + bytes([point[-1] ^ 1]))
+
+
+def _intermediate() -> bytes:
+    root = self_signed(ca_wish("root"))
+    return root.issue(ca_wish("intermediate")).der
+
+
+INTERMEDIATE = _intermediate()
 LEAF = _leaf(
     Issuer.make("x"),
     ec.generate_private_key(ec.SECP256R1()).public_key(),
@@ -85,6 +112,13 @@ LEAF_DER = certificate_der(x509.load_pem_x509_certificate(LEAF.encode()))
         (bundle(entry(x5c=["!"])), "holds no certificate"),
         (bundle(entry(x5c=["AAAA"])), "holds no certificate"),
         (bundle(entry(LEAF_DER)), "no certificate authority"),
+        (bundle(entry(changed(b"\x55\x1d\x0e", b"\x55\x1d\x0f"))), "holds no certificate"),
+        (bundle(entry(changed(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"))), "no certif"),
+        (bundle(entry(changed(b"\x0c\x01a", b"\x0c\x01\xff"))), "holds no certificate"),
+        (bundle(entry(off_curve())), "cannot be read"),
+        (bundle(entry(INTERMEDIATE)), "not self-signed"),
+        (b'{"keys": [], "spiffe_refresh_hint": ' + b"9" * 5000 + b"}", "no JSON"),
+        (b'{"keys": ' + b"[" * 60_000 + b"]" * 60_000 + b"}", "no JSON"),
         (bundle(spiffe_sequence="1"), "spiffe_sequence"),
         (bundle(spiffe_refresh_hint=-1), "spiffe_refresh_hint"),
         (bundle(spiffe_refresh_hint=True), "spiffe_refresh_hint"),
@@ -96,6 +130,31 @@ def test_a_bad_document_is_refused(content: bytes, text: str) -> None:
         document.parse(content, where="here")
 
 
-def test_a_bad_pem_file_is_refused() -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----",
+        b"-----BEGIN CERTIFICATE-----\nAAAA",
+        certificate_pem([INTERMEDIATE]),
+        certificate_pem([A, off_curve()]),
+        certificate_pem([changed(b"\x55\x1d\x0e", b"\x55\x1d\x0f")]),
+    ],
+)
+def test_a_bad_pem_file_is_refused(content: bytes) -> None:
     with pytest.raises(CertificateError):
-        document.parse(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", where="x")
+        document.parse(content, where="x")
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.integers(0, len(A) - 1), st.integers(1, 255), st.sampled_from(["pem", "json"]))
+def test_a_root_with_a_changed_byte_lets_only_our_errors_out(
+    position: int, flip: int, form: str
+) -> None:
+    der = bytearray(A)
+    der[position] ^= flip
+    content = certificate_pem([bytes(der)]) if form == "pem" else bundle(entry(bytes(der)))
+    with contextlib.suppress(BundleError, CertificateError):
+        for root in document.parse(content, where="here").roots:
+            certificate = x509.load_der_x509_certificate(root)
+            assert certificate.public_key()
+            assert list(certificate.extensions)

@@ -1,0 +1,147 @@
+"""Trust anchors: read whole before anybody stores or serves them.
+
+Owns what makes a root usable by every client that gets it. Parsers read certificates lazily, and
+differ: one that our library has taken can make go-spiffe drop a whole answer, our own identity with
+it, and make Envoy refuse a whole validation context. Invariants: of a root that passed, names,
+times, key and every extension can be read; it is a certificate authority with a key that Envoy and
+Go know; nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from sds.errors import CertificateError
+from sds.outside import reading
+from sds.pki.chain import load_certificate
+from sds.pki.constraints import extension
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_LEAST_RSA_BITS: Final = 1024
+_MOST_RSA_BITS: Final = 16_384
+_REMEMBERED: Final = 256
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def read_root(der: bytes, what: str = "root") -> x509.Certificate:
+    """Parse a trust anchor, everything in it included.
+
+    Args:
+        der: the certificate.
+        what: names it in errors.
+
+    Raises:
+        CertificateError: ``certificate_malformed``: it cannot be read as a whole;
+            ``certificate_constraint``: it is not a certificate authority (RFC 5280, section
+            4.2.1.9), may not sign certificates (section 4.2.1.3), or has a key that clients do not
+            know.
+    """
+    certificate = load_certificate(der, what)
+    with reading(f"the {what} cannot be read", CertificateError, reason="certificate_malformed"):
+        key = certificate.public_key()
+        constraints = extension(certificate, x509.BasicConstraints)
+        usage = extension(certificate, x509.KeyUsage)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own error follows
+            serial = certificate.serial_number
+    if serial < 0:
+        raise CertificateError(
+            f"the {what} has a negative serial number (RFC 5280, section 4.1.2.2)",
+            reason="certificate_malformed",
+        )
+    if constraints is None or not constraints.ca:
+        raise CertificateError(
+            f"the {what} is no certificate authority", reason="certificate_constraint"
+        )
+    if usage is not None and not usage.key_cert_sign:
+        raise CertificateError(
+            f"the {what} may not sign certificates (key usage)", reason="certificate_constraint"
+        )
+    if not _is_known(key):
+        raise CertificateError(
+            f"the {what} has a key that not every client knows: {_kind(key)}",
+            reason="certificate_constraint",
+            advice="use RSA, P-256, P-384, P-521 or Ed25519",
+        )
+    return certificate
+
+
+def is_self_signed(certificate: x509.Certificate) -> bool:
+    """Whether it is a root, and not an intermediate that somebody trusts."""
+    if certificate.subject != certificate.issuer:
+        return False
+    try:
+        certificate.verify_directly_issued_by(certificate)
+    except Exception:  # noqa: BLE001  whatever hinders: nobody will verify it either
+        return False
+    return True
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def complete_anchors(roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """Those under which a verifier that wants whole chains can verify.
+
+    A chain must end in a self-signed certificate, unless the verifier accepts partial chains
+    (OpenSSL's ``X509_V_FLAG_PARTIAL_CHAIN``). Envoy's default validator does; its SPIFFE validator
+    does not, and answers ``fail_verify_error``.
+
+    Args:
+        roots: DER, each as :func:`read_root` takes it.
+
+    Returns:
+        The self-signed ones, and intermediates that chain to one of them, in the given order.
+    """
+    parsed = {der: read_root(der) for der in roots}
+    complete = {der: one for der, one in parsed.items() if is_self_signed(one)}
+    grown = bool(complete)
+    while grown:
+        found = {
+            der: one
+            for der, one in parsed.items()
+            if der not in complete and _has_issuer(one, complete.values())
+        }
+        complete |= found
+        grown = bool(found)
+    return tuple(der for der in roots if der in complete)
+
+
+def _has_issuer(certificate: x509.Certificate, among: Iterable[x509.Certificate]) -> bool:
+    return any(_issued(certificate, issuer) for issuer in among)
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    if certificate.issuer != issuer.subject:
+        return False
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except Exception:  # noqa: BLE001  as above
+        return False
+    return True
+
+
+def _is_known(key: object) -> bool:
+    match key:
+        case ec.EllipticCurvePublicKey():
+            return isinstance(key.curve, _CURVES)
+        case rsa.RSAPublicKey():
+            return _LEAST_RSA_BITS <= key.key_size <= _MOST_RSA_BITS
+        case ed25519.Ed25519PublicKey():
+            return True
+    return False
+
+
+def _kind(key: object) -> str:
+    match key:
+        case ec.EllipticCurvePublicKey():
+            return f"the curve {key.curve.name}"
+        case rsa.RSAPublicKey():
+            return f"RSA of {key.key_size} bits"
+    return type(key).__name__

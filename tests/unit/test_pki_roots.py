@@ -1,0 +1,94 @@
+"""Trust anchors are read whole before anybody stores them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+
+from sds.pki import complete_anchors, is_self_signed, read_root
+from tests.support.certificates import NOW, Wish, ca_wish, key_usage, self_signed
+from tests.support.refusals import refused
+
+if TYPE_CHECKING:
+    from tests.support.certificates import Signer
+
+ROOT = self_signed(ca_wish("root"))
+MIDDLE = ROOT.issue(ca_wish("middle"))
+LOW = MIDDLE.issue(ca_wish("low"))
+OTHER = self_signed(ca_wish("other"))
+
+
+def test_a_root_is_read_and_an_intermediate_is_told_apart() -> None:
+    assert is_self_signed(read_root(ROOT.der))
+    assert not is_self_signed(read_root(MIDDLE.der))
+
+
+def test_anchors_are_complete_where_they_chain_to_a_root() -> None:
+    assert complete_anchors((ROOT.der, OTHER.der)) == (ROOT.der, OTHER.der)
+    assert complete_anchors((LOW.der, MIDDLE.der, ROOT.der)) == (LOW.der, MIDDLE.der, ROOT.der)
+    assert complete_anchors((LOW.der, ROOT.der)) == (ROOT.der,)
+    assert complete_anchors((MIDDLE.der, OTHER.der)) == (OTHER.der,)
+    assert complete_anchors((MIDDLE.der,)) == ()
+    assert complete_anchors(()) == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        (ec.generate_private_key(ec.SECP256K1()), "certificate_constraint"),
+        (ec.generate_private_key(ec.BrainpoolP256R1()), "certificate_constraint"),
+        (ec.generate_private_key(ec.SECP521R1()), None),
+        (rsa.generate_private_key(65537, 2048), None),
+    ],
+)
+def test_keys_that_not_every_client_knows_are_refused(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, reason: str | None
+) -> None:
+    der = ROOT.sign(ca_wish("x"), key.public_key())
+    if reason is None:
+        read_root(der)
+    else:
+        with refused(reason):
+            read_root(der)
+
+
+def test_what_may_not_sign_is_refused() -> None:
+    with refused("certificate_constraint", match="no certificate authority"):
+        read_root(ROOT.issue(Wish(not_before=NOW)).der)
+    wish = ca_wish("x")
+    with refused("certificate_constraint", match="key usage"):
+        read_root(
+            self_signed(
+                Wish(
+                    subject=wish.subject,
+                    constraints=wish.constraints,
+                    usage=key_usage("digital_signature"),
+                    extended=(),
+                )
+            ).der
+        )
+
+
+def _swapped(signer: Signer, old: bytes, new: bytes) -> bytes:
+    assert old in signer.der
+    return signer.der.replace(old, new)
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_what_cannot_be_read_is_refused() -> None:
+    point = ROOT.key.public_key().public_numbers()  # type: ignore[union-attr]  # an elliptic key
+    y = point.y.to_bytes(32, "big")  # type: ignore[union-attr]
+    serial = x509.load_der_x509_certificate(ROOT.der).serial_number
+    encoded = serial.to_bytes((serial.bit_length() + 8) // 8, "big")
+    for der in (
+        b"",
+        b"x",
+        ROOT.der[:-1],
+        _swapped(ROOT, y, (point.y ^ 1).to_bytes(32, "big")),  # type: ignore[union-attr]
+        _swapped(ROOT, encoded, b"\xff" + encoded[1:]),
+    ):
+        with refused("certificate_malformed"):
+            read_root(der)
