@@ -22,12 +22,16 @@ from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, U
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import kubernetes_tokens
 from sds.ca.observe import AuthorityObserver, Nobody
+from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError
 from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
+from sds.policy.holder import PolicyHolder
+from sds.policy.reload import PolicyFiles
+from sds.policy.verification import PolicyVerifier, Role
 from sds.supervision import supervised
 
 if TYPE_CHECKING:
@@ -36,7 +40,6 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Verifier
     from sds.ca.issuance import IssuancePolicy
     from sds.ca.signers import SignerSource
-    from sds.policy.reload import PolicyFiles
 
 _LOGGER = logging.getLogger(__name__)
 _POLL: Final = timedelta(seconds=1)
@@ -178,12 +181,6 @@ def _policy(
 ) -> tuple[PolicyFiles | None, IssuancePolicy, Verifier]:
     if config.policy is None:
         return None, config.issuance(), verification.verifier()
-    # Loaded when used: 8 MB that an authority without a signed policy shall not hold.
-    from sds.ca.signed_policy import SignedIssuancePolicy  # noqa: PLC0415
-    from sds.policy.holder import PolicyHolder  # noqa: PLC0415
-    from sds.policy.reload import PolicyFiles  # noqa: PLC0415
-    from sds.policy.verification import PolicyVerifier, Role  # noqa: PLC0415
-
     holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock, watcher=observer)
     files = PolicyFiles(config.policy.place, holder, clock=clock)
     files.load()

@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.pki import private_key_pem
-from sds.workload.kubernetes.api import KubernetesServer
+from sds.workload.kubernetes.server import KubernetesServer
 from tests.support.certificates import Wish, ca_wish, common_name, self_signed
 
 if TYPE_CHECKING:

@@ -4,74 +4,37 @@ Owns :class:`ApiClient`. Invariants: the server's certificate is verified agains
 root; leaving that out is explicit and possible to 127.0.0.1 only; the token is read from its file
 for every request (kubelets renew projected tokens) and appears in no message; an answer has a
 bounded size and a bounded time.
+
+aiohttp takes 8 MB: only those who open a client import this module.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import logging
 import ssl
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
-from sds.errors import ConfigurationError, KubernetesError
+import aiohttp
+
+from sds.errors import KubernetesError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
     from typing import Self
 
-    import aiohttp
+    from sds.workload.kubernetes.server import KubernetesServer
+
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
-SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _ACCEPT: Final = "application/json, application/jwk-set+json"
 _MAX_BYTES: Final = 128 << 20
 _LINE_BYTES: Final = 4 << 20  # one event of a watch; an object in etcd has at most 1.5 MiB
-_LOOPBACK: Final = "127.0.0.1"
 _WORDS: Final = {
     401: "401: the token is missing or not accepted",
     403: "403: the token's account may not do this",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KubernetesServer:
-    """A kubelet or an API server.
-
-    Attributes:
-        url: ``https://host:port``.
-        ca_file: PEM roots under which the server's certificate must verify.
-        token_file: bearer token; None sends none.
-        server_name: the name in the server's certificate where it is not the URL's host.
-        insecure_skip_verify: do not verify the certificate; only to 127.0.0.1.
-        advice: what to do when access is denied.
-        reason: of the errors that this server causes: ``kubelet`` or ``kubernetes_api``.
-    """
-
-    url: str
-    ca_file: Path | None = SERVICE_ACCOUNT / "ca.crt"
-    token_file: Path | None = SERVICE_ACCOUNT / "token"
-    server_name: str | None = None
-    insecure_skip_verify: bool = False
-    advice: str = field(default="", repr=False)
-    reason: str = "kubernetes_api"
-
-    def __post_init__(self) -> None:
-        """Refuse what must not be configured."""
-        parts = urlsplit(self.url)
-        if parts.scheme != "https" or not parts.hostname:
-            raise ConfigurationError(f"{self.url!r} is not an https:// URL")
-        if self.insecure_skip_verify and parts.hostname != _LOOPBACK:
-            raise ConfigurationError(
-                f"the certificate of {self.url} must be verified",
-                advice="give its certificate authority; verification can be skipped only to "
-                f"{_LOOPBACK}",
-            )
 
 
 class ApiClient:
@@ -91,8 +54,6 @@ class ApiClient:
                 "listens there can name any pod",
                 extra={"url": self._server.url},
             )
-        import aiohttp  # noqa: PLC0415  6 MB that only those who ask a cluster shall hold
-
         self._session = aiohttp.ClientSession(auto_decompress=True, read_bufsize=_LINE_BYTES)
         return self
 
@@ -137,8 +98,6 @@ class ApiClient:
         Raises:
             KubernetesError: as :meth:`get`.
         """
-        import aiohttp  # noqa: PLC0415  as above
-
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=self._timeout_seconds, sock_read=idle_seconds
         )
@@ -156,8 +115,6 @@ class ApiClient:
         document: Mapping[str, Any] | None = None,
         limits: aiohttp.ClientTimeout | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        import aiohttp  # noqa: PLC0415  as above
-
         server = self._server
         if self._session is None:
             raise KubernetesError(f"the client of {server.url} is not open", reason=server.reason)
@@ -228,18 +185,6 @@ class ApiClient:
         return _context(pem)
 
 
-async def parse_json(data: bytes) -> Any:
-    """Parse JSON; off the event loop where it is long.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if len(data) < _OFF_LOOP_BYTES:
-        return json.loads(data)
-    return await asyncio.to_thread(json.loads, data)
-
-
-_OFF_LOOP_BYTES: Final = 256 << 10
 _contexts: dict[str | None, ssl.SSLContext] = {}
 
 

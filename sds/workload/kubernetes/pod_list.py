@@ -12,8 +12,8 @@ import logging
 from typing import TYPE_CHECKING, Protocol
 
 from sds.errors import KubernetesError
-from sds.workload.kubernetes.api import parse_json
 from sds.workload.kubernetes.pods import parse_pod_list
+from sds.workload.kubernetes.server import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

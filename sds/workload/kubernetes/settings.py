@@ -13,11 +13,11 @@ from pydantic import Field
 
 from sds.errors import ConfigurationError
 from sds.settings.fields import PathField, Settings
+from sds.workload.kubernetes.server import SERVICE_ACCOUNT, KubernetesServer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sds.workload.kubernetes.api import KubernetesServer
 
 NODE_ADDRESS: Final = "NODE_IP"
 """Environment variable with the node's address (downward API: ``status.hostIP``)."""
@@ -94,8 +94,6 @@ def _server(
     reason: str,
     advice: str,
 ) -> KubernetesServer:
-    from sds.workload.kubernetes.api import SERVICE_ACCOUNT, KubernetesServer  # noqa: PLC0415  loads aiohttp
-
     return KubernetesServer(
         url=url,
         ca_file=settings.ca_file or SERVICE_ACCOUNT / "ca.crt",

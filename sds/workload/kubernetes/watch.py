@@ -16,7 +16,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sds.errors import KubernetesError
-from sds.workload.kubernetes.api import parse_json
+from sds.workload.kubernetes.server import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence

@@ -1,0 +1,66 @@
+"""A kubelet or an API server as it is configured, and how its answers are read.
+
+Invariant: the server's certificate is verified; leaving that out is explicit, and possible to
+127.0.0.1 only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from sds.errors import ConfigurationError
+
+SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_LOOPBACK: Final = "127.0.0.1"
+_OFF_LOOP_BYTES: Final = 256 << 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KubernetesServer:
+    """A kubelet or an API server.
+
+    Attributes:
+        url: ``https://host:port``.
+        ca_file: PEM roots under which the server's certificate must verify.
+        token_file: bearer token; None sends none.
+        server_name: the name in the server's certificate where it is not the URL's host.
+        insecure_skip_verify: do not verify the certificate; only to 127.0.0.1.
+        advice: what to do when access is denied.
+        reason: of the errors that this server causes: ``kubelet`` or ``kubernetes_api``.
+    """
+
+    url: str
+    ca_file: Path | None = SERVICE_ACCOUNT / "ca.crt"
+    token_file: Path | None = SERVICE_ACCOUNT / "token"
+    server_name: str | None = None
+    insecure_skip_verify: bool = False
+    advice: str = field(default="", repr=False)
+    reason: str = "kubernetes_api"
+
+    def __post_init__(self) -> None:
+        """Refuse what must not be configured."""
+        parts = urlsplit(self.url)
+        if parts.scheme != "https" or not parts.hostname:
+            raise ConfigurationError(f"{self.url!r} is not an https:// URL")
+        if self.insecure_skip_verify and parts.hostname != _LOOPBACK:
+            raise ConfigurationError(
+                f"the certificate of {self.url} must be verified",
+                advice="give its certificate authority; verification can be skipped only to "
+                f"{_LOOPBACK}",
+            )
+
+
+async def parse_json(data: bytes) -> Any:
+    """Parse JSON; off the event loop where it is long.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if len(data) < _OFF_LOOP_BYTES:
+        return json.loads(data)
+    return await asyncio.to_thread(json.loads, data)
