@@ -22,11 +22,12 @@ import grpc
 
 from sds.clock import SystemClock
 from sds.workload import proc
+from sds.workload.executables import Executables
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import CONTAINER_TYPES, KubernetesAttestor, Waiting
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.peer import Peer
-from sds.workload.unix import EXECUTABLE_TYPES, ExecutableReader, UnixAttestor
+from sds.workload.unix import EXECUTABLE_TYPES, UnixAttestor
 from tests.support.front_door import WHO, front_door, rules, unix
 from tests.support.kubernetes import cluster, container_id, pod
 
@@ -64,7 +65,7 @@ async def attestors(folder: Path) -> None:
         row("credentials and pidfd of a connection", await timed(credentials, CALLS))
         peer = Peer.of(ours)
         with contextlib.closing(peer):
-            unix_attestor = UnixAttestor(ExecutableReader(SystemClock()))
+            unix_attestor = UnixAttestor(Executables(SystemClock()))
             nothing: frozenset[str] = frozenset()
             row(
                 "unix: user and groups",

@@ -78,6 +78,11 @@ class NodeSettings(Settings):
     connections_per_owner: Annotated[int, Field(gt=0, le=65536)] = Field(
         default=128, description="Of one pod, or of one user outside pods."
     )
+    largest_executable: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = Field(
+        default=512 << 20,
+        description="Bytes of the largest executable that a rule on `unix:sha256` has hashed. "
+        "Each pod or user may have twice as much hashed at once, and 16 MiB more each second.",
+    )
     kubernetes: KubernetesSettings = Field(
         default=KubernetesSettings(), description="The kubernetes attestor."
     )

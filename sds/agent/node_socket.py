@@ -17,6 +17,7 @@ from sds.agent.csi import csi_driver
 from sds.agent.node_settings import AttestorName, NodeSettings
 from sds.serving.workload_api import WorkloadApi
 from sds.supervision import supervised
+from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.kubernetes.attestor import KubernetesAttestor
 from sds.workload.kubernetes.pod_list import PodList
@@ -24,7 +25,7 @@ from sds.workload.kubernetes.services import ServiceWatch
 from sds.workload.kubernetes.settings import api_server, kubelet_server
 from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, SocketAttestor, Timing
-from sds.workload.unix import ExecutableReader, UnixAttestor
+from sds.workload.unix import UnixAttestor
 from sds.workload.whoami import DoorDescriber, WhoamiService
 
 if TYPE_CHECKING:
@@ -234,10 +235,16 @@ class NodeSocket:
                     case AttestorName.SOCKET:
                         found.append(SocketAttestor(SOCKET_NAME))
                     case AttestorName.UNIX:
-                        found.append(UnixAttestor(ExecutableReader(self._clock)))
+                        unix = UnixAttestor(Executables(self._clock, self._executable_limits()))
+                        stack.push_async_callback(unix.aclose)
+                        found.append(unix)
                     case AttestorName.KUBERNETES:
                         found.append(await stack.enter_async_context(self._kubernetes()))
             yield found
+
+    def _executable_limits(self) -> ExecutableLimits:
+        largest = self._settings.largest_executable
+        return ExecutableLimits(largest=largest, burst=2 * largest)
 
     @contextlib.asynccontextmanager
     async def _kubernetes(self) -> AsyncIterator[Attestor]:

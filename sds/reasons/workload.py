@@ -26,6 +26,12 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "
         "executable selectors.",
     ),
+    "executable_late": Reason(
+        "Its file system hangs, or its owner changes large executables all the time. Pair rules on "
+        "`unix:sha256` with `unix:uid` or a `k8s:` selector: only callers that match those are "
+        "looked at.",
+        retriable=True,
+    ),
     "cgroup_ambiguous": Reason(
         "Two hierarchies of control groups name different pods, or only some name one. Find out "
         "what moved the process."

@@ -95,6 +95,11 @@ class Attestor(Protocol):
         """``socket``, ``unix`` or ``kubernetes``."""
         ...
 
+    @property
+    def costly(self) -> frozenset[str]:
+        """Selector types that are looked for only if they can decide about a caller."""
+        ...
+
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """Everything that can be known about ``peer`` now; waits only a short, bounded time.
 

@@ -274,7 +274,7 @@ class FrontDoor:
                 reason="connection_limit",
             )
         peer = owned.enter_context(Peer.of(accepted))
-        owner = owner_of(peer, self._roots)
+        owner = peer.owner = owner_of(peer, self._roots)
         if pod_uid is not None and owner != owner_of_pod(pod_uid):
             raise WorkloadError(
                 f"{owner} connected to the socket of pod {pod_uid}",
@@ -286,9 +286,7 @@ class FrontDoor:
                 f"{owner} has {self._limits.connections_per_owner} connections already",
                 reason="connection_limit",
             )
-        connection = _Connection(
-            owner=owner, recognition=Recognition(self._recogniser, peer, owner=owner)
-        )
+        connection = _Connection(owner=owner, recognition=Recognition(self._recogniser, peer))
         self._connections[connection] = None
         self._owners[owner] += 1
         owned.callback(self._forget, connection)
@@ -378,7 +376,7 @@ def owner_of(peer: Peer, roots: PodRoots | None) -> str:
             pod = roots.find(read_cgroup(peer))
             if pod is not None:
                 return owner_of_pod(pod.pod_uid)
-    return f"uid {peer.uid}"
+    return peer.owner
 
 
 def owner_of_pod(pod_uid: str) -> str:

@@ -48,6 +48,8 @@ class Peer:
         groups: supplementary group IDs at that time.
         pidfd: refers to that process whatever becomes of its pid; None where the kernel has none.
         start_time: clock ticks since boot, from /proc, where there is no pidfd.
+        owner: whose share it counts against, as ``pod UID`` or ``uid NUMBER``.
+        executed: device and inode of what it executed when that was first looked at.
     """
 
     pid: int
@@ -56,6 +58,8 @@ class Peer:
     groups: frozenset[int]
     pidfd: int | None
     start_time: int | None = None
+    owner: str = ""
+    executed: tuple[int, ...] | None = None
     _closed: bool = field(default=False, repr=False)
 
     @classmethod
@@ -81,7 +85,14 @@ class Peer:
                 advice="run the agent in the host's PID namespace (hostPID: true)",
                 reason="peer_credentials",
             )
-        with cls(pid=pid, uid=uid, gid=gid, groups=frozenset(), pidfd=_pidfd(connection)) as peer:
+        with cls(
+            pid=pid,
+            uid=uid,
+            gid=gid,
+            groups=frozenset(),
+            pidfd=_pidfd(connection),
+            owner=f"uid {uid}",
+        ) as peer:
             with _readable(pid):
                 if peer.pidfd is None:
                     peer.start_time = process_start_time(pid)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import PeerGoneError, WorkloadError
 from sds.faults import guarded, report
+from sds.repeats import Repeats
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("sds.workload.recognition")
 _TEXT_SELECTORS: Final = 24
 _TEXT_CHARACTERS: Final = 1500
+
+
+_POSTPONED: Final = WorkloadError("it was not looked for yet", reason="undetermined")
 
 
 class IdentityKeeper(Protocol):
@@ -113,6 +117,7 @@ class Recogniser:
         self._keeper = keeper
         self._wanted: Counter[Identity] = Counter()
         self._lingering: dict[Identity, asyncio.TimerHandle] = {}
+        self._said = Repeats()
         self._changed = asyncio.Event()
         self._stops = [attestor.listen(self.look_again) for attestor in self._attestors]
 
@@ -126,6 +131,11 @@ class Recogniser:
         """Facts or rules may have changed: wake every recognition."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def worth_a_line(self, about: str, decision: Decision) -> int | None:
+        """How often this was decided about so since the last line of log, if one is due."""
+        key = (about, decision.undetermined.reason if decision.undetermined else "")
+        return self._said.due(key, now=asyncio.get_running_loop().time())
 
     def close(self) -> None:
         """Stop listening, and release what lingers."""
@@ -144,11 +154,32 @@ class Recogniser:
         Raises:
             PeerGoneError: the process that connected has ended; nothing gathered counts.
         """
+        costly = self._needed & _costly(self._attestors)
+        cheap, failed = await self._gather(peer, self._attestors, self._needed - costly)
+        if failed is None and costly:
+            # What is costly is looked for only if it can decide: not for callers that no rule
+            # would match anyway.
+            postponed = Facts(unknown=dict.fromkeys(costly, _POSTPONED))
+            decision = self.rules.decide(merge([cheap, postponed]))
+            if decision.undetermined is not _POSTPONED:
+                return RecognitionOutcome(facts=cheap, decision=decision)
+            some = [each for each in self._attestors if each.costly & costly]
+            facts, failed = await self._gather(peer, some, self._needed)
+            cheap = merge([facts, cheap])
+        if failed is not None:
+            return RecognitionOutcome(facts=cheap, decision=Decision(undetermined=failed))
+        return RecognitionOutcome(facts=cheap, decision=self.rules.decide(cheap))
+
+    async def _gather(
+        self, peer: Peer, attestors: Iterable[Attestor], needed: frozenset[str]
+    ) -> tuple[Facts, WorkloadError | None]:
+        """What these attestors find, and why that is not all."""
         found: list[Facts] = []
         failed: WorkloadError | None = None
-        for attestor in self._attestors:
+        for attestor in attestors:
             try:
-                found.append(await attestor.attest(peer, self._needed))
+                found.append(await attestor.attest(peer, needed))
+                peer.check()
             except PeerGoneError:
                 raise
             except WorkloadError as error:
@@ -159,16 +190,7 @@ class Recogniser:
                     f"the attestor {attestor.name!r} failed: {type(error).__name__}",
                     reason="recognition_failed",
                 )
-        try:
-            peer.check()
-        except PeerGoneError:
-            raise
-        except WorkloadError as error:
-            failed = error
-        facts = merge(found)
-        if failed is not None:
-            return RecognitionOutcome(facts=facts, decision=Decision(undetermined=failed))
-        return RecognitionOutcome(facts=facts, decision=self.rules.decide(facts))
+        return merge(found), failed
 
     async def wait_for_change(self, seconds: float) -> None:
         """Until somebody called :meth:`look_again`, at most so long."""
@@ -215,16 +237,9 @@ class Recogniser:
 class Recognition:
     """One connected process, followed from its connection to its end."""
 
-    def __init__(self, recogniser: Recogniser, peer: Peer, *, owner: str) -> None:
-        """Nothing happens before :meth:`follow`.
-
-        Args:
-            recogniser: finds out who the caller is.
-            peer: the caller; whoever opened it closes it.
-            owner: whose share the caller counts against: ``pod UID`` or ``uid NUMBER``.
-        """
+    def __init__(self, recogniser: Recogniser, peer: Peer) -> None:
+        """Nothing happens before :meth:`follow`; ``peer`` is closed by what opened it."""
         self.peer = peer
-        self.owner = owner
         self.outcome = RecognitionOutcome()
         self._recogniser = recogniser
         self._entitlement: Entitlement | None = None
@@ -368,32 +383,41 @@ class Recognition:
         )
 
     def _say(self, outcome: RecognitionOutcome) -> None:
-        """One line for every change of a decision."""
-        if outcome.decision == self.outcome.decision:
+        """One line for every change of a decision; one in an interval where an owner is refused."""
+        decision, before = outcome.decision, self.outcome.decision
+        if decision == before or (decision.undetermined and _same(decision, before)):
             return
         extra = {
             "pid": self.peer.pid,
             "caller": outcome.facts.title,
             "selectors": describe_selectors(outcome.facts.selectors),
         }
-        decision = outcome.decision
-        for problem in decision.problems:
-            _LOG.warning("a workload rule gave no valid name", extra={**extra, "problem": problem})
-        if decision.undetermined is not None:
-            _LOG.warning(
-                "a caller cannot be recognised yet", extra={**extra, "why": decision.undetermined}
-            )
-        elif decision.granted:
+        if decision.granted:
+            names = [str(identity.spiffe_id) for identity in decision.identities]
+            rules = [grant.rule for grant in decision.granted]
             _LOG.info(
-                "a caller was recognised",
-                extra={
-                    **extra,
-                    "identities": [str(identity.spiffe_id) for identity in decision.identities],
-                    "rules": [grant.rule for grant in decision.granted],
-                },
+                "a caller was recognised", extra={**extra, "identities": names, "rules": rules}
             )
-        else:
-            _LOG.warning("no workload rule matches a caller", extra=extra)
+        elif (times := self._recogniser.worth_a_line(self.peer.owner, decision)) is not None:
+            extra |= {"owner": self.peer.owner, "times": times}
+            if decision.undetermined is not None:
+                extra["why"] = decision.undetermined
+                _LOG.warning("a caller cannot be recognised yet", extra=extra)
+            else:
+                _LOG.warning("no workload rule matches a caller", extra=extra)
+        for problem in decision.problems:
+            if self._recogniser.worth_a_line(problem, decision) is not None:
+                about = {**extra, "problem": problem}
+                _LOG.warning("a workload rule gave no valid name", extra=about)
+
+
+def _same(one: Decision, other: Decision) -> bool:
+    """Whether both are undetermined for the same reason; each look makes an error of its own."""
+    return str(one.undetermined) == str(other.undetermined) and one.problems == other.problems
+
+
+def _costly(attestors: Iterable[Attestor]) -> frozenset[str]:
+    return frozenset[str]().union(*(each.costly for each in attestors))
 
 
 def describe_selectors(selectors: Iterable[Selector]) -> str:
@@ -411,6 +435,7 @@ class SocketAttestor:
     """Selector ``socket:name``: which socket was connected to."""
 
     name = "socket"
+    costly: frozenset[str] = frozenset()
 
     def __init__(self, socket_name: str) -> None:
         """``socket_name``: the name that configuration gives to the socket."""

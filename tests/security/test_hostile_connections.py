@@ -98,6 +98,7 @@ class Broken:
     """An attestor that raises what the test wants for one of its callers."""
 
     name = "broken"
+    costly: frozenset[str] = frozenset()
 
     def __init__(self, error: Callable[[], BaseException]) -> None:
         self.error = error

@@ -14,10 +14,11 @@ from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.identity import Identity, parse_trust_domain
 from sds.transport.server import Server
+from sds.workload.executables import Executables
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
 from sds.workload.recognition import Recogniser, Rules, Timing
-from sds.workload.unix import ExecutableReader, UnixAttestor
+from sds.workload.unix import UnixAttestor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ def rules(*matches: Mapping[str, Any], matching: Matching = Matching.FIRST) -> R
 
 def unix() -> list[Attestor]:
     """The unix attestor alone."""
-    return [UnixAttestor(ExecutableReader(SystemClock()))]
+    return [UnixAttestor(Executables(SystemClock()))]
 
 
 class Keeper:
@@ -159,6 +160,9 @@ async def front_door(
         with contextlib.suppress(asyncio.CancelledError):
             await task
         await server.stop(0)
+        for attestor in attestors:
+            if isinstance(attestor, UnixAttestor):
+                await attestor.aclose()
 
 
 async def ask(path: Path, timeout: float = 20.0) -> str:  # noqa: ASYNC109  of the RPC

@@ -19,8 +19,9 @@ import sys
 from pathlib import Path
 
 from sds.clock import SystemClock
+from sds.workload.executables import Executables
 from sds.workload.recognition import Timing
-from sds.workload.unix import ExecutableReader, UnixAttestor
+from sds.workload.unix import UnixAttestor
 from tests.support.door_client import CLOSED, REFUSED, Asker
 from tests.support.front_door import front_door, rules
 
@@ -71,7 +72,7 @@ def victim_with_pid(pid: int, program: str) -> subprocess.Popen[bytes] | None:
 async def main(folder: Path, program: str) -> None:
     digest = hashlib.sha256(Path(program).read_bytes()).hexdigest()
     reused = recognised = 0
-    attestors = [UnixAttestor(ExecutableReader(SystemClock()))]
+    attestors = [UnixAttestor(Executables(SystemClock()))]
     mapping = rules({"unix:sha256": digest})
     async with front_door(folder, attestors=attestors, rules=mapping, timing=TIMING) as door:
         for number in range(ROUNDS):

@@ -1,106 +1,247 @@
+"""The unix attestor and the looker that opens executables for it."""
+
+from __future__ import annotations
+
+import asyncio
 import hashlib
 import os
+import shutil
+import signal
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from io import FileIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sds.clock import Instant, SystemClock
-from sds.errors import PeerGoneError
-from sds.workload import unix as unix_module
+from sds.errors import PeerGoneError, WorkloadError
 from sds.workload.entitlement import Selector
+from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.peer import Peer
-from sds.workload.unix import EXECUTABLE_TYPES, ExecutableReader, UnixAttestor
+from sds.workload.unix import EXECUTABLE_TYPES, UnixAttestor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
 
 BINARY = Path(sys.executable).resolve()
+DIGEST = hashlib.sha256(BINARY.read_bytes()).hexdigest()
 
 
 @pytest.fixture
 def ourselves() -> Iterator[Peer]:
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        peer = Peer.of(ours)
+    with ours, theirs, Peer.of(ours) as peer:
         yield peer
-        peer.close()
 
 
 class LaterClock(SystemClock):
     """A clock so far ahead that every file has settled."""
 
     def now(self) -> Instant:
+        here = super().now()
         wall = datetime.now(UTC) + timedelta(days=1)
-        return Instant(wall=wall, monotonic=0, boottime=0)
+        return Instant(wall=wall, monotonic=here.monotonic, boottime=here.boottime)
 
 
-async def test_user_groups_and_executable(ourselves: Peer) -> None:
-    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves, EXECUTABLE_TYPES)
+class PastClock(SystemClock):
+    """A clock so far behind that no file has settled."""
+
+    def now(self) -> Instant:
+        here = super().now()
+        wall = datetime.fromtimestamp(0, UTC)
+        return Instant(wall=wall, monotonic=here.monotonic, boottime=here.boottime)
+
+
+class Hashed(Executables):
+    """Counts what the hashing looker is asked."""
+
+    def __init__(self, clock: SystemClock, limits: ExecutableLimits | None = None) -> None:
+        super().__init__(clock, limits)
+        self.count = 0
+        real = self._hashing.ask
+
+        async def ask(request: dict[str, Any], seconds: float) -> dict[str, Any]:
+            self.count += 1
+            return await real(request, seconds)
+
+        self._hashing.ask = ask  # type: ignore[method-assign]
+
+
+@pytest.fixture
+async def executables() -> AsyncIterator[Executables]:
+    found = Executables(SystemClock())
+    yield found
+    await found.aclose()
+
+
+async def test_user_groups_and_executable(ourselves: Peer, executables: Executables) -> None:
+    facts = await UnixAttestor(executables).attest(ourselves, EXECUTABLE_TYPES)
     expected = {
         Selector("unix:uid", str(os.geteuid())),
         Selector("unix:gid", str(os.getegid())),
         Selector("unix:path", str(BINARY)),
-        Selector("unix:sha256", hashlib.sha256(BINARY.read_bytes()).hexdigest()),
+        Selector("unix:sha256", DIGEST),
         *(Selector("unix:supplementary-gid", str(group)) for group in os.getgroups()),
     }
     assert facts.selectors == expected
     assert not facts.unknown
 
 
-async def test_nothing_is_read_where_no_rule_asks_for_executables(ourselves: Peer) -> None:
-    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves, frozenset())
-    assert not {"unix:path", "unix:sha256"} & {selector.type for selector in facts.selectors}
+async def test_nothing_is_read_where_no_rule_asks_for_executables(
+    ourselves: Peer, executables: Executables
+) -> None:
+    facts = await UnixAttestor(executables).attest(ourselves, frozenset())
+    assert not EXECUTABLE_TYPES & {selector.type for selector in facts.selectors}
+    assert executables._looking._process is None
 
 
-async def test_a_file_is_hashed_once_when_it_has_settled(
+async def test_a_rule_on_the_path_alone_has_nothing_hashed(
+    ourselves: Peer, executables: Executables
+) -> None:
+    facts = await UnixAttestor(executables).attest(ourselves, frozenset({"unix:path"}))
+    assert facts.values("unix:path") == {str(BINARY)}
+    assert executables._hashing._process is None
+
+
+async def test_a_file_is_hashed_once_when_it_has_settled(ourselves: Peer) -> None:
+    with_clock = Hashed(LaterClock())
+    assert await with_clock.read(ourselves, digest=True) == await with_clock.read(
+        ourselves, digest=True
+    )
+    assert with_clock.count == 1
+    await with_clock.aclose()
+
+
+async def test_a_file_changed_a_moment_ago_is_hashed_again(ourselves: Peer) -> None:
+    with_clock = Hashed(PastClock())
+    await with_clock.read(ourselves, digest=True)
+    await with_clock.read(ourselves, digest=True)
+    assert with_clock.count == 2
+    await with_clock.aclose()
+
+
+async def test_many_callers_are_looked_at_cheaply(
+    ourselves: Peer, executables: Executables
+) -> None:
+    first = await executables.read(ourselves, digest=True)
+    all_of_them = [executables.read(ourselves, digest=True) for _ in range(250)]
+    assert set(await asyncio.gather(*all_of_them)) == {first}
+
+
+async def test_a_file_that_is_too_large(ourselves: Peer) -> None:
+    small = Executables(SystemClock(), ExecutableLimits(largest=1000))
+    with closing(ourselves), pytest.raises(WorkloadError, match="1000 are the most") as caught:
+        await small.read(ourselves, digest=False)
+    assert caught.value.reason == "executable_unreadable"
+    await small.aclose()
+
+
+async def test_an_owner_has_a_budget_that_grows_back(ourselves: Peer) -> None:
+    size = BINARY.stat().st_size
+    clock = PastClock()  # so that no digest is remembered
+    limits = ExecutableLimits(burst=2 * size, rate=1)
+    limited = Executables(clock, limits)
+    for _ in range(2):
+        await limited.read(ourselves, digest=True)
+    for _ in range(3):
+        with pytest.raises(WorkloadError, match="too much of executables hashed") as caught:
+            await limited.read(ourselves, digest=True)
+        assert caught.value.reason == "executable_late"
+        assert caught.value.retriable
+    ourselves.owner = "another"
+    assert (await limited.read(ourselves, digest=True)).sha256 == DIGEST
+    await limited.aclose()
+
+
+async def test_being_many_owners_buys_one_budget_more(
     ourselves: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashed: list[object] = []
-    real = unix_module._sha256
+    monkeypatch.setattr("sds.workload.executables._OWNERS", 5)
+    size = BINARY.stat().st_size
+    limited = Hashed(PastClock(), ExecutableLimits(burst=size, rate=1))
+    refused = 0
+    for number in range(20):
+        ourselves.owner = f"uid {number}"
+        try:
+            await limited.read(ourselves, digest=True)
+        except WorkloadError:
+            refused += 1
+    assert (limited.count, refused) == (6, 14)
+    assert len(limited._owners) == 6
+    await limited.aclose()
 
-    def counting(file: FileIO) -> str:
-        hashed.append(file)
-        return real(file)
 
-    monkeypatch.setattr(unix_module, "_sha256", counting)
-    reader = ExecutableReader(LaterClock())
-    assert await reader.read(ourselves.pid) == await reader.read(ourselves.pid)
-    assert len(hashed) == 1
+async def test_a_looker_that_dies_is_replaced(ourselves: Peer, executables: Executables) -> None:
+    await executables.read(ourselves, digest=True)
+    process = executables._looking._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    with pytest.raises(WorkloadError, match="no process can look"):
+        await executables.read(ourselves, digest=True)
+    assert (await executables.read(ourselves, digest=True)).path == str(BINARY)
 
 
-async def test_a_file_changed_a_moment_ago_is_hashed_again(
-    ourselves: Peer, monkeypatch: pytest.MonkeyPatch
+async def test_a_looker_that_hangs_is_killed_and_its_owner_waits(ourselves: Peer) -> None:
+    limits = ExecutableLimits(look_seconds=0.3)
+    hanging = Executables(SystemClock(), limits)
+    await hanging.read(ourselves, digest=False)
+    process = hanging._looking._process
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(WorkloadError, match="no answer in") as caught:
+        await hanging.read(ourselves, digest=False)
+    assert caught.value.reason == "executable_late"
+    ourselves.owner = "another"
+    assert (await hanging.read(ourselves, digest=False)).path == str(BINARY)
+    await hanging.aclose()
+    assert process.returncode == -signal.SIGKILL
+
+
+async def test_a_caller_that_goes_leaves_no_answer_for_the_next(
+    ourselves: Peer, executables: Executables
 ) -> None:
-    class Past(SystemClock):
-        def now(self) -> Instant:
-            return Instant(wall=datetime.fromtimestamp(0, UTC), monotonic=0, boottime=0)
-
-    hashed: list[object] = []
-
-    def counting(file: FileIO) -> str:
-        hashed.append(file)
-        return "00"
-
-    monkeypatch.setattr(unix_module, "_sha256", counting)
-    reader = ExecutableReader(Past())
-    await reader.read(ourselves.pid)
-    await reader.read(ourselves.pid)
-    assert len(hashed) == 2
+    await executables.read(ourselves, digest=True)
+    for _ in range(50):
+        look = asyncio.create_task(executables.read(ourselves, digest=True))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        look.cancel()
+    assert (await executables.read(ourselves, digest=True)).sha256 == DIGEST
 
 
-async def test_a_file_system_that_its_user_can_forge_is_refused(
-    ourselves: Peer, monkeypatch: pytest.MonkeyPatch
+async def test_a_process_that_executes_another_file_is_nobody_from_then_on(
+    tmp_path: Path, executables: Executables
 ) -> None:
-    monkeypatch.setattr(unix_module, "_filesystem_type", lambda _: 0x65735546)
-    facts = await UnixAttestor(ExecutableReader(SystemClock())).attest(ourselves, EXECUTABLE_TYPES)
-    assert not facts.selectors
-    why = facts.why_unknown("unix:uid")
-    assert why is not None
-    assert why.reason == "executable_unreadable"
+    """Not even if that file is the one that a rule names."""
+    first, second = (Path(shutil.copy("/bin/bash", tmp_path / name)) for name in ("a", "b"))
+    script = f"read; exec {second} -c 'read; exec {first} -c read'"
+    with (
+        subprocess.Popen([first, "-c", script], stdin=subprocess.PIPE) as process,  # noqa: ASYNC220
+        Peer(
+            pid=process.pid, uid=0, gid=0, groups=frozenset(), pidfd=os.pidfd_open(process.pid)
+        ) as peer,
+    ):
+        assert process.stdin is not None
+        attestor = UnixAttestor(executables)
+        found = []
+        for path in (first, second, first):
+            async with asyncio.timeout(5):
+                while Path(f"/proc/{process.pid}/exe").readlink() != path:
+                    await asyncio.sleep(0.01)
+            facts = await attestor.attest(peer, EXECUTABLE_TYPES)
+            assert not facts.unknown
+            found.append(facts.values("unix:path"))
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+    assert found == [{str(first)}, frozenset(), frozenset()]
 
 
-async def test_no_such_process() -> None:
+async def test_no_such_process(ourselves: Peer, executables: Executables) -> None:
+    ourselves.pid = 2**22 + 1
     with pytest.raises(PeerGoneError):
-        await ExecutableReader(SystemClock()).read(2**22 + 1)
+        await executables.read(ourselves, digest=False)

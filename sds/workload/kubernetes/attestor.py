@@ -45,6 +45,7 @@ class KubernetesAttestor:
     """Selectors ``k8s:…``; see the package."""
 
     name = "kubernetes"
+    costly: frozenset[str] = frozenset()
 
     def __init__(
         self,

@@ -1,0 +1,324 @@
+"""What processes execute: looked at by a process of its own, hashed within a budget.
+
+Owns :class:`Executables`: two lookers (:mod:`sds.workload.looker`), one for short looks and one for
+hashing, and what each owner may still have hashed. Invariants: neither the event loop nor a thread
+of the agent opens a file that a caller chose; a look has a deadline, at which its looker is killed
+and another takes its place; an owner whose look hung is not looked at again before the stuck looker
+is gone; an owner has one look at a time, and a bounded number of bytes hashed in a minute, also if
+it reconnects; each file is hashed once, while its times say that it has not changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sds.errors import PeerGoneError, WorkloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from sds.clock import Clock
+    from sds.workload.peer import Peer
+
+_PROGRAM: Final = Path(__file__).with_name("looker.py")
+_CACHE_ENTRIES: Final = 512
+_OWNERS: Final = 1024
+_OTHERS: Final = ""
+# A file changed this recently may change again without a visible change of its times.
+_SETTLED_SECONDS: Final = 2.0
+_ANSWER_BYTES: Final = 64 << 10
+_MOST_STUCK: Final = 8
+_LAST_WAIT_SECONDS: Final = 1.0
+_FIRST_PAUSE_SECONDS: Final = 0.005
+_LONGEST_PAUSE_SECONDS: Final = 1.0
+_MIB: Final = 1 << 20
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Executable:
+    """A running executable.
+
+    Attributes:
+        path: from which it was started, as the process's own mount namespace names it; another
+            file may have that path now, and a process that can mount can choose it.
+        sha256: of its content, lower-case hexadecimal; None if nobody asked.
+        fingerprint: device, inode, size and times of the file.
+    """
+
+    path: str
+    sha256: str | None
+    fingerprint: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutableLimits:
+    """Bounds of the work that callers cause.
+
+    Attributes:
+        largest: bytes of a file that is hashed.
+        burst: bytes that one owner may have hashed at once.
+        rate: bytes a second that its budget grows by, up to ``burst``.
+        look_seconds: deadline of a look without hashing.
+        slowest: bytes a second that a disk must give: the deadline of hashing follows from it.
+    """
+
+    largest: int = 512 * _MIB
+    burst: int = 1024 * _MIB
+    rate: int = 16 * _MIB
+    look_seconds: float = 2.0
+    slowest: int = 32 * _MIB
+
+
+@dataclass(slots=True)
+class _Owner:
+    """What one owner may do.
+
+    Attributes:
+        left: bytes that may be hashed, at :attr:`at`.
+        turn: held while one of its processes is looked at.
+        stuck: a killed looker of this owner still hangs in a file system.
+    """
+
+    left: float
+    at: float
+    turn: asyncio.Lock
+    stuck: bool = False
+
+
+class Executables:
+    """Reads executables of processes; :meth:`aclose` ends its lookers."""
+
+    def __init__(self, clock: Clock, limits: ExecutableLimits | None = None) -> None:
+        """No looker is started before somebody asks; ``clock`` tells how old a change is."""
+        self.limits = limits or ExecutableLimits()
+        self._clock = clock
+        self._looking = _Looker(nice=0)
+        self._hashing = _Looker(nice=10)
+        self._digests: OrderedDict[tuple[int, ...], str] = OrderedDict()
+        self._owners: dict[str, _Owner] = {}
+        self._stuck = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def aclose(self) -> None:
+        """End the lookers."""
+        ended = [process for each in (self._looking, self._hashing) if (process := each.kill())]
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WAIT_SECONDS):
+                for process in ended:
+                    await _reaped(process)
+
+    async def read(self, peer: Peer, *, digest: bool) -> Executable:
+        """What the caller runs; call :meth:`Peer.check` afterwards.
+
+        Args:
+            peer: the caller.
+            digest: whether its content is asked for.
+
+        Raises:
+            PeerGoneError: there is no such process.
+            WorkloadError: ``executable_unreadable``: it may not be read (another user's process,
+                without CAP_SYS_PTRACE), is too large, or lies on a file system whose content its
+                own user can forge. ``executable_late``: a look took too long, or its owner has
+                caused too much work.
+        """
+        owner = self._owner(peer.owner)
+        await owner.turn.acquire()
+        # A caller that goes meanwhile leaves the look running: its answer is not the next one's.
+        look = self._spawn(self._read(owner, peer, digest=digest))
+        look.add_done_callback(lambda _: owner.turn.release())
+        return await asyncio.shield(look)
+
+    async def _read(self, owner: _Owner, peer: Peer, *, digest: bool) -> Executable:
+        if owner.stuck or self._stuck >= _MOST_STUCK:
+            raise WorkloadError(
+                "another look at an executable still hangs in its file system",
+                reason="executable_late",
+            )
+        found = await self._ask(self._looking, owner, peer, None, self.limits.look_seconds)
+        sha256 = await self._digest(owner, peer, found.fingerprint) if digest else None
+        return Executable(path=found.path, sha256=sha256, fingerprint=found.fingerprint)
+
+    async def _digest(self, owner: _Owner, peer: Peer, fingerprint: tuple[int, ...]) -> str:
+        if (known := self._digests.get(fingerprint)) is not None:
+            self._digests.move_to_end(fingerprint)
+            return known
+        _device, _inode, size, modified, changed = fingerprint
+        self._spend(owner, size, peer)
+        seconds = self.limits.look_seconds + size / self.limits.slowest
+        found = await self._ask(self._hashing, owner, peer, fingerprint, seconds)
+        assert found.sha256 is not None
+        settled = self._clock.now().wall.timestamp() - max(modified, changed) / 1e9
+        if settled > _SETTLED_SECONDS:
+            self._digests[fingerprint] = found.sha256
+            if len(self._digests) > _CACHE_ENTRIES:
+                self._digests.popitem(last=False)
+        return found.sha256
+
+    async def _ask(
+        self,
+        looker: _Looker,
+        owner: _Owner,
+        peer: Peer,
+        fingerprint: Sequence[int] | None,
+        seconds: float,
+    ) -> Executable:
+        request = {"pid": peer.pid, "most": self.limits.largest, "digest": fingerprint}
+        try:
+            said = await looker.ask(request, seconds)
+        except TimeoutError:
+            self._spawn(self._hangs(owner, looker.kill()))
+            raise WorkloadError(
+                f"the executable of process {peer.pid} gave no answer in {seconds:.0f} s",
+                reason="executable_late",
+                advice="is its file system there?",
+            ) from None
+        except (OSError, ValueError) as error:
+            self._spawn(_reaped(looker.kill()))
+            raise WorkloadError(
+                f"no process can look at executables now: {error}", reason="executable_late"
+            ) from error
+        if said.get("gone"):
+            raise PeerGoneError(f"process {peer.pid} has ended, or is the kernel's")
+        if "error" in said:
+            raise WorkloadError(
+                f"the executable of process {peer.pid}: {said['error']}",
+                reason="executable_unreadable",
+                advice=said.get("advice", ""),
+            )
+        return Executable(
+            path=said["path"], sha256=said.get("sha256"), fingerprint=tuple(said["fingerprint"])
+        )
+
+    async def _hangs(self, owner: _Owner, process: subprocess.Popen[bytes] | None) -> None:
+        """Let the owner wait until the kernel lets go of its killed looker."""
+        owner.stuck = True
+        self._stuck += 1
+        try:
+            await _reaped(process)
+        finally:
+            owner.stuck = False
+            self._stuck -= 1
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._over)
+        return task
+
+    def _over(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: whoever asked may be gone
+
+    # --- budgets --------------------------------------------------------------------------------
+
+    def _owner(self, name: str) -> _Owner:
+        now = self._clock.now().monotonic
+        owner = self._owners.get(name)
+        if owner is None:
+            if len(self._owners) >= _OWNERS:
+                self._forget_idle(now)
+            if len(self._owners) >= _OWNERS:
+                name = _OTHERS  # they share one budget: being many buys nothing
+            owner = self._owners.get(name)
+        if owner is None:
+            owner = self._owners[name] = _Owner(self.limits.burst, now, asyncio.Lock())
+        return owner
+
+    def _forget_idle(self, now: float) -> None:
+        """Forget owners whose budget is full anyway, so that forgetting refills none."""
+        for name, owner in list(self._owners.items()):
+            full = owner.left + (now - owner.at) * self.limits.rate >= self.limits.burst
+            if full and not owner.turn.locked() and not owner.stuck:
+                del self._owners[name]
+
+    def _spend(self, owner: _Owner, size: int, peer: Peer) -> None:
+        now = self._clock.now().monotonic
+        left = min(self.limits.burst, owner.left + (now - owner.at) * self.limits.rate)
+        owner.left, owner.at = left, now
+        if size > left:
+            raise WorkloadError(
+                f"{peer.owner} has had too much of executables hashed; {size // _MIB} MiB more "
+                "have to wait",
+                reason="executable_late",
+                advice="it passes; files that do not change are hashed once",
+            )
+        owner.left -= size
+
+
+class _Looker:
+    """One looker process, started when it is first asked, with one question at a time."""
+
+    def __init__(self, *, nice: int) -> None:
+        self._nice = nice
+        self._turn = asyncio.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: socket.socket | None = None
+
+    async def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        """The answer; the deadline begins when it is this question's turn.
+
+        Raises:
+            TimeoutError: there was none in time; kill it before anything else is awaited.
+            OSError, ValueError: it ended, or cannot be started; kill it likewise.
+        """
+        async with self._turn, asyncio.timeout(seconds):
+            loop = asyncio.get_running_loop()
+            channel = self._channel or self._start()
+            await loop.sock_sendall(channel, json.dumps(request).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                more = await loop.sock_recv(channel, _ANSWER_BYTES)
+                if not more or len(answer) > _ANSWER_BYTES:
+                    raise ConnectionError("the looker ended")
+                answer += more
+            said: dict[str, Any] = json.loads(answer)
+            return said
+
+    def kill(self) -> subprocess.Popen[bytes] | None:
+        """End it now, whatever it waits for; the next question starts another one."""
+        process, self._process = self._process, None
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+        if process is not None:
+            process.kill()
+        return process
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.ExitStack() as owned:
+            owned.callback(ours.close)
+            ours.setblocking(False)  # noqa: FBT003  positional-only
+            self._process = subprocess.Popen(  # noqa: S603  our own program, a fixed command line
+                [sys.executable, "-I", "-S", str(_PROGRAM), str(self._nice)],
+                stdin=theirs.fileno(),
+                stdout=theirs.fileno(),
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd="/",
+            )
+            owned.pop_all()
+        self._channel = ours
+        return ours
+
+
+async def _reaped(process: subprocess.Popen[bytes] | None) -> None:
+    """Wait until a killed process is gone; one that hangs in the kernel may take long."""
+    pause = _FIRST_PAUSE_SECONDS
+    while process is not None and process.poll() is None:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)

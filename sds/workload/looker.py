@@ -1,0 +1,165 @@
+"""The looker: a small process that opens what callers execute, so that the agent never does.
+
+This file runs as a program of its own (``python -I -S looker.py``, standard library only, an empty
+environment); :mod:`sds.workload.executables` starts it, talks to it and kills it. A file system
+that hangs, or that lies, is then the looker's trouble: a thread in a hung file system cannot be
+ended, a process can.
+
+It reads one JSON object a line from its standard input and answers with one line each:
+
+``{"pid": 7, "most": 536870912, "digest": null}``
+    → ``{"path": …, "fingerprint": […]}``: what process 7 executes, and the file's identity.
+``{"pid": 7, "most": …, "digest": [fingerprint]}``
+    → the same and ``"sha256"``, if the file still has that fingerprint before and after.
+Failures: ``{"gone": true}``, or ``{"error": "words"}`` with ``"advice"`` sometimes.
+
+Invariants: nothing is opened for reading before its mount is known to be no FUSE; no file larger
+than ``most`` is read; what is hashed is the file that the process runs, not what has its path.
+
+Sources: proc(5) for ``exe``, ``fdinfo`` and ``mountinfo``; open(2) for O_PATH.
+"""
+
+# ruff: noqa: PTH115, PTH123  pathlib would double the time that this program takes to start
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+_DELETED: Final = " (deleted)"
+_CHUNK_BYTES: Final = 1 << 20
+_FORGED: Final = "its user may serve it, and show us another content than the kernel"
+
+
+class _UnreadableError(Exception):
+    """Nothing can be said about this executable: why, and what to do."""
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        super().__init__(why)
+        self.why = why
+        self.advice = advice
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one request."""
+    pid, most, wanted = request["pid"], request["most"], request["digest"]
+    try:
+        path = os.readlink(f"/proc/{pid}/exe")
+        handle = os.open(f"/proc/{pid}/exe", os.O_PATH | os.O_CLOEXEC)
+        try:
+            _check_mount(pid, handle)
+            # The same file again, now for reading: never another one that has its path.
+            file = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(handle)
+        with os.fdopen(file, "rb", buffering=0) as opened:
+            return _look(opened, path, most, wanted)
+    except (FileNotFoundError, ProcessLookupError):
+        return {"gone": True}
+    except _UnreadableError as error:
+        return {"error": error.why, "advice": error.advice}
+    except OSError as error:
+        return {
+            "error": f"it cannot be read: {error.strerror}",
+            "advice": "give the agent CAP_SYS_PTRACE, or write no rule on unix:path, unix:sha256",
+        }
+
+
+def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dict[str, Any]:
+    found = os.fstat(opened.fileno())
+    if not stat.S_ISREG(found.st_mode):
+        raise _UnreadableError("it is no ordinary file")
+    if found.st_size > most:
+        raise _UnreadableError(
+            f"it has {found.st_size} bytes, and {most} are the most",
+            "raise node.largest_executable, or write no rule on its content",
+        )
+    # Replaced while it runs, as upgrades do: it still was started from there.
+    said: dict[str, Any] = {"path": path.removesuffix(_DELETED), "fingerprint": _fingerprint(found)}
+    if wanted is not None:
+        if said["fingerprint"] != wanted:
+            raise _UnreadableError("it changed while it was looked at")
+        said["sha256"] = _sha256(opened, most)
+        if _fingerprint(os.fstat(opened.fileno())) != wanted:
+            raise _UnreadableError("it changed while it was read")
+    return said
+
+
+def _sha256(opened: FileIO, most: int) -> str:
+    digest = hashlib.sha256()
+    left = most
+    while chunk := opened.read(min(_CHUNK_BYTES, left + 1)):
+        left -= len(chunk)
+        if left < 0:
+            raise _UnreadableError("it grew while it was read")
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _fingerprint(found: os.stat_result) -> list[int]:
+    return [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+
+
+def _check_mount(pid: int, handle: int) -> None:
+    """Refuse file systems whose content their own user can forge; nothing is asked of them."""
+    mount = _line(f"/proc/self/fdinfo/{handle}", "mnt_id:")
+    # The process's own mounts; those of whoever started it before a chroot; the node's.
+    for whose in (pid, "self", 1):
+        kind = _kind_of_mount(whose, mount)
+        if kind is not None:
+            break
+    else:
+        raise _UnreadableError(
+            "its mount is visible to no one", "run it from an ordinary file system"
+        )
+    if kind in {"fuse", "fuseblk", "virtiofs"} or kind.startswith("fuse."):
+        raise _UnreadableError(
+            f"it lies on a FUSE file system ({kind}): {_FORGED}", "run it elsewhere"
+        )
+    if kind == "overlay" and _user_namespace(pid) != _user_namespace("self"):
+        raise _UnreadableError(
+            f"it lies on an overlay and its process has a user namespace of its own: {_FORGED}",
+            "write no rule on executables for such processes",
+        )
+
+
+def _kind_of_mount(whose: int | str, mount: bytes) -> str | None:
+    try:
+        with open(f"/proc/{whose}/mountinfo", "rb") as file:
+            for line in file:
+                fields = line.split()
+                if fields[0] == mount:
+                    return fields[fields.index(b"-") + 1].decode("ascii", "replace")
+    except PermissionError:
+        pass
+    return None
+
+
+def _user_namespace(whose: int | str) -> str:
+    return os.readlink(f"/proc/{whose}/ns/user")
+
+
+def _line(path: str, name: str) -> bytes:
+    with open(path, "rb") as file:
+        for line in file:
+            if line.startswith(name.encode()):
+                return line.split()[1]
+    raise _UnreadableError(f"{path} has no {name}")
+
+
+def main() -> None:
+    """Answer until the agent hangs up; the argument is how nice to be meanwhile (nice(2))."""
+    os.nice(int(sys.argv[1]))
+    for line in sys.stdin.buffer:
+        sys.stdout.buffer.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

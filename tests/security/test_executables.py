@@ -1,0 +1,133 @@
+"""Executables on file systems that fail, hang or lie: one caller's trouble, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.clock import SystemClock
+from sds.workload.executables import ExecutableLimits, Executables
+from sds.workload.recognition import Timing
+from sds.workload.unix import UnixAttestor
+from tests.support import need
+from tests.support.front_door import ask, descriptors, front_door, rules, until
+from tests.support.process import running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
+
+CLIENT = need.ROOT / "tests" / "support" / "door_client.py"
+PYTHON = Path(sys.executable).resolve()
+ENVIRONMENT = {"PYTHONHOME": sys.base_prefix}
+FAST = Timing(hold=1.5, retry_first=0.02, retry_most=0.1, recheck=0.2, linger=0)
+R0 = "spiffe://example.org/r0"
+DIGEST = hashlib.sha256(PYTHON.read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _root() -> None:
+    need.root()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A folder that other users may enter."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o011)
+    return tmp_path
+
+
+@contextlib.asynccontextmanager
+async def served_by_its_user(folder: Path) -> AsyncIterator[tuple[Path, Path]]:
+    """A Python on a FUSE file system, and the file that says how that one behaves."""
+    mount, mode = folder / "mount", folder / "mode"
+    mount.mkdir()
+    mode.write_text("ok")
+    program = need.ROOT / "tests" / "support" / "executable_file_system.py"
+    command = [sys.executable, str(program), str(mount), str(PYTHON), str(mode)]
+    async with running(command):
+        try:
+            async with asyncio.timeout(10):
+                while not os.path.ismount(mount):
+                    await asyncio.sleep(0.02)
+            yield mount / "x", mode
+        finally:
+            mode.write_text("ok")
+            await (await asyncio.create_subprocess_exec("fusermount3", "-uz", mount)).wait()
+
+
+@pytest.mark.parametrize("behaviour", ["ok", "eio", "hang"])
+async def test_an_executable_that_its_user_serves(tmp_path: Path, behaviour: str) -> None:
+    """Its content is right, and nothing about it is believed; others are recognised meanwhile."""
+    mapping = rules({"unix:uid": "0", "unix:sha256": DIGEST})
+    attestors = [UnixAttestor(Executables(SystemClock()))]
+    async with (
+        served_by_its_user(tmp_path) as (program, mode),
+        front_door(tmp_path, attestors=attestors, rules=mapping, timing=FAST) as door,
+    ):
+        assert await ask(door.path) == R0
+        await until(lambda: not door.door.connections)
+        before = descriptors()
+        command = [str(program), "-S", str(CLIENT), str(door.path), "ask"]
+        async with running(command, env=ENVIRONMENT) as process:
+            await until(lambda: door.door.connections >= 1)
+            mode.write_text(behaviour)
+            slowest = 0.0
+            for _ in range(20):
+                began = time.monotonic()
+                assert await ask(door.path) == R0
+                slowest = max(slowest, time.monotonic() - began)
+                await asyncio.sleep(0.05)
+            mode.write_text("ok")
+            await process.line("is refused")
+        assert slowest < 1
+        await until(lambda: not door.door.connections)
+        assert descriptors() == before
+
+
+async def test_a_user_that_changes_large_files_all_the_time(shared: Path) -> None:
+    """It gets its share of hashing and no more; another program is recognised meanwhile."""
+    mapping = rules({"unix:sha256": DIGEST})
+    limits = ExecutableLimits(largest=64 << 20, burst=128 << 20, rate=1 << 20)
+    executables = Executables(SystemClock(), limits)
+    attestors = [UnixAttestor(executables)]
+    async with (
+        front_door(shared, attestors=attestors, rules=mapping, timing=FAST) as door,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        hostile = []
+        for number in range(4):
+            path = Path(shutil.copy(PYTHON, shared / f"large{number}"))
+            os.truncate(path, 60 << 20)
+            hostile.append(path)
+            command = [str(path), "-S", str(CLIENT), str(door.path), "ask", "--uid", "4242"]
+            await stack.enter_async_context(running(command, env=ENVIRONMENT))
+        for _ in range(20):
+            for path in hostile:
+                os.utime(path)
+            began = time.monotonic()
+            assert await ask(door.path) == R0
+            assert time.monotonic() - began < FAST.hold
+            await asyncio.sleep(0.05)
+        assert executables._owners["uid 4242"].left < 64 << 20  # it was at work all the while
+
+
+async def test_strangers_have_nothing_hashed_where_rules_name_a_user_too(tmp_path: Path) -> None:
+    mapping = rules({"unix:uid": "4242", "unix:sha256": DIGEST}, {"unix:uid": "0"})
+    executables = Executables(SystemClock())
+    attestors = [UnixAttestor(executables)]
+    async with front_door(tmp_path, attestors=attestors, rules=mapping, timing=FAST) as door:
+        assert await ask(door.path) == "spiffe://example.org/r1"
+        assert executables._looking._process is None
