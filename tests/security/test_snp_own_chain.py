@@ -5,16 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.snp.leaf import HARDWARE_ID, PRODUCT_NAME
 from sds.attestation.snp.report import TCB_COMPONENTS, Product, SigningKey
-from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
+from sds.attestation.snp.simulated import SIMULATED_CSP_ID, SimulatedMachine, SimulatedRoot
 from sds.attestation.snp.simulated_certificates import (
     certificate,
     issuer_extensions,
@@ -23,7 +20,7 @@ from sds.attestation.snp.simulated_certificates import (
 )
 from sds.attestation.snp.verifier import P384_ORDER, SnpVerifier
 from sds.errors import EvidenceError
-from tests.support.machines import NOW, simulated
+from tests.support.machines import NOW, crl, simulated
 
 DATA = bytes(range(64))
 SPAN = (NOW - timedelta(days=1), NOW + timedelta(days=365))
@@ -331,36 +328,6 @@ def test_time(days: int) -> None:
 # --- revocation -----------------------------------------------------------------------------------
 
 
-def crl(
-    root: SimulatedRoot,
-    *serials: int,
-    key: rsa.RSAPrivateKey | None = None,
-    age: timedelta = timedelta(hours=1),
-    critical: bool = False,
-    salt: int = 48,
-) -> bytes:
-    ark = x509.load_der_x509_certificate(root.ark_der)
-    builder = (
-        x509.CertificateRevocationListBuilder()
-        .issuer_name(ark.subject)
-        .last_update(NOW - age)
-        .next_update(NOW - age + timedelta(days=1))
-    )
-    if critical:
-        builder = builder.add_extension(
-            x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\5\0"), critical=True
-        )
-    for serial in serials:
-        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW - age)
-        builder = builder.add_revoked_certificate(entry.build())
-    signed = builder.sign(
-        key or root.ark_key,
-        hashes.SHA384(),
-        rsa_padding=padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=salt),
-    )
-    return signed.public_bytes(Encoding.DER)
-
-
 def test_revocation_lists() -> None:
     root, machine = simulated(), simulated().machine()
     ask_serial = 0x10001
@@ -375,12 +342,61 @@ def test_revocation_lists() -> None:
     assert found(crl(root), crl(root, ask_serial)) == "certificate_revoked"
     assert found(crl(root, key=root.ask_key)) == "revocation_list"
     assert found(crl(root, age=timedelta(days=3))) == "revocation_list_stale"
+    # An expired list beside a current one takes nothing away, and adds what it revoked.
+    assert found(crl(root), crl(root, age=timedelta(days=3))) == "accepted"
+    assert found(crl(root), crl(root, ask_serial, age=timedelta(days=3))) == "certificate_revoked"
+    # Another issuer of the same name says nothing.
+    assert found(crl(root), crl(root, ask_serial, key=root.ask_key)) == "accepted"
     assert found(crl(root, age=timedelta(hours=-2))) == "revocation_list_stale"
     assert found(crl(simulated(Product.MILAN))) == "revocation_list"
     for broken in (crl(root, critical=True), crl(root, salt=32), b"\x30\x00", crl(root) + b"\0"):
         with pytest.raises(EvidenceError) as refused:
             found(broken)
         assert refused.value.reason == "revocation_list"
+
+
+def test_without_lists_the_verdict_says_so_and_a_policy_can_demand_them() -> None:
+    root, machine = simulated(), simulated().machine()
+    verdict = SnpVerifier(trusted_roots=[root.ark_der]).examine(
+        machine.evidence(DATA), data=None, now=NOW
+    )
+    said = {check.name: check.found_text for check in verdict.checks}
+    assert said["revocation"].startswith("not checked")
+    assert verdict.accepted
+    assert of(machine, permit_unchecked_revocation=False) == "revocation_list"
+
+
+def test_providers_keep_vceks_out() -> None:
+    chip = simulated().machine()
+    cloud = simulated(Product.GENOA, SigningKey.VLEK).machine()
+    ours = [SIMULATED_CSP_ID]
+    assert of(cloud, csp_ids=ours) == "accepted"
+    assert of(cloud, csp_ids=["CN=other"]) == "csp_id"
+    assert of(chip, csp_ids=ours) == "csp_id"
+    assert of(chip, csp_ids=ours, permit_vcek=True) == "accepted"
+    assert of(chip, permit_vcek=False) == "platform"
+    assert of(cloud, permit_vcek=False) == "accepted"
+    assert of(cloud, permit_vlek=False) == "platform"
+
+
+def test_mitigation_vectors_are_those_of_version_5() -> None:
+    machine = simulated().machine()
+    assert of(machine.changed(version=5), mitigations=3) == "accepted"
+    assert of(machine.changed(version=4), mitigations=3) == "mitigation_missing"
+    body = bytearray(machine.changed(version=4).body(DATA))
+    body[0x1F8] = 1
+    report = machine.sign(bytes(body))
+    assert reason(report, machine.certificates, machine.ark_der) == "reserved_bytes"
+
+
+def test_a_version_that_is_too_new_says_what_to_upgrade() -> None:
+    machine = simulated().machine()
+    for version, advice in ((6, "upgrade attested-sds"), (1, "update the host's SEV firmware")):
+        evidence = machine.changed(version=version).evidence(DATA)
+        verdict = SnpVerifier(trusted_roots=[machine.ark_der]).examine(evidence, data=None, now=NOW)
+        assert verdict.error is not None
+        assert verdict.error.reason == "report_version"
+        assert advice in verdict.error.advice
 
 
 def test_every_byte_of_a_revocation_list_counts() -> None:

@@ -1,0 +1,237 @@
+"""Revocation lists and collateral on disk: used, or refused with their file; followed while
+running."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from sds.attestation.build import Verification
+from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.section import VerificationSection
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError, EvidenceError
+from sds.pki import certificate_pem
+from tests.support.intel import NOW as INTEL_NOW
+from tests.support.intel import Intel
+from tests.support.machines import NOW, crl, simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sds.attestation.evidence import Verifier
+    from sds.attestation.snp.simulated import SimulatedRoot
+
+DATA = ReportData(bytes(range(64)))
+ASK_SERIAL = 0x10001
+LONG_AGO = timedelta(days=3)
+
+
+@pytest.fixture(scope="module")
+def root() -> SimulatedRoot:
+    return simulated()
+
+
+@pytest.fixture(scope="module")
+def intel() -> Intel:
+    return Intel()
+
+
+def section(root: SimulatedRoot, folder: Path, *lists: Path, **more: Any) -> VerificationSection:
+    ark = folder / "ark.pem"
+    ark.write_bytes(certificate_pem([root.ark_der]))
+    return VerificationSection(trusted_roots=[ark], revocation_lists=list(lists), **more)
+
+
+def snp(verifier: Verifier, root: SimulatedRoot) -> str:
+    try:
+        verifier.verify(root.machine().evidence(DATA), data=DATA, now=NOW)
+    except EvidenceError as error:
+        return error.reason
+    return "accepted"
+
+
+def tdx(verifier: Verifier, intel: Intel) -> str:
+    quote = intel.quote(tee_tcb_svn=bytes([5, 1] + [5] * 14), fields={520: DATA})
+    evidence = Evidence(kind=EvidenceKind.TDX, report=quote)
+    try:
+        verifier.verify(evidence, data=DATA, now=INTEL_NOW)
+    except EvidenceError as error:
+        return error.reason
+    return "accepted"
+
+
+def delta(root: SimulatedRoot) -> bytes:
+    ark = x509.load_der_x509_certificate(root.ark_der)
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(ark.subject)
+        .last_update(NOW - timedelta(hours=1))
+        .next_update(NOW + timedelta(days=1))
+        .add_extension(x509.CRLNumber(2), critical=False)
+        .add_extension(x509.DeltaCRLIndicator(1), critical=True)
+    )
+    pss = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
+    signed = builder.sign(root.ark_key, hashes.SHA384(), rsa_padding=pss)
+    return signed.public_bytes(Encoding.DER)
+
+
+def changed(der: bytes, index: int) -> bytes:
+    mutant = bytearray(der)
+    mutant[index] ^= 1
+    return bytes(mutant)
+
+
+def broken_name(root: SimulatedRoot) -> bytes:
+    """A list whose issuer's common name is a text that is not UTF-8."""
+    return crl(root).replace(b"ARK-Genoa", b"ARK-\xff\xfeoa")
+
+
+BROKEN: dict[str, Callable[[SimulatedRoot], bytes]] = {
+    "cut short": lambda root: crl(root, ASK_SERIAL)[:-7],
+    "bytes after it": lambda root: crl(root, ASK_SERIAL) + b"\0",
+    "one byte of the signature": lambda root: changed(crl(root, ASK_SERIAL), -1),
+    "one byte of a revoked serial": lambda root: changed(
+        crl(root, ASK_SERIAL), crl(root, ASK_SERIAL).index(b"\x02\x03\x01\x00\x01") + 4
+    ),
+    "a delta": delta,
+    "an unknown critical extension": lambda root: crl(root, critical=True),
+    "a broken issuer name": broken_name,
+    "by another key": lambda root: crl(root, key=root.ask_key),
+    "another algorithm's salt": lambda root: crl(root, salt=32),
+    "an unknown issuer": lambda _: Intel().crl(Intel().tcb, Intel().tcb_key),
+    "nothing": lambda _: b"",
+    "not a list": lambda root: root.ark_der,
+    "PEM that is not closed": lambda _: b"-----BEGIN X509 CRL-----\nMIIB\n",
+}
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_a_list_that_cannot_be_used_ends_the_start_and_is_named(
+    name: str, root: SimulatedRoot, tmp_path: Path
+) -> None:
+    path = tmp_path / "amd.crl"
+    path.write_bytes(BROKEN[name](root))
+    with pytest.raises(ConfigurationError) as refused:
+        Verification(section(root, tmp_path, path))
+    assert "amd.crl" in str(refused.value)
+
+
+def test_a_missing_list_or_folder_ends_the_start(root: SimulatedRoot, tmp_path: Path) -> None:
+    for changes in (
+        {"lists": [tmp_path / "none.crl"]},
+        {"collateral": tmp_path / "none"},
+    ):
+        with pytest.raises(ConfigurationError) as refused:
+            Verification(
+                section(
+                    root,
+                    tmp_path,
+                    *changes.get("lists", []),
+                    **{name: value for name, value in changes.items() if name != "lists"},
+                )
+            )
+        assert "none" in str(refused.value)
+
+
+def test_a_list_is_followed(root: SimulatedRoot, tmp_path: Path) -> None:
+    path = tmp_path / "amd.crl"
+    path.write_bytes(crl(root))
+    verification = Verification(section(root, tmp_path, path))
+    verifier = verification.verifier()
+    assert snp(verifier, root) == "accepted"
+    path.write_bytes(crl(root, ASK_SERIAL, number=2))
+    verification.files.reload()
+    assert snp(verifier, root) == "certificate_revoked"
+    # An older one never replaces it.
+    path.write_bytes(crl(root, number=1))
+    with pytest.raises(ConfigurationError, match=r"number 1.*number 2"):
+        verification.files.reload()
+    assert snp(verifier, root) == "certificate_revoked"
+    # What cannot be used leaves what was read before.
+    path.write_bytes(BROKEN["one byte of the signature"](root))
+    with pytest.raises(ConfigurationError, match=r"amd\.crl is damaged"):
+        verification.files.reload()
+    assert snp(verifier, root) == "certificate_revoked"
+    path.write_bytes(crl(root, number=3))
+    verification.files.reload()
+    assert snp(verifier, root) == "accepted"
+
+
+def test_an_expired_list_starts_refuses_and_is_cured_by_a_fresh_one(
+    root: SimulatedRoot, tmp_path: Path
+) -> None:
+    path = tmp_path / "amd.crl"
+    path.write_bytes(crl(root, age=LONG_AGO))
+    verification = Verification(section(root, tmp_path, path))
+    verifier = verification.verifier()
+    assert snp(verifier, root) == "revocation_list_stale"
+    path.write_bytes(crl(root, number=2))
+    verification.files.reload()
+    assert snp(verifier, root) == "accepted"
+
+
+def test_collateral_is_followed(root: SimulatedRoot, intel: Intel, tmp_path: Path) -> None:
+    folder = intel.collateral(tmp_path / "c")
+    other = tmp_path / "intel.pem"
+    other.write_bytes(certificate_pem([intel.root_der]))
+    made = section(root, tmp_path, collateral=folder)
+    verification = Verification(made.model_copy(update={"trusted_roots": [other]}))
+    verifier = verification.verifier()
+    assert tdx(verifier, intel) == "accepted"
+    pck = intel.pck.serial_number
+    (folder / "pck.crl").write_bytes(intel.crl(intel.ca, intel.ca_key, pck, number=2))
+    verification.files.reload()
+    assert tdx(verifier, intel) == "certificate_revoked"
+    intel.collateral(folder, info={"nextUpdate": "2026-05-31T00:00:00Z"})
+    with pytest.raises(ConfigurationError, match="number 1"):
+        verification.files.reload()
+    (folder / "tcb_info.json").unlink()
+    with pytest.raises(ConfigurationError, match="tcb_info"):
+        verification.files.reload()
+    assert tdx(verifier, intel) == "certificate_revoked"
+
+
+async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
+    root: SimulatedRoot, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "amd.crl"
+    path.write_bytes(crl(root))
+    verification = Verification(section(root, tmp_path, path), clock=SystemClock())
+    verifier = verification.verifier(ReferenceValues())
+    following = asyncio.create_task(verification.files.follow())
+
+    async def until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                await asyncio.sleep(0.02)
+
+    try:
+        # Replaced, as Kubernetes and careful tools do.
+        new = tmp_path / "new"
+        new.write_bytes(crl(root, ASK_SERIAL, number=2))
+        new.replace(path)
+        await until(lambda: snp(verifier, root) == "certificate_revoked")
+        path.write_bytes(b"nothing")
+        await until(lambda: verification.files.failures > 0)
+        before = verification.files.failures
+        verification.files.ask()
+        await until(lambda: verification.files.failures > before)
+        assert snp(verifier, root) == "certificate_revoked"
+        said = [record for record in caplog.records if "cannot be used" in record.message]
+        # Once by itself, and once because somebody asked.
+        assert len(said) == 2
+        path.write_bytes(crl(root, number=3))
+        await until(lambda: snp(verifier, root) == "accepted")
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
