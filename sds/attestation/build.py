@@ -11,28 +11,23 @@ A node has one kind of evidence. What collects the others is loaded only where t
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING
 
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.files import FollowedFiles, Places
+from sds.attestation.kind import Demands
 from sds.attestation.pem import der_certificates
-from sds.attestation.snp.certificate import Certificate
-from sds.attestation.snp.chain import amd_certificates
-from sds.attestation.snp.verifier import SnpVerifier
-from sds.attestation.tdx.verifier import TdxVerifier
+from sds.attestation.registry import KINDS, kind_module
 from sds.attestation.verifier import EvidenceVerifier
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import read
-from sds.workload.kubernetes.settings import api_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from sds.attestation.evidence import Attester, Verifier
-    from sds.attestation.kubernetes.token import TokenAttester
     from sds.attestation.reference_values import ReferenceValues
     from sds.attestation.section import AttestationSection, VerificationSection
     from sds.attestation.snp.sources import Endorsements
@@ -61,22 +56,18 @@ class Verification:
                 extra={"roots": [str(path) for path in section.trusted_roots]},
             )
         self._helpers = _certificates(section.certificates)
-        self._amd_roots = [der for der in roots if _of_amds_kind(der)]
-        self._intel_roots = [der for der in roots if der not in self._amd_roots]
-        # A verifier holds what is wrong with a root; the strict values cost nothing.
-        self._check()
+        self._roots = roots
         self.files = FollowedFiles(
             Places(
                 revocation_lists=section.revocation_lists,
                 collateral=section.collateral,
-                amd_issuers=[
-                    *map(Certificate.parse, (*self._amd_roots, *self._helpers)),
-                    *amd_certificates(),
-                ],
-                intel_roots=self._intel_roots,
+                roots=roots,
+                certificates=self._helpers,
             ),
             clock=clock or SystemClock(),
         )
+        # What is wrong with a root or a value is said now, and not when evidence comes.
+        self.verifier()
 
     def verifier(self, values: ReferenceValues | None = None) -> Verifier:
         """A verifier of every kind of evidence, by the files that are in force.
@@ -84,27 +75,20 @@ class Verification:
         Args:
             values: reference values in place of the section's (a signed policy's).
         """
-        demanded = self._section.reference_values if values is None else values
-        return EvidenceVerifier(
-            {
-                EvidenceKind.SEV_SNP: SnpVerifier(
-                    values=demanded,
-                    trusted_roots=self._amd_roots,
-                    certificates=self._helpers,
-                    lists=lambda: self.files.current.amd,
-                ),
-                EvidenceKind.TDX: TdxVerifier(
-                    values=demanded,
-                    trusted_roots=self._intel_roots,
-                    material=lambda: self.files.current.intel,
-                ),
-            }
+        demands = Demands(
+            values=self._section.reference_values if values is None else values,
+            roots=self._roots,
+            certificates=self._helpers,
+            files=lambda: self.files.current,
         )
-
-    def _check(self) -> None:
         try:
-            SnpVerifier(trusted_roots=self._amd_roots, certificates=self._helpers)
-            TdxVerifier(trusted_roots=self._intel_roots)
+            return EvidenceVerifier(
+                {
+                    EvidenceKind(name): make(demands)
+                    for name, registered in KINDS.items()
+                    if registered.verified and (make := kind_module(name).examiner) is not None
+                }
+            )
         except EvidenceError as error:
             raise ConfigurationError(
                 f"verification: {error.message}", advice=error.advice
@@ -119,8 +103,8 @@ def make_attester(section: AttestationSection) -> Attester | None:
     """
     if section.kind is None:
         return None
-    if section.kind == "kubernetes-token":
-        return _token(section)
+    if section.kind in KINDS and (make := kind_module(section.kind).attester) is not None:
+        return make(section)
     if section.kind == "simulated":
         return _simulated(section)
     return _guest(section)
@@ -160,7 +144,7 @@ def _guest(section: AttestationSection) -> Attester:
     try:
         attester = guest_attester(
             clock,
-            kind=None if section.kind == "auto" else EvidenceKind(str(section.kind)),
+            kind=None if section.kind in {None, "auto"} else EvidenceKind(str(section.kind)),
             privilege_level=section.privilege_level,
         )
     except EvidenceError as error:
@@ -173,31 +157,6 @@ def _guest(section: AttestationSection) -> Attester:
     if section.certificate_server is not None:
         sources.append(KdsEndorsements(section.certificate_server, clock, product=section.product))
     return EndorsedAttester(attester, sources) if sources else attester
-
-
-def _token(section: AttestationSection) -> TokenAttester:
-    from sds.attestation.kubernetes.token import (  # noqa: PLC0415  see the module
-        BoundTokenAttester,
-        ProjectedTokenAttester,
-    )
-
-    if section.projected_token is not None:
-        _LOGGER.warning(
-            "the projected token that is sent as evidence binds nothing: anybody who sees it can "
-            "use it until it expires",
-            extra={"path": str(section.projected_token)},
-        )
-        return ProjectedTokenAttester(section.projected_token)
-    return BoundTokenAttester(api_server(section.api, os.environ))
-
-
-def _of_amds_kind(der: bytes) -> bool:
-    """Whether a root is of SEV-SNP's hierarchy (RSASSA-PSS), not of Intel's (ECDSA)."""
-    try:
-        Certificate.parse(der)
-    except EvidenceError:
-        return False
-    return True
 
 
 def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:

@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.attestation.registry import KINDS
 from sds.errors import CertificateError
 from sds.identity import Identity, SpiffeId
 from sds.pki import csr_public_key, key_type_of, make_csr, signature_hash
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
 
 ATTESTATION_ATTRIBUTE: Final = "1.2.840.113549.1.9.16.2.59"
 """id-aa-attestation."""
-STATEMENTS: Final = {
-    # fdaf0823-83b6-4351-8543-0dfe0fcaa9b4: a raw SEV-SNP attestation report
-    EvidenceKind.SEV_SNP: "2.25.337203499956852706580380453425356908980",
-    # 69c427f2-211c-4dc8-ab73-56f6869d1312: a raw TDX quote
-    EvidenceKind.TDX: "2.25.140587439939126086308183856599428567826",
-}
-_KINDS: Final = {oid: kind for kind, oid in STATEMENTS.items()}
 _MAX_CERTIFICATES: Final = 8
+
+
+def statements() -> dict[EvidenceKind, str]:
+    """The kinds that may travel inside a CSR -> the object identifier of their statement."""
+    return {
+        EvidenceKind(name): registered.statement
+        for name, registered in KINDS.items()
+        if registered.statement is not None
+    }
 
 
 class _Statement(core.Sequence):  # type: ignore[misc]  # asn1crypto is untyped
@@ -143,12 +146,13 @@ def make_attested_csr(key: PrivateKey, identity: Identity, evidence: Evidence) -
     Raises:
         CertificateError: ``csr_invalid``: this kind of evidence has no statement type.
     """
-    if evidence.kind not in STATEMENTS:
+    statement_type = statements().get(evidence.kind)
+    if statement_type is None:
         raise CertificateError(
             f"evidence of the kind {evidence.kind} cannot travel inside a CSR", reason="csr_invalid"
         )
     statement = _Statement(
-        {"type": STATEMENTS[evidence.kind], "stmt": core.Any(core.OctetString(evidence.report))}
+        {"type": statement_type, "stmt": core.Any(core.OctetString(evidence.report))}
     )
     bundle: dict[str, Any] = {"attestations": [statement]}
     if evidence.certificates:
@@ -251,20 +255,22 @@ def _evidence(der: bytes) -> Evidence:
         raise CertificateError(
             f"the attestation attribute has {len(values)} values, not one", reason="csr_invalid"
         )
-    statements = values[0]["attestations"]
-    if len(statements) != 1:
+    attested = values[0]["attestations"]
+    if len(attested) != 1:
         raise CertificateError(
-            f"the attestation bundle has {len(statements)} statements, not one",
+            f"the attestation bundle has {len(attested)} statements, not one",
             reason="csr_invalid",
         )
-    kind = _KINDS.get(statements[0]["type"].dotted)
+    found_type = attested[0]["type"].dotted
+    kinds = {oid: kind for kind, oid in statements().items()}
+    kind = kinds.get(found_type)
     if kind is None:
         raise CertificateError(
-            f"the statement type {statements[0]['type'].dotted} is not known",
-            advice=f"known are {', '.join(f'{oid} ({kind})' for kind, oid in STATEMENTS.items())}",
+            f"the statement type {found_type} is not known",
+            advice=f"known are {', '.join(f'{oid} ({kind})' for oid, kind in kinds.items())}",
             reason="csr_invalid",
         )
-    report = statements[0]["stmt"].parse(core.OctetString)
+    report = attested[0]["stmt"].parse(core.OctetString)
     certificates = values[0]["certs"]
     if len(certificates) > _MAX_CERTIFICATES:
         raise CertificateError(

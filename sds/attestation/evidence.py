@@ -10,14 +10,20 @@ eight bytes, big-endian, so that no two different lists of parts give the same i
 
 from __future__ import annotations
 
-import enum
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NewType, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, NewType, Protocol, Self
+
+from pydantic_core import core_schema
+
+from sds.attestation.registry import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import datetime
+
+    from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+    from pydantic_core import CoreSchema
 
 ReportData = NewType("ReportData", bytes)
 """Exactly 64 bytes, made by :func:`report_data`."""
@@ -32,12 +38,62 @@ CSR_LABEL: Final = b"attested-sds/pkcs10/v1"
 REPORT_DATA_BYTES: Final = 64
 
 
-class EvidenceKind(enum.StrEnum):
-    """Kinds of evidence, by the name that stands on the wire, in policy and in metrics."""
+class EvidenceKind(str):
+    """The name of a kind of evidence, as it is written on the wire, in policy and in metrics.
 
-    SEV_SNP = "sev-snp"
-    TDX = "tdx"
-    KUBERNETES_TOKEN = "kubernetes-token"  # noqa: S105  a name, not a secret
+    There is one object for each name, so ``is`` compares kinds. Names are those of
+    :data:`sds.attestation.registry.KINDS`; any other raises ``ValueError``.
+    """
+
+    __slots__ = ()
+    _made: ClassVar[dict[str, EvidenceKind]] = {}
+    SEV_SNP: ClassVar[EvidenceKind]
+    TDX: ClassVar[EvidenceKind]
+    KUBERNETES_TOKEN: ClassVar[EvidenceKind]
+
+    def __new__(cls, name: str) -> Self:
+        if name not in KINDS:
+            raise ValueError(f"{name!r} is not a kind of evidence; known are {', '.join(KINDS)}")
+        found = cls._made.get(name)
+        if not isinstance(found, cls):
+            found = cls._made[name] = super().__new__(cls, name)
+        return found
+
+    @property
+    def value(self) -> str:
+        """The name as a plain ``str``."""
+        return str.__str__(self)
+
+    @classmethod
+    def all(cls) -> tuple[Self, ...]:
+        """Every kind, in the order of the registry."""
+        return tuple(map(cls, KINDS))
+
+    @classmethod
+    def _validated(cls, value: object) -> Self:
+        if not isinstance(value, str):
+            raise ValueError("the name of a kind of evidence is a text")  # noqa: TRY004  pydantic
+        return cls(value)
+
+    @classmethod
+    def __get_pydantic_core_schema__(  # noqa: D105
+        cls, source: type[object], handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._validated,
+            serialization=core_schema.plain_serializer_function_ser_schema(str.__str__),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(  # noqa: D105
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, object]:
+        return {"type": "string", "enum": list(KINDS)}
+
+
+EvidenceKind.SEV_SNP = EvidenceKind("sev-snp")
+EvidenceKind.TDX = EvidenceKind("tdx")
+EvidenceKind.KUBERNETES_TOKEN = EvidenceKind("kubernetes-token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

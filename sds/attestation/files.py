@@ -21,6 +21,8 @@ from sds.attestation.revocation import (
     read_revocation_list,
     require_no_older,
 )
+from sds.attestation.snp.chain import pinned_roots
+from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.tdx.chain import of_intels_kind
 from sds.attestation.tdx.material import Material, material_now
@@ -46,14 +48,14 @@ class Places:
     Attributes:
         revocation_lists: files, PEM or DER.
         collateral: folder for TDX, or None.
-        amd_issuers: ARKs, ASKs and ASVKs that are at hand.
-        intel_roots: DER of configured roots beside Intel's.
+        roots: DER of configured roots, of AMD's kind and of Intel's.
+        certificates: DER of configured ASKs, ASVKs and ARKs.
     """
 
     revocation_lists: Sequence[Path] = ()
     collateral: Path | None = None
-    amd_issuers: Sequence[Certificate] = field(default=(), repr=False)
-    intel_roots: Sequence[bytes] = field(default=(), repr=False)
+    roots: Sequence[bytes] = field(default=(), repr=False)
+    certificates: Sequence[bytes] = field(default=(), repr=False)
 
     @property
     def any(self) -> bool:
@@ -67,16 +69,28 @@ class InForce:
 
     Attributes:
         amd: AMD's lists.
+        amd_error: why they cannot be used.
         intel: collateral, and Intel's lists.
     """
 
     amd: tuple[RevocationList, ...] = ()
+    amd_error: EvidenceError | None = None
     intel: Material = field(default_factory=Material)
 
     @property
     def lists(self) -> tuple[RevocationList, ...]:
         """Every list."""
         return self.amd + self.intel.lists
+
+    def amd_lists(self) -> tuple[RevocationList, ...]:
+        """AMD's lists.
+
+        Raises:
+            EvidenceError: ``revocation_list``: they cannot be used.
+        """
+        if self.amd_error is not None:
+            raise self.amd_error
+        return self.amd
 
 
 def read_files(places: Places) -> InForce:
@@ -87,13 +101,14 @@ def read_files(places: Places) -> InForce:
             issuer that is not known or whose signature does not hold. The message names the file.
     """
     try:
+        amd_issuers, intel_roots = _issuers(places)
         amd: list[RevocationList] = []
         intel: list[tuple[Path, bytes]] = []
         for path in places.revocation_lists:
             for der in der_revocation_lists(read(path), what=str(path)):
                 one = read_revocation_list(der, origin=str(path))
                 if of_amds_kind(one):
-                    amd.append(read_amd_list(der, issuers=places.amd_issuers, origin=str(path)))
+                    amd.append(read_amd_list(der, issuers=amd_issuers, origin=str(path)))
                 elif of_intels_kind(one):
                     intel.append((path, der))
                 else:
@@ -102,11 +117,53 @@ def read_files(places: Places) -> InForce:
                         "signs",
                         advice="give lists of AMD's KDS and of Intel's PCS",
                     )
-        material = material_now(places.collateral, intel, roots=places.intel_roots)
+        material = material_now(places.collateral, intel, roots=intel_roots)
         material.require(collateral=places.collateral is not None)
     except EvidenceError as error:
         raise ConfigurationError(f"verification: {error.message}", advice=error.advice) from error
     return InForce(amd=tuple(amd), intel=material)
+
+
+def examined_files(places: Places) -> InForce:
+    """Read everything for one examination, where what cannot be used is part of the verdict.
+
+    Every list is held against the rules of AMD and of Intel; a verifier looks at its own alone.
+
+    Raises:
+        ConfigurationError: a configured root cannot be used, or a file not be opened.
+    """
+    amd_issuers, intel_roots = _issuers(places)
+    lists: list[tuple[Path, bytes]] = []
+    for path in places.revocation_lists:
+        content = read(path)
+        try:
+            lists += [(path, der) for der in der_revocation_lists(content, what=str(path))]
+        except EvidenceError:
+            lists.append((path, content))
+    amd: list[RevocationList] = []
+    amd_error: EvidenceError | None = None
+    for path, der in lists:
+        try:
+            amd.append(read_amd_list(der, issuers=amd_issuers, origin=str(path)))
+        except EvidenceError as error:
+            amd_error = amd_error or error
+    return InForce(
+        amd=tuple(amd),
+        amd_error=amd_error,
+        intel=material_now(places.collateral, lists, roots=intel_roots),
+    )
+
+
+def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
+    try:
+        amd = pinned_roots(
+            trusted_roots=filter(is_amd_root, places.roots), helpers=places.certificates
+        )
+    except EvidenceError as error:
+        raise ConfigurationError(
+            f"verification: a trusted root cannot be used: {error.message}", advice=error.advice
+        ) from error
+    return amd.certificates, [der for der in places.roots if not is_amd_root(der)]
 
 
 class FollowedFiles:

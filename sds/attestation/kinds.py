@@ -6,52 +6,123 @@ wire the kind is named.
 
 from __future__ import annotations
 
-from typing import Final
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from sds.attestation.evidence import EvidenceKind
-from sds.attestation.snp.report import (
-    CPUID_VERSION,
-    REPORT_BYTES,
-    Product,
-    Report,
-    product_of_cpuid,
+from sds.attestation.foreign import (
+    HCL_MAGIC,
+    HclBlob,
+    describe_sgx_quote,
+    describe_td_report,
+    is_sgx_quote,
+    parse_hcl,
 )
-from sds.attestation.snp.verifier import claims_of
-from sds.attestation.tdx.claims import claims_of_quote
-from sds.attestation.tdx.quote import TEE_TYPE_TDX, parse_quote
-from sds.errors import EvidenceError
+from sds.attestation.registry import KINDS, kind_module
+from sds.errors import EvidenceMalformedError
 
-_HCL_MAGIC: Final = b"HCLA"
-_HCL_REPORT_OFFSET: Final = 0x20
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_SHOWN: Final = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What bytes are and say; nothing of it is verified.
+
+    Attributes:
+        kind: the kind's name, or that of a format that is shown and not verified.
+        platform: the platform in words.
+        claims: every field as text.
+    """
+
+    kind: str
+    platform: str
+    claims: Mapping[str, str] = field(repr=False)
 
 
 def kind_of(raw: bytes) -> EvidenceKind:
-    """TDX where the header names that TEE, SEV-SNP for anything else."""
-    # An SNP report of version 4 begins as a quote of version 4; offset 4 holds GUEST_SVN there,
-    # and a report has a length of its own.
-    tee = int.from_bytes(raw[4:8], "little")
-    if len(raw) != REPORT_BYTES and tee == TEE_TYPE_TDX:
-        return EvidenceKind.TDX
-    return EvidenceKind.SEV_SNP
-
-
-def claims_of_bytes(raw: bytes) -> tuple[EvidenceKind, dict[str, str]]:
-    """The kind, and every field as text; nothing is verified.
-
-    A report inside the blob of an Azure paravisor (HCL) is found too.
+    """The kind whose header these bytes have.
 
     Raises:
-        EvidenceError: it can be laid out as neither.
+        EvidenceMalformedError: they have none, or that of evidence which this program cannot
+            verify; the message names it.
     """
-    if raw.startswith(_HCL_MAGIC):
-        raw = raw[_HCL_REPORT_OFFSET : _HCL_REPORT_OFFSET + REPORT_BYTES]
-    if kind_of(raw) is EvidenceKind.TDX:
-        return EvidenceKind.TDX, claims_of_quote(parse_quote(raw), None, {})
-    report = Report.parse(raw)
-    product: Product | None = None
-    if report.version >= CPUID_VERSION:
-        try:
-            product = product_of_cpuid(report.cpuid_family, report.cpuid_model)
-        except EvidenceError:
-            product = None
-    return EvidenceKind.SEV_SNP, claims_of(report, None, product)
+    if raw.startswith(HCL_MAGIC):
+        raise _not_by_itself(parse_hcl(raw))
+    known = [name for name, registered in KINDS.items() if registered.verified]
+    for name in known:
+        if kind_module(name).recognises(raw):
+            return EvidenceKind(name)
+    if is_sgx_quote(raw):
+        raise EvidenceMalformedError(
+            "this is a quote of an Intel SGX enclave, not of a confidential VM",
+            advice="give a TDX quote or an SEV-SNP report",
+        )
+    titles = ", ".join(kind_module(name).title for name in known)
+    raise EvidenceMalformedError(
+        f"{len(raw)} bytes that are no evidence that is known here", advice=f"known are: {titles}"
+    )
+
+
+def _not_by_itself(blob: HclBlob) -> EvidenceMalformedError:
+    if blob.kind == "tdx":
+        return EvidenceMalformedError(
+            "this is an Azure paravisor's blob around a TDREPORT, which only its own machine can "
+            "check",
+            advice="give the quote that the instance metadata service made of it",
+        )
+    return EvidenceMalformedError(
+        f"this is an Azure paravisor's blob around an {kind_module(blob.kind).title}",
+        advice="give the report inside it (1184 bytes at offset 32)",
+    )
+
+
+def describe(raw: bytes) -> Described:
+    """The platform in words, and every field as text; nothing is verified.
+
+    Raises:
+        EvidenceError: it cannot be laid out as anything that is known.
+    """
+    if raw.startswith(HCL_MAGIC):
+        return _describe_hcl(raw)
+    if is_sgx_quote(raw):
+        return Described(
+            kind="sgx",
+            platform="Intel SGX quote: of an enclave, not of a confidential VM",
+            claims=describe_sgx_quote(raw),
+        )
+    kind = kind_of(raw)
+    module = kind_module(kind)
+    if module.describe is None:
+        raise EvidenceMalformedError(f"evidence of the kind {kind} is not shown")
+    return Described(kind=kind, platform=module.title, claims=module.describe(raw))
+
+
+def _describe_hcl(raw: bytes) -> Described:
+    blob = parse_hcl(raw)
+    runtime = {"runtime_data": _shortened(blob.runtime), "hash_type": str(blob.hash_type)}
+    if blob.kind == "tdx":
+        return Described(
+            kind=blob.kind,
+            platform="Azure confidential VM, Intel TDX: a paravisor's blob with a TDREPORT",
+            claims=describe_td_report(blob.report) | runtime,
+        )
+    module = kind_module(blob.kind)
+    assert module.describe is not None
+    return Described(
+        kind=blob.kind,
+        platform=f"Azure confidential VM, AMD SEV-SNP: a paravisor's blob with an {module.title}",
+        claims=module.describe(blob.report) | runtime,
+    )
+
+
+def _shortened(runtime: bytes) -> str:
+    try:
+        document = json.loads(runtime)
+    except (ValueError, RecursionError):
+        return runtime[:_SHOWN].decode("ascii", "replace")
+    text = json.dumps(document, separators=(",", ":"))
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

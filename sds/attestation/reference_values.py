@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_validator
 
+from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product
 
 Hex48 = Annotated[str, Field(pattern=r"^[0-9a-f]{96}$")]
@@ -198,8 +199,18 @@ class ReferenceValues(_Model):
             any where empty.
         snp: of SEV-SNP reports.
         tdx: of TDX quotes.
+        others: of evidence of further kinds, by the kind's name; the kind's own module says what
+            may be demanded.
     """
 
     measurements: list[Hex48] = []
     snp: SnpReferenceValues = SnpReferenceValues()
     tdx: TdxReferenceValues = TdxReferenceValues()
+    others: dict[str, dict[str, JsonValue]] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        for name in self.others:
+            if name not in KINDS or name in type(self).model_fields:
+                raise ValueError(f"others: {name!r} is not a further kind of evidence")
+        return self

@@ -6,20 +6,28 @@ attesters and verifiers of it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product  # noqa: TC001  pydantic reads annotations
 from sds.settings.fields import PathField, Settings
 from sds.workload.kubernetes.settings import ServerSettings
 
 
+def _known_kind(name: str) -> str:
+    known = ("auto", "simulated", *KINDS)
+    if name not in known:
+        raise ValueError(f"expected one of {', '.join(known)}")
+    return name
+
+
 class AttestationSection(Settings):
     """Our own evidence."""
 
-    kind: Literal["auto", "sev-snp", "tdx", "simulated", "kubernetes-token"] | None = Field(
+    kind: Annotated[str, AfterValidator(_known_kind)] | None = Field(
         default=None,
         description="`auto`: what the confidential guest that we run in gives, by configfs-tsm or "
         "`/dev/sev-guest`; `sev-snp` and `tdx` say which kind that must be. `simulated`: a "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sds.attestation.build import Verification, make_attester
-from sds.attestation.csr import STATEMENTS, AttestedCsr, make_attested_csr, parse_attested_csr
+from sds.attestation.csr import AttestedCsr, make_attested_csr, parse_attested_csr, statements
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
@@ -80,7 +80,7 @@ def report_data(key: Path, nonce: bytes) -> None:
 @click.option("--report", type=_FILE, help="A raw report or quote that was collected already.")
 @click.option(
     "--kind",
-    type=click.Choice([kind.value for kind in STATEMENTS]),
+    type=click.Choice([kind.value for kind in statements()]),
     default=EvidenceKind.SEV_SNP.value,
     show_default=True,
     help="What --report is.",

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sds.attestation.checks import Check, Checks, Verdict
-from sds.attestation.evidence import REPORT_DATA_BYTES, Evidence, EvidenceKind, ReportData
-from sds.attestation.kinds import claims_of_bytes, kind_of
-from sds.attestation.pem import der_certificates, der_revocation_lists
+from sds.attestation.checks import Checks, Verdict
+from sds.attestation.evidence import REPORT_DATA_BYTES, Evidence, ReportData
+from sds.attestation.files import Places, examined_files
+from sds.attestation.kind import Demands
+from sds.attestation.kinds import describe, kind_of
+from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.snp.chain import pinned_roots
+from sds.attestation.registry import kind_module
 from sds.attestation.snp.report import Product
-from sds.attestation.snp.revocation import read_amd_list
-from sds.attestation.snp.verifier import SnpVerifier
-from sds.attestation.tdx.material import material_now
-from sds.attestation.tdx.verifier import TdxVerifier
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import load_file, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from sds.attestation.checks import Check
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -90,20 +90,15 @@ def verify(
     values = load_file(reference_values, ReferenceValues) if reference_values else ReferenceValues()
     roots = _trusted(trusted_root)
     certificates = _certificates([leaf, *chain] if leaf else [])
-    kind = kind_of(raw)
-    shown = Evidence(kind=kind, report=raw, certificates=certificates)
-    if kind is EvidenceKind.TDX:
-        verdict = _tdx_verifier(values, roots, collateral, crl).examine(shown, data=data, now=now)
-    else:
-        verdict = _examine_snp(
-            shown,
-            values=values,
-            roots=roots,
-            crl=crl,
-            product=Product(product) if product else None,
-            data=data,
-            now=now,
-        )
+    verdict = _examine(
+        raw,
+        certificates,
+        values=values,
+        places=Places(revocation_lists=crl, collateral=collateral, roots=roots),
+        product=product,
+        data=data,
+        now=now,
+    )
     if output == "json":
         click.echo(json.dumps(verdict_document(verdict), indent=2))
     else:
@@ -117,14 +112,19 @@ def verify(
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def show(report: Path, output: str) -> None:
     """Decode the report or quote in REPORT. Nothing of it is verified."""
-    raw = read(report, max_bytes=MAX_EVIDENCE_BYTES)
-    kind, claims = claims_of_bytes(raw)
+    shown = describe(read(report, max_bytes=MAX_EVIDENCE_BYTES))
     if output == "json":
-        click.echo(json.dumps({"kind": kind.value, "verified": False, "claims": claims}, indent=2))
+        document = {
+            "kind": str(shown.kind),
+            "platform": shown.platform,
+            "verified": False,
+            "claims": dict(shown.claims),
+        }
+        click.echo(json.dumps(document, indent=2))
         return
-    width = max(map(len, claims))
-    click.echo(f"{kind.value}, not verified")
-    for name, value in claims.items():
+    width = max(map(len, shown.claims))
+    click.echo(f"{shown.kind}, not verified: {shown.platform}")
+    for name, value in shown.claims.items():
         click.echo(f"  {name:<{width}}  {value}")
 
 
@@ -181,54 +181,34 @@ def _line(check: Check, width: int) -> str:
     return f"  {mark} {check.name:<{width}}  {found}{expected}"
 
 
-def _examine_snp(
-    shown: Evidence,
+def _examine(
+    raw: bytes,
+    certificates: tuple[bytes, ...],
     *,
     values: ReferenceValues,
-    roots: tuple[bytes, ...],
-    crl: tuple[Path, ...],
-    product: Product | None,
+    places: Places,
+    product: str | None,
     data: ReportData | None,
     now: datetime,
 ) -> Verdict:
-    unreadable: EvidenceError | None = None
     try:
-        issuers = pinned_roots(trusted_roots=roots).certificates
-        lists = tuple(
-            read_amd_list(der, issuers=issuers, origin=str(path)) for path, der in _lists(crl)
-        )
-        verifier = SnpVerifier(
-            values=values, trusted_roots=roots, lists=lambda: lists, product=product
-        )
+        kind = kind_of(raw)
     except EvidenceError as error:
-        if not error.reason.startswith("revocation_list"):
-            raise ConfigurationError(
-                f"--trusted-root: {error.message}", advice=error.advice
-            ) from error
-        # The list is a reason to refuse the evidence; every other check still runs.
-        unreadable = error
-        verifier = SnpVerifier(values=values, trusted_roots=roots, product=product)
-    verdict = verifier.examine(shown, data=data, now=now)
-    if unreadable is None:
-        return verdict
-    checks = Checks(done=list(verdict.checks))
-    checks.attempt(
-        "revocation", unreadable, found=unreadable.message, expected="a list that can be read"
-    )
-    return Verdict(kind=verdict.kind, checks=tuple(checks.done), claims=verdict.claims)
-
-
-def _tdx_verifier(
-    values: ReferenceValues,
-    roots: tuple[bytes, ...],
-    collateral: Path | None,
-    crl: tuple[Path, ...],
-) -> TdxVerifier:
-    material = material_now(collateral, _lists(crl), roots=roots)
+        checks = Checks()
+        checks.attempt("kind", error, found=error.message, expected="evidence that is known here")
+        return Verdict(kind="unknown", checks=tuple(checks.done), claims=None)
+    examiner = kind_module(kind).examiner
+    if examiner is None:
+        raise ConfigurationError(f"evidence of the kind {kind} is not verified from files")
+    files = examined_files(places)
     try:
-        return TdxVerifier(values=values, trusted_roots=roots, material=lambda: material)
+        verifier = examiner(
+            Demands(values=values, roots=tuple(places.roots), files=lambda: files, product=product)
+        )
     except EvidenceError as error:
         raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
+    shown = Evidence(kind=kind, report=raw, certificates=certificates)
+    return verifier.examine(shown, data=data, now=now)
 
 
 def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
@@ -240,18 +220,6 @@ def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
             found += der_certificates(content, what=str(path))
         except EvidenceError:
             found.append(content)
-    return tuple(found)
-
-
-def _lists(paths: Iterable[Path]) -> tuple[tuple[Path, bytes], ...]:
-    """File and DER of each list; what cannot be read is refused as the list that it should be."""
-    found: list[tuple[Path, bytes]] = []
-    for path in paths:
-        content = read(path)
-        try:
-            found += [(path, der) for der in der_revocation_lists(content, what=str(path))]
-        except EvidenceError:
-            found.append((path, content))
     return tuple(found)
 
 

@@ -129,7 +129,7 @@ def diff(old: Path, new: Path, output: str) -> None:
 @click.option("--measurement", help="Launch measurement (or node name) of a node that asks.")
 @click.option(
     "--kind",
-    type=click.Choice([kind.value for kind in EvidenceKind]),
+    type=click.Choice([kind.value for kind in EvidenceKind.all()]),
     default=EvidenceKind.SEV_SNP.value,
     show_default=True,
     help="Kind of that node's evidence.",

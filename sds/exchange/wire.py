@@ -71,7 +71,7 @@ def evidence_from_wire(message: ca_pb2.Evidence) -> Evidence:
     except ValueError as error:
         raise RefusedError(
             f"evidence of the kind {message.kind[:40]!r} is not known here",
-            advice=f"this version knows {', '.join(EvidenceKind)}",
+            advice=f"this version knows {', '.join(EvidenceKind.all())}",
             reason="evidence_kind_not_accepted",
         ) from error
     return Evidence(kind=kind, report=message.report, certificates=tuple(message.certificates))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.kinds import claims_of_bytes
+from sds.attestation.kinds import describe, kind_of
 from sds.attestation.pem import der_certificates, der_revocation_lists
 from sds.attestation.revocation import read_revocation_list
 from sds.attestation.snp.certificate import Certificate
@@ -41,7 +41,8 @@ PARSERS: dict[str, Callable[[bytes], object]] = {
     "pem": lambda raw: der_certificates(raw, what="x"),
     "pem lists": lambda raw: der_revocation_lists(raw, what="x"),
     "machine": SimulatedMachine.from_bytes,
-    "claims": claims_of_bytes,
+    "describe": describe,
+    "kind": kind_of,
     "tcb info": lambda raw: signed_document(raw, key=KEY, expected="tcbInfo", now=NOW),
     "chain": lambda raw: link_chain(raw, names=(frozenset(),), trusted=(), what="x"),
 }

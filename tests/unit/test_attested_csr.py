@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sds import errors
 from sds.attestation.csr import (
     ATTESTATION_ATTRIBUTE,
-    STATEMENTS,
     make_attested_csr,
     parse_attested_csr,
+    statements,
 )
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.identity import Identity, KeyType, SpiffeId
@@ -41,7 +41,7 @@ CSR = make_attested_csr(KEY, IDENTITY, EVIDENCE)
 @pytest.mark.parametrize(
     "key_type", [KeyType.EC_P256, KeyType.EC_P384, KeyType.RSA_2048, KeyType.ED25519]
 )
-@pytest.mark.parametrize("kind", list(STATEMENTS))
+@pytest.mark.parametrize("kind", list(statements()))
 def test_there_and_back(key_type: KeyType, kind: EvidenceKind) -> None:
     key = generate_private_key(key_type)
     for certificates in (CERTIFICATES, ()):
@@ -58,7 +58,7 @@ def test_statement_types_are_fixed_and_uuid_based() -> None:
     assert {
         EvidenceKind.SEV_SNP: f"2.25.{0xFDAF082383B6435185430DFE0FCAA9B4}",
         EvidenceKind.TDX: f"2.25.{0x69C427F2211C4DC8AB7356F6869D1312}",
-    } == STATEMENTS
+    } == statements()
     with refused("csr_invalid"):
         make_attested_csr(
             KEY, IDENTITY, Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=b"token")

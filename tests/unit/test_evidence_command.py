@@ -169,3 +169,63 @@ def test_show_decodes_everything(file: str, kind: str, claim: tuple[str, str]) -
     assert (parsed["kind"], parsed["verified"]) == (kind, False)
     assert parsed["claims"][claim[0]] == claim[1]
     assert claim[1] in run("show", need.vectors() / file).stdout
+
+
+SGX_QUOTE = (
+    (3).to_bytes(2, "little")
+    + (2).to_bytes(2, "little")
+    + bytes(44)
+    + bytes(64)
+    + b"e" * 32
+    + bytes(288)
+    + bytes(600)
+)
+
+
+def azure_tdx() -> bytes:
+    """A paravisor's blob (OpenHCL) around a TDREPORT, made by its layout."""
+    report = bytearray(1184)
+    report[0] = 0x81
+    report[128:192] = b"d" * 64
+    report[528:576] = b"m" * 48
+    runtime = b'{"keys":[{"kid":"HCLAkPub"}]}'
+    head = b"HCLA" + (2).to_bytes(4, "little") + bytes(24)
+    sizes = (20 + len(runtime), 1, 4, 1, len(runtime))
+    return head + bytes(report) + b"".join(n.to_bytes(4, "little") for n in sizes) + runtime
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "words", "claim"),
+    [
+        (SGX_QUOTE, "sgx", "Intel SGX quote", ("mr_enclave", (b"e" * 32).hex())),
+        (azure_tdx(), "tdx", "Azure confidential VM, Intel TDX", ("mrtd", (b"m" * 48).hex())),
+    ],
+)
+def test_what_is_not_ours_is_named(
+    content: bytes, kind: str, words: str, claim: tuple[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "evidence"
+    path.write_bytes(content)
+    parsed = json.loads(run("show", path, "--output", "json").stdout)
+    assert (parsed["kind"], parsed["verified"]) == (kind, False)
+    assert words in parsed["platform"]
+    assert parsed["claims"][claim[0]] == claim[1]
+    assert words in run("show", path).stdout
+    refused = run("verify", path)
+    assert refused.exit_code == 1
+    assert "SGX" in refused.stdout or "Azure" in refused.stdout
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 32, 1184, 1236])
+def test_a_paravisors_blob_that_is_cut_short_is_refused(length: int, tmp_path: Path) -> None:
+    path = tmp_path / "evidence"
+    path.write_bytes(azure_tdx()[:length])
+    assert run("show", path).exit_code == 1
+    assert run("verify", path).exit_code == 1
+
+
+def test_a_report_and_its_vcek_are_enough(tmp_path: Path) -> None:
+    report, leaf, _ = vectors.files("genoa-v3")
+    result = run("verify", report, "--leaf", leaf, "--at", "2026-11-01T00:00:00Z")
+    assert result.exit_code == 0, result.stdout
+    assert "not checked" in result.stdout

@@ -127,19 +127,9 @@ def test_a_list_that_cannot_be_used_ends_the_start_and_is_named(
 
 
 def test_a_missing_list_or_folder_ends_the_start(root: SimulatedRoot, tmp_path: Path) -> None:
-    for changes in (
-        {"lists": [tmp_path / "none.crl"]},
-        {"collateral": tmp_path / "none"},
-    ):
+    for lists, collateral in (([tmp_path / "none.crl"], None), ([], tmp_path / "none")):
         with pytest.raises(ConfigurationError) as refused:
-            Verification(
-                section(
-                    root,
-                    tmp_path,
-                    *changes.get("lists", []),
-                    **{name: value for name, value in changes.items() if name != "lists"},
-                )
-            )
+            Verification(section(root, tmp_path, *lists, collateral=collateral))
         assert "none" in str(refused.value)
 
 

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.snp.certificate_table import chain_of_table, parse_certificate_table
-from sds.attestation.snp.report import Report, SigningKey
-from sds.attestation.tdx.quote import parse_quote
+from sds.attestation.registry import KINDS, kind_module
 from sds.errors import EvidenceError, EvidenceUnavailableError
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 TSM_REPORTS: Final = Path("/sys/kernel/config/tsm/report")
-_KINDS: Final = {"sev_guest": EvidenceKind.SEV_SNP, "tdx_guest": EvidenceKind.TDX}
 _MAX_BLOB_BYTES: Final = 1024 * 1024
 # EBUSY and EAGAIN: another request is in flight; ETIMEDOUT and EIO: the host throttles.
 _PASSING: Final = frozenset(
@@ -145,26 +142,23 @@ def evidence_of(report: TsmReport, data: bytes) -> Evidence:
         EvidenceError: ``evidence_unsupported``: a provider that is not known.
         EvidenceUnavailableError: it contains other report data, or it cannot be laid out.
     """
-    kind = _KINDS.get(report.provider)
+    providers = {one.provider: name for name, one in KINDS.items() if one.provider}
+    kind = providers.get(report.provider)
     if kind is None:
         raise EvidenceError(
             f"the TSM provider {report.provider[:64]!r} is not known here",
-            advice="known are sev_guest and tdx_guest",
+            advice=f"known are {', '.join(map(str, providers))}",
             reason="evidence_unsupported",
         )
+    read = kind_module(kind).contained
+    assert read is not None  # a kind with a provider has one
     try:
-        if kind is EvidenceKind.SEV_SNP:
-            found = Report.parse(report.outblob)
-            contained = found.report_data
-            table = parse_certificate_table(report.auxblob)
-            chain = chain_of_table(table, vlek=found.signing_key == SigningKey.VLEK)
-        else:
-            contained, chain = parse_quote(report.outblob).body.report_data, ()
+        contained, chain = read(report.outblob, report.auxblob)
     except EvidenceError as error:
         raise EvidenceUnavailableError(f"the kernel's answer is malformed: {error}") from error
     if contained != data:
         raise EvidenceUnavailableError("the kernel's answer is for another request")
-    return Evidence(kind=kind, report=report.outblob, certificates=chain)
+    return Evidence(kind=EvidenceKind(kind), report=report.outblob, certificates=chain)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -216,11 +216,11 @@ class SnpVerifier:
         return leaf, chain
 
     def _check_revocation(self, checks: Checks, chain: Chain, now: datetime) -> None:
-        lists = self._lists()
-        if not lists and self._values.snp.permit_unchecked_revocation:
-            checks.attempt("revocation", None, found=_UNCHECKED, expected=_REVOCATION)
-            return
         try:
+            lists = self._lists()
+            if not lists and self._values.snp.permit_unchecked_revocation:
+                checks.attempt("revocation", None, found=_UNCHECKED, expected=_REVOCATION)
+                return
             check_revocation(chain, lists, now)
         except EvidenceError as error:
             checks.attempt("revocation", error, found=error.message, expected=_REVOCATION)

@@ -1,0 +1,61 @@
+"""Every kind of evidence that this program knows: one line each.
+
+Owns the list. A kind is one module with a ``KIND`` in it (``sds.attestation.kind.KindOfEvidence``)
+and one line here; ``docs/extending.md`` has the recipe. Invariant: this module loads none of them,
+so that an attester does not pay for kinds that it does not give.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from sds.attestation.kind import KindOfEvidence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What is known of a kind without its module.
+
+    Attributes:
+        module: has ``KIND``.
+        provider: the driver's name in configfs-tsm, for kinds that come by it.
+        statement: object identifier of its statement inside a CSR (``attestation.csr``), for kinds
+            that may travel so.
+        verified: whether its module makes a verifier; another part of the program does otherwise.
+    """
+
+    module: str
+    verified: bool = True
+    provider: str | None = None
+    statement: str | None = None
+
+
+KINDS: Final[dict[str, Registered]] = {
+    "sev-snp": Registered(
+        module="sds.attestation.snp.kind",
+        provider="sev_guest",
+        # fdaf0823-83b6-4351-8543-0dfe0fcaa9b4: a raw SEV-SNP attestation report
+        statement="2.25.337203499956852706580380453425356908980",
+    ),
+    "tdx": Registered(
+        module="sds.attestation.tdx.kind",
+        provider="tdx_guest",
+        # 69c427f2-211c-4dc8-ab73-56f6869d1312: a raw TDX quote
+        statement="2.25.140587439939126086308183856599428567826",
+    ),
+    "kubernetes-token": Registered(module="sds.attestation.kubernetes.kind", verified=False),
+}
+"""Name on the wire, in policy and in metrics -> the kind."""
+
+
+def kind_module(name: str) -> KindOfEvidence:
+    """The kind of this name, loaded.
+
+    Raises:
+        KeyError: there is no such kind.
+    """
+    found: KindOfEvidence = importlib.import_module(KINDS[name].module).KIND
+    return found

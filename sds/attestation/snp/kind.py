@@ -1,0 +1,67 @@
+"""SEV-SNP reports as a kind of evidence (AMD 56860)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sds.attestation.kind import KindOfEvidence
+from sds.attestation.snp.certificate import Certificate
+from sds.attestation.snp.certificate_table import chain_of_table, parse_certificate_table
+from sds.attestation.snp.report import (
+    CPUID_VERSION,
+    REPORT_BYTES,
+    Product,
+    Report,
+    SigningKey,
+    product_of_cpuid,
+)
+from sds.attestation.snp.verifier import SnpVerifier, claims_of
+from sds.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from sds.attestation.kind import Demands
+
+
+def is_amd_root(der: bytes) -> bool:
+    """Whether a root is of this hierarchy (RSASSA-PSS)."""
+    try:
+        Certificate.parse(der)
+    except EvidenceError:
+        return False
+    return True
+
+
+def _examiner(demands: Demands) -> SnpVerifier:
+    return SnpVerifier(
+        values=demands.values,
+        trusted_roots=[der for der in demands.roots if is_amd_root(der)],
+        certificates=demands.certificates,
+        lists=lambda: demands.files().amd_lists(),
+        product=Product(demands.product) if demands.product is not None else None,
+    )
+
+
+def _describe(raw: bytes) -> dict[str, str]:
+    report = Report.parse(raw)
+    product: Product | None = None
+    if report.version >= CPUID_VERSION:
+        try:
+            product = product_of_cpuid(report.cpuid_family, report.cpuid_model)
+        except EvidenceError:
+            product = None
+    return claims_of(report, None, product)
+
+
+def _contained(outblob: bytes, auxblob: bytes) -> tuple[bytes, tuple[bytes, ...]]:
+    report = Report.parse(outblob)
+    table = parse_certificate_table(auxblob)
+    return report.report_data, chain_of_table(table, vlek=report.signing_key == SigningKey.VLEK)
+
+
+KIND = KindOfEvidence(
+    title="AMD SEV-SNP attestation report",
+    examiner=_examiner,
+    recognises=lambda raw: len(raw) == REPORT_BYTES,
+    describe=_describe,
+    contained=_contained,
+)
