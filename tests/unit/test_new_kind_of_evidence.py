@@ -83,9 +83,9 @@ def test_it_travels_in_a_csr_and_comes_from_the_kernel() -> None:
 
 
 def test_policy_and_command_line_know_it(tmp_path: Path) -> None:
-    assert NodeGroup.model_validate({"name": "toys", "kinds": ["toy"]}).kinds == [
-        EvidenceKind("toy")
-    ]
+    grants = [{"spiffe_ids": ["spiffe://example.org/**"]}]
+    group = NodeGroup.model_validate({"name": "toys", "kinds": ["toy"], "grants": grants})
+    assert group.kinds == [EvidenceKind("toy")]
     path = tmp_path / "toy"
     path.write_bytes(toy_kind.make(DATA))
     shown = CliRunner().invoke(main, ["evidence", "show", str(path)])
