@@ -1,6 +1,6 @@
 """``sds policy``: write, sign, check and question policy.
 
-Owns the group and the commands that only read: new, lint, diff, explain, test, rbac, schema. All
+Owns the group and the commands that only read: new, lint, diff, explain, test, schema. All
 of them take a YAML file, a directory of YAML files or a signed file; they do not check
 signatures, and say so where it matters (``verify`` does).
 """
@@ -12,7 +12,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
-import yaml
 
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.commands.policy_keys import (
@@ -27,13 +26,13 @@ from sds.commands.policy_keys import (
     verify,
     write,
 )
-from sds.errors import ConfigurationError, IdentityError, PolicyError
+from sds.errors import ConfigurationError, IdentityError
 from sds.identity import SpiffeId, parse_trust_domain
-from sds.policy import cases, explanation, rbac
-from sds.policy.decision import Decisions
+from sds.policy import cases, explanation
 from sds.policy.difference import differences
 from sds.policy.document import json_schema
 from sds.policy.lint import warnings
+from sds.policy.requests import Request
 from sds.policy.template import template
 from sds.settings import yamlfile
 from sds.workload.entitlement import Selector
@@ -118,6 +117,10 @@ def diff(old: Path, new: Path, output: str) -> None:
 @click.argument("path", metavar="SIGNED", type=PATH)
 @click.option("--from", "source", type=SPIFFE_ID, help="Who opens the connection.")
 @click.option("--to", "target", help="To whom: a SPIFFE ID, or the name of a service.")
+@click.option("--method", help="HTTP method of a request of --from to --to.")
+@click.option("--path", "url_path", help="Path of that request, as it is sent.")
+@click.option("--host", help="Host (:authority) of that request.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port of --to's listener.")
 @click.option(
     "--caller",
     "selectors",
@@ -145,6 +148,10 @@ def explain(
     path: Path,
     source: SpiffeId | None,
     target: str | None,
+    method: str | None,
+    url_path: str | None,
+    host: str | None,
+    port: int | None,
     selectors: tuple[str, ...],
     services: tuple[str, ...],
     measurement: str | None,
@@ -159,6 +166,7 @@ def explain(
     \b
     Three questions:
       --from ID --to ID                           may it talk to that one?
+      … --method GET --path /x [--host H]         may it ask that one for this?
       --caller k8s:ns=shop … [--identity ID]      may this workload have this name?
       --measurement HEX --identity ID             may a node like this ask for it?
 
@@ -168,6 +176,8 @@ def explain(
     asked = [source is not None or target is not None, bool(selectors), measurement is not None]
     if sum(asked) != 1:
         raise click.UsageError("ask one question: --from and --to, --caller, or --measurement")
+    if source is None and any(part is not None for part in (method, url_path, host, port)):
+        raise click.UsageError("--method, --path, --host and --port need --from and --to")
     if measurement is not None:
         if identity is None:
             raise click.UsageError("--identity is needed with --measurement")
@@ -182,6 +192,10 @@ def explain(
         answer = explanation.explain_caller(document, _facts(selectors, services), identity)
     elif source is None or target is None:
         raise click.UsageError("--from and --to belong together")
+    elif any(part is not None for part in (method, url_path, host, port)):
+        whom = SPIFFE_ID.convert(target, None, context)
+        request = Request(method=method or "GET", path=url_path or "/", host=host or "", port=port)
+        answer = explanation.explain_request(document, source, whom, request)
     elif target.startswith("spiffe:"):
         whom = SPIFFE_ID.convert(target, None, context)
         answer = explanation.explain_talk(document, source, whom)
@@ -266,22 +280,6 @@ def test(context: click.Context, path: Path, case_file: Path, output: str) -> No
         click.echo(f"{len(results) - len(failed)} passed, {len(failed)} failed")
     if failed:
         context.exit(1)
-
-
-@policy.command("rbac")
-@click.argument("path", metavar="POLICY", type=PATH)
-@click.option("--for", "own", type=SPIFFE_ID, required=True, help="The server's SPIFFE ID.")
-@click.option("--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
-def print_rbac(path: Path, own: SpiffeId, output: str) -> None:
-    """Print the Envoy RBAC HTTP filter that lets in exactly those who may talk to --for."""
-    document = read_document(path)
-    if own.trust_domain != document.trust_domain:
-        raise PolicyError(f"{own} is not in the policy's trust domain {document.trust_domain}")
-    value = rbac.http_filter(Decisions(document).inbound(own))
-    if output == "json":
-        click.echo(json.dumps(value, indent=2))
-    else:
-        click.echo(yaml.safe_dump(value, sort_keys=False), nl=False)
 
 
 @policy.command("schema")

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sds.attestation.evidence import Claims, EvidenceKind
-from sds.errors import RefusedError
+from sds.errors import IdentityError, RefusedError
+from sds.identity import SpiffeId
 from sds.policy.decision import Decisions
 from sds.policy.nodes import RequestedCertificate
+from sds.policy.normal_path import normalized_path
+from sds.policy.requests import Request
 from sds.settings.fields import (  # noqa: TC001  pydantic reads annotations at run time
     Duration,
     SpiffeIdField,
@@ -49,6 +52,15 @@ class AskedCertificate(_Model):
     lifetime: Duration = timedelta(hours=1)
 
 
+class AskedRequest(_Model):
+    """A request as it is sent."""
+
+    method: str = "GET"
+    path: str = "/"
+    host: str = ""
+    port: int | None = None
+
+
 class Case(_Model):
     """One question and the answer that is expected, in exactly one of three forms.
 
@@ -63,6 +75,7 @@ class Case(_Model):
         asks: see ``node``.
         from: a SPIFFE ID, with ``to`` and ``expect``.
         to: a SPIFFE ID, or the name of a service.
+        request: what ``from`` asks ``to`` for, which is a SPIFFE ID then.
         expect: ``allowed`` or ``refused``.
     """
 
@@ -75,6 +88,7 @@ class Case(_Model):
     asks: AskedCertificate | None = None
     from_: Annotated[SpiffeIdField | None, Field(alias="from")] = None
     to: str | None = None
+    request: AskedRequest | None = None
     expect: Literal["allowed", "refused"] | None = None
 
     @model_validator(mode="after")
@@ -90,6 +104,11 @@ class Case(_Model):
                 "a case is one of: caller and identities; node, asks and expect; from, to and "
                 "expect"
             )
+        if self.request is not None:
+            try:
+                SpiffeId.parse(str(self.to))
+            except IdentityError as error:
+                raise ValueError(f"with request, to must be a SPIFFE ID: {error}") from error
         return self
 
 
@@ -141,8 +160,25 @@ def _decide(decisions: Decisions, case: Case) -> tuple[str, str]:
             found = "refused"
         return str(case.expect), found
     assert case.from_ is not None
+    if case.request is not None:
+        found = "allowed" if _may_request(decisions, case, case.request) else "refused"
+        return str(case.expect), found
     reachable = decisions.outbound(case.from_, str(case.to))
     return str(case.expect), "allowed" if reachable else "refused"
+
+
+def _may_request(decisions: Decisions, case: Case, asked: AskedRequest) -> bool:
+    assert case.from_ is not None
+    try:
+        request = Request(
+            method=asked.method,
+            path=normalized_path(asked.path),
+            host=asked.host,
+            port=asked.port,
+        )
+    except IdentityError:
+        return False
+    return decisions.may_request(case.from_, SpiffeId.parse(str(case.to)), request)
 
 
 def _caller(decisions: Decisions, case: Case) -> tuple[str, str]:

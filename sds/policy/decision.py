@@ -16,6 +16,7 @@ from sds.identity import SpiffeId
 from sds.policy.allow import AllowTable, Terms, shortest
 from sds.policy.callers import WorkloadTable
 from sds.policy.nodes import NodeTable, Permit, RequestedCertificate
+from sds.policy.requests import Request, matches_any
 from sds.rules.glob import Glob
 from sds.rules.pattern import spiffe_parts
 from sds.workload.mapping import Decision, Defaults
@@ -84,6 +85,18 @@ class Decisions:
     def inbound(self, own: SpiffeId) -> tuple[Glob, ...]:
         """Patterns of exactly those who may open connections to ``own``; empty: nobody."""
         return shortest(self._allow.sources_of(spiffe_parts(own)))
+
+    def may_request(self, source: SpiffeId, target: SpiffeId, request: Request) -> bool:
+        """Whether ``target``'s Envoy lets this request of ``source`` through.
+
+        ``request`` is normalized (:func:`sds.policy.normal_path.normalized_path`).
+        """
+        parts = spiffe_parts(source)
+        return any(
+            (not terms.enforced or matches_any(terms.requests, request))
+            and any(glob.matches(parts) for glob in globs)
+            for terms, globs in self._allow.terms_of(spiffe_parts(target)).items()
+        )
 
     def terms(self, own: SpiffeId) -> dict[Terms, tuple[Glob, ...]]:
         """Patterns of those who may ask ``own``, by what they may ask for; empty: nobody."""

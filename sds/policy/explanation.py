@@ -7,12 +7,14 @@ document that led to it, or those that came nearest.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import RefusedError
+from sds.errors import IdentityError, RefusedError
 from sds.policy.decision import Decisions
 from sds.policy.nodes import RequestedCertificate, describe_dns
+from sds.policy.normal_path import normalized_path
+from sds.policy.requests import matches_any
 from sds.rules.duration import format_duration
 from sds.rules.glob import text_matches
 from sds.rules.pattern import format_spiffe_pattern, spiffe_parts
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Claims
     from sds.identity import SpiffeId
     from sds.policy.document import PolicyDocument
+    from sds.policy.requests import Request, RequestPattern
     from sds.policy.ruleset import AllowRule
     from sds.rules.glob import Glob
     from sds.workload.facts import Facts
@@ -67,6 +70,69 @@ def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -
     return PolicyAnswer(
         allowed=allowed, question=f"may {source} talk to {target}?", because=tuple(because)
     )
+
+
+def explain_request(
+    document: PolicyDocument, source: SpiffeId, target: SpiffeId, request: Request
+) -> PolicyAnswer:
+    """Whether ``target``'s Envoy lets a request of ``source`` through.
+
+    Args:
+        document: the policy.
+        source: who asks.
+        target: who is asked.
+        request: as it is sent; its path is normalized here, as Envoy does it.
+    """
+    question = f"may {source} ask {target} for {request.method} {request.path}"
+    question += f" of {request.host}?" if request.host else "?"
+    try:
+        normal = replace(request, path=normalized_path(request.path))
+    except IdentityError as error:
+        return PolicyAnswer(allowed=False, question=question, because=(error.message,))
+    allowed = Decisions(document).may_request(source, target, normal)
+    because, near = [], []
+    if normal.path != request.path:
+        because.append(f"after normalization the path is {normal.path}")
+    from_side, to_side = spiffe_parts(source), spiffe_parts(target)
+    found = False
+    for number, rule in enumerate(document.allow):
+        if not (_any(rule.from_, from_side) and _any(rule.to, to_side)):
+            continue
+        text = f"allow[{number}]: {_rule(rule)}"
+        patterns = rule.request_patterns()
+        said = " or ".join(map(str, patterns)) or "everything"
+        if matches_any(patterns, normal):
+            found = True
+            because.append(f"{text}: {said}")
+        elif not (rule.requests_enforce and document.requests_enforce):
+            found = True
+            because.append(f"{text}: {said}; another request is counted and let through")
+        else:
+            near.append(f"{text}: {said}{_differs(patterns, normal)}")
+    if not found and near:
+        because += ["no rule that lets it connect allows this request", *_some(near)]
+    elif not found:
+        because += explain_talk(document, source, target).because
+    return PolicyAnswer(allowed=allowed, question=question, because=tuple(because))
+
+
+def _differs(patterns: Sequence[RequestPattern], request: Request) -> str:
+    """What keeps a request from the nearest pattern."""
+    reasons = []
+    for pattern in patterns:
+        wrong = [
+            what
+            for what, part in (
+                ("method", replace(pattern, paths=(), hosts=(), ports=())),
+                ("path", replace(pattern, methods=(), hosts=(), ports=())),
+                ("host", replace(pattern, methods=(), paths=(), ports=())),
+                ("port", replace(pattern, methods=(), paths=(), hosts=())),
+            )
+            if not part.matches(request)
+        ]
+        reasons.append(wrong)
+    nearest = min(reasons, key=len, default=[])
+    return f" (it differs in {' and '.join(nearest)})" if nearest else ""
 
 
 def explain_service(document: PolicyDocument, source: SpiffeId, service: str) -> PolicyAnswer:

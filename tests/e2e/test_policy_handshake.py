@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sds.identity import SpiffeId
-from sds.policy import rbac
-from tests.support.envoy import VERSIONS, validate
+from tests.support.envoy import VERSIONS
 from tests.support.policy_mesh import Author, S, client, server, server_bootstrap, workload
 
 if TYPE_CHECKING:
@@ -217,38 +215,3 @@ async def test_combined_validation_contexts_widen_what_policy_allows(tmp_path: P
             client(at_a, b, tmp_path) as a,
         ):
             assert not await a.may()
-
-
-async def test_the_rbac_filter_says_the_same_at_the_level_of_requests(tmp_path: Path) -> None:
-    author = Author()
-    holder = author.holder()
-    author.publish(
-        holder,
-        allow=[{"from": [f"{S}/a", f"{S}/ops/*"], "to": f"{S}/b"}],
-    )
-    policy = holder.in_force()
-    async with contextlib.AsyncExitStack() as stack:
-        enter = stack.enter_async_context
-        at = {name: await enter(workload(tmp_path, name, holder)) for name in "abc"}
-        filters = {
-            "some": rbac.http_filter(policy.decisions.inbound(_sid("b"))),
-            "nobody": rbac.http_filter(policy.decisions.inbound(_sid("c"))),
-        }
-        answers: dict[str, list[int]] = {}
-        for name, rule in filters.items():
-            bootstrap = server_bootstrap(at["b"], "ROOTCA")
-            (listener,) = bootstrap["static_resources"]["listeners"]
-            manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-            manager["http_filters"].insert(0, rule)
-            await validate(bootstrap, folder=tmp_path)
-            b = await enter(server(bootstrap, tmp_path, name=f"server-{name}"))
-            folder = tmp_path / name
-            folder.mkdir()
-            a = await enter(client(at["a"], b, folder))
-            c = await enter(client(at["c"], b, folder))
-            answers[name] = [(await a.ask())[0], (await c.ask())[0]]
-        assert answers == {"some": [200, 403], "nobody": [403, 403]}
-
-
-def _sid(name: str) -> SpiffeId:
-    return SpiffeId.parse(f"{S}/{name}")

@@ -355,14 +355,6 @@ def test_a_directory_is_one_document(tmp_path: Path) -> None:
     assert "epoch was given by an earlier one" in result.stderr
 
 
-def test_rbac(folder: Path) -> None:
-    value = yaml.safe_load(good("rbac", signed(folder), "--for", f"{S}/b"))
-    principals = value["typed_config"]["rules"]["policies"]["attested-sds"]["principals"]
-    names = [one["authenticated"]["principal_name"] for one in principals]
-    assert {"exact": f"{S}/a"} in names
-    assert run("rbac", signed(folder), "--for", "spiffe://far.org/b").exit_code == 1
-
-
 def test_the_schema_accepts_documents(folder: Path) -> None:
     published = json.loads(good("schema"))
     jsonschema.Draft202012Validator.check_schema(published)
