@@ -240,7 +240,7 @@ class Random(Protocol):
         ...
 
 
-def _fetch(given: Endpoint, roots: tuple[bytes, ...]) -> BundleDocument:
+def _fetch(given: endpoint.BundleServer, roots: tuple[bytes, ...]) -> BundleDocument:
     return document.parse(endpoint.fetch(given, roots=roots), where=given.url)
 
 

@@ -374,4 +374,4 @@ async def test_roots_of_a_policy_that_clients_cannot_use_are_refused() -> None:
 )
 def test_an_endpoint_that_can_never_be_reached_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="is not usable"):
-        Endpoint(url=url)
+        BundleServer(url=url)
