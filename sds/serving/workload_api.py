@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,15 +19,16 @@ import grpc
 
 from sds._proto.spiffe.workload import workload_pb2
 from sds.errors import WorkloadError
+from sds.identity import Identity
 from sds.serving.unsent import UnsentSecrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from google.protobuf.message import Message
 
     from sds.identity import TrustDomain
-    from sds.secrets.store import ResourceKey, SecretStore, SubscriptionId, Version
+    from sds.secrets.store import Change, ResourceKey, SecretStore, Version
     from sds.workload.entitlement import Caller, Entitlement
 
 SERVICE: Final = "SpiffeWorkloadAPI"
@@ -102,54 +102,53 @@ class WorkloadApi:
         try:
             entitlement = await self._entitlements(context)
             self._unsent.follow(context)
-            with self._subscription() as subscription:
-                async for answer in self._answers(entitlement, build):
-                    await context.write(answer.message)
-                    for key, version in answer.delivered:
-                        # There is no ACK in this API: written is the most that can be known.
-                        self._store.sent(subscription, key, version)
-                        self._store.acked(subscription, key, version)
+            await self._follow(entitlement, build, context)
         except WorkloadError as error:
             error.__traceback__ = None  # it may outlive the call; the call's frames must not
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
 
-    async def _answers(
-        self, entitlement: Entitlement, build: Callable[[Caller], _Answer | None]
-    ) -> AsyncIterator[_Answer]:
-        """Each answer that differs from the one before, until the entitlement ends.
+    async def _follow(
+        self,
+        entitlement: Entitlement,
+        build: Callable[[Caller], _Answer | None],
+        context: _Context,
+    ) -> None:
+        """Send each answer that differs from the one before, until the entitlement ends.
 
         Raises:
             WorkloadError: it ended.
         """
         changed = asyncio.Event()
         sent: tuple[tuple[ResourceKey, Version], ...] | None = None
-        with self._listening(entitlement, changed.set):
+        subscription = self._store.open_subscription()
+        stops = (
+            self._store.listen(lambda change: _wake(changed, change, entitlement.current)),
+            entitlement.listen(changed.set),
+        )
+        try:
             while True:
                 changed.clear()
                 if entitlement.ended is not None:
                     raise entitlement.ended
                 answer = build(entitlement.current)
-                if answer is not None and answer.delivered != sent:
+                if answer is None:
+                    # It cannot take a new root before it has an SVID, and must not be waited for.
+                    sent = None
+                    self._store.close_subscription(subscription)
+                    subscription = self._store.open_subscription()
+                elif answer.delivered != sent:
                     sent = answer.delivered
-                    yield answer
+                    await context.write(answer.message)
+                    for key, version in sent:
+                        # There is no ACK in this API: written is the most that can be known.
+                        self._store.sent(subscription, key, version)
+                        self._store.acked(subscription, key, version)
                     continue  # something may have changed meanwhile
+                answer = None  # it has private keys: nothing keeps it while this waits
                 await changed.wait()
-
-    @contextlib.contextmanager
-    def _listening(self, entitlement: Entitlement, wake: Callable[[], None]) -> Iterator[None]:
-        stops = (self._store.listen(lambda _: wake()), entitlement.listen(wake))
-        try:
-            yield
         finally:
             for stop in stops:
                 stop()
-
-    @contextlib.contextmanager
-    def _subscription(self) -> Iterator[SubscriptionId]:
-        subscription = self._store.open_subscription()
-        try:
-            yield subscription
-        finally:
             self._store.close_subscription(subscription)
 
     def _svids(self, caller: Caller) -> _Answer | None:
@@ -197,6 +196,12 @@ class WorkloadApi:
             if trust_domain not in skip:
                 bundles[f"spiffe://{trust_domain}"] = b"".join(stored.bundle.roots)
                 yield trust_domain, stored.version
+
+
+def _wake(changed: asyncio.Event, change: Change, caller: Caller) -> None:
+    """Wake a stream for bundles, which concern everybody, and for its own SVIDs."""
+    if any(not isinstance(key, Identity) or key in caller.identities for key in change.keys):
+        changed.set()
 
 
 def _der(pem: bytes) -> bytes:

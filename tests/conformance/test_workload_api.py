@@ -115,6 +115,26 @@ async def test_svids_with_keys_and_bundles_now_and_after_each_rotation(tmp_path:
         await until(lambda: fresh.key_id not in it.store.held_keys())
 
 
+async def test_a_client_without_an_svid_holds_up_no_new_root(tmp_path: Path) -> None:
+    old, new = root(TRUST_DOMAIN), root("new")
+    async with served(tmp_path, rules(OURS), Timing()) as it:
+        stream = it.svids()
+        (identity,) = await it.identities()
+        it.store.put_bundle(TRUST_DOMAIN, [old.der])
+        it.store.put_svid(mint(old, identity))
+        await stream.read()
+        it.store.withdraw_svid(identity)  # the authority is away for too long, and back with a root
+        version = it.store.put_bundle(TRUST_DOMAIN, [old.der, new.der])
+        assert not await it.store.until_acked(TRUST_DOMAIN, version, timeout_seconds=1)
+        it.store.put_svid(mint(new, identity))
+        answer = await stream.read()
+        assert answer.svids[0].bundle == b"".join(sorted([old.der, new.der]))
+        version = it.store.put_bundle(TRUST_DOMAIN, [new.der])
+        assert it.store.stragglers(TRUST_DOMAIN, version)  # with an SVID it is waited for
+        await stream.read()
+        assert not await it.store.until_acked(TRUST_DOMAIN, version, timeout_seconds=10)
+
+
 async def test_bundles_of_every_trust_domain(tmp_path: Path) -> None:
     signer, foreign = root(TRUST_DOMAIN), root("other.org")
     async with served(tmp_path, rules(OURS)) as it:
