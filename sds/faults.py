@@ -31,6 +31,7 @@ _P = ParamSpec("_P")
 _clock: Final = SystemClock()
 PLACES: Final = (
     "accept",
+    "authority stream",
     "connection",
     "event loop",
     "federation source",

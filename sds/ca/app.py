@@ -12,7 +12,7 @@ import contextlib
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
 
 _LOGGER = logging.getLogger(__name__)
+_LOOK_AHEAD_BYTES: Final = 16 * 1024
+_METADATA_BYTES: Final = 4 * 1024
+_STREAMS_A_CONNECTION: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class AuthorityParts:
         max_lifetime: of the longest leaf: a nonce lives no longer, and a new root settles for it.
         backdate: how long before now certificates are valid from.
         limits: bounds.
+        connections: at once; one more is closed when it is accepted.
         nonce_limit: nonces in all.
         journal: the record of what was issued.
         answered: hears how many seconds each message waited for its answer.
@@ -72,6 +76,7 @@ class AuthorityParts:
     max_lifetime: timedelta
     backdate: timedelta = timedelta(seconds=30)
     limits: ExchangeLimits = ExchangeLimits()  # noqa: RUF009  frozen
+    connections: int = 10_064
     nonce_limit: int = 65_536
     journal: Journal
     answered: Callable[[float], None] | None = None
@@ -120,9 +125,9 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     service = ExchangeService(
         desk=desk, prover=prover, nonces=nonces, clock=parts.clock, limits=parts.limits
     )
-    server = _server(parts.limits)
+    server = _server(parts.limits, parts.connections)
     server.add_generic_rpc_handlers((handler(service, parts.answered),))
-    healths = Healths(watchers=parts.limits.streams)
+    healths = Healths(watchers=parts.limits.unproven)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
     try:
         port = server.add_secure_port(parts.listen, parts.tls.server_credentials())
@@ -154,16 +159,21 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
                 task.cancel()
 
 
-def _server(limits: ExchangeLimits) -> grpc.aio.Server:
+def _server(limits: ExchangeLimits, connections: int) -> grpc.aio.Server:
     return grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", limits.message_bytes),
-            # More than we take, so that the last one is told why it is refused.
-            ("grpc.max_concurrent_streams", limits.streams + 2),
+            # What gRPC holds of a stream that is not read; by itself it would take a whole message.
+            ("grpc.http2.lookahead_bytes", _LOOK_AHEAD_BYTES),
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.max_allowed_incoming_connections", connections),
+            # More than we take, so that the last one is told why it is refused; an agent opens two.
+            ("grpc.max_concurrent_streams", min(limits.streams + 2, _STREAMS_A_CONNECTION)),
+            ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.so_reuseport", 0),
             # Connections that finish no handshake, or hold no stream, do not stay.
             ("grpc.server_handshake_timeout_ms", 10_000),
-            ("grpc.max_connection_idle_ms", 60_000),
+            ("grpc.max_connection_idle_ms", 15_000),
             # Dead agents are found out; living ones may ping as often as our client does.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),

@@ -188,6 +188,18 @@ class ExchangeLimitsSection(Settings):
     """Bounds on what callers can make the authority hold."""
 
     streams: Annotated[int, Field(ge=1)] = Field(default=10_000, description="Streams at once.")
+    unproven: Annotated[int, Field(ge=1)] = Field(
+        default=1_000, description="Of these, streams at once that have proven nothing."
+    )
+    unproven_bytes: Size = Field(
+        default=64 * 1024 * 1024,
+        description="Of messages that such streams send and that have not wholly arrived.",
+    )
+    connections: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Connections at once. Without it: what the memory limit of the control group "
+        "and the limit on descriptors have room for, and at most one for each stream.",
+    )
     nonces: Annotated[int, Field(ge=1)] = Field(default=65_536, description="Nonces in all.")
     hello: Duration = Field(
         default=timedelta(seconds=30),
@@ -205,6 +217,8 @@ class ExchangeLimitsSection(Settings):
         """As the server takes them."""
         return ExchangeLimits(
             streams=self.streams,
+            unproven=self.unproven,
+            unproven_bytes=self.unproven_bytes,
             hello_seconds=self.hello.total_seconds(),
             write_seconds=self.write.total_seconds(),
             message_bytes=self.message,

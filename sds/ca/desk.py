@@ -18,7 +18,7 @@ from sds.attestation.csr import parse_attested_csr
 from sds.attestation.evidence import item_digest
 from sds.ca.issuer import issue
 from sds.ca.journal import ISSUED
-from sds.errors import RefusedError, SdsError
+from sds.errors import CertificateError, RefusedError, SdsError
 from sds.exchange import wire
 from sds.exchange.challenge import (
     MAX_ITEMS,
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 
 MAX_DNS_NAMES: Final = 100
 """DNS names of one certificate."""
+MAX_CSR_BYTES: Final = 16 * 1024
+"""Of one item's CSR; one with an RSA key of 4096 bits has 1.3 KiB."""
+MAX_ATTESTED_CSR_BYTES: Final = 256 * 1024
+"""Of a CSR that carries its own evidence."""
 _YIELD_EVERY: Final = 16
 """Items between two chances for other streams: about 4 ms of signing."""
 
@@ -221,6 +225,8 @@ class Desk:
             CertificateError: ``csr_invalid``: it cannot be parsed.
             EvidenceError: the evidence does not hold, or not for this key and nonce.
         """
+        if len(request.csr) > MAX_ATTESTED_CSR_BYTES:
+            raise _too_long(MAX_ATTESTED_CSR_BYTES)
         csr = parse_attested_csr(request.csr)
         now = self._clock.now().wall
         claims = self._verifier.verify(
@@ -272,6 +278,8 @@ class Desk:
     def _item(self, accepted: Accepted, item: ca_pb2.Item) -> ca_pb2.ItemResult:
         now = self._clock.now().wall
         try:
+            if len(item.csr) > MAX_CSR_BYTES:
+                raise _too_long(MAX_CSR_BYTES)
             key = csr_public_key(item.csr)
             wanted = self._wanted(
                 key=key,
@@ -355,3 +363,7 @@ class Desk:
             message=str(error),
         )
         return wire.item_refusal_to_wire(error)
+
+
+def _too_long(most: int) -> CertificateError:
+    return CertificateError(f"the CSR has more than {most} bytes", reason="csr_invalid")

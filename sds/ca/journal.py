@@ -1,8 +1,10 @@
 """The record of every certificate that was issued or refused.
 
 Invariants: records are only appended; each has a number that rises by one, so that a gap would
-show; one log line is written per record. Memory is bounded: the oldest records leave first, and
-``first`` tells from which number on they are here (the log has them all).
+show; every certificate that is issued, and every item that is refused, has its log line. Requests
+that are refused as a whole may come from anybody, so their lines are bounded (the next one says
+how many were left out; every one is counted). Memory is bounded too: the oldest records leave
+first, and ``first`` tells from which number on they are here.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 DEFAULT_RECORDS: Final = 10_000
+_LINES_AT_ONCE: Final = 50
+_LINES_A_SECOND: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +69,9 @@ class Journal:
         self._decided = decided
         self._records: deque[Record] = deque(maxlen=keep)
         self._next = 1
+        self._lines = float(_LINES_AT_ONCE)
+        self._lines_at = float("-inf")
+        self._left_out = 0
 
     def __iter__(self) -> Iterator[Record]:
         """The records that are here, oldest first."""
@@ -109,6 +116,8 @@ class Journal:
         self._next += 1
         self._records.append(record)
         self._decided(reason)
+        if not identity and not self._may_log(at.timestamp()):
+            return
         issued = reason == ISSUED
         if _LOGGER.isEnabledFor(logging.INFO if issued else logging.WARNING):
             fields = {
@@ -125,4 +134,18 @@ class Journal:
             if issued:
                 _LOGGER.info("certificate issued", extra=fields)
             else:
+                if self._left_out and not identity:
+                    fields["left_out"] = self._left_out
+                    self._left_out = 0
                 _LOGGER.warning("certificate refused: %s", message or reason, extra=fields)
+
+    def _may_log(self, now: float) -> bool:
+        """Whether one more line about a whole request is within the bound (a token bucket)."""
+        passed = max(0.0, now - self._lines_at)
+        self._lines = min(_LINES_AT_ONCE, self._lines + passed * _LINES_A_SECOND)
+        self._lines_at = now
+        if self._lines < 1:
+            self._left_out += 1
+            return False
+        self._lines -= 1
+        return True

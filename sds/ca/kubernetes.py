@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import AfterValidator, Field
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
-from sds.attestation.kubernetes.token import JwksKeys, KubernetesTokenVerifier, TokenRules
-from sds.errors import EvidenceMalformedError, KubernetesError, RefusedError
+from sds.attestation.kubernetes.token import KubernetesTokenVerifier, TokenRules
+from sds.ca.token_keys import TokenKeys, key_reader
+from sds.errors import RefusedError
 from sds.policy.nodes import Permit, RequestedCertificate
 from sds.rules.pattern import dns_parts, parse_dns_pattern
 from sds.rules.template import check_template, fill
 from sds.settings.fields import Duration, PathField, Settings
+from sds.supervision import supervised
 from sds.workload.kubernetes.scheduled import PODS_PATH, ScheduledPods
 from sds.workload.kubernetes.settings import ServerSettings, api_server
 from sds.workload.kubernetes.watch import ListWatch
@@ -39,12 +41,8 @@ if TYPE_CHECKING:
     from sds.ca.issuance import IssuancePolicy
     from sds.clock import Clock
     from sds.identity import TrustDomain
-    from sds.workload.kubernetes.api import ApiClient
 
 _LOGGER = logging.getLogger(__name__)
-_JWKS_PATH: Final = "/openid/v1/jwks"
-_KEYS_SECONDS: Final = 60.0
-_KEYS_RETRY_SECONDS: Final = 2.0
 _KNOWN: Final = ("namespace", "service_account", "trust_domain")
 
 
@@ -232,13 +230,14 @@ async def kubernetes_tokens(
     """
     from sds.workload.kubernetes.api import ApiClient  # noqa: PLC0415  loads aiohttp
 
-    keys, pods = JwksKeys(), ScheduledPods()
+    pods = ScheduledPods()
     async with ApiClient(api_server(section.api, os.environ)) as api:
         watch = ListWatch(api, clock, PODS_PATH, pods)
+        keys = TokenKeys(key_reader(section.jwks_file, api), clock=clock)
         async with asyncio.TaskGroup() as tasks:
             running = [
-                tasks.create_task(watch.run(), name="pods"),
-                tasks.create_task(_keep_keys(keys, section, api, clock), name="token keys"),
+                tasks.create_task(supervised("pods", watch.run, clock=clock), name="pods"),
+                tasks.create_task(supervised("token-keys", keys.run, clock=clock), name="keys"),
             ]
             try:
                 yield (
@@ -257,26 +256,3 @@ async def kubernetes_tokens(
             finally:
                 for task in running:
                     task.cancel()
-
-
-async def _keep_keys(
-    keys: JwksKeys, section: KubernetesSection, api: ApiClient, clock: Clock
-) -> None:
-    """Read the issuer's keys, again and again: clusters rotate them."""
-    said = ""
-    while True:
-        try:
-            if section.jwks_file is not None:
-                document = await asyncio.to_thread(section.jwks_file.read_bytes)
-            else:
-                document = await api.get(_JWKS_PATH)
-            keys.replace(document)
-            said, pause = "", _KEYS_SECONDS
-        except (KubernetesError, EvidenceMalformedError, OSError) as error:
-            if str(error) != said:
-                said = str(error)
-                _LOGGER.warning(
-                    "the keys of service-account tokens cannot be read", extra={"why": said}
-                )
-            pause = _KEYS_RETRY_SECONDS
-        await clock.sleep(pause)

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.build import Verification, make_attester
 from sds.attestation.kubernetes.token import TokenAttester
+from sds.attestation.verifier import EvidenceVerifier
 from sds.authority.attested import AttestedAuthority
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
+from sds.ca.capacity import connections, memory_limit, raise_descriptor_limit
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import kubernetes_tokens
@@ -68,6 +70,7 @@ async def serve(
     clock = clock if clock is not None else SystemClock()
     stop = stop if stop is not None else asyncio.Event()
     observer = observer if observer is not None else Nobody()
+    descriptors = raise_descriptor_limit()
     attester = make_attester(config.attestation)
     verification = Verification(config.verification, clock=clock)
     upstream = _upstream_verification(config, clock)
@@ -99,6 +102,12 @@ async def serve(
             max_lifetime=config.max_lifetime,
             backdate=config.backdate,
             limits=config.limits.limits(),
+            connections=config.limits.connections
+            or connections(
+                streams=config.limits.streams,
+                memory=memory_limit(),
+                descriptors=descriptors,
+            ),
             nonce_limit=config.limits.nonces,
             journal=Journal(keep=config.limits.records, decided=observer.decided),
             answered=observer.answered,
@@ -180,7 +189,10 @@ def _policy(
     observer: AuthorityObserver,
 ) -> tuple[PolicyFiles | None, IssuancePolicy, Verifier]:
     if config.policy is None:
-        return None, config.issuance(), verification.verifier()
+        return None, config.issuance(), _verifier(config, verification)
+    # Loaded when used: 8 MB that an authority without a signed policy shall not hold.
+    from sds.policy.reload import PolicyFiles  # noqa: PLC0415
+
     holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock, watcher=observer)
     files = PolicyFiles(config.policy.place, holder, clock=clock)
     files.load()
@@ -191,6 +203,12 @@ def _policy(
         make=verification.verifier,
     )
     return files, SignedIssuancePolicy(holder), verifier
+
+
+def _verifier(config: AuthorityConfig, verification: Verification) -> Verifier:
+    verifier = verification.verifier()
+    # No rule can name what nobody measured: such evidence is refused unread.
+    return verifier if config.identities else EvidenceVerifier({})
 
 
 @contextlib.asynccontextmanager

@@ -1,27 +1,30 @@
 """The authority's side of the exchange: one coroutine a stream.
 
 Owns streams, their time limits and the order of checks. Invariants: nothing is issued before the
-nonce, the policy, the evidence and the item have held, in this order; a nonce is spent by the
-first request that names it, whatever comes of that; a stream that has proven nothing lives
-``hello_seconds`` and makes room first; no stream can hold another one up (a large batch yields to
-the loop, a slow reader waits alone).
+nonce, the policy, the evidence and the item passed their checks, in this order; a nonce is spent by
+the first request that names it, whatever comes of that; a stream that has proven nothing lives
+``hello_seconds``, makes room first, is read only when it is its turn (:mod:`sds.ca.admission`) and
+may send few messages; no stream can hold another one up (a large batch yields to the loop, a slow
+reader waits alone); a fault while one message is answered ends that stream and nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.ca.admission import Crowd, ReadingTurns, owner_of
 from sds.ca.desk import Accepted, AttestedPeer, Desk
 from sds.ca.observe import TimedContext
 from sds.clock import stopwatch
 from sds.errors import RefusedError, SdsError
 from sds.exchange import wire
+from sds.faults import report
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,20 +33,31 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
 
+_HELLO_LEASE: Final = 0.5
+"""Seconds that a stream is read for its Hello while others wait: clients send it with the call."""
+_REQUEST_LEASE: Final = 3.0
+"""The same for a request: a machine may take that long to give its evidence."""
+_UNPROVEN_MESSAGES: Final = 1_000
+"""Messages on a stream that has proven nothing; an agent sends two."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeLimits:
     """Bounds on what callers can make the authority hold.
 
     Attributes:
-        streams: streams at once; one more and the oldest unproven one goes, or the new one where
-            all are proven.
+        streams: streams at once; one more and an unproven one goes, or the new one where all are
+            proven.
+        unproven: of these, streams at once that have proven nothing.
+        unproven_bytes: of messages of unproven streams that are on their way in.
         hello_seconds: how long a stream may live without a request whose evidence held.
         write_seconds: how long a caller may take to read one answer.
         message_bytes: the largest message from a caller.
     """
 
     streams: int = 10_000
+    unproven: int = 1_000
+    unproven_bytes: int = 64 * 1024 * 1024
     hello_seconds: float = 30.0
     write_seconds: float = 30.0
     message_bytes: int = 4 * 1024 * 1024
@@ -66,19 +80,30 @@ class _Stream:
     """One stream's state.
 
     ``timeout`` ends it while it has proven nothing; ``writing``: an answer is on its way;
-    ``waiting``: the caller has the word.
+    ``waiting``: for the caller's next message; ``messages`` and ``read_bytes``: what it has sent
+    before it was ``proven``.
     """
 
     peer: AttestedPeer
+    owner: str
     nonces: StreamNonces
     timeout: asyncio.Timeout
     statement: AuthorityStatement | None = None
     writing: bool = False
     waiting: bool = False
+    messages: int = 0
+    read_bytes: int = 0
+    proven: bool = False
+
+    @property
+    def lease(self) -> float:
+        """Seconds that its next message may take while other unproven streams wait."""
+        return _HELLO_LEASE if self.statement is None else _REQUEST_LEASE
 
     def end(self) -> None:
-        """Let its coroutine end now."""
-        self.timeout.reschedule(asyncio.get_running_loop().time())
+        """Let its coroutine end now, if its time is not over already."""
+        if not self.timeout.expired():
+            self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class ExchangeService:
@@ -99,7 +124,8 @@ class ExchangeService:
         self._nonces = nonces
         self._clock = clock
         self._limits = limits
-        self._unproven: OrderedDict[_Stream, None] = OrderedDict()
+        self._unproven: Crowd[_Stream] = Crowd(limits.unproven)
+        self._turns = ReadingTurns(max(1, limits.unproven_bytes // limits.message_bytes))
         self._open: set[_Stream] = set()
         self._draining = False
 
@@ -125,9 +151,12 @@ class ExchangeService:
         stream: _Stream | None = None
         try:
             async with asyncio.timeout(self._limits.hello_seconds) as timeout:
-                stream = _Stream(AttestedPeer(name=context.peer()), self._nonces.open(), timeout)
+                name = context.peer()
+                stream = _Stream(
+                    AttestedPeer(name=name), owner_of(name), self._nonces.open(), timeout
+                )
                 self._open.add(stream)
-                self._unproven[stream] = None
+                self._unproven.join(stream)
                 await self._converse(stream, context)
         except TimeoutError:
             if stream is not None and stream.writing:
@@ -143,28 +172,28 @@ class ExchangeService:
         finally:
             if stream is not None:
                 self._open.discard(stream)
-                self._unproven.pop(stream, None)
+                self._unproven.leave(stream)
                 self._nonces.close(stream.nonces)
         if self._draining:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the authority is stopping")
 
     def _make_room(self) -> bool:
-        """Whether one more stream may be served; the oldest unproven one is told to go."""
-        if self.streams < self._limits.streams:
-            return True
-        if not self._unproven:
-            return False
-        oldest, _ = self._unproven.popitem(last=False)
-        oldest.end()
-        return True
+        """Whether one more stream may be served; where all are open, an unproven one goes."""
+        return self.streams < self._limits.streams or self._unproven.make_room()
 
     async def _converse(self, stream: _Stream, context: _Context) -> None:
         while not self._draining:
             stream.waiting = True
-            data = await context.read()
+            async with self._turn(stream):
+                data = await context.read()
             stream.waiting = False
             if data is grpc.aio.EOF:
                 return
+            if self._exhausted(stream, len(data)):
+                await context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    "too many messages, or too much in them, without evidence that held",
+                )
             try:
                 answer = await self._answer_to(stream, data)
             except SdsError as error:
@@ -178,10 +207,28 @@ class ExchangeService:
                     next_nonce=self._next_nonce(stream),
                     signed_policy=self._desk.policy_for(error),
                 )
+            except Exception as error:  # noqa: BLE001  the boundary between one stream and the others
+                report("authority stream", error, peer=stream.peer.name)
+                self._desk.refused(stream.peer, SdsError("a fault of the authority"))
+                await context.abort(grpc.StatusCode.INTERNAL, "a fault of the authority")
             stream.writing = True
             async with asyncio.timeout(self._limits.write_seconds):
                 await context.write(answer.SerializeToString())
             stream.writing = False
+
+    def _turn(self, stream: _Stream) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext() if stream.proven else self._turns.turn(stream)
+
+    def _exhausted(self, stream: _Stream, size: int) -> bool:
+        """Whether a stream that has proven nothing has sent more than it may."""
+        if stream.proven:
+            return False
+        stream.messages += 1
+        stream.read_bytes += size
+        return (
+            stream.messages > _UNPROVEN_MESSAGES
+            or stream.read_bytes > 2 * self._limits.message_bytes
+        )
 
     async def _answer_to(self, stream: _Stream, data: bytes) -> ca_pb2.ExchangeResponse:
         request = wire.parse_request(data)
@@ -253,7 +300,8 @@ class ExchangeService:
 
     def _proven(self, stream: _Stream) -> None:
         """Evidence held: the stream may stay as long as it likes."""
-        if self._unproven.pop(stream, stream) is None:
+        stream.proven = True
+        if self._unproven.leave(stream):
             stream.timeout.reschedule(None)
 
 

@@ -56,7 +56,7 @@ class SignedIssuancePolicy:
         """
         peer = Epoch(number=epoch, digest=digest)
         if self._standing(peer) is Standing.BEHIND and document:
-            outcome = self._holder.take(document, origin="agent")
+            outcome = self._holder.take_from_stranger(document)
             if outcome.refusal is not None and outcome.taken is None:
                 raise outcome.refusal
         self._holder.in_force()

@@ -12,22 +12,35 @@ from google.protobuf.message import DecodeError
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.errors import AuthorityAnswerError, AuthorityRefusedError, RefusedError, SdsError
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityRefusedError,
+    EvidenceMalformedError,
+    RefusedError,
+    SdsError,
+)
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement
+from sds.exchange.shape import check_shape
 
 EXCHANGE: Final = "/sds.ca.v1.CertificateAuthority/Exchange"
 SERVICE: Final = "sds.ca.v1.CertificateAuthority"
 DIGEST_BYTES: Final = 32
 _MAX_WORDS: Final = 500
 """Characters of the peer's own words that we repeat."""
+_MAX_REPORT: Final = 64 * 1024
+"""Bytes of a report, quote or token: the longest that we know are tokens, of 16 KiB."""
+_MAX_CERTIFICATES: Final = 16
+_MAX_CERTIFICATE: Final = 64 * 1024
+"""Bytes of one piece of evidence beside the report: a certificate, or several in PEM."""
 
 
 def parse_request(data: bytes) -> ca_pb2.ExchangeRequest:
     """An agent's message.
 
     Raises:
-        RefusedError: ``request_malformed``: not one.
+        RefusedError: ``request_malformed``: not one, or one with far too many parts.
     """
+    check_shape(data)
     try:
         return ca_pb2.ExchangeRequest.FromString(data)
     except DecodeError as error:
@@ -65,7 +78,17 @@ def evidence_from_wire(message: ca_pb2.Evidence) -> Evidence:
 
     Raises:
         RefusedError: ``evidence_kind_not_accepted``: of a kind that this version does not know.
+        EvidenceMalformedError: larger than evidence is.
     """
+    if (
+        len(message.report) > _MAX_REPORT
+        or len(message.certificates) > _MAX_CERTIFICATES
+        or any(len(one) > _MAX_CERTIFICATE for one in message.certificates)
+    ):
+        raise EvidenceMalformedError(
+            f"the evidence is too large: a report has at most {_MAX_REPORT} bytes, and at most "
+            f"{_MAX_CERTIFICATES} certificates of {_MAX_CERTIFICATE} bytes stand beside it"
+        )
     try:
         kind = EvidenceKind(message.kind)
     except ValueError as error:
@@ -97,7 +120,7 @@ def refusal_to_wire(
     return ca_pb2.ExchangeResponse(
         refusal=ca_pb2.Refusal(
             reason=error.reason,
-            message=str(error)[:_MAX_WORDS],
+            message=_words(error),
             retriable=error.retriable,
             next_nonce=next_nonce,
             signed_policy=signed_policy,
@@ -109,9 +132,14 @@ def item_refusal_to_wire(error: SdsError) -> ca_pb2.ItemResult:
     """The refusal of one item."""
     return ca_pb2.ItemResult(
         refusal=ca_pb2.ItemRefusal(
-            reason=error.reason, message=str(error)[:_MAX_WORDS], retriable=error.retriable
+            reason=error.reason, message=_words(error), retriable=error.retriable
         )
     )
+
+
+def _words(error: SdsError) -> str:
+    """What an error says, as a protobuf string takes it: JSON lets lone surrogates through."""
+    return str(error)[:_MAX_WORDS].encode(errors="replace").decode()
 
 
 def refusal_from_wire(refusal: ca_pb2.Refusal | ca_pb2.ItemRefusal) -> AuthorityRefusedError:

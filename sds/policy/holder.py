@@ -17,7 +17,7 @@ from sds.errors import PolicyError
 from sds.faults import guarded, report
 from sds.policy.difference import differences
 from sds.policy.envelope import parse_envelope
-from sds.policy.keeping import Keeping, OfferOutcome, offer, split
+from sds.policy.keeping import MOST_OFFERED_BYTES, Keeping, OfferOutcome, offer, split
 from sds.policy.source import parse_payload
 from sds.policy.standing import NO_POLICY_DIGEST
 
@@ -34,6 +34,8 @@ _MOST_LINES: Final = 50
 """Lines of a change that are logged; `sds policy diff` shows all of them."""
 _WARN_BEFORE_END: Final = 0.2
 """Share of the policy's time during which its end is announced."""
+_MOST_BYTES_OF_STRANGERS: Final = 4 * 1024 * 1024
+"""Of signed policies that a caller sends along, unpacked: about 30,000 rules."""
 _LONGEST_SLEEP: Final = 60.0
 """Seconds between two looks at the wall clock, which may be stepped."""
 
@@ -124,9 +126,25 @@ class PolicyHolder:
             document: signed policies, one after the other.
             origin: where they come from, for the log.
         """
+        outcome = self._take(document, origin, most_bytes=MOST_OFFERED_BYTES)
+        self._last_error = outcome.refusal
+        self._retry_at = outcome.retry_at
+        if outcome.refusal is not None:
+            self._say_refused(outcome.refusal, document, origin)
+        return outcome
+
+    def take_from_stranger(self, document: bytes) -> OfferOutcome:
+        """As :meth:`take`, of what a caller sent that has proven nothing: its signatures count.
+
+        It is smaller than what an operator may give, and where it is refused nothing is kept of
+        it: the caller is told, and no line is logged here.
+        """
+        return self._take(document, "agent", most_bytes=_MOST_BYTES_OF_STRANGERS)
+
+    def _take(self, document: bytes, origin: str, *, most_bytes: int) -> OfferOutcome:
         now = self._clock.now().wall
         try:
-            state, outcome = offer(self._state, split(document), now=now)
+            state, outcome = offer(self._state, split(document, most_bytes=most_bytes), now=now)
         except PolicyError as error:
             state, outcome = self._state, OfferOutcome(refusal=error)
         except Exception as error:  # noqa: BLE001  the boundary between one offer and the process
@@ -136,15 +154,11 @@ class PolicyHolder:
             )
             state, outcome = self._state, OfferOutcome(refusal=refusal)
         before, self._state = self._state, state
-        self._last_error = outcome.refusal
-        self._retry_at = outcome.retry_at
-        if outcome.refusal is not None:
-            self._say_refused(outcome.refusal, document, origin)
         if outcome.taken is not None:
             self._say_taken(before, outcome.taken, origin, now)
             self._ended = False
             self._tell()
-        self._woken.set()
+            self._woken.set()
         return outcome
 
     def _say_refused(self, error: PolicyError, document: bytes, origin: str) -> None:

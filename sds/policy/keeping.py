@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -37,7 +38,13 @@ MAX_OFFERED: Final = 64
 
 _PLAIN_BYTES: Final = 64 * 1024
 _GZIP: Final = b"\x1f\x8b"
-_MOST_BYTES: Final = 2 * MAX_SIGNED_BYTES
+MOST_OFFERED_BYTES: Final = 2 * MAX_SIGNED_BYTES
+_MOST_GROWTH: Final = 64
+"""Times that compressed policies may grow; those of 100,000 like rules grow about tenfold."""
+_STRUCTURE: Final = (b"{", b"[", b",", b":")
+_MOST_STRUCTURE: Final = 16_384
+"""Of these in all envelopes together: 64 envelopes with 50 signatures each have fewer."""
+_NOT_SPACE: Final = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,48 +125,69 @@ class _Candidate:
     state: Keeping
 
 
-def split(data: bytes) -> list[SignedPolicy]:
+def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPolicy]:
     """The signed policies in a file or a message: JSON objects, one after the other.
 
+    Nothing is believed before signatures are checked, so the cost is bounded first: compressed data
+    may not grow beyond ``most_bytes``, nor by more than policy does; and envelopes are a few fields
+    around text in base64, which has none of the characters that JSON's structure is made of.
+
+    Args:
+        data: plain, or compressed with gzip.
+        most_bytes: of the plain data.
+
     Raises:
-        PolicyError: ``policy_malformed``: not JSON, or more than :data:`MAX_OFFERED`.
+        PolicyError: ``policy_malformed``: not JSON, too large, or more than :data:`MAX_OFFERED`.
     """
     try:
-        text = _unpacked(data).decode("utf-8")
+        plain = _unpacked(data, most_bytes)
+        if sum(map(plain.count, _STRUCTURE)) > _MOST_STRUCTURE:
+            raise _malformed(
+                "this holds no signed policy: it has more fields than envelopes have",
+                advice="sign the document with `sds policy sign`",
+            )
+        text = plain.decode("utf-8")
+        del plain
         decoder = json.JSONDecoder()
         found: list[SignedPolicy] = []
-        position = 0
-        while rest := text[position:].lstrip():
-            if not rest.startswith("{"):
-                # Whatever it is, parsing the envelope says so.
-                found.append(SignedPolicy(rest.encode()))
+        position = _past_space(text, 0)
+        while position < len(text):
+            if text[position] != "{":
+                # Parsing the envelope says what it is.
+                found.append(SignedPolicy(text[position:].encode()))
                 break
-            position = len(text) - len(rest)
             _, end = decoder.raw_decode(text, position)
             found.append(SignedPolicy(text[position:end].encode() + b"\n"))
-            position = end
+            position = _past_space(text, end)
             if len(found) > MAX_OFFERED:
-                raise PolicyError(
-                    f"more than {MAX_OFFERED} signed policies at once", reason="policy_malformed"
-                )
+                raise _malformed(f"more than {MAX_OFFERED} signed policies at once")
     except (ValueError, RecursionError, zlib.error) as error:
-        raise PolicyError(
+        raise _malformed(
             f"this holds no signed policy: {error}",
             advice="sign the document with `sds policy sign`",
-            reason="policy_malformed",
         ) from error
     return found
 
 
-def _unpacked(data: bytes) -> bytes:
+def _malformed(message: str, *, advice: str = "") -> PolicyError:
+    return PolicyError(message, reason="policy_malformed", advice=advice)
+
+
+def _past_space(text: str, position: int) -> int:
+    found = _NOT_SPACE.search(text, position)
+    return len(text) if found is None else found.start()
+
+
+def _unpacked(data: bytes, most_bytes: int) -> bytes:
     if not data.startswith(_GZIP):
+        if len(data) > most_bytes:
+            raise _malformed(f"the signed policies have {len(data)} bytes, more than {most_bytes}")
         return data
+    most = min(most_bytes, _PLAIN_BYTES + _MOST_GROWTH * len(data))
     unpacker = zlib.decompressobj(wbits=31)
-    plain = unpacker.decompress(data, _MOST_BYTES)
+    plain = unpacker.decompress(data, most)
     if not unpacker.eof or unpacker.unused_data:
-        raise PolicyError(
-            "the compressed policies are cut off, or too large", reason="policy_malformed"
-        )
+        raise _malformed("the compressed policies are cut off, or too large")
     return plain
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError
@@ -40,6 +41,17 @@ _MAX_TOKEN_BYTES: Final = 16_384
 _ALGORITHMS: Final = frozenset({"RS256", "RS384", "RS512", "ES256", "ES384", "ES512"})
 _LIFETIME: Final = timedelta(minutes=10)  # the shortest that TokenRequest gives
 _LEEWAY: Final = timedelta(seconds=30)
+_UNREADABLE: Final = (
+    jwt.PyJWTError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    UnsupportedAlgorithm,
+)
+"""What PyJWT and the parsers below it raise for tokens and key sets that they cannot read."""
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
 
@@ -206,13 +218,16 @@ class KubernetesTokenVerifier:
             raise EvidenceMalformedError(f"the token is longer than {_MAX_TOKEN_BYTES} bytes")
         try:
             header = jwt.get_unverified_header(token)
-        except (jwt.InvalidTokenError, UnicodeDecodeError) as error:
+        except _UNREADABLE as error:
             raise EvidenceMalformedError("the evidence is no JSON web token") from error
         algorithm, key_id = header.get("alg"), header.get("kid")
-        if algorithm not in _ALGORITHMS or not isinstance(key_id, str):
+        # JSON gives any type here, also one that no set can look up.
+        if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
             raise EvidenceMalformedError(
-                f"the token's algorithm {str(algorithm)[:20]!r} is not accepted, or it names no key"
+                f"the token's algorithm {str(algorithm)[:20]!r} is not accepted"
             )
+        if not isinstance(key_id, str):
+            raise EvidenceMalformedError("the token names no key")
         key = self.keys.key(key_id)
         if key.algorithm_name != algorithm:
             raise EvidenceError(
@@ -237,7 +252,7 @@ class KubernetesTokenVerifier:
             raise EvidenceError(
                 "the token's signature does not hold", reason="signature_invalid"
             ) from error
-        except jwt.InvalidTokenError as error:
+        except _UNREADABLE as error:
             raise EvidenceMalformedError("the token cannot be decoded") from error
         return claims
 
@@ -267,7 +282,10 @@ def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
             "the token does not say from when to when it is valid", reason="token_claims"
         )
     if not begins - _LEEWAY.total_seconds() <= now.timestamp() < expires:
-        until = datetime.fromtimestamp(expires, UTC).isoformat()
+        try:
+            until = datetime.fromtimestamp(expires, UTC).isoformat()
+        except (ValueError, OverflowError, OSError):  # a number that is no date
+            until = f"{expires:g}"
         raise EvidenceError(
             f"the token is not valid now (it is until {until})",
             advice="do the clocks of the cluster agree?",
@@ -316,7 +334,7 @@ class JwksKeys:
         try:
             found = jwt.PyJWKSet.from_json(document.decode()).keys
             keys = {key.key_id: key for key in found if key.key_id is not None}
-        except (ValueError, KeyError, AttributeError, jwt.PyJWTError) as error:
+        except _UNREADABLE as error:
             raise EvidenceMalformedError(f"the issuer's key set cannot be used: {error}") from error
         if not keys:
             raise EvidenceMalformedError("the issuer's key set names no key")
@@ -337,7 +355,7 @@ def _unverified(token: bytes) -> dict[str, Any]:
     """Claims of our own token; only the server's answer to it matters."""
     try:
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    except jwt.InvalidTokenError:
+    except _UNREADABLE:
         raise EvidenceError(
             "our own service-account token is no JWT", reason="token_unavailable"
         ) from None

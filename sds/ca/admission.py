@@ -1,0 +1,221 @@
+"""Callers who have proven nothing: how many of them there may be, and whose message is read next.
+
+Owns what such callers may take of the authority. gRPC keeps a message that has not wholly arrived
+in memory that no setting bounds across streams, so the bound is here: gRPC holds no more than its
+look-ahead for a stream that nobody reads, and :class:`ReadingTurns` reads few streams at a time.
+Invariants: at most ``limit`` members are in a :class:`Crowd` and at most ``slots`` of them are
+read; where there is no room, the owner (an IP address) that has the most gives way first; no
+member keeps a turn for longer than its lease while another one waits.
+
+The newest waits the shortest: under a flood those who were kept waiting have given up, and a
+caller who means it has its message ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import urllib.parse
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+_IPV6_NETWORK: Final = 64
+"""Bits of an IPv6 address that name one owner: a site gives a host any address below them."""
+
+
+_LOOK_SECONDS: Final = 0.01
+
+
+class Member(Protocol):
+    """One caller's stream."""
+
+    @property
+    def owner(self) -> str:
+        """Who opened it (:func:`owner_of`)."""
+        ...
+
+    def end(self) -> None:
+        """Let it end as soon as it can."""
+        ...
+
+
+class Reader(Member, Protocol):
+    """A stream whose next message is to be read."""
+
+    @property
+    def lease(self) -> float:
+        """Seconds that it may take for that message while others wait."""
+        ...
+
+
+_MemberT = TypeVar("_MemberT", bound=Member)
+
+
+def owner_of(peer: str) -> str:
+    """The owner of a connection: its IPv4 address, or the /64 of its IPv6 address.
+
+    Args:
+        peer: as gRPC writes it: ``ipv4:192.0.2.1:4711``, ``ipv6:%5B2001:db8::1%5D:4711``, ….
+    """
+    family, _, address = urllib.parse.unquote(peer).partition(":")
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]").partition("%")[0]
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return family
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.ip_network((found, _IPV6_NETWORK), strict=False))
+
+
+class Crowd(Generic[_MemberT]):
+    """A bounded number of members, oldest first for each owner.
+
+    Args:
+        limit: members at once.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._by_owner: dict[str, dict[_MemberT, None]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Members now."""
+        return self._size
+
+    def __contains__(self, member: _MemberT) -> bool:
+        """Whether this one is among them."""
+        return member in self._by_owner.get(member.owner, ())
+
+    def join(self, member: _MemberT) -> None:
+        """Add one; where there is no room, another one ends (:meth:`make_room`)."""
+        if self._size >= self._limit:
+            self.make_room()
+        self._by_owner.setdefault(member.owner, {})[member] = None
+        self._size += 1
+
+    def leave(self, member: _MemberT) -> bool:
+        """Remove one; whether it was there."""
+        members = self._by_owner.get(member.owner)
+        if members is None or member not in members:
+            return False
+        del members[member]
+        if not members:
+            del self._by_owner[member.owner]
+        self._size -= 1
+        return True
+
+    def make_room(self) -> bool:
+        """End the oldest member of the owner that has the most; whether there was one."""
+        if not self._by_owner:
+            return False
+        heaviest = max(self._by_owner, key=lambda owner: len(self._by_owner[owner]))
+        oldest = next(iter(self._by_owner[heaviest]))
+        self.leave(oldest)
+        oldest.end()
+        return True
+
+
+class ReadingTurns:
+    """Few streams are read at a time; see the module.
+
+    Args:
+        slots: streams that are read at once.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._reading: dict[Reader, float] = {}  # since when, oldest first
+        self._told: set[Reader] = set()
+        self._waiting: dict[str, dict[asyncio.Future[None], Reader]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextlib.asynccontextmanager
+    async def turn(self, reader: Reader) -> AsyncIterator[None]:
+        """Wait for a turn and keep it while the block runs."""
+        loop = asyncio.get_running_loop()
+        if len(self._reading) < self._slots:
+            self._reading[reader] = loop.time()
+        else:
+            await self._wait(reader, loop)
+        try:
+            yield
+        finally:
+            del self._reading[reader]
+            self._told.discard(reader)
+            self._pass_on(loop)
+
+    async def _wait(self, reader: Reader, loop: asyncio.AbstractEventLoop) -> None:
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.setdefault(reader.owner, {})[future] = reader
+        self._review()
+        try:
+            await future
+        except asyncio.CancelledError:
+            waiting = self._waiting.get(reader.owner, {})
+            if waiting.pop(future, None) is not None and not waiting:
+                del self._waiting[reader.owner]
+            if self._reading.pop(reader, None) is not None:  # the turn came in the same moment
+                self._pass_on(loop)
+            raise
+
+    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give free turns to the owner that reads the least, and of its streams to the newest."""
+        while self._waiting and len(self._reading) < self._slots:
+            held = self._held()
+            owner = min(self._waiting, key=lambda name: held.get(name, 0))
+            future, reader = self._waiting[owner].popitem()
+            if not self._waiting[owner]:
+                del self._waiting[owner]
+            if not future.done():
+                self._reading[reader] = loop.time()
+                future.set_result(None)
+        if self._waiting:
+            self._review()
+
+    def _held(self) -> dict[str, int]:
+        held: dict[str, int] = {}
+        for reader in self._reading:
+            held[reader.owner] = held.get(reader.owner, 0) + 1
+        return held
+
+    def _review(self) -> None:
+        """End readers whose lease is over, as many as wait; look again when the next one is."""
+        if self._timer is not None:
+            return
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        held = self._held()
+        least = min((held.get(owner, 0) for owner in self._waiting), default=0)
+        # A turn goes to a stream of its own owner, or of an owner that reads less; and the readers
+        # with the shortest lease, who are the furthest from proving anything, give way first.
+        gives = {
+            reader: since
+            for reader, since in self._reading.items()
+            if reader not in self._told
+            and (reader.owner in self._waiting or held[reader.owner] > least)
+        }
+        shortest = min((reader.lease for reader in gives), default=0.0)
+        ends = {reader: since + shortest for reader, since in gives.items()}
+        over = [reader for reader, end in ends.items() if end <= now and reader.lease == shortest]
+        over.sort(key=lambda reader: -held[reader.owner])  # stable: the oldest stay first
+        wanted = sum(map(len, self._waiting.values())) - len(self._told)
+        for reader in over[: max(0, wanted)]:
+            self._told.add(reader)
+            reader.end()
+        pending = [end for reader, end in ends.items() if reader not in self._told]
+        if self._waiting and (pending or self._told):
+            self._timer = loop.call_at(
+                max(now + _LOOK_SECONDS, min(pending, default=now)), self._again
+            )
+
+    def _again(self) -> None:
+        self._timer = None
+        if self._waiting:
+            self._review()

@@ -1,0 +1,81 @@
+"""How many connections the authority takes: what memory and descriptors are there for.
+
+Owns one number. Invariant: with as many connections as this, each with a stream, and with
+everything that strangers may make the authority hold, the process stays within the memory that
+its control group allows, and descriptors stay free for its files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from pathlib import Path
+from typing import Final
+
+_PER_CONNECTION: Final = 64 * 1024
+"""Bytes of one TLS connection with one stream (measured: 47 KiB and 24 KiB)."""
+_EVERYTHING_ELSE: Final = 208 * 1024 * 1024
+"""The program itself, and what strangers may fill (``docs/exchange.md``, "Limits")."""
+_FEWEST: Final = 256
+_OTHER_DESCRIPTORS: Final = 128
+"""For files, listeners, the clients of the authority itself and gRPC's own."""
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+
+
+def connections(*, streams: int, memory: int | None, descriptors: int) -> int:
+    """Connections at once.
+
+    Args:
+        streams: that the configuration allows; each agent needs one connection.
+        memory: bytes that this process may use; None where nothing bounds it.
+        descriptors: that this process may open.
+    """
+    most = streams + 64
+    if memory is not None:
+        most = min(most, max(_FEWEST, (memory - _EVERYTHING_ELSE) // _PER_CONNECTION))
+    return max(1, min(most, descriptors - _OTHER_DESCRIPTORS))
+
+
+def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """The least of the memory limits of our control groups (v2 and v1) in bytes, or None.
+
+    Args:
+        root: where the hierarchies are mounted.
+        own: which groups this process is in.
+    """
+    limits = []
+    with contextlib.suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                folders, name = [root, root / "unified"], "memory.max"
+            elif "memory" in controllers.split(","):
+                folders, name = [root / "memory"], "memory.limit_in_bytes"
+            else:
+                continue
+            # In a control-group namespace the path is "/", and the limit is there.
+            groups = [Path(path), *Path(path).parents]
+            limits += [
+                limit
+                for folder in folders
+                for group in groups
+                if (limit := _limit(folder / str(group).lstrip("/") / name)) is not None
+            ]
+    # Where nothing is limited, v1 says the largest multiple of a page.
+    return min((limit for limit in limits if limit < 1 << 60), default=None)
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        text = file.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def raise_descriptor_limit() -> int:
+    """Take all the descriptors that we may have; returns how many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,124 @@
+"""The keys that sign a cluster's service-account tokens, followed as the cluster rotates them.
+
+Owns when the key set is read: at the start, every minute, and at once (but not more often than
+every few seconds) after a token named a key that is not in it. Invariant: a key is missing for good
+only after the set was read since it was first asked for; until then its tokens are refused with a
+reason that passes, so that an agent asks again in a moment and not after the next minute.
+
+Source: RFC 7517; Kubernetes, "Service account issuer discovery" (``/openid/v1/jwks``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.attestation.kubernetes.token import JwksKeys
+from sds.backoff import Backoff, Retry, sleep_unless
+from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
+
+    import jwt
+
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+_PATH: Final = "/openid/v1/jwks"
+_EVERY_SECONDS: Final = 60.0
+_SHORTEST_SECONDS: Final = 3.0
+"""Between two reads that tokens ask for: anybody can send one that names a key of its own."""
+_RETRY: Final = Backoff(first=0.5, longest=5.0)
+_MOST_MISSED: Final = 64
+"""Key IDs that are remembered as asked for; a cluster has two or three."""
+
+
+class ApiServer(Protocol):
+    """Gives the document."""
+
+    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        """The body of a GET.
+
+        Raises:
+            KubernetesError: there is none.
+        """
+        ...
+
+
+def key_reader(file: Path | None, api: ApiServer) -> Callable[[], Awaitable[bytes]]:
+    """Reads the key set: from ``file``, or from the API server where there is none."""
+
+    async def read() -> bytes:
+        if file is not None:
+            return await asyncio.to_thread(file.read_bytes)
+        return await api.get(_PATH)
+
+    return read
+
+
+class TokenKeys:
+    """A :class:`sds.attestation.kubernetes.token.KeySet` that is read again and again.
+
+    Args:
+        read: gives the JWKS document.
+        clock: time.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[bytes]], *, clock: Clock) -> None:
+        """No key is known before :meth:`run` has read the set."""
+        self._read = read
+        self._clock = clock
+        self._keys = JwksKeys()
+        self._missed: dict[str, None] = {}
+        """Asked for since the last read began, and not there."""
+        self._absent: frozenset[str] = frozenset()
+        """Asked for before the last read began, and not in it."""
+        self._wanted = asyncio.Event()
+
+    def key(self, key_id: str) -> jwt.PyJWK:
+        """The key with this ID.
+
+        Raises:
+            RefusedError: ``authority_not_ready``: it is not known, and the set is read again now.
+            EvidenceError: ``signature_invalid``: it is not in the cluster's key set.
+        """
+        try:
+            return self._keys.key(key_id)
+        except EvidenceError:
+            if key_id in self._absent:
+                raise
+            if len(self._missed) < _MOST_MISSED:
+                self._missed[key_id] = None
+            self._wanted.set()
+            raise RefusedError(
+                "the token is signed with a key that this authority does not know; it reads the "
+                "cluster's keys again now",
+                reason="authority_not_ready",
+            ) from None
+
+    async def run(self) -> None:
+        """Read the set, again and again, until cancelled."""
+        retry = Retry(self._clock, _RETRY)
+        said = ""
+        while True:
+            asked = frozenset(self._missed)
+            self._missed.clear()
+            self._wanted.clear()
+            try:
+                self._keys.replace(await self._read())
+            except (KubernetesError, EvidenceMalformedError, OSError) as error:
+                if str(error) != said:
+                    said = str(error)
+                    _LOGGER.warning(
+                        "the keys of service-account tokens cannot be read", extra={"why": said}
+                    )
+                await retry.pause()
+                continue
+            said = ""
+            retry.succeeded()
+            self._absent = asked
+            await self._clock.sleep(_SHORTEST_SECONDS)
+            await sleep_unless(self._wanted, self._clock, _EVERY_SECONDS - _SHORTEST_SECONDS)

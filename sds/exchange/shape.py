@@ -1,0 +1,109 @@
+"""How many parts a message has, counted before anything is built from it.
+
+Owns the bounds on an ``ExchangeRequest``'s repeated fields. A message that protobuf parses becomes
+an object for each part, and an empty part has two bytes on the wire: 4 MiB of them would become
+150 MiB. Invariant: only tags and lengths are looked at, and counting stops at the first field that
+is there too often, so the cost is bounded by what is allowed (Protocol Buffers, "Encoding").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import RefusedError
+from sds.exchange.challenge import MAX_ITEMS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_UNLISTED: Final = 32
+"""Fields of one message that are not repeated, or that this version does not know."""
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_MORE: Final = 0x80
+_LONGEST_VARINT: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The fields of one kind of message that can make many objects.
+
+    Attributes:
+        most: how often a repeated field may be there, by its number.
+        inside: the shape of a field that is a message, by its number.
+    """
+
+    most: Mapping[int, int] = field(default_factory=dict)
+    inside: Mapping[int, Shape] = field(default_factory=dict)
+
+
+# Four times what is allowed, so that the exact bound refuses with a reason of its own.
+_ITEM: Final = Shape(most={3: 400})
+_EVIDENCE: Final = Shape(most={3: 64})
+_CERTIFICATES: Final = Shape(most={2: 4 * MAX_ITEMS}, inside={2: _ITEM, 3: _EVIDENCE})
+REQUEST: Final = Shape(inside={2: _CERTIFICATES})
+"""``sds.ca.v1.ExchangeRequest``: items of a request, DNS names of an item, certificates."""
+
+
+def check_shape(data: bytes, shape: Shape = REQUEST) -> None:
+    """Count the fields of a message and of those inside it.
+
+    Raises:
+        RefusedError: ``request_malformed``: a field is there too often, or this is no message.
+    """
+    _check(data, 0, len(data), shape)
+
+
+def _check(data: bytes, position: int, end: int, shape: Shape) -> None:
+    seen: dict[int, int] = {}
+    unlisted = 0
+    while position < end:
+        tag, position = _varint(data, position, end)
+        number, kind = tag >> 3, tag & 7
+        most = shape.most.get(number)
+        if most is None:
+            unlisted += 1
+            enough = unlisted > _UNLISTED
+        else:
+            seen[number] = seen.get(number, 0) + 1
+            enough = seen[number] > most
+        if enough:
+            raise _malformed(f"the message has too many fields (field {number})")
+        if kind == _LENGTH:
+            length, position = _varint(data, position, end)
+            stop = position + length
+            if stop > end:
+                raise _cut_off()
+            inner = shape.inside.get(number)
+            if inner is not None:
+                _check(data, position, stop, inner)
+            position = stop
+        elif kind == _VARINT:
+            _, position = _varint(data, position, end)
+        elif kind in (_FIXED32, _FIXED64):
+            position += 4 if kind == _FIXED32 else 8
+        else:
+            raise _malformed("the message has groups, which proto3 does not know")
+    if position > end:
+        raise _cut_off()
+
+
+def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    value = 0
+    for index in range(_LONGEST_VARINT):
+        if position >= end:
+            raise _cut_off()
+        byte = data[position]
+        position += 1
+        value |= (byte & (_MORE - 1)) << (7 * index)
+        if byte < _MORE:
+            return value, position
+    raise _malformed("the message is not an ExchangeRequest: a number is too long")
+
+
+def _cut_off() -> RefusedError:
+    return _malformed("the message is not an ExchangeRequest: it is cut off")
+
+
+def _malformed(message: str) -> RefusedError:
+    return RefusedError(message, reason="request_malformed")

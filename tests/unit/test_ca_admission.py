@@ -1,0 +1,144 @@
+"""Callers who have proven nothing share what there is for them fairly."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import pytest
+
+from sds.ca.admission import Crowd, ReadingTurns, owner_of
+
+
+@dataclass(eq=False)
+class Caller:
+    owner: str = "192.0.2.1"
+    lease: float = 0.05
+    ended: bool = False
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize(
+    ("peer", "owner"),
+    [
+        ("ipv4:192.0.2.1:4711", "192.0.2.1"),
+        ("ipv6:%5B2001:db8:1:2:3::1%5D:4711", "2001:db8:1:2::/64"),
+        ("ipv6:[2001:db8:1:2:ffff::9]:1", "2001:db8:1:2::/64"),
+        ("ipv6:%5B::ffff:192.0.2.1%5D:4711", "192.0.2.1"),
+        ("ipv6:%5Bfe80::1%25eth0%5D:4711", "fe80::/64"),
+        ("unix:/run/x", "unix"),
+        ("", ""),
+    ],
+)
+def test_an_owner_is_an_address_or_a_network(peer: str, owner: str) -> None:
+    assert owner_of(peer) == owner
+
+
+def test_the_oldest_of_the_owner_with_the_most_makes_room() -> None:
+    crowd: Crowd[Caller] = Crowd(4)
+    honest = Caller("192.0.2.9")
+    flood = [Caller() for _ in range(6)]
+    crowd.join(honest)
+    for caller in flood:
+        crowd.join(caller)
+    assert len(crowd) == 4
+    assert [caller.ended for caller in flood] == [True, True, True, False, False, False]
+    assert not honest.ended
+    assert crowd.leave(honest)
+    assert not crowd.leave(honest)
+    assert crowd.make_room()
+    assert flood[3].ended
+
+
+async def test_few_are_read_at_once_and_a_silent_one_gives_way_to_one_that_waits() -> None:
+    turns = ReadingTurns(2)
+    reading: list[Caller] = []
+
+    async def read(caller: Caller) -> None:
+        async with turns.turn(caller):
+            reading.append(caller)
+            assert len(reading) <= 2
+            while not caller.ended:
+                await asyncio.sleep(0.001)
+            reading.remove(caller)
+
+    silent = [Caller() for _ in range(10)]
+    async with asyncio.TaskGroup() as tasks:
+        for caller in silent:
+            tasks.create_task(read(caller))
+        await asyncio.sleep(0.02)
+        assert len(reading) == 2
+        newest = Caller()
+        tasks.create_task(read(newest))
+        async with asyncio.timeout(1):
+            while newest not in reading:
+                await asyncio.sleep(0.001)
+        # The newest was next, although nine had waited for longer.
+        assert sum(caller.ended for caller in silent) <= 2
+        async with asyncio.timeout(5):
+            while sum(caller.ended for caller in [*silent, newest]) < 9:
+                await asyncio.sleep(0.01)
+        for caller in [*silent, newest]:
+            caller.end()
+
+
+async def test_nobody_is_told_to_go_while_nobody_waits() -> None:
+    turns = ReadingTurns(2)
+    first, second = Caller(), Caller()
+    async with turns.turn(first), turns.turn(second):
+        await asyncio.sleep(0.2)
+    assert not first.ended
+    assert not second.ended
+
+
+async def test_the_owner_that_reads_least_is_next_and_the_one_that_reads_most_gives_way() -> None:
+    turns = ReadingTurns(2)
+    greedy = [Caller("192.0.2.66") for _ in range(5)]
+    honest = Caller("192.0.2.9")
+    order: list[Caller] = []
+
+    async def read(caller: Caller) -> None:
+        async with turns.turn(caller):
+            order.append(caller)
+            while not caller.ended:
+                await asyncio.sleep(0.001)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(read(greedy[0]))
+        tasks.create_task(read(greedy[1]))
+        await asyncio.sleep(0.01)
+        tasks.create_task(read(honest))
+        for caller in greedy[2:]:
+            tasks.create_task(read(caller))
+        async with asyncio.timeout(1):
+            while honest not in order:
+                await asyncio.sleep(0.001)
+        assert order.index(honest) == 2
+        assert greedy[0].ended
+        await asyncio.sleep(0.3)
+        assert not honest.ended  # the others give way to each other
+        for caller in [honest, *greedy]:
+            caller.end()
+
+
+async def test_a_caller_that_leaves_while_it_waits_costs_nobody_a_turn() -> None:
+    turns = ReadingTurns(1)
+    first, gone, last = Caller(), Caller(), Caller()
+
+    async def read(caller: Caller) -> None:
+        async with turns.turn(caller):
+            pass
+
+    async with turns.turn(first):
+        leaving = asyncio.create_task(read(gone))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        waiting = asyncio.create_task(read(last))
+        await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        await waiting
+        await read(Caller())
