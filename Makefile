@@ -100,6 +100,10 @@ bench-rotation: setup ## cold start, lag and ten minutes of rotation, measured
 	$(BIN)/python bench/rotation.py lag --connections 250
 	$(BIN)/python bench/rotation.py steady --identities 250 --seconds 600 --lifetime 60
 
+.PHONY: reference
+reference: $(CODE) ## docs/reference, made from the code: run it after a change of settings, commands, metrics, errors
+	$(BIN)/python docs/_reference.py
+
 .PHONY: docs
 docs: $(CODE) ## the documentation, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -1,30 +1,16 @@
-"""Hooks of the documentation's build: generated pages, and navigation over what is there.
+"""Hooks of the documentation's build: the navigation, over the pages that are there.
 
-Invariant: a page of the reference exists only as code; every page of ``docs/`` is in the
-navigation, the known ones in their order.
+Invariant: every page of ``docs/`` is in the navigation, the known ones in their order.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mkdocs.structure.files import File
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import _reference
-
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
-    from mkdocs.structure.files import Files
 
-GENERATED: Final = {
-    "reference/cli.md": _reference.command_line,
-    "reference/configuration.md": _reference.configuration,
-    "reference/metrics.md": _reference.metrics,
-    "reference/errors.md": _reference.errors,
-}
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Start": ("index.md", "tutorial.md", "glossary.md"),
     "How to": (
@@ -41,7 +27,12 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "how-to/read-an-error.md",
     ),
     "Reference": (
-        *GENERATED,
+        "reference/configuration.md",
+        "reference/agent.md",
+        "reference/ca.md",
+        "reference/cli.md",
+        "reference/metrics.md",
+        "reference/errors.md",
         "protocol.md",
         "exchange.md",
         "attestation.md",
@@ -59,7 +50,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     folder = Path(config.docs_dir)
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.md")}
     decisions = {name for name in found if name.startswith("adr/0")}
-    found = found - decisions | set(GENERATED)
+    found -= decisions
     named = {name for pages in SECTIONS.values() for name in pages}
     nav: list[Any] = [
         {title: [name for name in pages if name in found]} for title, pages in SECTIONS.items()
@@ -68,10 +59,3 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         nav.append({"More": rest})
     config.nav = [section for section in nav if next(iter(section.values()))]
     return config
-
-
-def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages."""
-    for name, make in GENERATED.items():
-        files.append(File.generated(config, name, content=make()))
-    return files

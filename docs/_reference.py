@@ -1,24 +1,24 @@
 """The reference, made from the code: command line, configuration, metrics, errors.
 
-Invariant: nothing here is written twice; a command, field, metric or error that the code has and
-this file does not know appears all the same.
+``python docs/_reference.py`` (`make reference`) writes it into ``docs/reference/``; a test keeps
+what is there equal to the code. Invariant: nothing here is written twice; a command, field, metric
+or error that the code has and this file does not know appears all the same.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib
-import inspect
-import typing
+import sys
 from collections import defaultdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from prometheus_client import CollectorRegistry
-from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from _configuration import file as yaml_file
+from _configuration import item, page
 
 import sds.errors
 from sds.cli import main
@@ -29,10 +29,7 @@ from sds.operations.metrics.store import MeteredStore, StoreCollector
 from sds.reasons import REASONS
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-CONFIGURATIONS: Final = (
-    ("The agent: `sds agent --config FILE`", "sds.agent.config:AgentConfig"),
-    ("The authority: `sds ca --config FILE`", "sds.ca.config:AuthorityConfig"),
-)
+FOLDER: Final = ROOT / "docs" / "reference"
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -53,8 +50,9 @@ def command_line() -> str:
             usage = inner.get_usage().removeprefix("Usage: ")
             lines += ["```", " ".join(usage.split()), "```", ""]
             lines += [_text(command.help or ""), ""]
-            if rows := [_parameter(p, inner) for p in command.params if not _hidden(p)]:
-                lines += ["| | | |", "| --- | --- | --- |", *rows, ""]
+            for parameter in command.params:
+                if not _hidden(parameter):
+                    lines += _parameter(parameter, inner)
     lines += [
         "## Shell completion",
         "",
@@ -84,13 +82,14 @@ def _hidden(parameter: click.Parameter) -> bool:
     return getattr(parameter, "hidden", False) or parameter.name == "help"
 
 
-def _parameter(parameter: click.Parameter, context: click.Context) -> str:
+def _parameter(parameter: click.Parameter, context: click.Context) -> list[str]:
+    needed = " · **required**" if parameter.required else ""
     if isinstance(parameter, click.Option):
         record = parameter.get_help_record(context)
         name, text = record if record is not None else ("", "")
-        return f"| `{_cell(name)}` | {_cell(text)} | {'required' if parameter.required else ''} |"
-    needed = "required" if parameter.required else ""
-    return f"| `{parameter.make_metavar(context)}` | argument | {needed} |"
+        text = text.removesuffix("[required]").strip()
+        return [f"- **`{name}`**{needed}", "", *item(_angles(text)), ""]
+    return [f"- `{parameter.make_metavar(context)}` · argument{needed}", ""]
 
 
 def _text(text: str) -> str:
@@ -104,130 +103,71 @@ def _text(text: str) -> str:
     return "\n\n".join(paragraphs)
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def _angles(text: str) -> str:
+    """Text whose ``<words>`` are not HTML; in code, Markdown keeps them as they are."""
+    parts = " ".join(text.split()).split("`")
+    return "`".join(p if i % 2 else p.replace("<", "&lt;") for i, p in enumerate(parts))
 
 
 # --- configuration --------------------------------------------------------------------------------
 
 
 def configuration() -> str:
-    """Every field of every configuration file."""
-    lines = [
-        "# Configuration",
-        "",
-        "YAML, read strictly: an unknown or repeated field is refused with its path and the",
-        "nearest right name. Durations are written `10s`, `5m`, `1h30m`; sizes `64KiB`.",
-        "",
-    ]
-    for title, target in CONFIGURATIONS:
-        module, _, name = target.partition(":")
-        model = getattr(importlib.import_module(module), name)
-        lines += [f"## {title}", "", _first(model), ""]
-        lines += ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-        lines += _fields(model, "", frozenset())
-        lines.append("")
-    return "\n".join(lines)
+    """How configuration is read, the types of its fields, and where each file is explained."""
+    return """\
+# Configuration
 
+The agent and the authority each read one YAML file.
 
-def _fields(model: type[BaseModel], prefix: str, above: frozenset[type]) -> list[str]:
-    rows: list[str] = []
-    for name, field in model.model_fields.items():
-        path = f"{prefix}{field.alias or name}"
-        inner = _models(field.annotation)
-        kind = "section" if inner else _type(field.annotation)
-        if inner and _is_sequence(field.annotation):
-            kind, path = "list of sections", f"{path}[]"
-        meaning = field.description or _attribute(model, name)
-        if not meaning and name == "kind":
-            meaning = "Which form this section has."
-        rows.append(f"| `{path}` | {_cell(kind)} | {_default(field)} | {_cell(meaning)} |")
-        for part in inner:
-            if part not in above:
-                label = _discriminator(part)
-                rows += _fields(part, f"{path}{label}.", above | {part})
-    return rows
+| file | fields | complete example |
+| --- | --- | --- |
+| `sds agent --config FILE` | [agent](agent.md) | [agent.yaml](agent.yaml) |
+| `sds ca --config FILE` | [authority](ca.md) | [ca.yaml](ca.yaml) |
 
+`sds agent --config FILE --check-config` checks a file without starting anything. Signed policy is a
+document of its own: see [policy](../policy.md).
 
-def _attribute(model: type[BaseModel], name: str) -> str:
-    """What the ``Attributes:`` of a model's docstring (or of a base's) say of a field."""
-    for kind in model.__mro__:
-        lines = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2].splitlines()
-        for index, line in enumerate(lines):
-            if line.strip().startswith(f"{name}:"):
-                found = [line.strip().removeprefix(f"{name}:").strip()]
-                for rest in lines[index + 1 :]:
-                    if not rest.startswith("     "):
-                        break
-                    found.append(rest.strip())
-                text = _markdown(" ".join(found))
-                return text[:1].upper() + text[1:]
-    return ""
+YAML is read strictly. An unknown or repeated field is refused; the message gives its path and the
+nearest right name. A block that you leave out has its defaults.
 
+## Types
 
-def _discriminator(model: type[BaseModel]) -> str:
-    """``(kind: x)`` for one of several forms of a section."""
-    for name in ("kind", "tls", "type"):
-        field = model.model_fields.get(name)
-        values = typing.get_args(field.annotation) if field is not None else ()
-        if len(values) == 1 and isinstance(values[0], str):
-            return f"({values[0]})"
-    return ""
+### Duration
 
+A number with a unit, `10s`, `5m`, `1h30m`, `2d`, or a bare number of seconds. It is above zero.
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models(part)]
+### Size
 
+A number of bytes, `65536`, or one with a unit: `64KiB`, `4MiB`, `1GiB`.
 
-def _is_sequence(annotation: Any) -> bool:
-    if typing.get_origin(annotation) in {tuple, list, frozenset, set}:
-        return True
-    return any(_is_sequence(part) for part in typing.get_args(annotation))
+### Path
 
+A path of a file or directory. A relative path counts from the daemon's working directory, so prefer
+absolute ones.
 
-def _type(annotation: Any) -> str:
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if origin is typing.Annotated:
-        return _type(arguments[0])
-    if origin in {tuple, list, frozenset, set}:
-        return f"list of {_type(arguments[0])}"
-    if origin is dict:
-        return f"{_type(arguments[0])} to {_type(arguments[1])}"
-    if arguments:
-        return " or ".join(_type(part) for part in arguments if part is not type(None))
-    names = {"str": "text", "int": "number", "float": "number", "bool": "true or false"}
-    names |= {"timedelta": "duration", "bytes": "hexadecimal", "SpiffeId": "SPIFFE ID"}
-    name = getattr(annotation, "__name__", str(annotation))
-    return names.get(name, name)
+### Mode
 
+Permission bits in octal, in quotes: `"0600"`.
 
-def _default(field: Any) -> str:
-    if field.is_required():
-        return "**required**"
-    value = field.get_default(call_default_factory=True)
-    if value is None or value is PydanticUndefined or isinstance(value, BaseModel) or value == ():
-        return ""
-    if isinstance(value, timedelta):
-        return f"`{_duration(value)}`"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value}`"
+### Hexadecimal
 
+Lower-case hexadecimal digits, two for each byte. Put a value of digits only in quotes.
 
-def _duration(value: timedelta) -> str:
-    seconds = value.total_seconds()
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        if seconds >= size and seconds % size == 0:
-            return f"{int(seconds // size)}{unit}"
-    return f"{int(seconds * 1000)}ms"
+### SPIFFE ID
 
+`spiffe://TRUST-DOMAIN/PATH`, such as `spiffe://example.org/ns/shop/sa/web`.
 
-def _first(thing: Any) -> str:
-    return " ".join((thing.__doc__ or "").strip().split("\n\n")[0].split())
+### Pattern
+
+A SPIFFE ID or DNS name with stars. `*` stands for one segment or label, `web-*` for one that begins
+with `web-`, and `**` for one or more: at the end of a SPIFFE ID, at the start of a DNS name. See
+[patterns](../policy.md#patterns).
+
+### Template
+
+Text with fields in braces, such as `spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}`.
+[Rules](../kubernetes.md#rules) lists the fields.
+"""
 
 
 # --- metrics --------------------------------------------------------------------------------------
@@ -243,13 +183,13 @@ def metrics() -> str:
         "",
     ]
     for title, registry in _registries().items():
-        lines += [f"## {title}", "", "| name | kind | labels | meaning |"]
-        lines.append("| --- | --- | --- | --- |")
+        lines += [f"## {title}", ""]
         for family in sorted(registry.collect(), key=lambda f: f.name):
             name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = ", ".join(f"`{label}`" for label in _labels(registry, family))
-            lines.append(f"| `{name}` | {family.type} | {labels} | {_cell(family.documentation)} |")
-        lines.append("")
+            by = f" · by {labels}" if labels else ""
+            lines += [f"- **`{name}`** · {family.type}{by}", ""]
+            lines += [*item(_angles(family.documentation)), ""]
     return "\n".join(lines)
 
 
@@ -328,18 +268,47 @@ def errors() -> str:
         if row.retriable:
             lines += ["Retried.", ""]
         if entries := said.get(reason):
-            lines += ["| message | what to do |", "| --- | --- |"]
-            lines += [f"| {_cell(_plain(m))} | {_cell(_plain(a))} |" for m, a in entries]
-            lines.append("")
+            for message, advice in entries:
+                lines += [_plain(f"- {message}"), ""]
+                lines += [*item(_plain(advice)), ""] if advice else []
     return "\n".join(lines)
-
-
-def _markdown(text: str) -> str:
-    return text.replace("``", "`")
 
 
 def _plain(text: str) -> str:
     """A message as text, never as Markdown."""
-    for character in "\\`*_{}[]#":
+    text = " ".join(text.split())
+    for character in "\\`*_{}[]#<":
         text = text.replace(character, "\\" + character)
     return text
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def files() -> dict[str, str]:
+    """Every file of the reference, by its name in ``docs/reference``."""
+    return {
+        "configuration.md": configuration(),
+        "agent.md": page("agent"),
+        "agent.yaml": yaml_file("agent"),
+        "ca.md": page("ca"),
+        "ca.yaml": yaml_file("ca"),
+        "cli.md": command_line(),
+        "metrics.md": metrics(),
+        "errors.md": errors(),
+    }
+
+
+def write() -> None:
+    """Write them, and remove what is no longer one of them."""
+    FOLDER.mkdir(exist_ok=True)
+    made = files()
+    for old in FOLDER.iterdir():
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
