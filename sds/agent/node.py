@@ -13,6 +13,9 @@ from sds.agent.node_socket import NodeSocket
 from sds.serving.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
 from sds.serving.service import ADS_SERVICE, SDS_SERVICE
 from sds.serving.status import CSDS_SERVICE, ClientStatus
+from sds.workload import whoami
+from sds.workload.connected import entitlement_of
+from sds.workload.gate import Gate
 
 if TYPE_CHECKING:
     from sds.agent.config import AgentConfig
@@ -20,10 +23,10 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import SecretStore
-    from sds.serving.service import Entitlements, SecretService
+    from sds.serving.service import SecretService
     from sds.transport.server import Server
 
-_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
+_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE, whoami.SERVICE)
 _EVERYBODY: Final = 0o666
 
 
@@ -50,16 +53,16 @@ def make_node_socket(
         listener=listening(path, _EVERYBODY),
         rotation=rotation,
         store=store,
-        server=lambda entitlements: _server(service, entitlements),
+        server=lambda: _server(service),
         clock=clock,
     )
 
 
-async def _server(service: SecretService, entitlements: Entitlements) -> Server:
-    status = ClientStatus(service, entitlements)
-    server = make_server(
-        service.options.limits, (*service.handlers(entitlements), *status.handlers())
-    )
+async def _server(service: SecretService) -> Server:
+    status = ClientStatus(service, entitlement_of)
+    handlers = (*service.handlers(entitlement_of), *status.handlers())
+    server = make_server(service.options.limits, handlers)
+    server.gate = Gate(service.refused)
     # The door is open: whose certificate is there yet differs from caller to caller.
     await set_health(add_health(server), serving=True)
     add_reflection(server, _SERVICES)

@@ -17,6 +17,7 @@ from sds.agent.csi import csi_driver
 from sds.agent.node_settings import AttestorName, NodeSettings
 from sds.serving.workload_api import WorkloadApi
 from sds.supervision import supervised
+from sds.workload.connected import entitlement_of
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.kubernetes.attestor import KubernetesAttestor
@@ -26,7 +27,7 @@ from sds.workload.kubernetes.settings import api_server, kubelet_server
 from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, SocketAttestor, Timing
 from sds.workload.unix import UnixAttestor
-from sds.workload.whoami import DoorDescriber, WhoamiService
+from sds.workload.whoami import WhoamiService
 
 if TYPE_CHECKING:
     import socket
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from sds.csi.driver import Driver
     from sds.identity import Identity
     from sds.secrets.store import SecretStore
-    from sds.serving.service import Entitlements
     from sds.transport.server import Server
     from sds.workload.cgroup import PodRoots
     from sds.workload.facts import Attestor
@@ -126,7 +126,7 @@ class NodeSocket:
         listener: bound and listening; closed at the end.
         rotation: keeps certificates of the identities that callers have.
         store: where they are.
-        server: makes the server for callers that are found by the given function.
+        server: makes the server.
         clock: time.
         environment: where Kubernetes says its addresses.
     """
@@ -139,7 +139,7 @@ class NodeSocket:
         listener: socket.socket,
         rotation: RotationPort,
         store: SecretStore,
-        server: Callable[[Entitlements], Awaitable[Server]],
+        server: Callable[[], Awaitable[Server]],
         clock: Clock,
         environment: Mapping[str, str] | None = None,
     ) -> None:
@@ -201,7 +201,7 @@ class NodeSocket:
                     connections_per_owner=self._settings.connections_per_owner,
                 ),
             )
-            server = await self._served(door)
+            server = await self._served()
             async with contextlib.AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 running = tasks.create_task(door.run(server), name="front door")
@@ -216,14 +216,10 @@ class NodeSocket:
                     await server.stop(grace_seconds)
                     running.cancel()
 
-    async def _served(self, door: FrontDoor) -> Server:
-        server = await self._make_server(door.entitlement)
-        server.add_generic_rpc_handlers(
-            (
-                WorkloadApi(self._store, door.entitlement).handler(),
-                WhoamiService(DoorDescriber(door)).handler(),
-            )
-        )
+    async def _served(self) -> Server:
+        server = await self._make_server()
+        api = WorkloadApi(self._store, entitlement_of)
+        server.add_generic_rpc_handlers((api.handler(), WhoamiService().handler()))
         return server
 
     @contextlib.asynccontextmanager

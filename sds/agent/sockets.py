@@ -21,6 +21,8 @@ from sds.serving.server import (
 )
 from sds.serving.service import ADS_SERVICE, SDS_SERVICE
 from sds.serving.status import CSDS_SERVICE, ClientStatus
+from sds.workload import whoami
+from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from sds.serving.service import SecretService
     from sds.transport.server import Server
 
-_WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE)
+_WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE, whoami.SERVICE)
 _OURS_ALONE: Final = 0o600
 _ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE)
 
@@ -91,18 +93,17 @@ async def listen_for(
         )
     )
 
-    async def only(_context: object) -> Entitlement:
-        return entitlement
-
     def prepare(server: Server) -> None:
-        server.add_generic_rpc_handlers(service.handlers(only))
-        server.add_generic_rpc_handlers(ClientStatus(service, only).handlers())
+        server.add_generic_rpc_handlers(service.handlers(entitlement_of))
+        server.add_generic_rpc_handlers(ClientStatus(service, entitlement_of).handlers())
+        server.add_generic_rpc_handlers((whoami.WhoamiService().handler(),))
         add_reflection(server, _WORKLOAD_SERVICES)
 
     server = make_server(service.options.limits, ())
     server.before_first_call(prepare)
     health = add_health(server)
-    await server.listen(listening(path, config.sockets.socket_mode, group=config.sockets.group))
+    listener = listening(path, config.sockets.socket_mode, group=config.sockets.group)
+    await server.listen(listener, caller=OwnSocket(entitlement))
     return WorkloadListening(
         workload=workload,
         entitlement=entitlement,

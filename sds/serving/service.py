@@ -28,6 +28,7 @@ from sds.errors import (
     WorkloadError,
 )
 from sds.identity import Identity
+from sds.repeats import Repeats
 from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
 from sds.serving.conversation import response_version
 from sds.serving.encode import SECRET_TYPE, sotw_response
@@ -60,6 +61,14 @@ _TYPES: Final = {
     Method.ADS_STREAM: (SECRET_TYPE,),
     Method.ADS_DELTA: (SECRET_TYPE,),
 }
+METHODS: Final = {
+    f"/{SDS_SERVICE}/StreamSecrets": Method.STREAM,
+    f"/{SDS_SERVICE}/DeltaSecrets": Method.DELTA,
+    f"/{SDS_SERVICE}/FetchSecrets": Method.FETCH,
+    f"/{ADS_SERVICE}/StreamAggregatedResources": Method.ADS_STREAM,
+    f"/{ADS_SERVICE}/DeltaAggregatedResources": Method.ADS_DELTA,
+}
+"""Paths of calls to the method's name in metrics."""
 _STATUS: Final[tuple[tuple[type[SdsError], grpc.StatusCode, Event], ...]] = (
     (LimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, Event.LIMIT),
     (MalformedRequestError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
@@ -134,6 +143,7 @@ class SecretService:
         self._names = NameBudget(self.options.limits.names)
         self._crowd: AfterTheCrowd | None = None
         self.unsent = UnsentSecrets(store)
+        self._said = Repeats()
         self.draining: SdsError | None = None
         self.empty_version = store.draw_version()
         """The version of an answer without resources."""
@@ -205,6 +215,29 @@ class SecretService:
     def sessions(self) -> tuple[CallerSession, ...]:
         """The callers that have a stream now."""
         return tuple(self._sessions.values())
+
+    def refused(self, path: str, error: SdsError) -> None:
+        """A call was refused before its handler: count it, and log it once in an interval.
+
+        Args:
+            path: ``/service/Method``, as the caller wrote it.
+            error: why.
+        """
+        method = METHODS.get(path)
+        if method is not None:
+            self.observer.count(Event.STREAM_REFUSED, method)
+        label = method.value if method is not None else "other"
+        times = self._said.due((label, error.reason), now=self.clock.now().monotonic)
+        if times is not None:
+            logger.warning(
+                "call refused",
+                extra={
+                    "method": label,
+                    "reason": error.reason,
+                    "error": str(error),
+                    "times": times,
+                },
+            )
 
     def open_stream(
         self, entitlement: Entitlement, method: Method, transport: Transport, peer: str

@@ -134,6 +134,11 @@ class Call:
         """
         return self._link.caller
 
+    @property
+    def path(self) -> str:
+        """``/service/Method``."""
+        return self._head.path
+
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         """The request's fields as text; those that end in ``-bin`` are left as they came."""
         return tuple(

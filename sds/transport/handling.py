@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -27,9 +27,29 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger("sds.transport")
 
 
-async def serve_call(call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-    """Run a handler to its end; the call has a status afterwards."""
+class Gate(Protocol):
+    """Decides whether a call reaches its handler."""
+
+    async def __call__(self, call: Call, /) -> None:
+        """Return, or abort the call."""
+        ...
+
+
+async def serve_call(
+    call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None, gate: Gate | None = None
+) -> None:
+    """Run a handler to its end; the call has a status afterwards.
+
+    Args:
+        call: the call.
+        handler: of its method; None if there is none.
+        gate: asked first; it may wait, and may abort the call. No message is read before it.
+    """
     try:
+        if gate is not None:
+            await gate(call)
+        if handler is None:
+            await call.abort(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {call.path[:200]}")
         await _handle(call, handler)
         call.finish(grpc.StatusCode.OK)
     except AbortedError:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from sds.transport.events import Event
+    from sds.transport.handling import Gate
 
 _LOG: Final = logging.getLogger("sds.transport")
 _CLOSING_SECONDS: Final = 1.0
@@ -94,6 +95,8 @@ class Server:
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._handlers = list(handlers)
+        self.gate: Gate | None = None
+        """Asked before every call, also one without a handler."""
         self._first_call: Callable[[Server], None] | None = None
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: dict[ServedConnection, None] = {}
@@ -377,13 +380,12 @@ class ServedConnection(asyncio.Protocol):
         if self._server.stopping:
             call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
             return
-        if handler is None:
-            call.finish(grpc.StatusCode.UNIMPLEMENTED, f"there is no method {head.path[:200]}")
-            return
         self._calls[event.stream] = call
         if event.ended:
             call.feed(memoryview(b""), ended=True)
-        task = call.task = self._loop.create_task(serve_call(call, handler), name=head.path)
+        task = call.task = self._loop.create_task(
+            serve_call(call, handler, self._server.gate), name=head.path
+        )
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
         task.add_done_callback(call.forget_task)

@@ -1,8 +1,8 @@
 """The node-wide socket: accepts, asks the kernel who it is, and hands the caller to the server.
 
 The door accepts, takes the credentials that the kernel recorded, and lets the server serve on that
-very socket. The connection carries its :class:`Recognition` from accept to the handlers, which get
-it from ``context.caller()``. Further sockets may belong to one pod each (CSI volumes): the door
+very socket. The connection carries its :class:`Recognition` from accept to the handlers
+(:mod:`sds.workload.connected`). Further sockets may belong to one pod each (CSI volumes): the door
 accepts on them in the same way, and refuses a caller that the kernel shows in another pod.
 
 Invariants: a connection that this door did not take is refused; a connection lives no longer than
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sds.workload.cgroup import PodRoots
-    from sds.workload.entitlement import Entitlement
     from sds.workload.recognition import Recogniser
 
 _LOG = logging.getLogger("sds.workload.front_door")
@@ -79,14 +78,6 @@ class Host(Protocol):
 
     def connection(self, *, caller: object, on_close: Callable[[], None]) -> Served:
         """A connection of this caller; ``on_close`` is called once, when it is over."""
-        ...
-
-
-class Called(Protocol):
-    """The context of a call, which knows what its connection was given at accept."""
-
-    def caller(self) -> object:
-        """That object."""
         ...
 
 
@@ -138,31 +129,6 @@ class FrontDoor:
         self._owners: Counter[str] = Counter()
         self._said = Repeats()
         self._accept_on: Callable[[_Listener], None] | None = None
-
-    # --- what serving asks ----------------------------------------------------------------------
-
-    async def entitlement(self, context: Called) -> Entitlement:
-        """The entitlement of the caller behind a call; waits for a match, bounded.
-
-        Raises:
-            WorkloadError: ``unknown_connection``: the connection did not come through this door, or
-                has ended.
-            WorkloadError: the caller is not recognised; the text says what was found about it.
-        """
-        return await self.recognition(context).entitlement()
-
-    def recognition(self, context: Called) -> Recognition:
-        """What is known about the caller behind a call.
-
-        Raises:
-            WorkloadError: ``unknown_connection``: as above.
-        """
-        caller = context.caller()
-        if not isinstance(caller, Recognition):
-            raise WorkloadError(
-                "this connection did not come through the front door", reason="unknown_connection"
-            )
-        return caller
 
     @property
     def connections(self) -> int:

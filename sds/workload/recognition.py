@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds.errors import PeerGoneError, WorkloadError
 from sds.faults import guarded, report
 from sds.repeats import Repeats
+from sds.workload.connected import CallerDescription
 from sds.workload.entitlement import Caller, Entitlement, Selector
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
-from sds.workload.whoami import CallerDescription
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -6,94 +6,23 @@ calling process and what it got for it; no rule's condition, and nothing about a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.errors import WorkloadError
-from sds.workload.mapping import MatchedRule
+from sds.workload.connected import connected
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from sds.workload.entitlement import Entitlement, Selector
-    from sds.workload.front_door import FrontDoor
-
 SERVICE: Final = "sds.workload.v1.Whoami"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallerDescription:
-    """What is known about a caller.
-
-    Attributes:
-        name: what people call it.
-        pid: 0 where the socket alone decides.
-        selectors: what was found.
-        granted: the identities with the rules that gave them; the first is ``default``.
-        state: ``recognised``, ``no_match`` or ``undetermined``.
-        why: in words.
-    """
-
-    name: str
-    pid: int
-    selectors: frozenset[Selector]
-    granted: tuple[MatchedRule, ...]
-    state: str
-    why: str
-
-
-class Describer(Protocol):
-    """Finds out what to tell the caller behind a connection."""
-
-    async def describe(self, context: Any) -> CallerDescription:
-        """The description of the caller behind a call's context.
-
-        Raises:
-            WorkloadError: there is no such caller.
-        """
-        ...
-
-
-class DoorDescriber:
-    """Describes callers of a front door."""
-
-    def __init__(self, door: FrontDoor) -> None:
-        """``door``: whose callers are described."""
-        self._door = door
-
-    async def describe(self, context: Any) -> CallerDescription:
-        return await self._door.recognition(context).describe()
-
-
-class SocketDescriber:
-    """Describes callers of a socket that decides alone."""
-
-    def __init__(self, entitlement: Entitlement) -> None:
-        """``entitlement``: what everybody on the socket may have."""
-        self._entitlement = entitlement
-
-    async def describe(self, context: Any) -> CallerDescription:
-        del context
-        caller = self._entitlement.current
-        return CallerDescription(
-            name=caller.name,
-            pid=caller.pid or 0,
-            selectors=caller.selectors,
-            granted=tuple(MatchedRule(rule="", identity=each) for each in caller.identities),
-            state="recognised",
-            why="this socket belongs to this workload: whoever can open it is that workload",
-        )
+METHOD: Final = f"/{SERVICE}/Describe"
 
 
 class WhoamiService:
     """Serves :data:`SERVICE`."""
-
-    def __init__(self, describer: Describer) -> None:
-        """``describer`` knows the callers of this server."""
-        self._describer = describer
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler for a ``grpc.aio`` server."""
@@ -110,7 +39,7 @@ class WhoamiService:
         """Answer one caller."""
         del request
         try:
-            found = await self._describer.describe(context)
+            found = await connected(context).describe()
         except WorkloadError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         return whoami_pb2.DescribeResponse(

@@ -18,9 +18,10 @@ from sds.cli import main
 from sds.identity import parse_trust_domain
 from sds.secrets.store import SecretStore
 from sds.serving.workload_api import WorkloadApi
+from sds.workload.connected import entitlement_of
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
-from sds.workload.whoami import DoorDescriber, WhoamiService
+from sds.workload.whoami import WhoamiService
 from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, unix, until
 from tests.support.process import output, sds
 from tests.support.svids import mint, root
@@ -74,9 +75,9 @@ async def served(folder: Path, mapping: Rules, timing: Timing = FAST) -> AsyncIt
             attestors=unix(),
             rules=mapping,
             timing=timing,
-            more=lambda door: (
-                WorkloadApi(store, door.door.entitlement).handler(),
-                WhoamiService(DoorDescriber(door.door)).handler(),
+            more=lambda _: (
+                WorkloadApi(store, entitlement_of).handler(),
+                WhoamiService().handler(),
             ),
         ) as door,
         grpc.aio.insecure_channel(f"unix:{door.path}") as channel,

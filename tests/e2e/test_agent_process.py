@@ -317,3 +317,12 @@ async def test_status_watches(node: Node) -> None:
     async with serving(node), running(command) as watching:
         await watching.line('"ready": true')
         await watching.line('"ready": true', after=1)
+
+
+async def test_a_workloads_own_socket_tells_its_callers_who_they_are(node: Node) -> None:
+    async with serving(node):
+        command = sds("whoami", "--socket", str(node.socket("web")), "--output", "json")
+        code, said, errors = await output(command)
+        assert code == 0, errors
+        found = json.loads(said)
+        assert (found["name"], found["state"]) == ("web", "recognised")

@@ -12,6 +12,7 @@ from spiffe import X509Source
 
 from sds.secrets.store import SecretStore
 from sds.serving.workload_api import WorkloadApi
+from sds.workload.connected import entitlement_of
 from sds.workload.recognition import Timing
 from tests.support import need
 from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, unix, until
@@ -59,7 +60,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         attestors=unix(),
         rules=rules({"unix:uid": str(os.geteuid())}),
         timing=Timing(),
-        more=lambda door: (WorkloadApi(store, door.door.entitlement).handler(),),
+        more=lambda _: (WorkloadApi(store, entitlement_of).handler(),),
     ) as door:
         yield Node(door, store)
 

@@ -14,6 +14,7 @@ from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.identity import Identity, parse_trust_domain
 from sds.transport.server import Server
+from sds.workload.connected import entitlement_of
 from sds.workload.executables import Executables
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.mapping import Defaults, Matching, WorkloadRule
@@ -108,7 +109,7 @@ class Door:
 
     async def _entitlement(self, context: Any) -> Entitlement:
         try:
-            entitlement = await self.door.entitlement(context)
+            entitlement = await entitlement_of(context)
         except WorkloadError as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         self.entitlements.append(entitlement)

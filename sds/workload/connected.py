@@ -1,0 +1,106 @@
+"""What a connection carries from accept to the handlers: who is at its other end.
+
+Owns the port :class:`Connected`, :func:`entitlement_of` that handlers use, and
+:class:`OwnSocket`, the caller of a socket that belongs to one workload. Invariant: a handler finds
+out about its caller through the object that the connection was given at accept, and in no other
+way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from sds.errors import WorkloadError
+from sds.workload.mapping import MatchedRule
+
+if TYPE_CHECKING:
+    from sds.workload.entitlement import Entitlement, Selector
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerDescription:
+    """What is known about a caller.
+
+    Attributes:
+        name: what people call it.
+        pid: 0 where the socket alone decides.
+        selectors: what was found.
+        granted: the identities with the rules that gave them; the first is ``default``.
+        state: ``recognised``, ``no_match`` or ``undetermined``.
+        why: in words.
+    """
+
+    name: str
+    pid: int
+    selectors: frozenset[Selector]
+    granted: tuple[MatchedRule, ...]
+    state: str
+    why: str
+
+
+@runtime_checkable
+class Connected(Protocol):
+    """The caller of a connection."""
+
+    async def entitlement(self) -> Entitlement:
+        """What it may have; waits a bounded time until that is known.
+
+        Raises:
+            WorkloadError: it is not recognised; the text says what was found about it.
+        """
+        ...
+
+    async def describe(self) -> CallerDescription:
+        """What to tell it about itself; waits a bounded time for the first look.
+
+        Raises:
+            WorkloadError: its process has ended.
+        """
+        ...
+
+
+def connected(context: Any) -> Connected:
+    """Who is at the other end of a call's connection: ``context.caller()`` of our transport.
+
+    Raises:
+        WorkloadError: ``unknown_connection``: the connection carries no caller.
+    """
+    caller = context.caller()
+    if not isinstance(caller, Connected):
+        raise WorkloadError(
+            "this connection did not come through the front door", reason="unknown_connection"
+        )
+    return caller
+
+
+async def entitlement_of(context: Any) -> Entitlement:
+    """The entitlement of the caller behind a call; waits for a match, bounded.
+
+    Raises:
+        WorkloadError: the caller is not recognised; the text says what was found about it.
+    """
+    return await connected(context).entitlement()
+
+
+class OwnSocket:
+    """The caller of a socket of one workload: whoever can open it is that workload."""
+
+    def __init__(self, entitlement: Entitlement) -> None:
+        """``entitlement``: what everybody on the socket may have."""
+        self._entitlement = entitlement
+
+    async def entitlement(self) -> Entitlement:
+        return self._entitlement
+
+    async def describe(self) -> CallerDescription:
+        caller = self._entitlement.current
+        return CallerDescription(
+            name=caller.name,
+            pid=caller.pid or 0,
+            selectors=caller.selectors,
+            granted=tuple(MatchedRule(rule="", identity=each) for each in caller.identities),
+            state="recognised",
+            why="this socket belongs to this workload: every process that can open it is that "
+            "workload",
+        )

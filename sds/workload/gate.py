@@ -1,0 +1,58 @@
+"""Recognition before any handler: nothing but "who am I?" is answered to a caller that is nobody.
+
+Owns :class:`Gate`, which a server asks before each call. Invariant: no handler runs, and no message
+of a call is parsed, for a caller that is not recognised; reflection and health are no exceptions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import grpc
+
+from sds.errors import WorkloadError
+from sds.workload import whoami
+from sds.workload.connected import entitlement_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PUBLIC = frozenset({whoami.METHOD})
+
+
+class GatedCall(Protocol):
+    """A call before its handler runs."""
+
+    @property
+    def path(self) -> str:
+        """``/service/Method``."""
+        ...
+
+    def caller(self) -> object:
+        """What its connection was given at accept."""
+        ...
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        """End it with this status."""
+        ...
+
+
+class Gate:
+    """Lets recognised callers pass; waits for those that may still be recognised."""
+
+    def __init__(self, refused: Callable[[str, WorkloadError], None]) -> None:
+        """``refused`` is told the path of each call that was refused, and why."""
+        self._refused = refused
+
+    async def __call__(self, call: GatedCall) -> None:
+        """Return if the call may go on; else end it with PERMISSION_DENIED."""
+        if call.path in _PUBLIC:
+            return
+        try:
+            entitlement = await entitlement_of(call)
+            if entitlement.ended is not None:
+                raise entitlement.ended
+        except WorkloadError as error:
+            error.__traceback__ = None  # the error may outlive the call; its frames must not
+            self._refused(call.path, error)
+            await call.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
