@@ -9,13 +9,19 @@ import enum
 import ipaddress
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Self
 
 from sds.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+
+LONGEST_STREAM: Final = timedelta(hours=1)
+"""How long a gRPC stream, WebSocket, CONNECT or TCP connection runs without being asked again: no
+filter acts on one that is already open."""
 
 
 class Protocol(enum.StrEnum):
@@ -85,10 +91,23 @@ class SecretSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inbound:
-    """An mTLS listener before an application; without one it answers which peer it saw."""
+    """An mTLS listener before an application; without one it answers which peer it saw.
+
+    Attributes:
+        listen: where it listens.
+        upstream: the application.
+        tcp: the application does not speak HTTP; it needs ``upstream``.
+        authorization: name of the filter that the agent serves and every request is asked of; None
+            for none, so that whoever passes the handshake may ask for everything.
+        longest: how long a running stream, or a TCP connection, goes on before it must be asked
+            for again.
+    """
 
     listen: Endpoint
     upstream: Endpoint | None = None
+    tcp: bool = False
+    authorization: str | None = None
+    longest: timedelta = LONGEST_STREAM
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +119,12 @@ class Outbound:
         upstreams: domain (``*`` for any) -> the mTLS server that its requests go to.
         full_handshakes: keep no TLS session for resumption.
         fresh_connections: one request a connection, and the answer carries the server's
-            certificate in ``build.SERVER_CERTIFICATE_HEADER``: what the demo measures with.
+            certificate in ``listeners.SERVER_CERTIFICATE_HEADER``: what the demo measures with.
+        longest: as for :class:`Inbound`.
     """
 
     listen: Endpoint
     upstreams: Mapping[str, Endpoint]
     full_handshakes: bool = False
     fresh_connections: bool = False
+    longest: timedelta = LONGEST_STREAM

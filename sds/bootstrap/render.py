@@ -48,6 +48,19 @@ REASONS: Final[dict[str, str]] = {
         "The application learns the peer's SPIFFE ID from x-forwarded-client-cert; what a "
         "client itself writes there is dropped."
     ),
+    "config_discovery": (
+        "Who may ask for what: the agent serves this filter from the signed policy. Envoy waits "
+        "for it before it listens; if it does not come, or ends, the default denies everything."
+    ),
+    "normalize_path": (
+        "Rules name paths in one form: without dot segments, repeated or escaped slashes."
+    ),
+    "max_stream_duration": (
+        "No filter acts on a stream that already runs: after this time it must be asked for again."
+    ),
+    "max_downstream_connection_duration": (
+        "No filter acts on a connection that is open: after this time it must be made again."
+    ),
     "max_requests_per_connection": "A fresh TLS connection for every request.",
 }
 """Field -> why it is set; the first place of each in the YAML gets it as a comment."""

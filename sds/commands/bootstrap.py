@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +16,24 @@ from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSource
 from sds.bootstrap.render import to_dict, to_yaml
 from sds.errors import ConfigurationError
+from sds.rules.duration import parse_duration
+
+if TYPE_CHECKING:
+    from datetime import timedelta
 
 _SOCKET_PATH_BYTES = 107
 """Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
+
+
+AUTHORIZATION = "authorization"
+"""The name by which the agent serves the filter."""
+
+
+def _duration(context: click.Context, parameter: click.Parameter, value: str) -> timedelta:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
 
 
 class EnvoyRole(enum.StrEnum):
@@ -78,6 +94,22 @@ _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
 )
 @click.option("--certificate", default="default", show_default=True, help="SDS name.")
 @click.option("--validation", default="ROOTCA", show_default=True, help="SDS name.")
+@click.option(
+    "--tcp", is_flag=True, help="The application of a server or sidecar does not speak HTTP."
+)
+@click.option(
+    "--authorization/--no-authorization",
+    default=False,
+    show_default=True,
+    help="Ask every inbound request of the filter that the agent makes from the signed policy.",
+)
+@click.option(
+    "--longest",
+    callback=_duration,
+    default="1h",
+    show_default=True,
+    help="How long a stream or TCP connection runs before it must be asked for again.",
+)
 @click.option("--full-handshakes", is_flag=True, help="Outbound connections resume no TLS session.")
 @click.option("--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
 def bootstrap(
@@ -93,6 +125,9 @@ def bootstrap(
     protocol: str,
     certificate: str,
     validation: str,
+    tcp: bool,
+    authorization: bool,
+    longest: timedelta,
     full_handshakes: bool,
     output: str,
 ) -> None:
@@ -115,13 +150,19 @@ def bootstrap(
             Inbound(
                 listen=Endpoint.parse(inbound),
                 upstream=Endpoint.parse(application) if application else None,
+                tcp=tcp,
+                authorization=AUTHORIZATION if authorization else None,
+                longest=longest,
             )
         ]
         if does in _INBOUND
         else [],
         outbound=[
             Outbound(
-                listen=Endpoint.parse(outbound), upstreams=targets, full_handshakes=full_handshakes
+                listen=Endpoint.parse(outbound),
+                upstreams=targets,
+                full_handshakes=full_handshakes,
+                longest=longest,
             )
         ]
         if does in _OUTBOUND

@@ -47,8 +47,44 @@ def check(bootstrap: dict[str, Any]) -> None:
             assert node["require_client_certificate"] is True
             assert node["disable_stateless_session_resumption"] is True
             assert node["disable_stateful_session_resumption"] is True
+        if kind.endswith(".HttpConnectionManager"):
+            assert node["normalize_path"] is True
+            assert node["merge_slashes"] is True
+            assert node["path_with_escaped_slashes_action"] == "REJECT_REQUEST"
+            assert node["common_http_protocol_options"]["max_stream_duration"] == "3600s"
+            names = [entry["name"] for entry in node["http_filters"]]
+            assert names[-1] == "envoy.filters.http.router"
+        if kind.endswith(".TcpProxy"):
+            assert node["max_downstream_connection_duration"] == "3600s"
     clusters = {entry["name"]: entry for entry in bootstrap["static_resources"]["clusters"]}
     agent = clusters["sds"]
     (option,) = agent["typed_extension_protocol_options"].values()
     assert "http2_protocol_options" in option["explicit_http_config"]
     assert any("pipe" in node for node in nodes(agent["load_assignment"]))
+
+
+def check_authorization(bootstrap: dict[str, Any]) -> None:
+    """Every mTLS listener asks the discovered filter first, and denies all until it comes."""
+    for listener in bootstrap["static_resources"]["listeners"]:
+        (chain,) = listener["filter_chains"]
+        mtls = "transport_socket" in chain
+        filters = chain["filters"]
+        name, kind = "authorization-tcp", "network"
+        if "http_filters" in filters[-1].get("typed_config", {}):
+            filters, name, kind = (
+                filters[-1]["typed_config"]["http_filters"],
+                "authorization",
+                "http",
+            )
+        if not mtls:
+            assert not any("config_discovery" in entry for entry in filters)
+            continue
+        first = filters[0]
+        assert first["name"] == name
+        discovery = first["config_discovery"]
+        type_url = f"type.googleapis.com/envoy.extensions.filters.{kind}.rbac.v3.RBAC"
+        assert discovery["type_urls"] == [type_url]
+        # An RBAC without rules allows everything: present and empty denies.
+        assert discovery["default_config"]["@type"] == type_url
+        assert discovery["default_config"]["rules"] == {}
+        assert not discovery.get("apply_default_config_without_warming")

@@ -1,4 +1,5 @@
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,30 @@ def test_every_role_keeps_the_rules(role: EnvoyRole, protocol: Protocol) -> None
     assert ("outbound" in names) == (role is not EnvoyRole.SERVER)
 
 
+@pytest.mark.parametrize(
+    ("role", "protocol", "more"),
+    [
+        (role, protocol, more)
+        for role, protocol in itertools.product(EnvoyRole, Protocol)
+        for more in ((), ("--tcp",))
+        if not (more and role is EnvoyRole.SERVER)
+    ],
+)
+def test_every_mtls_listener_asks_the_discovered_filter(
+    role: EnvoyRole, protocol: Protocol, more: tuple[str, ...]
+) -> None:
+    arguments = ["--role", role.value, "--protocol", protocol.value, "--authorization", *more]
+    bootstrap = made(*arguments, *PEERS[role])
+    bootstrap_rules.check(bootstrap)
+    bootstrap_rules.check_authorization(bootstrap)
+
+
+def test_what_runs_long_must_be_asked_again_after_the_time_that_was_given() -> None:
+    arguments = ["--application", "127.0.0.1:1", "--peer", "127.0.0.1:2", "--longest", "90s"]
+    assert '"90s"' in json.dumps(made(*arguments))
+    assert '"3600s"' not in json.dumps(made(*arguments, "--tcp"))
+
+
 def test_each_rule_in_the_yaml_carries_its_reason_once() -> None:
     text = run(
         "--socket", "/s", "--role", "sidecar", "--peer", "[::1]:1", "--full-handshakes"
@@ -75,6 +100,7 @@ def test_names_and_addresses_are_those_that_were_asked_for() -> None:
     [
         (["--socket", "/" + "a" * 107, "--role", "server"], "longer than 107 bytes"),
         (["--socket", "/s", "--role", "client"], "needs --peer"),
+        (["--socket", "/s", "--role", "server", "--tcp"], "TCP needs an application"),
         (["--socket", "/s", "--role", "server", "--peer", "a:1"], "has no --peer"),
         (["--socket", "/s", "--role", "gateway", "--peer", "a:1"], "names no domain"),
         (["--socket", "/s", "--role", "client", "--peer", "a"], "not host:port"),

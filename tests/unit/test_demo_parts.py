@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from sds.bootstrap.build import PEER_BODY, SERVER_CERTIFICATE_HEADER
+from sds.bootstrap.listeners import PEER_BODY, SERVER_CERTIFICATE_HEADER
 from sds.bootstrap.plan import Protocol
 from sds.demo import envoys, traffic
 from sds.demo.traffic import client_certificate, server_certificate
