@@ -192,13 +192,11 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
 def _channel(
     target: str, root_pem: bytes, server_name: str, *more: tuple[str, object]
 ) -> grpc.aio.Channel:
-    options: Sequence[tuple[str, object]] = (
-        ("grpc.ssl_target_name_override", server_name),
-        ("grpc.default_authority", server_name),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.enable_retries", 0),
+    return verified_channel(
+        target,
+        root_pem,
+        server_name,
         ("grpc.service_config_disable_resolution", 1),
-        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.max_receive_message_length", _MAX_ANSWER),
         ("grpc.max_send_message_length", _MAX_ANSWER),
         # A dead authority must be found out between two renewals, not at the next one.
@@ -207,6 +205,36 @@ def _channel(
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1_000),
+        *more,
+    )
+
+
+def verified_channel(
+    target: str, root_pem: bytes, server_name: str, *more: tuple[str, object]
+) -> grpc.aio.Channel:
+    """A channel of the only kind that this program makes.
+
+    Its connections are its own: gRPC otherwise shares them between channels and keeps those of a
+    channel that was closed, which reconnect with its old roots for ever.
+
+    Args:
+        target: gRPC's name of the other end.
+        root_pem: the roots that its certificate must verify under; never empty, since gRPC would
+            then take its own.
+        server_name: the DNS name that it must carry.
+        more: further options.
+
+    Raises:
+        ConfigurationError: there is no root.
+    """
+    if not root_pem.strip():
+        raise ConfigurationError("there is no root that the authority's TLS could verify under")
+    options: Sequence[tuple[str, object]] = (
+        ("grpc.ssl_target_name_override", server_name),
+        ("grpc.default_authority", server_name),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_retries", 0),
+        ("grpc.use_local_subchannel_pool", 1),
         *more,
     )
     return grpc.aio.secure_channel(

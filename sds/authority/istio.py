@@ -20,14 +20,17 @@ from google.protobuf import struct_pb2
 
 from sds._proto.istio.v1.auth import ca_pb2
 from sds.authority import istio_answer
+from sds.authority.istio_line import IstioLine
 from sds.authority.istio_token import bearer_problem
 from sds.authority.port import Issuance
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
     AuthorityUnavailableError,
+    CertificateError,
     ConfigurationError,
 )
+from sds.pki import certificates_from_pem, load_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +52,7 @@ class IstioAuthority:
         """Nothing is read or connected before the first exchange."""
         self._settings = settings
         self._clock = clock
-        self._channel: grpc.aio.Channel | None = None
-        self._channel_root = b""
+        self._line: IstioLine | None = None
         self._address = 0
         self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
 
@@ -63,13 +65,14 @@ class IstioAuthority:
             ConfigurationError: the root file cannot be used.
         """
         token = await asyncio.to_thread(self._read_token)
-        channel = await self._connected()
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._outcome(channel, token, item)) for item in items]
+        root = await asyncio.to_thread(self._read_root)
+        with self._connected(root).used() as line:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._outcome(line, token, item)) for item in items]
         outcomes = [task.result() for task in tasks]
         unanswered = [o for o in outcomes if isinstance(o, AuthorityUnavailableError)]
         if unanswered:
-            await self._move_on()
+            self._move_on(line)
             if len(unanswered) == len(outcomes):
                 raise unanswered[0]
         roots = {
@@ -83,24 +86,25 @@ class IstioAuthority:
         )
 
     async def aclose(self) -> None:
-        """Close the connection; a later exchange opens a new one."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        """Close the connection when its calls are done; a later exchange opens a new one."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.retire()
+            await line.closed()
 
     # --- one certificate ------------------------------------------------------------------------
 
     async def _outcome(
-        self, channel: grpc.aio.Channel, token: str, item: CertificateItem
+        self, line: IstioLine, token: str, item: CertificateItem
     ) -> istio_answer.IstioAnswer | AuthorityError:
         try:
             async with self._slots:
-                return await self._create(channel, token, item)
+                return await self._create(line, token, item)
         except AuthorityError as error:
             return error
 
     async def _create(
-        self, channel: grpc.aio.Channel, token: str, item: CertificateItem
+        self, line: IstioLine, token: str, item: CertificateItem
     ) -> istio_answer.IstioAnswer:
         identity = item.identity
         if identity.dns_names:
@@ -109,7 +113,7 @@ class IstioAuthority:
                 f"wants {', '.join(identity.dns_names)}",
                 advice="leave dns_names out of this workload",
             )
-        call = channel.unary_unary(
+        call = line.channel.unary_unary(
             _METHOD,
             request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
             response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
@@ -127,12 +131,19 @@ class IstioAuthority:
             raise istio_answer.refusal(
                 error.code(),
                 error.details() or "",
-                where=f"Istio's authority at {self._current_address()}",
+                where=f"Istio's authority at {line.address}",
                 token_problem=bearer_problem(
                     token, audience=self._settings.audience, now=self._clock.now().wall
                 ),
                 impersonating=self._settings.impersonate,
             ) from None  # code and details stand in ours; the rest is gRPC's debugging
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # gRPC ends a call like this when its channel is closed; nobody cancelled the task.
+            raise AuthorityUnavailableError(
+                f"the call to Istio's authority at {line.address} was cut off"
+            ) from None
         answer = istio_answer.parse(tuple(response.cert_chain))
         istio_answer.check_identity(answer, identity, impersonating=self._settings.impersonate)
         return answer
@@ -160,46 +171,38 @@ class IstioAuthority:
             )
         return text
 
-    async def _connected(self) -> grpc.aio.Channel:
-        """The channel; a new one where the root file's content changed."""
-        root = await asyncio.to_thread(self._read_root)
-        if self._channel is not None and root != self._channel_root:
-            await self.aclose()
-        if self._channel is None:
-            name = self._settings.server_name
-            self._channel_root = root
-            self._channel = grpc.aio.secure_channel(
-                self._current_address(),
-                grpc.ssl_channel_credentials(root_certificates=root),
-                options=[
-                    ("grpc.ssl_target_name_override", name),
-                    ("grpc.default_authority", name),
-                    ("grpc.keepalive_time_ms", 30_000),
-                    ("grpc.max_reconnect_backoff_ms", 5_000),
-                ],
+    def _connected(self, root: bytes) -> IstioLine:
+        """The connection; a new one where the root file's content changed."""
+        if self._line is not None and root != self._line.root:
+            self._line.retire()
+            self._line = None
+        if self._line is None:
+            self._line = IstioLine(
+                self._settings.addresses[self._address],
+                root=root,
+                server_name=self._settings.server_name,
             )
-        return self._channel
+        return self._line
 
-    async def _move_on(self) -> None:
-        """Use the next address from now on, where there are several."""
-        if len(self._settings.addresses) > 1:
+    def _move_on(self, line: IstioLine) -> None:
+        """Use the next address from now on, where there are several and nobody moved on yet."""
+        if len(self._settings.addresses) > 1 and line is self._line:
             self._address = (self._address + 1) % len(self._settings.addresses)
-            await self.aclose()
-
-    def _current_address(self) -> str:
-        return self._settings.addresses[self._address]
+            line.retire()
+            self._line = None
 
     def _read_root(self) -> bytes:
         path = self._settings.root
         try:
             pem = path.read_bytes()
-            x509.load_pem_x509_certificates(pem)
+            for der in certificates_from_pem(pem):
+                load_certificate(der)
         except OSError as error:
             raise ConfigurationError(
                 f"authority.root: {path} cannot be read: {error.strerror}",
                 advice="mount istio-ca-root-cert's root-cert.pem there",
             ) from error
-        except ValueError as error:
+        except CertificateError as error:
             raise ConfigurationError(
                 f"authority.root: {path} holds no PEM certificates: {error}"
             ) from error

@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
     AuthorityRefusedError,
     AuthorityUnavailableError,
+    CertificateError,
 )
 from sds.exchange.item import IssuedChain
+from sds.outside import reading
+from sds.pki import certificate_der, certificates_from_pem, load_certificate
+from sds.pki.constraints import extension
+from sds.pki.path import sorted_path
 
 if TYPE_CHECKING:
     from sds.authority.istio_token import TokenProblem
@@ -63,7 +67,8 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
     2. Of several elements the last holds the roots: its self-issued certificates, or all of them
        where none is self-issued (an operator may anchor trust at an intermediate).
     3. In one single element the roots are the self-issued certificates after the leaf.
-    4. What is neither is an intermediate; a root that is repeated among them is left out.
+    4. What is neither is an intermediate. They may come in any order, repeated, or without being
+       needed (RFC 8446, section 4.4.2); the path from the leaf to a root is taken out of them.
 
     Raises:
         AuthorityAnswerError: no certificate, bad PEM, or no root.
@@ -83,11 +88,12 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
             "Istio's authority answered with a chain that holds no root",
             advice="the root must be the last certificate of cert_chain",
         )
+    between = [certificate for certificate in rest if certificate not in roots]
+    # Where no path is found, the chain is left as it came: verifying it says what is missing.
+    path = sorted_path(leaf, between, roots) or (leaf, *between)
     return IstioAnswer(
-        chain=IssuedChain(
-            chain=tuple(c.public_bytes(Encoding.DER) for c in (leaf, *rest) if c not in roots)
-        ),
-        roots=tuple(sorted({root.public_bytes(Encoding.DER) for root in roots})),
+        chain=IssuedChain(chain=tuple(certificate_der(one) for one in path)),
+        roots=tuple(sorted({certificate_der(root) for root in roots})),
         spiffe_ids=_uris(leaf),
     )
 
@@ -181,12 +187,13 @@ def _connection_advice(details: str) -> str:
 
 
 def _certificates(index: int, element: str) -> list[x509.Certificate]:
-    try:
-        return x509.load_pem_x509_certificates(element.encode("ascii"))
-    except ValueError as error:  # also UnicodeEncodeError
-        raise AuthorityAnswerError(
-            f"element {index} of the chain of Istio's authority is no PEM certificate: {error}"
-        ) from error
+    where = f"element {index} of the chain of Istio's authority"
+    with reading(f"{where} is no PEM certificate", AuthorityAnswerError):
+        try:
+            blocks = certificates_from_pem(element.encode("ascii"))
+            return [load_certificate(der, f"certificate in {where}") for der in blocks]
+        except CertificateError as error:
+            raise AuthorityAnswerError(f"{where} is no PEM certificate: {error.message}") from error
 
 
 def _self_issued(certificate: x509.Certificate) -> bool:
@@ -194,12 +201,8 @@ def _self_issued(certificate: x509.Certificate) -> bool:
 
 
 def _uris(leaf: x509.Certificate) -> tuple[str, ...]:
-    try:
-        extension = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return ()
-    except ValueError as error:
-        raise AuthorityAnswerError(
-            f"the leaf of Istio's authority has extensions that cannot be read: {error}"
-        ) from error
-    return tuple(extension.value.get_values_for_type(x509.UniformResourceIdentifier))
+    with reading("the names in the leaf of Istio's authority cannot be read", AuthorityAnswerError):
+        names = extension(leaf, x509.SubjectAlternativeName)
+        if names is None:
+            return ()
+        return tuple(names.get_values_for_type(x509.UniformResourceIdentifier))

@@ -49,7 +49,7 @@ def bearer_problem(token: str, *, audience: str, now: datetime) -> TokenProblem 
                 "verify_aud": False,
             },
         )
-    except jwt.InvalidTokenError:
+    except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
         return TokenProblem(text="the token file holds no JWT", passes=False)
     return _out_of_time(claims, now) or _wrong_audience(claims, audience) or _no_account(claims)
 

@@ -190,9 +190,6 @@ def _policy(
 ) -> tuple[PolicyFiles | None, IssuancePolicy, Verifier]:
     if config.policy is None:
         return None, config.issuance(), _verifier(config, verification)
-    # Loaded when used: 8 MB that an authority without a signed policy shall not hold.
-    from sds.policy.reload import PolicyFiles  # noqa: PLC0415
-
     holder = PolicyHolder(config.policy.start(config.trust_domain), clock=clock, watcher=observer)
     files = PolicyFiles(config.policy.place, holder, clock=clock)
     files.load()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -344,3 +346,121 @@ async def test_a_root_file_that_is_no_root(
         endpoint.root.write_text(content)
     with pytest.raises(ConfigurationError, match=text):
         await ask(settings(endpoint), item())
+
+
+async def test_one_identitys_failure_cuts_off_nobody_elses_call(tmp_path: Path) -> None:
+    slow, down = "spiffe://cluster.local/ns/ns1/sa/sa1", "spiffe://cluster.local/ns/ns1/sa/down"
+    began, failed = asyncio.Event(), asyncio.Event()
+
+    async def before(identity: str) -> grpc.StatusCode | None:
+        if identity == down:
+            return grpc.StatusCode.UNAVAILABLE
+        began.set()
+        await failed.wait()
+        return None
+
+    first = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    await first.start()
+    node = tmp_path / "node.token"
+    node.write_text(first.mint(sub=istio_ca.NODE_AGENT))
+    given = settings(
+        first.endpoint,
+        addresses=[
+            first.endpoint.address,
+            first.endpoint.address.replace("127.0.0.1", "localhost"),
+        ],
+        token=node,
+        impersonate=True,
+    )
+    authority = IstioAuthority(given, clock=SystemClock())
+    try:
+        renewal = asyncio.create_task(authority.issue([item(slow)]))
+        async with asyncio.timeout(10):
+            await began.wait()
+        with pytest.raises(AuthorityUnavailableError, match="not now"):
+            await authority.issue([item(down)])
+        failed.set()
+        async with asyncio.timeout(10):
+            answer = await renewal
+        assert isinstance(answer.outcomes[0], IssuedChain)
+        # And the next exchange goes to the other address.
+        answer = await authority.issue([item(slow)])
+        assert isinstance(answer.outcomes[0], IssuedChain)
+    finally:
+        await authority.aclose()
+        await first.stop()
+
+
+async def test_roots_that_change_during_a_call_cut_off_nothing(tmp_path: Path) -> None:
+    began, changed = asyncio.Event(), asyncio.Event()
+
+    async def before(_identity: str) -> grpc.StatusCode | None:
+        began.set()
+        await changed.wait()
+        return None
+
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    endpoint = await ca.start()
+    authority = IstioAuthority(settings(endpoint), clock=SystemClock())
+    try:
+        renewal = asyncio.create_task(authority.issue([item()]))
+        async with asyncio.timeout(10):
+            await began.wait()
+        other = istio_ca.Issuer.make("another root")
+        endpoint.root.write_text(endpoint.root.read_text() + other.pem)
+        second = asyncio.create_task(authority.issue([item()]))
+        await asyncio.sleep(0.1)
+        changed.set()
+        async with asyncio.timeout(10):
+            answers = await asyncio.gather(renewal, second)
+        assert all(isinstance(answer.outcomes[0], IssuedChain) for answer in answers)
+    finally:
+        await authority.aclose()
+        await ca.stop()
+
+
+async def test_a_channel_that_is_closed_under_a_call_is_an_error_not_a_cancellation(
+    tmp_path: Path,
+) -> None:
+    began = asyncio.Event()
+
+    async def before(_identity: str) -> grpc.StatusCode | None:
+        began.set()
+        await asyncio.Event().wait()
+        return None
+
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    endpoint = await ca.start()
+    authority = IstioAuthority(settings(endpoint), clock=SystemClock())
+    try:
+        renewal = asyncio.create_task(authority.issue([item()]))
+        async with asyncio.timeout(10):
+            await began.wait()
+        assert authority._line is not None
+        await authority._line.channel.close()
+        with pytest.raises(AuthorityUnavailableError, match="cut off"):
+            await renewal
+    finally:
+        await ca.stop()
+
+
+async def test_a_call_that_is_cancelled_stays_cancelled(tmp_path: Path) -> None:
+    began = asyncio.Event()
+
+    async def before(_identity: str) -> grpc.StatusCode | None:
+        began.set()
+        await asyncio.Event().wait()
+        return None
+
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    authority = IstioAuthority(settings(await ca.start()), clock=SystemClock())
+    try:
+        renewal = asyncio.create_task(authority.issue([item()]))
+        async with asyncio.timeout(10):
+            await began.wait()
+        renewal.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await renewal
+    finally:
+        await authority.aclose()
+        await ca.stop()

@@ -25,7 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from sds._proto.istio.v1.auth import ca_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
 AUDIENCE = "istio-ca"
 ISSUER = "https://counterpart.test"
@@ -176,7 +176,8 @@ class IstioCA:
     """The counterpart: TLS, JWT authentication, signing; ``start`` and ``stop`` its server.
 
     ``shape`` says how the answer's chain is laid out: ``separate`` elements, or ``one-block``.
-    ``extra_roots`` stand in the last element beside the root (a root being replaced).
+    ``extra_roots`` stand in the last element beside the root (a root being replaced). ``before``
+    runs before each answer, with the identity that is asked for, and may refuse with a status.
     """
 
     folder: Path
@@ -186,6 +187,7 @@ class IstioCA:
     port: int = 0
     root: Issuer = field(default_factory=lambda: Issuer.make("cluster.local"))
     seen: list[Mapping[str, str]] = field(default_factory=list)
+    before: Callable[[str], Awaitable[grpc.StatusCode | None]] | None = None
     _jwt_key: rsa.RSAPrivateKey = field(
         default_factory=lambda: rsa.generate_private_key(65537, 2048)
     )
@@ -287,6 +289,8 @@ class IstioCA:
             csr = _csr(request.csr)
         except _RefusedError as refused:
             await context.abort(refused.code, refused.text)
+        if self.before is not None and (code := await self.before(identity)) is not None:
+            await context.abort(code, "not now")
         return ca_pb2.IstioCertificateResponse(cert_chain=self._sign(csr, identity, lifetime))
 
     def _sign(

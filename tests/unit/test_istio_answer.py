@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 
 import grpc
 import jwt
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import UniformResourceIdentifier
@@ -13,12 +15,21 @@ from sds.authority import istio_answer
 from sds.authority.istio_token import bearer_problem
 from sds.errors import AuthorityAnswerError
 from sds.identity import Identity, SpiffeId
+from sds.pki import certificate_pem
 from tests.support.istio_ca import ACCOUNT, Issuer, _leaf
 
 ROOT, OTHER = Issuer.make("root"), Issuer.make("other")
 BETWEEN = Issuer.make("between", ROOT)
 LEAF = _leaf(
     BETWEEN,
+    ec.generate_private_key(ec.SECP256R1()).public_key(),
+    [UniformResourceIdentifier(ACCOUNT)],
+    dt.timedelta(hours=1),
+)
+LOWER = Issuer.make("lower", BETWEEN)
+OTHER_BETWEEN = Issuer.make("other between", OTHER)
+DEEP = _leaf(
+    LOWER,
     ec.generate_private_key(ec.SECP256R1()).public_key(),
     [UniformResourceIdentifier(ACCOUNT)],
     dt.timedelta(hours=1),
@@ -51,6 +62,46 @@ def test_every_layout_of_a_chain_is_read(
     assert set(answer.roots) == roots
     assert not roots & set(answer.chain.chain)
     assert answer.spiffe_ids == (ACCOUNT,)
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        (LEAF, LOWER.pem, BETWEEN.pem, ROOT.pem),
+        (LEAF, BETWEEN.pem, LOWER.pem, ROOT.pem),
+        (LEAF, LOWER.pem + LOWER.pem, BETWEEN.pem + LOWER.pem, ROOT.pem),
+        (LEAF + BETWEEN.pem + OTHER_BETWEEN.pem + LOWER.pem + ROOT.pem,),
+        (LEAF + LEAF + ROOT.pem + BETWEEN.pem + LOWER.pem,),
+        (LEAF, OTHER_BETWEEN.pem, BETWEEN.pem, LOWER.pem, OTHER.pem + ROOT.pem),
+    ],
+    ids=["in-order", "swapped", "repeated", "extraneous", "leaf-twice", "another-root"],
+)
+def test_intermediates_may_come_in_any_order_repeated_or_without_need(
+    elements: tuple[str, ...],
+) -> None:
+    elements = tuple(element.replace(LEAF, DEEP) for element in elements)
+    answer = istio_answer.parse(elements)
+    assert answer.chain.chain[1:] == (der(LOWER), der(BETWEEN))
+    assert der(ROOT) in answer.roots
+
+
+def test_mutants_of_an_answer_let_only_our_errors_out() -> None:
+    draw = random.Random(7)
+    pems = (LEAF, BETWEEN.pem, ROOT.pem)
+    ders = [x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER) for pem in pems]
+    refused = 0
+    for _ in range(4000):
+        number = draw.randrange(3)
+        changed = bytearray(ders[number])
+        for _ in range(draw.randrange(1, 4)):
+            changed[draw.randrange(len(changed))] = draw.randrange(256)
+        elements = list(pems)
+        elements[number] = certificate_pem([bytes(changed)]).decode()
+        try:
+            istio_answer.parse(tuple(elements))
+        except AuthorityAnswerError:
+            refused += 1
+    assert refused > 500
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,77 @@
+"""One connection to istiod, shared by exchanges that do not know each other.
+
+Owns when it is closed. Invariant: a connection that is not wanted any more (its address failed, its
+roots changed) is closed when the last call on it is done, never under a call: one identity's
+failure must not end another one's renewal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from sds.authority.channel import verified_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import grpc.aio
+
+
+class IstioLine:
+    """A channel and who uses it; made on the event loop.
+
+    Attributes:
+        address: ``host:port`` of istiod.
+        root: PEM of the roots that its TLS verifies under.
+        channel: the connection.
+    """
+
+    def __init__(self, address: str, *, root: bytes, server_name: str) -> None:
+        """Nothing is connected before the first call.
+
+        Args:
+            address: ``host:port`` of istiod.
+            root: PEM of the roots that its TLS must verify under.
+            server_name: the DNS name that its certificate must carry.
+        """
+        self.address = address
+        self.root = root
+        self.channel: grpc.aio.Channel = verified_channel(
+            address,
+            root,
+            server_name,
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+        )
+        self._users = 0
+        self._retired = False
+        self._closing: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[IstioLine]:
+        """Keep it open while the block runs."""
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            self._close_if_done()
+
+    def retire(self) -> None:
+        """Close it as soon as nobody uses it."""
+        self._retired = True
+        self._close_if_done()
+
+    async def closed(self) -> None:
+        """Wait until a retired one that nobody uses is closed."""
+        if self._closing is not None:
+            await self._closing
+
+    def _close_if_done(self) -> None:
+        if self._retired and not self._users and self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(
+                self.channel.close(), name="istio-channel"
+            )

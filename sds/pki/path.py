@@ -1,0 +1,61 @@
+"""The path from a leaf to a root, out of certificates in any order.
+
+Owns :func:`sorted_path`. RFC 8446, section 4.4.2, asks to be prepared for certificates that are
+extraneous or in any order, although each should certify the one before it. Invariant: a path is
+chosen, never believed: whoever uses it verifies it (:mod:`sds.pki.chain`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptography import x509
+
+MAX_CANDIDATES: Final = 32
+"""Certificates that a path is looked for in: a bound on work."""
+
+
+def sorted_path(
+    leaf: x509.Certificate,
+    others: Sequence[x509.Certificate],
+    roots: Sequence[x509.Certificate],
+) -> tuple[x509.Certificate, ...] | None:
+    """The shortest path from the leaf to a certificate that a root issued.
+
+    Args:
+        leaf: where it begins.
+        others: where intermediates are looked for: any order, repeated or extraneous.
+        roots: where it ends; they are not part of the result.
+
+    Returns:
+        The leaf and its intermediates, each issued by the next; None where there is no path.
+    """
+    candidates = list(dict.fromkeys(one for one in others if one != leaf))[:MAX_CANDIDATES]
+    paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]
+    seen = {leaf}
+    while paths:
+        longer = []
+        for path in paths:
+            if any(_issued(path[-1], root) for root in roots):
+                return path
+            for one in candidates:
+                if one not in seen and _issued(path[-1], one):
+                    seen.add(one)
+                    longer.append((*path, one))
+        paths = longer
+    return None
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    if certificate.issuer != issuer.subject:
+        return False
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
