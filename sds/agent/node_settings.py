@@ -7,54 +7,22 @@ list of attestors has to be written.
 from __future__ import annotations
 
 from datetime import timedelta
-from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from sds.agent.csi import CsiSettings  # noqa: TC001  pydantic reads it at run time
 from sds.settings.fields import Duration, Settings
-from sds.workload.kubernetes.settings import ServerSettings
+from sds.workload.attestors import ATTESTORS
+from sds.workload.kubernetes.settings import KubernetesSettings
 from sds.workload.mapping import Matching
-
-
-class AttestorName(StrEnum):
-    """Attestors, by the names that configuration uses."""
-
-    SOCKET = "socket"
-    UNIX = "unix"
-    KUBERNETES = "kubernetes"
-
-
-class KubernetesSettings(Settings):
-    """The kubernetes attestor."""
-
-    kubelet: ServerSettings = Field(default=ServerSettings(), description="Of this node.")
-    api: ServerSettings = Field(default=ServerSettings(), description="The API server.")
-    cgroup_root: Annotated[str, Field(pattern=r"^/")] | None = Field(
-        default=None,
-        description="The kubelet's `--cgroup-root`. Without it: `/` and `/kubelet`. A process "
-        "counts as a pod's only directly below the kubelet's own directory there.",
-    )
-    runtime_cgroup: Annotated[str, Field(pattern=r"^/.")] | None = Field(
-        default=None,
-        description="The container runtime's own control group. Needed only if the kubelet uses "
-        "the systemd driver, the runtime does not, and its service is not a known one "
-        "(`containerd`, `crio`, `docker`, `k3s`, `rke2`, `k0s`, `microk8s`).",
-    )
-    services: bool = Field(
-        default=True, description="Certificates carry names of Services that select the pod."
-    )
-    cluster_domain: str = Field(
-        default="cluster.local", description="Last labels of the full names of Services."
-    )
 
 
 class NodeSettings(Settings):
     """The node-wide socket, `<run_dir>/node/sds.sock`; it exists only where this stands."""
 
-    attestors: Annotated[tuple[AttestorName, ...], Field(min_length=1)] = Field(
-        description="Tried in this order: `socket`, `unix`, `kubernetes`."
+    attestors: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="Asked in this order: `socket`, `unix`, `kubernetes`."
     )
     matching: Matching = Field(
         default=Matching.FIRST,
@@ -92,14 +60,22 @@ class NodeSettings(Settings):
         "there is no CSI driver.",
     )
 
+    others: dict[str, dict[str, Any]] = Field(
+        default={}, description="Settings of further attestors, by name; their modules read them."
+    )
+
     @model_validator(mode="after")
     def _more_than_the_socket(self) -> Self:
-        if set(self.attestors) <= {AttestorName.SOCKET}:
+        known = ", ".join(ATTESTORS)
+        for name in self.attestors:
+            if name not in ATTESTORS:
+                raise ValueError(f"attestors: there is no {name[:40]!r}; there are {known}")
+        if not any(ATTESTORS[name].alone for name in self.attestors):
             raise ValueError(
                 "attestors: the node-wide socket needs 'unix' or 'kubernetes': everybody can "
                 "open it, so its name alone says nothing"
             )
-        if self.csi is not None and AttestorName.KUBERNETES not in self.attestors:
+        if self.csi is not None and "kubernetes" not in self.attestors:
             raise ValueError("csi: needs the attestor 'kubernetes', which tells pods apart")
         if len(set(self.attestors)) != len(self.attestors):
             raise ValueError("attestors: one is listed twice")

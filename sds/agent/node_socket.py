@@ -14,25 +14,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.agent.csi import csi_driver
-from sds.agent.node_settings import AttestorName, NodeSettings
 from sds.serving.workload_api import WorkloadApi
-from sds.supervision import supervised
+from sds.workload.attestors import ATTESTORS, NodeContext, attestor_kind
 from sds.workload.connected import entitlement_of
-from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.front_door import DoorLimits, FrontDoor
-from sds.workload.kubernetes.attestor import KubernetesAttestor
-from sds.workload.kubernetes.pod_list import PodList
-from sds.workload.kubernetes.services import ServiceWatch
-from sds.workload.kubernetes.settings import api_server, kubelet_server
 from sds.workload.proc import pod_roots
-from sds.workload.recognition import Recogniser, SocketAttestor, Timing
-from sds.workload.unix import UnixAttestor
+from sds.workload.recognition import Recogniser, Timing
 from sds.workload.whoami import WhoamiService
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
+    from sds.agent.node_settings import NodeSettings
     from sds.clock import Clock
     from sds.csi.driver import Driver
     from sds.identity import Identity
@@ -92,29 +86,15 @@ class NodeStatus:
         connections: open ones.
         accepted: since the start.
         refused: reason to count, since the start.
-        pods: in the kubelet's last list, or None without the kubernetes attestor.
         csi_volumes: volumes with a socket, or None without the CSI driver.
-        kubelet_error: why there is no newer list, or the empty string.
-        services_error: why Services are not followed, or the empty string.
+        notices: what an operator should know, in words.
     """
 
     connections: int
     accepted: int
     refused: Mapping[str, int]
-    pods: int | None
     csi_volumes: int | None
-    kubelet_error: str
-    services_error: str
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """What an operator should know, in words."""
-        found = []
-        if self.kubelet_error:
-            found.append(f"new pods are not recognised: {self.kubelet_error}")
-        if self.services_error:
-            found.append(f"Services are not followed: {self.services_error}")
-        return tuple(found)
+    notices: tuple[str, ...]
 
 
 class NodeSocket:
@@ -155,8 +135,7 @@ class NodeSocket:
         self._csi: Driver | None = None
         self._recogniser: Recogniser | None = None
         self._roots: PodRoots | None = None
-        self._pods: PodList | None = None
-        self._services: ServiceWatch | None = None
+        self._attestors: Sequence[Attestor] = ()
 
     def replace_rules(self, rules: Rules) -> None:
         """The configuration or the policy changed: every caller is looked at again."""
@@ -170,10 +149,8 @@ class NodeSocket:
             connections=door.connections if door else 0,
             accepted=door.statistics.accepted if door else 0,
             refused=dict(door.statistics.refused) if door else {},
-            pods=self._pods.size if self._pods else None,
             csi_volumes=self._csi.volumes if self._csi else None,
-            kubelet_error=str((self._pods and self._pods.error) or ""),
-            services_error=str((self._services and self._services.error) or ""),
+            notices=tuple(said for each in self._attestors for said in each.notices()),
         )
 
     @contextlib.asynccontextmanager
@@ -183,7 +160,8 @@ class NodeSocket:
         Raises:
             ConfigurationError: the settings do not fit this machine.
         """
-        async with self._attestors() as attestors:
+        async with self._opened() as attestors:
+            self._attestors = attestors
             timing = Timing(
                 hold=self._settings.hold.total_seconds(),
                 recheck=self._settings.recheck.total_seconds(),
@@ -223,52 +201,23 @@ class NodeSocket:
         return server
 
     @contextlib.asynccontextmanager
-    async def _attestors(self) -> AsyncIterator[Sequence[Attestor]]:
-        async with contextlib.AsyncExitStack() as stack:
-            found: list[Attestor] = []
-            for name in self._settings.attestors:
-                match name:
-                    case AttestorName.SOCKET:
-                        found.append(SocketAttestor(SOCKET_NAME))
-                    case AttestorName.UNIX:
-                        unix = UnixAttestor(Executables(self._clock, self._executable_limits()))
-                        stack.push_async_callback(unix.aclose)
-                        found.append(unix)
-                    case AttestorName.KUBERNETES:
-                        found.append(await stack.enter_async_context(self._kubernetes()))
-            yield found
-
-    def _executable_limits(self) -> ExecutableLimits:
-        largest = self._settings.largest_executable
-        return ExecutableLimits(largest=largest, burst=2 * largest)
-
-    @contextlib.asynccontextmanager
-    async def _kubernetes(self) -> AsyncIterator[Attestor]:
-        # Measured: aiohttp takes 8 MB that a node without Kubernetes does not pay.
-        from sds.workload.kubernetes.api import ApiClient  # noqa: PLC0415
-
-        settings = self._settings.kubernetes
-        roots = self._roots = pod_roots(
-            self._environment,
-            cgroup_root=settings.cgroup_root,
-            runtime_cgroup=settings.runtime_cgroup,
+    async def _opened(self) -> AsyncIterator[Sequence[Attestor]]:
+        names = self._settings.attestors
+        if any(ATTESTORS[name].pods for name in names):
+            kubernetes = self._settings.kubernetes
+            self._roots = pod_roots(
+                self._environment,
+                cgroup_root=kubernetes.cgroup_root,
+                runtime_cgroup=kubernetes.runtime_cgroup,
+            )
+        context = NodeContext(
+            socket=SOCKET_NAME,
+            settings=self._settings,
+            roots=self._roots,
+            environment=self._environment,
+            clock=self._clock,
         )
-        kubelet = kubelet_server(settings.kubelet, self._environment)
-        api = api_server(settings.api, self._environment) if settings.services else None
         async with contextlib.AsyncExitStack() as stack:
-            self._pods = PodList(await stack.enter_async_context(ApiClient(kubelet)), self._clock)
-            runs = {"kubelet's pods": self._pods.run}
-            if api is not None:
-                client = await stack.enter_async_context(ApiClient(api))
-                self._services = ServiceWatch(client, self._clock)
-                runs["services"] = self._services.run
-            async with asyncio.TaskGroup() as tasks:
-                running = [
-                    tasks.create_task(supervised(name, run, clock=self._clock), name=name)
-                    for name, run in runs.items()
-                ]
-                try:
-                    yield KubernetesAttestor(self._pods, self._services, roots=roots)
-                finally:
-                    for task in running:
-                        task.cancel()
+            yield [
+                await stack.enter_async_context(attestor_kind(name).open(context)) for name in names
+            ]

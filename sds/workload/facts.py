@@ -17,24 +17,6 @@ if TYPE_CHECKING:
     from sds.workload.entitlement import Selector
     from sds.workload.peer import Peer
 
-SELECTOR_TYPES: Final = frozenset(
-    {
-        "socket:name",
-        "unix:uid",
-        "unix:gid",
-        "unix:supplementary-gid",
-        "unix:path",
-        "unix:sha256",
-        "k8s:ns",
-        "k8s:sa",
-        "k8s:pod-name",
-        "k8s:pod-uid",
-        "k8s:node",
-        "k8s:container-name",
-        "k8s:image-digest",
-    }
-)
-"""Every selector type except ``k8s:pod-label:KEY``."""
 LABEL_TYPE: Final = "k8s:pod-label:"
 """Prefix of the types whose rest is a label's key."""
 
@@ -92,7 +74,7 @@ class Attestor(Protocol):
 
     @property
     def name(self) -> str:
-        """``socket``, ``unix`` or ``kubernetes``."""
+        """As configuration names it (:mod:`sds.workload.attestors`)."""
         ...
 
     @property
@@ -113,6 +95,10 @@ class Attestor(Protocol):
         Raises:
             PeerGoneError: the process has ended.
         """
+        ...
+
+    def notices(self) -> tuple[str, ...]:
+        """What an operator should know of it now, in words."""
         ...
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:

@@ -21,7 +21,8 @@ from sds.identity import Identity, KeyType, SpiffeId
 from sds.rules.glob import check_text_pattern, text_matches
 from sds.rules.template import check_template, fill, template_fields
 from sds.settings.fields import Duration, Settings
-from sds.workload.facts import LABEL_TYPE, SELECTOR_TYPES
+from sds.workload.attestors import selector_types as selector_types_found
+from sds.workload.facts import LABEL_TYPE
 from sds.workload.service_dns_names import bounded_names
 
 if TYPE_CHECKING:
@@ -61,14 +62,17 @@ def check_selector_type(selector_type: str) -> str:
     Raises:
         ValueError: it is not one of the types that attestation finds (pydantic shows the text).
     """
-    if selector_type in SELECTOR_TYPES:
+    types = selector_types_found()
+    if selector_type in types and not selector_type.endswith(":"):
         return selector_type
     if selector_type.startswith(LABEL_TYPE):
         key = selector_type.removeprefix(LABEL_TYPE)
         if _LABEL_KEY.fullmatch(key):
             return selector_type
         raise ValueError(f"{key[:200]!r} is not a Kubernetes label key")
-    known = ", ".join(sorted({*SELECTOR_TYPES, LABEL_TYPE + "KEY"}))
+    if any(each.endswith(":") and selector_type.startswith(each) for each in types):
+        return selector_type
+    known = ", ".join(sorted(each + "KEY" if each.endswith(":") else each for each in types))
     raise ValueError(f"unknown selector {selector_type[:200]!r}; there are {known}")
 
 

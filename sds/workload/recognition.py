@@ -25,7 +25,7 @@ from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from sds.identity import Identity
     from sds.workload.facts import Attestor
@@ -429,24 +429,3 @@ def describe_selectors(selectors: Iterable[Selector]) -> str:
     if len(texts) > _TEXT_SELECTORS:
         shown += f" and {len(texts) - _TEXT_SELECTORS} more"
     return shown or "nothing"
-
-
-class SocketAttestor:
-    """Selector ``socket:name``: which socket was connected to."""
-
-    name = "socket"
-    costly: frozenset[str] = frozenset()
-
-    def __init__(self, socket_name: str) -> None:
-        """``socket_name``: the name that configuration gives to the socket."""
-        self._facts = Facts(selectors=frozenset({Selector("socket:name", socket_name)}))
-
-    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """The same for every caller of this socket."""
-        del peer, needed
-        return self._facts
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """A socket's name never changes."""
-        del listener
-        return lambda: None

@@ -10,16 +10,19 @@ What these selectors bind, and what not, is in docs/adr/0605-what-an-executable-
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import PeerGoneError, WorkloadError
 from sds.workload.entitlement import Selector
+from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.facts import Facts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
-    from sds.workload.executables import Executable, Executables
+    from sds.workload.attestors import NodeContext
+    from sds.workload.executables import Executable
     from sds.workload.peer import Peer
 
 EXECUTABLE_TYPES: Final = frozenset({"unix:path", "unix:sha256"})
@@ -63,10 +66,29 @@ class UnixAttestor:
         """End what looks at executables."""
         await self._executables.aclose()
 
+    def notices(self) -> tuple[str, ...]:
+        """What an operator should know is in each caller's own facts."""
+        return ()
+
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Nothing announces a changed executable; the caller asks again from time to time."""
         del listener
         return lambda: None
+
+
+class _Kind:
+    @contextlib.asynccontextmanager
+    async def open(self, node: NodeContext) -> AsyncIterator[UnixAttestor]:
+        largest = node.settings.largest_executable
+        limits = ExecutableLimits(largest=largest, burst=2 * largest)
+        executables = Executables(node.clock, limits)
+        try:
+            yield UnixAttestor(executables)
+        finally:
+            await executables.aclose()
+
+
+KIND: Final = _Kind()
 
 
 def _selectors(executable: Executable, peer: Peer) -> set[Selector]:

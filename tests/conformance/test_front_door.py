@@ -43,6 +43,9 @@ class Told:
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         return self.facts
 
+    def notices(self) -> tuple[str, ...]:
+        return ()
+
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         self._listener = listener
         return lambda: None

@@ -109,6 +109,9 @@ class Broken:
         self.peers.append(peer.pid)
         raise self.error()
 
+    def notices(self) -> tuple[str, ...]:
+        return ()
+
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         del listener
         return lambda: None

@@ -107,6 +107,15 @@ class KubernetesAttestor:
             selectors=facts.selectors, unknown=facts.unknown, services=services, title=facts.title
         )
 
+    def notices(self) -> tuple[str, ...]:
+        """Outages of the kubelet and of the API server."""
+        found = []
+        if self._pods.error:
+            found.append(f"new pods are not recognised: {self._pods.error}")
+        if self._services is not None and self._services.error:
+            found.append(f"Services are not followed: {self._services.error}")
+        return tuple(found)
+
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Changes of Services are announced; those of labels are found by looking again."""
         if self._services is None:

@@ -7,7 +7,7 @@ Kubernetes gives, root and token from the pod's service account.
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field
 
@@ -48,6 +48,30 @@ class ServerSettings(Settings):
     insecure_skip_verify: bool = Field(
         default=False,
         description="Do not verify its certificate; possible to 127.0.0.1 only, and said loudly.",
+    )
+
+
+class KubernetesSettings(Settings):
+    """The kubernetes attestor."""
+
+    kubelet: ServerSettings = Field(default=ServerSettings(), description="Of this node.")
+    api: ServerSettings = Field(default=ServerSettings(), description="The API server.")
+    cgroup_root: Annotated[str, Field(pattern=r"^/")] | None = Field(
+        default=None,
+        description="The kubelet's `--cgroup-root`. Without it: `/` and `/kubelet`. A process "
+        "counts as a pod's only directly below the kubelet's own directory there.",
+    )
+    runtime_cgroup: Annotated[str, Field(pattern=r"^/.")] | None = Field(
+        default=None,
+        description="The container runtime's own control group. Needed only if the kubelet uses "
+        "the systemd driver, the runtime does not, and its service is not a known one "
+        "(`containerd`, `crio`, `docker`, `k3s`, `rke2`, `k0s`, `microk8s`).",
+    )
+    services: bool = Field(
+        default=True, description="Certificates carry names of Services that select the pod."
+    )
+    cluster_domain: str = Field(
+        default="cluster.local", description="Last labels of the full names of Services."
     )
 
 

@@ -1,0 +1,115 @@
+"""Every attestor of workloads that this program knows: one line each.
+
+Owns the list, and what an attestor gets when it is opened. An attestor is one module with a
+``KIND`` in it (:class:`AttestorKind`) and one line here; ``docs/extending.md`` has the recipe.
+Invariant: this module loads none of them, so that a node does not pay for attestors that it does
+not use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractAsyncContextManager
+
+    from sds.clock import Clock
+    from sds.workload.cgroup import PodRoots
+    from sds.workload.facts import Attestor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What is known of an attestor without its module.
+
+    Attributes:
+        module: has ``KIND``.
+        types: selector types that it finds; one that ends in ``:`` stands for all that begin so.
+        alone: whether it says anything about a caller of the node-wide socket by itself.
+        pods: whether it needs to know where pods may be.
+    """
+
+    module: str
+    types: frozenset[str]
+    alone: bool = True
+    pods: bool = False
+
+
+ATTESTORS: Final[dict[str, Registered]] = {
+    "socket": Registered(
+        module="sds.workload.socket_name", types=frozenset({"socket:name"}), alone=False
+    ),
+    "unix": Registered(
+        module="sds.workload.unix",
+        types=frozenset(
+            {"unix:uid", "unix:gid", "unix:supplementary-gid", "unix:path", "unix:sha256"}
+        ),
+    ),
+    "kubernetes": Registered(
+        module="sds.workload.kubernetes.kind",
+        types=frozenset(
+            {
+                "k8s:ns",
+                "k8s:sa",
+                "k8s:pod-name",
+                "k8s:pod-uid",
+                "k8s:pod-label:",
+                "k8s:node",
+                "k8s:container-name",
+                "k8s:image-digest",
+            }
+        ),
+        pods=True,
+    ),
+}
+"""Name in configuration -> the attestor."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeContext:
+    """What an attestor gets when it is opened.
+
+    Attributes:
+        socket: the name of the socket that callers connect to.
+        settings: the section ``node:`` of the agent's configuration, with one field for each
+            attestor that has settings, and ``others`` for those that have no field.
+        roots: where pods may be; None unless an attestor asks for it.
+        environment: of the agent.
+        clock: time.
+    """
+
+    socket: str
+    settings: Any
+    roots: PodRoots | None
+    environment: Mapping[str, str]
+    clock: Clock
+
+
+class AttestorKind(Protocol):
+    """One kind of attestor: the ``KIND`` of its module."""
+
+    def open(self, node: NodeContext) -> AbstractAsyncContextManager[Attestor]:
+        """The attestor while the block runs.
+
+        Raises:
+            ConfigurationError: the settings do not fit this machine.
+        """
+        ...
+
+
+def attestor_kind(name: str) -> AttestorKind:
+    """The attestor of this name, loaded.
+
+    Raises:
+        KeyError: there is no such attestor.
+    """
+    found: AttestorKind = importlib.import_module(ATTESTORS[name].module).KIND
+    return found
+
+
+def selector_types() -> frozenset[str]:
+    """Every selector type that an attestor finds; prefixes end in ``:``."""
+    return frozenset[str]().union(*(each.types for each in ATTESTORS.values()))

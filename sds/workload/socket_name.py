@@ -1,0 +1,52 @@
+"""The ``socket`` attestor: which socket was connected to.
+
+Owns the selector ``socket:name``. Invariant: a socket's name never changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from sds.workload.entitlement import Selector
+from sds.workload.facts import Facts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sds.workload.attestors import NodeContext
+    from sds.workload.peer import Peer
+
+
+class SocketAttestor:
+    """Selector ``socket:name``: which socket was connected to."""
+
+    name = "socket"
+    costly: frozenset[str] = frozenset()
+
+    def __init__(self, socket_name: str) -> None:
+        """``socket_name``: the name that configuration gives to the socket."""
+        self._facts = Facts(selectors=frozenset({Selector("socket:name", socket_name)}))
+
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
+        """The same for every caller of this socket."""
+        del peer, needed
+        return self._facts
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """A socket's name never changes."""
+        del listener
+        return lambda: None
+
+    def notices(self) -> tuple[str, ...]:
+        """Nothing can be wrong with a name."""
+        return ()
+
+
+class _Kind:
+    @contextlib.asynccontextmanager
+    async def open(self, node: NodeContext) -> AsyncIterator[SocketAttestor]:
+        yield SocketAttestor(node.socket)
+
+
+KIND: Final = _Kind()
