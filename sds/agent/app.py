@@ -26,7 +26,7 @@ from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, l
 from sds.authority.attested import AttestedAuthority
 from sds.errors import SdsError
 from sds.operations.health import health_listener
-from sds.operations.instruments import AgentInstruments, connected_workloads
+from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.notify import STOPPING, notify, readiness_notifier
 from sds.supervision import supervised
@@ -180,8 +180,7 @@ async def running_agent(
             ),
             errors=lambda: instruments.errors,
         )
-        instruments.watch_readiness(parts.readiness)
-        instruments.count_workloads(lambda: connected_workloads(service))
+        instruments.watch_agent(parts)
         people = await stack.enter_async_context(_admin_socket(config, service, parts.state))
         health = HealthReporter(
             store=store,

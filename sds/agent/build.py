@@ -175,9 +175,11 @@ def rotation_settings(config: AgentConfig) -> RotationSettings:
 
 def federation(config: AgentConfig, *, clock: Clock, instruments: AgentInstruments) -> Federation:
     """What fetches the bundles of other trust domains."""
+    sources = config.federation.sources()
+    instruments.watch_federation(one.trust_domain for one in sources)
     return Federation(
         instruments.store,
-        config.federation.sources(),
+        sources,
         own=config.trust_domain,
         clock=clock,
         observer=instruments,

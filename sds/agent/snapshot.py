@@ -112,6 +112,20 @@ class LivingParts:
     warnings: Callable[[], Sequence[str]] = field(default=tuple)
     errors: Callable[[], Iterable[PastError]] = field(default=tuple)
 
+    def identities(self) -> Sequence[IdentityStatus]:
+        """Every identity that is wanted."""
+        return self.rotation.status()
+
+    def refused_subscriptions(self) -> int:
+        """Names whose current version a subscriber refused."""
+        return sum(
+            _is_refused(watched)
+            for session in self.service.sessions()
+            for stream in session.streams
+            for conversation in stream.conversations.values()
+            for watched in conversation.subscription.watched()
+        )
+
     def readiness(self) -> Readiness:
         """Whether the agent does what its configuration asks for."""
         return agent_readiness(
@@ -244,8 +258,12 @@ def _clients(service: SecretService) -> Iterator[ClientState]:
             )
 
 
+def _is_refused(watched: Watched) -> bool:
+    return watched.refused is not None and watched.refused == watched.sent
+
+
 def _subscription(watched: Watched) -> SubscriptionState:
-    if watched.refused is not None and watched.refused == watched.sent:
+    if _is_refused(watched):
         state = "NACKed"
     elif watched.sent is None and watched.acked is None:
         state = "waiting"

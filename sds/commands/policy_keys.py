@@ -304,7 +304,7 @@ def verify(
     path, keys = first_and_keys(files, keys, "SIGNED")
     if not keys:
         raise click.UsageError("name the trusted keys: --key PUBLIC")
-    demands = examination.Demands(
+    demands = examination.PolicyDemands(
         trusted=_trusted(keys, threshold),
         trust_domain=None if trust_domain is None else _domain(trust_domain),
         min_epoch=min_epoch,

@@ -8,15 +8,18 @@ its roots can still be asked).
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
+from sds.errors import AuthorityUnavailableError, PolicyError
 from sds.operations.metrics.families import (
+    ISSUED,
     AgentFamilies,
     AuthorityFamilies,
     ProcessFamilies,
     Reasons,
+    start_at_zero,
 )
 from sds.operations.metrics.ports import (
     MeteredAttester,
@@ -28,21 +31,71 @@ from sds.operations.metrics.ports import (
 from sds.operations.metrics.serving import CountingObserver
 from sds.operations.metrics.store import MeteredStore, StoreCollector
 from sds.operations.state import PastError
+from sds.reasons.authority import AUTHORITY
+from sds.reasons.policy import POLICY
+from sds.reasons.serving import SERVING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from datetime import datetime
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.authority.port import Authority
     from sds.clock import Clock
-    from sds.errors import PolicyError, SdsError
+    from sds.errors import SdsError
     from sds.identity import TrustDomain
     from sds.operations.readiness import Readiness
     from sds.policy.trust import AdmittedPolicy
+    from sds.secrets.rotation import IdentityStatus
     from sds.serving.service import SecretService
 
 _KEPT_ERRORS: Final = 50
+BUNDLE_REASONS: Final = tuple(reason for reason in SERVING if reason.startswith("bundle"))
+"""Why the bundle of a foreign trust domain cannot be fetched."""
+
+
+class HeldPolicy(Protocol):
+    """The policy in force, as far as metrics show it."""
+
+    @property
+    def last_error(self) -> PolicyError | None:
+        """Why the document that was offered last is refused."""
+        ...
+
+    def in_force(self) -> AdmittedPolicy:
+        """The policy in force; raises a :class:`PolicyError` while there is none."""
+        ...
+
+
+class AgentParts(Protocol):
+    """What metrics ask of an agent at every scrape."""
+
+    @property
+    def service(self) -> SecretService:
+        """What serves."""
+        ...
+
+    @property
+    def policy(self) -> HeldPolicy | None:
+        """The signed policy; None where none is configured."""
+        ...
+
+    def readiness(self) -> Readiness:
+        """Whether the agent is ready."""
+        ...
+
+    def identities(self) -> Sequence[IdentityStatus]:
+        """Every identity that is wanted."""
+        ...
+
+    def refused_subscriptions(self) -> int:
+        """Names whose current version a subscriber refused."""
+        ...
+
+    @property
+    def lost_sockets(self) -> Callable[[], Sequence[str]]:
+        """Tells the paths of our sockets that are no longer ours."""
+        ...
 
 
 class Instruments:
@@ -58,7 +111,7 @@ class Instruments:
         self.clock = clock
         self.process = ProcessFamilies(self.registry, component=component)
         self.errors: deque[PastError] = deque(maxlen=_KEPT_ERRORS)
-        self._policy_reasons = Reasons()
+        self._policy_reasons = Reasons(POLICY)
 
     def attester(self, inner: Attester) -> Attester:
         """The attester, timed."""
@@ -71,6 +124,19 @@ class Instruments:
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
         """Ask this at every scrape whether the process is ready."""
         self.process.ready.set_function(lambda: float(readiness().ready))
+
+    def watch_policy(self, holder: HeldPolicy) -> None:
+        """Ask this at every scrape whether a policy is in force, and whether one was refused."""
+
+        def in_force() -> float:
+            try:
+                holder.in_force()
+            except PolicyError:
+                return 0.0
+            return 1.0
+
+        self.process.policy_in_force.set_function(in_force)
+        self.process.policy_problem.set_function(lambda: float(holder.last_error is not None))
 
     def remember(self, error: SdsError, *, about: str) -> None:
         """Keep an error for the status page; the same one again takes the place of the first."""
@@ -95,7 +161,6 @@ class Instruments:
 
     def ended(self) -> None:
         self.process.policy_epoch.set(0)
-        self.process.policy_not_after.set(0)
 
 
 class AgentInstruments(Instruments):
@@ -111,23 +176,37 @@ class AgentInstruments(Instruments):
         self.families = AgentFamilies(self.registry)
         self.store = MeteredStore(self.families, run_id=run_id)
         self.serving = CountingObserver(self.families)
-        self._reasons = Reasons()
-        self._bundle_reasons = Reasons()
-        StoreCollector(self.store, clock, self.registry)
+        self._reasons = Reasons(AUTHORITY)
+        self._bundle_reasons = Reasons(BUNDLE_REASONS)
+        self._stored = StoreCollector(self.store, clock, self.registry)
 
     def authority(self, inner: Authority) -> Authority:
         """The authority, timed and counted."""
         kind = MeteredRootsAuthority if hasattr(inner, "roots") else MeteredAuthority
         return kind(inner, self.families)
 
-    def count_workloads(self, connected: Callable[[], Iterable[str]]) -> None:
-        """Ask this at every scrape for the names of workloads with open streams."""
-        self.families.workloads.set_function(lambda: len(set(connected())))
+    def watch_agent(self, parts: AgentParts) -> None:
+        """Ask these parts at every scrape: identities, subscriptions and sockets in trouble."""
+        self.watch_readiness(parts.readiness)
+        if parts.policy is not None:
+            self.watch_policy(parts.policy)
+        self._stored.wanted = parts.identities
+        self.families.workloads.set_function(lambda: len(set(connected_workloads(parts.service))))
+        self.families.refused_subscriptions.set_function(parts.refused_subscriptions)
+        self.families.lost_sockets.set_function(lambda: len(parts.lost_sockets()))
+
+    def watch_federation(self, trust_domains: Iterable[TrustDomain]) -> None:
+        """Export these foreign trust domains from the start."""
+        for trust_domain in trust_domains:
+            self.families.federation_refreshed.labels(trust_domain)
+            start_at_zero(self.families.federation_failures, BUNDLE_REASONS, trust_domain)
 
     # --- a sds.secrets.rotation.Observer --------------------------------------------------------
 
     def renewal_failed(self, error: SdsError) -> None:
         self.families.renewal_failures.labels(self._reasons.label(reason_of(error))).inc()
+        if isinstance(error, AuthorityUnavailableError):
+            self.families.authority_up.set(0)
         self.remember(error, about="renewal")
 
     # --- a sds.federation.refresh.FederationObserver --------------------------------------------
@@ -137,6 +216,7 @@ class AgentInstruments(Instruments):
 
     def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
         reason = self._bundle_reasons.label(error.reason)
+        self.families.federation_refreshed.labels(trust_domain)  # 0 until the first success
         self.families.federation_failures.labels(trust_domain, reason).inc()
         self.remember(error, about=f"bundle of {trust_domain}")
 
@@ -147,7 +227,7 @@ class AuthorityInstruments(Instruments):
     def __init__(self, *, clock: Clock) -> None:
         super().__init__("ca", clock=clock)
         self.families = AuthorityFamilies(self.registry)
-        self._outcomes = Reasons()
+        self._outcomes = Reasons((ISSUED, *AUTHORITY))
 
     def decided(self, reason: str) -> None:
         """One certificate was issued (``issued``) or refused (why)."""

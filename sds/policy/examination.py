@@ -60,7 +60,7 @@ class PolicyCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demands:
+class PolicyDemands:
     """What a signed policy is checked against.
 
     Attributes:
@@ -89,7 +89,7 @@ class Examination:
         return next((check.error for check in self.checks if check.error is not None), None)
 
 
-def examine(signed: SignedPolicy, demands: Demands) -> Examination:
+def examine(signed: SignedPolicy, demands: PolicyDemands) -> Examination:
     """Run every check that can run."""
     checks: list[PolicyCheck] = []
     try:
@@ -132,7 +132,7 @@ def _run(name: str, check: Callable[[], str]) -> PolicyCheck:
 
 
 def _rest(
-    document: PolicyDocument, envelope: SignedEnvelope, demands: Demands
+    document: PolicyDocument, envelope: SignedEnvelope, demands: PolicyDemands
 ) -> dict[str, Callable[[], str]]:
     """The checks that need the document; each can run whatever the others say."""
 

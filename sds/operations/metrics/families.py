@@ -1,41 +1,68 @@
 """Every metric family by name: the agent's, the authority's, and those of both.
 
 Owns names, help texts, units, labels and buckets; ``docs/reference/metrics.md`` is generated from
-here. Invariant: names never change their meaning; ``reason`` labels are reasons of
-:mod:`sds.errors` or of the authority's answers, and at most :data:`MAX_REASONS` of them a family.
+here. Invariants: names never change their meaning; ``reason`` labels are rows of
+:data:`sds.reasons.REASONS` or of the authority's answers, and at most :data:`MAX_REASONS` unknown
+ones a family; every known reason is exported from the start, at 0, so that the first event is an
+increase; what an alert asks is a gauge that keeps its value for as long as its cause lasts.
 """
 
 from __future__ import annotations
 
+import math
 import platform
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 import sds
 from sds.operations.metrics.faults import FaultsCollector
+from sds.reasons.attestation import ATTESTATION
+from sds.reasons.authority import AUTHORITY
+from sds.reasons.policy import POLICY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client import CollectorRegistry
+
+
+# A second series for every counter, which no rule and no panel asks.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MAX_REASONS: Final = 64
 OTHER: Final = "other"
+ISSUED: Final = "issued"
+ACCEPTED: Final = "accepted"
+UNAVAILABLE: Final = tuple(reason for reason in ATTESTATION if reason.endswith("_unavailable"))
+"""Why our own evidence cannot be collected."""
 _FAST: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 _SLOW: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Reasons:
-    """Keeps a label bounded: the first :data:`MAX_REASONS` values, then ``other``."""
+    """Keeps a label bounded: known values, the first :data:`MAX_REASONS` others, then ``other``."""
 
-    def __init__(self) -> None:
-        """Nothing seen yet."""
+    def __init__(self, known: Iterable[str] = ()) -> None:
+        self._known = frozenset(known)
         self._seen: set[str] = set()
 
     def label(self, value: str) -> str:
-        """The value itself, or ``other`` where there are too many already."""
-        if value not in self._seen and len(self._seen) >= MAX_REASONS:
+        """The value itself, or ``other`` if there are too many already."""
+        if value in self._known or value in self._seen:
+            return value
+        if len(self._seen) >= MAX_REASONS:
             return OTHER
         self._seen.add(value)
         return value
+
+
+def start_at_zero(counter: Counter, values: Iterable[str], *labels: str) -> None:
+    """Export the counter from the start for each value of its last label."""
+    for value in values:
+        counter.labels(*labels, value)
 
 
 def memory_locked(status: str | None = None) -> float:
@@ -83,7 +110,18 @@ class ProcessFamilies:
         )
         self.policy_not_after = Gauge(
             "sds_policy_not_after_timestamp_seconds",
-            "When the policy in force expires; 0 where it does not or there is none.",
+            "When the policy that was last in force expires; 0 before the first.",
+            registry=registry,
+        )
+        self.policy_in_force = Gauge(
+            "sds_policy_in_force",
+            "1 while a policy is in force, 0 while none is; NaN if none is configured.",
+            registry=registry,
+        )
+        self.policy_in_force.set(math.nan)
+        self.policy_problem = Gauge(
+            "sds_policy_refused",
+            "1 while the policy document that was offered last is refused, else 0.",
             registry=registry,
         )
         self.policy_refusals = Counter(
@@ -92,6 +130,7 @@ class ProcessFamilies:
             ["reason"],
             registry=registry,
         )
+        start_at_zero(self.policy_refusals, POLICY)
         self.verdicts = Counter(
             "sds_attestation_verdicts",
             "Evidence that was verified, by kind and verdict ('accepted' or the reason).",
@@ -110,6 +149,7 @@ class ProcessFamilies:
             ["reason"],
             registry=registry,
         )
+        start_at_zero(self.evidence_failures, UNAVAILABLE)
         self.memory_locked = Gauge(
             "sds_memory_locked",
             "1 while the process's memory is locked (no swap), 0 where it is not.",
@@ -129,12 +169,20 @@ class AgentFamilies:
             buckets=_SLOW,
             registry=registry,
         )
+        self.authority_up = Gauge(
+            "sds_authority_up",
+            "1 if the authority answered when it was last asked, 0 if no address answered; NaN "
+            "before it was asked.",
+            registry=registry,
+        )
+        self.authority_up.set(math.nan)
         self.requests = Counter(
             "sds_certificates_requested",
             "Certificates that were asked for, by outcome ('issued' or the reason).",
             ["outcome"],
             registry=registry,
         )
+        start_at_zero(self.requests, (ISSUED, *AUTHORITY))
         self.renewals = Counter(
             "sds_renewals",
             "SVIDs that were verified and taken into service.",
@@ -146,6 +194,7 @@ class AgentFamilies:
             ["reason"],
             registry=registry,
         )
+        start_at_zero(self.renewal_failures, AUTHORITY)
         self.expirations = Counter(
             "sds_svid_withdrawals",
             "SVIDs that were withdrawn: they expired unrenewed, or are no longer wanted.",
@@ -175,6 +224,16 @@ class AgentFamilies:
             ["reason"],
             registry=registry,
         )
+        self.refused_subscriptions = Gauge(
+            "sds_subscriptions_refused",
+            "Names whose current version a subscriber refused; it goes on with the old one.",
+            registry=registry,
+        )
+        self.lost_sockets = Gauge(
+            "sds_sockets_lost",
+            "Sockets of this agent that somebody removed or replaced.",
+            registry=registry,
+        )
         self.streams = Gauge(
             "sds_streams", "Open streams of subscribers, by call.", ["method"], registry=registry
         )
@@ -191,7 +250,8 @@ class AgentFamilies:
         )
         self.federation_refreshed = Gauge(
             "sds_federation_refreshed_timestamp_seconds",
-            "When the bundle of a foreign trust domain was last fetched and held.",
+            "When the bundle of a foreign trust domain was last fetched and verified; 0 before the "
+            "first time.",
             ["trust_domain"],
             registry=registry,
         )
@@ -220,6 +280,7 @@ class AuthorityFamilies:
             ["outcome"],
             registry=registry,
         )
+        start_at_zero(self.certificates, (ISSUED, *AUTHORITY))
         self.not_after = Gauge(
             "sds_ca_not_after_timestamp_seconds",
             "When the issuing certificate expires.",

@@ -9,9 +9,23 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from sds.attestation.registry import KINDS
 from sds.clock import stopwatch
-from sds.errors import AuthorityRefusedError, SdsError
-from sds.operations.metrics.families import Reasons
+from sds.errors import (
+    AuthorityError,
+    AuthorityRefusedError,
+    AuthorityUnavailableError,
+    SdsError,
+)
+from sds.operations.metrics.families import (
+    ACCEPTED,
+    ISSUED,
+    UNAVAILABLE,
+    Reasons,
+    start_at_zero,
+)
+from sds.reasons.attestation import ATTESTATION
+from sds.reasons.authority import AUTHORITY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +47,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class MeteredAuthority:
-    """An authority whose exchanges are timed and whose outcomes are counted."""
+    """An authority whose exchanges are timed, and whose outcomes are counted."""
 
     def __init__(
         self,
@@ -46,7 +60,7 @@ class MeteredAuthority:
         self._inner = inner
         self._families = families
         self._timer = timer
-        self._reasons = Reasons()
+        self._reasons = Reasons((ISSUED, *AUTHORITY))
 
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
         started = self._timer()
@@ -54,22 +68,36 @@ class MeteredAuthority:
             issuance = await self._inner.issue(items)
         except BaseException as error:
             self._count(reason_of(error), len(items))
+            self._note(error)
             raise
         finally:
             self._families.issue_latency.observe(self._timer() - started)
+        self._families.authority_up.set(1)
         for outcome in issuance.outcomes:
-            self._count(reason_of(outcome) if isinstance(outcome, Exception) else "issued", 1)
+            self._count(reason_of(outcome) if isinstance(outcome, Exception) else ISSUED, 1)
         return issuance
 
     def _count(self, outcome: str, number: int) -> None:
         self._families.requests.labels(self._reasons.label(outcome)).inc(number)
+
+    def _note(self, error: BaseException) -> None:
+        """Whether the authority is there, by what it failed with."""
+        if isinstance(error, AuthorityUnavailableError):
+            self._families.authority_up.set(0)
+        elif isinstance(error, AuthorityError):
+            self._families.authority_up.set(1)
 
 
 class MeteredRootsAuthority(MeteredAuthority):
     """The same around an authority that can be asked for its roots alone."""
 
     async def roots(self) -> tuple[bytes, ...]:
-        found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # chosen by whoever wraps
+        try:
+            found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # chosen by whoever wraps
+        except AuthorityError as error:
+            self._note(error)
+            raise
+        self._families.authority_up.set(1)
         return found
 
 
@@ -87,7 +115,7 @@ class MeteredAttester:
         self._inner = inner
         self._families = families
         self._timer = timer
-        self._reasons = Reasons()
+        self._reasons = Reasons(UNAVAILABLE)
 
     async def attest(self, data: ReportData) -> Evidence:
         started = self._timer()
@@ -108,7 +136,9 @@ class MeteredVerifier:
         """``inner``: who really verifies."""
         self._inner = inner
         self._families = families
-        self._reasons = Reasons()
+        self._reasons = Reasons((ACCEPTED, *ATTESTATION))
+        for kind in KINDS:
+            start_at_zero(families.verdicts, (ACCEPTED, *ATTESTATION), str(kind))
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
         try:
@@ -117,5 +147,5 @@ class MeteredVerifier:
             reason = self._reasons.label(reason_of(error))
             self._families.verdicts.labels(evidence.kind.value, reason).inc()
             raise
-        self._families.verdicts.labels(evidence.kind.value, "accepted").inc()
+        self._families.verdicts.labels(evidence.kind.value, ACCEPTED).inc()
         return claims

@@ -18,13 +18,14 @@ from sds.identity import Identity
 from sds.secrets.store import SecretStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
     from sds.clock import Clock
     from sds.operations.metrics.families import AgentFamilies
+    from sds.secrets.rotation import IdentityStatus
     from sds.secrets.store import ResourceKey, StoredSvid, SubscriptionId, Svid, Version
 
 MAX_IDENTITIES: Final = 200
@@ -101,30 +102,47 @@ class MeteredStore(SecretStore):
 
 
 class StoreCollector:
-    """Reads the store when scraped."""
+    """Reads the store, and what is wanted, when scraped.
+
+    Attributes:
+        wanted: every identity that is wanted; whoever has rotation sets it.
+    """
 
     def __init__(self, store: MeteredStore, clock: Clock, registry: CollectorRegistry) -> None:
         """Register in ``registry``."""
         self._store = store
         self._clock = clock
+        self.wanted: Callable[[], Sequence[IdentityStatus]] = tuple
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """See prometheus-client's custom collectors."""
-        now = self._clock.now().wall
+        """The samples of this moment (prometheus-client's custom collector)."""
         served = list(self._store.svids().values())
-        first = heapq.nsmallest(MAX_IDENTITIES, served, key=lambda stored: stored.svid.not_after)
-        # Several identities may share one SPIFFE ID (other DNS names): the earliest stands for it.
-        earliest: dict[str, StoredSvid] = {}
-        for stored in first:
-            earliest.setdefault(str(stored.svid.identity.spiffe_id), stored)
+        wanted = self.wanted()
         yield _gauge("sds_svids", "SVIDs that are served.", len(served))
+        yield _gauge("sds_identities_wanted", "Identities that are wanted.", len(wanted))
+        yield _gauge(
+            "sds_identities_served",
+            "Identities that are wanted and have a valid SVID.",
+            sum(one.condition == "valid" for one in wanted),
+        )
+        yield _gauge(
+            "sds_identities_failing",
+            "Identities that are wanted and whose last attempt to get an SVID failed.",
+            sum(one.attempts > 0 for one in wanted),
+        )
         yield _gauge("sds_bundles", "Trust bundles that are served.", len(self._store.bundles()))
         yield _gauge(
             "sds_subscriptions",
             "Names that streams subscribe to, over all streams.",
             self._store.subscription_count(),
         )
+        yield from self._expiry(served, [one for one in wanted if _is_expired(one)])
+
+    def _expiry(self, served: list[StoredSvid], expired: list[IdentityStatus]) -> Iterable[Metric]:
+        """When SVIDs expire; those that expired and are still wanted have nothing left."""
+        now = self._clock.now().wall
+        first = heapq.nsmallest(MAX_IDENTITIES, served, key=lambda stored: stored.svid.not_after)
         least = GaugeMetricFamily(
             "sds_svid_not_after_min_timestamp_seconds",
             "When the SVID that expires first does; absent while none is served.",
@@ -139,11 +157,23 @@ class StoreCollector:
         )
         left = GaugeMetricFamily(
             "sds_svid_remaining_ratio",
-            "Part of the SVID's life that is left, from its receipt: 1 is new, 0 expired.",
+            "Part of the SVID's life that is left, from its receipt: 1 is new, 0 expired. An SVID "
+            "that expired stays at 0 while its identity is wanted.",
             labels=["spiffe_id"],
         )
-        for spiffe_id, stored in earliest.items():
+        said = set()
+        for one in expired[:MAX_IDENTITIES]:
+            spiffe_id = str(one.identity.spiffe_id)
+            if spiffe_id not in said:
+                said.add(spiffe_id)
+                left.add_metric([spiffe_id], 0.0)
+        # Several identities may share one SPIFFE ID (other DNS names): the earliest stands for it.
+        for stored in first[: MAX_IDENTITIES - len(said)]:
             svid = stored.svid
+            spiffe_id = str(svid.identity.spiffe_id)
+            if spiffe_id in said:
+                continue
+            said.add(spiffe_id)
             expiry.add_metric([spiffe_id], svid.not_after.timestamp())
             span = (svid.not_after - svid.received_at).total_seconds()
             remaining = (svid.not_after - now).total_seconds()
@@ -158,3 +188,8 @@ class StoreCollector:
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, value=value)
+
+
+def _is_expired(one: IdentityStatus) -> bool:
+    """Whether an identity had an SVID and has none now."""
+    return one.rotations > 0 and one.not_after is None
