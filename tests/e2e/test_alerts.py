@@ -1,0 +1,258 @@
+"""Alerts through real outages: a real Prometheus scrapes a real authority and agent once a second.
+
+Each alert must fire within a few scrapes of what it is about, stay while the cause lasts, and go
+with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.support import need
+from tests.support.node import Node, free_port, short_folder
+from tests.support.policy_site import Site
+from tests.support.process import PATIENCE_SECONDS, running
+from tests.support.xds_client import Sotw, channel
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+RULES = need.ROOT / "deploy" / "monitoring" / "alerts.yaml"
+SCRAPE_SECONDS = 1
+STEADY_SECONDS = 4
+"""How long an alert is watched for staying as it is."""
+
+
+@dataclass
+class Watch:
+    """Prometheus beside a node."""
+
+    session: aiohttp.ClientSession
+    url: str
+
+    async def firing(self) -> set[str]:
+        try:
+            async with self.session.get(f"{self.url}/api/v1/alerts") as response:
+                body = json.loads(await response.text())
+        except aiohttp.ClientConnectionError:
+            return set()
+        return {
+            alert["labels"]["alertname"]
+            for alert in body["data"]["alerts"]
+            if alert["state"] == "firing"
+        }
+
+    async def until(
+        self, *, firing: set[str] = frozenset(), silent: set[str] = frozenset()
+    ) -> None:
+        seen: set[str] = set()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not (firing <= (seen := await self.firing()) and not silent & seen):
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            message = f"wanted {firing} without {silent}, saw {seen}"
+            raise AssertionError(message) from None
+
+    async def stays(self, *names: str) -> None:
+        """The alerts go on firing while the cause lasts."""
+        end = asyncio.get_running_loop().time() + STEADY_SECONDS
+        while asyncio.get_running_loop().time() < end:
+            assert set(names) <= await self.firing()
+            await asyncio.sleep(0.3)
+
+
+@asynccontextmanager
+async def prometheus(folder: Path, *ports: int) -> AsyncIterator[Watch]:
+    program = need.tool("prometheus")
+    rules = RULES.read_text()
+    # A start is left alone for a minute; here it takes a second.
+    assert "process_start_time_seconds > 60" in rules
+    spec = yaml.safe_load(
+        rules.replace("process_start_time_seconds > 60", "process_start_time_seconds > 3")
+    )
+    for group in spec["spec"]["groups"]:
+        for rule in group["rules"]:
+            if rule.get("for") == "1m":
+                rule["for"] = "2s"
+    (folder / "rules.yaml").write_text(yaml.safe_dump(spec["spec"]))
+    configuration = {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [
+            {
+                "job_name": "attested-sds",
+                "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}],
+            }
+        ],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
+    port = free_port()
+    command = [
+        program,
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'tsdb'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    async with running(command, name="prometheus"), aiohttp.ClientSession() as session:
+        yield Watch(session=session, url=f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture
+def node() -> Iterator[Node]:
+    with short_folder() as folder:
+        yield Node(folder, workloads=("web",), lifetime="10s")
+
+
+def metrics(port: int) -> dict[str, Any]:
+    return {"metrics": {"listen": f"127.0.0.1:{port}"}}
+
+
+async def test_an_authority_that_is_gone_is_told_until_it_is_back(
+    node: Node, tmp_path: Path
+) -> None:
+    agent, ca = free_port(), free_port()
+    async with prometheus(tmp_path, agent, ca) as watch, contextlib.AsyncExitStack() as stack:
+        authority = contextlib.AsyncExitStack()
+        await authority.enter_async_context(node.authority(**metrics(ca)))
+        await stack.enter_async_context(node.agent(**metrics(agent)))
+        gone = {"SdsAuthorityGone", "SdsRenewalLate", "SdsSvidExpiring"}
+        await asyncio.sleep(3 * SCRAPE_SECONDS)
+        await watch.until(silent={*gone, "SdsNotReady", "SdsDown"})
+        await authority.aclose()
+        await watch.until(firing={"SdsAuthorityGone", "SdsDown"})
+        # Past the end of the SVID: nothing resolves because its series is gone.
+        expired = {*gone, "SdsNotReady", "SdsIdentityUnserved", "SdsRenewalsFail"}
+        await watch.until(firing=expired)
+        await watch.stays(*expired)
+        await stack.enter_async_context(node.authority(**metrics(ca)))
+        await watch.until(silent={*expired, "SdsDown"})
+
+
+async def test_an_agent_that_ended_is_told(node: Node, tmp_path: Path) -> None:
+    agent = free_port()
+    async with prometheus(tmp_path, agent) as watch, node.authority():
+        async with node.agent(**metrics(agent)) as process:
+            await asyncio.sleep(3 * SCRAPE_SECONDS)
+            await process.kill()
+        await watch.until(firing={"SdsDown"})
+        await watch.stays("SdsDown")
+        async with node.agent(**metrics(agent)):
+            await watch.until(silent={"SdsDown"})
+
+
+async def test_policy_that_is_refused_rolled_back_or_expired(node: Node, tmp_path: Path) -> None:
+    agent = free_port()
+    site = Site(node)
+    site.publish(site.signed(2, ("web", "web")), "ca", "agent")
+    async with (
+        prometheus(tmp_path, agent) as watch,
+        site.authority(),
+        site.agent(**metrics(agent)),
+    ):
+        await asyncio.sleep(2 * SCRAPE_SECONDS)
+        await watch.until(silent={"SdsPolicyRefused", "SdsNoPolicy"})
+        site.publish(site.signed(1, ("web", "web")), "agent")
+        await watch.until(firing={"SdsPolicyRefused"})
+        await watch.stays("SdsPolicyRefused")
+        end = datetime.now(UTC) + timedelta(seconds=6)
+        site.publish(site.signed(3, ("web", "web"), not_after=end.isoformat()), "ca", "agent")
+        await watch.until(firing={"SdsPolicyExpires"}, silent={"SdsPolicyRefused"})
+        await watch.until(firing={"SdsNoPolicy", "SdsPolicyExpires"})
+        await watch.stays("SdsNoPolicy", "SdsPolicyExpires")
+        site.publish(site.signed(4, ("web", "web")), "ca", "agent")
+        await watch.until(silent={"SdsNoPolicy"})
+
+
+async def test_the_first_evidence_that_is_refused(node: Node, tmp_path: Path) -> None:
+    ca = free_port()
+    wrong = [{"measurement": "ab" * 48, "spiffe_ids": ["spiffe://example.org/**"]}]
+    async with (
+        prometheus(tmp_path, ca) as watch,
+        node.authority(
+            verification={
+                "trusted_roots": [str(node.ark)],
+                "reference_values": {"measurements": ["ab" * 48]},
+            },
+            identities=wrong,
+            **metrics(ca),
+        ),
+    ):
+        await asyncio.sleep(3 * SCRAPE_SECONDS)
+        await watch.until(silent={"SdsEvidenceRefused"})
+        async with node.agent(ready=False) as agent:
+            await agent.line("measurement")
+            await watch.until(firing={"SdsEvidenceRefused"})
+
+
+async def test_a_client_that_refuses_a_secret(node: Node, tmp_path: Path) -> None:
+    agent = free_port()
+    node.lifetime = "1h"
+    async with (
+        prometheus(tmp_path, agent) as watch,
+        node.authority(),
+        node.agent(**metrics(agent)),
+        channel(f"unix:{node.socket('web')}") as connection,
+    ):
+        stream = Sotw(connection)
+        await stream.ask("default")
+        await stream.next()
+        await stream.nack("the private key does not match")
+        await watch.until(firing={"SdsNack"})
+        await watch.stays("SdsNack")
+        await stream.ack()
+        await watch.until(silent={"SdsNack"})
+
+
+async def test_a_socket_that_somebody_replaced(node: Node, tmp_path: Path) -> None:
+    agent = free_port()
+    node.lifetime = "1h"
+    async with (
+        prometheus(tmp_path, agent) as watch,
+        node.authority(),
+        node.agent(**metrics(agent)) as process,
+    ):
+        path = node.socket("web")
+        kept = path.with_name("kept")
+        path.rename(kept)
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(path))
+            await process.line("somebody removed or replaced the socket")
+            await watch.until(firing={"SdsSocketLost", "SdsNotReady"})
+            await watch.stays("SdsSocketLost")
+        kept.rename(path)
+        await watch.until(silent={"SdsSocketLost", "SdsNotReady"})
+
+
+async def test_a_shortage_of_descriptors(node: Node, tmp_path: Path) -> None:
+    agent = free_port()
+    node.lifetime = "1h"
+    async with (
+        prometheus(tmp_path, agent) as watch,
+        node.authority(),
+        node.agent(prefix=["prlimit", "--nofile=128:128"], **metrics(agent)),
+    ):
+        await watch.until(silent={"SdsFewDescriptors"})
+        open_ = []
+        for _ in range(100):
+            one = socket.socket(socket.AF_UNIX)
+            one.connect(os.fspath(node.socket("web")))
+            open_.append(one)
+        await watch.until(firing={"SdsFewDescriptors"})
+        for one in open_:
+            one.close()
+        await watch.until(silent={"SdsFewDescriptors"})
