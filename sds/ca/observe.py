@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.errors import PolicyError
+    from sds.operations.readiness import Readiness
+    from sds.policy.holder import PolicyHolder
     from sds.policy.trust import AdmittedPolicy
 
 
@@ -35,6 +37,14 @@ class AuthorityObserver(PolicyWatcher, Protocol):
 
     def answered(self, seconds: float) -> None:
         """A message on a stream was answered after so long."""
+        ...
+
+    def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
+        """This tells whether the authority is ready, whenever it is asked."""
+        ...
+
+    def watch_policy(self, holder: PolicyHolder) -> None:
+        """This holds the policy."""
         ...
 
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
@@ -60,6 +70,12 @@ class Nobody:
         """Forget it."""
 
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
+        """Forget it."""
+
+    def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
+        """Forget it."""
+
+    def watch_policy(self, holder: PolicyHolder) -> None:
         """Forget it."""
 
     def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:

@@ -28,11 +28,11 @@ from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
-from sds.errors import ConfigurationError
+from sds.errors import ConfigurationError, PolicyError
 from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
+from sds.operations.readiness import Readiness, authority_readiness
 from sds.policy.holder import PolicyHolder
-from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
 from sds.supervision import supervised
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Verifier
     from sds.ca.issuance import IssuancePolicy
     from sds.ca.signers import SignerSource
+    from sds.policy.reload import PolicyFiles
 
 _LOGGER = logging.getLogger(__name__)
 _POLL: Final = timedelta(seconds=1)
@@ -114,14 +115,25 @@ async def serve(
         )
         authority = await stack.enter_async_context(running_authority(parts))
         observer.signs_until(authority.box.not_after)
-        await stack.enter_async_context(
-            health_listener(config.health, lambda: authority.box.able and not stop.is_set())
-        )
+        holder = None if files is None else files.holder
+        if holder is not None:
+            observer.watch_policy(holder)
+
+        def readiness() -> Readiness:
+            return authority_readiness(
+                able=authority.box.able,
+                no_policy="" if holder is None else _no_policy(holder),
+                tls_ended=clock.now().wall >= parts.tls.not_after,
+                draining=stop.is_set(),
+            )
+
+        observer.watch_readiness(readiness)
+        await stack.enter_async_context(health_listener(config.health, lambda: readiness().ready))
         followed = [one.files for one in (verification, upstream) if one is not None]
         asked = [one.ask for one in followed] + ([] if files is None else [files.ask])
         stack.enter_context(_signals(stop, asked))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        running = [tasks.create_task(_tell_ready(authority, config, ready), name="ready")]
+        running = [tasks.create_task(_tell_ready(authority, config, holder, ready), name="ready")]
         running += [
             tasks.create_task(
                 supervised("verification-files", one.follow, clock=clock), name="verification-files"
@@ -169,7 +181,7 @@ def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> Non
 def _tls(config: AuthorityConfig, clock: Clock) -> TlsIdentity:
     section = config.tls
     if section.certificate is not None and section.key is not None:
-        return tls_from_files(section.certificate, section.key)
+        return tls_from_files(section.certificate, section.key, now=clock.now().wall)
     tls = self_signed_tls(now=clock.now().wall, server_names=section.server_names)
     if section.certificate_out is not None:
         try:
@@ -260,15 +272,42 @@ async def _source(
 
 
 async def _tell_ready(
-    authority: RunningAuthority, config: AuthorityConfig, ready: Callable[[int], None]
+    authority: RunningAuthority,
+    config: AuthorityConfig,
+    holder: PolicyHolder | None,
+    ready: Callable[[int], None],
 ) -> None:
     await authority.box.ready.wait()
+    if holder is not None:
+        await _in_force(holder)
     notify(READY)
     _LOGGER.info(
         "the authority is ready",
         extra={"trust_domain": config.trust_domain, "port": authority.port},
     )
     ready(authority.port)
+
+
+def _no_policy(holder: PolicyHolder) -> str:
+    """Why no policy is in force; empty while one is."""
+    try:
+        holder.in_force()
+    except PolicyError as error:
+        return str(error)
+    return ""
+
+
+async def _in_force(holder: PolicyHolder) -> None:
+    """Return as soon as a policy is in force."""
+    changed = asyncio.Event()
+    stop = holder.listen(changed.set)
+    try:
+        while why := _no_policy(holder):
+            changed.clear()
+            _LOGGER.warning("the authority is not ready: no policy is in force: %s", why)
+            await changed.wait()
+    finally:
+        stop()
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _LIFETIME: Final = timedelta(days=3650)
 """Agents pin the key anew at every connection; the certificate's end has no meaning of its own."""
+_ISO: Final = "%Y-%m-%dT%H:%M:%SZ"
 _BACKDATE: Final = timedelta(days=1)
 
 
@@ -50,11 +51,13 @@ class TlsIdentity:
         certificate_pem: the chain, leaf first.
         key_pem: PKCS#8.
         key_digest: SHA-256 of the leaf's SubjectPublicKeyInfo.
+        not_after: when the leaf expires.
     """
 
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
     key_digest: bytes
+    not_after: datetime
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """TLS of the server side; agents prove themselves by evidence, not by a certificate."""
@@ -96,20 +99,23 @@ def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsId
         certificate_pem=certificate_pem([certificate_der(certificate)]),
         key_pem=private_key_pem(key),
         key_digest=digest,
+        not_after=certificate.not_valid_after_utc,
     )
 
 
-def tls_from_files(certificate: Path, key: Path) -> TlsIdentity:
+def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentity:
     """The identity that an operator provides.
 
     Raises:
-        ConfigurationError: a file cannot be read or parsed, or the two do not belong together.
+        ConfigurationError: a file cannot be read or parsed, the two do not belong together, or the
+            certificate is not valid now.
     """
     try:
         chain = certificates_from_pem(certificate.read_bytes())
         pem = key.read_bytes()
         private = load_private_key(pem)
-        public = supported_key(load_certificate(chain[0]))
+        leaf = load_certificate(chain[0])
+        public = supported_key(leaf)
     except OSError as error:
         raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
     except CertificateError as error:
@@ -118,6 +124,15 @@ def tls_from_files(certificate: Path, key: Path) -> TlsIdentity:
         raise ConfigurationError(f"tls.key: {key}: {error}") from error
     if private.public_key() != public:
         raise ConfigurationError(f"tls: {key} is not the key of {certificate}")
+    if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
+        raise ConfigurationError(
+            f"tls.certificate: {certificate} is valid from {leaf.not_valid_before_utc:{_ISO}} to "
+            f"{leaf.not_valid_after_utc:{_ISO}}, not now",
+            advice="renew it, or leave tls.certificate and tls.key out: the evidence then vouches",
+        )
     return TlsIdentity(
-        certificate_pem=certificate_pem(chain), key_pem=pem, key_digest=spki_sha256(public)
+        certificate_pem=certificate_pem(chain),
+        key_pem=pem,
+        key_digest=spki_sha256(public),
+        not_after=leaf.not_valid_after_utc,
     )

@@ -1,9 +1,10 @@
 """Readiness: the one definition that probes, gRPC health, the service manager and people get.
 
-Owns the rule. An agent is ready when every identity that a workload with a socket of its own may
+Owns the rules. An agent is ready when every identity that a workload with a socket of its own may
 have has a valid certificate, when a policy is in force (where one is configured), when each of its
 sockets is still the one that it opened, and while it does not drain. Invariant: a reason comes with
-every "not ready".
+every "not ready". An authority is ready when it can sign by a policy in force over TLS that agents
+accept.
 
 Identities of callers of the node-wide socket do not count: one pod that the authority refuses would
 stop every roll-out.
@@ -60,6 +61,29 @@ def agent_readiness(
         lacking.append(f"no certificate yet: {_some(unserved)}")
     if lost_sockets:
         lacking.append(f"somebody removed or replaced: {_some(lost_sockets)}")
+    return Readiness(tuple(lacking))
+
+
+def authority_readiness(
+    *, able: bool, no_policy: str = "", tls_ended: bool = False, draining: bool = False
+) -> Readiness:
+    """The readiness of a certificate authority.
+
+    Args:
+        able: whether it has a signer whose chain is valid now.
+        no_policy: why no policy is in force; empty while one is, or where none is configured.
+        tls_ended: whether the certificate that it shows to agents has expired.
+        draining: whether it is about to end.
+    """
+    lacking = []
+    if draining:
+        lacking.append("the authority is draining")
+    if not able:
+        lacking.append("it has no signer that is valid now")
+    if no_policy:
+        lacking.append(f"no policy is in force: {no_policy}")
+    if tls_ended:
+        lacking.append("its TLS certificate has expired (tls.certificate)")
     return Readiness(tuple(lacking))
 
 

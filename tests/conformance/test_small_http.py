@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
+import uvloop
 
 from sds.operations import http
 from sds.operations.http import HttpAnswer, HttpRequest, listening
@@ -137,3 +138,11 @@ async def test_a_unix_socket_leaves_with_the_listener(tmp_path: Path) -> None:
     async with listening(ListenAddress(path=path), ROUTES):
         assert path.is_socket()
     assert not path.exists()
+
+
+def test_under_the_agents_event_loop() -> None:
+    async def ask() -> bytes:
+        async with listening(LOOPBACK, ROUTES) as bound:
+            return await exchange(bound, get("/", "X: 1"))
+
+    assert uvloop.run(ask()).endswith(b"\r\n\r\n1\n")

@@ -28,6 +28,7 @@ from tests.support.xds_client import Sotw, channel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
@@ -57,7 +58,7 @@ class Watch:
         }
 
     async def until(
-        self, *, firing: set[str] = frozenset(), silent: set[str] = frozenset()
+        self, *, firing: AbstractSet[str] = frozenset(), silent: AbstractSet[str] = frozenset()
     ) -> None:
         seen: set[str] = set()
         try:
@@ -210,11 +211,11 @@ async def test_a_client_that_refuses_a_secret(node: Node, tmp_path: Path) -> Non
     ):
         stream = Sotw(connection)
         await stream.ask("default")
-        await stream.next()
-        await stream.nack("the private key does not match")
+        response = await stream.next()
+        await stream.nack(response, "default", error="the private key does not match")
         await watch.until(firing={"SdsNack"})
         await watch.stays("SdsNack")
-        await stream.ack()
+        await stream.ack(response, "default")
         await watch.until(silent={"SdsNack"})
 
 
