@@ -69,21 +69,23 @@ def _inside(block: Block) -> list[Block]:
 
 
 def _fields(block: Block) -> list[str]:
+    """A heading for each field, so that a search for its name finds it."""
     lines: list[str] = []
     for entry in block.entries:
         default = "**required**" if entry.is_required else _shown_default(entry)
-        first = " · ".join(filter(None, (f"**`{entry.name}`**", entry.type, default)))
-        lines += [f"- {first}", "", *item(entry.meaning), ""]
+        facts = " · ".join(filter(None, (entry.type, default)))
+        lines += [f"#### {entry.name}", "", facts, ""]
+        lines += [*paragraph(entry.meaning), ""]
     return lines
 
 
-def item(text: str) -> list[str]:
-    """Text under the first line of a list's item."""
+def paragraph(text: str, indent: str = "") -> list[str]:
+    """Text within the width."""
     return textwrap.wrap(
         text,
         WIDTH,
-        initial_indent="    ",
-        subsequent_indent="    ",
+        initial_indent=indent,
+        subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )

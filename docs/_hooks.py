@@ -40,7 +40,13 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "performance.md",
         "reliability.md",
     ),
-    "Explanation": ("design.md", "threat-model.md", "why-not-etcd.md", "adr/index.md"),
+    "Explanation": (
+        "design.md",
+        "extending.md",
+        "threat-model.md",
+        "why-not-etcd.md",
+        "adr/index.md",
+    ),
 }
 """The order of pages; those that are not there are left out, others come last."""
 

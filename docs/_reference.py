@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _configuration import file as yaml_file
-from _configuration import item, page
+from _configuration import page, paragraph
 
 import sds.errors
 from sds.cli import main
@@ -88,18 +88,18 @@ def _parameter(parameter: click.Parameter, context: click.Context) -> list[str]:
         record = parameter.get_help_record(context)
         name, text = record if record is not None else ("", "")
         text = text.removesuffix("[required]").strip()
-        return [f"- **`{name}`**{needed}", "", *item(_angles(text)), ""]
+        return [f"- **`{name}`**{needed}", "", *paragraph(_angles(text), "    "), ""]
     return [f"- `{parameter.make_metavar(context)}` · argument{needed}", ""]
 
 
 def _text(text: str) -> str:
     """A command's help as Markdown: paragraphs that click must not wrap stay as they are."""
     paragraphs = []
-    for paragraph in text.replace("\f", "").strip().split("\n\n"):
-        if paragraph.startswith("\b"):
-            paragraphs.append(f"```\n{paragraph[1:].strip(chr(10))}\n```")
+    for part in text.replace("\f", "").strip().split("\n\n"):
+        if part.startswith("\b"):
+            paragraphs.append(f"```\n{part[1:].strip(chr(10))}\n```")
         else:
-            paragraphs.append(" ".join(paragraph.split()))
+            paragraphs.append("\n".join(paragraph(" ".join(part.split()))))
     return "\n\n".join(paragraphs)
 
 
@@ -188,8 +188,8 @@ def metrics() -> str:
             name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = ", ".join(f"`{label}`" for label in _labels(registry, family))
             by = f" · by {labels}" if labels else ""
-            lines += [f"- **`{name}`** · {family.type}{by}", ""]
-            lines += [*item(_angles(family.documentation)), ""]
+            lines += [f"#### {name}", "", f"{family.type}{by}", ""]
+            lines += [*paragraph(_angles(family.documentation)), ""]
     return "\n".join(lines)
 
 
@@ -270,7 +270,7 @@ def errors() -> str:
         if entries := said.get(reason):
             for message, advice in entries:
                 lines += [_plain(f"- {message}"), ""]
-                lines += [*item(_plain(advice)), ""] if advice else []
+                lines += [*paragraph(_plain(advice), "    "), ""] if advice else []
     return "\n".join(lines)
 
 

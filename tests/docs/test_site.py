@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -92,8 +93,8 @@ def test_every_command_and_metric_is_in_the_reference(reference: Any) -> None:
         assert f"## sds {name}" in text
     metrics = reference.metrics()
     for name in ("sds_push_latency_seconds", "sds_nacks_total", "sds_ca_certificates_total"):
-        assert f"- **`{name}`** ·" in metrics
-    assert "- **`sds_nacks_total`** · counter · by `reason`\n" in metrics
+        assert f"#### {name}\n" in metrics
+    assert "#### sds_nacks_total\n\ncounter · by `reason`\n" in metrics
 
 
 def test_every_message_of_an_error_is_found(reference: Any) -> None:
@@ -101,3 +102,13 @@ def test_every_message_of_an_error_is_found(reference: Any) -> None:
     assert any("cannot be read" in message for message, _ in said["authority_token"])
     page = reference.errors()
     assert "mount a projected service-account token" in page
+
+
+def test_search_finds_fields_by_their_names_and_splits_paths(site: Path) -> None:
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    titles = {(page["location"].partition("#")[0], page["title"]) for page in index["docs"]}
+    assert ("reference/agent.html", "session_tickets") in titles
+    assert ("reference/ca.html", "max_lifetime") in titles
+    assert ("reference/metrics.html", "sds_nacks_total") in titles
+    separator = index["config"]["separator"]
+    assert re.split(separator, "workloads[].session_tickets") == ["workloads", "session", "tickets"]
