@@ -35,11 +35,14 @@ PLACES: Final = (
     "connection",
     "event loop",
     "federation source",
+    "issuance",
     "listener",
     "policy listener",
     "policy offer",
     "recognition",
     "release of an identity",
+    "store listener",
+    "task",
 )
 """Every place that reports, so that each is counted from 0."""
 _counts: Counter[str] = Counter(dict.fromkeys(PLACES, 0))
@@ -62,6 +65,11 @@ def report(where: str, error: BaseException, **about: object) -> None:
     _said[key] = now
     extra = {**about, "where": where, "reason": "unexpected", "times": _counts[where]}
     _LOGGER.error("an unexpected error ended one %s", where, exc_info=error, extra=extra)
+
+
+def count(where: str) -> None:
+    """Count what is logged elsewhere."""
+    _counts[where] += 1
 
 
 def counts() -> Mapping[str, int]:

@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.backoff import Backoff, Retry
+from sds.faults import count
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -54,7 +55,7 @@ async def supervised(
         try:
             await run()
         except asyncio.CancelledError as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             _report(name, error)
         except Exception as error:  # noqa: BLE001  the boundary between one task and the agent
@@ -68,13 +69,14 @@ async def supervised(
         await retry.pause()
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
     """Whether somebody cancelled this very task, and not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def _report(name: str, error: BaseException | None) -> None:
+    count("task")
     _LOGGER.error(
         "the task %r ended although nobody told it to; it starts again",
         name,

@@ -141,7 +141,8 @@ async def running_agent(
         stack.callback(_cancel, running)
         if tickets is not None:
             refresh = functools.partial(service.refresh, trust_changed=False)
-            running.append(group.create_task(tickets.run(refresh), name="session tickets"))
+            rotate = functools.partial(tickets.run, refresh)
+            running.append(group.create_task(supervised("session tickets", rotate, clock=clock)))
         sockets = await stack.enter_async_context(_workload_sockets(config, service))
         node = build.node_socket(
             config, service=service, rotating=rotation, store=store, clock=clock
@@ -194,7 +195,7 @@ async def running_agent(
             guard.add(config.node_socket)
         if policy is not None:
             stack.callback(policy.holder.listen(health.look_again))
-        running.append(group.create_task(health.run(), name="health"))
+        running.append(group.create_task(supervised("health", health.run, clock=clock)))
         stack.callback(service.close)
         guarding = group.create_task(guard.run(health.look_again), name="socket guard")
         stack.callback(guarding.cancel)  # before our own sockets are closed

@@ -20,7 +20,8 @@ from sds.authority.attested import AttestedAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.errors import ConfigurationError
 from sds.federation.refresh import Federation
-from sds.secrets.rotation import Rotation, RotationSettings
+from sds.secrets.rotation import Rotation
+from sds.secrets.rotation_settings import RotationSettings
 from sds.serving.generic import GenericSecretFiles
 from sds.serving.service import SecretService, ServingOptions
 from sds.serving.tickets import SessionTickets

@@ -23,6 +23,7 @@ from sds.pki import certificates_from_pem
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
+from sds.supervision import supervised
 from sds.workload.entitlement import Caller, Selector
 from sds.workload.facts import Facts
 from sds.workload.recognition import Rules
@@ -80,6 +81,7 @@ class AgentPolicy:
         clock: Clock,
         watcher: PolicyWatcher | None = None,
     ) -> None:
+        self._clock = clock
         self._config = config
         self.holder = PolicyHolder(
             settings.start(config.trust_domain), clock=clock, watcher=watcher
@@ -163,6 +165,7 @@ class AgentPolicy:
 
     def _apply(self, followers: Followers) -> None:
         self._apply_identities(followers)
+        followers.rotation.changed()  # what was refused before may be allowed now
         if followers.node is not None:
             followers.node.replace_rules(self.rules())
         policy = self._in_force()
@@ -210,8 +213,11 @@ class AgentPolicy:
     async def run(self) -> None:
         """Follow files and time until cancelled."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.files.follow(), name="policy files")
-            tasks.create_task(self.holder.run(), name="policy time")
+            for name, run in (
+                ("policy files", self.files.follow),
+                ("policy time", self.holder.run),
+            ):
+                tasks.create_task(supervised(name, run, clock=self._clock), name=name)
 
 
 def _source(domain: FederatedDomain) -> BundleSource:

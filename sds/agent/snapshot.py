@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from sds.operations.state import PastError
     from sds.policy.holder import PolicyHolder
     from sds.secrets.hardening import MemoryProtection
-    from sds.secrets.rotation import IdentityStatus, Rotation
+    from sds.secrets.identity_status import IdentityStatus
+    from sds.secrets.rotation import Rotation
     from sds.secrets.store import Change, SecretStore
     from sds.serving.service import SecretService
     from sds.serving.subscription import Watched

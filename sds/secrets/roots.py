@@ -1,7 +1,7 @@
 """Roots on their way into use: bundle first, leaves after.
 
-Owns the trust bundle of our own trust domain. Invariant: :meth:`RootKeeper.introduced` returns for
-a root only once every subscriber of the bundle has ACKed it and it has settled, or the bounded
+Owns the trust bundle of our own trust domain. Invariant: :meth:`RootRollover.introduced` returns
+for a root only once every subscriber of the bundle has ACKed it and it has settled, or the bounded
 wait for that is over and the stragglers were logged.
 """
 
@@ -39,7 +39,7 @@ class _Introduction:
     acked: bool = False
 
 
-class RootKeeper:
+class RootRollover:
     """See the module.
 
     Args:

@@ -1,57 +1,65 @@
 """Rotation: keeps every wanted identity's certificate fresh in the store.
 
-Owns one task an identity and the introduction of roots. Invariants: the store's only writer; what
-is stored was verified; a failed renewal takes nothing away; a root is in the bundle, and ACKed by
-every subscriber or waited for (bounded), before the first leaf under it is put; keys of retired
-versions are wiped. What to do and when is decided in :mod:`sds.secrets.schedule` and
-:mod:`sds.secrets.ledger`; this module carries it out.
+Owns one task for each identity and carries out what :mod:`sds.secrets.schedule` (when) and
+:mod:`sds.secrets.ledger` (which roots) decide. Invariants: it is the store's only writer; what is
+stored was verified; a failed renewal takes nothing away; a root is in the bundle, and every
+subscriber has ACKed it or was waited for (bounded), before the first leaf under it is stored; keys
+of retired versions are wiped; a task that fails ends nothing else, and starts again.
+
+A worked example, with a lifetime of one hour:
+
+====== ===========================================================================================
+time   what happens
+====== ===========================================================================================
+0:00   ``ensure(web)``: ``decide`` says ``Ask(WAITING)``. The queue waits for nobody else, makes a
+       key and a CSR, and asks the authority.
+0:00   ``Credentials`` come back. Their root is the first of the bundle, so nobody has to ACK it.
+       ``put_svid`` makes the SVID version ``…-2``; serving pushes it.
+0:24   At 40 % of what was left at receipt, minus jitter, ``decide`` says ``Ask(EARLY)``. The queue
+       waits a second for renewals of other identities, which share one request and its evidence.
+0:24   The authority does not answer. The SVID stays. The next attempt is due after 0.1 s, then 0.2
+       s, … at most 3 % of the lifetime; the first answer to anybody wakes all that wait for one.
+0:25   ``Credentials`` under a *new* root. It goes into the bundle first; the new SVID waits until
+       every subscriber has ACKed that bundle (at most ``ack_wait``) and the root has settled, so
+       that peers on other nodes know it too.
+0:25   ``put_svid``: version ``…-5``. The old key retires: it is wiped once every subscriber has
+       ACKed ``…-5``, at the latest after ten seconds.
+1:25   The old root leaves the bundle: no leaf under it can be valid any more.
+====== ===========================================================================================
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from sds.errors import AuthorityRefusedError, SdsError
+from sds.backoff import sleep_unless, uniform
 from sds.secrets import schedule
-from sds.secrets.exchange import Exchange, Granted, NotGranted, uniform
-from sds.secrets.roots import RootKeeper
+from sds.secrets.clock_watch import watch_clock
+from sds.secrets.identity_status import Condition, IdentityStatus, reason_of
+from sds.secrets.issuance import Credentials, IssuanceQueue, NoCredentials
+from sds.secrets.retirement import RetiredKeys
+from sds.secrets.roots import RootRollover
+from sds.secrets.roots_poll import poll_roots, roots_source
+from sds.secrets.rotation_settings import RotationSettings
 from sds.secrets.schedule import Ask, Lease, State, Wait, Withdraw
 from sds.secrets.store import Svid
+from sds.supervision import supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
+    from collections.abc import Callable, Sequence
 
     from sds.authority.port import Authority
     from sds.clock import Clock, Instant
+    from sds.errors import SdsError
     from sds.identity import Identity, TrustDomain
-    from sds.secrets.memory import SecretBytes
     from sds.secrets.store import SecretStore
 
 _LOGGER = logging.getLogger(__name__)
-
-_TICK_SECONDS: Final = 1.0
-_CLOCK_STEP_SECONDS: Final = 0.5
-_RELEASE_SECONDS: Final = 10.0
-"""A retired key is wiped when no subscriber holds it, or after this long."""
-_ROOTS_POLL_SECONDS: Final = (1.0, 30.0)
-
-
-class RootsSource(Protocol):
-    """An authority that can be asked for its roots alone."""
-
-    async def roots(self) -> tuple[bytes, ...]:
-        """DER roots that it vouches for now.
-
-        Raises:
-            AuthorityError: it cannot be asked.
-            EvidenceError: its evidence does not hold.
-        """
-        ...
 
 
 class RotationObserver(Protocol):
@@ -67,61 +75,8 @@ class _Deaf:
         """Nobody counts."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RotationSettings:
-    """How rotation behaves; every default serves one node and lifetimes from seconds to days.
-
-    Attributes:
-        attempt: an exchange that takes longer has failed.
-        ack_wait: how long a new root waits for the ACKs of subscribers.
-        settling: how long a new root stands in the bundle before a leaf under it replaces a valid
-            one, so that other nodes learn of it too; at most a fifth of the certificate's time.
-        retention: how long a root that the authority no longer names may still have leaves; None:
-            the longest lifetime that was asked for on this node, or ``lifetime_elsewhere``.
-        lifetime_elsewhere: the longest lifetime that other members of the trust domain are known
-            to have.
-    """
-
-    attempt: timedelta = timedelta(seconds=30)
-    ack_wait: timedelta = timedelta(seconds=5)
-    settling: timedelta = timedelta(seconds=5)
-    retention: timedelta | None = None
-    lifetime_elsewhere: timedelta = timedelta(0)
-
-
-Condition = Literal["valid", "waiting", "refused"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IdentityStatus:
-    """What ``sds status`` shows of one identity.
-
-    Attributes:
-        identity: which.
-        condition: ``valid`` (a certificate is served), ``waiting`` (none yet, or it expired),
-            ``refused`` (none, and retrying alone will not help).
-        serial: of the certificate that is served.
-        not_after: its end.
-        renew_at: when the next renewal is due.
-        rotations: certificates that were taken into service.
-        attempts: attempts that failed since the last success.
-        reason: of the last failure.
-        message: of the last failure.
-    """
-
-    identity: Identity
-    condition: Condition
-    serial: int | None = None
-    not_after: datetime | None = None
-    renew_at: datetime | None = None
-    rotations: int = 0
-    attempts: int = 0
-    reason: str = ""
-    message: str = ""
-
-
 @dataclass(slots=True, kw_only=True)
-class _Kept:
+class _Managed:
     """One wanted identity."""
 
     state: State
@@ -152,27 +107,29 @@ class Rotation:
         store: SecretStore,
         authority: Authority,
         clock: Clock,
-        settings: RotationSettings = RotationSettings(),
+        settings: RotationSettings | None = None,
         observer: RotationObserver | None = None,
         draw: Callable[[], float] = uniform,
     ) -> None:
         self._store = store
         self._authority = authority
         self._clock = clock
-        self._settings = settings
+        self._settings = settings = settings if settings is not None else RotationSettings()
         self._observer: RotationObserver = observer if observer is not None else _Deaf()
         self._draw = draw
-        self._kept: dict[Identity, _Kept] = {}
-        self._retired: list[tuple[str, SecretBytes, float]] = []
+        self._managed: dict[Identity, _Managed] = {}
+        self._blocked: set[Identity] = set()
+        """Those whose last attempt failed because of the authority, and not of themselves."""
+        self._retired = RetiredKeys()
         self._group: asyncio.TaskGroup | None = None
-        self._roots = RootKeeper(
+        self._roots = RootRollover(
             trust_domain,
             store,
             clock,
             ack_seconds=settings.ack_wait.total_seconds(),
             settling_seconds=settings.settling.total_seconds(),
         )
-        self._exchange = Exchange(
+        self._issuance = IssuanceQueue(
             authority,
             clock,
             on_roots=self._roots.vouched,
@@ -184,21 +141,22 @@ class Rotation:
 
     def ensure(self, identity: Identity) -> None:
         """Keep a certificate for this identity; every call is undone by one :meth:`release`."""
-        kept = self._kept.get(identity)
-        if kept is None:
+        managed = self._managed.get(identity)
+        if managed is None:
             state = State(lifetime=identity.lifetime.total_seconds())
-            kept = self._kept[identity] = _Kept(state=state)
-            self._start(identity, kept)
-        kept.holders += 1
+            managed = self._managed[identity] = _Managed(state=state)
+            self._start(identity, managed)
+        managed.holders += 1
 
     def release(self, identity: Identity) -> None:
         """Nobody wants the identity any more where this is the last call: its secret goes."""
-        kept = self._kept[identity]
-        kept.holders -= 1
-        if kept.holders == 0:
-            del self._kept[identity]
-            if kept.task is not None:
-                kept.task.cancel()
+        managed = self._managed[identity]
+        managed.holders -= 1
+        if managed.holders == 0:
+            del self._managed[identity]
+            self._blocked.discard(identity)
+            if managed.task is not None:
+                managed.task.cancel()
             self._withdraw(identity)
 
     # --- what is known --------------------------------------------------------------------------
@@ -206,15 +164,16 @@ class Rotation:
     @property
     def ready(self) -> bool:
         """Whether every wanted identity has a valid certificate in the store."""
-        return all(kept.state.lease is not None for kept in self._kept.values())
+        return all(managed.state.lease is not None for managed in self._managed.values())
 
     def status(self) -> tuple[IdentityStatus, ...]:
         """One line an identity, by name."""
-        found = [self._status(identity, kept) for identity, kept in self._kept.items()]
+        found = [self._status(identity, managed) for identity, managed in self._managed.items()]
         return tuple(sorted(found, key=lambda one: (str(one.identity.spiffe_id), one.rotations)))
 
-    def _status(self, identity: Identity, kept: _Kept) -> IdentityStatus:
-        stored, lease, failure = self._store.svid(identity), kept.state.lease, kept.state.failure
+    def _status(self, identity: Identity, managed: _Managed) -> IdentityStatus:
+        stored = self._store.svid(identity)
+        lease, failure = managed.state.lease, managed.state.failure
         if lease is not None:
             condition: Condition = "valid"
         else:
@@ -229,7 +188,7 @@ class Rotation:
             serial=stored.svid.serial if stored else None,
             not_after=stored.svid.not_after if stored else None,
             renew_at=renew_at,
-            rotations=kept.rotations,
+            rotations=managed.rotations,
             attempts=failure.attempts if failure else 0,
             reason=reason_of(failure.error) if failure else "",
             message=str(failure.error) if failure else "",
@@ -242,62 +201,67 @@ class Rotation:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                group.create_task(self._exchange.run(), name="exchange")
-                group.create_task(self._tick(), name="clock watch")
-                if (source := _roots_source(self._authority)) is not None:
-                    group.create_task(self._poll_roots(source), name="roots")
-                for identity, kept in self._kept.items():
-                    self._start(identity, kept)
+                watch = functools.partial(
+                    watch_clock, self._clock, tick=self._tick, on_step=self._wake_all
+                )
+                group.create_task(self._issuance.run(), name="issuance")
+                group.create_task(supervised("clock watch", watch, clock=self._clock))
+                if (source := roots_source(self._authority)) is not None:
+                    poll = functools.partial(
+                        poll_roots,
+                        source,
+                        self._clock,
+                        lifetime=self._shortest_lifetime,
+                        held=lambda: any(one.state.lease for one in self._managed.values()),
+                        attempt_seconds=self._settings.attempt.total_seconds(),
+                        on_roots=self._take_roots,
+                    )
+                    group.create_task(supervised("roots", poll, clock=self._clock))
+                for identity, managed in self._managed.items():
+                    self._start(identity, managed)
         finally:
             self._group = None
             for stored in self._store.svids().values():
                 stored.svid.private_key.wipe()
-            for _, secret, _ in self._retired:
-                secret.wipe()
+            self._retired.wipe_all()
 
-    def _start(self, identity: Identity, kept: _Kept) -> None:
+    def _start(self, identity: Identity, managed: _Managed) -> None:
         if self._group is not None:
-            kept.task = self._group.create_task(
-                self._keep(identity, kept), name=f"rotation {identity.spiffe_id}"
+            keep = functools.partial(self._keep, identity, managed)
+            managed.task = self._group.create_task(
+                supervised("rotation of an identity", keep, clock=self._clock),
+                name=f"rotation {identity.spiffe_id}",
             )
 
-    async def _keep(self, identity: Identity, kept: _Kept) -> None:
+    async def _keep(self, identity: Identity, managed: _Managed) -> None:
         while True:
-            match schedule.decide(kept.state, self._clock.now()):
+            match schedule.decide(managed.state, self._clock.now()):
                 case Withdraw():
-                    self._expire(identity, kept)
+                    self._expire(identity, managed)
                 case Wait(seconds):
-                    await self._pause(kept, seconds)
+                    await self._pause(managed, seconds)
                 case Ask(urgency):
-                    span = kept.state.lease.span if kept.state.lease else kept.state.lifetime
-                    answer = await self._exchange.ask(
+                    span = (
+                        managed.state.lease.span if managed.state.lease else managed.state.lifetime
+                    )
+                    answer = await self._issuance.ask(
                         identity, urgency, window=schedule.batch_window(span)
                     )
-                    await self._take(identity, kept, answer)
+                    await self._take(identity, managed, answer)
 
-    async def _pause(self, kept: _Kept, seconds: float) -> None:
-        """Sleep; a step of a clock ends it."""
-        kept.woken.clear()
-        assert self._group is not None  # else nothing runs that could come here
-        sleep = self._group.create_task(self._clock.sleep(seconds))
+    async def _pause(self, managed: _Managed, seconds: float) -> None:
+        """Sleep; a step of a clock ends it, and anything that may cure a failure."""
+        managed.woken.clear()
+        await sleep_unless(managed.woken, self._clock, seconds)
 
-        def wake(_: asyncio.Task[None]) -> None:
-            kept.woken.set()
-
-        sleep.add_done_callback(wake)
-        try:
-            await kept.woken.wait()
-        finally:
-            # Without its callback: a cancelled sleep would end the next one.
-            sleep.remove_done_callback(wake)
-            sleep.cancel()
-
-    async def _take(self, identity: Identity, kept: _Kept, answer: Granted | NotGranted) -> None:
-        if isinstance(answer, NotGranted):
-            self._failed(identity, kept, answer)
+    async def _take(
+        self, identity: Identity, managed: _Managed, answer: Credentials | NoCredentials
+    ) -> None:
+        if isinstance(answer, NoCredentials):
+            self._failed(identity, managed, answer)
             return
         try:
-            await self._roots.introduced(answer.verified.root, held=kept.state.lease)
+            await self._roots.introduced(answer.verified.root, held=managed.state.lease)
         except BaseException:
             answer.private_key.wipe()
             raise
@@ -320,10 +284,12 @@ class Rotation:
             )
         )
         if old is not None:
-            self._retire(old.svid)
+            self._retired.add(old.svid, self._clock.now())
         self._roots.served(verified.root, verified.not_after)
-        kept.state = schedule.received(kept.state, lease)
-        kept.rotations += 1
+        managed.state = schedule.received(managed.state, lease)
+        managed.rotations += 1
+        self._blocked.discard(identity)
+        self._answered()
         _LOGGER.info(
             "%s has certificate %x",
             identity.spiffe_id,
@@ -336,15 +302,32 @@ class Rotation:
             },
         )
 
-    def _failed(self, identity: Identity, kept: _Kept, answer: NotGranted) -> None:
-        before = kept.state.failure
+    def changed(self) -> None:
+        """Something changed that may cure failures (policy, configuration): ask again now."""
+        for managed in self._managed.values():
+            managed.state = schedule.hurried(managed.state)
+            managed.woken.set()
+
+    def _answered(self) -> None:
+        """The authority answers again: identities that wait because it did not wait no longer."""
+        blocked, self._blocked = self._blocked, set()
+        for identity in blocked:
+            managed = self._managed.get(identity)
+            if managed is not None:
+                managed.state = schedule.hurried(managed.state)
+                managed.woken.set()
+
+    def _failed(self, identity: Identity, managed: _Managed, answer: NoCredentials) -> None:
+        before = managed.state.failure
         error, now = answer.error, self._clock.now()
-        kept.state = schedule.failed(kept.state, error, draw=answer.draw, now=now)
+        managed.state = schedule.failed(managed.state, error, draw=answer.draw, now=now)
+        if answer.shared and error.retriable:
+            self._blocked.add(identity)
         self._observer.renewal_failed(error)
         # Loud once: at the first failure and whenever the reason changes.
         news = before is None or reason_of(before.error) != reason_of(error)
         loud = logging.WARNING if error.retriable else logging.ERROR
-        failure = kept.state.failure
+        failure = managed.state.failure
         _LOGGER.log(
             loud if news else logging.DEBUG,
             "no certificate for %s: %s",
@@ -357,92 +340,45 @@ class Rotation:
             },
         )
 
-    def _expire(self, identity: Identity, kept: _Kept) -> None:
+    def _expire(self, identity: Identity, managed: _Managed) -> None:
         _LOGGER.error(
             "the certificate of %s expired and was withdrawn",
             identity.spiffe_id,
             extra={"spiffe_id": str(identity.spiffe_id), "reason": "expired"},
         )
-        kept.state = schedule.withdrawn(kept.state)
+        managed.state = schedule.withdrawn(managed.state)
         self._withdraw(identity)
 
     def _withdraw(self, identity: Identity) -> None:
         stored = self._store.svid(identity)
         self._store.withdraw_svid(identity)
         if stored is not None:
-            self._retire(stored.svid)
-
-    # --- keys that retire -----------------------------------------------------------------------
-
-    def _retire(self, svid: Svid) -> None:
-        self._retired.append((svid.key_id, svid.private_key, self._clock.now().boottime))
-
-    def _wipe_retired(self, now: Instant) -> None:
-        held = self._store.held_keys()
-        left = []
-        for key_id, secret, since in self._retired:
-            if key_id in held and now.boottime - since < _RELEASE_SECONDS:
-                left.append((key_id, secret, since))
-            else:
-                secret.wipe()
-        self._retired = left
+            self._retired.add(stored.svid, self._clock.now())
 
     # --- the passing of time --------------------------------------------------------------------
 
-    async def _tick(self) -> None:
-        """Every second: withdraw, wipe, prune roots, and look whether a clock was set."""
-        before = self._clock.now()
-        while True:
-            await self._clock.sleep(_TICK_SECONDS)
-            now = self._clock.now()
-            for identity, kept in self._kept.items():
-                # Its own task may be waiting for an authority that is silent.
-                if isinstance(schedule.decide(kept.state, now), Withdraw):
-                    self._expire(identity, kept)
-            self._wipe_retired(now)
-            self._roots.prune(now, retention=self._retention())
-            passed = now.monotonic - before.monotonic
-            stepped = (now.wall - before.wall).total_seconds() - passed
-            suspended = now.boottime - before.boottime - passed
-            if abs(stepped) > _CLOCK_STEP_SECONDS or suspended > _CLOCK_STEP_SECONDS:
-                _LOGGER.warning(
-                    "the wall clock moved by %.1f s of which %.1f s were a suspension",
-                    stepped,
-                    suspended,
-                    extra={"stepped_seconds": stepped, "suspended_seconds": suspended},
-                )
-                for kept in self._kept.values():
-                    kept.woken.set()
-            before = now
+    def _tick(self, now: Instant) -> None:
+        """Every second: withdraw, wipe, and prune roots."""
+        for identity, managed in self._managed.items():
+            # Its own task may be waiting for an authority that is silent.
+            if isinstance(schedule.decide(managed.state, now), Withdraw):
+                self._expire(identity, managed)
+        self._retired.wipe(now, held=self._store.held_keys())
+        self._roots.prune(now, retention=self._retention())
+
+    def _wake_all(self) -> None:
+        for managed in self._managed.values():
+            managed.woken.set()
 
     def _retention(self) -> timedelta:
         if self._settings.retention is not None:
             return self._settings.retention
-        here = max((identity.lifetime for identity in self._kept), default=timedelta(hours=1))
+        here = max((identity.lifetime for identity in self._managed), default=timedelta(hours=1))
         return max(here, self._settings.lifetime_elsewhere)
 
-    async def _poll_roots(self, source: RootsSource) -> None:
-        """Notice a new root before the next renewal, so that it has settled by then."""
-        shortest, longest = _ROOTS_POLL_SECONDS
-        while True:
-            lifetime = min((kept.state.lifetime for kept in self._kept.values()), default=longest)
-            await self._clock.sleep(min(max(schedule.RETRY_GAP * lifetime, shortest), longest))
-            if not any(kept.state.lease for kept in self._kept.values()):
-                continue  # whoever waits for a first certificate learns of the roots with it
-            try:
-                async with asyncio.timeout(self._settings.attempt.total_seconds()):
-                    roots = await source.roots()
-                self._roots.vouched(roots, self._clock.now())
-            except TimeoutError:
-                _LOGGER.debug("the authority was silent when asked for its roots")
-            except SdsError as error:
-                _LOGGER.debug("the authority did not tell its roots: %s", error)
+    def _shortest_lifetime(self) -> float | None:
+        return min((one.state.lifetime for one in self._managed.values()), default=None)
 
-
-def reason_of(error: SdsError) -> str:
-    """The reason that the authority gave, or our own."""
-    return error.wire_reason if isinstance(error, AuthorityRefusedError) else error.reason
-
-
-def _roots_source(authority: Authority) -> RootsSource | None:
-    return authority if callable(getattr(authority, "roots", None)) else None  # type: ignore[return-value]
+    def _take_roots(self, roots: Sequence[bytes], now: Instant) -> None:
+        self._roots.vouched(roots, now)
+        self._answered()

@@ -13,9 +13,12 @@ boottime says so, so that a clock that was set back does not let a certificate g
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from sds.backoff import HOPELESS, QUICK, Backoff
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -34,13 +37,12 @@ RETRY_GAP: Final = 0.03
 """No gap between two attempts is longer than this part of a certificate's time."""
 URGENT: Final = 0.25
 """With less than this part of its time left a renewal goes before those in good time."""
-MAX_WAITING_GAP_SECONDS: Final = 1.0
+MAX_WAITING_GAP_SECONDS: Final = QUICK.longest
 """Nor longer than this while a workload has no certificate at all."""
-_FIRST_RETRY_SECONDS: Final = 0.1
-_SHORTEST_RETRY_SECONDS: Final = 0.01
+MAX_HELD_GAP_SECONDS: Final = 300.0
+"""Nor longer than this while it has one."""
 _REFUSED_GAP: Final = 0.10
-_REFUSED_SECONDS: Final = (1.0, 300.0)
-_MOST_DOUBLINGS: Final = 16
+_REFUSED_SECONDS: Final = (HOPELESS.first, HOPELESS.longest)
 
 
 class Urgency(enum.Enum):
@@ -179,24 +181,33 @@ def failed(state: State, error: SdsError, *, draw: float, now: Instant) -> State
         state: the state before.
         error: why it failed; where it is not retriable, retries are slower (something must be
             changed by a person first) but do not end.
-        draw: from 0 to 1: full jitter. Identities that failed together share it, so that their
-            next attempt is one request again.
+        draw: jitter, from 0 to 1. Identities that failed together share it, so that their next
+            attempt is one request again.
         now: when it failed.
     """
     attempts = 1 + (state.failure.attempts if state.failure is not None else 0)
-    span = state.lease.span if state.lease is not None else state.lifetime
-    if error.retriable:
-        longest = RETRY_GAP * span
-        if state.lease is None:
-            longest = min(longest, MAX_WAITING_GAP_SECONDS)
-        doublings = min(attempts - 1, _MOST_DOUBLINGS)
-        pause = draw * min(longest, _FIRST_RETRY_SECONDS * 2.0**doublings)
-        pause = max(pause, min(_SHORTEST_RETRY_SECONDS, longest))
-    else:
-        shortest, longest = _REFUSED_SECONDS
-        pause = min(max(_REFUSED_GAP * span, shortest), longest) * (1 + draw) / 2
+    pause = _backoff(state, error).seconds(attempts, draw=draw)
     failure = Failure(error=error, attempts=attempts, at=now, retry_seconds=pause)
     return State(lifetime=state.lifetime, lease=state.lease, failure=failure)
+
+
+def hurried(state: State) -> State:
+    """The state once something changed that may cure the failure: it asks again at once."""
+    if state.failure is None:
+        return state
+    failure = dataclasses.replace(state.failure, attempts=0, retry_seconds=0.0)
+    return dataclasses.replace(state, failure=failure)
+
+
+def _backoff(state: State, error: SdsError) -> Backoff:
+    span = state.lease.span if state.lease is not None else state.lifetime
+    if error.retriable:
+        most = MAX_WAITING_GAP_SECONDS if state.lease is None else MAX_HELD_GAP_SECONDS
+        longest = min(RETRY_GAP * span, most)
+        return Backoff(first=min(QUICK.first, longest), longest=longest)
+    shortest, most = _REFUSED_SECONDS
+    refused = min(max(_REFUSED_GAP * span, shortest), most)
+    return Backoff(first=refused, longest=refused)
 
 
 def batch_window(span: float) -> float:

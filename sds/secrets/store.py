@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NewType
 
+from sds.faults import report
 from sds.identity import Identity, TrustDomain
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ class SecretStore:
     def listen(self, listener: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``listener`` after every change until the returned function is called.
 
-        The listener runs inside the put, on the event loop: it must be short and must not raise.
+        The listener runs inside the put, on the event loop: it must be short. What it raises is
+        reported and ends nothing.
         """
         listener_id = next(self._listener_ids)
         self._listeners[listener_id] = listener
@@ -268,7 +270,10 @@ class SecretStore:
     def _tell(self, key: ResourceKey) -> None:
         change = Change(keys=frozenset({key}))
         for listener in list(self._listeners.values()):
-            listener(change)
+            try:
+                listener(change)
+            except Exception as error:  # noqa: BLE001  the boundary between a put and who hears of it
+                report("store listener", error)
 
     def _wake(self) -> None:
         """Let every waiter look again; each waits on the event that is current when it looks."""

@@ -27,7 +27,8 @@ from sds.demo.traffic import client_certificate, server_certificate
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.operations.instruments import AgentInstruments
 from sds.operations.status_page.render import page
-from sds.secrets.rotation import Rotation, RotationSettings
+from sds.secrets.rotation import Rotation
+from sds.secrets.rotation_settings import RotationSettings
 from sds.serving.limits import ServingLimits
 from sds.serving.server import make_server
 from sds.serving.service import SecretService

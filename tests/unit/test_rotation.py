@@ -14,9 +14,11 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from sds import faults
 from sds.errors import AuthorityUnavailableError, SdsError, SecretWipedError
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
-from sds.secrets.rotation import Rotation, RotationSettings
+from sds.secrets.rotation import Rotation
+from sds.secrets.rotation_settings import RotationSettings
 from sds.secrets.store import SecretStore
 from tests.support.clock import FakeClock
 from tests.support.fake_authority import FakeAuthority, FakeAuthorityWithRoots
@@ -237,6 +239,74 @@ async def test_a_refused_identity_does_not_disturb_others_and_is_told_loudly_onc
         assert statuses[str(bad.spiffe_id)].condition == "refused"
         assert statuses[str(WEB.spiffe_id)].condition == "valid"
         assert len(w.authority.requests) < 20  # slowly
+
+
+@pytest.mark.parametrize(
+    "failure", [KeyError("what a library raises"), asyncio.CancelledError(), MemoryError()]
+)
+async def test_whatever_the_authority_s_client_raises_answers_everybody_and_ends_nothing(
+    failure: BaseException,
+) -> None:
+    other = identity("other")
+    async with world(WEB, other) as w:
+        await w.served()
+        w.authority.failure = failure  # type: ignore[assignment]  # no error of ours
+        await w.clock.advance(60)
+        assert {status.reason for status in w.rotation.status()} == {"authority_unavailable"}
+        assert w.failures.seen
+        serials = {w.serial(), w.serial(other)}
+        w.authority.failure = None
+        await w.clock.until(lambda: not serials & {w.serial(), w.serial(other)}, seconds=5)
+
+
+async def test_a_lane_that_ends_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world(WEB) as w:
+        await w.served()
+        before = faults.counts()["task"]
+        batch = w.rotation._issuance._batch
+        ended: list[Any] = []
+
+        async def ends(requests: Any) -> None:
+            if not ended:
+                ended.append(requests)
+                raise ZeroDivisionError
+            await batch(requests)
+
+        monkeypatch.setattr(w.rotation._issuance, "_batch", ends)
+        late = identity("late")
+        w.rotation.ensure(late)
+        await w.clock.settle()
+        assert ended
+        assert faults.counts()["task"] == before + 1
+        new = identity("new")
+        w.rotation.ensure(new)
+        await w.served(new)
+        await w.served(late)
+
+
+async def test_the_first_answer_wakes_all_that_wait_for_the_authority() -> None:
+    slow, quick = identity("slow", seconds=86400.0), identity("quick", seconds=86400.0)
+    async with world() as w:
+        w.authority.failure = DOWN
+        w.rotation.ensure(slow)
+        await w.clock.advance(120)
+        assert w.serial(slow) is None
+        w.authority.failure = None
+        w.rotation.ensure(quick)
+        await w.clock.settle()
+        assert w.serial(quick) is not None
+        assert w.serial(slow) is not None  # it did not wait for its own next attempt
+
+
+async def test_a_change_makes_refused_identities_ask_again_at_once() -> None:
+    async with world() as w:
+        w.authority.refused[str(WEB.spiffe_id)] = "measurement_not_allowed"
+        w.rotation.ensure(WEB)
+        await w.clock.advance(30)
+        w.authority.refused.clear()
+        w.rotation.changed()
+        await w.clock.settle()
+        assert w.serial() is not None
 
 
 async def test_those_that_failed_together_ask_again_together() -> None:

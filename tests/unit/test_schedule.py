@@ -101,12 +101,32 @@ def test_no_gap_between_retries_is_above_three_percent(span: float, draw: float)
     assert state.failure.attempts == 40
 
 
-def test_a_waiting_workload_is_retried_at_least_every_second() -> None:
-    state = State(lifetime=86400.0)
-    for _ in range(40):
-        state = schedule.failed(state, DOWN, draw=0.9999, now=at(0))
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.9999])
+def test_a_waiting_workload_is_retried_fast_first_and_never_floods(draw: float) -> None:
+    state, passed, attempts = State(lifetime=86400.0), 0.0, 0
+    pauses = []
+    while passed < 40:
+        state = schedule.failed(state, DOWN, draw=draw, now=at(passed))
         assert state.failure is not None
-        assert state.failure.retry_seconds <= 1.0
+        pauses.append(state.failure.retry_seconds)
+        passed += pauses[-1]
+        attempts += 1
+    assert sum(pauses[:4]) < 2  # an outage of a second is over soon
+    assert max(pauses) <= schedule.MAX_WAITING_GAP_SECONDS
+    assert attempts <= 22
+
+
+def test_what_may_cure_a_failure_ends_the_pause_and_starts_again() -> None:
+    state = State(lifetime=86400.0)
+    for _ in range(10):
+        state = schedule.failed(state, DOWN, draw=0.5, now=at(0))
+    assert isinstance(decide(state, at(1)), Wait)
+    state = schedule.hurried(state)
+    assert decide(state, at(1)) == Ask(Urgency.WAITING)
+    state = schedule.failed(state, DOWN, draw=0.5, now=at(1))
+    assert state.failure is not None
+    assert state.failure.retry_seconds <= 0.1
+    assert schedule.hurried(held()) == held()
 
 
 @pytest.mark.parametrize(("span", "longest"), [(2.0, 1.0), (100.0, 10.0), (86400.0, 300.0)])

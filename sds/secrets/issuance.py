@@ -1,24 +1,28 @@
 """Asking the authority: many identities, one request.
 
-Owns the waiting room in front of the authority. Invariants: identities that ask within a short
-window share one request and so one piece of evidence; those that wait for a first certificate
-never queue behind renewals in good time; keys are made off the event loop, fresh for every
-request; nothing leaves this module that was not verified against the key and the identity.
+Owns the queue in front of the authority. Invariants: identities that ask within a short window
+share one request and so one piece of evidence; those that wait for a first certificate never queue
+behind renewals in good time; keys are made off the event loop, fresh for every request; nothing
+leaves this module that was not verified against the key and the identity; everybody who asks gets
+an answer, whatever the authority's client raises, and a lane that ends starts again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sds.backoff import uniform
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
+from sds.faults import report
 from sds.identity import KeyType
 from sds.pki import generate_private_key, make_csr, private_key_pem, verify_svid_chain
 from sds.secrets.memory import SecretBytes, wipe
 from sds.secrets.schedule import Urgency
+from sds.supervision import is_cancelled, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,9 +32,6 @@ if TYPE_CHECKING:
     from sds.identity import Identity
     from sds.pki import PrivateKey, VerifiedChain
 
-uniform: Final = random.Random().random  # noqa: S311  jitter is no secret
-"""Jitter: in [0, 1), and no two processes draw alike (the seed is the system's)."""
-
 MAX_ITEMS: Final = 1000
 """Items of one request (``CertificateRequest.items``)."""
 _CHUNK: Final = 32
@@ -39,7 +40,7 @@ _SLOW_KEYS: Final = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class Credentials:
     """A certificate that held, and its key.
 
     Attributes:
@@ -54,23 +55,25 @@ class Granted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NotGranted:
+class NoCredentials:
     """No certificate.
 
     Attributes:
         error: why.
         draw: jitter for the retry, the same for all that failed together.
+        shared: the whole request failed, and not this identity alone.
     """
 
     error: SdsError
     draw: float
+    shared: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
 class _Request:
     identity: Identity
     window: float
-    answer: asyncio.Future[Granted | NotGranted]
+    answer: asyncio.Future[Credentials | NoCredentials]
     key: PrivateKey | None = field(repr=False, default=None)
 
 
@@ -91,7 +94,7 @@ class _Lane:
         self.arrived = asyncio.Event()
 
 
-class Exchange:
+class IssuanceQueue:
     """See the module; :meth:`run` must run for :meth:`ask` to return.
 
     Args:
@@ -120,7 +123,7 @@ class Exchange:
 
     async def ask(
         self, identity: Identity, urgency: Urgency, *, window: float
-    ) -> Granted | NotGranted:
+    ) -> Credentials | NoCredentials:
         """Get a certificate for a fresh key.
 
         Args:
@@ -151,9 +154,15 @@ class Exchange:
         """Serve both lanes until cancelled."""
         async with asyncio.TaskGroup() as group:
             for urgency, lane in self._lanes.items():
-                group.create_task(self._serve(urgency, lane), name=f"exchange {urgency.value}")
+                serve = functools.partial(self._serve, urgency, lane)
+                group.create_task(
+                    supervised("issuance", serve, clock=self._clock),
+                    name=f"issuance {urgency.value}",
+                )
 
     async def _serve(self, urgency: Urgency, lane: _Lane) -> None:
+        if lane.pending:  # the lane ended, and starts again
+            lane.arrived.set()
         while True:
             await lane.arrived.wait()
             windows = [request.window for request in lane.pending]
@@ -163,21 +172,37 @@ class Exchange:
             batch, lane.pending = lane.pending[:MAX_ITEMS], lane.pending[MAX_ITEMS:]
             if not lane.pending:
                 lane.arrived.clear()
-            if batch:
-                await self._batch(batch)
+            try:
+                if batch:
+                    await self._batch(batch)
+            finally:
+                # Nobody waits for ever for a lane that ended in between.
+                ended = AuthorityUnavailableError("the request ended without an answer")
+                _answer_all(batch, NoCredentials(error=ended, draw=self._draw(), shared=True))
 
     async def _batch(self, batch: Sequence[_Request]) -> None:
-        """One request; every answer is set when this returns, whatever happened."""
+        """One request; every answer is set when this returns or raises, whatever happened."""
         draw = self._draw()
         try:
-            keys, items = await asyncio.to_thread(_prepare, batch)
-            issuance = await self._issue(items)
-            answered = _Answered(issuance=issuance, received=self._clock.now(), draw=draw)
-            self._on_roots(issuance.roots, answered.received)
+            await self._ask_for(batch, draw)
         except SdsError as error:
-            for request in batch:
-                _answer(request, NotGranted(error=error, draw=draw))
-            return
+            _answer_all(batch, NoCredentials(error=error, draw=draw, shared=True))
+        except (Exception, asyncio.CancelledError) as error:
+            # What a library raises, and a cancellation of its own making, are failures of this one
+            # request. Whoever cancels this task itself is obeyed after the answers.
+            report("issuance", error)
+            failure = AuthorityUnavailableError(
+                f"the authority's client failed: {type(error).__name__}: {error}"
+            )
+            _answer_all(batch, NoCredentials(error=failure, draw=draw, shared=True))
+            if is_cancelled():
+                raise
+
+    async def _ask_for(self, batch: Sequence[_Request], draw: float) -> None:
+        keys, items = await asyncio.to_thread(_prepare, batch)
+        issuance = await self._issue(items)
+        answered = _Answered(issuance=issuance, received=self._clock.now(), draw=draw)
+        self._on_roots(issuance.roots, answered.received)
         for start in range(0, len(batch), _CHUNK):
             part = slice(start, start + _CHUNK)
             outcomes = issuance.outcomes[part]
@@ -217,7 +242,7 @@ def _verify(
     keys: Sequence[PrivateKey],
     outcomes: Sequence[IssuedChain | SdsError],
     answered: _Answered,
-) -> list[Granted | NotGranted]:
+) -> list[Credentials | NoCredentials]:
     """Check part of an answer (in a thread)."""
     return [
         _verified(request.identity, key, outcome, answered)
@@ -227,9 +252,9 @@ def _verify(
 
 def _verified(
     identity: Identity, key: PrivateKey, outcome: IssuedChain | SdsError, answered: _Answered
-) -> Granted | NotGranted:
+) -> Credentials | NoCredentials:
     if not isinstance(outcome, IssuedChain):
-        return NotGranted(error=outcome, draw=answered.draw)
+        return NoCredentials(error=outcome, draw=answered.draw)
     try:
         verified = verify_svid_chain(
             outcome.chain,
@@ -239,16 +264,22 @@ def _verified(
             now=answered.received.wall,
         )
     except SdsError as error:
-        return NotGranted(error=error, draw=answered.draw)
+        return NoCredentials(error=error, draw=answered.draw)
     pem = private_key_pem(key)
     private_key = SecretBytes(pem)
     wipe(pem)
-    return Granted(verified=verified, private_key=private_key, received=answered.received)
+    return Credentials(verified=verified, private_key=private_key, received=answered.received)
 
 
-def _answer(request: _Request, answer: Granted | NotGranted) -> None:
+def _answer_all(batch: Sequence[_Request], answer: NoCredentials) -> None:
+    """Answer those that have no answer yet."""
+    for request in batch:
+        _answer(request, answer)
+
+
+def _answer(request: _Request, answer: Credentials | NoCredentials) -> None:
     """Hand the answer on, or wipe what nobody waits for any more."""
     if not request.answer.done():
         request.answer.set_result(answer)
-    elif isinstance(answer, Granted):
+    elif isinstance(answer, Credentials):
         answer.private_key.wipe()

@@ -1,0 +1,78 @@
+"""Asking the authority for its roots between renewals.
+
+Owns when. Invariant: a new root is noticed long before the next renewal, so that it has settled by
+then; a failure to ask changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.errors import SdsError
+from sds.secrets import schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sds.authority.port import Authority
+    from sds.clock import Clock, Instant
+
+_LOGGER = logging.getLogger("sds.secrets.rotation")
+_SECONDS: Final = (1.0, 30.0)
+
+
+class RootsSource(Protocol):
+    """An authority that can be asked for its roots alone."""
+
+    async def roots(self) -> tuple[bytes, ...]:
+        """DER roots that it vouches for now.
+
+        Raises:
+            AuthorityError: it cannot be asked.
+            EvidenceError: its evidence does not hold.
+        """
+        ...
+
+
+async def poll_roots(
+    source: RootsSource,
+    clock: Clock,
+    *,
+    lifetime: Callable[[], float | None],
+    held: Callable[[], bool],
+    attempt_seconds: float,
+    on_roots: Callable[[Sequence[bytes], Instant], None],
+) -> None:
+    """Ask again and again until cancelled.
+
+    Args:
+        source: who is asked.
+        clock: waits.
+        lifetime: the shortest lifetime in seconds; None while nothing is wanted.
+        held: whether there is any certificate: who waits for a first one learns of the roots with
+            it.
+        attempt_seconds: for one answer.
+        on_roots: takes each answer.
+    """
+    shortest, longest = _SECONDS
+    while True:
+        seconds = lifetime()
+        pause = longest if seconds is None else schedule.RETRY_GAP * seconds
+        await clock.sleep(min(max(pause, shortest), longest))
+        if not held():
+            continue
+        try:
+            async with asyncio.timeout(attempt_seconds):
+                roots = await source.roots()
+            on_roots(roots, clock.now())
+        except TimeoutError:
+            _LOGGER.debug("the authority was silent when asked for its roots")
+        except SdsError as error:
+            _LOGGER.debug("the authority did not tell its roots: %s", error)
+
+
+def roots_source(authority: Authority) -> RootsSource | None:
+    """The authority, where it can be asked for its roots alone."""
+    return authority if callable(getattr(authority, "roots", None)) else None  # type: ignore[return-value]

@@ -1,0 +1,31 @@
+"""How rotation behaves: its bounds in time.
+
+Invariant: every default serves one node and lifetimes from seconds to days.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotationSettings:
+    """How rotation behaves; every default serves one node and lifetimes from seconds to days.
+
+    Attributes:
+        attempt: an exchange that takes longer has failed.
+        ack_wait: how long a new root waits for the ACKs of subscribers.
+        settling: how long a new root stands in the bundle before a leaf under it replaces a valid
+            one, so that other nodes learn of it too; at most a fifth of the certificate's time.
+        retention: how long a root that the authority no longer names may still have leaves; None:
+            the longest lifetime that was asked for on this node, or ``lifetime_elsewhere``.
+        lifetime_elsewhere: the longest lifetime that other members of the trust domain are known
+            to have.
+    """
+
+    attempt: timedelta = timedelta(seconds=30)
+    ack_wait: timedelta = timedelta(seconds=5)
+    settling: timedelta = timedelta(seconds=5)
+    retention: timedelta | None = None
+    lifetime_elsewhere: timedelta = timedelta(0)
