@@ -24,11 +24,13 @@ from sds.ca.server import ExchangeLimits, ExchangeService, handler
 from sds.ca.signers import SignerBox, keep_signing
 from sds.errors import ConfigurationError
 from sds.exchange.challenge import NonceTable
+from sds.supervision import supervised
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from sds.attestation.evidence import Attester, Verifier
+    from sds.backoff import Retry
     from sds.ca.issuance import IssuancePolicy
     from sds.ca.journal import Journal
     from sds.ca.signers import SignerSource
@@ -62,6 +64,7 @@ class AuthorityParts:
         nonce_limit: nonces in all.
         journal: the record of what was issued.
         answered: hears how many seconds each message waited for its answer.
+        retry: when to ask again for a certificate of its own; a change that may help tells it.
         drain_seconds: how long open streams have to end by themselves after a stop.
     """
 
@@ -80,6 +83,7 @@ class AuthorityParts:
     nonce_limit: int = 65_536
     journal: Journal
     answered: Callable[[float], None] | None = None
+    retry: Retry | None = None
     drain_seconds: float = 5.0
 
 
@@ -137,12 +141,20 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
             advice="is the address this machine's, and the port free?",
         ) from error
     async with asyncio.TaskGroup() as tasks:
-        telling = tasks.create_task(tell_health(healths, box, parts.clock), name="health")
+        telling = _start(tasks, "health", lambda: tell_health(healths, box, parts.clock), parts)
         running = [
-            tasks.create_task(prover.run(), name="prover"),
-            tasks.create_task(
-                keep_signing(box, parts.source, clock=parts.clock, settle=parts.max_lifetime),
-                name="signer",
+            _start(tasks, "prover", prover.run, parts),
+            _start(
+                tasks,
+                "signer",
+                lambda: keep_signing(
+                    box,
+                    parts.source,
+                    clock=parts.clock,
+                    settle=parts.max_lifetime,
+                    retry=parts.retry,
+                ),
+                parts,
             ),
         ]
         await server.start()
@@ -157,6 +169,15 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
             await server.stop(parts.drain_seconds)
             for task in running:
                 task.cancel()
+
+
+def _start(
+    tasks: asyncio.TaskGroup,
+    name: str,
+    run: Callable[[], Awaitable[None]],
+    parts: AuthorityParts,
+) -> asyncio.Task[None]:
+    return tasks.create_task(supervised(name, run, clock=parts.clock), name=name)
 
 
 def _server(limits: ExchangeLimits, connections: int) -> grpc.aio.Server:

@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from sds.errors import RefusedError
 from sds.identity import SpiffeId, TrustDomain
 from sds.pki import certificate_der, load_certificate, signature_hash, spki_sha256
+from sds.pki.constraints import extension
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -94,8 +95,8 @@ def make_signer(
     issuing = certificates[0]
     lengths = []
     for depth, certificate in enumerate(certificates):
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        if constraints.path_length is not None:
+        constraints = extension(certificate, x509.BasicConstraints)
+        if constraints is not None and constraints.path_length is not None:
             lengths.append(constraints.path_length - depth)
     return Signer(
         trust_domain=trust_domain,
@@ -107,10 +108,20 @@ def make_signer(
         path_length=min(lengths, default=None),
         key_id=spki_sha256(key.public_key()),
         algorithm=signature_hash(key),
-        identifier=x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
-            issuing.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        ),
+        identifier=_identifier(issuing, key),
     )
+
+
+def _identifier(issuing: x509.Certificate, key: PrivateKey) -> x509.AuthorityKeyIdentifier:
+    """RFC 5280, section 4.2.1.1: the issuer's own key identifier, where it has one.
+
+    Section 4.2.1.2 asks every CA certificate to have one, and some tools write none; then it is
+    made from the key, as that section's method 1 says.
+    """
+    own = extension(issuing, x509.SubjectKeyIdentifier)
+    if own is None:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key())
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own)
 
 
 def self_sign(

@@ -102,13 +102,18 @@ class KubernetesSection(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeRules:
-    """Issuance policy for tokens; everything else goes to ``others``."""
+    """Issuance policy for tokens; everything else goes to ``others``.
+
+    With ``policy_decides`` a token needs both: what the cluster says of its node, and a grant of
+    the signed policy, whose limits count too.
+    """
 
     section: KubernetesSection
     trust_domain: TrustDomain
     pods: ScheduledPods
     synced: asyncio.Event
     others: IssuancePolicy
+    policy_decides: bool = False
 
     @property
     def digest(self) -> bytes:
@@ -130,13 +135,26 @@ class NodeRules:
 
         1. the pods were read once; 2. the pod that asks runs on the node that its token names;
         3. an authority's account may sign, and only it; 4. the SPIFFE ID is that of a pod on the
-        node; 5. every DNS name matches a pattern of such a pod's namespace.
+        node; 5. every DNS name matches a pattern of such a pod's namespace; 6. where a signed
+        policy decides, it grants this to the node too, and the shorter lifetime counts.
 
         Raises:
-            RefusedError: a subclass that names what is not allowed.
+            RefusedError: it says what is not allowed.
         """  # noqa: D415  a list follows
         if claims.kind is not EvidenceKind.KUBERNETES_TOKEN:
             return self.others.decide(claims, wanted, now=now)
+        own = self._by_cluster(claims, wanted)
+        if not self.policy_decides:
+            return own
+        theirs = self.others.decide(claims, wanted, now=now)  # 6
+        lengths = [one.path_length for one in (own, theirs) if one.path_length is not None]
+        return Permit(
+            group=theirs.group,
+            lifetime=min(own.lifetime, theirs.lifetime),
+            path_length=min(lengths, default=None),
+        )
+
+    def _by_cluster(self, claims: Claims, wanted: RequestedCertificate) -> Permit:
         node, facts = claims.measurement, claims.attributes
         if not self.synced.is_set():  # 1
             raise RefusedError("the cluster's pods are not known yet", reason="authority_not_ready")
@@ -215,6 +233,7 @@ async def kubernetes_tokens(
     policy: IssuancePolicy,
     verifier: Verifier,
     clock: Clock,
+    policy_decides: bool = False,
 ) -> AsyncIterator[tuple[IssuancePolicy, Verifier]]:
     """Policy and verifier that know tokens, and the tasks behind them.
 
@@ -224,6 +243,7 @@ async def kubernetes_tokens(
         policy: for every other kind of evidence.
         verifier: of every other kind of evidence.
         clock: time.
+        policy_decides: whether ``policy`` must grant what tokens ask for too.
 
     Raises:
         ConfigurationError: the API server is not known.
@@ -247,6 +267,7 @@ async def kubernetes_tokens(
                         pods=pods,
                         synced=watch.synced,
                         others=policy,
+                        policy_decides=policy_decides,
                     ),
                     ByKind(
                         tokens=KubernetesTokenVerifier(keys=keys, rules=section.rules()),

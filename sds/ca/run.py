@@ -18,6 +18,7 @@ from sds.attestation.build import Verification, make_attester
 from sds.attestation.kubernetes.token import TokenAttester
 from sds.attestation.verifier import EvidenceVerifier
 from sds.authority.attested import AttestedAuthority
+from sds.backoff import QUICK, Retry
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
 from sds.ca.capacity import connections, memory_limit, raise_descriptor_limit
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
@@ -25,7 +26,7 @@ from sds.ca.journal import Journal
 from sds.ca.kubernetes import kubernetes_tokens
 from sds.ca.observe import AuthorityObserver, Nobody
 from sds.ca.signed_policy import SignedIssuancePolicy
-from sds.ca.signers import FromOperator, FromUpstream, SelfSigned
+from sds.ca.signers import HOPELESS_SIGNER, FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError, PolicyError
@@ -84,6 +85,7 @@ async def serve(
                     config.kubernetes,
                     trust_domain=config.trust_domain,
                     policy=policy,
+                    policy_decides=config.policy is not None,
                     verifier=verifier,
                     clock=clock,
                 )
@@ -92,7 +94,10 @@ async def serve(
             trust_domain=config.trust_domain,
             listen=config.listen,
             tls=_tls(config, clock),
-            source=await stack.enter_async_context(_source(config, attester, upstream, clock)),
+            source=await stack.enter_async_context(
+                _source(config, attester, upstream, None if files is None else files.holder, clock)
+            ),
+            retry=_retry(clock, files),
             policy=policy,
             verifier=observer.verifier(verifier),
             # A token is for the authority above alone; it proves nothing to those who ask us.
@@ -142,8 +147,13 @@ async def serve(
             if one.any
         ]
         if files is not None:
-            running.append(tasks.create_task(files.follow(), name="policy-files"))
-            running.append(tasks.create_task(files.holder.run(), name="policy"))
+            running += [
+                tasks.create_task(supervised(name, run, clock=clock), name=name)
+                for name, run in (
+                    ("policy-files", files.follow),
+                    ("policy", files.holder.run),
+                )
+            ]
         await stop.wait()
         notify(STOPPING)
         _LOGGER.info("the authority is draining")
@@ -220,11 +230,20 @@ def _verifier(config: AuthorityConfig, verification: Verification) -> Verifier:
     return verifier if config.identities else EvidenceVerifier({})
 
 
+def _retry(clock: Clock, files: PolicyFiles | None) -> Retry:
+    """When to ask again for the authority's own certificate: at once under a new policy."""
+    retry = Retry(clock, QUICK, hopeless=HOPELESS_SIGNER)
+    if files is not None:
+        files.holder.listen(retry.changed)
+    return retry
+
+
 @contextlib.asynccontextmanager
 async def _source(
     config: AuthorityConfig,
     attester: Attester | None,
     verification: Verification | None,
+    policy: PolicyHolder | None,
     clock: Clock,
 ) -> AsyncIterator[SignerSource]:
     match config.signer:
@@ -258,6 +277,7 @@ async def _source(
                 attester=attester,
                 verifier=verification.verifier() if verification is not None else None,
                 clock=clock,
+                policy=policy,
             )
             try:
                 yield FromUpstream(

@@ -16,17 +16,22 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sds.backoff import QUICK, Backoff, Retry
 from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
 from sds.errors import CertificateError, RefusedError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.pki import (
+    certificate_der,
     certificates_from_pem,
+    complete_anchors,
     generate_private_key,
     load_certificate,
     make_csr,
+    read_root,
     verify_authority_chain,
 )
+from sds.pki.path import sorted_path
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -40,8 +45,8 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _RENEW_AT: Final = 0.5
 """Part of the remaining life after which the signer is renewed."""
-_RETRY: Final = timedelta(seconds=2)
-_RETRY_LATER: Final = timedelta(seconds=60)
+HOPELESS_SIGNER: Final = Backoff(first=1.0, longest=30.0)
+"""Somebody has to change something at the authority above; when that is done, soon is soon."""
 
 
 class SignerBox:
@@ -87,11 +92,17 @@ class SignerBox:
         return tuple(sorted(der for der, not_after in self._roots.items() if not_after > now))
 
     def publish(self, roots: tuple[bytes, ...]) -> bool:
-        """Add roots to the bundle; whether one of them is new beside others."""
+        """Add roots to the bundle; whether one of them is new beside others.
+
+        Raises:
+            CertificateError: one is not a root that every client can read.
+        """
         new = [der for der in roots if der not in self._roots]
+        for der in new:
+            read_root(der)
         beside = bool(self._roots) and bool(new)
         for der in new:
-            self._roots[der] = load_certificate(der, "root").not_valid_after_utc
+            self._roots[der] = read_root(der).not_valid_after_utc
         return beside
 
     def activate(self, signer: Signer) -> None:
@@ -213,7 +224,7 @@ class FromOperator:
         while True:
             try:
                 return self._read(key)
-            except (OSError, CertificateError) as error:
+            except (OSError, SdsError) as error:
                 if not isinstance(error, FileNotFoundError) and str(error) != said:
                     said = str(error)
                     _LOGGER.warning(
@@ -236,8 +247,10 @@ class FromOperator:
             ) from error
 
     def _read(self, key: PrivateKey) -> tuple[Signer, tuple[bytes, ...]]:
-        chain = certificates_from_pem(self.chain_file.read_bytes())
-        roots = certificates_from_pem(self.roots_file.read_bytes())
+        chain = self._sorted(
+            certificates_from_pem(self.chain_file.read_bytes()),
+            roots := self._anchors(certificates_from_pem(self.roots_file.read_bytes())),
+        )
         root = verify_authority_chain(
             chain, roots=roots, public_key=key.public_key(), now=self.clock.now().wall
         )
@@ -247,9 +260,41 @@ class FromOperator:
             roots,
         )
 
+    def _anchors(self, roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The roots, where every verifier can end a chain in each of them.
+
+        Raises:
+            CertificateError: one cannot be read, or is an intermediate without its root.
+        """
+        complete = set(complete_anchors(roots))
+        for der in roots:
+            if der not in complete:
+                name = read_root(der).subject.rfc4514_string()
+                raise CertificateError(
+                    f"{self.roots_file}: {name} is not self-signed, and the certificate that "
+                    "issued it is not there",
+                    reason="certificate_constraint",
+                    advice="put the self-signed root into roots_file: verifiers that want whole "
+                    "chains, such as Envoy's SPIFFE validator, refuse chains that end in an "
+                    "intermediate",
+                )
+        return roots
+
+    @staticmethod
+    def _sorted(chain: tuple[bytes, ...], roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """The path from the issuing certificate, which comes first, to a root."""
+        issuing, *others = [load_certificate(der) for der in chain]
+        path = sorted_path(issuing, others, [read_root(der) for der in roots])
+        return chain if path is None else tuple(certificate_der(one) for one in path)
+
 
 async def keep_signing(
-    box: SignerBox, source: SignerSource, *, clock: Clock, settle: timedelta
+    box: SignerBox,
+    source: SignerSource,
+    *,
+    clock: Clock,
+    settle: timedelta,
+    retry: Retry | None = None,
 ) -> None:
     """Get the first signer and renew it in good time, until cancelled.
 
@@ -259,22 +304,23 @@ async def keep_signing(
         clock: time and waiting.
         settle: how long a new root stands in the bundle before anything is signed under it: the
             longest life of a leaf, so that every agent has asked at least once in between.
+        retry: says when to try again; whoever learns of a change tells it.
     """
-    wait = _RETRY
+    retry = retry if retry is not None else Retry(clock, QUICK, hopeless=HOPELESS_SIGNER)
     while True:
         try:
             signer, roots = await source.next_signer()
+            new = box.publish(roots)
         except SdsError as error:
             _LOGGER.warning(
                 "no certificate for the authority itself: %s",
                 error,
-                extra={"reason": error.reason, "again_in_seconds": wait.total_seconds()},
+                extra={"reason": error.reason, "failures": retry.failures + 1},
             )
-            await clock.sleep(wait.total_seconds())
-            wait = min(wait * 2, _RETRY_LATER)
+            await retry.pause(helps=error.retriable)
             continue
-        wait = _RETRY
-        if box.publish(roots) and box.ready.is_set():
+        retry.succeeded()
+        if new and box.ready.is_set():
             await clock.sleep(settle.total_seconds())
         box.activate(signer)
         left = signer.not_after - clock.now().wall

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from sds.ca.kubernetes import KubernetesSection, NodeRules, kubernetes_tokens
 from sds.clock import SystemClock
 from sds.errors import EvidenceMalformedError, RefusedError, SdsError
 from sds.identity import KeyType, SpiffeId, parse_trust_domain
-from sds.policy.nodes import RequestedCertificate
+from sds.policy.nodes import Permit, RequestedCertificate
 from sds.workload.kubernetes.scheduled import ScheduledPods
 from sds.workload.kubernetes.settings import ServerSettings
 from tests.support.authority import configured
@@ -180,6 +181,43 @@ def test_what_a_node_may_not_have(
 def test_an_authoritys_account_may_sign_and_nothing_else() -> None:
     policy = rules(AGENT, authorities=["attested-sds/agent"])
     assert policy.decide(claims(), wish("", signing=True), now=NOW).path_length == 0
+
+
+class Granting:
+    """A signed policy that grants five minutes, and P-384 only."""
+
+    digest, epoch, document = b"d" * 32, 7, b""
+
+    def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
+        """Admit everybody."""
+
+    def decide(self, claims: Claims, wanted: RequestedCertificate, *, now: datetime) -> Permit:
+        if wanted.key_type is not KeyType.EC_P384:
+            raise RefusedError("P-384 only", reason="key_type_not_allowed")
+        return Permit(
+            group="cluster",
+            lifetime=min(wanted.lifetime, timedelta(minutes=5)),
+            path_length=3 if wanted.signing else None,
+        )
+
+
+def test_a_signed_policy_decides_about_tokens_too() -> None:
+    cluster_alone = rules(AGENT, pod("web-1"))
+    both = replace(cluster_alone, others=Granting(), policy_decides=True)
+    with refused("key_type_not_allowed"):
+        both.decide(claims(), wish(), now=NOW)
+    ours = replace(wish(), key_type=KeyType.EC_P384)
+    assert both.decide(claims(), ours, now=NOW).lifetime == timedelta(minutes=5)
+    elsewhere = replace(wish("/ns/other/sa/web"), key_type=KeyType.EC_P384)
+    with refused("pod_not_on_node"):
+        both.decide(claims(), elsewhere, now=NOW)
+    signing = replace(
+        rules(AGENT, authorities=["attested-sds/agent"]), others=Granting(), policy_decides=True
+    )
+    below = replace(wish("", signing=True), key_type=KeyType.EC_P384)
+    assert signing.decide(claims(), below, now=NOW).path_length == 0
+    # Without a signed policy the cluster alone decides, as documented.
+    assert cluster_alone.decide(claims(), wish(), now=NOW).lifetime > timedelta(minutes=5)
 
 
 def test_other_evidence_is_not_decided_here() -> None:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,7 @@ from sds.exchange.item import IssuedChain
 from sds.pki import certificate_pem, verify_svid_chain
 from tests.support import need
 from tests.support.authority import wish
+from tests.support.policies import Signatory, document, sign
 from tests.support.process import Process, output, running, sds
 
 if TYPE_CHECKING:
@@ -184,6 +186,30 @@ async def test_an_authority_below_an_authority(site: Site) -> None:
             assert await root.kill() == -signal.SIGKILL
             async with client(await port(below)) as authority:
                 await issue_one(authority)
+
+
+async def test_a_signed_policy_at_both_authorities(site: Site) -> None:
+    alice = Signatory("alice")
+    now = datetime.now(UTC)
+    policy = document(
+        epoch=5,
+        not_before=now - timedelta(hours=1),
+        not_after=now + timedelta(days=1),
+        nodes=[
+            {"name": "authorities", "measurements": [AUTHORITY.hex()], "authority": {}},
+        ],
+    )
+    (site.path / "policy.json").write_bytes(sign(policy, alice))
+    (site.path / "alice.pub").write_text(alice.public.pem)
+    files = {"file": str(site.path / "policy.json"), "keys": [str(site.path / "alice.pub")]}
+    async with site.authority("root", policy=files, identities=[]) as root:
+        signer = {
+            "kind": "upstream",
+            "authority": {"addresses": [f"127.0.0.1:{await port(root)}"]},
+            "verification": {"trusted_roots": [str(site.ark)]},
+        }
+        async with site.authority("below", signer=signer, policy=files, identities=[]) as below:
+            assert await port(below)
 
 
 def _openssl(*arguments: str | Path) -> None:

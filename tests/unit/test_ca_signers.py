@@ -172,6 +172,83 @@ async def test_an_operators_chain(tmp_path: Path, with_root: bool) -> None:  # n
     assert signer.path_length == 0
 
 
+@pytest.mark.parametrize("case", ["no-skid", "swapped", "repeated", "intermediate-anchor"])
+async def test_what_operators_tools_write(tmp_path: Path, case: str) -> None:
+    clock = FakeClock()
+    offline = self_signed(ca_wish("offline"))
+    policy = offline.issue(ca_wish("policy"))
+    anchor = policy if case == "intermediate-anchor" else offline
+    source = FromOperator(
+        trust_domain=TRUST_DOMAIN,
+        key_type=KeyType.EC_P256,
+        csr_file=tmp_path / "csr.pem",
+        chain_file=tmp_path / "chain.pem",
+        roots_file=tmp_path / "roots.pem",
+        clock=clock,
+    )
+    (tmp_path / "roots.pem").write_bytes(certificate_pem([anchor.der]))
+    task = asyncio.create_task(source.next_signer())
+    async with asyncio.timeout(10):
+        while not (tmp_path / "csr.pem").exists():
+            await asyncio.sleep(0.01)
+    request = x509.load_pem_x509_csr((tmp_path / "csr.pem").read_bytes())
+    # ca_wish writes no subject key identifier.
+    between = policy.issue(ca_wish("between"))
+    issuing = between.issue(ca_wish("issuing", path_length=0), key=_public(request.public_key()))
+    chain = {
+        "no-skid": [issuing, between, policy],
+        "swapped": [issuing, policy, between],
+        "repeated": [issuing, between, between, policy, offline, policy],
+        "intermediate-anchor": [issuing, between],
+    }[case]
+    (tmp_path / "chain.pem").write_bytes(certificate_pem([one.der for one in chain]))
+    await clock.advance(2)
+    if case == "intermediate-anchor":
+        assert not task.done()
+        (tmp_path / "roots.pem").write_bytes(certificate_pem([policy.der, offline.der]))
+        await clock.advance(2)
+    signer, _ = await task
+    assert signer.chain[:2] == (issuing.der, between.der)
+    skid = x509.SubjectKeyIdentifier.from_public_key(request.public_key())
+    assert signer.identifier.key_identifier == skid.digest
+
+
+async def test_a_bundle_that_clients_cannot_read_is_not_published() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    lame = self_signed(Wish(subject=ca_wish("x").subject)).der  # no certificate authority
+
+    class Once:
+        asked = 0
+
+        async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+            self.asked += 1
+            signer, roots = await source.next_signer()
+            return signer, (*roots, lame) if self.asked == 1 else roots
+
+    once = Once()
+    async with signing(once, clock) as box:
+        await clock.advance(0)
+        assert not box.ready.is_set()
+        assert box.roots == ()
+        await clock.advance(10)
+        assert box.ready.is_set()
+        assert lame not in box.roots
+
+
+async def test_a_long_outage_is_over_soon_after_it_ends() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    source.failures = 1_000_000
+    async with signing(source, clock) as box:
+        for _ in range(1800):
+            await clock.advance(1)
+        source.failures = 0
+        for _ in range(6):
+            await clock.advance(1)
+        assert box.ready.is_set()
+
+
 def _public(key: Any) -> Any:
     """A key of which only the public half is used: the test signs for somebody else."""
 
