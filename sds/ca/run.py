@@ -34,6 +34,7 @@ from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
 from sds.operations.readiness import Readiness, authority_readiness
 from sds.policy.holder import PolicyHolder
+from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
 from sds.supervision import supervised
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Verifier
     from sds.ca.issuance import IssuancePolicy
     from sds.ca.signers import SignerSource
-    from sds.policy.reload import PolicyFiles
 
 _LOGGER = logging.getLogger(__name__)
 _POLL: Final = timedelta(seconds=1)
