@@ -2,7 +2,8 @@
 
 Invariants: one living agent a run directory (a lock that the kernel gives back when its holder
 dies); a socket that a dead agent left is removed, one on which anybody listens never; directories
-are made with their mode before a socket is in them.
+are made with their mode before a socket is in them; no directory is used that another user than
+root could have put there, or could exchange.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import grp
 import os
 import socket
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import SocketError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _PROBE_SECONDS: Final = 1.0
 _BACKLOG: Final = 4096
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+_MOST_STEPS: Final = 256
 
 
 @contextlib.contextmanager
@@ -70,6 +73,7 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
     Raises:
         SocketError: it cannot be made, or is no directory.
     """
+    expect_trusted(path, mode)
     try:
         existed = path.is_dir()
         path.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -82,6 +86,58 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
             f"directory {path} cannot be made: {error.strerror}",
             advice="make it writable for this user, or set another run_dir",
         ) from error
+    expect_trusted(path, mode)
+
+
+def expect_trusted(path: Path, mode: int) -> None:
+    """Refuse a directory that somebody else could have put there, or could exchange.
+
+    The directory itself must be this user's, no symbolic link, and writable for nobody else than
+    ``mode`` says. Each
+    one above it must be this user's or root's, and writable for others only with the sticky bit.
+    Links above it must be root's, in directories that only root can write (``/var/run``). What does
+    not exist yet is no fault.
+
+    Raises:
+        SocketError: ``directory_not_ours``: another user has power over it.
+    """
+    ours = os.geteuid()
+    here, names = Path("/"), [name for name in str(path.absolute()).split("/") if name]
+    above = here.lstat()
+    for _ in range(_MOST_STEPS):
+        if not names:
+            return
+        step, names = here / names[0], names[1:]
+        try:
+            found = step.lstat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise SocketError(f"directory {step} cannot be looked at: {error.strerror}") from error
+        if stat.S_ISLNK(found.st_mode):
+            if not names or found.st_uid != 0 or above.st_uid != 0 or above.st_mode & _OTHERS_WRITE:
+                raise _not_ours(path, f"{step} is a symbolic link")
+            target = step.readlink()
+            here = Path("/") if target.is_absolute() else here
+            names = [name for name in str(target).split("/") if name] + names
+            above = here.lstat()
+            continue
+        if found.st_uid != ours and (not names or found.st_uid != 0):
+            raise _not_ours(path, f"{step} belongs to user {found.st_uid}")
+        allowed = stat.S_ISVTX if names else 0
+        others = found.st_mode & _OTHERS_WRITE & (-1 if names else ~mode)
+        if others and not found.st_mode & allowed:
+            raise _not_ours(path, f"others can write to {step}")
+        here, above = step, found
+    raise _not_ours(path, "its symbolic links lead in circles")
+
+
+def _not_ours(path: Path, why: str) -> SocketError:
+    return SocketError(
+        f"directory {path} is not safe for sockets: {why}",
+        reason="directory_not_ours",
+        advice="give it to the agent's user, and write it without symbolic links",
+    )
 
 
 def open_to(path: Path, mode: int, *, group: str | None = None) -> None:

@@ -227,7 +227,7 @@ def verified_channel(
     Raises:
         ConfigurationError: there is no root.
     """
-    if not root_pem.strip():
+    if b"-----BEGIN CERTIFICATE-----" not in root_pem:
         raise ConfigurationError("there is no root that the authority's TLS could verify under")
     options: Sequence[tuple[str, object]] = (
         ("grpc.ssl_target_name_override", server_name),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +17,7 @@ import yaml
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import load_der_x509_certificate
 
+from sds.agent.directory import make_directory
 from sds.attestation.snp.simulated import SimulatedRoot
 from sds.demo.supervisor import Part
 from sds.errors import ConfigurationError, SocketError
@@ -112,17 +112,11 @@ def private_directory(path: Path) -> None:
     """Make a directory that only this user can enter, or accept one that is so already.
 
     Raises:
-        SocketError: it belongs to somebody else, others can enter it, or it cannot be made.
+        SocketError: others can enter it, it is behind a symbolic link or in a directory of somebody
+            else, or it cannot be made.
     """
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-    except OSError as error:
-        raise SocketError(
-            f"run directory {path} cannot be made: {error.strerror}",
-            advice="choose another one with --run-dir",
-        ) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    make_directory(path, 0o700, exact=False)
+    if path.lstat().st_mode & 0o077:
         raise SocketError(
             f"run directory {path} is not this user's alone",
             advice="remove it, chmod it to 0700, or choose another one with --run-dir",
@@ -191,6 +185,10 @@ def _part(name: str, path: Path, configuration: Mapping[str, Any], descriptor: i
     path.write_text(yaml.safe_dump(dict(configuration), sort_keys=False))
     return Part(
         name=name,
-        command=[sys.executable, "-m", "sds", name, "--config", str(path), "--log-format", "json"],
+        # -P: never from the current directory, which may be anybody's.
+        command=[
+            *(sys.executable, "-P", "-m", "sds", name),
+            *("--config", str(path), "--log-format", "json"),
+        ],
         descriptors=(descriptor,),
     )

@@ -149,11 +149,15 @@ def _context(endpoint: BundleServer, roots: Sequence[bytes]) -> ssl.SSLContext:
         if endpoint.root is None:
             return ssl.create_default_context()
         try:
-            return ssl.create_default_context(cafile=str(endpoint.root))
+            # Not create_default_context: only this file's roots may count.
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.load_verify_locations(cafile=str(endpoint.root))
         except OSError as error:
             raise ConfigurationError(
                 f"root {endpoint.root} of bundle endpoint {endpoint.url} cannot be used: {error}"
             ) from error
+        return context
     if not roots:
         raise BundleError(
             f"no bundle of {endpoint.spiffe_id.trust_domain} is held, under which bundle endpoint "

@@ -18,6 +18,10 @@ GENERAL: Final[dict[str, Reason]] = {
         "Choose a shorter path (a Unix socket's has at most 107 bytes), a directory that you "
         "may write to, or end the process that holds it.",
     ),
+    "directory_not_ours": Reason(
+        "Another user owns the directory, or one above it, can write to it, or put a symbolic link "
+        "there. Give it to the agent's user, or set another `run_dir`.",
+    ),
     "identity": Reason(
         "Write SPIFFE IDs as `spiffe://trust-domain/path`, trust domains in lower case "
         "without a scheme, DNS names in lower case without wildcards.",

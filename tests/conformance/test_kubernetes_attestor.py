@@ -341,10 +341,15 @@ async def test_the_servers_certificate_is_verified(tmp_path: Path) -> None:
         other = tmp_path / "other.pem"
         stranger = self_signed(ca_wish("stranger")).certificate
         other.write_bytes(stranger.public_bytes(Encoding.PEM))
+        empty, comment = tmp_path / "empty.pem", tmp_path / "comment.pem"
+        empty.touch()
+        comment.write_text("# the roots of the cluster\n")
         for server, text in (
             (kube.kubelet(ca_file=other), "certificate verify failed"),
             (kube.kubelet(server_name="node2"), "certificate"),
             (kube.kubelet(ca_file=tmp_path / "absent"), "No such file"),
+            (kube.kubelet(ca_file=empty), "no certificates under which"),
+            (kube.kubelet(ca_file=comment), "no certificates under which"),
             (kube.kubelet(token_file=tmp_path / "absent"), "No such file"),
         ):
             async with ApiClient(server) as client:

@@ -10,10 +10,11 @@ import pytest
 
 from sds.agent.directory import claimed, clear_socket, make_directory, open_to
 from sds.errors import SocketError
+from tests.support import need
 from tests.support.node import short_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -76,3 +77,58 @@ def test_modes_are_exact_whatever_the_umask(folder: Path) -> None:
 def test_a_group_that_is_not_there(folder: Path) -> None:
     with pytest.raises(SocketError, match="there is no group 'nobody-knows-it'"):
         make_directory(folder / "d", 0o750, group="nobody-knows-it")
+
+
+@pytest.mark.parametrize("make", [make_directory, lambda path, _mode: claimed(path).__enter__()])
+def test_a_directory_behind_a_symbolic_link(
+    folder: Path, make: Callable[[Path, int], None]
+) -> None:
+    (folder / "elsewhere").mkdir()
+    (folder / "link").symlink_to("elsewhere")
+    with pytest.raises(SocketError, match="is a symbolic link") as caught:
+        make(folder / "link", 0o700)
+    assert caught.value.reason == "directory_not_ours"
+    folder.chmod(0o777)  # anybody could exchange the link
+    with pytest.raises(SocketError, match=r"is a symbolic link|others can write"):
+        make(folder / "link" / "run", 0o700)
+    assert not list((folder / "elsewhere").iterdir())
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("place", ["itself", "above", "link above"])
+def test_a_directory_of_another_user(folder: Path, place: str) -> None:
+    need.root()
+    above, target = folder / "a", folder / "target"
+    if place == "link above":
+        target.mkdir()
+        above.symlink_to(target)
+        os.lchown(above, 4242, 4242)
+    else:
+        above.mkdir()
+        (above / "run").mkdir()
+        os.chown(above if place == "above" else above / "run", 4242, 4242)
+    with pytest.raises(SocketError, match=r"belongs to user 4242|is a symbolic link"):
+        make_directory(above / "run", 0o700)
+
+
+def test_a_directory_that_others_can_write(folder: Path) -> None:
+    run = folder / "run"
+    run.mkdir()
+    run.chmod(0o777)
+    with pytest.raises(SocketError, match="others can write"):
+        make_directory(run, 0o711)
+    with pytest.raises(SocketError, match="others can write"), claimed(run):
+        pass
+    run.chmod(0o770)
+    make_directory(run, 0o770)
+
+
+@pytest.mark.root
+def test_a_link_that_only_root_can_make(folder: Path) -> None:
+    """As /var/run on every Linux."""
+    need.root()
+    (folder / "run").mkdir()
+    (folder / "var").mkdir(mode=0o755)
+    (folder / "var" / "run").symlink_to("../run")
+    make_directory(folder / "var" / "run" / "sds", 0o711)
+    assert (folder / "run" / "sds").is_dir()

@@ -125,6 +125,10 @@ class ApiClient:
         try:
             if server.token_file is not None:
                 token = server.token_file.read_text(encoding="ascii").strip()
+                if not token:
+                    raise KubernetesError(
+                        f"{server.token_file}: the token is empty", reason=server.reason
+                    )
                 headers["Authorization"] = f"Bearer {token}"
             async with self._session.request(
                 method,
@@ -176,22 +180,41 @@ class ApiClient:
     def _tls(self) -> ssl.SSLContext:
         """A context with the root as it is now: certificate authorities are rotated too."""
         server = self._server
-        if server.insecure_skip_verify:
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            return context
-        pem = server.ca_file.read_text(encoding="utf-8") if server.ca_file else None
-        return _context(pem)
+        if server.insecure_skip_verify or server.ca_file is None:
+            return _context(None)
+        try:
+            return _context(server.ca_file.read_text(encoding="ascii"))
+        except (OSError, ValueError) as error:
+            raise KubernetesError(
+                f"{server.ca_file}: no certificates under which {server.url} could be verified: "
+                f"{error}",
+                reason=server.reason,
+            ) from error
 
 
+_MOST_CONTEXTS: Final = 8
 _contexts: dict[str | None, ssl.SSLContext] = {}
 
 
 def _context(pem: str | None) -> ssl.SSLContext:
-    """One context per content of the root file: connections are reused per context."""
+    """One context per content of the root file: connections are reused per context.
+
+    Only these roots count, and never the system's: ``ssl.create_default_context`` takes those if
+    it is given an empty text. None verifies nothing (:class:`Server` permits it to loopback only).
+
+    Raises:
+        ValueError, ssl.SSLError: there is no certificate in the text.
+    """
     context = _contexts.get(pem)
     if context is None:
-        _contexts.clear()
-        context = _contexts[pem] = ssl.create_default_context(cadata=pem)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if pem is None:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        else:
+            context.load_verify_locations(cadata=pem)
+        if len(_contexts) >= _MOST_CONTEXTS:
+            _contexts.clear()
+        _contexts[pem] = context
     return context

@@ -47,6 +47,12 @@ class KubernetesServer:
         parts = urlsplit(self.url)
         if parts.scheme != "https" or not parts.hostname:
             raise ConfigurationError(f"{self.url!r} is not an https:// URL")
+        if self.ca_file is None and not self.insecure_skip_verify:
+            raise ConfigurationError(
+                f"{self.url}: there is no file of roots under which its certificate could be "
+                "verified",
+                advice="write ca_file",
+            )
         if self.insecure_skip_verify and parts.hostname != _LOOPBACK:
             raise ConfigurationError(
                 f"the certificate of {self.url} must be verified",
