@@ -207,15 +207,14 @@ async def test_a_client_that_refuses_a_secret(node: Node, tmp_path: Path) -> Non
         prometheus(tmp_path, agent) as watch,
         node.authority(),
         node.agent(**metrics(agent)),
-        channel(f"unix:{node.socket('web')}") as connection,
     ):
-        stream = Sotw(connection)
-        await stream.ask("default")
-        response = await stream.next()
-        await stream.nack(response, "default", error="the private key does not match")
-        await watch.until(firing={"SdsNack"})
-        await watch.stays("SdsNack")
-        await stream.ack(response, "default")
+        async with channel(f"unix:{node.socket('web')}") as connection:
+            stream = Sotw(connection)
+            await stream.ask("default")
+            response = await stream.next()
+            await stream.nack(response, "default", error="the private key does not match")
+            await watch.until(firing={"SdsNack"})
+            await watch.stays("SdsNack")
         await watch.until(silent={"SdsNack"})
 
 
