@@ -63,13 +63,19 @@ def test_istios_authority(tmp_path: Path) -> None:
     assert isinstance(config.authority, IstioSettings)
 
 
+def test_a_bare_number_is_seconds(tmp_path: Path) -> None:
+    config = load(GOOD | {"workloads": [WORKLOAD | {"lifetime": 120}]}, tmp_path)
+    assert [one.lifetime for one in config.workloads] == [timedelta(seconds=120)]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"trust_domian": "a"}, "trust_domian: unknown field, did you mean trust_domain?"),
         ({"workloads": [WORKLOAD | {"spifeid": 1}]}, "did you mean spiffe_id?"),
         ({"workloads": {}}, "workloads: Input should be a valid list, found a mapping"),
-        ({"workloads": [WORKLOAD | {"lifetime": 10}]}, "lifetime: expected text, found the num"),
+        ({"workloads": [WORKLOAD | {"lifetime": 1}]}, "whole seconds: use 2s or more"),
+        ({"workloads": [WORKLOAD | {"lifetime": [10]}]}, "workloads[0].lifetime"),
         ({"workloads": [WORKLOAD | {"lifetime": "1s"}]}, "whole seconds: use 2s or more"),
         ({"workloads": [WORKLOAD | {"lifetime": "2500ms"}]}, "whole seconds"),
         (
