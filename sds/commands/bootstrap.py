@@ -133,7 +133,8 @@ def bootstrap(
 ) -> None:
     """Print a complete Envoy bootstrap that takes its secrets from SOCKET.
 
-    Start it with `envoy -c FILE`; two Envoys on one machine need different --base-id and --admin.
+    Start it with `envoy --disable-hot-restart -c FILE`. Two Envoys on one machine need different
+    --admin addresses.
     """
     does = EnvoyRole(role)
     targets = _targets(does, peers)

@@ -19,7 +19,7 @@ import click
 import sds
 from sds.bootstrap.plan import Protocol
 from sds.clock import SystemClock
-from sds.demo.dev import Dev
+from sds.demo.dev import Dev, Programs, own_program, typed
 from sds.demo.envoys import ReservedPort, find_envoy
 from sds.demo.live import LiveReporter
 from sds.demo.node import simulated_node
@@ -36,6 +36,7 @@ _Result = TypeVar("_Result")
 _ROTATIONS_ON_A_PIPE: Final = 3
 _LIFETIME: Final = 10
 _DEV_LIFETIME: Final = 300
+_CHECKOUT: Final = Path(sds.__file__).parents[1]
 
 
 @click.command("demo")
@@ -92,9 +93,7 @@ def demo(
             "(--rotations N changes that)",
             err=True,
         )
-    binary = find_envoy(
-        envoy, environment=os.environ, folders=[Path.cwd(), Path(sds.__file__).parents[1]]
-    )
+    binary = find_envoy(envoy, environment=os.environ, folders=[Path.cwd(), _CHECKOUT])
     reporter = _reporter(output, terminal=terminal)
     with (
         ThreadPoolExecutor(1) as pool,
@@ -152,6 +151,7 @@ def dev(*, run_dir: Path | None, lifetime: int) -> None:
         async def run() -> None:
             running = Dev(
                 node,
+                programs=_programs(),
                 tell=click.echo,
                 event=lambda event: click.echo(in_words(event), err=True),
                 clock=SystemClock(),
@@ -160,6 +160,18 @@ def dev(*, run_dir: Path | None, lifetime: int) -> None:
                 await running.run()
 
         _to_its_end(run())
+
+
+def _programs() -> Programs:
+    """How the person who reads it starts ``sds`` and Envoy."""
+    cwd = Path.cwd()
+    try:
+        binary = find_envoy(None, environment=os.environ, folders=[cwd, _CHECKOUT])
+        envoy = typed(binary, cwd=cwd)
+    except ConfigurationError:
+        envoy = "envoy"  # `sds dev` needs none: the person brings one
+    own = own_program(sys.argv[0], executable=sys.executable, cwd=cwd)
+    return Programs(sds=own, envoy=envoy)
 
 
 def _reporter(output: str, *, terminal: bool) -> Reporter:

@@ -1,12 +1,16 @@
-"""``sds dev``: an authority and an agent without Envoys, for whoever brings one.
+"""``sds dev``: an authority and an agent without Envoys, for people who bring their own.
 
 Owns the waiting until both workloads have certificates, and the text that says what to try next.
+Invariant: a command in that text works as printed, in the terminal that ran ``sds dev``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.demo.report import grpcurl_line
@@ -24,6 +28,39 @@ if TYPE_CHECKING:
 READY_SECONDS: Final = 60.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """How a person starts ``sds`` and Envoy: text for a shell."""
+
+    sds: str
+    envoy: str
+
+
+def own_program(argv0: str, *, executable: str, cwd: Path) -> str:
+    """How the running ``sds`` is started again from ``cwd``, as text for a shell.
+
+    Args:
+        argv0: what the process was started as (``sys.argv[0]``).
+        executable: the Python interpreter (``sys.executable``).
+        cwd: where the person is.
+    """
+    if Path(argv0).name == "__main__.py":
+        return f"{typed(Path(executable), cwd=cwd)} -m sds"
+    return typed(Path(argv0), cwd=cwd)
+
+
+def typed(program: Path, *, cwd: Path) -> str:
+    """A program as a person types it in ``cwd``: its name if it is on the PATH, else its path."""
+    program = cwd / program
+    on_path = shutil.which(program.name)
+    if on_path is not None and Path(on_path).samefile(program):
+        return shlex.quote(program.name)
+    if program.is_relative_to(cwd):
+        short = str(program.relative_to(cwd))
+        return shlex.quote(short if "/" in short else f"./{short}")
+    return shlex.quote(str(program))
+
+
 class Dev:
     """One run of ``sds dev``; ``tell`` gets what people should read."""
 
@@ -31,12 +68,14 @@ class Dev:
         self,
         node: DemoNode,
         *,
+        programs: Programs,
         tell: Callable[[str], None],
         event: Callable[[Exited | Started], None],
         clock: Clock,
     ) -> None:
         """Nothing is started before :meth:`run`."""
         self._node = node
+        self._programs = programs
         self._tell = tell
         self._event = event
         self._clock = clock
@@ -73,7 +112,7 @@ class Dev:
             await self._serving(supervisor)
             supervisor.settle()
             self.is_ready = True
-            self._tell(what_next(self._node))
+            self._tell(what_next(self._node, self._programs))
             try:
                 await self._stop.wait()
             finally:
@@ -98,8 +137,9 @@ class Dev:
                 self._served.set()
 
 
-def what_next(node: DemoNode) -> str:
-    """The commands that a person would try next, each works as printed."""
+def what_next(node: DemoNode, programs: Programs) -> str:
+    """The commands that a person would try next."""
+    sds, envoy = programs.sds, programs.envoy
     server, client = (shlex.quote(str(node.sockets[name])) for name in ("server", "client"))
     admin = shlex.quote(str(node.admin_socket))
     sockets = "\n".join(
@@ -111,16 +151,17 @@ SIMULATED attestation: this chip exists only here. Nothing of this is for produc
 {sockets}
 
 What an Envoy would get; who holds what at which version:
-  sds get --socket {server}
-  sds status --socket {admin}
+  {sds} get --socket {server}
+  {sds} status --socket {admin}
 The same with plain grpcurl:
   grpcurl -plaintext -unix {admin} list
   {grpcurl_line(str(node.admin_socket))}
 Two Envoys of your own that talk mTLS:
-  sds bootstrap --role server --socket {server} --admin 127.0.0.1:9901 > server.yaml
-  sds bootstrap --role client --socket {client} --admin 127.0.0.1:9902 \\
+  {sds} bootstrap --role server --socket {server} --admin 127.0.0.1:9901 > server.yaml
+  {sds} bootstrap --role client --socket {client} --admin 127.0.0.1:9902 \\
     --peer 127.0.0.1:8443 > client.yaml
-  envoy -c server.yaml --base-id 1 & envoy -c client.yaml --base-id 2 &
+  {envoy} --disable-hot-restart -c server.yaml &
+  {envoy} --disable-hot-restart -c client.yaml &
   curl http://127.0.0.1:8081/
 
 Logs are in {node.logs}. Ctrl-C ends it."""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds.bootstrap.listeners import PEER_BODY, SERVER_CERTIFICATE_HEADER
 from sds.bootstrap.plan import Protocol
 from sds.demo import envoys, traffic
+from sds.demo.dev import own_program, typed
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.errors import ConfigurationError, RequestFailedError
 from tests.support import bootstrap_rules
@@ -117,3 +118,21 @@ def test_the_servers_certificate_is_read_from_the_clients_report() -> None:
     for wrong in ("", "-", quote(bare.public_bytes(Encoding.PEM).decode())):
         with pytest.raises(RequestFailedError, match="no server certificate"):
             server_certificate(wrong)
+
+
+def test_printed_commands_start_the_program_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "checkout", tmp_path / "else where"
+    for program in (here / ".venv" / "bin" / "sds", elsewhere / "sds", here / "python"):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(elsewhere))
+    assert typed(here / ".venv" / "bin" / "sds", cwd=here) == ".venv/bin/sds"
+    assert typed(elsewhere / "sds", cwd=here) == "sds"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert typed(elsewhere / "sds", cwd=here) == f"'{elsewhere}/sds'"
+    module = str(here / "sds" / "__main__.py")
+    assert own_program(module, executable=str(here / "python"), cwd=here) == "./python -m sds"
+    assert own_program(".venv/bin/sds", executable="python", cwd=here) == ".venv/bin/sds"
