@@ -51,6 +51,10 @@ class RotationPort(Protocol):
         """No longer keep one."""
         ...
 
+    def rest(self, identity: Identity, *, resting: bool) -> None:
+        """Keep it without renewing it, or renew it again."""
+        ...
+
 
 class StoreKeeper:
     """Rotation and store together, as recognition sees them."""
@@ -65,6 +69,9 @@ class StoreKeeper:
 
     def release(self, identity: Identity) -> None:
         self._rotation.release(identity)
+
+    def rest(self, identity: Identity, *, resting: bool) -> None:
+        self._rotation.rest(identity, resting=resting)
 
     async def until_ready(self, identity: Identity) -> None:
         """Return as soon as the store has a certificate of this identity."""

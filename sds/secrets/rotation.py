@@ -82,6 +82,7 @@ class _Managed:
     state: State
     holders: int = 0
     rotations: int = 0
+    resting: bool = False
     task: asyncio.Task[None] | None = None
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -159,12 +160,22 @@ class Rotation:
                 managed.task.cancel()
             self._withdraw(identity)
 
+    def rest(self, identity: Identity, *, resting: bool) -> None:
+        """Keep the identity's certificate without renewing it, or renew it again.
+
+        For one that nobody may have at the moment: its pod may be deleted, and an authority would
+        refuse it.
+        """
+        managed = self._managed[identity]
+        managed.resting = resting
+        managed.woken.set()
+
     # --- what is known --------------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
         """Whether every wanted identity has a valid certificate in the store."""
-        return all(managed.state.lease is not None for managed in self._managed.values())
+        return all(one.resting or one.state.lease is not None for one in self._managed.values())
 
     def status(self) -> tuple[IdentityStatus, ...]:
         """One line an identity, by name."""
@@ -240,6 +251,9 @@ class Rotation:
                     self._expire(identity, managed)
                 case Wait(seconds):
                     await self._pause(managed, seconds)
+                case Ask() if managed.resting:
+                    managed.woken.clear()
+                    await managed.woken.wait()
                 case Ask(urgency):
                     span = (
                         managed.state.lease.span if managed.state.lease else managed.state.lifetime
@@ -341,7 +355,8 @@ class Rotation:
         )
 
     def _expire(self, identity: Identity, managed: _Managed) -> None:
-        _LOGGER.error(
+        _LOGGER.log(
+            logging.INFO if managed.resting else logging.ERROR,
             "the certificate of %s expired and was withdrawn",
             identity.spiffe_id,
             extra={"spiffe_id": str(identity.spiffe_id), "reason": "expired"},

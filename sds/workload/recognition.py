@@ -51,6 +51,10 @@ class IdentityKeeper(Protocol):
         """Nobody may have this identity any more."""
         ...
 
+    def rest(self, identity: Identity, *, resting: bool) -> None:
+        """Keep what there is without renewing it, since nobody may have it now; or renew it."""
+        ...
+
     async def until_ready(self, identity: Identity) -> None:
         """Return as soon as a certificate of this identity can be served."""
         ...
@@ -206,6 +210,7 @@ class Recogniser:
         self._wanted[identity] += 1
         if (timer := self._lingering.pop(identity, None)) is not None:
             timer.cancel()
+            self._keeper.rest(identity, resting=False)
         elif self._wanted[identity] == 1:
             self._keeper.ensure(identity)
 
@@ -214,6 +219,8 @@ class Recogniser:
         self._wanted[identity] -= 1
         if self._wanted[identity] == 0:
             del self._wanted[identity]
+            # Kept for an Envoy that restarts, and not renewed: its pod may be gone for good.
+            self._keeper.rest(identity, resting=True)
             loop = asyncio.get_running_loop()
             self._lingering[identity] = loop.call_later(
                 self.timing.linger, guarded("release of an identity", self._release_now), identity

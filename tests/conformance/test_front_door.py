@@ -181,6 +181,8 @@ async def test_an_identity_lingers_for_a_caller_that_comes_back(tmp_path: Path) 
         assert [what for what, _ in door.keeper.log] == ["ensure"]
         await until(lambda: not door.keeper.kept)
         assert [what for what, _ in door.keeper.log] == ["ensure", "release"]
+        # It is not renewed while nobody may have it: its pod may be gone.
+        assert door.keeper.rests == [True, False, True, False, True]
 
 
 async def test_the_server_serves_nobody_who_did_not_come_through_the_door(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class Keeper:
     def __init__(self) -> None:
         self.kept: list[Identity] = []
         self.log: list[tuple[str, Identity]] = []
+        self.rests: list[bool] = []
         self.ready = asyncio.Event()
         self.ready.set()
 
@@ -70,6 +71,10 @@ class Keeper:
     def release(self, identity: Identity) -> None:
         self.kept.remove(identity)
         self.log.append(("release", identity))
+
+    def rest(self, identity: Identity, *, resting: bool) -> None:
+        assert identity in self.kept
+        self.rests.append(resting)
 
     async def until_ready(self, identity: Identity) -> None:
         assert identity in self.kept

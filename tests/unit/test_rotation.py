@@ -539,3 +539,24 @@ async def test_the_end_wipes_every_key() -> None:
         assert stored is not None
     with pytest.raises(SecretWipedError):
         stored.svid.private_key.reveal()
+
+
+async def test_an_identity_at_rest_is_kept_and_not_renewed() -> None:
+    """Its callers are gone: its pod may be deleted, and the authority would refuse it."""
+    async with world(WEB) as w:
+        serial = await w.served()
+        w.rotation.rest(WEB, resting=True)
+        stored = w.store.svid(WEB)
+        assert stored is not None
+        remaining = (stored.svid.not_after - w.clock.wall).total_seconds()
+        await w.clock.advance(remaining * 0.9)
+        assert w.serial() == serial
+        w.rotation.rest(WEB, resting=False)
+        await w.renewed(seconds=5)
+        w.rotation.rest(WEB, resting=True)
+        await w.clock.advance(2 * WEB.lifetime.total_seconds())
+        assert w.store.svid(WEB) is None
+        ready = w.rotation.ready  # nobody waits for it
+        w.rotation.rest(WEB, resting=False)
+        assert (ready, w.rotation.ready) == (True, False)
+        await w.served()
