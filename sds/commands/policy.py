@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sds.attestation.evidence import Claims, EvidenceKind
+from sds.commands.policy_import import import_
 from sds.commands.policy_keys import (
     MOMENT,
     OUTPUT,
@@ -55,6 +56,7 @@ def policy() -> None:
 policy.add_command(keygen)
 policy.add_command(sign)
 policy.add_command(verify)
+policy.add_command(import_)
 
 
 @policy.command("new")

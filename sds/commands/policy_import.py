@@ -1,0 +1,91 @@
+"""``sds policy import``: begin a policy from what another system has.
+
+Owns the command line only; what Istio's manifests mean is decided in :mod:`sds.policy.istio`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+import yaml
+
+from sds.commands.policy_keys import PATH, utc_now, write
+from sds.errors import ConfigurationError, IdentityError
+from sds.identity import parse_trust_domain
+from sds.policy.istio.conversion import convert
+from sds.policy.istio.manifests import read_manifests
+from sds.policy.source import parse_source
+from sds.policy.template import template
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.policy.istio.conversion import Conversion
+
+
+@click.group("import")
+def import_() -> None:
+    """Begin a policy from what another system has."""
+
+
+@import_.command("istio")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE…")
+@click.option("--trust-domain", default="cluster.local", show_default=True, help="Of the mesh.")
+@click.option("--root-namespace", default="istio-system", show_default=True, help="Of the mesh.")
+@click.option("--epoch", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--days", type=click.IntRange(1, 366), default=30, show_default=True)
+@click.option("--partial", is_flag=True, help="Write what can be said, which allows less.")
+@click.option("--out", type=PATH, help="File to write; standard output without it.")
+@click.pass_context
+def istio(
+    context: click.Context,
+    *,
+    files: tuple[Path, ...],
+    trust_domain: str,
+    root_namespace: str,
+    epoch: int,
+    days: int,
+    partial: bool,
+    out: Path | None,
+) -> None:
+    """Read AuthorizationPolicy and PeerAuthentication manifests, and write a policy document.
+
+    Give the manifests of the workloads too (Deployment, Pod, …): rules name service accounts, and
+    selectors name labels. The document never allows more than Istio does. What it cannot say is
+    named by file and line; where it allows less for that reason, the exit status is 1 and nothing
+    is written without --partial.
+    """
+    try:
+        domain = parse_trust_domain(trust_domain)
+    except IdentityError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error
+    if out is not None and out.exists():
+        raise ConfigurationError(f"{out} exists already", advice="choose another name")
+    found = convert(read_manifests(files), trust_domain=domain, root_namespace=root_namespace)
+    for finding in found.findings:
+        click.echo(f"{'narrower' if finding.narrows else 'note'}: {finding}", err=True)
+    narrows = any(finding.narrows for finding in found.findings)
+    if narrows and not partial:
+        click.echo("nothing is written: --partial writes what can be said", err=True)
+        context.exit(1)
+    start = utc_now().replace(microsecond=0)
+    text = template(domain, epoch=epoch, not_before=start, not_after=start + timedelta(days=days))
+    document = text.replace("\nallow: []\n", "\n" + _allow(found), 1)
+    parse_source(document.encode(), what="the document")
+    if out is None:
+        click.echo(document, nl=False)
+    else:
+        write(out, document.encode())
+        click.echo(
+            f"{out}: {len(found.allow)} allow rules; look at it, then `sds policy lint {out}`"
+        )
+    if narrows:
+        context.exit(1)
+
+
+def _allow(found: Conversion) -> str:
+    comments = [f"# not said: {finding}\n" for finding in found.findings if finding.narrows]
+    rules = yaml.safe_dump({"allow": found.allow}, sort_keys=False, width=100, allow_unicode=True)
+    return "".join(comments) + rules
