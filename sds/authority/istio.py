@@ -111,7 +111,8 @@ class IstioAuthority:
             raise AuthorityAnswerError(
                 f"Istio's authority puts no DNS names into certificates, and {identity.spiffe_id} "
                 f"wants {', '.join(identity.dns_names)}",
-                advice="leave dns_names out of this workload",
+                advice="leave dns_names and service_dns_names of this workload out: in a "
+                "configuration of Kubernetes write service_dns_names: []",
             )
         call = line.channel.unary_unary(
             _METHOD,
@@ -185,8 +186,12 @@ class IstioAuthority:
         return self._line
 
     def _move_on(self, line: IstioLine) -> None:
-        """Use the next address from now on, where there are several and nobody moved on yet."""
-        if len(self._settings.addresses) > 1 and line is self._line:
+        """Give up a connection that did not answer, unless another call did so before.
+
+        The next exchange makes a new one, to the next address where there are several: behind one
+        address, too, stand several replicas, and the one that was connected may be gone.
+        """
+        if line is self._line:
             self._address = (self._address + 1) % len(self._settings.addresses)
             line.retire()
             self._line = None

@@ -42,7 +42,10 @@ class IstioLine:
             address,
             root,
             server_name,
+            # istiod takes a ping in 15 s. The timeout is TCP's too: a replica that is gone and
+            # acknowledges nothing for so long ends the connection, before the call's deadline.
             ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 3_000),
             ("grpc.initial_reconnect_backoff_ms", 200),
             ("grpc.max_reconnect_backoff_ms", 2_000),
         )

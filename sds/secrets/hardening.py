@@ -82,6 +82,8 @@ def _lock() -> str:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
         soft = hard
     if soft != resource.RLIM_INFINITY and not _may_lock():
+        if not _can_be_swapped():
+            return ""
         return (
             f"RLIMIT_MEMLOCK is {soft // 1024} KiB; keys themselves are locked as far as it "
             "allows (give CAP_IPC_LOCK, or LimitMEMLOCK=infinity)"
@@ -89,6 +91,24 @@ def _lock() -> str:
     if _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         return os.strerror(ctypes.get_errno())
     return ""
+
+
+def _can_be_swapped() -> bool:
+    """Whether there is swap that pages of this process can go to.
+
+    Containers of users other than root get no capability and lock nothing; Kubernetes gives them no
+    swap either (``memory.swap.max`` 0, cgroup v2), and most nodes have none (proc(5), swaps).
+    """
+    try:
+        with open("/proc/swaps", encoding="ascii") as swaps:  # noqa: PTH123  as below
+            if len(swaps.readlines()) <= 1:
+                return False
+        with open("/proc/self/cgroup", encoding="utf-8") as groups:  # noqa: PTH123
+            path = next(line[3:].strip() for line in groups if line.startswith("0::"))
+        with open(f"/sys/fs/cgroup{path}/memory.swap.max", encoding="ascii") as limit:  # noqa: PTH123
+            return limit.read().strip() != "0"
+    except (OSError, UnicodeDecodeError, StopIteration):
+        return True
 
 
 def _may_lock() -> bool:

@@ -464,3 +464,29 @@ async def test_a_call_that_is_cancelled_stays_cancelled(tmp_path: Path) -> None:
     finally:
         await authority.aclose()
         await ca.stop()
+
+
+async def test_a_connection_that_does_not_answer_is_not_used_again(tmp_path: Path) -> None:
+    """Behind one address stand several replicas: the one that was connected may be gone."""
+    silent = asyncio.Event()
+
+    async def before(_identity: str) -> grpc.StatusCode | None:
+        if silent.is_set():
+            await asyncio.Event().wait()
+        return None
+
+    ca = istio_ca.IstioCA(folder=tmp_path / "ca", before=before)
+    endpoint = await ca.start()
+    peers: list[str] = ca.peers
+    authority = IstioAuthority(settings(endpoint, timeout="500ms"), clock=SystemClock())
+    try:
+        await authority.issue([item()])
+        silent.set()
+        with pytest.raises(AuthorityUnavailableError):
+            await authority.issue([item()])
+        silent.clear()
+        await authority.issue([item()])
+        assert peers[0] == peers[1] != peers[2]
+    finally:
+        await authority.aclose()
+        await ca.stop()

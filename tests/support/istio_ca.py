@@ -187,6 +187,7 @@ class IstioCA:
     port: int = 0
     root: Issuer = field(default_factory=lambda: Issuer.make("cluster.local"))
     seen: list[Mapping[str, str]] = field(default_factory=list)
+    peers: list[str] = field(default_factory=list)
     before: Callable[[str], Awaitable[grpc.StatusCode | None]] | None = None
     _jwt_key: rsa.RSAPrivateKey = field(
         default_factory=lambda: rsa.generate_private_key(65537, 2048)
@@ -281,6 +282,7 @@ class IstioCA:
     ) -> ca_pb2.IstioCertificateResponse:
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
         self.seen.append(metadata)
+        self.peers.append(context.peer())
         try:
             account = self._authenticate(metadata.get("authorization", ""))
             wanted = request.metadata.fields.get("ImpersonatedIdentity")
