@@ -139,6 +139,10 @@ clean: ## remove everything that a target made, Envoys included
 	  .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find sds tests bench -name __pycache__ -prune -exec rm -rf {} +
 
+.PHONY: test-referees
+test-referees: setup ## simulated reports judged by the Rust crate sev too; needs cargo, builds for minutes
+	SDS_REFEREES=yes $(BIN)/python -m pytest tests/conformance/test_referees.py $(ARGS)
+
 .PHONY: test-kubernetes
 test-kubernetes: setup ## deploy/ on a real cluster: KUBECONFIG=... IMAGE=... [LOAD=command] (docs/kubernetes.md)
 	@test -n "$(IMAGE)" || { echo "IMAGE is missing: the image of attested-sds, as the cluster knows it" >&2; exit 1; }

@@ -13,13 +13,8 @@ UUID-based (ITU-T X.667, arc 2.25) and fixed for good.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from asn1crypto import algos as asn1_algos
-from asn1crypto import core
-from asn1crypto import csr as asn1_csr
-from asn1crypto import keys as asn1_keys
-from asn1crypto import x509 as asn1_x509
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
@@ -27,7 +22,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.registry import KINDS
 from sds.errors import CertificateError
 from sds.identity import Identity, SpiffeId
-from sds.pki import csr_public_key, key_type_of, make_csr, signature_hash
+from sds.pki import csr_public_key, der, key_type_of, make_csr, signature_hash
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -37,6 +32,7 @@ if TYPE_CHECKING:
 ATTESTATION_ATTRIBUTE: Final = "1.2.840.113549.1.9.16.2.59"
 """id-aa-attestation."""
 _MAX_CERTIFICATES: Final = 8
+_ATTRIBUTES: Final = 0xA0
 
 
 def statements() -> dict[EvidenceKind, str]:
@@ -46,67 +42,6 @@ def statements() -> dict[EvidenceKind, str]:
         for name, registered in KINDS.items()
         if registered.statement is not None
     }
-
-
-class _Statement(core.Sequence):  # type: ignore[misc]  # asn1crypto is untyped
-    _fields = [("type", core.ObjectIdentifier), ("stmt", core.Any)]  # noqa: RUF012  its API
-
-
-class _Statements(core.SequenceOf):  # type: ignore[misc]
-    _child_spec = _Statement
-
-
-class _Certificates(core.SequenceOf):  # type: ignore[misc]
-    # LimitedCertChoices: of its two alternatives we make and take the X.509 certificate.
-    _child_spec = asn1_x509.Certificate
-
-
-class _Bundle(core.Sequence):  # type: ignore[misc]
-    _fields = [  # noqa: RUF012
-        ("attestations", _Statements),
-        ("certs", _Certificates, {"optional": True}),
-    ]
-
-
-class _Bundles(core.SetOf):  # type: ignore[misc]
-    _child_spec = _Bundle
-
-
-class _AttributeType(core.ObjectIdentifier):  # type: ignore[misc]
-    _map = {  # noqa: RUF012
-        ATTESTATION_ATTRIBUTE: "attestation",
-        "1.2.840.113549.1.9.14": "extension_request",
-    }
-
-
-class _Attribute(core.Sequence):  # type: ignore[misc]
-    _fields = [("type", _AttributeType), ("values", core.Any)]  # noqa: RUF012
-    _oid_pair = ("type", "values")
-    _oid_specs = {  # noqa: RUF012
-        "attestation": _Bundles,
-        "extension_request": asn1_csr.SetOfExtensions,
-    }
-
-
-class _Attributes(core.SetOf):  # type: ignore[misc]
-    _child_spec = _Attribute
-
-
-class _RequestInfo(core.Sequence):  # type: ignore[misc]
-    _fields = [  # noqa: RUF012
-        ("version", asn1_csr.Version),
-        ("subject", asn1_x509.Name),
-        ("subject_pk_info", asn1_keys.PublicKeyInfo),
-        ("attributes", _Attributes, {"implicit": 0, "optional": True}),
-    ]
-
-
-class _Request(core.Sequence):  # type: ignore[misc]
-    _fields = [  # noqa: RUF012
-        ("certification_request_info", _RequestInfo),
-        ("signature_algorithm", asn1_algos.SignedDigestAlgorithm),
-        ("signature", core.OctetBitString),
-    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,19 +86,17 @@ def make_attested_csr(key: PrivateKey, identity: Identity, evidence: Evidence) -
         raise CertificateError(
             f"evidence of the kind {evidence.kind} cannot travel inside a CSR", reason="csr_invalid"
         )
-    statement = _Statement(
-        {"type": statement_type, "stmt": core.Any(core.OctetString(evidence.report))}
+    statement = der.sequence(
+        der.from_object_identifier(statement_type), der.from_octets(evidence.report)
     )
-    bundle: dict[str, Any] = {"attestations": [statement]}
-    if evidence.certificates:
-        bundle["certs"] = [asn1_x509.Certificate.load(der) for der in evidence.certificates]
-    request = _Request.load(make_csr(key, identity))
-    info = request["certification_request_info"]
-    info["attributes"].append(
-        _Attribute({"type": "attestation", "values": _Bundles([_Bundle(bundle)])})
-    )
-    request["signature"] = _sign(key, info.dump(force=True))
-    return bytes(request.dump(force=True))
+    certificates = [der.sequence(*evidence.certificates)] if evidence.certificates else []
+    bundle = der.sequence(der.sequence(statement), *certificates)
+    attribute = der.sequence(der.from_object_identifier(ATTESTATION_ATTRIBUTE), der.set_of(bundle))
+    info, algorithm, _ = der.elements(make_csr(key, identity))
+    *fields, attributes = der.elements(info)
+    every = [*der.elements(attributes, _ATTRIBUTES), attribute]
+    info = der.sequence(*fields, der.emit(_ATTRIBUTES, b"".join(sorted(every))))
+    return der.sequence(info, algorithm, der.from_whole_bytes(_sign(key, info)))
 
 
 def _sign(key: PrivateKey, data: bytes) -> bytes:
@@ -176,7 +109,7 @@ def _sign(key: PrivateKey, data: bytes) -> bytes:
     return key.sign(data, padding.PKCS1v15(), algorithm)
 
 
-def parse_attested_csr(der: bytes) -> AttestedCsr:
+def parse_attested_csr(encoded: bytes) -> AttestedCsr:
     """Take an attested CSR apart.
 
     The checks, in order: 1. PKCS#10 whose signature holds, 2. exactly one URI SAN, a SPIFFE ID,
@@ -188,26 +121,25 @@ def parse_attested_csr(der: bytes) -> AttestedCsr:
         IdentityError: a name is not valid.
         KeyTypeError: the key is of a kind that we do not know.
     """
-    public_key = csr_public_key(der)  # 1
-    spiffe_id, dns_names = _names(der)  # 2
+    public_key = csr_public_key(encoded)  # 1
+    spiffe_id, dns_names = _names(encoded)  # 2
     try:
         return AttestedCsr(
             public_key=public_key,
             spiffe_id=SpiffeId.parse(spiffe_id),
             dns_names=dns_names,
-            evidence=_evidence(der),
+            evidence=_evidence(encoded),
         )
-    except (ValueError, TypeError, KeyError) as error:
-        # What asn1crypto raises for DER that is not what its specification says.
+    except ValueError as error:
         raise CertificateError(
             f"the attestation attribute cannot be parsed: {error}", reason="csr_invalid"
         ) from error
 
 
-def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
+def _names(encoded: bytes) -> tuple[str, tuple[str, ...]]:
     try:
         names = (
-            x509.load_der_x509_csr(der)
+            x509.load_der_x509_csr(encoded)
             .extensions.get_extension_for_class(x509.SubjectAlternativeName)
             .value
         )
@@ -231,18 +163,15 @@ def _names(der: bytes) -> tuple[str, tuple[str, ...]]:
     return uris[0], tuple(dns_names)
 
 
-def _evidence(der: bytes) -> Evidence:
-    request = _Request.load(der, strict=True)
-    if request["signature"].contents[:1] != b"\0":
-        # X.690, section 11.2.1 leaves one encoding; RFC 5480 and 8017 signatures are whole bytes.
-        raise CertificateError(
-            "the CSR's signature does not end at a whole byte", reason="csr_invalid"
-        )
-    info = request["certification_request_info"]
+def _evidence(encoded: bytes) -> Evidence:
+    info, _, signature = der.elements(encoded)
+    # RFC 5480 and 8017 signatures are whole bytes, and X.690, section 11.2.1 leaves one encoding.
+    der.whole_bytes(signature)
+    _, _, _, attributes = der.elements(info)
     found = [
-        attribute
-        for attribute in info["attributes"]
-        if attribute["type"].dotted == ATTESTATION_ATTRIBUTE
+        values
+        for name, values in map(der.elements, der.elements(attributes, _ATTRIBUTES))
+        if der.object_identifier(name) == ATTESTATION_ATTRIBUTE
     ]
     if len(found) != 1:
         raise CertificateError(
@@ -250,35 +179,41 @@ def _evidence(der: bytes) -> Evidence:
             advice="make it with `sds csr new`",
             reason="csr_invalid",
         )
-    values = found[0]["values"]
-    if len(values) != 1:
+    bundles = der.elements(found[0], der.SET)
+    if len(bundles) != 1:
         raise CertificateError(
-            f"the attestation attribute has {len(values)} values, not one", reason="csr_invalid"
+            f"the attestation attribute has {len(bundles)} values, not one", reason="csr_invalid"
         )
-    attested = values[0]["attestations"]
-    if len(attested) != 1:
+    attested, *optional = der.elements(bundles[0])
+    if len(optional) > 1:
+        raise ValueError("an AttestationBundle with more than statements and certificates")
+    given = der.elements(attested)
+    if len(given) != 1:
         raise CertificateError(
-            f"the attestation bundle has {len(attested)} statements, not one",
-            reason="csr_invalid",
+            f"the attestation bundle has {len(given)} statements, not one", reason="csr_invalid"
         )
-    found_type = attested[0]["type"].dotted
-    kinds = {oid: kind for kind, oid in statements().items()}
-    kind = kinds.get(found_type)
-    if kind is None:
-        raise CertificateError(
-            f"the statement type {found_type} is not known",
-            advice=f"known are {', '.join(f'{oid} ({kind})' for oid, kind in kinds.items())}",
-            reason="csr_invalid",
-        )
-    report = attested[0]["stmt"].parse(core.OctetString)
-    certificates = values[0]["certs"]
+    certificates = der.elements(optional[0]) if optional else []
     if len(certificates) > _MAX_CERTIFICATES:
         raise CertificateError(
             f"the attestation bundle has more than {_MAX_CERTIFICATES} certificates",
             reason="csr_invalid",
         )
-    return Evidence(
-        kind=kind,
-        report=report.native,
-        certificates=tuple(certificate.dump() for certificate in certificates),
-    )
+    for certificate in certificates:
+        # LimitedCertChoices: of its alternatives we make and take the X.509 certificate.
+        der.elements(certificate)
+    kind, report = _statement(given[0])
+    return Evidence(kind=kind, report=report, certificates=tuple(certificates))
+
+
+def _statement(encoded: bytes) -> tuple[EvidenceKind, bytes]:
+    name, statement = der.elements(encoded)
+    found = der.object_identifier(name)
+    kinds = {oid: kind for kind, oid in statements().items()}
+    kind = kinds.get(found)
+    if kind is None:
+        raise CertificateError(
+            f"the statement type {found} is not known",
+            advice=f"known are {', '.join(f'{oid} ({kind})' for oid, kind in kinds.items())}",
+            reason="csr_invalid",
+        )
+    return kind, der.content_of(statement, der.OCTET_STRING)

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 from cryptography import x509
 
 from sds.attestation.pem import UNREADABLE
-from sds.attestation.snp.certificate import Signed, split_sequence, split_signed
+from sds.attestation.snp.certificate import Signed, split_signed
 from sds.errors import EvidenceError
+from sds.pki.der import elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -101,7 +102,7 @@ def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationL
         extensions = list(parsed.extensions)
         entries = [(entry.serial_number, list(entry.extensions)) for entry in parsed]
         # TBSCertList: version, signature, issuer, …
-        _, algorithm, issuer, *_ = split_sequence(signed.content)
+        _, algorithm, issuer, *_ = elements(signed.content)
         parsed.issuer.rfc4514_string()
         this_update, next_update = parsed.last_update_utc, parsed.next_update_utc
     except UNREADABLE as error:

@@ -5,26 +5,26 @@ is exactly what was signed: one DER encoding, the algorithm outside equal to the
 byte left over.
 
 ``cryptography`` warns of a VCEK's serial number 0 and will refuse it one day, so the structure is
-read with asn1crypto; keys and signatures are ``cryptography``'s.
+read element by element (``sds.pki.der``); keys and signatures are ``cryptography``'s.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from asn1crypto import core, parser
-from asn1crypto import x509 as asn1_x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from sds.errors import EvidenceError
+from sds.pki import der
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
 MAX_CERTIFICATE_BYTES: Final = 16 * 1024
@@ -48,19 +48,13 @@ PSS_ALGORITHMS: Final = tuple(
 )
 PSS_PADDING: Final = padding.PSS(mgf=padding.MGF1(hashes.SHA384()), salt_length=48)
 
-_COMMON_NAME: Final = bytes.fromhex("0603550403")
-_TEXT_TAGS: Final = frozenset({12, 19})
-"""UTF8String, PrintableString."""
-UNREADABLE_DER: Final = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    OverflowError,
-    UnsupportedAlgorithm,
-)
-"""What asn1crypto (beside ValueError, by accident) and ``cryptography`` raise for odd DER."""
+_COMMON_NAME: Final = "2.5.4.3"
+_EXTENSIONS: Final = 0xA3
+_KEY_CERT_SIGN: Final = 0x04  # bit 5 of the first byte (RFC 5280, section 4.2.1.3)
+_TRUE: Final = b"\x01\x01\xff"
+_TEXT_TAGS: Final = frozenset({der.UTF8_STRING, der.PRINTABLE_STRING})
+UNREADABLE_DER: Final = (ValueError, TypeError, OverflowError, UnsupportedAlgorithm)
+"""What ``sds.pki.der`` and ``cryptography`` raise for odd DER."""
 
 BASIC_CONSTRAINTS: Final = "2.5.29.19"
 KEY_USAGE: Final = "2.5.29.15"
@@ -122,7 +116,7 @@ class Certificate:
         return hashlib.sha256(self.der).hexdigest()
 
     @classmethod
-    def parse(cls, der: bytes) -> Self:
+    def parse(cls, encoded: bytes) -> Self:
         """Read a certificate.
 
         Raises:
@@ -130,16 +124,16 @@ class Certificate:
                 extension twice, or is signed with another algorithm than AMD's.
         """
         try:
-            return cls._parse(der)
+            return cls._parse(encoded)
         except UNREADABLE_DER as error:
             raise EvidenceError(
                 f"a certificate cannot be read: {error}", reason="certificate_malformed"
             ) from error
 
     @classmethod
-    def _parse(cls, der: bytes) -> Self:
-        signed = split_signed(der)
-        parts = split_sequence(signed.content)
+    def _parse(cls, encoded: bytes) -> Self:
+        signed = split_signed(encoded)
+        parts = der.elements(signed.content)
         if len(parts) != 8:  # noqa: PLR2004  version to extensions, without unique identifiers
             raise ValueError(f"{len(parts)} fields in TBSCertificate, not 8")
         version, serial, inner, issuer, validity, subject, spki, extensions = parts
@@ -149,16 +143,16 @@ class Certificate:
             raise ValueError("the signature algorithm outside differs from the one inside")
         if inner not in PSS_ALGORITHMS:
             raise ValueError("not signed with RSASSA-PSS, SHA-384, salt of 48 bytes")
-        start, end = split_sequence(validity)
+        start, end = der.elements(validity)
         return cls(
-            der=der,
+            der=encoded,
             signed=signed,
-            serial=core.Integer.load(serial, strict=True).native,
+            serial=der.integer(serial),
             issuer=issuer,
             subject=subject,
             common_name=_common_name(subject),
-            not_before=_moment(start),
-            not_after=_moment(end),
+            not_before=der.moment(start),
+            not_after=der.moment(end),
             public_key=load_der_public_key(spki),
             extensions=_extensions(extensions),
         )
@@ -187,16 +181,15 @@ class Certificate:
                 f"{self.common_name}: not an RSA key of {RSA_BITS}", reason="certificate_malformed"
             )
         try:
-            constraints = asn1_x509.BasicConstraints.load(
-                found[BASIC_CONSTRAINTS].value, strict=True
-            ).native
-            usage = asn1_x509.KeyUsage.load(found[KEY_USAGE].value, strict=True).native
-        except UNREADABLE_DER as error:
+            constraints = der.elements(found[BASIC_CONSTRAINTS].value)
+            usage = der.content_of(found[KEY_USAGE].value, der.BIT_STRING)
+        except (KeyError, *UNREADABLE_DER) as error:
             raise EvidenceError(
                 f"{self.common_name}: basic constraints and key usage are needed",
                 reason="certificate_malformed",
             ) from error
-        if not constraints["ca"] or "key_cert_sign" not in usage:
+        # BasicConstraints: cA, pathLenConstraint. KeyUsage: unused bits, then the bits.
+        if constraints[:1] != [_TRUE] or not usage[1:] or not usage[1] & _KEY_CERT_SIGN:
             raise EvidenceError(
                 f"{self.common_name} may not sign certificates", reason="certificate_malformed"
             )
@@ -213,91 +206,48 @@ def signature_holds(signed: Signed, key: PublicKeyTypes) -> bool:
     return True
 
 
-def split_sequence(der: bytes) -> list[bytes]:
-    """The elements of a DER SEQUENCE, each with its header.
-
-    Raises:
-        ValueError: not one SEQUENCE, or bytes are left over.
-    """
-    class_, method, tag, _, content, _ = parser.parse(der, strict=True)
-    if (class_, method, tag) != (0, 1, 16):
-        raise ValueError("not a SEQUENCE")
-    return _elements(content)
-
-
-def split_signed(der: bytes, *, limit: int = MAX_CERTIFICATE_BYTES) -> Signed:
+def split_signed(encoded: bytes, *, limit: int = MAX_CERTIFICATE_BYTES) -> Signed:
     """Split a certificate or revocation list; refuse everything but its one DER encoding.
 
     Args:
-        der: all of it.
+        encoded: all of it.
         limit: the most bytes that it may have.
 
     Raises:
         ValueError: it is not such a structure.
     """
-    if len(der) > limit:
+    if len(encoded) > limit:
         raise ValueError(f"longer than {limit} bytes")
-    content, algorithm, bits = split_sequence(der)
-    signature = parser.parse(bits, strict=True)[4]
-    again = parser.emit(0, 0, 3, signature)
-    if bits != again or not signature.startswith(b"\0"):
-        raise ValueError("the signature is not a BIT STRING of whole bytes")
-    if der != parser.emit(0, 1, 16, content + algorithm + bits):
-        raise ValueError("not encoded in DER")
-    return Signed(content=content, algorithm=algorithm, signature=signature[1:])
-
-
-def _elements(content: bytes) -> list[bytes]:
-    found = []
-    while content:
-        length = parser.peek(content)
-        if not 0 < length <= len(content):
-            raise ValueError("an element is longer than what holds it")
-        found.append(content[:length])
-        content = content[length:]
-    return found
-
-
-def _moment(der: bytes) -> datetime:
-    value: Any = asn1_x509.Time.load(der, strict=True).native
-    if not isinstance(value, datetime):
-        raise ValueError("a validity that is no time")  # noqa: TRY004  one error for bad input
-    return value
+    content, algorithm, bits = der.elements(encoded)
+    return Signed(content=content, algorithm=algorithm, signature=der.whole_bytes(bits))
 
 
 def _common_name(name: bytes) -> str:
     """The one common name of a distinguished name: RDNs of one attribute each, as AMD writes."""
     found: list[str] = []
-    for relative in split_sequence(name):
-        content = parser.parse(relative, strict=True)[4]
-        (attribute,) = _elements(content)
-        oid, value = split_sequence(attribute)
-        if oid == _COMMON_NAME:
-            _, _, tag, _, text, _ = parser.parse(value, strict=True)
+    for relative in der.elements(name):
+        (attribute,) = der.elements(relative, der.SET)
+        kind, value = der.elements(attribute)
+        if der.object_identifier(kind) == _COMMON_NAME:
+            ((tag, text),) = der.all_elements(value)
             if tag not in _TEXT_TAGS:
-                raise ValueError("a common name that is no text")
+                raise ValueError("a common name that is not text")
             found.append(str(text, "utf-8"))
     (common,) = found
     return common
 
 
-def _extensions(der: bytes) -> tuple[Extension, ...]:
-    class_, _, tag, _, content, _ = parser.parse(der, strict=True)
-    if (class_, tag) != (2, 3):
-        raise ValueError("no extensions where they are expected")
+def _extensions(encoded: bytes) -> tuple[Extension, ...]:
     found: dict[str, Extension] = {}
-    for element in split_sequence(content):
-        parts = split_sequence(element)
-        critical = len(parts) == 3 and parts[1] == b"\x01\x01\xff"  # noqa: PLR2004  OID, flag, value
+    for element in der.elements(der.content_of(encoded, _EXTENSIONS)):
+        parts = der.elements(element)
+        critical = len(parts) == 3 and parts[1] == _TRUE  # noqa: PLR2004  OID, flag, value
         if len(parts) != 2 + critical:
             raise ValueError("an extension that is not (OID, critical, value)")
-        oid = core.ObjectIdentifier.load(parts[0], strict=True).dotted
-        class_, _, tag, _, value, _ = parser.parse(parts[-1], strict=True)
-        if (class_, tag) != (0, 4):
-            raise ValueError(f"the value of extension {oid} is no OCTET STRING")
+        oid = der.object_identifier(parts[0])
         if oid in found:
-            raise ValueError(f"the extension {oid} stands there twice")
-        found[oid] = Extension(oid, critical, value)
+            raise ValueError(f"the extension {oid} is given twice")
+        found[oid] = Extension(oid, critical, der.content_of(parts[-1], der.OCTET_STRING))
     return tuple(found.values())
 
 

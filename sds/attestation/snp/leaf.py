@@ -10,12 +10,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-from asn1crypto import core
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds.attestation.snp.certificate import UNREADABLE_DER, Certificate
 from sds.attestation.snp.report import TCB_COMPONENTS, TURIN_CHIP_ID_BYTES, Product, SigningKey
 from sds.errors import EvidenceError
+from sds.pki import der
 
 _ARC: Final = "1.3.6.1.4.1.3704.1"
 STRUCTURE_VERSION: Final = f"{_ARC}.1"
@@ -83,7 +83,7 @@ class Leaf:
         return f"SEV-{name}" if self.kind is SigningKey.VCEK else f"SEV-VLEK-{name}"
 
 
-def read_leaf(der: bytes) -> Leaf:
+def read_leaf(encoded: bytes) -> Leaf:
     """Read a VCEK or VLEK.
 
     Raises:
@@ -91,7 +91,7 @@ def read_leaf(der: bytes) -> Leaf:
             unknown, given twice or of the wrong form, or the key is not P-384.
     """
     try:
-        return _read(Certificate.parse(der))
+        return _read(Certificate.parse(encoded))
     except UNREADABLE_DER as error:
         raise EvidenceError(
             f"an extension cannot be read: {error}", reason="certificate_malformed"
@@ -108,11 +108,11 @@ def _read(certificate: Certificate) -> Leaf:
         )
     if PRODUCT_NAME not in values:
         raise EvidenceError("the extension productName is missing", reason="certificate_malformed")
-    name = core.IA5String.load(values[PRODUCT_NAME], strict=True).native
-    matched = _PRODUCT.fullmatch(name) if isinstance(name, str) else None
+    name = der.ia5_string(values[PRODUCT_NAME])
+    matched = _PRODUCT.fullmatch(name)
     if matched is None:
         raise EvidenceError(
-            f"productName {str(name)[:64]!r} is not known", reason="certificate_malformed"
+            f"productName {name[:64]!r} is not known", reason="certificate_malformed"
         )
     product = Product(matched[1].lower())
     identity = HARDWARE_ID if kind is SigningKey.VCEK else CSP_ID
@@ -153,9 +153,8 @@ def _read(certificate: Certificate) -> Leaf:
 
 def _integer(value: bytes) -> int:
     # One byte, so there is one encoding: two length bytes and at most a leading zero.
-    number = core.Integer.load(value, strict=True)
-    native: int = number.native
-    if not 0 <= native <= 0xFF or core.Integer(native).dump() != value:  # noqa: PLR2004  a byte
+    native = der.integer(value)
+    if not 0 <= native <= 0xFF:  # noqa: PLR2004  a byte
         raise EvidenceError(
             f"a version is no INTEGER from 0 to 255: {value.hex()[:32]}",
             reason="certificate_malformed",
@@ -179,7 +178,7 @@ def _hardware_id(value: bytes, product: Product) -> bytes:
 
 
 def _csp_id(value: bytes) -> str:
-    text: str = core.IA5String.load(value, strict=True).native
+    text = der.ia5_string(value)
     if not text or len(text) > 256 or not text.isprintable():  # noqa: PLR2004  a name, bounded
         raise EvidenceError(
             "cspID is no printable text of 1 to 256 characters", reason="certificate_malformed"

@@ -39,8 +39,8 @@ from sds.attestation.snp.report import (
     SigningKey,
 )
 from sds.attestation.snp.simulated_certificates import (
+    authority_extensions,
     certificate,
-    issuer_extensions,
     leaf_extensions,
     name,
 )
@@ -118,7 +118,9 @@ class SimulatedRoot:
                 issuer=root,
                 subject=root,
                 public_key=ark_key.public_key(),
-                extensions=issuer_extensions(path_length=None),
+                extensions=authority_extensions(
+                    product, SigningKey.VCEK, key=ark_key.public_key(), issuer=None
+                ),
                 signer=ark_key,
                 serial=0x10000,
                 validity=validity,
@@ -127,7 +129,9 @@ class SimulatedRoot:
                 issuer=root,
                 subject=name(_issuer_name(product, kind)),
                 public_key=ask_key.public_key(),
-                extensions=issuer_extensions(path_length=0),
+                extensions=authority_extensions(
+                    product, kind, key=ask_key.public_key(), issuer=ark_key.public_key()
+                ),
                 signer=ark_key,
                 serial=0x10001,
                 validity=validity,

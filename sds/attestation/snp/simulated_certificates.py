@@ -1,15 +1,16 @@
 """Certificates as AMD's tools write them, for simulated machines.
 
 Owns the DER that no library writes: serial number 0, and a leaf without key usage and basic
-constraints (AMD 57230, sections 2 and 3). Invariant: whatever it is told to write it writes, so
-that tests make certificates that no real machine shows; trust is the verifier's business.
+constraints (AMD 57230, sections 2 and 3). Names, extensions and their order are AMD's to the byte,
+so that other verifiers accept them too. Invariant: whatever it is told to write it writes, so that
+tests make certificates that no real machine shows; trust is the verifier's business.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asn1crypto import core
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -23,13 +24,17 @@ from sds.attestation.snp.leaf import (
     TCB_EXTENSIONS,
 )
 from sds.attestation.snp.report import Product, SigningKey
+from sds.pki import der
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-_ORGANIZATION: Final = "attested-sds simulated machine"
+
+_STEPPINGS: Final = {Product.MILAN: "-B0", Product.GENOA: "-B1"}
+"""What VCEKs name beside the product. AMD's newer VCEKs for Genoa leave it out; go-sev-guest needs
+it to judge a report of version 2, which does not name the processor."""
 
 
 def certificate(
@@ -44,22 +49,22 @@ def certificate(
 ) -> bytes:
     """A certificate signed with RSASSA-PSS as AMD signs; any serial number, any extensions."""
     algorithm = PSS_ALGORITHMS[0]
-    content = _sequence(
+    content = der.sequence(
         b"\xa0\x03\x02\x01\x02",
-        core.Integer(serial).dump(),
+        der.from_integer(serial),
         algorithm,
         issuer,
-        _sequence(*map(_time, validity)),
+        der.sequence(*map(der.from_moment, validity)),
         subject,
         public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
-        _tagged(
+        der.emit(
             0xA3,
-            _sequence(
+            der.sequence(
                 *(
-                    _sequence(
-                        core.ObjectIdentifier(oid).dump(),
+                    der.sequence(
+                        der.from_object_identifier(oid),
                         b"\x01\x01\xff" if critical else b"",
-                        core.OctetString(value).dump(),
+                        der.from_octets(value),
                     )
                     for oid, critical, value in extensions
                 )
@@ -67,18 +72,50 @@ def certificate(
         ),
     )
     signature = signer.sign(content, PSS_PADDING, hashes.SHA384())
-    return _sequence(content, algorithm, _tagged(0x03, b"\0" + signature))
+    return der.sequence(content, algorithm, der.from_whole_bytes(signature))
 
 
 def issuer_extensions(*, path_length: int | None) -> tuple[tuple[str, bool, bytes], ...]:
-    """Basic constraints and key usage (certificate and CRL signing) as in AMD's ARK and ASK."""
+    """Basic constraints and key usage, as in AMD's ARK (CRL signing too) and ASK."""
     constraints = b"\x01\x01\xff" + (
-        core.Integer(path_length).dump() if path_length is not None else b""
+        der.from_integer(path_length) if path_length is not None else b""
     )
+    usage = "03020106" if path_length is None else "03020104"
     return (
-        ("2.5.29.15", True, bytes.fromhex("03020106")),
-        ("2.5.29.19", True, _sequence(constraints)),
+        ("2.5.29.15", True, bytes.fromhex(usage)),
+        ("2.5.29.19", True, der.sequence(constraints)),
     )
+
+
+def authority_extensions(
+    product: Product,
+    kind: SigningKey,
+    *,
+    key: rsa.RSAPublicKey,
+    issuer: rsa.RSAPublicKey | None,
+) -> tuple[tuple[str, bool, bytes], ...]:
+    """Every extension of an ARK (``issuer`` None), ASK or ASVK, in AMD's order.
+
+    Args:
+        product: names the revocation list.
+        kind: of what the certificate's key signs in the end.
+        key: the certificate's own.
+        issuer: the ARK's, for ASK and ASVK.
+    """
+    usage, constraints = issuer_extensions(path_length=None if issuer is None else 0)
+    own = ("2.5.29.14", False, der.from_octets(_key_identifier(key)))
+    place = f"https://kdsintf.amd.com/{'vcek' if kind is SigningKey.VCEK else 'vlek'}/v1/"
+    uri = der.emit(0x86, f"{place}{product.certificate_name}/crl".encode())
+    point = der.sequence(der.sequence(der.emit(0xA0, der.emit(0xA0, uri))))
+    lists = ("2.5.29.31", False, point)
+    if issuer is None:
+        return usage, own, constraints, lists
+    identifier = der.sequence(der.emit(0x80, _key_identifier(issuer)))
+    return own, ("2.5.29.35", False, identifier), constraints, usage, lists
+
+
+def _key_identifier(key: rsa.RSAPublicKey) -> bytes:
+    return x509.SubjectKeyIdentifier.from_public_key(key).digest
 
 
 def leaf_extensions(
@@ -95,17 +132,18 @@ def leaf_extensions(
     named = (
         (HARDWARE_ID, identity)
         if isinstance(identity, bytes)
-        else (CSP_ID, core.IA5String(identity).dump())
+        else (CSP_ID, der.from_ia5_string(identity))
     )
     if (kind is SigningKey.VCEK) != isinstance(identity, bytes):
         raise TypeError("a VCEK names a chip, a VLEK a provider")
+    stepping = _STEPPINGS.get(product, "") if kind is SigningKey.VCEK else ""
     return tuple(
         (oid, False, value)
         for oid, value in (
-            (STRUCTURE_VERSION, core.Integer(STRUCTURE_VERSIONS[product]).dump()),
-            (PRODUCT_NAME, core.IA5String(product.certificate_name).dump()),
+            (STRUCTURE_VERSION, der.from_integer(STRUCTURE_VERSIONS[product])),
+            (PRODUCT_NAME, der.from_ia5_string(product.certificate_name + stepping)),
             *(
-                (oid, core.Integer(tcb[index]).dump())
+                (oid, der.from_integer(tcb[index]))
                 for oid, index in TCB_EXTENSIONS[product].items()
             ),
             named,
@@ -114,32 +152,26 @@ def leaf_extensions(
 
 
 def name(common_name: str) -> bytes:
-    """A distinguished name in DER, that of a simulation."""
-    attributes = (("2.5.4.11", "Simulation"), ("2.5.4.10", _ORGANIZATION), ("2.5.4.3", common_name))
-    return _sequence(
+    """A distinguished name in DER, as AMD writes it."""
+    attributes = (
+        ("2.5.4.11", "Engineering"),
+        ("2.5.4.6", "US"),
+        ("2.5.4.7", "Santa Clara"),
+        ("2.5.4.8", "CA"),
+        ("2.5.4.10", "Advanced Micro Devices"),
+        ("2.5.4.3", common_name),
+    )
+    return der.sequence(
         *(
-            _tagged(
-                0x31,
-                _sequence(core.ObjectIdentifier(oid).dump(), core.UTF8String(text).dump()),
+            der.set_of(
+                der.sequence(
+                    der.from_object_identifier(oid),
+                    # A country is a PrintableString (RFC 5280, appendix A.1).
+                    der.emit(der.PRINTABLE_STRING, text.encode())
+                    if oid == "2.5.4.6"
+                    else der.from_utf8_string(text),
+                )
             )
             for oid, text in attributes
         )
     )
-
-
-def _time(moment: datetime) -> bytes:
-    # RFC 5280, section 4.1.2.5: UTCTime through 2049, GeneralizedTime from 2050.
-    kind = core.UTCTime if moment.year < 2050 else core.GeneralizedTime  # noqa: PLR2004
-    der: bytes = kind(moment.replace(microsecond=0)).dump()
-    return der
-
-
-def _sequence(*parts: bytes) -> bytes:
-    return _tagged(0x30, b"".join(parts))
-
-
-def _tagged(tag: int, content: bytes) -> bytes:
-    if len(content) < 0x80:  # noqa: PLR2004  X.690, section 8.1.3: the short form
-        return bytes([tag, len(content)]) + content
-    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(length)]) + length + content

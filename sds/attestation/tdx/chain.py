@@ -28,8 +28,8 @@ from sds.attestation.revocation import (
     read_revocation_list,
     require_not_revoked,
 )
-from sds.attestation.snp.certificate import split_sequence
 from sds.errors import EvidenceError, EvidenceMalformedError
+from sds.pki.der import elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -202,7 +202,7 @@ def issuer_of_lists(certificate: x509.Certificate) -> Issuer:
             return False
         return True
 
-    subject = split_sequence(certificate.tbs_certificate_bytes)[_SUBJECT]
+    subject = elements(certificate.tbs_certificate_bytes)[_SUBJECT]
     return Issuer(name=common_name(certificate), subject=subject, signed=signed)
 
 

@@ -7,19 +7,15 @@ demands, each once and of its length.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-from asn1crypto import core
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds.attestation.pem import UNREADABLE
-from sds.attestation.snp.certificate import UNREADABLE_DER
 from sds.attestation.tdx.chain import PCK_EXTENSION
 from sds.errors import EvidenceError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from sds.pki import der
 
 _EXTENSION: Final = PCK_EXTENSION
 _COMPONENTS: Final = 16
@@ -67,9 +63,9 @@ def read_pck(certificate: x509.Certificate) -> Pck:
         if not isinstance(raw, x509.UnrecognizedExtension):
             raise TypeError("a known extension")
         top = _pairs(raw.value)
-        tcb = _pairs(top[f"{_EXTENSION}.2"].dump())
+        tcb = _pairs(top[f"{_EXTENSION}.2"])
         components = tuple(
-            _byte(tcb[f"{_EXTENSION}.2.{index}"]) for index in range(1, _COMPONENTS + 1)
+            _number(tcb[f"{_EXTENSION}.2.{index}"], 0xFF) for index in range(1, _COMPONENTS + 1)
         )
         pck = Pck(
             fmspc=_octets(top[f"{_EXTENSION}.4"], _FMSPC_BYTES),
@@ -80,43 +76,38 @@ def read_pck(certificate: x509.Certificate) -> Pck:
             platform_instance_id=_optional(top.get(f"{_EXTENSION}.6"), _PLATFORM_BYTES),
             public_key=key,
         )
-    except (*UNREADABLE, *UNREADABLE_DER, x509.ExtensionNotFound) as error:
+    except (KeyError, *UNREADABLE, x509.ExtensionNotFound) as error:
         raise EvidenceError(
             f"the PCK's extension cannot be read: {error}", reason="certificate_malformed"
         ) from error
     return pck
 
 
-def _pairs(der: bytes) -> Mapping[str, Any]:
-    pairs: dict[str, Any] = {}
-    for entry in core.SequenceOf.load(der, strict=True, spec=core.Sequence):
-        oid = entry[0].dotted
+def _pairs(encoded: bytes) -> dict[str, bytes]:
+    """Object identifier -> value, in DER, of each pair of a SEQUENCE OF pairs."""
+    pairs: dict[str, bytes] = {}
+    for entry in der.elements(encoded):
+        name, value = der.elements(entry)
+        oid = der.object_identifier(name)
         if oid in pairs:
-            raise ValueError(f"{oid} stands there twice")
-        pairs[oid] = entry[1]
+            raise ValueError(f"{oid} is given twice")
+        pairs[oid] = value
     return pairs
 
 
-def _number(value: Any) -> int:
-    number = value.native
-    if not isinstance(number, int) or not 0 <= number <= 0xFFFF:  # noqa: PLR2004  two bytes
-        raise ValueError("a security version that is none")
+def _number(value: bytes, most: int = 0xFFFF) -> int:
+    number = der.integer(value)
+    if not 0 <= number <= most:
+        raise ValueError(f"a security version above {most}")
     return number
 
 
-def _byte(value: Any) -> int:
-    number = _number(value)
-    if number > 0xFF:  # noqa: PLR2004  one byte
-        raise ValueError("a component above 255")
-    return number
-
-
-def _octets(value: Any, length: int) -> bytes:
-    octets = value.native
-    if not isinstance(octets, bytes) or len(octets) != length:
+def _octets(value: bytes, length: int) -> bytes:
+    octets = der.content_of(value, der.OCTET_STRING)
+    if len(octets) != length:
         raise ValueError(f"not {length} bytes")
     return octets
 
 
-def _optional(value: Any, length: int) -> bytes | None:
+def _optional(value: bytes | None, length: int) -> bytes | None:
     return None if value is None else _octets(value, length)

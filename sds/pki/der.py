@@ -1,0 +1,177 @@
+"""DER, read and written element by element (X.690), where the bytes themselves matter.
+
+Owns the step between DER and its elements, each with its header. Invariants: one encoding is
+accepted, the distinguished one, to the last byte; every error of reading is a :class:`ValueError`;
+the cost is in proportion to the bytes. The parser is ``cryptography``'s (``hazmat.asn1``).
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import TYPE_CHECKING, Final
+
+from cryptography import x509
+from cryptography.hazmat import asn1
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+INTEGER: Final = 0x02
+BIT_STRING: Final = 0x03
+OCTET_STRING: Final = 0x04
+UTF8_STRING: Final = 0x0C
+PRINTABLE_STRING: Final = 0x13
+SEQUENCE: Final = 0x30
+SET: Final = 0x31
+_FIRST_GENERALIZED_YEAR: Final = 2050
+
+
+@asn1.sequence
+class _Elements:
+    items: typing.List[asn1.TLV]  # noqa: UP006  read when the class is made
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def all_elements(content: bytes) -> list[tuple[int, bytes]]:
+    """Tag and content of every element of ``content``, one after the other.
+
+    Raises:
+        ValueError: they are not DER, or a tag has more than one byte.
+    """
+    found = asn1.decode_der(_Elements, sequence(sequence(content))).items
+    if any(len(one.tag_bytes) != 1 for one in found):
+        raise ValueError("a tag of more than one byte")
+    return [(one.tag_bytes[0], bytes(one.data)) for one in found]
+
+
+def content_of(der: bytes, tag: int) -> bytes:
+    """The content of the one element that ``der`` is.
+
+    Raises:
+        ValueError: it is not one element with this tag.
+    """
+    found = all_elements(der)
+    if len(found) != 1 or found[0][0] != tag:
+        raise ValueError(f"not one element with the tag {tag:#04x}")
+    return found[0][1]
+
+
+def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
+    """The elements of a SEQUENCE (or of what ``tag`` names), each with its header.
+
+    Raises:
+        ValueError: not one such element, or one inside is not DER.
+    """
+    return [emit(*one) for one in all_elements(content_of(der, tag))]
+
+
+def integer(der: bytes) -> int:
+    """An INTEGER.
+
+    Raises:
+        ValueError: not one.
+    """
+    return asn1.decode_der(int, der)
+
+
+def object_identifier(der: bytes) -> str:
+    """An OBJECT IDENTIFIER in dotted form.
+
+    Raises:
+        ValueError: not one.
+    """
+    return asn1.decode_der(x509.ObjectIdentifier, der).dotted_string
+
+
+def ia5_string(der: bytes) -> str:
+    """An IA5String.
+
+    Raises:
+        ValueError: not one.
+    """
+    return asn1.decode_der(asn1.IA5String, der).as_str()
+
+
+def whole_bytes(der: bytes) -> bytes:
+    """A BIT STRING of whole bytes.
+
+    Raises:
+        ValueError: not one, or it does not end at a whole byte (X.690, section 11.2.1).
+    """
+    bits = asn1.decode_der(asn1.BitString, der)
+    if bits.padding_bits():
+        raise ValueError("a BIT STRING that does not end at a whole byte")
+    return bits.as_bytes()
+
+
+def moment(der: bytes) -> datetime:
+    """A UTCTime or GeneralizedTime (RFC 5280, section 4.1.2.5), aware, UTC.
+
+    Raises:
+        ValueError: neither.
+    """
+    try:
+        return asn1.decode_der(asn1.UTCTime, der).as_datetime()
+    except ValueError:
+        return asn1.decode_der(asn1.GeneralizedTime, der).as_datetime()
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def emit(tag: int, content: bytes) -> bytes:
+    """One element: tag, length in its shortest form (X.690, section 10.1), content."""
+    if len(content) < 0x80:  # noqa: PLR2004  X.690, section 8.1.3: the short form
+        return bytes([tag, len(content)]) + content
+    length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + content
+
+
+def sequence(*parts: bytes) -> bytes:
+    """A SEQUENCE of elements."""
+    return emit(SEQUENCE, b"".join(parts))
+
+
+def set_of(*parts: bytes) -> bytes:
+    """A SET OF elements, sorted (X.690, section 11.6)."""
+    return emit(SET, b"".join(sorted(parts)))
+
+
+def from_integer(value: int) -> bytes:
+    """An INTEGER."""
+    return asn1.encode_der(value)
+
+
+def from_object_identifier(dotted: str) -> bytes:
+    """An OBJECT IDENTIFIER."""
+    return asn1.encode_der(x509.ObjectIdentifier(dotted))
+
+
+def from_ia5_string(text: str) -> bytes:
+    """An IA5String."""
+    return asn1.encode_der(asn1.IA5String(text))
+
+
+def from_utf8_string(text: str) -> bytes:
+    """A UTF8String."""
+    return emit(UTF8_STRING, text.encode())
+
+
+def from_octets(value: bytes) -> bytes:
+    """An OCTET STRING."""
+    return emit(OCTET_STRING, value)
+
+
+def from_whole_bytes(value: bytes) -> bytes:
+    """A BIT STRING of whole bytes."""
+    return emit(BIT_STRING, b"\0" + value)
+
+
+def from_moment(value: datetime) -> bytes:
+    """UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280, section 4.1.2.5)."""
+    value = value.replace(microsecond=0)
+    if value.year < _FIRST_GENERALIZED_YEAR:
+        return asn1.encode_der(asn1.UTCTime(value))
+    return asn1.encode_der(asn1.GeneralizedTime(value))
