@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from sds.agent import admin, build
 from sds.agent.directory import claimed, make_directory
 from sds.agent.health import HealthReporter
+from sds.agent.owners import Owners
 from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.agent.socket_guard import SocketGuard
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
@@ -115,6 +116,7 @@ async def running_agent(
         SocketError: the run directory or a socket cannot be used.
     """
     raise_file_limit()
+    owners = Owners(config.node)
     os.umask(_OURS_ALONE)
     instruments = AgentInstruments(clock=clock)
     store = instruments.store
@@ -143,9 +145,9 @@ async def running_agent(
             refresh = functools.partial(service.refresh, trust_changed=False)
             rotate = functools.partial(tickets.run, refresh)
             running.append(group.create_task(supervised("session tickets", rotate, clock=clock)))
-        sockets = await stack.enter_async_context(_workload_sockets(config, service))
+        sockets = await stack.enter_async_context(_workload_sockets(config, service, owners))
         node = build.node_socket(
-            config, service=service, rotating=rotation, store=store, clock=clock
+            config, service=service, rotating=rotation, store=store, clock=clock, owners=owners
         )
         if policy is not None:
             policy.follow(
@@ -264,7 +266,7 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 @contextlib.asynccontextmanager
 async def _workload_sockets(
-    config: AgentConfig, service: SecretService
+    config: AgentConfig, service: SecretService, owners: Owners
 ) -> AsyncIterator[tuple[WorkloadListening, ...]]:
     opened: list[WorkloadListening] = []
     sockets = config.sockets
@@ -272,7 +274,9 @@ async def _workload_sockets(
         make_directory(config.workloads_directory, sockets.directory_mode, group=sockets.group)
     try:
         for workload in config.sockets_of_their_own:
-            opened.append(await listen_for(workload, config, service))  # noqa: PERF401  closed below
+            opened.append(  # noqa: PERF401  closed below
+                await listen_for(workload, config, service, owners)
+            )
         yield tuple(opened)
     finally:
         await _close(*(one.listening for one in opened))

@@ -29,6 +29,7 @@ from sds.serving.tickets import SessionTickets
 if TYPE_CHECKING:
     from sds.agent.config import AgentConfig, OwnAuthoritySection
     from sds.agent.node_socket import NodeSocket
+    from sds.agent.owners import Owners
     from sds.agent.policy import AgentPolicy
     from sds.authority.attested import AuthoritySettings
     from sds.authority.istio import IstioAuthority
@@ -229,6 +230,7 @@ def node_socket(
     rotating: Rotation,
     store: SecretStore,
     clock: Clock,
+    owners: Owners,
 ) -> NodeSocket | None:
     """The node-wide socket, bound; None where it is not configured.
 
@@ -240,7 +242,13 @@ def node_socket(
     from sds.agent.node import make_node_socket  # noqa: PLC0415  measured: see the module
 
     return make_node_socket(
-        config, config.node, service=service, rotation=rotating, store=store, clock=clock
+        config,
+        config.node,
+        service=service,
+        rotation=rotating,
+        store=store,
+        clock=clock,
+        budgets=owners.budgets,
     )
 
 

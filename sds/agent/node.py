@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import SecretStore
     from sds.serving.service import SecretService
+    from sds.transport.budget import Budgets
     from sds.transport.server import Server
 
 _SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE, whoami.SERVICE)
@@ -38,6 +39,7 @@ def make_node_socket(
     rotation: Rotation,
     store: SecretStore,
     clock: Clock,
+    budgets: Budgets,
 ) -> NodeSocket:
     """Bind the node-wide socket; it accepts when it is opened.
 
@@ -53,15 +55,15 @@ def make_node_socket(
         listener=listening(path, _EVERYBODY),
         rotation=rotation,
         store=store,
-        server=lambda: _server(service),
+        server=lambda: _server(service, budgets),
         clock=clock,
     )
 
 
-async def _server(service: SecretService) -> Server:
+async def _server(service: SecretService, budgets: Budgets) -> Server:
     status = ClientStatus(service, entitlement_of)
     handlers = (*service.handlers(entitlement_of), *status.handlers())
-    server = make_server(service.options.limits, handlers)
+    server = make_server(service.options.limits, handlers, budgets=budgets)
     server.gate = Gate(service.refused)
     # The door is open: whose certificate is there yet differs from caller to caller.
     await set_health(add_health(server), serving=True)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from grpc_health.v1 import health
 
     from sds.agent.config import AgentConfig, WorkloadSection
+    from sds.agent.owners import Owners
     from sds.serving.service import SecretService
     from sds.transport.server import Server
 
@@ -76,9 +77,15 @@ class WorkloadListening:
 
 
 async def listen_for(
-    workload: WorkloadSection, config: AgentConfig, service: SecretService
+    workload: WorkloadSection, config: AgentConfig, service: SecretService, owners: Owners
 ) -> WorkloadListening:
     """Open a workload's socket, in :attr:`AgentConfig.workloads_directory`, which exists.
+
+    Args:
+        workload: whose.
+        config: the agent's.
+        service: what is served.
+        owners: who connects, and what each may use.
 
     Raises:
         SocketError: it cannot be opened.
@@ -99,11 +106,11 @@ async def listen_for(
         server.add_generic_rpc_handlers((whoami.WhoamiService().handler(),))
         add_reflection(server, _WORKLOAD_SERVICES)
 
-    server = make_server(service.options.limits, ())
+    server = make_server(service.options.limits, (), budgets=owners.budgets)
     server.before_first_call(prepare)
     health = add_health(server)
     listener = listening(path, config.sockets.socket_mode, group=config.sockets.group)
-    await server.listen(listener, caller=OwnSocket(entitlement))
+    await server.listen(listener, caller=OwnSocket(entitlement), owner_of=owners.name)
     return WorkloadListening(
         workload=workload,
         entitlement=entitlement,
@@ -114,7 +121,7 @@ async def listen_for(
 async def listen_for_people(
     path: Path, service: SecretService, more: tuple[tuple[str, grpc.GenericRpcHandler], ...]
 ) -> Listening:
-    """Open the admin socket.
+    """Open the admin socket, with budgets of its own: nothing that callers fill is shared with it.
 
     Args:
         path: where.

@@ -26,6 +26,11 @@ SERVING: Final[dict[str, Reason]] = {
         "The message names the limit; raise it in the agent's configuration if the client is "
         "right.",
     ),
+    "owner_budget": Reason(
+        "The pod or user that the message names uses more than its share of connections, streams "
+        "or memory, or is refused too often. Look what it does with the socket.",
+        retriable=True,
+    ),
     "malformed_request": Reason(
         "The client sends what is no DiscoveryRequest. Find out who connects to this socket."
     ),

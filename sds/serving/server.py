@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import grpc
 
     from sds.serving.limits import ServingLimits
+    from sds.transport.budget import Budgets
 
 HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Serving works on bytes and needs no descriptor; reflection needs them loaded.
@@ -32,12 +33,24 @@ _SPARE_STREAMS: Final = 100
 refused with a text, and what debugs it finds room."""
 
 
-def make_server(limits: ServingLimits, handlers: Iterable[grpc.GenericRpcHandler]) -> Server:
-    """A server for the clients of a workload's or a node's socket; give it sockets yourself."""
+def make_server(
+    limits: ServingLimits,
+    handlers: Iterable[grpc.GenericRpcHandler],
+    *,
+    budgets: Budgets | None = None,
+) -> Server:
+    """A server for the clients of a workload's or a node's socket; give it sockets yourself.
+
+    Args:
+        limits: of each client.
+        handlers: the methods.
+        budgets: of the owners of connections, shared with other servers; its own if left out.
+    """
     connection = ConnectionLimits(concurrent_streams=limits.streams_per_connection + _SPARE_STREAMS)
     return Server(
         handlers,
         limits=ServerLimits(message_bytes=limits.message_bytes, connection=connection),
+        budgets=budgets,
     )
 
 

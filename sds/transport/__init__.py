@@ -5,16 +5,26 @@ descriptor, and costs three times the processor time and twenty times the memory
 for a crowd of Envoys (docs/adr/0901). So this speaks the part of HTTP/2 that a gRPC server needs,
 and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 
-==================  ==========================================================================
-``frames``          the layout of frames (RFC 9113, section 4 and 6)
-``headers``         requests' heads, through the library ``hpack``; responses' heads
-``flow``            what may be sent and received on one stream (RFC 9113, section 5)
-``outgoing``        what one connection sends, within the client's windows
-``rate``            how often something may happen
-``connection``      the protocol of one connection, without I/O
-``messages``        gRPC's length-prefixed messages, time-outs and status texts
-``call``            one remote call: what a handler reads from and writes to
-``handling``        a handler run for one call
-``server``          sockets, tasks and the end
-==================  ==========================================================================
+====================  ========================================================================
+``frames``            the layout of frames (RFC 9113, sections 4 and 6)
+``frame_reader``      bytes cut into frames
+``field_blocks``      HEADERS and CONTINUATION joined (section 4.3)
+``header_decoder``    field blocks decoded, through the library ``hpack``
+``headers``           what requests' and responses' fields say (section 8)
+``settings``          the client's settings (section 6.5)
+``flow_control``      what may be sent and received on one stream (section 5)
+``outgoing``          what one connection sends, within the client's windows
+``events``            what a connection tells about its client
+``connection``        the protocol of one connection, without I/O
+``messages``          gRPC's length-prefixed messages, time-outs and status texts
+``call``              one remote call: what a handler reads from and writes to
+``handling``          a handler run for one call
+``rate``, ``shares``  how often, and how much
+``budget``            what each owner of connections uses
+``turns``             whose turn it is on the event loop
+``endpoint``          one socket: its descriptor and its unsent output
+``accepting``         a listening socket
+``served``            one connection that is served
+``server``            handlers, sockets, the end
+====================  ========================================================================
 """

@@ -5,10 +5,11 @@ that interface that our handlers and grpc's health and reflection services use: 
 ``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator. One
 method is ours alone: ``caller``.
 
-Invariants: messages that wait for a slow handler are not more than the stream's window and the
-message that is being received; a write returns when the transport can take another, so a slow
-reader holds its own handler only; after the call is over a write raises
-:class:`~sds.errors.CallEndedError`, and nothing more is sent.
+Invariants: what wakes a handler is a job of its owner, and a handler that reads or writes much in
+one step waits for its owner's next turn (:mod:`sds.transport.turns`); messages that wait for a slow
+handler are not more than the stream's window and the message that is being received; a write
+returns when the transport can take another, so a slow reader holds its own handler only; after the
+call is over a write raises :class:`~sds.errors.CallEndedError`, and nothing more is sent.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 import grpc
 
 from sds.errors import CallEndedError
+from sds.transport.budget import MESSAGE_BYTES
 from sds.transport.messages import MessageReader
 
 if TYPE_CHECKING:
     import asyncio
 
+    from sds.transport.budget import Owner
     from sds.transport.headers import RequestHead
 
 NUMBERS: Final[dict[grpc.StatusCode, int]] = {code: code.value[0] for code in grpc.StatusCode}
@@ -46,8 +49,17 @@ class Link(Protocol):
         """What the connection was given at accept."""
         ...
 
+    @property
+    def owner(self) -> Owner:
+        """Whose budget it uses."""
+        ...
+
     def send(self, stream: int, message: bytes) -> None:
-        """Send a message, or queue what cannot be sent yet."""
+        """Send a message, or queue what cannot be sent yet.
+
+        Raises:
+            LimitError: it would have to wait, and the owner may not hold so much.
+        """
         ...
 
     def blocked(self, stream: int) -> bool:
@@ -66,8 +78,21 @@ class Link(Protocol):
         """So many bytes more (or less) are held for this connection.
 
         Raises:
-            LimitError: too many.
+            LimitError: too many; they are counted nevertheless.
         """
+        ...
+
+    def wake(self, future: asyncio.Future[None]) -> None:
+        """Let the handler that waits for it go on when it is the owner's turn."""
+        ...
+
+    @property
+    def step_is_long(self) -> bool:
+        """Whether the handler that runs should wait for its turn before it goes on."""
+        ...
+
+    async def turn(self) -> None:
+        """Return when it is the owner's turn again."""
         ...
 
 
@@ -127,6 +152,11 @@ class Call:
         """The connection of the call."""
         return self._link
 
+    @property
+    def owner(self) -> Owner:
+        """Whose budget the call uses."""
+        return self._link.owner
+
     def caller(self) -> Any:
         """The object that the connection was given at accept: who is at its other end.
 
@@ -153,6 +183,8 @@ class Call:
         """
         if self._over:
             raise CallEndedError("the client has gone")
+        if self._link.step_is_long:
+            await self._link.turn()
         self._link.send(self._stream, message)
         while self._link.blocked(self._stream):
             self._wake_writer = self._loop.create_future()
@@ -184,8 +216,10 @@ class Call:
                 await self._wake_reader
             finally:
                 self._wake_reader = None
+        if self._link.step_is_long:
+            await self._link.turn()
         message = self._queue.popleft()
-        self._hold(self._held - len(message))
+        self._hold(self._held - len(message) - MESSAGE_BYTES)
         if not self._queue:
             self._tell_taken()
         return message
@@ -202,7 +236,7 @@ class Call:
         if payload:
             before = self._reader.held
             messages = self._reader.feed(payload)
-            arrived = sum(map(len, messages))
+            arrived = sum(map(len, messages)) + MESSAGE_BYTES * len(messages)
             self._queue.extend(messages)
             self._untold += len(payload)
             self._hold(self._held + arrived + self._reader.held - before)
@@ -210,12 +244,14 @@ class Call:
                 self._tell_taken()
         self._ended = self._ended or ended
         if (self._queue or self._ended) and self._wake_reader is not None:
-            _wake(self._wake_reader)
+            waiting, self._wake_reader = self._wake_reader, None
+            self._link.wake(waiting)
 
     def wake_writer(self) -> None:
         """Something that was blocked may be free now."""
         if self._wake_writer is not None:
-            _wake(self._wake_writer)
+            waiting, self._wake_writer = self._wake_writer, None
+            self._link.wake(waiting)
 
     def finish(self, code: grpc.StatusCode, details: str = "") -> None:
         """End the call with this status; does nothing where it is over."""
@@ -256,8 +292,3 @@ class Call:
         if self._untold:
             count, self._untold = self._untold, 0
             self._link.taken(self._stream, count)
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -150,6 +150,11 @@ class Connection:
             return True
         return self._out.message(stream, message)
 
+    def fits(self, number: int, size: int) -> bool:
+        """Whether a message of so many bytes would wait for no window."""
+        stream = self._streams.get(number)
+        return stream is None or self._out.fits(stream, size)
+
     def finish(self, number: int, *, status: int, message: str = "") -> None:
         """End a stream with a gRPC status, after all that waits on it."""
         stream = self._streams.get(number)
@@ -189,11 +194,16 @@ class Connection:
         self._out.frame(frames.goaway(self._last_stream, code, text))
 
     def drop(self) -> None:
-        """The connection is over: let go of what waited on streams."""
+        """The connection is over: let go of everything that waits."""
+        self.drop_streams()
+        self._out.take()
+
+    def drop_streams(self) -> None:
+        """End all streams at once, and look at nothing more that was received."""
+        self._reader = FrameReader()
         for stream in self._streams.values():
             self._out.forget(stream)
         self._streams.clear()
-        self._out.take()
 
     # --- what comes in --------------------------------------------------------------------------
 

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import grpc
 from google.protobuf.message import DecodeError
 
-from sds.errors import CallEndedError, MalformedRequestError, ProtocolError
+from sds.errors import CallEndedError, LimitError, MalformedRequestError, ProtocolError
 from sds.transport.call import AbortedError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 
+    from sds.transport.budget import Owner
     from sds.transport.call import Call
+    from sds.transport.turns import Turns
 
 _LOG: Final = logging.getLogger("sds.transport")
 
@@ -33,6 +35,47 @@ class Gate(Protocol):
     async def __call__(self, call: Call, /) -> None:
         """Return, or abort the call."""
         ...
+
+
+async def serve_in_turns(
+    call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None,
+    gate: Gate | None,
+    turns: Turns,
+) -> None:
+    """As :func:`serve_call`; the owner of the call pays for each step."""
+    await _Steps(serve_call(call, handler, gate), call.owner, turns)
+
+
+class _Steps:
+    """Awaits a coroutine, and measures the processor time of each step."""
+
+    __slots__ = ("_coroutine", "_owner", "_turns")
+
+    def __init__(self, coroutine: Coroutine[Any, None, None], owner: Owner, turns: Turns) -> None:
+        self._coroutine = coroutine
+        self._owner = owner
+        self._turns = turns
+
+    def __await__(self) -> Generator[Any, None, None]:
+        coroutine, turns = self._coroutine, self._turns
+        error: BaseException | None = None
+        try:
+            while True:
+                turns.step_begins()
+                try:
+                    waits_for = coroutine.send(None) if error is None else coroutine.throw(error)
+                except StopIteration:
+                    return
+                finally:
+                    turns.step_ends(self._owner)
+                error = None
+                try:
+                    yield waits_for
+                except BaseException as thrown:  # noqa: BLE001  the handler decides about it
+                    error = thrown
+        finally:
+            error = None  # it refers to this frame: no circle is left
+            coroutine.close()
 
 
 async def serve_call(
@@ -57,6 +100,8 @@ async def serve_call(
     except CallEndedError:
         _LOG.debug("a client went during a write", extra={"peer": call.peer()})
         call.finish(grpc.StatusCode.CANCELLED)
+    except LimitError as error:
+        call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     except ProtocolError as error:
         call.finish(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except asyncio.CancelledError:
@@ -108,6 +153,7 @@ class _Serializing:
         "caller",
         "connection",
         "invocation_metadata",
+        "owner",
         "peer",
     )
 
@@ -117,6 +163,7 @@ class _Serializing:
         self.abort = call.abort
         self.caller = call.caller
         self.connection = call.connection
+        self.owner = call.owner
         self.invocation_metadata = call.invocation_metadata
         self.peer = call.peer
 

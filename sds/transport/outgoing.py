@@ -98,6 +98,11 @@ class Outgoing:
         self._output += (start, message)
         return True
 
+    def fits(self, stream: StreamState, size: int) -> bool:
+        """Whether a message of so many bytes would wait for no window."""
+        window = min(self.window, stream.credit + self._initial_window)
+        return not stream.waiting and PREFIX_BYTES + size <= window
+
     def _wait(self, stream: StreamState, message: bytes) -> bool:
         """Queue a message on its stream, and send what the windows admit."""
         stream.waiting.append(memoryview(prefix(len(message))))

@@ -1,11 +1,40 @@
-"""How often something may happen: a token bucket.
+"""How often, or how much, something may happen: buckets that fill with time.
 
-Invariant: it reads no clock; time comes in as seconds of a monotonic one.
+Invariant: nothing here reads a clock; time comes in as seconds of a monotonic one.
 """
 
 from __future__ import annotations
 
 from sds.errors import LimitError
+
+
+class Allowance:
+    """An amount per second, with a burst; it may be overdrawn, and then takes time to recover.
+
+    Args:
+        per_second: in the long run.
+        burst: at once.
+    """
+
+    __slots__ = ("_full_at", "_per_second", "_window")
+
+    def __init__(self, per_second: float, burst: float) -> None:
+        """Nothing was used yet."""
+        self._per_second = per_second
+        self._window = burst / per_second
+        self._full_at = float("-inf")
+
+    def use(self, amount: float, now: float) -> None:
+        """Use an amount, whether it is there or not."""
+        self._full_at = max(self._full_at, now) + amount / self._per_second
+
+    def rest_seconds(self, now: float) -> float:
+        """Seconds until it is not overdrawn any more; 0 where it is not."""
+        return max(0.0, self._full_at - now - self._window)
+
+    def is_full(self, now: float) -> bool:
+        """Whether nothing of it counts any more."""
+        return self._full_at <= now
 
 
 class TokenBucket:

@@ -76,8 +76,11 @@ class Served(Protocol):
 class Host(Protocol):
     """Who serves on accepted sockets."""
 
-    def connection(self, *, caller: object, on_close: Callable[[], None]) -> Served:
-        """A connection of this caller; ``on_close`` is called once, when it is over."""
+    def connection(self, *, caller: object, owner: str, on_close: Callable[[], None]) -> Served:
+        """A connection of this caller, on the budget of this owner.
+
+        ``on_close`` is called once, when it is over.
+        """
         ...
 
 
@@ -286,7 +289,9 @@ class FrontDoor:
         try:
             with self._while_alive(connection, task):
                 served = host.connection(
-                    caller=connection.recognition, on_close=lambda: _cancel(task)
+                    caller=connection.recognition,
+                    owner=connection.owner,
+                    on_close=lambda: _cancel(task),
                 )
                 try:
                     await served.serve_on(accepted)

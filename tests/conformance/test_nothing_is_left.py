@@ -13,7 +13,7 @@ from sds.serving.session import CallerSession
 from sds.serving.stream import Stream
 from sds.serving.unsent import RESET_SECONDS
 from sds.transport.call import Call
-from sds.transport.server import ServedConnection
+from sds.transport.served import ServedConnection
 from tests.support.door_client import RST, frame
 from tests.support.raw_client import DELTA, FETCH, STREAM, RawClient, connected, discovery, message
 from tests.support.serving import WEB, serving, svid

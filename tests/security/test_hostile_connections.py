@@ -167,7 +167,7 @@ async def test_a_fault_in_any_step_of_a_connection_ends_that_one(
             "owner": (sys.modules["sds.workload.front_door"], "owner_of"),
             "recognition": (sys.modules["sds.workload.front_door"], "Recognition"),
             "connection": (door.server, "connection"),
-            "serve_on": (sys.modules["sds.transport.server"].ServedConnection, "serve_on"),
+            "serve_on": (sys.modules["sds.transport.served"].ServedConnection, "serve_on"),
         }[where]
         real = getattr(*target)
         monkeypatch.setattr(*target, breaking(real))

@@ -1,0 +1,58 @@
+"""Who owns the connections to workloads' sockets, and what each owner may use.
+
+Owns the one table of budgets of the agent. Invariants: a pod, or a user outside pods, has the same
+budget on all sockets but the admin socket, which has its own; descriptors are left for everything
+that is not a connection.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from typing import TYPE_CHECKING
+
+from sds.agent.node_settings import AttestorName
+from sds.errors import WorkloadError
+from sds.transport.accepting import user_of
+from sds.transport.budget import Budgets
+from sds.transport.shares import Total
+from sds.workload.front_door import owner_of
+from sds.workload.peer import Peer
+from sds.workload.proc import pod_roots
+
+if TYPE_CHECKING:
+    import socket
+
+    from sds.agent.node_settings import NodeSettings
+    from sds.workload.cgroup import PodRoots
+
+
+class Owners:
+    """See the module.
+
+    Attributes:
+        budgets: of all owners.
+    """
+
+    def __init__(self, node: NodeSettings | None) -> None:
+        """``node``: says where pods are, if the agent asks for them at all."""
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.budgets = Budgets(total=Total.of_descriptors(limit))
+        self._roots: PodRoots | None = None
+        if node is not None and AttestorName.KUBERNETES in node.attestors:
+            settings = node.kubernetes
+            self._roots = pod_roots(
+                os.environ,
+                cgroup_root=settings.cgroup_root,
+                runtime_cgroup=settings.runtime_cgroup,
+            )
+
+    def name(self, accepted: socket.socket) -> str:
+        """The owner of an accepted connection: its pod, or its user outside pods."""
+        if self._roots is None:
+            return user_of(accepted)
+        try:
+            with Peer.of(accepted) as peer:
+                return owner_of(peer, self._roots)
+        except WorkloadError:
+            return user_of(accepted)

@@ -1,0 +1,115 @@
+"""Accepts connections on one listening socket.
+
+Owns the socket. Invariants: at most :data:`_ACCEPTS_AT_ONCE` are taken in one turn of the loop; a
+fault with one connection ends that one; out of descriptors, callers stay in the queue for a moment,
+and the log says so.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+from typing import TYPE_CHECKING, Final
+
+from sds.transport import frames
+from sds.transport.frames import ErrorCode
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+_LOG: Final = logging.getLogger("sds.transport")
+_ACCEPTS_AT_ONCE: Final = 32
+_PAUSE_SECONDS: Final = 0.25
+_SAID_SECONDS: Final = 10.0
+_CREDENTIALS: Final = struct.Struct("3i")
+"""``struct ucred``: pid, uid, gid (unix(7))."""
+
+
+class Acceptor:
+    """See the module.
+
+    Args:
+        listener: bound and listening; ours from now on.
+        loop: where it is watched.
+        take: is given each connection, which it owns.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        take: Callable[[socket.socket], None],
+    ) -> None:
+        listener.setblocking(False)  # noqa: FBT003  the socket's own method
+        self._listener = listener
+        self._loop = loop
+        self._take = take
+        self._pausing: asyncio.TimerHandle | None = None
+        self._said_at = float("-inf")
+        self._pauses = 0
+        loop.add_reader(listener.fileno(), self._accept_some)
+
+    def close(self) -> None:
+        """Accept nobody new; a second call does nothing."""
+        if self._listener.fileno() == -1:
+            return
+        if self._pausing is not None:
+            self._pausing.cancel()
+        self._loop.remove_reader(self._listener.fileno())
+        self._listener.close()
+
+    def _accept_some(self) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                accepted, _address = self._listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno == errno.ECONNABORTED:
+                    continue
+                self._pause(error)
+                return
+            try:
+                self._take(accepted)
+            except Exception:  # noqa: BLE001  the boundary between one client and the socket
+                accepted.close()
+                _LOG.exception("an accepted connection could not be served")
+
+    def _pause(self, error: OSError) -> None:
+        """Leave callers in the queue for a moment, instead of spinning."""
+        self._loop.remove_reader(self._listener.fileno())
+        self._pauses += 1
+        now = self._loop.time()
+        if now - self._said_at >= _SAID_SECONDS:
+            _LOG.error(
+                "cannot accept connections: they wait",
+                extra={"why": error.strerror, "times": self._pauses},
+            )
+            self._said_at, self._pauses = now, 0
+        self._pausing = self._loop.call_later(_PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        self._pausing = None
+        self._loop.add_reader(self._listener.fileno(), self._accept_some)
+
+
+def user_of(accepted: socket.socket) -> str:
+    """The owner of a connection, where nobody says it better: the user who connected."""
+    data = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(data)
+    return f"uid {uid}"
+
+
+def turn_away(accepted: socket.socket, text: str) -> None:
+    """Close a connection that nobody serves; the client is told why."""
+    goaway = frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)
+    try:
+        accepted.setblocking(False)  # noqa: FBT003  the socket's own method
+        accepted.send(frames.settings({}) + goaway)
+    except OSError:
+        pass  # it does not listen
+    finally:
+        accepted.close()

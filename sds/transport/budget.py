@@ -1,0 +1,364 @@
+"""What each owner of connections may use: one budget, on all sockets, that survives reconnecting.
+
+An owner is a pod, or a user outside pods; the code that accepts says which. Owns what each uses
+now (connections, streams, bytes) and what it used lately (processor time, refused calls, log
+lines). Invariants:
+
+* all owners that nobody has recognised share one account, the strangers';
+* what was used lately is forgotten only when it counts no more, so no owner gains by going away,
+  and none by coming under many names;
+* an owner that exceeds its budget gets a :class:`~sds.errors.LimitError` that says what and how
+  much; this is counted by owner and logged once in :data:`SAID_SECONDS`.
+
+Nothing here reads a clock: ``now`` is seconds of a monotonic one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from sds.errors import LimitError
+from sds.transport.rate import Allowance
+from sds.transport.shares import RECOGNISED, STRANGERS, Total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from sds.transport.shares import Share
+
+_LOG: Final = logging.getLogger("sds.transport")
+SAID_SECONDS: Final = 10.0
+"""Between two log lines about the same owner and the same limit."""
+CONNECTION_BYTES: Final = 8 * 1024
+"""Memory of a connection with nothing on it."""
+STREAM_BYTES: Final = 6 * 1024
+"""Memory of an open stream, its call and what its handler keeps of it."""
+MESSAGE_BYTES: Final = 96
+"""Memory of a message that waits, beside its payload."""
+_MIB: Final = 1024 * 1024
+_STEP_GUESS_SECONDS: Final = 100e-6
+_STEP_WEIGHT: Final = 0.125
+_OTHERS: Final = "others"
+_LOOKED_AT: Final = 16
+"""Owners that are looked at to find one that can be forgotten."""
+
+
+class Account:
+    """What somebody uses now and used lately; strangers have one together."""
+
+    __slots__ = (
+        "connections",
+        "held",
+        "lines",
+        "processor",
+        "refusals",
+        "said",
+        "share",
+        "step_seconds",
+        "streams",
+    )
+
+    def __init__(self, share: Share) -> None:
+        """Nothing is used."""
+        self.share = share
+        self.connections = self.streams = self.held = 0
+        self.processor = Allowance(share.processor, share.processor_burst_seconds)
+        self.refusals = Allowance(share.refusals_per_second, share.refusal_burst)
+        self.lines = Allowance(share.lines_per_second, share.line_burst)
+        self.step_seconds = _STEP_GUESS_SECONDS
+        """What a step of a handler takes, on average."""
+        self.said: dict[str, tuple[float, int]] = {}
+        """By limit: when the log last told of it, and how often it was exceeded since."""
+
+    def add(self, *, connections: int = 0, streams: int = 0, held: int = 0) -> None:
+        """Use so much more now."""
+        self.connections += connections
+        self.streams += streams
+        self.held += held
+
+    def spend(self, seconds: float, now: float) -> None:
+        """Processor time was used."""
+        self.processor.use(seconds, now)
+
+    def stepped(self, seconds: float, now: float) -> None:
+        """A step of a handler took this much processor time."""
+        self.processor.use(seconds, now)
+        self.step_seconds += _STEP_WEIGHT * (seconds - self.step_seconds)
+
+    def is_forgettable(self, now: float) -> bool:
+        """Whether a new account would not differ."""
+        return not self.connections and all(
+            one.is_full(now) for one in (self.processor, self.refusals, self.lines)
+        )
+
+
+class Owner:
+    """One pod, or one user outside pods; :meth:`Budgets.owner` gives it.
+
+    Attributes:
+        name: for people, as ``pod 1234…`` or ``uid 1000``.
+        account: who pays: the strangers' account, until :meth:`recognise`.
+        suppressed: log lines since the last one that were too many.
+    """
+
+    __slots__ = ("_budgets", "_own", "account", "name", "suppressed")
+
+    def __init__(self, name: str, budgets: Budgets) -> None:
+        """An owner that nobody has recognised yet."""
+        self.name = name
+        self.suppressed = 0
+        self._budgets = budgets
+        self._own = Account(budgets.share)
+        self.account = budgets.strangers
+
+    @property
+    def recognised(self) -> bool:
+        """Whether it has an account of its own."""
+        return self.account is self._own
+
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return self._own.connections
+
+    @property
+    def streams(self) -> int:
+        """Open ones."""
+        return self._own.streams
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory."""
+        return self._own.held
+
+    def recognise(self) -> None:
+        """It has an account of its own from now on. A second call does nothing.
+
+        An owner for which the table of owners has no room stays a stranger.
+        """
+        if self.recognised or not self._budgets.remember(self):
+            return
+        own = self._own
+        self.account.add(connections=-own.connections, streams=-own.streams, held=-own.held)
+        self.account = own
+
+    # --- what it uses now -----------------------------------------------------------------------
+
+    def connect(self, give_way: Callable[[], None], now: float) -> None:
+        """A connection begins.
+
+        Args:
+            give_way: closes it; called where a newer stranger needs the room.
+            now: seconds.
+
+        Raises:
+            LimitError: there are too many.
+        """
+        self._budgets.admit(self, give_way, now)
+        self._add(connections=1, held=CONNECTION_BYTES)
+
+    def disconnect(self, give_way: Callable[[], None]) -> None:
+        """A connection is over."""
+        self._add(connections=-1, held=-CONNECTION_BYTES)
+        self._budgets.left(self, give_way)
+
+    def check_stream(self, now: float) -> None:
+        """Look whether one more stream may be opened.
+
+        Raises:
+            LimitError: there are too many, or too much memory is held.
+        """
+        most = self.account.share.streams
+        if self.account.streams >= most:
+            self.exceeded("streams", f"more than {most} streams", now)
+        self.check_room(STREAM_BYTES, now)
+
+    def check_room(self, count: int, now: float) -> None:
+        """Look whether ``count`` more bytes may be held.
+
+        Raises:
+            LimitError: too many would be.
+        """
+        most = self.account.share.held_bytes
+        if self.account.held + count > most:
+            self.exceeded("memory", f"more than {most // _MIB} MiB of memory", now)
+        self._budgets.check_held(self, count, now)
+
+    def change(self, *, streams: int, held: int) -> None:
+        """So many streams and bytes more (or fewer) are in use; :data:`STREAM_BYTES` included."""
+        self._add(streams=streams, held=held)
+
+    def _add(self, *, connections: int = 0, streams: int = 0, held: int = 0) -> None:
+        for account in (self._own, self._budgets.all):
+            account.add(connections=connections, streams=streams, held=held)
+        if self.account is not self._own:
+            self.account.add(connections=connections, streams=streams, held=held)
+
+    # --- what it used lately --------------------------------------------------------------------
+
+    def refused(self, now: float) -> None:
+        """A call was refused.
+
+        Raises:
+            LimitError: too many were, lately.
+        """
+        refusals = self.account.refusals
+        refusals.use(1, now)
+        if refusals.rest_seconds(now):
+            rate = self.account.share.refusals_per_second
+            self.exceeded("refused calls", f"more than {rate:g} refused calls a second", now)
+
+    def may_log(self, now: float) -> bool:
+        """Whether one more line of the log may tell of this owner; uses it up."""
+        lines = self.account.lines
+        if lines.rest_seconds(now):
+            self.suppressed += 1
+            return False
+        lines.use(1, now)
+        return True
+
+    def exceeded(self, limit: str, what: str, now: float) -> NoReturn:
+        """The owner exceeds its budget.
+
+        Raises:
+            LimitError: always; it names the owner and ``what`` it has too much of.
+        """
+        whose = "" if self.recognised else ", with all others that no rule recognises"
+        error = LimitError(
+            f"{self.name} has {what}{whose}",
+            reason="owner_budget",
+            advice="use fewer; sds status and the agent's log say who uses how much",
+        )
+        self._budgets.tell(self, limit, error, now)
+        raise error
+
+
+class Budgets:
+    """All owners, and what they use together.
+
+    Args:
+        share: of one owner that is recognised.
+        strangers: of all others together.
+        total: of all.
+
+    Attributes:
+        share: as given.
+        strangers: the account of those that nobody has recognised.
+        all: what all use together.
+        exceeded: how often each limit was exceeded, by owner. Owners that are forgotten count as
+            ``others``.
+    """
+
+    def __init__(
+        self,
+        share: Share = RECOGNISED,
+        *,
+        strangers: Share = STRANGERS,
+        total: Total | None = None,
+    ) -> None:
+        self.share = share
+        self.strangers = Account(strangers)
+        self.all = Account(share)
+        self.exceeded: dict[str, Counter[str]] = {}
+        self._total = total if total is not None else Total()
+        self._owners: OrderedDict[str, Owner] = OrderedDict()
+        self._strange: OrderedDict[Callable[[], None], Owner] = OrderedDict()
+        """Connections of strangers, the oldest first."""
+
+    @property
+    def owners(self) -> Mapping[str, Owner]:
+        """Those that have connections, or used something lately."""
+        return self._owners
+
+    def owner(self, name: str) -> Owner:
+        """The owner of this name."""
+        found = self._owners.get(name)
+        if found is None:
+            found = Owner(name, self)
+            if len(self._owners) < self._total.owners:
+                self._owners[name] = found
+        return found
+
+    def remember(self, owner: Owner) -> bool:
+        """Whether there is room in the table for an owner that was recognised."""
+        if self._owners.get(owner.name) is owner:
+            return True
+        if owner.name in self._owners or len(self._owners) >= self._total.owners:
+            return False
+        self._owners[owner.name] = owner
+        return True
+
+    def admit(self, owner: Owner, give_way: Callable[[], None], now: float) -> None:
+        """A connection of this owner begins.
+
+        Raises:
+            LimitError: there are too many.
+        """
+        self._forget_some(now)
+        most = owner.account.share.connections
+        if owner.recognised:
+            if owner.connections >= most:
+                owner.exceeded("connections", f"more than {most} connections", now)
+        elif owner.connections >= most // 4:
+            owner.exceeded("connections", f"more than {most // 4} connections", now)
+        total = self._total
+        room = total.connections - self.all.connections
+        few = owner.connections < total.spared_connections // 8
+        if room <= (0 if few else total.spared_connections):
+            owner.exceeded("connections", f"no room among {total.connections} connections", now)
+        if owner.recognised:
+            return
+        while self.strangers.connections >= most and self._strange:
+            oldest, _ = self._strange.popitem(last=False)
+            oldest()
+        self._strange[give_way] = owner
+
+    def left(self, owner: Owner, give_way: Callable[[], None]) -> None:
+        """A connection is over."""
+        self._strange.pop(give_way, None)
+        if not owner.recognised and not owner.connections and self._owners.get(owner.name) is owner:
+            self._forget(owner.name)  # what it used lately is in the strangers' account
+
+    def check_held(self, owner: Owner, count: int, now: float) -> None:
+        """Look whether all together may hold ``count`` bytes more.
+
+        Raises:
+            LimitError: they may not, and the owner holds more than the part that is spared.
+        """
+        total = self._total
+        after = self.all.held + count
+        few = owner.held + count <= total.spared_bytes // 8
+        if after > total.held_bytes - (0 if few else total.spared_bytes):
+            owner.exceeded("memory", f"no room in the {total.held_bytes // _MIB} MiB of all", now)
+
+    def tell(self, owner: Owner, limit: str, error: LimitError, now: float) -> None:
+        """Count and log that an owner exceeded a limit."""
+        name = owner.name if self._owners.get(owner.name) is owner else _OTHERS
+        self.exceeded.setdefault(name, Counter())[limit] += 1
+        said = owner.account.said
+        last, times = said.get(limit, (float("-inf"), 0))
+        if now - last < SAID_SECONDS:
+            said[limit] = (last, times + 1)
+            return
+        said[limit] = (now, 0)
+        _LOG.warning(
+            "an owner exceeds its budget",
+            extra={"owner": owner.name, "limit": limit, "why": str(error), "times": times + 1},
+        )
+
+    def _forget_some(self, now: float) -> None:
+        """Forget owners that use nothing and whose past counts no more, a few at a time."""
+        for _ in range(min(_LOOKED_AT, len(self._owners))):
+            name, owner = next(iter(self._owners.items()))
+            if not owner.account.is_forgettable(now):
+                self._owners.move_to_end(name)
+                continue
+            self._forget(name)
+
+    def _forget(self, name: str) -> None:
+        del self._owners[name]
+        counted = self.exceeded.pop(name, None)
+        if counted is not None:
+            self.exceeded.setdefault(_OTHERS, Counter()).update(counted)

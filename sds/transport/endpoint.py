@@ -1,0 +1,196 @@
+"""One connected socket: reads when it is asked to, writes at once what the kernel takes.
+
+Owns the descriptor and the output that the kernel has not taken. Invariants: nothing is read that
+was not asked for, so what a client sends too fast stays in the kernel; output is written in order
+and held here only, as the objects that were given; the descriptor is closed once, and nothing of
+the event loop refers to it afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Sequence
+
+_LOG: Final = logging.getLogger("sds.transport")
+_READ_BYTES: Final = 64 * 1024
+_WRITE_BUFFERS: Final = 64
+"""Pieces of output for one call of the kernel, which takes at most 1,024 (IOV_MAX)."""
+
+
+class Reader(Protocol):
+    """Who uses the socket."""
+
+    def readable(self) -> None:
+        """There is something to read, or the end; asked again until it is read or paused."""
+        ...
+
+    def drained(self) -> None:
+        """All output was taken, after some was not."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is over; called once, in a later turn of the loop."""
+        ...
+
+
+class Endpoint:
+    """See the module.
+
+    Args:
+        connected: the socket, which is ours from now on.
+        loop: where it is watched.
+        reader: who uses it; hears of it after :meth:`resume_reading`.
+
+    Attributes:
+        unsent: bytes of output that the kernel has not taken.
+        written: bytes of output that were given here, since the beginning.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_loop",
+        "_output",
+        "_reader",
+        "_reading",
+        "_socket",
+        "_writing",
+        "unsent",
+        "written",
+    )
+
+    def __init__(
+        self, connected: socket.socket, loop: asyncio.AbstractEventLoop, reader: Reader
+    ) -> None:
+        connected.setblocking(False)  # noqa: FBT003  the socket's own method
+        self._socket: socket.socket | None = connected
+        self._loop = loop
+        self._reader = reader
+        self._output: deque[memoryview] | None = None
+        self._reading = self._writing = self._closing = False
+        self.unsent = 0
+        self.written = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over, or will be once its output is taken."""
+        return self._socket is None or self._closing
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def resume_reading(self) -> None:
+        """Tell the reader when there is something to read."""
+        if not self._reading and not self.closed and self._socket is not None:
+            self._reading = True
+            self._loop.add_reader(self._socket.fileno(), self._reader.readable)
+
+    def pause_reading(self) -> None:
+        """Do not tell the reader."""
+        if self._reading and self._socket is not None:
+            self._reading = False
+            self._loop.remove_reader(self._socket.fileno())
+
+    def read(self) -> bytes:
+        """What is there, at most 64 KiB; nothing where there is nothing now.
+
+        At the end of the connection :meth:`Reader.lost` is called.
+        """
+        if self._socket is None:
+            return b""
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return b""
+        except OSError as error:
+            self._fail(error)
+            return b""
+        if not data:
+            self.abort()
+        return data
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def write(self, pieces: Sequence[bytes | memoryview]) -> None:
+        """Write what the kernel takes, and keep the rest for later."""
+        if self._socket is None:
+            return
+        size = sum(map(len, pieces))
+        self.written += size
+        self.unsent += size
+        if self._output is None:  # most connections never have to keep any
+            self._output = deque()
+        self._output.extend(map(memoryview, pieces))
+        if not self._writing:
+            self._send()
+
+    def _send(self) -> None:
+        """Give the kernel what it takes."""
+        output = self._output
+        if output is None:
+            return
+        while output and self._socket is not None:
+            some = [output[at] for at in range(min(len(output), _WRITE_BUFFERS))]
+            try:
+                count = self._socket.sendmsg(some)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._fail(error)
+                return
+            self.unsent -= count
+            while output and count >= len(output[0]):
+                count -= len(output.popleft())
+            if count:
+                output[0] = output[0][count:]
+        if self._socket is None:
+            return
+        if not output:
+            self._output = None
+            self._all_sent()
+        elif not self._writing:
+            self._writing = True
+            self._loop.add_writer(self._socket.fileno(), self._send)
+
+    def _all_sent(self) -> None:
+        if self._writing and self._socket is not None:
+            self._writing = False
+            self._loop.remove_writer(self._socket.fileno())
+            if not self._closing:
+                self._reader.drained()
+        if self._closing:
+            self.abort()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Read no more; close once the output is taken. Who calls sets the time for that."""
+        if self.closed:
+            return
+        self.pause_reading()
+        self._closing = True
+        if not self._output:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close now; output that was not taken is lost."""
+        connected, self._socket = self._socket, None
+        if connected is None:
+            return
+        if self._reading:
+            self._loop.remove_reader(connected.fileno())
+        if self._writing:
+            self._loop.remove_writer(connected.fileno())
+        self._output = None
+        self.unsent = 0
+        connected.close()
+        self._loop.call_soon(self._reader.lost)
+
+    def _fail(self, error: OSError) -> None:
+        if not isinstance(error, ConnectionError):
+            _LOG.warning("a connection failed", extra={"why": error.strerror})
+        self.abort()

@@ -1,0 +1,453 @@
+"""One connection that is served: bytes in, events to calls, bytes out.
+
+Owns the calls of the connection, its endpoint and what it uses of its owner's budget. Invariants:
+everything that the client causes runs as a bounded job in its owner's turn (:meth:`_work`), and
+nothing is read meanwhile; a connection that does not greet, breaks HTTP/2 or exceeds its owner's
+budget is told so and gone within :data:`CLOSING_SECONDS`, whether the client reads or not; when it
+is over, its calls are, and its budget is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import grpc
+
+from sds.errors import Http2Error, LimitError, MalformedRequestError
+from sds.transport.accepting import turn_away
+from sds.transport.budget import STREAM_BYTES
+from sds.transport.call import Call
+from sds.transport.connection import Connection
+from sds.transport.endpoint import Endpoint
+from sds.transport.events import Drained, Opened, Received, Reset
+from sds.transport.frames import ErrorCode
+from sds.transport.handling import serve_in_turns
+from sds.transport.headers import plain_response
+from sds.transport.messages import timeout_seconds
+from sds.transport.turns import Turns
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+    from sds.transport.budget import Owner
+    from sds.transport.events import Event
+    from sds.transport.server import Server
+
+_LOG: Final = logging.getLogger("sds.transport")
+CLOSING_SECONDS: Final = 0.5
+"""For the client to read what it was told, before the connection is gone."""
+_WORK: Final = 64
+"""Units of work in one job (see :mod:`sds.transport.connection`): about 0.2 ms."""
+_HIGH_WATER: Final = 64 * 1024
+"""Output that the kernel did not take, from which on handlers wait."""
+_MOST_UNREAD: Final = 1024 * 1024
+"""Output that the kernel did not take, from which on nothing more is read: beyond one message it is
+answers to the client's own frames."""
+_NOT_POST: Final = plain_response(405, [(b"allow", b"POST")])
+_NOT_GRPC: Final = plain_response(415, [(b"accept", b"application/grpc")])
+_REFUSALS: Final = frozenset(
+    code.value[0]
+    for code in grpc.StatusCode
+    if code
+    not in (
+        grpc.StatusCode.OK,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    )
+)
+"""Statuses that count as a refused call."""
+_number: Final = itertools.count(1)
+
+
+class Unsent(NamedTuple):
+    """What one connection had not given to the kernel at one moment.
+
+    Attributes:
+        end: bytes of output, from the connection's beginning, up to the last one of it.
+        streams: the streams on which something waited, each with how often it was drained before.
+    """
+
+    end: int
+    streams: dict[int, int]
+
+
+class ServedConnection:
+    """See the module.
+
+    Args:
+        server: whose methods and limits it has.
+        caller: what ``context.caller()`` gives to handlers.
+        owner: whose budget it uses.
+        on_close: called once, when it is over.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        caller: object,
+        owner: Owner,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.caller = caller
+        self.owner = owner
+        self.peer = f"connection:{next(_number)}"
+        self._server = server
+        self._on_close = on_close
+        self._http2 = Connection(server.limits.connection)
+        self._calls: dict[int, Call] = {}
+        self._requests = 0
+        """Bytes of requests that nobody has taken."""
+        self._held = self._streams = 0
+        """What the owner knows of."""
+        self._working = False
+        self._stuck = False
+        """Nothing is read because too much output is unread."""
+        self._loop = asyncio.get_running_loop()
+        self._turns = Turns.of(self._loop)
+        self._lost: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._endpoint: Endpoint | None = None
+
+    # --- the beginning and the end --------------------------------------------------------------
+
+    async def serve_on(self, accepted: socket.socket) -> None:
+        """Serve on an accepted socket, which is ours from now on; returns when it has begun.
+
+        It is turned away, and over, where the owner has too many connections.
+        """
+        self.begin(accepted)
+
+    def begin(self, accepted: socket.socket) -> None:
+        """As :meth:`serve_on`."""
+        try:
+            self.owner.connect(self.abort, self._loop.time())
+        except LimitError as error:
+            turn_away(accepted, str(error))
+            if self._on_close is not None:
+                self._loop.call_soon(self._on_close)
+            return
+        endpoint = self._endpoint = Endpoint(accepted, self._loop, self)
+        self._server.joined(self)
+        seconds = self._server.limits.greeting_seconds
+        self._timer = self._loop.call_later(seconds, self._expect_greeting)
+        self._flush()
+        endpoint.resume_reading()
+
+    def go_away(self) -> None:
+        """Tell the client to go elsewhere with its next calls."""
+        self._http2.go_away()
+        self._flush()
+
+    async def close(self) -> None:
+        """Close once all is written, or after a moment."""
+        if self._endpoint is None:
+            return
+        if self._lost is None:
+            self._lost = self._loop.create_future()
+        self._close_soon()
+        await self._lost
+
+    def abort(self) -> None:
+        """Close now; does nothing before :meth:`serve_on`."""
+        if self._endpoint is not None:
+            self._endpoint.abort()
+
+    def _close_soon(self) -> None:
+        """Close once all is written, at the latest after :data:`CLOSING_SECONDS`."""
+        if self._endpoint is None:
+            return
+        self._endpoint.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(CLOSING_SECONDS, self._endpoint.abort)
+
+    def _end(self, code: ErrorCode, text: str) -> None:
+        """Tell the client why the connection is over, and close it; its calls end now."""
+        self._http2.go_away(text, code)
+        self._end_told(text)
+
+    def _end_told(self, text: str) -> None:
+        if self.owner.may_log(self._loop.time()):
+            _LOG.info(
+                "a connection was closed",
+                extra={"peer": self.peer, "owner": self.owner.name, "why": text},
+            )
+        self._end_calls()
+        self._http2.drop_streams()
+        self._flush()
+        self._close_soon()
+
+    def _end_calls(self) -> None:
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            _end(call)
+
+    def _expect_greeting(self) -> None:
+        if not self._http2.greeted:
+            self._end(ErrorCode.PROTOCOL_ERROR, "the client did not greet in time")
+
+    # --- sds.transport.endpoint.Reader ----------------------------------------------------------
+
+    def readable(self) -> None:
+        self._start_work()
+        if self._working and self._endpoint is not None:  # it waits for its turn
+            self._endpoint.pause_reading()
+
+    def drained(self) -> None:
+        for call in list(self._calls.values()):
+            call.wake_writer()
+        if self._stuck:
+            self._stuck = False
+            self._start_work()
+
+    def lost(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._end_calls()
+        self._http2.drop()
+        self._endpoint = None  # it refers to us: no circle is left
+        self._requests = 0
+        self._settle()
+        self.owner.disconnect(self.abort)
+        self._server.left(self)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+        if self._on_close is not None:
+            self._on_close()
+
+    # --- work -----------------------------------------------------------------------------------
+
+    def _start_work(self) -> None:
+        if not self._working:
+            self._working = True
+            self._turns.run(self.owner, self, self._work)
+
+    def _work(self) -> bool:
+        """A job: look at some of what the client sent; whether more is there."""
+        try:
+            self._working = self._work_some(self._loop.time())
+        except Http2Error as error:
+            self._working = False
+            self._end_told(error.message)
+        except LimitError as error:
+            self._working = False
+            self._end(ErrorCode.ENHANCE_YOUR_CALM, str(error))
+        return self._working
+
+    def _work_some(self, now: float) -> bool:
+        """As :meth:`_work`.
+
+        Raises:
+            Http2Error: the client broke HTTP/2.
+            LimitError: the owner holds too much.
+        """
+        endpoint = self._endpoint
+        if endpoint is None or endpoint.closed:
+            return False
+        if endpoint.unsent > _MOST_UNREAD:
+            self._stuck = True
+            endpoint.pause_reading()
+            return False
+        events = self._http2.proceed(now, _WORK) if self._http2.busy else self._read(now)
+        for event in events:
+            self._on_event(event)
+        self._flush()
+        if self._is_over():
+            return False
+        self.owner.check_room(0, now)
+        if not self._http2.busy:
+            endpoint.resume_reading()
+            return False
+        return True
+
+    def _is_over(self) -> bool:
+        return self._endpoint is None or self._endpoint.closed
+
+    def _read(self, now: float) -> list[Event]:
+        endpoint = self._endpoint
+        data = endpoint.read() if endpoint is not None else b""
+        return self._http2.receive(data, now, _WORK) if data else []
+
+    # --- sds.transport.call.Link ----------------------------------------------------------------
+
+    def send(self, stream: int, message: bytes) -> None:
+        if not self._http2.fits(stream, len(message)):
+            self.owner.check_room(len(message), self._loop.time())
+        self._http2.send_message(stream, message)
+        self._flush()
+
+    def blocked(self, stream: int) -> bool:
+        endpoint = self._endpoint
+        unsent = endpoint.unsent if endpoint is not None else 0
+        return unsent > _HIGH_WATER or self._http2.waits(stream)
+
+    def finish(self, stream: int, status: int, message: str) -> None:
+        self._calls.pop(stream, None)
+        self._http2.finish(stream, status=status, message=message)
+        if status in _REFUSALS:
+            self._refused()
+        self._flush()
+
+    def _refused(self) -> None:
+        try:
+            self.owner.refused(self._loop.time())
+        except LimitError as error:
+            self._end(ErrorCode.ENHANCE_YOUR_CALM, str(error))
+
+    def taken(self, stream: int, count: int) -> None:
+        self._http2.take(stream, count)
+
+    def hold(self, count: int) -> None:
+        self._requests += count
+        self._settle()
+        if count > 0:
+            if self._requests > self._server.limits.held_bytes:
+                raise LimitError(
+                    f"{self._requests} bytes of requests wait on this connection",
+                    advice="send fewer requests at once",
+                )
+            self.owner.check_room(0, self._loop.time())
+
+    def wake(self, future: asyncio.Future[None]) -> None:
+        self._turns.wake(self.owner, self, future)
+
+    @property
+    def step_is_long(self) -> bool:
+        return self._turns.step_is_long
+
+    async def turn(self) -> None:
+        future = self._loop.create_future()
+        self._turns.later(self.owner, self, future)
+        await future
+
+    # --- output that nobody takes ---------------------------------------------------------------
+
+    def unsent(self) -> Unsent | None:
+        """What has not been given to the kernel yet; None where all of it has."""
+        endpoint = self._endpoint
+        streams = self._http2.waiting()
+        if endpoint is None or not (streams or endpoint.unsent):
+            return None
+        return Unsent(endpoint.written, streams)
+
+    def is_unsent(self, before: Unsent) -> bool:
+        """Whether any of what was unsent then still is."""
+        endpoint = self._endpoint
+        if endpoint is None:
+            return False
+        if endpoint.unsent and endpoint.written - endpoint.unsent < before.end:
+            return True
+        waiting = self._http2.waiting()
+        return any(waiting.get(number) == drained for number, drained in before.streams.items())
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Received():
+                call = self._calls.get(event.stream)
+                if call is not None:
+                    self._feed(call, event.payload, ended=event.ended)
+                elif event.payload:  # of a call that is over: room for others nevertheless
+                    self._http2.take(event.stream, len(event.payload))
+            case Opened():
+                self._open(event)
+            case Drained():
+                call = self._calls.get(event.stream)
+                if call is not None:
+                    call.wake_writer()
+            case Reset():
+                call = self._calls.pop(event.stream, None)
+                if call is not None:
+                    _end(call)
+
+    def _feed(self, call: Call, payload: memoryview, *, ended: bool) -> None:
+        try:
+            call.feed(payload, ended=ended)
+        except LimitError as error:
+            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            _end(call)
+        except MalformedRequestError as error:
+            call.finish(grpc.StatusCode.UNIMPLEMENTED, str(error))
+            _end(call)
+
+    def _open(self, event: Opened) -> None:
+        head = event.head
+        if head.method != b"POST":
+            self._http2.refuse(event.stream, _NOT_POST)
+            self._refused()
+            return
+        if not (head.get(b"content-type") or b"").startswith(b"application/grpc"):
+            self._http2.refuse(event.stream, _NOT_GRPC)
+            self._refused()
+            return
+        call = Call(
+            self,
+            event.stream,
+            head,
+            most=self._server.limits.message_bytes,
+            loop=self._loop,
+        )
+        handler = self._server.method(head.path)
+        try:
+            self.owner.check_stream(self._loop.time())
+            timeout = head.get(b"grpc-timeout")
+            seconds = None if timeout is None else timeout_seconds(timeout)
+        except LimitError as error:
+            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            return
+        except MalformedRequestError as error:
+            call.finish(grpc.StatusCode.INTERNAL, str(error))
+            return
+        if self._server.stopping:
+            call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
+            return
+        self._calls[event.stream] = call
+        self._settle()
+        if event.ended:
+            call.feed(memoryview(b""), ended=True)
+        self._start(call, handler, head.path)
+        if seconds is not None:
+            call.deadline = self._loop.call_later(seconds, call.expire)
+
+    def _start(
+        self, call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None, name: str
+    ) -> None:
+        running = serve_in_turns(call, handler, self._server.gate, self._turns)
+        task = call.task = self._loop.create_task(running, name=name)
+        self._turns.promise(self.owner)
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+        task.add_done_callback(call.forget_task)
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        endpoint = self._endpoint
+        output = self._http2.take_output()
+        if output and endpoint is not None:
+            endpoint.write(output)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Tell the owner what is in use now."""
+        endpoint = self._endpoint
+        streams = self._http2.streams
+        held = self._http2.held + self._requests + STREAM_BYTES * streams
+        if endpoint is not None:
+            held += endpoint.unsent
+        if held != self._held or streams != self._streams:
+            self.owner.change(streams=streams - self._streams, held=held - self._held)
+            self._held, self._streams = held, streams
+
+
+def _end(call: Call) -> None:
+    call.close()
+    if call.task is not None:
+        call.task.cancel()

@@ -1,0 +1,185 @@
+"""Whose turn it is on the event loop.
+
+Owns the division of the loop's time between owners (see :mod:`sds.transport.budget`). Everything
+that a client causes runs as a job of its owner: a bounded piece of what the client sent, or one
+step of a handler. Invariants: between two turns of the loop all jobs take about
+:data:`TURN_SECONDS` of processor time; owners that wait take one job in turn, and so do the
+connections of an owner; an owner that used up its share of the processor waits until it has some
+again, and nobody else waits for it.
+
+Time is the processor time of the loop's thread, so a busy machine changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import weakref
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Hashable
+
+    from sds.transport.budget import Account, Owner
+
+    Job: TypeAlias = Callable[[], bool]
+    """Does a bounded piece of work; whether more is left."""
+
+_LOG: Final = logging.getLogger("sds.transport")
+TURN_SECONDS: Final = 0.004
+"""Processor time for all jobs between two turns of the loop."""
+STEP_SECONDS: Final = 0.001
+"""Processor time after which a handler that goes on reading or writing waits for its turn."""
+_LEAST_REST_SECONDS: Final = 0.001
+
+
+class Turns:
+    """See the module; one for each event loop: :meth:`of`."""
+
+    _of: ClassVar[weakref.WeakKeyDictionary[Any, Turns]] = weakref.WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._clock = time.thread_time
+        self._jobs: dict[Account, OrderedDict[Hashable, deque[Job]]] = {}
+        """What waits, by who pays and by connection."""
+        self._row: deque[Account] = deque()
+        """Who has jobs; those that used up their share are not in it."""
+        self._spent = 0.0
+        """Of this turn, with what steps of handlers were promised."""
+        self._stepped = 0.0
+        """What steps of handlers took since the last turn."""
+        self._step_began = float("inf")
+        self._turn_is_due = False
+
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop) -> Turns:
+        """The turns of a loop."""
+        found = cls._of.get(loop)
+        if found is None:
+            found = cls._of[loop] = cls(loop)
+        return found
+
+    # --- jobs -----------------------------------------------------------------------------------
+
+    def run(self, owner: Owner, connection: Hashable, job: Job) -> None:
+        """Run a job now, if this turn has time and nothing of the owner waits; else in its turn.
+
+        It runs until it says that nothing is left.
+        """
+        account = owner.account
+        if (
+            account in self._jobs
+            or self._spent >= TURN_SECONDS
+            or account.processor.rest_seconds(self._loop.time()) > 0
+            or self._do(account, job)
+        ):
+            self.queue(owner, connection, job)
+
+    def queue(self, owner: Owner, connection: Hashable, job: Job) -> None:
+        """Run a job when it is the turn of its owner and its connection."""
+        account = owner.account
+        lanes = self._jobs.get(account)
+        if lanes is None:
+            lanes = self._jobs[account] = OrderedDict()
+            self._row.append(account)
+        lane = lanes.get(connection)
+        if lane is None:
+            lane = lanes[connection] = deque()
+        lane.append(job)
+        self._expect_turn()
+
+    def _do(self, account: Account, job: Job) -> bool:
+        self._expect_turn()
+        began = self._clock()
+        try:
+            return job()
+        except Exception:  # noqa: BLE001  the boundary between one client and the loop
+            _LOG.exception("a job of a connection failed")
+            return False
+        finally:
+            took = self._clock() - began
+            self._spent += took
+            account.spend(took, self._loop.time())
+
+    def _expect_turn(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._turn_is_due = False
+        self._spent, self._stepped = self._stepped, 0.0
+        done = 0
+        # At least one job, so that steps of handlers alone cannot hold up the rest.
+        while self._row and (self._spent < TURN_SECONDS or not done):
+            account = self._row.popleft()
+            rest = account.processor.rest_seconds(self._loop.time())
+            if rest > 0:
+                self._loop.call_later(max(rest, _LEAST_REST_SECONDS), self._rested, account)
+                continue
+            self._next_job(account)
+            done += 1
+        if self._row:
+            self._expect_turn()
+
+    def _rested(self, account: Account) -> None:
+        self._row.append(account)
+        self._expect_turn()
+
+    def _next_job(self, account: Account) -> None:
+        """Run one job; its connection and its owner go to the end of their rows."""
+        lanes = self._jobs[account]
+        connection, lane = next(iter(lanes.items()))
+        job = lane.popleft()
+        if self._do(account, job):
+            lane.append(job)
+        if lane:
+            lanes.move_to_end(connection)
+        else:
+            del lanes[connection]
+        if lanes:
+            self._row.append(account)
+        else:
+            del self._jobs[account]
+
+    # --- steps of handlers ----------------------------------------------------------------------
+
+    def promise(self, owner: Owner) -> None:
+        """A handler of the owner will run a step in the next turn of the loop."""
+        self._spent += owner.account.step_seconds
+
+    def wake(self, owner: Owner, connection: Hashable, future: asyncio.Future[None]) -> None:
+        """Let the handler that waits for ``future`` go on: now, or in its turn."""
+        self.run(owner, connection, self._waking(owner, future))
+
+    def later(self, owner: Owner, connection: Hashable, future: asyncio.Future[None]) -> None:
+        """Let the handler that waits for ``future`` go on in its next turn."""
+        self.queue(owner, connection, self._waking(owner, future))
+
+    def _waking(self, owner: Owner, future: asyncio.Future[None]) -> Job:
+        def job() -> bool:
+            if not future.done():
+                future.set_result(None)
+                self.promise(owner)
+            return False
+
+        return job
+
+    def step_begins(self) -> None:
+        """A handler runs until :meth:`step_ends`."""
+        self._step_began = self._clock()
+
+    def step_ends(self, owner: Owner) -> None:
+        """The handler waits or is done: its owner pays for it."""
+        took = self._clock() - self._step_began
+        self._step_began = float("inf")
+        self._stepped += took
+        owner.account.stepped(took, self._loop.time())
+
+    @property
+    def step_is_long(self) -> bool:
+        """Whether the handler that runs should wait for its next turn."""
+        return self._clock() - self._step_began > STEP_SECONDS
