@@ -38,7 +38,7 @@ STREAM_BYTES: Final = 6 * 1024
 MESSAGE_BYTES: Final = 96
 """Memory of a message that waits, beside its payload."""
 _MIB: Final = 1024 * 1024
-_STEP_GUESS_SECONDS: Final = 100e-6
+_STEP_GUESS_SECONDS: Final = 500e-6
 _STEP_WEIGHT: Final = 0.125
 _OTHERS: Final = "others"
 _LOOKED_AT: Final = 16
@@ -68,7 +68,7 @@ class Account:
         self.refusals = Allowance(share.refusals_per_second, share.refusal_burst)
         self.lines = Allowance(share.lines_per_second, share.line_burst)
         self.step_seconds = _STEP_GUESS_SECONDS
-        """What a step of a handler takes, on average."""
+        """What a step of a handler may take: follows longer ones at once, shorter ones slowly."""
         self.said: dict[str, tuple[float, int]] = {}
         """By limit: when the log last told of it, and how often it was exceeded since."""
 
@@ -85,7 +85,8 @@ class Account:
     def stepped(self, seconds: float, now: float) -> None:
         """A step of a handler took this much processor time."""
         self.processor.use(seconds, now)
-        self.step_seconds += _STEP_WEIGHT * (seconds - self.step_seconds)
+        less = self.step_seconds + _STEP_WEIGHT * (seconds - self.step_seconds)
+        self.step_seconds = max(seconds, less)
 
     def is_forgettable(self, now: float) -> bool:
         """Whether a new account would not differ."""

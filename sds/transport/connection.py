@@ -56,6 +56,8 @@ FRAME_WORK: Final = 1
 """Units of work for any frame. One is about two microseconds."""
 OPENED_WORK: Final = 16
 """More units for a request that begins."""
+RESET_WORK: Final = 8
+"""More units for a request that is cancelled."""
 SENT_WORK: Final = 2
 """Units for a DATA frame that a window set free."""
 _BYTES_A_UNIT: Final = 256
@@ -369,6 +371,7 @@ class Connection:
         if not self._close(frame.stream):
             self._check_known(frame.stream)
             return
+        self._work -= RESET_WORK
         code = int.from_bytes(frame.payload, "big")
         events.append(Reset(frame.stream, f"the client cancelled (code {code})"))
 

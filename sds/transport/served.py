@@ -42,6 +42,8 @@ CLOSING_SECONDS: Final = 0.5
 """For the client to read what it was told, before the connection is gone."""
 _WORK: Final = 64
 """Units of work in one job (see :mod:`sds.transport.connection`): about 0.2 ms."""
+_ENDED_AT_ONCE: Final = 8
+"""Handlers that hear in one job that their calls are over."""
 _HIGH_WATER: Final = 64 * 1024
 """Output that the kernel did not take, from which on handlers wait."""
 _MOST_UNREAD: Final = 1024 * 1024
@@ -101,6 +103,10 @@ class ServedConnection:
         self._on_close = on_close
         self._http2 = Connection(server.limits.connection)
         self._calls: dict[int, Call] = {}
+        self._ending: list[Call] = []
+        """Calls that are over, whose handlers do not know it yet."""
+        self._writers: set[int] = set()
+        """Streams whose handlers wait until the kernel took our output."""
         self._requests = 0
         """Bytes of requests that nobody has taken."""
         self._held = self._streams = 0
@@ -184,9 +190,26 @@ class ServedConnection:
         self._close_soon()
 
     def _end_calls(self) -> None:
-        calls, self._calls = self._calls, {}
-        for call in calls.values():
-            _end(call)
+        """End all calls; handlers hear of it a few at a time."""
+        if self._calls:
+            for call in self._calls.values():
+                call.close()
+            self._ending += self._calls.values()
+            self._calls = {}
+            self._turns.run(self.owner, self, self._end_some)
+
+    def _end_some(self) -> bool:
+        """A job: cancel some of the handlers whose calls are over; whether there are more."""
+        for call in self._ending[-_ENDED_AT_ONCE:]:
+            self._cancel(call)
+        del self._ending[-_ENDED_AT_ONCE:]
+        self._settle()
+        return bool(self._ending)
+
+    def _cancel(self, call: Call) -> None:
+        if call.task is not None:
+            call.task.cancel()
+            self._turns.promise(self.owner)
 
     def _expect_greeting(self) -> None:
         if not self._http2.greeted:
@@ -200,8 +223,11 @@ class ServedConnection:
             self._endpoint.pause_reading()
 
     def drained(self) -> None:
-        for call in list(self._calls.values()):
-            call.wake_writer()
+        writers, self._writers = self._writers, set()
+        for number in writers:
+            call = self._calls.get(number)
+            if call is not None:
+                call.wake_writer()
         if self._stuck:
             self._stuck = False
             self._start_work()
@@ -283,9 +309,10 @@ class ServedConnection:
         self._flush()
 
     def blocked(self, stream: int) -> bool:
-        endpoint = self._endpoint
-        unsent = endpoint.unsent if endpoint is not None else 0
-        return unsent > _HIGH_WATER or self._http2.waits(stream)
+        if self._endpoint is not None and self._endpoint.unsent > _HIGH_WATER:
+            self._writers.add(stream)
+            return True
+        return self._http2.waits(stream)
 
     def finish(self, stream: int, status: int, message: str) -> None:
         self._calls.pop(stream, None)
@@ -365,17 +392,18 @@ class ServedConnection:
             case Reset():
                 call = self._calls.pop(event.stream, None)
                 if call is not None:
-                    _end(call)
+                    call.close()
+                    self._cancel(call)
 
     def _feed(self, call: Call, payload: memoryview, *, ended: bool) -> None:
         try:
             call.feed(payload, ended=ended)
         except LimitError as error:
             call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-            _end(call)
+            self._cancel(call)
         except MalformedRequestError as error:
             call.finish(grpc.StatusCode.UNIMPLEMENTED, str(error))
-            _end(call)
+            self._cancel(call)
 
     def _open(self, event: Opened) -> None:
         head = event.head
@@ -438,16 +466,10 @@ class ServedConnection:
     def _settle(self) -> None:
         """Tell the owner what is in use now."""
         endpoint = self._endpoint
-        streams = self._http2.streams
+        streams = self._http2.streams + len(self._ending)
         held = self._http2.held + self._requests + STREAM_BYTES * streams
         if endpoint is not None:
             held += endpoint.unsent
         if held != self._held or streams != self._streams:
             self.owner.change(streams=streams - self._streams, held=held - self._held)
             self._held, self._streams = held, streams
-
-
-def _end(call: Call) -> None:
-    call.close()
-    if call.task is not None:
-        call.task.cancel()

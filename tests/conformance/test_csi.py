@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import grpc
 import pytest
+
 from sds._proto.csi.v1 import csi_pb2
 from sds._proto.kubelet.pluginregistration.v1 import registration_pb2
-
 from sds.agent.csi import CsiSettings, csi_driver
 from sds.csi.volume import EPHEMERAL, POD_UID
 from sds.workload import front_door as door_module

@@ -1,0 +1,40 @@
+"""No client holds the event loop: processor time of its thread between two turns, under attack."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.hostile import ATTACKS, attack
+from tests.support.loop_watch import loop_watch
+from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MOST_SECONDS = 0.010
+
+
+@pytest.fixture
+def _collected() -> Iterator[None]:
+    """The collector's work on what other tests left is not the transport's."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_collected")
+@pytest.mark.parametrize("name", ATTACKS)
+async def test_no_attack_holds_the_loop(name: str, tmp_path: Path) -> None:
+    async with serving(tmp_path) as at:
+        await asyncio.to_thread(attack, "reconnecting", at.socket)  # what is loaded at first
+        with loop_watch() as watch:
+            await asyncio.to_thread(attack, name, at.socket)
+            await asyncio.sleep(0.2)
+        assert watch.turns > 20
+        assert watch.held < MOST_SECONDS, f"{watch.held * 1e3:.1f} ms between two turns"
