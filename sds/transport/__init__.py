@@ -22,7 +22,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``rate``, ``shares``  how often, and how much
 ``budget``            what each owner of connections uses
 ``turns``             whose turn it is on the event loop
-``endpoint``          one socket: its descriptor and its unsent output
+``connected_socket``  one socket: its descriptor and its unsent output
 ``accepting``         a listening socket
 ``served``            one connection that is served
 ``server``            handlers, sockets, the end

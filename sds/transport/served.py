@@ -20,8 +20,8 @@ from sds.errors import Http2Error, LimitError, MalformedRequestError
 from sds.transport.accepting import turn_away
 from sds.transport.budget import STREAM_BYTES
 from sds.transport.call import Call
+from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.connection import Connection
-from sds.transport.endpoint import Endpoint
 from sds.transport.events import Drained, Opened, Received, Reset
 from sds.transport.frames import ErrorCode
 from sds.transport.handling import serve_in_turns
@@ -118,7 +118,7 @@ class ServedConnection:
         self._turns = Turns.of(self._loop)
         self._lost: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._endpoint: Endpoint | None = None
+        self._endpoint: ConnectedSocket | None = None
 
     # --- the beginning and the end --------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class ServedConnection:
             if self._on_close is not None:
                 self._loop.call_soon(self._on_close)
             return
-        endpoint = self._endpoint = Endpoint(accepted, self._loop, self)
+        endpoint = self._endpoint = ConnectedSocket(accepted, self._loop, self)
         self._server.joined(self)
         seconds = self._server.limits.greeting_seconds
         self._timer = self._loop.call_later(seconds, self._expect_greeting)
@@ -215,7 +215,7 @@ class ServedConnection:
         if not self._http2.greeted:
             self._end(ErrorCode.PROTOCOL_ERROR, "the client did not greet in time")
 
-    # --- sds.transport.endpoint.Reader ----------------------------------------------------------
+    # --- sds.transport.connected_socket.SocketUser -----------------------------------------------
 
     def readable(self) -> None:
         self._start_work()

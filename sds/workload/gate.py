@@ -20,12 +20,25 @@ if TYPE_CHECKING:
 _PUBLIC = frozenset({whoami.METHOD})
 
 
+class BudgetOwner(Protocol):
+    """Whose budget a call uses."""
+
+    def recognise(self) -> None:
+        """It shares a budget with strangers no longer."""
+        ...
+
+
 class GatedCall(Protocol):
     """A call before its handler runs."""
 
     @property
     def path(self) -> str:
         """``/service/Method``."""
+        ...
+
+    @property
+    def owner(self) -> BudgetOwner:
+        """Whose budget it uses."""
         ...
 
     def caller(self) -> object:
@@ -56,3 +69,4 @@ class Gate:
             error.__traceback__ = None  # the error may outlive the call; its frames must not
             self._refused(call.path, error)
             await call.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        call.owner.recognise()

@@ -20,7 +20,6 @@ MOST_LATE_IMPORTS = 25
 LONGER = {
     "attestation/snp/verifier.py",
     "serving/subscription.py",
-    "transport/connection.py",
 }
 
 

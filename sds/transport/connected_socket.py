@@ -23,7 +23,7 @@ _WRITE_BUFFERS: Final = 64
 """Pieces of output for one call of the kernel, which takes at most 1,024 (IOV_MAX)."""
 
 
-class Reader(Protocol):
+class SocketUser(Protocol):
     """Who uses the socket."""
 
     def readable(self) -> None:
@@ -39,7 +39,7 @@ class Reader(Protocol):
         ...
 
 
-class Endpoint:
+class ConnectedSocket:
     """See the module.
 
     Args:
@@ -65,7 +65,7 @@ class Endpoint:
     )
 
     def __init__(
-        self, connected: socket.socket, loop: asyncio.AbstractEventLoop, reader: Reader
+        self, connected: socket.socket, loop: asyncio.AbstractEventLoop, reader: SocketUser
     ) -> None:
         connected.setblocking(False)  # noqa: FBT003  the socket's own method
         self._socket: socket.socket | None = connected
@@ -98,7 +98,7 @@ class Endpoint:
     def read(self) -> bytes:
         """What is there, at most 64 KiB; nothing where there is nothing now.
 
-        At the end of the connection :meth:`Reader.lost` is called.
+        At the end of the connection :meth:`SocketUser.lost` is called.
         """
         if self._socket is None:
             return b""
