@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger("sds.transport")
 
 
-class Gate(Protocol):
+class Admission(Protocol):
     """Decides whether a call reaches its handler."""
 
     async def __call__(self, call: Call, /) -> None:
@@ -38,8 +38,9 @@ class Gate(Protocol):
 
 
 async def serve_in_turns(
-    call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None,
-    gate: Gate | None,
+    call: Call,
+    handler: grpc.RpcMethodHandler[Any, Any] | None,
+    gate: Admission | None,
     turns: Turns,
 ) -> None:
     """As :func:`serve_call`; the owner of the call pays for each step."""
@@ -79,7 +80,7 @@ class _Steps:
 
 
 async def serve_call(
-    call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None, gate: Gate | None = None
+    call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None, gate: Admission | None = None
 ) -> None:
     """Run a handler to its end; the call has a status afterwards.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from sds.transport.handling import Gate
+    from sds.transport.handling import Admission
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Server:
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._handlers = list(handlers)
-        self.gate: Gate | None = None
+        self.gate: Admission | None = None
         """Asked before every call, also one without a handler."""
         self._first_call: Callable[[Server], None] | None = None
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}

@@ -20,6 +20,7 @@ from sds.secrets.store import SecretStore
 from sds.serving.observer import Event, Method
 from sds.serving.service import SecretService
 from sds.serving.workload_api import WorkloadApi
+from sds.transport.budget import Budgets
 from sds.workload import whoami
 from sds.workload.connected import entitlement_of
 from sds.workload.front_door import FrontDoor
@@ -93,7 +94,7 @@ class Node:
 async def node(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
     store, counted = SecretStore(), Counted()
     service = SecretService(store, observer=counted, clock=SystemClock())
-    server = await _server(service)
+    server = await _server(service, Budgets())
     server.add_generic_rpc_handlers(
         (WorkloadApi(store, entitlement_of).handler(), whoami.WhoamiService().handler())
     )
