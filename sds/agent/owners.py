@@ -11,7 +11,6 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
-from sds.agent.node_settings import AttestorName
 from sds.errors import WorkloadError
 from sds.transport.accepting import user_of
 from sds.transport.budget import Budgets
@@ -39,7 +38,7 @@ class Owners:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.budgets = Budgets(total=Total.of_descriptors(limit))
         self._roots: PodRoots | None = None
-        if node is not None and AttestorName.KUBERNETES in node.attestors:
+        if node is not None and "kubernetes" in node.attestors:
             settings = node.kubernetes
             self._roots = pod_roots(
                 os.environ,

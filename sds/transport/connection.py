@@ -33,7 +33,7 @@ from sds.errors import Http2Error, Http2StreamError, LimitError
 from sds.transport import frames
 from sds.transport.events import ConnectionLimits, Drained, Opened, Received, Reset
 from sds.transport.field_blocks import FieldBlocks, check_priority, unpad
-from sds.transport.flow_control import CONNECTION_WINDOW, STREAM_WINDOW, StreamState
+from sds.transport.flow_control import CONNECTION_WINDOW, STREAM_WINDOW
 from sds.transport.frame_reader import FrameReader
 from sds.transport.frames import ErrorCode
 from sds.transport.header_decoder import HeaderDecoder
@@ -44,9 +44,9 @@ from sds.transport.headers import (
     request_head,
     trailers,
 )
-from sds.transport.outgoing import Outgoing
 from sds.transport.rate import TokenBucket
 from sds.transport.settings import apply_settings
+from sds.transport.streams import Streams
 
 if TYPE_CHECKING:
     from sds.transport.events import Event
@@ -69,7 +69,6 @@ _CHUNK_OVERHEAD: Final = 256
 _NUMBER_BYTES: Final = 4
 _PING_BYTES: Final = 8
 _GOAWAY_BYTES: Final = 8
-_REMEMBERED_RESETS: Final = 256
 
 
 class Connection:
@@ -80,11 +79,9 @@ class Connection:
         "_bucket",
         "_decoder",
         "_greeted",
-        "_last_stream",
         "_limits",
         "_out",
         "_reader",
-        "_reset_by_us",
         "_streams",
         "_taken",
         "_work",
@@ -97,14 +94,12 @@ class Connection:
         self._decoder = HeaderDecoder()
         self._reader = FrameReader()
         self._blocks = FieldBlocks()
-        self._streams: dict[int, StreamState] = {}
-        self._reset_by_us: dict[int, None] = {}
-        self._last_stream = 0
+        self._streams = Streams()
         self._greeted = False
         self._taken = 0
         self._work = 0
         """Units left of this call."""
-        self._out = Outgoing(self._streams)
+        self._out = self._streams.out
         self._out.frame(_greeting(limits))
 
     # --- asked from outside ---------------------------------------------------------------------
@@ -117,7 +112,7 @@ class Connection:
     @property
     def streams(self) -> int:
         """Open streams."""
-        return len(self._streams)
+        return len(self._streams.open)
 
     @property
     def busy(self) -> bool:
@@ -147,38 +142,38 @@ class Connection:
 
         A stream that is over takes nothing and says True.
         """
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         if stream is None or stream.trailers is not None:
             return True
         return self._out.message(stream, message)
 
     def fits(self, number: int, size: int) -> bool:
         """Whether a message of so many bytes would wait for no window."""
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         return stream is None or self._out.fits(stream, size)
 
     def finish(self, number: int, *, status: int, message: str = "") -> None:
         """End a stream with a gRPC status, after all that waits on it."""
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         if stream is not None and stream.trailers is None:
             stream.trailers = trailers(status, message, alone=not stream.head_sent)
-            self._end_if_drained(stream)
+            self._streams.end_if_drained(stream)
 
     def refuse(self, number: int, block: bytes) -> None:
         """Answer a stream with this header block and nothing else."""
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         if stream is not None:
             stream.trailers = block
-            self._end_if_drained(stream)
+            self._streams.end_if_drained(stream)
 
     def reset(self, number: int, code: ErrorCode) -> None:
         """End a stream at once; what waits on it is lost."""
-        if self._close(number):
-            self._say_reset(number, code)
+        if self._streams.close(number):
+            self._streams.say_reset(number, code)
 
     def waits(self, number: int) -> bool:
         """Whether something on this stream waits for the client's windows."""
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         return stream is not None and bool(stream.waiting)
 
     def waiting(self) -> dict[int, int]:
@@ -187,13 +182,13 @@ class Connection:
 
     def take(self, number: int, count: int) -> None:
         """``count`` bytes of a request were taken: the client may send as many more."""
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         if stream is not None and (increment := stream.take(count)):
             self._out.frame(frames.window_update(number, increment))
 
     def go_away(self, text: str = "", code: ErrorCode = ErrorCode.NO_ERROR) -> None:
         """Tell the client to open its next streams elsewhere, and why."""
-        self._out.frame(frames.goaway(self._last_stream, code, text))
+        self._out.frame(frames.goaway(self._streams.last, code, text))
 
     def drop(self) -> None:
         """The connection is over: let go of everything that waits."""
@@ -203,9 +198,7 @@ class Connection:
     def drop_streams(self) -> None:
         """End all streams at once, and look at nothing more that was received."""
         self._reader = FrameReader()
-        for stream in self._streams.values():
-            self._out.forget(stream)
-        self._streams.clear()
+        self._streams.close_all()
 
     # --- what comes in --------------------------------------------------------------------------
 
@@ -237,12 +230,12 @@ class Connection:
                 try:
                     self._on_frame(frame, now, events)
                 except Http2StreamError as error:
-                    self._drop(frame.stream, error, events)
+                    self._streams.drop(frame.stream, error, events)
             # Once for all the frames, and only the streams of which something can be sent.
             while self._work > 0 and (stream := self._out.push()) is not None:
                 self._work -= SENT_WORK
                 if not stream.waiting:
-                    self._end_if_drained(stream)
+                    self._streams.end_if_drained(stream)
                     events.append(Drained(stream.number))
         except LimitError as error:
             self.go_away(error.message, ErrorCode.ENHANCE_YOUR_CALM)
@@ -282,10 +275,10 @@ class Connection:
         if self._taken >= CONNECTION_WINDOW // 2:
             self._out.frame(frames.window_update(0, self._taken))
             self._taken = 0
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         if stream is None:
             self._bucket.take(now)
-            self._on_data_without_stream(number)
+            self._streams.check_data_may_come(number)
             return
         if flags & frames.PADDED:
             payload = unpad(payload)
@@ -298,12 +291,6 @@ class Connection:
         if padding := flow - len(payload):
             self.take(number, padding)
         events.append(Received(number, payload, ended))
-
-    def _on_data_without_stream(self, number: int) -> None:
-        if not number or number > self._last_stream or not number % 2:
-            raise _broken("DATA on a stream that was never opened")
-        if number not in self._reset_by_us:
-            raise Http2StreamError("DATA on a closed stream", code=ErrorCode.STREAM_CLOSED)
 
     # --- HEADERS --------------------------------------------------------------------------------
 
@@ -324,7 +311,7 @@ class Connection:
         fields = self._decoder.decode(block)  # always: the tables of both sides must stay alike
         self._work -= len(fields) // _FIELDS_A_UNIT
         ended = bool(flags & frames.END_STREAM)
-        stream = self._streams.get(number)
+        stream = self._streams.open.get(number)
         if stream is not None:
             if stream.client_done:
                 raise Http2StreamError("HEADERS after the end", code=ErrorCode.STREAM_CLOSED)
@@ -334,20 +321,11 @@ class Connection:
             stream.end()
             events.append(Received(number, memoryview(b""), ended=True))
             return
-        if number <= self._last_stream:
-            if number in self._reset_by_us:
-                return
-            raise Http2Error("HEADERS on a closed stream", code=ErrorCode.STREAM_CLOSED)
-        self._last_stream = number
-        if len(self._streams) >= self._limits.concurrent_streams:
-            raise Http2StreamError("too many streams", code=ErrorCode.REFUSED_STREAM)
+        if not self._streams.check_new(number, self._limits.concurrent_streams):
+            return
         self._work -= OPENED_WORK
         head = request_head(fields)
-        opened = StreamState(number)
-        opened.expected = content_length(head)
-        if ended:
-            opened.end()
-        self._streams[number] = opened
+        self._streams.add(number, expected=content_length(head), ended=ended)
         events.append(Opened(number, head, ended))
 
     # --- the others -----------------------------------------------------------------------------
@@ -359,26 +337,21 @@ class Connection:
         if not frame.stream:
             self._out.widen(increment)
             return
-        stream = self._streams.get(frame.stream)
+        stream = self._streams.open.get(frame.stream)
         if stream is None:
-            self._check_known(frame.stream)
+            self._streams.check_known(frame.stream)
             return
         self._out.widen_stream(stream, increment)
 
     def _on_reset(self, frame: Frame, events: list[Event]) -> None:
         if len(frame.payload) != _NUMBER_BYTES:
             raise Http2Error("RST_STREAM is malformed", code=ErrorCode.FRAME_SIZE_ERROR)
-        if not self._close(frame.stream):
-            self._check_known(frame.stream)
+        if not self._streams.close(frame.stream):
+            self._streams.check_known(frame.stream)
             return
         self._work -= RESET_WORK
         code = int.from_bytes(frame.payload, "big")
         events.append(Reset(frame.stream, f"the client cancelled (code {code})"))
-
-    def _check_known(self, number: int) -> None:
-        """A stream that is over may be spoken of; one that never was may not."""
-        if not number or number > self._last_stream or not number % 2:
-            raise _broken(f"stream {number} was never opened")
 
     def _on_settings(self, frame: Frame, _events: list[Event]) -> None:
         if frame.stream:
@@ -409,37 +382,6 @@ class Connection:
 
     def _on_push_promise(self, _frame: Frame, _events: list[Event]) -> None:
         raise _broken("a client cannot push")
-
-    # --- the end of streams ---------------------------------------------------------------------
-
-    def _end_if_drained(self, stream: StreamState) -> None:
-        """Send the end of a stream on which nothing waits any more."""
-        if stream.waiting or stream.trailers is None:
-            return
-        self._out.block(stream.number, stream.trailers, ends=True)
-        del self._streams[stream.number]
-        if not stream.client_done:  # it need not send the rest (RFC 9113, section 8.1)
-            self._say_reset(stream.number, ErrorCode.NO_ERROR)
-
-    def _close(self, number: int) -> bool:
-        """A stream is over at once; False where it was not open."""
-        stream = self._streams.pop(number, None)
-        if stream is None:
-            return False
-        self._out.forget(stream)
-        return True
-
-    def _drop(self, number: int, error: Http2StreamError, events: list[Event]) -> None:
-        """A client broke a rule on one stream."""
-        self._say_reset(number, ErrorCode(error.code))
-        if self._close(number):
-            events.append(Reset(number, error.message))
-
-    def _say_reset(self, number: int, code: ErrorCode) -> None:
-        if len(self._reset_by_us) >= _REMEMBERED_RESETS:
-            del self._reset_by_us[next(iter(self._reset_by_us))]
-        self._reset_by_us[number] = None
-        self._out.frame(frames.rst_stream(number, code))
 
 
 _HANDLERS: Final = {

@@ -12,21 +12,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc
 
-from sds.errors import Http2Error, LimitError, MalformedRequestError
+from sds.errors import Http2Error, LimitError
 from sds.transport.accepting import turn_away
 from sds.transport.budget import STREAM_BYTES
-from sds.transport.call import Call
+from sds.transport.calls import Calls
 from sds.transport.connected_socket import ConnectedSocket
 from sds.transport.connection import Connection
-from sds.transport.events import Drained, Opened, Received, Reset
 from sds.transport.frames import ErrorCode
-from sds.transport.handling import serve_in_turns
-from sds.transport.headers import plain_response
-from sds.transport.messages import timeout_seconds
 from sds.transport.turns import Turns
 
 if TYPE_CHECKING:
@@ -42,15 +38,11 @@ CLOSING_SECONDS: Final = 0.5
 """For the client to read what it was told, before the connection is gone."""
 _WORK: Final = 64
 """Units of work in one job (see :mod:`sds.transport.connection`): about 0.2 ms."""
-_ENDED_AT_ONCE: Final = 8
-"""Handlers that hear in one job that their calls are over."""
 _HIGH_WATER: Final = 64 * 1024
 """Output that the kernel did not take, from which on handlers wait."""
 _MOST_UNREAD: Final = 1024 * 1024
 """Output that the kernel did not take, from which on nothing more is read: beyond one message it is
 answers to the client's own frames."""
-_NOT_POST: Final = plain_response(405, [(b"allow", b"POST")])
-_NOT_GRPC: Final = plain_response(415, [(b"accept", b"application/grpc")])
 _REFUSALS: Final = frozenset(
     code.value[0]
     for code in grpc.StatusCode
@@ -102,9 +94,6 @@ class ServedConnection:
         self._server = server
         self._on_close = on_close
         self._http2 = Connection(server.limits.connection)
-        self._calls: dict[int, Call] = {}
-        self._ending: list[Call] = []
-        """Calls that are over, whose handlers do not know it yet."""
         self._writers: set[int] = set()
         """Streams whose handlers wait until the kernel took our output."""
         self._requests = 0
@@ -116,6 +105,7 @@ class ServedConnection:
         """Nothing is read because too much output is unread."""
         self._loop = asyncio.get_running_loop()
         self._turns = Turns.of(self._loop)
+        self._calls = Calls(self, self._http2, server, self._turns, self._loop)
         self._lost: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._endpoint: ConnectedSocket | None = None
@@ -184,32 +174,10 @@ class ServedConnection:
                 "a connection was closed",
                 extra={"peer": self.peer, "owner": self.owner.name, "why": text},
             )
-        self._end_calls()
+        self._calls.end_all()
         self._http2.drop_streams()
         self._flush()
         self._close_soon()
-
-    def _end_calls(self) -> None:
-        """End all calls; handlers hear of it a few at a time."""
-        if self._calls:
-            for call in self._calls.values():
-                call.close()
-            self._ending += self._calls.values()
-            self._calls = {}
-            self._turns.run(self.owner, self, self._end_some)
-
-    def _end_some(self) -> bool:
-        """A job: cancel some of the handlers whose calls are over; whether there are more."""
-        for call in self._ending[-_ENDED_AT_ONCE:]:
-            self._cancel(call)
-        del self._ending[-_ENDED_AT_ONCE:]
-        self._settle()
-        return bool(self._ending)
-
-    def _cancel(self, call: Call) -> None:
-        if call.task is not None:
-            call.task.cancel()
-            self._turns.promise(self.owner)
 
     def _expect_greeting(self) -> None:
         if not self._http2.greeted:
@@ -225,9 +193,7 @@ class ServedConnection:
     def drained(self) -> None:
         writers, self._writers = self._writers, set()
         for number in writers:
-            call = self._calls.get(number)
-            if call is not None:
-                call.wake_writer()
+            self._calls.wake_writer(number)
         if self._stuck:
             self._stuck = False
             self._start_work()
@@ -235,11 +201,11 @@ class ServedConnection:
     def lost(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._end_calls()
+        self._calls.end_all()
         self._http2.drop()
         self._endpoint = None  # it refers to us: no circle is left
         self._requests = 0
-        self._settle()
+        self.settle()
         self.owner.disconnect(self.abort)
         self._server.left(self)
         if self._lost is not None and not self._lost.done():
@@ -282,7 +248,7 @@ class ServedConnection:
             return False
         events = self._http2.proceed(now, _WORK) if self._http2.busy else self._read(now)
         for event in events:
-            self._on_event(event)
+            self._calls.on_event(event)
         self._flush()
         if self._is_over():
             return False
@@ -315,13 +281,14 @@ class ServedConnection:
         return self._http2.waits(stream)
 
     def finish(self, stream: int, status: int, message: str) -> None:
-        self._calls.pop(stream, None)
+        self._calls.finished(stream)
         self._http2.finish(stream, status=status, message=message)
         if status in _REFUSALS:
-            self._refused()
+            self.refused()
         self._flush()
 
-    def _refused(self) -> None:
+    def refused(self) -> None:
+        """A call was refused; too many end the connection."""
         try:
             self.owner.refused(self._loop.time())
         except LimitError as error:
@@ -332,7 +299,7 @@ class ServedConnection:
 
     def hold(self, count: int) -> None:
         self._requests += count
-        self._settle()
+        self.settle()
         if count > 0:
             if self._requests > self._server.limits.held_bytes:
                 raise LimitError(
@@ -373,87 +340,6 @@ class ServedConnection:
         waiting = self._http2.waiting()
         return any(waiting.get(number) == drained for number, drained in before.streams.items())
 
-    # --- events ---------------------------------------------------------------------------------
-
-    def _on_event(self, event: Event) -> None:
-        match event:
-            case Received():
-                call = self._calls.get(event.stream)
-                if call is not None:
-                    self._feed(call, event.payload, ended=event.ended)
-                elif event.payload:  # of a call that is over: room for others nevertheless
-                    self._http2.take(event.stream, len(event.payload))
-            case Opened():
-                self._open(event)
-            case Drained():
-                call = self._calls.get(event.stream)
-                if call is not None:
-                    call.wake_writer()
-            case Reset():
-                call = self._calls.pop(event.stream, None)
-                if call is not None:
-                    call.close()
-                    self._cancel(call)
-
-    def _feed(self, call: Call, payload: memoryview, *, ended: bool) -> None:
-        try:
-            call.feed(payload, ended=ended)
-        except LimitError as error:
-            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-            self._cancel(call)
-        except MalformedRequestError as error:
-            call.finish(grpc.StatusCode.UNIMPLEMENTED, str(error))
-            self._cancel(call)
-
-    def _open(self, event: Opened) -> None:
-        head = event.head
-        if head.method != b"POST":
-            self._http2.refuse(event.stream, _NOT_POST)
-            self._refused()
-            return
-        if not (head.get(b"content-type") or b"").startswith(b"application/grpc"):
-            self._http2.refuse(event.stream, _NOT_GRPC)
-            self._refused()
-            return
-        call = Call(
-            self,
-            event.stream,
-            head,
-            most=self._server.limits.message_bytes,
-            loop=self._loop,
-        )
-        handler = self._server.method(head.path)
-        try:
-            self.owner.check_stream(self._loop.time())
-            timeout = head.get(b"grpc-timeout")
-            seconds = None if timeout is None else timeout_seconds(timeout)
-        except LimitError as error:
-            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-            return
-        except MalformedRequestError as error:
-            call.finish(grpc.StatusCode.INTERNAL, str(error))
-            return
-        if self._server.stopping:
-            call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
-            return
-        self._calls[event.stream] = call
-        self._settle()
-        if event.ended:
-            call.feed(memoryview(b""), ended=True)
-        self._start(call, handler, head.path)
-        if seconds is not None:
-            call.deadline = self._loop.call_later(seconds, call.expire)
-
-    def _start(
-        self, call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None, name: str
-    ) -> None:
-        running = serve_in_turns(call, handler, self._server.gate, self._turns)
-        task = call.task = self._loop.create_task(running, name=name)
-        self._turns.promise(self.owner)
-        self._server.tasks.add(task)
-        task.add_done_callback(self._server.tasks.discard)
-        task.add_done_callback(call.forget_task)
-
     # --- inside ---------------------------------------------------------------------------------
 
     def _flush(self) -> None:
@@ -461,12 +347,12 @@ class ServedConnection:
         output = self._http2.take_output()
         if output and endpoint is not None:
             endpoint.write(output)
-        self._settle()
+        self.settle()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Tell the owner what is in use now."""
         endpoint = self._endpoint
-        streams = self._http2.streams + len(self._ending)
+        streams = self._http2.streams + self._calls.ending
         held = self._http2.held + self._requests + STREAM_BYTES * streams
         if endpoint is not None:
             held += endpoint.unsent

@@ -1,0 +1,182 @@
+"""The calls of one connection: opened, fed and ended as its client wants.
+
+Owns which streams carry a call and the task of each. Invariants: a call that its client or we ended
+takes nothing more at once; its handler hears of it in its owner's turn, a few in each, however many
+calls end together.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from sds.errors import LimitError, MalformedRequestError
+from sds.transport.call import Call
+from sds.transport.events import Drained, Opened, Received, Reset
+from sds.transport.handling import serve_in_turns
+from sds.transport.headers import plain_response
+from sds.transport.messages import timeout_seconds
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from sds.transport.connection import Connection
+    from sds.transport.events import Event
+    from sds.transport.served import ServedConnection
+    from sds.transport.server import Server
+    from sds.transport.turns import Turns
+
+_ENDED_AT_ONCE: Final = 8
+"""Handlers that hear in one job that their calls are over."""
+_NOT_POST: Final = plain_response(405, [(b"allow", b"POST")])
+_NOT_GRPC: Final = plain_response(415, [(b"accept", b"application/grpc")])
+
+
+class Calls:
+    """See the module.
+
+    Args:
+        link: the connection.
+        http2: its protocol.
+        server: whose methods it has.
+        turns: of the loop.
+    """
+
+    __slots__ = ("_ending", "_http2", "_link_reference", "_loop", "_open", "_server", "_turns")
+
+    def __init__(
+        self,
+        link: ServedConnection,
+        http2: Connection,
+        server: Server,
+        turns: Turns,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._link_reference = weakref.ref(link)  # it owns us: no circle is left
+        self._http2 = http2
+        self._server = server
+        self._turns = turns
+        self._loop = loop
+        self._open: dict[int, Call] = {}
+        self._ending: list[Call] = []
+        """Calls that are over, whose handlers do not know it yet."""
+
+    @property
+    def _link(self) -> ServedConnection:
+        link = self._link_reference()
+        assert link is not None, "who asks is the connection, or a job in its name"
+        return link
+
+    @property
+    def ending(self) -> int:
+        """Calls that are over, but whose handlers still run."""
+        return len(self._ending)
+
+    def on_event(self, event: Event) -> None:
+        """The client did something."""
+        match event:
+            case Received():
+                call = self._open.get(event.stream)
+                if call is not None:
+                    self._feed(call, event.payload, ended=event.ended)
+                elif event.payload:  # of a call that is over: room for others nevertheless
+                    self._http2.take(event.stream, len(event.payload))
+            case Opened():
+                self._on_opened(event)
+            case Drained():
+                self.wake_writer(event.stream)
+            case Reset():
+                call = self._open.pop(event.stream, None)
+                if call is not None:
+                    call.close()
+                    self._cancel(call)
+
+    def wake_writer(self, stream: int) -> None:
+        """What waited on a stream has been handed on."""
+        call = self._open.get(stream)
+        if call is not None:
+            call.wake_writer()
+
+    def finished(self, stream: int) -> None:
+        """A call has its status."""
+        self._open.pop(stream, None)
+
+    def end_all(self) -> None:
+        """End all calls; their handlers hear of it a few at a time."""
+        if self._open:
+            for call in self._open.values():
+                call.close()
+            self._ending += self._open.values()
+            self._open = {}
+            self._turns.run(self._link.owner, self._link, self._end_some)
+
+    def _end_some(self) -> bool:
+        """A job: cancel some of the handlers whose calls are over; whether there are more."""
+        for call in self._ending[-_ENDED_AT_ONCE:]:
+            self._cancel(call)
+        del self._ending[-_ENDED_AT_ONCE:]
+        self._link.settle()
+        return bool(self._ending)
+
+    def _cancel(self, call: Call) -> None:
+        if call.task is not None:
+            call.task.cancel()
+            self._turns.promise(self._link.owner)
+
+    def _feed(self, call: Call, payload: memoryview, *, ended: bool) -> None:
+        try:
+            call.feed(payload, ended=ended)
+        except LimitError as error:
+            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            self._cancel(call)
+        except MalformedRequestError as error:
+            call.finish(grpc.StatusCode.UNIMPLEMENTED, str(error))
+            self._cancel(call)
+
+    # --- a new call -----------------------------------------------------------------------------
+
+    def _on_opened(self, event: Opened) -> None:
+        head = event.head
+        if head.method != b"POST":
+            self._refuse(event, _NOT_POST)
+            return
+        if not (head.get(b"content-type") or b"").startswith(b"application/grpc"):
+            self._refuse(event, _NOT_GRPC)
+            return
+        limits = self._server.limits
+        call = Call(self._link, event.stream, head, most=limits.message_bytes, loop=self._loop)
+        handler = self._server.method(head.path)
+        try:
+            self._link.owner.check_stream(self._loop.time())
+            timeout = head.get(b"grpc-timeout")
+            seconds = None if timeout is None else timeout_seconds(timeout)
+        except LimitError as error:
+            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            return
+        except MalformedRequestError as error:
+            call.finish(grpc.StatusCode.INTERNAL, str(error))
+            return
+        if self._server.stopping:
+            call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
+            return
+        self._open[event.stream] = call
+        self._link.settle()
+        if event.ended:
+            call.feed(memoryview(b""), ended=True)
+        self._start(call, handler)
+        if seconds is not None:
+            call.deadline = self._loop.call_later(seconds, call.expire)
+
+    def _refuse(self, event: Opened, block: bytes) -> None:
+        self._http2.refuse(event.stream, block)
+        self._link.refused()
+
+    def _start(self, call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None) -> None:
+        running = serve_in_turns(call, handler, self._server.gate, self._turns)
+        task = call.task = self._loop.create_task(running, name=call.path)
+        self._turns.promise(self._link.owner)
+        self._server.tasks.add(task)
+        task.add_done_callback(self._server.tasks.discard)
+        task.add_done_callback(call.forget_task)
