@@ -161,7 +161,8 @@ async def running_agent(
         stack.enter_context(_reread_on_hangup(policy, verification))
         if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=_DRAIN_SECONDS))
-        guard = SocketGuard(clock=clock)
+        guard = SocketGuard(clock=clock, keep=config.run_dir / "kept")
+        stack.callback(guard.close)
         parts = LivingParts(
             trust_domain=config.trust_domain,
             started=clock.now(),
@@ -199,7 +200,8 @@ async def running_agent(
             stack.callback(policy.holder.listen(health.look_again))
         running.append(group.create_task(supervised("health", health.run, clock=clock)))
         stack.callback(service.close)
-        guarding = group.create_task(guard.run(health.look_again), name="socket guard")
+        guard_run = functools.partial(guard.run, health.look_again)
+        guarding = group.create_task(supervised("socket guard", guard_run, clock=clock))
         stack.callback(guarding.cancel)  # before our own sockets are closed
         for listener in (
             metrics_listener(config.metrics, instruments),

@@ -1,14 +1,22 @@
-"""Notices when a socket of ours is removed, or replaced by somebody else's.
+"""Notices when a socket of ours is removed, or replaced by somebody else's, and puts it back.
 
-Owns what each socket's path led to when we bound it. Invariant: a path that no longer leads to our
-socket is reported within :data:`PERIOD_SECONDS`: clients that connect from then on reach nobody, or
-somebody else, while our own view of the world is that all is well.
+Owns what each socket's path led to when we bound it, and a second name for it in a directory that
+only we can enter: a hard link, from which the first name is made again. Invariants: a path that no
+longer leads to our socket is reported within :data:`PERIOD_SECONDS` and put back at once; it stays
+reported for :data:`REMEMBERED_SECONDS` after that, so that readiness falls and an alert fires even
+if the socket was away for a moment only. Clients that connected meanwhile reached nobody, or
+somebody else.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from sds.agent.directory import make_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,46 +25,122 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
-PERIOD_SECONDS: Final = 5.0
+PERIOD_SECONDS: Final = 1.0
+REMEMBERED_SECONDS: Final = 60.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Guarded:
+    """A socket of ours.
+
+    Attributes:
+        file: its device and inode.
+        kept: its second name; None where there can be none.
+        lost_at: when its path was last seen to lead elsewhere, in monotonic seconds.
+    """
+
+    file: tuple[int, int] | None
+    kept: Path | None
+    lost_at: float | None = None
 
 
 class SocketGuard:
     """Looks at every path again and again."""
 
-    def __init__(self, *, clock: Clock) -> None:
-        self._ours: dict[Path, tuple[int, int] | None] = {}
+    def __init__(self, *, clock: Clock, keep: Path | None = None) -> None:
+        """Nothing is watched yet.
+
+        Args:
+            clock: time.
+            keep: a directory for second names, on the file system of the sockets; it is made.
+                None: nothing can be put back.
+
+        Raises:
+            SocketError: the directory cannot be made.
+        """
+        self._sockets: dict[Path, _Guarded] = {}
         self._clock = clock
-        self._lost: tuple[str, ...] = ()
+        self._keep = keep
+        if keep is not None:
+            make_directory(keep, 0o700)
+            for left in keep.iterdir():  # by an agent that died
+                left.unlink()
 
     def add(self, *paths: Path) -> None:
         """Watch these paths; our sockets are bound there now."""
-        self._ours.update({path: _file(path) for path in paths})
+        for path in paths:
+            self._sockets[path] = _Guarded(file=_file(path), kept=self._second_name(path))
+
+    def close(self) -> None:
+        """Forget everything; the sockets' own names stay."""
+        for guarded in self._sockets.values():
+            if guarded.kept is not None:
+                guarded.kept.unlink(missing_ok=True)
+        self._sockets.clear()
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """Paths that no longer lead to our sockets."""
-        return self._lost
+        """Paths that do not lead to our sockets, or did not a moment ago."""
+        return tuple(str(path) for path, one in self._sockets.items() if one.lost_at is not None)
 
     def look(self) -> bool:
-        """Compare every path with what it led to at first; returns whether anything changed."""
-        lost = tuple(str(path) for path, ours in self._ours.items() if _file(path) != ours)
-        for path in sorted(set(lost) - set(self._lost)):
-            _LOGGER.error(
-                "somebody removed or replaced the socket %s: clients no longer reach this agent; "
-                "find out who, and restart the agent",
-                path,
-                extra={"path": path},
-            )
-        changed = lost != self._lost
-        self._lost = lost
-        return changed
+        """Compare every path with what it led to at first; returns whether :attr:`lost` changed."""
+        before = self.lost
+        now = self._clock.now().monotonic
+        for path, guarded in self._sockets.items():
+            if _file(path) != guarded.file:
+                first = guarded.lost_at is None
+                guarded.lost_at = now
+                self._put_back(path, guarded, loud=first)
+            elif guarded.lost_at is not None and now - guarded.lost_at >= REMEMBERED_SECONDS:
+                guarded.lost_at = None
+        return self.lost != before
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Look until cancelled; ``changed`` is called when a socket is lost, or ours again."""
+        """Look until cancelled; ``changed`` is called when :attr:`lost` changed."""
         while True:
             await self._clock.sleep(PERIOD_SECONDS)
             if self.look():
                 changed()
+
+    def _second_name(self, path: Path) -> Path | None:
+        if self._keep is None:
+            return None
+        kept = self._keep / str(len(self._sockets))
+        try:
+            os.link(path, kept, follow_symlinks=False)
+        except OSError as error:
+            _LOGGER.warning(
+                "the socket %s cannot be put back if somebody removes it: %s",
+                path,
+                error.strerror,
+                extra={"path": path, "why": error.strerror},
+            )
+            return None
+        return kept
+
+    def _put_back(self, path: Path, guarded: _Guarded, *, loud: bool) -> None:
+        why = "it has no second name"
+        if guarded.kept is not None:
+            fresh = guarded.kept.with_suffix(".new")
+            try:
+                fresh.unlink(missing_ok=True)
+                os.link(guarded.kept, fresh, follow_symlinks=False)
+                fresh.rename(path)  # in one step: nobody finds no socket
+                why = ""
+            except OSError as error:
+                why = error.strerror or str(error)
+                with contextlib.suppress(OSError):
+                    fresh.unlink()
+        if loud or why:
+            _LOGGER.log(
+                logging.ERROR if loud else logging.DEBUG,
+                "somebody removed or replaced the socket %s: %s; clients that connected meanwhile "
+                "did not reach this agent; find out who can write to its directory",
+                path,
+                f"it cannot be put back ({why})" if why else "it is put back",
+                extra={"path": path, "why": why, "reason": "socket_lost"},
+            )
 
 
 def _file(path: Path) -> tuple[int, int] | None:

@@ -326,3 +326,20 @@ async def test_a_workloads_own_socket_tells_its_callers_who_they_are(node: Node)
         assert code == 0, errors
         found = json.loads(said)
         assert (found["name"], found["state"]) == ("web", "recognised")
+
+
+async def test_a_socket_that_somebody_replaced_is_put_back_and_readiness_falls(node: Node) -> None:
+    async with serving(node):
+        before = await serial(node)
+        path = node.socket("web")
+        inode = path.stat().st_ino
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(str(path))
+            theirs.listen()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while path.stat().st_ino != inode:
+                    await asyncio.sleep(0.05)
+        assert await serial(node) == before
+        seen = await until_status(node, lambda said: not said["ready"])
+        assert "somebody removed or replaced" in json.dumps(seen)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.agent.snapshot import UnservedIdentities
-from sds.agent.socket_guard import PERIOD_SECONDS, SocketGuard
+from sds.agent.socket_guard import PERIOD_SECONDS, REMEMBERED_SECONDS, SocketGuard
 from sds.operations.notify import readiness_notifier
 from sds.operations.readiness import Readiness, agent_readiness
 from sds.secrets.store import SecretStore
@@ -58,29 +58,60 @@ def test_identities_are_followed_through_loss_and_policy() -> None:
     assert unserved.spiffe_ids == []
 
 
-async def test_a_socket_that_somebody_replaces_is_noticed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["replaced", "removed", "a directory", "many times"])
+async def test_a_socket_that_somebody_replaces_is_noticed_and_put_back(
+    tmp_path: Path, how: str
+) -> None:
     path = tmp_path / "s"
-    ours = socket.socket(socket.AF_UNIX)
-    ours.bind(str(path))
     clock = FakeClock()
-    guard = SocketGuard(clock=clock)
-    guard.add(path)
-    changes: list[tuple[str, ...]] = []
-    running = asyncio.create_task(guard.run(lambda: changes.append(guard.lost)))
-    await clock.advance(PERIOD_SECONDS)
-    assert changes == []
-    kept = tmp_path / "kept"
-    path.rename(kept)
-    theirs = socket.socket(socket.AF_UNIX)
-    theirs.bind(str(path))
-    await clock.advance(PERIOD_SECONDS)
-    assert changes == [(str(path),)]
-    kept.rename(path)
-    await clock.advance(PERIOD_SECONDS)
-    assert changes == [(str(path),), ()]
-    running.cancel()
-    ours.close()
-    theirs.close()
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(str(path))
+        ours.listen()
+        ours.settimeout(5)
+        guard = SocketGuard(clock=clock, keep=tmp_path / "keep")
+        guard.add(path)
+        changes: list[tuple[str, ...]] = []
+        running = asyncio.create_task(guard.run(lambda: changes.append(guard.lost)))
+        await clock.advance(PERIOD_SECONDS)
+        assert changes == []
+        for _ in range(3 if how == "many times" else 1):
+            path.unlink()
+            if how == "a directory":
+                path.mkdir()
+            elif how != "removed":
+                with socket.socket(socket.AF_UNIX) as again:
+                    again.bind(str(path))
+            await clock.advance(PERIOD_SECONDS)
+            assert changes == [(str(path),)]
+        # An empty directory in its place cannot be renamed over: it stays lost until it goes.
+        if how == "a directory":
+            path.rmdir()
+            await clock.advance(PERIOD_SECONDS)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            ours.accept()[0].close()
+        await clock.advance(REMEMBERED_SECONDS + PERIOD_SECONDS)
+        assert changes == [(str(path),), ()]
+        running.cancel()
+        guard.close()
+        assert not list((tmp_path / "keep").iterdir())
+        assert path.exists()
+
+
+async def test_where_a_socket_cannot_be_put_back_it_is_reported_all_the_same(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "s"
+    clock = FakeClock()
+    with socket.socket(socket.AF_UNIX) as ours:
+        ours.bind(str(path))
+        guard = SocketGuard(clock=clock)
+        guard.add(path)
+        path.unlink()
+        assert guard.look()
+        assert guard.lost == (str(path),)
+        await clock.advance(2 * REMEMBERED_SECONDS)
+        assert not guard.look()
 
 
 def test_the_service_manager_hears_ready_once_and_every_reason(
