@@ -30,6 +30,7 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey | ed25519.Ed25519Public
 _RSA_BITS: Final = {KeyType.RSA_2048: 2048, KeyType.RSA_3072: 3072, KeyType.RSA_4096: 4096}
 _RSA_TYPES: Final = {bits: key_type for key_type, bits in _RSA_BITS.items()}
 _RSA_EXPONENT: Final = 65537
+_RSA_LONGEST_EXPONENT: Final = 256
 
 
 def generate_private_key(key_type: KeyType) -> PrivateKey:
@@ -49,10 +50,12 @@ def generate_private_key(key_type: KeyType) -> PrivateKey:
 
 
 def key_type_of(key: object) -> KeyType:
-    """The kind of a private or public key.
+    """The kind of a private or public key: the one place that says which keys are accepted.
 
     Raises:
-        KeyTypeError: it is none of those that we know (another curve, RSA size, DSA, ...).
+        KeyTypeError: it is none of those that we know (another curve, RSA size, DSA, ...), or an
+            RSA key whose public exponent is even, below 65537 or above 256 bits (FIPS 186-5,
+            section 5.1).
     """
     match key:
         case ec.EllipticCurvePrivateKey() | ec.EllipticCurvePublicKey():
@@ -63,9 +66,17 @@ def key_type_of(key: object) -> KeyType:
                     return KeyType.EC_P384
             found = f"elliptic curve {key.curve.name}"
         case rsa.RSAPrivateKey() | rsa.RSAPublicKey():
-            if key.key_size in _RSA_TYPES:
+            exponent = _exponent(key)
+            if key.key_size not in _RSA_TYPES:
+                found = f"RSA of {key.key_size} bits"
+            elif (
+                exponent < _RSA_EXPONENT
+                or exponent % 2 == 0
+                or exponent.bit_length() > _RSA_LONGEST_EXPONENT
+            ):
+                found = f"RSA with the public exponent {hex(exponent)[:20]}"
+            else:
                 return _RSA_TYPES[key.key_size]
-            found = f"RSA of {key.key_size} bits"
         case ed25519.Ed25519PrivateKey() | ed25519.Ed25519PublicKey():
             return KeyType.ED25519
         case _:
@@ -73,6 +84,11 @@ def key_type_of(key: object) -> KeyType:
     raise KeyTypeError(
         f"a key of the kind {found} is not supported", advice=f"use one of {', '.join(KeyType)}"
     )
+
+
+def _exponent(key: rsa.RSAPrivateKey | rsa.RSAPublicKey) -> int:
+    public = key.public_key() if isinstance(key, rsa.RSAPrivateKey) else key
+    return public.public_numbers().e
 
 
 def signature_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:

@@ -42,6 +42,14 @@ def vectors() -> Path:
     return folder
 
 
+def evidence_sets() -> Path:
+    """The folder of evidence sets with the collateral that judges them (``SDS_EVIDENCE``)."""
+    folder = Path(os.environ.get("SDS_EVIDENCE", ROOT.parent / "shared" / "evidence"))
+    if not (folder / "INDEX.md").is_file():
+        missing(f"the folder of evidence sets {folder} (SDS_EVIDENCE)")
+    return folder
+
+
 def envoy(version: str) -> Path:
     """The Envoy binary of this version, as ``make envoys`` installs it."""
     binary = ROOT / ".envoy" / version / "envoy" / "_bin" / "envoy"

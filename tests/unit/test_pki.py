@@ -3,17 +3,27 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds import errors, pki
 from sds.identity import Identity, KeyType, SpiffeId
 from tests.support.certificates import NO_CA, NOW, Signer, Wish, ca_wish, key_usage, self_signed
 from tests.support.refusals import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 IDENTITY = Identity(spiffe_id=SpiffeId.parse("spiffe://example.org/web"), dns_names=("web.test",))
 URI = x509.UniformResourceIdentifier("spiffe://example.org/web")
@@ -261,6 +271,22 @@ def test_key_kinds_that_we_do_not_know() -> None:
     ):
         with pytest.raises(errors.KeyTypeError):
             pki.key_type_of(key)
+
+
+def test_rsa_keys_with_a_small_public_exponent_are_refused_everywhere() -> None:
+    key = rsa.generate_private_key(3, 2048)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    csr = builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    accepts: tuple[Callable[[], object], ...] = (
+        lambda: pki.key_type_of(key),
+        lambda: pki.key_type_of(key.public_key()),
+        lambda: pki.csr_public_key(csr),
+        lambda: pki.load_private_key(pem),
+    )
+    for accept in accepts:
+        with pytest.raises(errors.KeyTypeError, match="public exponent 0x3"):
+            accept()
 
 
 def test_a_csr_that_does_not_hold() -> None:
