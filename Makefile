@@ -144,7 +144,11 @@ test-referees: setup ## simulated reports judged by the Rust crate sev too; need
 	SDS_REFEREES=yes $(BIN)/python -m pytest tests/conformance/test_referees.py $(ARGS)
 
 .PHONY: test-kubernetes
-test-kubernetes: setup ## deploy/ on a real cluster: KUBECONFIG=... IMAGE=... [LOAD=command] (docs/kubernetes.md)
+test-kubernetes: setup ## deploy/ on a real, empty cluster, removed at the end: KUBECONFIG=... IMAGE=... [LOAD=command] (docs/kubernetes.md)
 	@test -n "$(IMAGE)" || { echo "IMAGE is missing: the image of attested-sds, as the cluster knows it" >&2; exit 1; }
 	$(if $(LOAD),$(LOAD) $(IMAGE))
 	SDS_IMAGE=$(IMAGE) $(BIN)/python -m pytest -s tests/kubernetes $(ARGS)
+
+.PHONY: test-referees
+test-referees: setup ## tests against other programs that take minutes to build (Istio's injector)
+	SDS_REFEREES=1 $(BIN)/python -m pytest tests/referees $(ARGS)

@@ -182,3 +182,40 @@ def check(value: Any, kind: str, where: str) -> list[str]:
         else:
             problems += check(each, model.openapi_types[names[key]], f"{where}.{key}")
     return problems
+
+
+def test_istios_two_installers_get_the_same_template() -> None:
+    folder = need.ROOT / "deploy" / "overlays" / "istio"
+    helm = yaml.safe_load((folder / "injection-template.yaml").read_text())
+    operator = yaml.safe_load((folder / "istio-operator.yaml").read_text())["spec"]["values"]
+    assert operator["sidecarInjectorWebhook"] == helm["sidecarInjectorWebhook"]
+    template = yaml.safe_load(helm["sidecarInjectorWebhook"]["templates"]["attested-sds"])
+    # A sidecar of Istio is an init container since it can be one: naming it under containers adds
+    # a second one without an image. And "$patch: replace" in a list replaces the whole list.
+    assert template == {
+        "spec": {
+            "volumes": [
+                {
+                    "name": "workload-socket",
+                    "$retainKeys": ["name", "hostPath"],
+                    "hostPath": {"path": "/run/attested-sds/node", "type": "Directory"},
+                }
+            ]
+        }
+    }
+    # istiod is told the account that the overlay's DaemonSet runs as.
+    base = folder.parent.parent / "base" / "agent.yaml"
+    (daemons,) = (
+        each for each in yaml.safe_load_all(base.read_text()) if each["kind"] == "DaemonSet"
+    )
+    account = daemons["spec"]["template"]["spec"]["serviceAccountName"]
+    namespace = yaml.safe_load((folder / "kustomization.yaml").read_text())["namespace"]
+    assert operator["pilot"]["env"]["CA_TRUSTED_NODE_ACCOUNTS"] == f"{namespace}/{account}"
+
+
+def test_the_istio_overlay_asks_for_no_dns_names() -> None:
+    """Istio's authority puts none into certificates, and the agent refuses what it cannot get."""
+    config = need.ROOT / "deploy" / "overlays" / "istio" / "config" / "agent.yaml"
+    for rule in yaml.safe_load(config.read_text())["workloads"]:
+        assert rule["service_dns_names"] == []
+        assert not rule.get("dns_names")

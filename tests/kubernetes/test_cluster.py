@@ -222,8 +222,22 @@ def kustomization(folder: Path, **content: Any) -> Path:
     return folder
 
 
+async def check_unused() -> None:
+    """Stop before anything is applied, and then deleted, over an installation that is there."""
+    _, context, _ = await output([*KUBECTL, "config", "current-context"], seconds=30)
+    print(f"this test installs into the cluster {context!r}, and removes it all at its end")
+    for namespace in ("attested-sds", "shop"):
+        found = await kubectl("get", "namespace", namespace, "--ignore-not-found", "-o", "name")
+        if found.strip():
+            pytest.fail(
+                f"the cluster {context!r} has a namespace {namespace} already, which this test "
+                "would replace and delete: use an empty cluster, or delete the namespace yourself"
+            )
+
+
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[None]:
+    await check_unused()
     shutil.copytree(need.ROOT / "deploy", tmp_path / "deploy")
     tls_keys(tmp_path)
     everything, services = system(tmp_path), sample(tmp_path)

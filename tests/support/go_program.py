@@ -25,11 +25,13 @@ class GoProgram:
         name: of the binary.
         package: its main package.
         modules: path and version, the program's own first.
+        seconds: that the build may take.
     """
 
     name: str
     package: str
     modules: tuple[tuple[str, str], ...]
+    seconds: int = 600
 
     def binary(self) -> Path:
         """Path of the program, built where it is not there yet."""
@@ -57,7 +59,7 @@ class GoProgram:
             capture_output=True,
             text=True,
             check=False,
-            timeout=600,
+            timeout=self.seconds,
         )
         if built.returncode != 0:
             need.missing(f"{self.name} (go build said: {built.stderr.strip()[-500:]})")
