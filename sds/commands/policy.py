@@ -32,7 +32,7 @@ from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy import cases, explanation
 from sds.policy.difference import differences
 from sds.policy.document import json_schema
-from sds.policy.lint import warnings
+from sds.policy.lint import errors, warnings
 from sds.policy.requests import Request
 from sds.policy.template import template
 from sds.settings import yamlfile
@@ -87,17 +87,23 @@ def new(trust_domain: str, epoch: int, days: int, out: Path | None) -> None:
 @click.option("--strict", is_flag=True, help="Exit with status 1 where there is a warning.")
 @click.pass_context
 def lint(context: click.Context, path: Path, moment: datetime | None, *, strict: bool) -> None:
-    """Check a document, and name what is allowed but probably not meant."""
+    """Check a document, and name what is allowed but probably not meant.
+
+    Exit status 1: there is an error, or with --strict a warning.
+    """
     document = read_document(path)
+    wrong = errors(document)
+    for error in wrong:
+        click.echo(f"error: {error}")
     found = warnings(document, now=moment or utc_now())
     for warning in found:
         click.echo(f"warning: {warning}")
     click.echo(
         f"{path}: epoch {document.epoch} of {document.trust_domain}, {len(document.nodes)} node "
         f"groups, {len(document.workloads)} workload rules, {len(document.allow)} allow rules, "
-        f"{len(found)} warnings"
+        f"{len(wrong)} errors, {len(found)} warnings"
     )
-    if strict and found:
+    if wrong or (strict and found):
         context.exit(1)
 
 

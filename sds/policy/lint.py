@@ -1,7 +1,8 @@
 """What is allowed in a policy but probably not meant.
 
-Owns the warnings of ``sds policy lint``. Invariant: a warning never depends on anything but the
-document and the moment; errors are the model's business (:mod:`sds.policy.document`).
+Owns the findings of ``sds policy lint``. Invariant: a finding never depends on anything but the
+document and the moment; what makes a document unusable is the model's business
+(:mod:`sds.policy.document`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from sds.policy.lint_attestation import evidence_warnings, guest_errors, guest_warnings
 from sds.rules.glob import Glob, GlobIndex
 from sds.rules.pattern import format_spiffe_pattern
 
@@ -25,12 +27,19 @@ _FEW: Final = 1000
 """Rules are compared with each other only up to this number."""
 
 
+def errors(document: PolicyDocument) -> list[str]:
+    """What breaks a promise of docs/threat-model.md, a line each."""
+    return list(guest_errors(document))
+
+
 def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
     """What a careful colleague would ask about, a line each."""
     return [
         *_window(document, now),
         *_signers(document),
         *_nodes(document),
+        *evidence_warnings(document),
+        *guest_warnings(document),
         *_allow(document),
         *_federation(document),
     ]

@@ -68,8 +68,9 @@ class Conditions:
             spot = when.get(name)
             if spot.value is None:
                 continue
-            mapped = _KEYS.get(key, key)
-            label = mapped if name == "values" else f"not{mapped[:1].upper()}{mapped[1:]}"
+            label = mapped = _KEYS.get(key, key)
+            if key in _KEYS and name == "notValues":
+                label = f"not{mapped[:1].upper()}{mapped[1:]}"
             yield self._condition(manifest, label, spot, {*_KEYS.values()}, denies=denies)
 
     def _condition(

@@ -1,0 +1,152 @@
+"""What a policy accepts of machines and callers that proves less than its author may think.
+
+Owns the part of ``sds policy lint`` about evidence (docs/measurements.md) and about confidential
+guests. Invariant: as in :mod:`sds.policy.lint`, only the document is looked at; what a hexadecimal
+measurement covers cannot be told from it, so warnings name only what the document shows.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from sds.attestation.evidence import EvidenceKind
+from sds.errors import IdentityError
+from sds.rules.pattern import parse_spiffe_pattern
+from sds.rules.template import template_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sds.attestation.reference_values import ReferenceValues
+    from sds.policy.document import PolicyDocument
+    from sds.policy.ruleset import NodeGroup
+    from sds.rules.glob import Glob
+    from sds.workload.mapping import WorkloadRule
+
+CLAIM: Final = "k8s:"
+"""Selector types whose values the kubelet or the API server says: etcd's writer can change them."""
+_FIELD: Final = re.compile(r"[^/{}]*\{[^{}]*\}[^/]*")
+_ROLLBACK: Final = timedelta(days=31)
+_TOKEN: Final = EvidenceKind.KUBERNETES_TOKEN
+_RTMRS: Final = ("rtmr0", "rtmr1", "rtmr2", "rtmr3")
+
+
+def guest_errors(document: PolicyDocument) -> Iterator[str]:
+    """Rules of confidential guests that rest on claims alone: etcd's writer passes them."""
+    guests = [group for group in document.nodes if _is_measured(group) and group.grants]
+    for rule in document.workloads:
+        if not all(kind.startswith(CLAIM) for kind in rule.match):
+            continue
+        names = _names_of(rule, document.trust_domain)
+        for group in guests:
+            granted = (glob for grant in group.grants for glob in grant.spiffe_ids)
+            if names is None or any(glob.intersection(names) for glob in granted):
+                yield (
+                    f"workloads: {rule.name} rests on the API server's claims alone "
+                    f"({', '.join(sorted(rule.match))}), and nodes: {group.name} are measured "
+                    "machines: whoever can write to etcd gets the identity; match what the guest "
+                    "sees itself too (cri:, unix:, socket:)"
+                )
+                break
+
+
+def guest_warnings(document: PolicyDocument) -> Iterator[str]:
+    """What holds for policies that measured machines live by."""
+    if not any(map(_is_measured, document.nodes)):
+        return
+    if document.not_after - document.not_before > _ROLLBACK:
+        yield (
+            "it is valid for more than 31 days: where every party restarts at once, an older "
+            "policy is accepted again until its not_after"
+        )
+    for rule in document.workloads:
+        claims = [name for name in template_fields(rule.spiffe_id) if name not in _OWN_FIELDS]
+        rests_on_claims = all(kind.startswith(CLAIM) for kind in rule.match)
+        if claims and not rests_on_claims:
+            yield (
+                f"workloads: the name that {rule.name} gives is filled from the API server's "
+                f"claims ({', '.join(claims)}); write it out where etcd is not trusted"
+            )
+
+
+_OWN_FIELDS: Final = {"trust_domain", "socket", "uid", "gid"}
+
+
+def _is_measured(group: NodeGroup) -> bool:
+    """Whether the group holds machines with confidential hardware (or may)."""
+    if group.kinds:
+        return any(kind is not _TOKEN for kind in group.kinds)
+    return bool(group.measurements)
+
+
+def _names_of(rule: WorkloadRule, trust_domain: str) -> Glob | None:
+    """A pattern of every name that the rule gives, or None where that cannot be told."""
+    text = rule.spiffe_id.replace("{trust_domain}", trust_domain)
+    text = _FIELD.sub("*", text)
+    try:
+        return parse_spiffe_pattern(text)
+    except IdentityError:
+        return None
+
+
+def evidence_warnings(document: PolicyDocument) -> Iterator[str]:
+    """What the reference values accept that proves little."""
+    for role, values in (
+        ("agents", document.reference_values.agents),
+        ("authorities", document.reference_values.authorities),
+    ):
+        if values is not None:
+            for text in _of_values(values, document):
+                yield f"reference_values.{role}: {text}"
+
+
+def _of_values(values: ReferenceValues, document: PolicyDocument) -> Iterator[str]:
+    named = {kind for group in document.nodes for kind in group.kinds}
+    fields = values.model_fields_set
+    snp = EvidenceKind.SEV_SNP in named or "snp" in fields or not (named or "tdx" in fields)
+    if snp:
+        yield from _snp(values)
+    if EvidenceKind.TDX in named or "tdx" in fields:
+        yield from _tdx(values, document)
+    for kind in sorted({str(kind) for kind in named} | set(values.others)):
+        if kind.endswith("-vtpm") or kind == "tpm":
+            demands = values.others.get(kind, {})
+            if not any(demands.get(name) for name in demands if "pcr" in name):
+                yield (
+                    f"{kind} is accepted whatever its PCRs are: the measurement then covers the "
+                    "firmware only; name PCRs under others"
+                )
+
+
+def _snp(values: ReferenceValues) -> Iterator[str]:
+    if values.snp.permit_debug:
+        yield "snp.permit_debug: the host can read and change a guest that may be debugged"
+    if not values.snp.minimum_tcb and values.snp.minimum_firmware is None:
+        yield "snp names no minimum_tcb: firmware with known holes is accepted"
+    if values.snp.csp_ids and not _binds_image(values):
+        yield (
+            "snp.csp_ids: on AWS the launch measurement covers the firmware only, not the kernel "
+            "and its disk"
+        )
+
+
+def _binds_image(values: ReferenceValues) -> bool:
+    snp = values.snp
+    return bool(snp.id_key_digests or snp.author_key_digests or snp.host_data)
+
+
+def _tdx(values: ReferenceValues, document: PolicyDocument) -> Iterator[str]:
+    if values.tdx.permit_debug:
+        yield "tdx.permit_debug: the host can read and change a TD that may be debugged"
+    in_groups = any(name in group.attributes for group in document.nodes for name in _RTMRS)
+    if not in_groups and not any(getattr(values.tdx, name) for name in _RTMRS):
+        yield (
+            "tdx names no RTMR: MRTD covers the firmware only, not the kernel and its command line"
+        )
+    if not values.tdx.minimum_tcb_evaluation_number:
+        yield "tdx names no minimum_tcb_evaluation_number: old collateral is accepted"
+    for status in values.tdx.tcb_statuses:
+        if status.startswith("OutOfDate"):
+            yield f"tdx.tcb_statuses: {status} accepts platforms with known holes"

@@ -1,0 +1,117 @@
+"""``sds policy lint`` about evidence and confidential guests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from click.testing import CliRunner
+
+from sds import cli
+from tests.support.policies import document, yaml_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+S = "spiffe://example.org"
+GUESTS = {"name": "guests", "measurements": ["ab" * 48], "grants": [{"spiffe_ids": f"{S}/ns/**"}]}
+NODES = {"name": "nodes", "kinds": ["kubernetes-token"], "grants": [{"spiffe_ids": f"{S}/ns/**"}]}
+WINDOW = {"not_before": "2026-01-01T00:00:00Z", "not_after": "2026-01-20T00:00:00Z"}
+
+
+def lint(folder: Path, **fields: Any) -> tuple[int, str]:
+    file = folder / "policy.yaml"
+    file.write_bytes(yaml_bytes(document(**{**WINDOW, **fields})))
+    arguments = ["policy", "lint", str(file), "--at", "2026-01-02T00:00:00Z"]
+    result = CliRunner().invoke(cli.main, arguments)
+    assert "Traceback" not in result.output
+    return result.exit_code, result.output
+
+
+def rule(spiffe_id: str = "", **match: str) -> dict[str, Any]:
+    name = spiffe_id or "spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}"
+    return {
+        "name": "pods",
+        "match": {k.replace("_", ":", 1): v for k, v in match.items()},
+        "spiffe_id": name,
+    }
+
+
+@pytest.mark.parametrize(
+    ("nodes", "rules", "wrong"),
+    [
+        ([GUESTS], [rule(k8s_ns="*")], True),
+        ([GUESTS], [rule(k8s_ns="*", k8s_sa="web")], True),
+        ([GUESTS], [rule(f"{S}/ns/a/sa/b", k8s_sa="web")], True),
+        ([NODES, GUESTS], [rule(k8s_ns="*")], True),
+        ([GUESTS], [rule(k8s_ns="*", unix_uid="1")], False),
+        ([GUESTS], [rule("spiffe://{trust_domain}/ns/x", socket_name="x")], False),
+        ([GUESTS], [rule(f"{S}/other/{{namespace}}", k8s_ns="*")], False),
+        ([NODES], [rule(k8s_ns="*")], False),
+        ([], [rule(k8s_ns="*")], False),
+    ],
+)
+def test_rules_of_guests_that_rest_on_claims_alone_are_errors(
+    tmp_path: Path, nodes: list[Any], rules: list[Any], *, wrong: bool
+) -> None:
+    status, text = lint(tmp_path, nodes=nodes, workloads=rules)
+    assert status == int(wrong), text
+    assert ("error: workloads: pods rests on the API server's claims alone" in text) is wrong
+
+
+def test_names_from_claims_and_long_windows_are_warned_of_in_guests(tmp_path: Path) -> None:
+    mixed = [rule(k8s_ns="*", unix_uid="1")]
+    _, text = lint(tmp_path, nodes=[GUESTS], workloads=mixed, not_after="2026-03-01T00:00:00Z")
+    assert "is filled from the API server's claims (namespace, service_account)" in text
+    assert "more than 31 days" in text
+    _, text = lint(tmp_path, nodes=[NODES], workloads=mixed, not_after="2026-03-01T00:00:00Z")
+    assert "31 days" not in text
+    assert "API server's claims" not in text
+
+
+TCB = {"genoa": {"snp": 1}}
+STRICT_TDX = {"rtmr1": ["ab" * 48], "minimum_tcb_evaluation_number": 17}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "values", "said"),
+    [
+        ([], {}, ["snp names no minimum_tcb"]),
+        ([], {"snp": {"minimum_tcb": TCB}}, []),
+        ([], {"snp": {"minimum_firmware": [1, 55, 1]}}, []),
+        (["sev-snp"], {"snp": {"minimum_tcb": TCB, "permit_debug": True}}, ["snp.permit_debug"]),
+        (
+            ["sev-snp"],
+            {"snp": {"minimum_tcb": TCB, "csp_ids": ["aws"]}},
+            ["on AWS the launch measurement covers the firmware only"],
+        ),
+        (
+            ["sev-snp"],
+            {"snp": {"minimum_tcb": TCB, "csp_ids": ["aws"], "host_data": ["ab" * 32]}},
+            [],
+        ),
+        (["tdx"], {}, ["tdx names no RTMR", "minimum_tcb_evaluation_number"]),
+        (["tdx"], {"tdx": STRICT_TDX}, []),
+        (["tdx"], {"tdx": {**STRICT_TDX, "permit_debug": True}}, ["tdx.permit_debug"]),
+        (["tdx"], {"tdx": {**STRICT_TDX, "tcb_statuses": ["OutOfDate"]}}, ["OutOfDate accepts"]),
+        ([], {"tdx": {"minimum_tcb_evaluation_number": 17}}, ["tdx names no RTMR"]),
+    ],
+)
+def test_evidence_that_proves_little(
+    tmp_path: Path, kinds: list[str], values: dict[str, Any], said: list[str]
+) -> None:
+    for role in ("agents", "authorities"):
+        group = {**GUESTS, "kinds": kinds}
+        status, text = lint(tmp_path, nodes=[group], reference_values={role: values})
+        assert status == 0
+        told = [line for line in text.splitlines() if f"reference_values.{role}" in line]
+        assert len(told) == len(said), text
+        for words in said:
+            assert words in text
+
+
+def test_registers_in_a_group_count(tmp_path: Path) -> None:
+    group = {**GUESTS, "kinds": ["tdx"], "attributes": {"rtmr2": ["ab" * 48]}}
+    values = {"tdx": {"minimum_tcb_evaluation_number": 17}}
+    _, text = lint(tmp_path, nodes=[group], reference_values={"agents": values})
+    assert "RTMR" not in text
