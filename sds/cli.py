@@ -8,6 +8,8 @@ so that ``sds --help`` is fast and a long-running command holds only what it use
 from __future__ import annotations
 
 import importlib
+import logging
+import sys
 from typing import Any, Final
 
 import click
@@ -93,9 +95,18 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except SdsError as error:
-            click.echo(f"sds: {error}", err=True)
+            _say(error)
             usage = isinstance(error, ConfigurationError)
             ctx.exit(EXIT_USAGE if usage else EXIT_FAILED)
+
+
+def _say(error: SdsError) -> None:
+    """The last line: for people, or an event where the process writes its log as JSON."""
+    logs = sys.modules.get("sds.operations.logs")
+    if logs is not None and logs.writes_json():
+        logging.getLogger("sds.cli").error("%s", error, extra={"reason": error.reason})
+    else:
+        click.echo(f"sds: {error}", err=True)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

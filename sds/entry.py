@@ -7,9 +7,12 @@ interpreter: all of that would be done twice. Everything else is :mod:`sds.cli`'
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gc
 import os
 import sys
+from typing import NoReturn
 
 from sds.secrets.allocator import has_meaning, use_wiping_allocator
 
@@ -21,6 +24,9 @@ def main() -> None:
     """Run the command line ``sys.argv``."""
     # No package that happens to be installed sees our settings, or is looked for (12 ms).
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # gRPC's C core writes lines of its own, in a form of its own, between those of the log. What
+    # fails is said by the error that the call raises.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if (
         sys.argv[1:2] == ["agent"]
         and _ENDS_BY_ITSELF.isdisjoint(sys.argv)
@@ -31,4 +37,26 @@ def main() -> None:
         gc.disable()  # modules stay; the command switches it on again (a tenth of a cold start)
     from sds.cli import main as command_line  # noqa: PLC0415  measured: see the module
 
-    command_line(prog_name="sds")
+    try:
+        command_line(prog_name="sds")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        _cannot_write(error)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is buffered, while an error can still be said in words."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _cannot_write(error)
+
+
+def _cannot_write(error: OSError) -> NoReturn:
+    """End the process: what it was asked for cannot be written."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"sds: stdout cannot be written: {error.strerror}\n".encode())
+    os._exit(1)  # the interpreter's own end would try once more, and print a traceback

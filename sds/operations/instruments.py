@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
     from sds.operations.readiness import Readiness
     from sds.policy.trust import AdmittedPolicy
-    from sds.secrets.rotation import IdentityStatus
+    from sds.secrets.identity_status import IdentityStatus
     from sds.serving.service import SecretService
 
 _KEPT_ERRORS: Final = 50

@@ -1,6 +1,8 @@
 """Structured logs: one event a line, as JSON or as text for people.
 
-Owns both formats. Invariants: an event is exactly one line, whatever is in it; a field that is not
+Owns both formats, and that nothing else of this process writes to stderr: warnings of Python and
+exceptions that it can only print become events (gRPC's C core is silenced in
+:mod:`sds.entry`). Invariants: an event is exactly one line, whatever is in it; a field that is not
 documented is still printed (nothing is lost), and a test keeps the code to the fields that
 docs/operations.md lists; keys and tokens are never logged, which is the callers'
 duty and has tests of its own.
@@ -17,6 +19,8 @@ import re
 import sys
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
+
+from sds.operations.repeats import RepeatFilter
 
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -68,16 +72,46 @@ def configure(*, style: str = "text", level: str = "info", stream: TextIO | None
         level: one of :data:`LEVELS`; events below it are dropped.
         stream: where to; stderr, so that stdout stays the command's.
     """
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler = _Handler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     top = logging.getLogger()
     for old in list(top.handlers):
         top.removeHandler(old)
     top.addHandler(handler)
+    logging.captureWarnings(True)  # noqa: FBT003  the standard library's own
+    sys.unraisablehook = _log_unraisable
     top.setLevel(logging.WARNING)
     logging.getLogger("sds").setLevel(level.upper())
     # Not printed, so not asked for: two system calls and an import for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def writes_json() -> bool:
+    """Whether every line of this process on stderr is JSON now."""
+    return any(isinstance(one.formatter, JsonFormatter) for one in logging.getLogger().handlers)
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes to a stream; events that repeat are collapsed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._repeats = RepeatFilter(self.emit)
+        self.addFilter(self._repeats)
+
+    def close(self) -> None:
+        self._repeats.flush()
+        super().close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
+        """A log that cannot be written (a full disk) ends nothing, and nobody can be told."""
+
+
+def _log_unraisable(raised: sys.UnraisableHookArgs) -> None:
+    """What the interpreter can only print, as an event."""
+    error = raised.exc_value
+    info = None if error is None else (raised.exc_type, error, raised.exc_traceback)
+    logging.getLogger("sds.unraisable").error("an exception was ignored", exc_info=info)
 
 
 def _time(record: logging.LogRecord) -> str:

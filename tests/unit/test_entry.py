@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,26 @@ def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None
         "jinja2",
         "sds.operations.status_page.render",
     }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["agent", "--help"],
+        ["completion", "bash"],
+        ["bootstrap", "--socket", "/s", "--role", "server"],
+    ],
+)
+def test_a_full_disk_is_said_without_a_traceback(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sds", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.stderr == "sds: stdout cannot be written: No space left on device\n"
+    assert done.returncode == 1

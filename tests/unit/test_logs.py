@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.operations import logs
+from sds.operations.repeats import BURST, WINDOW_SECONDS, RepeatFilter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,3 +81,54 @@ def test_levels_below_are_dropped_and_others_libraries_are_quiet(output: io.Stri
     LOGGER.debug("hidden")
     logging.getLogger("asyncio").info("hidden too")
     assert output.getvalue() == ""
+
+
+def test_a_warning_that_repeats_is_collapsed_and_counted(json_output: io.StringIO) -> None:
+    for number in range(1500):
+        LOGGER.warning("no certificate for %s", number, extra={"reason": "authority_unavailable"})
+    LOGGER.warning("no certificate for %s", "x", extra={"reason": "other"})
+    for _ in range(50):
+        LOGGER.info("a certificate")
+    events = [json.loads(line) for line in json_output.getvalue().splitlines()]
+    assert len([event for event in events if event.get("reason") == "authority_unavailable"]) == 10
+    assert len([event for event in events if event.get("reason") == "other"]) == 1
+    assert len([event for event in events if event["level"] == "info"]) == 50
+    logging.getLogger().handlers[0].close()
+    (last,) = [
+        event
+        for line in json_output.getvalue().splitlines()
+        if "repeated" in (event := json.loads(line))
+    ]
+    assert last["repeated"] == 1490
+
+
+def record(at: float, text: str = "a") -> logging.LogRecord:
+    made = logging.LogRecord("sds.x", logging.WARNING, "", 0, text, None, None)
+    made.created = at
+    return made
+
+
+def test_what_was_left_out_is_told_after_the_window_by_whatever_comes_next() -> None:
+    written: list[logging.LogRecord] = []
+    limit = RepeatFilter(written.append)
+    assert [limit.filter(record(100.0 + n / 100)) for n in range(30)].count(True) == BURST
+    assert written == []
+    assert limit.filter(record(100 + WINDOW_SECONDS, "b"))
+    assert [one.repeated for one in written] == [30 - BURST]  # type: ignore[attr-defined]
+    # The clock was set back by a day: a new window begins.
+    assert limit.filter(record(100 - 86400))
+    for number in range(3000):
+        limit.filter(record(200.0, str(number)))
+    assert len(limit._seen) <= 1000
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(
+    restored: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    logs.configure(style="json", level="info", stream=Full())
+    LOGGER.info("x")
+    assert capfd.readouterr().err == ""

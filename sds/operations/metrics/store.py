@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock
     from sds.operations.metrics.families import AgentFamilies
-    from sds.secrets.rotation import IdentityStatus
+    from sds.secrets.identity_status import IdentityStatus
     from sds.secrets.store import ResourceKey, StoredSvid, SubscriptionId, Svid, Version
 
 MAX_IDENTITIES: Final = 200

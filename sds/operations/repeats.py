@@ -1,0 +1,90 @@
+"""Collapses warnings that repeat: one cause must not hide all others in the log.
+
+Owns which events are written. An event is known by its logger, level, text without its values, and
+reason. Invariants: of each, at most :data:`BURST` are written in :data:`WINDOW_SECONDS`; what was
+left out is counted, and the count is written (``repeated``) with the next such event, or soon after
+the window, whatever is logged next; memory is bounded.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BURST: Final = 10
+WINDOW_SECONDS: Final = 60.0
+_MOST_KINDS: Final = 1000
+
+_Kind: TypeAlias = tuple[str, int, str, str]
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """One kind of event since its window began."""
+
+    began: float
+    written: int = 0
+    left_out: int = 0
+    last: logging.LogRecord
+
+
+class RepeatFilter(logging.Filter):
+    """Lets an event pass, or counts it.
+
+    Args:
+        write: writes an event past this filter.
+    """
+
+    def __init__(self, write: Callable[[logging.LogRecord], None]) -> None:
+        super().__init__()
+        self._write = write
+        self._seen: dict[_Kind, _Seen] = {}
+        self._look_at = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to write the event."""
+        now = record.created
+        if now >= self._look_at:
+            self._close_windows(now)
+        if record.levelno < logging.WARNING:
+            return True
+        kind = (record.name, record.levelno, str(record.msg), str(getattr(record, "reason", "")))
+        seen = self._seen.get(kind)
+        if seen is None:
+            if len(self._seen) >= _MOST_KINDS:
+                self._tell(self._seen.pop(next(iter(self._seen))))
+            seen = self._seen[kind] = _Seen(began=now, last=record)
+            self._look_at = min(self._look_at, now + WINDOW_SECONDS)
+        if seen.written < BURST:
+            seen.written += 1
+            return True
+        seen.left_out += 1
+        seen.last = record
+        return False
+
+    def flush(self) -> None:
+        """Write what was counted so far: the process ends."""
+        for seen in self._seen.values():
+            self._tell(seen)
+        self._seen.clear()
+
+    def _close_windows(self, now: float) -> None:
+        # A wall clock that was set back must not keep a window open for ever.
+        over = [
+            kind for kind, seen in self._seen.items() if not 0 <= now - seen.began < WINDOW_SECONDS
+        ]
+        for kind in over:
+            self._tell(self._seen.pop(kind))
+        self._look_at = min((one.began for one in self._seen.values()), default=now)
+        self._look_at += WINDOW_SECONDS
+
+    def _tell(self, seen: _Seen) -> None:
+        if seen.left_out:
+            last = copy.copy(seen.last)
+            last.repeated = seen.left_out
+            self._write(last)
