@@ -264,4 +264,4 @@ class PolicyHolder:
 
     def _tell(self) -> None:
         for listener in list(self._listeners):
-            listener()
+            guarded("policy listener", listener)()

@@ -17,6 +17,7 @@ from sds.errors import ConfigurationError
 from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.policy.settings import read_signed
 from sds.settings.watching import watch_folder
+from sds.supervision import supervised
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +62,9 @@ class PolicyFiles:
 
     async def follow(self) -> None:
         """Read again after every change, until cancelled."""
-        watching = asyncio.create_task(self._watch(), name="policy-files")
+        watching = asyncio.create_task(
+            supervised("policy-files", self._watch, clock=self._clock), name="policy-files"
+        )
         try:
             while True:
                 await self._sleep(self._wait())

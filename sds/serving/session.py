@@ -13,6 +13,7 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
+from sds.faults import guarded
 from sds.identity import Identity
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.names import name_cost
@@ -173,17 +174,20 @@ class CallerSession:
         self._next_slice = None
         for name in tuple(itertools.islice(self._stale, SLICE)):
             del self._stale[name]
-            watched = self._watched.get(name)
-            if watched is None:
-                continue
-            version = self._version(name)
-            if version != watched.version:
-                watched.version = version
-                for conversation in watched.conversations:
-                    conversation.subscription.touch((name,))
-                    conversation.stream.kick()
+            guarded("listener", self._compare)(name)  # one name's fault holds up no other
         if self._stale:
             self._next_slice = asyncio.get_running_loop().call_soon(self._look)
+
+    def _compare(self, name: str) -> None:
+        watched = self._watched.get(name)
+        if watched is None:
+            return
+        version = self._version(name)
+        if version != watched.version:
+            watched.version = version
+            for conversation in watched.conversations:
+                conversation.subscription.touch((name,))
+                conversation.stream.kick()
 
     def _version(self, name: str) -> str | None:
         resource = self.snapshot(SECRET_TYPE, strong=False).find(name)

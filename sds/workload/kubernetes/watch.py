@@ -16,6 +16,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sds.errors import KubernetesError
+from sds.faults import guarded
 from sds.workload.kubernetes.server import parse_json
 
 if TYPE_CHECKING:
@@ -167,4 +168,4 @@ class ListWatch:
 
     def _tell(self) -> None:
         for listener in list(self._listeners):
-            listener()
+            guarded("listener", listener)()

@@ -1,0 +1,184 @@
+"""Every task and every callback of the event loop, and what an unexpected exception in it does.
+
+The first test keeps the list complete: a new one is made by ``supervised`` or ``guarded``, or it is
+named here with the boundary that it has. The others inject an exception where callers, or parts of
+the program, meet. Boundaries of single connections are tested in
+``tests/security/test_hostile_connections.py``, of calls and of the transport in
+``tests/conformance/test_transport.py``, of the two helpers in ``test_supervision.py`` and
+``test_faults.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+from typing import TYPE_CHECKING
+
+from sds import faults
+from sds.identity import Identity, SpiffeId, TrustDomain
+from sds.workload.entitlement import Caller, Entitlement
+from sds.workload.kubernetes.watch import ListWatch
+from sds.workload.recognition import Recogniser, Timing
+from tests.support import need
+from tests.support.clock import FakeClock
+from tests.support.front_door import Keeper, rules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any
+
+MAKERS = frozenset(
+    {
+        "add_done_callback",
+        "add_reader",
+        "add_signal_handler",
+        "add_writer",
+        "call_at",
+        "call_later",
+        "call_soon",
+        "create_task",
+        "ensure_future",
+    }
+)
+INSIDE = "every task inside is supervised, and there is no other work"
+ONE = "its own boundary ends the one thing that failed, and reports it"
+AWAITED = "awaited at once by what made it, which answers for it"
+LOOP = "the loop reports it (sds.faults.watch_loop), and nothing depends on its return"
+END = "the program is at its start or at its end: an error ends it, with its text"
+BOUNDARIES = {
+    "sds/agent/app.py:running_agent": INSIDE,
+    "sds/agent/app.py:_follow_files": INSIDE,
+    "sds/agent/app.py:_reread_on_hangup": LOOP,
+    "sds/agent/app.py:_close": END,
+    "sds/agent/node_socket.py:NodeSocket.open": INSIDE,
+    "sds/attestation/files.py:FollowedFiles.follow": "what follows the files is supervised",
+    "sds/authority/istio.py:IstioAuthority.issue": AWAITED,
+    "sds/authority/istio_line.py:IstioLine._close_if_done": LOOP,
+    "sds/backoff.py:sleep_unless": AWAITED,
+    "sds/ca/admission.py:ReadingTurns._review": LOOP,
+    "sds/ca/run.py:serve": END,
+    "sds/ca/run.py:_signals": LOOP,
+    "sds/commands/agent.py:_until_stopped": END,
+    "sds/commands/demo.py:_ended_by_signals": LOOP,
+    "sds/demo/dev.py:Dev._run": END,
+    "sds/demo/run.py:Demo._run": END,
+    "sds/demo/supervisor.py:Supervisor.run": END,
+    "sds/federation/refresh.py:Federation._start": ONE,
+    "sds/operations/http.py:_Connection._wait": LOOP,
+    "sds/policy/holder.py:PolicyHolder._sleep": AWAITED,
+    "sds/secrets/rotation.py:Rotation.run": INSIDE,
+    "sds/serving/idle.py:AfterTheCrowd._look": LOOP,
+    "sds/serving/idle.py:AfterTheCrowd.opened": LOOP,
+    "sds/serving/session.py:CallerSession._look": "each name is guarded",
+    "sds/serving/stream.py:Stream.kick": ONE,
+    "sds/serving/unsent.py:UnsentSecrets._after": LOOP,
+    "sds/transport/accepting.py:Acceptor.__init__": ONE,
+    "sds/transport/accepting.py:Acceptor._pause": LOOP,
+    "sds/transport/accepting.py:Acceptor._resume": ONE,
+    "sds/transport/calls.py:Calls._on_opened": LOOP,
+    "sds/transport/calls.py:Calls._start": ONE,
+    "sds/transport/connected_socket.py:ConnectedSocket.abort": LOOP,
+    "sds/transport/connected_socket.py:ConnectedSocket.resume_reading": ONE,
+    "sds/transport/connected_socket.py:ConnectedSocket._send": LOOP,
+    "sds/transport/served.py:ServedConnection._close_soon": LOOP,
+    "sds/transport/served.py:ServedConnection.begin": LOOP,
+    "sds/transport/server.py:Server.stop": END,
+    "sds/transport/turns.py:Turns._expect_turn": ONE,
+    "sds/transport/turns.py:Turns._turn": LOOP,
+    "sds/workload/executables.py:Executables._spawn": AWAITED,
+    "sds/workload/executables.py:Executables.read": LOOP,
+    "sds/workload/front_door.py:FrontDoor._accepted": ONE,
+    "sds/workload/front_door.py:FrontDoor._watch": "the callback was guarded when it was made",
+}
+
+
+def made_by_hand() -> set[str]:
+    """Where a task or a callback is made that is neither supervised nor guarded."""
+    found: set[str] = set()
+    for path in sorted((need.ROOT / "sds").rglob("*.py")):
+        if "_proto" not in path.parts:
+            where = str(path.relative_to(need.ROOT))
+            found |= set(_by_hand(ast.parse(path.read_text()), where, ()))
+    return found
+
+
+def _by_hand(node: ast.AST, path: str, names: tuple[str, ...]) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        inner = names
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            inner = (*names, child.name)
+        if isinstance(child, ast.Call) and getattr(child.func, "attr", "") in MAKERS:
+            text = ast.unparse(child)
+            if "supervised(" not in text and "guarded(" not in text:
+                yield f"{path}:{'.'.join(names)}"
+        yield from _by_hand(child, path, inner)
+
+
+def test_every_task_and_callback_has_a_boundary() -> None:
+    assert made_by_hand() == set(BOUNDARIES)
+
+
+def broken(*_: object) -> None:
+    raise ZeroDivisionError("on purpose")
+
+
+def since(before: dict[str, int], where: str) -> int:
+    return faults.counts().get(where, 0) - before.get(where, 0)
+
+
+async def test_a_listener_of_an_entitlement_keeps_no_other_from_hearing() -> None:
+    before = dict(faults.counts())
+    entitlement = Entitlement(Caller(name="a", selectors=frozenset(), identities=()))
+    heard: list[int] = []
+    entitlement.listen(lambda: heard.append(1))
+    entitlement.listen(broken)
+    entitlement.listen(lambda: heard.append(2))
+    entitlement.replace(Caller(name="b", selectors=frozenset(), identities=()))
+    assert heard == [1, 2]
+    assert since(before, "listener") == 1
+
+
+async def test_a_listener_of_a_watch_ends_no_watch() -> None:
+    class Silent:
+        async def get(self, path: str, params: object = None) -> bytes:
+            return b'{"items": [], "metadata": {"resourceVersion": "1"}}'
+
+        def lines(self, path: str, params: object, *, idle_seconds: float) -> Any:
+            raise AssertionError
+
+    class Kept:
+        def replace(self, items: Sequence[object]) -> bool:
+            return True
+
+        def apply(self, kind: str, item: object) -> bool:
+            return True
+
+    before = dict(faults.counts())
+    watch = ListWatch(Silent(), FakeClock(), "/api/v1/services", Kept())
+    heard: list[int] = []
+    watch.listen(broken)
+    watch.listen(lambda: heard.append(1))
+    assert await watch._list() == "1"
+    assert heard == [1]
+    assert since(before, "listener") == 1
+
+
+async def test_a_release_that_fails_ends_no_recognition() -> None:
+    class Failing(Keeper):
+        def release(self, identity: Identity) -> None:
+            super().release(identity)
+            broken()
+
+    before = dict(faults.counts())
+    keeper = Failing()
+    timing = Timing(linger=0)
+    recogniser = Recogniser(
+        attestors=[], rules=rules({"unix:uid": "1"}), keeper=keeper, timing=timing
+    )
+    identity = Identity(spiffe_id=SpiffeId(TrustDomain("example.org"), "/a"))
+    for _ in range(2):
+        recogniser.want(identity)
+        recogniser.unwant(identity)
+        while keeper.kept:
+            await asyncio.sleep(0)
+    assert since(before, "release of an identity") == 2
