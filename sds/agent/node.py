@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import listening, make_directory
 from sds.agent.node_socket import NodeSocket
+from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
 from sds.serving.service import ADS_SERVICE, SDS_SERVICE
-from sds.serving.status import CSDS_SERVICE, ClientStatus
 from sds.workload import whoami
 from sds.workload.connected import entitlement_of
 from sds.workload.gate import Gate

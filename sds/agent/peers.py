@@ -95,5 +95,5 @@ def context(globs: Iterable[Glob], own: TrustDomain) -> PeerContext:
 
 def _matcher(glob: Glob) -> SanMatcher:
     if glob.is_literal:
-        return SanMatcher("uri", "exact", format_spiffe_pattern(glob))
-    return SanMatcher("uri", "regex", spiffe_regex(glob))
+        return SanMatcher("exact", format_spiffe_pattern(glob))
+    return SanMatcher("regex", spiffe_regex(glob))

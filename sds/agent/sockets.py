@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import listening, make_directory
+from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.server import (
     HEALTH_SERVICE,
     add_health,
@@ -20,7 +21,6 @@ from sds.serving.server import (
     make_server,
 )
 from sds.serving.service import ADS_SERVICE, SDS_SERVICE
-from sds.serving.status import CSDS_SERVICE, ClientStatus
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector

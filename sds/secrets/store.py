@@ -227,11 +227,6 @@ class SecretStore:
             delivery.keys.pop(version, None)
             self._wake()
 
-    def released(self, subscription: SubscriptionId, key: ResourceKey) -> None:
-        """The subscriber unsubscribed from the resource."""
-        self._deliveries[subscription].pop(key, None)
-        self._wake()
-
     # --- rotation asks --------------------------------------------------------------------------
 
     def stragglers(self, trust_domain: TrustDomain, version: Version) -> frozenset[SubscriptionId]:
@@ -242,6 +237,10 @@ class SecretStore:
             if (delivery := deliveries.get(trust_domain)) is not None
             and (delivery.acked is None or _ordinal(delivery.acked) < _ordinal(version))
         )
+
+    def subscription_count(self) -> int:
+        """Names that streams subscribe to, over all streams."""
+        return len(self._deliveries)
 
     def held_keys(self) -> frozenset[str]:
         """Ids of all keys that any live subscription may still use."""

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from sds.serving.subscription import Receipt
 
 SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # a type
-REDACTED: Final = "[redacted]"
 _SPIFFE_VALIDATOR: Final = "envoy.tls.cert_validator.spiffe"
 NOBODY: Final = "urn:attested-sds:nobody"
 """No SVID has this URI: the matcher of a context that admits nobody. No matcher admits all."""
@@ -197,18 +196,6 @@ def generic_secret(name: str, value: bytes) -> bytes:
     return encoded
 
 
-def redact(secret: bytes) -> secret_pb2.Secret:
-    """The Secret without anything secret, as Envoy's own config_dump shows it."""
-    shown = secret_pb2.Secret.FromString(secret)
-    if shown.HasField("tls_certificate"):
-        shown.tls_certificate.private_key.inline_string = REDACTED
-    for key in shown.session_ticket_keys.keys:
-        key.inline_string = REDACTED
-    if shown.HasField("generic_secret"):
-        shown.generic_secret.secret.inline_string = REDACTED
-    return shown
-
-
 def pem(certificates: Iterable[bytes]) -> bytes:
     """DER certificates as PEM (RFC 7468), one after the other."""
     out = []
@@ -228,10 +215,10 @@ def _add_matchers(secret: secret_pb2.Secret, matchers: Iterable[SanMatcher] | No
         return
     typed = secret.validation_context.match_typed_subject_alt_names
     for matcher in matchers:
-        added = typed.add(san_type=matcher.san.upper())
+        added = typed.add(san_type="URI")
         if matcher.kind == "regex":
             added.matcher.safe_regex.regex = matcher.value
         else:
-            setattr(added.matcher, matcher.kind, matcher.value)
+            added.matcher.exact = matcher.value
     if not typed:
         typed.add(san_type="URI").matcher.exact = NOBODY

@@ -16,16 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SanMatcher:
-    """One alternative: a SAN of this type that matches admits the peer.
+    """One alternative: a URI SAN that matches admits the peer.
 
     Attributes:
-        san: the type of subject alternative name.
-        kind: how ``value`` is compared (Envoy's StringMatcher; ``regex`` is RE2, whole name).
+        kind: how ``value`` is compared (Envoy's StringMatcher; ``regex`` is RE2, the whole name).
         value: the text.
     """
 
-    san: Literal["uri", "dns"]
-    kind: Literal["exact", "prefix", "suffix", "contains", "regex"]
+    kind: Literal["exact", "regex"]
     value: str
 
 

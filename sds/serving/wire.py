@@ -1,54 +1,58 @@
-"""The few protobuf fields that serving reads from requests and writes into responses, by hand.
+"""Discovery requests, read within bounds; and the two encodings that responses are made of.
 
-Owns the reading of DiscoveryRequest and DeltaDiscoveryRequest. Envoy 1.40 puts 61 KB of node
-extensions into the first request of each stream; serving needs some dozens of bytes of it, so the
-fields that it does not need are stepped over, not parsed and never kept.
+Owns the reading of DiscoveryRequest and DeltaDiscoveryRequest. The official protobuf runtime parses
+them, with a trimmed schema (``proto/sds/serving/v1/request.proto``): Envoy 1.40 puts 61 KB of node
+extensions into the first request of each stream, and serving needs some dozens of bytes of it.
 
 Invariants: whatever the bytes, a parser returns a request or raises :class:`MalformedRequestError`
-or :class:`LimitError`; it allocates no more than the names and texts that its limits admit, and
-never more than one small object for each field that it keeps. The encoding is that of
-"Protocol Buffers: Encoding": unknown fields are stepped over, of a singular field the last one
-counts, groups (deprecated, used by none of these messages) are refused.
+or :class:`LimitError`; it makes no more Python objects than the names and texts that its limits
+admit; before it parses a request that is large or has unknown fields, it has counted the fields and
+checked their lengths, so that what the runtime allocates is bounded too. Groups (deprecated, used
+by none of these messages) are refused.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from google.protobuf import struct_pb2
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 
+from sds._proto.sds.serving.v1 import request_pb2
 from sds.errors import LimitError, MalformedRequestError
 from sds.serving.subscription import DeltaRequest, SotwRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Mapping
+
+    from google.protobuf.message import Message
 
 MAX_NAME_BYTES: Final = 2048 + len("outbound:")
 """A SPIFFE ID has at most 2048 bytes (SPIFFE-ID, section 2.3)."""
 VALIDATOR_KEY: Final = "attested-sds.validator"
 """Node metadata: ``spiffe`` asks for the SPIFFE validator where a plain CA would be served."""
-_VALIDATOR_KEY_BYTES: Final = VALIDATOR_KEY.encode()
 MAX_VERSION_BYTES: Final = 1024
 MAX_NONCE_BYTES: Final = 1024
 MAX_ERROR_CHARACTERS: Final = 1024
-_MAX_VARINT_BYTES: Final = 10
+MAX_NODE_BYTES: Final = 1024 * 1024
+MAX_METADATA_FIELDS: Final = 1_000
+_MAX_STATUS_BYTES: Final = 64 * 1024
+_MAX_VALUE_BYTES: Final = 1024
+_VALIDATOR_KEY_BYTES: Final = VALIDATOR_KEY.encode()
+_SHOWN_BYTES: Final = 256
+_SMALL_BYTES: Final = 128 * 1024
+"""A request up to here, and a first request of Envoy is smaller, has at most 65,536 fields: 1 to 6
+MiB for the runtime, for a moment."""
+_MOST_OTHER_FIELDS: Final = 256
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _CONTINUES: Final = 0x80
-_NESTED_FIELDS: Final = 256
-"""More than any of the nested messages has before what is not read."""
+_MAX_VARINT_BYTES: Final = 10
 _MAX_FIELD_NUMBER: Final = (1 << 29) - 1
 
-# Numbers of fields: envoy/service/discovery/v3/discovery.proto, envoy/config/core/v3/base.proto,
-# google/rpc/status.proto; an entry of a map is a message of key and value.
-_SOTW_NODE, _SOTW_NAMES, _SOTW_TYPE_URL, _SOTW_NONCE, _SOTW_ERROR, _SOTW_LOCATORS = range(2, 8)
-_DELTA_NODE, _DELTA_TYPE_URL, _DELTA_SUBSCRIBE, _DELTA_UNSUBSCRIBE = range(1, 5)
-_DELTA_INITIAL, _DELTA_NONCE, _DELTA_ERROR = range(5, 8)
-_DELTA_LOCATORS: Final = (8, 9)
-_NODE_ID, _NODE_CLUSTER, _NODE_METADATA, _NODE_USER_AGENT, _NODE_EXTENSIONS = 1, 2, 3, 6, 9
-_STATUS_MESSAGE: Final = 2
-_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_M = TypeVar("_M", bound="Message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,38 @@ class ParsedDelta:
     node: NodeInfo | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Field:
+    """One field of a request: its name in errors, and the bytes that it may have."""
+
+    name: str
+    most: int
+
+
+_NODE: Final = _Field(name="node", most=MAX_NODE_BYTES)
+_TYPE_URL: Final = _Field(name="type_url", most=MAX_NAME_BYTES)
+_NONCE: Final = _Field(name="response_nonce", most=MAX_NONCE_BYTES)
+_ERROR: Final = _Field(name="error_detail", most=_MAX_STATUS_BYTES)
+_NAMES: Final = _Field(name="resource_names", most=MAX_NAME_BYTES)
+_SUBSCRIBE: Final = _Field(name="resource_names_subscribe", most=MAX_NAME_BYTES)
+_UNSUBSCRIBE: Final = _Field(name="resource_names_unsubscribe", most=MAX_NAME_BYTES)
+_INITIAL: Final = _Field(name="initial_resource_versions", most=MAX_NAME_BYTES)
+_ENTRIES: Final = _Field(
+    name="initial_resource_versions", most=MAX_NAME_BYTES + MAX_VERSION_BYTES + 16
+)
+_VERSION: Final = _Field(name="initial_resource_versions", most=MAX_VERSION_BYTES)
+_SOTW_FIELDS: Final = {2: _NODE, 3: _NAMES, 4: _TYPE_URL, 5: _NONCE, 6: _ERROR}
+_DELTA_FIELDS: Final = {
+    1: _NODE,
+    2: _TYPE_URL,
+    3: _SUBSCRIBE,
+    4: _UNSUBSCRIBE,
+    5: _ENTRIES,
+    6: _NONCE,
+    7: _ERROR,
+}
+
+
 def parse_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw:
     """Read a ``envoy.service.discovery.v3.DiscoveryRequest``.
 
@@ -94,25 +130,16 @@ def parse_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw:
         MalformedRequestError: the bytes are not such a message.
         LimitError: more names than ``max_names``, or a text that is too long.
     """
-    names: list[str] = []
-    type_url = nonce = ""
-    error: str | None = None
-    node: NodeInfo | None = None
-    for number, start, stop in _fields(data, 0, len(data), 4 * max_names + _NESTED_FIELDS):
-        if number == _SOTW_NAMES:
-            _admit(len(names), max_names)
-            names.append(_text(data, start, stop, MAX_NAME_BYTES, "resource_names"))
-        elif number == _SOTW_TYPE_URL:
-            type_url = _text(data, start, stop, MAX_NAME_BYTES, "type_url")
-        elif number == _SOTW_NONCE:
-            nonce = _text(data, start, stop, MAX_NONCE_BYTES, "response_nonce")
-        elif number == _SOTW_NODE:
-            node = _node(data, start, stop)
-        elif number == _SOTW_ERROR:
-            error = _status_message(data, start, stop)
-        elif number == _SOTW_LOCATORS:
-            _refuse_locators()
-    return ParsedSotw(SotwRequest(tuple(names), nonce, error), type_url, node)
+    found = _parse(request_pb2.Request, data, _SOTW_FIELDS, max_names)
+    if found.HasField("resource_locators"):
+        _refuse_locators()
+    names = _texts(found.resource_names, _NAMES, max_names)
+    error = _words(found.error_detail) if found.HasField("error_detail") else None
+    return ParsedSotw(
+        SotwRequest(names, _text(found.response_nonce, _NONCE), error),
+        _text(found.type_url, _TYPE_URL),
+        _node(found.node),
+    )
 
 
 def parse_delta_request(data: bytes, *, max_names: int) -> ParsedDelta:
@@ -122,37 +149,21 @@ def parse_delta_request(data: bytes, *, max_names: int) -> ParsedDelta:
         MalformedRequestError: the bytes are not such a message.
         LimitError: more names than ``max_names`` in one list, or a text that is too long.
     """
-    subscribe: list[str] = []
-    unsubscribe: list[str] = []
-    initial: dict[str, str] = {}
-    type_url = nonce = ""
-    error: str | None = None
-    node: NodeInfo | None = None
-    for number, start, stop in _fields(data, 0, len(data), 4 * max_names + _NESTED_FIELDS):
-        if number == _DELTA_SUBSCRIBE:
-            _admit(len(subscribe), max_names)
-            subscribe.append(_text(data, start, stop, MAX_NAME_BYTES, "resource_names_subscribe"))
-        elif number == _DELTA_UNSUBSCRIBE:
-            _admit(len(unsubscribe), max_names)
-            unsubscribe.append(
-                _text(data, start, stop, MAX_NAME_BYTES, "resource_names_unsubscribe")
-            )
-        elif number == _DELTA_INITIAL:
-            _admit(len(initial), max_names)
-            name, version = _map_entry(data, start, stop)
-            initial[name] = version
-        elif number == _DELTA_TYPE_URL:
-            type_url = _text(data, start, stop, MAX_NAME_BYTES, "type_url")
-        elif number == _DELTA_NONCE:
-            nonce = _text(data, start, stop, MAX_NONCE_BYTES, "response_nonce")
-        elif number == _DELTA_NODE:
-            node = _node(data, start, stop)
-        elif number == _DELTA_ERROR:
-            error = _status_message(data, start, stop)
-        elif number in _DELTA_LOCATORS:
-            _refuse_locators()
-    request = DeltaRequest(tuple(subscribe), tuple(unsubscribe), initial, nonce, error)
-    return ParsedDelta(request, type_url, node)
+    found = _parse(request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names)
+    if found.HasField("resource_locators_subscribe") or found.HasField(
+        "resource_locators_unsubscribe"
+    ):
+        _refuse_locators()
+    _admit(len(found.initial_resource_versions), max_names)
+    error = _words(found.error_detail) if found.HasField("error_detail") else None
+    request = DeltaRequest(
+        _texts(found.resource_names_subscribe, _SUBSCRIBE, max_names),
+        _texts(found.resource_names_unsubscribe, _UNSUBSCRIBE, max_names),
+        dict(map(_version, found.initial_resource_versions)),
+        _text(found.response_nonce, _NONCE),
+        error,
+    )
+    return ParsedDelta(request, _text(found.type_url, _TYPE_URL), _node(found.node))
 
 
 def varint(value: int) -> bytes:
@@ -170,90 +181,107 @@ def length_delimited(number: int, payload: bytes) -> bytes:
     return varint(number << 3 | _BYTES) + varint(len(payload)) + payload
 
 
-# --- inside -------------------------------------------------------------------------------------
+# --- messages and texts -------------------------------------------------------------------------
 
 
-def _fields(data: bytes, at: int, end: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and stop of each field's content in ``data[at:end]``, in order.
-
-    Only wire type 2 carries anything that is read here; the content of the others is stepped
-    over and not yielded.
-
-    Raises:
-        LimitError: there are more than ``most`` fields: time is bounded, too.
-    """
-    while at < end:
-        most -= 1
-        if most < 0:
-            raise LimitError("a message has too many fields", advice="ask for fewer resources")
-        tag = data[at]
-        at += 1
-        if tag >= _CONTINUES:
-            tag, at = _varint(data, at - 1, end)
-        number = tag >> 3
-        kind = tag & 7
-        if number == 0 or number > _MAX_FIELD_NUMBER:
-            raise MalformedRequestError(f"a field has number {number} at byte {at}")
-        if kind == _BYTES:
-            if at >= end:
-                raise MalformedRequestError(f"the message ends within field {number}")
-            length = data[at]
-            at += 1
-            if length >= _CONTINUES:
-                length, at = _varint(data, at - 1, end)
-            stop = at + length
-            if stop > end:
-                raise MalformedRequestError(
-                    f"field {number} says it has {length} bytes, {end - at} are left"
-                )
-            yield number, at, stop
-            at = stop
-        else:
-            at = _step_over(data, at, end, kind, number)
+def _parse(kind: type[_M], data: bytes, fields: Mapping[int, _Field], max_names: int) -> Any:
+    if len(data) > _SMALL_BYTES:
+        _check_fields(data, fields, 4 * max_names + _MOST_OTHER_FIELDS)
+    found = _message(kind, data, "the request")
+    if len(UnknownFieldSet(found)):  # real clients send none; groups are among them
+        _check_fields(data, fields, 4 * max_names + _MOST_OTHER_FIELDS)
+    return found
 
 
-def _step_over(data: bytes, at: int, end: int, kind: int, number: int) -> int:
-    """Where the content of a field ends that is not read."""
-    if kind == _VARINT:
-        return _varint(data, at, end)[1]
-    if kind not in (_FIXED64, _FIXED32):
-        raise MalformedRequestError(f"field {number} has wire type {kind}")
-    at += 8 if kind == _FIXED64 else 4
-    if at > end:
-        raise MalformedRequestError(f"the message ends within field {number}")
-    return at
-
-
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """The varint at ``at`` and where it ends."""
-    value = 0
-    for index in range(at, min(end, at + _MAX_VARINT_BYTES)):
-        byte = data[index]
-        value |= (byte & 0x7F) << 7 * (index - at)
-        if byte < _CONTINUES:
-            if value >= 1 << 64:
-                break
-            return value, index + 1
-    raise MalformedRequestError(f"a number that starts at byte {at} does not end or is too large")
-
-
-def _text(data: bytes, start: int, stop: int, longest: int, what: str) -> str:
-    if stop - start > longest:
-        raise LimitError(
-            f"{what} has a value of {stop - start} bytes", advice=f"at most {longest} are served"
-        )
+def _message(kind: type[_M], data: bytes, what: str) -> _M:
     try:
-        return data[start:stop].decode()
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise MalformedRequestError(f"{what} is not its message: {error}") from None
+
+
+def _texts(values: Any, field: _Field, max_names: int) -> tuple[str, ...]:
+    _admit(len(values), max_names)  # before one of them becomes an object
+    return tuple(_text(value, field) for value in values)
+
+
+def _text(value: bytes, field: _Field) -> str:
+    if len(value) > field.most:
+        _refuse_length(field, len(value))
+    try:
+        return value.decode()
     except UnicodeDecodeError as error:
-        raise MalformedRequestError(f"{what} is not UTF-8: {error.reason}") from None
+        raise MalformedRequestError(f"{field.name} is not UTF-8: {error.reason}") from None
+
+
+def _version(encoded: bytes) -> tuple[str, str]:
+    entry = _message(request_pb2.Entry, encoded, "initial_resource_versions")
+    return _text(entry.key, _INITIAL), _text(entry.value, _VERSION)
+
+
+def _words(encoded: bytes) -> str:
+    """The message of a ``google.rpc.Status``, clipped: it is shown and logged, nothing else."""
+    words = _message(request_pb2.Status, encoded, "error_detail").message
+    return words[: 4 * MAX_ERROR_CHARACTERS].decode(errors="replace")[:MAX_ERROR_CHARACTERS]
+
+
+def _node(encoded: bytes) -> NodeInfo | None:
+    """What is kept of a ``envoy.config.core.v3.Node``: its texts, clipped, and one wish."""
+    if not encoded:
+        return None
+    if len(encoded) > MAX_NODE_BYTES:
+        _refuse_length(_NODE, len(encoded))
+    node = _message(request_pb2.Node, encoded, "node")
+    return NodeInfo(
+        _clipped(node.id),
+        _clipped(node.cluster),
+        _clipped(node.user_agent_name),
+        _wants_validator(node.metadata),
+    )
+
+
+def _wants_validator(encoded: bytes) -> bool:
+    """Whether the Struct maps :data:`VALIDATOR_KEY` to the string ``spiffe``."""
+    if _VALIDATOR_KEY_BYTES not in encoded:
+        return False
+    fields = _message(request_pb2.Metadata, encoded, "node.metadata").fields
+    if len(fields) > MAX_METADATA_FIELDS:
+        raise LimitError(
+            f"node.metadata has {len(fields)} fields",
+            advice=f"at most {MAX_METADATA_FIELDS} are read",
+        )
+    wanted = False
+    for field in _with_our_key(fields):
+        entry = _message(request_pb2.Entry, field, "node.metadata")
+        if entry.key == _VALIDATOR_KEY_BYTES:
+            value = _message(struct_pb2.Value, entry.value[:_MAX_VALUE_BYTES], "node.metadata")
+            wanted = value.string_value == "spiffe"  # of a key that repeats the last one counts
+    return wanted
+
+
+def _with_our_key(fields: Iterable[bytes]) -> list[bytes]:
+    return [field for field in fields if _VALIDATOR_KEY_BYTES in field]
+
+
+def _clipped(value: bytes) -> str:
+    return value[:_SHOWN_BYTES].decode(errors="replace")
+
+
+# --- limits -------------------------------------------------------------------------------------
 
 
 def _admit(count: int, max_names: int) -> None:
-    if count >= max_names:
+    if count > max_names:
         raise LimitError(
             f"the request names more than {max_names} resources",
             advice="ask for fewer on one stream, or raise limits.names_per_stream",
         )
+
+
+def _refuse_length(field: _Field, length: int) -> None:
+    raise LimitError(
+        f"{field.name} has a value of {length} bytes", advice=f"at most {field.most} are served"
+    )
 
 
 def _refuse_locators() -> None:
@@ -262,59 +290,44 @@ def _refuse_locators() -> None:
     )
 
 
-def _map_entry(data: bytes, start: int, stop: int) -> tuple[str, str]:
-    name = version = ""
-    for number, at, end in _fields(data, start, stop, _NESTED_FIELDS):
-        if number == _ENTRY_KEY:
-            name = _text(data, at, end, MAX_NAME_BYTES, "initial_resource_versions")
-        elif number == _ENTRY_VALUE:
-            version = _text(data, at, end, MAX_VERSION_BYTES, "initial_resource_versions")
-    return name, version
+def _check_fields(data: bytes, fields: Mapping[int, _Field], most: int) -> None:
+    """Count the fields of a message and look at their lengths, without reading them.
 
-
-def _status_message(data: bytes, start: int, stop: int) -> str:
-    """The message of a ``google.rpc.Status``, clipped: it is shown and logged, nothing else."""
-    message = ""
-    for number, at, end in _fields(data, start, stop, _NESTED_FIELDS):
-        if number == _STATUS_MESSAGE:
-            clipped = data[at : min(end, at + 4 * MAX_ERROR_CHARACTERS)]
-            message = clipped.decode(errors="replace")[:MAX_ERROR_CHARACTERS]
-    return message
-
-
-def _node(data: bytes, start: int, stop: int) -> NodeInfo:
-    """What is kept of a ``envoy.config.core.v3.Node``: its texts, clipped, and one wish.
-
-    Reading ends at the first extension: every serializer writes fields in the order of their
-    numbers, so nothing that is kept comes after it, and a thousand extensions cost nothing.
+    Raises:
+        LimitError: more than ``most`` fields, or one that is too long.
+        MalformedRequestError: it is no message ("Protocol Buffers: Encoding"), or has a group.
     """
-    identifier = cluster = user_agent = ""
-    wants_validator = False
-    for number, at, end in _fields(data, start, stop, _NESTED_FIELDS):
-        if number == _NODE_ID:
-            identifier = _clipped(data, at, end)
-        elif number == _NODE_CLUSTER:
-            cluster = _clipped(data, at, end)
-        elif number == _NODE_METADATA:
-            wants_validator = _wants_validator(data, at, end)
-        elif number == _NODE_USER_AGENT:
-            user_agent = _clipped(data, at, end)
-        elif number == _NODE_EXTENSIONS:
-            break
-    return NodeInfo(identifier, cluster, user_agent, wants_validator)
+    at, end = 0, len(data)
+    while at < end:
+        most -= 1
+        if most < 0:
+            raise LimitError("a message has too many fields", advice="ask for fewer resources")
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if number == 0 or number > _MAX_FIELD_NUMBER:
+            raise MalformedRequestError(f"a field has number {number} at byte {at}")
+        if kind == _BYTES:
+            length, at = _varint(data, at)
+            field = fields.get(number)
+            if field is not None and field.most < length <= end - at:
+                _refuse_length(field, length)
+            at += length
+        elif kind == _VARINT:
+            _, at = _varint(data, at)
+        elif kind in (_FIXED64, _FIXED32):
+            at += 8 if kind == _FIXED64 else 4
+        else:
+            raise MalformedRequestError(f"field {number} has wire type {kind}")
+        if at > end:
+            raise MalformedRequestError(f"the message ends within field {number}")
 
 
-def _wants_validator(data: bytes, start: int, stop: int) -> bool:
-    """Whether the Struct maps :data:`VALIDATOR_KEY` to the string ``spiffe``."""
-    if data.find(_VALIDATOR_KEY_BYTES, start, stop) < 0:
-        return False
-    try:
-        metadata = struct_pb2.Struct.FromString(data[start:stop])
-    except DecodeError:
-        raise MalformedRequestError("node.metadata is not a google.protobuf.Struct") from None
-    value = metadata.fields.get(VALIDATOR_KEY)
-    return value is not None and bool(value.string_value == "spiffe")
-
-
-def _clipped(data: bytes, start: int, stop: int) -> str:
-    return data[start : min(stop, start + 256)].decode(errors="replace")
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The varint at ``at`` and where it ends."""
+    value = 0
+    for index in range(at, min(len(data), at + _MAX_VARINT_BYTES)):
+        byte = data[index]
+        value |= (byte & 0x7F) << 7 * (index - at)
+        if byte < _CONTINUES:
+            return value, index + 1
+    raise MalformedRequestError(f"a number that starts at byte {at} does not end or is too large")

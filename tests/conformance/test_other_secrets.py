@@ -103,8 +103,8 @@ class Policy:
 
     def __init__(self) -> None:
         self.inbound_matchers: tuple[SanMatcher, ...] = (
-            SanMatcher("uri", "exact", "spiffe://example.org/api"),
-            SanMatcher("uri", "regex", "spiffe://example.org/jobs/[^/]+"),
+            SanMatcher("exact", "spiffe://example.org/api"),
+            SanMatcher("regex", "spiffe://example.org/jobs/[^/]+"),
         )
         self.domains: tuple[TrustDomain, ...] = (TD,)
 
@@ -115,7 +115,7 @@ class Policy:
         if target != "db":
             return None
         return PeerContext(
-            matchers=(SanMatcher("dns", "suffix", ".db.example"),), trust_domains=(TD,)
+            matchers=(SanMatcher("exact", "spiffe://example.org/db"),), trust_domains=(TD,)
         )
 
 
@@ -132,8 +132,8 @@ async def test_contexts_by_policy(tmp_path: Path) -> None:
         exact, regex = context.match_typed_subject_alt_names
         assert exact.matcher.exact == "spiffe://example.org/api"
         assert regex.matcher.safe_regex.regex == "spiffe://example.org/jobs/[^/]+"
-        (suffix,) = found["outbound:db"].validation_context.match_typed_subject_alt_names
-        assert suffix.matcher.suffix == ".db.example"
+        (other,) = found["outbound:db"].validation_context.match_typed_subject_alt_names
+        assert other.matcher.exact == "spiffe://example.org/db"
 
         policy.inbound_matchers = ()
         at.service.refresh()

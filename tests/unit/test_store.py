@@ -70,7 +70,7 @@ def test_a_nack_keeps_the_old_key_held() -> None:
     store.nacked(subscription, IDENTITY, second)
     assert "k1" in store.held_keys()
     assert "k2" not in store.held_keys()
-    store.released(subscription, IDENTITY)
+    store.close_subscription(subscription)
     assert "k1" not in store.held_keys()
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.operations.metrics.families import AgentFamilies
     from sds.secrets.identity_status import IdentityStatus
-    from sds.secrets.store import ResourceKey, StoredSvid, SubscriptionId, Svid, Version
+    from sds.secrets.store import Change, ResourceKey, StoredSvid, SubscriptionId, Svid, Version
 
 MAX_IDENTITIES: Final = 200
 
@@ -46,6 +46,7 @@ class MeteredStore(SecretStore):
         self._timer = timer
         self._changed: dict[ResourceKey, tuple[Version, float]] = {}
         self._written: dict[SubscriptionId, dict[ResourceKey, tuple[Version, float]]] = {}
+        self.listen(self._note_change)
 
     def put_svid(self, svid: Svid) -> Version:
         self._families.renewals.inc()
@@ -83,22 +84,15 @@ class MeteredStore(SecretStore):
             self._families.acks.inc()
             self._families.ack_latency.observe(self._timer() - written[1])
 
-    def released(self, subscription: SubscriptionId, key: ResourceKey) -> None:
-        super().released(subscription, key)
-        self._written[subscription].pop(key, None)
-
-    def subscription_count(self) -> int:
-        """Names that streams subscribe to, over all streams."""
-        return len(self._deliveries)
-
-    def _tell(self, key: ResourceKey) -> None:
-        """Remember when the resource changed, then tell the listeners."""
-        current = self._svids.get(key) if isinstance(key, Identity) else self._bundles.get(key)
-        if current is None:
-            self._changed.pop(key, None)
-        else:
-            self._changed[key] = (current.version, self._timer())
-        super()._tell(key)
+    def _note_change(self, change: Change) -> None:
+        """Remember when each resource changed; the store calls it before any other listener."""
+        now = self._timer()
+        for key in change.keys:
+            current = self.svid(key) if isinstance(key, Identity) else self.bundle(key)
+            if current is None:
+                self._changed.pop(key, None)
+            else:
+                self._changed[key] = (current.version, now)
 
 
 class StoreCollector:

@@ -23,7 +23,7 @@ from envoy.admin.v3 import config_dump_shared_pb2
 from envoy.service.status.v3 import csds_pb2
 
 from sds.errors import MalformedRequestError, SdsError
-from sds.serving import encode
+from sds.serving.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -151,7 +151,7 @@ def _add_resource(
         entry.config_status = csds_pb2.STALE
         entry.client_status = statuses.ACKED if watched.acked is not None else statuses.REQUESTED
     if contents and current is not None:
-        entry.xds_config.Pack(encode.redact(current.secret))
+        entry.xds_config.Pack(redact(current.secret))
 
 
 def _node_id_matcher(matcher: Any) -> Any:

@@ -1,0 +1,91 @@
+"""State of the world: each request has the whole list of names.
+
+Invariant: a list that crossed a newer response on the way adds nothing; what it drops is dropped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sds.serving.subscription.messages import Outcome, R
+from sds.serving.subscription.state import WILDCARD, Subscription, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from sds.serving.subscription.messages import SotwRequest
+
+
+class SotwSubscription(Subscription[R]):
+    """One stream of state-of-the-world requests."""
+
+    __slots__ = ("_client_nonce", "_named")
+
+    def __init__(self) -> None:
+        """A stream begins."""
+        super().__init__()
+        self._named = False
+        """The client has named a resource on this stream: an empty list is no wildcard now."""
+        self._client_nonce = ""
+        """The nonce that the client has taken last."""
+
+    def receive(self, request: SotwRequest) -> Outcome:
+        """Take one request."""
+        outcome = Outcome()
+        # True of a request that is ignored, too: the client knows that it has named something.
+        self._named = self._named or bool(request.names)
+        if self._begun and request.nonce and self._last_nonce:
+            settled = self._settle(outcome, request.nonce, request.error)
+            if request.nonce != self._last_nonce:
+                self._take_overtaken(outcome, request, settled=settled)
+                return outcome
+            self._client_nonce = request.nonce
+        self._begun = True
+        self._rename(outcome, request.names)
+        return outcome
+
+    def _take_overtaken(self, outcome: Outcome, request: SotwRequest, *, settled: bool) -> None:
+        """Take a request that a newer response has crossed on the way, or that is none of ours.
+
+        Its list of names is out of date, so it adds nothing and is not answered: the client sends
+        its list again with the ACK of the newer response. But what it drops is dropped: the
+        client may name it again in that ACK, and then wants it sent anew.
+        """
+        if settled or request.nonce == self._client_nonce:
+            self._client_nonce = request.nonce
+            if not self._is_wildcard(request.names):
+                self.wildcard = False
+                outcome.dropped = tuple(self._drop_all_but(set(request.names)))
+        else:
+            outcome.stale = True
+
+    def _is_wildcard(self, names: tuple[str, ...]) -> bool:
+        return WILDCARD in names or not self._named
+
+    def _rename(self, outcome: Outcome, names: tuple[str, ...]) -> None:
+        """Make ``names`` the names that are asked for."""
+        wanted = dict.fromkeys(names)
+        wildcard = self._is_wildcard(names)
+        wanted.pop(WILDCARD, None)
+        if wildcard and not self.wildcard:
+            self._all_due = True
+        self.wildcard = wildcard
+        outcome.dropped = tuple(self._drop_all_but(wanted))
+        outcome.added = tuple(
+            name for name in wanted if (watch := self._watches.get(name)) is None or not watch.asked
+        )
+        for name in outcome.added:
+            self._watches[name] = Watch(asked=True)
+            self._due.add(name)
+
+    def _drop_all_but(self, wanted: Collection[str]) -> Iterator[str]:
+        """Let go of the names that are not asked for (any more); yields them."""
+        for name in [name for name in self._watches if name not in wanted]:
+            if not self.wildcard:
+                del self._watches[name]
+                yield name
+            elif self._watches[name].asked:
+                # Stays if the wildcard covers it, which the next look decides; sent again never.
+                self._watches[name].asked = False
+                self._due.add(name)
+                yield name

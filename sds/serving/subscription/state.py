@@ -1,0 +1,179 @@
+"""What is watched on one stream, what was sent, and what is due: common to both protocols.
+
+Owns the state of names and of responses without an answer. Invariants: a name is sent only where
+its version differs from the one sent last; at most :data:`MAX_OUTSTANDING` responses wait for an
+ACK; of a resource that was sent, only its receipt is kept.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final, Generic
+
+from sds.serving.subscription.messages import Answer, Outcome, R, Receipt, Watched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from sds.serving.subscription.messages import View
+
+WILDCARD: Final = "*"
+MAX_OUTSTANDING: Final = 32
+"""Responses whose ACK is waited for; the oldest is forgotten beyond that."""
+
+
+class Watch:
+    """The state of one name."""
+
+    __slots__ = ("absence_told", "acked", "asked", "claimed", "error", "refused", "sent")
+
+    def __init__(self, *, asked: bool) -> None:
+        self.asked = asked
+        """Asked for by name, not only by the wildcard."""
+        self.sent: str | None = None
+        self.acked: str | None = None
+        self.refused: str | None = None
+        self.error = ""
+        self.claimed = False
+        """``sent`` is what the client says that it has kept from an earlier stream."""
+        self.absence_told = False
+
+
+class Subscription(Generic[R]):
+    """What state of the world and delta have in common."""
+
+    _TELLS_REMOVALS: ClassVar[bool] = False
+    __slots__ = (
+        "_all_due",
+        "_begun",
+        "_due",
+        "_last_nonce",
+        "_outstanding",
+        "_watches",
+        "wildcard",
+    )
+
+    def __init__(self) -> None:
+        """A stream begins."""
+        self._watches: dict[str, Watch] = {}
+        self._due: set[str] = set()
+        self._all_due = False
+        self._outstanding: dict[str, tuple[Receipt, ...]] = {}
+        self._last_nonce = ""
+        self._begun = False
+        self.wildcard = False
+
+    # --- asked from outside ---------------------------------------------------------------------
+
+    def names(self) -> tuple[str, ...]:
+        """Names that are watched: asked for, or sent under the wildcard."""
+        return tuple(self._watches)
+
+    def __len__(self) -> int:
+        """How many names are watched."""
+        return len(self._watches)
+
+    def watched(self) -> Iterator[Watched]:
+        """The state of each name."""
+        for name, watch in self._watches.items():
+            yield Watched(name, watch.sent, watch.acked, watch.refused, watch.error)
+
+    def has_due(self) -> bool:
+        """Whether there is anything to look at."""
+        return self._all_due or bool(self._due)
+
+    def touch(self, names: Iterable[str]) -> None:
+        """The content under these names may have changed (or come, or gone)."""
+        if self.wildcard:
+            self._due.update(names)
+        else:
+            self._due.update(name for name in names if name in self._watches)
+
+    def touch_all(self) -> None:
+        """Any content may have changed."""
+        self._all_due = True
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _settle(self, outcome: Outcome, nonce: str, error: str | None) -> bool:
+        """Book an ACK or a NACK; False where nothing waits under this nonce."""
+        receipts = self._outstanding.pop(nonce, None)
+        if receipts is None:
+            return False
+        if error is None:
+            outcome.acked = receipts
+        else:
+            outcome.nacked = receipts
+            outcome.error = error
+        for name, version, _ in receipts:
+            watch = self._watches.get(name)
+            if watch is None:
+                continue
+            if error is None:
+                watch.acked = version
+                watch.refused = None
+                watch.error = ""
+            else:
+                watch.refused = version
+                watch.error = error
+        return True
+
+    def respond(self, view: View[R], nonce: str) -> Answer[R] | None:
+        """What to send now, under ``nonce``; None where there is nothing to send or tell."""
+        if not (self._due or self._all_due):
+            return None
+        answer: Answer[R] = Answer()
+        everything = frozenset(view.everything()) if self.wildcard else frozenset()
+        for name in self._take_due(everything):
+            watch = self._watches.get(name)
+            covered = (watch is not None and watch.asked) or name in everything
+            resource = view.find(name) if covered else None
+            if resource is not None:
+                self._take_content(answer, name, resource)
+            elif watch is not None:
+                self._take_absence(answer, name, watch)
+        if answer.has_content:
+            self._book(nonce, answer.resources)
+            return answer
+        return answer if answer.absent or answer.held else None
+
+    def _take_due(self, everything: frozenset[str]) -> list[str]:
+        due = self._due
+        if self._all_due:
+            due = due.union(self._watches, everything)
+            self._all_due = False
+        self._due = set()
+        return sorted(due)
+
+    def _take_content(self, answer: Answer[R], name: str, resource: R) -> None:
+        """There is content under a name that is watched."""
+        watch = self._watches.get(name)
+        if watch is None:
+            watch = self._watches[name] = Watch(asked=False)
+        version = resource.receipt.version
+        if watch.sent != version:
+            watch.sent = version
+            answer.resources.append(resource)
+        elif watch.claimed:
+            watch.acked = version
+            answer.held.append(resource.receipt)
+        watch.claimed = False
+        watch.absence_told = False
+
+    def _take_absence(self, answer: Answer[R], name: str, watch: Watch) -> None:
+        """There is nothing (any more) under a name that is watched."""
+        never_told = watch.asked and not watch.absence_told
+        if never_told and watch.sent is None:
+            answer.absent.append(name)
+        if self._TELLS_REMOVALS and (never_told or watch.sent is not None):
+            answer.removed.append(name)
+        watch.sent = None
+        watch.absence_told = True
+        if not watch.asked:
+            del self._watches[name]
+
+    def _book(self, nonce: str, resources: list[R]) -> None:
+        """Remember what goes out under ``nonce``."""
+        self._last_nonce = nonce
+        if len(self._outstanding) >= MAX_OUTSTANDING:
+            del self._outstanding[next(iter(self._outstanding))]
+        self._outstanding[nonce] = tuple(resource.receipt for resource in resources)
