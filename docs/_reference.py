@@ -8,6 +8,7 @@ or error that the code has and this file does not know appears all the same.
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -21,15 +22,22 @@ from _configuration import file as yaml_file
 from _configuration import page, paragraph
 
 import sds.errors
+from sds.attestation.reference_values import ReferenceValues
 from sds.cli import main
 from sds.clock import SystemClock
 from sds.errors import SdsError
 from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
 from sds.operations.metrics.store import MeteredStore, StoreCollector
+from sds.policy.document import json_schema
 from sds.reasons import REASONS
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDER: Final = ROOT / "docs" / "reference"
+SCHEMAS: Final = {
+    "policy.schema.json": json_schema,
+    "reference-values.schema.json": ReferenceValues.model_json_schema,
+}
+"""JSON Schemas for editors, beside the pages."""
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -308,6 +316,9 @@ def write() -> None:
             old.unlink()
     for name, text in made.items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    for name, schema in SCHEMAS.items():
+        text = json.dumps(schema(), indent=2)
+        (FOLDER.parent / name).write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,30 +80,39 @@ Mode = Annotated[int, BeforeValidator(_mode)]
 
 
 class WorkloadSection(Settings):
-    """One workload with a socket of its own: whoever can open the socket is the workload."""
+    """A workload with a socket of its own: a process that can open the socket is the workload."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")] = Field(
-        description="Names the socket's directory: `<run_dir>/workloads/<name>/sds.sock`."
+        description="Names the workload, and its socket: `<run_dir>/workloads/<name>/sds.sock`."
     )
-    spiffe_id: SpiffeIdField = Field(description="Its SPIFFE ID, in our trust domain.")
-    dns_names: list[DnsNameField] = Field(default=[], description="DNS names beside it.")
+    spiffe_id: SpiffeIdField = Field(
+        description="The workload's SPIFFE ID, in the trust domain of this file."
+    )
+    dns_names: list[DnsNameField] = Field(
+        default=[], description="DNS names in its certificate, beside the SPIFFE ID."
+    )
     lifetime: Annotated[Duration, AfterValidator(_lifetime)] = Field(
         default=timedelta(hours=1),
-        description="What to ask for; the authority may clamp it. It is also how long a "
-        "certificate is good after the authority refuses another one.",
+        description="The lifetime that the agent asks for; the authority may shorten it. If the"
+        " authority refuses another certificate, the last one is good for this "
+        "long.",
     )
     key_type: Annotated[KeyType, AfterValidator(_served_to_envoy)] = Field(
-        default=KeyType.EC_P256, description="Kind of the private key."
+        default=KeyType.EC_P256,
+        description="Kind of the private key. Not `ed25519`: Envoy's servers refuse clients "
+        "with such a key.",
     )
 
     session_tickets: bool = Field(
         default=False,
-        description="Serve TLS session ticket keys of its own. A resumed session checks neither "
-        "expiry nor, with the SPIFFE validator, who the peer is.",
+        description="Serve TLS session ticket keys, a set for this workload alone. A resumed "
+        "session checks neither expiry nor, with the SPIFFE validator, who the peer"
+        " is.",
     )
     generic_secrets: dict[str, PathField] = Field(
         default={},
-        description="Other secrets by name, each a file on a tmpfs or an inherited memfd.",
+        description="Further secrets by name, such as API keys. Each is a file in memory: on a "
+        "tmpfs, or an inherited memfd.",
     )
 
     def identity(self) -> Identity:
@@ -119,10 +128,15 @@ class WorkloadSection(Settings):
 class SocketSection(Settings):
     """Permissions of the workloads' sockets."""
 
-    directory_mode: Mode = Field(default="0700", validate_default=True, description="Octal.")
-    socket_mode: Mode = Field(default="0600", validate_default=True, description="Octal.")
+    directory_mode: Mode = Field(
+        default="0700", validate_default=True, description="Permissions of each socket's directory."
+    )
+    socket_mode: Mode = Field(
+        default="0600", validate_default=True, description="Permissions of each socket."
+    )
     group: str | None = Field(
-        default=None, description="Group (name) of the directories and sockets."
+        default=None,
+        description="Group of the directories and sockets, by name. The agent must be a member.",
     )
 
     @model_validator(mode="after")
@@ -135,17 +149,18 @@ class SocketSection(Settings):
 
 
 class RotationSection(Settings):
-    """Bounds of rotation; the defaults serve lifetimes from seconds to days."""
+    """How new roots come into use and old ones leave."""
 
     root_ack_wait: Duration = Field(
         default=timedelta(seconds=5),
-        description="How long a new root waits for every subscriber's ACK before the first "
-        "certificate under it is served.",
+        description="How long a new root waits for every subscriber's ACK before the agent "
+        "serves the first certificate under it.",
     )
     root_settling: Duration = Field(
         default=timedelta(seconds=5),
-        description="How long a new root stands in the bundle before a certificate under it "
-        "replaces a valid one, so that other nodes learn of it; at most a fifth of a lifetime.",
+        description="How long a new root is in the bundle before a certificate under it "
+        "replaces a valid one, so that other nodes learn of the root. At most a "
+        "fifth of a lifetime.",
     )
     root_retention: Duration | None = Field(
         default=None,
@@ -157,17 +172,20 @@ class RotationSection(Settings):
 
 
 class SecretNamesSection(Settings):
-    """Short names of secrets; each may have several."""
+    """The short SDS names of secrets."""
 
-    svid: list[str] = Field(default=list(_ALIASES.svid), description="The workload's own SVID.")
+    svid: list[str] = Field(
+        default=list(_ALIASES.svid), description="The workload's own certificate and key."
+    )
     bundle: list[str] = Field(
         default=list(_ALIASES.bundle), description="The bundle of its trust domain."
     )
     all_bundles: list[str] = Field(
-        default=list(_ALIASES.all_bundles), description="All bundles, as the SPIFFE validator."
+        default=list(_ALIASES.all_bundles),
+        description="The bundles of all trust domains, as Envoy's SPIFFE validator.",
     )
     session_tickets: list[str] = Field(
-        default=list(_ALIASES.session_tickets), description="Its session ticket keys."
+        default=list(_ALIASES.session_tickets), description="The workload's session ticket keys."
     )
 
     def aliases(self) -> Aliases:
@@ -188,20 +206,23 @@ class ClientLimitsSection(Settings):
     """What one client on a socket may do."""
 
     names_per_stream: Annotated[int, Field(gt=0)] = Field(
-        default=_LIMITS.names_per_stream, description="Names that one stream may watch."
+        default=_LIMITS.names_per_stream, description="How many names one stream may ask for."
     )
-    message: Size = Field(default=_LIMITS.message_bytes, description="Largest request.")
+    message: Size = Field(default=_LIMITS.message_bytes, description="The largest request.")
     streams_per_connection: Annotated[int, Field(gt=0)] = Field(
-        default=_LIMITS.streams_per_connection, description="Streams of one connection."
+        default=_LIMITS.streams_per_connection,
+        description="How many streams one connection may have.",
     )
     streams_per_socket: Annotated[int, Field(gt=0)] = Field(
-        default=_LIMITS.streams_per_socket, description="Streams of all connections of a socket."
+        default=_LIMITS.streams_per_socket,
+        description="How many streams all connections of one socket may have together.",
     )
     requests_per_second: Annotated[float, Field(gt=0)] = Field(
-        default=_LIMITS.requests_per_second, description="Of one stream, in the long run."
+        default=_LIMITS.requests_per_second,
+        description="How many requests per second one stream may send on average.",
     )
     request_burst: Annotated[int, Field(gt=0)] = Field(
-        default=_LIMITS.request_burst, description="Of one stream, at once."
+        default=_LIMITS.request_burst, description="How many requests one stream may send at once."
     )
 
     def limits(self) -> ServingLimits:
@@ -217,7 +238,7 @@ class ClientLimitsSection(Settings):
 
 
 class OwnAuthoritySection(AuthoritySection):
-    """An ``sds ca``."""
+    """Our own authority, ``sds ca``."""
 
     kind: Literal["sds"] = Field(default="sds", description="Our own authority, `sds ca`.")
 
@@ -235,16 +256,20 @@ def _workload_kind(value: Any) -> str:
 class AgentConfig(Settings):
     """The whole file."""
 
-    trust_domain: TrustDomainField = Field(description="Ours, without a scheme.")
+    trust_domain: TrustDomainField = Field(
+        description="The trust domain of this agent and its workloads, without a scheme."
+    )
     run_dir: PathField = Field(
-        description="Where the sockets are; made where it is missing. Best on a tmpfs (`/run`)."
+        description="Directory of the sockets. The agent makes it if it is missing. Use a "
+        "tmpfs, such as `/run`."
     )
     authority: Annotated[
         Annotated[OwnAuthoritySection, Tag("sds")] | Annotated[IstioSettings, Tag("istio")],
         Discriminator(_authority_kind),
-    ] = Field(description="Who signs.")
+    ] = Field(description="The certificate authority that signs.")
     attestation: AttestationSection = Field(
-        default=AttestationSection(), description="Our own evidence."
+        default=AttestationSection(),
+        description="The evidence that this agent gives to the authority.",
     )
     verification: VerificationSection = Field(
         default=VerificationSection(), description="What the authority's evidence must show."
@@ -256,35 +281,51 @@ class AgentConfig(Settings):
         ]
     ] = Field(
         default=[],
-        description="Workloads with a socket each; and, with `match`, rules for callers of the "
-        "node-wide socket.",
+        description="The workloads. Without `match`, a workload has a socket of its own. With "
+        "`match`, the entry is a rule for callers of the node-wide socket.",
     )
     node: NodeSettings | None = Field(
-        default=None, description="Present: the node-wide socket, `<run_dir>/node/sds.sock`."
+        default=None,
+        description="The node-wide socket, `<run_dir>/node/sds.sock`. It exists only if this "
+        "block does.",
     )
-    health: HealthSection | None = Field(default=None, description="Present: answers probes.")
+    health: HealthSection | None = Field(
+        default=None, description="An HTTP listener for probes. Without this block there is none."
+    )
     policy: PolicySettings | None = Field(
         default=None,
-        description="The signed policy: who has which identity, and who may talk to whom.",
+        description="The signed policy: who has which identity, and who may talk to whom. "
+        "Without this block, this file alone decides.",
     )
-    sockets: SocketSection = Field(default=SocketSection(), description="Their permissions.")
+    sockets: SocketSection = Field(
+        default=SocketSection(), description="Permissions of the workloads' sockets."
+    )
     spiffe_validator: bool = Field(
         default=False,
-        description="Serve our own bundle as Envoy's SPIFFE validator, without being asked.",
+        description="Serve the bundle of our own trust domain as Envoy's SPIFFE validator, even"
+        " to clients that do not ask for it.",
     )
-    rotation: RotationSection = Field(default=RotationSection(), description="Bounds.")
-    limits: ClientLimitsSection = Field(default=ClientLimitsSection(), description="Of clients.")
+    rotation: RotationSection = Field(
+        default=RotationSection(),
+        description="How new roots come into use and old ones leave. The defaults fit lifetimes"
+        " from seconds to days.",
+    )
+    limits: ClientLimitsSection = Field(
+        default=ClientLimitsSection(), description="What one client on a socket may do."
+    )
     federation: FederationSettings = Field(
-        default=FederationSettings(), description="Bundles of other trust domains, and ours."
+        default=FederationSettings(),
+        description="Bundles of other trust domains, and how others get ours.",
     )
     metrics: MetricsSection | None = Field(
-        default=None, description="Prometheus metrics; without it there are none."
+        default=None, description="Prometheus metrics. Without this block there are none."
     )
     status_page: StatusPageSection | None = Field(
-        default=None, description="The status page for people; without it there is none."
+        default=None, description="The status page for people. Without this block there is none."
     )
     secret_names: SecretNamesSection = Field(
-        default=SecretNamesSection(), description="Short names of secrets."
+        default=SecretNamesSection(),
+        description="The short SDS names of secrets. Each secret may have several.",
     )
 
     @model_validator(mode="after")
@@ -293,7 +334,7 @@ class AgentConfig(Settings):
         for index, workload in enumerate(self.workloads):
             field = f"workloads[{index}]"
             if workload.name in names:
-                raise ValueError(f"{field}.name: {workload.name!r} stands there twice")
+                raise ValueError(f"{field}.name: {workload.name!r} appears twice")
             names.add(workload.name)
             if isinstance(workload, WorkloadRule):
                 if self.node is None:

@@ -19,49 +19,54 @@ from sds.workload.mapping import Matching
 
 
 class NodeSettings(Settings):
-    """The node-wide socket, `<run_dir>/node/sds.sock`; it exists only where this stands."""
+    """The node-wide socket, `<run_dir>/node/sds.sock`, for all processes of the node."""
 
     attestors: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="Asked in this order: `socket`, `unix`, `kubernetes`."
+        description="What finds out who a caller is, in this order: `socket`, `unix`, `kubernetes`."
     )
     matching: Matching = Field(
         default=Matching.FIRST,
-        description="`first`: the first rule that matches decides; `all`: every one that matches "
-        "gives an identity.",
+        description="`first`: the first rule that matches decides alone. `all`: every rule that"
+        " matches gives an identity.",
     )
     hold: Duration = Field(
         default=timedelta(seconds=30),
-        description="How long a stream waits for a rule that matches its caller.",
+        description="How long a caller that no rule matches waits before the agent refuses it.",
     )
     recheck: Duration = Field(
-        default=timedelta(seconds=30), description="How often a caller is looked at again."
+        default=timedelta(seconds=30),
+        description="How often the agent looks at a connected caller again.",
     )
     linger: Duration = Field(
         default=timedelta(seconds=30),
-        description="How long an identity is kept after its last caller left.",
+        description="How long the agent keeps an identity after its last caller left.",
     )
     connections: Annotated[int, Field(gt=0, le=65536)] = Field(
-        default=4096, description="Connections at the same time."
+        default=4096, description="How many connections the socket may have at once."
     )
     connections_per_owner: Annotated[int, Field(gt=0, le=65536)] = Field(
-        default=128, description="Of one pod, or of one user outside pods."
+        default=128,
+        description="How many of them may come from one pod, or from one user outside pods.",
     )
     largest_executable: Annotated[int, Field(ge=1 << 20, le=1 << 40)] = Field(
         default=512 << 20,
-        description="Bytes of the largest executable that a rule on `unix:sha256` has hashed. "
-        "Each pod or user may have twice as much hashed at once, and 16 MiB more each second.",
+        description="The largest executable, in bytes, that the agent hashes for a rule on "
+        "`unix:sha256`. For each pod or user it hashes at most twice as much at "
+        "once, and 16 MiB more each second.",
     )
     kubernetes: KubernetesSettings = Field(
-        default=KubernetesSettings(), description="The kubernetes attestor."
+        default=KubernetesSettings(), description="Settings of the attestor `kubernetes`."
     )
     csi: CsiSettings | None = Field(
         default=None,
-        description="Serve each pod on a socket of its own, in a CSI volume. Without this section "
-        "there is no CSI driver.",
+        description="Serve each pod on a socket of its own, in a CSI volume. Without this block"
+        " there is no CSI driver.",
     )
 
     others: dict[str, dict[str, Any]] = Field(
-        default={}, description="Settings of further attestors, by name; their modules read them."
+        default={},
+        description="Settings of further attestors, by name. Their modules say what may be "
+        "written.",
     )
 
     @model_validator(mode="after")

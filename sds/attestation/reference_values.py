@@ -27,14 +27,14 @@ class _Model(BaseModel):
 
 
 class MinimumTcb(_Model):
-    """Minimum security version of each component; each is compared by itself.
+    """The lowest accepted security version of each component, each compared on its own.
 
     Attributes:
-        fmc: Turin and later only.
-        bootloader: of the secure processor.
-        tee: secure processor's operating system.
-        snp: SNP firmware.
-        microcode: lowest patch level of all cores.
+        fmc: the FMC (Turin and later only).
+        bootloader: the secure processor's boot loader.
+        tee: the secure processor's operating system.
+        snp: the SNP firmware.
+        microcode: the lowest patch level of all cores.
     """
 
     fmc: Component = 0
@@ -45,10 +45,10 @@ class MinimumTcb(_Model):
 
 
 class SnpReferenceValues(_Model):
-    """What is demanded of an SEV-SNP report.
+    """What an SEV-SNP report must show.
 
     Attributes:
-        products: accepted products; all where empty.
+        products: accepted products; if empty, all.
         minimum_tcb: per product; reported, committed, current and launch TCB must reach it.
         minimum_firmware: ``[major, minor, build]`` that current and committed must reach.
         permit_debug: accept guests that may be debugged.
@@ -63,10 +63,10 @@ class SnpReferenceValues(_Model):
         image_ids: accepted IMAGE_ID, hex.
         chip_ids: accepted CHIP_ID, hex.
         denied_chip_ids: refused CHIP_ID, hex.
-        csp_ids: accepted CSP_ID of a VLEK; where there are any, VCEKs are refused.
-        permit_unchecked_revocation: accept reports where no revocation list is given at all.
+        csp_ids: accepted CSP_ID of a VLEK; if there are any, VCEKs are refused.
+        permit_unchecked_revocation: accept reports if no revocation list is configured at all.
         permit_vlek: accept reports signed by a VLEK.
-        permit_vcek: accept reports signed by a VCEK; where unset, only without ``csp_ids``.
+        permit_vcek: accept reports signed by a VCEK; if unset, only without ``csp_ids``.
         minimum_policy_abi: ``[major, minor]`` that the guest's policy demands of the firmware.
         mitigations: bits of LAUNCH_MIT_VECTOR and CURRENT_MIT_VECTOR that must be set.
         forbid_smt: SMT must be off, and the policy must forbid it.
@@ -140,14 +140,14 @@ TcbStatus = Literal[
 
 
 class TdxReferenceValues(_Model):
-    """What is demanded of a TDX quote.
+    """What a TDX quote must show.
 
     Attributes:
         permit_debug: accept TDs that may be debugged.
         permit_migratable: accept TDs that may be migrated to another machine.
         permit_service_td: accept TDs with a bound service TD, which may read and move them; not
             needed for those that ``mr_service_td`` names.
-        permit_unchecked_revocation: accept quotes where no revocation list is given at all.
+        permit_unchecked_revocation: accept quotes if no revocation list is configured at all.
         require_sept_ve_disable: the host must not be able to inject #VE by unmapping pages.
         rtmr0: accepted RTMR0, hex; the others alike.
         rtmr1: see rtmr0.
@@ -165,7 +165,7 @@ class TdxReferenceValues(_Model):
             enclave. TDRelaunchAdvised is a TD that an older module launched, on a platform that is
             up to date now; OutOfDate accepts it too.
         permitted_advisories: INTEL-SA numbers that are accepted together with an accepted status
-            other than UpToDate; any where empty.
+            other than UpToDate; if empty, any.
         minimum_tcb_evaluation_number: lowest tcbEvaluationDataNumber of TCB info and QE identity.
     """
 
@@ -192,11 +192,11 @@ class TdxReferenceValues(_Model):
 
 
 class ReferenceValues(_Model):
-    """What is demanded of evidence.
+    """What evidence must show.
 
     Attributes:
         measurements: accepted launch measurements (SNP MEASUREMENT, TDX MRTD), lower-case hex;
-            any where empty.
+            if empty, any.
         snp: of SEV-SNP reports.
         tdx: of TDX quotes.
         others: of evidence of further kinds, by the kind's name; the kind's own module says what

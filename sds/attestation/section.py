@@ -25,48 +25,49 @@ def _known_kind(name: str) -> str:
 
 
 class AttestationSection(Settings):
-    """Our own evidence."""
+    """The evidence that this process gives."""
 
     kind: Annotated[str, AfterValidator(_known_kind)] | None = Field(
         default=None,
-        description="`auto`: what the confidential guest that we run in gives, by configfs-tsm or "
-        "`/dev/sev-guest`; `sev-snp` and `tdx` say which kind that must be. `simulated`: a "
-        "machine that exists only in software, for trying things out. "
-        "`kubernetes-token`: a node without confidential hardware; the token says which pod asks, "
-        "not what code runs. Without a kind this process gives no evidence.",
+        description="`auto`: what this confidential guest offers, by configfs-tsm or "
+        "`/dev/sev-guest`. `sev-snp` or `tdx`: the same, and it must be this kind. "
+        "`simulated`: a machine that exists only in software, for trials. "
+        "`kubernetes-token`: for nodes without confidential hardware; the token "
+        "says which pod asks, not what code runs. If unset, this process gives no "
+        "evidence.",
     )
     descriptor: Annotated[int, Field(ge=3)] | None = Field(
         default=None,
-        description="`simulated` only: the inherited descriptor that the machine is read from.",
+        description="`simulated` only: the inherited descriptor from which to read the machine.",
     )
     privilege_level: Annotated[int, Field(ge=0, le=3)] | None = Field(
         default=None,
-        description="SEV-SNP only: VMPL to ask for. The kernel's own level without it.",
+        description="SEV-SNP only: the VMPL to ask for. If unset: the kernel's own.",
     )
     certificates: PathField | None = Field(
         default=None,
-        description="SEV-SNP only: directory of VCEKs, ASKs and ARKs (PEM or DER, any names), for "
-        "hosts that give none with the report.",
+        description="SEV-SNP only: directory of VCEKs, ASKs and ARKs (PEM or DER, any file "
+        "names), for hosts that give none with the report.",
     )
     certificate_server: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] | None = Field(
         default=None,
-        description="SEV-SNP only: URL of a server in the layout of AMD's KDS, most often a cache "
-        "of your own; what it answers is never trusted without the chain.",
+        description="SEV-SNP only: URL of a server in the layout of AMD's KDS, usually a cache "
+        "of your own. Its answers add no trust.",
     )
     product: Product | None = Field(
         default=None,
-        description="SEV-SNP only: what to ask that server for where a report of version 2 does "
-        "not tell.",
+        description="SEV-SNP only: which product's certificate to ask that server for, if the "
+        "report (version 2) does not say.",
     )
     projected_token: PathField | None = Field(
         default=None,
-        description="`kubernetes-token` only: a projected token that is sent as it is. It binds "
-        "nothing. Without it a token bound to each request is asked for (RBAC `create` on "
-        "`serviceaccounts/token`).",
+        description="`kubernetes-token` only: a projected token, sent as it is. It binds "
+        "nothing. If unset, the process asks for a token bound to each request "
+        "(RBAC `create` on `serviceaccounts/token`).",
     )
     api: ServerSettings = Field(
         default=ServerSettings(),
-        description="`kubernetes-token` only: the API server that bound tokens are asked of.",
+        description="`kubernetes-token` only: the API server to ask for bound tokens.",
     )
 
 
@@ -75,27 +76,27 @@ class VerificationSection(Settings):
 
     trusted_roots: list[PathField] = Field(
         default=[],
-        description="PEM files of roots trusted to vouch for evidence beside the manufacturer's "
-        "own: those of simulated machines.",
+        description="PEM files of further roots that may vouch for evidence, beside the "
+        "manufacturers' own: those of simulated machines.",
     )
     certificates: list[PathField] = Field(
         default=[],
-        description="PEM or DER files of ASKs, ASVKs and ARKs that evidence may come without. "
-        "They add no trust.",
+        description="PEM or DER files of ASKs, ASVKs and ARKs, for evidence that comes without "
+        "them. They add no trust.",
     )
     revocation_lists: list[PathField] = Field(
         default=[],
-        description="Revocation lists of AMD and Intel, PEM or DER; followed while running. Where "
-        "there are any of AMD's, the root of each accepted product needs a current one. TDX needs "
-        "a current one of each issuer, here or in `collateral`.",
+        description="Revocation lists of AMD and Intel, PEM or DER. Changes are noticed. If any"
+        " list is AMD's, each accepted product needs a current list of its root. "
+        "TDX needs a current list of each issuer, here or in `collateral`.",
     )
     collateral: PathField | None = Field(
         default=None,
-        description="Folder of signed collateral for TDX quotes, followed while running; without "
+        description="Folder of signed collateral for TDX quotes. Changes are noticed. Without "
         "it every quote is refused.",
     )
     reference_values: ReferenceValues = Field(
         default=ReferenceValues(),
-        description="What is demanded; the defaults accept any measurement, and nothing that is "
-        "open to debugging, migration or provisional firmware.",
+        description="What evidence must show. The defaults accept any measurement, but no guest"
+        " that allows debugging, migration or provisional firmware.",
     )

@@ -15,40 +15,38 @@ from sds.settings.fields import Duration, PathField, Settings
 
 
 class IstioSettings(Settings):
-    """How to reach an Istio certificate authority, and as whom (``authority:`` of the agent)."""
+    """How to reach Istio's certificate authority, and as whom."""
 
     kind: Literal["istio"] = "istio"
     addresses: tuple[str, ...] = Field(
         min_length=1,
-        description="`host:port` of istiod's certificate port, tried in turn while one does not "
-        "answer.",
+        description="`host:port` of istiod's certificate port. The agent tries them in turn "
+        "until one answers.",
         examples=[["istiod.istio-system.svc:15012"]],
     )
     root: PathField = Field(
-        description="PEM file with the roots that istiod's TLS certificate must verify under; "
-        "followed when it changes."
+        description="PEM file with the roots of istiod's TLS certificate. The agent notices "
+        "when it changes."
     )
     token: PathField = Field(
-        description="File with the bearer token: a projected service-account token. It is read "
-        "again for every exchange."
+        description="File with the bearer token: a projected service-account token. The agent "
+        "reads it again for every exchange."
     )
     server_name: str = Field(
         default="istiod.istio-system.svc",
-        description="The DNS name that istiod's certificate must carry.",
+        description="The DNS name in istiod's TLS certificate.",
     )
     cluster_id: str = Field(
         default="Kubernetes",
-        description="The `clusterid` metadata: the name under which istiod knows this cluster.",
+        description="The name under which istiod knows this cluster (metadata `clusterid`).",
     )
     audience: str = Field(
         default="istio-ca",
-        description="The audience that istiod wants; used only to explain a refusal.",
+        description="The audience that istiod expects. Used only to explain a refusal.",
     )
     impersonate: bool = Field(
         default=False,
-        description="Ask for each certificate as `ImpersonatedIdentity`: the token belongs to a "
-        "node agent that stands in istiod's `CA_TRUSTED_NODE_ACCOUNTS`.",
+        description="Ask for each certificate as `ImpersonatedIdentity`. The token must belong "
+        "to a node agent that istiod's `CA_TRUSTED_NODE_ACCOUNTS` lists.",
     )
-    timeout: Duration = Field(
-        default=timedelta(seconds=10), description="The longest that one call may take."
-    )
+    timeout: Duration = Field(default=timedelta(seconds=10), description="Time limit for one call.")

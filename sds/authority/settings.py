@@ -19,26 +19,35 @@ from sds.settings.yamlfile import read
 class VerifiedTlsSection(Settings):
     """TLS that a configured root vouches for."""
 
-    root: PathField = Field(description="PEM file with the roots.")
-    server_name: DnsNameField = Field(description="The DNS name in the authority's certificate.")
+    root: PathField = Field(
+        description="PEM file with the roots of the authority's TLS certificate."
+    )
+    server_name: DnsNameField = Field(
+        description="The DNS name in the authority's TLS certificate."
+    )
 
 
 class AuthoritySection(Settings):
-    """Where the authority is and how its TLS is checked."""
+    """Where the authority is, and how its TLS is verified."""
 
     addresses: Annotated[list[str], Field(min_length=1)] = Field(
-        description="`host:port` of each replica. One is drawn, kept while it works, and another "
-        "asked at once where it fails; with verified TLS a name may stand for many."
+        description="`host:port` of each replica. The agent picks one and keeps it while it "
+        "works; if it fails, the agent asks another at once. With verified TLS, one"
+        " name may stand for many replicas."
     )
     tls: Literal["attested"] | VerifiedTlsSection = Field(
         default="attested",
-        description="`attested`: the authority's evidence vouches for its self-signed key. Or "
-        "`root` and `server_name`, against which its certificate is verified.",
+        description="`attested`: the authority's evidence vouches for its self-signed TLS key. "
+        "Or a block with `root` and `server_name`, against which its certificate is"
+        " verified.",
     )
     connect: Duration = Field(
-        default=timedelta(seconds=5), description="For handshake and Challenge of one address."
+        default=timedelta(seconds=5),
+        description="Time limit for handshake and Challenge with one address.",
     )
-    answer: Duration = Field(default=timedelta(seconds=30), description="For one request.")
+    answer: Duration = Field(
+        default=timedelta(seconds=30), description="Time limit for the answer to one request."
+    )
 
     def settings(self) -> AuthoritySettings:
         """What the client takes.

@@ -40,7 +40,7 @@ from sds.settings.fields import (
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4
 """A root lives at least this many of the longest leaves: it is renewed at half of its life, and the
-next one stands in the bundle for a leaf's life before it signs."""
+next one is in the bundle for a leaf's life before it signs."""
 
 
 def _signing_key(key_type: KeyType) -> KeyType:
@@ -53,17 +53,21 @@ SigningKey = Annotated[KeyType, AfterValidator(_signing_key)]
 
 
 class TlsSection(Settings):
-    """The authority's TLS key: made at start, unless files are named."""
+    """The authority's TLS key. Without files, the authority makes one at start."""
 
-    certificate: PathField | None = Field(default=None, description="PEM chain of an operator.")
-    key: PathField | None = Field(default=None, description="Its unencrypted PEM key.")
+    certificate: PathField | None = Field(
+        default=None, description="PEM file with a TLS certificate chain of your own. Needs `key`."
+    )
+    key: PathField | None = Field(default=None, description="PEM file with its key, unencrypted.")
     server_names: list[DnsNameField] = Field(
-        default=[], description="DNS names of the self-signed certificate, for plain TLS."
+        default=[],
+        description="DNS names in the self-signed certificate, for agents that verify TLS by a "
+        "root and a name.",
     )
     certificate_out: PathField | None = Field(
         default=None,
         description="Where to write the self-signed certificate (never the key), for agents "
-        "that take it as a configured root.",
+        "that take it as their root.",
     )
 
     @model_validator(mode="after")
@@ -76,31 +80,36 @@ class TlsSection(Settings):
 
 
 class SelfSignedSection(Settings):
-    """A root of its own."""
+    """The authority makes its own root."""
 
-    kind: Literal["self-signed"] = Field(default="self-signed", description="A root of its own.")
+    kind: Literal["self-signed"] = Field(
+        default="self-signed", description="The authority makes its own root."
+    )
     key_type: SigningKey = Field(default=KeyType.EC_P256, description="Kind of the issuing key.")
     lifetime: Duration = Field(
-        default=timedelta(days=30), description="Of the root; a new one is made at half of it."
+        default=timedelta(days=30),
+        description="Lifetime of the root. The authority makes the next one half-way through it.",
     )
     path_length: Annotated[int, Field(ge=0, le=6)] = Field(
-        default=1, description="How many authorities may stand below."
+        default=1, description="How many levels of authorities may be below this one."
     )
 
 
 class UpstreamSection(Settings):
-    """An intermediate below another ``sds ca``."""
+    """Another ``sds ca`` certifies the authority."""
 
-    kind: Literal["upstream"] = Field(description="A certificate from another `sds ca`.")
+    kind: Literal["upstream"] = Field(description="Another `sds ca` certifies this authority.")
     key_type: SigningKey = Field(default=KeyType.EC_P256, description="Kind of the issuing key.")
     lifetime: Duration = Field(
-        default=timedelta(days=1), description="What to ask for; the authority above may clamp it."
+        default=timedelta(days=1),
+        description="The lifetime that this authority asks for; the authority above may shorten"
+        " it.",
     )
     authority: AuthoritySection = Field(description="The authority above.")
     verification: VerificationSection | None = Field(
         default=None,
-        description="What its evidence must show. Without this section no evidence is demanded, "
-        "which only `tls` with `root` and `server_name` allows.",
+        description="What the evidence of the authority above must show. Without this block it "
+        "needs no evidence, which requires `tls` with `root` and `server_name`.",
     )
 
     @model_validator(mode="after")
@@ -111,43 +120,51 @@ class UpstreamSection(Settings):
 
 
 class OperatorSection(Settings):
-    """An intermediate of an existing PKI or an offline root."""
+    """A person or an existing PKI certifies the authority."""
 
-    kind: Literal["operator"] = Field(description="CSR out, chain in.")
+    kind: Literal["operator"] = Field(
+        description="A person or an existing PKI certifies this authority."
+    )
     key_type: SigningKey = Field(default=KeyType.EC_P256, description="Kind of the issuing key.")
-    csr_file: PathField = Field(description="Where the request is written, PEM.")
-    chain_file: PathField = Field(description="Where the chain is put: issuing certificate first.")
-    roots_file: PathField = Field(description="The roots under which it must hold; the bundle.")
+    csr_file: PathField = Field(
+        description="Where the authority writes its certificate request, in PEM."
+    )
+    chain_file: PathField = Field(
+        description="Where you put the chain, in PEM: the issuing certificate first."
+    )
+    roots_file: PathField = Field(
+        description="PEM file with the roots of that chain. They become the bundle."
+    )
 
 
 class SigningSection(Settings):
-    """What an authority below may have."""
+    """What an authority below this one may have."""
 
     path_length: Annotated[int, Field(ge=0, le=6)] = Field(
-        default=0, description="How many authorities may stand below that one."
+        default=0, description="How many levels of authorities may be below that one."
     )
 
 
 class IdentitySection(Settings):
     """What one measurement may ask for."""
 
-    measurement: Measurement = Field(
-        description="Launch measurement in lower-case hex: 96 digits (SNP, TDX) or 64."
-    )
+    measurement: Measurement = Field(description="Launch measurement: 96 digits (SNP, TDX) or 64.")
     spiffe_ids: list[SpiffePattern] = Field(
-        default=[], description="`spiffe://example.org/ns/*/sa/*`, `…/**`: one segment a star."
+        default=[], description="The SPIFFE IDs that this measurement may ask for."
     )
     dns_names: list[DnsPattern] = Field(
-        default=[], description="`*.shop.svc.cluster.local`, `**.example.org`."
+        default=[], description="The DNS names that it may ask for."
     )
     max_lifetime: Duration = Field(
-        default=timedelta(hours=1), description="Longer wishes are clamped to it."
+        default=timedelta(hours=1),
+        description="The longest lifetime. A request for more is shortened to it.",
     )
     key_types: Annotated[list[KeyType], Field(min_length=1)] = Field(
-        default=list(KeyType), description="Kinds of key that are allowed."
+        default=list(KeyType), description="The kinds of key that it may use."
     )
     signing: SigningSection | None = Field(
-        default=None, description="Present: this measurement may be an authority below this one."
+        default=None,
+        description="If this block is there, the measurement may be an authority below this one.",
     )
 
     @model_validator(mode="after")
@@ -185,32 +202,38 @@ class IdentitySection(Settings):
 
 
 class ExchangeLimitsSection(Settings):
-    """Bounds on what callers can make the authority hold."""
+    """How much callers may make the authority keep."""
 
-    streams: Annotated[int, Field(ge=1)] = Field(default=10_000, description="Streams at once.")
+    streams: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="How many streams may be open."
+    )
     unproven: Annotated[int, Field(ge=1)] = Field(
-        default=1_000, description="Of these, streams at once that have proven nothing."
+        default=1_000,
+        description="How many of them may be open without having shown valid evidence.",
     )
     unproven_bytes: Size = Field(
         default=64 * 1024 * 1024,
-        description="Of messages that such streams send and that have not wholly arrived.",
+        description="How many bytes of unfinished messages such streams may send together.",
     )
     connections: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
         description="Connections at once. Without it: what the memory limit of the control group "
         "and the limit on descriptors have room for, and at most one for each stream.",
     )
-    nonces: Annotated[int, Field(ge=1)] = Field(default=65_536, description="Nonces in all.")
+    nonces: Annotated[int, Field(ge=1)] = Field(
+        default=65_536, description="How many nonces may be outstanding on all streams together."
+    )
     hello: Duration = Field(
         default=timedelta(seconds=30),
-        description="How long a stream lives without a request whose evidence held.",
+        description="How long a stream may live without a request whose evidence is valid.",
     )
     write: Duration = Field(
-        default=timedelta(seconds=30), description="For a caller to read one answer."
+        default=timedelta(seconds=30), description="How long a caller may take to read one answer."
     )
-    message: Size = Field(default=4 * 1024 * 1024, description="Largest message.")
+    message: Size = Field(default=4 * 1024 * 1024, description="The largest message.")
     records: Annotated[int, Field(ge=1)] = Field(
-        default=10_000, description="Records of certificates kept in memory."
+        default=10_000,
+        description="How many records of issued and refused certificates stay in memory.",
     )
 
     def limits(self) -> ExchangeLimits:
@@ -228,39 +251,53 @@ class ExchangeLimitsSection(Settings):
 class AuthorityConfig(Settings):
     """The whole file."""
 
-    trust_domain: TrustDomainField = Field(description="Whose certificates are signed.")
-    listen: str = Field(default="127.0.0.1:8443", description="`host:port`; port 0: a free one.")
-    tls: TlsSection = Field(default=TlsSection(), description="The TLS key.")
+    trust_domain: TrustDomainField = Field(
+        description="The trust domain whose certificates this authority signs."
+    )
+    listen: str = Field(
+        default="127.0.0.1:8443",
+        description="Address of the authority, as `host:port`. Port 0 takes a free one.",
+    )
+    tls: TlsSection = Field(
+        default=TlsSection(),
+        description="The authority's TLS key. Without files, it makes one at start.",
+    )
     signer: Annotated[
         SelfSignedSection | UpstreamSection | OperatorSection, Field(discriminator="kind")
     ] = Field(
-        default=SelfSignedSection(), description="Where the authority's certificate comes from."
+        default=SelfSignedSection(), description="How the authority gets its own certificate."
     )
     attestation: AttestationSection = Field(
-        default=AttestationSection(), description="The authority's own evidence."
+        default=AttestationSection(),
+        description="The evidence that this authority gives to agents.",
     )
     verification: VerificationSection = Field(
         default=VerificationSection(), description="What the evidence of agents must show."
     )
     identities: list[IdentitySection] = Field(
-        default=[], description="Which measurement may ask for what; what none allows is refused."
+        default=[],
+        description="Which measurement may ask for which names. Anything else is refused.",
     )
     policy: PolicySettings | None = Field(
         default=None, description="The signed policy that decides in place of `identities`."
     )
     backdate: Duration = Field(
         default=timedelta(seconds=30),
-        description="Certificates are valid from so long before now, for clocks that are behind.",
+        description="How long before now a certificate becomes valid, for clocks that are behind.",
     )
     kubernetes: KubernetesSection | None = Field(
         default=None,
-        description="Present: Kubernetes tokens count as evidence of nodes without confidential "
-        "hardware.",
+        description="Accept Kubernetes tokens as evidence of nodes without confidential "
+        "hardware. Without this block they are refused.",
     )
-    health: HealthSection | None = Field(default=None, description="Present: answers probes.")
-    limits: ExchangeLimitsSection = Field(default=ExchangeLimitsSection(), description="Bounds.")
+    health: HealthSection | None = Field(
+        default=None, description="An HTTP listener for probes. Without this block there is none."
+    )
+    limits: ExchangeLimitsSection = Field(
+        default=ExchangeLimitsSection(), description="How much callers may make the authority keep."
+    )
     metrics: MetricsSection | None = Field(
-        default=None, description="Prometheus metrics; without it there are none."
+        default=None, description="Prometheus metrics. Without this block there are none."
     )
 
     @property

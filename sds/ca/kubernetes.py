@@ -1,7 +1,7 @@
 """Nodes without confidential hardware: what a Kubernetes token may ask for.
 
 Owns the section ``kubernetes:`` of the authority, the rules behind it, and what they need to know
-(the issuer's keys, which pods run where). Invariants: off unless the section stands there; a node
+(the issuer's keys, which pods run where). Invariants: off unless the section is present; a node
 gets identities of pods that run on it, and of no others; the pod that asks must itself still run on
 the node that its token names; before pods and keys were read once, every token is refused.
 
@@ -58,37 +58,38 @@ class KubernetesSection(Settings):
 
     issuer: str = Field(
         default="https://kubernetes.default.svc.cluster.local",
-        description="The cluster's service-account issuer.",
+        description="The issuer in the cluster's service-account tokens.",
     )
     api: ServerSettings = Field(
         default=ServerSettings(),
-        description="The API server: pods are watched there, and the issuer's keys read.",
+        description="The API server. The authority watches pods there and reads the issuer's keys.",
     )
     jwks_file: PathField | None = Field(
-        default=None, description="The issuer's keys (JWKS). Without it: the API server's."
+        default=None, description="File with the issuer's keys (JWKS). If unset: the API server's."
     )
     service_accounts: Annotated[list[str], Field(min_length=1)] = Field(
-        description="`namespace/name` of the accounts that agents run as."
+        description="The accounts of agents, as `namespace/name`."
     )
     authorities: list[str] = Field(
         default=[],
-        description="`namespace/name` of accounts of authorities that may stand below this one.",
+        description="The accounts of authorities that may be below this one, as `namespace/name`.",
     )
     unbound_tokens: bool = Field(
         default=False,
-        description="Accept projected tokens too. They bind nothing: whoever sees one can ask for "
-        "anything that its node may have, until it expires.",
+        description="Accept projected tokens too. Such a token binds nothing: anyone who sees "
+        "it can ask for everything that its node may have, until it expires.",
     )
     spiffe_id: Template = Field(
         default="spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}",
-        description="The only identity of a pod.",
+        description="Template of the only identity that a pod may have.",
     )
     dns_names: list[Template] = Field(
         default=["*.{namespace}.svc.cluster.local", "*.{namespace}.svc", "*.{namespace}"],
-        description="Patterns of DNS names beside it.",
+        description="Templates of patterns of DNS names that it may have.",
     )
     max_lifetime: Duration = Field(
-        default=timedelta(hours=1), description="Longer wishes are clamped to it."
+        default=timedelta(hours=1),
+        description="The longest lifetime. A request for more is shortened to it.",
     )
 
     def rules(self) -> TokenRules:

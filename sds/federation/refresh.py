@@ -128,7 +128,7 @@ class Federation:
         """Use these sources from now on (the policy changed); what is gone is withdrawn.
 
         Raises:
-            ConfigurationError: a source names our own trust domain, or one stands there twice.
+            ConfigurationError: a source names our own trust domain, or one appears twice.
         """
         new = self._checked(sources)
         old, self._sources = self._sources, new

@@ -19,32 +19,34 @@ from sds.settings.listen import ListenAddress
 
 
 class BundleSettings(Settings):
-    """One foreign trust domain."""
+    """Another trust domain and where its bundle comes from."""
 
-    trust_domain: TrustDomainField = Field(description="Whose bundle it is.")
+    trust_domain: TrustDomainField = Field(description="The trust domain whose bundle it is.")
     file: PathField | None = Field(
         default=None,
-        description="A bundle document (JWK Set) or PEM roots, followed when it changes. With "
-        "`profile: https_spiffe` the first bundle, under which the endpoint is verified.",
+        description="A bundle document (JWK Set) or PEM roots. The agent notices when it "
+        "changes. With `profile: https_spiffe` it is the first bundle, which "
+        "verifies the endpoint.",
     )
     endpoint: str | None = Field(
         default=None, description="`https://` URL of a SPIFFE bundle endpoint."
     )
     profile: Literal["https_web", "https_spiffe"] = Field(
         default="https_web",
-        description="How the endpoint proves itself: by the web's certificates, or by an "
-        "X.509-SVID.",
+        description="How the endpoint proves itself. `https_web`: by a certificate of the "
+        "public web. `https_spiffe`: by an X.509-SVID.",
     )
     endpoint_spiffe_id: SpiffeIdField | None = Field(
         default=None, description="The endpoint's SPIFFE ID (`https_spiffe` only)."
     )
     root: PathField | None = Field(
         default=None,
-        description="PEM roots for `https_web` in place of the system's.",
+        description="PEM roots for `https_web`, in place of the system's.",
     )
     refresh: Duration | None = Field(
         default=None,
-        description="How often to look; without it the publisher's hint, else five minutes.",
+        description="How often to fetch it. If unset: as the document says, otherwise every "
+        "five minutes.",
     )
 
     @model_validator(mode="after")
@@ -82,11 +84,11 @@ class ServeSettings(Settings):
     """Our own bundle, served for others."""
 
     listen: str = Field(
-        description="`127.0.0.1:PORT` or `unix:/path`; an Envoy with TLS stands in front.",
+        description="`127.0.0.1:PORT` or `unix:/path`. Put an Envoy with TLS in front of it.",
         examples=["unix:/run/sds/bundle.sock"],
     )
     refresh_hint: Duration = Field(
-        default=timedelta(minutes=5), description="How often consumers should look."
+        default=timedelta(minutes=5), description="How often others should fetch it."
     )
 
     @model_validator(mode="after")
@@ -102,10 +104,12 @@ class FederationSettings(Settings):
     """Other trust domains whose bundles are served, and our own bundle for others."""
 
     bundles: tuple[BundleSettings, ...] = Field(
-        default=(), description="Trust domains that we federate with."
+        default=(), description="The trust domains that our workloads accept."
     )
     serve: ServeSettings | None = Field(
-        default=None, description="Serve our own bundle document at `/bundle`."
+        default=None,
+        description="Serve our own bundle document at `/bundle`. Without this block it is not "
+        "served.",
     )
 
     def sources(self) -> tuple[BundleSource, ...]:

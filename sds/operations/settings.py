@@ -19,13 +19,13 @@ class MetricsSection(Settings):
     """Prometheus metrics over HTTP."""
 
     listen: str = Field(
-        description="`127.0.0.1:9464` or `unix:/path`; serves `/metrics`.",
+        description="`127.0.0.1:9464` or `unix:/path`. Serves `/metrics`.",
         examples=["127.0.0.1:9464"],
     )
     remote: bool = Field(
         default=False,
-        description="Allow an address that is not loopback: whoever reaches it sees every "
-        "identity's name.",
+        description="Allow an address other than loopback. Anyone who can reach it sees the "
+        "name of every identity.",
     )
 
     @model_validator(mode="after")
@@ -42,7 +42,7 @@ class StatusPageSection(Settings):
     """The status page for people."""
 
     listen: str = Field(
-        description="`127.0.0.1:9465` or `unix:/path`; nothing else is possible.",
+        description="`127.0.0.1:9465` or `unix:/path`. Only loopback and Unix sockets are allowed.",
         examples=["127.0.0.1:9465"],
     )
 
@@ -64,10 +64,11 @@ def _parse(text: str, *, remote: bool) -> ListenAddress:
 
 
 class HealthSection(Settings):
-    """The probes of a kubelet or a load balancer."""
+    """Answers the probes of a kubelet or a load balancer."""
 
     listen: str = Field(
-        description="`0.0.0.0:8081`, `127.0.0.1:8081` or `unix:/path`: GET /livez and /readyz."
+        description="`0.0.0.0:8081`, `127.0.0.1:8081` or `unix:/path`. Serves `/livez` and "
+        "`/readyz`."
     )
 
     @model_validator(mode="after")

@@ -126,7 +126,7 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("a field stands there twice")
+        raise ValueError("a field appears twice")
     return fields
 
 

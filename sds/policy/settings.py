@@ -25,7 +25,7 @@ _PEM = "-----BEGIN"
 
 
 class PolicySettings(BaseModel):
-    """Where the signed policy lies and who may sign it.
+    """Where the signed policy is and who may sign it.
 
     Attributes:
         file: a file that `sds policy sign` wrote.

@@ -165,7 +165,7 @@ class _Builder:
             if key == "<<" and event.implicit[0]:
                 raise self._error(event, "merge keys ('<<') are not allowed")
             if key in mapping:
-                raise self._error(event, f"the key {key[:200]!r} stands there twice")
+                raise self._error(event, f"the key {key[:200]!r} appears twice")
             if event.anchor is not None:
                 self._anchors[event.anchor] = (key, 1)
             mapping[key] = self._value(events, next(events), depth + 1)

@@ -107,25 +107,27 @@ class WorkloadRule(Settings):
     match: Annotated[
         dict[SelectorType, SelectorValue | list[SelectorValue]], Field(min_length=1)
     ] = Field(
-        description="Selector type to the value, or the values of which one suffices; `text*` "
-        "stands for every value that starts so. All types must match."
+        description="Types of selector, each with a value or a list of values. One value of "
+        "each type must match. `text*` matches every value that begins with that "
+        "text."
     )
     spiffe_id: Template = Field(
-        description="Template: `spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}`."
+        description="Template of the SPIFFE ID, such as "
+        "`spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}`."
     )
     dns_names: tuple[Template, ...] = Field(
-        default=(), description="Templates of DNS names for every caller that matches."
+        default=(), description="Templates of DNS names in the certificate."
     )
     service_dns_names: tuple[Template, ...] = Field(
         default=("*.{namespace}.svc.cluster.local", "*.{namespace}.svc", "*.{namespace}"),
-        description="Templates of patterns. Names of Services that select the caller's pod go "
-        "into the certificate where one matches; a star stands for a label or its end.",
+        description="Templates of patterns. The certificate gets each name of a Service that "
+        "selects the caller's pod and matches one of them.",
     )
     lifetime: Annotated[Duration, AfterValidator(_check_lifetime)] | None = Field(
-        default=None, description="Of the certificate; without it the agent's default."
+        default=None, description="Lifetime of the certificate. If unset: the agent's default."
     )
     key_type: KeyType | None = Field(
-        default=None, description="Of the key; without it the agent's default."
+        default=None, description="Kind of the key. If unset: the agent's default."
     )
 
 

@@ -106,7 +106,7 @@ def test_a_hundred_thousand_rules() -> None:
     ],
 )
 def test_duplicate_keys(text: bytes) -> None:
-    with pytest.raises(ConfigurationError, match="stands there twice"):
+    with pytest.raises(ConfigurationError, match="appears twice"):
         parse_source(text, what="policy.yaml")
 
 

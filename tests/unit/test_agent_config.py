@@ -82,7 +82,7 @@ def test_a_bare_number_is_seconds(tmp_path: Path) -> None:
             {"workloads": [WORKLOAD | {"key_type": "ed25519"}]},
             "workloads[0].key_type: Envoy accepts an Ed25519 certificate over SDS, but its server",
         ),
-        ({"workloads": [WORKLOAD, WORKLOAD]}, "workloads[1].name: 'web' stands there twice"),
+        ({"workloads": [WORKLOAD, WORKLOAD]}, "workloads[1].name: 'web' appears twice"),
         (
             {"workloads": [WORKLOAD | {"spiffe_id": "spiffe://other.org/web"}]},
             "is not in the trust domain example.org",

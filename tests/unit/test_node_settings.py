@@ -50,7 +50,7 @@ def test_rules_and_sockets_in_one_list(tmp_path: Path) -> None:
         ({"node": {"attestors": []}}, "node.attestors"),
         ({"node": {"attestors": ["unix", "unix"]}}, "listed twice"),
         ({"node": {"attestors": ["unix"], "hold": "0s"}}, "node.hold"),
-        ({"workloads": [RULE, {**OWN, "name": "pods"}]}, "stands there twice"),
+        ({"workloads": [RULE, {**OWN, "name": "pods"}]}, "appears twice"),
         ({"attestation": {"kind": "kubernetes-token"}}, "authority.tls with root"),
     ],
 )

@@ -67,7 +67,7 @@ def test_values(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: 1\nb:\n  c: 1\n  c: 2\n", "policy.yaml, line 4, column 3: the key 'c' stands"),
+        ("a: 1\nb:\n  c: 1\n  c: 2\n", "policy.yaml, line 4, column 3: the key 'c' appears twice"),
         ("a: !!python/object:os.system x", "the tag"),
         ("a: &x {b: 1}\nc:\n  <<: *x\n", "merge keys"),
         ("a: *nothing", "stands for nothing"),

@@ -33,28 +33,33 @@ class ServerSettings(Settings):
     """A kubelet or an API server."""
 
     url: str | None = Field(
-        default=None, description="`https://host:port`. Without it: what the environment says."
+        default=None,
+        description="`https://host:port`. If unset, it comes from the pod's environment.",
     )
     ca_file: PathField | None = Field(
         default=None,
-        description="PEM roots for its certificate. Without it: the pod's own service account's.",
+        description="PEM roots of its certificate. If unset: those of the pod's service account.",
     )
     token_file: PathField | None = Field(
-        default=None, description="Bearer token. Without it: the pod's own service account's."
+        default=None,
+        description="File with a bearer token. If unset: the token of the pod's service account.",
     )
     server_name: str | None = Field(
-        default=None, description="The name in its certificate, where it is not the URL's host."
+        default=None, description="The name in its certificate, if it is not the URL's host."
     )
     insecure_skip_verify: bool = Field(
         default=False,
-        description="Do not verify its certificate; possible to 127.0.0.1 only, and said loudly.",
+        description="Do not verify its certificate. Allowed only for 127.0.0.1, and logged as a"
+        " warning.",
     )
 
 
 class KubernetesSettings(Settings):
     """The kubernetes attestor."""
 
-    kubelet: ServerSettings = Field(default=ServerSettings(), description="Of this node.")
+    kubelet: ServerSettings = Field(
+        default=ServerSettings(), description="The kubelet of this node."
+    )
     api: ServerSettings = Field(default=ServerSettings(), description="The API server.")
     cgroup_root: Annotated[str, Field(pattern=r"^/")] | None = Field(
         default=None,
@@ -68,10 +73,11 @@ class KubernetesSettings(Settings):
         "(`containerd`, `crio`, `docker`, `k3s`, `rke2`, `k0s`, `microk8s`).",
     )
     services: bool = Field(
-        default=True, description="Certificates carry names of Services that select the pod."
+        default=True,
+        description="Put the names of Services that select a pod into its certificate.",
     )
     cluster_domain: str = Field(
-        default="cluster.local", description="Last labels of the full names of Services."
+        default="cluster.local", description="The last labels of the full names of Services."
     )
 
 
