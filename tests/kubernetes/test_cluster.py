@@ -153,7 +153,7 @@ def hosts(**names: str) -> tuple[str, Any]:
     return "/spec/template/spec/hostAliases", aliases
 
 
-def system(folder: Path) -> Path:
+def system(folder: Path, volumes: str) -> Path:
     """A kustomization of the authorities and the agent for this cluster."""
     patches = []
     if NO_DNS:
@@ -166,7 +166,13 @@ def system(folder: Path) -> Path:
             patch("Service", "attested-sds-root", ("/spec/clusterIP", ADDRESSES["root"])),
         ]
     agent = folder / "deploy/overlays/plain/config/agent.yaml"
-    agent.write_text(agent.read_text() + "    lifetime: 30s\n")  # so that rotation is seen
+    settings = agent.read_text() + "    lifetime: 30s\n"  # so that rotation is seen
+    if volumes == "csi":
+        assert "attestors: [kubernetes]\n" in settings
+        settings = settings.replace(
+            "attestors: [kubernetes]\n", "attestors: [kubernetes]\n  csi: {}\n"
+        )
+    agent.write_text(settings)
     secrets = [
         {
             "name": f"attested-sds-{name}-tls",
@@ -179,6 +185,7 @@ def system(folder: Path) -> Path:
     return kustomization(
         folder,
         resources=["deploy/overlays/plain"],
+        components=["deploy/components/csi"] if volumes == "csi" else [],
         images=[image("attested-sds", IMAGE)],
         patches=patches,
         secretGenerator=secrets,
@@ -186,13 +193,19 @@ def system(folder: Path) -> Path:
     )
 
 
-def sample(folder: Path) -> Path:
+def sample(folder: Path, volumes: str) -> Path:
     """The two services, and beside billing what sends traffic and counts."""
     container = {
         "name": "traffic",
         "image": IMAGE,
         "command": ["python3", "-c", TRAFFIC],
-        "securityContext": {"runAsUser": 65532, "allowPrivilegeEscalation": False},
+        "securityContext": {
+            "runAsUser": 65532,
+            "runAsNonRoot": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
     }
     patches = [
         patch("Deployment", "billing", ("/spec/template/spec/containers/-", container)),
@@ -204,7 +217,7 @@ def sample(folder: Path) -> Path:
         ]
     return kustomization(
         folder / "sample",
-        resources=["../deploy/sample"],
+        resources=["../deploy/sample-csi" if volumes == "csi" else "../deploy/sample"],
         images=[image("envoyproxy/envoy", ENVOY)],
         patches=patches,
     )
@@ -235,12 +248,13 @@ async def check_unused() -> None:
             )
 
 
-@pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[None]:
+@pytest.fixture(params=["hostpath", "csi"])
+async def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    volumes: str = request.param
     await check_unused()
     shutil.copytree(need.ROOT / "deploy", tmp_path / "deploy")
     tls_keys(tmp_path)
-    everything, services = system(tmp_path), sample(tmp_path)
+    everything, services = system(tmp_path, volumes), sample(tmp_path, volumes)
     try:
         await kubectl("apply", "-k", str(everything))
         await rolled_out(
@@ -251,7 +265,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[None]:
         )
         await kubectl("apply", "-k", str(services))
         await rolled_out("shop", "deploy/orders", "deploy/billing")
-        yield
+        yield volumes
     finally:
         for each in (services, everything):
             await output(
@@ -269,8 +283,11 @@ async def no_failures(since: dict[str, Any], what: str) -> dict[str, Any]:
     return dict(now)
 
 
-async def test_two_services_live_from_the_daemonset(cluster: None) -> None:
-    # Envoys of uid 101 without capabilities, by a read-only mount of the socket's directory.
+async def test_two_services_live_from_the_daemonset(cluster: str) -> None:
+    # Envoys of uid 101 without capabilities, by a read-only mount of the socket's directory; with
+    # CSI volumes in a namespace that enforces Pod Security "restricted".
+    level = await kubectl("get", "namespace", "shop", "-o", "jsonpath={.metadata.labels}")
+    assert ('enforce":"restricted"' in level) == (cluster == "csi")
     seen, _ = await until(traffic, lambda found: found.get("ok", 0) > 20)
     assert seen["x-peer"] == "spiffe://example.org/ns/shop/sa/billing"
     assert "orders.shop.svc" in seen["x-local"].split(",")
