@@ -39,7 +39,8 @@ from sds.settings.fields import (
     SpiffeIdField,
     TrustDomainField,
 )
-from sds.workload.mapping import Defaults, Matching, WorkloadRule
+from sds.workload.attestors import ATTESTORS
+from sds.workload.mapping import Defaults, Matching, WorkloadRule, selector_types
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -354,6 +355,7 @@ class AgentConfig(Settings):
                 workload.identity()
             except IdentityError as error:
                 raise ValueError(f"{field}: {error}") from error
+        self._check_selectors()
         own = sorted(one.name for one in self.sockets_of_their_own)
         for path in (
             self.admin_socket,
@@ -372,6 +374,30 @@ class AgentConfig(Settings):
                 "server_name"
             )
         return self
+
+    def _check_selectors(self) -> None:
+        """Refuse a rule that asks for what none of the configured attestors finds."""
+        if self.node is None:
+            return
+        found = {each for name in self.node.attestors for each in ATTESTORS[name].types}
+        for index, rule in enumerate(self.workloads):
+            if not isinstance(rule, WorkloadRule):
+                continue
+            for needed in sorted(selector_types([rule])):
+                if needed in found or any(
+                    each.endswith(":") and needed.startswith(each) for each in found
+                ):
+                    continue
+                finders = [
+                    name
+                    for name, each in ATTESTORS.items()
+                    if any(needed == one or needed.startswith(one) for one in each.types)
+                ]
+                raise ValueError(
+                    f"workloads[{index}].match: {needed} is found by the attestor "
+                    f"{' or '.join(finders)}, and node.attestors names "
+                    f"{', '.join(self.node.attestors)} only"
+                )
 
     @property
     def sockets_of_their_own(self) -> tuple[WorkloadSection, ...]:

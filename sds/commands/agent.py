@@ -19,6 +19,7 @@ import click
 import uvloop
 
 from sds.agent.app import run
+from sds.agent.check import check_configuration
 from sds.agent.config import AgentConfig
 from sds.clock import SystemClock
 from sds.faults import watch_loop
@@ -44,7 +45,9 @@ _LOGGER = logging.getLogger("sds.commands.agent")
     help="The configuration file (YAML).",
 )
 @click.option(
-    "--check-config", is_flag=True, help="Read the configuration, say whether it holds, and end."
+    "--check-config",
+    is_flag=True,
+    help="Check the configuration and every file that it names, without the network, and end.",
 )
 @click.option(
     "--log-format",
@@ -68,8 +71,9 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
     """
     is_wanted(os.environ)  # refuses a value without a meaning
     if check_config:
-        _configuration(path)
-        click.echo(f"{path}: the configuration holds")
+        config = _configuration(path)
+        check_configuration(config, what=str(path), clock=SystemClock(), environment=os.environ)
+        click.echo(f"{path}: every file and reference of the configuration can be used")
         return
     use_wiping_allocator()  # sds.entry did, where the options stood in their usual place
     with _made_to_stay():

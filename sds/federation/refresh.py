@@ -202,7 +202,9 @@ class Federation:
         loop = asyncio.get_running_loop()
         given = source.roots
         if source.file is not None:
-            given = (await loop.run_in_executor(self._threads, _parse_file, source.file)).roots
+            given = (
+                await loop.run_in_executor(self._threads, parse_bundle_file, source.file)
+            ).roots
         if source.endpoint is None:
             await loop.run_in_executor(self._threads, _check_roots, source)
             return document.BundleDocument(roots=given)
@@ -244,7 +246,12 @@ def _fetch(given: endpoint.BundleServer, roots: tuple[bytes, ...]) -> BundleDocu
     return document.parse(endpoint.fetch(given, roots=roots), where=given.url)
 
 
-def _parse_file(path: Path) -> BundleDocument:
+def parse_bundle_file(path: Path) -> BundleDocument:
+    """A bundle document or PEM roots from a file.
+
+    Raises:
+        BundleError: it cannot be read, or is neither.
+    """
     return document.parse(_read(path), where=str(path))
 
 

@@ -1,0 +1,162 @@
+"""``sds agent --check-config``: opens every file, resolves every reference, cross-checks.
+
+Invariants: what passes here can start, as far as this machine alone can tell; the network is not
+touched, nothing is bound, made or changed; every problem is said at once, with its field.
+"""
+
+from __future__ import annotations
+
+import grp
+from typing import TYPE_CHECKING
+
+from sds.agent.build import authority_settings, signed_policy
+from sds.agent.build import verification as make_verification
+from sds.attestation.build import make_attester
+from sds.authority.channel import split_address
+from sds.authority.istio_settings import IstioSettings
+from sds.errors import ConfigurationError
+from sds.federation.refresh import parse_bundle_file
+from sds.operations.instruments import AgentInstruments
+from sds.secrets.store import SecretStore
+from sds.serving.generic import GenericSecretFiles
+from sds.settings.checking import ConfigurationChecks
+from sds.settings.listen import ListenAddress
+from sds.workload.kubernetes.settings import api_server, kubelet_server
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sds.agent.config import AgentConfig
+    from sds.clock import Clock
+    from sds.workload.kubernetes.server import KubernetesServer
+
+
+def check_configuration(
+    config: AgentConfig, *, what: str, clock: Clock, environment: Mapping[str, str]
+) -> None:
+    """Check everything that the configuration names.
+
+    Args:
+        config: what passed by itself.
+        what: names it in errors: the file.
+        clock: what is valid now.
+        environment: of the agent, where addresses of Kubernetes may come from.
+
+    Raises:
+        ConfigurationError: with every problem.
+    """
+    checks = ConfigurationChecks(what)
+    checks.writable_directory("run_dir", config.run_dir)
+    _check_authority(config, checks, clock)
+    _check_evidence(config, checks, environment)
+    _check_policy(config, checks, clock)
+    _check_workloads(config, checks)
+    if config.node is not None and "kubernetes" in config.node.attestors:
+        kubernetes = config.node.kubernetes
+        with checks.of("node.kubernetes.kubelet"):
+            _check_server(kubelet_server(kubernetes.kubelet, environment), checks, "kubelet")
+        if kubernetes.services:
+            with checks.of("node.kubernetes.api"):
+                _check_server(api_server(kubernetes.api, environment), checks, "api")
+    for index, bundle in enumerate(config.federation.bundles):
+        field = f"federation.bundles[{index}]"
+        if bundle.file is not None:
+            with checks.of(f"{field}.file"):
+                parse_bundle_file(bundle.file)
+        if bundle.root is not None:
+            checks.roots(f"{field}.root", bundle.root)
+    serve = config.federation.serve
+    checks.listeners(
+        {
+            "metrics.listen": None if config.metrics is None else config.metrics.address(),
+            "status_page.listen": None
+            if config.status_page is None
+            else config.status_page.address(),
+            "health.listen": None if config.health is None else config.health.address(),
+            "federation.serve.listen": None
+            if serve is None
+            else ListenAddress.parse(serve.listen, field="federation.serve.listen"),
+        }
+    )
+    checks.raise_all()
+
+
+def _check_authority(config: AgentConfig, checks: ConfigurationChecks, clock: Clock) -> None:
+    section = config.authority
+    for index, address in enumerate(section.addresses):
+        with checks.of(f"authority.addresses[{index}]"):
+            split_address(address)
+    if isinstance(section, IstioSettings):
+        checks.roots("authority.root", section.root)
+        checks.token("authority.token", section.token)
+        return
+    with checks.of("authority"):
+        authority_settings(config, section)
+    if section.tls != "attested":
+        checks.roots("authority.tls.root", section.tls.root)
+    with checks.of("verification"):
+        make_verification(config, clock=clock)
+
+
+def _check_evidence(
+    config: AgentConfig, checks: ConfigurationChecks, environment: Mapping[str, str]
+) -> None:
+    if isinstance(config.authority, IstioSettings):
+        return
+    section = config.attestation
+    if section.kind is None:
+        checks.problem(
+            "attestation.kind", "it is missing, and our own authority certifies only what attests"
+        )
+    elif section.kind == "simulated":
+        # The machine comes by a descriptor of the real start; what it holds cannot be seen here.
+        if section.descriptor is None:
+            with checks.of("attestation"):
+                make_attester(section)
+    elif section.kind == "kubernetes-token":
+        if section.projected_token is not None:
+            checks.token("attestation.projected_token", section.projected_token)
+        else:
+            with checks.of("attestation.api"):
+                _check_server(api_server(section.api, environment), checks, "attestation.api")
+    else:
+        with checks.of("attestation.kind"):
+            make_attester(section)
+        if section.certificates is not None and not section.certificates.is_dir():
+            checks.problem("attestation.certificates", f"{section.certificates} is no directory")
+
+
+def _check_policy(config: AgentConfig, checks: ConfigurationChecks, clock: Clock) -> None:
+    if config.policy is None:
+        return
+    with checks.of("policy"):
+        policy = signed_policy(config, clock=clock, instruments=AgentInstruments(clock=clock))
+        assert policy is not None
+        if policy.holder.last_error is not None:
+            raise ConfigurationError(f"{config.policy.place}: {policy.holder.last_error}")
+        policy.holder.in_force()
+
+
+def _check_workloads(config: AgentConfig, checks: ConfigurationChecks) -> None:
+    with checks.of("secret_names"):
+        aliases = config.secret_names.aliases()
+        store = SecretStore()
+        for index, workload in enumerate(config.workloads):
+            files = getattr(workload, "generic_secrets", None) or {}
+            for name, path in files.items():
+                with checks.of(f"workloads[{index}].generic_secrets.{name}"):
+                    GenericSecretFiles(store, files={workload.name: {name: path}}, aliases=aliases)
+    group = config.sockets.group
+    if group is not None:
+        try:
+            grp.getgrnam(group)
+        except KeyError:
+            checks.problem("sockets.group", f"there is no group {group!r} on this machine")
+
+
+def _check_server(server: KubernetesServer, checks: ConfigurationChecks, field: str) -> None:
+    """The files of a kubelet or an API server can be read."""
+    if not server.insecure_skip_verify and server.ca_file is not None:
+        checks.roots(f"{field}.ca_file", server.ca_file)
+    if server.token_file is not None:
+        checks.token(f"{field}.token_file", server.token_file)

@@ -1,0 +1,91 @@
+"""Collects what is wrong with a configuration, for ``--check-config`` of agent and authority.
+
+Owns how problems are gathered and said. Invariants: one problem does not hide the next; each names
+its field; nothing is changed and no network is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from sds.errors import ConfigurationError, SdsError
+from sds.pki import certificates_from_pem
+from sds.settings.yamlfile import read
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from sds.settings.listen import ListenAddress
+
+
+class ConfigurationChecks:
+    """The problems of one configuration; ``what`` names it."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._problems: dict[str, None] = {}
+
+    @contextlib.contextmanager
+    def of(self, field: str) -> Iterator[None]:
+        """Note an error of ours, or of a file, that the block raises as one of this field."""
+        try:
+            yield
+        except (SdsError, OSError, ValueError) as error:
+            words = str(error)
+            self.problem(field, words)
+
+    def problem(self, field: str, words: str) -> None:
+        """Note a problem of this field."""
+        self._problems[words if words.startswith(field) else f"{field}: {words}"] = None
+
+    def raise_all(self) -> None:
+        """End the check.
+
+        Raises:
+            ConfigurationError: with every problem that was noted.
+        """
+        if self._problems:
+            raise ConfigurationError(f"{self._what}: {'; '.join(self._problems)}")
+
+    # --- checks that agent and authority share --------------------------------------------------
+
+    def roots(self, field: str, path: Path) -> None:
+        """The file has certificates (PEM) that can be read."""
+        with self.of(field):
+            certificates_from_pem(read(path))
+
+    def token(self, field: str, path: Path) -> None:
+        """The file has a bearer token."""
+        with self.of(field):
+            if not read(path).strip():
+                raise ConfigurationError(f"{path} is empty", advice="it must contain a token")
+
+    def listeners(self, addresses: Mapping[str, ListenAddress | None]) -> None:
+        """Listeners have places of their own, and directories for their Unix sockets."""
+        taken: dict[str, str] = {}
+        for field, address in addresses.items():
+            if address is None:
+                continue
+            if address.path is not None and not address.path.parent.is_dir():
+                self.problem(field, f"the directory {address.path.parent} does not exist: make it")
+            other = taken.setdefault(str(address), field)
+            if other != field and address.port != 0:
+                self.problem(field, f"{address} is the address of {other} too: choose another")
+
+    def writable_directory(self, field: str, path: Path) -> None:
+        """The directory is there and can be written, or can be made."""
+        with self.of(field):
+            existing = path
+            while not existing.exists() and existing != existing.parent:
+                existing = existing.parent
+            if not stat.S_ISDIR(existing.stat().st_mode):
+                raise ConfigurationError(f"{existing} is not a directory", advice="name another")
+            if not os.access(existing, os.W_OK | os.X_OK):
+                raise ConfigurationError(
+                    f"{existing} is not writable for this user",
+                    advice="give it to the user, or name another directory",
+                )

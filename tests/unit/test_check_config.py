@@ -1,0 +1,156 @@
+"""``--check-config``: what cannot start is refused, with the field, and all of it at once."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from sds.agent.check import check_configuration
+from sds.agent.config import AgentConfig
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError
+from sds.pki import certificate_pem
+from sds.settings import yamlfile
+from tests.support.policies import Signatory, document, sign
+from tests.support.serving import root
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DELETED = object()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    """A configuration that uses every kind of file, all of them good."""
+    alice = Signatory("alice")
+    (tmp_path / "alice.pub").write_text(alice.public.pem)
+    now = datetime.now(UTC)
+    times = {
+        "not_before": (now - timedelta(hours=1)).isoformat(),
+        "not_after": (now + timedelta(hours=1)).isoformat(),
+    }
+    (tmp_path / "policy.json").write_bytes(sign(document(1, **times), alice))
+    (tmp_path / "unsigned.json").write_bytes(b'{"epoch": 1}')
+    stale = {**times, "not_after": (now - timedelta(minutes=1)).isoformat()}
+    (tmp_path / "expired.json").write_bytes(sign(document(1, **stale), alice))
+    (tmp_path / "root.pem").write_bytes(certificate_pem([root("one").der]))
+    (tmp_path / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nAA\n")
+    (tmp_path / "empty").touch()
+    return {
+        "trust_domain": "example.org",
+        "run_dir": str(tmp_path / "run"),
+        "authority": {
+            "addresses": ["127.0.0.1:8443"],
+            "tls": {"root": str(tmp_path / "root.pem"), "server_name": "ca.test"},
+        },
+        "attestation": {"kind": "simulated", "descriptor": 3},
+        "policy": {"file": str(tmp_path / "policy.json"), "keys": [str(tmp_path / "alice.pub")]},
+        "workloads": [{"name": "web", "spiffe_id": "spiffe://example.org/web"}],
+        "federation": {
+            "bundles": [{"trust_domain": "other.test", "file": str(tmp_path / "root.pem")}]
+        },
+        "metrics": {"listen": "127.0.0.1:9464"},
+        "status_page": {"listen": f"unix:{tmp_path / 'page.sock'}"},
+    }
+
+
+def changed(settings: dict[str, Any], at: str, value: object) -> dict[str, Any]:
+    made = copy.deepcopy(settings)
+    *parents, last = at.split(".")
+    here: Any = made
+    for step in parents:
+        here = here[int(step)] if step.isdigit() else here.setdefault(step, {})
+    if value is DELETED:
+        del here[last]
+    else:
+        here[int(last) if last.isdigit() else last] = value
+    return made
+
+
+def check(settings: dict[str, Any], folder: Path) -> None:
+    path = folder / "agent.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    config = yamlfile.load_file(path, AgentConfig)
+    check_configuration(config, what=str(path), clock=SystemClock(), environment={})
+
+
+def test_what_is_good_is_good_and_nothing_is_made(settings: dict[str, Any], tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    check(settings, tmp_path)
+    assert set(tmp_path.iterdir()) - before == {tmp_path / "agent.yaml"}
+
+
+RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example.org/p"}
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        ("attestation", {}, "attestation.kind: it is missing"),
+        ("attestation", {"kind": "simulated"}, "attestation.descriptor is missing"),
+        ("attestation", {"kind": "sev-snp"}, "attestation.kind"),
+        (
+            "attestation",
+            {"kind": "kubernetes-token", "projected_token": "{f}/none"},
+            "attestation.projected_token: {f}/none cannot be read",
+        ),
+        ("authority.addresses", ["ca.example"], "authority.addresses[0]"),
+        ("authority.addresses", ["a:1", "a:99999"], "authority.addresses[1]"),
+        ("authority.tls.root", "{f}/none", "{f}/none cannot be read"),
+        ("authority.tls.root", "{f}/broken.pem", "authority.tls.root"),
+        ("authority.tls.root", "{f}/empty", "authority.tls.root"),
+        ("verification", {"trusted_roots": ["{f}/none"]}, "verification"),
+        ("verification", {"revocation_lists": ["{f}/broken.pem"]}, "verification"),
+        ("policy.file", "{f}/none.json", "policy"),
+        ("policy.file", "{f}/unsigned.json", "policy"),
+        ("policy.file", "{f}/expired.json", "policy"),
+        ("policy.keys", ["{f}/none.pub"], "policy"),
+        ("policy.keys", ["{f}/root.pem"], "policy"),
+        ("policy.threshold", 4, "policy"),
+        ("run_dir", "{f}/empty/run", "run_dir: {f}/empty is not a directory"),
+        ("workloads.0.generic_secrets", {"x": "/none"}, "workloads[0].generic_secrets.x"),
+        ("workloads.0.generic_secrets", {"x": "{f}/root.pem"}, "workloads[0].generic_secrets.x"),
+        ("workloads.0.generic_secrets", {"inbound": "/none"}, "workloads[0].generic_secrets"),
+        ("sockets", {"group": "no-such-group"}, "sockets.group"),
+        ("secret_names", {"svid": ["a"], "bundle": ["a"]}, "secret_names"),
+        ("federation.bundles.0.file", "{f}/none", "federation.bundles[0].file"),
+        ("federation.bundles.0.file", "{f}/broken.pem", "federation.bundles[0].file"),
+        ("health", {"listen": "127.0.0.1:9464"}, "health.listen"),
+        ("health", {"listen": "127.0.0.1"}, "health"),
+        ("metrics", {"listen": "unix:/no/such/place/m.sock"}, "metrics.listen"),
+        ("node", {"attestors": ["kubernetes"]}, "node.kubernetes.kubelet"),
+        (
+            "authority",
+            {"kind": "istio", "addresses": ["a"], "root": "{f}/none", "token": "{f}/empty"},
+            "authority.addresses[0]",
+        ),
+    ],
+)
+def test_what_cannot_start_is_refused(
+    settings: dict[str, Any], tmp_path: Path, at: str, value: Any, said: str
+) -> None:
+    filled = yaml.safe_load(yaml.safe_dump(value).replace("{f}", str(tmp_path)))
+    with pytest.raises(ConfigurationError) as caught:
+        check(changed(settings, at, filled), tmp_path)
+    assert said.replace("{f}", str(tmp_path)) in str(caught.value)
+
+
+def test_a_rule_that_no_attestor_can_answer(settings: dict[str, Any], tmp_path: Path) -> None:
+    bad = {**settings, "node": {"attestors": ["unix"]}, "workloads": [RULE]}
+    with pytest.raises(ConfigurationError, match=r"workloads\[0\].match: k8s:ns is found by"):
+        check(bad, tmp_path)
+
+
+def test_all_problems_are_said_at_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    bad = changed(settings, "authority.addresses", ["nowhere"])
+    bad = changed(bad, "policy.file", str(tmp_path / "none"))
+    bad = changed(bad, "attestation", {})
+    with pytest.raises(ConfigurationError) as caught:
+        check(bad, tmp_path)
+    for said in ("authority.addresses[0]", "policy", "attestation.kind"):
+        assert said in str(caught.value)
