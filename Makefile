@@ -139,10 +139,6 @@ clean: ## remove everything that a target made, Envoys included
 	  .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find sds tests bench -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: test-referees
-test-referees: setup ## simulated reports judged by the Rust crate sev too; needs cargo, builds for minutes
-	SDS_REFEREES=yes $(BIN)/python -m pytest tests/conformance/test_referees.py $(ARGS)
-
 .PHONY: test-kubernetes
 test-kubernetes: setup ## deploy/ on a real, empty cluster, removed at the end: KUBECONFIG=... IMAGE=... [LOAD=command] (docs/kubernetes.md)
 	@test -n "$(IMAGE)" || { echo "IMAGE is missing: the image of attested-sds, as the cluster knows it" >&2; exit 1; }
@@ -150,5 +146,5 @@ test-kubernetes: setup ## deploy/ on a real, empty cluster, removed at the end: 
 	SDS_IMAGE=$(IMAGE) $(BIN)/python -m pytest -s tests/kubernetes $(ARGS)
 
 .PHONY: test-referees
-test-referees: setup ## tests against other programs that take minutes to build (Istio's injector)
-	SDS_REFEREES=1 $(BIN)/python -m pytest tests/referees $(ARGS)
+test-referees: setup ## tests against other programs that take minutes to build (Istio's injector; the Rust crate sev, which needs cargo)
+	SDS_REFEREES=yes $(BIN)/python -m pytest tests/conformance/test_referees.py tests/referees $(ARGS)

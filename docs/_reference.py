@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -293,6 +294,22 @@ def _plain(text: str) -> str:
 # --- files ----------------------------------------------------------------------------------------
 
 
+def decisions() -> str:
+    """The index of decisions, from the heading and state of each page."""
+    folder = ROOT / "docs" / "adr"
+    intro = (folder / "index.md").read_text(encoding="utf-8").partition("| number |")[0]
+    rows = ["| number | decision | state |", "| --- | --- | --- |"]
+    for path in sorted(folder.glob("[0-9]*.md")):
+        found = re.match(
+            r"# (\d{4}): (.+)\n\n\*\*State\.\*\* ((?:.+\n)+)", path.read_text(encoding="utf-8")
+        )
+        if found is None:
+            raise SystemExit(f"{path} needs a heading `# NNNN: title` and a line `**State.** …`")
+        number, title, state = found.groups()
+        rows.append(f"| [{number}]({path.name}) | {title} | {' '.join(state.split())} |")
+    return intro + "\n".join(rows) + "\n"
+
+
 def files() -> dict[str, str]:
     """Every file of the reference, by its name in ``docs/reference``."""
     return {
@@ -316,6 +333,7 @@ def write() -> None:
             old.unlink()
     for name, text in made.items():
         (FOLDER / name).write_text(text, encoding="utf-8")
+    (ROOT / "docs" / "adr" / "index.md").write_text(decisions(), encoding="utf-8")
     for name, schema in SCHEMAS.items():
         text = json.dumps(schema(), indent=2)
         (FOLDER.parent / name).write_text(f"{text}\n", encoding="utf-8")
