@@ -13,6 +13,7 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.backoff import Backoff, Retry
+from sds.errors import SdsError
 from sds.faults import count
 
 if TYPE_CHECKING:
@@ -73,6 +74,19 @@ def is_cancelled() -> bool:
     """Whether somebody cancelled this very task, and not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error that was raised on purpose, else the first: the others follow from it."""
+    flat: list[BaseException] = []
+    todo: list[BaseException] = [group]
+    while todo:
+        error = todo.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            todo[:0] = error.exceptions
+        else:
+            flat.append(error)
+    return next((error for error in flat if isinstance(error, SdsError)), flat[0])
 
 
 def _report(name: str, error: BaseException | None) -> None:

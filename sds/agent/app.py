@@ -25,12 +25,11 @@ from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.agent.socket_guard import SocketGuard
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.authority.attested import AttestedAuthority
-from sds.errors import SdsError
 from sds.operations.health import health_listener
 from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.notify import STOPPING, notify, readiness_notifier
-from sds.supervision import supervised
+from sds.supervision import first_error, supervised
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -88,7 +87,7 @@ async def run(
             notify(STOPPING)
             _LOGGER.info("draining: streams end, and Envoys keep the secrets that they have")
     except BaseExceptionGroup as group:
-        raise _first(group) from group
+        raise first_error(group) from group
 
 
 def _nobody(_readiness: Readiness) -> None:
@@ -305,16 +304,3 @@ async def _close(*listening: Listening) -> None:
 def _address(config: AgentConfig, client: AuthorityClient) -> str:
     connected = client.connected_to if isinstance(client, AttestedAuthority) else None
     return connected or ", ".join(config.authority.addresses)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error that was raised on purpose, else the first: the others follow from it."""
-    flat: list[BaseException] = []
-    todo: list[BaseException] = [group]
-    while todo:
-        error = todo.pop(0)
-        if isinstance(error, BaseExceptionGroup):
-            todo[:0] = error.exceptions
-        else:
-            flat.append(error)
-    return next((error for error in flat if isinstance(error, SdsError)), flat[0])

@@ -31,6 +31,7 @@ from sds.errors import (
     ConfigurationError,
 )
 from sds.pki import certificates_from_pem, load_certificate
+from sds.supervision import is_cancelled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +140,7 @@ class IstioAuthority:
                 impersonating=self._settings.impersonate,
             ) from None  # code and details stand in ours; the rest is gRPC's debugging
         except asyncio.CancelledError:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if is_cancelled():
                 raise
             # gRPC ends a call like this when its channel is closed; nobody cancelled the task.
             raise AuthorityUnavailableError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.authority.settings import AuthoritySection  # noqa: TC001  pydantic reads it at run time
@@ -299,6 +299,16 @@ class AuthorityConfig(Settings):
     metrics: MetricsSection | None = Field(
         default=None, description="Prometheus metrics. Without this block there are none."
     )
+
+    @field_validator("listen")
+    @classmethod
+    def _is_an_address(cls, text: str) -> str:
+        host, _, port = text.rpartition(":")
+        if not host or not port.isdecimal() or int(port) >= 2**16:
+            raise ValueError(
+                f"{text!r} is not host:port: write 127.0.0.1:8443, [::]:8443 or 0.0.0.0:0"
+            )
+        return text
 
     @property
     def max_lifetime(self) -> timedelta:

@@ -21,13 +21,20 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import AfterValidator, Field
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
-from sds.attestation.kubernetes.token import KubernetesTokenVerifier, TokenRules
+from sds.attestation.kubernetes.token import JwksKeys, KubernetesTokenVerifier, TokenRules
 from sds.ca.token_keys import TokenKeys, key_reader
-from sds.errors import RefusedError
+from sds.errors import (
+    CertificateError,
+    ConfigurationError,
+    EvidenceMalformedError,
+    RefusedError,
+)
+from sds.pki import certificates_from_pem, load_certificate
 from sds.policy.nodes import Permit, RequestedCertificate
 from sds.rules.pattern import dns_parts, parse_dns_pattern
 from sds.rules.template import check_template, fill
 from sds.settings.fields import Duration, PathField, Settings
+from sds.settings.yamlfile import read
 from sds.supervision import supervised
 from sds.workload.kubernetes.scheduled import PODS_PATH, ScheduledPods
 from sds.workload.kubernetes.settings import ServerSettings, api_server
@@ -224,6 +231,32 @@ class ByKind:
         if evidence.kind is EvidenceKind.KUBERNETES_TOKEN:
             chosen = self.tokens
         return chosen.verify(evidence, data=data, now=now)
+
+
+def check_kubernetes(section: KubernetesSection) -> None:
+    """Read the files that the section names.
+
+    Raises:
+        ConfigurationError: one cannot be used, or the API server is not known.
+    """
+    server = api_server(section.api, os.environ)
+    if server.ca_file is not None:
+        try:
+            for der in certificates_from_pem(read(server.ca_file)):
+                load_certificate(der)
+        except CertificateError as error:
+            raise ConfigurationError(
+                f"kubernetes.api.ca_file: {server.ca_file}: {error}"
+            ) from error
+    if server.token_file is not None:
+        read(server.token_file)
+    if section.jwks_file is not None:
+        try:
+            JwksKeys().replace(read(section.jwks_file))
+        except EvidenceMalformedError as error:
+            raise ConfigurationError(
+                f"kubernetes.jwks_file: {section.jwks_file}: {error}"
+            ) from error
 
 
 @contextlib.asynccontextmanager

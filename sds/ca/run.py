@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -23,7 +24,7 @@ from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
 from sds.ca.capacity import connections, memory_limit, raise_descriptor_limit
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
-from sds.ca.kubernetes import kubernetes_tokens
+from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
 from sds.ca.observe import AuthorityObserver, Nobody
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import HOPELESS_SIGNER, FromOperator, FromUpstream, SelfSigned
@@ -36,7 +37,7 @@ from sds.operations.readiness import Readiness, authority_readiness
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
-from sds.supervision import supervised
+from sds.supervision import first_error, supervised
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -69,9 +70,26 @@ async def serve(
     Raises:
         ConfigurationError: a file or address of the configuration cannot be used.
     """
-    clock = clock if clock is not None else SystemClock()
-    stop = stop if stop is not None else asyncio.Event()
-    observer = observer if observer is not None else Nobody()
+    try:
+        await _serve(
+            config,
+            ready=ready,
+            clock=clock if clock is not None else SystemClock(),
+            stop=stop if stop is not None else asyncio.Event(),
+            observer=observer if observer is not None else Nobody(),
+        )
+    except BaseExceptionGroup as group:
+        raise first_error(group) from group
+
+
+async def _serve(
+    config: AuthorityConfig,
+    *,
+    ready: Callable[[int], None],
+    clock: Clock,
+    stop: asyncio.Event,
+    observer: AuthorityObserver,
+) -> None:
     descriptors = raise_descriptor_limit()
     attester = make_attester(config.attestation)
     verification = Verification(config.verification, clock=clock)
@@ -161,6 +179,33 @@ async def serve(
             task.cancel()
 
 
+def check(config: AuthorityConfig, *, clock: Clock | None = None) -> None:
+    """Do everything that a start does before it opens a port, without touching the network.
+
+    Raises:
+        SdsError: a file, device or address of the configuration cannot be used.
+    """
+    clock = clock if clock is not None else SystemClock()
+    attester = make_attester(config.attestation)
+    verification = Verification(config.verification, clock=clock)
+    upstream = _upstream_verification(config, clock)
+    files, _, _ = _policy(config, verification, clock, Nobody())
+    if files is not None and (why := _no_policy(files.holder)):
+        raise ConfigurationError(f"policy: {files.holder.last_error or why}")
+    out = config.tls.certificate_out
+    _tls(config, clock, write=False)
+    if out is not None and not os.access(out.parent, os.W_OK):
+        raise ConfigurationError(f"tls.certificate_out: {out.parent} is not a writable directory")
+    if isinstance(config.signer, OperatorSection):
+        folder = config.signer.csr_file.parent
+        if not os.access(folder, os.W_OK):
+            raise ConfigurationError(f"signer.csr_file: {folder} is not a writable directory")
+    elif isinstance(config.signer, UpstreamSection):
+        _upstream_client(config.signer, attester, upstream, None, clock)
+    if config.kubernetes is not None:
+        check_kubernetes(config.kubernetes)
+
+
 def _upstream_verification(config: AuthorityConfig, clock: Clock) -> Verification | None:
     """What verifies the authority above, where there is one that shows evidence."""
     signer = config.signer
@@ -188,12 +233,12 @@ def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> Non
             _LOGGER.warning("projected tokens are accepted: they bind nothing")
 
 
-def _tls(config: AuthorityConfig, clock: Clock) -> TlsIdentity:
+def _tls(config: AuthorityConfig, clock: Clock, *, write: bool = True) -> TlsIdentity:
     section = config.tls
     if section.certificate is not None and section.key is not None:
         return tls_from_files(section.certificate, section.key, now=clock.now().wall)
     tls = self_signed_tls(now=clock.now().wall, server_names=section.server_names)
-    if section.certificate_out is not None:
+    if section.certificate_out is not None and write:
         try:
             section.certificate_out.write_bytes(tls.certificate_pem)
         except OSError as error:
@@ -267,18 +312,7 @@ async def _source(
                 poll=_POLL,
             )
         case UpstreamSection() as section:
-            if attester is None:
-                raise ConfigurationError(
-                    "signer.kind is upstream, and attestation.kind is missing",
-                    advice="the authority above signs for measured machines only",
-                )
-            upstream = AttestedAuthority(
-                section.authority.settings(),
-                attester=attester,
-                verifier=verification.verifier() if verification is not None else None,
-                clock=clock,
-                policy=policy,
-            )
+            upstream = _upstream_client(section, attester, verification, policy, clock)
             try:
                 yield FromUpstream(
                     trust_domain=config.trust_domain,
@@ -289,6 +323,27 @@ async def _source(
                 )
             finally:
                 await upstream.aclose()
+
+
+def _upstream_client(
+    section: UpstreamSection,
+    attester: Attester | None,
+    verification: Verification | None,
+    policy: PolicyHolder | None,
+    clock: Clock,
+) -> AttestedAuthority:
+    if attester is None:
+        raise ConfigurationError(
+            "signer.kind is upstream, and attestation.kind is missing",
+            advice="the authority above signs for measured machines only",
+        )
+    return AttestedAuthority(
+        section.authority.settings(),
+        attester=attester,
+        verifier=verification.verifier() if verification is not None else None,
+        clock=clock,
+        policy=policy,
+    )
 
 
 async def _tell_ready(

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from sds.ca.config import AuthorityConfig
-from sds.ca.run import serve
+from sds.ca.run import check, serve
 from sds.clock import SystemClock
 from sds.faults import watch_loop
 from sds.operations import logs
@@ -30,6 +30,12 @@ _LOGGER = logging.getLogger("sds.commands.ca")
     help="The authority's YAML file; docs/exchange.md shows one.",
 )
 @click.option(
+    "--check-config",
+    is_flag=True,
+    help="Open every file that the configuration names, say whether it can be used, and end. "
+    "Nothing is asked over the network.",
+)
+@click.option(
     "--log-format",
     type=click.Choice(logs.FORMATS),
     default="text",
@@ -39,12 +45,16 @@ _LOGGER = logging.getLogger("sds.commands.ca")
 @click.option(
     "--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, help="Least."
 )
-def ca(path: Path, log_format: str, log_level: str) -> None:
+def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> None:
     """Run a certificate authority that signs for measured machines.
 
     Prints one line, "READY HOST:PORT", once it can sign. SIGTERM drains and ends.
     """
     config = yamlfile.load_file(path, AuthorityConfig)
+    if check_config:
+        check(config)
+        click.echo(f"{path}: the configuration can be used")
+        return
     logs.configure(style=log_format, level=log_level)
     # The authority's key lives as long as the process: no dump, no reading by others, no swap.
     for sentence in harden().missing(retires_keys=False):
