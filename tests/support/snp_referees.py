@@ -1,15 +1,11 @@
-"""Other verifiers accept what the simulated machines show: go-sev-guest, and the crate ``sev``."""
+"""Simulated machines shown to verifiers of others: cases, a build of each, and their verdicts."""
 
 from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import pytest
 
 from sds.attestation.snp.report import Product, SigningKey
 from tests.support import need
@@ -87,37 +83,3 @@ async def verdicts(program: Path, tmp_path: Path) -> dict[str, str]:
     found = said.splitlines()
     assert len(found) == len(CASES)
     return {case.name: verdict for case, verdict in zip(CASES, found, strict=True)}
-
-
-async def test_go_sev_guest_accepts_simulated_reports(tmp_path: Path) -> None:
-    tools = need.ROOT / ".tools"
-    program = tools / "gosevguest"
-    arguments = ["build", "-o", str(program), "."]
-    await built("go", arguments, SUPPORT / "gosevguest", tools, program)
-    found = await verdicts(program, tmp_path)
-    for case in CASES:
-        if case.product is Product.TURIN:
-            # v0.15.0 knows no Turin: it stops at the extension of the FMC, real ones' too.
-            assert "not an AMD KDS OID: 1.3.6.1.4.1.3704.1.3.9" in found[case.name]
-        else:
-            assert found[case.name] == "accepted", case.name
-
-
-@pytest.mark.skipif(
-    os.environ.get("SDS_REFEREES") != "yes", reason="builds for minutes: run `make test-referees`"
-)
-@pytest.mark.timeout(BUILD_SECONDS)
-async def test_the_crate_sev_accepts_simulated_reports(tmp_path: Path) -> None:
-    made = need.ROOT / ".tools" / "virtee"
-    # cargo writes beside its sources.
-    shutil.copytree(SUPPORT / "virtee", made / "source", dirs_exist_ok=True)
-    program = made / "debug" / "sevreferee"
-    arguments = ["build", "--quiet", "--target-dir", str(made)]
-    await built("cargo", arguments, made / "source", made, program)
-    found = await verdicts(program, tmp_path)
-    for case in CASES:
-        if case.kind is SigningKey.VLEK and case.version == 2:
-            # Such a report names neither processor nor chip, so the crate cannot tell its layout.
-            assert "MASK_CHIP_ID is enabled" in found[case.name]
-        else:
-            assert found[case.name] == "accepted", case.name
