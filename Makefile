@@ -145,12 +145,6 @@ test-kubernetes: setup ## deploy/ on a real, empty cluster, removed at the end: 
 	$(if $(LOAD),$(LOAD) $(IMAGE))
 	SDS_IMAGE=$(IMAGE) $(BIN)/python -m pytest -s tests/kubernetes $(ARGS)
 
-.PHONY: test-kubernetes
-test-kubernetes: setup ## deploy/ on a real, empty cluster, removed at the end: KUBECONFIG=... IMAGE=... [LOAD=command] (docs/kubernetes.md)
-	@test -n "$(IMAGE)" || { echo "IMAGE is missing: the image of attested-sds, as the cluster knows it" >&2; exit 1; }
-	$(if $(LOAD),$(LOAD) $(IMAGE))
-	SDS_IMAGE=$(IMAGE) $(BIN)/python -m pytest -s tests/kubernetes $(ARGS)
-
 .PHONY: test-referees
 test-referees: setup ## tests against other programs that take minutes to build (Istio's injector; the Rust crate sev, which needs cargo)
 	SDS_REFEREES=yes $(BIN)/python -m pytest tests/referees $(ARGS)
