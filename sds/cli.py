@@ -94,10 +94,21 @@ class LazyGroup(click.Group):
         """Run the command; one clear line on stderr where it raises one of our errors."""
         try:
             return super().invoke(ctx)
-        except SdsError as error:
+        except (SdsError, BaseExceptionGroup) as raised:
+            error = _ours(raised)
+            if error is None:
+                raise
             _say(error)
             usage = isinstance(error, ConfigurationError)
             ctx.exit(EXIT_USAGE if usage else EXIT_FAILED)
+
+
+def _ours(raised: BaseException) -> SdsError | None:
+    """Our error, also where tasks that ran side by side raised it in groups; else None."""
+    if isinstance(raised, BaseExceptionGroup):
+        found = [_ours(each) for each in raised.exceptions]
+        return next((each for each in found if each is not None), None)
+    return raised if isinstance(raised, SdsError) else None
 
 
 def _say(error: SdsError) -> None:

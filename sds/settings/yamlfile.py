@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sds.errors import ConfigurationError
+from sds.settings.words import problem_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,7 +34,6 @@ MAX_VALUES: Final = 3_000_000
 """Values in one document, aliases counted with all that they stand for."""
 MAX_DEPTH: Final = 64
 _MAX_PROBLEMS: Final = 10
-_LONGEST_SHOWN: Final = 80
 _LONGEST_NUMBER: Final = 24
 _MOST_DIGITS: Final = 18
 _WORDS: Final[dict[str, bool | None]] = {
@@ -110,6 +110,9 @@ def parse_all(content: bytes | str, *, what: str) -> list[Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        lines = content.split("\n")
+        if mark and mark.line < len(lines) and lines[mark.line][mark.column :].startswith("\t"):
+            problem = "a tab stands where YAML allows spaces only: indent with spaces"
         raise ConfigurationError(f"{what}{where}: {problem}") from error
 
 
@@ -218,7 +221,7 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False)
+        problems = error.errors(include_url=False)
         said = list(dict.fromkeys(_problem(model, dict(problem)) for problem in problems))
         more = f" (and {len(said) - _MAX_PROBLEMS} more)" if len(said) > _MAX_PROBLEMS else ""
         raise ConfigurationError(f"{what}: {'; '.join(said[:_MAX_PROBLEMS])}{more}") from error
@@ -232,25 +235,15 @@ def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if unknown:
         known = _fields(here)
         near = difflib.get_close_matches(str(last), known, n=1)
-        hint = f", did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(known))}"
+        hint = (
+            f", did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(set(known)))}"
+        )
         return f"{path}: unknown field{hint}"
     if problem["type"] == "missing":
         return f"{path}: missing"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message}, found {_shown(problem['input'])}" if path else message
-
-
-def _shown(value: Any) -> str:
-    """What stands in the file, short enough for a line."""
-    if value is None or isinstance(value, bool):
-        return {None: "nothing", True: "true", False: "false"}[value]
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    kind = "the text" if isinstance(value, str) else "the number"
-    text = repr(value)
-    return f"{kind} {text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + '…'}"
+    if not path:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"{path}: {problem_words(problem)}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:

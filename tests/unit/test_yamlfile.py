@@ -115,7 +115,7 @@ def test_aliases_that_blow_up_end_soon() -> None:
             "maybe.qqq: unknown field; known are lifetime, spiffe_id",
         ),
         ({}, "trust_domain: missing"),
-        ({"trust_domain": 1}, "trust_domain: Input should be a valid string"),
+        ({"trust_domain": 1}, "trust_domain: expected text, found the number 1: put it in quotes"),
         (None, "x is empty"),
         ([], "no mapping"),
     ],

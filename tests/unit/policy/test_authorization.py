@@ -121,14 +121,14 @@ def test_long_names_are_cut_and_stay_apart() -> None:
 @pytest.mark.parametrize(
     ("requests", "said"),
     [
-        ([], "at least 1 item"),
+        ([], "1 or more entries"),
         ([{}], "name methods, paths, hosts or ports"),
-        ([{"methods": []}], "at least 1 item"),
+        ([{"methods": []}], "1 or more entries"),
         ([{"methods": ["get"]}], "is not an HTTP method"),
         ([{"paths": ["orders"]}], "does not begin with '/'"),
         ([{"hosts": ["UPPER"]}], "is not valid"),
-        ([{"ports": [0]}], "greater than or equal to 1"),
-        ([{"ports": ["80"]}], "valid integer"),
+        ([{"ports": [0]}], "expected 1 or more"),
+        ([{"ports": ["80"]}], "a whole number"),
         ([{"path": ["/x"]}], "did you mean paths?"),
     ],
 )
