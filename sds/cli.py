@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, str]] = {
     "evidence": "sds.commands.evidence:evidence",
     "get": "sds.commands.get:get",
     "policy": "sds.commands.policy:policy",
+    "simulate": "sds.commands.simulate:simulate",
     "status": "sds.commands.status:status",
     "whoami": "sds.commands.whoami:whoami",
 }
@@ -44,6 +45,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "evidence": "Look into attestation evidence, and verify it.",
     "get": "Show the secrets that a client on a socket receives.",
     "policy": "Write, sign, check and explain signed policies.",
+    "simulate": "Run your own configuration on a simulated machine.",
     "status": "Show identities, expiry, rotations and errors of an agent.",
     "whoami": "Show what the agent recognises this process as, and why.",
 }

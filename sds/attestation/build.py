@@ -114,8 +114,8 @@ def _simulated(section: AttestationSection) -> Attester:
     if section.descriptor is None:
         raise ConfigurationError(
             "attestation.descriptor is missing",
-            advice="a simulated machine comes by an inherited descriptor: use `sds demo` or "
-            "`sds dev`, which pass one",
+            advice="a simulated machine comes by an inherited descriptor: use `sds "
+            "simulate -- sds agent --config FILE`, which passes one",
         )
     from sds.attestation.snp.simulated import SimulatedMachine  # noqa: PLC0415  see the module
 

@@ -1,0 +1,74 @@
+"""``sds simulate``: a configuration of your own on a simulated machine.
+
+Owns the command line. Invariant: what is simulated is said loudly, on stderr at the start, in the
+log, in ``sds status`` and on the status page.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from sds.attestation.snp.simulated import SIMULATED_MEASUREMENT
+from sds.demo.simulation import configuration_of, manufacturer, overlaid
+from sds.errors import ConfigurationError
+from sds.settings.fields import parse_hex
+
+_MEASUREMENT_BYTES = 48
+
+
+@click.command(
+    "simulate", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
+@click.option(
+    "--measurement",
+    metavar="HEX",
+    help="Launch measurement of the machine (96 digits): what your rules or your policy name.  "
+    "[default: a fixed one, printed at the start]",
+)
+@click.option(
+    "--machines",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder of the simulated manufacturer; agents and authorities that share it trust each "
+    "other.  [default: /tmp/sds-simulated-UID]",
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="-- sds agent --config FILE")
+def simulate(command: tuple[str, ...], folder: Path | None, measurement: str | None) -> None:
+    """Run `sds agent` or `sds ca` with your configuration on a SIMULATED machine.
+
+    The configuration is used as it is, but for two blocks: `attestation` names the simulated
+    machine, and `verification` trusts its manufacturer. Policy, rules and sockets are yours.
+    Evidence of a simulated machine proves nothing: use this on a laptop or in tests.
+    """
+    command = command[1:] if command[:1] == ("--",) else command
+    where = configuration_of(command)
+    measured = SIMULATED_MEASUREMENT if measurement is None else _measurement(measurement)
+    machines = folder or Path("/tmp") / f"sds-simulated-{os.getuid()}"  # noqa: S108  made 0700
+    root, ark = manufacturer(machines.absolute())
+    descriptor = root.machine(measurement=measured).send()
+    path, changes = overlaid(
+        Path(command[where]), descriptor=descriptor, ark=ark, into=machines.absolute()
+    )
+    click.secho("SIMULATED MACHINE: its evidence proves nothing.", bold=True, fg="yellow", err=True)
+    click.echo(f"  measurement: {measured.hex()}", err=True)
+    for change in changes:
+        click.echo(f"  {change}", err=True)
+    arguments = [*command[1:where], str(path), *command[where + 1 :]]
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "sds", *arguments])  # noqa: S606  ourselves
+
+
+def _measurement(text: str) -> bytes:
+    try:
+        measured = parse_hex(text)
+    except ValueError as error:
+        raise ConfigurationError(f"--measurement: {error}") from error
+    if len(measured) != _MEASUREMENT_BYTES:
+        raise ConfigurationError(
+            f"--measurement has {len(measured)} bytes", advice="a launch measurement has 48"
+        )
+    return measured

@@ -1,0 +1,156 @@
+"""A simulated machine for a configuration of one's own: the manufacturer on disk, and the overlay.
+
+Owns the folder that the commands ``sds simulate`` of one person share, so that an agent and an
+authority that are started apart trust each other's simulated evidence. Invariants: the folder is
+this user's alone; what an overlay changes is said; nothing else of a configuration is touched. The
+keys prove nothing to anybody who does not name this root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from sds.attestation.snp.report import Product, SigningKey
+from sds.attestation.snp.simulated import SimulatedRoot
+from sds.demo.node import private_directory
+from sds.errors import ConfigurationError
+from sds.pki import certificate_pem
+from sds.settings import yamlfile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_MANUFACTURER: Final = "manufacturer.json"
+_OPTION: Final = "--config"
+
+
+def manufacturer(folder: Path) -> tuple[SimulatedRoot, Path]:
+    """The manufacturer of this folder, made the first time, and the PEM file of its root.
+
+    Raises:
+        ConfigurationError: the folder's content is not a manufacturer.
+        SocketError: the folder cannot be used, or is not this user's alone.
+    """
+    private_directory(folder)
+    ark, kept = folder / "ark.pem", folder / _MANUFACTURER
+    with (folder / "lock").open("w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if kept.exists():
+            return _read(kept), ark
+        made = SimulatedRoot.create()
+        ark.write_bytes(certificate_pem([made.ark_der]))
+        kept.touch(mode=0o600)
+        kept.write_text(json.dumps(_plain(made)), encoding="ascii")
+        return made, ark
+
+
+def _plain(root: SimulatedRoot) -> dict[str, str]:
+    def pem(key: rsa.RSAPrivateKey) -> str:
+        return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+    return {
+        "product": root.product.value,
+        "kind": root.kind.name,
+        "ark": root.ark_der.hex(),
+        "ask": root.ask_der.hex(),
+        "ark_key": pem(root.ark_key),
+        "ask_key": pem(root.ask_key),
+        "start": root.start.isoformat(),
+    }
+
+
+def _read(path: Path) -> SimulatedRoot:
+    try:
+        plain = json.loads(path.read_text(encoding="ascii"))
+        return SimulatedRoot(
+            product=Product(plain["product"]),
+            kind=SigningKey[plain["kind"]],
+            ark_der=bytes.fromhex(plain["ark"]),
+            ask_der=bytes.fromhex(plain["ask"]),
+            ark_key=_key(plain["ark_key"]),
+            ask_key=_key(plain["ask_key"]),
+            start=datetime.fromisoformat(plain["start"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"{path} is not a simulated manufacturer",
+            advice=f"remove the folder {path.parent}: the next start makes a new one",
+        ) from error
+
+
+def _key(pem: str) -> rsa.RSAPrivateKey:
+    key = load_pem_private_key(pem.encode(), password=None)
+    if not isinstance(key, rsa.RSAPrivateKey):
+        raise TypeError("not an RSA key")
+    return key
+
+
+def configuration_of(command: Sequence[str]) -> int:
+    """Where the command line names its configuration file.
+
+    Args:
+        command: such as ``["sds", "agent", "--config", "agent.yaml"]``.
+
+    Raises:
+        ConfigurationError: it is not ``sds agent`` or ``sds ca`` with a configuration.
+    """
+    if tuple(command[:2]) not in (("sds", "agent"), ("sds", "ca")):
+        raise ConfigurationError(
+            "sds simulate runs `sds agent` or `sds ca`",
+            advice="write: sds simulate -- sds agent --config agent.yaml",
+        )
+    if _OPTION not in command[:-1]:
+        raise ConfigurationError(
+            f"the command has no {_OPTION} FILE", advice=f"add {_OPTION} and the file's path"
+        )
+    return list(command).index(_OPTION) + 1
+
+
+def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Path, list[str]]:
+    """A copy of a configuration in which the machine is simulated, and what it changes.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or is not a mapping.
+    """
+    given = yamlfile.parse(yamlfile.read(path), what=str(path))
+    if not isinstance(given, dict):
+        raise ConfigurationError(f"{path} holds no mapping of fields at its top")
+    changes = [f"attestation: a simulated machine in place of {_kind(given)}"]
+    given["attestation"] = {"kind": "simulated", "descriptor": descriptor}
+    signer = given.get("signer")
+    sections = [given.setdefault("verification", {})]
+    if isinstance(signer, dict) and isinstance(signer.get("verification"), dict):
+        sections.append(signer["verification"])
+    for section in sections:
+        if isinstance(section, dict):
+            _trust(section, ark)
+    changes.append(f"verification: the simulated root {ark} is trusted, and nothing is revoked")
+    made = into / f"{path.stem}.simulated.yaml"
+    made.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+    made.chmod(0o600)
+    return made, changes
+
+
+def _trust(section: dict[str, Any], ark: Path) -> None:
+    roots = section.get("trusted_roots")
+    section["trusted_roots"] = [*(roots if isinstance(roots, list) else []), str(ark)]
+    section.pop("revocation_lists", None)
+
+
+def _kind(given: dict[str, Any]) -> str:
+    section = given.get("attestation")
+    kind = section.get("kind") if isinstance(section, dict) else None
+    return f"kind {kind}" if kind else "none"
