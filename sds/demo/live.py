@@ -1,11 +1,13 @@
 """The demo on a terminal: a table that moves, and the last events under it.
 
-Owns the screen while it is entered. Import it only on a terminal: rich takes its time.
+Owns the screen while it is entered. Invariants: the view fits the terminal, from 80 columns by 24
+lines on; that the machine is simulated and how to end the demo is always visible; the newest event
+comes first, one line each, and equal ones are counted. Import it only on a terminal: rich takes its
+time.
 """
 
 from __future__ import annotations
 
-import collections
 from typing import TYPE_CHECKING, Final, Self
 
 from rich import box
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from sds.clock import Instant
     from sds.demo.ledger import RotationLedger, WorkloadRotations
 
-_SHOWN_EVENTS: Final = 8
+_KEPT_EVENTS: Final = 100
+_OTHER_LINES: Final = 12
+"""Lines of the view that are not events: header, table, requests, border, and the cursor's."""
 _SERIAL_DIGITS: Final = 8
 _SOON_SECONDS: Final = 2.0
 
@@ -39,7 +43,8 @@ class LiveReporter:
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._ready = False
         self._summary: Summary | None = None
-        self._events: collections.deque[str] = collections.deque(maxlen=_SHOWN_EVENTS)
+        self._events: dict[str, int] = {}
+        """What happened, the newest last -> how often."""
 
     def __enter__(self) -> Self:
         """Take the screen."""
@@ -67,7 +72,10 @@ class LiveReporter:
             case Summary():
                 self._summary = event
             case _:
-                self._events.append(in_words(event))
+                words = in_words(event)
+                self._events[words] = self._events.pop(words, 0) + 1
+                if len(self._events) > _KEPT_EVENTS:
+                    del self._events[next(iter(self._events))]
 
     def refresh(self, ledger: RotationLedger, now: Instant) -> None:
         """Draw."""
@@ -77,33 +85,46 @@ class LiveReporter:
     def screen(self, ledger: RotationLedger, now: Instant) -> RenderableType:
         """What is drawn at ``now``."""
         failures = Text(f"{ledger.failed} failed", style="bold red" if ledger.failed else "green")
-        hint = Text("Ctrl-C ends it. SIMULATED attestation: this chip exists only here.", "dim")
         return Group(
+            Text.assemble(
+                ("SIMULATED attestation: this chip exists only here", "bold yellow"),
+                "   Ctrl-C ends the demo",
+            ),
             _table(list(ledger.workloads.values()), now),
             Text.assemble(f"{ledger.requests} requests over fresh mTLS connections, ", failures),
-            Panel("\n".join(self._events) or "No rotation yet.", title="events"),
-            hint,
+            self._last_events(),
         )
+
+    def _last_events(self) -> Panel:
+        """As many as fit, the newest first, each in one line."""
+        fitting = max(1, self._console.height - _OTHER_LINES)
+        newest = list(self._events.items())[-fitting:][::-1]
+        lines = [
+            Text(f"{count}× {words}" if count > 1 else words, no_wrap=True, overflow="ellipsis")
+            for words, count in newest
+        ]
+        return Panel(Group(*lines) if lines else Text("No rotation yet."), title="events")
 
 
 def _table(states: list[WorkloadRotations], now: Instant) -> Table:
     table = Table(
         box=box.SIMPLE, expand=False, caption="certificates as their peers see them in use"
     )
-    for heading in ("workload", "SPIFFE ID", "serial"):
+    for heading in ("workload", "serial"):
         table.add_column(heading, no_wrap=True)
     for heading in ("expires", "rotations", "slowest"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    table.add_column("SPIFFE ID", no_wrap=True, overflow="ellipsis")
     for state in states:
         left = (
             (state.certificate.not_after - now.wall).total_seconds() if state.certificate else 0.0
         )
         table.add_row(
             state.name,
-            state.spiffe_id,
             state.certificate.serial[:_SERIAL_DIGITS] if state.certificate else "-",
             Text(f"{left:.1f} s", style="yellow" if left < _SOON_SECONDS else ""),
             str(state.rotations),
             "-" if state.slowest_ms is None else f"{state.slowest_ms:.0f} ms",
+            state.spiffe_id,
         )
     return table

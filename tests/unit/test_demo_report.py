@@ -2,6 +2,7 @@ import io
 import json
 from datetime import UTC, datetime
 
+import pytest
 from rich.console import Console
 
 from sds.clock import Instant
@@ -94,3 +95,43 @@ def test_the_terminal_shows_every_workload_and_the_last_events() -> None:
     shown = console.file.getvalue()
     for wanted in ("spiffe://t/client", "beef", "was started again", "1 requests", "SIMULATED"):
         assert wanted in shown
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
+def test_the_view_fits_the_terminal_and_hides_nothing_that_must_be_seen(
+    width: int, height: int
+) -> None:
+    console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True)
+    names = {name: f"spiffe://demo.test/{name}" for name in ("client", "server")}
+    ledger = RotationLedger(names)
+    seen = {
+        name: PeerCertificate(spiffe_id=spiffe_id, serial="beefbeefbeef", not_after=NOW)
+        for name, spiffe_id in names.items()
+    }
+    ledger.succeeded(seen, at=NOW)
+    reporter = LiveReporter(console)
+    cause = "upstream connect error or disconnect/reset before headers. " * 3
+    for number in range(60):
+        reporter.tell(Failed(why=cause))
+        reporter.tell(
+            Rotated(workload="client", serial=f"{number:08x}", not_after=NOW, seen_after_ms=12)
+        )
+    for _ in range(3):
+        reporter.tell(Failed(why=cause))
+    now = Instant(wall=NOW, monotonic=0.0, boottime=0.0)
+    lines = [
+        "".join(segment.text for segment in line).rstrip()
+        for line in console.render_lines(reporter.screen(ledger, now))
+    ]
+    assert len(lines) <= height - 1
+    assert all(len(line) <= width for line in lines)
+    assert "SIMULATED" in lines[0]
+    assert "Ctrl-C" in lines[0]
+    text = "\n".join(lines)
+    for heading in ("workload", "serial", "expires", "rotations", "slowest", "SPIFFE ID"):
+        assert heading in text
+    assert names["server"] in text
+    first = next(line for line in lines if "a request failed" in line)
+    assert "63× a request failed: upstream connect error" in first
+    following = lines[lines.index(first) + 1]
+    assert f"{59:08x}" in following
