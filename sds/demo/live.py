@@ -100,7 +100,9 @@ class LiveReporter:
         fitting = max(1, self._console.height - _OTHER_LINES)
         newest = list(self._events.items())[-fitting:][::-1]
         lines = [
-            Text(f"{count}× {words}" if count > 1 else words, no_wrap=True, overflow="ellipsis")
+            Text(
+                f"{count} times: {words}" if count > 1 else words, no_wrap=True, overflow="ellipsis"
+            )
             for words, count in newest
         ]
         return Panel(Group(*lines) if lines else Text("No rotation yet."), title="events")
@@ -108,7 +110,11 @@ class LiveReporter:
 
 def _table(states: list[WorkloadRotations], now: Instant) -> Table:
     table = Table(
-        box=box.SIMPLE, expand=False, caption="certificates as their peers see them in use"
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        expand=False,
+        caption="certificates as their peers see them in use",
     )
     for heading in ("workload", "serial"):
         table.add_column(heading, no_wrap=True)
