@@ -61,7 +61,7 @@ _LOGGER = logging.getLogger("sds.commands.agent")
     type=click.Choice(logs.LEVELS),
     default="info",
     show_default=True,
-    help="The least that is logged.",
+    help="Events below this level are dropped.",
 )
 def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) -> None:
     """Run the agent: serve secrets to the Envoys of this node.

@@ -92,8 +92,18 @@ _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
     show_default=True,
     help="xDS variant.",
 )
-@click.option("--certificate", default="default", show_default=True, help="SDS name.")
-@click.option("--validation", default="ROOTCA", show_default=True, help="SDS name.")
+@click.option(
+    "--certificate",
+    default="default",
+    show_default=True,
+    help="Name of the secret with the certificate and key.",
+)
+@click.option(
+    "--validation",
+    default="ROOTCA",
+    show_default=True,
+    help="Name of the secret that peers are verified by.",
+)
 @click.option(
     "--tcp", is_flag=True, help="The application of a server or sidecar does not speak HTTP."
 )

@@ -43,7 +43,11 @@ _LOGGER = logging.getLogger("sds.commands.ca")
     help="Form of the log lines on stderr.",
 )
 @click.option(
-    "--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True, help="Least."
+    "--log-level",
+    type=click.Choice(logs.LEVELS),
+    default="info",
+    show_default=True,
+    help="Events below this level are dropped.",
 )
 def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> None:
     """Run a certificate authority that signs for measured machines.

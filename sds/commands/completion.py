@@ -15,12 +15,12 @@ from sds.errors import ConfigurationError
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion(context: click.Context, shell: str) -> None:
-    r"""Print the completion script of SHELL.
+    """Print the completion script of SHELL.
 
     \b
     bash, zsh:  eval "$(sds completion bash)"
     fish:       sds completion fish | source
-    """
+    """  # noqa: D301  click reads the character, not its escape
     kind = get_completion_class(shell)
     if kind is None:
         raise ConfigurationError(f"there is no completion for {shell!r}")

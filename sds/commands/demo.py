@@ -22,7 +22,7 @@ from sds.clock import SystemClock
 from sds.demo.dev import Dev, Programs, own_program, typed
 from sds.demo.envoys import ReservedPort, find_envoy
 from sds.demo.live import LiveReporter
-from sds.demo.node import simulated_node
+from sds.demo.node import MIN_LIFETIME_SECONDS, simulated_node
 from sds.demo.report import JsonReporter, PlainReporter, in_words
 from sds.demo.run import Demo, DemoPlan
 from sds.errors import ConfigurationError
@@ -48,7 +48,7 @@ _CHECKOUT: Final = Path(sds.__file__).parents[1]
 )
 @click.option(
     "--lifetime",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=MIN_LIFETIME_SECONDS),
     default=_LIFETIME,
     show_default=True,
     metavar="SECONDS",
@@ -131,7 +131,7 @@ def demo(
 )
 @click.option(
     "--lifetime",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=MIN_LIFETIME_SECONDS),
     default=_DEV_LIFETIME,
     show_default=True,
     metavar="SECONDS",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _FETCH: Final = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
 _SECONDS: Final = 10.0
+_NOT_RECOGNISED: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.PERMISSION_DENIED)
 
 
 @click.command()
@@ -96,13 +97,24 @@ async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
                 names = tuple(_name(resource.value) for resource in (await fetch()).resources)
             answers = [await fetch(name) for name in names]
         except grpc.aio.AioRpcError as error:
-            raise SocketError(
-                f"{path}: {error.code().name}: {error.details()}",
-                advice="is the agent running, and is this the workload's socket?",
-            ) from None
+            raise _refused(path, error) from None
     return [
         (answer.version_info, resource.value) for answer in answers for resource in answer.resources
     ]
+
+
+def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
+    """What a person can do about a call that failed."""
+    if error.code() in _NOT_RECOGNISED:
+        return SdsError(
+            f"{path}: the agent does not recognise this process (yet): {error.details()}",
+            reason="no_match",
+            advice=f"`sds whoami --socket {path}` tells what the agent sees, and which rule lacks",
+        )
+    return SocketError(
+        f"{path}: {error.code().name}: {error.details()}",
+        advice="is the agent running, and is this the workload's socket?",
+    )
 
 
 def _name(encoded: bytes) -> str:
@@ -121,8 +133,20 @@ def _entry(version: str, secret: Description, key: str | None) -> dict[str, Any]
 def _text(entries: list[dict[str, Any]], output: str) -> str:
     if output == "json":
         return json.dumps({"secrets": entries}, indent=2)
-    text: str = yaml.safe_dump({"secrets": entries}, sort_keys=False)
+    text: str = yaml.dump({"secrets": entries}, Dumper=_Readable, sort_keys=False)
     return text.rstrip()
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes text of several lines, such as PEM, as it is."""
+
+
+def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Readable.add_representer(str, _as_block)
 
 
 def _table(shown: list[tuple[str, Description, str | None]], now: datetime) -> str:

@@ -169,7 +169,7 @@ def explain(
     dns_names: tuple[str, ...],
     output: str,
 ) -> None:
-    r"""Say why something is allowed, or why not. Exit status 0: allowed; 1: not; 2: usage.
+    """Say why something is allowed, or why not. Exit status 0: allowed; 1: not; 2: usage.
 
     \b
     Three questions:
@@ -179,7 +179,7 @@ def explain(
       --measurement HEX --identity ID             may a node like this ask for it?
 
     Signatures are not checked here: `sds policy verify` does.
-    """
+    """  # noqa: D301  click reads the character, not its escape
     document = read_document(path)
     asked = [source is not None or target is not None, bool(selectors), measurement is not None]
     if sum(asked) != 1:

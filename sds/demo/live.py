@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _KEPT_EVENTS: Final = 100
 _OTHER_LINES: Final = 12
 """Lines of the view that are not events: header, table, requests, border, and the cursor's."""
+_BORDER: Final = 4
 _SERIAL_DIGITS: Final = 8
 _SOON_SECONDS: Final = 2.0
 
@@ -99,13 +100,21 @@ class LiveReporter:
         """As many as fit, the newest first, each in one line."""
         fitting = max(1, self._console.height - _OTHER_LINES)
         newest = list(self._events.items())[-fitting:][::-1]
+        width = self._console.width - _BORDER
         lines = [
-            Text(
-                f"{count} times: {words}" if count > 1 else words, no_wrap=True, overflow="ellipsis"
-            )
+            Text(_fitted(f"{count} times: {words}" if count > 1 else words, width), no_wrap=True)
             for words, count in newest
         ]
         return Panel(Group(*lines) if lines else Text("No rotation yet."), title="events")
+
+
+def _fitted(words: str, width: int) -> str:
+    """One line of this width: the middle is left out, since a failure's cause is at its end."""
+    words = " ".join(words.split())
+    if len(words) <= width:
+        return words
+    head = width * 2 // 5
+    return f"{words[:head]}…{words[len(words) - (width - head - 1) :]}"
 
 
 def _table(states: list[WorkloadRotations], now: Instant) -> Table:

@@ -32,7 +32,7 @@ TRUST_DOMAIN: Final = "demo.test"
 WORKLOADS: Final = ("client", "server")
 NODE_MEASUREMENT: Final = b"attested-sds simulated node".ljust(48, b"\0")
 AUTHORITY_MEASUREMENT: Final = b"attested-sds simulated authority".ljust(48, b"\0")
-_MIN_LIFETIME_SECONDS: Final = 4
+MIN_LIFETIME_SECONDS: Final = 4
 """Certificates tell time in whole seconds, and a renewal needs a moment."""
 
 
@@ -68,10 +68,10 @@ def simulated_node(run_dir: Path, *, lifetime_seconds: int, port: int) -> Iterat
         ConfigurationError: the lifetime is too short.
         SocketError: the directory cannot be used.
     """
-    if lifetime_seconds < _MIN_LIFETIME_SECONDS:
+    if lifetime_seconds < MIN_LIFETIME_SECONDS:
         raise ConfigurationError(
             f"a lifetime of {lifetime_seconds} s is too short",
-            advice=f"use {_MIN_LIFETIME_SECONDS} s or more",
+            advice=f"use {MIN_LIFETIME_SECONDS} s or more",
         )
     private_directory(run_dir)
     etc, logs = run_dir / "etc", run_dir / "log"

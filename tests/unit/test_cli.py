@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -5,6 +9,9 @@ from click.testing import CliRunner
 import sds
 from sds import cli
 from sds.errors import ConfigurationError, SdsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @click.command()
@@ -45,3 +52,38 @@ def test_every_listed_command_loads() -> None:
 
 def test_an_unknown_command_is_a_usage_error() -> None:
     assert CliRunner().invoke(cli.main, ["nonsense"]).exit_code == 2
+
+
+def helps(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """The help of every command and of every option."""
+    with click.Context(command, info_name=" ".join(("sds", *path))) as context:
+        yield " ".join(path), command.get_help(context)
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
+                yield from helps(child, (*path, name))
+
+
+def test_every_help_can_be_read() -> None:
+    found = dict(helps(cli.main))
+    assert len(found) > 20
+    for path, text in found.items():
+        assert "\\b" not in text, path
+        assert "\b" not in text, path
+    with click.Context(cli.main) as context:
+        for name in cli.COMMANDS:
+            command = cli.main.get_command(context, name)
+            assert command is not None
+            for parameter in command.params:
+                if isinstance(parameter, click.Option) and not parameter.is_flag:
+                    words = (parameter.help or "").split()
+                    assert len(words) != 1, (name, parameter.name, parameter.help)
+
+
+def test_every_command_has_a_line_in_the_list() -> None:
+    assert set(cli.SUMMARIES) == set(cli.COMMANDS)
+    shown = CliRunner().invoke(cli.main, ["--help"]).output
+    for name, summary in cli.SUMMARIES.items():
+        assert f"{name} " in shown
+        assert len(summary) <= 64, name  # one line on 80 columns
