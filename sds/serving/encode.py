@@ -22,6 +22,8 @@ from sds.serving.wire import length_delimited
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from envoy.type.matcher.v3 import regex_pb2
+
     from sds.identity import TrustDomain
     from sds.secrets.store import TrustBundle
     from sds.serving.peers import SanMatcher
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # a type
 _SPIFFE_VALIDATOR: Final = "envoy.tls.cert_validator.spiffe"
+_SHORT_REGEX: Final = 80
 NOBODY: Final = "urn:attested-sds:nobody"
 """No SVID has this URI: the matcher of a context that admits nobody. No matcher admits all."""
 
@@ -206,6 +209,18 @@ def pem(certificates: Iterable[bytes]) -> bytes:
     return b"\n".join(out)
 
 
+def set_regex(matcher: regex_pb2.RegexMatcher, regex: str) -> None:
+    """Write an expression so that Envoy takes it whatever its length.
+
+    Envoy 1.36 to 1.40 refuse expressions that compile to more than 100 instructions, about one for
+    each character, unless the matcher says how many it may have. The field is deprecated (they
+    log a warning), so short expressions, which are most, go without.
+    """
+    matcher.regex = regex
+    if len(regex) > _SHORT_REGEX:
+        matcher.google_re2.max_program_size.value = 16 * len(regex)
+
+
 def _domain(bundle: TrustBundle) -> TrustDomain:
     return bundle.trust_domain
 
@@ -217,7 +232,7 @@ def _add_matchers(secret: secret_pb2.Secret, matchers: Iterable[SanMatcher] | No
     for matcher in matchers:
         added = typed.add(san_type="URI")
         if matcher.kind == "regex":
-            added.matcher.safe_regex.regex = matcher.value
+            set_regex(added.matcher.safe_regex, matcher.value)
         else:
             added.matcher.exact = matcher.value
     if not typed:

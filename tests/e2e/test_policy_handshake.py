@@ -215,3 +215,21 @@ async def test_combined_validation_contexts_widen_what_policy_allows(tmp_path: P
             client(at_a, b, tmp_path) as a,
         ):
             assert not await a.may()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_long_patterns_are_taken_by_every_envoy(tmp_path: Path, version: str) -> None:
+    """Envoy refuses expressions of more than 100 instructions that do not ask for more."""
+    author = Author()
+    holder = author.holder()
+    long = "long-" * 24
+    author.publish(holder, allow=[{"from": f"{S}/{long}*", "to": f"{S}/b"}])
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        at_a = await enter(workload(tmp_path, "a", holder, path=f"/{long}1"))
+        at_c = await enter(workload(tmp_path, "c", holder))
+        at_b = await enter(workload(tmp_path, "b", holder))
+        b = await enter(server(server_bootstrap(at_b), tmp_path, version=version))
+        a = await enter(client(at_a, b, tmp_path, version=version))
+        c = await enter(client(at_c, b, tmp_path, version=version))
+        assert [(await one.ask())[0] for one in (a, c)] == [200, 503]

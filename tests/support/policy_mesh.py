@@ -64,9 +64,11 @@ class Author:
 
 
 @contextlib.asynccontextmanager
-async def workload(folder: Path, name: str, holder: PolicyHolder) -> AsyncIterator[Serving]:
+async def workload(
+    folder: Path, name: str, holder: PolicyHolder, *, path: str = ""
+) -> AsyncIterator[Serving]:
     """The socket of one workload, with an SVID of its own and contexts by policy."""
-    identity = Identity(spiffe_id=SpiffeId(TD, f"/{name}"))
+    identity = Identity(spiffe_id=SpiffeId(TD, path or f"/{name}"))
     options = ServingOptions(peers=PolicyPeers(holder))
     async with serving(
         folder, identities=(identity,), options=options, name=f"{name}.sock"
