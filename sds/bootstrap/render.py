@@ -50,7 +50,8 @@ REASONS: Final[dict[str, str]] = {
     ),
     "config_discovery": (
         "Who may ask for what: the agent serves this filter from the signed policy. Envoy waits "
-        "for it before it listens; if it does not come, or ends, the default denies everything."
+        "for it before it listens; if it does not come, or ends, the default denies everything. "
+        "An agent without a signed policy denies everything: sds bootstrap --no-authorization."
     ),
     "normalize_path": (
         "Rules name paths in one form: without dot segments, repeated or escaped slashes."

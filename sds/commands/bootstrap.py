@@ -108,10 +108,10 @@ _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
     "--tcp", is_flag=True, help="The application of a server or sidecar does not speak HTTP."
 )
 @click.option(
-    "--authorization/--no-authorization",
-    default=False,
-    show_default=True,
-    help="Ask every inbound request of the filter that the agent makes from the signed policy.",
+    "--no-authorization",
+    is_flag=True,
+    help="Leave out the filter that asks the signed policy about every inbound request. Without a "
+    "policy that filter denies everything.",
 )
 @click.option(
     "--longest",
@@ -136,7 +136,7 @@ def bootstrap(
     certificate: str,
     validation: str,
     tcp: bool,
-    authorization: bool,
+    no_authorization: bool,
     longest: timedelta,
     full_handshakes: bool,
     output: str,
@@ -162,7 +162,7 @@ def bootstrap(
                 listen=Endpoint.parse(inbound),
                 upstream=Endpoint.parse(application) if application else None,
                 tcp=tcp,
-                authorization=AUTHORIZATION if authorization else None,
+                authorization=None if no_authorization else AUTHORIZATION,
                 longest=longest,
             )
         ]

@@ -157,7 +157,8 @@ The same with plain grpcurl:
   grpcurl -plaintext -unix {admin} list
   {grpcurl_line(str(node.admin_socket))}
 Two Envoys of your own that talk mTLS:
-  {sds} bootstrap --role server --socket {server} --admin 127.0.0.1:9901 > server.yaml
+  {sds} bootstrap --role server --no-authorization --socket {server} \\
+      --admin 127.0.0.1:9901 > server.yaml
   {sds} bootstrap --role client --socket {client} --admin 127.0.0.1:9902 \\
     --peer 127.0.0.1:8443 > client.yaml
   {envoy} --disable-hot-restart -c server.yaml &

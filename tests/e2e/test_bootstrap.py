@@ -29,7 +29,6 @@ async def test_what_sds_bootstrap_prints_is_accepted(version: str, tmp_path: Pat
     for role, protocol in itertools.product(EnvoyRole, Protocol):
         arguments = ["bootstrap", "--socket", "/run/a/sds.sock", "--role", role.value]
         arguments += ["--protocol", protocol.value, "--full-handshakes", *PEERS[role]]
-        arguments += ["--authorization"]
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0, result.stderr
         await validate(result.stdout, folder=tmp_path, version=version)

@@ -200,6 +200,7 @@ async def test_a_retired_key_is_gone_with_real_envoys_too(node: Node, tmp_path: 
                 "127.0.0.1:0",
                 "--admin",
                 "none",
+                "--no-authorization",
             ]
         )
         assert code == 0

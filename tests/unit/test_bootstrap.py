@@ -56,10 +56,14 @@ def test_every_role_keeps_the_rules(role: EnvoyRole, protocol: Protocol) -> None
 def test_every_mtls_listener_asks_the_discovered_filter(
     role: EnvoyRole, protocol: Protocol, more: tuple[str, ...]
 ) -> None:
-    arguments = ["--role", role.value, "--protocol", protocol.value, "--authorization", *more]
+    arguments = ["--role", role.value, "--protocol", protocol.value, *more]
     bootstrap = made(*arguments, *PEERS[role])
     bootstrap_rules.check(bootstrap)
     bootstrap_rules.check_authorization(bootstrap)
+
+
+def test_the_filter_can_be_left_out() -> None:
+    assert "config_discovery" not in json.dumps(made("--role", "server", "--no-authorization"))
 
 
 def test_what_runs_long_must_be_asked_again_after_the_time_that_was_given() -> None:
@@ -126,4 +130,6 @@ def test_endpoints() -> None:
 @pytest.mark.parametrize("example", sorted((ROOT / "envoy").iterdir()), ids=lambda path: path.name)
 def test_the_examples_keep_the_rules(example: Path) -> None:
     assert example.suffix == ".yaml", "envoy/ holds configurations only, never Python"
-    bootstrap_rules.check(yaml.safe_load(example.read_text()))
+    bootstrap = yaml.safe_load(example.read_text())
+    bootstrap_rules.check(bootstrap)
+    bootstrap_rules.check_authorization(bootstrap)
