@@ -78,10 +78,6 @@ class Account:
         self.streams += streams
         self.held += held
 
-    def spend(self, seconds: float, now: float) -> None:
-        """Processor time was used."""
-        self.processor.use(seconds, now)
-
     def stepped(self, seconds: float, now: float) -> None:
         """A step of a handler took this much processor time."""
         self.processor.use(seconds, now)

@@ -28,8 +28,13 @@ if TYPE_CHECKING:
 
     from sds.transport.budget import Owner
     from sds.transport.headers import RequestHead
+    from sds.transport.turns import Turns
 
 NUMBERS: Final[dict[grpc.StatusCode, int]] = {code: code.value[0] for code in grpc.StatusCode}
+
+
+_UNNOTICED_BYTES: Final = 512
+"""Of requests that wait on one stream; :data:`~sds.transport.budget.STREAM_BYTES` has them."""
 
 
 class AbortedError(Exception):
@@ -87,8 +92,8 @@ class Link(Protocol):
         ...
 
     @property
-    def step_is_long(self) -> bool:
-        """Whether the handler that runs should wait for its turn before it goes on."""
+    def turns(self) -> Turns:
+        """Of the event loop."""
         ...
 
     async def turn(self) -> None:
@@ -109,6 +114,8 @@ class Call:
         "_queue",
         "_reader",
         "_stream",
+        "_told",
+        "_turns",
         "_untold",
         "_wake_reader",
         "_wake_writer",
@@ -127,12 +134,14 @@ class Call:
     ) -> None:
         """``most``: bytes of the largest message that is taken."""
         self._link = link
+        self._turns = link.turns
         self._stream = stream
         self._head = head
         self._loop = loop
         self._reader = MessageReader(most)
         self._queue: deque[bytes] = deque()
-        self._held = 0
+        self._held = self._told = 0
+        """Bytes of requests that wait here, and what the connection knows of them."""
         self._untold = 0
         self._ended = False
         self._over = False
@@ -183,7 +192,7 @@ class Call:
         """
         if self._over:
             raise CallEndedError("the client has gone")
-        if self._link.step_is_long:
+        if self._turns.step_is_long:
             await self._link.turn()
         self._link.send(self._stream, message)
         while self._link.blocked(self._stream):
@@ -216,7 +225,7 @@ class Call:
                 await self._wake_reader
             finally:
                 self._wake_reader = None
-        if self._link.step_is_long:
+        if self._turns.step_is_long:
             await self._link.turn()
         message = self._queue.popleft()
         self._hold(self._held - len(message) - MESSAGE_BYTES)
@@ -284,8 +293,9 @@ class Call:
     # --- inside ---------------------------------------------------------------------------------
 
     def _hold(self, held: int) -> None:
-        if held != self._held:
-            difference, self._held = held - self._held, held
+        self._held = held
+        if abs(held - self._told) > _UNNOTICED_BYTES or (self._told and not held):
+            difference, self._told = held - self._told, held
             self._link.hold(difference)
 
     def _tell_taken(self) -> None:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LOG: Final = logging.getLogger("sds.transport")
-_READ_BYTES: Final = 64 * 1024
 _WRITE_BUFFERS: Final = 64
 """Pieces of output for one call of the kernel, which takes at most 1,024 (IOV_MAX)."""
 
@@ -46,6 +45,7 @@ class ConnectedSocket:
         connected: the socket, which is ours from now on.
         loop: where it is watched.
         reader: who uses it; hears of it after :meth:`resume_reading`.
+        buffer: into which it reads; sockets of one loop may share it.
 
     Attributes:
         unsent: bytes of output that the kernel has not taken.
@@ -53,6 +53,7 @@ class ConnectedSocket:
     """
 
     __slots__ = (
+        "_buffer",
         "_closing",
         "_loop",
         "_output",
@@ -65,19 +66,23 @@ class ConnectedSocket:
     )
 
     def __init__(
-        self, connected: socket.socket, loop: asyncio.AbstractEventLoop, reader: SocketUser
+        self,
+        connected: socket.socket,
+        loop: asyncio.AbstractEventLoop,
+        reader: SocketUser,
+        buffer: bytearray,
     ) -> None:
         connected.setblocking(False)  # noqa: FBT003  the socket's own method
         self._socket: socket.socket | None = connected
         self._loop = loop
         self._reader = reader
+        self._buffer = buffer
         self._output: deque[memoryview] | None = None
         self._reading = self._writing = self._closing = False
         self.unsent = 0
         self.written = 0
 
-    @property
-    def closed(self) -> bool:
+    def is_closed(self) -> bool:
         """Whether it is over, or will be once its output is taken."""
         return self._socket is None or self._closing
 
@@ -85,7 +90,7 @@ class ConnectedSocket:
 
     def resume_reading(self) -> None:
         """Tell the reader when there is something to read."""
-        if not self._reading and not self.closed and self._socket is not None:
+        if not self._reading and self._socket is not None and not self._closing:
             self._reading = True
             self._loop.add_reader(self._socket.fileno(), self._reader.readable)
 
@@ -96,22 +101,22 @@ class ConnectedSocket:
             self._loop.remove_reader(self._socket.fileno())
 
     def read(self) -> bytes:
-        """What is there, at most 64 KiB; nothing where there is nothing now.
+        """What is there, at most the size of the buffer; nothing where there is nothing now.
 
         At the end of the connection :meth:`SocketUser.lost` is called.
         """
         if self._socket is None:
             return b""
         try:
-            data = self._socket.recv(_READ_BYTES)
+            count = self._socket.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
             return b""
         except OSError as error:
             self._fail(error)
             return b""
-        if not data:
+        if not count:
             self.abort()
-        return data
+        return bytes(memoryview(self._buffer)[:count])  # as large as what came, and no larger
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -121,12 +126,35 @@ class ConnectedSocket:
             return
         size = sum(map(len, pieces))
         self.written += size
-        self.unsent += size
-        if self._output is None:  # most connections never have to keep any
-            self._output = deque()
-        self._output.extend(map(memoryview, pieces))
+        if self._output is None and len(pieces) <= _WRITE_BUFFERS:
+            try:
+                sent = self._socket.sendmsg(pieces)
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                self._fail(error)
+                return
+            if sent == size:  # nearly always: most connections never have to keep any
+                return
+            self.unsent = size
+            self._output = deque(memoryview(piece) for piece in pieces)
+            self._drop(sent)
+        else:
+            self.unsent += size
+            if self._output is None:
+                self._output = deque()
+            self._output.extend(memoryview(piece) for piece in pieces)
         if not self._writing:
             self._send()
+
+    def _drop(self, count: int) -> None:
+        """The kernel took so many bytes of the output."""
+        output = self._output
+        self.unsent -= count
+        while output and count >= len(output[0]):
+            count -= len(output.popleft())
+        if output and count:
+            output[0] = output[0][count:]
 
     def _send(self) -> None:
         """Give the kernel what it takes."""
@@ -142,11 +170,7 @@ class ConnectedSocket:
             except OSError as error:
                 self._fail(error)
                 return
-            self.unsent -= count
-            while output and count >= len(output[0]):
-                count -= len(output.popleft())
-            if count:
-                output[0] = output[0][count:]
+            self._drop(count)
         if self._socket is None:
             return
         if not output:
@@ -169,7 +193,7 @@ class ConnectedSocket:
 
     def close(self) -> None:
         """Read no more; close once the output is taken. Who calls sets the time for that."""
-        if self.closed:
+        if self.is_closed():
             return
         self.pause_reading()
         self._closing = True

@@ -202,6 +202,10 @@ class Connection:
 
     # --- what comes in --------------------------------------------------------------------------
 
+    def feed(self, data: bytes) -> None:
+        """Take bytes as they come; :meth:`proceed` looks at them."""
+        self._reader.feed(data)
+
     def receive(self, data: bytes, now: float, most: int = sys.maxsize) -> list[Event]:
         """Take bytes as they come.
 

@@ -41,7 +41,9 @@ class FrameReader:
     @property
     def held(self) -> int:
         """Bytes that were received and not yet looked at."""
-        return len(self._data) - self._at + (len(self._rest) if self._rest is not None else 0)
+        if self._rest is not None:
+            return len(self._rest)
+        return len(self._data) - self._at
 
     @property
     def has_frame(self) -> bool:
@@ -73,8 +75,10 @@ class FrameReader:
         """
         data, at = self._data, self._at
         left = len(data) - at
+        if not left:
+            return None
         if not self._greeted:
-            if not left or not self._take_preface(left):
+            if not self._take_preface(left):
                 return None
             at = self._at
             left = len(data) - at

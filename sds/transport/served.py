@@ -30,16 +30,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sds.transport.budget import Owner
-    from sds.transport.events import Event
     from sds.transport.server import Server
 
 _LOG: Final = logging.getLogger("sds.transport")
 CLOSING_SECONDS: Final = 0.5
 """For the client to read what it was told, before the connection is gone."""
+_JOB_SECONDS: Final = 0.0005
+"""For one job."""
 _WORK: Final = 64
-"""Units of work in one job (see :mod:`sds.transport.connection`): about 0.2 ms."""
+"""Units of work (see :mod:`sds.transport.connection`) between two looks at the time."""
 _HIGH_WATER: Final = 64 * 1024
 """Output that the kernel did not take, from which on handlers wait."""
+_UNNOTICED_BYTES: Final = 4 * 1024
+"""So little is no reason to look at the owner's budget."""
 _MOST_UNREAD: Final = 1024 * 1024
 """Output that the kernel did not take, from which on nothing more is read: beyond one message it is
 answers to the client's own frames."""
@@ -100,11 +103,12 @@ class ServedConnection:
         """Bytes of requests that nobody has taken."""
         self._held = self._streams = 0
         """What the owner knows of."""
-        self._working = False
+        self._working = self._more = False
+        """A job is under way; and it has something to look at without reading."""
         self._stuck = False
         """Nothing is read because too much output is unread."""
         self._loop = asyncio.get_running_loop()
-        self._turns = Turns.of(self._loop)
+        self.turns = self._turns = Turns.of(self._loop)
         self._calls = Calls(self, self._http2, server, self._turns, self._loop)
         self._lost: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -128,7 +132,7 @@ class ServedConnection:
             if self._on_close is not None:
                 self._loop.call_soon(self._on_close)
             return
-        endpoint = self._endpoint = ConnectedSocket(accepted, self._loop, self)
+        endpoint = self._endpoint = ConnectedSocket(accepted, self._loop, self, self._turns.buffer)
         self._server.joined(self)
         seconds = self._server.limits.greeting_seconds
         self._timer = self._loop.call_later(seconds, self._expect_greeting)
@@ -239,40 +243,53 @@ class ServedConnection:
             Http2Error: the client broke HTTP/2.
             LimitError: the owner holds too much.
         """
-        endpoint = self._endpoint
-        if endpoint is None or endpoint.closed:
+        endpoint, http2 = self._endpoint, self._http2
+        if endpoint is None or endpoint.is_closed():
             return False
         if endpoint.unsent > _MOST_UNREAD:
             self._stuck = True
             endpoint.pause_reading()
             return False
-        events = self._http2.proceed(now, _WORK) if self._http2.busy else self._read(now)
-        for event in events:
-            self._calls.on_event(event)
-        self._flush()
-        if self._is_over():
-            return False
-        self.owner.check_room(0, now)
-        if not self._http2.busy:
+        if not self._more and not self._read(endpoint):
             endpoint.resume_reading()
             return False
-        return True
+        ends = self._turns.now() + _JOB_SECONDS
+        while True:
+            for event in http2.proceed(now, _WORK):
+                self._calls.on_event(event)
+            self._more = http2.busy
+            if not self._more or self._turns.now() > ends:
+                break
+        self._flush()
+        self.settle()
+        if endpoint.is_closed():
+            return False
+        if self._held > _UNNOTICED_BYTES:
+            self.owner.check_room(0, now)
+        if not self._more:
+            endpoint.resume_reading()
+        return self._more
 
-    def _is_over(self) -> bool:
-        return self._endpoint is None or self._endpoint.closed
-
-    def _read(self, now: float) -> list[Event]:
-        endpoint = self._endpoint
-        data = endpoint.read() if endpoint is not None else b""
-        return self._http2.receive(data, now, _WORK) if data else []
+    def _read(self, endpoint: ConnectedSocket) -> bool:
+        """Whether there was something to read."""
+        data = endpoint.read()
+        if data:
+            self._http2.feed(data)
+        return bool(data)
 
     # --- sds.transport.call.Link ----------------------------------------------------------------
 
     def send(self, stream: int, message: bytes) -> None:
-        if not self._http2.fits(stream, len(message)):
+        if self._http2.fits(stream, len(message)):
+            self._http2.send_message(stream, message)
+            self._flush()
+            if self._endpoint is None or not self._endpoint.unsent:
+                return
+        else:
             self.owner.check_room(len(message), self._loop.time())
-        self._http2.send_message(stream, message)
-        self._flush()
+            self._http2.send_message(stream, message)
+            self._flush()
+        self.settle()
 
     def blocked(self, stream: int) -> bool:
         if self._endpoint is not None and self._endpoint.unsent > _HIGH_WATER:
@@ -286,6 +303,7 @@ class ServedConnection:
         if status in _REFUSALS:
             self.refused()
         self._flush()
+        self.settle()
 
     def refused(self) -> None:
         """A call was refused; too many end the connection."""
@@ -310,10 +328,6 @@ class ServedConnection:
 
     def wake(self, future: asyncio.Future[None]) -> None:
         self._turns.wake(self.owner, self, future)
-
-    @property
-    def step_is_long(self) -> bool:
-        return self._turns.step_is_long
 
     async def turn(self) -> None:
         future = self._loop.create_future()
@@ -347,7 +361,6 @@ class ServedConnection:
         output = self._http2.take_output()
         if output and endpoint is not None:
             endpoint.write(output)
-        self.settle()
 
     def settle(self) -> None:
         """Tell the owner what is in use now."""
