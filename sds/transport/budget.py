@@ -35,11 +35,9 @@ CONNECTION_BYTES: Final = 8 * 1024
 """Memory of a connection with nothing on it."""
 STREAM_BYTES: Final = 6 * 1024
 """Memory of an open stream, its call and what its handler keeps of it."""
-MESSAGE_BYTES: Final = 96
-"""Memory of a message that waits, beside its payload."""
 _MIB: Final = 1024 * 1024
 _STEP_GUESS_SECONDS: Final = 500e-6
-_STEP_WEIGHT: Final = 0.125
+_STEP_WEIGHT: Final = 1 / 32
 _OTHERS: Final = "others"
 _LOOKED_AT: Final = 16
 """Owners that are looked at to find one that can be forgotten."""

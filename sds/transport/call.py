@@ -14,13 +14,11 @@ call is over a write raises :class:`~sds.errors.CallEndedError`, and nothing mor
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import grpc
 
-from sds.errors import CallEndedError
-from sds.transport.budget import MESSAGE_BYTES
+from sds.errors import CallEndedError, LimitError, ProtocolError
 from sds.transport.messages import MessageReader
 
 if TYPE_CHECKING:
@@ -111,7 +109,6 @@ class Call:
         "_link",
         "_loop",
         "_over",
-        "_queue",
         "_reader",
         "_stream",
         "_told",
@@ -139,7 +136,6 @@ class Call:
         self._head = head
         self._loop = loop
         self._reader = MessageReader(most)
-        self._queue: deque[bytes] = deque()
         self._held = self._told = 0
         """Bytes of requests that wait here, and what the connection knows of them."""
         self._untold = 0
@@ -216,10 +212,15 @@ class Call:
         return self
 
     async def __anext__(self) -> bytes:
-        """The next request."""
-        while not self._queue:
+        """The next request.
+
+        Raises:
+            AbortedError: what the client sent is no message that is taken; the call has its status.
+        """
+        while not self._has_message():
             if self._ended:
                 raise StopAsyncIteration
+            self._tell_taken()
             self._wake_reader = self._loop.create_future()
             try:
                 await self._wake_reader
@@ -227,34 +228,59 @@ class Call:
                 self._wake_reader = None
         if self._turns.step_is_long:
             await self._link.turn()
-        message = self._queue.popleft()
-        self._hold(self._held - len(message) - MESSAGE_BYTES)
-        if not self._queue:
-            self._tell_taken()
+        message = self._reader.take()
+        self._hold(self._reader.held)
         return message
+
+    def _has_message(self) -> bool:
+        """Whether a message is whole."""
+        try:
+            return not self._over and self._reader.has_message()
+        except ProtocolError as error:
+            self._refuse(error)
+            raise AbortedError from None
+
+    def _refuse(self, error: ProtocolError) -> None:
+        """End the call because of what the client sent, as "gRPC over HTTP2" says."""
+        self.finish(self._status_of(error), str(error))
+
+    def _status_of(self, error: ProtocolError) -> grpc.StatusCode:
+        if isinstance(error, LimitError):
+            return grpc.StatusCode.RESOURCE_EXHAUSTED
+        encoding = self._head.get(b"grpc-encoding")
+        # "Compression": compressed although no encoding was named is an error of the client; an
+        # encoding that we do not have is UNIMPLEMENTED.
+        if encoding is None or encoding == b"identity":
+            return grpc.StatusCode.INTERNAL
+        return grpc.StatusCode.UNIMPLEMENTED
 
     # --- for the server -------------------------------------------------------------------------
 
     def feed(self, payload: memoryview, *, ended: bool) -> None:
         """Bytes of the request came.
 
-        Raises:
-            LimitError: a message is too large, or too much is held for the connection.
-            MalformedRequestError: they are no messages.
+        A call whose client sends what is not taken is over afterwards, and has its status.
         """
-        if payload:
-            before = self._reader.held
-            messages = self._reader.feed(payload)
-            arrived = sum(map(len, messages)) + MESSAGE_BYTES * len(messages)
-            self._queue.extend(messages)
-            self._untold += len(payload)
-            self._hold(self._held + arrived + self._reader.held - before)
-            if not self._queue:
-                self._tell_taken()
-        self._ended = self._ended or ended
-        if (self._queue or self._ended) and self._wake_reader is not None:
+        try:
+            if payload:
+                self._reader.feed(payload)
+                self._untold += len(payload)
+                self._hold(self._reader.held)
+            self._ended = self._ended or ended
+            whole = self._reader.has_message()
+        except ProtocolError as error:
+            self._refuse(error)
+            whole = False
+        if not whole:
+            self._tell_taken()
+        if (whole or self._ended or self._over) and self._wake_reader is not None:
             waiting, self._wake_reader = self._wake_reader, None
             self._link.wake(waiting)
+
+    @property
+    def over(self) -> bool:
+        """Whether the call has its status, or lost its stream."""
+        return self._over
 
     def wake_writer(self) -> None:
         """Something that was blocked may be free now."""
@@ -271,7 +297,7 @@ class Call:
     def close(self) -> None:
         """The stream is over, with or without a status."""
         self._over = True
-        self._queue.clear()
+        self._reader = MessageReader(0)
         self._hold(0)
         if self.deadline is not None:
             self.deadline.cancel()

@@ -126,13 +126,8 @@ class Calls:
             self._turns.promise(self._link.owner)
 
     def _feed(self, call: Call, payload: memoryview, *, ended: bool) -> None:
-        try:
-            call.feed(payload, ended=ended)
-        except LimitError as error:
-            call.finish(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-            self._cancel(call)
-        except MalformedRequestError as error:
-            call.finish(grpc.StatusCode.UNIMPLEMENTED, str(error))
+        call.feed(payload, ended=ended)
+        if call.over:  # what came is no message that is taken
             self._cancel(call)
 
     # --- a new call -----------------------------------------------------------------------------

@@ -41,6 +41,7 @@ _VALUE: Final = re.compile(rb"[^\0\r\n]*")
 _INDEXED_STATUS_200: Final = b"\x88"
 _INDEX_STATUS: Final = 8
 _INDEX_CONTENT_TYPE: Final = 31
+_UNIMPLEMENTED: Final = 12
 _TABLE_SIZE_0: Final = b"\x20"
 
 
@@ -168,6 +169,8 @@ def trailers(status: int, message: str, *, alone: bool) -> bytes:
         alone: no head was sent, so this is a "Trailers-Only" response.
     """
     block = (_GRPC_HEAD if alone else b"") + _field(b"grpc-status", str(status).encode())
+    if status == _UNIMPLEMENTED:  # perhaps because of its encoding ("gRPC Compression")
+        block += _field(b"grpc-accept-encoding", b"identity")
     if message:
         block += _field(b"grpc-message", quote(message, safe=_UNQUOTED).encode())
     return block

@@ -12,6 +12,8 @@ from typing import Final
 from sds.errors import LimitError, MalformedRequestError
 
 PREFIX_BYTES: Final = 5
+_DROPPED_AT_ONCE: Final = 64 * 1024
+"""Bytes that were taken before the rest is moved."""
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNIT_SECONDS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
@@ -34,52 +36,73 @@ def timeout_seconds(value: bytes) -> float:
 
 
 class MessageReader:
-    """Cuts the bytes of one stream into messages."""
+    """Cuts the bytes of one stream into messages, one when it is asked for one.
 
-    __slots__ = ("_held", "_most")
+    So what waits is the bytes that came, however many messages they are, and the work for each
+    message is done by who takes it.
+    """
+
+    __slots__ = ("_at", "_held", "_most", "_size")
 
     def __init__(self, most: int) -> None:
         """``most``: bytes of the largest message."""
         self._most = most
         self._held = bytearray()
+        self._at = 0
+        """Where the next message begins."""
+        self._size = 0
+        """Its bytes, with the prefix; 0 while they are not known."""
 
     @property
     def held(self) -> int:
-        """Bytes of a message that is not complete."""
-        return len(self._held)
+        """Bytes that came and were not taken."""
+        return len(self._held) - self._at
 
-    def feed(self, data: memoryview) -> list[bytes]:
-        """The messages that ``data`` completes.
+    def feed(self, data: memoryview) -> None:
+        """More bytes came."""
+        self._held += data
+
+    def has_message(self) -> bool:
+        """Whether the next message is whole.
 
         Raises:
-            LimitError: a message is larger than the limit.
-            MalformedRequestError: ``compressed_message``: a message is compressed.
+            LimitError: it is larger than the limit.
+            MalformedRequestError: ``compressed_message``: it is compressed.
         """
-        held = self._held
-        held += data
-        found: list[bytes] = []
-        at = 0
-        while len(held) - at >= PREFIX_BYTES:
-            if held[at]:
-                raise MalformedRequestError(
-                    "a message is compressed",
-                    advice="send with grpc-encoding identity",
-                    reason="compressed_message",
-                )
-            length = int.from_bytes(held[at + 1 : at + PREFIX_BYTES], "big")
-            if length > self._most:
-                raise LimitError(
-                    f"a message has {length} bytes, at most {self._most} are taken",
-                    advice="ask for fewer resources, or raise limits.message_bytes",
-                )
-            stop = at + PREFIX_BYTES + length
-            if len(held) < stop:
-                break
-            with memoryview(held) as view:
-                found.append(bytes(view[at + PREFIX_BYTES : stop]))
-            at = stop
-        if at == len(held):
-            self._held = bytearray()  # a list that was large gives its memory back
-        elif at:
-            del held[:at]
-        return found
+        left = len(self._held) - self._at
+        if not self._size:
+            if left < PREFIX_BYTES:
+                return False
+            self._size = PREFIX_BYTES + self._length()
+        return left >= self._size
+
+    def take(self) -> bytes:
+        """The next message, which is whole."""
+        stop = self._at + self._size
+        with memoryview(self._held) as view:
+            message = bytes(view[self._at + PREFIX_BYTES : stop])
+        self._at, self._size = stop, 0
+        if stop == len(self._held):
+            self._held = bytearray()  # what was large gives its memory back
+            self._at = 0
+        elif stop >= _DROPPED_AT_ONCE:
+            del self._held[:stop]
+            self._at = 0
+        return message
+
+    def _length(self) -> int:
+        """The length that the next message's prefix says."""
+        held, at = self._held, self._at
+        if held[at]:
+            raise MalformedRequestError(
+                "a message is compressed",
+                advice="send with grpc-encoding identity",
+                reason="compressed_message",
+            )
+        length = int.from_bytes(held[at + 1 : at + PREFIX_BYTES], "big")
+        if length > self._most:
+            raise LimitError(
+                f"a message has {length} bytes, at most {self._most} are taken",
+                advice="ask for fewer resources, or raise limits.message_bytes",
+            )
+        return length

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("sds.transport")
 BUFFER_BYTES: Final = 128 * 1024
-TURN_SECONDS: Final = 0.004
+TURN_SECONDS: Final = 0.003
 """Processor time for all jobs between two turns of the loop."""
-STEP_SECONDS: Final = 0.001
+STEP_SECONDS: Final = 0.0005
 """Processor time after which a handler that goes on reading or writing waits for its turn."""
 _UNNOTICED_SECONDS: Final = 0.0005
 """As long as so little was used, it does not matter which turn it was."""

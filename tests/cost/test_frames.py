@@ -18,6 +18,7 @@ from sds.transport.events import ConnectionLimits, Opened
 from sds.transport.frames import PREFACE, frame
 from sds.transport.messages import MessageReader
 from tests.support.cost import assert_linear, assert_same, lines
+from tests.support.fuzz_target import messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,7 +191,9 @@ def test_any_number_of_messages_costs_their_bytes() -> None:
     def work(count: int) -> Callable[[], object]:
         reader = MessageReader(1 << 20)
         data = memoryview(b"\0\0\0\0\2ab" * count)
-        return lambda: [reader.feed(data[at : at + 16_384]) for at in range(0, len(data), 16_384)]
+        return lambda: [
+            list(messages(reader, data[at : at + 16_384])) for at in range(0, len(data), 16_384)
+        ]
 
     assert_linear(work, 5_000)
 

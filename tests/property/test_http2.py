@@ -35,6 +35,7 @@ from sds.transport.events import (
 from sds.transport.frames import PREFACE, frame
 from sds.transport.header_decoder import HeaderDecoder
 from sds.transport.messages import MessageReader, prefix
+from tests.support.fuzz_target import messages
 
 HEADERS = [
     (":method", "POST"),
@@ -102,7 +103,7 @@ class Conversation(RuleBasedStateMachine):
                     self.live.append(event.stream)
                     self.readers[event.stream] = MessageReader(1 << 20)
                 case Received():
-                    self.heard[event.stream] += self.readers[event.stream].feed(event.payload)
+                    self.heard[event.stream] += messages(self.readers[event.stream], event.payload)
                     self.server.take(event.stream, len(event.payload))
                 case Reset():
                     self._over(event.stream)
@@ -337,7 +338,7 @@ def test_a_block_that_cannot_be_decoded_is_refused_again(blocks: list[bytes]) ->
 def test_a_message_is_never_larger_than_its_limit(data: bytes, most: int) -> None:
     reader = MessageReader(most)
     try:
-        found = reader.feed(memoryview(data))
+        found = list(messages(reader, memoryview(data)))
     except ProtocolError:
         return
     assert all(len(one) <= most for one in found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
@@ -31,6 +32,9 @@ from sds.transport.frames import (
     frame,
 )
 from sds.transport.messages import MessageReader, prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_NAMES = 50
 
@@ -85,12 +89,19 @@ def one_conversation(data: bytes) -> None:
                 readers[event.stream] = MessageReader(1024)
                 connection.send_message(event.stream, b"answer")
             elif isinstance(event, Received):
-                for message in readers[event.stream].feed(event.payload):
+                for message in messages(readers[event.stream], event.payload):
                     one_input(message)
                 connection.finish(event.stream, status=0)
     except ProtocolError:
         pass
     assert connection.streams <= MAX_NAMES
+
+
+def messages(reader: MessageReader, data: memoryview) -> Iterator[bytes]:
+    """The messages that these bytes complete."""
+    reader.feed(data)
+    while reader.has_message():
+        yield reader.take()
 
 
 def frames_of(messages: list[bytes]) -> list[bytes]:
