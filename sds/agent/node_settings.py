@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from sds.agent.csi import CsiSettings  # noqa: TC001  pydantic reads it at run time
 from sds.settings.fields import Duration, Settings
 from sds.workload.attestors import ATTESTORS
+from sds.workload.cri.settings import CriSettings
 from sds.workload.kubernetes.settings import KubernetesSettings
 from sds.workload.mapping import Matching
 
@@ -22,7 +23,8 @@ class NodeSettings(Settings):
     """The node-wide socket, `<run_dir>/node/sds.sock`, for all processes of the node."""
 
     attestors: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
-        description="What finds out who a caller is, in this order: `socket`, `unix`, `kubernetes`."
+        description="What finds out who a caller is, in this order: `socket`, `unix`, "
+        "`kubernetes`, `cri`."
     )
     matching: Matching = Field(
         default=Matching.FIRST,
@@ -63,6 +65,7 @@ class NodeSettings(Settings):
         " there is no CSI driver.",
     )
 
+    cri: CriSettings = Field(default=CriSettings(), description="The cri attestor.")
     others: dict[str, dict[str, Any]] = Field(
         default={},
         description="Settings of further attestors, by name. Their modules say what may be "

@@ -25,6 +25,7 @@ from sds.workload.whoami import WhoamiService
 if TYPE_CHECKING:
     import socket
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
 
     from sds.agent.node_settings import NodeSettings
     from sds.clock import Clock
@@ -116,6 +117,7 @@ class NodeSocket:
         server: makes the server.
         clock: time.
         environment: where Kubernetes says its addresses.
+        directory: of our own, for what attestors remember.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class NodeSocket:
         server: Callable[[], Awaitable[Server]],
         clock: Clock,
         environment: Mapping[str, str] | None = None,
+        directory: Path | None = None,
     ) -> None:
         self._settings = settings
         self._rules = rules
@@ -137,6 +140,7 @@ class NodeSocket:
         self._store = store
         self._make_server = server
         self._clock = clock
+        self._directory = directory
         self._environment = os.environ if environment is None else environment
         self._door: FrontDoor | None = None
         self._csi: Driver | None = None
@@ -221,6 +225,7 @@ class NodeSocket:
             socket=SOCKET_NAME,
             settings=self._settings,
             roots=self._roots,
+            directory=self._directory,
             environment=self._environment,
             clock=self._clock,
         )

@@ -60,6 +60,25 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Raise the limit, or find the client that opens so many connections.",
         retriable=True,
     ),
+    "cri_unavailable": Reason(
+        "Check `node.cri.socket`, that the runtime is up, and that the agent may open it.",
+        retriable=True,
+    ),
+    "cri_unknown_shape": Reason(
+        "The runtime describes containers in a form that this version does not know. Tested: "
+        "containerd 1.6.",
+    ),
+    "cri_unseen": Reason(
+        "Passes as soon as the runtime lists the caller's container.",
+        retriable=True,
+    ),
+    "cri_other_namespaces": Reason(
+        "The process is in a container's control group and not in its namespaces. If nobody moved "
+        "it, it made namespaces of its own: serve it by another rule.",
+    ),
+    "cri_not_listed": Reason(
+        "Compare with `sds policy pod`: something in the pod is not in its list.",
+    ),
     "kubelet": Reason(
         "Check the kubelet's address and certificate and the agent's RBAC (`get` on `nodes/pods`).",
         retriable=True,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
 
     from sds.clock import Clock
     from sds.workload.cgroup import PodRoots
@@ -64,6 +65,18 @@ ATTESTORS: Final[dict[str, Registered]] = {
         ),
         pods=True,
     ),
+    "cri": Registered(
+        module="sds.workload.cri.kind",
+        types=frozenset(
+            {
+                "cri:container-digest",
+                "cri:container-name",
+                "cri:image-config",
+                "cri:pod-digest",
+            }
+        ),
+        pods=True,
+    ),
 }
 """Name in configuration -> the attestor."""
 
@@ -77,6 +90,7 @@ class NodeContext:
         settings: the section ``node:`` of the agent's configuration, with one field for each
             attestor that has settings, and ``others`` for those that have no field.
         roots: where pods may be; None unless an attestor asks for it.
+        directory: of our own, for facts that outlive a restart and are no secrets; None: none.
         environment: of the agent.
         clock: time.
     """
@@ -84,6 +98,7 @@ class NodeContext:
     socket: str
     settings: Any
     roots: PodRoots | None
+    directory: Path | None
     environment: Mapping[str, str]
     clock: Clock
 

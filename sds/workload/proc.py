@@ -44,6 +44,15 @@ def read_cgroup(peer: Peer) -> str:
         ) from error
 
 
+def read_cgroup_of(pid: int) -> str:
+    """The content of the ``/proc/PID/cgroup`` of a process that is no caller.
+
+    Raises:
+        OSError: there is no such process, or it cannot be read.
+    """
+    return _read(pid)
+
+
 def pod_roots(
     environment: Mapping[str, str],
     *,

@@ -64,7 +64,9 @@ async def test_a_toy_attestor_is_added_through_the_registry_alone(tmp_path: Path
 
 
 def test_without_the_line_it_is_unknown() -> None:
-    with pytest.raises(ValueError, match="there is no 'toy'; there are socket, unix, kubernetes"):
+    with pytest.raises(
+        ValueError, match="there is no 'toy'; there are socket, unix, kubernetes, cri"
+    ):
         NodeSettings.model_validate({"attestors": ["toy"]})
     with pytest.raises(ValueError, match="unknown selector 'toy:parity'"):
         rules({"toy:parity": "odd"})

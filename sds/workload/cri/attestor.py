@@ -1,0 +1,268 @@
+"""The attestor itself: a caller's container and its whole pod as facts.
+
+Invariants: a caller counts as its container's only if it shares mount and PID namespace with the
+container's first process, so a process that moved itself into another control group is nobody; a
+container that is not in a pod's list takes ``cri:pod-digest`` from every caller of the pod, within
+:data:`POLL_SECONDS` and for as long as the sandbox exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import CgroupError, PeerGoneError, WorkloadError
+from sds.faults import guarded
+from sds.workload.cri.pods import unlisted
+from sds.workload.entitlement import Selector
+from sds.workload.facts import Facts
+from sds.workload.proc import read_cgroup, read_cgroup_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sds.clock import Clock
+    from sds.workload.cgroup import PodCgroup, PodRoots
+    from sds.workload.cri.pods import SeenPod, SeenPods
+    from sds.workload.cri.runtime import Listed, Runtime
+    from sds.workload.cri.settings import CriSettings
+    from sds.workload.peer import Peer
+
+_LOG = logging.getLogger("sds.workload.cri")
+POLL_SECONDS: Final = 1.0
+_PATIENCE_SECONDS: Final = 5.0
+_FIRST_GAP_SECONDS: Final = 0.1
+_NAMESPACES: Final = ("mnt", "pid")
+
+
+class CriAttestor:
+    """Selectors ``cri:…``; :meth:`run` must run."""
+
+    name = "cri"
+    costly: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        seen: SeenPods,
+        settings: CriSettings,
+        *,
+        roots: PodRoots,
+        clock: Clock,
+    ) -> None:
+        """The caller runs :meth:`run`.
+
+        Args:
+            runtime: of this node.
+            seen: what was seen in pods.
+            settings: the pods that rules may name.
+            roots: where pods may be on this node.
+            clock: time.
+        """
+        self._runtime = runtime
+        self._seen = seen
+        self._settings = settings
+        self._roots = roots
+        self._clock = clock
+        self._error: WorkloadError | None = None
+        self._first_processes: dict[str, int] = {}
+        self._refused: dict[str, WorkloadError] = {}
+        self._looking = asyncio.Lock()
+        self._looked_at = float("-inf")
+        self._listeners: list[Callable[[], None]] = []
+
+    async def run(self) -> None:
+        """Look at every pod again and again, until cancelled."""
+        while True:
+            await self._look()
+            await self._clock.sleep(POLL_SECONDS)
+
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
+        """See :class:`sds.workload.facts.Attestor`.
+
+        Raises:
+            PeerGoneError: the process has ended.
+        """
+        del needed
+        try:
+            group = self._roots.find(read_cgroup(peer))
+            peer.check()
+            if group is None:
+                return Facts()
+            return await self._facts(peer, group)
+        except PeerGoneError:
+            raise
+        except WorkloadError as error:
+            peer.check()
+            # A process that is not its container's is not its pod's either.
+            return Facts(unknown={"cri:": error, "k8s:": error}, title=f"pid {peer.pid}")
+
+    def notices(self) -> tuple[str, ...]:
+        """Outages of the runtime, and containers that it describes in an unknown way."""
+        found = [] if self._error is None else [f"containers are not followed: {self._error}"]
+        return (*found, *(str(error) for error in list(self._refused.values())[:3]))
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Every new container is announced."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    # --- one caller -----------------------------------------------------------------------------
+
+    async def _facts(self, peer: Peer, group: PodCgroup) -> Facts:
+        identifier = group.container_id
+        if identifier is None:
+            raise WorkloadError("the caller is in a pod and in no container", reason="cri_unseen")
+        pod = await self._pod_of(identifier)
+        container = pod.containers[identifier]
+        if pod.uid != group.pod_uid:
+            raise WorkloadError(
+                f"the runtime's pod {pod.uid} is not the control group's {group.pod_uid}",
+                reason="cgroup_ambiguous",
+            )
+        self._expect_same_namespaces(peer, identifier)
+        peer.check()
+        found = {
+            Selector("cri:container-name", container.name),
+            Selector("cri:container-digest", container.digest),
+            Selector("cri:image-config", container.image),
+        }
+        held = [each for each in self._settings.pods if pod.holds(each)]
+        found |= {Selector("cri:pod-digest", each.digest) for each in held}
+        if self._settings.pods and not held:
+            _LOG.debug("a pod is not listed", extra={"why": unlisted(pod, self._settings.pods)})
+        return Facts(selectors=frozenset(found), title=f"{container.name} of pod {pod.uid}")
+
+    async def _pod_of(self, identifier: str) -> SeenPod:
+        """The pod with this container; one that was just created or only remembered is awaited.
+
+        Raises:
+            WorkloadError: the runtime does not list it, or describes it in an unknown way.
+        """
+        until = self._clock.now().monotonic + _PATIENCE_SECONDS
+        while True:
+            for pod in self._seen.pods.values():
+                if identifier in pod.containers and identifier in self._first_processes:
+                    return pod
+            if (error := self._refused.get(identifier)) is not None:
+                raise error
+            if self._clock.now().monotonic >= until:
+                raise self._error or WorkloadError(
+                    f"the runtime does not list container {identifier[:12]}", reason="cri_unseen"
+                )
+            await self._look(not_before=self._looked_at + _FIRST_GAP_SECONDS)
+
+    def _expect_same_namespaces(self, peer: Peer, identifier: str) -> None:
+        """Refuse a process that moved itself into the container's control group.
+
+        Raises:
+            WorkloadError: ``cri_other_namespaces``, or the kernel does not show namespaces.
+        """
+        first = self._first_processes.get(identifier, 0)
+        try:
+            ours = [Path(f"/proc/{peer.pid}/ns/{kind}").readlink() for kind in _NAMESPACES]
+            theirs = [Path(f"/proc/{first}/ns/{kind}").readlink() for kind in _NAMESPACES]
+            group = self._roots.find(read_cgroup_of(first))
+        except (FileNotFoundError, ProcessLookupError) as error:
+            peer.check()
+            raise WorkloadError(
+                "the first process of the caller's container has ended", reason="cri_unseen"
+            ) from error
+        except OSError as error:
+            raise WorkloadError(
+                f"the namespaces of process {peer.pid} cannot be read: {error.strerror}",
+                reason="process_unreadable",
+                advice="give the agent CAP_SYS_PTRACE",
+            ) from error
+        except CgroupError as error:
+            raise WorkloadError(str(error), reason="cri_unseen") from error
+        if group is None or group.container_id != identifier:
+            raise WorkloadError("the container's first process is another's", reason="cri_unseen")
+        if ours != theirs:
+            raise WorkloadError(
+                f"process {peer.pid} is in the control group of container {identifier[:12]} and "
+                "not in its mount and PID namespaces: it moved itself there",
+                reason="cri_other_namespaces",
+                advice="processes that make namespaces of their own get no identity by cri:",
+            )
+
+    # --- all pods -------------------------------------------------------------------------------
+
+    async def _look(self, *, not_before: float = float("-inf")) -> None:
+        """See what is new; all that ask meanwhile share one look."""
+        asked_at = self._clock.now().monotonic
+        async with self._looking:
+            if self._looked_at > asked_at:
+                return
+            rest = not_before - self._clock.now().monotonic
+            if rest > 0:
+                await self._clock.sleep(rest)
+            try:
+                # In this order: a sandbox that is listed first cannot hide a container of its own.
+                sandboxes = await self._runtime.sandboxes()
+                changed = await self._see(sandboxes, await self._runtime.containers())
+                self._error = None
+            except WorkloadError as error:
+                if self._error is None or str(self._error) != str(error):
+                    _LOG.warning("containers cannot be followed", extra={"why": error})
+                self._error = error
+                changed = False
+            self._looked_at = self._clock.now().monotonic
+        if changed:
+            self._seen.write()
+            for listener in list(self._listeners):
+                guarded("listener", listener)()
+
+    async def _see(self, sandboxes: frozenset[str], listed: tuple[Listed, ...]) -> bool:
+        """Take in what the runtime lists; whether anything is new."""
+        changed = False
+        for sandbox in sandboxes - set(self._seen.pods) - set(self._refused):
+            try:
+                self._seen.add_sandbox(sandbox, await self._runtime.sandbox(sandbox))
+                changed = True
+            except WorkloadError as error:
+                self._refuse(sandbox, error)
+        for each in listed:
+            pod = self._seen.pods.get(each.sandbox_id)
+            known = pod is not None and each.id in pod.containers
+            if pod is None or (known and (each.id in self._first_processes or not each.alive)):
+                continue
+            try:
+                changed |= await self._see_container(pod, each)
+            except WorkloadError as error:
+                self._refuse(each.id, error)
+                changed |= not pod.missed
+                pod.missed = pod.missed or f"a container is not understood: {error.message}"
+        self._seen.keep_only(sandboxes)
+        containers = {each.id for each in listed}
+        for table in (self._first_processes, self._refused):
+            for gone in set(table) - containers - sandboxes:
+                del table[gone]
+        return changed
+
+    def _refuse(self, identifier: str, error: WorkloadError) -> None:
+        """Its pod gets nothing; an outage of the runtime is no verdict.
+
+        Raises:
+            WorkloadError: the runtime did not answer.
+        """
+        if error.reason == "cri_unavailable":
+            raise error
+        if identifier not in self._refused:
+            _LOG.warning("a container is not understood", extra={"why": error})
+        self._refused[identifier] = error
+
+    async def _see_container(self, pod: SeenPod, each: Listed) -> bool:
+        said = await self._runtime.container(each.id)
+        if said.pid:
+            self._first_processes[each.id] = said.pid
+        if each.id in pod.containers:
+            return False
+        found = self._seen.add_container(pod, each, said)
+        _LOG.info(
+            "a container was seen",
+            extra={"pid": said.pid, "caller": each.name, "selectors": found.digest},
+        )
+        return True

@@ -1,0 +1,235 @@
+"""Everything that was ever seen in each pod, remembered across a restart of the agent.
+
+Owns :class:`SeenPods`. Invariants: what was seen in a pod is never forgotten before its sandbox is
+gone; a pod of which something may have been missed is *incomplete*, and no rule holds for it: its
+sandbox is older than our memory, or an attempt of one of its containers was never seen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from sds.errors import WorkloadError
+from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from sds.workload.cri.runtime import Described, Listed
+    from sds.workload.cri.settings import CriSettings, PodContents
+
+_LOG = logging.getLogger("sds.workload.cri")
+_FORMAT: Final = 1
+_IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+
+
+@dataclass(slots=True, kw_only=True)
+class SeenContainer:
+    """A container that was seen.
+
+    Attributes:
+        name: in its pod.
+        attempt: counted from 0 by the kubelet.
+        image: its image's configuration digest.
+        digest: of its canonical form.
+        unmeasured: what of it nothing measures.
+    """
+
+    name: str
+    attempt: int
+    image: str
+    digest: str
+    unmeasured: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class SeenPod:
+    """A sandbox and every container that was seen in it, by ID.
+
+    Attributes:
+        uid: the pod's UID, as the runtime was told it.
+        pid: the sandbox's first process.
+        digest: of the sandbox's canonical form.
+        unmeasured: what of the sandbox nothing measures.
+        missed: why something may have been missed, or the empty string.
+        containers: by ID.
+    """
+
+    uid: str
+    pid: int
+    digest: str
+    unmeasured: tuple[str, ...]
+    missed: str = ""
+    containers: dict[str, SeenContainer] = field(default_factory=dict)
+
+    def holds(self, contents: PodContents) -> bool:
+        """Whether the pod is what ``contents`` lists, and nothing was missed."""
+        return not self.missed and not self.differs(contents)
+
+    def differs(self, contents: PodContents) -> tuple[str, ...]:
+        """What of the pod is not listed, in words."""
+        found = [] if self.digest == contents.sandbox else [f"the sandbox {self.digest}"]
+        found += [
+            f"container {each.name} (attempt {each.attempt}) {each.digest}"
+            for each in self.containers.values()
+            if each.digest not in contents.containers
+        ]
+        everything = {*self.unmeasured}.union(*(one.unmeasured for one in self.containers.values()))
+        found += [f"unmeasured: {each}" for each in sorted(everything - set(contents.unmeasured))]
+        return tuple(found)
+
+    def find_gaps(self) -> None:
+        """Note an attempt that was never seen: it ran, and is gone."""
+        attempts: dict[str, set[int]] = {}
+        for each in self.containers.values():
+            attempts.setdefault(each.name, set()).add(each.attempt)
+        for name, seen in attempts.items():
+            if missing := set(range(max(seen))) - seen:
+                self.missed = self.missed or f"attempt {min(missing)} of {name} was never seen"
+
+
+class SeenPods:
+    """Pods by sandbox ID; kept in a file of ours if there is a directory for it."""
+
+    def __init__(self, settings: CriSettings, file: Path | None, *, started_ns: int) -> None:
+        """Read what an agent before us saw.
+
+        Args:
+            settings: directories of kubelet and runtime.
+            file: what was seen, in a directory that only we can write; it holds nothing secret.
+            started_ns: since when we look, in nanoseconds since 1970.
+        """
+        self.pods: dict[str, SeenPod] = {}
+        self._settings = settings
+        self._file = file
+        self._started_ns = started_ns
+        self._read()
+
+    def around(self, sandbox_id: str, pod: SeenPod) -> Surroundings:
+        """What containers of this pod are compared with."""
+        return Surroundings(
+            pod_uid=pod.uid,
+            sandbox_id=sandbox_id,
+            sandbox_pid=pod.pid,
+            kubelet=self._settings.kubelet_directory,
+            runtime=self._settings.runtime_directories,
+        )
+
+    def add_sandbox(self, sandbox_id: str, said: Described) -> SeenPod:
+        """A sandbox is seen for the first time.
+
+        Raises:
+            WorkloadError: its description is of an unknown form.
+        """
+        pod = SeenPod(uid=said.pod_uid, pid=0, digest="", unmeasured=())
+        found = canonical(
+            "", said.image, said.spec, self.around(sandbox_id, pod), container_id=sandbox_id
+        )
+        pod.pid, pod.digest = said.pid, found.digest
+        pod.unmeasured = tuple(sorted(found.unmeasured))
+        if said.created_at < self._started_ns:
+            pod.missed = "the pod is older than this agent's memory of it: start it again"
+        self.pods[sandbox_id] = pod
+        return pod
+
+    def add_container(self, pod: SeenPod, listed: Listed, said: Described) -> CanonicalContainer:
+        """A container is seen for the first time.
+
+        Raises:
+            WorkloadError: its description is of an unknown form.
+        """
+        if not _IMAGE.fullmatch(listed.image):
+            raise WorkloadError(
+                f"the runtime names the image {listed.image[:200]!r}, not a configuration's digest",
+                reason="cri_unknown_shape",
+            )
+        around = self.around(listed.sandbox_id, pod)
+        found = canonical(listed.name, listed.image, said.spec, around, container_id=listed.id)
+        pod.containers[listed.id] = SeenContainer(
+            name=listed.name,
+            attempt=listed.attempt,
+            image=listed.image,
+            digest=found.digest,
+            unmeasured=tuple(sorted(found.unmeasured)),
+        )
+        pod.find_gaps()
+        return found
+
+    def keep_only(self, sandboxes: Iterable[str]) -> None:
+        """Forget pods whose sandbox is gone."""
+        for gone in set(self.pods) - set(sandboxes):
+            del self.pods[gone]
+
+    def write(self) -> None:
+        """Remember for the next agent; a failure is logged, and costs pods their identity then."""
+        if self._file is None:
+            return
+        document = {"format": _FORMAT, "pods": {key: _plain(pod) for key, pod in self.pods.items()}}
+        fresh = self._file.with_suffix(".new")
+        try:
+            fresh.write_text(json.dumps(document), encoding="utf-8")
+            fresh.replace(self._file)
+        except OSError as error:
+            _LOG.warning("what was seen in pods cannot be kept", extra={"why": error.strerror})
+
+    def _read(self) -> None:
+        if self._file is None:
+            return
+        try:
+            document = json.loads(self._file.read_text(encoding="utf-8"))
+            if document["format"] == _FORMAT:
+                self.pods = {key: _pod(value) for key, value in document["pods"].items()}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            _LOG.warning("what was seen in pods cannot be read", extra={"why": repr(error)[:200]})
+
+
+def _plain(pod: SeenPod) -> dict[str, Any]:
+    containers = {
+        key: [one.name, one.attempt, one.image, one.digest, list(one.unmeasured)]
+        for key, one in pod.containers.items()
+    }
+    return {
+        "uid": pod.uid,
+        "pid": pod.pid,
+        "digest": pod.digest,
+        "unmeasured": list(pod.unmeasured),
+        "missed": pod.missed,
+        "containers": containers,
+    }
+
+
+def _pod(value: dict[str, Any]) -> SeenPod:
+    containers = {
+        str(key): SeenContainer(
+            name=str(name),
+            attempt=int(attempt),
+            image=str(image),
+            digest=str(digest),
+            unmeasured=tuple(map(str, unmeasured)),
+        )
+        for key, (name, attempt, image, digest, unmeasured) in value["containers"].items()
+    }
+    return SeenPod(
+        uid=str(value["uid"]),
+        pid=int(value["pid"]),
+        digest=str(value["digest"]),
+        unmeasured=tuple(map(str, value["unmeasured"])),
+        missed=str(value["missed"]),
+        containers=containers,
+    )
+
+
+def unlisted(pod: SeenPod, contents: Iterable[PodContents]) -> WorkloadError:
+    """Why a pod is none of these, for people: the list that it is nearest to."""
+    differences = [each.differs(one) for each, one in ((pod, one) for one in contents)]
+    nearest = min(differences, key=len, default=("no pod is listed",))
+    return WorkloadError(
+        "; ".join((pod.missed, *nearest) if pod.missed else nearest), reason="cri_not_listed"
+    )

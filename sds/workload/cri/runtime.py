@@ -1,0 +1,185 @@
+"""The runtime's CRI socket, asked for what runs.
+
+Owns :class:`Runtime`. Invariants: every question has a deadline and every answer a bounded size;
+the runtime's JSON is decoded here and nowhere else; only our errors leave this module.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from sds._proto.cri.v1 import runtime_pb2
+from sds.errors import WorkloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from google.protobuf.message import Message
+
+_SERVICE: Final = "/runtime.v1.RuntimeService/"
+_SECONDS: Final = 5.0
+_ALIVE: Final = frozenset({0, 1})  # CONTAINER_CREATED, CONTAINER_RUNNING
+_MOST_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A container that the runtime lists, in any state."""
+
+    id: str
+    sandbox_id: str
+    name: str
+    attempt: int
+    image: str
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What the runtime says at length about a container or a sandbox.
+
+    Attributes:
+        pid: of its first process; 0 if it does not run.
+        spec: its OCI runtime specification, decoded.
+        image: as the answer names it.
+        pod_uid: of a sandbox; the empty string for a container.
+        created_at: in nanoseconds since 1970.
+    """
+
+    pid: int
+    spec: Any
+    image: str
+    pod_uid: str
+    created_at: int
+
+
+class Runtime:
+    """The runtime of this node; an asynchronous context manager."""
+
+    def __init__(self, socket: str) -> None:
+        """``socket``: path of its Unix socket."""
+        self._socket = socket
+        self._channel: grpc.aio.Channel | None = None
+
+    async def __aenter__(self) -> Self:
+        """Nothing is connected before the first question."""
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.max_receive_message_length", _MOST_BYTES),
+        ]
+        self._channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=options)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the connection."""
+        if self._channel is not None:
+            await self._channel.close()
+
+    async def containers(self) -> tuple[Listed, ...]:
+        """Every container that the runtime has, of every sandbox and in every state.
+
+        Raises:
+            WorkloadError: ``cri_unavailable``.
+        """
+        answer = await self._ask(
+            "ListContainers",
+            runtime_pb2.ListContainersRequest(),
+            runtime_pb2.ListContainersResponse.FromString,
+        )
+        return tuple(
+            Listed(
+                id=each.id,
+                sandbox_id=each.pod_sandbox_id,
+                name=each.metadata.name,
+                attempt=each.metadata.attempt,
+                image=each.image_id or each.image_ref,
+                alive=each.state in _ALIVE,
+            )
+            for each in answer.containers
+        )
+
+    async def sandboxes(self) -> frozenset[str]:
+        """The IDs of all sandboxes that the runtime has, in every state.
+
+        Raises:
+            WorkloadError: ``cri_unavailable``.
+        """
+        answer = await self._ask(
+            "ListPodSandbox",
+            runtime_pb2.ListPodSandboxRequest(),
+            runtime_pb2.ListPodSandboxResponse.FromString,
+        )
+        return frozenset(each.id for each in answer.items)
+
+    async def container(self, identifier: str) -> Described:
+        """One container.
+
+        Raises:
+            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
+        """
+        answer = await self._ask(
+            "ContainerStatus",
+            runtime_pb2.ContainerStatusRequest(container_id=identifier, verbose=True),
+            runtime_pb2.ContainerStatusResponse.FromString,
+        )
+        return _described(answer, pod_uid="")
+
+    async def sandbox(self, identifier: str) -> Described:
+        """One sandbox.
+
+        Raises:
+            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
+        """
+        answer = await self._ask(
+            "PodSandboxStatus",
+            runtime_pb2.PodSandboxStatusRequest(pod_sandbox_id=identifier, verbose=True),
+            runtime_pb2.PodSandboxStatusResponse.FromString,
+        )
+        return _described(answer, pod_uid=answer.status.metadata.uid)
+
+    async def _ask(self, method: str, request: Message, parse: Callable[[bytes], Any]) -> Any:
+        assert self._channel is not None
+        call: Any = self._channel.unary_unary(
+            _SERVICE + method,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=parse,
+        )
+        try:
+            return await call(request, timeout=_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise WorkloadError(
+                f"the runtime at {self._socket} does not answer {method}: "
+                f"{error.code().name}: {(error.details() or '')[:200]}",
+                reason="cri_unavailable",
+                advice="is node.cri.socket the runtime's, and may the agent open it?",
+            ) from None
+
+
+def _described(answer: Any, *, pod_uid: str) -> Described:
+    try:
+        info = json.loads(answer.info["info"])
+        pid, spec, image = info["pid"], info["runtimeSpec"], info.get("image", "")
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
+        raise WorkloadError(
+            f"the runtime's verbose information is not containerd's: {error!r}",
+            reason="cri_unknown_shape",
+        ) from error
+    if not isinstance(pid, int) or not isinstance(image, str):
+        raise WorkloadError(
+            "the runtime's verbose information has no pid or image", reason="cri_unknown_shape"
+        )
+    return Described(
+        pid=pid, spec=spec, image=image, pod_uid=pod_uid, created_at=answer.status.created_at
+    )

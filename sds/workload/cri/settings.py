@@ -1,0 +1,68 @@
+"""Settings of the ``cri`` attestor: where the runtime is, and which pods rules may name.
+
+Owns :class:`CriSettings` and the digest of a pod's list. Invariant: a rule names a pod by the
+digest of its list, so the list itself may come from anywhere: one that was altered has another
+digest, which no signed rule names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated
+
+from pydantic import Field
+
+from sds.settings.fields import Settings
+
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class PodContents(Settings):
+    """What a pod may consist of. `sds policy pod` writes it."""
+
+    name: str = Field(description="For people.", default="")
+    sandbox: Digest = Field(description="Digest of the pod's sandbox.")
+    containers: Annotated[tuple[Digest, ...], Field(min_length=1)] = Field(
+        description="Digests of all containers that may ever be in the pod: those that run, init "
+        "containers and sidecars. One that is not listed takes the identity from the whole pod."
+    )
+    unmeasured: tuple[str, ...] = Field(
+        default=(),
+        description="Volumes and host paths whose content nothing measures, as `sds policy pod` "
+        "writes them. A pod with one that is not listed is refused.",
+    )
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` of the list; the value of ``cri:pod-digest``."""
+        listed = {
+            "containers": sorted(set(self.containers)),
+            "sandbox": self.sandbox,
+            "unmeasured": sorted(set(self.unmeasured)),
+        }
+        text = json.dumps(listed, sort_keys=True, separators=(",", ":"))
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+class CriSettings(Settings):
+    """The cri attestor."""
+
+    socket: Annotated[str, Field(pattern=r"^/.")] = Field(
+        default="/run/containerd/containerd.sock", description="The runtime's CRI socket."
+    )
+    pods: tuple[PodContents, ...] = Field(
+        default=(), description="The pods that rules on `cri:pod-digest` may name."
+    )
+    kubelet_directory: Annotated[str, Field(pattern=r"^/.")] = Field(
+        default="/var/lib/kubelet", description="The kubelet's `--root-dir`."
+    )
+    runtime_directories: tuple[str, ...] = Field(
+        default=(
+            "/var/lib/containerd",
+            "/run/containerd",
+            "/var/lib/rancher/k3s/agent/containerd",
+            "/run/k3s/containerd",
+        ),
+        description="The runtime's `root` and `state`, where it makes files of sandboxes.",
+    )

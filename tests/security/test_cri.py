@@ -1,0 +1,233 @@
+"""The cri attestor against a real containerd: what changes in a pod, and what is said then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds.clock import SystemClock
+from sds.workload.cri.attestor import CriAttestor
+from sds.workload.cri.pods import SeenPods
+from sds.workload.cri.runtime import Runtime
+from sds.workload.cri.settings import CriSettings, PodContents
+from sds.workload.peer import Peer
+from sds.workload.proc import pod_roots
+from tests.support import need
+from tests.support.cgroups import hierarchies
+from tests.support.containerd import Containerd, RuntimePod, containerd, first_process
+from tests.support.front_door import until
+from tests.support.node import short_folder
+from tests.support.process import running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.workload.facts import Facts
+
+pytestmark = [pytest.mark.e2e, pytest.mark.root]
+NOTHING: frozenset[str] = frozenset()
+
+
+@dataclass
+class Node:
+    """A containerd with an attestor that looks at it."""
+
+    runtime: Containerd
+    folder: Path
+
+    @contextlib.asynccontextmanager
+    async def attestor(self, *pods: PodContents, ago: float = 3600) -> AsyncIterator[CriAttestor]:
+        """An attestor whose memory began so many seconds ago."""
+        settings = CriSettings(
+            socket=self.runtime.socket,
+            pods=pods,
+            runtime_directories=self.runtime.directories,
+        )
+        began = datetime.now(UTC) - timedelta(seconds=ago)
+        seen = SeenPods(
+            settings, self.folder / "seen.json", started_ns=int(began.timestamp() * 1e9)
+        )
+        async with Runtime(settings.socket) as client:
+            attestor = CriAttestor(client, seen, settings, roots=pod_roots({}), clock=SystemClock())
+            task = asyncio.create_task(attestor.run())
+            try:
+                yield attestor
+            finally:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def contents(self, pod: RuntimePod, **more: Any) -> PodContents:
+        """The list of what is in a pod now."""
+        async with self.attestor() as attestor:
+            await until(lambda: pod.sandbox in attestor._seen.pods)
+            await attestor._look(not_before=0)
+            seen = attestor._seen.pods[pod.sandbox]
+            digests = tuple(each.digest for each in seen.containers.values())
+            return PodContents(sandbox=seen.digest, containers=digests, **more)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[Node]:
+    need.root()
+    with short_folder() as folder:
+        async with containerd(folder) as runtime:
+            yield Node(runtime, folder)
+
+
+async def facts(attestor: CriAttestor, pid: int) -> Facts:
+    peer = Peer(pid=pid, uid=0, gid=0, groups=frozenset(), pidfd=os.pidfd_open(pid))
+    with peer:
+        return await attestor.attest(peer, NOTHING)
+
+
+async def test_a_pod_that_its_list_describes(node: Node) -> None:
+    pod = await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    async with node.attestor(contents) as attestor:
+        found = await facts(attestor, first_process(main))
+        seen = attestor._seen.pods[pod.sandbox]
+        assert (seen.missed, seen.differs(contents)) == ("", ())
+        assert found.values("cri:pod-digest") == {contents.digest}
+        assert found.values("cri:container-name") == {"main"}
+        assert found.values("cri:image-config") == {node.runtime.image}
+        assert not found.unknown
+        # Another pod of the same manifest has another UID and name, and is the same.
+        again = await node.runtime.pod("web-2")
+        other = await node.runtime.container(again)
+        assert (await facts(attestor, first_process(other))).selectors == found.selectors
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"args": ["--write-the-key-out"]},
+        {"command": ["/pause", "-x"]},
+        {"envs": [{"key": "MODE", "value": "debug"}]},
+        {"envs": []},
+        {"mounts": [{"container_path": "/x", "host_path": "/etc"}]},
+        {"mounts": [{"container_path": "/etc/hosts", "host_path": "/etc/hosts"}]},
+        {"working_dir": "/tmp"},
+        {"security": {"privileged": True}},
+        {"security": {"run_as_user": {"value": 7}}},
+        {"security": {"readonly_rootfs": True}},
+        {"security": {"namespace_options": {"network": 2, "pid": 2}}},
+        {"annotations": {"run.oci.hooks": "x"}},
+    ],
+    ids=lambda change: str(next(iter(change.items())))[:40],
+)
+async def test_a_container_that_differs_in_anything(node: Node, change: dict[str, Any]) -> None:
+    pod = await node.runtime.pod()
+    await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    privileged = change.get("security", {}).get("privileged", False)
+    another = await node.runtime.pod(privileged=privileged)
+    changed = await node.runtime.container(another, **change)
+    async with node.attestor(contents) as attestor:
+        found = await facts(attestor, first_process(changed))
+        annotated = "annotations" in change  # containerd passes none of the pod's own to runc
+        assert found.values("cri:pod-digest") == ({contents.digest} if annotated else frozenset())
+
+
+async def test_a_container_that_is_not_listed_takes_the_identity_for_good(node: Node) -> None:
+    pod = await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    async with node.attestor(contents) as attestor:
+        pid = first_process(main)
+        assert (await facts(attestor, pid)).values("cri:pod-digest")
+        told = asyncio.Event()
+        attestor.listen(told.set)
+        sidecar = await node.runtime.container(pod, "sidecar", args=["--read-the-key"])
+        async with asyncio.timeout(5):
+            await told.wait()
+        assert not (await facts(attestor, pid)).values("cri:pod-digest")
+        await node.runtime.remove(sidecar)
+        await attestor._look(not_before=0)
+        assert not (await facts(attestor, pid)).values("cri:pod-digest")
+    async with node.attestor(contents, ago=0) as restarted:
+        assert not (await facts(restarted, pid)).values("cri:pod-digest")
+
+
+async def test_an_agent_that_restarts_remembers_and_one_without_memory_refuses(node: Node) -> None:
+    pod = await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    async with node.attestor(contents, ago=0) as restarted:
+        assert (await facts(restarted, first_process(main))).values("cri:pod-digest")
+    (node.folder / "seen.json").unlink()
+    async with node.attestor(contents, ago=0) as forgetful:
+        found = await facts(forgetful, first_process(main))
+        assert found.values("cri:container-digest")
+        assert not found.values("cri:pod-digest")
+
+
+async def test_an_attempt_that_was_never_seen(node: Node) -> None:
+    pod = await node.runtime.pod()
+    await node.runtime.remove(await node.runtime.container(pod))
+    main = await node.runtime.container(pod, attempt=1)
+    contents = await node.contents(pod)
+    async with node.attestor(contents) as attestor:
+        assert not (await facts(attestor, first_process(main))).values("cri:pod-digest")
+
+
+async def test_a_process_that_moved_itself_into_the_control_group(node: Node) -> None:
+    """As a root pod can that mounts the control groups' file system writable."""
+    pod = await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    groups = [str(top / "kubepods" / "burstable" / f"pod{pod.uid}" / main) for top in hierarchies()]
+    join = 'for g; do echo $$ > "$g/cgroup.procs" || exit 9; done; echo joined; exec sleep 60'
+    async with (
+        node.attestor(contents) as attestor,
+        running(["/bin/sh", "-c", join, "sh", *groups]) as process,
+    ):
+        await process.line("joined")
+        found = await facts(attestor, process.pid)
+        assert not found.selectors
+        for kind in ("cri:pod-digest", "k8s:sa"):
+            why = found.why_unknown(kind)
+            assert why is not None
+            assert why.reason == "cri_other_namespaces"
+        assert (await facts(attestor, first_process(main))).values("cri:pod-digest")
+
+
+async def test_unmeasured_content_must_be_listed(node: Node) -> None:
+    pod = await node.runtime.pod()
+    mounts = [{"container_path": "/data", "host_path": "/etc"}]
+    main = await node.runtime.container(pod, mounts=mounts)
+    bare = await node.contents(pod)
+    listed = bare.model_copy(update={"unmeasured": ('host "/etc"',)})
+    assert listed.digest != bare.digest
+    async with node.attestor(bare, listed) as attestor:
+        found = await facts(attestor, first_process(main))
+        assert found.values("cri:pod-digest") == {listed.digest}
+
+
+async def test_a_runtime_that_does_not_answer_changes_nothing(node: Node) -> None:
+    pod = await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    pid = first_process(main)
+    contents = await node.contents(pod)
+    async with node.attestor(contents) as attestor:
+        assert (await facts(attestor, pid)).values("cri:pod-digest")
+        attestor._runtime._socket = "/nowhere"
+        async with Runtime("/nowhere") as nobody:
+            attestor._runtime = nobody
+            await attestor._look(not_before=0)
+            assert "cri_unavailable" in str(attestor._error and attestor._error.reason)
+            assert attestor.notices()
+            assert (await facts(attestor, pid)).values("cri:pod-digest")
+
+
+async def test_a_process_in_no_pod_has_no_fact(node: Node) -> None:
+    async with node.attestor() as attestor:
+        assert await facts(attestor, os.getpid()) == await facts(attestor, os.getpid())
+        assert not (await facts(attestor, os.getpid())).unknown

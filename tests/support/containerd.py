@@ -1,0 +1,234 @@
+"""A real containerd of a test's own, and the calls by which a kubelet makes pods in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from grpc_tools import protoc
+
+from tests.support import need
+from tests.support.process import running
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+HOST_NETWORK = {"network": 2}
+PAUSE = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
+
+
+class Messages:
+    """The messages of tests/support/cri/runtime.proto, in a pool of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        made = folder / "runtime.pb"
+        source = need.ROOT / "tests" / "support" / "cri"
+        assert (
+            protoc.main(["", f"-I{source}", f"--descriptor_set_out={made}", "runtime.proto"]) == 0
+        )
+        self._pool = descriptor_pool.DescriptorPool()
+        for file in descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()).file:
+            self._pool.Add(file)
+
+    def __getattr__(self, name: str) -> Any:
+        found = self._pool.FindMessageTypeByName(f"runtime.v1.{name}")
+        return message_factory.GetMessageClass(found)
+
+
+@dataclass
+class RuntimePod:
+    """A sandbox, and what it was made of."""
+
+    uid: str
+    sandbox: str
+    config: dict[str, Any]
+
+
+class Containerd:
+    """A running containerd."""
+
+    def __init__(self, folder: Path, channel: grpc.aio.Channel) -> None:
+        self.folder = folder
+        self.socket = str(folder / "containerd.sock")
+        self.directories = (str(folder / "root"), str(folder / "state"))
+        self.image = ""
+        self._channel = channel
+        self._messages = Messages(folder)
+        self._pods: list[RuntimePod] = []
+
+    async def _call(self, method: str, request: Any, response: str) -> Any:
+        call: Any = self._channel.unary_unary(
+            f"/runtime.v1.RuntimeService/{method}",
+            request_serializer=lambda message: message.SerializeToString(),
+            response_deserializer=getattr(self._messages, response).FromString,
+        )
+        return await call(request, timeout=30)
+
+    async def pod(self, name: str = "web-1", *, privileged: bool = False) -> RuntimePod:
+        """A sandbox as the kubelet makes one."""
+        security = {"namespace_options": HOST_NETWORK, "privileged": privileged}
+        uid = str(uuid.uuid4())
+        config = {
+            "metadata": {"name": name, "uid": uid, "namespace": "shop"},
+            "log_directory": str(self.folder),
+            "linux": {
+                "cgroup_parent": f"/kubepods/burstable/pod{uid}",
+                "security_context": security,
+            },
+        }
+        request = self._messages.RunPodSandboxRequest(config=config)
+        made = await self._call("RunPodSandbox", request, "RunPodSandboxResponse")
+        pod = RuntimePod(uid=uid, sandbox=made.pod_sandbox_id, config=config)
+        self._pods.append(pod)
+        return pod
+
+    async def container(
+        self, pod: RuntimePod, name: str = "main", *, attempt: int = 0, **changes: Any
+    ) -> str:
+        """A running container; its ID."""
+        security = {"namespace_options": {**HOST_NETWORK, "pid": 1}}
+        security |= changes.pop("security", {})
+        config = {
+            "metadata": {"name": name, "attempt": attempt},
+            "image": {"image": "localhost/pause:1"},
+            "args": ["--serve"],
+            "envs": [{"key": "MODE", "value": "production"}],
+            "log_path": f"{name}.log",
+            "linux": {"security_context": security},
+            **changes,
+        }
+        request = self._messages.CreateContainerRequest(
+            pod_sandbox_id=pod.sandbox, config=config, sandbox_config=pod.config
+        )
+        made = await self._call("CreateContainer", request, "CreateContainerResponse")
+        await self._call(
+            "StartContainer",
+            self._messages.ContainerRequest(container_id=made.container_id),
+            "Empty",
+        )
+        return str(made.container_id)
+
+    async def remove(self, identifier: str) -> None:
+        """Stop and remove a container."""
+        request = self._messages.ContainerRequest(container_id=identifier)
+        await self._call("StopContainer", request, "Empty")
+        await self._call("RemoveContainer", request, "Empty")
+
+    async def remove_pod(self, pod: RuntimePod) -> None:
+        """Stop and remove a sandbox."""
+        request = self._messages.SandboxRequest(pod_sandbox_id=pod.sandbox)
+        await self._call("StopPodSandbox", request, "Empty")
+        await self._call("RemovePodSandbox", request, "Empty")
+        self._pods.remove(pod)
+        for group in Path("/sys/fs/cgroup").glob(f"**/kubepods/burstable/pod{pod.uid}"):
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+    async def close(self) -> None:
+        """Remove every pod."""
+        for pod in list(self._pods):
+            await self.remove_pod(pod)
+
+
+def first_process(container: str) -> int:
+    """The pid of the process whose control group is this container's."""
+    for status in Path("/proc").glob("[0-9]*/cgroup"):
+        with contextlib.suppress(OSError):
+            if container in status.read_text():
+                return int(status.parent.name)
+    raise AssertionError(f"no process in container {container}")
+
+
+@contextlib.asynccontextmanager
+async def containerd(folder: Path) -> AsyncIterator[Containerd]:
+    """A containerd with the image ``localhost/pause:1``."""
+    program, ctr, gcc = need.tool("containerd"), need.tool("ctr"), need.tool("gcc")
+    need.tool("runc")
+    config = folder / "containerd.toml"
+    config.write_text(CONFIGURATION.format(folder=folder))
+    (folder / "cni").mkdir()
+    async with running([program, "-c", str(config)]):
+        archive = folder / "image.tar"
+        binary = folder / "pause"
+        source = folder / "pause.c"
+        source.write_text(PAUSE)
+        subprocess.run([gcc, "-static", "-o", binary, source], check=True)  # noqa: ASYNC221
+        image = _image(archive, binary.read_bytes())
+        importing = [ctr, "-a", str(folder / "containerd.sock"), "-n", "k8s.io", "images", "import"]
+        async with asyncio.timeout(30):
+            while subprocess.run([*importing, archive], capture_output=True).returncode:  # noqa: ASYNC221, PLW1510
+                await asyncio.sleep(0.1)
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(
+            f"unix:{folder / 'containerd.sock'}", options=options
+        ) as channel:
+            made = Containerd(folder, channel)
+            made.image = image
+            try:
+                yield made
+            finally:
+                await made.close()
+    shutil.rmtree(folder / "root", ignore_errors=True)
+
+
+CONFIGURATION = """
+version = 2
+root = "{folder}/root"
+state = "{folder}/state"
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.tracing.processor.v1.otlp"]
+[grpc]
+  address = "{folder}/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "localhost/pause:1"
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "native"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{folder}/cni"
+"""
+
+
+def _image(archive: Path, binary: bytes) -> str:
+    """Write an archive with one image; its configuration's digest."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        entry = tarfile.TarInfo("pause")
+        entry.size, entry.mode = len(binary), 0o755
+        tar.addfile(entry, io.BytesIO(binary))
+    digest = hashlib.sha256(layer.getvalue()).hexdigest()
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Entrypoint": ["/pause"], "Env": ["PATH=/bin"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
+        }
+    ).encode()
+    name = hashlib.sha256(config).hexdigest()
+    manifest = json.dumps(
+        [{"Config": f"{name}.json", "RepoTags": ["localhost/pause:1"], "Layers": ["layer.tar"]}]
+    ).encode()
+    with tarfile.open(archive, "w") as tar:
+        for member, content in (
+            (f"{name}.json", config),
+            ("layer.tar", layer.getvalue()),
+            ("manifest.json", manifest),
+        ):
+            entry = tarfile.TarInfo(member)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return f"sha256:{name}"
