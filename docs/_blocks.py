@@ -32,6 +32,8 @@ _LABELS: Final = {"WorkloadSection": "a socket of its own", "WorkloadRule": "a r
 _HOMES: Final = {"VerificationSection": "verification"}
 """Large blocks that a file may have in several places, and the place where they are explained."""
 EXAMPLES: Final[Mapping[str, Any]] = {
+    "cri.pods.sandbox": "sha256:" + "1" * 64,
+    "cri.pods.containers": ["sha256:" + "2" * 64],
     "trust_domain": "example.org",
     "run_dir": "/run/attested-sds",
     "addresses": ["ca.example.org:8443"],

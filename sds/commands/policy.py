@@ -27,6 +27,7 @@ from sds.commands.policy_keys import (
     verify,
     write,
 )
+from sds.commands.policy_pod import pod
 from sds.errors import ConfigurationError, IdentityError
 from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy import cases, explanation
@@ -57,6 +58,7 @@ policy.add_command(keygen)
 policy.add_command(sign)
 policy.add_command(verify)
 policy.add_command(import_)
+policy.add_command(pod)
 
 
 @policy.command("new")

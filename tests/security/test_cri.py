@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from sds.clock import SystemClock
 from sds.workload.cri.attestor import CriAttestor
@@ -23,7 +24,7 @@ from tests.support.cgroups import hierarchies
 from tests.support.containerd import Containerd, RuntimePod, containerd, first_process
 from tests.support.front_door import until
 from tests.support.node import short_folder
-from tests.support.process import running
+from tests.support.process import output, running, sds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -231,3 +232,50 @@ async def test_a_process_in_no_pod_has_no_fact(node: Node) -> None:
     async with node.attestor() as attestor:
         assert await facts(attestor, os.getpid()) == await facts(attestor, os.getpid())
         assert not (await facts(attestor, os.getpid())).unknown
+
+
+MANIFEST = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web-1, namespace: shop}
+spec:
+  containers:
+    - name: main
+      image: localhost/pause:1
+      args: [--serve]
+      env: [{name: MODE, value: production}]
+"""
+
+
+async def test_the_list_of_a_pod_from_its_manifest_and_a_reference_pod(node: Node) -> None:
+    pod = await node.runtime.pod()
+    await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    manifest = node.folder / "pod.yaml"
+    manifest.write_text(MANIFEST)
+    directories = [f"--runtime-directory={each}" for each in node.runtime.directories]
+    command = sds(
+        *("policy", "pod", str(manifest), "--uid", pod.uid, "--socket", node.runtime.socket),
+        *directories,
+    )
+    code, said, errors = await output([*command, "--lines"])
+    assert code == 0, errors
+    assert contents.digest in said
+    assert '#   arg "--serve"' in said
+    (listed,) = yaml.safe_load(said)
+    assert PodContents.model_validate(listed).digest == contents.digest
+    sidecar = await node.runtime.container(pod, "sidecar")
+    code, _, errors = await output(command)
+    assert code != 0
+    assert "container sidecar is not in it" in errors
+    await node.runtime.remove(sidecar)
+    for before, after, why in (
+        ("[--serve]", "[--other]", "the manifest says"),
+        ("value: production", "value: debug", "the variable MODE is not 'debug'"),
+        ("name: main", "name: other", "container other has not started"),
+        ("kind: Pod", "kind: Deployment", "has 0 Pods, not one"),
+    ):
+        manifest.write_text(MANIFEST.replace(before, after))
+        code, _, errors = await output(command)
+        assert code != 0
+        assert why in errors

@@ -98,7 +98,11 @@ class Containerd:
         self, pod: RuntimePod, name: str = "main", *, attempt: int = 0, **changes: Any
     ) -> str:
         """A running container; its ID."""
-        security = {"namespace_options": {**HOST_NETWORK, "pid": 1}}
+        security = {
+            "namespace_options": {**HOST_NETWORK, "pid": 1},
+            "masked_paths": ["/proc/acpi", "/proc/kcore"],
+            "readonly_paths": ["/proc/sys"],
+        }
         security |= changes.pop("security", {})
         config = {
             "metadata": {"name": name, "attempt": attempt},

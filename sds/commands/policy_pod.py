@@ -1,0 +1,125 @@
+"""``sds policy pod``: the list of what a pod consists of, for rules on ``cri:pod-digest``.
+
+Owns the command. It looks at a reference pod that runs on a node of yours, by the runtime's word
+and in the agent's own canonical form, and compares it with the manifest that it should come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from sds.errors import ConfigurationError
+from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
+from sds.workload.cri.manifest import differences
+from sds.workload.cri.runtime import Runtime
+from sds.workload.cri.settings import CriSettings, PodContents
+
+if TYPE_CHECKING:
+    from sds.workload.cri.runtime import Listed
+
+DEFAULTS = CriSettings()
+
+
+@click.command("pod")
+@click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--uid", required=True, help="UID of the reference pod (metadata.uid).")
+@click.option(
+    "--socket",
+    default=DEFAULTS.socket,
+    show_default=True,
+    help="The runtime's CRI socket on the node where that pod runs.",
+)
+@click.option(
+    "--runtime-directory",
+    "directories",
+    multiple=True,
+    default=DEFAULTS.runtime_directories,
+    help="The runtime's root and state, if they are unusual: as node.cri.runtime_directories.",
+)
+@click.option("--lines", is_flag=True, help="Show each container's canonical lines too.")
+def pod(
+    manifest: Path, uid: str, socket: str, *, directories: tuple[str, ...], lines: bool
+) -> None:
+    """List what a pod consists of, for the rule cri:pod-digest.
+
+    MANIFEST is the Pod's YAML as the API server admitted it (sidecars included). A reference pod of
+    it must run on this node; each of its containers must have been started. What the runtime says
+    of the pod is compared with the manifest: the containers, their commands, arguments,
+    environment, users and privileges. The answer goes under node.cri.pods of the agent's
+    configuration.
+    """
+    document = _pod_of(manifest)
+    name = str(document["metadata"].get("name") or document["metadata"].get("generateName", ""))
+    sandbox, found = asyncio.run(_observe(socket, uid, directories))
+    wrong = differences(document["spec"], {key: one.lines for key, one in found.items()})
+    if wrong:
+        raise ConfigurationError(
+            f"the pod {uid} is not what {manifest} says: " + "; ".join(wrong),
+            advice="start a fresh pod of this manifest, and wait until every container has started",
+        )
+    unmeasured = sorted(sandbox.unmeasured.union(*(one.unmeasured for one in found.values())))
+    contents = PodContents(
+        name=name,
+        sandbox=sandbox.digest,
+        containers=tuple(sorted({one.digest for one in found.values()})),
+        unmeasured=tuple(unmeasured),
+    )
+    if lines:
+        for title, one in (("sandbox", sandbox), *sorted(found.items())):
+            click.echo(f"# {title} {one.digest}")
+            click.echo("".join(f"#   {line}\n" for line in one.lines), nl=False)
+    click.echo(f'# match: {{"cri:pod-digest": "{contents.digest}"}}')
+    click.echo(yaml.safe_dump([contents.model_dump(mode="json")], sort_keys=False), nl=False)
+
+
+def _pod_of(manifest: Path) -> dict[str, Any]:
+    try:
+        documents = [each for each in yaml.safe_load_all(manifest.read_text()) if each]
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"{manifest} cannot be read: {error}") from error
+    pods = [each for each in documents if isinstance(each, dict) and each.get("kind") == "Pod"]
+    if len(pods) != 1 or not all(
+        isinstance(pods[0].get(key), dict) for key in ("metadata", "spec")
+    ):
+        raise ConfigurationError(
+            f"{manifest} has {len(pods)} Pods, not one",
+            advice="write the pod as admission changed it: kubectl get pod NAME -o yaml",
+        )
+    return pods[0]
+
+
+async def _observe(
+    socket: str, uid: str, directories: tuple[str, ...]
+) -> tuple[CanonicalContainer, dict[str, CanonicalContainer]]:
+    """The sandbox and the containers of a pod, by name, as the runtime tells them."""
+    async with Runtime(socket) as runtime:
+        for identifier in await runtime.sandboxes():
+            said = await runtime.sandbox(identifier)
+            if said.pod_uid == uid:
+                break
+        else:
+            raise ConfigurationError(f"the runtime at {socket} has no pod with the UID {uid}")
+        first = Surroundings(pod_uid=uid, sandbox_id=identifier, sandbox_pid=0, runtime=directories)
+        around = dataclasses.replace(first, sandbox_pid=said.pid)
+        sandbox = canonical("", said.image, said.spec, first, container_id=identifier)
+        found: dict[str, CanonicalContainer] = {}
+        for each in _newest(await runtime.containers(), identifier):
+            about = await runtime.container(each.id)
+            found[each.name] = canonical(
+                each.name, each.image, about.spec, around, container_id=each.id
+            )
+        return sandbox, found
+
+
+def _newest(listed: tuple[Listed, ...], sandbox: str) -> tuple[Listed, ...]:
+    newest: dict[str, Listed] = {}
+    for each in sorted(listed, key=lambda one: one.attempt):
+        if each.sandbox_id == sandbox:
+            newest[each.name] = each
+    return tuple(newest.values())
