@@ -2,4 +2,4 @@
 
 import os
 
-collect_ignore_glob = [] if os.environ.get("SDS_REFEREES") else ["test_*.py"]
+collect_ignore_glob = [] if os.environ.get("SDS_REFEREES") == "yes" else ["test_*.py"]
