@@ -36,7 +36,7 @@ _MOST_MISSED: Final = 64
 """Key IDs that are remembered as asked for; a cluster has two or three."""
 
 
-class ApiServer(Protocol):
+class KeySetServer(Protocol):
     """Gives the document."""
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
@@ -48,7 +48,7 @@ class ApiServer(Protocol):
         ...
 
 
-def key_reader(file: Path | None, api: ApiServer) -> Callable[[], Awaitable[bytes]]:
+def key_reader(file: Path | None, api: KeySetServer) -> Callable[[], Awaitable[bytes]]:
     """Reads the key set: from ``file``, or from the API server where there is none."""
 
     async def read() -> bytes:
