@@ -74,7 +74,7 @@ class InForce:
     """
 
     amd: tuple[RevocationList, ...] = ()
-    amd_error: EvidenceError | None = None
+    amd_error: EvidenceError | None = field(default=None, compare=False)
     intel: Material = field(default_factory=Material)
 
     @property

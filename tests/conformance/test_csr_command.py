@@ -15,6 +15,7 @@ from sds.cli import main
 from sds.exchange.challenge import attested_csr_report_data, new_nonce
 from sds.identity import KeyType
 from sds.pki import certificate_pem, generate_private_key, private_key_pem, spki_sha256
+from tests.support.intel import Intel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,6 +89,36 @@ def test_collected_now(site: Path, machine: SimulatedMachine) -> None:
     (site / "values.yaml").write_text(yaml.safe_dump({"measurements": ["00" * 48]}))
     bad = sds(*check, "--nonce", nonce.hex(), "--reference-values", site / "values.yaml")
     assert bad.exit_code == 1
+
+
+def test_a_tdx_quote_needs_its_collateral(site: Path) -> None:
+    intel, nonce, key = Intel(), new_nonce(), site / "key.pem"
+    wanted = sds("csr", "report-data", "--key", key, "--nonce", nonce.hex())
+    module = bytes([5, 1] + [5] * 14)
+    quote = intel.quote(tee_tcb_svn=module, fields={520: bytes.fromhex(wanted.output)})
+    (site / "quote").write_bytes(quote)
+    (site / "intel.pem").write_bytes(certificate_pem([intel.root_der]))
+    made = sds(
+        *("csr", "new", "--key", key, "--spiffe-id", NAME, "--kind", "tdx"),
+        *("--report", site / "quote", "--out", site / "csr.der"),
+    )
+    assert made.exit_code == 0, made.output
+    check = (
+        *("csr", "verify", site / "csr.der", "--nonce", nonce.hex()),
+        *("--trusted-root", site / "intel.pem", "--at", "2026-06-01T00:00:00Z"),
+    )
+    without = sds(*check, "--output", "json")
+    assert json.loads(without.stdout)["reason"] == "collateral_missing"
+    folder = intel.collateral(site / "collateral")
+    good = sds(*check, "--collateral", folder)
+    assert good.exit_code == 0, good.output
+    revoked = site / "revoked.crl"
+    serial = intel.pck.serial_number
+    revoked.write_bytes(intel.crl(intel.ca, intel.ca_key, serial, number=2))
+    bad = sds(*check, "--collateral", folder, "--crl", revoked, "--output", "json")
+    assert json.loads(bad.stdout)["reason"] == "certificate_revoked"
+    revoked.write_bytes(revoked.read_bytes()[:-3])
+    assert sds(*check, "--collateral", folder, "--crl", revoked).exit_code == 2
 
 
 @pytest.mark.parametrize(

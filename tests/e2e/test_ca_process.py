@@ -26,6 +26,7 @@ from sds.exchange.item import IssuedChain
 from sds.pki import certificate_pem, verify_svid_chain
 from tests.support import need
 from tests.support.authority import wish
+from tests.support.machines import crl
 from tests.support.policies import Signatory, document, sign
 from tests.support.process import Process, output, running, sds
 
@@ -170,6 +171,32 @@ async def test_another_chip_another_measurement_and_another_authority(site: Site
         async with client(number, measurement=NODE) as authority:
             with pytest.raises(errors.EvidenceError):
                 await issue_one(authority)
+
+
+async def test_hangup_reads_revocation_lists_again_and_ends_nothing(site: Site) -> None:
+    """Without a policy too: SIGHUP is no reason to end."""
+    now = SystemClock().now().wall
+    path = site.path / "amd.crl"
+    path.write_bytes(crl(chips(), now=now))
+    verification = {"trusted_roots": [str(site.ark)], "revocation_lists": [str(path)]}
+    async with site.authority(verification=verification) as process:
+        async with client(await port(process)) as authority:
+            await issue_one(authority)
+            process.signal(signal.SIGHUP)
+            await issue_one(authority)
+            path.write_bytes(crl(chips(), 0x10001, now=now, number=2))
+            process.signal(signal.SIGHUP)
+            await process.line("revocation lists and collateral were read again")
+            with pytest.raises(errors.AuthorityError) as refused_:
+                await issue_one(authority)
+            assert "certificate_revoked" in str(refused_.value)
+            path.write_bytes(b"damaged")
+            process.signal(signal.SIGHUP)
+            await process.line(r"cannot be used.*amd\.crl")
+        assert await process.terminate(seconds=4) == 0
+    async with site.authority(verification=verification) as process:
+        assert await process.wait() == 2
+        assert "amd.crl" in process.text
 
 
 async def test_an_authority_below_an_authority(site: Site) -> None:

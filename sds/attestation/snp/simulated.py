@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, Self
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -345,7 +346,7 @@ class SimulatedMachine:
                 vcek_key=_elliptic(key),
                 certificates=tuple(base64.b64decode(der) for der in fields["certificates"]),
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError, UnsupportedAlgorithm):
             # Without the cause: its text could show what was read, the key among it.
             raise EvidenceError(
                 "the descriptor holds no simulated machine",

@@ -33,8 +33,8 @@ class Material:
 
     collateral: Collateral | None = field(default=None, repr=False)
     lists: tuple[RevocationList, ...] = field(default=(), repr=False)
-    collateral_error: EvidenceError | None = None
-    lists_error: EvidenceError | None = None
+    collateral_error: EvidenceError | None = field(default=None, compare=False)
+    lists_error: EvidenceError | None = field(default=None, compare=False)
 
     @property
     def nothing(self) -> bool:

@@ -1,0 +1,302 @@
+"""Every parser of data from outside, in one list that a test holds complete.
+
+Each room adds its parsers to :data:`PARSERS` and its package to :data:`ROOMS`. A public function
+whose first argument is ``bytes`` is a parser, unless :data:`NOT_PARSERS` says why it is none.
+``tests/property/test_parsers.py`` holds for each that only our errors come out, and that its cost
+is in proportion to its input.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sds.attestation import foreign, kinds, pem, revocation
+from sds.attestation.csr import make_attested_csr, parse_attested_csr
+from sds.attestation.kubernetes.token import JwksKeys
+from sds.attestation.snp.certificate import Certificate, split_signed
+from sds.attestation.snp.certificate_table import parse_certificate_table
+from sds.attestation.snp.chain import amd_certificates
+from sds.attestation.snp.kind import is_amd_root
+from sds.attestation.snp.leaf import read_leaf
+from sds.attestation.snp.report import Report
+from sds.attestation.snp.revocation import read_amd_list
+from sds.attestation.snp.simulated import SimulatedMachine
+from sds.attestation.tdx.chain import PCK_CHAIN, link_chain, read_intel_list, root_digest
+from sds.attestation.tdx.collateral import signed_document
+from sds.attestation.tdx.quote import parse_quote
+from sds.attestation.tdx.tcb import SignedDocument, read_enclave_identity, read_tcb_info
+from sds.errors import SdsError
+from sds.identity import Identity, KeyType, SpiffeId
+from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, roots
+from sds.pki.pem import der_blocks, pem_blocks
+from tests.support.intel import Intel, qe_identity, tcb_info
+from tests.support.machines import crl, simulated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
+
+ROOMS: Final = ("sds/attestation", "sds/pki")
+"""Packages whose parsers are all in the list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parser:
+    """A parser of data from outside.
+
+    Attributes:
+        name: ``package.module:function``, or ``package.module:Class.method``.
+        parse: calls it.
+        samples: makes inputs that it accepts, or nearly: tests change them.
+        errors: what may come out.
+    """
+
+    name: str
+    parse: Callable[[bytes], object]
+    samples: Callable[[], Sequence[bytes]] = field(default=lambda: ())
+    errors: tuple[type[Exception], ...] = (SdsError,)
+
+
+NOT_PARSERS: Final = {
+    "sds.attestation.evidence:report_data": "hashes what we made",
+    "sds.attestation.foreign:is_sgx_quote": "looks at eight bytes of a header",
+    "sds.attestation.foreign:describe_td_report": "cuts what parse_hcl laid out",
+    "sds.attestation.foreign:describe_sgx_quote": "cuts what is_sgx_quote measured",
+    "sds.attestation.snp.leaf:describe_components": "writes eight bytes for people",
+    "sds.attestation.snp.simulated:SimulatedMachine.evidence": "makes a report",
+    "sds.attestation.snp.simulated:SimulatedMachine.report": "makes a report",
+    "sds.attestation.snp.simulated:SimulatedMachine.body": "makes a report",
+    "sds.attestation.snp.simulated:SimulatedMachine.sign": "makes a signature",
+    "sds.attestation.tdx.tcb:same_under_mask": "compares bits",
+    "sds.pki.der:from_octets": "writes",
+    "sds.pki.der:from_whole_bytes": "writes",
+}
+"""Functions that take bytes first and parse nothing from outside, and why."""
+
+
+@functools.cache
+def _intel() -> Intel:
+    return Intel()
+
+
+def _attested_csr() -> Sequence[bytes]:
+    key = keys.generate_private_key(KeyType.EC_P256)
+    identity = Identity(
+        spiffe_id=SpiffeId.parse("spiffe://example.org/a"), key_type=KeyType.EC_P256
+    )
+    evidence = simulated().machine().evidence(bytes(64))
+    return (make_attested_csr(key, identity, evidence), keys.make_csr(key, identity))
+
+
+def _pem() -> Sequence[bytes]:
+    return (certificate_pem([simulated().ark_der]),)
+
+
+def _lists() -> Sequence[bytes]:
+    intel = _intel()
+    return (crl(simulated(), 7), intel.crl(intel.ca, intel.ca_key, 5, 6))
+
+
+def _documents() -> Sequence[bytes]:
+    tail = b',"signature":"' + b"00" * 64 + b'"}'
+    return (
+        b'{"tcbInfo":' + json.dumps(tcb_info()).encode() + tail,
+        b'{"enclaveIdentity":' + json.dumps(qe_identity()).encode() + tail,
+    )
+
+
+def _document(raw: bytes) -> SignedDocument:
+    """Any JSON object, as a document whose signature held."""
+    try:
+        found = json.loads(raw)
+    except (ValueError, RecursionError):
+        found = None
+    return SignedDocument(found if isinstance(found, dict) else {})
+
+
+def _quotes() -> Sequence[bytes]:
+    intel = _intel()
+    return (intel.quote(), intel.quote(version=5), intel.quote(version=5, body_type=4))
+
+
+def _hcl() -> Sequence[bytes]:
+    runtime = b'{"keys":[]}'
+    sizes = b"".join(
+        number.to_bytes(4, "little") for number in (20 + len(runtime), 1, 2, 1, len(runtime))
+    )
+    return (b"HCLA" + bytes(28) + simulated().machine().report(bytes(64)) + sizes + runtime,)
+
+
+def _token(raw: bytes) -> object:
+    made = JwksKeys()
+    made.replace(raw)
+    return made
+
+
+def _elements() -> Sequence[bytes]:
+    return (simulated().ark_der, der.from_integer(7), der.from_object_identifier("1.2.3"))
+
+
+def _low(name: str, parse: Callable[[bytes], object]) -> Parser:
+    return Parser(name=f"sds.pki.der:{name}", parse=parse, samples=_elements, errors=(ValueError,))
+
+
+PARSERS: Final[list[Parser]] = [
+    Parser(
+        name="sds.attestation.csr:parse_attested_csr",
+        parse=parse_attested_csr,
+        samples=_attested_csr,
+    ),
+    Parser(name="sds.attestation.foreign:parse_hcl", parse=foreign.parse_hcl, samples=_hcl),
+    Parser(name="sds.attestation.kinds:kind_of", parse=kinds.kind_of, samples=_quotes),
+    Parser(
+        name="sds.attestation.kinds:describe",
+        parse=kinds.describe,
+        samples=lambda: (*_quotes(), *_hcl(), simulated().machine().report(bytes(64))),
+    ),
+    Parser(
+        name="sds.attestation.kubernetes.token:JwksKeys.replace",
+        parse=_token,
+        samples=lambda: (
+            b'{"keys":[{"kty":"RSA","kid":"a","alg":"RS256","n":"AQAB","e":"AQAB"}]}',
+        ),
+    ),
+    Parser(
+        name="sds.attestation.pem:der_certificates",
+        parse=lambda raw: pem.der_certificates(raw, what="x"),
+        samples=_pem,
+    ),
+    Parser(
+        name="sds.attestation.pem:der_revocation_lists",
+        parse=lambda raw: pem.der_revocation_lists(raw, what="x"),
+        samples=_pem,
+    ),
+    Parser(
+        name="sds.attestation.revocation:read_revocation_list",
+        parse=revocation.read_revocation_list,
+        samples=_lists,
+    ),
+    Parser(
+        name="sds.attestation.snp.certificate:Certificate.parse",
+        parse=Certificate.parse,
+        samples=lambda: simulated().machine().certificates,
+    ),
+    Parser(
+        name="sds.attestation.snp.certificate:split_signed",
+        parse=split_signed,
+        samples=lambda: simulated().machine().certificates,
+        errors=(ValueError,),
+    ),
+    Parser(
+        name="sds.attestation.snp.certificate_table:parse_certificate_table",
+        parse=parse_certificate_table,
+        samples=lambda: (bytes(16) + b"\1" * 16 + b"\x30\0\0\0\4\0\0\0" + bytes(24),),
+    ),
+    Parser(
+        name="sds.attestation.snp.kind:is_amd_root",
+        parse=is_amd_root,
+        samples=lambda: (simulated().ark_der,),
+    ),
+    Parser(
+        name="sds.attestation.snp.leaf:read_leaf",
+        parse=read_leaf,
+        samples=lambda: (simulated().machine().certificates[0],),
+    ),
+    Parser(
+        name="sds.attestation.snp.report:Report.parse",
+        parse=Report.parse,
+        samples=lambda: (simulated().machine().report(bytes(64)),),
+    ),
+    Parser(
+        name="sds.attestation.snp.revocation:read_amd_list",
+        parse=lambda raw: read_amd_list(raw, issuers=amd_certificates()),
+        samples=_lists,
+    ),
+    Parser(
+        name="sds.attestation.snp.simulated:SimulatedMachine.from_bytes",
+        parse=SimulatedMachine.from_bytes,
+        samples=lambda: (simulated().machine().to_bytes(),),
+    ),
+    Parser(
+        name="sds.attestation.tdx.chain:link_chain",
+        parse=lambda raw: link_chain(raw, names=PCK_CHAIN, trusted=(), what="x"),
+        samples=lambda: (parse_quote(_intel().quote()).pck_chain,),
+    ),
+    Parser(
+        name="sds.attestation.tdx.chain:read_intel_list",
+        parse=lambda raw: read_intel_list(raw, roots=[_intel().root_der]),
+        samples=_lists,
+    ),
+    Parser(
+        name="sds.attestation.tdx.chain:root_digest",
+        parse=root_digest,
+        samples=lambda: (_intel().root_der,),
+    ),
+    Parser(
+        name="sds.attestation.tdx.collateral:signed_document",
+        parse=lambda raw: signed_document(raw, key=KEY, expected="tcbInfo", now=NOW),
+        samples=_documents,
+    ),
+    Parser(
+        name="sds.attestation.tdx.quote:parse_quote",
+        parse=parse_quote,
+        samples=_quotes,
+    ),
+    Parser(
+        name="sds.attestation.tdx.tcb:read_tcb_info",
+        parse=lambda raw: read_tcb_info(_document(raw)),
+        samples=lambda: (json.dumps(tcb_info()).encode(),),
+    ),
+    Parser(
+        name="sds.attestation.tdx.tcb:read_enclave_identity",
+        parse=lambda raw: read_enclave_identity(_document(raw)),
+        samples=lambda: (json.dumps(qe_identity()).encode(),),
+    ),
+    Parser(
+        name="sds.pki.chain:load_certificate",
+        parse=chain.load_certificate,
+        samples=lambda: (_intel().root_der, simulated().ark_der),
+    ),
+    _low("all_elements", der.all_elements),
+    _low("content_of", lambda raw: der.content_of(raw, der.SEQUENCE)),
+    _low("elements", der.elements),
+    _low("integer", der.integer),
+    _low("object_identifier", der.object_identifier),
+    _low("ia5_string", der.ia5_string),
+    _low("whole_bytes", der.whole_bytes),
+    _low("moment", der.moment),
+    Parser(
+        name="sds.pki.encoding:certificates_from_pem",
+        parse=certificates_from_pem,
+        samples=_pem,
+    ),
+    Parser(name="sds.pki.keys:csr_public_key", parse=keys.csr_public_key, samples=_attested_csr),
+    Parser(
+        name="sds.pki.keys:load_private_key",
+        parse=keys.load_private_key,
+        samples=lambda: (keys.private_key_pem(keys.generate_private_key(KeyType.EC_P256)),),
+    ),
+    Parser(
+        name="sds.pki.pem:pem_blocks",
+        parse=lambda raw: pem_blocks(raw, label="CERTIFICATE"),
+        samples=_pem,
+    ),
+    Parser(
+        name="sds.pki.pem:der_blocks",
+        parse=lambda raw: der_blocks(raw, label="CERTIFICATE", what="x"),
+        samples=_pem,
+    ),
+    Parser(
+        name="sds.pki.roots:read_root",
+        parse=roots.read_root,
+        samples=lambda: (_intel().root_der,),
+    ),
+]
