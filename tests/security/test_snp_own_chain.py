@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.snp.authenticity import P384_ORDER
 from sds.attestation.snp.leaf import HARDWARE_ID, PRODUCT_NAME
 from sds.attestation.snp.report import TCB_COMPONENTS, Product, SigningKey
 from sds.attestation.snp.simulated import SIMULATED_CSP_ID, SimulatedMachine, SimulatedRoot
@@ -18,7 +19,7 @@ from sds.attestation.snp.simulated_certificates import (
     leaf_extensions,
     name,
 )
-from sds.attestation.snp.verifier import P384_ORDER, SnpVerifier
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EvidenceError
 from tests.support.machines import NOW, crl, simulated
 

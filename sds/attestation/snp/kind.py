@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sds.attestation.kind import KindOfEvidence
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.certificate_table import chain_of_table, parse_certificate_table
+from sds.attestation.snp.claims import claims_of
 from sds.attestation.snp.report import (
     CPUID_VERSION,
     REPORT_BYTES,
@@ -15,7 +16,7 @@ from sds.attestation.snp.report import (
     SigningKey,
     product_of_cpuid,
 )
-from sds.attestation.snp.verifier import SnpVerifier, claims_of
+from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
