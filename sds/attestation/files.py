@@ -25,7 +25,8 @@ from sds.attestation.snp.chain import pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.tdx.chain import of_intels_kind
-from sds.attestation.tdx.material import Material, material_now
+from sds.attestation.tdx.collateral import load_lists
+from sds.attestation.tdx.material import Material, material_now, not_amds
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.watching import watch_folder
 from sds.settings.yamlfile import read
@@ -117,6 +118,7 @@ def read_files(places: Places) -> InForce:
                         "signs",
                         advice="give lists of AMD's KDS and of Intel's PCS",
                     )
+        amd += _amds_of_folder(places.collateral, amd_issuers)
         material = material_now(places.collateral, intel, roots=intel_roots)
         material.require(collateral=places.collateral is not None)
     except EvidenceError as error:
@@ -147,11 +149,26 @@ def examined_files(places: Places) -> InForce:
             amd.append(read_amd_list(der, issuers=amd_issuers, origin=str(path)))
         except EvidenceError as error:
             amd_error = amd_error or error
+    try:
+        amd += _amds_of_folder(places.collateral, amd_issuers)
+    except EvidenceError as error:
+        amd_error = amd_error or error
     return InForce(
         amd=tuple(amd),
         amd_error=amd_error,
         intel=material_now(places.collateral, lists, roots=intel_roots),
     )
+
+
+def _amds_of_folder(folder: Path | None, issuers: Sequence[Certificate]) -> list[RevocationList]:
+    """AMD's lists in a folder of collateral."""
+    lists = load_lists(folder) if folder is not None else ()
+    intels = not_amds(lists)
+    return [
+        read_amd_list(der, issuers=issuers, origin=str(path))
+        for path, der in lists
+        if (path, der) not in intels
+    ]
 
 
 def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:

@@ -191,6 +191,24 @@ def test_collateral_is_followed(root: SimulatedRoot, intel: Intel, tmp_path: Pat
     assert tdx(verifier, intel) == "certificate_revoked"
 
 
+def test_a_folder_of_collateral_may_have_amds_lists(
+    root: SimulatedRoot, intel: Intel, tmp_path: Path
+) -> None:
+    folder = intel.collateral(tmp_path / "c")
+    other = tmp_path / "intel.pem"
+    other.write_bytes(certificate_pem([intel.root_der]))
+    made = section(root, tmp_path, collateral=folder)
+    made = made.model_copy(update={"trusted_roots": [*made.trusted_roots, other]})
+    (folder / "genoa.crl").write_bytes(crl(root, ASK_SERIAL))
+    verification = Verification(made)
+    verifier = verification.verifier()
+    assert snp(verifier, root) == "certificate_revoked"
+    assert tdx(verifier, intel) == "accepted"
+    (folder / "genoa.crl").write_bytes(changed(crl(root, ASK_SERIAL), -1))
+    with pytest.raises(ConfigurationError, match=r"genoa\.crl is damaged"):
+        verification.files.reload()
+
+
 async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
     root: SimulatedRoot, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

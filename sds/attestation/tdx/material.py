@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sds.attestation.revocation import read_revocation_list
+from sds.attestation.snp.revocation import of_amds_kind
 from sds.attestation.tdx.chain import read_intel_list
 from sds.attestation.tdx.collateral import Collateral, load_collateral, load_lists
 from sds.errors import EvidenceError
@@ -56,6 +58,19 @@ class Material:
             raise self.collateral_error
 
 
+def not_amds(lists: Iterable[tuple[Path, bytes]]) -> list[tuple[Path, bytes]]:
+    """Those that AMD's algorithm did not sign: a folder may have AMD's lists too."""
+    found = []
+    for origin, der in lists:
+        try:
+            if of_amds_kind(read_revocation_list(der, origin=str(origin))):
+                continue
+        except EvidenceError:
+            pass  # refused as one of Intel's, with the reason
+        found.append((origin, der))
+    return found
+
+
 def material_now(
     folder: Path | None,
     lists: Iterable[tuple[Path, bytes]] = (),
@@ -87,7 +102,7 @@ def material_now(
         of_folder = load_lists(folder) if folder is not None else ()
         read = tuple(
             read_intel_list(der, roots=roots, origin=str(origin))
-            for origin, der in (*lists, *of_folder)
+            for origin, der in (*lists, *not_amds(of_folder))
         )
     except EvidenceError as error:
         return Material(collateral=collateral, collateral_error=missing, lists_error=error)

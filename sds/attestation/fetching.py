@@ -1,0 +1,333 @@
+"""Public collateral from its publishers: Intel's PCS or a PCCS, and AMD's KDS.
+
+Owns what is asked, how an answer is checked, and how it reaches the disk. Invariants: nothing is
+written before its signature held and it was found current and about what was asked; a file is
+replaced as a whole, and never by an older one; sizes, times and the number of requests are bounded;
+a publisher that says "later" (429, 503 with Retry-After) is asked later, and never sooner.
+
+Sources: Intel's PCS API, version 4 (``/tdx/certification/v4/tcb``, ``/qe/identity``,
+``/sgx/certification/v4/pckcrl``, ``/rootcacrl`` of a PCCS); AMD 57230, section 4.4 (``/crl``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes
+
+import aiohttp
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
+from sds.attestation.snp.certificate import Certificate
+from sds.attestation.snp.chain import amd_certificates
+from sds.attestation.snp.kind import is_amd_root
+from sds.attestation.snp.revocation import read_amd_list
+from sds.attestation.tdx.chain import TCB_SIGNING_CHAIN, link_chain, read_intel_list, root_digest
+from sds.attestation.tdx.collateral import (
+    MAX_DOCUMENT_BYTES,
+    QE_IDENTITY,
+    SIGNING_CHAIN,
+    signed_document,
+)
+from sds.attestation.tdx.tcb import read_enclave_identity, read_tcb_info
+from sds.backoff import Backoff, uniform
+from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from sds.attestation.revocation import RevocationList
+    from sds.attestation.snp.report import Product
+    from sds.clock import Clock
+
+PCS: Final = "https://api.trustedservices.intel.com"
+INTEL_ROOT_LIST: Final = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
+KDS: Final = "https://kdsintf.amd.com"
+TIMEOUT_SECONDS: Final = 30.0
+ATTEMPTS: Final = 6
+_BACKOFF: Final = Backoff(first=2.0, longest=60.0)
+_LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+_SIZE_LIMIT: Final = MAX_DOCUMENT_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be fetched.
+
+    Attributes:
+        fmspcs: kinds of TDX platform, FMSPC in hex; none asks for no TDX collateral.
+        authorities: PCK authorities whose lists are needed: ``platform``, ``processor``.
+        update: Intel's ``standard`` or ``early`` TCB recovery.
+        products: AMD's products whose lists are needed.
+        pcs: Intel's PCS, or a PCCS.
+        root_list: where the root's list is; the PCCS's own where None.
+        kds: AMD's KDS, or a cache in its layout.
+        roots: DER of roots trusted beside Intel's and AMD's: those of simulations.
+    """
+
+    fmspcs: tuple[str, ...] = ()
+    authorities: tuple[str, ...] = ("platform", "processor")
+    update: str = "standard"
+    products: tuple[Product, ...] = ()
+    pcs: str = PCS
+    root_list: str | None = INTEL_ROOT_LIST
+    kds: str = KDS
+    roots: tuple[bytes, ...] = field(default=(), repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """A file that is up to date now.
+
+    Attributes:
+        path: of the file.
+        next_update: until when it counts.
+        changed: whether this call wrote it.
+    """
+
+    path: Path
+    next_update: datetime
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    body: bytes = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+
+
+class Fetcher:
+    """Fetches public collateral into a folder.
+
+    Args:
+        wanted: what.
+        clock: time, and the pauses between attempts.
+        patience: seconds for which one file may be waited for in all.
+    """
+
+    def __init__(self, wanted: Wanted, *, clock: Clock, patience: float = 600.0) -> None:
+        self._wanted = wanted
+        self._clock = clock
+        self._patience = patience
+        self._intel_roots = [root for root in wanted.roots if not is_amd_root(root)]
+
+    async def fetch(self, folder: Path) -> list[Fetched]:
+        """Fetch, check and store everything; what was stored before a failure stays stored.
+
+        Raises:
+            EndorsementUnavailableError: a publisher does not answer, or not within the patience.
+            EvidenceError: an answer does not hold: ``collateral_untrusted``, ``collateral_stale``,
+                ``revocation_list``, ``revocation_list_stale``, ``chain_untrusted``.
+            ConfigurationError: the folder cannot be written.
+        """
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        found: list[Fetched] = []
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            if self._wanted.fmspcs:
+                found += await self._tdx(session, folder)
+            for product in self._wanted.products:
+                name = product.certificate_name
+                answer = await self._get(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
+                path, one = folder / f"{product}.crl", self._amd(answer.body)
+                _require_newer(path, one)
+                found.append(_stored(path, one.der, one.next_update))
+        return found
+
+    async def _tdx(self, session: aiohttp.ClientSession, folder: Path) -> list[Fetched]:
+        wanted = self._wanted
+        tdx = f"{wanted.pcs}/tdx/certification/v4"
+        files: list[tuple[Path, bytes, datetime]] = []
+        chain = b""
+        for fmspc in wanted.fmspcs:
+            url = f"{tdx}/tcb?fmspc={fmspc}&update={wanted.update}"
+            answer = await self._get(session, url)
+            chain = _chain(answer, "TCB-Info-Issuer-Chain")
+            until = self._document(answer.body, chain, "tcbInfo", fmspc)
+            files.append((folder / f"tcb_info-{fmspc.lower()}.json", answer.body, until))
+        answer = await self._get(session, f"{tdx}/qe/identity?update={wanted.update}")
+        # Verified under the chain that is stored: a folder has one.
+        until = self._document(answer.body, chain, "enclaveIdentity", "")
+        files.append((folder / QE_IDENTITY, answer.body, until))
+        lists = []
+        for authority in wanted.authorities:
+            url = f"{wanted.pcs}/sgx/certification/v4/pckcrl?ca={authority}&encoding=der"
+            answer = await self._get(session, url)
+            lists.append((folder / f"pck-{authority}.crl", self._intel(answer.body)))
+        root_list = wanted.root_list or f"{wanted.pcs}/sgx/certification/v4/rootcacrl"
+        answer = await self._get(session, root_list)
+        lists.append((folder / "root.crl", self._intel(answer.body)))
+        # Everything held, and nothing is older than what is stored: only now the folder changes.
+        for path, one in lists:
+            _require_newer(path, one)
+        for path, body, _ in files:
+            _require_no_older_document(path, body)
+        signer = min(until for _, _, until in files)
+        found = [_stored(folder / SIGNING_CHAIN, chain, signer)]
+        found += [_stored(*file) for file in files]
+        return found + [_stored(path, one.der, one.next_update) for path, one in lists]
+
+    def _document(self, body: bytes, chain: bytes, expected: str, fmspc: str) -> datetime:
+        signer = link_chain(
+            chain,
+            names=TCB_SIGNING_CHAIN,
+            trusted=tuple(map(root_digest, self._intel_roots)),
+            what="TCB signing chain",
+        )
+        key = signer.leaf.public_key()
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # held by link_chain
+        document = signed_document(body, key=key, expected=expected, now=self._clock.now().wall)
+        if expected == "tcbInfo":
+            info = read_tcb_info(document)
+            if info.fmspc.lower() != fmspc.lower():
+                raise EvidenceError(
+                    f"asked for the TCB info of {fmspc}, the answer is about {info.fmspc}",
+                    reason="collateral_untrusted",
+                )
+        else:
+            read_enclave_identity(document)
+        return datetime.fromisoformat(str(document["nextUpdate"])).astimezone(UTC)
+
+    def _intel(self, body: bytes) -> RevocationList:
+        # A PCCS gives the root's list in hexadecimal.
+        text = body.strip()
+        der = bytes.fromhex(text.decode()) if text[:2] == b"30" and _hexadecimal(text) else body
+        return self._current(read_intel_list(der, roots=self._intel_roots, origin="the answer"))
+
+    def _amd(self, body: bytes) -> RevocationList:
+        own = [Certificate.parse(root) for root in self._wanted.roots if is_amd_root(root)]
+        issuers = (*own, *amd_certificates())
+        return self._current(read_amd_list(body, issuers=issuers, origin="the answer"))
+
+    def _current(self, one: RevocationList) -> RevocationList:
+        now = self._clock.now().wall
+        if not one.this_update <= now <= one.next_update:
+            raise EvidenceError(
+                f"the list of {one.issuer_name} counts from {one.this_update:%FT%TZ} to "
+                f"{one.next_update:%FT%TZ}, the time is {now:%FT%TZ}",
+                reason="revocation_list_stale",
+                advice="look at the clock; ask another cache",
+            )
+        return one
+
+    async def _get(self, session: aiohttp.ClientSession, url: str) -> _Answer:
+        """One answer; asks again while the publisher may answer later, within the patience."""
+        waited = 0.0
+        for failures in range(1, ATTEMPTS + 1):
+            pause = _BACKOFF.seconds(failures, draw=uniform())
+            try:
+                answer, wait = await self._ask(session, url)
+            except EndorsementUnavailableError:
+                if failures == ATTEMPTS:
+                    raise
+            else:
+                if answer is not None:
+                    return answer
+                pause = max(pause, wait)
+            if waited + pause > self._patience:
+                raise EndorsementUnavailableError(
+                    f"{url} says: later, in {pause:.0f} s at the soonest",
+                    advice="run this again then; what is cached stays valid until its next update",
+                )
+            waited += pause
+            await self._clock.sleep(pause)
+        raise EndorsementUnavailableError(f"{url} does not answer")
+
+    async def _ask(self, session: aiohttp.ClientSession, url: str) -> tuple[_Answer | None, float]:
+        """An answer, or None and the seconds to wait."""
+        try:
+            async with session.get(url, allow_redirects=False) as got:
+                body = await got.content.read(_SIZE_LIMIT + 1)
+                while len(body) <= _SIZE_LIMIT and not got.content.at_eof():
+                    body += await got.content.read(_SIZE_LIMIT + 1)
+                headers = dict(got.headers)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
+        if got.status in _LATER:
+            return None, _retry_after(headers.get("Retry-After", ""), self._clock.now().wall)
+        if got.status != HTTPStatus.OK or len(body) > _SIZE_LIMIT:
+            raise EndorsementUnavailableError(
+                f"{url} answered with status {got.status} and {len(body)} bytes"
+            )
+        return _Answer(body=body, headers={k.lower(): v for k, v in headers.items()}), 0.0
+
+
+def _require_newer(path: Path, one: RevocationList) -> None:
+    """Hold that a list is not older than the one that is stored, where that can be read."""
+    try:
+        before = read_revocation_list(path.read_bytes(), origin=str(path))
+    except (OSError, EvidenceError):
+        return
+    require_no_older([one], highest_numbers([before]))
+
+
+def _require_no_older_document(path: Path, body: bytes) -> None:
+    """Hold that a document was not issued before the one that is stored."""
+    try:
+        (before,) = (
+            part for part in json.loads(path.read_bytes()).values() if isinstance(part, dict)
+        )
+        issued = str(before["issueDate"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return
+    (now,) = (part for part in json.loads(body).values() if isinstance(part, dict))
+    if str(now["issueDate"]) < issued:
+        raise EvidenceError(
+            f"{path} was issued at {issued}, the answer at {now['issueDate']}",
+            reason="collateral_untrusted",
+            advice="ask another cache: this one went back",
+        )
+
+
+def _chain(answer: _Answer, header: str) -> bytes:
+    """A chain in a header, URL-encoded PEM."""
+    return unquote_to_bytes(answer.headers.get(header.lower(), ""))
+
+
+def _hexadecimal(text: bytes) -> bool:
+    return len(text) % 2 == 0 and all(byte in b"0123456789abcdefABCDEF" for byte in text)
+
+
+def _retry_after(value: str, now: datetime) -> float:
+    """Seconds of a Retry-After (RFC 9110, section 10.2.3); 0 where it says nothing."""
+    if value.isascii() and value.isdigit() and len(value) < 7:  # noqa: PLR2004  eleven days
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    if at.tzinfo is None:
+        return 0.0
+    return max(0.0, (at - now).total_seconds())
+
+
+def _stored(path: Path, content: bytes, next_update: datetime) -> Fetched:
+    """Write a file as a whole (RFC: rename), where its content changed."""
+    try:
+        if path.is_file() and path.read_bytes() == content:
+            return Fetched(path=path, next_update=next_update, changed=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # noqa: PTH101  public data, for every reader of the folder
+            os.replace(name, path)  # noqa: PTH105
+        except OSError:
+            os.unlink(name)  # noqa: PTH108
+            raise
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be written: {error.strerror}",
+            advice="give a folder that this user may write; what was there stays",
+        ) from error
+    return Fetched(path=path, next_update=next_update, changed=True)

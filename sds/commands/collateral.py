@@ -1,0 +1,162 @@
+"""``sds collateral``: fetches the public collateral that evidence is judged by.
+
+Owns the command line. Invariants: nothing that does not hold reaches the folder; the exit status is
+0 only where every file is there and current.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sds.attestation.fetching import INTEL_ROOT_LIST, KDS, PCS, Fetcher, Wanted
+from sds.attestation.pem import der_certificates
+from sds.attestation.snp.report import Product
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError, EvidenceError
+from sds.settings.yamlfile import read
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_FMSPC_DIGITS = 12
+_URL = "https://"
+
+
+def _fmspcs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if len(value) != _FMSPC_DIGITS or not set(value.lower()) <= set("0123456789abcdef"):
+            raise click.BadParameter(f"{value!r} is not an FMSPC of 12 hexadecimal digits")
+    return values
+
+
+def _url(_: click.Context, __: click.Parameter, value: str) -> str:
+    if not value.startswith(("https://", "http://")):
+        raise click.BadParameter(f"{value!r} does not begin with {_URL}")
+    return value.rstrip("/")
+
+
+@click.group("collateral")
+def collateral() -> None:
+    """Public collateral: TCB info, QE identity and revocation lists of Intel and AMD."""
+
+
+@collateral.command("fetch")
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder that gets the files: `verification.collateral` of agent and authority.",
+)
+@click.option(
+    "--fmspc",
+    "fmspcs",
+    multiple=True,
+    callback=_fmspcs,
+    help="Kind of TDX platform, 12 hexadecimal digits (`sds evidence show` of a verified quote).",
+)
+@click.option(
+    "--ca",
+    "authorities",
+    multiple=True,
+    type=click.Choice(["platform", "processor"]),
+    default=("platform", "processor"),
+    show_default=True,
+    help="PCK authority whose revocation list is needed.",
+)
+@click.option(
+    "--update",
+    type=click.Choice(["standard", "early"]),
+    default="standard",
+    show_default=True,
+    help="Which of Intel's TCB recoveries.",
+)
+@click.option(
+    "--product",
+    "products",
+    multiple=True,
+    type=click.Choice([product.value for product in Product]),
+    help="AMD's product whose revocation list is needed.",
+)
+@click.option(
+    "--pcs", default=PCS, show_default=True, callback=_url, help="Intel's PCS, or a PCCS."
+)
+@click.option(
+    "--root-list",
+    help="URL of the list of Intel's root.  [default: Intel's with Intel's PCS, else the PCCS's]",
+)
+@click.option("--kds", default=KDS, show_default=True, callback=_url, help="AMD's KDS, or a cache.")
+@click.option(
+    "--trusted-root",
+    "roots",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Root trusted beside Intel's.",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    show_default=True,
+    help="Seconds for which a file is waited for where its publisher says: later.",
+)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def fetch(  # noqa: PLR0917  click passes every option
+    folder: Path,
+    fmspcs: tuple[str, ...],
+    authorities: tuple[str, ...],
+    update: str,
+    products: tuple[str, ...],
+    pcs: str,
+    root_list: str | None,
+    kds: str,
+    roots: Sequence[Path],
+    patience: float,
+    output: str,
+) -> None:
+    """Fetch collateral, check it, and store it in a folder.
+
+    Each file is replaced as a whole, and only after its signature held and it was found current.
+    Run it from a timer; agent and authority follow the folder while they run.
+    """
+    if not fmspcs and not products:
+        raise click.UsageError("give --fmspc, --product, or both")
+    if root_list is None and pcs == PCS:
+        root_list = INTEL_ROOT_LIST
+    wanted = Wanted(
+        fmspcs=fmspcs,
+        authorities=tuple(dict.fromkeys(authorities)),
+        update=update,
+        products=tuple(map(Product, products)),
+        pcs=pcs,
+        root_list=root_list,
+        kds=kds,
+        roots=_roots(roots),
+    )
+    found = asyncio.run(Fetcher(wanted, clock=SystemClock(), patience=patience).fetch(folder))
+    if output == "json":
+        rows = [
+            {
+                "file": str(one.path),
+                "next_update": f"{one.next_update:%FT%TZ}",
+                "changed": one.changed,
+            }
+            for one in found
+        ]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for one in found:
+        said = "new" if one.changed else "the same"
+        click.echo(f"{one.path}: {said}, until {one.next_update:%FT%TZ}")
+
+
+def _roots(paths: Sequence[Path]) -> tuple[bytes, ...]:
+    try:
+        return tuple(der for path in paths for der in der_certificates(read(path), what=str(path)))
+    except EvidenceError as error:
+        raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error

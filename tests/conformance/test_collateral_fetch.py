@@ -1,0 +1,272 @@
+"""``sds collateral fetch`` against a local imitation of PCS, PCCS and KDS."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.attestation.fetching import Fetcher, Wanted
+from sds.attestation.snp.report import Product
+from sds.attestation.tdx.verifier import TdxVerifier
+from sds.errors import ConfigurationError, SdsError
+from sds.pki import certificate_pem
+from tests.support import need
+from tests.support.clock import FakeClock
+from tests.support.intel import FMSPC, NOW, Intel
+from tests.support.machines import crl, simulated
+from tests.support.process import output, sds
+from tests.support.publishers import Publishers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+REAL = "55d278a9-00806f050000-20250527-fd5a-8db8"
+TCB = "/tdx/certification/v4/tcb"
+NAMES = {
+    f"tcb_info-{FMSPC.hex()}.json",
+    "qe_identity.json",
+    "tcb_signing_chain.pem",
+    "pck-platform.crl",
+    "root.crl",
+}
+
+
+class PatientClock(FakeClock):
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self, wall: datetime) -> None:
+        super().__init__()
+        self.wall = wall
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.step(seconds)
+
+
+@pytest.fixture(scope="module")
+def intel() -> Intel:
+    return Intel()
+
+
+@pytest.fixture
+async def publishers(intel: Intel, tmp_path: Path) -> AsyncIterator[Publishers]:
+    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
+    async with made.running():
+        yield made
+
+
+def wanted(publishers: Publishers, intel: Intel) -> Wanted:
+    return Wanted(
+        fmspcs=(FMSPC.hex(),),
+        authorities=("platform",),
+        pcs=publishers.url,
+        root_list=None,
+        roots=(intel.root_der,),
+    )
+
+
+def accepted(intel: Intel, folder: Path) -> bool:
+    quote = intel.quote(tee_tcb_svn=bytes([5, 1] + [5] * 14))
+    verifier = TdxVerifier(trusted_roots=[intel.root_der], collateral=folder)
+    evidence = Evidence(kind=EvidenceKind.TDX, report=quote)
+    return verifier.examine(evidence, data=None, now=NOW).accepted
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+async def test_recorded_answers_of_intel_judge_a_real_quote(tmp_path: Path) -> None:
+    real = need.evidence_sets() / "tdx" / REAL
+    now = datetime.fromisoformat(json.loads((real / "meta.json").read_text())["at"])
+    made = Publishers.of_folder(real / "collateral", "00806f050000")
+    async with made.running():
+        asked = Wanted(
+            fmspcs=("00806F050000",), authorities=("platform",), pcs=made.url, root_list=None
+        )
+        await Fetcher(asked, clock=PatientClock(now)).fetch(tmp_path / "out")
+    evidence = Evidence(kind=EvidenceKind.TDX, report=(real / "quote.bin").read_bytes())
+    verdict = TdxVerifier(collateral=tmp_path / "out").examine(evidence, data=None, now=now)
+    assert verdict.accepted
+
+
+async def test_each_file_is_asked_once_and_written_where_it_changed(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    fetcher = Fetcher(wanted(publishers, intel), clock=PatientClock(NOW))
+    first = await fetcher.fetch(tmp_path / "out")
+    assert {one.path.name for one in first} == NAMES
+    assert all(one.changed for one in first)
+    assert set(publishers.hits.values()) == {1}
+    assert accepted(intel, tmp_path / "out")
+    assert not any(one.changed for one in await fetcher.fetch(tmp_path / "out"))
+    publishers.lists["platform"] = intel.crl(
+        intel.ca, intel.ca_key, intel.pck.serial_number, number=2
+    )
+    again = {one.path.name for one in await fetcher.fetch(tmp_path / "out") if one.changed}
+    assert again == {"pck-platform.crl"}
+    assert not accepted(intel, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("forged", "collateral_untrusted"),
+        ("another platform's", "collateral_untrusted"),
+        ("older", "collateral_untrusted"),
+        ("a stranger's chain", "chain_untrusted"),
+        ("no chain", "certificate_malformed"),
+        ("an older list", "revocation_list"),
+        ("a damaged list", "revocation_list"),
+        ("a stranger's list", "revocation_list"),
+        ("an expired list", "revocation_list_stale"),
+        ("missing", "endorsement_unavailable"),
+    ],
+)
+async def test_an_answer_that_does_not_hold_changes_nothing(
+    fault: str, reason: str, publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    clock = PatientClock(NOW)
+    publishers.lists["root"] = intel.crl(intel.root, intel.root_key, number=5)
+    await Fetcher(wanted(publishers, intel), clock=clock).fetch(tmp_path / "out")
+    before = content(tmp_path / "out")
+    made = tmp_path / "changed"
+    fmspc = FMSPC.hex()
+    newer = {"issueDate": "2026-05-25T00:00:00Z"}
+    folder = intel.collateral(made, identity=newer)
+    publishers.qe_identity = (folder / "qe_identity.json").read_bytes()
+    match fault:
+        case "forged":
+            publishers.tcb_infos[fmspc] = publishers.tcb_infos[fmspc].replace(b"OutOf", b"UpTo_")
+        case "another platform's":
+            folder = intel.collateral(made, info={"fmspc": "00806f050000"})
+            publishers.tcb_infos[fmspc] = (folder / "tcb_info.json").read_bytes()
+        case "older":
+            folder = intel.collateral(made, info={"issueDate": "2026-05-01T00:00:00Z"})
+            publishers.tcb_infos[fmspc] = (folder / "tcb_info.json").read_bytes()
+        case "a stranger's chain":
+            publishers.chain = (Intel().collateral(made) / "tcb_signing_chain.pem").read_bytes()
+        case "no chain":
+            publishers.chain = b""
+        case "an older list":
+            publishers.lists["root"] = intel.crl(intel.root, intel.root_key, number=4)
+        case "a damaged list":
+            publishers.lists["root"] = publishers.lists["root"][:-1] + b"\0"
+        case "a stranger's list":
+            publishers.lists["root"] = Intel().crl(Intel().tcb, Intel().tcb_key)
+        case "an expired list":
+            publishers.lists["platform"] = intel.crl(
+                intel.ca, intel.ca_key, number=9, age=timedelta(days=9)
+            )
+        case _:
+            publishers.tcb_infos.clear()
+    with pytest.raises(SdsError) as refused:
+        await Fetcher(wanted(publishers, intel), clock=clock).fetch(tmp_path / "out")
+    assert refused.value.reason == reason
+    assert content(tmp_path / "out") == before
+    assert accepted(intel, tmp_path / "out")
+
+
+async def test_a_clock_that_is_wrong_writes_nothing(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    for days in (-60, 60):
+        clock = PatientClock(NOW + timedelta(days=days))
+        with pytest.raises(SdsError) as refused:
+            await Fetcher(wanted(publishers, intel), clock=clock).fetch(tmp_path / "out")
+        assert refused.value.reason == "collateral_stale"
+        assert not (tmp_path / "out").exists()
+
+
+async def test_later_means_later(publishers: Publishers, intel: Intel, tmp_path: Path) -> None:
+    clock = PatientClock(NOW)
+    at = (NOW + timedelta(seconds=40)).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    publishers.refusals[TCB] = [(429, "30"), (503, at), (429, "")]
+    await Fetcher(wanted(publishers, intel), clock=clock).fetch(tmp_path / "out")
+    assert publishers.hits[TCB] == 4
+    first, second, third = clock.slept
+    assert first >= 30
+    assert first + second >= 40
+    assert third > 0
+    publishers.refusals[TCB] = [(429, "7200")]
+    with pytest.raises(SdsError, match=r"later, in 7200 s"):
+        await Fetcher(wanted(publishers, intel), clock=clock).fetch(tmp_path / "out")
+    assert publishers.hits[TCB] == 5
+    # A publisher that is away: a few attempts, further and further apart.
+    clock.slept.clear()
+    publishers.refusals[TCB] = [(500, "")] * 99
+    with pytest.raises(SdsError) as refused:
+        await Fetcher(wanted(publishers, intel), clock=clock).fetch(tmp_path / "out")
+    assert refused.value.reason == "endorsement_unavailable"
+    assert len(clock.slept) == 5
+    assert accepted(intel, tmp_path / "out")
+
+
+async def test_a_disk_that_is_full_leaves_what_was_there(
+    publishers: Publishers, intel: Intel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetcher = Fetcher(wanted(publishers, intel), clock=PatientClock(NOW))
+    await fetcher.fetch(tmp_path / "out")
+    before = content(tmp_path / "out")
+    publishers.lists["platform"] = intel.crl(intel.ca, intel.ca_key, number=3)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(ConfigurationError, match="No space left"):
+            await fetcher.fetch(tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        await fetcher.fetch(tmp_path / "file")
+
+
+async def test_amds_lists(tmp_path: Path) -> None:
+    root = simulated()
+    made = Publishers(lists={"genoa": crl(root, now=NOW)})
+    async with made.running():
+        asked = Wanted(products=(Product.GENOA,), kds=made.url, roots=(root.ark_der,))
+        (found,) = await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path)
+        assert (found.path.name, found.changed) == ("genoa.crl", True)
+        untrusted = Wanted(products=(Product.GENOA,), kds=made.url)
+        with pytest.raises(SdsError) as refused:
+            await Fetcher(untrusted, clock=PatientClock(NOW)).fetch(tmp_path)
+        assert refused.value.reason == "revocation_list"
+
+
+async def test_the_command(intel: Intel, tmp_path: Path) -> None:
+    """With the machine's own clock: collateral of a manufacturer whose time is now."""
+    root = simulated()
+    made = Publishers(lists={"genoa": crl(root, now=datetime.now().astimezone())})
+    ark = tmp_path / "ark.pem"
+    ark.write_bytes(certificate_pem([root.ark_der]))
+    async with made.running():
+        arguments: list[str | Path] = ["collateral", "fetch", "--out", tmp_path / "out"]
+        arguments += ["--product", "genoa", "--kds", made.url, "--trusted-root", ark]
+        status, said, errors = await output(sds(*arguments))
+        assert (status, errors) == (0, "")
+        assert "genoa.crl: new, until" in said
+        status, said, _ = await output(sds(*arguments, "--output", "json"))
+        assert [row["changed"] for row in json.loads(said)] == [False]
+        made.lists["genoa"] = made.lists["genoa"][:-5]
+        status, _, errors = await output(sds(*arguments))
+        assert status == 1
+        assert "cannot be read" in errors or "can be read" in errors
+    for wrong in (
+        ["--product", "rome"],
+        ["--fmspc", "00"],
+        ["--product", "genoa", "--kds", "ftp://x"],
+        [],
+    ):
+        status, _, _ = await output(sds("collateral", "fetch", "--out", tmp_path, *wrong))
+        assert status == 2

@@ -1,0 +1,100 @@
+"""A local imitation of Intel's PCS (or a PCCS) and AMD's KDS, byte for byte what it is given."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from aiohttp import web
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+@dataclass
+class Publishers:
+    """What the server answers; tests change it while it runs.
+
+    Attributes:
+        tcb_infos: FMSPC in lower case -> signed body.
+        qe_identity: signed body.
+        chain: TCB signing chain, PEM.
+        lists: ``platform``, ``processor``, ``root`` or an AMD product's name -> DER.
+        refusals: path -> answers that come first: status and Retry-After.
+        hits: requests by path.
+    """
+
+    tcb_infos: dict[str, bytes] = field(default_factory=dict)
+    qe_identity: bytes = b""
+    chain: bytes = b""
+    lists: dict[str, bytes] = field(default_factory=dict)
+    refusals: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    hits: Counter[str] = field(default_factory=Counter)
+    url: str = ""
+
+    @classmethod
+    def of_folder(cls, folder: Path, fmspc: str) -> Publishers:
+        """What a folder of collateral holds."""
+        return cls(
+            tcb_infos={fmspc: (folder / "tcb_info.json").read_bytes()},
+            qe_identity=(folder / "qe_identity.json").read_bytes(),
+            chain=(folder / "tcb_signing_chain.pem").read_bytes(),
+            lists={
+                "platform": (folder / "pck.crl").read_bytes(),
+                "root": (folder / "root.crl").read_bytes(),
+            },
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Publishers]:
+        """The server while the block runs."""
+        app = web.Application()
+        app.router.add_get("/tdx/certification/v4/tcb", self._tcb)
+        app.router.add_get("/tdx/certification/v4/qe/identity", self._identity)
+        app.router.add_get("/sgx/certification/v4/pckcrl", self._pck)
+        app.router.add_get("/sgx/certification/v4/rootcacrl", self._root)
+        app.router.add_get("/vcek/v1/{product}/crl", self._amd)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            yield self
+        finally:
+            await runner.cleanup()
+
+    def _answer(
+        self, request: web.Request, body: bytes | None, header: str = ""
+    ) -> web.StreamResponse:
+        self.hits[request.path] += 1
+        waiting = self.refusals.get(request.path)
+        if waiting:
+            status, later = waiting.pop(0)
+            return web.Response(status=status, headers={"Retry-After": later} if later else {})
+        if body is None:
+            return web.Response(status=404)
+        return web.Response(body=body, headers={header: quote(self.chain)} if header else {})
+
+    async def _tcb(self, request: web.Request) -> web.StreamResponse:
+        body = self.tcb_infos.get(request.query["fmspc"].lower())
+        return self._answer(request, body, "TCB-Info-Issuer-Chain")
+
+    async def _identity(self, request: web.Request) -> web.StreamResponse:
+        return self._answer(request, self.qe_identity, "SGX-Enclave-Identity-Issuer-Chain")
+
+    async def _pck(self, request: web.Request) -> web.StreamResponse:
+        assert request.query["encoding"] == "der"
+        return self._answer(request, self.lists.get(request.query["ca"]))
+
+    async def _root(self, request: web.Request) -> web.StreamResponse:
+        # A PCCS gives it in hexadecimal.
+        found = self.lists.get("root")
+        return self._answer(request, None if found is None else found.hex().encode())
+
+    async def _amd(self, request: web.Request) -> web.StreamResponse:
+        return self._answer(request, self.lists.get(request.match_info["product"].lower()))
