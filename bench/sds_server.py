@@ -39,8 +39,9 @@ from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid, TrustBundle
 from sds.serving import encode
+from sds.serving.calls import SDS_SERVICE
 from sds.serving.server import make_server
-from sds.serving.service import SDS_SERVICE, SecretService
+from sds.serving.service import SecretService
 from sds.serving.wire import length_delimited, parse_discovery_request
 from sds.transport.server import Server
 from sds.workload.entitlement import Caller, Entitlement

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import listening, make_directory
 from sds.agent.node_socket import NodeSocket
+from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
-from sds.serving.service import ADS_SERVICE, SDS_SERVICE
 from sds.workload import whoami
 from sds.workload.connected import entitlement_of
 from sds.workload.gate import Gate
@@ -27,7 +27,14 @@ if TYPE_CHECKING:
     from sds.transport.budget import Budgets
     from sds.transport.server import Server
 
-_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE, whoami.SERVICE)
+_SERVICES: Final = (
+    SDS_SERVICE,
+    ECDS_SERVICE,
+    ADS_SERVICE,
+    CSDS_SERVICE,
+    HEALTH_SERVICE,
+    whoami.SERVICE,
+)
 _EVERYBODY: Final = 0o666
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import listening, make_directory
+from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.server import (
     HEALTH_SERVICE,
@@ -20,7 +21,6 @@ from sds.serving.server import (
     add_reflection,
     make_server,
 )
-from sds.serving.service import ADS_SERVICE, SDS_SERVICE
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from sds.serving.service import SecretService
     from sds.transport.server import Server
 
-_WORKLOAD_SERVICES: Final = (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE, whoami.SERVICE)
+_WORKLOAD_SERVICES: Final = (
+    SDS_SERVICE,
+    ECDS_SERVICE,
+    ADS_SERVICE,
+    CSDS_SERVICE,
+    HEALTH_SERVICE,
+    whoami.SERVICE,
+)
 _OURS_ALONE: Final = 0o600
 _ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE)
 

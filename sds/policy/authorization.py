@@ -1,6 +1,7 @@
 """What one workload's Envoy must enforce on requests and connections, by the policy in force.
 
-Owns :class:`Authorization`: our own words, from which serving makes Envoy's RBAC filters.
+Owns how a policy becomes an :class:`~sds.policy.authorized.Authorization`, from which serving makes
+Envoy's RBAC filters.
 Invariants: :func:`authorization_of` is pure; without a policy in force, after its end, and for a
 name that no rule allows anybody to reach, it denies everything (no rule at all is a denial, never
 an absence); the same policy gives an equal value, whatever the order of its rules.
@@ -22,10 +23,10 @@ matches where
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.identity import TrustDomain
+from sds.policy.authorized import Authorization, AuthorizationRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,43 +40,6 @@ if TYPE_CHECKING:
     from sds.rules.glob import Glob
 
 _NAME_LENGTH: Final = 80
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuthorizationRule:
-    """One thing that is allowed.
-
-    Attributes:
-        name: for Envoy's statistics and access logs; unique within its list, and the same
-            wherever the rule says the same.
-        trust_domain: of every principal.
-        principals: patterns of SPIFFE IDs; never empty.
-        requests: what they may ask for; empty: everything.
-    """
-
-    name: str
-    trust_domain: TrustDomain
-    principals: tuple[Glob, ...]
-    requests: tuple[RequestPattern, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Authorization:
-    """Everything that may be asked of one identity.
-
-    Attributes:
-        identity: the workload that is asked.
-        enforced: what is allowed, in the order of names; empty: nothing.
-        shadow: what would be allowed if every rule's requests were enforced; None where they are.
-        epoch: of the policy; 0 where none is in force.
-        ends_at: from this moment on everything is denied (aware); None where it is already.
-    """
-
-    identity: SpiffeId
-    enforced: tuple[AuthorizationRule, ...] = ()
-    shadow: tuple[AuthorizationRule, ...] | None = None
-    epoch: int = 0
-    ends_at: datetime | None = None
 
 
 def authorization_of(policy: Policy | None, identity: SpiffeId, *, now: datetime) -> Authorization:

@@ -204,6 +204,10 @@ class Catalog:
         generic = self._generic.names(caller) if self._generic is not None else ()
         return [*self.aliases.session_tickets, *generic]
 
+    def first_names(self) -> Collection[str]:
+        """Ticket keys: a changed context must not meet tickets from before."""
+        return self.aliases.session_tickets
+
     @staticmethod
     def is_by_policy(name: str) -> bool:
         """Whether policy decides what the name stands for."""

@@ -23,13 +23,16 @@ from envoy.admin.v3 import config_dump_shared_pb2
 from envoy.service.status.v3 import csds_pb2
 
 from sds.errors import MalformedRequestError, SdsError
+from sds.serving.calls import status_of
+from sds.serving.encode import SECRET_TYPE
 from sds.serving.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
+    from sds.serving.calls import Entitlements
     from sds.serving.conversation import Conversation
-    from sds.serving.service import Entitlements, SecretService
+    from sds.serving.service import SecretService
     from sds.serving.session import CallerSession
     from sds.serving.stream import Stream
     from sds.serving.subscription import Watched
@@ -85,7 +88,7 @@ class ClientStatus:
         try:
             return client_status(request, await self._visible(context))
         except SdsError as error:
-            status, _ = self._service.status_of(error)
+            status, _ = status_of(error)
             await context.abort(status, str(error))
             raise  # not reached: abort raises
 
@@ -151,7 +154,11 @@ def _add_resource(
         entry.config_status = csds_pb2.STALE
         entry.client_status = statuses.ACKED if watched.acked is not None else statuses.REQUESTED
     if contents and current is not None:
-        entry.xds_config.Pack(redact(current.secret))
+        if current.type_url == SECRET_TYPE:
+            entry.xds_config.Pack(redact(current.secret))
+        else:
+            entry.xds_config.type_url = current.type_url
+            entry.xds_config.value = current.secret
 
 
 def _node_id_matcher(matcher: Any) -> Any:

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from sds.serving.catalog import newest
 from sds.serving.deliveries import Deliveries
-from sds.serving.encode import delta_response, sotw_response
+from sds.serving.encode import (
+    delta_heartbeat,
+    delta_response,
+    sotw_heartbeat,
+    sotw_response,
+)
 from sds.serving.observer import DELTA_METHODS, Event
 from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwSubscription
 
@@ -40,9 +45,11 @@ class Conversation:
     """
 
     __slots__ = (
+        "_beats",
         "_deliveries",
         "_observer",
         "_snapshot",
+        "_version",
         "name_bytes",
         "stream",
         "subscription",
@@ -59,6 +66,8 @@ class Conversation:
         self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = (
             DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
         )
+        self._beats = False
+        self._version = ""
         self._snapshot = snapshot
         self._observer = observer
         self._deliveries = Deliveries(
@@ -79,6 +88,8 @@ class Conversation:
             assert isinstance(subscription, SotwSubscription)
             outcome = subscription.receive(request)
         self._deliveries.asked(outcome)
+        if outcome.acked or outcome.nacked:
+            session.answered(self)
         if outcome.dropped:
             session.unwatch(self, outcome.dropped)
         if outcome.added:
@@ -88,7 +99,7 @@ class Conversation:
     def next(self) -> bytes | None:
         """Encode and book the next response; None where nothing is due."""
         if not self.subscription.has_due():
-            return None
+            return self._heartbeat() if self._beats else None
         nonce = os.urandom(_NONCE_BYTES).hex()
         answer = self.subscription.respond(self._snapshot, nonce)
         if answer is None:
@@ -99,6 +110,7 @@ class Conversation:
         method = self.stream.method
         self._observer.count(Event.RESPONSE, method)
         version = response_version(answer.resources)
+        self._version = version or self._version
         if method in DELTA_METHODS:
             return delta_response(
                 answer.resources,
@@ -108,6 +120,36 @@ class Conversation:
                 nonce=nonce,
             )
         return sotw_response(answer.resources, type_url=self.type_url, version=version, nonce=nonce)
+
+    def extend_lives(self) -> None:
+        """Send a heartbeat for what the client has, after what is due."""
+        self._beats = True
+        self.stream.kick()
+
+    def _heartbeat(self) -> bytes | None:
+        """A response that extends the lives of what the client has; it has no content."""
+        self._beats = False
+        nonce = os.urandom(_NONCE_BYTES).hex()
+        lives = [
+            (name, version, resource.ttl)
+            for name, version in self.subscription.beat(nonce)
+            if (resource := self._snapshot.find(name)) is not None
+            and resource.ttl is not None
+            and resource.receipt.version == version
+        ]
+        if not lives:
+            return None
+        self._observer.count(Event.HEARTBEAT, self.stream.method)
+        if self.stream.method in DELTA_METHODS:
+            return delta_heartbeat(
+                lives, type_url=self.type_url, version=self._version, nonce=nonce
+            )
+        return sotw_heartbeat(
+            [(name, ttl) for name, _, ttl in lives],
+            type_url=self.type_url,
+            version=self._version,
+            nonce=nonce,
+        )
 
     def current(self, name: str) -> Resource | None:
         """What the name stands for now."""

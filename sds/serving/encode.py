@@ -10,6 +10,7 @@ somebody holds the resource: only the view of a caller does, and only while the 
 from __future__ import annotations
 
 import base64
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from envoy.extensions.transport_sockets.tls.v3 import (
@@ -17,7 +18,7 @@ from envoy.extensions.transport_sockets.tls.v3 import (
     tls_spiffe_validator_config_pb2,
 )
 
-from sds.serving.wire import length_delimited
+from sds.serving.wire import length_delimited, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sds.serving.subscription import Receipt
 
 SECRET_TYPE: Final = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105  # a type
+_RESOURCE_TYPE: Final = "type.googleapis.com/envoy.service.discovery.v3.Resource"
 _SPIFFE_VALIDATOR: Final = "envoy.tls.cert_validator.spiffe"
 _SHORT_REGEX: Final = 80
 NOBODY: Final = "urn:attested-sds:nobody"
@@ -37,18 +39,28 @@ NOBODY: Final = "urn:attested-sds:nobody"
 
 
 class Resource:
-    """One secret under one name at one version, with its bytes.
+    """One resource under one name at one version, with its bytes.
 
-    Attributes:
+    Args:
         receipt: name, version and parts.
+        secret: the encoded message.
+        type_url: of the message.
+        ttl: how long the client may use it without a heartbeat; None: for ever.
     """
 
-    __slots__ = ("_delta", "_secret", "_sotw", "receipt", "type_url")
+    __slots__ = ("_delta", "_secret", "_sotw", "receipt", "ttl", "type_url")
 
-    def __init__(self, receipt: Receipt, secret: bytes, *, type_url: str = SECRET_TYPE) -> None:
-        """``secret``: the encoded message."""
+    def __init__(
+        self,
+        receipt: Receipt,
+        secret: bytes,
+        *,
+        type_url: str = SECRET_TYPE,
+        ttl: timedelta | None = None,
+    ) -> None:
         self.receipt = receipt
         self.type_url = type_url
+        self.ttl = ttl
         self._secret = secret
         self._sotw: bytes | None = None
         self._delta: bytes | None = None
@@ -59,13 +71,21 @@ class Resource:
 
     @property
     def secret(self) -> bytes:
-        """The encoded Secret, private key and all."""
+        """The encoded message, private key and all."""
         return self._secret
 
     @property
     def any(self) -> bytes:
-        """The Secret as ``google.protobuf.Any``."""
-        return length_delimited(1, self.type_url.encode()) + length_delimited(2, self._secret)
+        """The message as ``google.protobuf.Any``.
+
+        With a TTL it is wrapped in an ``envoy.service.discovery.v3.Resource`` (xDS, "TTL").
+        """
+        message = _any(self.type_url, self._secret)
+        if self.ttl is None:
+            return message
+        receipt = self.receipt
+        wrapped = _wrapped(receipt.name, receipt.version, self.ttl, resource=message)
+        return _any(_RESOURCE_TYPE, wrapped)
 
     @property
     def sotw(self) -> bytes:
@@ -82,13 +102,77 @@ class Resource:
     def delta(self) -> bytes:
         """One element of DeltaDiscoveryResponse.resources."""
         if self._delta is None:
+            receipt = self.receipt
             self._delta = length_delimited(
                 2,
-                length_delimited(1, self.receipt.version.encode())
-                + length_delimited(2, self.any)
-                + length_delimited(3, self.receipt.name.encode()),
+                _wrapped(
+                    receipt.name,
+                    receipt.version,
+                    self.ttl,
+                    resource=_any(self.type_url, self._secret),
+                ),
             )
         return self._delta
+
+
+def _any(type_url: str, value: bytes) -> bytes:
+    return length_delimited(1, type_url.encode()) + length_delimited(2, value)
+
+
+def _wrapped(
+    name: str, version: str, ttl: timedelta | None, *, resource: bytes | None = None
+) -> bytes:
+    """A ``envoy.service.discovery.v3.Resource``; without ``resource`` it is a heartbeat."""
+    encoded = length_delimited(1, version.encode())
+    if resource is not None:
+        encoded += length_delimited(2, resource)
+    encoded += length_delimited(3, name.encode())
+    if ttl is not None:
+        encoded += length_delimited(6, _duration(ttl))
+    return encoded
+
+
+def _duration(span: timedelta) -> bytes:
+    """A ``google.protobuf.Duration`` of at least one millisecond."""
+    milliseconds = max(1, span // timedelta(milliseconds=1))
+    seconds, rest = divmod(milliseconds, 1000)
+    encoded = b"\x08" + varint(seconds) if seconds else b""
+    return encoded + (b"\x10" + varint(rest * 1_000_000) if rest else b"")
+
+
+def sotw_heartbeat(
+    lives: Iterable[tuple[str, timedelta]], *, type_url: str, version: str, nonce: str
+) -> bytes:
+    """A DiscoveryResponse that only extends lives (xDS, "TTL").
+
+    Envoy takes a resource without content as a heartbeat where its version is that of the last
+    response that it accepted.
+    """
+    return b"".join(
+        (
+            length_delimited(1, version.encode()),
+            *(
+                length_delimited(2, _any(_RESOURCE_TYPE, _wrapped(name, version, ttl)))
+                for name, ttl in lives
+            ),
+            length_delimited(4, type_url.encode()),
+            length_delimited(5, nonce.encode()),
+        )
+    )
+
+
+def delta_heartbeat(
+    lives: Iterable[tuple[str, str, timedelta]], *, type_url: str, version: str, nonce: str
+) -> bytes:
+    """A DeltaDiscoveryResponse that only extends the lives of names at their versions."""
+    return b"".join(
+        (
+            length_delimited(1, version.encode()),
+            *(length_delimited(2, _wrapped(*life)) for life in lives),
+            length_delimited(4, type_url.encode()),
+            length_delimited(5, nonce.encode()),
+        )
+    )
 
 
 def sotw_response(

@@ -16,11 +16,14 @@ class Method(enum.StrEnum):
     STREAM = "stream_secrets"
     DELTA = "delta_secrets"
     FETCH = "fetch_secrets"
+    ECDS_STREAM = "stream_extension_configs"
+    ECDS_DELTA = "delta_extension_configs"
+    ECDS_FETCH = "fetch_extension_configs"
     ADS_STREAM = "ads_stream"
     ADS_DELTA = "ads_delta"
 
 
-DELTA_METHODS: Final = frozenset({Method.DELTA, Method.ADS_DELTA})
+DELTA_METHODS: Final = frozenset({Method.DELTA, Method.ECDS_DELTA, Method.ADS_DELTA})
 ADS_METHODS: Final = frozenset({Method.ADS_STREAM, Method.ADS_DELTA})
 
 
@@ -35,6 +38,8 @@ class Event(enum.StrEnum):
     RESPONSE = "response"
     SENT = "resource_sent"
     REMOVED = "resource_removed"
+    HEARTBEAT = "heartbeat"
+    """A response without content that extends the lives of what the client has."""
     HELD = "resource_held"
     """Not sent again: the client had kept it from an earlier stream."""
     ACK = "ack"

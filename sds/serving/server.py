@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from envoy.service.discovery.v3 import ads_pb2
+from envoy.service.extension.v3 import config_discovery_pb2
 from envoy.service.secret.v3 import sds_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from sds.serving.service import ADS_SERVICE, SDS_SERVICE
+from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.transport.events import ConnectionLimits
 from sds.transport.server import Server, ServerLimits
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Serving works on bytes and needs no descriptor; reflection needs them loaded.
-DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR)
+DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR, config_discovery_pb2.DESCRIPTOR)
 _SPARE_STREAMS: Final = 100
 """Streams that HTTP/2 admits beyond ``streams_per_connection``: what goes over that limit is
 refused with a text, and what debugs it finds room."""
@@ -68,7 +69,7 @@ async def set_health(servicer: health.aio.HealthServicer, *, serving: bool) -> N
         if serving
         else health_pb2.HealthCheckResponse.NOT_SERVING
     )
-    for service in ("", SDS_SERVICE, ADS_SERVICE):
+    for service in ("", SDS_SERVICE, ECDS_SERVICE, ADS_SERVICE):
         await servicer.set(service, status)
 
 

@@ -1,9 +1,7 @@
-"""The remote calls of the secret discovery service, over bytes.
+"""What all sockets of an agent serve: the sessions of callers, and what a change means to them.
 
-Owns the way from a gRPC call to a :class:`~sds.serving.streams.Stream`, and from an error to a
-status.
-Invariant: every stream belongs to a recognised caller from its first message to its end, and ends
-with a status that says what was wrong and what to do.
+Owns the sessions. Invariants: one session for each caller that has a stream; a change of the store,
+of policy or of files reaches every session that it concerns, and no other.
 
 One :class:`SecretService` serves all sockets of an agent. Each socket's server gets the handlers
 of :meth:`SecretService.handlers` with a function that tells who is at the other end.
@@ -14,24 +12,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
-
-import grpc
+from typing import TYPE_CHECKING
 
 from sds.clock import Clock, SystemClock
-from sds.errors import (
-    CallEndedError,
-    LimitError,
-    MalformedRequestError,
-    ProtocolError,
-    SdsError,
-    WorkloadError,
-)
+from sds.errors import SdsError
+from sds.faults import guarded
 from sds.identity import Identity
 from sds.repeats import Repeats
+from sds.serving.authorization import EXTENSION_TYPE
+from sds.serving.calls import METHODS, TYPES, Entitlements, SocketCalls, handlers
 from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
-from sds.serving.conversation import response_version
-from sds.serving.encode import SECRET_TYPE, sotw_response
+from sds.serving.extensions import DEFAULT_TTL, AuthorizationPolicy, ExtensionCatalog
 from sds.serving.idle import AfterTheCrowd
 from sds.serving.limits import ServingLimits
 from sds.serving.names import NameBudget
@@ -39,54 +30,18 @@ from sds.serving.observer import Event, Method, NullObserver, ServingObserver
 from sds.serving.session import CallerSession
 from sds.serving.snapshot import Snapshot
 from sds.serving.stream import Stream, Transport
-from sds.serving.subscription import SotwSubscription
 from sds.serving.unsent import UnsentSecrets
-from sds.serving.wire import parse_discovery_request
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from datetime import timedelta
+
+    import grpc
 
     from sds.secrets.store import Change, SecretStore
-    from sds.serving.encode import Resource
     from sds.serving.peers import PeerPolicy
     from sds.workload.entitlement import Entitlement
 
 logger = logging.getLogger("sds.serving.service")
-
-SDS_SERVICE: Final = "envoy.service.secret.v3.SecretDiscoveryService"
-ADS_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
-_TYPES: Final = {
-    Method.STREAM: (SECRET_TYPE,),
-    Method.DELTA: (SECRET_TYPE,),
-    Method.ADS_STREAM: (SECRET_TYPE,),
-    Method.ADS_DELTA: (SECRET_TYPE,),
-}
-METHODS: Final = {
-    f"/{SDS_SERVICE}/StreamSecrets": Method.STREAM,
-    f"/{SDS_SERVICE}/DeltaSecrets": Method.DELTA,
-    f"/{SDS_SERVICE}/FetchSecrets": Method.FETCH,
-    f"/{ADS_SERVICE}/StreamAggregatedResources": Method.ADS_STREAM,
-    f"/{ADS_SERVICE}/DeltaAggregatedResources": Method.ADS_DELTA,
-}
-"""Paths of calls to the method's name in metrics."""
-_STATUS: Final[tuple[tuple[type[SdsError], grpc.StatusCode, Event], ...]] = (
-    (LimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, Event.LIMIT),
-    (MalformedRequestError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
-    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
-    (WorkloadError, grpc.StatusCode.PERMISSION_DENIED, Event.STREAM_REFUSED),
-)
-
-
-class Entitlements(Protocol):
-    """Who is at the other end of a connection."""
-
-    async def __call__(self, context: Any, /) -> Entitlement:
-        """The caller behind a call's context.
-
-        Raises:
-            WorkloadError: nobody that may be served.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +55,9 @@ class ServingOptions:
         peers: policy about peers.
         tickets: session ticket keys.
         generic: generic secrets.
+        authorizations: policy about requests; None: every authorization denies everything.
+        authorization_ttl: the longest time for which an Envoy enforces an authorization without
+            hearing from the agent.
     """
 
     aliases: Aliases = field(default_factory=Aliases)
@@ -108,6 +66,8 @@ class ServingOptions:
     peers: PeerPolicy | None = None
     tickets: TicketKeys | None = None
     generic: GenericSecrets | None = None
+    authorizations: AuthorizationPolicy | None = None
+    authorization_ttl: timedelta = DEFAULT_TTL
 
 
 class SecretService:
@@ -139,6 +99,13 @@ class SecretService:
             tickets=self.options.tickets,
             generic=self.options.generic,
         )
+        self._extensions = ExtensionCatalog(
+            store,
+            policy=self.options.authorizations,
+            clock=self.clock,
+            ttl=self.options.authorization_ttl,
+        )
+        self._heartbeat: asyncio.TimerHandle | None = None
         self._sessions: dict[Entitlement, CallerSession] = {}
         self._names = NameBudget(self.options.limits.names)
         self._crowd: AfterTheCrowd | None = None
@@ -153,32 +120,7 @@ class SecretService:
 
     def handlers(self, entitlements: Entitlements) -> tuple[grpc.GenericRpcHandler, ...]:
         """The handlers for one server; ``entitlements`` tells who its clients are."""
-        socket = _Socket(self, entitlements)
-        return (
-            grpc.method_handlers_generic_handler(
-                SDS_SERVICE,
-                {
-                    "StreamSecrets": grpc.stream_stream_rpc_method_handler(
-                        socket.stream(Method.STREAM)
-                    ),
-                    "DeltaSecrets": grpc.stream_stream_rpc_method_handler(
-                        socket.stream(Method.DELTA)
-                    ),
-                    "FetchSecrets": grpc.unary_unary_rpc_method_handler(socket.fetch),
-                },
-            ),
-            grpc.method_handlers_generic_handler(
-                ADS_SERVICE,
-                {
-                    "StreamAggregatedResources": grpc.stream_stream_rpc_method_handler(
-                        socket.stream(Method.ADS_STREAM)
-                    ),
-                    "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(
-                        socket.stream(Method.ADS_DELTA)
-                    ),
-                },
-            ),
-        )
+        return handlers(SocketCalls(self, entitlements))
 
     def refresh(self, *, trust_changed: bool = True) -> None:
         """Something else than the store changed: push what differs.
@@ -209,6 +151,9 @@ class SecretService:
         self.drain()
         self._stop_listening()
         self.unsent.close()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None
         if self._crowd is not None:
             self._crowd.close()
 
@@ -248,7 +193,7 @@ class SecretService:
             transport,
             session=session,
             method=method,
-            types=_TYPES[method],
+            types=TYPES[method],
             limits=self.options.limits,
             observer=self.observer,
             peer=peer,
@@ -257,6 +202,7 @@ class SecretService:
         if self._crowd is None:
             self._crowd = AfterTheCrowd(asyncio.get_running_loop())
         self._crowd.opened()
+        self._expect_heartbeat()
         self.observer.count(Event.STREAM_OPENED, method)
         return stream
 
@@ -266,17 +212,10 @@ class SecretService:
         self._leave(stream.session)
         self.observer.count(Event.STREAM_CLOSED, stream.method)
 
-    def view(self, entitlement: Entitlement, *, strong: bool) -> Snapshot:
-        """What the caller may have at this moment."""
-        return Snapshot(self._catalog, entitlement.current, strong=strong)
-
-    def status_of(self, error: SdsError) -> tuple[grpc.StatusCode, Event]:
-        """The gRPC status and the event for an error that ends a stream."""
-        for kind, status, event in _STATUS:
-            if isinstance(error, kind):
-                wrong_type = error.reason == "wrong_type_url"
-                return status, Event.WRONG_TYPE if wrong_type else event
-        return grpc.StatusCode.UNAVAILABLE, Event.STREAM_REFUSED
+    def snapshot(self, entitlement: Entitlement, type_url: str, *, strong: bool) -> Snapshot:
+        """What the caller may have of a type at this moment."""
+        catalog = self._extensions if type_url == EXTENSION_TYPE else self._catalog
+        return Snapshot(catalog, entitlement.current, strong=strong)
 
     # --- inside ---------------------------------------------------------------------------------
 
@@ -291,11 +230,25 @@ class SecretService:
             if bundles or not identities.isdisjoint(session.caller.identities):
                 session.changed(change.keys)
 
+    def _expect_heartbeat(self) -> None:
+        """While there are streams, the lives of authorizations are extended in time."""
+        if self._heartbeat is None:
+            seconds = self._extensions.heartbeat_seconds
+            loop = asyncio.get_running_loop()
+            self._heartbeat = loop.call_later(seconds, guarded("listener", self._beat))
+
+    def _beat(self) -> None:
+        self._heartbeat = None
+        if self._sessions:
+            self._expect_heartbeat()
+        for session in list(self._sessions.values()):
+            session.extend_lives()
+
     def _enter(self, entitlement: Entitlement) -> CallerSession:
         session = self._sessions.get(entitlement)
         if session is None:
             session = self._sessions[entitlement] = CallerSession(
-                entitlement, self._catalog, self._names
+                entitlement, self._catalog, self._extensions, self._names
             )
         return session
 
@@ -303,148 +256,3 @@ class SecretService:
         if not session.streams and self._sessions.get(session.entitlement) is session:
             del self._sessions[session.entitlement]
             session.close()
-
-
-def _uncancel() -> None:
-    """Take back the cancellation of the current task.
-
-    A frame that had the task in a variable would keep it, and the task keeps the frames in which
-    it was cancelled, with the message that they were about to write.
-    """
-    task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
-
-
-class _Socket:
-    """The calls of one server."""
-
-    def __init__(self, service: SecretService, entitlements: Entitlements) -> None:
-        self._service = service
-        self._entitlements = entitlements
-        self._streams = 0
-        self._streams_of: dict[str, int] = {}
-
-    def stream(
-        self, method: Method
-    ) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]:
-        """The handler of a streaming call."""
-
-        async def handle(
-            requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
-        ) -> None:
-            try:
-                await self._serve(method, requests, context)
-            except CallEndedError:
-                raise  # the client hung up while something was on its way to it
-            except SdsError as error:
-                await self._refuse(method, context, error)
-
-        return handle
-
-    async def fetch(self, request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        """FetchSecrets: what exists now, maybe nothing."""
-        service = self._service
-        method = Method.FETCH
-        try:
-            entitlement = await self._admit(context)
-            service.observer.count(Event.REQUEST, method)
-            limit = service.options.limits.names_per_stream
-            parsed = parse_discovery_request(request, max_names=limit)
-            if parsed.type_url not in ("", SECRET_TYPE):
-                raise ProtocolError(
-                    f"type_url {parsed.type_url[:200]!r} is not served here",
-                    advice=f"ask for {SECRET_TYPE}",
-                    reason="wrong_type_url",
-                )
-            strong = parsed.node is not None and parsed.node.wants_spiffe_validator
-            view = service.view(entitlement, strong=strong)
-            subscription: SotwSubscription[Resource] = SotwSubscription()
-            subscription.receive(parsed.request)
-            answer = subscription.respond(view, "")
-            resources = answer.resources if answer is not None else []
-            service.observer.count(Event.RESPONSE, method)
-            service.observer.count(Event.SENT, method, len(resources))
-            if answer is not None and answer.absent:
-                service.observer.count(Event.ABSENT, method, len(answer.absent))
-            version = response_version(resources) or service.empty_version
-            return sotw_response(resources, type_url=SECRET_TYPE, version=version, nonce="")
-        except SdsError as error:
-            await self._refuse(method, context, error)
-            raise  # not reached: abort raises
-
-    async def _admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
-        if self._service.draining is not None:
-            raise self._service.draining
-        entitlement = await self._entitlements(context)
-        if entitlement.ended is not None:
-            raise entitlement.ended
-        self._service.unsent.follow(context)
-        return entitlement
-
-    async def _serve(
-        self,
-        method: Method,
-        requests: AsyncIterator[bytes],
-        context: grpc.aio.ServicerContext[bytes, bytes],
-    ) -> None:
-        service = self._service
-        peer = context.peer()
-        entitlement = await self._admit(context)
-        self._count_in(peer)
-        stream = service.open_stream(entitlement, method, context, peer)
-        clock = service.clock
-        try:
-            async for data in requests:
-                await stream.take(data, clock.now().monotonic)
-        except asyncio.CancelledError:
-            if stream.ending is None:
-                raise
-            _uncancel()
-            raise stream.ending from None
-        finally:
-            self._count_out(peer)
-            service.close_stream(stream)
-            await stream.close()
-
-    def _count_in(self, peer: str) -> None:
-        limits = self._service.options.limits
-        if self._streams >= limits.streams_per_socket:
-            raise LimitError(
-                f"{self._streams} streams are open on this socket",
-                advice="raise limits.streams_per_socket",
-            )
-        of_peer = self._streams_of.get(peer, 0)
-        if of_peer >= limits.streams_per_connection:
-            raise LimitError(
-                f"{of_peer} streams are open on this connection",
-                advice="ask for several secrets on one stream, or raise "
-                "limits.streams_per_connection",
-            )
-        self._streams += 1
-        self._streams_of[peer] = of_peer + 1
-
-    def _count_out(self, peer: str) -> None:
-        self._streams -= 1
-        self._streams_of[peer] -= 1
-        if not self._streams_of[peer]:
-            del self._streams_of[peer]
-
-    async def _refuse(
-        self,
-        method: Method,
-        context: grpc.aio.ServicerContext[bytes, bytes],
-        error: SdsError,
-    ) -> None:
-        """End the call with the status that the error stands for; always raises."""
-        # It may outlive the call (the end of an entitlement); the call's frames must not.
-        error.__traceback__ = None
-        status, event = self._service.status_of(error)
-        self._service.observer.count(event, method)
-        if event is not Event.STREAM_REFUSED:
-            self._service.observer.count(Event.STREAM_REFUSED, method)
-        logger.warning(
-            "call refused",
-            extra={"method": method.value, "reason": error.reason, "error": str(error)},
-        )
-        await context.abort(status, str(error))

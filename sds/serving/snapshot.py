@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sds.serving.catalog import Catalog
     from sds.serving.encode import Resource
+    from sds.serving.watches import ResourceCatalog
     from sds.workload.entitlement import Caller
 
 
@@ -26,7 +26,7 @@ class Snapshot:
 
     __slots__ = ("_caller", "_catalog", "_found", "_strong")
 
-    def __init__(self, catalog: Catalog, caller: Caller, *, strong: bool) -> None:
+    def __init__(self, catalog: ResourceCatalog, caller: Caller, *, strong: bool) -> None:
         self._catalog = catalog
         self._caller = caller
         self._strong = strong
@@ -38,7 +38,7 @@ class Snapshot:
             return self._found[name]
         except KeyError:
             found = self._catalog.find(self._caller, name, strong=self._strong)
-            if found is not None:
+            if found is not None and found.ttl is None:  # what is left of a life changes
                 self._found[name] = found
             return found
 

@@ -69,7 +69,7 @@ async def until_watched(at: object, streams: int) -> None:
     async with asyncio.timeout(30):
         while True:
             (session,) = at.service.sessions() or (None,)  # type: ignore[attr-defined]  # a Serving
-            if session is not None and len(session._watched) == streams * _PER_STREAM:
+            if session is not None and session.watched() == streams * _PER_STREAM:
                 return
             await asyncio.sleep(0.02)
 
@@ -108,7 +108,7 @@ async def test_a_rotation_does_not_look_at_names_that_it_cannot_concern(
             await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
             await watch(client, at, 30, prefix)
             async with asyncio.timeout(30):
-                while not any(len(one._watched) > 30_000 for one in at.service.sessions()):
+                while not any(one.watched() > 30_000 for one in at.service.sessions()):
                     await asyncio.sleep(0.02)
             turns = Turns()
             running = asyncio.create_task(turns.run())

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sds.agent.directory import listening
+from sds.serving.calls import ADS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.server import make_server, set_health
-from sds.serving.service import ADS_SERVICE, SDS_SERVICE
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.process import PATIENCE_SECONDS
 from tests.support.serving import API, WEB, admin_socket, serving, svid

@@ -17,6 +17,7 @@ from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
+from sds.serving.calls import ADS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.limits import ServingLimits
 from sds.serving.server import (
@@ -26,7 +27,7 @@ from sds.serving.server import (
     make_server,
     set_health,
 )
-from sds.serving.service import ADS_SERVICE, SDS_SERVICE, SecretService, ServingOptions
+from sds.serving.service import SecretService, ServingOptions
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
 

@@ -136,6 +136,18 @@ class Subscription(Generic[R]):
             return answer
         return answer if answer.absent or answer.held else None
 
+    def beat(self, nonce: str) -> list[tuple[str, str]]:
+        """Names and versions of what the client has, whose life a heartbeat extends.
+
+        The heartbeat goes out under ``nonce``; its ACK means nothing.
+        """
+        known = [
+            (name, watch.sent) for name, watch in self._watches.items() if watch.sent is not None
+        ]
+        if known:
+            self._await_answer(nonce, ())
+        return known
+
     def _take_due(self, everything: frozenset[str]) -> list[str]:
         due = self._due
         if self._all_due:
@@ -173,7 +185,10 @@ class Subscription(Generic[R]):
 
     def _book(self, nonce: str, resources: list[R]) -> None:
         """Remember what goes out under ``nonce``."""
+        self._await_answer(nonce, tuple(resource.receipt for resource in resources))
+
+    def _await_answer(self, nonce: str, receipts: tuple[Receipt, ...]) -> None:
         self._last_nonce = nonce
         if len(self._outstanding) >= MAX_OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
-        self._outstanding[nonce] = tuple(resource.receipt for resource in resources)
+        self._outstanding[nonce] = receipts

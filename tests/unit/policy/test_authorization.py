@@ -9,7 +9,8 @@ import pytest
 
 from sds.errors import ConfigurationError
 from sds.identity import SpiffeId
-from sds.policy.authorization import Authorization, AuthorizationRule, authorization_of
+from sds.policy.authorization import authorization_of
+from sds.policy.authorized import Authorization, AuthorizationRule
 from sds.policy.difference import differences
 from sds.policy.document import PolicyDocument
 from sds.policy.trust import Policy, authenticate

@@ -1,0 +1,282 @@
+"""The remote calls of one server: from gRPC to a stream, and from an error to a status.
+
+Invariant: every stream belongs to a recognised caller from its first message to its end, and ends
+with a status that says what was wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import grpc
+
+from sds.errors import (
+    CallEndedError,
+    LimitError,
+    MalformedRequestError,
+    ProtocolError,
+    SdsError,
+    WorkloadError,
+)
+from sds.serving.authorization import EXTENSION_TYPE
+from sds.serving.conversation import response_version
+from sds.serving.encode import SECRET_TYPE, sotw_response
+from sds.serving.observer import Event, Method
+from sds.serving.subscription import SotwSubscription
+from sds.serving.wire import parse_discovery_request
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from sds.serving.encode import Resource
+    from sds.serving.service import SecretService
+    from sds.workload.entitlement import Entitlement
+
+logger = logging.getLogger("sds.serving.service")
+
+SDS_SERVICE: Final = "envoy.service.secret.v3.SecretDiscoveryService"
+ECDS_SERVICE: Final = "envoy.service.extension.v3.ExtensionConfigDiscoveryService"
+ADS_SERVICE: Final = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+TYPES: Final[dict[Method, tuple[str, ...]]] = {
+    Method.STREAM: (SECRET_TYPE,),
+    Method.DELTA: (SECRET_TYPE,),
+    Method.FETCH: (SECRET_TYPE,),
+    Method.ECDS_STREAM: (EXTENSION_TYPE,),
+    Method.ECDS_DELTA: (EXTENSION_TYPE,),
+    Method.ECDS_FETCH: (EXTENSION_TYPE,),
+    Method.ADS_STREAM: (SECRET_TYPE, EXTENSION_TYPE),
+    Method.ADS_DELTA: (SECRET_TYPE, EXTENSION_TYPE),
+}
+"""What each call serves."""
+_CALLS: Final = {
+    SDS_SERVICE: {
+        "StreamSecrets": Method.STREAM,
+        "DeltaSecrets": Method.DELTA,
+        "FetchSecrets": Method.FETCH,
+    },
+    ECDS_SERVICE: {
+        "StreamExtensionConfigs": Method.ECDS_STREAM,
+        "DeltaExtensionConfigs": Method.ECDS_DELTA,
+        "FetchExtensionConfigs": Method.ECDS_FETCH,
+    },
+    ADS_SERVICE: {
+        "StreamAggregatedResources": Method.ADS_STREAM,
+        "DeltaAggregatedResources": Method.ADS_DELTA,
+    },
+}
+_ONCE: Final = frozenset({Method.FETCH, Method.ECDS_FETCH})
+METHODS: Final = {
+    f"/{service}/{name}": method
+    for service, named in _CALLS.items()
+    for name, method in named.items()
+}
+"""Paths of calls to the method's name in metrics."""
+_STATUS: Final[tuple[tuple[type[SdsError], grpc.StatusCode, Event], ...]] = (
+    (LimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, Event.LIMIT),
+    (MalformedRequestError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
+    (ProtocolError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
+    (WorkloadError, grpc.StatusCode.PERMISSION_DENIED, Event.STREAM_REFUSED),
+)
+
+
+class Entitlements(Protocol):
+    """Who is at the other end of a connection."""
+
+    async def __call__(self, context: Any, /) -> Entitlement:
+        """The caller behind a call's context.
+
+        Raises:
+            WorkloadError: nobody that may be served.
+        """
+        ...
+
+
+def status_of(error: SdsError) -> tuple[grpc.StatusCode, Event]:
+    """The gRPC status and the event for an error that ends a stream."""
+    for kind, status, event in _STATUS:
+        if isinstance(error, kind):
+            wrong_type = error.reason == "wrong_type_url"
+            return status, Event.WRONG_TYPE if wrong_type else event
+    return grpc.StatusCode.UNAVAILABLE, Event.STREAM_REFUSED
+
+
+def handlers(calls: SocketCalls) -> tuple[grpc.GenericRpcHandler, ...]:
+    """The handlers of every service, for one server."""
+    return tuple(
+        grpc.method_handlers_generic_handler(
+            service,
+            {
+                name: grpc.unary_unary_rpc_method_handler(calls.fetch(method))
+                if method in _ONCE
+                else grpc.stream_stream_rpc_method_handler(calls.stream(method))
+                for name, method in named.items()
+            },
+        )
+        for service, named in _CALLS.items()
+    )
+
+
+def _uncancel() -> None:
+    """Take back the cancellation of the current task.
+
+    A frame that had the task in a variable would keep it, and the task keeps the frames in which
+    it was cancelled, with the message that they were about to write.
+    """
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+
+
+class SocketCalls:
+    """The calls of one server.
+
+    Args:
+        service: what is served.
+        entitlements: who the clients of this server are.
+    """
+
+    def __init__(self, service: SecretService, entitlements: Entitlements) -> None:
+        self._service = service
+        self._entitlements = entitlements
+        self._streams = 0
+        self._streams_of: dict[str, int] = {}
+
+    def stream(
+        self, method: Method
+    ) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]:
+        """The handler of a streaming call."""
+
+        async def handle(
+            requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
+        ) -> None:
+            try:
+                await self._serve(method, requests, context)
+            except CallEndedError:
+                raise  # the client hung up while something was on its way to it
+            except SdsError as error:
+                await self._refuse(method, context, error)
+
+        return handle
+
+    def fetch(
+        self, method: Method
+    ) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]:
+        """The handler of a call that answers once: what exists now, maybe nothing."""
+
+        async def handle(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+            try:
+                return await self._fetch(method, request, context)
+            except SdsError as error:
+                await self._refuse(method, context, error)
+                raise  # not reached: abort raises
+
+        return handle
+
+    async def _fetch(
+        self,
+        method: Method,
+        request: bytes,
+        context: grpc.aio.ServicerContext[bytes, bytes],
+    ) -> bytes:
+        service = self._service
+        (type_url,) = TYPES[method]
+        entitlement = await self._admit(context)
+        service.observer.count(Event.REQUEST, method)
+        limit = service.options.limits.names_per_stream
+        parsed = parse_discovery_request(request, max_names=limit)
+        if parsed.type_url not in ("", type_url):
+            raise ProtocolError(
+                f"type_url {parsed.type_url[:200]!r} is not served here",
+                advice=f"ask for {type_url}",
+                reason="wrong_type_url",
+            )
+        strong = parsed.node is not None and parsed.node.wants_spiffe_validator
+        snapshot = service.snapshot(entitlement, type_url, strong=strong)
+        subscription: SotwSubscription[Resource] = SotwSubscription()
+        subscription.receive(parsed.request)
+        answer = subscription.respond(snapshot, "")
+        resources = answer.resources if answer is not None else []
+        service.observer.count(Event.RESPONSE, method)
+        service.observer.count(Event.SENT, method, len(resources))
+        if answer is not None and answer.absent:
+            service.observer.count(Event.ABSENT, method, len(answer.absent))
+        version = response_version(resources) or service.empty_version
+        return sotw_response(resources, type_url=type_url, version=version, nonce="")
+
+    async def _admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
+        if self._service.draining is not None:
+            raise self._service.draining
+        entitlement = await self._entitlements(context)
+        if entitlement.ended is not None:
+            raise entitlement.ended
+        self._service.unsent.follow(context)
+        return entitlement
+
+    async def _serve(
+        self,
+        method: Method,
+        requests: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext[bytes, bytes],
+    ) -> None:
+        service = self._service
+        peer = context.peer()
+        entitlement = await self._admit(context)
+        self._count_in(peer)
+        stream = service.open_stream(entitlement, method, context, peer)
+        clock = service.clock
+        try:
+            async for data in requests:
+                await stream.take(data, clock.now().monotonic)
+        except asyncio.CancelledError:
+            if stream.ending is None:
+                raise
+            _uncancel()
+            raise stream.ending from None
+        finally:
+            self._count_out(peer)
+            service.close_stream(stream)
+            await stream.close()
+
+    def _count_in(self, peer: str) -> None:
+        limits = self._service.options.limits
+        if self._streams >= limits.streams_per_socket:
+            raise LimitError(
+                f"{self._streams} streams are open on this socket",
+                advice="raise limits.streams_per_socket",
+            )
+        of_peer = self._streams_of.get(peer, 0)
+        if of_peer >= limits.streams_per_connection:
+            raise LimitError(
+                f"{of_peer} streams are open on this connection",
+                advice="ask for several secrets on one stream, or raise "
+                "limits.streams_per_connection",
+            )
+        self._streams += 1
+        self._streams_of[peer] = of_peer + 1
+
+    def _count_out(self, peer: str) -> None:
+        self._streams -= 1
+        self._streams_of[peer] -= 1
+        if not self._streams_of[peer]:
+            del self._streams_of[peer]
+
+    async def _refuse(
+        self,
+        method: Method,
+        context: grpc.aio.ServicerContext[bytes, bytes],
+        error: SdsError,
+    ) -> None:
+        """End the call with the status that the error stands for; always raises."""
+        # It may outlive the call (the end of an entitlement); the call's frames must not.
+        error.__traceback__ = None
+        status, event = status_of(error)
+        self._service.observer.count(event, method)
+        if event is not Event.STREAM_REFUSED:
+            self._service.observer.count(Event.STREAM_REFUSED, method)
+        logger.warning(
+            "call refused",
+            extra={"method": method.value, "reason": error.reason, "error": str(error)},
+        )
+        await context.abort(status, str(error))

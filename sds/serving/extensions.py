@@ -1,0 +1,192 @@
+"""Names of filter configurations: what ``authorization`` stands for, for one caller.
+
+Owns the mapping from names to filters, and their versions. Invariants: a name that is the caller's
+always exists, and denies everything where no policy is in force or policy does not know the
+identity; the authorization of an identity that is not the caller's does not exist for it; a version
+is new wherever the content or the policy's epoch is, and contains the epoch.
+
+===============================  ===============================================================
+name                             filter
+===============================  ===============================================================
+``authorization``                HTTP RBAC of the caller's first identity
+``authorization-tcp``            network RBAC of it
+``authorization:<SPIFFE ID>``    HTTP RBAC of the caller's identity of that SPIFFE ID
+``authorization-tcp:<…>``        network RBAC of it; ``authorization:<…>-tcp`` means the same
+===============================  ===============================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.policy.authorized import Authorization
+from sds.secrets.store import Version
+from sds.serving import authorization
+from sds.serving.authorization import EXTENSION_TYPE
+from sds.serving.encode import Resource
+from sds.serving.subscription import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from datetime import datetime
+
+    from sds.clock import Clock
+    from sds.identity import SpiffeId
+    from sds.secrets.store import ResourceKey, SecretStore
+    from sds.workload.entitlement import Caller
+
+AUTHORIZATION: Final = "authorization"
+AUTHORIZATION_TCP: Final = "authorization-tcp"
+_TCP: Final = "-tcp"
+DEFAULT_TTL: Final = timedelta(hours=1)
+_SHORTEST_TTL: Final = timedelta(seconds=1)
+_MAX_STAMPS: Final = 10_000
+
+
+class AuthorizationPolicy(Protocol):
+    """Policy's answer; after a change call ``SecretService.refresh()``."""
+
+    def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
+        """What may be asked of the identity now; denies everything where no policy is in force."""
+        ...
+
+
+class _NoPolicy:
+    def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
+        """Deny everything."""
+        del now
+        return Authorization(identity=identity)
+
+
+class ExtensionCatalog:
+    """What filter configurations there are; see the module.
+
+    Args:
+        store: draws versions.
+        policy: decides; None: every filter denies everything.
+        clock: the time at which policy is asked.
+        ttl: the longest life of a filter without a heartbeat.
+    """
+
+    type_url: Final = EXTENSION_TYPE
+
+    def __init__(
+        self,
+        store: SecretStore,
+        *,
+        policy: AuthorizationPolicy | None,
+        clock: Clock,
+        ttl: timedelta = DEFAULT_TTL,
+    ) -> None:
+        self._store = store
+        self._policy: AuthorizationPolicy = policy if policy is not None else _NoPolicy()
+        self._clock = clock
+        self._ttl = ttl
+        self._stamps: dict[tuple[str, SpiffeId], tuple[Authorization, Version, bytes]] = {}
+
+    @property
+    def heartbeat_seconds(self) -> float:
+        """Seconds between two heartbeats."""
+        return self._ttl.total_seconds() / 3
+
+    def everything(self, caller: Caller) -> tuple[str, ...]:
+        """What the wildcard stands for."""
+        return (AUTHORIZATION, AUTHORIZATION_TCP) if caller.identities else ()
+
+    def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
+        """The filter under ``name`` for ``caller``; None where the name is not the caller's."""
+        del strong
+        meant = _meant(caller, name)
+        if meant is None:
+            return None
+        identity, tcp = meant
+        allowed = self._policy.authorization(identity, now=self._clock.now().wall)
+        version, encoded = self._stamped(name, allowed, tcp=tcp)
+        return Resource(
+            Receipt(name, version), encoded, type_url=EXTENSION_TYPE, ttl=self.ttl(allowed)
+        )
+
+    def ttl(self, allowed: Authorization) -> timedelta:
+        """How long the filter is in force without a heartbeat: never beyond the policy's end."""
+        if allowed.ends_at is None:
+            return self._ttl
+        return max(_SHORTEST_TTL, min(self._ttl, allowed.ends_at - self._clock.now().wall))
+
+    def authorization(self, caller: Caller) -> Authorization | None:
+        """What may be asked of the caller's first identity."""
+        if not caller.identities:
+            return None
+        identity = caller.identities[0].spiffe_id
+        return self._policy.authorization(identity, now=self._clock.now().wall)
+
+    def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
+        """No filter depends on what the store has."""
+        del caller, keys
+        return []
+
+    def reloaded_names(self, caller: Caller) -> list[str]:
+        """Nor on files."""
+        del caller
+        return []
+
+    def first_names(self) -> Collection[str]:
+        """No name goes before another."""
+        return ()
+
+    @staticmethod
+    def is_by_policy(name: str) -> bool:
+        """Policy decides all of them."""
+        del name
+        return False
+
+    def _stamped(self, name: str, allowed: Authorization, *, tcp: bool) -> tuple[Version, bytes]:
+        """Version and bytes: new ones where what is allowed, or the policy's epoch, is new."""
+        scope = (name, allowed.identity)
+        content = dataclasses.replace(allowed, ends_at=None)
+        known = self._stamps.get(scope)
+        if known is not None and known[0] == content:
+            return known[1:]
+        if len(self._stamps) >= _MAX_STAMPS:
+            del self._stamps[next(iter(self._stamps))]
+        make = authorization.tcp_filter if tcp else authorization.http_filter
+        encoded = make(name, allowed)
+        run, _, number = self._store.draw_version().rpartition("-")
+        version = Version(f"{run}-epoch{allowed.epoch}-{number}")
+        self._stamps[scope] = (content, version, encoded)
+        return version, encoded
+
+
+def widens_only(before: Authorization | None, after: Authorization | None) -> bool:
+    """Whether everything that was allowed still is, by the same words."""
+    if before is None or after is None:
+        return False
+    return _grants(before) <= _grants(after)
+
+
+def _grants(allowed: Authorization) -> frozenset[object]:
+    return frozenset(
+        (rule.trust_domain, glob, request)
+        for rule in allowed.enforced
+        for glob in rule.principals
+        for request in rule.requests or (None,)
+    )
+
+
+def _meant(caller: Caller, name: str) -> tuple[SpiffeId, bool] | None:
+    """The caller's identity that a name means, and whether the network filter is meant."""
+    if not caller.identities:
+        return None
+    kind, colon, wanted = name.partition(":")
+    if kind not in (AUTHORIZATION, AUTHORIZATION_TCP):
+        return None
+    tcp = kind == AUTHORIZATION_TCP
+    if not colon:
+        return caller.identities[0].spiffe_id, tcp
+    own = {str(identity.spiffe_id): identity.spiffe_id for identity in caller.identities}
+    if wanted in own:
+        return own[wanted], tcp
+    if not tcp and wanted.endswith(_TCP) and wanted.removesuffix(_TCP) in own:
+        return own[wanted.removesuffix(_TCP)], True
+    return None
