@@ -219,6 +219,8 @@ def secret_service(
         peers=None if policy is None else policy.peers,
         tickets=tickets,
         generic=GenericSecretFiles(store, files=files, aliases=aliases) if files else None,
+        authorizations=None if policy is None else policy.authorizations,
+        authorization_ttl=config.authorization_ttl,
     )
     return SecretService(store, options=options, observer=instruments.serving, clock=clock)
 

@@ -306,6 +306,13 @@ class AgentConfig(Settings):
         description="Serve the bundle of our own trust domain as Envoy's SPIFFE validator, even"
         " to clients that do not ask for it.",
     )
+    authorization_ttl: Duration = Field(
+        default=timedelta(hours=1),
+        ge=timedelta(seconds=3),
+        description="How long an Envoy enforces its authorization without hearing from the agent,"
+        " at most until the policy ends. After that, its listener denies everything. Heartbeats"
+        " come three times in that span.",
+    )
     rotation: RotationSection = Field(
         default=RotationSection(),
         description="How new roots come into use and old ones leave. The defaults fit lifetimes"

@@ -14,6 +14,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sds.agent.authorizations import PolicyAuthorizations
 from sds.agent.peers import PolicyPeers
 from sds.agent.rules import DecidedRules
 from sds.errors import PolicyNotInForceError, SdsError
@@ -89,6 +90,7 @@ class AgentPolicy:
         self.files = PolicyFiles(settings.place, self.holder, clock=clock)
         self.files.load()
         self.peers = PolicyPeers(self.holder)
+        self.authorizations = PolicyAuthorizations(self.holder)
         self._sources: dict[TrustDomain, BundleSource] = {}
 
     def verifier(self, make: Callable[[ReferenceValues], Verifier]) -> Verifier:

@@ -15,12 +15,16 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
 from sds.errors import SdsError, SocketError
-from sds.serving.describe import describe, private_key, remaining
+from sds.serving.describe import describe, describe_extension, private_key, remaining
 
 if TYPE_CHECKING:
     from sds.serving.describe import Description
 
 _FETCH: Final = "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets"
+_FETCH_EXTENSION: Final = (
+    "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/FetchExtensionConfigs"
+)
+_EXTENSIONS: Final = ("authorization", "authorization-tcp")
 _SECONDS: Final = 10.0
 _NOT_RECOGNISED: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.PERMISSION_DENIED)
 
@@ -48,16 +52,20 @@ _NOT_RECOGNISED: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.PER
 def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: bool) -> None:
     """Show the secrets that a client on this socket would receive, private keys left out.
 
-    Without NAMEs: everything that the caller may have, by long names. Ends with status 1 where a
+    Without NAMEs: every secret that the caller may have, by long names. `authorization` and
+    `authorization-tcp` show what the caller's Envoy must enforce. Ends with status 1 where a
     NAME does not exist for the caller.
     """
     if show_private_key and sys.stdin.isatty():
         click.confirm("Print private keys on this terminal?", abort=True, err=True)
     found = asyncio.run(_fetch(path, names))
-    shown = []
-    for version, encoded in found:
-        key = private_key(encoded) if show_private_key else None
-        shown.append((version, describe(encoded), key))
+    shown: list[tuple[str, Description, str | None]] = []
+    for name, version, encoded in found:
+        if _is_extension(name):
+            shown.append((version, describe_extension(encoded), None))
+        else:
+            key = private_key(encoded) if show_private_key else None
+            shown.append((version, describe(encoded), key))
     if output == "table":
         click.echo(_table(shown, datetime.now(UTC)))
     else:
@@ -78,16 +86,21 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
         )
 
 
-async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
-    """Version and encoded Secret of each name that exists, one call each: each has a version."""
+def _is_extension(name: str) -> bool:
+    return name.partition(":")[0] in _EXTENSIONS
+
+
+async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, str, bytes]]:
+    """Name, version and content of each name that exists, one call each: each has a version."""
     async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
-        call: Any = channel.unary_unary(
-            _FETCH,
-            request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
-            response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
-        )
 
         async def fetch(*wanted: str) -> Any:
+            extension = bool(wanted) and _is_extension(wanted[0])
+            call: Any = channel.unary_unary(
+                _FETCH_EXTENSION if extension else _FETCH,
+                request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
+                response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
+            )
             request = discovery_pb2.DiscoveryRequest(resource_names=wanted)
             request.node.id = "sds-get"
             return await call(request, timeout=_SECONDS)
@@ -95,11 +108,13 @@ async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
         try:
             if not names:
                 names = tuple(_name(resource.value) for resource in (await fetch()).resources)
-            answers = [await fetch(name) for name in names]
+            answers = [(name, await fetch(name)) for name in names]
         except grpc.aio.AioRpcError as error:
             raise _refused(path, error) from None
     return [
-        (answer.version_info, resource.value) for answer in answers for resource in answer.resources
+        (name, answer.version_info, _content(resource))
+        for name, answer in answers
+        for resource in answer.resources
     ]
 
 
@@ -115,6 +130,12 @@ def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
         f"{path}: {error.code().name}: {error.details()}",
         advice="is the agent running, and is this the workload's socket?",
     )
+
+
+def _content(resource: Any) -> bytes:
+    """The message in an Any, which is wrapped where it has a limited life."""
+    wrapped = discovery_pb2.Resource()
+    return bytes(wrapped.resource.value if resource.Unpack(wrapped) else resource.value)
 
 
 def _name(encoded: bytes) -> str:
@@ -165,6 +186,9 @@ def _table(shown: list[tuple[str, Description, str | None]], now: datetime) -> s
             for domain, count in secret.trust_domains.items()
         ]
         rows += [("peer SAN", matcher) for matcher in secret.matchers]
+        if secret.allows is not None:
+            rows += [("allows", rule) for rule in secret.allows or ("nothing: all is denied",)]
+            rows += [("would allow", rule) for rule in secret.counted or ()]
         if secret.keys is not None:
             rows.append(("keys", f"{secret.keys} [redacted]"))
         if secret.not_after is not None:

@@ -8,6 +8,7 @@ behind a SPIFFE ID in its line, so that it can be copied, cut and searched.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _ANSWER_SECONDS: Final = 5.0
 _WATCH_SECONDS: Final = 1.0
 _STYLES: Final = {"valid": "green", "waiting": "yellow", "refused": "red"}
+_AUTHORIZATIONS: Final = ("authorization", "authorization-tcp")
 _TITLES: Final = ("STATE", "EXPIRES", "RENEWAL", "ROTATIONS", "STREAMS", "SERIAL", "WORKLOAD")
 _MAX_KINDS: Final = 10
 """Kinds of errors that are shown."""
@@ -121,6 +123,10 @@ def lines(seen: agent_pb2.Status) -> Iterator[Text]:
         yield Text(f"policy refused: {seen.policy.problem}", style="yellow")
     yield Text()
     yield from _table(seen)
+    enforced = list(_authorizations(seen.clients))
+    if enforced:
+        yield Text()
+        yield from enforced
     if seen.HasField("memory"):
         yield Text()
         yield _memory(seen.memory)
@@ -161,6 +167,23 @@ def _policy(seen: agent_pb2.Status) -> Text:
         return Text("policy: none in force", style="red")
     end = f"{policy.not_after.ToDatetime(UTC):%Y-%m-%dT%H:%M:%SZ}"
     return Text(f"policy: epoch {policy.epoch} ({policy.digest[:12]}) in force until {end}")
+
+
+def _authorizations(clients: Iterable[agent_pb2.Client]) -> Iterator[Text]:
+    """Which policy's authorization the Envoys of each workload have taken, with how many do so."""
+    found: dict[tuple[str, str, str], int] = {}
+    for client in clients:
+        for one in client.subscriptions:
+            if one.name.partition(":")[0] in _AUTHORIZATIONS:
+                epoch = re.search(r"-epoch(\d+)-", one.version)
+                of = epoch[1] if epoch is not None else "-"
+                key = (client.workload, of, one.state)
+                found[key] = found.get(key, 0) + 1
+    for (workload, number, state), count in sorted(found.items()):
+        yield Text(
+            f"authorization: {workload}: epoch {number} {state} by {count}",
+            style="" if state == "ACKed" else "yellow",
+        )
 
 
 def _table(seen: agent_pb2.Status) -> Iterator[Text]:

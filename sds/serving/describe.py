@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from envoy.config.core.v3 import extension_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
 from envoy.extensions.transport_sockets.tls.v3 import (
     secret_pb2,
     tls_spiffe_validator_config_pb2,
@@ -30,8 +33,8 @@ class Description:
 
     Attributes:
         name: the resource name.
-        kind: ``tls_certificate``, ``validation_context``, ``session_ticket_keys`` or
-            ``generic_secret``.
+        kind: ``tls_certificate``, ``validation_context``, ``session_ticket_keys``,
+            ``generic_secret``, ``http_authorization`` or ``tcp_authorization``.
         uris: URI SANs of the leaf.
         dns_names: DNS SANs of the leaf.
         serial: the leaf's serial number, lower-case hex.
@@ -41,6 +44,8 @@ class Description:
         trust_domains: of a SPIFFE validator: name -> number of roots.
         matchers: SAN matchers in words.
         keys: number of session ticket keys.
+        allows: of an authorization: what its rules allow, in words; empty denies everything.
+        counted: of an authorization: the same of its shadow rules.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Description:
     trust_domains: dict[str, int] = field(default_factory=dict)
     matchers: tuple[str, ...] = ()
     keys: int | None = None
+    allows: tuple[str, ...] | None = None
+    counted: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, those that are not there left out."""
@@ -68,9 +75,16 @@ class Description:
             "trust_domains": self.trust_domains,
             "matchers": list(self.matchers),
             "keys": self.keys,
+            "allows": None if self.allows is None else list(self.allows),
+            "counted": None if self.counted is None else list(self.counted),
             "certificates": list(self.certificates),
         }
-        return {name: value for name, value in raw.items() if value not in (None, [], {})}
+        shown = ("allows", "counted")  # empty says that everything is denied
+        return {
+            name: value
+            for name, value in raw.items()
+            if value not in (None, [], {}) or (name in shown and value is not None)
+        }
 
 
 def describe(encoded: bytes) -> Description:
@@ -88,6 +102,33 @@ def describe(encoded: bytes) -> Description:
     if kind == "session_ticket_keys":
         return Description(name=secret.name, kind=kind, keys=len(secret.session_ticket_keys.keys))
     return Description(name=secret.name, kind=kind)
+
+
+def describe_extension(encoded: bytes) -> Description:
+    """Describe an encoded TypedExtensionConfig: an authorization, of HTTP or TCP."""
+    extension = extension_pb2.TypedExtensionConfig.FromString(encoded)
+    http, tcp = http_rbac_pb2.RBAC(), network_rbac_pb2.RBAC()
+    config: Any = tcp if extension.typed_config.Unpack(tcp) else http
+    if config is http:
+        extension.typed_config.Unpack(http)
+    return Description(
+        name=extension.name,
+        kind="http_authorization" if config is http else "tcp_authorization",
+        allows=_rules(config.rules),
+        counted=_rules(config.shadow_rules) if config.HasField("shadow_rules") else None,
+    )
+
+
+def _rules(rules: Any) -> tuple[str, ...]:
+    return tuple(
+        f"{name} from " + ", ".join(map(_principal, policy.principals))
+        for name, policy in sorted(rules.policies.items())
+    )
+
+
+def _principal(principal: Any) -> str:
+    name = principal.authenticated.principal_name
+    return str(name.exact or f"regex {name.safe_regex.regex}")
 
 
 def private_key(encoded: bytes) -> str | None:

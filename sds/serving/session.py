@@ -150,7 +150,6 @@ class CallerSession:
         self._order.begin(order[0])
         for type_url in order:
             self._watches[type_url].refresh()
-        self.extend_lives()  # the policy's end may be another one
 
     def extend_lives(self) -> None:
         """Tell every client that what it has of limited life is still in force."""

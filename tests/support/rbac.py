@@ -12,7 +12,7 @@ from sds.policy.requests import host_regex, path_match
 from sds.rules.pattern import format_spiffe_pattern, spiffe_regex
 
 if TYPE_CHECKING:
-    from sds.policy.authorization import AuthorizationRule
+    from sds.policy.authorized import AuthorizationRule
     from sds.policy.requests import PathMatch, RequestPattern
     from sds.rules.glob import Glob
 

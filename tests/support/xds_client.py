@@ -51,6 +51,7 @@ class _Stream(Generic[Response]):
         async with asyncio.timeout(PATIENCE_SECONDS):
             got: Response = await self.call.read()
         assert got is not grpc.aio.EOF, await self.call.code()
+        self.last = got
         return got
 
     async def silent(self) -> None:

@@ -1,0 +1,53 @@
+"""Policy into Envoy's filters: what may be asked of a workload.
+
+Owns the answers of :class:`sds.serving.extensions.AuthorizationPolicy`. Invariant: without a policy
+in force, and from the end of the last one on, everything is denied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sds.errors import PolicyNotInForceError
+from sds.policy.authorization import authorization_of
+from sds.policy.authorized import Authorization
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sds.identity import SpiffeId
+    from sds.policy.holder import PolicyHolder
+    from sds.policy.trust import AdmittedPolicy
+
+_MAX_REMEMBERED: Final = 10_000
+
+
+class PolicyAuthorizations:
+    """What the policy in force allows to be asked; worked out once for each identity and policy.
+
+    Args:
+        holder: has the policy. Call ``SecretService.refresh()`` after it told of a change.
+    """
+
+    def __init__(self, holder: PolicyHolder) -> None:
+        self._holder = holder
+        self._policy: AdmittedPolicy | None = None
+        self._known: dict[SpiffeId, Authorization] = {}
+
+    def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
+        """What may be asked of the identity now."""
+        try:
+            policy = self._holder.in_force()
+        except PolicyNotInForceError:
+            return Authorization(identity=identity)
+        if policy is not self._policy:
+            self._policy = policy
+            self._known.clear()
+        if not policy.not_before <= now < policy.not_after:
+            return Authorization(identity=identity)
+        known = self._known.get(identity)
+        if known is None:
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            known = self._known[identity] = authorization_of(policy, identity, now=now)
+        return known

@@ -1,0 +1,443 @@
+"""Authorization over ECDS and ADS: names, lives, heartbeats, order, and what denies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from envoy.config.core.v3 import extension_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2 as http_rbac_pb2
+from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb2
+from envoy.service.discovery.v3 import discovery_pb2
+from envoy.service.status.v3 import csds_pb2
+from google.protobuf import json_format
+
+from sds.identity import SpiffeId, TrustDomain
+from sds.policy.authorized import Authorization, AuthorizationRule
+from sds.policy.requests import RequestPattern, parse_path_pattern
+from sds.rules.pattern import parse_spiffe_pattern
+from sds.serving.authorization import http_filter
+from sds.serving.calls import ECDS_SERVICE
+from sds.serving.order import PATIENCE_SECONDS
+from sds.serving.peers import PeerContext, SanMatcher
+from sds.serving.service import ServingOptions
+from tests.support import rbac
+from tests.support.process import PATIENCE_SECONDS as LONG
+from tests.support.serving import API, TD, WEB, serving
+from tests.support.xds_client import Delta, Sotw, channel, secrets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.workload.entitlement import Caller
+    from tests.support.serving import Serving
+
+EXTENSION = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
+WRAPPED = "type.googleapis.com/envoy.service.discovery.v3.Resource"
+PREFIX = f"/{ECDS_SERVICE}/"
+WEB_ID, API_ID = str(WEB.spiffe_id), str(API.spiffe_id)
+
+
+def rule(name: str, *sources: str, requests: tuple[RequestPattern, ...] = ()) -> AuthorizationRule:
+    return AuthorizationRule(
+        name=name,
+        trust_domain=TrustDomain("example.org"),
+        principals=tuple(parse_spiffe_pattern(source) for source in sources),
+        requests=requests,
+    )
+
+
+WIDE = rule("wide", "spiffe://example.org/**")
+NARROW = rule(
+    "narrow",
+    "spiffe://example.org/client",
+    requests=(
+        RequestPattern(methods=("GET",), paths=(parse_path_pattern("/orders/**"),), ports=(1, 2)),
+    ),
+)
+ON_PORT = rule("port", "spiffe://example.org/client", requests=(RequestPattern(ports=(5432,)),))
+
+
+class Policy:
+    """A policy by hand, about requests and about peers."""
+
+    def __init__(self) -> None:
+        self.rules: dict[SpiffeId, tuple[AuthorizationRule, ...]] = {}
+        self.shadow: tuple[AuthorizationRule, ...] | None = None
+        self.epoch = 1
+        self.ends_at: datetime | None = None
+        self.matchers: tuple[SanMatcher, ...] = ()
+
+    def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
+        del now
+        return Authorization(
+            identity=identity,
+            enforced=self.rules.get(identity, ()),
+            shadow=self.shadow,
+            epoch=self.epoch,
+            ends_at=self.ends_at,
+        )
+
+    def inbound(self, _caller: Caller) -> PeerContext | None:
+        return PeerContext(matchers=self.matchers, trust_domains=(TD,))
+
+    def outbound(self, _caller: Caller, target: str) -> PeerContext | None:
+        del target
+        return None
+
+
+@dataclass
+class Authorizing:
+    at: Serving
+    policy: Policy
+    connection: grpc.aio.Channel
+
+    def sotw(self) -> Sotw:
+        stream = Sotw(self.connection)
+        self._move(stream, "StreamExtensionConfigs")
+        return stream
+
+    def delta(self) -> Delta:
+        stream = Delta(self.connection)
+        self._move(stream, "DeltaExtensionConfigs")
+        return stream
+
+    def _move(self, stream: Sotw | Delta, method: str) -> None:
+        deserialize = (
+            discovery_pb2.DeltaDiscoveryResponse
+            if isinstance(stream, Delta)
+            else discovery_pb2.DiscoveryResponse
+        ).FromString
+        stream.call.cancel()
+        stream.call = self.connection.stream_stream(
+            PREFIX + method, request_serializer=None, response_deserializer=deserialize
+        )()
+
+
+@contextlib.asynccontextmanager
+async def authorizing(
+    folder: Path, *, ttl: timedelta = timedelta(hours=1)
+) -> AsyncIterator[Authorizing]:
+    policy = Policy()
+    options = ServingOptions(authorizations=policy, peers=policy, authorization_ttl=ttl)
+    async with (
+        serving(folder, identities=(WEB, API), options=options) as at,
+        channel(at.target) as connection,
+    ):
+        yield Authorizing(at, policy, connection)
+
+
+def unwrapped(resource: Any) -> tuple[discovery_pb2.Resource, extension_pb2.TypedExtensionConfig]:
+    """The wrapper, and the content, of a resource of either protocol."""
+    if isinstance(resource, discovery_pb2.Resource):
+        wrapper = resource
+    else:
+        wrapper = discovery_pb2.Resource()
+        assert resource.type_url == WRAPPED
+        assert resource.Unpack(wrapper)
+    assert wrapper.resource.type_url == EXTENSION
+    return wrapper, extension_pb2.TypedExtensionConfig.FromString(wrapper.resource.value)
+
+
+def http(resource: Any) -> Any:
+    config = http_rbac_pb2.RBAC()
+    assert unwrapped(resource)[1].typed_config.Unpack(config)
+    return config
+
+
+def tcp(resource: Any) -> Any:
+    config = network_rbac_pb2.RBAC()
+    assert unwrapped(resource)[1].typed_config.Unpack(config)
+    return config
+
+
+# --- what is enforced ---------------------------------------------------------------------------
+
+
+def test_the_filter_is_what_the_independent_encoder_makes() -> None:
+    authorization = Authorization(identity=WEB.spiffe_id, enforced=(NARROW, WIDE))
+    extension = extension_pb2.TypedExtensionConfig.FromString(http_filter("a", authorization))
+    assert extension.name == "a"
+    ours = http_rbac_pb2.RBAC()
+    extension.typed_config.Unpack(ours)
+    theirs = http_rbac_pb2.RBAC()
+    config = dict(rbac.http_filter((NARROW, WIDE))["typed_config"])
+    del config["@type"]
+    json_format.Parse(json.dumps(config), theirs)
+
+    def simple(permission: Any) -> Any:
+        """An `and` or `or` of one thing is that thing."""
+        kind = permission.WhichOneof("rule")
+        if kind in {"and_rules", "or_rules"}:
+            inner = getattr(permission, kind).rules
+            if len(inner) == 1:
+                return simple(inner[0])
+            return (kind, tuple(map(simple, inner)))
+        if kind == "not_rule":
+            return ("not", simple(permission.not_rule))
+        return permission.SerializeToString(deterministic=True)
+
+    assert set(ours.rules.policies) == set(theirs.rules.policies) == {"narrow", "wide"}
+    for name, policy in ours.rules.policies.items():
+        other = theirs.rules.policies[name]
+        assert list(map(simple, policy.permissions)) == list(map(simple, other.permissions))
+        assert list(policy.principals) == list(other.principals)
+        assert policy.condition == other.condition
+
+
+def test_empty_rules_are_present_in_the_bytes() -> None:
+    """Unset, they would allow everything; Python leaves an empty message out by itself."""
+    nobody = Authorization(identity=WEB.spiffe_id, shadow=())
+    for make, kind in ((http_filter, http_rbac_pb2.RBAC),):
+        extension = extension_pb2.TypedExtensionConfig.FromString(make("authorization", nobody))
+        assert b"\x0a\x00" in extension.typed_config.value  # field 1, length 0
+        config = kind()
+        extension.typed_config.Unpack(config)
+        assert config.HasField("rules")
+        assert not config.rules.policies
+        assert config.HasField("shadow_rules")
+
+
+async def test_every_identity_of_the_caller_and_nobody_else_s(tmp_path: Path) -> None:
+    async with authorizing(tmp_path) as it:
+        it.policy.rules = {WEB.spiffe_id: (NARROW,), API.spiffe_id: (WIDE, ON_PORT)}
+        stream = it.sotw()
+        names = (
+            "authorization",
+            "authorization-tcp",
+            f"authorization:{API_ID}",
+            f"authorization-tcp:{API_ID}",
+            f"authorization:{API_ID}-tcp",
+            "authorization:spiffe://example.org/other",
+            "authorization:",
+            "something",
+        )
+        await stream.ask(*names, type_url=EXTENSION)
+        response = await stream.next()
+        assert response.type_url == EXTENSION
+        found = {unwrapped(one)[1].name: one for one in response.resources}
+        assert set(found) == set(names[:5])
+        assert set(http(found["authorization"]).rules.policies) == {"narrow"}
+        assert set(http(found[f"authorization:{API_ID}"]).rules.policies) == {"wide", "port"}
+        # A network filter sees no method and no path: what asks for them allows nothing there.
+        assert tcp(found["authorization-tcp"]).HasField("rules")
+        assert not tcp(found["authorization-tcp"]).rules.policies
+        for name in names[3:5]:
+            policies = tcp(found[name]).rules.policies
+            assert set(policies) == {"wide", "port"}
+            assert policies["port"].permissions[0].destination_port == 5432
+
+
+async def test_what_no_policy_allows_is_denied_and_never_absent(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, options=ServingOptions()) as at,
+        channel(at.target) as connection,
+    ):
+        stream = Authorizing(at, Policy(), connection).delta()
+        await stream.ask("authorization", "authorization-tcp", type_url=EXTENSION)
+        response = await stream.next()
+        assert not response.removed_resources
+        for resource in response.resources:
+            config = http(resource) if resource.name == "authorization" else tcp(resource)
+            assert config.HasField("rules")
+            assert not config.rules.policies
+            assert resource.ttl.ToTimedelta() == timedelta(hours=1)
+        await ack(stream, response)
+        await stream.silent()
+
+
+async def test_fetch_and_the_aggregated_stream(tmp_path: Path) -> None:
+    async with authorizing(tmp_path) as it:
+        it.policy.rules = {WEB.spiffe_id: (NARROW,)}
+        fetch = it.connection.unary_unary(
+            PREFIX + "FetchExtensionConfigs",
+            request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
+            response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
+        )
+        answer = await fetch(discovery_pb2.DiscoveryRequest(resource_names=["authorization"]))
+        assert set(http(answer.resources[0]).rules.policies) == {"narrow"}
+        stream = Sotw(it.connection, ads=True)
+        await stream.ask("authorization", type_url=EXTENSION)
+        first = await stream.next()
+        assert first.version_info == answer.version_info
+        await stream.ask("default")
+        second = await stream.next()
+        assert set(secrets(second)) == {"default"}
+        # Each type has its own nonces: an ACK of one says nothing of the other.
+        await stream.ask("authorization", type_url=EXTENSION, nonce=first.nonce)
+        await stream.ack(second, "default")
+        await stream.silent()
+        wrong = it.sotw()
+        await wrong.ask("authorization")  # the type of secrets
+        code, text = await wrong.status()
+        assert code == grpc.StatusCode.INVALID_ARGUMENT
+        assert EXTENSION in text
+
+
+async def test_nothing_unchanged_is_sent_twice_and_each_epoch_is_a_version(tmp_path: Path) -> None:
+    async with authorizing(tmp_path) as it:
+        it.policy.rules = {WEB.spiffe_id: (NARROW,)}
+        stream = it.delta()
+        await stream.ask("authorization", type_url=EXTENSION)
+        first = await stream.next()
+        assert "-epoch1-" in first.resources[0].version
+        await ack(stream, first)
+        await stream.silent()
+        it.policy.epoch = 2
+        it.at.service.refresh()
+        second = await stream.next()
+        assert "-epoch2-" in second.resources[0].version
+        await stream.ask(nonce=second.nonce, error="I do not like it", type_url=EXTENSION)
+        await stream.silent()
+        answer = await client_status(it)
+        (entry,) = answer.config[0].generic_xds_configs
+        assert (entry.type_url, entry.name) == (EXTENSION, "authorization")
+        assert entry.config_status == csds_pb2.ERROR
+        assert entry.error_state.details == "I do not like it"
+        config = http_rbac_pb2.RBAC()
+        shown = extension_pb2.TypedExtensionConfig()
+        assert entry.xds_config.Unpack(shown)
+        assert shown.typed_config.Unpack(config)
+        assert set(config.rules.policies) == {"narrow"}
+
+
+async def client_status(it: Authorizing) -> Any:
+    call = it.connection.unary_unary(
+        "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus",
+        request_serializer=csds_pb2.ClientStatusRequest.SerializeToString,
+        response_deserializer=csds_pb2.ClientStatusResponse.FromString,
+    )
+    return await call(csds_pb2.ClientStatusRequest())
+
+
+# --- lives --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delta", [False, True])
+async def test_a_life_ends_with_the_policy_and_heartbeats_extend_it(
+    tmp_path: Path, *, delta: bool
+) -> None:
+    async with authorizing(tmp_path, ttl=timedelta(seconds=3)) as it:
+        it.policy.rules = {WEB.spiffe_id: (NARROW,)}
+        stream: Any = it.delta() if delta else it.sotw()
+        await stream.ask("authorization", type_url=EXTENSION)
+        first = await stream.next()
+        wrapper, _ = unwrapped(first.resources[0])
+        assert wrapper.ttl.ToTimedelta() == timedelta(seconds=3)
+        await ack(stream, first)
+        for _ in range(2):
+            beat = heartbeat(await stream.next(), wrapper.version)
+            assert beat.ttl.ToTimedelta() == timedelta(seconds=3)
+            await ack(stream, stream.last)
+        it.policy.ends_at = datetime.now(UTC) + timedelta(seconds=2)
+        beat = heartbeat(await stream.next(), wrapper.version)
+        assert timedelta(0) < beat.ttl.ToTimedelta() <= timedelta(seconds=2)
+        await ack(stream, stream.last)
+        # A later end, by a later epoch that allows the same, counts at once.
+        it.policy.ends_at, it.policy.epoch = datetime.now(UTC) + timedelta(days=1), 2
+        it.at.service.refresh()
+        wrapper, _ = unwrapped((await stream.next()).resources[0])
+        assert wrapper.ttl.ToTimedelta() == timedelta(seconds=3)
+        await ack(stream, stream.last)
+        # A new stream gets what is left now, not what was left when it was made.
+        it.policy.ends_at = datetime.now(UTC) + timedelta(seconds=1.5)
+        await asyncio.sleep(0.5)
+        late: Any = it.delta() if delta else it.sotw()
+        await late.ask("authorization", type_url=EXTENSION)
+        wrapper, _ = unwrapped((await late.next()).resources[0])
+        assert wrapper.ttl.ToTimedelta() <= timedelta(seconds=1)
+
+
+async def ack(stream: Any, response: Any) -> None:
+    if isinstance(stream, Delta):
+        await stream.ask(nonce=response.nonce, type_url=EXTENSION)
+    else:
+        await stream.ask(
+            "authorization",
+            nonce=response.nonce,
+            version=response.version_info,
+            type_url=EXTENSION,
+        )
+
+
+def heartbeat(response: Any, version: str) -> discovery_pb2.Resource:
+    """The only resource of a heartbeat, as Envoy recognises one."""
+    (resource,) = response.resources
+    if isinstance(resource, discovery_pb2.Resource):
+        wrapper = resource
+    else:
+        wrapper = discovery_pb2.Resource()
+        assert resource.Unpack(wrapper)
+        assert response.version_info == version
+    assert (wrapper.name, wrapper.version) == ("authorization", version)
+    assert not wrapper.HasField("resource")
+    return wrapper
+
+
+# --- order --------------------------------------------------------------------------------------
+
+
+CLIENT = SanMatcher("exact", "spiffe://example.org/client")
+
+
+class Envoy:
+    """An authorization and a context on two streams of one connection."""
+
+    def __init__(self, it: Authorizing) -> None:
+        self.authorization = it.sotw()
+        self.context = Sotw(it.connection)
+
+    async def begin(self) -> None:
+        await self.authorization.ask("authorization", type_url=EXTENSION)
+        await self.acked(await self.authorization.next())
+        await self.context.get("inbound")
+
+    async def acked(self, response: Any) -> None:
+        await ack(self.authorization, response)
+
+
+async def test_what_narrows_goes_first_as_authorization_and_then_as_context(
+    tmp_path: Path,
+) -> None:
+    async with authorizing(tmp_path) as it, channel(it.at.target) as other_connection:
+        it.policy.rules, it.policy.matchers = {WEB.spiffe_id: (WIDE, NARROW)}, (CLIENT,)
+        envoy = Envoy(it)
+        mute = Envoy(replace(it, connection=other_connection))
+        await envoy.begin()
+        await mute.begin()
+        it.policy.rules, it.policy.matchers = {WEB.spiffe_id: (NARROW,)}, ()
+        it.policy.epoch = 2
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        it.at.service.refresh()
+        response = await envoy.authorization.next()
+        await envoy.context.silent()  # shorter than the patience: it waits for our ACK
+        await envoy.acked(response)
+        assert set(secrets(await envoy.context.next())) == {"inbound"}
+        # One that never answers waits for nobody but itself, and for no longer than this.
+        await mute.context.next()
+        assert PATIENCE_SECONDS <= loop.time() - began < LONG
+
+
+async def test_what_widens_goes_first_as_context(tmp_path: Path) -> None:
+    async with authorizing(tmp_path) as it:
+        it.policy.rules, it.policy.matchers = {WEB.spiffe_id: (NARROW,)}, ()
+        envoy = Envoy(it)
+        await envoy.begin()
+        it.policy.rules, it.policy.matchers = {WEB.spiffe_id: (WIDE, NARROW)}, (CLIENT,)
+        it.policy.epoch = 2
+        it.at.service.refresh()
+        response = await envoy.context.next()
+        await envoy.authorization.silent()
+        await envoy.context.nack(response, "inbound", error="a NACK lets the other part go, too")
+        assert set(http((await envoy.authorization.next()).resources[0]).rules.policies) == {
+            "wide",
+            "narrow",
+        }
