@@ -197,7 +197,10 @@ async def running_agent(
             guard.add(config.node_socket)
         if policy is not None:
             stack.callback(policy.holder.listen(health.look_again))
-        running.append(group.create_task(supervised("health", health.run, clock=clock)))
+        running += [
+            group.create_task(supervised("health", health.run, clock=clock)),
+            group.create_task(supervised("garbage collector", owners.collect(clock), clock=clock)),
+        ]
         stack.callback(service.close)
         guard_run = functools.partial(guard.run, health.look_again)
         guarding = group.create_task(supervised("socket guard", guard_run, clock=clock))

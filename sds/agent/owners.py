@@ -7,11 +7,13 @@ that is not a connection.
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 from typing import TYPE_CHECKING
 
 from sds.errors import WorkloadError
+from sds.operations.collector import collect_when_quiet
 from sds.transport.accepting import user_of
 from sds.transport.budget import Budgets
 from sds.transport.shares import Total
@@ -21,8 +23,10 @@ from sds.workload.proc import pod_roots
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from sds.agent.node_settings import NodeSettings
+    from sds.clock import Clock
     from sds.workload.cgroup import PodRoots
 
 
@@ -45,6 +49,10 @@ class Owners:
                 cgroup_root=settings.cgroup_root,
                 runtime_cgroup=settings.runtime_cgroup,
             )
+
+    def collect(self, clock: Clock) -> Callable[[], Awaitable[None]]:
+        """What the garbage collector does while the agent runs."""
+        return functools.partial(collect_when_quiet, lambda: self.budgets.all.streams, clock)
 
     def name(self, accepted: socket.socket) -> str:
         """The owner of an accepted connection: its pod, or its user outside pods."""

@@ -24,6 +24,7 @@ from sds.agent.config import AgentConfig
 from sds.clock import SystemClock
 from sds.faults import watch_loop
 from sds.operations import logs
+from sds.operations.collector import only_when_told
 from sds.secrets.allocator import is_wanted, use_wiping_allocator
 from sds.secrets.hardening import harden
 from sds.settings import yamlfile
@@ -102,6 +103,7 @@ def _made_to_stay() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        only_when_told()
         gc.enable()
 
 

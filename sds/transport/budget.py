@@ -291,7 +291,7 @@ class Budgets:
         Raises:
             LimitError: there are too many.
         """
-        self._forget_some(now)
+        self._forget_some(now, but=owner)
         most = owner.account.share.connections
         if owner.recognised:
             if owner.connections >= most:
@@ -343,11 +343,11 @@ class Budgets:
             extra={"owner": owner.name, "limit": limit, "why": str(error), "times": times + 1},
         )
 
-    def _forget_some(self, now: float) -> None:
+    def _forget_some(self, now: float, *, but: Owner) -> None:
         """Forget owners that use nothing and whose past counts no more, a few at a time."""
         for _ in range(min(_LOOKED_AT, len(self._owners))):
             name, owner = next(iter(self._owners.items()))
-            if not owner.account.is_forgettable(now):
+            if owner is but or not owner.account.is_forgettable(now):
                 self._owners.move_to_end(name)
                 continue
             self._forget(name)

@@ -1,0 +1,196 @@
+"""What each owner of connections may use, and what happens to those who use more."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.errors import LimitError
+from sds.transport.budget import CONNECTION_BYTES, SAID_SECONDS, STREAM_BYTES, Budgets, Owner
+from sds.transport.rate import Allowance
+from sds.transport.shares import Share, Total
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHARE = Share(
+    connections=8,
+    streams=4,
+    held_bytes=200_000,
+    processor=0.5,
+    processor_burst_seconds=1.0,
+    refusals_per_second=1.0,
+    refusal_burst=3.0,
+    lines_per_second=0.5,
+    line_burst=2.0,
+)
+
+
+def budgets(**more: int) -> Budgets:
+    return Budgets(SHARE, strangers=SHARE, total=Total(spared_connections=0, **more))
+
+
+def known(table: Budgets, name: str = "pod a") -> Owner:
+    owner = table.owner(name)
+    owner.recognise()
+    return owner
+
+
+def closing() -> Callable[[], None]:
+    return lambda: None
+
+
+def test_connections_are_counted_and_given_back() -> None:
+    table = budgets()
+    owner = known(table)
+    closes = [closing() for _ in range(8)]
+    for close in closes:
+        owner.connect(close, 0.0)
+    with pytest.raises(LimitError, match="pod a has more than 8 connections") as caught:
+        owner.connect(closing(), 0.0)
+    assert caught.value.reason == "owner_budget"
+    owner.disconnect(closes[0])
+    owner.connect(closing(), 0.0)
+    assert owner.held == 8 * CONNECTION_BYTES
+    known(table, "pod b").connect(closing(), 0.0)  # nobody else notices
+
+
+def test_streams_and_memory_are_bounded() -> None:
+    owner = known(budgets())
+    owner.change(streams=4, held=4 * STREAM_BYTES)
+    with pytest.raises(LimitError, match="more than 4 streams"):
+        owner.check_stream(0.0)
+    owner.change(streams=-4, held=-4 * STREAM_BYTES)
+    owner.check_stream(0.0)
+    owner.check_room(200_000, 0.0)
+    with pytest.raises(LimitError, match="memory"):
+        owner.check_room(200_001, 0.0)
+
+
+def test_reconnecting_refills_nothing() -> None:
+    table = budgets()
+    owner = known(table)
+    close = closing()
+    owner.connect(close, 0.0)
+    owner.account.processor.use(3.0, 0.0)  # of the 1.0 that it has at once: 4 s too early
+    owner.disconnect(close)
+    again = table.owner("pod a")
+    assert again.account.processor.rest_seconds(0.0) == pytest.approx(4.0)
+    assert again.account.processor.rest_seconds(3.0) == pytest.approx(1.0)
+
+
+def test_forgetting_an_owner_refills_nothing() -> None:
+    table = budgets(owners=2)
+    spent = known(table, "pod spent")
+    spent.account.processor.use(1.0, 0.0)
+    known(table, "pod idle")
+    full = known(table, "pod c")
+    assert not full.recognised  # no room: it stays a stranger
+    full.connect(closing(), 0.5)  # this looks for owners to forget
+    assert set(table.owners) == {"pod spent"}
+    known(table, "pod d").connect(closing(), 60.0)
+    assert "pod spent" not in table.owners  # a new one would not differ now
+
+
+def test_strangers_have_one_account_however_many_names_they_have() -> None:
+    table = budgets()
+    for uid in range(100_000, 100_400):
+        owner = table.owner(f"uid {uid}")
+        close = closing()
+        owner.connect(close, 0.0)
+        owner.account.processor.use(0.01, 0.0)
+        owner.disconnect(close)
+    assert not table.owners
+    assert table.owner("uid 7").account.processor.rest_seconds(0.0) == pytest.approx(6.0)
+    pod = known(table)
+    assert pod.account.processor.rest_seconds(0.0) == 0
+
+
+def test_the_oldest_stranger_gives_way_to_a_new_one() -> None:
+    table = budgets()
+    closed: list[str] = []
+
+    def connect(name: str) -> None:
+        owner = table.owner(name)
+
+        def close() -> None:
+            closed.append(name)
+            owner.disconnect(close)
+
+        owner.connect(close, 0.0)
+
+    for number in range(8):
+        connect(f"uid {number // 2}")
+    assert not closed
+    connect("uid 99")
+    assert closed == ["uid 0"]
+    with pytest.raises(LimitError, match="with all others that no rule recognises"):
+        connect("uid 1")  # it has a quarter of them already
+    assert table.strangers.connections == 8
+
+
+def test_recognition_moves_what_an_owner_uses() -> None:
+    table = budgets()
+    owner = table.owner("pod a")
+    owner.connect(closing(), 0.0)
+    owner.change(streams=2, held=1_000)
+    assert table.strangers.streams == 2
+    owner.recognise()
+    owner.recognise()
+    assert (table.strangers.connections, table.strangers.streams, table.strangers.held) == (0, 0, 0)
+    assert (owner.connections, owner.streams) == (1, 2)
+    owner.change(streams=-2, held=-1_000)
+    assert table.all.held == owner.held == CONNECTION_BYTES
+
+
+def test_the_last_part_is_for_owners_that_have_little() -> None:
+    table = Budgets(
+        Share(held_bytes=10_000_000),
+        total=Total(held_bytes=1_000_000, spared_bytes=400_000),
+    )
+    greedy, modest = known(table, "pod greedy"), known(table, "pod modest")
+    greedy.change(streams=0, held=600_000)
+    with pytest.raises(LimitError, match="no room"):
+        greedy.check_room(1, 0.0)
+    modest.check_room(50_000, 0.0)
+
+
+def test_descriptors_are_left() -> None:
+    total = Total.of_descriptors(1_024)
+    assert 2 * total.connections <= 1_024 - 256
+    assert Total.of_descriptors(1_000_000).connections == Total().connections
+    table = Budgets(total=Total(connections=2, spared_connections=0))
+    for _ in range(2):
+        known(table).connect(closing(), 0.0)
+    with pytest.raises(LimitError, match="no room"):
+        known(table).connect(closing(), 0.0)
+
+
+def test_refused_calls_and_lines_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    table = budgets()
+    owner = known(table)
+    with caplog.at_level(logging.WARNING, logger="sds.transport"):
+        for _ in range(3):
+            owner.refused(0.0)
+        for _ in range(100):
+            with pytest.raises(LimitError, match="refused calls"):
+                owner.refused(0.0)
+    assert [record.message for record in caplog.records] == ["an owner exceeds its budget"]
+    assert table.exceeded["pod a"]["refused calls"] == 100
+    with caplog.at_level(logging.WARNING, logger="sds.transport"), pytest.raises(LimitError):
+        owner.refused(SAID_SECONDS)
+    assert caplog.records[-1].times == 100  # type: ignore[attr-defined]
+    assert [owner.may_log(0.0) for _ in range(4)] == [True, True, True, False]
+    assert owner.may_log(10.0)
+
+
+def test_an_allowance_recovers() -> None:
+    allowance = Allowance(2.0, 10.0)
+    assert allowance.is_full(0.0)
+    allowance.use(12.0, 0.0)
+    assert allowance.rest_seconds(0.0) == pytest.approx(1.0)
+    assert allowance.rest_seconds(1.0) == 0
+    assert not allowance.is_full(5.9)
+    assert allowance.is_full(6.0)
