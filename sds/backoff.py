@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 _MOST_DOUBLINGS: Final = 32
-uniform: Final = random.Random().random  # noqa: S311  jitter is no secret
+uniform: Final = random.Random().random  # noqa: S311  jitter is not a secret
 """Jitter: in [0, 1). The system seeds it, so no two processes draw alike."""
 
 

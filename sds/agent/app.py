@@ -91,7 +91,7 @@ async def run(
 
 
 def _nobody(_readiness: Readiness) -> None:
-    """No service manager is told."""
+    """Tells no service manager."""
 
 
 @contextlib.asynccontextmanager

@@ -51,7 +51,7 @@ _SLACK_SECONDS: Final = 1.0
 def signed_policy(
     config: AgentConfig, *, clock: Clock, instruments: AgentInstruments
 ) -> AgentPolicy | None:
-    """The signed policy, read; None where none is configured.
+    """The signed policy, read; None if none is configured.
 
     Raises:
         ConfigurationError: a file or a key cannot be read.
@@ -64,7 +64,7 @@ def signed_policy(
 
 
 def verification(config: AgentConfig, *, clock: Clock) -> Verification | None:
-    """What the authority's evidence is verified by; None where it need not show any.
+    """What the authority's evidence is verified by; None if it need not show any.
 
     Raises:
         ConfigurationError: a root, a list or collateral cannot be used.
@@ -190,7 +190,7 @@ def federation(config: AgentConfig, *, clock: Clock, instruments: AgentInstrumen
 
 
 def session_tickets(config: AgentConfig, store: SecretStore, clock: Clock) -> SessionTickets | None:
-    """Session ticket keys of the workloads that have them; None where none has."""
+    """Session ticket keys of the workloads that have them; None if none has."""
     identities = [one.identity() for one in config.sockets_of_their_own if one.session_tickets]
     if not identities:
         return None
@@ -234,7 +234,7 @@ def node_socket(
     clock: Clock,
     owners: Owners,
 ) -> NodeSocket | None:
-    """The node-wide socket, bound; None where it is not configured.
+    """The node-wide socket, bound; None if it is not configured.
 
     Raises:
         SocketError: it cannot be bound.

@@ -123,7 +123,7 @@ def _check_evidence(
         with checks.of("attestation.kind"):
             make_attester(section)
         if section.certificates is not None and not section.certificates.is_dir():
-            checks.problem("attestation.certificates", f"{section.certificates} is no directory")
+            checks.problem("attestation.certificates", f"{section.certificates} is not a directory")
 
 
 def _check_policy(config: AgentConfig, checks: ConfigurationChecks, clock: Clock) -> None:

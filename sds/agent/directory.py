@@ -71,7 +71,7 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
         group: name of the group that it is given.
 
     Raises:
-        SocketError: it cannot be made, or is no directory.
+        SocketError: it cannot be made, or is not a directory.
     """
     expect_trusted(path, mode)
     try:
@@ -96,7 +96,7 @@ def expect_trusted(path: Path, mode: int) -> None:
     ``mode`` says. Each
     one above it must be this user's or root's, and writable for others only with the sticky bit.
     Links above it must be root's, in directories that only root can write (``/var/run``). What does
-    not exist yet is no fault.
+    not exist yet is not a fault.
 
     Raises:
         SocketError: ``directory_not_ours``: another user has power over it.
@@ -183,12 +183,12 @@ def clear_socket(path: Path) -> None:
     """Remove the socket of a dead agent.
 
     Raises:
-        SocketError: somebody listens on it, it is no socket, or it cannot be removed.
+        SocketError: somebody listens on it, it is not a socket, or it cannot be removed.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise SocketError(
-                f"{path} exists and is no socket", advice="remove it, or set another run_dir"
+                f"{path} exists and is not a socket", advice="remove it, or set another run_dir"
             )
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(_PROBE_SECONDS)

@@ -1,4 +1,4 @@
-"""What the agent says of its health, on every socket, and to whoever asked to be told.
+"""What the agent says about its health, on every socket and to everyone who watches it.
 
 Owns two facts and their spreading: whether each workload's socket serves its workload (its health
 is SERVING while every identity that the workload may have, at least one, has a valid certificate),
@@ -54,7 +54,7 @@ class HealthReporter:
         self._last: Readiness | None = None
         self._changed = asyncio.Event()
         self._keys: set[ResourceKey] | None = None
-        """What changed in the store; None where anything may have."""
+        """What changed in the store; None if anything may have."""
 
     def look_again(self) -> None:
         """Something else than the store changed: the policy, a socket."""

@@ -34,7 +34,7 @@ class PolicyPeers:
     """
 
     def __init__(self, holder: PolicyHolder) -> None:
-        """Whoever serves must refresh after ``holder`` told of a change."""
+        """The server must refresh its contexts after ``holder`` reports a change."""
         self._holder = holder
         self._decisions: Decisions | None = None
         self._known: dict[tuple[object, ...], PeerContext] = {}

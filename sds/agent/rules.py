@@ -1,7 +1,7 @@
 """Rules for callers of the node-wide socket, from the configuration or from a signed policy.
 
 Owns :class:`DecidedRules`. Invariant: one engine decides, :class:`sds.policy.decision.Decisions`,
-whether the rules were signed or stand in the configuration file.
+whether the rules were signed or are in the configuration file.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class _Guarded:
 
     Attributes:
         file: its device and inode.
-        kept: its second name; None where there can be none.
+        kept: its second name; None if there can be none.
         lost_at: when its path was last seen to lead elsewhere, in monotonic seconds.
     """
 
@@ -144,7 +144,7 @@ class SocketGuard:
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the socket at this path; None where there is none."""
+    """Device and inode of the socket at this path; None if there is none."""
     try:
         found = path.lstat()
     except OSError:

@@ -69,7 +69,7 @@ class WorkloadListening:
 
     Attributes:
         workload: its configuration.
-        entitlement: what whoever opens it may have.
+        entitlement: what a process that opens it may have.
         listening: its server.
     """
 

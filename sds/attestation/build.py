@@ -96,7 +96,7 @@ class Verification:
 
 
 def make_attester(section: AttestationSection) -> Attester | None:
-    """What gives our evidence, or None where the section names no kind.
+    """What gives our evidence, or None if the section names no kind.
 
     Raises:
         ConfigurationError: it cannot be had.

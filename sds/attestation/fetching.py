@@ -296,7 +296,7 @@ def _hexadecimal(text: bytes) -> bool:
 
 
 def _retry_after(value: str, now: datetime) -> float:
-    """Seconds of a Retry-After (RFC 9110, section 10.2.3); 0 where it says nothing."""
+    """Seconds of a Retry-After (RFC 9110, section 10.2.3); 0 if it says nothing."""
     if value.isascii() and value.isdigit() and len(value) < 7:  # noqa: PLR2004  eleven days
         return float(value)
     try:

@@ -129,7 +129,7 @@ def read_files(places: Places) -> InForce:
 def examined_files(places: Places) -> InForce:
     """Read everything for one examination, where what cannot be used is part of the verdict.
 
-    Every list is held against the rules of AMD and of Intel; a verifier looks at its own alone.
+    Every list is checked against the rules of AMD and of Intel; a verifier looks at its own alone.
 
     Raises:
         ConfigurationError: a configured root cannot be used, or a file not be opened.

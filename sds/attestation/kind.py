@@ -55,7 +55,7 @@ class KindOfEvidence:
 
     Attributes:
         title: for people: the platform in words.
-        examiner: makes its verifier; None where another part of the program verifies it. Raises an
+        examiner: makes its verifier; None if another part of the program verifies it. Raises an
             :class:`sds.errors.EvidenceError` where a root cannot be used.
         recognises: whether raw bytes of a file are of this kind, by their header.
         describe: every field of raw bytes as text; nothing is verified. Raises an

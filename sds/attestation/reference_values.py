@@ -117,7 +117,7 @@ class SnpReferenceValues(_Model):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        # Zero is what the firmware writes where there is nothing: it identifies nobody.
+        # Zero is what the firmware writes if there is nothing: it identifies nobody.
         for name in ("id_key_digests", "author_key_digests", "chip_ids"):
             if any(not value.strip("0") for value in getattr(self, name)):
                 raise ValueError(f"{name}: all zero means that there is none; leave it out")

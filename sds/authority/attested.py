@@ -58,12 +58,12 @@ class PolicyPeer(Protocol):
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the policy in force (of the empty string where there is none)."""
+        """SHA-256 of the policy in force (of the empty string if there is none)."""
         ...
 
     @property
     def epoch(self) -> int:
-        """Its epoch; 0 where there is none."""
+        """Its epoch; 0 if there is none."""
         ...
 
     @property

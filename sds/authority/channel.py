@@ -1,7 +1,7 @@
 """The connection to an authority: TLS in one of two ways, never a third.
 
 ``attested``: the authority's certificate is self-signed; it is fetched by a bare handshake and
-becomes the only root of the connection, so that whoever answers holds that certificate's key. That
+becomes the only root of the connection, so the server that answers has that certificate's key. That
 proves nothing yet: the caller checks that the authority's evidence covers the key. ``verified``: an
 operator chose a root and a server name, and the certificate must verify under them.
 
@@ -70,7 +70,7 @@ class AuthorityConnection:
 
     Attributes:
         channel: for one replica (attested TLS), or all of them (verified).
-        tls_key: SHA-256 of the SubjectPublicKeyInfo that answers; None where a configured root
+        tls_key: SHA-256 of the SubjectPublicKeyInfo that answers; None if a configured root
             vouches for it.
     """
 
@@ -125,7 +125,7 @@ async def connect(
 
 
 async def _target(addresses: Sequence[str], seconds: float) -> str:
-    """All that the names stand for, as one target: gRPC takes a list of IP addresses only."""
+    """All addresses of the names, as one target: gRPC takes a list of IP addresses only."""
     loop = asyncio.get_running_loop()
     found: dict[tuple[str, int], None] = {}
     failures: list[str] = []
@@ -150,7 +150,7 @@ def balanced_target(endpoints: Iterable[tuple[str, int]]) -> str:
     """GRPC's target for these IP addresses and ports; IPv4 beside IPv6 is written as mapped IPv6.
 
     Raises:
-        ValueError: one is no IP address.
+        ValueError: one is not an IP address.
     """
     listed = [(ipaddress.ip_address(host), port) for host, port in endpoints]
     if all(isinstance(host, ipaddress.IPv4Address) for host, _ in listed):

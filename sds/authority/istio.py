@@ -5,7 +5,7 @@ verified against a configured root and server name, a bearer token that is read 
 exchange (the kubelet replaces a projected token long before it expires), and the reading of the
 answer. Invariant: a chain is returned only for the SPIFFE ID that was asked for. istiod ignores
 the names in a CSR and answers with its caller's own identity, so a chain for anybody else is an
-error here; everything else of the chain is verified by whoever asked (``sds.pki``).
+error here; the caller verifies everything else of the chain (``sds.pki``).
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class IstioAuthority:
                     token, audience=self._settings.audience, now=self._clock.now().wall
                 ),
                 impersonating=self._settings.impersonate,
-            ) from None  # code and details stand in ours; the rest is gRPC's debugging
+            ) from None  # ours has code and details; the rest is gRPC's debugging
         except asyncio.CancelledError:
             if is_cancelled():
                 raise

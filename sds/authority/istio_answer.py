@@ -52,7 +52,7 @@ class IstioAnswer:
     Attributes:
         chain: leaf and intermediates.
         roots: DER of the roots that came with it.
-        spiffe_ids: the URI SANs of the leaf, as they stand there.
+        spiffe_ids: the URI SANs of the leaf, unchanged.
     """
 
     chain: IssuedChain
@@ -65,7 +65,7 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
 
     1. The first certificate is the leaf.
     2. Of several elements the last holds the roots: its self-issued certificates, or all of them
-       where none is self-issued (an operator may anchor trust at an intermediate).
+       if none is self-issued (an operator may anchor trust at an intermediate).
     3. In one single element the roots are the self-issued certificates after the leaf.
     4. What is neither is an intermediate. They may come in any order, repeated, or without being
        needed (RFC 8446, section 4.4.2); the path from the leaf to a root is taken out of them.
@@ -159,7 +159,7 @@ def _unauthenticated(
         return AuthorityRefusedError(
             said,
             wire_reason="impersonation",
-            advice="the token's account must stand in CA_TRUSTED_NODE_ACCOUNTS of istiod, and a "
+            advice="istiod's CA_TRUSTED_NODE_ACCOUNTS must list the token's account, and a "
             "pod of the impersonated account must run on this node",
             reason="authority_refused_for_now",
         )
@@ -188,12 +188,14 @@ def _connection_advice(details: str) -> str:
 
 def _certificates(index: int, element: str) -> list[x509.Certificate]:
     where = f"element {index} of the chain of Istio's authority"
-    with reading(f"{where} is no PEM certificate", AuthorityAnswerError):
+    with reading(f"{where} is not a PEM certificate", AuthorityAnswerError):
         try:
             blocks = certificates_from_pem(element.encode("ascii"))
             return [load_certificate(der, f"certificate in {where}") for der in blocks]
         except CertificateError as error:
-            raise AuthorityAnswerError(f"{where} is no PEM certificate: {error.message}") from error
+            raise AuthorityAnswerError(
+                f"{where} is not a PEM certificate: {error.message}"
+            ) from error
 
 
 def _self_issued(certificate: x509.Certificate) -> bool:

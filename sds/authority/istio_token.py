@@ -88,7 +88,9 @@ def _no_account(claims: Mapping[str, object]) -> TokenProblem | None:
     parts = subject.split(":")
     if parts[:2] == ["system", "serviceaccount"] and len(parts) == _SERVICE_ACCOUNT_PARTS:
         return None
-    return TokenProblem(text=f"the token's subject {subject!r} is no service account", passes=False)
+    return TokenProblem(
+        text=f"the token's subject {subject!r} is not a service account", passes=False
+    )
 
 
 def _time(value: object) -> datetime | None:

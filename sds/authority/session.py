@@ -35,7 +35,7 @@ class TrustedAuthority:
 
     Attributes:
         statement: what it says of itself.
-        claims: what its evidence proved; None where plain verified TLS alone vouches for it.
+        claims: what its evidence proved; None if plain verified TLS alone vouches for it.
         presented: its chain as it follows a leaf: no root.
         nonce: the first one that it gave.
     """
@@ -63,8 +63,8 @@ def verify_challenge(
     Args:
         challenge: the answer.
         nonce: ours.
-        tls_key: SHA-256 of the key that answers; None where a configured root vouches for it.
-        verifier: with the reference values for authorities; None where none are configured.
+        tls_key: SHA-256 of the key that answers; None if a configured root vouches for it.
+        verifier: with the reference values for authorities; None if none are configured.
         now: the time at which evidence and chain must hold.
 
     Raises:
@@ -85,7 +85,7 @@ def verify_challenge(
     if tls_key is not None and tls_key != statement.tls_key:  # 3
         raise EvidenceError(
             "the authority's evidence is for another TLS key than the one that answers",
-            advice="somebody stands between us and the authority, or ends TLS in front of it",
+            advice="somebody intercepts the connection, or ends TLS in front of the authority",
             reason="authority_evidence",
         )
     claims = None

@@ -1,6 +1,6 @@
 """Builds bootstraps, typed with envoy-data-plane, so that a misspelt field cannot be written.
 
-Owns what every Envoy of ours is told (the reasons stand in :mod:`sds.bootstrap.render`).
+Owns what our bootstraps configure (:mod:`sds.bootstrap.render` has the reasons).
 Invariants: nothing secret is in a bootstrap, and each one made here is accepted by every Envoy
 version that we test. Importing envoy-data-plane takes a second: import this late.
 """

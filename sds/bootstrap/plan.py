@@ -98,7 +98,7 @@ class Inbound:
         upstream: the application.
         tcp: the application does not speak HTTP; it needs ``upstream``.
         authorization: name of the filter that the agent serves and every request is asked of; None
-            for none, so that whoever passes the handshake may ask for everything.
+            for none, so that every peer that passes the handshake may ask for everything.
         longest: how long a running stream, or a TCP connection, goes on before it must be asked
             for again.
     """

@@ -22,7 +22,7 @@ ADS_AND_CLUSTERS: Final = (
 """Why only listeners use ADS in a bootstrap with ADS; measured on all five versions."""
 
 REASONS: Final[dict[str, str]] = {
-    "admin": "Loopback only: whoever reaches the admin interface controls this Envoy.",
+    "admin": "Loopback only: anyone who reaches the admin interface controls this Envoy.",
     "set_node_on_first_message_only": (
         "A node of Envoy 1.40 is 61 KB: say it once a stream, not with every ACK."
     ),

@@ -1,6 +1,6 @@
 """How an Envoy asks the agent: config sources, secrets, and the TLS that uses them.
 
-Owns what every stream to the agent is told. Invariant: nothing secret is in it.
+Owns the configuration of every stream to the agent. Invariant: nothing secret is in it.
 """
 
 from __future__ import annotations

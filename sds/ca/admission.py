@@ -4,7 +4,7 @@ Owns what such callers may take of the authority. gRPC keeps a message that has 
 in memory that no setting bounds across streams, so the bound is here: gRPC holds no more than its
 look-ahead for a stream that nobody reads, and :class:`ReadingTurns` reads few streams at a time.
 Invariants: at most ``limit`` members are in a :class:`Crowd` and at most ``slots`` of them are
-read; where there is no room, the owner (an IP address) that has the most gives way first; no
+read; if there is no room, the owner (an IP address) that has the most gives way first; no
 member keeps a turn for longer than its lease while another one waits.
 
 The newest waits the shortest: under a flood those who were kept waiting have given up, and a
@@ -94,7 +94,7 @@ class Crowd(Generic[_MemberT]):
         return member in self._by_owner.get(member.owner, ())
 
     def join(self, member: _MemberT) -> None:
-        """Add one; where there is no room, another one ends (:meth:`make_room`)."""
+        """Add one; if there is no room, another one ends (:meth:`make_room`)."""
         if self._size >= self._limit:
             self.make_room()
         self._by_owner.setdefault(member.owner, {})[member] = None

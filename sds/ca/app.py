@@ -55,7 +55,7 @@ class AuthorityParts:
         source: where its own certificate comes from.
         policy: who may ask for what.
         verifier: of agents' evidence, with the reference values.
-        attester: its own evidence; None where it has none.
+        attester: its own evidence; None if it has none.
         clock: time.
         max_lifetime: of the longest leaf: a nonce lives no longer, and a new root settles for it.
         backdate: how long before now certificates are valid from.

@@ -27,7 +27,7 @@ def connections(*, streams: int, memory: int | None, descriptors: int) -> int:
 
     Args:
         streams: that the configuration allows; each agent needs one connection.
-        memory: bytes that this process may use; None where nothing bounds it.
+        memory: bytes that this process may use; None if nothing bounds it.
         descriptors: that this process may open.
     """
     most = streams + 64

@@ -159,7 +159,7 @@ class Desk:
     def accept(self, request: ca_pb2.CertificateRequest, peer: AttestedPeer) -> Accepted:
         """Checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
 
-        An agent that is behind is told so, and given the newer policy, only after its evidence
+        An agent that is behind learns that, and gets the newer policy, only after its evidence
         held too: policy is not secret, but it is nobody else's either.
 
         Raises:
@@ -272,7 +272,7 @@ class Desk:
         )
 
     def policy_for(self, error: SdsError) -> bytes:
-        """The signed policy to hand to whoever was refused with ``error``."""
+        """The signed policy to hand to a caller that was refused with ``error``."""
         return self._policy.document if error.reason == "policy_behind" else b""
 
     def _item(self, accepted: Accepted, item: ca_pb2.Item) -> ca_pb2.ItemResult:

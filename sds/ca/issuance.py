@@ -26,8 +26,8 @@ class IssuancePolicy(Protocol):
     """Decides which measured machine may have which certificate.
 
     Attributes:
-        digest: SHA-256 of the policy in force (of the empty string where there is none).
-        epoch: its epoch; 0 where there is none.
+        digest: SHA-256 of the policy in force (of the empty string if there is none).
+        epoch: its epoch; 0 if there is none.
         document: the signed policy that is handed to an agent that is behind, or nothing.
     """
 

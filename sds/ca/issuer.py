@@ -63,7 +63,7 @@ class Signer:
             self-signed issuing certificate is the root).
         root: DER of the root.
         not_after: the earliest not-after of chain and root.
-        path_length: CAs that may stand below it; None for any number.
+        path_length: how many levels of CAs may be below it; None for any number.
         key_id: SHA-256 of the issuing key's SubjectPublicKeyInfo.
         identifier: the authority key identifier of what it signs.
         algorithm: the hash that it signs with; None for Ed25519.
@@ -215,7 +215,7 @@ def path_length_below(signer: Signer, wanted: int) -> int:
     """The path length of an authority right below ``signer`` (RFC 5280, section 4.2.1.9).
 
     Raises:
-        RefusedError: ``signing_not_allowed``: none may stand there.
+        RefusedError: ``signing_not_allowed``: no CA may be below this one.
     """
     if signer.path_length is None:
         return wanted
@@ -237,7 +237,7 @@ def authority_name(key: PublicKey) -> x509.Name:
 
 
 def authority_request(key: PrivateKey, trust_domain: TrustDomain) -> x509.CertificateSigningRequest:
-    """The request that an operator signs: everything that the certificate needs stands in it."""
+    """The request that an operator signs: it has everything that the certificate needs."""
     name = x509.UniformResourceIdentifier(str(SpiffeId(trust_domain)))
     return (
         x509.CertificateSigningRequestBuilder(authority_name(key.public_key()))

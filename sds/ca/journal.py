@@ -31,11 +31,11 @@ class Record:
     Attributes:
         number: counts from 1.
         at: when it was decided, aware, UTC.
-        identity: the SPIFFE ID as asked for; empty where a whole request was refused.
-        serial: of the certificate, lower-case hex; empty where it was refused.
+        identity: the SPIFFE ID as asked for; empty if a whole request was refused.
+        serial: of the certificate, lower-case hex; empty if it was refused.
         not_after: of the certificate.
-        evidence: SHA-256 of the evidence's report, lower-case hex; empty where there was none.
-        measurement: what that evidence proved; empty where it was not accepted.
+        evidence: SHA-256 of the evidence's report, lower-case hex; empty if there was none.
+        measurement: what that evidence proved; empty if it was not accepted.
         policy_epoch: of the policy that decided.
         reason: the label of the refusal; ``issued`` where there is a certificate.
         peer: where the request came from, as gRPC names it.

@@ -5,7 +5,7 @@ Owns the section ``kubernetes:`` of the authority, the rules behind it, and what
 gets identities of pods that run on it, and of no others; the pod that asks must itself still run on
 the node that its token names; before pods and keys were read once, every token is refused.
 
-Trust: whoever controls the API server decides here. docs/kubernetes.md says so.
+Trust: anyone who controls the API server decides here (docs/kubernetes.md).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def longest_lifetime(rules: RuleSet, *, tokens: timedelta | None, signed_policy:
 
     Args:
         rules: of the configuration.
-        tokens: the longest for Kubernetes tokens; None where they are not taken.
+        tokens: the longest for Kubernetes tokens; None if they are not taken.
         signed_policy: whether a signed policy decides.
     """
     lifetimes = [

@@ -50,7 +50,7 @@ class Prover:
     """See the module.
 
     Args:
-        attester: collects our evidence; None where we have none.
+        attester: collects our evidence; None if we have none.
         statements: what to bind.
     """
 
@@ -95,7 +95,7 @@ class Prover:
         batch: list[tuple[bytes, asyncio.Future[Proof]]] = []
         while self._waiting and len(batch) < MAX_COVERED:
             nonce, future = self._waiting.popleft()
-            if not future.done():  # whoever asked may have gone
+            if not future.done():  # the caller may have left
                 batch.append((nonce, future))
         if not batch:
             return

@@ -225,7 +225,7 @@ def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> Non
         _LOGGER.warning("neither identities nor policy are configured: everybody is refused")
     if config.kubernetes is not None:
         _LOGGER.warning(
-            "Kubernetes tokens count as evidence: whoever controls the cluster's API server can "
+            "Kubernetes tokens count as evidence: anyone who controls the API server can "
             "have every identity of its pods",
             extra={"issuer": config.kubernetes.issuer},
         )

@@ -25,7 +25,7 @@ class SignedIssuancePolicy:
     """Implements :class:`sds.ca.issuance.IssuancePolicy` from a :class:`PolicyHolder`."""
 
     def __init__(self, holder: PolicyHolder) -> None:
-        """``holder`` is shared with whoever reloads files into it."""
+        """``holder`` is shared with the task that reloads files into it."""
         self._holder = holder
 
     @property
@@ -35,7 +35,7 @@ class SignedIssuancePolicy:
 
     @property
     def epoch(self) -> int:
-        """Its epoch; 0 where there is none."""
+        """Its epoch; 0 if there is none."""
         return self._holder.epoch
 
     @property

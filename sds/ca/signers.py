@@ -302,9 +302,9 @@ async def keep_signing(
         box: what the server signs from.
         source: where signers come from.
         clock: time and waiting.
-        settle: how long a new root stands in the bundle before anything is signed under it: the
+        settle: how long a new root is in the bundle before anything is signed under it: the
             longest life of a leaf, so that every agent has asked at least once in between.
-        retry: says when to try again; whoever learns of a change tells it.
+        retry: says when to try again; code that learns of a change tells it.
     """
     retry = retry if retry is not None else Retry(clock, QUICK, hopeless=HOPELESS_SIGNER)
     while True:

@@ -1,7 +1,7 @@
 """The authority's TLS identity.
 
 Owns the key that answers on the authority's port. Invariant: made at start and kept in memory,
-unless an operator names files; the SHA-256 of its SubjectPublicKeyInfo stands in the authority's
+unless an operator names files; the SHA-256 of its SubjectPublicKeyInfo is in the authority's
 evidence either way.
 """
 

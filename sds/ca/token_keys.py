@@ -49,7 +49,7 @@ class KeySetServer(Protocol):
 
 
 def key_reader(file: Path | None, api: KeySetServer) -> Callable[[], Awaitable[bytes]]:
-    """Reads the key set: from ``file``, or from the API server where there is none."""
+    """Reads the key set: from ``file``, or from the API server if there is none."""
 
     async def read() -> bytes:
         if file is not None:

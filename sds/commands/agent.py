@@ -1,4 +1,4 @@
-"""``sds agent``: runs the agent of a node until it is told to stop.
+"""``sds agent``: runs the agent of a node until somebody stops it.
 
 Owns the command line, signals and logging. Invariant: the first SIGTERM or SIGINT drains, a
 second one ends at once.
@@ -76,7 +76,7 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
         check_configuration(config, what=str(path), clock=SystemClock(), environment=os.environ)
         click.echo(f"{path}: every file and reference of the configuration can be used")
         return
-    use_wiping_allocator()  # sds.entry did, where the options stood in their usual place
+    use_wiping_allocator()  # sds.entry did this already, if the options were in their usual place
     with _made_to_stay():
         config = _configuration(path)
     logs.configure(style=log_format, level=log_level)

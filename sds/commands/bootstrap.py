@@ -195,7 +195,7 @@ def _socket(text: str) -> Path:
 
 
 def _targets(role: EnvoyRole, peers: tuple[str, ...]) -> dict[str, Endpoint]:
-    """Domain -> peer; ``*`` where none is given."""
+    """Domain -> peer; ``*`` if none is given."""
     if role in _OUTBOUND and not peers:
         raise ConfigurationError(
             f"a {role} needs --peer: where its mTLS requests go",

@@ -89,7 +89,7 @@ def demo(
     if rotations is None and not terminal:
         rotations = _ROTATIONS_ON_A_PIPE
         click.echo(
-            f"stdout is no terminal: ends by itself after {rotations} rotations of each workload "
+            f"stdout is not a terminal: ends after {rotations} rotations of each workload "
             "(--rotations N changes that)",
             err=True,
         )

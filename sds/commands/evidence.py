@@ -239,7 +239,7 @@ def _moment(text: str | None) -> datetime:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise ConfigurationError(
-            f"--at {text!r} is no RFC 3339 time", advice="write it as 2026-01-31T12:00:00Z"
+            f"--at {text!r} is not an RFC 3339 time", advice="write it as 2026-01-31T12:00:00Z"
         )
     return moment.astimezone(UTC)
 

@@ -184,7 +184,7 @@ def keygen(directory: Path, name: str, kind: str) -> None:
     ):
         _create(path, content, mode)
     key = read_verification_key(directory / f"{name}.pub")
-    click.echo(f"private key  {directory / f'{name}.key'}  (0600: whoever reads it can sign)")
+    click.echo(f"private key  {directory / f'{name}.key'}  (0600: anyone who reads it can sign)")
     click.echo(f"public key   {directory / f'{name}.pub'}")
     click.echo(f"key id       {key.key_id}")
 

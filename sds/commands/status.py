@@ -1,7 +1,7 @@
 """``sds status``: what an agent does, read from its admin socket.
 
 Owns the view in text. Invariants: ``--output json`` is one JSON object, the message
-``sds.agent.v1.Status`` with the field names of its file; text is never folded and nothing stands
+``sds.agent.v1.Status`` with the field names of its file; text is never folded and nothing is
 behind a SPIFFE ID in its line, so that it can be copied, cut and searched.
 """
 

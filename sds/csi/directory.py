@@ -2,7 +2,7 @@
 
 Owns how a pod's directory is made, found again and removed. Invariants: nothing is mounted; no
 symbolic link on the way is followed; a new socket takes the place of an old one in one step, so
-that a client never finds none; removing what is gone is no error.
+that a client never finds none; removing what is gone is not an error.
 """
 
 from __future__ import annotations

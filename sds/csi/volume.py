@@ -1,6 +1,6 @@
 """Which volume of which pod the kubelet means: decided from a request or from its own record.
 
-Owns :class:`PodVolume` and the rules that a volume must follow. Invariants: a volume lies exactly
+Owns :class:`PodVolume` and the rules that a volume must follow. Invariants: a volume is exactly
 where the kubelet puts volumes of its pod, so a request can name no other path; the pod of the path
 is the pod of the volume, whatever the request says beside it; a volume that a container could
 write to is refused, because it could put a socket of its own in place of ours.

@@ -53,7 +53,7 @@ class Rotated:
         serial: its serial number, lower-case hex, as the other side's Envoy reports it.
         not_after: its expiry.
         seen_after_ms: from its arrival at the agent to the end of the first request that used
-            it; None where the agent did not say when it arrived.
+            it; None if the agent did not say when it arrived.
     """
 
     workload: str

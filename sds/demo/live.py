@@ -37,7 +37,7 @@ _SOON_SECONDS: Final = 2.0
 
 
 class LiveReporter:
-    """See the module; ``console`` is the terminal where none is given."""
+    """See the module; ``console`` is the terminal if none is given."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console if console is not None else Console()

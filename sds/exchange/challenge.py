@@ -135,7 +135,7 @@ class NonceTable:
 
     Args:
         lifetime: seconds that a nonce lives at most: those of the longest certificate.
-        limit: nonces in all. Where there is no room the oldest one goes, wherever it is.
+        limit: nonces in all. If there is no room the oldest one goes, wherever it is.
     """
 
     def __init__(self, *, lifetime: float, limit: int) -> None:
@@ -195,7 +195,7 @@ class NonceTable:
         stream.spent.clear()
 
     def _expire(self, now: float) -> None:
-        # All live equally long, so that the oldest stand first.
+        # All live equally long, so the oldest come first.
         while self._all:
             nonce, stream = next(iter(self._all.items()))
             if stream.living[nonce] > now:

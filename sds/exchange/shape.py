@@ -49,7 +49,7 @@ def check_shape(data: bytes, shape: Shape = REQUEST) -> None:
     """Count the fields of a message and of those inside it.
 
     Raises:
-        RefusedError: ``request_malformed``: a field is there too often, or this is no message.
+        RefusedError: ``request_malformed``: a field is there too often, or this is not a message.
     """
     _check(data, 0, len(data), shape)
 

@@ -87,7 +87,7 @@ def evidence_from_wire(message: ca_pb2.Evidence) -> Evidence:
     ):
         raise EvidenceMalformedError(
             f"the evidence is too large: a report has at most {_MAX_REPORT} bytes, and at most "
-            f"{_MAX_CERTIFICATES} certificates of {_MAX_CERTIFICATE} bytes stand beside it"
+            f"{_MAX_CERTIFICATES} certificates of {_MAX_CERTIFICATE} bytes come with it"
         )
     try:
         kind = EvidenceKind(message.kind)

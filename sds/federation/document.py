@@ -73,7 +73,7 @@ def usable_root(der: bytes, what: str) -> bytes:
 
     Raises:
         CertificateError: ``certificate_malformed``, ``certificate_constraint``: it cannot be read,
-            or is no self-signed certificate authority.
+            or is not a self-signed certificate authority.
     """
     if not is_self_signed(read_root(der, what)):
         raise CertificateError(
@@ -97,7 +97,7 @@ def _from_json(content: bytes, where: str) -> BundleDocument:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BundleError(
-            f"{where}: the bundle is no JSON: {error}",
+            f"{where}: the bundle is not JSON: {error}",
             advice="give a JWK Set or PEM certificates",
             reason="bundle_malformed",
         ) from error
@@ -146,7 +146,8 @@ def _entry(root: bytes) -> dict[str, Any]:
         jwk = jwt.algorithms.OKPAlgorithm.to_jwk(key, as_dict=True)
     else:
         raise BundleError(
-            f"no JWK stands for a root with a {type(key).__name__}", reason="bundle_malformed"
+            f"a root with a {type(key).__name__} cannot be written as a JWK",
+            reason="bundle_malformed",
         )
     return {"use": _USE, **jwk, "x5c": [base64.b64encode(root).decode()]}
 
@@ -181,6 +182,6 @@ def _whole(document: dict[str, Any], name: str, where: str) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise BundleError(
-            f"{where}: {name!r} is no whole number of 0 or more", reason="bundle_malformed"
+            f"{where}: {name!r} is not a whole number of 0 or more", reason="bundle_malformed"
         )
     return value

@@ -1,7 +1,7 @@
 """Keeps the store's foreign bundles fresh: one task a trust domain.
 
 Owns when each is fetched again and what an answer means. Decisions are pure functions; the task
-is thin. Invariants: a failed fetch keeps the last good bundle and is told to the observer; an
+is thin. Invariants: a failed fetch keeps the last good bundle and is reported to the observer; an
 empty bundle, or a source that is no longer configured, withdraws it.
 """
 
@@ -43,7 +43,7 @@ class BundleSource:
 
     Attributes:
         trust_domain: whose bundle it is.
-        endpoint: a bundle endpoint; None where only ``file`` is given.
+        endpoint: a bundle endpoint; None if only ``file`` is given.
         file: a bundle document or PEM roots: the bundle itself, or with ``https_spiffe`` the
             first bundle under which the endpoint is verified.
         roots: roots that came otherwise (from a signed policy), in DER.

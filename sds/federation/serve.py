@@ -1,7 +1,7 @@
 """Our own bundle as a bundle endpoint's answer (SPIFFE Federation, section 5).
 
 Invariant: it is public certificates only. TLS is not spoken here: an Envoy that has its certificate
-from this agent stands in front (``deploy/federation/bundle-endpoint.yaml``), so that no key ever
+from this agent is in front of it (``deploy/federation/bundle-endpoint.yaml``), so that no key ever
 needs a file.
 """
 

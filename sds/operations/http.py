@@ -284,11 +284,11 @@ def _clear(path: Path) -> None:
     """Remove a socket on which nobody listens any more.
 
     Raises:
-        SocketError: somebody listens on it, or it is no socket.
+        SocketError: somebody listens on it, or it is not a socket.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SocketError(f"{path} exists and is no socket", advice="choose another path")
+            raise SocketError(f"{path} exists and is not a socket", advice="choose another path")
     except FileNotFoundError:
         return
     with socket.socket(socket.AF_UNIX) as probe:

@@ -77,7 +77,7 @@ class AgentParts(Protocol):
 
     @property
     def policy(self) -> HeldPolicy | None:
-        """The signed policy; None where none is configured."""
+        """The signed policy; None if none is configured."""
         ...
 
     def readiness(self) -> Readiness:

@@ -22,7 +22,7 @@ STOPPING: Final = "STOPPING=1"
 
 
 def notify(state: str) -> None:
-    """Send one state, such as :data:`READY`; more assignments stand on further lines.
+    """Send one state, such as :data:`READY`; more assignments follow on further lines.
 
     Source: sd_notify(3): one datagram to the Unix socket that the variable names; ``@`` stands for
     an abstract one.

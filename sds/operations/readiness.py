@@ -48,7 +48,7 @@ def agent_readiness(
 
     Args:
         unserved: SPIFFE IDs that workloads with a socket of their own lack.
-        no_policy: why no policy is in force; empty while one is, or where none is configured.
+        no_policy: why no policy is in force; empty while one is, or if none is configured.
         lost_sockets: paths of our sockets that somebody removed or replaced.
         draining: whether the agent is about to end.
     """
@@ -71,7 +71,7 @@ def authority_readiness(
 
     Args:
         able: whether it has a signer whose chain is valid now.
-        no_policy: why no policy is in force; empty while one is, or where none is configured.
+        no_policy: why no policy is in force; empty while one is, or if none is configured.
         tls_ended: whether the certificate that it shows to agents has expired.
         draining: whether it is about to end.
     """

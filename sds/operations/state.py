@@ -47,7 +47,7 @@ class IdentityState:
         renew_at: when its renewal is due.
         rotations: SVIDs that were taken into service.
         failed_attempts: since the last success.
-        reason: of the last failure, a stable label; empty where the last attempt succeeded.
+        reason: of the last failure, a stable label; empty if the last attempt succeeded.
         message: the same in words.
     """
 
@@ -89,7 +89,7 @@ class SubscriptionState:
 
     Attributes:
         name: as the client asked for it.
-        version: the one last sent; empty where nothing was.
+        version: the one last sent; empty if nothing was.
         state: ``ACKed``, ``sent``, ``NACKed`` or ``waiting``.
         error: the client's words where it refused.
     """
@@ -144,7 +144,7 @@ class PolicyState:
         epoch: of the policy last in force; 0 before the first.
         digest: its SHA-256 in hex; empty before the first.
         not_after: when the policy in force expires; None while none is in force.
-        problem: why the document offered last was refused; empty where it was not.
+        problem: why the document offered last was refused; empty if it was not.
     """
 
     epoch: int = 0

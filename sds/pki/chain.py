@@ -93,7 +93,7 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
 
 
 _load_issuer: Final = functools.lru_cache(maxsize=_REMEMBERED)(load_certificate)
-"""As :func:`load_certificate`, of a certificate that others stand below."""
+"""As :func:`load_certificate`, for the certificate of an issuer."""
 
 
 def verify_svid_chain(
@@ -161,7 +161,7 @@ def verify_authority_chain(
         path = _path_to_root(certificates, roots)
     _check_signatures(path)
     _check_validity(path, now)
-    _check_issuers(tuple(path))  # the first too: a leaf is yet to stand before it
+    _check_issuers(tuple(path))  # the first too: it will issue a leaf
     _check_critical_extensions(path)
     _check_key(path[0], public_key)
     check_name_constraints(path)

@@ -27,7 +27,7 @@ _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 
 def extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
-    """The value of an extension, or None where the certificate has none."""
+    """The value of an extension, or None if the certificate has none."""
     try:
         return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
@@ -38,8 +38,8 @@ def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
     """10. Names below a constrained issuer lie within its permitted trees (6.1.3 (b), (c)).
 
     Args:
-        path: leaf first, the root last. A root's constraints count too: whoever configured it as
-            a root configured them with it.
+        path: leaf first, the root last. A root's constraints count too: configuring a root includes
+            its constraints.
 
     Raises:
         CertificateError: ``certificate_constraint``: a name is excluded or not permitted, or the

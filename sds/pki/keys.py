@@ -197,7 +197,7 @@ def load_private_key(pem: bytes) -> PrivateKey:
         key = load_pem_private_key(pem, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise KeyTypeError(
-            "this is no private key that can be read", advice="give unencrypted PKCS#8 in PEM"
+            "this is not a private key that can be read", advice="give unencrypted PKCS#8 in PEM"
         ) from None
     key_type_of(key)
     assert isinstance(key, PrivateKey)

@@ -2,7 +2,7 @@
 
 Owns :func:`sorted_path`. RFC 8446, section 4.4.2, asks to be prepared for certificates that are
 extraneous or in any order, although each should certify the one before it. Invariant: a path is
-chosen, never believed: whoever uses it verifies it (:mod:`sds.pki.chain`).
+chosen, never believed: the caller verifies it (:mod:`sds.pki.chain`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sorted_path(
         roots: where it ends; they are not part of the result.
 
     Returns:
-        The leaf and its intermediates, each issued by the next; None where there is no path.
+        The leaf and its intermediates, each issued by the next; None if there is no path.
     """
     candidates = list(dict.fromkeys(one for one in others if one != leaf))[:MAX_CANDIDATES]
     paths: list[tuple[x509.Certificate, ...]] = [(leaf,)]

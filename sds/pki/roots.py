@@ -59,7 +59,7 @@ def read_root(der: bytes, what: str = "root") -> x509.Certificate:
         )
     if constraints is None or not constraints.ca:
         raise CertificateError(
-            f"the {what} is no certificate authority", reason="certificate_constraint"
+            f"the {what} is not a certificate authority", reason="certificate_constraint"
         )
     if usage is not None and not usage.key_cert_sign:
         raise CertificateError(

@@ -17,7 +17,7 @@ matches where
 * one of its principals matches a URI SAN (:func:`sds.rules.pattern.spiffe_regex`);
 * one of its requests matches, or it has none.
 
-``shadow`` says the same of what is counted but not denied; None where nothing is.
+``shadow`` says the same of what is counted but not denied; None if nothing is.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def authorization_of(policy: Policy | None, identity: SpiffeId, *, now: datetime
     """What may be asked of ``identity`` at this moment.
 
     Args:
-        policy: the policy in force; None where none is.
+        policy: the policy in force; None if none is.
         identity: the workload that is asked.
         now: aware.
     """

@@ -42,9 +42,9 @@ class Authorization:
     Attributes:
         identity: the workload that is asked.
         enforced: what is allowed, in the order of names; empty: nothing.
-        shadow: what would be allowed if every rule's requests were enforced; None where they are.
-        epoch: of the policy; 0 where none is in force.
-        ends_at: from this moment on everything is denied (aware); None where it is already.
+        shadow: what would be allowed if every rule's requests were enforced; None if they are.
+        epoch: of the policy; 0 if none is in force.
+        ends_at: from this moment on everything is denied (aware); None if it is already.
     """
 
     identity: SpiffeId

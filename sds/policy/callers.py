@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class WorkloadTable:
     """Workload rules, found by one selector each.
 
-    Each rule lies under one of its conditions: a literal value of the type that has the most
+    Each rule is filed under one of its conditions: a literal value of the type that has the most
     different values in the policy. A rule none of whose values under that type was found, while
     the type is known, does not match; every other rule is decided by :func:`decide`.
     """

@@ -55,7 +55,7 @@ class Signers(PolicyModel):
 
 
 class RoleReferenceValues(PolicyModel):
-    """What evidence must show, by the role of whoever gives it (RFC 9334: reference values).
+    """What evidence must show, by the role of the party that gives it (RFC 9334: reference values).
 
     Attributes:
         agents: of nodes that ask an authority; its configuration alone says where absent.

@@ -80,17 +80,17 @@ class PolicyHolder:
 
     @property
     def epoch(self) -> int:
-        """The highest epoch that was in force here; 0 where none was."""
+        """The highest epoch that was in force here; 0 if none was."""
         return 0 if self._state.seen is None else self._state.seen.number
 
     @property
     def document(self) -> bytes:
-        """What another party needs to take our policy; nothing where there is none."""
+        """What another party needs to take our policy; nothing if there is none."""
         return self._state.handover
 
     @property
     def last_error(self) -> PolicyError | None:
-        """Why the last offer was not (wholly) good, or None where it was."""
+        """Why the last offer was not (wholly) good, or None if it was."""
         return self._last_error
 
     @property

@@ -54,7 +54,7 @@ class Keeping:
     Attributes:
         trust_domain: the only one whose policy counts.
         trusted: who may sign the next epoch.
-        trusted_since: the epoch that named them; 0 where configuration did.
+        trusted_since: the epoch that named them; 0 if configuration did.
         line: the signed policies that led from configuration's signers to ``trusted``.
         seen: the highest epoch that was in force here.
         policy: the policy of that epoch.

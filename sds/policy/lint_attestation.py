@@ -46,8 +46,8 @@ def guest_errors(document: PolicyDocument) -> Iterator[str]:
                 yield (
                     f"workloads: {rule.name} rests on the API server's claims alone "
                     f"({', '.join(sorted(rule.match))}), and nodes: {group.name} are measured "
-                    "machines: whoever can write to etcd gets the identity; match what the guest "
-                    "sees itself too (cri:, unix:, socket:)"
+                    "machines: anyone who can write to etcd gets the identity; match what the "
+                    "guest sees itself too (cri:, unix:, socket:)"
                 )
                 break
 
@@ -82,7 +82,7 @@ def _is_measured(group: NodeGroup) -> bool:
 
 
 def _names_of(rule: WorkloadRule, trust_domain: str) -> Glob | None:
-    """A pattern of every name that the rule gives, or None where that cannot be told."""
+    """A pattern of every name that the rule gives, or None if that cannot be told."""
     text = rule.spiffe_id.replace("{trust_domain}", trust_domain)
     text = _FIELD.sub("*", text)
     try:

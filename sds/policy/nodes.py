@@ -37,7 +37,7 @@ class RequestedCertificate:
         spiffe_id: the only URI SAN.
         dns_names: DNS SANs, valid names.
         lifetime: as asked for.
-        key_type: kind of the CSR's key; None where it cannot be told.
+        key_type: kind of the CSR's key; None if it cannot be told.
         signing: an authority's certificate is asked for.
     """
 

@@ -53,7 +53,7 @@ class Request:
         method: upper case.
         path: without query and fragment.
         host: the ``:authority``, with a port where one was given.
-        port: on which the server's listener took the connection; None where it is not asked.
+        port: on which the server's listener took the connection; None if it is not asked.
     """
 
     method: str = "GET"

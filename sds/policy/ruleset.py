@@ -60,7 +60,7 @@ class AuthorityGrant(PolicyModel):
     """Nodes that may be authorities below the one that they ask.
 
     Attributes:
-        path_length: authorities that may stand below them in turn.
+        path_length: how many levels of authorities may be below them.
         max_lifetime: longest lifetime of their signing certificate.
         key_types: kinds of key; those of the policy's ``limits`` where empty.
     """

@@ -1,7 +1,7 @@
 """From the author's YAML, in one file or a directory of several, to bytes to sign and a document.
 
 Owns the payload's form: one YAML document, or several in one stream, which are joined: lists are
-appended, mappings united, and a field of any other kind may stand in only one of them. A
+appended, mappings united, and a field of any other kind may be in only one of them. A
 directory becomes such a stream, file by file in the order of their names. Invariant: what is
 signed is what was written, comments and all; the same bytes give the same document.
 """

@@ -1,4 +1,4 @@
-"""The port of whoever wants to know what becomes of policy.
+"""The port of those who want to know what becomes of policy.
 
 A module of its own: those who implement it need nothing of what verifies a policy.
 """

@@ -12,8 +12,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "Collect it again. If it stays, the firmware or the file is not what it is taken for."
     ),
     "report_data_mismatch": Reason(
-        "Evidence of another request or a replay. Check that nothing stands between agent and "
-        "authority.",
+        "Evidence of another request, or a replay. Check that nothing intercepts the connection "
+        "between agent and authority.",
     ),
     "authority_evidence": Reason(
         "Check the address, and that the authority's machine and measurement are those that "

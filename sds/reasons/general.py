@@ -36,12 +36,12 @@ GENERAL: Final[dict[str, Reason]] = {
         "one that is meant.",
     ),
     "certificate_untrusted": Reason(
-        "Check that the configured roots are those of this authority, and that nobody stands "
-        "between.",
+        "Check that the configured roots are those of this authority, and that nobody "
+        "intercepts the connection.",
     ),
     "certificate_key_mismatch": Reason(
-        "An answer for another request. If it comes back, suspect the authority or what "
-        "stands between.",
+        "An answer for another request. If it comes back, suspect the authority, or "
+        "something that intercepts the connection.",
     ),
     "certificate_name_mismatch": Reason(
         "The authority certified other names than were asked for; check its rules, or Istio's "

@@ -32,7 +32,7 @@ SERVING: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "malformed_request": Reason(
-        "The client sends what is no DiscoveryRequest. Find out who connects to this socket."
+        "The client sends what is not a DiscoveryRequest. Find out who connects to this socket."
     ),
     "wrong_type_url": Reason(
         "Ask for `type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret`."

@@ -66,7 +66,7 @@ class Glob:
         return all(map(text_matches, self.parts, name))
 
     def intersection(self, other: Glob) -> Glob | None:
-        """The pattern of exactly the names that match both, or None where there is none."""
+        """The pattern of exactly the names that match both, or None if there is none."""
         short, long = sorted((self, other), key=lambda glob: len(glob.parts))
         if len(short.parts) < len(long.parts):
             if not short.rest:

@@ -72,7 +72,7 @@ def wiping_environment(environment: Mapping[str, str], *, process: int) -> dict[
         process: the id of this process.
 
     Returns:
-        None where it is set already, or this process has executed itself again and the C library
+        None if it is set already, or this process has executed itself again and the C library
         took the tunables away (as it does from a program with privileges of its file).
     """
     if is_wiping(environment) or environment.get(_EXECUTED) == str(process):
@@ -92,7 +92,7 @@ def wiping_environment(environment: Mapping[str, str], *, process: int) -> dict[
 
 
 def is_wiping(environment: Mapping[str, str]) -> bool:
-    """Whether a process with this environment is told to overwrite what it frees."""
+    """Whether a process with this environment overwrites what it frees."""
     tunables = environment.get("GLIBC_TUNABLES", "").split(":")
     return environment.get("PYTHONMALLOC") == "malloc" and all(
         tunable in tunables for tunable in _TUNABLES

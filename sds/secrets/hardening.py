@@ -34,7 +34,7 @@ _libc.free.argtypes = [ctypes.c_void_p]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryProtection:
-    """What protects the memory of this process; each text says why not, and is empty where it does.
+    """What protects the memory of this process; each text says why not, and is empty if it does.
 
     Attributes:
         no_dumps: no core file, no dump and no tracing by another process of the same user.

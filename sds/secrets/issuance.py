@@ -45,7 +45,7 @@ class Credentials:
 
     Attributes:
         verified: the chain.
-        private_key: PKCS#8 PEM; whoever takes it wipes it.
+        private_key: PKCS#8 PEM; its taker wipes it.
         received: when the authority's answer arrived.
     """
 
@@ -189,7 +189,7 @@ class IssuanceQueue:
             _answer_all(batch, NoCredentials(error=error, draw=draw, shared=True))
         except (Exception, asyncio.CancelledError) as error:
             # What a library raises, and a cancellation of its own making, are failures of this one
-            # request. Whoever cancels this task itself is obeyed after the answers.
+            # request. A cancellation of this task itself takes effect after the answers.
             report("issuance", error)
             failure = AuthorityUnavailableError(
                 f"the authority's client failed: {type(error).__name__}: {error}"

@@ -69,7 +69,7 @@ class SecretBytes:
             pages.close()
 
     def __del__(self) -> None:
-        """Whoever drops a secret without wiping it leaves nothing behind either."""
+        """A secret that is dropped without being wiped leaves nothing behind either."""
         if getattr(self, "_pages", None) is not None and not sys.is_finalizing():
             self.wipe()  # at the very end ctypes is gone, and the kernel takes the pages
 

@@ -31,7 +31,7 @@ _SETTLING_PART: Final = 0.2
 
 @dataclass(slots=True, kw_only=True)
 class _Introduction:
-    """A root that came into the bundle when others stood there already."""
+    """A root that came into the bundle when it already had others."""
 
     version: Version
     since: Instant
@@ -47,7 +47,7 @@ class RootRollover:
         store: where the bundle goes.
         clock: time.
         ack_seconds: how long a root waits for ACKs.
-        settling_seconds: how long it stands in the bundle before it replaces.
+        settling_seconds: how long it is in the bundle before leaves under it replace others.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RootRollover:
         """The authority names these roots: new ones go into the bundle at once.
 
         Raises:
-            CertificateError: ``certificate_malformed``: one of them is no certificate; nothing
+            CertificateError: ``certificate_malformed``: one of them is not a certificate; nothing
                 changed.
         """
         before = {root.fingerprint for root in self._ledger.roots}

@@ -16,7 +16,7 @@ class RotationSettings:
     Attributes:
         attempt: an exchange that takes longer has failed.
         ack_wait: how long a new root waits for the ACKs of subscribers.
-        settling: how long a new root stands in the bundle before a leaf under it replaces a valid
+        settling: how long a new root is in the bundle before a leaf under it replaces a valid
             one, so that other nodes learn of it too; at most a fifth of the certificate's time.
         retention: how long a root that the authority no longer names may still have leaves; None:
             the longest lifetime that was asked for on this node, or ``lifetime_elsewhere``.

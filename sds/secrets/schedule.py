@@ -70,7 +70,7 @@ class Lease:
 
     @property
     def span(self) -> float:
-        """Seconds from receipt to the end; 0 where it came too late."""
+        """Seconds from receipt to the end; 0 if it came too late."""
         return max(0.0, (self.valid_until - self.received.wall).total_seconds())
 
     @property

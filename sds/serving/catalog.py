@@ -1,4 +1,4 @@
-"""Names: what stands under a resource name for one caller, at this moment.
+"""Names: what a resource name means for one caller, at this moment.
 
 Owns the mapping from names to secrets and the cache of their bytes. Invariants: a caller sees only
 what its recognition gives it; a name that it may not have and a name that is not there yet look
@@ -91,7 +91,7 @@ class TicketKeys(Protocol):
         ...
 
     def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
-        """Version and keys of 80 bytes, newest first; None where tickets are off."""
+        """Version and keys of 80 bytes, newest first; None if tickets are off."""
         ...
 
 
@@ -103,7 +103,7 @@ class GenericSecrets(Protocol):
         ...
 
     def current(self, caller: Caller, name: str) -> tuple[Version, bytes] | None:
-        """Version and value; None where there is none for the caller."""
+        """Version and value; None if there is none for the caller."""
         ...
 
 
@@ -171,7 +171,7 @@ class Catalog:
         return tuple(sorted(svids | bundles | generic))
 
     def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
-        """What stands under ``name`` for ``caller``; ``strong`` asks for the SPIFFE validator."""
+        """The secret of this name for ``caller``; ``strong`` asks for the SPIFFE validator."""
         if not caller.identities:
             return None
         kind = self._kinds.get(name)
@@ -352,7 +352,7 @@ def _encoded(
     strong: bool,
     matchers: tuple[SanMatcher, ...] | None = None,
 ) -> bytes | None:
-    """A validation context; None where no bundle has an anchor that its validator can use."""
+    """A validation context; None if no bundle has an anchor that its validator can use."""
     if not strong:
         return encode.trusted_ca(name, bundles[0], matchers)
     whole = [

@@ -97,7 +97,7 @@ class Conversation:
         session.watch_everything(self, on=subscription.wildcard)
 
     def next(self) -> bytes | None:
-        """Encode and book the next response; None where nothing is due."""
+        """Encode and book the next response; None if nothing is due."""
         if not self.subscription.has_due():
             return self._heartbeat() if self._beats else None
         nonce = os.urandom(_NONCE_BYTES).hex()

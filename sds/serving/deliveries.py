@@ -28,7 +28,7 @@ class Deliveries:
     """The books of one stream; see the module.
 
     Args:
-        store: is told.
+        store: learns of them.
         observer: counts.
         method: which remote call the stream is.
         labels: what log lines say about the client.

@@ -1,7 +1,7 @@
 """Secrets in words: what ``sds get`` and ``sds status`` show of an encoded Secret.
 
-Owns the shape of the JSON. Invariant: nothing secret is in a description; whoever wants a private
-key asks for it by name (:func:`private_key`).
+Owns the shape of the JSON. Invariant: a description contains nothing secret; a person who wants a
+private key asks for it by name (:func:`private_key`).
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _principal(principal: Any) -> str:
 
 
 def private_key(encoded: bytes) -> str | None:
-    """The private key of a TLS certificate as PEM; None where the Secret has none."""
+    """The private key of a TLS certificate as PEM; None if the Secret has none."""
     secret = secret_pb2.Secret.FromString(encoded)
     if not secret.HasField("tls_certificate"):
         return None

@@ -2,7 +2,7 @@
 
 Owns the encoding of ``envoy.extensions.transport_sockets.tls.v3.Secret`` and of both discovery
 responses. Invariant: a resource is encoded once for its name and version; every stream gets the
-same bytes with its own nonce behind them (protobuf fields may stand in any order), so a push
+same bytes with its own nonce behind them (protobuf fields may come in any order), so a push
 allocates one bytes object and no protobuf message. A resource holds a private key for as long as
 somebody holds the resource: only the view of a caller does, and only while the version is current.
 """
@@ -178,7 +178,7 @@ def delta_heartbeat(
 def sotw_response(
     resources: Sequence[Resource], *, type_url: str, version: str, nonce: str
 ) -> bytes:
-    """A DiscoveryResponse; ``version`` is used where there is not exactly one resource."""
+    """A DiscoveryResponse; ``version`` is used if there is not exactly one resource."""
     tail = length_delimited(5, nonce.encode()) if nonce else b""
     if len(resources) == 1:
         return resources[0].sotw + tail

@@ -96,7 +96,7 @@ class ExtensionCatalog:
         return (AUTHORIZATION, AUTHORIZATION_TCP) if caller.identities else ()
 
     def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
-        """The filter under ``name`` for ``caller``; None where the name is not the caller's."""
+        """The filter under ``name`` for ``caller``; None if the name is not the caller's."""
         del strong
         meant = _meant(caller, name)
         if meant is None:

@@ -59,8 +59,8 @@ class GenericSecretFiles:
                     raise ConfigurationError(
                         f"generic secret {name!r} of workload {workload!r} has the name of "
                         "another secret",
-                        advice="choose a name that is no alias, not 'inbound', and starts neither "
-                        "with 'spiffe://' nor with 'outbound:'",
+                        advice="choose a name that is neither an alias nor 'inbound' and does not "
+                        "begin with 'spiffe://' or 'outbound:'",
                     )
         self.reload()
 
@@ -69,7 +69,7 @@ class GenericSecretFiles:
         return tuple(self._files.get(caller.name, ()))
 
     def current(self, caller: Caller, name: str) -> tuple[Version, bytes] | None:
-        """Version and value; None where there is none for the caller."""
+        """Version and value; None if there is none for the caller."""
         found = self._values.get((caller.name, name))
         return None if found is None else (found[0], found[1].reveal())
 

@@ -1,4 +1,4 @@
-"""What happens on the streams, for whoever counts it.
+"""What happens on the streams, for those who count it.
 
 Owns the names of the events and the port. Invariant: an observer hears of an event after it
 happened and cannot change it; no event carries a secret.

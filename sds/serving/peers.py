@@ -44,7 +44,7 @@ class PeerPolicy(Protocol):
     """Policy's answers about peers; after a change call ``SecretService.refresh()``."""
 
     def inbound(self, caller: Caller) -> PeerContext | None:
-        """Who may connect to the caller; None where no policy speaks of it."""
+        """Who may connect to the caller; None if no policy speaks of it."""
         ...
 
     def outbound(self, caller: Caller, target: str) -> PeerContext | None:

@@ -33,7 +33,7 @@ class Snapshot:
         self._found: dict[str, Resource] = {}
 
     def find(self, name: str) -> Resource | None:
-        """What the name stands for; None where it does not exist for this caller (yet)."""
+        """What the name stands for; None if it does not exist for this caller (yet)."""
         try:
             return self._found[name]
         except KeyError:

@@ -142,7 +142,7 @@ class Stream:
             await self._write_what_is_due()
 
     def _conversation(self, type_url: str) -> Conversation | None:
-        """The conversation about a type; None where the stream ignores the type."""
+        """The conversation about a type; None if the stream ignores the type."""
         if not type_url and self.method not in ADS_METHODS:
             (type_url,) = self._types  # the method says which type is meant
         found = self.conversations.get(type_url)

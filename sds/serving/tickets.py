@@ -1,6 +1,6 @@
 """TLS session ticket keys: made here, per identity, replaced as soon as they could outlive trust.
 
-Whoever holds a ticket key can forge the session of any client, and a resumed session checks
+Anyone who has a ticket key can forge the session of any client, and a resumed session checks
 neither expiry nor, with the SPIFFE validator, policy. So tickets are off unless configured, and
 these invariants hold for those that are on: keys of two identities are never the same; no key is
 older than the shortest certificate lifetime; after a change of bundle, validation context or
@@ -81,7 +81,7 @@ class SessionTickets:
             self._set(identity, ())
 
     def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
-        """Version and keys, newest first; None where tickets are off for the identity."""
+        """Version and keys, newest first; None if tickets are off for the identity."""
         found = self._keys.get(identity)
         if found is None:
             return None

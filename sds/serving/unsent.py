@@ -40,7 +40,7 @@ class UnsentConnection(Protocol):
         ...
 
     def unsent(self) -> Hashable | None:
-        """A mark for the output that the kernel does not have yet; None where there is none."""
+        """A mark for the output that the kernel does not have yet; None if there is none."""
         ...
 
     def is_unsent(self, before: Any, /) -> bool:

@@ -75,7 +75,7 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class ParsedSotw:
-    """A DiscoveryRequest: ``node`` is None where the request carries none."""
+    """A DiscoveryRequest: ``node`` is None if the request carries none."""
 
     request: SotwRequest
     type_url: str
@@ -84,7 +84,7 @@ class ParsedSotw:
 
 @dataclass(frozen=True, slots=True)
 class ParsedDelta:
-    """A DeltaDiscoveryRequest: ``node`` is None where the request carries none."""
+    """A DeltaDiscoveryRequest: ``node`` is None if the request carries none."""
 
     request: DeltaRequest
     type_url: str
@@ -295,7 +295,7 @@ def _check_fields(data: bytes, fields: Mapping[int, _Field], most: int) -> None:
 
     Raises:
         LimitError: more than ``most`` fields, or one that is too long.
-        MalformedRequestError: it is no message ("Protocol Buffers: Encoding"), or has a group.
+        MalformedRequestError: it is not a message ("Protocol Buffers: Encoding"), or has a group.
     """
     at, end = 0, len(data)
     while at < end:

@@ -159,6 +159,6 @@ DnsPattern = Annotated[
 ]
 """A pattern of DNS names, parsed."""
 DnsNameField = Annotated[str, PlainValidator(text_field(parse_dns_name))]
-"""A DNS name that may stand in a certificate."""
+"""A DNS name that may be in a certificate."""
 PathField = Annotated[Path, PlainValidator(_path_field)]
 """A path, as written (relative ones count from the working directory)."""

@@ -47,7 +47,7 @@ def _check(text: str) -> str:
     if parts.fragment:
         raise ValueError("it has a fragment")
     if "[" in parts.netloc and not re.fullmatch(r"\[[^\]]*\](:[0-9]+)?", parts.netloc):
-        raise ValueError("something stands beside the address in brackets")
+        raise ValueError("there is more than the address in brackets")
     if port == 0:
         raise ValueError("port 0 cannot be connected to")
     _check_host(parts.hostname or "", bracketed="[" in parts.netloc)

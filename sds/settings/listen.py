@@ -50,7 +50,7 @@ class ListenAddress:
             number = int(port)
         except ValueError as error:
             raise ConfigurationError(
-                f"{field}: {text!r} is no address",
+                f"{field}: {text!r} is not an address",
                 advice="write 127.0.0.1:PORT or unix:/absolute/path",
             ) from error
         if not 0 <= number < 65536:  # noqa: PLR2004  the range of a port
@@ -58,6 +58,6 @@ class ListenAddress:
         if not address.is_loopback and not remote:
             raise ConfigurationError(
                 f"{field}: {text!r} is not a loopback address",
-                advice="use 127.0.0.1 or unix:/path; whoever connects sees every identity",
+                advice="use 127.0.0.1 or unix:/path; anyone who connects sees every identity",
             )
         return cls(host=str(address), port=number)

@@ -54,7 +54,7 @@ _FORMS: Final[dict[str, str]] = {
 
 
 def expected_words(pattern: str) -> str | None:
-    """What a pattern stands for; None where nobody has written it down."""
+    """What a pattern stands for; None if nobody has written it down."""
     if (found := _HEX.fullmatch(pattern)) is not None:
         return f"{found[1]} lower-case hexadecimal digits"
     return _PATTERNS.get(pattern)

@@ -104,7 +104,7 @@ def user_of(accepted: socket.socket) -> str:
 
 
 def turn_away(accepted: socket.socket, text: str) -> None:
-    """Close a connection that nobody serves; the client is told why."""
+    """Close a connection that nobody serves, and tell the client why."""
     goaway = frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)
     try:
         accepted.setblocking(False)  # noqa: FBT003  the socket's own method

@@ -1,6 +1,6 @@
 """One remote call: what a handler reads from and writes to.
 
-Owns :class:`Call`, which stands where grpc's own ``ServicerContext`` stands. It has the part of
+Owns :class:`Call`, which takes the place of grpc's own ``ServicerContext``. It has the part of
 that interface that our handlers and grpc's health and reflection services use: ``peer``,
 ``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator. One
 method is ours alone: ``caller``.
@@ -215,7 +215,7 @@ class Call:
         """The next request.
 
         Raises:
-            AbortedError: what the client sent is no message that is taken; the call has its status.
+            AbortedError: what the client sent is not a message that is taken; the call has its status.
         """
         while not self._has_message():
             if self._ended:

@@ -127,7 +127,7 @@ class Calls:
 
     def _feed(self, call: Call, payload: memoryview, *, ended: bool) -> None:
         call.feed(payload, ended=ended)
-        if call.over:  # what came is no message that is taken
+        if call.over:  # what came is not a message that is taken
             self._cancel(call)
 
     # --- a new call -----------------------------------------------------------------------------

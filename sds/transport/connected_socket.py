@@ -101,7 +101,7 @@ class ConnectedSocket:
             self._loop.remove_reader(self._socket.fileno())
 
     def read(self) -> bytes:
-        """What is there, at most the size of the buffer; nothing where there is nothing now.
+        """What is there, at most the size of the buffer; nothing if there is nothing now.
 
         At the end of the connection :meth:`SocketUser.lost` is called.
         """

@@ -37,7 +37,7 @@ class StreamState:
         waiting: what could not be sent yet.
         drained: how often all that waited has been sent.
         trailers: the block that ends the response, once nothing waits any more.
-        expected: bytes that ``content-length`` still promises; None where it says nothing.
+        expected: bytes that ``content-length`` still promises; None if it says nothing.
     """
 
     __slots__ = (

@@ -106,11 +106,11 @@ def check_trailers(fields: Fields) -> None:
     for name, value in fields:
         _check(name, value)
         if name.startswith(b":"):
-            raise _malformed("a pseudo-header stands in trailers")
+            raise _malformed("trailers have a pseudo-header")
 
 
 def content_length(head: RequestHead) -> int | None:
-    """The ``content-length``, None where there is none.
+    """The ``content-length``, None if there is none.
 
     Raises:
         Http2StreamError: it is not a number, or there are two that differ.
@@ -181,7 +181,7 @@ _UNQUOTED: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) 
 
 
 def plain_response(status: int, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """The block of an answer to something that is no gRPC request: an HTTP status alone."""
+    """The block of an answer to something that is not a gRPC request: an HTTP status alone."""
     return _field(_INDEX_STATUS, str(status).encode()) + b"".join(_field(*field) for field in more)
 
 

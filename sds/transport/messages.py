@@ -19,7 +19,7 @@ _UNIT_SECONDS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1
 
 
 def prefix(length: int) -> bytes:
-    """What stands before an uncompressed message of ``length`` bytes."""
+    """The prefix of an uncompressed message of ``length`` bytes."""
     return b"\0" + length.to_bytes(4, "big")
 
 

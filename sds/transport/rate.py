@@ -29,7 +29,7 @@ class Allowance:
         self._full_at = max(self._full_at, now) + amount / self._per_second
 
     def rest_seconds(self, now: float) -> float:
-        """Seconds until it is not overdrawn any more; 0 where it is not."""
+        """Seconds until it is not overdrawn any more; 0 if it is not."""
         return max(0.0, self._full_at - now - self._window)
 
     def is_full(self, now: float) -> bool:

@@ -42,7 +42,7 @@ _WORK: Final = 64
 _HIGH_WATER: Final = 64 * 1024
 """Output that the kernel did not take, from which on handlers wait."""
 _UNNOTICED_BYTES: Final = 4 * 1024
-"""So little is no reason to look at the owner's budget."""
+"""So little is not a reason to look at the owner's budget."""
 _MOST_UNREAD: Final = 1024 * 1024
 """Output that the kernel did not take, from which on nothing more is read: beyond one message it is
 answers to the client's own frames."""
@@ -337,7 +337,7 @@ class ServedConnection:
     # --- output that nobody takes ---------------------------------------------------------------
 
     def unsent(self) -> Unsent | None:
-        """What has not been given to the kernel yet; None where all of it has."""
+        """What has not been given to the kernel yet; None if all of it has."""
         endpoint = self._endpoint
         streams = self._http2.waiting()
         if endpoint is None or not (streams or endpoint.unsent):

@@ -93,7 +93,7 @@ class Server:
         self._first_call = prepare
 
     def method(self, path: str) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method, None where there is none."""
+        """The handler of a method, None if there is none."""
         if self._first_call is not None:
             prepare, self._first_call = self._first_call, None
             prepare(self)

@@ -7,7 +7,7 @@ and Podman.
 Invariants: a pod counts only directly below a directory that the kubelet or its runtime owns
 (:class:`PodRoots`), never by its name alone, because every user with a delegated control group can
 choose names below it; the *outermost* pod of a path counts; every hierarchy that the kubelet
-manages must name the same pod and container; a path that looks like a pod's and lies elsewhere is
+manages must name the same pod and container; a path that looks like a pod's and is elsewhere is
 an error, not "outside pods".
 
 Sources: cgroups(7), cgroup_namespaces(7); Kubernetes ``pkg/kubelet/cm/cgroup_manager_linux.go``
@@ -159,7 +159,7 @@ class PodRoots:
         Every line is ``hierarchy:controllers:path`` (cgroups(7)).
 
         Raises:
-            CgroupError: hierarchies disagree, a path looks like a pod's and lies where no kubelet
+            CgroupError: hierarchies disagree, a path looks like a pod's and is where no kubelet
                 puts pods, or the text is malformed.
         """
         lines = list(_lines(text))
@@ -332,6 +332,6 @@ def _kubepods(root: Names) -> Iterator[Names]:
 
 
 def _beside(runtime_cgroup: str) -> tuple[Names, ...]:
-    """The runtime's own group (cgroup v1) and the one that it lies in (v2; runc's choice)."""
+    """The runtime's own group (cgroup v1) and the one that it is in (v2; runc's choice)."""
     names = _names(runtime_cgroup)
     return (names, names[:-1])

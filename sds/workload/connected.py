@@ -24,7 +24,7 @@ class CallerDescription:
 
     Attributes:
         name: what people call it.
-        pid: 0 where the socket alone decides.
+        pid:  0 if the socket alone decides.
         selectors: what was found.
         granted: the identities with the rules that gave them; the first is ``default``.
         state: ``recognised``, ``no_match`` or ``undetermined``.
@@ -84,7 +84,7 @@ async def entitlement_of(context: Any) -> Entitlement:
 
 
 class OwnSocket:
-    """The caller of a socket of one workload: whoever can open it is that workload."""
+    """The caller of one workload's socket: a process that can open it is that workload."""
 
     def __init__(self, entitlement: Entitlement) -> None:
         """``entitlement``: what everybody on the socket may have."""

@@ -72,7 +72,7 @@ class Entitlement:
         return self._ended
 
     def replace(self, caller: Caller) -> None:
-        """The recognition changed; every listener is called once. Equal is no change."""
+        """The recognition changed; every listener is called once. Equal is not a change."""
         if caller != self._caller:
             self._caller = caller
             self._tell()

@@ -130,7 +130,7 @@ class Executables:
         Raises:
             PeerGoneError: there is no such process.
             WorkloadError: ``executable_unreadable``: it may not be read (another user's process,
-                without CAP_SYS_PTRACE), is too large, or lies on a file system whose content its
+                without CAP_SYS_PTRACE), is too large, or is on a file system whose content its
                 own user can forge. ``executable_late``: a look took too long, or its owner has
                 caused too much work.
         """
@@ -221,7 +221,7 @@ class Executables:
     def _over(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: whoever asked may be gone
+            task.exception()  # seen: the caller may have left
 
     # --- budgets --------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """What attestation found out about a caller: typed selectors, and what could not be found out.
 
-Owns :class:`Facts` and the port :class:`Attestor`. Invariant: a selector stands here only if the
+Owns :class:`Facts` and the port :class:`Attestor`. Invariant: a selector is here only if the
 kernel or the kubelet said so; a type that is *unknown* is neither present nor absent, and no
 decision may treat it as either.
 """
@@ -39,7 +39,7 @@ class Facts:
     title: str = ""
 
     def why_unknown(self, selector_type: str) -> WorkloadError | None:
-        """Why this type is unknown, or None where it is known (present or absent)."""
+        """Why this type is unknown, or None if it is known (present or absent)."""
         for name, error in self.unknown.items():
             if selector_type == name or (name.endswith(":") and selector_type.startswith(name)):
                 return error

@@ -139,7 +139,7 @@ class FrontDoor:
         return len(self._connections)
 
     def stop_accepting(self) -> None:
-        """Take nobody new; whoever is there stays. A second call does nothing."""
+        """Accept no further connections; those that are open stay. A second call does nothing."""
         while self._listeners:
             self._close(self._listeners.pop())
 

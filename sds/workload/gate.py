@@ -54,7 +54,7 @@ class Gate:
     """Lets recognised callers pass; waits for those that may still be recognised."""
 
     def __init__(self, refused: Callable[[str, WorkloadError], None]) -> None:
-        """``refused`` is told the path of each call that was refused, and why."""
+        """``refused`` gets the path of each call that was refused, and why."""
         self._refused = refused
 
     async def __call__(self, call: GatedCall) -> None:

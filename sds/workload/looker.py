@@ -74,7 +74,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dict[str, Any]:
     found = os.fstat(opened.fileno())
     if not stat.S_ISREG(found.st_mode):
-        raise _UnreadableError("it is no ordinary file")
+        raise _UnreadableError("it is not an ordinary file")
     if found.st_size > most:
         raise _UnreadableError(
             f"it has {found.st_size} bytes, and {most} are the most",
@@ -109,7 +109,7 @@ def _fingerprint(found: os.stat_result) -> list[int]:
 def _check_mount(pid: int, handle: int) -> None:
     """Refuse file systems whose content their own user can forge; nothing is asked of them."""
     mount = _line(f"/proc/self/fdinfo/{handle}", "mnt_id:")
-    # The process's own mounts; those of whoever started it before a chroot; the node's.
+    # The process's own mounts; those of the process that started it, before a chroot; the node's.
     for whose in (pid, "self", 1):
         kind = _kind_of_mount(whose, mount)
         if kind is not None:
@@ -120,11 +120,11 @@ def _check_mount(pid: int, handle: int) -> None:
         )
     if kind in {"fuse", "fuseblk", "virtiofs"} or kind.startswith("fuse."):
         raise _UnreadableError(
-            f"it lies on a FUSE file system ({kind}): {_FORGED}", "run it elsewhere"
+            f"it is on a FUSE file system ({kind}): {_FORGED}", "run it elsewhere"
         )
     if kind == "overlay" and _user_namespace(pid) != _user_namespace("self"):
         raise _UnreadableError(
-            f"it lies on an overlay and its process has a user namespace of its own: {_FORGED}",
+            f"it is on an overlay and its process has a user namespace of its own: {_FORGED}",
             "write no rule on executables for such processes",
         )
 

@@ -214,7 +214,7 @@ def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
 
 
 def _unknown(rule: WorkloadRule, facts: Facts) -> WorkloadError | None:
-    """Why the rule cannot be decided, or None where it can (a known mismatch decides it)."""
+    """Why the rule cannot be decided, or None if it can (a known mismatch decides it)."""
     if not facts.unknown:
         return None
     unknown: WorkloadError | None = None

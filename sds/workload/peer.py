@@ -46,8 +46,8 @@ class Peer:
         uid: effective user ID at that time.
         gid: effective group ID at that time.
         groups: supplementary group IDs at that time.
-        pidfd: refers to that process whatever becomes of its pid; None where the kernel has none.
-        start_time: clock ticks since boot, from /proc, where there is no pidfd.
+        pidfd: refers to that process whatever becomes of its pid; None if the kernel has none.
+        start_time: clock ticks since boot, from /proc, if there is no pidfd.
         owner: whose share it counts against, as ``pod UID`` or ``uid NUMBER``.
         executed: device and inode of what it executed when that was first looked at.
     """
@@ -172,7 +172,7 @@ def process_start_time(pid: int) -> int:
 
 
 def _pidfd(connection: socket.socket) -> int | None:
-    """The peer's pidfd, or None where this kernel (before 6.5) has no SO_PEERPIDFD."""
+    """The peer's pidfd, or None if this kernel (before 6.5) has no SO_PEERPIDFD."""
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError as error:
@@ -192,7 +192,7 @@ def _pidfd(connection: socket.socket) -> int | None:
 
 
 def _pid_of(pidfd: int) -> int:
-    """The pid in our namespace: -1 once reaped, 0 where we do not see the process."""
+    """The pid in our namespace: -1 once reaped,  0 if we do not see the process."""
     text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
     for line in text.splitlines():
         name, _, value = line.partition(":")

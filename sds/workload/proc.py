@@ -45,7 +45,7 @@ def read_cgroup(peer: Peer) -> str:
 
 
 def read_cgroup_of(pid: int) -> str:
-    """The content of the ``/proc/PID/cgroup`` of a process that is no caller.
+    """The content of the ``/proc/PID/cgroup`` of a process that is not a caller.
 
     Raises:
         OSError: there is no such process, or it cannot be read.

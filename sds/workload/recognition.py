@@ -329,7 +329,7 @@ class Recognition:
         self.outcome = outcome
         self._looked.set()
         if outcome.decision.undetermined is not None:
-            return False  # whoever was recognised stays what it was
+            return False  # a caller that was recognised keeps its identities
         identities = outcome.decision.identities
         if not identities:
             self._hold_only(())

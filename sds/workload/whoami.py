@@ -1,4 +1,4 @@
-"""What a caller is told about itself, over the socket that it uses.
+"""What a caller learns about itself, over the socket that it uses.
 
 Owns the service ``sds.workload.v1.Whoami``. Invariant: the answer holds what was found about the
 calling process and what it got for it; no rule's condition, and nothing about any other caller.

@@ -30,7 +30,7 @@ _SUMMARY = re.compile(r"(\d+) tests, (\d+) passed, (\d+) skipped, (\d+) failed")
 
 
 class Answering(asyncio.Protocol):
-    """Answers each whole request with one message: h2spec asks by GET, which is no gRPC."""
+    """Answers each whole request with one message: h2spec asks by GET, which is not gRPC."""
 
     def __init__(self) -> None:
         self._connection = Connection(ConnectionLimits(concurrent_streams=100))

@@ -163,7 +163,7 @@ async def test_a_batch_keeps_its_order_and_fails_one_by_one(endpoint: istio_ca.E
         ("expired", "authority_refused_for_now", "expired at"),
         ("bad-key", "authority_refused_for_now", "trust its issuer"),
         ("bad-iss", "authority_refused_for_now", "trust its issuer"),
-        ("bad-sub", "authority_refused", "'alice' is no service account"),
+        ("bad-sub", "authority_refused", "'alice' is not a service account"),
     ],
 )
 async def test_a_bad_token_is_refused_and_explained(

@@ -99,7 +99,7 @@ async def test_a_unix_socket_is_private_and_a_dead_one_is_replaced(
                     pass
         assert not path.exists()
     path.write_text("no socket")
-    with pytest.raises(SocketError, match="is no socket"):
+    with pytest.raises(SocketError, match="is not a socket"):
         async with listening(address, {}):
             pass
     assert path.read_text() == "no socket"
@@ -109,8 +109,8 @@ async def test_a_unix_socket_is_private_and_a_dead_one_is_replaced(
     ("text", "said"),
     [
         ("0.0.0.0:1", "not a loopback address"),
-        ("example.org:1", "no address"),
-        ("127.0.0.1", "no address"),
+        ("example.org:1", "not an address"),
+        ("127.0.0.1", "not an address"),
         ("127.0.0.1:70000", "between 0 and 65535"),
         ("unix:relative", "not an absolute path"),
     ],

@@ -241,7 +241,7 @@ def bootstrap(questions: list[Question], secrets: dict[str, Any]) -> dict[str, A
 
 
 async def answer(port: int, context: ssl.SSLContext, question: Question) -> int:
-    """The status of the answer; 0 where the connection was refused."""
+    """The status of the answer; 0 if the connection was refused."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     except (ssl.SSLError, ConnectionError):

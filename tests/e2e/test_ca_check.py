@@ -28,7 +28,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def checked(path: Path) -> str:
-    """What `sds ca --check-config` says; empty where it accepts."""
+    """What `sds ca --check-config` says; empty if it accepts."""
     result = CliRunner().invoke(ca, ["--config", str(path), "--check-config"])
     if result.exit_code == 0:
         assert "the configuration can be used" in result.output

@@ -174,7 +174,7 @@ async def test_another_chip_another_measurement_and_another_authority(site: Site
 
 
 async def test_hangup_reads_revocation_lists_again_and_ends_nothing(site: Site) -> None:
-    """Without a policy too: SIGHUP is no reason to end."""
+    """Without a policy too: SIGHUP is not a reason to end."""
     now = SystemClock().now().wall
     path = site.path / "amd.crl"
     path.write_bytes(crl(chips(), now=now))

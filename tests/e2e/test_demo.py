@@ -147,7 +147,7 @@ async def test_killing_authority_and_agent_fails_no_request() -> None:
             assert started["pid"] != pid
             await running_demo.rotations(1)
         running_demo.process.signal(signal.SIGINT)
-        # 100 rotations were asked for: ending earlier is no success, but nothing failed.
+        # 100 rotations were asked for: ending earlier is not a success, but nothing failed.
         assert await running_demo.process.wait() == 1
     summary = summary_of(running_demo.process)
     assert summary["failed"] == 0, running_demo.process.text

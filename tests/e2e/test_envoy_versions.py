@@ -133,7 +133,7 @@ async def rotate_and_check(case: str, at: Serving, folder: Path, version: str) -
         await car.until_serial(third.serial)
 
         stats = await car.envoy.stats()
-        # update_failure is no refusal: Envoy counts it for streams that it tries to open before
+        # update_failure is not a refusal: Envoy counts it for streams that it tries to open before
         # its own clusters are ready.
         assert counted(stats, ".update_success") >= 2, "the counters have these names"
         assert counted(stats, ".update_rejected") == 0, f"Envoy {version} refused by {case}"

@@ -66,7 +66,7 @@ class Envoy:
         }
 
     async def stat(self, name: str) -> int:
-        """One counter or gauge; 0 where Envoy has none of that name yet."""
+        """One counter or gauge; 0 if Envoy has none of that name yet."""
         return (await self.stats(name)).get(name, 0)
 
     async def until(

@@ -258,6 +258,6 @@ def attacker(path: Path | str, *, seconds: float = 30.0) -> Iterator[Attacker]:
 
 
 def attack(name: str, path: Path | str) -> None:
-    """Run one attack; a server that ends it is no failure."""
+    """Run one attack; a server that ends it is not a failure."""
     with contextlib.suppress(OSError), attacker(path) as at:
         ATTACKS[name](at)

@@ -57,7 +57,7 @@ def test_a_socket_of_the_dead_is_removed_and_of_the_living_never(folder: Path) -
 def test_a_file_in_a_sockets_place_is_left_alone(folder: Path) -> None:
     path = folder / "s"
     path.write_text("precious")
-    with pytest.raises(SocketError, match="is no socket"):
+    with pytest.raises(SocketError, match="is not a socket"):
         clear_socket(path)
     assert path.read_text() == "precious"
 

@@ -261,7 +261,7 @@ def test_membership() -> None:
     assert pod.holds(contents)  # nothing has started yet
     pod.containers["a"] = container("1", 0, "volume x")
     pod.find_gaps()
-    assert pod.holds(contents)  # a missing one is no fault
+    assert pod.holds(contents)  # a missing one is not a fault
     pod.containers["b"] = container("3")
     assert pod.differs(contents) == (f"container c3 (attempt 0) {digest('3')}",)
     del pod.containers["b"]

@@ -1,4 +1,4 @@
-"""Patterns: what matches, what does not, and what is no pattern."""
+"""Patterns: what matches, what does not, and what is not a pattern."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ JARGON = re.compile(
 
 
 def models(kind: Any) -> Iterator[tuple[tuple[int, ...], type[BaseModel]]]:
-    """Models among a field's types; the path has 0 where they are entries of a list."""
+    """Models among a field's types; the path has  0 if they are entries of a list."""
     for member in _members(kind):
         listed = typing.get_origin(member) in (list, tuple)
         inner = typing.get_args(member) if listed else (member,)

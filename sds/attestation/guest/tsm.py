@@ -43,7 +43,7 @@ class TsmReport:
     Attributes:
         provider: the driver, such as ``sev_guest``.
         outblob: report or quote.
-        auxblob: the host's certificates, empty where there are none.
+        auxblob: the host's certificates, empty if there are none.
     """
 
     provider: str
@@ -197,7 +197,7 @@ def _optional(path: Path) -> bytes:
 def _generation(folder: Path) -> int:
     text = _read(folder / "generation").strip()
     if not text.isdigit():
-        raise OSError(errno.EIO, "generation is no number", str(folder / "generation"))
+        raise OSError(errno.EIO, "generation is not a number", str(folder / "generation"))
     return int(text)
 
 

@@ -3,10 +3,10 @@
 Owns both sides: an attester that asks for a token of its own pod (bound, by its audience, to the
 nonce and every item of one request) or reads a projected one, and the verifier. Invariants: a
 token is a bearer credential: it is sent only over TLS verified against a configured root, and
-stands in no log, message or ``repr``; a bound token counts for exactly one request; a projected one
+is in no log, message or ``repr``; a bound token counts for exactly one request; a projected one
 binds nothing and is accepted only where the verifier says so on purpose.
 
-Trust: whoever controls the API server (or its signing key) can make such evidence for any node.
+Trust: anyone who controls the API server (or its signing key) can make such evidence for any node.
 It says which pod asks, not what code runs. Sources: RFC 7519; Kubernetes, "Managing Service
 Accounts" (bound tokens, ``kubernetes.io`` claims, node name since 1.32).
 """
@@ -130,7 +130,7 @@ class ProjectedTokenAttester:
 
 
 TokenAttester = BoundTokenAttester | ProjectedTokenAttester
-"""Attesters whose evidence is a bearer credential: never shown to whoever asks."""
+"""Attesters whose evidence is a bearer credential: never shown to those who ask."""
 
 
 # --- the verifier -------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ class KubernetesTokenVerifier:
         try:
             header = jwt.get_unverified_header(token)
         except _UNREADABLE as error:
-            raise EvidenceMalformedError("the evidence is no JSON web token") from error
+            raise EvidenceMalformedError("the evidence is not a JSON web token") from error
         algorithm, key_id = header.get("alg"), header.get("kid")
         # JSON gives any type here, also one that no set can look up.
         if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
@@ -284,7 +284,7 @@ def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
     if not begins - _LEEWAY.total_seconds() <= now.timestamp() < expires:
         try:
             until = datetime.fromtimestamp(expires, UTC).isoformat()
-        except (ValueError, OverflowError, OSError):  # a number that is no date
+        except (ValueError, OverflowError, OSError):  # a number that is not a date
             until = f"{expires:g}"
         raise EvidenceError(
             f"the token is not valid now (it is until {until})",
@@ -312,7 +312,7 @@ def _identity(claims: Mapping[str, Any]) -> dict[str, str]:
         ) from error
     for name, value in found.items():
         if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise EvidenceError(f"the token's claim {name!r} is no name", reason="token_claims")
+            raise EvidenceError(f"the token's claim {name!r} is not a name", reason="token_claims")
     return found
 
 
@@ -329,7 +329,7 @@ class JwksKeys:
         """Take the keys of this document; a bad one changes nothing.
 
         Raises:
-            EvidenceMalformedError: it is no JWKS, or holds no key that we can use.
+            EvidenceMalformedError: it is not a JWKS, or holds no key that we can use.
         """
         try:
             found = jwt.PyJWKSet.from_json(document.decode()).keys
@@ -357,7 +357,7 @@ def _unverified(token: bytes) -> dict[str, Any]:
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except _UNREADABLE:
         raise EvidenceError(
-            "our own service-account token is no JWT", reason="token_unavailable"
+            "our own service-account token is not a JWT", reason="token_unavailable"
         ) from None
     return claims
 

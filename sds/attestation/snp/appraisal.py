@@ -33,7 +33,7 @@ class Endorsed:
     """What the certificate of a report says besides.
 
     Attributes:
-        product: of report and chain; None where neither says it.
+        product: of report and chain; None if neither says it.
         csp_id: the provider of a VLEK, None for a VCEK or without a certificate.
     """
 

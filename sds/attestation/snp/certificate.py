@@ -75,7 +75,7 @@ class Signed:
 
 @dataclass(frozen=True, slots=True)
 class Extension:
-    """One extension: its value is what stands in the OCTET STRING."""
+    """One extension: its value is the content of the OCTET STRING."""
 
     oid: str
     critical: bool

@@ -156,7 +156,7 @@ def _integer(value: bytes) -> int:
     native = der.integer(value)
     if not 0 <= native <= 0xFF:  # noqa: PLR2004  a byte
         raise EvidenceError(
-            f"a version is no INTEGER from 0 to 255: {value.hex()[:32]}",
+            f"a version is not an INTEGER from 0 to 255: {value.hex()[:32]}",
             reason="certificate_malformed",
         )
     return native
@@ -181,7 +181,7 @@ def _csp_id(value: bytes) -> str:
     text = der.ia5_string(value)
     if not text or len(text) > 256 or not text.isprintable():  # noqa: PLR2004  a name, bounded
         raise EvidenceError(
-            "cspID is no printable text of 1 to 256 characters", reason="certificate_malformed"
+            "cspID is not printable text of 1 to 256 characters", reason="certificate_malformed"
         )
     return text
 

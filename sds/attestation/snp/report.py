@@ -270,7 +270,7 @@ def product_of_cpuid(family: int, model: int) -> Product:
     if family == _FAMILY_ZEN5 and upper in {0x0, 0x1}:
         return Product.TURIN
     raise EvidenceError(
-        f"CPUID family {family:#04x}, model {model:#04x} is no processor that is known here",
+        f"CPUID family {family:#04x}, model {model:#04x} is not a known processor",
         advice="known are Milan, Genoa (with Siena and Bergamo) and Turin",
         reason="product_mismatch",
     )

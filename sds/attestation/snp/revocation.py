@@ -39,7 +39,7 @@ def read_amd_list(
     Args:
         der: the list.
         issuers: ARKs, ASKs and ASVKs that are at hand; None leaves the signature to the moment
-            when a chain is held against the list.
+            when a chain is checked against the list.
         origin: where the list came from, for messages.
 
     Raises:

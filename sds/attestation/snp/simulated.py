@@ -2,8 +2,8 @@
 
 Owns a key hierarchy of its own, ARK -> ASK -> VCEK, shaped as AMD's (57230), and makes reports
 that are byte-exact to AMD 56860. Invariants: its reports go through the same verification as
-real ones; its root is trusted only by whoever names it in a configuration; everything here says
-loudly that it is a simulation, because anybody who holds these keys can claim to be any guest.
+real ones; only a configuration that names its root trusts it; everything here logs
+a warning that it is a simulation, because anybody who holds these keys can claim to be any guest.
 
 ARK and ASK are RSA-4096 like AMD's, so that verification has one rule; both keys are made at the
 same time, and one root serves any number of chips. A chip's key reaches another process by an

@@ -55,7 +55,7 @@ class Endorsements(Protocol):
     """Where certificates for a report come from."""
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        """DER, leaf first, then whatever helps; empty where there is none for this report.
+        """DER, leaf first, then whatever helps; empty if there is none for this report.
 
         Raises:
             EndorsementUnavailableError: they cannot be had now.

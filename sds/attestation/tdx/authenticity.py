@@ -83,7 +83,7 @@ def check_quote_signature(checks: Checks, quote: Quote) -> None:
             "quote_signature",
             "signature_invalid",
             ok=False,
-            found="the attestation key is no point on P-256",
+            found="the attestation key is not a point on P-256",
             expected="a signature that holds",
         )
         return

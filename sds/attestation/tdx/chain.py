@@ -219,7 +219,7 @@ def read_intel_list(
     Args:
         der: the list.
         roots: DER of configured roots. The authorities below them come with evidence only, so a
-            list that names one of them is held against it when the evidence is verified.
+            list that names one of them is checked against it when the evidence is verified.
         origin: where the list came from, for messages.
 
     Raises:
@@ -261,7 +261,7 @@ def root_digest(der: bytes) -> bytes:
     """How a configured root is recognised.
 
     Raises:
-        EvidenceError: ``certificate_malformed``: it is no certificate.
+        EvidenceError: ``certificate_malformed``: it is not a certificate.
     """
     try:
         certificate = x509.load_der_x509_certificate(der)
@@ -278,6 +278,6 @@ def root_digest(der: bytes) -> bytes:
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """CN of the subject; empty where there is not exactly one."""
+    """CN of the subject; empty if there is not exactly one."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""

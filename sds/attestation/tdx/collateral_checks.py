@@ -96,7 +96,7 @@ def _key(chain: IntelChain) -> ec.EllipticCurvePublicKey:
 
 
 def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> TcbInfo | None:
-    """The TCB info of this kind of platform; where there is none, the reason of the best match."""
+    """The TCB info of this kind of platform; if there is none, the reason of the best match."""
     failure: EvidenceError | None = None
     other: TcbInfo | None = None
     for _, raw in collateral.tcb_infos:

@@ -152,7 +152,7 @@ class ProcessFamilies:
         start_at_zero(self.evidence_failures, UNAVAILABLE)
         self.memory_locked = Gauge(
             "sds_memory_locked",
-            "1 while the process's memory is locked (no swap), 0 where it is not.",
+            "1 while the process's memory is locked (no swap),  0 if it is not.",
             registry=registry,
         )
         self.memory_locked.set_function(memory_locked)

@@ -99,7 +99,7 @@ class StoreCollector:
     """Reads the store, and what is wanted, when scraped.
 
     Attributes:
-        wanted: every identity that is wanted; whoever has rotation sets it.
+        wanted: every identity that is wanted; the owner of rotation sets it.
     """
 
     def __init__(self, store: MeteredStore, clock: Clock, registry: CollectorRegistry) -> None:

@@ -76,7 +76,7 @@ class Conditions:
     def _condition(
         self, manifest: Manifest, name: str, spot: Spot, known: set[str], *, denies: bool
     ) -> Condition | None:
-        """One field; None where it cannot be said (found and told)."""
+        """One field; None if it cannot be said (found and told)."""
         plain = f"{name[3:4].lower()}{name[4:]}" if name.startswith("not") else name
         effect = "more is denied" if denies else "the rule is left out"
         if plain not in known:

@@ -1,7 +1,7 @@
 """Kubernetes manifests as data whose places are known.
 
 Owns :class:`Manifest`, :class:`Spot` and :class:`Finding`. Invariant: every value can be traced to
-its file and line, so that what cannot be converted is named where it stands.
+its file and line, so that a message can say where something cannot be converted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Finding:
     """Something that the policy document does not say as Istio did.
 
     Attributes:
-        file: where it stands.
+        file: the file that it is in.
         line: from 1.
         text: what it is, and why.
         narrows: the document allows less than Istio by it; False where nothing changes.
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """A value and where it stands."""
+    """A value and where it was written."""
 
     value: Any
     file: str
@@ -55,7 +55,7 @@ class Spot:
         return 1 if self.node is None else int(self.node.start_mark.line) + 1
 
     def get(self, name: str) -> Spot:
-        """The field of this name; its value is None where there is none."""
+        """The field of this name; its value is None if there is none."""
         if not isinstance(self.value, dict) or name not in self.value:
             return Spot(None, self.file, self.node)
         for key, node in getattr(self.node, "value", ()):

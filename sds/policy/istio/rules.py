@@ -59,7 +59,7 @@ class Names:
     def namespace(self, text: str, *, denies: bool) -> list[Glob]:
         """A value of ``namespaces``: every account of these namespaces."""
         if "*" in text[:-1]:
-            raise CannotSayError(f"{text!r}: a star stands only at the end of a part")
+            raise CannotSayError(f"{text!r}: a star may only end a part")
         return self._everywhere(text, f"ns/{text}/sa/*", denies=denies)
 
     def account(self, text: str, namespace: str, *, denies: bool) -> list[Glob]:
@@ -84,7 +84,7 @@ class Names:
         parts = rest.split("/")
         if parts[0] or len(parts) not in {3, 5} or parts[-2] != "sa" or not parts[-1]:
             raise CannotSayError(
-                f"'*{rest}': a star stands at the end of a part only; '*/sa/NAME' can be said"
+                f"'*{rest}': a star may only end a part; '*/sa/NAME' can be converted"
             )
         path = rest.removeprefix("/") if len(parts) == 5 else f"ns/*{rest}"  # noqa: PLR2004
         return self._parsed(f"*{rest}", self.trust_domain, path, closed=True)
@@ -114,12 +114,12 @@ def paths(text: str) -> list[Glob] | None:
     if text in {"*", "/*"}:
         return None
     if text.startswith("*"):
-        raise CannotSayError(f"{text!r}: a star stands at the end of a segment only")
+        raise CannotSayError(f"{text!r}: a star may only end a segment")
     text = text.replace("{*}", "*")
     if text.endswith("{**}"):
         return [_path(text.removesuffix("{**}") + "**")]
     if "{" in text:
-        raise CannotSayError(f"{text!r}: '{{**}}' stands only at the end")
+        raise CannotSayError(f"{text!r}: '{{**}}' may only come last")
     if not text.endswith("*") or "*" in text[:-1]:
         # Exact, or a template whose star stands for one segment there and here.
         return [_path(text)]
@@ -145,7 +145,7 @@ def host(text: str, *, denies: bool) -> Glob | None:
     if plain.startswith("*."):
         plain = f"*{plain}"
     elif "*" in plain:
-        raise CannotSayError(f"{text!r}: a star stands for whole labels at the start only")
+        raise CannotSayError(f"{text!r}: a star may only stand for whole labels at the start")
     try:
         return parse_host_pattern(plain)
     except IdentityError as error:

@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 A stream is a conversation about *names*. The client says which names it wants; the server says
-what stands under each name, under a version, each time that changes. This module holds the state
+what each name means, with a version, each time that changes. This module holds the state
 of one such conversation and decides; it never waits and never encodes.
 
 Two calls drive it:
@@ -13,7 +13,7 @@ Two calls drive it:
   have arrived*. It returns an :class:`Outcome`: what was ACKed or NACKed, which names came and
   went. It never answers.
 * ``respond(view, nonce)`` looks at the names that are *due* (asked for, or touched by a change of
-  content since the last look), compares the version that stands in the view **now** with the
+  content since the last look), compares the version in the view **now** with the
   version that was sent last, and returns an :class:`Answer`. ``touch(names)`` makes names due.
 
 Because ``respond`` reads the newest content when it is called and not when the change happened, a
@@ -31,8 +31,8 @@ call                                                    result
 ``receive(names=[default])``                            added ``default``, which is due
 ``respond(view, "n1")`` (``default`` is at ``v1``)      one resource, ``v1``, under nonce ``n1``
 ``receive(names=[default], nonce="n1")``                ACKed ``v1``; nothing is due: silence
-``touch([default])``, twice, while ``v2`` then ``v3``   ``default`` is due, once
-stand in the view
+``touch([default])``, twice: the view has ``v2``, then   ``default`` is due, once
+``v3``
 ``respond(view, "n2")``                                 ``v3`` alone; ``v2`` was never sent
 ``receive(names=[default], nonce="n2", error="bad")``   NACKed ``v3``; silence, nothing is repeated
 ``receive(names=[default, ROOTCA], nonce="n2")``        added ``ROOTCA``, which alone is due
@@ -66,7 +66,7 @@ Rules and where they come from (xDS protocol: Envoy's document "xDS REST and gRP
   ``initial_resource_versions`` say what the client has kept.
 * State of the world may send the changed resources only: for every type but listeners and clusters
   a resource that is missing from a response is unchanged ("Grouping resources into responses").
-* A client that drops a name while it has the wildcard is told what stands under that name from now
+* A client that drops a name while it has the wildcard is told what that name means from now
   on ("Unsubscribing from resources"): the resource again, or its removal.
 """
 

@@ -46,7 +46,7 @@ class View(Protocol[R_co]):
     """What a caller may have at this moment."""
 
     def find(self, name: str) -> R_co | None:
-        """The resource under a name; None where it is not there (yet) or not the caller's."""
+        """The resource under a name; None if it is not there (yet) or not the caller's."""
         ...
 
     def everything(self) -> Collection[str]:
@@ -60,8 +60,8 @@ class SotwRequest:
 
     Attributes:
         names: ``resource_names``.
-        nonce: ``response_nonce``, empty where there is none.
-        error: the message of ``error_detail``; None where the request carries none.
+        nonce: ``response_nonce``, empty if there is none.
+        error: the message of ``error_detail``; None if the request carries none.
     """
 
     names: tuple[str, ...] = ()
@@ -77,8 +77,8 @@ class DeltaRequest:
         subscribe: ``resource_names_subscribe``.
         unsubscribe: ``resource_names_unsubscribe``.
         initial_versions: ``initial_resource_versions``.
-        nonce: ``response_nonce``, empty where there is none.
-        error: the message of ``error_detail``; None where the request carries none.
+        nonce: ``response_nonce``, empty if there is none.
+        error: the message of ``error_detail``; None if the request carries none.
     """
 
     subscribe: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ class Outcome:
     Attributes:
         acked: what the client has taken.
         nacked: what it has refused, with ``error`` in its own words.
-        error: why, for ``nacked``; None where nothing was refused.
+        error: why, for ``nacked``; None if nothing was refused.
         stale: the nonce is not one that is waited for.
         added: names that are wanted from now on.
         dropped: names that are not asked for any more.

@@ -25,7 +25,7 @@ class SotwSubscription(Subscription[R]):
         """A stream begins."""
         super().__init__()
         self._named = False
-        """The client has named a resource on this stream: an empty list is no wildcard now."""
+        """The client has named a resource on this stream: an empty list is not a wildcard now."""
         self._client_nonce = ""
         """The nonce that the client has taken last."""
 

@@ -118,7 +118,7 @@ class Subscription(Generic[R]):
         return True
 
     def respond(self, view: View[R], nonce: str) -> Answer[R] | None:
-        """What to send now, under ``nonce``; None where there is nothing to send or tell."""
+        """What to send now, under ``nonce``; None if there is nothing to send or tell."""
         if not (self._due or self._all_due):
             return None
         answer: Answer[R] = Answer()

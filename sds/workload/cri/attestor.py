@@ -243,7 +243,7 @@ class CriAttestor:
         return changed
 
     def _refuse(self, identifier: str, error: WorkloadError) -> None:
-        """Its pod gets nothing; an outage of the runtime is no verdict.
+        """Its pod gets nothing; an outage of the runtime is not a verdict.
 
         Raises:
             WorkloadError: the runtime did not answer.

@@ -26,7 +26,7 @@ _KUBELET_ADVICE: Final = (
     "the agent's service account needs `get` on `nodes/pods` (deploy/base/agent-rbac.yaml); "
     "clusters before Kubernetes 1.33 need `nodes/proxy` (deploy/components/older-kubelet)"
 )
-_API_ADVICE: Final = "what its service account may do stands in deploy/base/*-rbac.yaml"
+_API_ADVICE: Final = "deploy/base/*-rbac.yaml has the permissions that its service account needs"
 
 
 class ServerSettings(Settings):
@@ -110,7 +110,7 @@ def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> Kube
         host = environment.get("KUBERNETES_SERVICE_HOST", "")
         if not host:
             raise ConfigurationError(
-                "the url of the Kubernetes API server is missing, and this is no pod",
+                "the url of the Kubernetes API server is missing, and this is not a pod",
                 advice="write it",
             )
         url = f"https://{_host(host)}:{environment.get('KUBERNETES_SERVICE_PORT', '443')}"

@@ -1,7 +1,7 @@
 """List and watch: a collection of the API server, followed.
 
 Owns :class:`ListWatch`. Invariants: a list replaces everything, so nothing that was removed while
-we did not watch stays; an outage changes nothing; between two attempts lies a pause that grows.
+we did not watch stays; an outage changes nothing; the pause between two attempts grows.
 
 Source: Kubernetes API concepts, "Efficient detection of changes" (list, then watch from its
 resourceVersion; 410 means list again).

@@ -78,7 +78,7 @@ def changed(old: bytes, new: bytes) -> bytes:
 
 
 def off_curve() -> bytes:
-    """A root whose public key is no point of its curve."""
+    """A root whose public key is not a point of its curve."""
     key = Issuer.make("a").certificate
     point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     return certificate_der(key).replace(point, point[:-1] + bytes([point[-1] ^ 1]))
@@ -102,23 +102,23 @@ LEAF_DER = certificate_der(x509.load_pem_x509_certificate(LEAF.encode()))
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"", "no JSON"),
-        (b"\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
+        (b"", "not JSON"),
+        (b"\xff", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"[]", "no list 'keys'"),
         (b'{"keys": {}}', "no list 'keys'"),
         (bundle(entry(x5c=None)), r"keys\[0\]: 'x5c' does not hold exactly one"),
         (bundle(entry(), entry(x5c=["a", "b"])), r"keys\[1\]"),
         (bundle(entry(x5c=["!"])), "holds no certificate"),
         (bundle(entry(x5c=["AAAA"])), "holds no certificate"),
-        (bundle(entry(LEAF_DER)), "no certificate authority"),
+        (bundle(entry(LEAF_DER)), "not a certificate authority"),
         (bundle(entry(changed(b"\x55\x1d\x0e", b"\x55\x1d\x0f"))), "holds no certificate"),
         (bundle(entry(changed(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04"))), "no certif"),
         (bundle(entry(changed(b"\x0c\x01a", b"\x0c\x01\xff"))), "holds no certificate"),
         (bundle(entry(off_curve())), "cannot be read"),
         (bundle(entry(INTERMEDIATE)), "not self-signed"),
-        (b'{"keys": [], "spiffe_refresh_hint": ' + b"9" * 5000 + b"}", "no JSON"),
-        (b'{"keys": ' + b"[" * 60_000 + b"]" * 60_000 + b"}", "no JSON"),
+        (b'{"keys": [], "spiffe_refresh_hint": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"keys": ' + b"[" * 60_000 + b"]" * 60_000 + b"}", "not JSON"),
         (bundle(spiffe_sequence="1"), "spiffe_sequence"),
         (bundle(spiffe_refresh_hint=-1), "spiffe_refresh_hint"),
         (bundle(spiffe_refresh_hint=True), "spiffe_refresh_hint"),

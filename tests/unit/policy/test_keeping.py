@@ -136,7 +136,7 @@ def test_signers_change_by_a_policy() -> None:
     assert step(fresh(), FIVE_BY_BOB)[2] == "policy_unsigned"
     # Whoever was configured with the new keys takes it too.
     assert epoch(step(fresh(BOB), *handed)[0]) == 5
-    # To offer it again is no error.
+    # To offer it again is not an error.
     assert step(state, *handed)[2] == ""
 
 
@@ -153,7 +153,7 @@ def test_two_turns_and_an_expired_link() -> None:
     state, _, reason = step(fresh(), last, turn, second)
     assert (epoch(state), state.trusted, reason) == (7, trusting(CAROL), "")
     assert step(fresh(), *split(state.handover))[0].policy == state.policy
-    # A turn back to former signers by an old link is no way.
+    # A turn back to former signers by an old link is not a way.
     evil = sign(document(9), BOB)
     assert epoch(step(state, turn, evil)[0]) == 7
 

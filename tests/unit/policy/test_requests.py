@@ -1,4 +1,4 @@
-"""Patterns of requests: what matches, what never does, and what is no pattern."""
+"""Patterns of requests: what matches, what never does, and what is not a pattern."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ ONE, TWO = "11" * 48, "22" * 48
 
 
 class ByMeasurement:
-    """Accepts the measurements of its reference values, or all where there are none."""
+    """Accepts the measurements of its reference values, or all if there are none."""
 
     made = 0
 
