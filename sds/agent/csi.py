@@ -1,6 +1,6 @@
 """The CSI driver as the agent opens it: its two sockets in the kubelet's directories.
 
-Owns the section ``node.csi:`` and the order of starting: sockets of pods come back first, then the
+Owns the order of starting: sockets of pods come back first, then the
 kubelet may ask for new ones. Invariant: the sockets that the kubelet calls are ours alone (0600).
 They stay at the end, so that the kubelet keeps the driver while an agent restarts.
 """
@@ -11,39 +11,22 @@ import contextlib
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Final
 
 from sds import __version__
 from sds.agent.directory import listening, make_directory
 from sds.csi.driver import Driver
 from sds.csi.service import CsiServices, RegistrationService
-from sds.settings.fields import Settings
 from sds.transport.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from sds.agent.node_settings import CsiSettings
     from sds.csi.driver import PodDoor
 
 _OURS_ALONE: Final = 0o600
 _STOP_SECONDS: Final = 1.0
-
-
-class CsiSettings(Settings):
-    """A CSI driver for ephemeral inline volumes: a socket for each pod, without a hostPath."""
-
-    driver: Annotated[
-        str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$", max_length=63)
-    ] = Field(
-        default="csi.attested-sds", description="Name of the driver, as in the CSIDriver object."
-    )
-    kubelet_dir: Annotated[str, Field(pattern=r"^/.*[^/]$")] = Field(
-        default="/var/lib/kubelet",
-        description="The kubelet's root directory. The agent needs its `pods`, "
-        "`plugins` and `plugins_registry`, writable, at the same paths.",
-    )
 
 
 def node_name(environment: Mapping[str, str]) -> str:

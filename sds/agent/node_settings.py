@@ -11,12 +11,26 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from sds.agent.csi import CsiSettings  # noqa: TC001  pydantic reads it at run time
 from sds.settings.fields import Duration, Settings
 from sds.workload.attestors import ATTESTORS
 from sds.workload.cri.settings import CriSettings
 from sds.workload.kubernetes.settings import KubernetesSettings
 from sds.workload.mapping import Matching
+
+
+class CsiSettings(Settings):
+    """A CSI driver for ephemeral inline volumes: a socket for each pod, without a hostPath."""
+
+    driver: Annotated[
+        str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$", max_length=63)
+    ] = Field(
+        default="csi.attested-sds", description="Name of the driver, as in the CSIDriver object."
+    )
+    kubelet_dir: Annotated[str, Field(pattern=r"^/.*[^/]$")] = Field(
+        default="/var/lib/kubelet",
+        description="The kubelet's root directory. The agent needs its `pods`, "
+        "`plugins` and `plugins_registry`, writable, at the same paths.",
+    )
 
 
 class NodeSettings(Settings):

@@ -17,7 +17,7 @@ from sds.operations.collector import collect_when_quiet
 from sds.transport.accepting import user_of
 from sds.transport.budget import Budgets
 from sds.transport.shares import Total
-from sds.workload.front_door import owner_of
+from sds.workload.owner import owner_of
 from sds.workload.peer import Peer
 from sds.workload.proc import pod_roots
 

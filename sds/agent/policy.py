@@ -32,8 +32,9 @@ from sds.workload.recognition import Rules
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from sds.agent.config import AgentConfig, WorkloadSection
+    from sds.agent.config import AgentConfig
     from sds.agent.node_socket import NodeSocket
+    from sds.agent.sections import WorkloadSection
     from sds.agent.sockets import WorkloadListening
     from sds.attestation.evidence import Verifier
     from sds.attestation.reference_values import ReferenceValues

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import grpc
     from grpc_health.v1 import health
 
-    from sds.agent.config import AgentConfig, WorkloadSection
+    from sds.agent.config import AgentConfig
     from sds.agent.owners import Owners
+    from sds.agent.sections import WorkloadSection
     from sds.serving.service import SecretService
     from sds.transport.server import Server
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Registered:
+class RegisteredAttestor:
     """What is known of an attestor without its module.
 
     Attributes:
@@ -39,17 +39,17 @@ class Registered:
     pods: bool = False
 
 
-ATTESTORS: Final[dict[str, Registered]] = {
-    "socket": Registered(
+ATTESTORS: Final[dict[str, RegisteredAttestor]] = {
+    "socket": RegisteredAttestor(
         module="sds.workload.socket_name", types=frozenset({"socket:name"}), alone=False
     ),
-    "unix": Registered(
+    "unix": RegisteredAttestor(
         module="sds.workload.unix",
         types=frozenset(
             {"unix:uid", "unix:gid", "unix:supplementary-gid", "unix:path", "unix:sha256"}
         ),
     ),
-    "kubernetes": Registered(
+    "kubernetes": RegisteredAttestor(
         module="sds.workload.kubernetes.kind",
         types=frozenset(
             {

@@ -20,11 +20,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.errors import CgroupError, WorkloadError
+from sds.errors import WorkloadError
 from sds.faults import guarded, report
 from sds.repeats import Repeats
+from sds.workload.owner import owner_of, owner_of_pod
 from sds.workload.peer import Peer
-from sds.workload.proc import read_cgroup
 from sds.workload.recognition import Recognition
 
 if TYPE_CHECKING:
@@ -330,26 +330,3 @@ class FrontDoor:
 
 def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
-
-
-def owner_of(peer: Peer, roots: PodRoots | None) -> str:
-    """Whose share this caller counts against: a pod's, or a user's outside pods.
-
-    Args:
-        peer: the caller.
-        roots: where pods may be; None if nobody asks for pods here.
-
-    Raises:
-        PeerGoneError: the process has ended.
-    """
-    if roots is not None:
-        with contextlib.suppress(CgroupError):
-            pod = roots.find(read_cgroup(peer))
-            if pod is not None:
-                return owner_of_pod(pod.pod_uid)
-    return peer.owner
-
-
-def owner_of_pod(pod_uid: str) -> str:
-    """What :func:`owner_of` calls a pod."""
-    return f"pod {pod_uid}"

@@ -14,7 +14,8 @@ import pytest
 
 from sds._proto.csi.v1 import csi_pb2
 from sds._proto.kubelet.pluginregistration.v1 import registration_pb2
-from sds.agent.csi import CsiSettings, csi_driver
+from sds.agent.csi import csi_driver
+from sds.agent.node_settings import CsiSettings
 from sds.csi.volume import EPHEMERAL, POD_UID
 from sds.workload import front_door as door_module
 from tests.support.front_door import ask, descriptors, front_door, rules, unix, until

@@ -28,7 +28,7 @@ TYPES = frozenset({"toy:parity", "toy:word"})
 @pytest.fixture
 def _line(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one line."""
-    registered = attestors.Registered(module="tests.support.toy_attestor", types=TYPES)
+    registered = attestors.RegisteredAttestor(module="tests.support.toy_attestor", types=TYPES)
     monkeypatch.setitem(attestors.ATTESTORS, toy_attestor.NAME, registered)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock
     from sds.errors import KubernetesError
-    from sds.workload.kubernetes.watch import ApiServer
+    from sds.workload.kubernetes.watch import WatchedServer
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
 _PATH: Final = "/api/v1/services"
@@ -73,7 +73,7 @@ class ServiceIndex:
 class ServiceWatch:
     """Keeps a :class:`ServiceIndex` as the API server has it."""
 
-    def __init__(self, api: ApiServer, clock: Clock) -> None:
+    def __init__(self, api: WatchedServer, clock: Clock) -> None:
         """Nothing is asked before :meth:`run`."""
         self._index = ServiceIndex()
         self._watch = ListWatch(api, clock, _PATH, self._index)

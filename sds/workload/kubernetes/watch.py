@@ -32,7 +32,7 @@ _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 
 
-class ApiServer(Protocol):
+class WatchedServer(Protocol):
     """The API server."""
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
@@ -69,7 +69,7 @@ class Collection(Protocol):
 class ListWatch:
     """Keeps a :class:`Collection` as the API server has it; :meth:`run` runs it."""
 
-    def __init__(self, api: ApiServer, clock: Clock, path: str, collection: Collection) -> None:
+    def __init__(self, api: WatchedServer, clock: Clock, path: str, collection: Collection) -> None:
         """``path``: of the collection, such as ``/api/v1/services``."""
         self.error: KubernetesError | None = None
         self.synced = asyncio.Event()

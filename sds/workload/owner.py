@@ -1,0 +1,39 @@
+"""Whose share a connection counts against: a pod's, or a user's outside pods.
+
+Invariant: what cannot be found out about pods falls back to the user, never to nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from sds.errors import CgroupError
+from sds.workload.proc import read_cgroup
+
+if TYPE_CHECKING:
+    from sds.workload.cgroup import PodRoots
+    from sds.workload.peer import Peer
+
+
+def owner_of(peer: Peer, roots: PodRoots | None) -> str:
+    """Whose share this caller counts against: a pod's, or a user's outside pods.
+
+    Args:
+        peer: the caller.
+        roots: where pods may be; None if nobody asks for pods here.
+
+    Raises:
+        PeerGoneError: the process has ended.
+    """
+    if roots is not None:
+        with contextlib.suppress(CgroupError):
+            pod = roots.find(read_cgroup(peer))
+            if pod is not None:
+                return owner_of_pod(pod.pod_uid)
+    return peer.owner
+
+
+def owner_of_pod(pod_uid: str) -> str:
+    """What :func:`owner_of` calls a pod."""
+    return f"pod {pod_uid}"
