@@ -31,6 +31,7 @@ ISTIOCTL = GoProgram(
         ("istio.io/api", "v1.29.0-rc.1.0.20260209142455-7fea5efd57ca"),
     ),
     seconds=3000,
+    unlisted="github.com/openshift",
 )
 POD = """
 apiVersion: v1
@@ -49,7 +50,11 @@ MOUNT = "/var/run/secrets/workload-spiffe-uds"
 
 def istioctl(*arguments: str | Path) -> str:
     done = subprocess.run(
-        [ISTIOCTL.binary(), *map(str, arguments)], capture_output=True, text=True, check=False
+        [ISTIOCTL.binary(), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -58,7 +63,7 @@ def istioctl(*arguments: str | Path) -> str:
 @pytest.fixture(scope="module")
 def manifests() -> list[dict[str, Any]]:
     made = istioctl("manifest", "generate", "-f", ISTIO / "istio-operator.yaml")
-    return [each for each in yaml.safe_load_all(made) if each]
+    return [each for each in yaml.load_all(made, Loader=yaml.CSafeLoader) if each]
 
 
 def named(manifests: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
@@ -79,12 +84,13 @@ def injected(manifests: list[dict[str, Any]], folder: Path, templates: str) -> d
     for name, content in files.items():
         (folder / name).write_text(content)
     made = istioctl(
-        *("kube-inject", "-f", folder / "pod.yaml"),
+        # With a revision it does not look for one in a cluster.
+        *("kube-inject", "--revision", "default", "-f", folder / "pod.yaml"),
         *("--injectConfigFile", folder / "inject.yaml"),
         *("--valuesFile", folder / "values.json"),
         *("--meshConfigFile", folder / "mesh.yaml"),
     )
-    spec: dict[str, Any] = yaml.safe_load(made)["spec"]
+    spec: dict[str, Any] = next(yaml.load_all(made, Loader=yaml.CSafeLoader))["spec"]
     return spec
 
 
