@@ -34,6 +34,7 @@ BUILDS = [
     "sample",
     "sample-csi",
     "components/older-kubelet",
+    "components/cri",
     "components/csi",
     "components/local-kubelet",
     "components/monitoring",

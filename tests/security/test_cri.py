@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from sds.agent.node_settings import NodeSettings
 from sds.clock import SystemClock
+from sds.workload.attestors import NodeContext, attestor_kind
 from sds.workload.cri.attestor import CriAttestor
 from sds.workload.cri.pods import SeenPods
 from sds.workload.cri.runtime import Runtime
 from sds.workload.cri.settings import CriSettings, PodContents
-from sds.workload.peer import Peer
+from sds.workload.peer import Peer, process_start_time
 from sds.workload.proc import pod_roots
 from tests.support import need
 from tests.support.cgroups import hierarchies
@@ -279,3 +281,35 @@ async def test_the_list_of_a_pod_from_its_manifest_and_a_reference_pod(node: Nod
         code, _, errors = await output(command)
         assert code != 0
         assert why in errors
+
+
+async def test_the_node_opens_it_by_its_settings(node: Node) -> None:
+    pod = await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    cri = {
+        "socket": node.runtime.socket,
+        "runtime_directories": list(node.runtime.directories),
+        "pods": [contents.model_dump(mode="json")],
+    }
+    context = NodeContext(
+        socket="node",
+        settings=NodeSettings.model_validate({"attestors": ["cri"], "cri": cri}),
+        roots=pod_roots({}),
+        directory=node.folder,
+        environment={},
+        clock=SystemClock(),
+    )
+    async with attestor_kind("cri").open(context) as attestor:
+        peer = Peer(pid=first_process(main), uid=0, gid=0, groups=frozenset(), pidfd=None)
+        peer.start_time = process_start_time(peer.pid)
+        found = await attestor.attest(peer, NOTHING)
+        # This memory begins now, and the pod is older: its container is known, the pod is not.
+        assert found.values("cri:container-name") == {"main"}
+        assert not found.values("cri:pod-digest")
+        younger = await node.runtime.pod("web-2")
+        peer.pid = first_process(await node.runtime.container(younger))
+        peer.start_time = process_start_time(peer.pid)
+        found = await attestor.attest(peer, NOTHING)
+        assert found.values("cri:pod-digest") == {contents.digest}
+    assert "web" not in (node.folder / "cri-seen.json").read_text()
