@@ -7,6 +7,7 @@ and says what to write instead. Nothing is opened here but the file itself.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -32,6 +33,7 @@ from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run
 )
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
 from sds.settings.fields import (
+    Duration,
     PathField,
     Settings,
     TrustDomainField,

@@ -65,7 +65,7 @@ ATTESTORS: Final[dict[str, RegisteredAttestor]] = {
         ),
         pods=True,
     ),
-    "cri": Registered(
+    "cri": RegisteredAttestor(
         module="sds.workload.cri.kind",
         types=frozenset(
             {

@@ -135,4 +135,5 @@ def test_the_view_fits_the_terminal_and_hides_nothing_that_must_be_seen(
     assert "63 times: a request failed" in first
     assert "before headers." in first
     following = lines[lines.index(first) + 1]
-    assert f"{59:08x}" in following
+    assert "client: peer saw new serial" in following
+    assert "3b, valid until" in following
