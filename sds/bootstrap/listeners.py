@@ -1,9 +1,8 @@
 """Listeners: mTLS in with the discovered authorization, plain HTTP in for what leaves by mTLS.
 
-Owns the configuration of each listener. Invariants: an mTLS listener asks the filter that
-the agent serves about every request (or TCP connection), and denies all until there is one; it
-matches a path in one normal form only; nothing that was once allowed continues forever without being
-asked again.
+Owns the configuration of each listener. Invariants: an mTLS listener asks the filter that the agent
+serves about every request (or TCP connection), and denies all until there is one; it matches a path
+in one normal form only; nothing that was once allowed continues forever without being asked again.
 """
 
 from __future__ import annotations

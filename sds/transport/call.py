@@ -215,7 +215,7 @@ class Call:
         """The next request.
 
         Raises:
-            AbortedError: what the client sent is not a message that is taken; the call has its status.
+            AbortedError: the client sent something that is not accepted; the call has its status.
         """
         while not self._has_message():
             if self._ended:
