@@ -160,15 +160,15 @@ class Owner:
         self._budgets.left(self, give_way)
 
     def check_stream(self, now: float) -> None:
-        """Look whether one more stream may be opened.
+        """Look whether a stream that was just opened may be.
 
         Raises:
             LimitError: there are too many, or too much memory is held.
         """
         most = self.account.share.streams
-        if self.account.streams >= most:
+        if self.account.streams > most:
             self.exceeded("streams", f"more than {most} streams", now)
-        self.check_room(STREAM_BYTES, now)
+        self.check_room(0, now)
 
     def check_room(self, count: int, now: float) -> None:
         """Look whether ``count`` more bytes may be held.

@@ -144,6 +144,7 @@ class Calls:
         call = Call(self._link, event.stream, head, most=limits.message_bytes, loop=self._loop)
         handler = self._server.method(head.path)
         try:
+            self._link.settle()  # the stream counts already
             self._link.owner.check_stream(self._loop.time())
             timeout = head.get(b"grpc-timeout")
             seconds = None if timeout is None else timeout_seconds(timeout)
@@ -157,7 +158,6 @@ class Calls:
             call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
             return
         self._open[event.stream] = call
-        self._link.settle()
         if event.ended:
             call.feed(memoryview(b""), ended=True)
         self._start(call, handler)

@@ -365,10 +365,12 @@ class ServedConnection:
     def settle(self) -> None:
         """Tell the owner what is in use now."""
         endpoint = self._endpoint
-        streams = self._http2.streams + self._calls.ending
-        held = self._http2.held + self._requests + STREAM_BYTES * streams
+        streams = self._calls.ending
+        held = 0
         if endpoint is not None:
-            held += endpoint.unsent
+            streams += self._http2.streams
+            held = self._http2.held + self._requests + endpoint.unsent
+        held += STREAM_BYTES * streams
         if held != self._held or streams != self._streams:
             self.owner.change(streams=streams - self._streams, held=held - self._held)
             self._held, self._streams = held, streams

@@ -59,10 +59,10 @@ def test_connections_are_counted_and_given_back() -> None:
 
 def test_streams_and_memory_are_bounded() -> None:
     owner = known(budgets())
-    owner.change(streams=4, held=4 * STREAM_BYTES)
+    owner.change(streams=5, held=5 * STREAM_BYTES)
     with pytest.raises(LimitError, match="more than 4 streams"):
         owner.check_stream(0.0)
-    owner.change(streams=-4, held=-4 * STREAM_BYTES)
+    owner.change(streams=-1, held=-5 * STREAM_BYTES)
     owner.check_stream(0.0)
     owner.check_room(200_000, 0.0)
     with pytest.raises(LimitError, match="memory"):

@@ -1,0 +1,198 @@
+"""Owners of connections on a real socket: who uses too much is told so, and costs nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from sds.agent.directory import listening
+from sds.transport.budget import Budgets
+from sds.transport.frames import GOAWAY, HEADERS, PREFACE, SETTINGS, frame
+from sds.transport.server import Server
+from sds.transport.shares import Share
+from tests.support.door_client import headers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+Code = grpc.StatusCode
+GREETING = PREFACE + frame(SETTINGS, 0, 0)
+FLOOD = b"/t.T/Flood"
+
+
+async def reverse(request: bytes, _context: Any) -> bytes:
+    return request[::-1]
+
+
+async def hold(requests: Any, _context: Any) -> None:
+    async for _ in requests:
+        pass
+
+
+async def flood(_request: bytes, context: Any) -> None:
+    for _ in range(100):
+        await context.write(bytes(100_000))
+
+
+def handler() -> grpc.GenericRpcHandler:
+    return grpc.method_handlers_generic_handler(
+        "t.T",
+        {
+            "Reverse": grpc.unary_unary_rpc_method_handler(reverse),
+            "Hold": grpc.stream_stream_rpc_method_handler(hold),
+            "Flood": grpc.unary_stream_rpc_method_handler(flood),
+        },
+    )
+
+
+@contextlib.asynccontextmanager
+async def running(folder: Path, share: Share) -> AsyncIterator[tuple[Path, Server]]:
+    server = Server([handler()], budgets=Budgets(share))
+    path = folder / "t.sock"
+    names = iter(("uid 1", "uid 2"))
+    # Who connects first owns the first connections; the last one is somebody else's.
+    await server.listen(listening(path, 0o600), owner_of=lambda _: next(names, "uid 1"))
+    try:
+        yield path, server
+    finally:
+        await server.stop(0)
+
+
+@contextlib.contextmanager
+def connected(path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10)
+        client.connect(str(path))
+        yield client
+
+
+async def until_closed(client: socket.socket) -> bytes:
+    """All that is said until the connection is closed."""
+
+    def read() -> bytes:
+        heard = b""
+        with contextlib.suppress(ConnectionResetError):
+            while chunk := client.recv(65536):
+                heard += chunk
+        return heard
+
+    return await asyncio.to_thread(read)
+
+
+async def reverses(path: Path) -> bool:
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        method: Any = channel.unary_unary("/t.T/Reverse")
+        answer: bytes = await method(b"ab")
+        return answer == b"ba"
+
+
+async def test_too_many_connections_are_told_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="sds.transport")
+    async with running(tmp_path, Share(connections=1)) as (path, server):
+        with connected(path) as first:
+            first.sendall(GREETING)
+            assert await reverses(path)  # the second owner's
+            for _ in range(20):
+                with connected(path) as refused:
+                    heard = await until_closed(refused)
+                    assert b"uid 1 has more than 1 connections" in heard
+            assert server.budgets.exceeded["uid 1"]["connections"] == 20
+        lines = [one for one in caplog.records if one.message == "an owner exceeds its budget"]
+        assert len(lines) == 1
+
+
+async def test_too_many_streams_are_refused_with_a_text(tmp_path: Path) -> None:
+    async with running(tmp_path, Share(streams=3)) as (path, _):
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"unix:{path}", options=options) as channel:
+            calls: list[Any] = [channel.stream_stream("/t.T/Hold")() for _ in range(3)]
+            for call in calls:
+                await call.write(b"x")
+            await asyncio.sleep(0.1)
+            method: Any = channel.unary_unary("/t.T/Reverse")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await method(b"ab")
+            assert caught.value.code() == Code.RESOURCE_EXHAUSTED
+            assert "more than 3 streams" in (caught.value.details() or "")
+            for call in calls:
+                call.cancel()
+
+
+async def test_answers_behind_shut_windows_are_bounded(tmp_path: Path) -> None:
+    """Each call has one answer under way; too many of them are refused, not kept."""
+    share = Share(held_bytes=3_000_000)
+    async with running(tmp_path, share) as (path, server):
+        with connected(path) as client:
+            shut = frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\0")
+            asked = b"".join(
+                frame(HEADERS, 4, number, headers(FLOOD)) + frame(0, 1, number, bytes(5))
+                for number in range(1, 401, 2)
+            )
+            await asyncio.to_thread(client.sendall, GREETING + shut + asked)
+            heard = b""
+            while b"MiB of memory" not in heard:
+                heard += await asyncio.to_thread(client.recv, 65536)
+            (owner,) = server.budgets.owners.values()
+            assert owner.held <= share.held_bytes + 200_000
+
+
+async def test_refused_calls_without_end_close_the_connection(tmp_path: Path) -> None:
+    async with running(tmp_path, Share(refusal_burst=10.0, refusals_per_second=0.1)) as (path, _):
+        with connected(path) as client:
+            client.sendall(GREETING)
+            asked = [frame(HEADERS, 5, number, headers(b"/no/such")) for number in range(1, 101, 2)]
+            await asyncio.to_thread(client.sendall, b"".join(asked))
+            assert b"refused calls a second" in await until_closed(client)
+        assert await reverses(path)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_after_an_error_a_connection_is_gone_within_a_second(
+    tmp_path: Path, *, reads: bool
+) -> None:
+    """Also where the client reads nothing, and much was on its way to it."""
+    async with running(tmp_path, Share()) as (path, server):
+        with connected(path) as client:
+            client.sendall(GREETING + frame(SETTINGS, 0, 0, b"\0\x04\x7f\xff\xff\xff"))
+            client.sendall(frame(8, 0, 0, (2**30).to_bytes(4, "big")))
+            body = frame(0, 1, 1, b"\0\0\0\0\0")
+            client.sendall(frame(HEADERS, 4, 1, headers(FLOOD)) + body)
+            await asyncio.sleep(0.2)
+            client.sendall(frame(SETTINGS, 0, 0, b"odd"))
+            began = time.monotonic()
+            if reads:
+                assert frame(GOAWAY, 0, 0)[3:4] in await until_closed(client)
+            (owner,) = server.budgets.owners.values()
+            while owner.connections:
+                await asyncio.sleep(0.02)
+                assert time.monotonic() - began < 1.0
+            assert owner.held == 0
+
+
+async def test_an_owner_that_used_its_share_waits_and_nobody_with_it(tmp_path: Path) -> None:
+    share = Share(processor=0.5, processor_burst_seconds=0.1)
+    async with running(tmp_path, share) as (path, server):
+        with connected(path) as greedy:
+            greedy.sendall(GREETING)
+            await asyncio.sleep(0.05)
+            (owner,) = server.budgets.owners.values()
+            loop = asyncio.get_running_loop()
+            owner.account.processor.use(0.1 + 0.5, loop.time())  # it rests for a second
+            greedy.sendall(frame(6, 0, 0, b"pingpong"))
+            began = loop.time()
+            assert await reverses(path)
+            assert loop.time() - began < 0.9
+            heard = b""
+            while b"pingpong" not in heard:
+                heard += await asyncio.to_thread(greedy.recv, 65536)
+            assert loop.time() - began >= 0.9
