@@ -56,7 +56,7 @@ BOUNDARIES = {
     "sds/authority/istio_line.py:IstioLine._close_if_done": LOOP,
     "sds/backoff.py:sleep_unless": AWAITED,
     "sds/ca/admission.py:ReadingTurns._review": LOOP,
-    "sds/ca/run.py:serve": END,
+    "sds/ca/run.py:_serve": END,
     "sds/ca/run.py:_signals": LOOP,
     "sds/commands/agent.py:_until_stopped": END,
     "sds/commands/demo.py:_ended_by_signals": LOOP,
