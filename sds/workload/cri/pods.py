@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from sds.workload.cri.runtime import Described, Listed
+    from sds.workload.cri.runtime import DescribedContainer, Listed
     from sds.workload.cri.settings import CriSettings, PodContents
 
 _LOG = logging.getLogger("sds.workload.cri")
@@ -120,7 +120,7 @@ class SeenPods:
             runtime=self._settings.runtime_directories,
         )
 
-    def add_sandbox(self, sandbox_id: str, said: Described) -> SeenPod:
+    def add_sandbox(self, sandbox_id: str, said: DescribedContainer) -> SeenPod:
         """A sandbox is seen for the first time.
 
         Raises:
@@ -137,7 +137,9 @@ class SeenPods:
         self.pods[sandbox_id] = pod
         return pod
 
-    def add_container(self, pod: SeenPod, listed: Listed, said: Described) -> CanonicalContainer:
+    def add_container(
+        self, pod: SeenPod, listed: Listed, said: DescribedContainer
+    ) -> CanonicalContainer:
         """A container is seen for the first time.
 
         Raises:

@@ -41,7 +41,7 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Described:
+class DescribedContainer:
     """What the runtime says at length about a container or a sandbox.
 
     Attributes:
@@ -123,7 +123,7 @@ class Runtime:
         )
         return frozenset(each.id for each in answer.items)
 
-    async def container(self, identifier: str) -> Described:
+    async def container(self, identifier: str) -> DescribedContainer:
         """One container.
 
         Raises:
@@ -136,7 +136,7 @@ class Runtime:
         )
         return _described(answer, pod_uid="")
 
-    async def sandbox(self, identifier: str) -> Described:
+    async def sandbox(self, identifier: str) -> DescribedContainer:
         """One sandbox.
 
         Raises:
@@ -167,7 +167,7 @@ class Runtime:
             ) from None
 
 
-def _described(answer: Any, *, pod_uid: str) -> Described:
+def _described(answer: Any, *, pod_uid: str) -> DescribedContainer:
     try:
         info = json.loads(answer.info["info"])
         pid, spec, image = info["pid"], info["runtimeSpec"], info.get("image", "")
@@ -180,6 +180,6 @@ def _described(answer: Any, *, pod_uid: str) -> Described:
         raise WorkloadError(
             "the runtime's verbose information has no pid or image", reason="cri_unknown_shape"
         )
-    return Described(
+    return DescribedContainer(
         pid=pid, spec=spec, image=image, pod_uid=pod_uid, created_at=answer.status.created_at
     )
