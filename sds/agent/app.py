@@ -229,9 +229,8 @@ def _follow_files(
     tasks = []
     if policy is not None:
         tasks.append(group.create_task(policy.run(), name="policy"))
-    if verification is not None and verification.files.any:
-        follow = supervised("verification-files", verification.files.follow, clock=clock)
-        tasks.append(group.create_task(follow, name="verification files"))
+    for name, run in verification.tasks() if verification is not None else ():
+        tasks.append(group.create_task(supervised(name, run, clock=clock), name=name))
     return tasks
 
 

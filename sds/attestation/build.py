@@ -24,10 +24,11 @@ from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from sds.attestation.evidence import Attester, Verifier
+    from sds.attestation.keeper import CollateralKeeper
     from sds.attestation.reference_values import ReferenceValues
     from sds.attestation.section import AttestationSection, VerificationSection
     from sds.attestation.snp.sources import Endorsements
@@ -61,13 +62,29 @@ class Verification:
             Places(
                 revocation_lists=section.revocation_lists,
                 collateral=section.collateral,
+                filled=section.fetch is not None,
                 roots=roots,
                 certificates=self._helpers,
             ),
             clock=clock or SystemClock(),
         )
+        self.keeper = _keeper(section, roots, clock=clock or SystemClock())
         # What is wrong with a root or a value is said now, and not when evidence comes.
         self.verifier()
+
+    def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
+        """Name and function of what runs beside the verifiers: it follows and fills the files.
+
+        Raises:
+            ConfigurationError: the folder that is to be filled cannot be made.
+        """
+        found: list[tuple[str, Callable[[], Awaitable[None]]]] = []
+        if self.files.any:
+            found.append(("verification-files", self.files.follow))
+        if self.keeper is not None and self._section.collateral is not None:
+            _make_folder(self._section.collateral)
+            found.append(("collateral", self.keeper.run))
+        return found
 
     def verifier(self, values: ReferenceValues | None = None) -> Verifier:
         """A verifier of every kind of evidence, by the files that are in force.
@@ -93,6 +110,35 @@ class Verification:
             raise ConfigurationError(
                 f"verification: {error.message}", advice=error.advice
             ) from error
+
+
+def _keeper(
+    section: VerificationSection, roots: tuple[bytes, ...], *, clock: Clock
+) -> CollateralKeeper | None:
+    fetch, folder = section.fetch, section.collateral
+    if fetch is None or folder is None:
+        return None
+    # An HTTP client, which only those who fetch shall hold.
+    from sds.attestation.fetching import (  # noqa: PLC0415  see the module
+        INTEL_ROOT_LIST,
+        PCS,
+        Fetcher,
+        Wanted,
+    )
+    from sds.attestation.keeper import CollateralKeeper  # noqa: PLC0415  see the module
+
+    pcs = fetch.pcs.rstrip("/")
+    wanted = Wanted(
+        fmspcs=tuple(fetch.fmspcs),
+        authorities=tuple(fetch.authorities),
+        update=fetch.update,
+        products=tuple(fetch.products),
+        pcs=pcs,
+        root_list=fetch.root_list or (INTEL_ROOT_LIST if pcs == PCS else None),
+        kds=fetch.kds.rstrip("/"),
+        roots=roots,
+    )
+    return CollateralKeeper(Fetcher(wanted, clock=clock), folder, clock=clock)
 
 
 def make_attester(section: AttestationSection) -> Attester | None:
@@ -157,6 +203,16 @@ def _guest(section: AttestationSection) -> Attester:
     if section.certificate_server is not None:
         sources.append(KdsEndorsements(section.certificate_server, clock, product=section.product))
     return EndorsedAttester(attester, sources) if sources else attester
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"verification.collateral: {folder} cannot be made: {error.strerror}",
+            advice="give a folder that this process may write, because fetch fills it",
+        ) from error
 
 
 def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:

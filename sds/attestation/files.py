@@ -49,12 +49,14 @@ class Places:
     Attributes:
         revocation_lists: files, PEM or DER.
         collateral: folder for TDX, or None.
+        filled: whether this process fills the folder itself, so that it may be empty at first.
         roots: DER of configured roots, of AMD's kind and of Intel's.
         certificates: DER of configured ASKs, ASVKs and ARKs.
     """
 
     revocation_lists: Sequence[Path] = ()
     collateral: Path | None = None
+    filled: bool = False
     roots: Sequence[bytes] = field(default=(), repr=False)
     certificates: Sequence[bytes] = field(default=(), repr=False)
 
@@ -120,7 +122,7 @@ def read_files(places: Places) -> InForce:
                     )
         amd += _amds_of_folder(places.collateral, amd_issuers)
         material = material_now(places.collateral, intel, roots=intel_roots)
-        material.require(collateral=places.collateral is not None)
+        material.require(collateral=places.collateral is not None and not places.filled)
     except EvidenceError as error:
         raise ConfigurationError(f"verification: {error.message}", advice=error.advice) from error
     return InForce(amd=tuple(amd), intel=material)

@@ -6,9 +6,9 @@ attesters and verifiers of it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import KINDS
@@ -71,6 +71,44 @@ class AttestationSection(Settings):
     )
 
 
+Url = Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
+
+
+class FetchSection(Settings):
+    """Where the folder of collateral is filled from."""
+
+    fmspcs: list[Annotated[str, Field(pattern=r"^[0-9a-fA-F]{12}$")]] = Field(
+        default=[], description="Kinds of TDX platform, FMSPC in hexadecimal."
+    )
+    authorities: Annotated[list[Literal["platform", "processor"]], Field(min_length=1)] = Field(
+        default=["platform", "processor"],
+        description="PCK authorities whose revocation lists are needed.",
+    )
+    update: Literal["standard", "early"] = Field(
+        default="standard", description="Which of Intel's TCB recoveries."
+    )
+    products: list[Product] = Field(
+        default=[], description="AMD's products whose revocation lists are needed."
+    )
+    pcs: Url = Field(
+        default="https://api.trustedservices.intel.com", description="Intel's PCS, or a PCCS."
+    )
+    root_list: Url | None = Field(
+        default=None,
+        description="The list of Intel's root. Without it: Intel's own with Intel's PCS, else the "
+        "PCCS's.",
+    )
+    kds: Url = Field(
+        default="https://kdsintf.amd.com", description="AMD's KDS, or a cache in its layout."
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.fmspcs and not self.products:
+            raise ValueError("name fmspcs, products, or both")
+        return self
+
+
 class VerificationSection(Settings):
     """What the evidence of the other side must show."""
 
@@ -95,8 +133,19 @@ class VerificationSection(Settings):
         description="Folder of signed collateral for TDX quotes. Changes are noticed. Without "
         "it every quote is refused.",
     )
+    fetch: FetchSection | None = Field(
+        default=None,
+        description="Fills the folder `collateral` in the background, long before its files end. "
+        "Without it somebody else fills the folder (`sds collateral fetch`).",
+    )
     reference_values: ReferenceValues = Field(
         default=ReferenceValues(),
         description="What evidence must show. The defaults accept any measurement, but no guest"
         " that allows debugging, migration or provisional firmware.",
     )
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.fetch is not None and self.collateral is None:
+            raise ValueError("fetch needs collateral: the folder that it fills")
+        return self

@@ -158,11 +158,10 @@ async def _serve(
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(_tell_ready(authority, config, holder, ready), name="ready")]
         running += [
-            tasks.create_task(
-                supervised("verification-files", one.follow, clock=clock), name="verification-files"
-            )
-            for one in followed
-            if one.any
+            tasks.create_task(supervised(name, run, clock=clock), name=name)
+            for one in (verification, upstream)
+            if one is not None
+            for name, run in one.tasks()
         ]
         if files is not None:
             running += [

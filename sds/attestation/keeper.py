@@ -1,0 +1,108 @@
+"""Collateral that keeps itself: fetched in the background, long before it is needed.
+
+Owns when to fetch. Invariants: a fetch begins long before the earliest next update and at least
+once a day, at a moment that differs from one process to the next; a failure is tried again at
+growing intervals, in hours at the most; a failure changes nothing on the disk and ends nothing:
+what is there is valid until its own next update. What is fetched reaches the verifiers through
+``attestation.files``, like any other change of the folder.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from sds.backoff import Backoff, uniform
+from sds.errors import SdsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+    from pathlib import Path
+
+    from sds.attestation.fetching import Fetched, Fetcher
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+SOONEST: Final = timedelta(minutes=10)
+LATEST: Final = timedelta(days=1)
+AFTER_FAILURE: Final = Backoff(first=60.0, longest=6 * 3600.0)
+_EARLIEST_PART: Final = 0.3
+_SPREAD: Final = 0.3
+
+
+def next_fetch(now: datetime, found: Iterable[Fetched], *, draw: float) -> timedelta:
+    """How long after a success the next fetch begins.
+
+    Args:
+        now: the moment of the success, aware.
+        found: what was fetched.
+        draw: in [0, 1), from a random source: spreads a fleet over time.
+
+    Returns:
+        Between 30 and 60 % of what is left until the earliest next update, within ten minutes and
+        a day; a day itself is spread too.
+    """
+    left = min((one.next_update - now for one in found), default=LATEST)
+    part = _EARLIEST_PART + _SPREAD * draw
+    return max(SOONEST, min(left * part, LATEST * (1 - _SPREAD * draw)))
+
+
+class CollateralKeeper:
+    """Keeps a folder of collateral current.
+
+    Args:
+        fetcher: fetches, checks and stores.
+        folder: that gets the files.
+        clock: time.
+        draw: random numbers in [0, 1).
+    """
+
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        folder: Path,
+        *,
+        clock: Clock,
+        draw: Callable[[], float] = uniform,
+    ) -> None:
+        self._fetcher = fetcher
+        self._folder = folder
+        self._clock = clock
+        self._draw = draw
+        self.failures = 0
+        """Failures in a row."""
+
+    async def run(self) -> None:
+        """Fetch now, and again whenever it is time, until cancelled."""
+        while True:
+            await self._clock.sleep((await self._once()).total_seconds())
+
+    async def _once(self) -> timedelta:
+        try:
+            found = await self._fetcher.fetch(self._folder)
+        except SdsError as error:
+            self.failures += 1
+            seconds = AFTER_FAILURE.seconds(self.failures, draw=self._draw())
+            _LOGGER.warning(
+                "collateral cannot be fetched, what is stored stays: %s",
+                error,
+                extra={
+                    "reason": error.reason,
+                    "failures": self.failures,
+                    "again_seconds": round(seconds),
+                },
+            )
+            return timedelta(seconds=seconds)
+        self.failures = 0
+        pause = next_fetch(self._clock.now().wall, found, draw=self._draw())
+        _LOGGER.info(
+            "collateral is current",
+            extra={
+                "changed": sum(one.changed for one in found),
+                "next_update": f"{min(one.next_update for one in found):%FT%TZ}",
+                "again_seconds": round(pause.total_seconds()),
+            },
+        )
+        return pause

@@ -1,0 +1,167 @@
+"""The section ``verification.fetch``: collateral fills itself; an outage changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sds.attestation.build import Verification
+from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.fetching import Fetched, Fetcher
+from sds.attestation.keeper import LATEST, SOONEST, CollateralKeeper, next_fetch
+from sds.attestation.section import FetchSection, VerificationSection
+from sds.errors import EndorsementUnavailableError, EvidenceError
+from sds.pki import certificate_pem
+from tests.support.clock import FakeClock
+from tests.support.intel import FMSPC, NOW, Intel
+from tests.support.publishers import Publishers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from datetime import datetime
+
+DATA = ReportData(bytes(range(64)))
+TCB = "/tdx/certification/v4/tcb"
+
+
+def clock_at(moment: datetime) -> FakeClock:
+    clock = FakeClock()
+    clock.wall = moment
+    return clock
+
+
+@pytest.fixture(scope="module")
+def intel() -> Intel:
+    return Intel()
+
+
+@pytest.fixture
+async def publishers(intel: Intel, tmp_path: Path) -> AsyncIterator[Publishers]:
+    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
+    async with made.running():
+        yield made
+
+
+def section(publishers: Publishers, intel: Intel, folder: Path) -> VerificationSection:
+    root = folder / "intel.pem"
+    root.write_bytes(certificate_pem([intel.root_der]))
+    return VerificationSection(
+        trusted_roots=[root],
+        collateral=folder / "kept",
+        fetch=FetchSection(fmspcs=[FMSPC.hex()], authorities=["platform"], pcs=publishers.url),
+    )
+
+
+def judged(verification: Verification, intel: Intel) -> str:
+    quote = intel.quote(tee_tcb_svn=bytes([5, 1] + [5] * 14), fields={520: DATA})
+    evidence = Evidence(kind=EvidenceKind.TDX, report=quote)
+    try:
+        verification.verifier().verify(evidence, data=DATA, now=NOW)
+    except EvidenceError as error:
+        return error.reason
+    return "accepted"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not holds():
+            await asyncio.sleep(0.02)
+
+
+async def test_an_empty_folder_fills_itself_and_follows_the_publisher(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    clock = clock_at(NOW)
+    verification = Verification(section(publishers, intel, tmp_path), clock=clock)
+    assert not (tmp_path / "kept").exists()
+    assert judged(verification, intel) == "collateral_missing"
+    assert verification.keeper is not None
+    tasks = [asyncio.ensure_future(run()) for _, run in verification.tasks()]
+    try:
+        await until(lambda: judged(verification, intel) == "accepted")
+        assert set(publishers.hits.values()) == {1}
+        # Away for a while: what is stored stays, and the publisher is not hammered.
+        publishers.refusals[TCB] = [(500, "")] * 1000
+        publishers.hits.clear()
+        keeper = verification.keeper
+        for _ in range(48):
+            await clock.advance(3600)
+            clock.wall = NOW
+            await asyncio.sleep(0.01)
+        assert keeper.failures > 0
+        assert publishers.hits[TCB] < 150
+        assert judged(verification, intel) == "accepted"
+        # It is back, and has a list that revokes the platform.
+        publishers.refusals.clear()
+        serial = intel.pck.serial_number
+        publishers.lists["platform"] = intel.crl(intel.ca, intel.ca_key, serial, number=2)
+        async with asyncio.timeout(60):
+            while judged(verification, intel) != "certificate_revoked":
+                await clock.advance(600)
+                clock.wall = NOW
+                await asyncio.sleep(0.02)
+        assert keeper.failures == 0
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Away(Fetcher):
+    """A publisher that never answers."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def fetch(self, folder: Path) -> list[Fetched]:
+        del folder
+        self.asked += 1
+        raise EndorsementUnavailableError("away")
+
+
+async def test_a_week_without_the_publisher_is_tens_of_attempts_not_thousands(
+    tmp_path: Path,
+) -> None:
+    clock, away = FakeClock(), Away()
+    keeper = CollateralKeeper(away, tmp_path, clock=clock, draw=lambda: 0.5)
+    running = asyncio.create_task(keeper.run())
+    await clock.advance(7 * 86400)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert 28 <= away.asked <= 70
+
+
+def fetched(left: timedelta) -> Fetched:
+    return Fetched(path=Path("x"), next_update=NOW + left, changed=True)
+
+
+@given(
+    hours=st.integers(-10, 24 * 60),
+    draw=st.floats(0, 1, exclude_max=True),
+)
+def test_the_next_fetch_is_long_before_the_next_update(hours: int, draw: float) -> None:
+    left = timedelta(hours=hours)
+    found = [fetched(left), fetched(left + timedelta(days=3))]
+    pause = next_fetch(NOW, found, draw=draw)
+    assert SOONEST <= pause <= LATEST
+    assert pause == SOONEST or pause <= 0.6 * left
+
+
+def test_a_fleet_does_not_ask_at_one_moment() -> None:
+    found = [fetched(timedelta(days=30))]
+    pauses = {next_fetch(NOW, found, draw=index / 100) for index in range(100)}
+    assert len(pauses) == 100
+    assert max(pauses) - min(pauses) > timedelta(hours=5)
+
+
+def test_fetch_needs_a_folder_and_something_to_fetch(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fetch needs collateral"):
+        VerificationSection(fetch=FetchSection(fmspcs=["00806f050000"]))
+    with pytest.raises(ValueError, match="name fmspcs"):
+        VerificationSection.model_validate({"collateral": str(tmp_path), "fetch": {}})
