@@ -24,11 +24,12 @@ DAEMONS = ("agent", "ca")
 INSTEAD_OF = {"policy": "identities"}
 """Fields of which a file may have one only."""
 TOGETHER = {
-    "certificate": ("#key:", "key:"),
-    "key": ("#certificate:", "certificate:"),
-    "csi": ("attestors: [unix]", "attestors: [unix, kubernetes]"),
+    "certificate": [("#key:", "key:")],
+    "key": [("#certificate:", "certificate:")],
+    "csi": [("attestors: [unix]", "attestors: [unix, kubernetes]")],
+    "fetch": [("#collateral:", "collateral:"), ("products: []", "products: [genoa]")],
 }
-"""What a field needs besides: text in the file, and what stands in its place then."""
+"""What a field needs besides: texts in the file, and what stands in their place then."""
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +138,8 @@ def test_what_is_switched_off_in_the_complete_file_is_valid_too(which: str, mode
         if name in INSTEAD_OF:
             lines = without(lines, INSTEAD_OF[name], indent[0], len(lines) - 1)
         changed = "\n".join([*lines[:start], *part, *lines[end:]])
-        if name in TOGETHER:
-            changed = changed.replace(*TOGETHER[name])
+        for before, after in TOGETHER.get(name, []):
+            changed = changed.replace(before, after)
         shown = "\n".join(part)
         try:
             validate(yaml.safe_load(changed), model(models, which), what=f"line {start + 1}")
