@@ -43,5 +43,7 @@ async def health_listener(
             return HttpAnswer(body=b"ready\n")
         return HttpAnswer(status=503, body=b"not ready\n")
 
-    async with listening(section.address(), {"/livez": livez, "/readyz": readyz}):
+    async with listening(
+        section.address(), {"/livez": livez, "/readyz": readyz}, field="health.listen"
+    ):
         yield

@@ -65,15 +65,25 @@ HttpHandler: TypeAlias = "Callable[[HttpRequest], HttpAnswer]"
 
 @contextlib.asynccontextmanager
 async def listening(
-    address: ListenAddress, routes: Mapping[str, HttpHandler], *, clock: Clock | None = None
+    address: ListenAddress,
+    routes: Mapping[str, HttpHandler],
+    *,
+    field: str = "listen",
+    clock: Clock | None = None,
 ) -> AsyncIterator[ListenAddress]:
     """Serve GET of each path while the context is open; yields the address really bound.
+
+    Args:
+        address: where.
+        routes: path -> handler.
+        field: the configuration's field with the address, for messages.
+        clock: for the answers' Date.
 
     Raises:
         SocketError: the address cannot be bound.
     """
     listener = _Listener(routes, clock if clock is not None else SystemClock())
-    server, bound = await _bind(listener, address)
+    server, bound = await _bind(listener, address, field)
     try:
         yield bound
     finally:
@@ -85,7 +95,7 @@ async def listening(
 
 
 async def _bind(
-    listener: _Listener, address: ListenAddress
+    listener: _Listener, address: ListenAddress, field: str
 ) -> tuple[asyncio.Server, ListenAddress]:
     loop = asyncio.get_running_loop()
     try:
@@ -102,7 +112,7 @@ async def _bind(
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise SocketError(
-            f"cannot listen on {address}: {why}",
+            f"{field}: cannot listen on {address}: {why}",
             advice="another process uses it, or this user may not: choose another address",
         ) from error
     return server, address

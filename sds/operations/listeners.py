@@ -40,7 +40,7 @@ async def metrics_listener(
         yield None
         return
     routes = {"/metrics": metrics_handler(instruments.registry)}
-    async with listening(section.address(), routes) as bound:
+    async with listening(section.address(), routes, field="metrics.listen") as bound:
         _LOGGER.info("metrics", extra={"listen": str(bound)})
         yield bound
 
@@ -60,7 +60,9 @@ async def status_page_listener(
     # Measured: Jinja2 and the compiled page take 3 MB that an agent without the page does not pay.
     from sds.operations.status_page.handler import handler  # noqa: PLC0415
 
-    async with listening(section.address(), {"/": handler(look)}) as bound:
+    async with listening(
+        section.address(), {"/": handler(look)}, field="status_page.listen"
+    ) as bound:
         _LOGGER.info("status page", extra={"listen": str(bound)})
         yield bound
 
@@ -85,6 +87,6 @@ async def bundle_listener(
         return HttpAnswer(body=found, content_type="application/json")
 
     address = ListenAddress.parse(section.listen, field="federation.serve.listen")
-    async with listening(address, {"/bundle": bundle}) as bound:
+    async with listening(address, {"/bundle": bundle}, field="federation.serve.listen") as bound:
         _LOGGER.info("bundle endpoint", extra={"listen": str(bound)})
         yield bound

@@ -190,7 +190,8 @@ class IssuanceQueue:
         except (Exception, asyncio.CancelledError) as error:
             # What a library raises, and a cancellation of its own making, are failures of this one
             # request. A cancellation of this task itself takes effect after the answers.
-            report("issuance", error)
+            if not is_cancelled():
+                report("issuance", error)
             failure = AuthorityUnavailableError(
                 f"the authority's client failed: {type(error).__name__}: {error}"
             )

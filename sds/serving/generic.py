@@ -80,7 +80,7 @@ class GenericSecretFiles:
             ConfigurationError: as in the constructor; nothing has changed then.
         """
         fresh = {
-            (workload, name): read_memory_file(path)
+            (workload, name): _read(path, name=name, workload=workload)
             for workload, named in self._files.items()
             for name, path in named.items()
         }
@@ -95,6 +95,17 @@ class GenericSecretFiles:
             else:
                 value.wipe()
         return changed
+
+
+def _read(path: Path, *, name: str, workload: str) -> SecretBytes:
+    """The file's content; an error names the field."""
+    try:
+        return read_memory_file(path)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"generic_secrets.{name} of the workload {workload}: {error.message}",
+            advice=error.advice,
+        ) from None
 
 
 def read_memory_file(path: Path) -> SecretBytes:

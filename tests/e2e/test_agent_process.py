@@ -318,6 +318,8 @@ async def test_status_watches(node: Node) -> None:
     async with serving(node), running(command) as watching:
         await watching.line('"ready": true')
         await watching.line('"ready": true', after=1)
+        watching.signal(signal.SIGINT)
+        assert await watching.wait() == 0
 
 
 async def test_a_workloads_own_socket_tells_its_callers_who_they_are(node: Node) -> None:
@@ -344,3 +346,16 @@ async def test_a_socket_that_somebody_replaced_is_put_back_and_readiness_falls(n
         assert await serial(node) == before
         seen = await until_status(node, lambda said: not said["ready"])
         assert "somebody removed or replaced" in json.dumps(seen)
+
+
+async def test_a_port_that_is_taken_names_its_field(node: Node) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        at = f"127.0.0.1:{taken.getsockname()[1]}"
+        for block in ("metrics", "status_page", "health"):
+            changes: dict[str, Any] = {block: {"listen": at}}
+            async with node.agent(ready=False, **changes) as agent:
+                assert await agent.wait() == 1
+            assert f"{block}.listen: cannot listen on {at}: Address already in use" in agent.text
+            assert "Traceback" not in agent.text
