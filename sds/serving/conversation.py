@@ -16,7 +16,6 @@ from sds.serving.deliveries import Deliveries
 from sds.serving.encode import (
     delta_heartbeat,
     delta_response,
-    sotw_heartbeat,
     sotw_response,
 )
 from sds.serving.observer import DELTA_METHODS, Event
@@ -127,29 +126,29 @@ class Conversation:
         self.stream.kick()
 
     def _heartbeat(self) -> bytes | None:
-        """A response that extends the lives of what the client has; it has no content."""
+        """A response that extends the lives of what the client has, and changes nothing.
+
+        In delta it has no content (xDS, "TTL"). In state of the world it repeats the content,
+        because Envoy 1.36 to 1.40 drop a heartbeat without content before they look at its TTL
+        (``GrpcMuxImpl::onDiscoveryResponse``; measured: the filter ended all the same).
+        """
         self._beats = False
         nonce = os.urandom(_NONCE_BYTES).hex()
-        lives = [
-            (name, version, resource.ttl)
+        alive = [
+            resource
             for name, version in self.subscription.beat(nonce)
             if (resource := self._snapshot.find(name)) is not None
             and resource.ttl is not None
             and resource.receipt.version == version
         ]
-        if not lives:
+        if not alive:
             return None
         self._observer.count(Event.HEARTBEAT, self.stream.method)
         if self.stream.method in DELTA_METHODS:
             return delta_heartbeat(
-                lives, type_url=self.type_url, version=self._version, nonce=nonce
+                alive, type_url=self.type_url, version=self._version, nonce=nonce
             )
-        return sotw_heartbeat(
-            [(name, ttl) for name, _, ttl in lives],
-            type_url=self.type_url,
-            version=self._version,
-            nonce=nonce,
-        )
+        return sotw_response(alive, type_url=self.type_url, version=self._version, nonce=nonce)
 
     def current(self, name: str) -> Resource | None:
         """What the name stands for now."""

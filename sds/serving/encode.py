@@ -140,35 +140,17 @@ def _duration(span: timedelta) -> bytes:
     return encoded + (b"\x10" + varint(rest * 1_000_000) if rest else b"")
 
 
-def sotw_heartbeat(
-    lives: Iterable[tuple[str, timedelta]], *, type_url: str, version: str, nonce: str
+def delta_heartbeat(
+    resources: Iterable[Resource], *, type_url: str, version: str, nonce: str
 ) -> bytes:
-    """A DiscoveryResponse that only extends lives (xDS, "TTL").
-
-    Envoy takes a resource without content as a heartbeat where its version is that of the last
-    response that it accepted.
-    """
+    """A DeltaDiscoveryResponse without content that extends the lives of these resources."""
     return b"".join(
         (
             length_delimited(1, version.encode()),
             *(
-                length_delimited(2, _any(_RESOURCE_TYPE, _wrapped(name, version, ttl)))
-                for name, ttl in lives
+                length_delimited(2, _wrapped(one.receipt.name, one.receipt.version, one.ttl))
+                for one in resources
             ),
-            length_delimited(4, type_url.encode()),
-            length_delimited(5, nonce.encode()),
-        )
-    )
-
-
-def delta_heartbeat(
-    lives: Iterable[tuple[str, str, timedelta]], *, type_url: str, version: str, nonce: str
-) -> bytes:
-    """A DeltaDiscoveryResponse that only extends the lives of names at their versions."""
-    return b"".join(
-        (
-            length_delimited(1, version.encode()),
-            *(length_delimited(2, _wrapped(*life)) for life in lives),
             length_delimited(4, type_url.encode()),
             length_delimited(5, nonce.encode()),
         )

@@ -39,7 +39,7 @@ class Event(enum.StrEnum):
     SENT = "resource_sent"
     REMOVED = "resource_removed"
     HEARTBEAT = "heartbeat"
-    """A response without content that extends the lives of what the client has."""
+    """A response that only extends the lives of what the client has."""
     HELD = "resource_held"
     """Not sent again: the client had kept it from an earlier stream."""
     ACK = "ack"

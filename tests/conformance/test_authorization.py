@@ -368,7 +368,10 @@ async def ack(stream: Any, response: Any) -> None:
 
 
 def heartbeat(response: Any, version: str) -> discovery_pb2.Resource:
-    """The only resource of a heartbeat, as Envoy recognises one."""
+    """The only resource of a heartbeat.
+
+    In state of the world it has its content again: Envoy ignores the TTL of one without.
+    """
     (resource,) = response.resources
     if isinstance(resource, discovery_pb2.Resource):
         wrapper = resource
@@ -377,7 +380,7 @@ def heartbeat(response: Any, version: str) -> discovery_pb2.Resource:
         assert resource.Unpack(wrapper)
         assert response.version_info == version
     assert (wrapper.name, wrapper.version) == ("authorization", version)
-    assert not wrapper.HasField("resource")
+    assert wrapper.HasField("resource") is (wrapper is not resource)
     return wrapper
 
 

@@ -1,0 +1,195 @@
+"""Real Envoys enforce the authorization that is pushed to them, on connections that are open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds.agent.authorizations import PolicyAuthorizations
+from sds.agent.peers import PolicyPeers
+from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.plan import Inbound, Protocol, SecretSource
+from sds.bootstrap.render import to_dict
+from sds.identity import Identity, SpiffeId
+from sds.serving.service import ServingOptions
+from tests.support.envoy import NEWEST, VERSIONS
+from tests.support.policy_mesh import ANY_PORT, Author, S, client, server
+from tests.support.serving import TD, Serving, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.policy.holder import PolicyHolder
+    from tests.support.policy_mesh import Client
+
+pytestmark = pytest.mark.e2e
+
+GET = [{"methods": ["GET"]}]
+POST = [{"methods": ["POST"]}]
+PERIOD = timedelta(hours=1)
+
+
+@contextlib.asynccontextmanager
+async def workload(
+    folder: Path, name: str, holder: PolicyHolder, *, ttl: timedelta = PERIOD
+) -> AsyncIterator[Serving]:
+    options = ServingOptions(
+        peers=PolicyPeers(holder),
+        authorizations=PolicyAuthorizations(holder),
+        authorization_ttl=ttl,
+    )
+    identity = Identity(spiffe_id=SpiffeId(TD, f"/{name}"))
+    async with serving(
+        folder, identities=(identity,), options=options, name=f"{name}.sock"
+    ) as running:
+        stop = holder.listen(running.service.refresh)
+        try:
+            yield running
+        finally:
+            stop()
+
+
+def bootstrap(at: Serving, protocol: Protocol = Protocol.SOTW) -> dict[str, Any]:
+    return to_dict(
+        make_bootstrap(
+            node="server",
+            secrets=SecretSource(socket=at.socket, validation="inbound", protocol=protocol),
+            admin=ANY_PORT,
+            inbound=[Inbound(listen=ANY_PORT, authorization="authorization")],
+        )
+    )
+
+
+@contextlib.asynccontextmanager
+async def mesh(
+    folder: Path,
+    holder: PolicyHolder,
+    *,
+    version: str = NEWEST,
+    protocol: Protocol = Protocol.SOTW,
+    ttl: timedelta = PERIOD,
+) -> AsyncIterator[tuple[Serving, Client]]:
+    """An agent's socket, and a client whose connection to a server's Envoy stays open."""
+    async with (
+        workload(folder, "server", holder, ttl=ttl) as at,
+        workload(folder, "web", holder) as of_client,
+        server(bootstrap(at, protocol), folder, version=version) as to,
+        client(of_client, to, folder, fresh=False, version=version) as asking,
+    ):
+        yield at, asking
+
+
+async def until(asking: Client, status: int, *, seconds: float = 10.0) -> float:
+    """Ask until the answer is this; the seconds that it took."""
+    began = time.monotonic()
+    last: Any = None
+    try:
+        async with asyncio.timeout(seconds):
+            while last != status:
+                last, _ = await asking.ask()
+                await asyncio.sleep(0.002)
+    except TimeoutError:
+        pytest.fail(f"{last} instead of {status} after {seconds} s")
+    return time.monotonic() - began
+
+
+def allow(author: Author, holder: PolicyHolder, requests: Any = None, **more: Any) -> None:
+    rule = {"from": f"{S}/web", "to": f"{S}/server"}
+    if requests is not None:
+        rule["requests"] = requests
+    author.publish(holder, allow=[rule], **more)
+
+
+@pytest.mark.parametrize(
+    ("version", "protocol"),
+    [
+        *((version, Protocol.SOTW) for version in VERSIONS),
+        (NEWEST, Protocol.DELTA),
+        (NEWEST, Protocol.ADS),
+        (NEWEST, Protocol.DELTA_ADS),
+    ],
+)
+async def test_a_new_epoch_is_enforced_on_a_connection_that_is_open(
+    version: str, protocol: Protocol, tmp_path: Path
+) -> None:
+    author = Author()
+    holder = author.holder()
+    allow(author, holder, GET)
+    async with mesh(tmp_path, holder, version=version, protocol=protocol) as (at, asking):
+        await until(asking, 200, seconds=30)
+        for _ in range(2):
+            allow(author, holder, POST)
+            assert await until(asking, 403) < 1.0
+            allow(author, holder, GET)
+            assert await until(asking, 200) < 1.0
+        allow(author, holder)  # everything
+        for _ in range(20):
+            assert (await asking.ask())[0] == 200
+        author.publish(holder, allow=[])  # the client may not even connect
+        assert await until(asking, 403) < 1.0
+        watched = [
+            each
+            for session in at.service.sessions()
+            for stream in session.streams
+            for conversation in stream.conversations.values()
+            for each in conversation.subscription.watched()
+            if each.name == "authorization"
+        ]
+        assert [one.acked for one in watched] == [one.sent for one in watched]
+        assert f"-epoch{author.epoch}-" in (watched[0].acked or "")
+
+
+@pytest.mark.parametrize("protocol", [Protocol.SOTW, Protocol.DELTA, Protocol.ADS])
+@pytest.mark.parametrize("version", [VERSIONS[-1], NEWEST])
+async def test_heartbeats_keep_it_and_the_agent_s_end_ends_it(
+    version: str, protocol: Protocol, tmp_path: Path
+) -> None:
+    author = Author()
+    holder = author.holder()
+    allow(author, holder, GET)
+    ttl = timedelta(seconds=4)
+    async with mesh(tmp_path, holder, version=version, protocol=protocol, ttl=ttl) as (at, asking):
+        await until(asking, 200, seconds=30)
+        end = time.monotonic() + 2.5 * ttl.total_seconds()
+        while time.monotonic() < end:  # heartbeats only: nothing changes
+            assert (await asking.ask())[0] == 200
+            await asyncio.sleep(0.05)
+        at.service.close()  # the agent is gone: no stream comes back
+        assert (await asking.ask())[0] == 200
+        taken = await until(asking, 403, seconds=2 * ttl.total_seconds())
+        assert taken > ttl.total_seconds() / 3
+
+
+async def test_it_ends_with_the_policy_also_without_the_agent(tmp_path: Path) -> None:
+    author = Author()
+    holder = author.holder()
+    end = datetime.now(UTC) + timedelta(seconds=25)
+    allow(author, holder, GET, not_after=end.isoformat())
+    async with mesh(tmp_path, holder) as (at, asking):
+        await until(asking, 200, seconds=20)
+        at.service.close()
+        await until(asking, 403, seconds=40)
+        assert abs((datetime.now(UTC) - end).total_seconds()) < 3
+
+
+async def test_an_envoy_that_starts_while_the_agent_is_down_denies(tmp_path: Path) -> None:
+    author = Author()
+    holder = author.holder()
+    allow(author, holder)
+    async with workload(tmp_path, "server", holder) as at:
+        config = bootstrap(at)
+        (discovered,) = [
+            one
+            for one in config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0][
+                "typed_config"
+            ]["http_filters"]
+            if "config_discovery" in one
+        ]
+        default = discovered["config_discovery"]["default_config"]
+        assert default["rules"] == {}  # present and empty
