@@ -36,6 +36,7 @@ PLACES: Final = (
     "event loop",
     "federation source",
     "issuance",
+    "key",
     "listener",
     "policy listener",
     "policy offer",

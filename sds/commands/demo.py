@@ -10,6 +10,8 @@ import shutil
 import signal
 import sys
 import tempfile
+import termios
+import tty
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -26,9 +28,10 @@ from sds.demo.node import MIN_LIFETIME_SECONDS, simulated_node
 from sds.demo.report import JsonReporter, PlainReporter, in_words
 from sds.demo.run import Demo, DemoPlan
 from sds.errors import ConfigurationError
+from sds.faults import guarded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
     from sds.demo.report import Reporter
 
@@ -70,6 +73,12 @@ _CHECKOUT: Final = Path(sds.__file__).parents[1]
     show_default=True,
     help="xDS variant of both Envoys.",
 )
+@click.option(
+    "--withdraw",
+    is_flag=True,
+    help="Live by a signed policy: a new epoch takes the client's right away, requests get 403, "
+    "and the next epoch gives it back. On a terminal the key w does it.",
+)
 def demo(
     *,
     rotations: int | None,
@@ -78,6 +87,7 @@ def demo(
     envoy: str | None,
     run_dir: Path | None,
     protocol: str,
+    withdraw: bool,
 ) -> None:
     """Two real Envoys talk mTLS with certificates that last seconds, and you watch.
 
@@ -94,14 +104,20 @@ def demo(
             err=True,
         )
     binary = find_envoy(envoy, environment=os.environ, folders=[Path.cwd(), _CHECKOUT])
-    reporter = _reporter(output, terminal=terminal)
+    reporter = _reporter(output, terminal=terminal, has_key=withdraw)
+    by_key = withdraw and terminal and sys.stdin.isatty()
     with (
         ThreadPoolExecutor(1) as pool,
         _run_directory(run_dir, "demo") as folder,
         contextlib.closing(ReservedPort()) as port,
         # RSA keys of the simulated chip are made without the interpreter's lock: meanwhile import.
         _meanwhile(pool, "sds.bootstrap.build"),
-        simulated_node(folder, lifetime_seconds=lifetime, port=port.number) as node,
+        simulated_node(
+            folder,
+            lifetime_seconds=lifetime,
+            port=port.number,
+            policy_clock=SystemClock() if withdraw else None,
+        ) as node,
     ):
         plan = DemoPlan(
             node=node,
@@ -109,11 +125,13 @@ def demo(
             folder=folder / "etc",
             rotations=rotations,
             protocol=Protocol(protocol),
+            cycles=1 if withdraw and not by_key else 0,
         )
 
         async def run() -> bool:
             running = Demo(plan, reporter=reporter, clock=SystemClock())
-            with _ended_by_signals(running.stop, ready=lambda: running.is_ready), reporter:
+            keys = _keys({"w": running.toggle}) if by_key else contextlib.nullcontext()
+            with keys, _ended_by_signals(running.stop, ready=lambda: running.is_ready), reporter:
                 try:
                     return await running.run()
                 finally:
@@ -174,13 +192,13 @@ def _programs() -> Programs:
     return Programs(sds=own, envoy=envoy)
 
 
-def _reporter(output: str, *, terminal: bool) -> Reporter:
+def _reporter(output: str, *, terminal: bool, has_key: bool) -> Reporter:
     if output == "live" or (output == "auto" and terminal):
         if not terminal:
             raise ConfigurationError(
                 "--output live needs a terminal", advice="use --output plain or json"
             )
-        return LiveReporter()
+        return LiveReporter(has_key=has_key)
     return JsonReporter() if output == "json" else PlainReporter()
 
 
@@ -215,6 +233,27 @@ def _to_its_end(running: Coroutine[None, None, _Result]) -> _Result:
         return asyncio.run(running)
     except asyncio.CancelledError:
         raise click.Abort from None
+
+
+@contextlib.contextmanager
+def _keys(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
+    """While the block runs, a key on the terminal runs its action; no Enter is needed."""
+    loop = asyncio.get_running_loop()
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+
+    def pressed() -> None:
+        for key in os.read(descriptor, 64).decode("ascii", errors="ignore").lower():
+            if key in actions:
+                actions[key]()
+
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, guarded("key", pressed))
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 @contextlib.contextmanager

@@ -103,9 +103,13 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def bootstraps(
-    *, sockets: Mapping[str, Path], ports: DemoPorts, protocol: Protocol
+    *,
+    sockets: Mapping[str, Path],
+    ports: DemoPorts,
+    protocol: Protocol,
+    authorization: bool = False,
 ) -> dict[str, str]:
-    """Workload -> its Envoy's bootstrap as YAML.
+    """Workload -> its Envoy's bootstrap as YAML; ``authorization``: the server asks the policy.
 
     The client makes a full handshake for every request (``max_session_keys: 0``, one request a
     connection), so that each request shows both certificates that are in use at that moment.
@@ -132,7 +136,12 @@ def bootstraps(
         secrets=SecretSource(socket=sockets["server"], protocol=protocol),
         admin=ports.server_admin.endpoint,
         admin_reuse_port=True,
-        inbound=[Inbound(listen=ports.server.endpoint)],
+        inbound=[
+            Inbound(
+                listen=ports.server.endpoint,
+                authorization="authorization" if authorization else None,
+            )
+        ],
     )
     return {"client": render.to_yaml(client), "server": render.to_yaml(server)}
 

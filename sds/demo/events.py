@@ -98,6 +98,30 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RightChanged:
+    """A new epoch of the policy took the client's right away, or gave it back.
+
+    Attributes:
+        allowed: whether requests are let through now.
+        epoch: of the policy.
+        seen_after_ms: from the moment at which the file was written to the first answer by it.
+    """
+
+    allowed: bool
+    epoch: int
+    seen_after_ms: float
+
+    def as_json(self) -> str:
+        """One line."""
+        return _line(
+            "right",
+            allowed=self.allowed,
+            epoch=self.epoch,
+            seen_after_ms=round(self.seen_after_ms, 1),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """A request failed; told to people, and counted in the summary."""
 
@@ -131,7 +155,7 @@ class Summary:
         )
 
 
-Event = Ready | Rotated | Exited | Started | Failed | Summary
+Event = Ready | Rotated | RightChanged | Exited | Started | Failed | Summary
 
 
 def _line(event: str, **fields: object) -> str:

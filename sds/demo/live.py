@@ -39,7 +39,9 @@ _SOON_SECONDS: Final = 2.0
 class LiveReporter:
     """See the module; ``console`` is the terminal if none is given."""
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, *, has_key: bool = False) -> None:
+        """``has_key``: the key that takes away and gives back the client's right works."""
+        self._has_key = has_key
         self._console = console if console is not None else Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._ready = False
@@ -90,6 +92,7 @@ class LiveReporter:
             Text.assemble(
                 ("SIMULATED attestation: this chip exists only here", "bold yellow"),
                 "   Ctrl-C ends the demo",
+                "   w: the client's right" if self._has_key else "",
             ),
             _table(list(ledger.workloads.values()), now),
             Text.assemble(f"{ledger.requests} requests over fresh mTLS connections, ", failures),

@@ -20,6 +20,7 @@ from cryptography.x509 import load_der_x509_certificate
 from sds.agent.directory import make_directory
 from sds.attestation.snp.simulated import SimulatedRoot
 from sds.demo.supervisor import Part
+from sds.demo.withdrawal import DemoPolicy, Mesh
 from sds.errors import ConfigurationError, SocketError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.snp.simulated import SimulatedMachine
+    from sds.clock import Clock
 
 TRUST_DOMAIN: Final = "demo.test"
 WORKLOADS: Final = ("client", "server")
@@ -46,6 +48,7 @@ class DemoNode:
         spiffe_ids: workload -> its SPIFFE ID.
         admin_socket: the agent's socket for people.
         logs: folder for log files.
+        policy: the signed policy, where the node has one.
     """
 
     parts: Sequence[Part]
@@ -53,16 +56,20 @@ class DemoNode:
     spiffe_ids: Mapping[str, str]
     admin_socket: Path
     logs: Path
+    policy: DemoPolicy | None = None
 
 
 @contextlib.contextmanager
-def simulated_node(run_dir: Path, *, lifetime_seconds: int, port: int) -> Iterator[DemoNode]:
+def simulated_node(
+    run_dir: Path, *, lifetime_seconds: int, port: int, policy_clock: Clock | None = None
+) -> Iterator[DemoNode]:
     """Make machines and files for a node under ``run_dir`` (absolute); nothing is started.
 
     Args:
         run_dir: made where it is not there; must belong to this user alone.
         lifetime_seconds: of the workloads' certificates.
         port: loopback port of the authority.
+        policy_clock: give the node a signed policy, whose window is told by this clock.
 
     Raises:
         ConfigurationError: the lifetime is too short.
@@ -96,7 +103,19 @@ def simulated_node(run_dir: Path, *, lifetime_seconds: int, port: int) -> Iterat
             port=port,
             lifetime_seconds=lifetime_seconds,
         )
+        policy = None
+        if policy_clock is not None:
+            mesh = Mesh(
+                trust_domain=TRUST_DOMAIN,
+                measurement=NODE_MEASUREMENT.hex(),
+                spiffe_ids=names,
+                lifetime_seconds=lifetime_seconds,
+            )
+            policy = DemoPolicy(etc / "policy.json", mesh, clock=policy_clock)
+            agent["policy"] = authority["policy"] = policy.section()
+            del authority["identities"]
         yield DemoNode(
+            policy=policy,
             parts=[
                 _part("ca", etc / "ca.yaml", authority, authority_chip),
                 _part("agent", etc / "agent.yaml", agent, node_chip),

@@ -10,7 +10,16 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Protocol, Self, TextIO
 
-from sds.demo.events import Event, Exited, Failed, Ready, Rotated, Started, Summary
+from sds.demo.events import (
+    Event,
+    Exited,
+    Failed,
+    Ready,
+    RightChanged,
+    Rotated,
+    Started,
+    Summary,
+)
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -119,10 +128,10 @@ def in_words(event: Event) -> str:
                 f"{event.workload}: peer saw new serial {event.serial[:8]}, "
                 f"valid until {event.not_after:%H:%M:%S}{after}"
             )
-        case Exited():
-            return f"{event.process} (pid {event.pid}) ended with status {event.status}"
-        case Started():
-            return f"{event.process} was started again (pid {event.pid})"
+        case RightChanged():
+            return _right(event)
+        case Exited() | Started():
+            return _process(event)
         case Failed():
             return f"a request failed: {event.why}"
         case Summary():
@@ -131,6 +140,20 @@ def in_words(event: Event) -> str:
                 f"{event.requests} requests, {event.failed} failed; rotations: {rotations}; "
                 f"{event.handshakes} full TLS handshakes"
             )
+
+
+def _right(event: RightChanged) -> str:
+    answer = "lets it through again" if event.allowed else "answers 403"
+    return (
+        f"client: epoch {event.epoch} of the signed policy: the server's Envoy {answer}, "
+        f"{event.seen_after_ms:.0f} ms after the file was written"
+    )
+
+
+def _process(event: Exited | Started) -> str:
+    if isinstance(event, Started):
+        return f"{event.process} was started again (pid {event.pid})"
+    return f"{event.process} (pid {event.pid}) ended with status {event.status}"
 
 
 def grpcurl_line(admin_socket: str) -> str:

@@ -19,7 +19,8 @@ from sds.demo import envoys
 from sds.demo.events import Failed, Ready, Summary
 from sds.demo.ledger import RotationLedger
 from sds.demo.supervisor import Part, Supervisor
-from sds.demo.traffic import request
+from sds.demo.traffic import ask
+from sds.demo.withdrawal import Withdrawal
 from sds.errors import RequestFailedError, SdsError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sds.bootstrap.plan import Protocol
     from sds.clock import Clock
+    from sds.demo.ledger import PeerCertificate
     from sds.demo.node import DemoNode
     from sds.demo.report import Reporter
 
@@ -39,6 +41,8 @@ READY_SECONDS: Final = 60.0
 REQUEST_SECONDS: Final = 10.0
 _REFRESH_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 0.05
+_CYCLE_SECONDS: Final = 1.5
+"""How long the client keeps its right, or goes without, in a planned cycle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +55,7 @@ class DemoPlan:
         folder: where bootstraps go.
         rotations: end when each workload was seen to rotate this often; None: run on.
         protocol: xDS variant of both Envoys.
+        cycles: take the client's right away and give it back so often, without being asked.
     """
 
     node: DemoNode
@@ -58,6 +63,7 @@ class DemoPlan:
     folder: Path
     rotations: int | None
     protocol: Protocol
+    cycles: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +86,17 @@ class Demo:
         self._clock = clock
         self._handshakes: dict[int, int] = {}
         self._enough = asyncio.Event()
+        policy = plan.node.policy
+        self._right = Withdrawal(policy, clock=clock) if policy is not None else None
 
     def stop(self) -> None:
         """End it now (Ctrl-C), with a summary."""
         self._enough.set()
+
+    def toggle(self) -> None:
+        """Take the client's right away, or give it back (the key ``w``)."""
+        if self._right is not None and self.is_ready:
+            self._right.toggle()
 
     @property
     def is_ready(self) -> bool:
@@ -130,6 +143,7 @@ class Demo:
                     for number in range(WORKERS)
                 ]
                 watch = group.create_task(self._watch(http, ports, supervisor), name="watch")
+                work.append(group.create_task(self._cycles(), name="withdrawals"))
                 try:
                     await self._enough.wait()
                 finally:
@@ -144,7 +158,8 @@ class Demo:
     @property
     def passed(self) -> bool:
         """Whether nothing failed and every workload was seen to rotate often enough."""
-        return self.ledger.failed == 0 and self.ledger.reached(self._plan.rotations or 0)
+        reached = self.ledger.reached(self._plan.rotations or 0)
+        return self.ledger.failed == 0 and reached and self._cycled
 
     def summary(self) -> Summary:
         """What was seen so far."""
@@ -159,7 +174,10 @@ class Demo:
 
     def _parts(self, ports: envoys.DemoPorts) -> list[Part]:
         made = envoys.bootstraps(
-            sockets=self._plan.node.sockets, ports=ports, protocol=self._plan.protocol
+            sockets=self._plan.node.sockets,
+            ports=ports,
+            protocol=self._plan.protocol,
+            authorization=self._right is not None,
         )
         parts = list(self._plan.node.parts)
         for workload, text in made.items():
@@ -195,13 +213,16 @@ class Demo:
                 await supervisor.started()
                 while True:
                     try:
-                        seen = await request(http, f"http://{ports.entry.address}/", self.ledger)
+                        seen = await ask(http, f"http://{ports.entry.address}/", self.ledger)
                     except RequestFailedError as error:
                         last = str(error)
                         await self._clock.sleep(_RETRY_SECONDS)
                     else:
-                        self.ledger.succeeded(seen, at=self._clock.now().wall)
-                        return
+                        if seen is not None:
+                            self.ledger.succeeded(seen, at=self._clock.now().wall)
+                            return
+                        last = "HTTP 403: the policy denies it"
+                        await self._clock.sleep(_RETRY_SECONDS)
         except TimeoutError:
             told = "\n".join(
                 f"--- {name}\n{supervisor.last_lines(name)}" for name in supervisor.pids
@@ -215,17 +236,53 @@ class Demo:
         entry = f"http://{ports.entry.address}/"
         while True:
             try:
-                seen = await request(http, entry, self.ledger)
+                seen = await ask(http, entry, self.ledger)
             except RequestFailedError as error:
                 self.ledger.failure()
                 self._reporter.tell(Failed(why=str(error)))
             else:
-                for rotated in self.ledger.succeeded(seen, at=self._clock.now().wall):
-                    self._reporter.tell(rotated)
-                wanted = self._plan.rotations
-                if wanted is not None and self.ledger.reached(wanted):
-                    self._enough.set()
+                self._answered(seen)
             await self._clock.sleep(PAUSE_SECONDS)
+
+    def _answered(self, seen: dict[str, PeerCertificate] | None) -> None:
+        """A request was let through, or denied by the policy."""
+        wrong = self._against_policy(allowed=seen is not None)
+        if wrong:
+            self.ledger.failure()
+            self._reporter.tell(Failed(why=wrong))
+        if seen is not None:
+            for rotated in self.ledger.succeeded(seen, at=self._clock.now().wall):
+                self._reporter.tell(rotated)
+        wanted = self._plan.rotations
+        if wanted is not None and self.ledger.reached(wanted) and self._cycled:
+            self._enough.set()
+
+    def _against_policy(self, *, allowed: bool) -> str:
+        """What is wrong with this answer, or nothing; tells of the first by a new epoch."""
+        if self._right is None:
+            return "" if allowed else "HTTP 403, and there is no policy that denies it"
+        try:
+            changed = self._right.saw(allowed=allowed)
+        except ValueError as error:
+            return str(error)
+        if changed is not None:
+            self._reporter.tell(changed)
+        return ""
+
+    @property
+    def _cycled(self) -> bool:
+        """Whether the right was taken away and given back as often as planned."""
+        return self._right is None or self._right.changes >= 2 * self._plan.cycles
+
+    async def _cycles(self) -> None:
+        right = self._right
+        if right is None:
+            return
+        for change in range(1, 2 * self._plan.cycles + 1):
+            await self._clock.sleep(_CYCLE_SECONDS)
+            right.toggle()
+            while right.changes < change:
+                await self._clock.sleep(_RETRY_SECONDS)
 
     # --- the view -------------------------------------------------------------------------------
 

@@ -23,12 +23,29 @@ if TYPE_CHECKING:
 
 SERVER_CERTIFICATE_HEADER: Final = "x-sds-server-certificate"
 _HTTP_OK: Final = 200
+_HTTP_FORBIDDEN: Final = 403
 
 
 async def request(
     http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
 ) -> dict[str, PeerCertificate]:
+    """As :func:`ask`, where a denial is a failure too.
+
+    Raises:
+        RequestFailedError: as :func:`ask`, or the server's Envoy denied it.
+    """
+    seen = await ask(http, entry, ledger)
+    if seen is None:
+        raise RequestFailedError("HTTP 403: the server's Envoy denied it")
+    return seen
+
+
+async def ask(
+    http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
+) -> dict[str, PeerCertificate] | None:
     """One request; workload -> the certificate that the other side saw.
+
+    None: the server's Envoy denied it (403).
 
     Raises:
         RequestFailedError: no answer, another status than 200, an answer that does not name the
@@ -41,6 +58,8 @@ async def request(
             status = response.status
     except (aiohttp.ClientError, TimeoutError) as error:
         raise RequestFailedError(f"no answer: {error or type(error).__name__}") from error
+    if status == _HTTP_FORBIDDEN:
+        return None
     if status != _HTTP_OK:
         raise RequestFailedError(f"HTTP {status}: {body.strip()[:300]}")
     seen = {"client": client_certificate(body), "server": server_certificate(header)}

@@ -6,7 +6,16 @@ import pytest
 from rich.console import Console
 
 from sds.clock import Instant
-from sds.demo.events import Event, Exited, Failed, Ready, Rotated, Started, Summary
+from sds.demo.events import (
+    Event,
+    Exited,
+    Failed,
+    Ready,
+    RightChanged,
+    Rotated,
+    Started,
+    Summary,
+)
 from sds.demo.ledger import PeerCertificate, RotationLedger
 from sds.demo.live import LiveReporter
 from sds.demo.report import JsonReporter, PlainReporter, in_words
@@ -22,6 +31,7 @@ EVENTS: list[Event] = [
     READY,
     Rotated(workload="client", serial="ab", not_after=NOW, seen_after_ms=12.34),
     Rotated(workload="client", serial="ac", not_after=NOW, seen_after_ms=None),
+    RightChanged(allowed=False, epoch=2, seen_after_ms=41.26),
     Exited(process="ca", pid=2, status=-9),
     Started(process="ca", pid=5),
     Failed(why="no answer"),
@@ -57,6 +67,7 @@ def test_json_is_the_interface_that_stays() -> None:
             "not_after": "2026-01-01T00:00:00Z",
             "seen_after_ms": None,
         },
+        {"event": "right", "allowed": False, "epoch": 2, "seen_after_ms": 41.3},
         {"event": "exited", "process": "ca", "pid": 2, "status": -9},
         {"event": "started", "process": "ca", "pid": 5},
         {
@@ -76,7 +87,13 @@ def test_plain_lines_say_the_same_in_words() -> None:
         for event in EVENTS:
             reporter.tell(event)
     text = out.getvalue()
-    for wanted in ("curl http://127.0.0.1:3/", "serial ab", "12 ms", "ended with status -9"):
+    for wanted in (
+        "curl http://127.0.0.1:3/",
+        "serial ab",
+        "12 ms",
+        "ended with status -9",
+        "answers 403, 41 ms",
+    ):
         assert wanted in text
     assert text.splitlines()[-1] == in_words(EVENTS[-1])
 
