@@ -92,10 +92,13 @@ class LiveReporter:
             Text.assemble(
                 ("SIMULATED attestation: this chip exists only here", "bold yellow"),
                 "   Ctrl-C ends the demo",
-                "   w: the client's right" if self._has_key else "",
             ),
             _table(list(ledger.workloads.values()), now),
-            Text.assemble(f"{ledger.requests} requests over fresh mTLS connections, ", failures),
+            Text.assemble(
+                f"{ledger.requests} requests over fresh mTLS connections, ",
+                failures,
+                "; w: its right" if self._has_key else "",
+            ),
             self._last_events(),
         )
 

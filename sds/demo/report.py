@@ -143,10 +143,9 @@ def in_words(event: Event) -> str:
 
 
 def _right(event: RightChanged) -> str:
-    answer = "lets it through again" if event.allowed else "answers 403"
     return (
-        f"client: epoch {event.epoch} of the signed policy: the server's Envoy {answer}, "
-        f"{event.seen_after_ms:.0f} ms after the file was written"
+        f"epoch {event.epoch} of the policy: the server answers {200 if event.allowed else 403}, "
+        f"{event.seen_after_ms:.0f} ms after it was written"
     )
 
 

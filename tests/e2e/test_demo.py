@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import termios
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -160,6 +161,49 @@ async def test_the_demo_runs_with_other_envoys(version: str, protocol: str) -> N
     ) as running_demo:
         assert await running_demo.process.wait() == 0, running_demo.process.text
     assert summary_of(running_demo.process)["failed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("version", "protocol"), [(VERSIONS[0], "sotw"), (VERSIONS[-1], "delta"), (VERSIONS[0], "ads")]
+)
+async def test_a_new_epoch_takes_the_clients_right_away(version: str, protocol: str) -> None:
+    arguments = ["--withdraw", "--rotations", "1", "--lifetime", "6", "--protocol", protocol]
+    async with demo(*arguments, version=version) as running_demo:
+        assert await running_demo.process.wait() == 0, running_demo.process.text
+        changes = [event for event in running_demo.events if event["event"] == "right"]
+        assert [(one["allowed"], one["epoch"]) for one in changes] == [(False, 2), (True, 3)]
+        assert all(0 < one["seen_after_ms"] < 10_000 for one in changes)
+    assert summary_of(running_demo.process)["failed"] == 0
+
+
+async def test_on_a_terminal_a_key_takes_the_clients_right_away() -> None:
+    master, slave = os.openpty()
+    termios.tcsetwinsize(slave, (40, 100))
+    command = sds("demo", "--withdraw", "--lifetime", "30", "--envoy", *envoy())
+    seen = bytearray()
+
+    async def until(words: bytes) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while words not in seen:
+                seen.extend(await asyncio.to_thread(os.read, master, 65536))
+
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    try:
+        await until(b"w: its right")
+        for words in (b"answers 403", b"answers 200"):
+            os.write(master, b"w")
+            await until(words)
+        process.send_signal(signal.SIGINT)
+        await until(b"0 failed; rotations")
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(master)
 
 
 async def test_on_a_pipe_it_speaks_in_lines_and_ends_by_itself() -> None:
