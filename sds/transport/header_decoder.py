@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 _REMEMBERED_BYTES: Final = 1024
 _REMEMBERED_DEPTH: Final = 8
 _REMEMBERED_BLOCKS: Final = 512
-_TABLE_BYTES: Final = 48 * 1024
-"""Memory of a decoder with a table of its own, measured with a table full of small fields."""
+_DECODER_BYTES: Final = 8 * 1024
+_FIELD_BYTES: Final = 320
+"""Memory of a decoder with a table of its own, and of each field in the table."""
 _MOST_RESIZES: Final = 2
 _INTEGER_OCTETS: Final = 5
 """Octets after the prefix of an integer (RFC 7541, section 5.1): enough for 2**35."""
@@ -71,7 +72,9 @@ class HeaderDecoder:
     @property
     def held(self) -> int:
         """Bytes of memory of the table."""
-        return 0 if self._decoder is None else _TABLE_BYTES
+        if self._decoder is None:
+            return 0
+        return _DECODER_BYTES + _FIELD_BYTES * len(self._decoder.header_table.dynamic_entries)
 
     def decode(self, block: bytes) -> Fields:
         """The fields of one block.

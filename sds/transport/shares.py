@@ -32,7 +32,7 @@ class Share:
 
     connections: int = 4_096
     streams: int = 12_000
-    held_bytes: int = 96 * _MIB
+    held_bytes: int = 84 * _MIB
     processor: float = 0.8
     processor_burst_seconds: float = 10.0
     refusals_per_second: float = 20.0
@@ -68,7 +68,7 @@ class Total:
 
     connections: int = _CONNECTIONS
     spared_connections: int = _SPARED_CONNECTIONS
-    held_bytes: int = 128 * _MIB
+    held_bytes: int = 112 * _MIB
     spared_bytes: int = 16 * _MIB
     owners: int = 4_096
 
