@@ -152,6 +152,8 @@ async def test_a_container_that_is_not_listed_takes_the_identity_for_good(node: 
         async with asyncio.timeout(5):
             await told.wait()
         assert not (await facts(attestor, pid)).values("cri:pod-digest")
+        (notice,) = attestor.notices()
+        assert f"pod {pod.uid} is not what a list says: container sidecar (attempt 0)" in notice
         await node.runtime.remove(sidecar)
         await attestor._look(not_before=0)
         assert not (await facts(attestor, pid)).values("cri:pod-digest")

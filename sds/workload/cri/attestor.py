@@ -34,6 +34,7 @@ _LOG = logging.getLogger("sds.workload.cri")
 POLL_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 5.0
 _FIRST_GAP_SECONDS: Final = 0.1
+_SHOWN: Final = 3
 _NAMESPACES: Final = ("mnt", "pid")
 
 
@@ -69,6 +70,7 @@ class CriAttestor:
         self._error: WorkloadError | None = None
         self._first_processes: dict[str, int] = {}
         self._refused: dict[str, WorkloadError] = {}
+        self._unlisted: dict[str, WorkloadError] = {}
         self._looking = asyncio.Lock()
         self._looked_at = float("-inf")
         self._listeners: list[Callable[[], None]] = []
@@ -102,7 +104,10 @@ class CriAttestor:
     def notices(self) -> tuple[str, ...]:
         """Outages of the runtime, and containers that it describes in an unknown way."""
         found = [] if self._error is None else [f"containers are not followed: {self._error}"]
-        return (*found, *(str(error) for error in list(self._refused.values())[:3]))
+        found += [str(error) for error in list(self._refused.values())[:_SHOWN]]
+        for uid, error in list(self._unlisted.items())[:_SHOWN]:
+            found.append(f"pod {uid} is not what a list says: {error}")
+        return tuple(found)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Every new container is announced."""
@@ -131,9 +136,19 @@ class CriAttestor:
         }
         held = [each for each in self._settings.pods if pod.holds(each)]
         found |= {Selector("cri:pod-digest", each.digest) for each in held}
-        if self._settings.pods and not held:
-            _LOG.debug("a pod is not listed", extra={"why": unlisted(pod, self._settings.pods)})
+        self._tell_unlisted(pod, listed=bool(held))
         return Facts(selectors=frozenset(found), title=f"{container.name} of pod {pod.uid}")
+
+    def _tell_unlisted(self, pod: SeenPod, *, listed: bool) -> None:
+        """Say once what of a caller's pod no list has; people see it in ``sds status`` too."""
+        if listed or not self._settings.pods:
+            self._unlisted.pop(pod.uid, None)
+            return
+        why = unlisted(pod, self._settings.pods)
+        before = self._unlisted.get(pod.uid)
+        self._unlisted[pod.uid] = why
+        if before is None or before.message != why.message:
+            _LOG.warning("a pod is not what a list says", extra={"caller": pod.uid, "why": why})
 
     async def _pod_of(self, identifier: str) -> SeenPod:
         """The pod with this container; one that was just created or only remembered is awaited.
@@ -236,6 +251,9 @@ class CriAttestor:
                 changed |= not pod.missed
                 pod.missed = pod.missed or f"a container is not understood: {error.message}"
         self._seen.keep_only(sandboxes)
+        there = {pod.uid for pod in self._seen.pods.values()}
+        for gone in set(self._unlisted) - there:
+            del self._unlisted[gone]
         containers = {each.id for each in listed}
         for table in (self._first_processes, self._refused):
             for gone in set(table) - containers - sandboxes:
