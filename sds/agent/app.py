@@ -34,10 +34,10 @@ from sds.supervision import first_error, supervised
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from sds.agent.build import AuthorityClient
     from sds.agent.config import AgentConfig
     from sds.agent.policy import AgentPolicy
     from sds.attestation.build import Verification
+    from sds.authority.registry import AuthorityClient
     from sds.clock import Clock
     from sds.operations.readiness import Readiness
     from sds.operations.state import AgentState

@@ -13,11 +13,12 @@ from __future__ import annotations
 import dataclasses
 from datetime import timedelta
 from random import SystemRandom
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
+from sds.agent.config import OwnAuthoritySection
 from sds.attestation.build import Verification, make_attester
 from sds.authority.attested import AttestedAuthority
-from sds.authority.istio_settings import IstioSettings
+from sds.authority.registry import authority_kind
 from sds.errors import ConfigurationError
 from sds.federation.refresh import Federation
 from sds.secrets.rotation import Rotation
@@ -27,24 +28,20 @@ from sds.serving.service import SecretService, ServingOptions
 from sds.serving.tickets import SessionTickets
 
 if TYPE_CHECKING:
-    from sds.agent.config import AgentConfig, OwnAuthoritySection
+    from sds.agent.config import AgentConfig
     from sds.agent.node_socket import NodeSocket
     from sds.agent.owners import Owners
     from sds.agent.policy import AgentPolicy
     from sds.authority.attested import AuthoritySettings
-    from sds.authority.istio import IstioAuthority
+    from sds.authority.registry import AuthorityClient
     from sds.clock import Clock
     from sds.operations.instruments import AgentInstruments
     from sds.secrets.store import SecretStore
-
-AuthorityClient: TypeAlias = "AttestedAuthority | IstioAuthority"
 
 _RETRY_BEFORE: Final = 0.05
 """Part of the shortest lifetime that connecting to one address may take."""
 _ANSWER_WITHIN: Final = 0.2
 """Part of the shortest lifetime that an answer may take."""
-ISTIO_LIFETIME: Final = timedelta(hours=24)
-"""What pilot-agent asks for (``SECRET_TTL``), and istiod's ``DEFAULT_WORKLOAD_CERT_TTL``."""
 _SLACK_SECONDS: Final = 1.0
 
 
@@ -70,7 +67,7 @@ def verification(config: AgentConfig, *, clock: Clock) -> Verification | None:
         ConfigurationError: a root, a list or collateral cannot be used.
     """
     section = config.authority
-    if isinstance(section, IstioSettings):
+    if not isinstance(section, OwnAuthoritySection):
         return None
     # An authority behind plain TLS may have no evidence; what it must show is then not written.
     proves = section.tls == "attested" or "verification" in config.model_fields_set
@@ -91,10 +88,8 @@ def authority_client(
         ConfigurationError: evidence or addresses cannot be used.
     """
     section = config.authority
-    if isinstance(section, IstioSettings):
-        from sds.authority.istio import IstioAuthority  # noqa: PLC0415  measured: see the module
-
-        return IstioAuthority(section, clock=clock)
+    if not isinstance(section, OwnAuthoritySection):
+        return authority_kind(section.kind).client(section, clock=clock)
     attester = make_attester(config.attestation)
     if attester is None:
         raise ConfigurationError(
@@ -158,9 +153,9 @@ def rotation(
 def rotation_settings(config: AgentConfig) -> RotationSettings:
     """Bounds of rotation; an attempt may try every address once."""
     section = config.authority
-    if isinstance(section, IstioSettings):
+    if not isinstance(section, OwnAuthoritySection):
         attempt = section.timeout * (1 + len(section.addresses))
-        elsewhere = ISTIO_LIFETIME
+        elsewhere = authority_kind(section.kind).elsewhere
     else:
         settings = authority_settings(config, section)
         seconds = (1 + len(settings.addresses)) * settings.connect_seconds + settings.answer_seconds

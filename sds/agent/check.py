@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from sds.agent.build import authority_settings, signed_policy
 from sds.agent.build import verification as make_verification
+from sds.agent.config import OwnAuthoritySection
 from sds.attestation.build import make_attester
 from sds.authority.channel import split_address
-from sds.authority.istio_settings import IstioSettings
+from sds.authority.registry import authority_kind
 from sds.errors import ConfigurationError
 from sds.federation.refresh import parse_bundle_file
 from sds.operations.instruments import AgentInstruments
@@ -86,9 +87,8 @@ def _check_authority(config: AgentConfig, checks: ConfigurationChecks, clock: Cl
     for index, address in enumerate(section.addresses):
         with checks.of(f"authority.addresses[{index}]"):
             split_address(address)
-    if isinstance(section, IstioSettings):
-        checks.roots("authority.root", section.root)
-        checks.token("authority.token", section.token)
+    if not isinstance(section, OwnAuthoritySection):
+        authority_kind(section.kind).check(section, checks.problem)
         return
     with checks.of("authority"):
         authority_settings(config, section)
@@ -101,7 +101,7 @@ def _check_authority(config: AgentConfig, checks: ConfigurationChecks, clock: Cl
 def _check_evidence(
     config: AgentConfig, checks: ConfigurationChecks, environment: Mapping[str, str]
 ) -> None:
-    if isinstance(config.authority, IstioSettings):
+    if not isinstance(config.authority, OwnAuthoritySection):
         return
     section = config.attestation
     if section.kind is None:

@@ -10,7 +10,7 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from sds.agent.node_settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
 from sds.agent.rules import DecidedRules
@@ -23,6 +23,7 @@ from sds.agent.sections import (
 )
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.authority.istio_settings import IstioSettings  # noqa: TC001  pydantic reads it at run time
+from sds.authority.registry import AUTHORITIES
 from sds.authority.settings import AuthoritySection
 from sds.errors import IdentityError
 from sds.federation.settings import FederationSettings
@@ -57,9 +58,29 @@ class OwnAuthoritySection(AuthoritySection):
     kind: Literal["sds"] = Field(default="sds", description="Our own authority, `sds ca`.")
 
 
+class OtherAuthoritySection(Settings):
+    """An authority that a module of its own makes known (`docs/extending.md`)."""
+
+    kind: str = Field(description="Its name in the registry of authorities.")
+    addresses: tuple[str, ...] = Field(min_length=1, description="`host:port` of each replica.")
+    timeout: Duration = Field(
+        default=timedelta(seconds=10), description="The longest that one call may take."
+    )
+    settings: dict[str, Any] = Field(
+        default={}, description="What its module takes; the module says what may be written here."
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _is_registered(cls, kind: str) -> str:
+        if kind not in AUTHORITIES:
+            raise ValueError(f"there is no {kind!r}; there are {', '.join(['sds', *AUTHORITIES])}")
+        return kind
+
+
 def _authority_kind(value: Any) -> str:
     kind = value.get("kind", "sds") if isinstance(value, dict) else getattr(value, "kind", "sds")
-    return str(kind)
+    return str(kind) if kind in ("sds", "istio") else "other"
 
 
 def _workload_kind(value: Any) -> str:
@@ -78,7 +99,9 @@ class AgentConfig(Settings):
         "tmpfs, such as `/run`."
     )
     authority: Annotated[
-        Annotated[OwnAuthoritySection, Tag("sds")] | Annotated[IstioSettings, Tag("istio")],
+        Annotated[OwnAuthoritySection, Tag("sds")]
+        | Annotated[IstioSettings, Tag("istio")]
+        | Annotated[OtherAuthoritySection, Tag("other")],
         Discriminator(_authority_kind),
     ] = Field(description="The certificate authority that signs.")
     attestation: AttestationSection = Field(

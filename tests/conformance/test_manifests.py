@@ -15,6 +15,7 @@ import yaml
 from kubernetes_asyncio.client import models
 
 from sds.agent.config import AgentConfig
+from sds.authority.istio_settings import IstioSettings
 from sds.ca.config import AuthorityConfig
 from sds.settings import yamlfile
 from tests.support import need
@@ -136,7 +137,7 @@ async def test_the_istio_overlay_has_no_authority_of_ours(deploy: Path) -> None:
     (agent,) = [each for each in objects if each["kind"] == "DaemonSet"]
     mounts = agent["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
     config = yamlfile.load_file(DEPLOY / "overlays/istio/config/agent.yaml", AgentConfig)
-    assert config.authority.kind == "istio"
+    assert isinstance(config.authority, IstioSettings)
     for file in (config.authority.root, config.authority.token):
         assert str(file.parent) in {mount["mountPath"] for mount in mounts}
 
