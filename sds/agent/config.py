@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -61,6 +61,8 @@ class OwnAuthoritySection(AuthoritySection):
 class OtherAuthoritySection(Settings):
     """An authority that a module of its own makes known (`docs/extending.md`)."""
 
+    in_reference: ClassVar[bool] = False
+
     kind: str = Field(description="Its name in the registry of authorities.")
     addresses: tuple[str, ...] = Field(min_length=1, description="`host:port` of each replica.")
     timeout: Duration = Field(
@@ -74,7 +76,7 @@ class OtherAuthoritySection(Settings):
     @classmethod
     def _is_registered(cls, kind: str) -> str:
         if kind not in AUTHORITIES:
-            raise ValueError(f"there is no {kind!r}; there are {', '.join(['sds', *AUTHORITIES])}")
+            raise ValueError(f"expected {', '.join(['sds', *AUTHORITIES])}")
         return kind
 
 

@@ -78,5 +78,5 @@ def test_its_own_check_is_part_of_check_config(tmp_path: Path) -> None:
 
 
 def test_without_the_line_it_is_unknown(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="there is no 'toy'; there are sds, istio"):
+    with pytest.raises(ConfigurationError, match="expected sds, istio"):
         config(tmp_path)
