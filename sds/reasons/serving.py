@@ -35,7 +35,7 @@ SERVING: Final[dict[str, Reason]] = {
         "The client sends what is not a DiscoveryRequest. Find out who connects to this socket."
     ),
     "wrong_type_url": Reason(
-        "Ask for `type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret`."
+        "The message names the type that this call serves. On the aggregated stream, name one."
     ),
     "http2": Reason(
         "The client on that connection does not speak HTTP/2 as RFC 9113 says; the message "

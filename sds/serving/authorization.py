@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 EXTENSION_TYPE: Final = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
 TCP_STATISTICS: Final = "authorization."
-_SHADOW_STATISTICS: Final = "shadow."
 
 
 def http_filter(name: str, authorization: Authorization) -> bytes:
@@ -60,7 +59,6 @@ def _fill(config: Any, authorization: Authorization, permissions: Any) -> None:
     _add_rules(config.rules, authorization.enforced, permissions)
     if authorization.shadow is not None:
         config.shadow_rules.SetInParent()
-        config.shadow_rules_stat_prefix = _SHADOW_STATISTICS
         _add_rules(config.shadow_rules, authorization.shadow, permissions)
 
 

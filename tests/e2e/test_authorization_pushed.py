@@ -13,7 +13,7 @@ import pytest
 from sds.agent.authorizations import PolicyAuthorizations
 from sds.agent.peers import PolicyPeers
 from sds.bootstrap.build import make_bootstrap
-from sds.bootstrap.plan import Inbound, Protocol, SecretSource
+from sds.bootstrap.plan import Endpoint, Inbound, Protocol, SecretSource
 from sds.bootstrap.render import to_dict
 from sds.identity import Identity, SpiffeId
 from sds.serving.service import ServingOptions
@@ -176,6 +176,68 @@ async def test_it_ends_with_the_policy_also_without_the_agent(tmp_path: Path) ->
         at.service.close()
         await until(asking, 403, seconds=40)
         assert abs((datetime.now(UTC) - end).total_seconds()) < 3
+
+
+async def test_what_is_only_counted_is_let_through(tmp_path: Path) -> None:
+    author = Author()
+    holder = author.holder()
+    allow(author, holder, POST, requests_enforce=False)
+    async with (
+        workload(tmp_path, "server", holder) as at,
+        workload(tmp_path, "web", holder) as of_client,
+        server(bootstrap(at), tmp_path) as to,
+        client(of_client, to, tmp_path, fresh=False) as asking,
+    ):
+        await until(asking, 200, seconds=30)
+        for _ in range(3):
+            assert (await asking.ask())[0] == 200
+        counted = await to.envoy.get("/stats?filter=rbac")
+        found = dict(line.split(": ") for line in counted.splitlines())
+        (denied,) = (int(found[name]) for name in found if name.endswith("rbac.shadow_denied"))
+        assert denied >= 4
+
+
+async def test_tcp_connections_are_decided_by_the_network_filter(tmp_path: Path) -> None:
+    author = Author()
+    holder = author.holder()
+    allow(author, holder)
+
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """An application that answers HTTP, seen through TCP."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    application = await asyncio.start_server(echo, "127.0.0.1", 0)
+    port = application.sockets[0].getsockname()[1]
+    async with application, workload(tmp_path, "server", holder) as at:
+        config = to_dict(
+            make_bootstrap(
+                node="server",
+                secrets=SecretSource(socket=at.socket, validation="inbound"),
+                admin=ANY_PORT,
+                inbound=[
+                    Inbound(
+                        listen=ANY_PORT,
+                        upstream=Endpoint(host="127.0.0.1", port=port),
+                        tcp=True,
+                        authorization="authorization",
+                    )
+                ],
+            )
+        )
+        async with (
+            workload(tmp_path, "web", holder) as of_client,
+            server(config, tmp_path) as to,
+            client(of_client, to, tmp_path) as asking,  # a new connection for each request
+        ):
+            await until(asking, 200, seconds=30)
+            allow(author, holder, [{"methods": ["GET"]}])  # a network filter sees no method
+            await until(asking, 503)
+            allow(author, holder)
+            await until(asking, 200)
 
 
 async def test_an_envoy_that_starts_while_the_agent_is_down_denies(tmp_path: Path) -> None:
