@@ -321,3 +321,29 @@ async def test_two_services_live_from_the_daemonset(cluster: str) -> None:
     await rolled_out("shop", "deploy/orders")
     now, _ = await until(traffic, lambda found: found["ok"] > seen["ok"] + 50)
     assert now["x-peer"] == "spiffe://example.org/ns/shop/sa/billing"
+
+
+async def test_pods_crash_are_forced_out_and_outlive_the_kubelet(cluster: str) -> None:
+    """Volumes follow their pods, whatever ends them; ``SDS_RESTART_KUBELET`` ends the kubelet."""
+    seen, _ = await until(traffic, lambda found: found.get("ok", 0) > 20)
+    scale = ["scale", "-n", "shop", "deploy/orders"]
+    for replicas in ("8", "1", "8"):
+        await kubectl(*scale, f"--replicas={replicas}")
+        await rolled_out("shop", "deploy/orders")
+    await kubectl("delete", "pod", "-n", "shop", "-l", "app=orders", "--force", "--grace-period=0")
+    await rolled_out("shop", "deploy/orders")
+    await kubectl(*scale, "--replicas=1")
+    await rolled_out("shop", "deploy/orders")
+    # Forced pods take running requests with them; from here on nothing may fail.
+    seen, _ = await until(traffic, lambda found: found["ok"] > seen["ok"] + 50)
+    if restart := os.environ.get("SDS_RESTART_KUBELET"):
+        status, _, error = await output(shlex.split(restart))
+        assert status == 0, error
+        seen = await no_failures(seen, "the kubelet restarted")
+        await kubectl("rollout", "restart", "-n", "shop", "deploy/billing")
+        await rolled_out("shop", "deploy/billing")
+        await until(traffic, lambda found: found.get("ok", 0) > 50)
+    events = await kubectl(
+        "get", "events", "-n", "shop", "-o", "jsonpath={range .items[*]}{.reason}{'\\n'}{end}"
+    )
+    assert "FailedMount" not in events.split()
