@@ -8,6 +8,7 @@ Services come and go. Set:
   Python 3 as ``python3``, as the Dockerfile makes it).
 * ``SDS_KUBECTL``: the command, where it is not ``kubectl``.
 * ``SDS_CLUSTER_DNS=none``: the cluster has no DNS; fixed addresses and /etc/hosts are used.
+* ``SDS_RESTART_KUBELET``: a command that kills the kubelet and returns when it runs again.
 """
 
 from __future__ import annotations
