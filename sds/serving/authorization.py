@@ -21,6 +21,7 @@ from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb
 
 from sds.policy.requests import host_regex, path_match
 from sds.rules.pattern import format_spiffe_pattern, spiffe_regex
+from sds.serving.encode import set_regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,7 +83,7 @@ def _principal(glob: Glob) -> rbac_pb2.Principal:
     if glob.is_literal:
         principal.authenticated.principal_name.exact = format_spiffe_pattern(glob)
     else:
-        principal.authenticated.principal_name.safe_regex.regex = spiffe_regex(glob)
+        set_regex(principal.authenticated.principal_name.safe_regex, spiffe_regex(glob))
     return principal
 
 

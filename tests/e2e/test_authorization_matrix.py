@@ -17,18 +17,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from envoy.config.core.v3 import extension_pb2
+from google.protobuf.json_format import MessageToDict
 
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, SecretSource
 from sds.bootstrap.render import to_dict
 from sds.identity import SpiffeId
 from sds.policy.authorization import rules_for
+from sds.policy.authorized import Authorization
 from sds.policy.decision import Decisions
 from sds.policy.document import PolicyDocument
 from sds.policy.explanation import explain_request
 from sds.policy.requests import Request
+from sds.serving.authorization import http_filter
 from sds.settings import yamlfile
-from tests.support import rbac
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
 from tests.support.envoy import NEWEST, VERSIONS, running_envoy
 from tests.support.policies import document
@@ -233,11 +236,20 @@ def bootstrap(questions: list[Question], secrets: dict[str, Any]) -> dict[str, A
     for question, listener in zip(questions, made["static_resources"]["listeners"], strict=True):
         (chain,) = listener["filter_chains"]
         chain["transport_socket"]["typed_config"]["common_tls_context"] = secrets
-        enforced, _ = rules_for(Decisions(policy(question)), TARGET)
         manager = chain["filters"][0]["typed_config"]
-        manager["http_filters"].insert(0, rbac.http_filter(enforced))
+        manager["http_filters"].insert(0, served(question))
     made["static_resources"]["clusters"] = []
     return made
+
+
+def served(question: Question) -> dict[str, Any]:
+    """The filter that the agent serves, in JSON."""
+    enforced, shadow = rules_for(Decisions(policy(question)), TARGET)
+    wanted = Authorization(identity=TARGET, enforced=enforced, shadow=shadow)
+    extension = extension_pb2.TypedExtensionConfig.FromString(http_filter("matrix", wanted))
+    config: dict[str, Any] = MessageToDict(extension, preserving_proto_field_name=True)
+    assert config["typed_config"]["rules"] is not None
+    return config
 
 
 async def answer(port: int, context: ssl.SSLContext, question: Question) -> int:
