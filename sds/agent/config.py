@@ -139,6 +139,12 @@ class AgentConfig(Settings):
     sockets: SocketSection = Field(
         default=SocketSection(), description="Permissions of the workloads' sockets."
     )
+    transport: Literal["own", "grpc"] = Field(
+        default="own",
+        description="What serves the workloads' sockets: `own` knows each connection, has budgets "
+        "for the owners of connections and costs a tenth of the memory; `grpc` is `grpc.aio`, a "
+        "fallback without the node-wide socket, which needs to know its callers.",
+    )
     spiffe_validator: bool = Field(
         default=False,
         description="Serve the bundle of our own trust domain as Envoy's SPIFFE validator, even"
@@ -200,6 +206,7 @@ class AgentConfig(Settings):
                 workload.identity()
             except IdentityError as error:
                 raise ValueError(f"{field}: {error}") from error
+        self._check_transport()
         self._check_selectors()
         own = sorted(one.name for one in self.sockets_of_their_own)
         for path in (
@@ -219,6 +226,14 @@ class AgentConfig(Settings):
                 "server_name"
             )
         return self
+
+    def _check_transport(self) -> None:
+        """Refuse a transport that does not know its callers where they matter."""
+        if self.transport == "grpc" and self.node is not None:
+            raise ValueError(
+                "transport: grpc.aio cannot tell the callers of the node-wide socket apart; remove "
+                "the section node, or write transport: own"
+            )
 
     def _check_selectors(self) -> None:
         """Refuse a rule that asks for what none of the configured attestors finds."""

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import listening, make_directory
+from sds.agent.grpc_fallback import CalledBy, listen_by_grpc, make_grpc_server
 from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.server import (
     HEALTH_SERVICE,
+    AnyServer,
     add_health,
     add_reflection,
     make_server,
@@ -60,7 +62,7 @@ class Listening:
     """
 
     path: Path
-    server: Server
+    server: AnyServer
     health: health.aio.HealthServicer
 
 
@@ -108,17 +110,31 @@ async def listen_for(
         )
     )
 
+    caller = OwnSocket(entitlement)
+
+    def handlers() -> tuple[grpc.GenericRpcHandler, ...]:
+        status = ClientStatus(service, entitlement_of)
+        mine = whoami.WhoamiService().handler()
+        return (*service.handlers(entitlement_of), *status.handlers(), mine)
+
     def prepare(server: Server) -> None:
-        server.add_generic_rpc_handlers(service.handlers(entitlement_of))
-        server.add_generic_rpc_handlers(ClientStatus(service, entitlement_of).handlers())
-        server.add_generic_rpc_handlers((whoami.WhoamiService().handler(),))
+        server.add_generic_rpc_handlers(handlers())
         add_reflection(server, _WORKLOAD_SERVICES)
 
-    server = make_server(service.options.limits, (), budgets=owners.budgets)
-    server.before_first_call(prepare)
-    health = add_health(server)
-    listener = listening(path, config.sockets.socket_mode, group=config.sockets.group)
-    await server.listen(listener, caller=OwnSocket(entitlement), owner_of=owners.name)
+    server: AnyServer
+    mode, group = config.sockets.socket_mode, config.sockets.group
+    if config.transport == "grpc":
+        server = make_grpc_server(service.options.limits)
+        server.add_generic_rpc_handlers((CalledBy(handlers(), caller),))
+        add_reflection(server, _WORKLOAD_SERVICES)
+        health = add_health(server)
+        await listen_by_grpc(server, path, mode, group=group)
+    else:
+        server = make_server(service.options.limits, (), budgets=owners.budgets)
+        server.before_first_call(prepare)
+        health = add_health(server)
+        listener = listening(path, mode, group=group)
+        await server.listen(listener, caller=caller, owner_of=owners.name)
     return WorkloadListening(
         workload=workload,
         entitlement=entitlement,

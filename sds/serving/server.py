@@ -6,7 +6,7 @@ Invariant: a server enforces its limits on every client before it parses a byte 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from envoy.service.discovery.v3 import ads_pb2
 from envoy.service.extension.v3 import config_discovery_pb2
@@ -34,6 +34,9 @@ _SPARE_STREAMS: Final = 100
 refused with a text, and what debugs it finds room."""
 
 
+AnyServer: TypeAlias = "Server | grpc.aio.Server"
+
+
 def make_server(
     limits: ServingLimits,
     handlers: Iterable[grpc.GenericRpcHandler],
@@ -55,7 +58,7 @@ def make_server(
     )
 
 
-def add_health(server: Server) -> health.aio.HealthServicer:
+def add_health(server: AnyServer) -> health.aio.HealthServicer:
     """Add grpc.health.v1; tell it what holds with :func:`set_health`."""
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
@@ -73,7 +76,7 @@ async def set_health(servicer: health.aio.HealthServicer, *, serving: bool) -> N
         await servicer.set(service, status)
 
 
-def add_reflection(server: Server, services: Iterable[str]) -> None:
+def add_reflection(server: AnyServer, services: Iterable[str]) -> None:
     """Add server reflection for these services (and itself), so that grpcurl needs no files."""
     servicer = reflection.aio.ReflectionServicer((*services, reflection.SERVICE_NAME))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)

@@ -6,6 +6,15 @@ import socket
 
 import pytest
 
+from tests.support import serving
+
+
+@pytest.fixture(params=["own", "grpc"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The test runs on our transport and on its fallback."""
+    monkeypatch.setattr(serving, "TRANSPORT", request.param)
+    return str(request.param)
+
 
 @pytest.fixture
 def unused_address() -> str:

@@ -14,6 +14,8 @@ from tests.support.xds_client import SECRET, Delta, Sotw, channel, fetch, secret
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 ID = str(WEB.spiffe_id)
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 

@@ -15,6 +15,8 @@ from tests.support.xds_client import SECRET, Delta, channel, secrets
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 ID = str(WEB.spiffe_id)
 BUNDLE = f"spiffe://{TD}"
 

@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sds.agent.directory import listening
+from sds.agent.grpc_fallback import CalledBy, listen_by_grpc, make_grpc_server
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
@@ -22,12 +23,14 @@ from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.limits import ServingLimits
 from sds.serving.server import (
     HEALTH_SERVICE,
+    AnyServer,
     add_health,
     add_reflection,
     make_server,
     set_health,
 )
 from sds.serving.service import SecretService, ServingOptions
+from sds.transport.server import Server
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
 
@@ -98,6 +101,10 @@ class Tally:
         self.events[event] += amount
 
 
+TRANSPORT = "own"
+"""What serves: ``own`` or ``grpc``; see the fixture ``transport``."""
+
+
 @dataclass
 class Serving:
     """A running service; ``entitlement`` is who every client of its socket is."""
@@ -151,13 +158,22 @@ async def serving(
         store.put_bundle(TD, [root("one").der])
         for identity in identities:
             store.put_svid(svid(identity))
-    server = make_server(options.limits, service.handlers(entitle))
-    server.add_generic_rpc_handlers(ClientStatus(service, entitle).handlers())
+    if TRANSPORT == "grpc":
+        server: AnyServer = make_grpc_server(options.limits)
+        server.add_generic_rpc_handlers(
+            (CalledBy(service.handlers(entitle), None), *ClientStatus(service, entitle).handlers())
+        )
+    else:
+        server = make_server(options.limits, service.handlers(entitle))
+        server.add_generic_rpc_handlers(ClientStatus(service, entitle).handlers())
     health = add_health(server)
     await set_health(health, serving=True)
     add_reflection(server, (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE))
     path = folder / name
-    await server.listen(listening(path, 0o600))
+    if isinstance(server, Server):
+        await server.listen(listening(path, 0o600))
+    else:
+        await listen_by_grpc(server, path, 0o600)
     try:
         yield Serving(store, service, entitlement, tally, path, health)
     finally:

@@ -101,6 +101,11 @@ def test_a_bare_number_is_seconds(tmp_path: Path) -> None:
             {"authority": {"kind": "vault", "addresses": ["a:1"]}},
             "expected sds, istio",
         ),
+        (
+            {"transport": "grpc", "node": {"attestors": ["unix"]}},
+            "grpc.aio cannot tell the callers of the node-wide socket apart",
+        ),
+        ({"transport": "quic"}, "transport"),
         ({"limits": {"message": "4mb"}}, "expected a size above 0 such as"),
     ],
 )
