@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
-from sds.ca.desk import Desk
-from sds.ca.healths import Healths, tell_health
+from sds.ca.health import AuthorityHealth, tell_health
 from sds.ca.proof import Prover
+from sds.ca.registration import RegistrationAuthority
 from sds.ca.server import ExchangeLimits, ExchangeService, handler
-from sds.ca.signers import SignerBox, keep_signing
+from sds.ca.signers import SigningState, keep_signing
 from sds.errors import ConfigurationError
 from sds.exchange.challenge import NonceTable
 from sds.supervision import supervised
@@ -93,14 +93,14 @@ class RunningAuthority:
 
     Attributes:
         port: where.
-        box: its signer.
+        signing: its signer.
         service: its streams.
         prover: its own evidence.
         nonces: those outstanding.
     """
 
     port: int
-    box: SignerBox
+    signing: SigningState
     service: ExchangeService
     prover: Prover
     nonces: NonceTable
@@ -113,10 +113,10 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
-    box = SignerBox(clock=parts.clock)
-    desk = Desk(
+    signing = SigningState(clock=parts.clock)
+    registration = RegistrationAuthority(
         trust_domain=parts.trust_domain,
-        signers=box,
+        signers=signing,
         policy=parts.policy,
         verifier=parts.verifier,
         journal=parts.journal,
@@ -124,15 +124,19 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
         tls_key=parts.tls.key_digest,
         backdate=parts.backdate,
     )
-    prover = Prover(parts.attester, desk.statement)
+    prover = Prover(parts.attester, registration.statement)
     nonces = NonceTable(lifetime=parts.max_lifetime.total_seconds(), limit=parts.nonce_limit)
     service = ExchangeService(
-        desk=desk, prover=prover, nonces=nonces, clock=parts.clock, limits=parts.limits
+        registration=registration,
+        prover=prover,
+        nonces=nonces,
+        clock=parts.clock,
+        limits=parts.limits,
     )
     server = _server(parts.limits, parts.connections)
     server.add_generic_rpc_handlers((handler(service, parts.answered),))
-    healths = Healths(watchers=parts.limits.unproven)
-    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    health = AuthorityHealth(watchers=parts.limits.unproven)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     try:
         port = server.add_secure_port(parts.listen, parts.tls.server_credentials())
     except RuntimeError as error:
@@ -141,14 +145,14 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
             advice="is the address this machine's, and the port free?",
         ) from error
     async with asyncio.TaskGroup() as tasks:
-        telling = _start(tasks, "health", lambda: tell_health(healths, box, parts.clock), parts)
+        telling = _start(tasks, "health", lambda: tell_health(health, signing, parts.clock), parts)
         running = [
             _start(tasks, "prover", prover.run, parts),
             _start(
                 tasks,
                 "signer",
                 lambda: keep_signing(
-                    box,
+                    signing,
                     parts.source,
                     clock=parts.clock,
                     settle=parts.max_lifetime,
@@ -160,11 +164,11 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
         await server.start()
         try:
             yield RunningAuthority(
-                port=port, box=box, service=service, prover=prover, nonces=nonces
+                port=port, signing=signing, service=service, prover=prover, nonces=nonces
             )
         finally:
             telling.cancel()
-            healths.tell(serving=False)
+            health.tell(serving=False)
             service.drain()
             await server.stop(parts.drain_seconds)
             for task in running:

@@ -52,7 +52,7 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         ...
 
 
-class Nobody:
+class NullObserver:
     """Measures nothing."""
 
     def attester(self, inner: Attester) -> Attester:

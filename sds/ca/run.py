@@ -25,7 +25,7 @@ from sds.ca.capacity import connections, memory_limit, raise_descriptor_limit
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
-from sds.ca.observe import AuthorityObserver, Nobody
+from sds.ca.observe import AuthorityObserver, NullObserver
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import HOPELESS_SIGNER, FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
@@ -76,7 +76,7 @@ async def serve(
             ready=ready,
             clock=clock if clock is not None else SystemClock(),
             stop=stop if stop is not None else asyncio.Event(),
-            observer=observer if observer is not None else Nobody(),
+            observer=observer if observer is not None else NullObserver(),
         )
     except BaseExceptionGroup as group:
         raise first_error(group) from group
@@ -137,14 +137,14 @@ async def _serve(
             answered=observer.answered,
         )
         authority = await stack.enter_async_context(running_authority(parts))
-        observer.signs_until(authority.box.not_after)
+        observer.signs_until(authority.signing.not_after)
         holder = None if files is None else files.holder
         if holder is not None:
             observer.watch_policy(holder)
 
         def readiness() -> Readiness:
             return authority_readiness(
-                able=authority.box.able,
+                able=authority.signing.able,
                 no_policy="" if holder is None else _no_policy(holder),
                 tls_ended=clock.now().wall >= parts.tls.not_after,
                 draining=stop.is_set(),
@@ -188,7 +188,7 @@ def check(config: AuthorityConfig, *, clock: Clock | None = None) -> None:
     attester = make_attester(config.attestation)
     verification = Verification(config.verification, clock=clock)
     upstream = _upstream_verification(config, clock)
-    files, _, _ = _policy(config, verification, clock, Nobody())
+    files, _, _ = _policy(config, verification, clock, NullObserver())
     if files is not None and (why := _no_policy(files.holder)):
         raise ConfigurationError(f"policy: {files.holder.last_error or why}")
     out = config.tls.certificate_out
@@ -351,7 +351,7 @@ async def _tell_ready(
     holder: PolicyHolder | None,
     ready: Callable[[int], None],
 ) -> None:
-    await authority.box.ready.wait()
+    await authority.signing.ready.wait()
     if holder is not None:
         await _in_force(holder)
     notify(READY)

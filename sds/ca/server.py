@@ -19,8 +19,8 @@ import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.ca.admission import Crowd, ReadingTurns, owner_of
-from sds.ca.desk import Accepted, AttestedPeer, Desk
 from sds.ca.observe import TimedContext
+from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
 from sds.clock import stopwatch
 from sds.errors import RefusedError, SdsError
 from sds.exchange import wire
@@ -112,14 +112,14 @@ class ExchangeService:
     def __init__(
         self,
         *,
-        desk: Desk,
+        registration: RegistrationAuthority,
         prover: Prover,
         nonces: NonceTable,
         clock: Clock,
         limits: ExchangeLimits,
     ) -> None:
         """Args: who decides and signs, who proves us, the table of nonces, time and bounds."""
-        self._desk = desk
+        self._registration = registration
         self._prover = prover
         self._nonces = nonces
         self._clock = clock
@@ -197,7 +197,7 @@ class ExchangeService:
             try:
                 answer = await self._answer_to(stream, data)
             except SdsError as error:
-                self._desk.refused(stream.peer, error)
+                self._registration.refused(stream.peer, error)
                 if error.reason == "request_malformed":  # the stream does not get a second chance
                     await context.abort(
                         grpc.StatusCode.INVALID_ARGUMENT, f"{error.reason}: {error}"
@@ -205,11 +205,11 @@ class ExchangeService:
                 answer = wire.refusal_to_wire(
                     error,
                     next_nonce=self._next_nonce(stream),
-                    signed_policy=self._desk.policy_for(error),
+                    signed_policy=self._registration.policy_for(error),
                 )
             except Exception as error:  # noqa: BLE001  the boundary between one stream and the others
                 report("authority stream", error, peer=stream.peer.name)
-                self._desk.refused(stream.peer, SdsError("a fault of the authority"))
+                self._registration.refused(stream.peer, SdsError("a fault of the authority"))
                 await context.abort(grpc.StatusCode.INTERNAL, "a fault of the authority")
             stream.writing = True
             async with asyncio.timeout(self._limits.write_seconds):
@@ -262,7 +262,7 @@ class ExchangeService:
         """Checks 2 and 3: the nonce is this stream's, and what we said at Hello still holds."""
         now = self._clock.now()
         self._nonces.redeem(stream.nonces, wire.nonce_from_wire(nonce), now=now.monotonic)
-        if stream.statement != self._desk.statement():
+        if stream.statement != self._registration.statement():
             raise RefusedError(
                 "the authority's key, roots or policy changed",
                 advice="say Hello again",
@@ -272,17 +272,17 @@ class ExchangeService:
     async def _certificates(
         self, stream: _Stream, request: ca_pb2.CertificateRequest
     ) -> ca_pb2.ExchangeResponse:
-        self._desk.check_size(request)  # check 1
+        self._registration.check_size(request)  # check 1
         self._spend_nonce(stream, request.nonce)
-        accepted = self._desk.accept(request, stream.peer)
+        accepted = self._registration.accept(request, stream.peer)
         self._proven(stream)
-        return self._answer(stream, accepted, await self._desk.issue(accepted))
+        return self._answer(stream, accepted, await self._registration.issue(accepted))
 
     def _attested_csr(
         self, stream: _Stream, request: ca_pb2.AttestedCsr
     ) -> ca_pb2.ExchangeResponse:
         self._spend_nonce(stream, request.nonce)
-        accepted, result = self._desk.issue_attested_csr(request, stream.peer)
+        accepted, result = self._registration.issue_attested_csr(request, stream.peer)
         self._proven(stream)
         return self._answer(stream, accepted, [result])
 

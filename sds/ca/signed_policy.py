@@ -90,7 +90,7 @@ class SignedIssuancePolicy:
             PolicyNotInForceError: ``policy_expired``: the policy is over.
             RefusedError: its reason names what is not allowed.
         """
-        del now  # the holder reads the same clock as the desk
+        del now  # the holder reads the same clock as the registration
         return self._holder.in_force().decisions.permit(claims, wanted)
 
     def _standing(self, peer: Epoch) -> Standing:

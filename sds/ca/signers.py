@@ -49,7 +49,7 @@ HOPELESS_SIGNER: Final = Backoff(first=1.0, longest=30.0)
 """Somebody has to change something at the authority above; when that is done, soon is soon."""
 
 
-class SignerBox:
+class SigningState:
     """The signer of now and the trust bundle; see the module."""
 
     def __init__(self, *, clock: Clock) -> None:
@@ -289,7 +289,7 @@ class FromOperator:
 
 
 async def keep_signing(
-    box: SignerBox,
+    signing: SigningState,
     source: SignerSource,
     *,
     clock: Clock,
@@ -299,7 +299,7 @@ async def keep_signing(
     """Get the first signer and renew it in good time, until cancelled.
 
     Args:
-        box: what the server signs from.
+        signing: what the server signs from.
         source: where signers come from.
         clock: time and waiting.
         settle: how long a new root is in the bundle before anything is signed under it: the
@@ -310,7 +310,7 @@ async def keep_signing(
     while True:
         try:
             signer, roots = await source.next_signer()
-            new = box.publish(roots)
+            new = signing.publish(roots)
         except SdsError as error:
             _LOGGER.warning(
                 "no certificate for the authority itself: %s",
@@ -320,8 +320,8 @@ async def keep_signing(
             await retry.pause(helps=error.retriable)
             continue
         retry.succeeded()
-        if new and box.ready.is_set():
+        if new and signing.ready.is_set():
             await clock.sleep(settle.total_seconds())
-        box.activate(signer)
+        signing.activate(signer)
         left = signer.not_after - clock.now().wall
         await clock.sleep(left.total_seconds() * _RENEW_AT)

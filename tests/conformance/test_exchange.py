@@ -148,8 +148,8 @@ async def test_a_new_key_of_the_authority_is_attested_on_the_same_stream() -> No
             now=SystemClock().now().wall,
             backdate=timedelta(0),
         )
-        authority.box.publish((signer.root,))
-        authority.box.activate(signer)
+        authority.signing.publish((signer.root,))
+        authority.signing.activate(signer)
         second = await client.issue(items(wanted))
         verify(wanted, second)
         assert set(first.roots) < set(second.roots)
@@ -481,15 +481,15 @@ async def test_three_authorities_in_a_row() -> None:
         world.client(middle.port) as client,
         world.client(middle.port, attester=below) as up_again,
     ):
-        assert root.box.current().path_length == 1
-        signer = middle.box.current()
+        assert root.signing.current().path_length == 1
+        signer = middle.signing.current()
         assert signer.path_length == 0
         assert signer.not_after <= SystemClock().now().wall + timedelta(hours=3)
         issuance = await client.issue(items(wanted))
         verify(wanted, issuance)
         assert isinstance(issuance.outcomes[0], IssuedChain)
         assert len(issuance.outcomes[0].chain) == 2
-        assert issuance.roots == root.box.roots
+        assert issuance.roots == root.signing.roots
         # The root allowed one authority below it: a second one is refused.
         with pytest.raises(errors.AuthorityRefusedError) as raised:
             await source(up_again).next_signer()

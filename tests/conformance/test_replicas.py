@@ -108,7 +108,7 @@ async def test_all_are_used(caplog: pytest.LogCaptureFixture) -> None:
                     used |= set(await client.roots())
                 if len(used) == 2:
                     break
-            assert used == {one.box.roots[0], two.box.roots[0]}
+            assert used == {one.signing.roots[0], two.signing.roots[0]}
     assert not [record for record in caplog.records if "an authority failed" in record.message]
 
 

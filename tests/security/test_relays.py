@@ -236,11 +236,11 @@ async def test_every_part_of_a_challenge_is_bound(part: str) -> None:
             challenge = response.challenge
             match part:
                 case "roots":
-                    challenge.roots.append(foreign.box.roots[0])
+                    challenge.roots.append(foreign.signing.roots[0])
                 case "chain":
                     del challenge.issuing_chain[:], challenge.roots[:]
-                    challenge.issuing_chain.extend(foreign.box.current().chain)
-                    challenge.roots.extend(foreign.box.roots)
+                    challenge.issuing_chain.extend(foreign.signing.current().chain)
+                    challenge.roots.extend(foreign.signing.roots)
                 case "policy":
                     challenge.policy_digest = b"x" * 32
                 case "epoch":
@@ -267,7 +267,7 @@ async def test_an_answer_from_another_key_or_with_another_root_is_refused() -> N
 
         def change(response: Response) -> Response:
             if response.WhichOneof("response") == "certificates":
-                response.certificates.roots.append(foreign.box.roots[0])
+                response.certificates.roots.append(foreign.signing.roots[0])
             return response
 
         middle = Middle(authority.port, tls, down=change)

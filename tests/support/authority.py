@@ -164,7 +164,7 @@ class World:
     @contextlib.asynccontextmanager
     async def running(self, **changes: Any) -> AsyncIterator[RunningAuthority]:
         async with running_authority(self.parts(**changes)) as running:
-            await running.box.ready.wait()
+            await running.signing.ready.wait()
             yield running
 
     @contextlib.asynccontextmanager

@@ -12,7 +12,7 @@ from cryptography import x509
 
 from sds import errors
 from sds.ca.issuer import Signer, self_sign
-from sds.ca.signers import FromOperator, SelfSigned, SignerBox, keep_signing
+from sds.ca.signers import FromOperator, SelfSigned, SigningState, keep_signing
 from sds.identity import KeyType
 from sds.pki import certificate_pem, generate_private_key
 from tests.support.authority import TRUST_DOMAIN
@@ -52,11 +52,11 @@ class Source:
 
 
 @contextlib.asynccontextmanager
-async def signing(source: Any, clock: FakeClock) -> AsyncIterator[SignerBox]:
-    box = SignerBox(clock=clock)
-    task = asyncio.create_task(keep_signing(box, source, clock=clock, settle=HOUR))
+async def signing(source: Any, clock: FakeClock) -> AsyncIterator[SigningState]:
+    state = SigningState(clock=clock)
+    task = asyncio.create_task(keep_signing(state, source, clock=clock, settle=HOUR))
     try:
-        yield box
+        yield state
     finally:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -66,52 +66,52 @@ async def signing(source: Any, clock: FakeClock) -> AsyncIterator[SignerBox]:
 async def test_a_new_root_stands_in_the_bundle_before_anything_is_signed_under_it() -> None:
     clock = FakeClock()
     source = Source(clock)
-    async with signing(source, clock) as box:
+    async with signing(source, clock) as state:
         await clock.advance(1)
-        first = box.current()
-        assert box.roots == (first.root,)
+        first = state.current()
+        assert state.roots == (first.root,)
         await clock.advance(12 * 3600)  # half of its life
         assert len(source.given) == 2
-        assert box.current() is first
-        assert set(box.roots) == {signer.root for signer in source.given}
+        assert state.current() is first
+        assert set(state.roots) == {signer.root for signer in source.given}
         await clock.advance(3600)
-        assert box.current() is source.given[1]
+        assert state.current() is source.given[1]
         # The old root stays for as long as it lives.
         await clock.advance(10 * 3600)
-        assert first.root in box.roots
+        assert first.root in state.roots
         await clock.advance(2 * 3600)
-        assert first.root not in box.roots
+        assert first.root not in state.roots
 
 
 async def test_a_failed_renewal_leaves_the_signer_of_before_at_work() -> None:
     clock = FakeClock()
     source = Source(clock)
-    async with signing(source, clock) as box:
+    async with signing(source, clock) as state:
         await clock.advance(1)
-        first = box.current()
+        first = state.current()
         source.failures = 3
         await clock.advance(12 * 3600)
-        assert box.current() is first
+        assert state.current() is first
         await clock.advance(3600 + 60)
-        assert box.current() is source.given[1]
+        assert state.current() is source.given[1]
 
 
 async def test_nothing_is_signed_before_the_first_and_after_the_last() -> None:
     clock = FakeClock()
     source = Source(clock)
     source.failures = 10**6
-    async with signing(source, clock) as box:
+    async with signing(source, clock) as state:
         await clock.advance(60)
         with refused("authority_not_ready"):
-            box.current()
+            state.current()
         source.failures = 0
         await clock.advance(60)
-        assert box.current() is source.given[0]
+        assert state.current() is source.given[0]
         source.failures = 10**6
         clock.step(24 * 3600)
         with refused("authority_not_ready"):
-            box.current()
-        assert box.roots == ()
+            state.current()
+        assert state.roots == ()
 
 
 async def test_the_key_type_is_the_configured_one() -> None:
@@ -227,26 +227,26 @@ async def test_a_bundle_that_clients_cannot_read_is_not_published() -> None:
             return signer, (*roots, lame) if self.asked == 1 else roots
 
     once = Once()
-    async with signing(once, clock) as box:
+    async with signing(once, clock) as state:
         await clock.advance(0)
-        assert not box.ready.is_set()
-        assert box.roots == ()
+        assert not state.ready.is_set()
+        assert state.roots == ()
         await clock.advance(10)
-        assert box.ready.is_set()
-        assert lame not in box.roots
+        assert state.ready.is_set()
+        assert lame not in state.roots
 
 
 async def test_a_long_outage_is_over_soon_after_it_ends() -> None:
     clock = FakeClock()
     source = Source(clock)
     source.failures = 1_000_000
-    async with signing(source, clock) as box:
+    async with signing(source, clock) as state:
         for _ in range(1800):
             await clock.advance(1)
         source.failures = 0
         for _ in range(6):
             await clock.advance(1)
-        assert box.ready.is_set()
+        assert state.ready.is_set()
 
 
 def _public(key: Any) -> Any:

@@ -1,9 +1,9 @@
 """The authority's decisions: from a request to certificates, without streams and sockets.
 
-Owns the order: size, policy epoch, evidence, then each item by itself. Invariants: only
-:class:`Accepted`, which nothing but :meth:`Desk.accept` makes, is issued from; one request is
-signed by one signer throughout; every certificate issued or refused is in the journal, and a
-request that is refused as a whole is there once.
+Owns the order: size, policy epoch, evidence, then each item by itself. Invariants: certificates are
+issued only from :class:`Accepted`, which only :meth:`RegistrationAuthority.accept` makes; one
+request is signed by one signer throughout; every certificate issued or refused is in the journal,
+and a request that is refused as a whole is there once.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Accepted:
     peer: AttestedPeer
 
 
-class Desk:
-    """See the module."""
+class RegistrationAuthority:
+    """Verifies who asks, lets policy decide, and has certificates signed (RFC 5280, section 3)."""
 
     def __init__(
         self,

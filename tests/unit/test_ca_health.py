@@ -11,8 +11,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 
-from sds.ca.healths import Healths, tell_health
-from sds.ca.signers import SignerBox
+from sds.ca.health import AuthorityHealth, tell_health
+from sds.ca.signers import SigningState
 from sds.exchange.wire import SERVICE
 from tests.support.clock import FakeClock
 from tests.unit.test_ca_signers import Source
@@ -47,8 +47,10 @@ class Context:
 
 
 @contextlib.asynccontextmanager
-async def watching(healths: Healths, *contexts: Context) -> AsyncIterator[list[asyncio.Task[None]]]:
-    tasks = [asyncio.create_task(healths.Watch(ASKED, context)) for context in contexts]
+async def watching(
+    health: AuthorityHealth, *contexts: Context
+) -> AsyncIterator[list[asyncio.Task[None]]]:
+    tasks = [asyncio.create_task(health.Watch(ASKED, context)) for context in contexts]
     await asyncio.sleep(0)
     try:
         yield tasks
@@ -60,13 +62,13 @@ async def watching(healths: Healths, *contexts: Context) -> AsyncIterator[list[a
 
 async def test_serving_is_said_while_something_can_be_signed() -> None:
     clock = FakeClock()
-    box, healths, caller = SignerBox(clock=clock), Healths(watchers=9), Context()
-    telling = asyncio.create_task(tell_health(healths, box, clock))
-    async with watching(healths, caller):
+    state, health, caller = SigningState(clock=clock), AuthorityHealth(watchers=9), Context()
+    telling = asyncio.create_task(tell_health(health, state, clock))
+    async with watching(health, caller):
         await clock.advance(5)
         signer, roots = await Source(clock).next_signer()  # lives for a day
-        box.publish(roots)
-        box.activate(signer)
+        state.publish(roots)
+        state.activate(signer)
         await clock.advance(60)
         clock.step(22 * 3600)
         await clock.advance(60)
@@ -74,15 +76,19 @@ async def test_serving_is_said_while_something_can_be_signed() -> None:
         clock.step(2 * 3600)
         await clock.advance(2)
         assert caller.heard == [Status.NOT_SERVING, Status.SERVING, Status.NOT_SERVING]
-        answer = await healths.Check(ASKED, caller)
+        answer = await health.Check(ASKED, caller)
         assert answer.status == Status.NOT_SERVING
     telling.cancel()
 
 
 async def test_a_watcher_that_does_not_read_holds_up_nobody() -> None:
-    healths, deaf, other = Healths(watchers=9, write_seconds=0.05), Context(deaf=True), Context()
-    async with watching(healths, deaf, other) as (silent, _):
-        healths.tell(serving=True)
+    health, deaf, other = (
+        AuthorityHealth(watchers=9, write_seconds=0.05),
+        Context(deaf=True),
+        Context(),
+    )
+    async with watching(health, deaf, other) as (silent, _):
+        health.tell(serving=True)
         await asyncio.sleep(0)
         assert other.heard == [Status.NOT_SERVING, Status.SERVING]
         with pytest.raises(asyncio.CancelledError):
@@ -91,23 +97,23 @@ async def test_a_watcher_that_does_not_read_holds_up_nobody() -> None:
 
 
 async def test_watchers_are_bounded_and_leave() -> None:
-    healths, first, second = Healths(watchers=1), Context(), Context()
-    async with watching(healths, first):
+    health, first, second = AuthorityHealth(watchers=1), Context(), Context()
+    async with watching(health, first):
         # gRPC's client-side health checking takes this answer for healthy.
         with pytest.raises(AbortedError):
-            await healths.Watch(ASKED, second)
+            await health.Watch(ASKED, second)
         assert second.code is grpc.StatusCode.UNIMPLEMENTED
-    async with watching(healths, second):
+    async with watching(health, second):
         assert second.heard == [Status.NOT_SERVING]
 
 
 async def test_a_service_that_is_not_ours() -> None:
-    healths, caller = Healths(watchers=9), Context()
+    health, caller = AuthorityHealth(watchers=9), Context()
     asked = health_pb2.HealthCheckRequest(service="other")
     with pytest.raises(AbortedError):
-        await healths.Check(asked, caller)
+        await health.Check(asked, caller)
     assert caller.code is grpc.StatusCode.NOT_FOUND
-    task = asyncio.create_task(healths.Watch(asked, caller))
+    task = asyncio.create_task(health.Watch(asked, caller))
     await asyncio.sleep(0)
     assert caller.heard == [Status.SERVICE_UNKNOWN]
     task.cancel()

@@ -16,14 +16,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sds.exchange.wire import SERVICE
 
 if TYPE_CHECKING:
-    from sds.ca.signers import SignerBox
+    from sds.ca.signers import SigningState
     from sds.clock import Clock
 
 _NAMES: Final = frozenset({"", SERVICE})
 _LOOK_SECONDS: Final = 1.0
 
 
-class Healths(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
+class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
     """See the module.
 
     Args:
@@ -89,9 +89,9 @@ class Healths(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generate
         return status(status=status.SERVING if self._serving else status.NOT_SERVING)
 
 
-async def tell_health(healths: Healths, box: SignerBox, clock: Clock) -> None:
+async def tell_health(health: AuthorityHealth, signing: SigningState, clock: Clock) -> None:
     """Follow the signer, until cancelled: its end comes by the wall clock, which may be set."""
-    await box.ready.wait()
+    await signing.ready.wait()
     while True:
-        healths.tell(serving=box.able)
+        health.tell(serving=signing.able)
         await clock.sleep(_LOOK_SECONDS)
