@@ -52,7 +52,7 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         ...
 
 
-class NullObserver:
+class SilentObserver:
     """Measures nothing."""
 
     def attester(self, inner: Attester) -> Attester:

@@ -25,7 +25,7 @@ from sds.ca.capacity import connections, memory_limit, raise_descriptor_limit
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
-from sds.ca.observe import AuthorityObserver, NullObserver
+from sds.ca.observe import AuthorityObserver, SilentObserver
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import HOPELESS_SIGNER, FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
@@ -76,7 +76,7 @@ async def serve(
             ready=ready,
             clock=clock if clock is not None else SystemClock(),
             stop=stop if stop is not None else asyncio.Event(),
-            observer=observer if observer is not None else NullObserver(),
+            observer=observer if observer is not None else SilentObserver(),
         )
     except BaseExceptionGroup as group:
         raise first_error(group) from group
@@ -188,7 +188,7 @@ def check(config: AuthorityConfig, *, clock: Clock | None = None) -> None:
     attester = make_attester(config.attestation)
     verification = Verification(config.verification, clock=clock)
     upstream = _upstream_verification(config, clock)
-    files, _, _ = _policy(config, verification, clock, NullObserver())
+    files, _, _ = _policy(config, verification, clock, SilentObserver())
     if files is not None and (why := _no_policy(files.holder)):
         raise ConfigurationError(f"policy: {files.holder.last_error or why}")
     out = config.tls.certificate_out
