@@ -79,14 +79,21 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
     for words in typed(page):
         if not re.fullmatch(r"--?[a-z][a-z-]*|[a-z][a-z-]*", words[0]):
             continue  # a placeholder, or alternatives such as new|sign
-        command, rest = resolve(words)
-        known = {"--help", "-h", "--version"} | {
-            option for parameter in command.params for option in parameter.opts
-        }
-        for word in rest:
-            option = word.split("=")[0]
-            if re.fullmatch(r"--[a-z][a-z-]+", option):
-                assert option in known, f"{page.name}: sds {' '.join(words)}"
+        # What follows "--" is another command: it is looked at as one of its own.
+        here, _, inner = (part.split() for part in " ".join(words).partition(" -- "))
+        for one in filter(None, (here, inner[1:])):
+            check(one, page)
+
+
+def check(words: list[str], page: Path) -> None:
+    command, rest = resolve(words)
+    known = {"--help", "-h", "--version"} | {
+        option for parameter in command.params for option in parameter.opts
+    }
+    for word in rest:
+        option = word.split("=")[0]
+        if re.fullmatch(r"--[a-z][a-z-]+", option):
+            assert option in known, f"{page.name}: sds {' '.join(words)}"
 
 
 def test_paths_that_commands_name_are_there() -> None:
