@@ -28,6 +28,7 @@ from sds.serving.order import PATIENCE_SECONDS
 from sds.serving.peers import PeerContext, SanMatcher
 from sds.serving.service import ServingOptions
 from tests.support import rbac
+from tests.support.independent import decoded_twice
 from tests.support.process import PATIENCE_SECONDS as LONG
 from tests.support.serving import API, TD, WEB, serving
 from tests.support.xds_client import Delta, Sotw, channel, secrets
@@ -110,11 +111,11 @@ class Authorizing:
         return stream
 
     def _move(self, stream: Sotw | Delta, method: str) -> None:
-        deserialize = (
+        deserialize: Any = decoded_twice(
             discovery_pb2.DeltaDiscoveryResponse
             if isinstance(stream, Delta)
             else discovery_pb2.DiscoveryResponse
-        ).FromString
+        )
         stream.call.cancel()
         stream.call = self.connection.stream_stream(
             PREFIX + method, request_serializer=None, response_deserializer=deserialize

@@ -313,6 +313,26 @@ async def test_status_as_a_table_and_without_an_agent(node: Node) -> None:
     assert code == 2
 
 
+async def test_an_agent_without_a_policy_denies_every_request(node: Node) -> None:
+    async with serving(node):
+        socket = node.socket("web")
+        code, said, _ = await output(sds("get", "--socket", socket, "authorization"))
+        assert code == 0
+        assert "nothing: all is denied" in said
+        names = ("authorization-tcp", "authorization:spiffe://example.org/web")
+        code, said, _ = await output(sds("get", "--socket", socket, "--output", "json", *names))
+        assert code == 0
+        assert [(one["kind"], one["allows"]) for one in json.loads(said)["secrets"]] == [
+            ("tcp_authorization", []),
+            ("http_authorization", []),
+        ]
+        code, _, errors = await output(
+            sds("get", "--socket", socket, "authorization:spiffe://example.org/api")
+        )
+        assert code == 1
+        assert "authorization:spiffe://example.org/api" in errors
+
+
 async def test_status_watches(node: Node) -> None:
     command = sds("status", "--run-dir", node.run_dir, "--watch", "--output", "json")
     async with serving(node), running(command) as watching:

@@ -12,6 +12,7 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.rpc import status_pb2
 
+from tests.support.independent import decoded_twice
 from tests.support.process import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ async def channel(target: str, *, alone: bool = True) -> AsyncIterator[grpc.aio.
 class _Stream(Generic[Response]):
     def __init__(self, connection: grpc.aio.Channel, method: str, response: Any) -> None:
         self.call: Any = connection.stream_stream(
-            method, request_serializer=None, response_deserializer=response.FromString
+            method, request_serializer=None, response_deserializer=decoded_twice(response)
         )()
 
     async def write(self, message: Any) -> None:
@@ -173,7 +174,7 @@ async def fetch(
     call = connection.unary_unary(
         SDS + "FetchSecrets",
         request_serializer=discovery_pb2.DiscoveryRequest.SerializeToString,
-        response_deserializer=discovery_pb2.DiscoveryResponse.FromString,
+        response_deserializer=decoded_twice(discovery_pb2.DiscoveryResponse),
     )
     response: discovery_pb2.DiscoveryResponse = await call(
         discovery_pb2.DiscoveryRequest(resource_names=names, type_url=type_url, node=NODE),
