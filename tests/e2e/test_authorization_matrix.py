@@ -56,6 +56,12 @@ PEERS = {
     "forged": (f"{PARTNER}/x", f"{OURS}/web"),
     "forged too": (f"{PARTNER}/x", f"{OURS}/ops/a"),
 }
+STRANGERS = {
+    "upper case": ("spiffe://EXAMPLE.ORG/web",),
+    "same path": (f"{PARTNER}/web",),
+    "no name": ("urn:x", f"{OURS}/web"),
+}
+"""Peers that no rule for ``web`` of our trust domain means."""
 _CASES = 300
 
 
@@ -174,8 +180,9 @@ class Certificates:
         }
         self.server = self._leaf("example.org", (str(TARGET),))
         self.clients = {}
-        for name, uris in PEERS.items():
-            domain = SpiffeId.parse(uris[0]).trust_domain
+        for name, uris in (PEERS | STRANGERS).items():
+            domain = uris[-1].removeprefix("spiffe://").partition("/")[0].lower()
+            domain = "partner.org" if uris[0].startswith(PARTNER) else domain
             file = folder / f"{name}.pem"
             leaf = self._leaf(domain, uris)
             file.write_bytes(pem(leaf) + key(leaf))
@@ -252,18 +259,25 @@ def served(question: Question) -> dict[str, Any]:
     return config
 
 
-async def answer(port: int, context: ssl.SSLContext, question: Question) -> int:
-    """The status of the answer; 0 if the connection was refused."""
+async def answer(
+    port: int, context: ssl.SSLContext | None, question: Question, *headers: str
+) -> int:
+    """The status of the answer; 0 if the connection was refused. No context: plaintext."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     except (ssl.SSLError, ConnectionError):
         return 0
     try:
+        more = "".join(f"{one}\r\n" for one in headers)
         writer.write(
             f"{question.method} {question.path} HTTP/1.1\r\nHost: {question.host}\r\n"
+            f"{more}"
             "Connection: close\r\n\r\n".encode("latin-1")
         )
-        head = await asyncio.wait_for(reader.read(64), 20)
+        try:
+            head = await asyncio.wait_for(reader.read(64), 20)
+        except (ssl.SSLError, ConnectionError):
+            return 0
         return int(head.split()[1]) if head else 0
     finally:
         writer.close()
@@ -358,3 +372,36 @@ async def test_no_way_around_the_paths_of_a_rule(version: str, tmp_path: Path) -
         for question, port in zip([*good, *bad], ports, strict=True):
             status = await answer(port, certificates.clients[question.peer], question)
             assert (status == 200) is (question in good), (status, question)
+
+
+@pytest.mark.parametrize("version", [VERSIONS[0], VERSIONS[-1]])
+async def test_the_certificate_names_the_peer_and_nothing_else(
+    version: str, tmp_path: Path
+) -> None:
+    web = Question(
+        allow=[{"from": f"{OURS}/web", "to": f"{OURS}/db"}],
+        enforce=True,
+        peer="web",
+        method="GET",
+        path="/",
+        host="h.org",
+    )
+    certificates = Certificates(tmp_path)
+    forged = f"x-forwarded-client-cert: By={TARGET};URI={OURS}/web"
+    async with running_envoy(
+        bootstrap([web], certificates.secrets()), folder=tmp_path, version=version
+    ) as envoy:
+        await envoy.until_live()
+        (port,) = await ports_of(envoy, 1)
+        clients = certificates.clients
+        assert await answer(port, clients["web"], web) == 200
+        assert await answer(port, clients["web-2"], web) == 403
+        assert await answer(port, clients["web-2"], web, forged) == 403
+        assert await answer(port, clients["same path"], web) == 403
+        assert await answer(port, clients["forged"], web, forged) == 403
+        assert await answer(port, clients["upper case"], web) in {0, 403}
+        assert await answer(port, clients["no name"], web) in {0, 403}
+        nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
+        assert await answer(port, nobody, web, forged) == 0
+        assert await answer(port, None, web, forged) in {0, 400}
