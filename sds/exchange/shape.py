@@ -1,9 +1,9 @@
 """How many parts a message has, counted before anything is built from it.
 
-Owns the bounds on an ``ExchangeRequest``'s repeated fields. A message that protobuf parses becomes
-an object for each part, and an empty part has two bytes on the wire: 4 MiB of them would become
-150 MiB. Invariant: only tags and lengths are looked at, and counting stops at the first field that
-is there too often, so the cost is bounded by what is allowed (Protocol Buffers, "Encoding").
+Owns the bounds on the repeated fields of requests and answers. Protobuf makes an object of each
+part of a message, and an empty part has two bytes on the wire: 4 MiB of them would become 150 MiB.
+Invariant: only tags and lengths are looked at, and counting stops at the first field that is there
+too often, so the cost is bounded by what is allowed (Protocol Buffers, "Encoding").
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import RefusedError
-from sds.exchange.challenge import MAX_ITEMS
+from sds.exchange.challenge import MAX_COVERED, MAX_ITEMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,6 +43,15 @@ _EVIDENCE: Final = Shape(most={3: 64})
 _CERTIFICATES: Final = Shape(most={2: 4 * MAX_ITEMS}, inside={2: _ITEM, 3: _EVIDENCE})
 REQUEST: Final = Shape(inside={2: _CERTIFICATES})
 """``sds.ca.v1.ExchangeRequest``: items of a request, DNS names of an item, certificates."""
+_CHAIN: Final = 64
+_ROOTS: Final = 1024
+RESPONSE: Final = Shape(
+    inside={
+        1: Shape(most={4: _CHAIN, 5: _ROOTS, 9: 4 * MAX_COVERED}, inside={3: _EVIDENCE}),
+        2: Shape(most={1: 4 * MAX_ITEMS, 3: _CHAIN, 4: _ROOTS}),
+    }
+)
+"""``sds.ca.v1.ExchangeResponse``: an authority may be anybody until its evidence was verified."""
 
 
 def check_shape(data: bytes, shape: Shape = REQUEST) -> None:
@@ -98,11 +107,11 @@ def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
         value |= (byte & (_MORE - 1)) << (7 * index)
         if byte < _MORE:
             return value, position
-    raise _malformed("the message is not an ExchangeRequest: a number is too long")
+    raise _malformed("the message is not of sds.ca.v1: a number is too long")
 
 
 def _cut_off() -> RefusedError:
-    return _malformed("the message is not an ExchangeRequest: it is cut off")
+    return _malformed("the message is not of sds.ca.v1: it is cut off")
 
 
 def _malformed(message: str) -> RefusedError:

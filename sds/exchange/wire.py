@@ -20,7 +20,7 @@ from sds.errors import (
     SdsError,
 )
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement
-from sds.exchange.shape import check_shape
+from sds.exchange.shape import RESPONSE, check_shape
 
 EXCHANGE: Final = "/sds.ca.v1.CertificateAuthority/Exchange"
 SERVICE: Final = "sds.ca.v1.CertificateAuthority"
@@ -55,11 +55,12 @@ def parse_response(data: bytes) -> ca_pb2.ExchangeResponse:
     """The authority's message.
 
     Raises:
-        AuthorityAnswerError: not one.
+        AuthorityAnswerError: not one, or one with far too many parts.
     """
     try:
+        check_shape(data, RESPONSE)
         return ca_pb2.ExchangeResponse.FromString(data)
-    except DecodeError as error:
+    except (DecodeError, RefusedError) as error:
         raise AuthorityAnswerError(
             "the answer is not an ExchangeResponse",
             advice="is this the address of an attested-sds authority?",

@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation import foreign, kinds, pem, revocation
 from sds.attestation.csr import make_attested_csr, parse_attested_csr
 from sds.attestation.kubernetes.token import JwksKeys
@@ -31,10 +33,15 @@ from sds.attestation.tdx.chain import PCK_CHAIN, link_chain, read_intel_list, ro
 from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.quote import parse_quote
 from sds.attestation.tdx.tcb import SignedDocument, read_enclave_identity, read_tcb_info
+from sds.authority import istio_answer
+from sds.authority.istio_token import bearer_problem
 from sds.errors import SdsError
+from sds.exchange import wire
+from sds.exchange.shape import check_shape
 from sds.identity import Identity, KeyType, SpiffeId
 from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, roots
 from sds.pki.pem import der_blocks, pem_blocks
+from tests.support.certificates import Wish, ca_wish, self_signed
 from tests.support.intel import Intel, qe_identity, tcb_info
 from tests.support.machines import crl, simulated
 
@@ -44,7 +51,7 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 
-ROOMS: Final = ("sds/attestation", "sds/pki")
+ROOMS: Final = ("sds/attestation", "sds/authority", "sds/ca", "sds/exchange", "sds/pki")
 """Packages whose parsers are all in the list."""
 
 
@@ -76,6 +83,9 @@ NOT_PARSERS: Final = {
     "sds.attestation.snp.simulated:SimulatedMachine.body": "makes a report",
     "sds.attestation.snp.simulated:SimulatedMachine.sign": "makes a signature",
     "sds.attestation.tdx.tcb:same_under_mask": "compares bits",
+    "sds.authority.attested:NoPolicy.offer": "takes nothing",
+    "sds.authority.attested:PolicyPeer.offer": "a port; sds.policy parses",
+    "sds.ca.proof:Prover.prove": "binds a nonce that was checked",
     "sds.pki.der:from_octets": "writes",
     "sds.pki.der:from_whole_bytes": "writes",
 }
@@ -149,7 +159,55 @@ def _low(name: str, parse: Callable[[bytes], object]) -> Parser:
     return Parser(name=f"sds.pki.der:{name}", parse=parse, samples=_elements, errors=(ValueError,))
 
 
+def _messages() -> Sequence[bytes]:
+    item = ca_pb2.Item(csr=b"c" * 40, spiffe_id="spiffe://example.org/web", dns_names=["a", "b"])
+    evidence = ca_pb2.Evidence(kind="sev-snp", report=b"r" * 40, certificates=[b"c"] * 3)
+    request = ca_pb2.CertificateRequest(nonce=bytes(32), items=[item] * 3, evidence=evidence)
+    challenge = ca_pb2.Challenge(
+        nonce=bytes(32), evidence=evidence, roots=[b"r"], covered_nonces=[bytes(32)] * 3
+    )
+    result = ca_pb2.ItemResult(certificate=ca_pb2.Certificate(leaf=b"l" * 40))
+    return [
+        ca_pb2.ExchangeRequest(hello=ca_pb2.Hello(nonce=bytes(32))).SerializeToString(),
+        ca_pb2.ExchangeRequest(certificates=request).SerializeToString(),
+        ca_pb2.ExchangeResponse(challenge=challenge).SerializeToString(),
+        ca_pb2.ExchangeResponse(
+            certificates=ca_pb2.CertificateResponse(results=[result] * 3)
+        ).SerializeToString(),
+    ]
+
+
+def _istio(raw: bytes) -> object:
+    """Elements of ``cert_chain``, each after a NUL."""
+    return istio_answer.parse(tuple(raw.decode("utf-8", "surrogateescape").split("\0")))
+
+
+def _istio_answers() -> Sequence[bytes]:
+    root = self_signed(ca_wish("root"))
+    between = root.issue(ca_wish("between"))
+    chain = [between.issue(Wish()), between, root]
+    return [b"\0".join(certificate_pem([one.der]) for one in chain)]
+
+
+def _bearer(raw: bytes) -> object:
+    return bearer_problem(raw.decode("utf-8", "surrogateescape"), audience="istio-ca", now=NOW)
+
+
 PARSERS: Final[list[Parser]] = [
+    Parser(name="sds.exchange.shape:check_shape", parse=check_shape, samples=_messages),
+    Parser(name="sds.exchange.wire:parse_request", parse=wire.parse_request, samples=_messages),
+    Parser(name="sds.exchange.wire:parse_response", parse=wire.parse_response, samples=_messages),
+    Parser(
+        name="sds.exchange.wire:nonce_from_wire",
+        parse=wire.nonce_from_wire,
+        samples=lambda: (bytes(32),),
+    ),
+    Parser(name="sds.authority.istio_answer:parse", parse=_istio, samples=_istio_answers),
+    Parser(
+        name="sds.authority.istio_token:bearer_problem",
+        parse=_bearer,
+        samples=lambda: (jwt.encode({"aud": ["istio-ca"]}, "k" * 32).encode(),),
+    ),
     Parser(
         name="sds.attestation.csr:parse_attested_csr",
         parse=parse_attested_csr,

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.errors import RefusedError
+from sds.errors import AuthorityAnswerError, RefusedError
 from sds.exchange.shape import check_shape
-from sds.exchange.wire import parse_request
+from sds.exchange.wire import parse_request, parse_response
 
 FULL = ca_pb2.ExchangeRequest(
     certificates=ca_pb2.CertificateRequest(
@@ -85,3 +85,18 @@ def test_whatever_protobuf_writes_passes(names: list[str], csr: bytes, number: i
         )
     )
     assert parse_request(message.SerializeToString()) == message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        field(1, field(9, b"") * 2_000_000),  # covered nonces
+        field(1, field(5, b"") * 2_000_000),  # roots
+        field(1, field(3, field(3, b"") * 2_000_000)),  # certificates of evidence
+        field(2, field(1, b"") * 2_000_000),  # results
+    ],
+)
+def test_an_answer_of_anybody_with_too_many_parts_is_refused(data: bytes) -> None:
+    """Whoever answers at the authority's address has not proven anything yet."""
+    with pytest.raises(AuthorityAnswerError):
+        parse_response(data)
