@@ -202,9 +202,9 @@ PARSERS: Final[list[Parser]] = [
         parse=wire.nonce_from_wire,
         samples=lambda: (bytes(32),),
     ),
-    Parser(name="sds.authority.istio_answer:parse", parse=_istio, samples=_istio_answers),
+    Parser(name="istio_answer:parse, of text", parse=_istio, samples=_istio_answers),
     Parser(
-        name="sds.authority.istio_token:bearer_problem",
+        name="istio_token:bearer_problem, of text",
         parse=_bearer,
         samples=lambda: (jwt.encode({"aud": ["istio-ca"]}, "k" * 32).encode(),),
     ),
