@@ -31,7 +31,7 @@ class Check:
         name: stable, ``snake_case``.
         found: what the evidence says, or a function that says it.
         expected: what is demanded, likewise.
-        error: why it does not hold, or None.
+        error: why it failed, or None.
     """
 
     name: str

@@ -124,7 +124,7 @@ class Fetcher:
 
         Raises:
             EndorsementUnavailableError: a publisher does not answer, or not within the patience.
-            EvidenceError: an answer does not hold: ``collateral_untrusted``, ``collateral_stale``,
+            EvidenceError: an answer is invalid: ``collateral_untrusted``, ``collateral_stale``,
                 ``revocation_list``, ``revocation_list_stale``, ``chain_untrusted``.
             ConfigurationError: the folder cannot be written.
         """

@@ -101,7 +101,7 @@ def read_files(places: Places) -> InForce:
 
     Raises:
         ConfigurationError: a file cannot be read, is not what it must be, or is a list by an
-            issuer that is not known or whose signature does not hold. The message names the file.
+            unknown issuer, or whose signature is invalid. The message names the file.
     """
     try:
         amd_issuers, intel_roots = _issuers(places)

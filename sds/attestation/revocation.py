@@ -122,9 +122,7 @@ def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationL
             advice="give the complete list",
         )
     if any(one.critical for one in [*extensions, *(e for _, some in entries for e in some)]):
-        raise EvidenceError(
-            f"{origin} holds a critical extension that is not known here", reason="revocation_list"
-        )
+        raise EvidenceError(f"{origin} has an unknown critical extension", reason="revocation_list")
     if next_update is None:
         raise EvidenceError(
             f"{origin} has no next update, so it would never be stale", reason="revocation_list"
@@ -166,7 +164,7 @@ def require_not_revoked(
         raise EvidenceError(
             f"no revocation list by {issuer.name} is at hand"
             if not named
-            else f"{named[0].origin} names {issuer.name}, and its signature does not hold",
+            else f"{named[0].origin} names {issuer.name}, and its signature is invalid",
             reason="revocation_list",
             advice=f"give the complete and current list of {issuer.name}",
         )

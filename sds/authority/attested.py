@@ -397,7 +397,7 @@ class AttestedAuthority:
 
 
 def _most_telling(failures: Sequence[SdsError]) -> SdsError:
-    """One error for all of them: that evidence does not hold matters more than who is down."""
+    """One error for all of them: invalid evidence matters more than a replica that is down."""
     for failure in failures:
         if isinstance(failure, EvidenceError):
             return failure

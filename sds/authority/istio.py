@@ -167,7 +167,7 @@ class IstioAuthority:
         text = raw.decode("ascii", errors="replace").strip()
         if not text or len(raw) > _MAX_TOKEN_BYTES or not text.isascii() or len(text.split()) > 1:
             raise AuthorityError(
-                f"the token file {path} does not hold one token",
+                f"the token file {path} must contain one token",
                 advice="it must hold a single JWT and nothing else",
                 reason="authority_token",
             )
@@ -210,7 +210,7 @@ class IstioAuthority:
             ) from error
         except CertificateError as error:
             raise ConfigurationError(
-                f"authority.root: {path} holds no PEM certificates: {error}"
+                f"authority.root: {path} has no PEM certificates: {error}"
             ) from error
         return pem
 

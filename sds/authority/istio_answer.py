@@ -85,7 +85,7 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
         roots = [certificate for certificate in last if _self_issued(certificate)] or last
     if not roots:
         raise AuthorityAnswerError(
-            "Istio's authority answered with a chain that holds no root",
+            "Istio's authority answered with a chain without a root",
             advice="the root must be the last certificate of cert_chain",
         )
     between = [certificate for certificate in rest if certificate not in roots]
@@ -182,7 +182,7 @@ def _unauthenticated(
 def _connection_advice(details: str) -> str:
     lowered = details.lower()
     if any(word in lowered for word in ("certificate", "handshake", "ssl", "verification")):
-        return "istiod's TLS certificate does not hold: check authority.root and server_name"
+        return "istiod's TLS certificate cannot be verified: check authority.root and server_name"
     return "is istiod running, and is authority.addresses right?"
 
 

@@ -50,7 +50,7 @@ def bearer_problem(token: str, *, audience: str, now: datetime) -> TokenProblem 
             },
         )
     except (jwt.InvalidTokenError, ValueError, TypeError, RecursionError):
-        return TokenProblem(text="the token file holds no JWT", passes=False)
+        return TokenProblem(text="the token file does not contain a JWT", passes=False)
     return _out_of_time(claims, now) or _wrong_audience(claims, audience) or _no_account(claims)
 
 

@@ -37,6 +37,6 @@ class Authority(Protocol):
 
         Raises:
             AuthorityError: the exchange as a whole failed; ``retriable`` says whether to go on.
-            EvidenceError: our evidence cannot be collected, or the authority's does not hold.
+            EvidenceError: our evidence cannot be collected, or the authority's is invalid.
         """
         ...

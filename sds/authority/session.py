@@ -69,8 +69,8 @@ def verify_challenge(
 
     Raises:
         AuthorityAnswerError: it is not a Challenge that we can use.
-        EvidenceError: the evidence is missing, does not hold or does not cover this.
-        CertificateError: its issuing chain does not hold.
+        EvidenceError: the evidence is missing, is invalid or does not cover this.
+        CertificateError: its issuing chain is invalid.
     """
     if len(challenge.nonce) != NONCE_BYTES or not challenge.issuing_chain or not challenge.roots:
         raise AuthorityAnswerError("the Challenge lacks a nonce, a chain or roots")  # 1

@@ -164,7 +164,7 @@ class RegistrationAuthority:
 
         Raises:
             RefusedError: ``policy_behind``: the agent's policy is not ours.
-            EvidenceError: the evidence does not hold, or not for this request.
+            EvidenceError: the evidence is invalid, or not for this request.
         """
         behind: RefusedError | None = None
         try:
@@ -223,7 +223,7 @@ class RegistrationAuthority:
 
         Raises:
             CertificateError: ``csr_invalid``: it cannot be parsed.
-            EvidenceError: the evidence does not hold, or not for this key and nonce.
+            EvidenceError: the evidence is invalid, or not for this key and nonce.
         """
         if len(request.csr) > MAX_ATTESTED_CSR_BYTES:
             raise _too_long(MAX_ATTESTED_CSR_BYTES)

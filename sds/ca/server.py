@@ -240,7 +240,7 @@ class ExchangeService:
             case "attested_csr":
                 return self._attested_csr(stream, request.attested_csr)
         raise RefusedError(
-            "the message holds none of hello, certificates and attested_csr",
+            "the message has none of hello, certificates and attested_csr",
             reason="request_malformed",
         )
 
@@ -259,7 +259,7 @@ class ExchangeService:
         )
 
     def _spend_nonce(self, stream: _Stream, nonce: bytes) -> None:
-        """Checks 2 and 3: the nonce is this stream's, and what we said at Hello still holds."""
+        """Checks 2 and 3: the nonce is this stream's, and the Challenge is still current."""
         now = self._clock.now()
         self._nonces.redeem(stream.nonces, wire.nonce_from_wire(nonce), now=now.monotonic)
         if stream.statement != self._registration.statement():

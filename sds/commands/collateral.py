@@ -1,6 +1,6 @@
 """``sds collateral``: fetches the public collateral that evidence is judged by.
 
-Owns the command line. Invariants: nothing that does not hold reaches the folder; the exit status is
+Owns the command line. Invariants: nothing invalid reaches the folder; the exit status is
 0 only where every file is there and current.
 """
 

@@ -170,7 +170,7 @@ def verify(  # noqa: PLR0917  click passes every option
 ) -> None:
     """Check a CSR, its evidence and their binding, as the authority does.
 
-    Ends with status  0 if all of it holds, 1 where it is refused.
+    Ends with status  0 if all of it is valid, 1 if it is refused.
     """
     now = at.replace(tzinfo=UTC) if at is not None else SystemClock().now().wall
     verifier = _verifier(

@@ -300,7 +300,7 @@ def verify(
     trust_domain: str | None,
     output: str,
 ) -> None:
-    """Check a signed policy. Exit status 0: it holds; 1: refused, with the reason; 2: usage."""
+    """Check a signed policy. Exit status 0: valid; 1: refused, with the reason; 2: usage."""
     path, keys = first_and_keys(files, keys, "SIGNED")
     if not keys:
         raise click.UsageError("name the trusted keys: --key PUBLIC")

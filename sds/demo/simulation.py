@@ -127,7 +127,7 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
     """
     given = yamlfile.parse(yamlfile.read(path), what=str(path))
     if not isinstance(given, dict):
-        raise ConfigurationError(f"{path} holds no mapping of fields at its top")
+        raise ConfigurationError(f"{path} has no mapping of fields at its top")
     changes = [f"attestation: a simulated machine in place of {_kind(given)}"]
     given["attestation"] = {"kind": "simulated", "descriptor": descriptor}
     signer = given.get("signer")

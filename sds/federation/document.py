@@ -156,7 +156,7 @@ def _root(entry: dict[str, Any], where: str) -> bytes:
     chain = entry.get("x5c")
     if not isinstance(chain, list) or len(chain) != 1 or not isinstance(chain[0], str):
         raise BundleError(
-            f"{where}: 'x5c' does not hold exactly one certificate", reason="bundle_malformed"
+            f"{where}: 'x5c' must contain exactly one certificate", reason="bundle_malformed"
         )
     try:
         return usable_root(base64.b64decode(chain[0], validate=True), "certificate")

@@ -81,7 +81,7 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
         roots: DER roots of the trust domain of ``endpoint.spiffe_id``, for ``https_spiffe``.
 
     Raises:
-        BundleError: ``bundle_unavailable``: not reached, TLS does not hold, or another status than
+        BundleError: ``bundle_unavailable``: not reached, TLS failed, or another status than
             200.
         ConfigurationError: the root file cannot be used.
     """
@@ -94,7 +94,7 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
         body = _read(response)
     except ssl.SSLError as error:
         raise BundleError(
-            f"bundle endpoint {endpoint.url}: TLS does not hold: {error}",
+            f"bundle endpoint {endpoint.url}: TLS cannot be verified: {error}",
             advice="check the root, or the bundle that the endpoint's SPIFFE ID is verified under",
             reason="bundle_unavailable",
         ) from error

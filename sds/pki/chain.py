@@ -6,7 +6,7 @@ makes a :class:`VerifiedChain`. The checks are numbered, in the order of RFC 528
 
 What depends on nothing but the bytes of issuers (that they parse, may sign, and were signed by
 the one above) is remembered: a batch has hundreds of leaves under the same few. Time, the leaf
-and everything in it are looked at every time, and what did not hold is never remembered.
+and everything in it are looked at every time, and failures are never remembered.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class VerifiedChain:
         not_after: the leaf's, aware, UTC.
         valid_until: the earliest not-after of the whole path, root included: aware, UTC.
         key_id: SHA-256 of the leaf's SubjectPublicKeyInfo, lower-case hex.
-        root: SHA-256 of the DER of the root under which it holds, lower-case hex.
+        root: SHA-256 of the DER of the root under which it is valid, lower-case hex.
     """
 
     chain: tuple[bytes, ...] = field(repr=False)
@@ -201,7 +201,7 @@ def _path_to_root(
     if certificate_der(certificates[-1]) in trusted:
         if len(certificates) == 1:
             raise CertificateError(
-                "the chain holds nothing but a root", reason="certificate_path_length"
+                "the chain contains only a root", reason="certificate_path_length"
             )
         return certificates
     last = certificates[-1]

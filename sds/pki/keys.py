@@ -144,7 +144,7 @@ def csr_public_key(csr: bytes) -> PublicKey:
     """The key of a PKCS#10 request in DER, after its own signature was verified.
 
     Raises:
-        CertificateError: ``csr_invalid``: it cannot be parsed, or its signature does not hold (RFC
+        CertificateError: ``csr_invalid``: it cannot be parsed, or its signature is invalid (RFC
             2986, section 3).
         KeyTypeError: its key is of a kind that we do not know.
     """
@@ -161,7 +161,7 @@ def csr_public_key(csr: bytes) -> PublicKey:
         ) from error
     if not valid:
         raise CertificateError(
-            "the CSR's signature does not hold: its sender does not hold the key",
+            "the CSR's signature is invalid: its sender does not have the key",
             reason="csr_invalid",
         )
     assert isinstance(key, PublicKey)

@@ -96,7 +96,7 @@ class PolicyDocument(RuleSet):
             raise ValueError("not_after is not later than not_before")
         no_repeats("federation", (domain.trust_domain for domain in self.federation))
         if self.trust_domain in {domain.trust_domain for domain in self.federation}:
-            raise ValueError("federation holds the policy's own trust domain")
+            raise ValueError("federation names the policy's own trust domain")
         return self
 
 

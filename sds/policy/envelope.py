@@ -110,11 +110,11 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
         key_ids.append(key_id)
     if len(set(key_ids)) != len(key_ids):
         raise PolicyError(
-            "the envelope holds two signatures of one key id", reason="policy_malformed"
+            "the envelope has two signatures of one key id", reason="policy_malformed"
         )
     if not key_ids:
         raise PolicyError(
-            "the envelope holds no signature",
+            "the envelope has no signature",
             advice="sign the document with `sds policy sign`",
             reason="policy_unsigned",
         )
@@ -166,7 +166,7 @@ def add_signatures(
     """Sign, keep the signatures that are there, and return the signed file's bytes.
 
     Raises:
-        PolicyError: ``policy_signing``: a signer gave a signature that does not hold under its
+        PolicyError: ``policy_signing``: a signer gave a signature that is not valid under its
             public key.
     """
     whole = Envelope(envelope.payload, PAYLOAD_TYPE, dict(envelope.envelope.signatures))
@@ -176,7 +176,7 @@ def add_signatures(
             key.key.verify_signature(signature, whole.pae())
         except UnverifiedSignatureError as error:
             raise PolicyError(
-                f"the signature made for the key {key.name!r} does not hold under it",
+                f"the signature made for the key {key.name!r} is not valid under it",
                 advice="check that the signer uses that key, and signs what it is given "
                 "(not a digest of it)",
                 reason="policy_signing",

@@ -79,7 +79,7 @@ class Keeping:
         if self.policy is None:
             raise PolicyNotInForceError(
                 "no policy is in force, so nothing is allowed",
-                advice="give a signed policy that holds; the log says why others were refused",
+                advice="give a valid signed policy; the log says why others were refused",
                 reason="policy_absent",
             )
         if now >= self.policy.not_after:
@@ -143,7 +143,7 @@ def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPo
         plain = _unpacked(data, most_bytes)
         if sum(map(plain.count, _STRUCTURE)) > _MOST_STRUCTURE:
             raise _malformed(
-                "this holds no signed policy: it has more fields than envelopes have",
+                "this is not a signed policy: it has more fields than envelopes have",
                 advice="sign the document with `sds policy sign`",
             )
         text = plain.decode("utf-8")
@@ -163,7 +163,7 @@ def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPo
                 raise _malformed(f"more than {MAX_OFFERED} signed policies at once")
     except (ValueError, RecursionError, zlib.error) as error:
         raise _malformed(
-            f"this holds no signed policy: {error}",
+            f"this is not a signed policy: {error}",
             advice="sign the document with `sds policy sign`",
         ) from error
     return found

@@ -53,7 +53,7 @@ def guest_errors(document: PolicyDocument) -> Iterator[str]:
 
 
 def guest_warnings(document: PolicyDocument) -> Iterator[str]:
-    """What holds for policies that measured machines live by."""
+    """Checks for policies about measured machines."""
     if not any(map(_is_measured, document.nodes)):
         return
     if document.not_after - document.not_before > _ROLLBACK:

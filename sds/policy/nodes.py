@@ -192,7 +192,7 @@ class NodeTable:
         ]
         if not groups:
             raise RefusedError(
-                f"no node group holds a node with {claims.kind} measurement {claims.measurement}",
+                f"no node group covers a node with {claims.kind} measurement {claims.measurement}",
                 advice=f"name the measurement {_WHERE}",
                 reason="measurement_not_allowed",
             )

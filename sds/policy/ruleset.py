@@ -217,5 +217,5 @@ def no_repeats(what: str, names: Iterable[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{what} holds {name!r} twice")
+            raise ValueError(f"{what} has {name!r} twice")
         seen.add(name)

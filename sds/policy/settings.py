@@ -58,7 +58,7 @@ class PolicySettings(BaseModel):
         Raises:
             ConfigurationError: one cannot be read, or the threshold cannot be reached.
         """
-        # Loaded when used: who has no signed policy shall not hold what verifies one.
+        # Imported lazily, so that an agent without a signed policy never loads the verifier.
         from sds.policy.threshold import TrustedKeys  # noqa: PLC0415  as above
 
         return TrustedKeys(
@@ -109,5 +109,5 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
     except OSError as error:
         raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error
     if not files:
-        raise ConfigurationError(f"the directory {place} holds no *.json file")
+        raise ConfigurationError(f"the directory {place} has no *.json file")
     return b"\n".join(yamlfile.read(file, max_bytes=max_bytes) for file in files)

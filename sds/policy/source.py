@@ -33,7 +33,7 @@ def read_source(path: Path) -> bytes:
         file for file in path.iterdir() if file.suffix in _ENDINGS and not file.name.startswith(".")
     )
     if not files:
-        raise ConfigurationError(f"the directory {path} holds no *.yaml or *.yml file")
+        raise ConfigurationError(f"the directory {path} has no *.yaml or *.yml file")
     parts = []
     for file in files:
         content = yamlfile.read(file, max_bytes=MAX_DOCUMENT_BYTES)

@@ -70,7 +70,7 @@ def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[st
         names.append(key.name)
     if not names:
         raise PolicyError(
-            "no signature of the policy is by a trusted key and holds "
+            "no signature of the policy is valid under a trusted key "
             f"(it names {', '.join(key_id[:12] for key_id in envelope.key_ids[:8])}; trusted are "
             f"{', '.join(f'{key.name} {key.key_id[:12]}' for key in trusted.keys)})",
             advice="the file was altered, or other keys signed it",

@@ -1,4 +1,4 @@
-"""Which roots the trust bundle holds: decisions only.
+"""Which roots are in the trust bundle: decisions only.
 
 Owns the memory of roots: when each was last vouched for by the authority, and the last moment at
 which a leaf under it can live. Invariants: a root that the authority vouches for is in the bundle

@@ -1,4 +1,4 @@
-"""Memory that holds private keys.
+"""Memory for private keys.
 
 Owns the pages in which serialized private keys lie. Invariant: a key's bytes stay in one buffer
 for as long as its version lives (locked where the system allows it, never in a core dump, gone in

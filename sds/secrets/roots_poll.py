@@ -31,7 +31,7 @@ class RootsSource(Protocol):
 
         Raises:
             AuthorityError: it cannot be asked.
-            EvidenceError: its evidence does not hold.
+            EvidenceError: its evidence is invalid.
         """
         ...
 

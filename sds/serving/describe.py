@@ -213,7 +213,7 @@ def _parse(name: str, pem: bytes) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
-        raise MalformedRequestError(f"secret {name!r} holds no certificates: {error}") from None
+        raise MalformedRequestError(f"secret {name!r} has no certificates: {error}") from None
 
 
 def _pem(certificates: list[x509.Certificate]) -> tuple[str, ...]:

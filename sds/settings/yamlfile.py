@@ -80,12 +80,12 @@ def parse(content: bytes | str, *, what: str) -> Any:
     """Parse the one YAML document in ``content``; ``what`` names it in errors.
 
     Raises:
-        ConfigurationError: it holds no document or several, or breaks the module's rules.
+        ConfigurationError: it has no document or several, or breaks the module's rules.
     """
     documents = parse_all(content, what=what)
     if len(documents) != 1:
         raise ConfigurationError(
-            f"{what} holds {len(documents)} YAML documents, not one",
+            f"{what} has {len(documents)} YAML documents, not one",
             advice="write one document" if documents else "it is empty",
         )
     return documents[0]
@@ -217,7 +217,7 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
     if data is None:
         raise ConfigurationError(f"{what} is empty")
     if not isinstance(data, dict):
-        raise ConfigurationError(f"{what} holds no mapping of fields at its top")
+        raise ConfigurationError(f"{what} has no mapping of fields at its top")
     try:
         return model.model_validate(data)
     except ValidationError as error:

@@ -199,7 +199,7 @@ async def test_an_empty_bundle_withdraws_it(peer: Peer, tmp_path: Path) -> None:
             "is for spiffe://theirs.test/bundle",
         ),
         ([*SPIFFE, x509.UniformResourceIdentifier("spiffe://theirs.test/b")], SERVER, "is for"),
-        ([x509.DNSName("elsewhere")], None, "TLS does not hold"),
+        ([x509.DNSName("elsewhere")], None, "TLS cannot be verified"),
     ],
 )
 async def test_an_endpoint_that_is_somebody_else_gives_nothing(
@@ -226,7 +226,7 @@ async def test_the_web_s_roots_and_a_foreign_root_do_not_help(peer: Peer, tmp_pa
             source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
             async with federating(source) as (_, observer, _federation):
                 await observer.until(lambda o=observer: bool(o.failures))  # type: ignore[misc]  # bound now
-                assert "TLS does not hold" in str(observer.failures[0])
+                assert "TLS cannot be verified" in str(observer.failures[0])
 
 
 async def test_a_file_is_followed(tmp_path: Path) -> None:

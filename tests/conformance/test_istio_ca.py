@@ -178,7 +178,7 @@ async def test_a_bad_token_is_refused_and_explained(
 async def test_a_garbage_token_is_refused(endpoint: istio_ca.Endpoint, tmp_path: Path) -> None:
     (tmp_path / "garbage").write_text("garbage")
     error = await refusal(settings(endpoint, token=tmp_path / "garbage"))
-    assert "no JWT" in error.advice
+    assert "does not contain a JWT" in error.advice
     assert not error.retriable
 
 
@@ -321,7 +321,7 @@ async def test_an_authority_that_is_down_is_retriable_and_the_next_address_is_us
     ("content", "text"),
     [
         (None, "cannot be read"),
-        (b"", "not hold one token"),
+        (b"", "must contain one token"),
         (b"a b", "one token"),
         (b"\xff", "one"),
     ],

@@ -65,8 +65,8 @@ async def until_status(node: Node, holds: Any) -> Any:
     ("content", "said"),
     [
         (None, "agent.yaml cannot be read: No such file or directory"),
-        ("", "agent.yaml holds 0 YAML documents, not one (it is empty)"),
-        ("- a", "agent.yaml holds no mapping of fields at its top"),
+        ("", "agent.yaml has 0 YAML documents, not one (it is empty)"),
+        ("- a", "agent.yaml has no mapping of fields at its top"),
         ("trust_domain: [a]", "trust_domain: expected text, found a list of 1"),
         ("trust_domian: a", "trust_domian: unknown field, did you mean trust_domain?"),
     ],

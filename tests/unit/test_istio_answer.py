@@ -172,7 +172,7 @@ CLAIMS = {
         ({"sub": "alice"}, "not a service account", False),
         ({"sub": "system:serviceaccount:a"}, "not a service account", False),
         ({"exp": 1e40}, "looks right", True),
-        (None, "no JWT", False),
+        (None, "does not contain a JWT", False),
     ],
 )
 def test_a_refused_token_is_explained(

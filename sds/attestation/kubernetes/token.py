@@ -250,7 +250,7 @@ class KubernetesTokenVerifier:
             )
         except jwt.InvalidSignatureError as error:
             raise EvidenceError(
-                "the token's signature does not hold", reason="signature_invalid"
+                "the token's signature is invalid", reason="signature_invalid"
             ) from error
         except _UNREADABLE as error:
             raise EvidenceMalformedError("the token cannot be decoded") from error
@@ -344,7 +344,7 @@ class JwksKeys:
         found = self._keys.get(key_id)
         if found is None:
             raise EvidenceError(
-                "the token is signed with a key that the cluster's key set does not hold",
+                "the token is signed with a key that is not in the cluster's key set",
                 advice="is the token of this cluster, and are its keys up to date?",
                 reason="signature_invalid",
             )

@@ -198,7 +198,7 @@ def check_leaf(checks: Checks, report: Report, leaf: Leaf) -> None:
         "report_signature",
         "signature_invalid",
         ok=holds,
-        found="holds" if holds else "does not hold",
+        found="valid" if holds else "invalid",
         expected=f"ECDSA P-384 with SHA-384 by the {KEY_NAMES[leaf.kind]}",
     )
 

@@ -134,7 +134,7 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
     if issuer is None:
         raise EvidenceError(
             f"no certificate at hand signed the {leaf.certificate.common_name}: "
-            + ("its signature does not hold" if named else f"{leaf.issuer_common_name} is missing"),
+            + ("its signature is invalid" if named else f"{leaf.issuer_common_name} is missing"),
             advice=f"give the certificate {leaf.issuer_common_name} and its ARK",
             reason="chain_untrusted",
         )

@@ -44,7 +44,7 @@ def read_amd_list(
 
     Raises:
         EvidenceError: ``revocation_list``: it cannot be read, is signed with another algorithm, is
-            by an issuer that is not known, or its signature does not hold.
+            by an issuer that is not known, or its signature is invalid.
     """
     one = read_revocation_list(der, origin=origin)
     if not of_amds_kind(one):

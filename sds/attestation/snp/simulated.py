@@ -349,7 +349,7 @@ class SimulatedMachine:
         except (ValueError, KeyError, TypeError, RecursionError, UnsupportedAlgorithm):
             # Without the cause: its text could show what was read, the key among it.
             raise EvidenceError(
-                "the descriptor holds no simulated machine",
+                "the descriptor has no simulated machine",
                 advice="start this process from `sds demo` or `sds dev`, or pass a machine by "
                 "SimulatedMachine.send",
             ) from None

@@ -84,7 +84,7 @@ def check_quote_signature(checks: Checks, quote: Quote) -> None:
             "signature_invalid",
             ok=False,
             found="the attestation key is not a point on P-256",
-            expected="a signature that holds",
+            expected="a valid signature",
         )
         return
     check_signature(
@@ -113,6 +113,6 @@ def check_signature(
         name,
         "signature_invalid" if in_range else "signature_range",
         ok=holds,
-        found="holds" if holds else "does not hold" if in_range else "R or S out of range",
+        found="valid" if holds else "invalid" if in_range else "R or S out of range",
         expected="ECDSA P-256 with SHA-256",
     )

@@ -91,7 +91,7 @@ def link_chain(
         EvidenceError: ``certificate_malformed``: 1. it cannot be parsed; 2. it is not of the
             expected length and names; 3. a certificate's constraints, key usage, extensions or key
             are not as specified.
-        EvidenceError: ``chain_untrusted``: 4. the root is not pinned; 5. a signature does not hold.
+        EvidenceError: ``chain_untrusted``: 4. the root is not pinned; 5. a signature is invalid.
     """
     # 1.
     try:
@@ -224,7 +224,7 @@ def read_intel_list(
 
     Raises:
         EvidenceError: ``revocation_list``: it cannot be read, is signed with another algorithm, is
-            by an issuer that is not known, or its signature does not hold.
+            by an issuer that is not known, or its signature is invalid.
     """
     one = read_revocation_list(der, origin=origin)
     if not of_intels_kind(one):

@@ -175,7 +175,7 @@ def signed_document(
         key.verify(encode_dss_signature(r, s), exact, ec.ECDSA(hashes.SHA256()))
     except InvalidSignature as error:
         raise EvidenceError(
-            f"the signature over {expected} does not hold", reason="collateral_untrusted"
+            f"the signature over {expected} is invalid", reason="collateral_untrusted"
         ) from error
     # 3.
     issued, until = _moment(document, "issueDate"), _moment(document, "nextUpdate")

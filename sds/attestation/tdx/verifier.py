@@ -198,7 +198,7 @@ class TdxVerifier:
         except EvidenceError as error:
             checks.attempt("collateral_chain", error, found=error.message, expected=expected)
             return {}
-        checks.attempt("collateral_chain", None, found="holds", expected=expected)
+        checks.attempt("collateral_chain", None, found="valid", expected=expected)
         _check_validity(checks, signer, now)
         self._check_revocation(checks, "collateral_revocation", signer, material, now)
         platform = Platform(quote=quote, pck=pck, signer=signer, values=self._values.tdx, now=now)

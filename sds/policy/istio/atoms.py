@@ -50,7 +50,7 @@ class Condition:
         globs: patterns of a source, of paths or of hosts.
         texts: methods.
         numbers: ports.
-        negated: it holds for everything but these.
+        negated: it matches everything but these.
     """
 
     what: str

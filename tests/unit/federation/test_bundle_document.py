@@ -107,7 +107,7 @@ LEAF_DER = certificate_der(x509.load_pem_x509_certificate(LEAF.encode()))
         (b"[" * 100_000, "not JSON"),
         (b"[]", "no list 'keys'"),
         (b'{"keys": {}}', "no list 'keys'"),
-        (bundle(entry(x5c=None)), r"keys\[0\]: 'x5c' does not hold exactly one"),
+        (bundle(entry(x5c=None)), r"keys\[0\]: 'x5c' must contain exactly one"),
         (bundle(entry(), entry(x5c=["a", "b"])), r"keys\[1\]"),
         (bundle(entry(x5c=["!"])), "holds no certificate"),
         (bundle(entry(x5c=["AAAA"])), "holds no certificate"),

@@ -208,7 +208,7 @@ def test_an_external_signer(folder: Path) -> None:
     good("verify", folder / "external.json", "--key", folder / "bob.pub", *AT)
     wrong = external("carol.key", "bob.pub")
     assert wrong.exit_code == 1
-    assert "does not hold" in wrong.stderr
+    assert "is not valid under it" in wrong.stderr
     failed = external("nothing.key", "bob.pub")
     assert failed.exit_code == 1
     assert "failed with status" in failed.stderr

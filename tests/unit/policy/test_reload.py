@@ -81,7 +81,7 @@ async def test_a_file_in_all_the_ways_of_replacing_it(
         with path.open("wb") as file:
             file.write(new[:50])
             file.flush()
-            await until_said(caplog, "holds no signed policy")
+            await until_said(caplog, "is not a signed policy")
             assert files.holder.epoch == 4
             file.write(new[50:])
         await until_epoch(files, 5)
