@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from sds.operations.repeats import RepeatFilter
+from sds.transport.owner_lines import OwnerLines
 
 FORMATS: Final = ("text", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -98,6 +99,7 @@ class _Handler(logging.StreamHandler[TextIO]):
         super().__init__(stream)
         self._repeats = RepeatFilter(self.emit)
         self.addFilter(self._repeats)
+        self.addFilter(OwnerLines())
 
     def close(self) -> None:
         self._repeats.flush()

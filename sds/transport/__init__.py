@@ -21,6 +21,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``handling``          a handler run for one call
 ``rate``, ``shares``  how often, and how much
 ``budget``            what each owner of connections uses
+``owner_lines``       the log lines that an owner causes
 ``turns``             whose turn it is on the event loop
 ``connected_socket``  one socket: its descriptor and its unsent output
 ``accepting``         a listening socket

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from sds.errors import CallEndedError, LimitError, MalformedRequestError, ProtocolError
 from sds.transport.call import AbortedError
+from sds.transport.owner_lines import RUNS_FOR
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator
@@ -44,6 +45,7 @@ async def serve_in_turns(
     turns: Turns,
 ) -> None:
     """As :func:`serve_call`; the owner of the call pays for each step."""
+    RUNS_FOR.set(call.owner)  # of this task, and of those that it starts
     await _Steps(serve_call(call, handler, gate), call.owner, turns)
 
 
