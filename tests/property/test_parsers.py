@@ -56,7 +56,11 @@ def _in(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
                 if each.arg not in {"self", "cls"}
             ]
             first = arguments[0].annotation if arguments else None
-            takes = first is not None and ast.unparse(first) in {"bytes", "SignedDocument"}
+            takes = first is not None and ast.unparse(first) in {
+                "bytes",
+                "SignedDocument",
+                "SignedPolicy",
+            }
             if takes and not child.name.startswith("_"):
                 yield prefix + child.name
 

@@ -41,6 +41,12 @@ from sds.exchange.shape import check_shape
 from sds.identity import Identity, KeyType, SpiffeId
 from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, roots
 from sds.pki.pem import der_blocks, pem_blocks
+from sds.policy import keeping, source
+from sds.policy.envelope import SignedPolicy, parse_envelope
+from sds.policy.istio.conversion import convert
+from sds.policy.istio.manifests import parse_manifests
+from sds.policy.trust import authenticate, verify
+from tests.support import policies
 from tests.support.certificates import Wish, ca_wish, self_signed
 from tests.support.intel import Intel, qe_identity, tcb_info
 from tests.support.machines import crl, simulated
@@ -51,7 +57,14 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 
-ROOMS: Final = ("sds/attestation", "sds/authority", "sds/ca", "sds/exchange", "sds/pki")
+ROOMS: Final = (
+    "sds/attestation",
+    "sds/authority",
+    "sds/ca",
+    "sds/exchange",
+    "sds/pki",
+    "sds/policy",
+)
 """Packages whose parsers are all in the list."""
 
 
@@ -87,6 +100,15 @@ NOT_PARSERS: Final = {
     "sds.authority.attested:PolicyPeer.offer": "a port; sds.policy parses",
     "sds.ca.proof:Prover.prove": "binds a nonce that was checked",
     "sds.pki.der:from_octets": "writes",
+    "sds.policy.envelope:PolicySigner.sign": "signs what we made",
+    "sds.policy.envelope:new_envelope": "writes",
+    "sds.policy.holder:PolicyHolder.offer": "gives it to keeping.split",
+    "sds.policy.holder:PolicyHolder.take": "gives it to keeping.split",
+    "sds.policy.holder:PolicyHolder.take_from_stranger": "gives it to keeping.split",
+    "sds.policy.examination:examine": "gives it to parse_envelope and parse_payload",
+    "sds.policy.trust:make_policy": "takes what was parsed",
+    "sds.policy.signers:CommandSigner.sign": "signs what we made",
+    "sds.policy.signers:TokenSigner.sign": "signs what we made",
     "sds.pki.der:from_whole_bytes": "writes",
 }
 """Functions that take bytes first and parse nothing from outside, and why."""
@@ -193,7 +215,58 @@ def _bearer(raw: bytes) -> object:
     return bearer_problem(raw.decode("utf-8", "surrogateescape"), audience="istio-ca", now=NOW)
 
 
+def _policies() -> Sequence[bytes]:
+    signed = policies.sign(policies.document(2, allow=[_ALLOW]), policies.Signatory("a"))
+    return (bytes(signed), policies.yaml_bytes(policies.document(3, allow=[_ALLOW])))
+
+
+_ALLOW: Final = {
+    "from": "spiffe://example.org/a",
+    "to": "spiffe://example.org/**",
+    "requests": [{"methods": ["GET"], "paths": ["/a/*/b"], "hosts": ["*.org"], "ports": [1]}],
+}
+_TRUSTED: Final = policies.trusting(policies.Signatory("a"))
+
+
+def _manifests() -> Sequence[bytes]:
+    rule = {"from": [{"source": {"principals": ["*"]}}], "to": [{"operation": {"paths": ["/a*"]}}]}
+    spec = {"action": "DENY", "selector": {"matchLabels": {"a": "b"}}, "rules": [rule]}
+    policy = {"kind": "AuthorizationPolicy", "metadata": {"name": "p"}, "spec": spec}
+    return (policies.yaml_bytes({"kind": "List", "items": [policy]}), policies.yaml_bytes(policy))
+
+
+def _converted(raw: bytes) -> object:
+    return convert(parse_manifests(raw, file="x"), trust_domain=policies.DOMAIN)
+
+
 PARSERS: Final[list[Parser]] = [
+    Parser(name="sds.policy.keeping:split", parse=keeping.split, samples=_policies),
+    Parser(
+        name="sds.policy.envelope:parse_envelope",
+        parse=lambda raw: parse_envelope(SignedPolicy(raw)),
+        samples=_policies,
+    ),
+    Parser(
+        name="sds.policy.trust:authenticate",
+        parse=lambda raw: authenticate(
+            SignedPolicy(raw), trusted=_TRUSTED, trust_domain=policies.DOMAIN
+        ),
+        samples=_policies,
+    ),
+    Parser(
+        name="sds.policy.trust:verify",
+        parse=lambda raw: verify(
+            SignedPolicy(raw), trusted=_TRUSTED, trust_domain=policies.DOMAIN, now=NOW
+        ),
+        samples=_policies,
+    ),
+    Parser(name="sds.policy.source:parse_payload", parse=source.parse_payload, samples=_policies),
+    Parser(
+        name="sds.policy.source:parse_source",
+        parse=lambda raw: source.parse_source(raw, what="x"),
+        samples=_policies,
+    ),
+    Parser(name="sds.policy.istio.manifests:parse_manifests", parse=_converted, samples=_manifests),
     Parser(name="sds.exchange.shape:check_shape", parse=check_shape, samples=_messages),
     Parser(name="sds.exchange.wire:parse_request", parse=wire.parse_request, samples=_messages),
     Parser(name="sds.exchange.wire:parse_response", parse=wire.parse_response, samples=_messages),

@@ -249,16 +249,3 @@ def _extensions(encoded: bytes) -> tuple[Extension, ...]:
             raise ValueError(f"the extension {oid} is given twice")
         found[oid] = Extension(oid, critical, der.content_of(parts[-1], der.OCTET_STRING))
     return tuple(found.values())
-
-
-def require_signature(certificate: Certificate, issuer: Certificate) -> None:
-    """Hold the link between two certificates.
-
-    Raises:
-        EvidenceError: ``chain_untrusted``: names or signature do not fit.
-    """
-    if certificate.issuer != issuer.subject or not certificate.signed_by(issuer):
-        raise EvidenceError(
-            f"{certificate.common_name} was not signed by {issuer.common_name}",
-            reason="chain_untrusted",
-        )

@@ -117,17 +117,28 @@ def read_manifests(paths: Sequence[Path]) -> list[Manifest]:
     Raises:
         ConfigurationError: a file cannot be read, is not strict YAML, or is too large.
     """
+    return [
+        manifest
+        for path in paths
+        for manifest in parse_manifests(yamlfile.read(path, max_bytes=_MAX_BYTES), file=str(path))
+    ]
+
+
+def parse_manifests(content: bytes, *, file: str) -> list[Manifest]:
+    """Every object in the content of one file.
+
+    Raises:
+        ConfigurationError: it is not strict YAML.
+    """
+    documents = yamlfile.parse_all(content, what=file)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    nodes = list(yaml.compose_all(content.decode("utf-8"), Loader=loader))
     found: list[Manifest] = []
-    for path in paths:
-        content = yamlfile.read(path, max_bytes=_MAX_BYTES)
-        documents = yamlfile.parse_all(content, what=str(path))
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        nodes = list(yaml.compose_all(content.decode("utf-8"), Loader=loader))
-        for document, node in zip(documents, nodes, strict=False):
-            root = Spot(document, str(path), node)
-            listed = root.get("kind").value == "List"
-            members = list(root.get("items").items()) if listed else [root]
-            found += [Manifest(root=one) for one in members if isinstance(one.value, dict)]
+    for document, node in zip(documents, nodes, strict=False):
+        root = Spot(document, file, node)
+        listed = root.get("kind").value == "List"
+        members = list(root.get("items").items()) if listed else [root]
+        found += [Manifest(root=one) for one in members if isinstance(one.value, dict)]
     return found
 
 
