@@ -111,8 +111,8 @@ def test_mutants_of_an_answer_let_only_our_errors_out() -> None:
         (("x" * 2_000_000,), "huge"),
         (("no PEM at all", ROOT.pem), "element 0"),
         ((LEAF, "\u00e9"), "element 1"),
-        ((LEAF,), "no root"),
-        ((LEAF + BETWEEN.pem,), "no root"),
+        ((LEAF,), "without a root"),
+        ((LEAF + BETWEEN.pem,), "without a root"),
     ],
 )
 def test_a_chain_that_cannot_be_read_is_refused(elements: tuple[str, ...], text: str) -> None:
