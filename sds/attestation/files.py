@@ -21,7 +21,7 @@ from sds.attestation.revocation import (
     read_revocation_list,
     require_no_older,
 )
-from sds.attestation.snp.chain import pinned_roots
+from sds.attestation.snp.chain import amd_certificates, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.tdx.chain import of_intels_kind
@@ -182,7 +182,8 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
         raise ConfigurationError(
             f"verification: a trusted root cannot be used: {error.message}", advice=error.advice
         ) from error
-    return amd.certificates, [der for der in places.roots if not is_amd_root(der)]
+    issuers = (*amd.certificates, *amd_certificates())
+    return issuers, [der for der in places.roots if not is_amd_root(der)]
 
 
 class FollowedFiles:

@@ -119,6 +119,8 @@ def test_no_certificate_and_no_issuer() -> None:
     good = vectors.evidence("genoa-v3")
     for certificates, reason in (
         ((), "endorsement_missing"),
+        (good.certificates[:1], "chain_untrusted"),
+        (good.certificates[:2], "chain_untrusted"),
         ((good.certificates[1],), "certificate_malformed"),
     ):
         found = SnpVerifier().examine(
@@ -130,12 +132,13 @@ def test_no_certificate_and_no_issuer() -> None:
         assert found.error.reason == reason
         # The appraisal ran all the same.
         assert "policy_debug" in {check.name for check in found.checks}
-    # AMD's issuers ship with the package.
-    SnpVerifier().examine(
-        Evidence(kind=good.kind, report=good.report, certificates=good.certificates[:1]),
-        data=None,
-        now=vectors.AT,
-    ).claims_or_raise()
+    # Configured certificates complete a chain, and AMD's ship with the package.
+    for certificates in (good.certificates[1:], tuple(one.der for one in amd_certificates())):
+        SnpVerifier(certificates=certificates).examine(
+            Evidence(kind=good.kind, report=good.report, certificates=good.certificates[:1]),
+            data=None,
+            now=vectors.AT,
+        ).claims_or_raise()
 
 
 def test_amds_certificates_ship_with_the_package_and_are_the_pinned_ones() -> None:

@@ -85,7 +85,7 @@ def pinned_roots(
     """
     pins = dict(AMD_ROOTS) if amd else {}
     configured = set()
-    certificates = [*map(Certificate.parse, helpers), *(amd_certificates() if amd else ())]
+    certificates = [Certificate.parse(der) for der in helpers]
     for der in trusted_roots:
         root = Certificate.parse(der)
         root.require_issuer()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from sds.attestation.kind import KindOfEvidence
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.certificate_table import chain_of_table, parse_certificate_table
+from sds.attestation.snp.chain import amd_certificates
 from sds.attestation.snp.claims import claims_of
 from sds.attestation.snp.report import (
     CPUID_VERSION,
@@ -36,7 +37,7 @@ def _examiner(demands: Demands) -> SnpVerifier:
     return SnpVerifier(
         values=demands.values,
         trusted_roots=[der for der in demands.roots if is_amd_root(der)],
-        certificates=demands.certificates,
+        certificates=(*demands.certificates, *(one.der for one in amd_certificates())),
         lists=lambda: demands.files().amd_lists(),
         product=Product(demands.product) if demands.product is not None else None,
     )
