@@ -103,6 +103,13 @@ def user_of(accepted: socket.socket) -> str:
     return f"uid {uid}"
 
 
+def process_of(accepted: socket.socket) -> int:
+    """The process that connected."""
+    data = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    pid: int = _CREDENTIALS.unpack(data)[0]
+    return pid
+
+
 def turn_away(accepted: socket.socket, text: str) -> None:
     """Close a connection that nobody serves, and tell the client why."""
     goaway = frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)

@@ -98,7 +98,7 @@ class Owner:
         suppressed: log lines since the last one that were too many.
     """
 
-    __slots__ = ("_budgets", "_own", "account", "name", "suppressed")
+    __slots__ = ("_budgets", "_own", "_parties", "account", "name", "suppressed")
 
     def __init__(self, name: str, budgets: Budgets) -> None:
         """An owner that nobody has recognised yet."""
@@ -106,6 +106,8 @@ class Owner:
         self.suppressed = 0
         self._budgets = budgets
         self._own = Account(budgets.share)
+        self._parties: dict[str, dict[Callable[[], None], None]] = {}
+        """Connections of each process on each socket."""
         self.account = budgets.strangers
 
     @property
@@ -141,21 +143,39 @@ class Owner:
 
     # --- what it uses now -----------------------------------------------------------------------
 
-    def connect(self, give_way: Callable[[], None], now: float) -> None:
+    def connect(self, give_way: Callable[[], None], now: float, *, party: str = "") -> None:
         """A connection begins.
 
         Args:
-            give_way: closes it; called where a newer stranger needs the room.
+            give_way: closes it; called where another needs the room more.
             now: seconds.
+            party: the process and the socket. Where an owner has no room, the party with the most
+                connections gives way to one that has less than half as many.
 
         Raises:
             LimitError: there are too many.
         """
-        self._budgets.admit(self, give_way, now)
+        self._budgets.admit(self, give_way, now, party)
+        self._parties.setdefault(party, {})[give_way] = None
         self._add(connections=1, held=CONNECTION_BYTES)
 
-    def disconnect(self, give_way: Callable[[], None]) -> None:
+    def make_room(self, party: str) -> bool:
+        """Close a connection of the greediest party, for one that has much less; whether it did."""
+        greediest = max(self._parties.values(), key=len, default={})
+        if 2 * (len(self._parties.get(party, ())) + 1) > len(greediest):
+            return False
+        give_way = next(reversed(greediest))
+        del greediest[give_way]
+        give_way()
+        return True
+
+    def disconnect(self, give_way: Callable[[], None], *, party: str = "") -> None:
         """A connection is over."""
+        connections = self._parties.get(party)
+        if connections is not None:
+            connections.pop(give_way, None)
+            if not connections:
+                del self._parties[party]
         self._add(connections=-1, held=-CONNECTION_BYTES)
         self._budgets.left(self, give_way)
 
@@ -285,7 +305,9 @@ class Budgets:
         self._owners[owner.name] = owner
         return True
 
-    def admit(self, owner: Owner, give_way: Callable[[], None], now: float) -> None:
+    def admit(
+        self, owner: Owner, give_way: Callable[[], None], now: float, party: str = ""
+    ) -> None:
         """A connection of this owner begins.
 
         Raises:
@@ -294,7 +316,7 @@ class Budgets:
         self._forget_some(now, but=owner)
         most = owner.account.share.connections
         if owner.recognised:
-            if owner.connections >= most:
+            if owner.connections >= most and not owner.make_room(party):
                 owner.exceeded("connections", f"more than {most} connections", now)
         elif owner.connections >= most // 4:
             owner.exceeded("connections", f"more than {most // 4} connections", now)

@@ -81,6 +81,7 @@ class ServedConnection:
         caller: what ``context.caller()`` gives to handlers.
         owner: whose budget it uses.
         on_close: called once, when it is over.
+        party: its process and socket (see :meth:`~sds.transport.budget.Owner.connect`).
     """
 
     def __init__(
@@ -90,9 +91,11 @@ class ServedConnection:
         caller: object,
         owner: Owner,
         on_close: Callable[[], None] | None = None,
+        party: str = "",
     ) -> None:
         self.caller = caller
         self.owner = owner
+        self._party = party
         self.peer = f"connection:{next(_number)}"
         self._server = server
         self._on_close = on_close
@@ -126,7 +129,7 @@ class ServedConnection:
     def begin(self, accepted: socket.socket) -> None:
         """As :meth:`serve_on`."""
         try:
-            self.owner.connect(self.abort, self._loop.time())
+            self.owner.connect(self.abort, self._loop.time(), party=self._party)
         except LimitError as error:
             turn_away(accepted, str(error))
             if self._on_close is not None:
@@ -210,7 +213,7 @@ class ServedConnection:
         self._endpoint = None  # it refers to us: no circle is left
         self._requests = 0
         self.settle()
-        self.owner.disconnect(self.abort)
+        self.owner.disconnect(self.abort, party=self._party)
         self._server.left(self)
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sds.transport.accepting import Acceptor, user_of
+from sds.transport.accepting import Acceptor, process_of, user_of
 from sds.transport.budget import Budgets
 from sds.transport.events import ConnectionLimits
 from sds.transport.served import ServedConnection
@@ -129,7 +129,8 @@ class Server:
             owner = self.budgets.owner(owner_of(accepted))
             if recognised:
                 owner.recognise()
-            ServedConnection(self, caller=caller, owner=owner).begin(accepted)
+            party = f"{process_of(accepted)} on {listener.fileno()}"
+            ServedConnection(self, caller=caller, owner=owner, party=party).begin(accepted)
 
         self._acceptors.append(Acceptor(listener, asyncio.get_running_loop(), take))
 

@@ -194,3 +194,27 @@ def test_an_allowance_recovers() -> None:
     assert allowance.rest_seconds(1.0) == 0
     assert not allowance.is_full(5.9)
     assert allowance.is_full(6.0)
+
+
+def test_the_greediest_process_gives_way_to_one_that_has_much_less() -> None:
+    owner = known(budgets())
+    closed: list[str] = []
+
+    def connect(party: str) -> None:
+        def close() -> None:
+            closed.append(party)
+            owner.disconnect(close, party=party)
+
+        owner.connect(close, 0.0, party=party)
+
+    for _ in range(8):
+        connect("greedy")
+    with pytest.raises(LimitError, match="connections"):
+        connect("greedy")
+    connect("modest")
+    assert closed == ["greedy"]
+    for _ in range(2):
+        connect("modest")
+    assert owner.connections == 8
+    with pytest.raises(LimitError, match="connections"):
+        connect("modest")  # it has 3 of 8 now
