@@ -30,7 +30,7 @@ help: ## list the targets
 
 .PHONY: unit
 unit: $(CODE)
-	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) tests/unit tests/docs/test_contributing.py $(ARGS)
+	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) -m "not slow" tests/unit tests/docs/test_contributing.py $(ARGS)
 
 .PHONY: setup
 setup: $(VENV)/.stamp $(PROTO_STAMP) .envoy/$(ENVOY_VERSION)/.stamp ## virtual environment, dependencies, protobuf code, Envoy

@@ -33,6 +33,7 @@ def made(*arguments: str) -> dict[str, Any]:
     return bootstrap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("role", "protocol"), list(itertools.product(EnvoyRole, Protocol)))
 def test_every_role_keeps_the_rules(role: EnvoyRole, protocol: Protocol) -> None:
     arguments = ["--role", role.value, "--protocol", protocol.value, *PEERS[role]]
