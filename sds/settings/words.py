@@ -22,6 +22,8 @@ _PATTERNS: Final[dict[str, str]] = {
     "^/.*[^/]$": "an absolute path without a slash at its end",
     "^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$": "at most 63 lower-case letters, digits, '-' and '.', "
     "with a letter or a digit at both ends",
+    "^[0-9a-fA-F]{12}$": "12 hexadecimal digits",
+    "^sha256:[0-9a-f]{64}$": "sha256: and 64 lower-case hexadecimal digits",
     "^INTEL-SA-[0-9]{5}$": "an advisory such as INTEL-SA-00615",
 }
 """Pattern in a model -> what it stands for. A test checks that every pattern is here."""

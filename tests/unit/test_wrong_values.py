@@ -115,7 +115,7 @@ def test_every_wrong_value_is_refused_in_words(model: type[BaseModel], base: Any
                 words = re.sub(r"'(?:[^'\\]|\\.)*'|the text \".*?\"", "", str(error))
                 if JARGON.search(words):
                     told.append((path, value, str(error)))
-    assert told == []
+    assert not told, told
     assert tried > 2000
     assert refusals > tried / 2
 
@@ -152,7 +152,7 @@ def test_every_pattern_has_words(model: type[BaseModel]) -> None:
     [
         ("a:\n\tb: 1\n", ", column 1: a tab stands where YAML allows spaces only"),
         ("workloads:\n- match: {unix:uid: 1000}", "expected text, found the number 1000: put it"),
-        ("authority: {kind: istoi}", "unknown kind 'istoi': expected sds, istio"),
+        ("authority: {kind: istoi}", "authority.kind: expected sds, istio, found the text 'istoi'"),
         ("authority: {addresses: [a], tls: 3}", "authority.tls: expected"),
     ],
 )
