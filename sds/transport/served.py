@@ -156,6 +156,10 @@ class ServedConnection:
         self._close_soon()
         await self._lost
 
+    def recognise(self) -> None:
+        """The owner has a budget of its own from now on, apart from strangers."""
+        self.owner.recognise()
+
     def abort(self) -> None:
         """Close now; does nothing before :meth:`serve_on`."""
         if self._endpoint is not None:

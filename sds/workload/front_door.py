@@ -68,6 +68,10 @@ class Served(Protocol):
         """Begin to serve on this socket; returns when it has begun."""
         ...
 
+    def recognise(self) -> None:
+        """The caller has a budget of its own from now on, apart from strangers."""
+        ...
+
     def abort(self) -> None:
         """Close it now."""
         ...
@@ -294,6 +298,7 @@ class FrontDoor:
                     on_close=lambda: _cancel(task),
                 )
                 try:
+                    connection.recognition.when_matched(served.recognise)
                     await served.serve_on(accepted)
                     await connection.recognition.follow()
                 finally:

@@ -25,7 +25,7 @@ from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sds.identity import Identity
     from sds.workload.facts import Attestor
@@ -254,6 +254,11 @@ class Recognition:
         self._matched = asyncio.Event()
         self._looked = asyncio.Event()
         self._gone: PeerGoneError | None = None
+        self._on_match: Callable[[], None] = lambda: None
+
+    def when_matched(self, call: Callable[[], None]) -> None:
+        """Call this as soon as a rule matches the caller, before it asks for anything."""
+        self._on_match = call
 
     async def entitlement(self) -> Entitlement:
         """The caller's entitlement; waits for a match for :attr:`Timing.hold` seconds.
@@ -348,6 +353,7 @@ class Recognition:
             self._hold_only(identities)
             self._entitlement = Entitlement(caller)
             self._matched.set()
+            self._on_match()
             return True
         before = self._entitlement.current.identities
         self._hold_only((*identities, *before))
