@@ -188,7 +188,14 @@ class SeenPods:
                 self.pods = {key: _pod(value) for key, value in document["pods"].items()}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             _LOG.warning("what was seen in pods cannot be read", extra={"why": repr(error)[:200]})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ from sds.errors import ConfigurationError
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOOPBACK: Final = "127.0.0.1"
 _OFF_LOOP_BYTES: Final = 256 << 10
+_PARSER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kubernetes-json")
+"""Its thread starts with the first long answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +65,21 @@ class KubernetesServer:
 
 
 async def parse_json(data: bytes) -> Any:
-    """Parse JSON; off the event loop where it is long.
+    """Parse JSON; off the event loop if it is long, in a thread that nothing else uses.
+
+    Callers on a socket cause requests to the kubelet, so these answers never take a thread that
+    rotation needs.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not JSON, or nested too deeply.
     """
     if len(data) < _OFF_LOOP_BYTES:
+        return _loads(data)
+    return await asyncio.get_running_loop().run_in_executor(_PARSER, _loads, data)
+
+
+def _loads(data: bytes) -> Any:
+    try:
         return json.loads(data)
-    return await asyncio.to_thread(json.loads, data)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None

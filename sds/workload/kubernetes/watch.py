@@ -114,7 +114,7 @@ class ListWatch:
                 items += document.get("items") or []
                 metadata = document["metadata"]
                 more, version = metadata.get("continue"), metadata["resourceVersion"]
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise KubernetesError(
                     f"{self._path}: a malformed list: {error!r}", reason="kubernetes_api"
                 ) from error
