@@ -104,6 +104,7 @@ class Call:
 
     __slots__ = (
         "_ended",
+        "_given",
         "_head",
         "_held",
         "_link",
@@ -137,7 +138,10 @@ class Call:
         self._loop = loop
         self._reader = MessageReader(most)
         self._held = self._told = 0
-        """Bytes of requests that wait here, and what the connection knows of them."""
+        """Bytes of requests that wait here or were given to the handler last, and what the
+        connection knows of them."""
+        self._given = 0
+        """Of those, what the handler was given last: it has them until it asks for more."""
         self._untold = 0
         self._ended = False
         self._over = False
@@ -217,6 +221,9 @@ class Call:
         Raises:
             AbortedError: the client sent something that is not accepted; the call has its status.
         """
+        if self._given:
+            self._given = 0
+            self._hold()
         while not self._has_message():
             if self._ended:
                 raise StopAsyncIteration
@@ -229,7 +236,8 @@ class Call:
         if self._turns.step_is_long:
             await self._link.turn()
         message = self._reader.take()
-        self._hold(self._reader.held)
+        self._given = len(message)
+        self._hold()
         return message
 
     def _has_message(self) -> bool:
@@ -265,7 +273,7 @@ class Call:
             if payload:
                 self._reader.feed(payload)
                 self._untold += len(payload)
-                self._hold(self._reader.held)
+                self._hold()
             self._ended = self._ended or ended
             whole = self._reader.has_message()
         except ProtocolError as error:
@@ -298,7 +306,8 @@ class Call:
         """The stream is over, with or without a status."""
         self._over = True
         self._reader = MessageReader(0)
-        self._hold(0)
+        self._given = 0
+        self._hold()
         if self.deadline is not None:
             self.deadline.cancel()
 
@@ -318,8 +327,8 @@ class Call:
 
     # --- inside ---------------------------------------------------------------------------------
 
-    def _hold(self, held: int) -> None:
-        self._held = held
+    def _hold(self) -> None:
+        self._held = held = self._reader.held + self._given
         if abs(held - self._told) > _UNNOTICED_BYTES or (self._told and not held):
             difference, self._told = held - self._told, held
             self._link.hold(difference)

@@ -131,11 +131,15 @@ async def _handle(call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
     if inspect.isasyncgen(answering):
         async with contextlib.aclosing(answering) as responses:
             async for response in responses:
-                await call.write(serialize(response))
+                data = serialize(response)
+                del response  # not kept while its bytes wait: only they are counted
+                await call.write(data)
     else:
         response = await answering
         if not handler.response_streaming:
-            await call.write(serialize(response))
+            data = serialize(response)
+            del response
+            await call.write(data)
 
 
 def _behaviour(handler: grpc.RpcMethodHandler[Any, Any]) -> Callable[[Any, Any], Any]:

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import grpc
 import pytest
 
 from sds.agent.directory import listening
-from sds.transport.budget import Budgets
+from sds.transport.budget import CONNECTION_BYTES, STREAM_BYTES, Budgets
 from sds.transport.frames import GOAWAY, HEADERS, PREFACE, SETTINGS, frame
 from sds.transport.server import Server
 from sds.transport.shares import Share
@@ -126,6 +127,75 @@ async def test_too_many_streams_are_refused_with_a_text(tmp_path: Path) -> None:
             assert "more than 3 streams" in (caught.value.details() or "")
             for call in calls:
                 call.cancel()
+
+
+class Answer:
+    """A response that is no bytes yet."""
+
+    alive: ClassVar[weakref.WeakSet[Answer]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        self.alive.add(self)
+
+
+async def answer_all(requests: Any, _context: Any) -> AsyncIterator[Answer]:
+    async for _ in requests:
+        yield Answer()
+
+
+async def answer_one(_request: Any, _context: Any) -> Answer:
+    return Answer()
+
+
+def serialized(_: Answer) -> bytes:
+    return bytes(1000)
+
+
+@pytest.mark.parametrize("method", [b"/t.A/All", b"/t.A/One"])
+async def test_a_response_is_not_kept_beside_its_bytes(tmp_path: Path, method: bytes) -> None:
+    """What waits for a shut window is counted by its bytes; the message itself is gone."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "All": grpc.stream_stream_rpc_method_handler(answer_all, response_serializer=serialized),
+        "One": grpc.unary_unary_rpc_method_handler(answer_one, response_serializer=serialized),
+    }
+    async with running(tmp_path, Share()) as (path, server):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.A", handlers),))
+        with connected(path) as client:
+            shut = frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\0")
+            asked = frame(HEADERS, 4, 1, headers(method)) + frame(0, 1, 1, bytes(5))
+            client.sendall(GREETING + shut + asked)
+            owner = server.budgets.owner("uid 1")
+            while owner.held < CONNECTION_BYTES + STREAM_BYTES + 1000:
+                await asyncio.sleep(0.01)
+            assert not list(Answer.alive)
+
+
+async def test_a_request_counts_until_its_handler_asks_for_the_next(tmp_path: Path) -> None:
+    """A handler that waits for a shut window still has the request that it answers."""
+
+    async def echo(requests: Any, context: Any) -> None:
+        async for request in requests:
+            await context.write(request[:1000])
+
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Echo": grpc.stream_stream_rpc_method_handler(echo)
+    }
+    async with running(tmp_path, Share()) as (path, server):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.A", handlers),))
+        with connected(path) as client:
+            shut = frame(SETTINGS, 0, 0, b"\0\x04\0\0\0\0")
+            body = b"\0" + (16_000).to_bytes(4, "big") + bytes(16_000)
+            asked = frame(HEADERS, 4, 1, headers(b"/t.A/Echo")) + frame(0, 0, 1, body)
+            client.sendall(GREETING + shut + asked)
+            owner = server.budgets.owner("uid 1")
+            answer = CONNECTION_BYTES + STREAM_BYTES + 1000
+            while owner.held < answer + 16_000:
+                await asyncio.sleep(0.01)
+            before = owner.held
+            wide = frame(SETTINGS, 0, 0, b"\0\x04\0\1\0\0")
+            client.sendall(wide)
+            while owner.held > before - 17_000:  # it asks for the next
+                await asyncio.sleep(0.01)
 
 
 async def test_answers_behind_shut_windows_are_bounded(tmp_path: Path) -> None:
