@@ -39,6 +39,7 @@ from sds.attestation.tdx.collateral import (
 from sds.attestation.tdx.tcb import read_enclave_identity, read_tcb_info
 from sds.backoff import Backoff, uniform
 from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -262,7 +263,7 @@ class Fetcher:
 def _require_newer(path: Path, one: RevocationList) -> None:
     """Hold that a list is not older than the one that is stored, where that can be read."""
     try:
-        before = read_revocation_list(path.read_bytes(), origin=str(path))
+        before = read_revocation_list(read_file(path, max_bytes=_SIZE_LIMIT), origin=str(path))
     except (OSError, EvidenceError):
         return
     require_no_older([one], highest_numbers([before]))
@@ -272,7 +273,9 @@ def _require_no_older_document(path: Path, body: bytes) -> None:
     """Hold that a document was not issued before the one that is stored."""
     try:
         (before,) = (
-            part for part in json.loads(path.read_bytes()).values() if isinstance(part, dict)
+            part
+            for part in json.loads(read_file(path, max_bytes=_SIZE_LIMIT)).values()
+            if isinstance(part, dict)
         )
         issued = str(before["issueDate"])
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -30,6 +30,7 @@ from sds.errors import (
     CertificateError,
     ConfigurationError,
 )
+from sds.files import read_file
 from sds.pki import certificates_from_pem, load_certificate
 from sds.supervision import is_cancelled
 
@@ -44,6 +45,7 @@ _METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _CONCURRENT_CALLS: Final = 16
 """Calls under way at once: a cold start of a node must not look like an attack on istiod."""
 _MAX_TOKEN_BYTES: Final = 64 * 1024
+_MAX_ROOT_BYTES: Final = 1024 * 1024
 
 
 class IstioAuthority:
@@ -155,8 +157,7 @@ class IstioAuthority:
     def _read_token(self) -> str:
         path = self._settings.token
         try:
-            with path.open("rb") as file:
-                raw = file.read(_MAX_TOKEN_BYTES + 1)
+            raw = read_file(path, max_bytes=_MAX_TOKEN_BYTES)
         except OSError as error:
             raise AuthorityError(
                 f"the token file {path} cannot be read: {error.strerror}",
@@ -165,7 +166,7 @@ class IstioAuthority:
                 reason="authority_token",
             ) from error
         text = raw.decode("ascii", errors="replace").strip()
-        if not text or len(raw) > _MAX_TOKEN_BYTES or not text.isascii() or len(text.split()) > 1:
+        if not text or not text.isascii() or len(text.split()) > 1:
             raise AuthorityError(
                 f"the token file {path} must contain one token",
                 advice="it must hold a single JWT and nothing else",
@@ -200,7 +201,7 @@ class IstioAuthority:
     def _read_root(self) -> bytes:
         path = self._settings.root
         try:
-            pem = path.read_bytes()
+            pem = read_file(path, max_bytes=_MAX_ROOT_BYTES)
             for der in certificates_from_pem(pem):
                 load_certificate(der)
         except OSError as error:

@@ -20,6 +20,7 @@ from sds.backoff import QUICK, Backoff, Retry
 from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
 from sds.errors import CertificateError, RefusedError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
+from sds.files import read_file
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.pki import (
     certificate_der,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from sds.pki import PrivateKey
 
 _LOGGER = logging.getLogger(__name__)
+_MAX_BYTES: Final = 1024 * 1024
 _RENEW_AT: Final = 0.5
 """Part of the remaining life after which the signer is renewed."""
 HOPELESS_SIGNER: Final = Backoff(first=1.0, longest=30.0)
@@ -248,8 +250,8 @@ class FromOperator:
 
     def _read(self, key: PrivateKey) -> tuple[Signer, tuple[bytes, ...]]:
         chain = self._sorted(
-            certificates_from_pem(self.chain_file.read_bytes()),
-            roots := self._anchors(certificates_from_pem(self.roots_file.read_bytes())),
+            self._certificates(self.chain_file),
+            roots := self._anchors(self._certificates(self.roots_file)),
         )
         root = verify_authority_chain(
             chain, roots=roots, public_key=key.public_key(), now=self.clock.now().wall
@@ -259,6 +261,10 @@ class FromOperator:
             make_signer(key=key, chain=below, root=root, trust_domain=self.trust_domain),
             roots,
         )
+
+    @staticmethod
+    def _certificates(path: Path) -> tuple[bytes, ...]:
+        return certificates_from_pem(read_file(path, max_bytes=_MAX_BYTES))
 
     def _anchors(self, roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """The roots, where every verifier can end a chain in each of them.

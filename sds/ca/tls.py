@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds.authority.channel import TLS_SERVER_NAME
 from sds.errors import CertificateError, ConfigurationError, KeyTypeError
+from sds.files import read_file
 from sds.identity import KeyType
 from sds.pki import (
     certificate_der,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+_MAX_BYTES: Final = 1024 * 1024
 _LIFETIME: Final = timedelta(days=3650)
 """Agents pin the key anew at every connection; the certificate's end has no meaning of its own."""
 _ISO: Final = "%Y-%m-%dT%H:%M:%SZ"
@@ -111,8 +113,8 @@ def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentit
             certificate is not valid now.
     """
     try:
-        chain = certificates_from_pem(certificate.read_bytes())
-        pem = key.read_bytes()
+        chain = certificates_from_pem(read_file(certificate, max_bytes=_MAX_BYTES))
+        pem = read_file(key, max_bytes=_MAX_BYTES)
         private = load_private_key(pem)
         leaf = load_certificate(chain[0])
         public = supported_key(leaf)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.csi.volume import MAX_RECORD_BYTES, RECORD, PodVolume, recorded
 from sds.errors import SocketError, WorkloadError
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,8 +93,7 @@ def known_volumes(kubelet: Path, *, driver: str) -> Iterator[PodVolume | Workloa
     for pod in found:
         for record in sorted(pod.glob(f"volumes/kubernetes.io~csi/*/{RECORD}")):
             try:
-                with record.open("rb") as file:
-                    content = file.read(MAX_RECORD_BYTES)
+                content = read_file(record, max_bytes=MAX_RECORD_BYTES)
                 volume = recorded(
                     content, target=record.parent / "mount", driver=driver, kubelet=kubelet
                 )

@@ -19,6 +19,7 @@ from cryptography import x509
 from sds.clock import stopwatch
 from sds.errors import BundleError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
+from sds.files import read_file
 from sds.outside import reading
 from sds.pki import certificate_pem
 from sds.pki.constraints import extension
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from sds.identity import SpiffeId
 
+_MAX_ROOT_BYTES: Final = 1024 * 1024
 TIMEOUT_SECONDS: Final = 10.0
 
 
@@ -152,8 +154,9 @@ def _context(endpoint: BundleServer, roots: Sequence[bytes]) -> ssl.SSLContext:
             # Not create_default_context: only this file's roots may count.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
-            context.load_verify_locations(cafile=str(endpoint.root))
-        except OSError as error:
+            pem = read_file(endpoint.root, max_bytes=_MAX_ROOT_BYTES)
+            context.load_verify_locations(cadata=pem.decode("ascii", "ignore"))
+        except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"root {endpoint.root} of bundle endpoint {endpoint.url} cannot be used: {error}"
             ) from error

@@ -18,6 +18,7 @@ from sds.backoff import Backoff
 from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -262,8 +263,7 @@ def _check_roots(source: BundleSource) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(document.MAX_DOCUMENT_BYTES + 1)
+        return read_file(path, max_bytes=document.MAX_DOCUMENT_BYTES)
     except OSError as error:
         raise BundleError(
             f"bundle file {path} cannot be read: {error.strerror}", reason="bundle_unavailable"

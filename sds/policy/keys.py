@@ -7,7 +7,7 @@ it, so two files with one key are one key.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -15,9 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from securesystemslib.signer import SSlibKey
 
 from sds.errors import ConfigurationError
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_MAX_BYTES: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,7 @@ def read_key_file(path: Path) -> str:
         ConfigurationError: it cannot be read, or is not ASCII.
     """
     try:
-        return path.read_text(encoding="ascii")
+        return read_file(path, max_bytes=_MAX_BYTES).decode("ascii")
     except OSError as error:
         raise ConfigurationError(f"the key file {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -115,7 +115,7 @@ def read_memory_file(path: Path) -> SecretBytes:
         ConfigurationError: it cannot be read, is not a regular file in memory, or is too large.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise ConfigurationError(f"secret file {path}: {error.strerror}") from None
     try:

@@ -13,6 +13,7 @@ Values are built from the parser's events, not from nodes: five times faster wit
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import sys
 import types
@@ -24,6 +25,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from sds.errors import ConfigurationError
+from sds.files import read_file
 from sds.settings.words import problem_words
 
 if TYPE_CHECKING:
@@ -62,18 +64,16 @@ def read(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
     """Read a file of at most ``max_bytes``.
 
     Raises:
-        ConfigurationError: it cannot be read, or is larger.
+        ConfigurationError: it cannot be read, is not an ordinary file, or is larger.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
+        return read_file(path, max_bytes=max_bytes)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise ConfigurationError(f"{path} is larger than {max_bytes} bytes") from error
         raise ConfigurationError(
             f"{path} cannot be read: {error.strerror}", advice="check the path and its permissions"
         ) from error
-    if len(content) > max_bytes:
-        raise ConfigurationError(f"{path} is larger than {max_bytes} bytes")
-    return content
 
 
 def parse(content: bytes | str, *, what: str) -> Any:

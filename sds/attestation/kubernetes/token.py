@@ -25,6 +25,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError
+from sds.files import read_file
 from sds.workload.kubernetes.server import SERVICE_ACCOUNT
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ def _unverified(token: bytes) -> dict[str, Any]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes().strip()
+        return read_file(path, max_bytes=_MAX_TOKEN_BYTES).strip()
     except OSError as error:
         raise EvidenceError(
             f"the token {path} cannot be read: {error.strerror}",

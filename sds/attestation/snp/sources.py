@@ -25,6 +25,7 @@ from sds.attestation.snp.report import (
     product_of_cpuid,
 )
 from sds.errors import EndorsementUnavailableError, EvidenceError
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -237,8 +238,7 @@ def _fits(der: bytes, report: Report) -> bool:
 
 
 def _readable(path: Path) -> tuple[bytes, ...]:
-    with path.open("rb") as file:
-        content = file.read(MAX_ANSWER_BYTES)
+    content = read_file(path, max_bytes=MAX_ANSWER_BYTES)
     try:
         return der_certificates(content, what=path.name)
     except EvidenceError:

@@ -10,6 +10,7 @@ DER or PEM. A fleet of several kinds of platform has one ``tcb_info*.json`` for 
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from sds.attestation.pem import der_revocation_lists
 from sds.attestation.tdx.tcb import SignedDocument
 from sds.errors import EvidenceError, EvidenceMalformedError
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,20 +117,18 @@ def load_lists(folder: Path) -> tuple[tuple[Path, bytes], ...]:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_DOCUMENT_BYTES + 1)
+        return read_file(path, max_bytes=MAX_DOCUMENT_BYTES)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise EvidenceError(
+                f"collateral {path} is larger than {MAX_DOCUMENT_BYTES} bytes",
+                reason="collateral_untrusted",
+            ) from error
         raise EvidenceError(
             f"collateral {path} cannot be read: {error.strerror}",
             reason="collateral_missing",
             advice=_ADVICE,
         ) from error
-    if len(content) > MAX_DOCUMENT_BYTES:
-        raise EvidenceError(
-            f"collateral {path} is larger than {MAX_DOCUMENT_BYTES} bytes",
-            reason="collateral_untrusted",
-        )
-    return content
 
 
 def signed_document(

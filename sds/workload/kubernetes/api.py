@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 
 from sds.errors import KubernetesError
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("sds.workload.kubernetes")
 _ACCEPT: Final = "application/json, application/jwk-set+json"
 _MAX_BYTES: Final = 128 << 20
+_MAX_FILE_BYTES: Final = 1 << 20
 _LINE_BYTES: Final = 4 << 20  # one event of a watch; an object in etcd has at most 1.5 MiB
 _WORDS: Final = {
     401: "401: the token is missing or not accepted",
@@ -124,7 +126,8 @@ class ApiClient:
         }
         try:
             if server.token_file is not None:
-                token = server.token_file.read_text(encoding="ascii").strip()
+                raw = read_file(server.token_file, max_bytes=_MAX_FILE_BYTES)
+                token = raw.decode("ascii").strip()
                 if not token:
                     raise KubernetesError(
                         f"{server.token_file}: the token is empty", reason=server.reason
@@ -183,7 +186,7 @@ class ApiClient:
         if server.insecure_skip_verify or server.ca_file is None:
             return _context(None)
         try:
-            return _context(server.ca_file.read_text(encoding="ascii"))
+            return _context(read_file(server.ca_file, max_bytes=_MAX_FILE_BYTES).decode("ascii"))
         except (OSError, ValueError) as error:
             raise KubernetesError(
                 f"{server.ca_file}: no certificates under which {server.url} could be verified: "

@@ -1,0 +1,51 @@
+"""Files that a configuration or a person names: one way to read them.
+
+Owns :func:`read_file`. Invariants: only an ordinary file is read, so that a FIFO or a device in its
+place is an error at once and nobody waits for it; a bounded part of it is in memory. A person may
+hand over a pipe that is open already (``/dev/stdin``, a shell's ``<(…)``): that one is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_OPEN_ALREADY: Final = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+
+
+def read_file(path: Path, *, max_bytes: int) -> bytes:
+    """Read a whole file.
+
+    Args:
+        path: which.
+        max_bytes: how long it may be.
+
+    Raises:
+        OSError: it cannot be opened or read, is not an ordinary file, or is too long; ``strerror``
+            says which.
+    """
+    try:
+        # Without O_NONBLOCK, opening a FIFO waits until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "its name has a NUL character", str(path)) from error
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            if not str(path).startswith(_OPEN_ALREADY):
+                raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+            os.set_blocking(descriptor, True)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes", str(path))
+    return content

@@ -1,0 +1,144 @@
+"""Files that somebody names: whatever is in their place is an error at once, and nobody waits."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.ca.tls import tls_from_files
+from sds.errors import SdsError
+from sds.federation.refresh import parse_bundle_file
+from sds.files import read_file
+from sds.policy.keys import read_verification_key
+from sds.policy.settings import read_signed
+from sds.serving.generic import read_memory_file
+from sds.settings import yamlfile
+from tests.support.need import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MOST = 1000
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+def huge(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+
+PLACES = pytest.mark.parametrize("make", [fifo, folder, device, loop, nothing, huge])
+pytestmark = pytest.mark.timeout(20)
+
+
+@PLACES
+def test_what_is_no_ordinary_file_is_an_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "named"
+    make(path)
+    with pytest.raises(OSError, match=str(path)) as caught:
+        read_file(path, max_bytes=MOST)
+    assert caught.value.strerror
+
+
+@PLACES
+@pytest.mark.parametrize(
+    "read",
+    [
+        yamlfile.read,
+        read_verification_key,
+        read_memory_file,
+        parse_bundle_file,
+        lambda path: read_signed(path, max_bytes=MOST),
+        lambda path: tls_from_files(path, path, now=NOW),
+    ],
+)
+def test_every_reader_says_which_file(
+    tmp_path: Path, make: Callable[[Path], None], read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "named.pem"
+    make(path)
+    with pytest.raises(SdsError, match=str(path)):
+        read(path)
+
+
+def test_a_name_with_nul() -> None:
+    with pytest.raises(OSError, match="NUL") as caught:
+        read_file(Path("/a\0b"), max_bytes=MOST)
+    assert caught.value.errno == errno.EINVAL
+
+
+def test_a_pipe_that_is_open_already_is_read() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"text")
+        os.close(writing)
+        assert read_file(Path(f"/dev/fd/{reading}"), max_bytes=MOST) == b"text"
+    finally:
+        os.close(reading)
+
+
+def test_a_file_is_read_up_to_its_bound(tmp_path: Path) -> None:
+    path = tmp_path / "named"
+    path.write_bytes(bytes(MOST))
+    assert read_file(path, max_bytes=MOST) == bytes(MOST)
+    path.write_bytes(bytes(MOST + 1))
+    with pytest.raises(OSError, match=f"larger than {MOST} bytes"):
+        read_file(path, max_bytes=MOST)
+
+
+OWN = {
+    "sds/attestation/fetching.py": "compares with what it is about to write, if that is a file",
+    "sds/ca/capacity.py": "the kernel's files of our own control group",
+    "sds/commands": "a person's command waits for what the person named",
+    "sds/demo": "files of its own",
+    "sds/operations/metrics/families.py": "the kernel's file about ourselves",
+    "sds/attestation/guest": "the kernel's interfaces of confidential guests",
+    "sds/workload": "the kernel's files about processes, and files of our own",
+}
+"""Code that reads files by other means, and why it may."""
+
+
+def test_nothing_else_reads_what_is_named() -> None:
+    found = set()
+    for path in (ROOT / "sds").rglob("*.py"):
+        name = str(path.relative_to(ROOT))
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            called = node.func.attr
+            whose = ast.unparse(node.func.value)
+            if called in {"read_bytes", "read_text"} and not whose.startswith(
+                ("resources.", "files(", "importlib.")
+            ):
+                found.add(name)
+            if called == "load_verify_locations" and any(
+                keyword.arg != "cadata" for keyword in node.keywords
+            ):
+                found.add(name)
+    assert {name for name in found if not name.startswith(tuple(OWN))} == set()
