@@ -14,6 +14,7 @@ Accounts" (bound tokens, ``kubernetes.io`` claims, node name since 1.32).
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -279,8 +280,8 @@ class KubernetesTokenVerifier:
 
 
 def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
-    expires, begins = claims.get("exp"), claims.get("nbf", claims.get("iat"))
-    if not isinstance(expires, int | float) or not isinstance(begins, int | float):
+    expires, begins = _seconds(claims.get("exp")), _seconds(claims.get("nbf", claims.get("iat")))
+    if expires is None or begins is None:
         raise EvidenceError(
             "the token does not say from when to when it is valid", reason="token_claims"
         )
@@ -294,6 +295,20 @@ def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
             advice="do the clocks of the cluster agree?",
             reason="token_time",
         )
+
+
+def _seconds(claim: object) -> float | None:
+    """A NumericDate (RFC 7519, section 2); None if it is not a finite number.
+
+    Python's JSON also gives NaN, Infinity and whole numbers that no float can be.
+    """
+    if isinstance(claim, bool) or not isinstance(claim, int | float):
+        return None
+    try:
+        seconds = float(claim)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 def _identity(claims: Mapping[str, Any]) -> dict[str, str]:

@@ -28,6 +28,18 @@ _LOG = logging.getLogger("sds.workload.kubernetes")
 _PAGE: Final = "500"
 _WATCH_SECONDS: Final = 240  # the server ends the watch then; it sends bookmarks in between
 _IDLE_SECONDS: Final = 300.0
+_MOST_OBJECTS: Final = 150_000
+"""In one list: the pods of the largest clusters that Kubernetes supports."""
+_MOST_PAGES: Final = 2_000
+_MALFORMED: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What reading a document of an unexpected shape raises."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 
@@ -108,13 +120,17 @@ class ListWatch:
         """Read everything; the version from which to watch."""
         items: list[dict[str, Any]] = []
         params = {"limit": _PAGE}
+        pages = 0
         while True:
             try:
                 document = await parse_json(await self._api.get(self._path, params))
                 items += document.get("items") or []
                 metadata = document["metadata"]
                 more, version = metadata.get("continue"), metadata["resourceVersion"]
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                pages += 1  # an empty one may have more behind it
+                if len(items) > _MOST_OBJECTS or pages > _MOST_PAGES:
+                    raise ValueError("it does not end")  # noqa: TRY301  handled as the others
+            except _MALFORMED as error:
                 raise KubernetesError(
                     f"{self._path}: a malformed list: {error!r}", reason="kubernetes_api"
                 ) from error
@@ -123,7 +139,7 @@ class ListWatch:
             params = {"limit": _PAGE, "continue": more}
         try:
             changed = self._collection.replace(items)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except _MALFORMED as error:
             raise KubernetesError(
                 f"{self._path}: a malformed object: {error!r}", reason="kubernetes_api"
             ) from error
@@ -160,7 +176,7 @@ class ListWatch:
                 version = str(item["metadata"]["resourceVersion"])
                 if kind != "BOOKMARK" and self._collection.apply(kind, item):
                     self._tell()
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except _MALFORMED as error:
                 raise KubernetesError(
                     f"{self._path}: a malformed event: {error!r}", reason="kubernetes_api"
                 ) from error
