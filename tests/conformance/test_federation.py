@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sds import faults
 from sds.clock import SystemClock
-from sds.errors import ConfigurationError, SdsError
-from sds.federation import document
+from sds.errors import BundleError, ConfigurationError, SdsError
+from sds.federation import document, endpoint
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource, Federation, next_wait
 from sds.federation.serve import bundle_document
@@ -375,3 +375,44 @@ async def test_roots_of_a_policy_that_clients_cannot_use_are_refused() -> None:
 def test_an_endpoint_that_can_never_be_reached_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError, match="is not usable"):
         BundleServer(url=url)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nX: ",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+    ],
+)
+async def test_an_endpoint_that_answers_byte_by_byte_is_left(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, beginning: bytes
+) -> None:
+    """Each byte comes in time, and the whole never: neither head nor body is waited for."""
+    monkeypatch.setattr(endpoint, "MOST_SECONDS", 0.5)
+    left = asyncio.Event()
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(beginning)
+            for _n in range(600):
+                writer.write(b"1")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        except OSError:
+            left.set()
+        finally:
+            writer.close()
+
+    async with peer.serving([x509.DNSName("localhost")]):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(peer.folder / "peer.pem")
+        server = await asyncio.start_server(drip, "127.0.0.1", 0, ssl=context)
+        async with server:
+            url = f"https://localhost:{server.sockets[0].getsockname()[1]}/bundle"
+            given = BundleServer(url=url, root=peer.folder / "root.pem")
+            with pytest.raises(BundleError, match="localhost"):
+                await asyncio.to_thread(endpoint.fetch, given, roots=())
+            async with asyncio.timeout(3):
+                await left.wait()

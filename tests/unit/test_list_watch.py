@@ -1,4 +1,4 @@
-"""Lists and watches of the API server: whatever it answers, only our error comes out, in the end."""
+"""Lists and watches of the API server: whatever it answers, only our error comes out."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ class ListWatch:
                 more, version = metadata.get("continue"), metadata["resourceVersion"]
                 pages += 1  # an empty one may have more behind it
                 if len(items) > _MOST_OBJECTS or pages > _MOST_PAGES:
-                    raise ValueError("it does not end")  # noqa: TRY301  handled as the others
+                    raise ValueError("it does not end")
             except _MALFORMED as error:
                 raise KubernetesError(
                     f"{self._path}: a malformed list: {error!r}", reason="kubernetes_api"
