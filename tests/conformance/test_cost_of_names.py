@@ -21,6 +21,9 @@ from tests.support.serving import TD, WEB, root, serving, svid
 if TYPE_CHECKING:
     from pathlib import Path
 
+# Processor time is counted: what traces lines for coverage would count too.
+pytestmark = pytest.mark.no_cover
+
 _PER_STREAM = 1_000
 _RAISED = ServingLimits(
     requests_per_second=1e9,

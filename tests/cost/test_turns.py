@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Processor time is counted: what traces lines for coverage would count too.
+pytestmark = pytest.mark.no_cover
+
 MOST_SECONDS = 0.020
 """About 10 ms on a quiet machine; a busy one takes up to twice as long for the same work."""
 

@@ -104,7 +104,7 @@ async def test_a_directory_that_cannot_be_written(node: Node) -> None:
     (node.folder / "file").touch()
     async with node.agent(ready=False, run_dir=str(node.folder / "file" / "run")) as agent:
         assert await agent.wait() == 1
-    assert "cannot be made: Not a directory" in agent.stderr[-1]
+    assert "cannot be looked at: Not a directory" in agent.stderr[-1]
     assert "set another run_dir" in agent.stderr[-1]
 
 

@@ -210,7 +210,7 @@ async def test_on_a_pipe_it_speaks_in_lines_and_ends_by_itself() -> None:
     command = sds("demo", "--lifetime", "4", "--envoy", need.envoy(NEWEST))
     async with running(command) as process:
         assert await process.wait() == 0, process.text
-    assert "ends by itself after 3 rotations" in process.text
+    assert "ends after 3 rotations" in process.text
     assert "peer saw new serial" in process.text
     assert "0 failed" in process.stdout[-1]
 
@@ -221,7 +221,7 @@ async def test_on_a_terminal_it_shows_a_table() -> None:
     shell = f"stty cols 80 rows 40; exec {command}"
     async with running([need.tool("script"), "-qec", shell, "/dev/null"]) as process:
         assert await process.wait() == 0, process.text
-    for wanted in ("spiffe://demo.test/client", "rotations", "0 failed", "Ctrl-C ends it"):
+    for wanted in ("spiffe://demo.test/client", "rotations", "0 failed", "Ctrl-C ends the demo"):
         assert wanted in process.text
     grpcurl = next(line for line in process.stdout if "grpcurl -plaintext" in line)
     assert grpcurl.rstrip().endswith("ClientStatusDiscoveryService/FetchClientStatus")
@@ -234,7 +234,7 @@ def envoy() -> list[str]:
 async def test_what_keeps_it_from_starting_is_said(tmp_path: Path) -> None:
     for arguments, status, said in (
         (["--envoy", str(tmp_path / "none")], 2, "is not a program"),
-        (["--lifetime", "1"], 2, "too short"),
+        (["--lifetime", "1"], 2, "is not in the range x>=4"),
         (["--output", "live"], 2, "needs a terminal"),
         (["--envoy", "/bin/false"], 1, "envoy_"),
     ):
