@@ -113,7 +113,10 @@ def expect_trusted(path: Path, mode: int) -> None:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise SocketError(f"directory {step} cannot be looked at: {error.strerror}") from error
+            raise SocketError(
+                f"directory {step} cannot be looked at: {error.strerror}",
+                advice="make it a directory of this user, or set another run_dir",
+            ) from error
         if stat.S_ISLNK(found.st_mode):
             if not names or found.st_uid != 0 or above.st_uid != 0 or above.st_mode & _OTHERS_WRITE:
                 raise _not_ours(path, f"{step} is a symbolic link")
