@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
-import time
 import tracemalloc
 from typing import TYPE_CHECKING
 
@@ -14,11 +14,13 @@ from sds.errors import LimitError
 from sds.serving.limits import ServingLimits
 from sds.serving.names import NAME_OVERHEAD, NameBudget, NameLimits, name_cost
 from sds.serving.service import ServingOptions
+from tests.support.cost import counted_lines
 from tests.support.door_client import DATA, frame
 from tests.support.raw_client import STREAM, RawClient, connected, discovery
 from tests.support.serving import TD, WEB, root, serving, svid
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Processor time is counted: what traces lines for coverage would count too.
@@ -77,58 +79,62 @@ async def until_watched(at: object, streams: int) -> None:
             await asyncio.sleep(0.02)
 
 
-class Turns:
-    """The processor time of this thread in each turn of the event loop."""
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self._stop = False
-
-    async def run(self) -> None:
-        gc.collect()
-        gc.disable()
-        try:
-            before = time.thread_time()
-            while not self._stop:
-                await asyncio.sleep(0)
-                now = time.thread_time()
-                self.longest = max(self.longest, now - before)
-                before = now
-        finally:
-            gc.enable()
-
-    def stop(self) -> None:
-        self._stop = True
+async def lines_of(change: Callable[[], object]) -> tuple[int, int]:
+    """Lines of Python that a change runs: in all turns of the loop after it, and in the longest."""
+    most = 0
+    with counted_lines() as lines:
+        change()  # its own work counts with the first turn
+        before = 0
+        for _ in range(400):
+            await asyncio.sleep(0)
+            most = max(most, lines.count - before)
+            before = lines.count
+    return lines.count, most
 
 
 @pytest.mark.parametrize("prefix", ["x", "spiffe://example.org/x", "outbound:"])
 async def test_a_rotation_does_not_look_at_names_that_it_cannot_concern(
     tmp_path: Path, prefix: str
 ) -> None:
-    async with serving(tmp_path, options=ServingOptions(limits=_RAISED)) as at:
-        with connected(at.socket) as client, connected(at.socket) as reader:
-            await asyncio.to_thread(reader.call, STREAM, discovery("default"))
-            await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
-            await watch(client, at, 30, prefix)
-            async with asyncio.timeout(30):
-                while not any(one.watched() > 30_000 for one in at.service.sessions()):
-                    await asyncio.sleep(0.02)
-            turns = Turns()
-            running = asyncio.create_task(turns.run())
-            await asyncio.sleep(0)
-            for change in (
-                lambda: at.store.put_svid(svid(WEB)),
-                lambda: at.store.put_bundle(TD, [root("one").der, root("two").der]),
-                at.service.refresh,
-                lambda: at.service.refresh(trust_changed=False),
-            ):
-                change()  # its own time counts with the turn
-                for _ in range(400):
-                    await asyncio.sleep(0)
-            turns.stop()
-            await running
-            await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
-    assert turns.longest < 0.04, turns.longest
+    counted: list[list[int]] = []
+    longest: list[int] = []
+    for streams in (1, 20):
+        folder = tmp_path / str(streams)
+        folder.mkdir()
+        async with serving(folder, options=ServingOptions(limits=_RAISED)) as at:
+            with connected(at.socket) as client, connected(at.socket) as reader:
+                await asyncio.to_thread(reader.call, STREAM, discovery("default"))
+                await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
+                await watch(client, at, streams, prefix)
+                await until_watching(at, streams * _PER_STREAM)
+                totals: list[int] = []
+                for change in (
+                    functools.partial(at.store.put_svid, svid(WEB)),
+                    functools.partial(at.service.refresh, trust_changed=False),
+                ):
+                    total, most = await lines_of(change)
+                    totals.append(total)
+                    longest.append(most)
+                counted.append(totals)
+                # Policy and trust may concern each name: they are looked at some in a turn.
+                roots = [root("1").der, root("2").der]
+                longest += [
+                    (await lines_of(functools.partial(at.store.put_bundle, TD, roots)))[1],
+                    (await lines_of(at.service.refresh))[1],
+                ]
+                await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
+    for few, many in zip(*counted, strict=True):
+        assert many < few + 10_000, counted  # 19,000 names more
+    assert max(longest) < 100_000, longest  # one stream at a time
+
+
+async def until_watching(at: object, names: int) -> None:
+    async with asyncio.timeout(60):
+        while not any(
+            one.watched() >= names
+            for one in at.service.sessions()  # type: ignore[attr-defined]  # a Serving
+        ):
+            await asyncio.sleep(0.02)
 
 
 async def test_one_workload_is_refused_and_the_others_are_not(tmp_path: Path) -> None:

