@@ -142,10 +142,11 @@ def _in_memory(descriptor: int, device: int) -> bool:
     """Whether the file has no disk behind it: a memfd, or on a mount of tmpfs or ramfs."""
     if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(_MEMFD):
         return True
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    with Path("/proc/self/mountinfo").open(encoding="utf-8") as mounts:
+    wanted = f"{os.major(device)}:{os.minor(device)}".encode()
+    # Users who may mount choose names of directories: any byte but a line feed may be in a line.
+    with Path("/proc/self/mountinfo").open("rb") as mounts:
         for line in mounts:
-            fields, _, rest = line.partition(" - ")
-            if fields.split()[2] == wanted:
-                return rest.split()[0] in _MEMORY_TYPES
+            fields, _, rest = line.partition(b" - ")
+            if fields.split(b" ")[2] == wanted:
+                return rest.split(b" ")[0].decode("ascii", "replace") in _MEMORY_TYPES
     return False

@@ -8,7 +8,7 @@ Invariants: a pod counts only directly below a directory that the kubelet or its
 (:class:`PodRoots`), never by its name alone, because every user with a delegated control group can
 choose names below it; the *outermost* pod of a path counts; every hierarchy that the kubelet
 manages must name the same pod and container; a path that looks like a pod's and is elsewhere is
-an error, not "outside pods".
+an error, not "outside pods"; a group's name can neither end a line of the text nor hide a group.
 
 Sources: cgroups(7), cgroup_namespaces(7); Kubernetes ``pkg/kubelet/cm/cgroup_manager_linux.go``
 (``ToSystemd``, ``ToCgroupfs``); containerd ``internal/cri/server/helpers.go``
@@ -69,7 +69,6 @@ _MANAGED: Final = frozenset({"cpu", "cpuacct", "cpuset", "memory", "name=systemd
 _UNIFIED: Final = ""
 _INIT: Final = frozenset({"init", "init.scope"})
 """Where the first process moves itself (systemd; the entry points of kind and k3d)."""
-_DELETED: Final = " (deleted)"
 _UP: Final = ".."
 MOST_CHARACTERS: Final = 64 << 10
 """Of a ``/proc/PID/cgroup``: a line for each hierarchy, each path at most 4096 bytes."""
@@ -180,8 +179,6 @@ class PodRoots:
         return PodCgroup(pod_uid=pods.pop(), container_id=next(iter(containers), None))
 
     def _pod(self, key: str, path: _Path) -> PodCgroup | None:
-        if path.names and path.names[-1].endswith(_DELETED):
-            return None  # the control group is gone, and so is every live process in it
         base = self.bases.get(key)
         if base is None:
             raise CgroupError(f"the first process has no control group in hierarchy {key!r}")
@@ -298,7 +295,10 @@ def _lines(text: str) -> Iterator[tuple[str, _Path]]:
             f"the cgroup file is longer than {MOST_CHARACTERS} characters",
             reason="cgroup_unreadable",
         )
-    for line in text.splitlines():
+    seen: set[str] = set()
+    # The kernel ends lines by a line feed, the only separator that no group's name can have:
+    # ``str.splitlines`` would also split at a carriage return in a name that a user chose.
+    for line in text.split("\n"):
         if not line:
             continue
         hierarchy, colon, rest = line.partition(":")
@@ -308,6 +308,12 @@ def _lines(text: str) -> Iterator[tuple[str, _Path]]:
                 f"a line of the cgroup file is malformed: {line[:_SHOWN]!r}",
                 reason="cgroup_unreadable",
             )
+        if controllers in seen:
+            raise CgroupError(
+                f"the cgroup file names the hierarchy {controllers[:_SHOWN]!r} twice",
+                reason="cgroup_unreadable",
+            )
+        seen.add(controllers)
         names = _names(path)
         ups = next((index for index, name in enumerate(names) if name != _UP), len(names))
         yield controllers, _Path(ups=ups, names=names[ups:])

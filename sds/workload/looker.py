@@ -133,7 +133,9 @@ def _kind_of_mount(whose: int | str, mount: bytes) -> str | None:
     try:
         with open(f"/proc/{whose}/mountinfo", "rb") as file:
             for line in file:
-                fields = line.split()
+                # The kernel escapes spaces, tabs and line feeds in names, and nothing else: a
+                # user who may mount can put any other white space into a directory's name.
+                fields = line.split(b" ")
                 if fields[0] == mount:
                     return fields[fields.index(b"-") + 1].decode("ascii", "replace")
     except PermissionError:

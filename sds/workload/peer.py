@@ -218,11 +218,13 @@ def _groups(connection: socket.socket, pid: int) -> frozenset[int]:
 
 def _groups_from_proc(pid: int) -> frozenset[int]:
     try:
-        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        text = Path(f"/proc/{pid}/status").read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise PeerGoneError(f"process {pid} has ended") from error
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name == "Groups":
+    # The process chooses its name, which comes first. The kernel escapes only line feeds in it, so
+    # nothing else may count as the end of a line.
+    for line in text.split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == b"Groups":
             return frozenset(int(group) for group in value.split())
     raise WorkloadError(f"/proc/{pid}/status has no line 'Groups'", reason="peer_credentials")

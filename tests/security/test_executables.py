@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.clock import SystemClock
+from sds.workload import looker
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
@@ -51,9 +52,9 @@ def shared(tmp_path: Path) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def served_by_its_user(folder: Path) -> AsyncIterator[tuple[Path, Path]]:
+async def served_by_its_user(folder: Path, name: str = "mount") -> AsyncIterator[tuple[Path, Path]]:
     """A Python on a FUSE file system, and the file that says how that one behaves."""
-    mount, mode = folder / "mount", folder / "mode"
+    mount, mode = folder / name, folder / "mode"
     mount.mkdir()
     mode.write_text("ok")
     program = need.ROOT / "tests" / "support" / "executable_file_system.py"
@@ -96,6 +97,20 @@ async def test_an_executable_that_its_user_serves(tmp_path: Path, behaviour: str
         assert statistics.median(waited) < FAST.hold / 2  # each look at it would take that long
         await until(lambda: not door.door.connections)
         assert descriptors() == before
+
+
+async def test_no_name_of_a_mount_point_makes_fuse_look_like_a_disk(tmp_path: Path) -> None:
+    """The kernel writes a carriage return in a directory's name as it is."""
+    mounted = served_by_its_user(tmp_path, "x\r-\rext4\r")
+    async with (
+        mounted as (program, _),
+        running(
+            [str(program), "-S", "-c", "input()"], env=ENVIRONMENT, stdin=asyncio.subprocess.PIPE
+        ) as process,
+    ):
+        await until(lambda: Path(f"/proc/{process.pid}/exe").readlink() == program)
+        found = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+    assert "FUSE" in found.get("error", ""), found
 
 
 async def test_a_user_that_changes_large_files_all_the_time(shared: Path) -> None:

@@ -76,6 +76,8 @@ def find(path: str, roots: PodRoots = HOST) -> PodCgroup | None:
         (f"/kubepods/pod{UID}", UID, None),
         (f"/kubepods.slice/kubepods-pod{SLICED}.slice/crio-conmon-{ID}.scope", UID, None),
         (f"/kubepods/pod{UID}/sandbox/{ID}", UID, None),
+        # Such a name does not take a process out of its pod.
+        (f"/kubepods/pod{UID}/{ID}/x (deleted)", UID, ID),
         # A privileged pod nests a pod of another name below itself: the outermost counts.
         (f"/kubepods/pod{UID}/{ID}/kubepods/pod{OTHER}/{OTHER_ID}", UID, ID),
     ],
@@ -154,8 +156,6 @@ def test_the_root_of_the_node_is_where_its_first_process_lives(init: str, path: 
         f"/kubepods/pod{UID.upper()}/{ID}",
         f"/kubepods/pod{UID.replace('-', '_', 1)}/{ID}",
         f"/kubepods/burstable-pod{SLICED}.slice",
-        # The control group is gone, so its last process is a zombie.
-        f"/kubepods/pod{UID}/{ID} (deleted)",
     ],
 )
 def test_paths_outside_pods(path: str) -> None:
@@ -283,16 +283,29 @@ def test_a_hybrid_node_names_the_pod_in_the_kubelets_hierarchies() -> None:
             f"11:memory:/kubepods/pod{UID}/{ID}\n3:cpu,cpuacct:/kubepods/pod{UID}/{OTHER_ID}\n"
             f"1:name=systemd:/kubepods/pod{UID}/{ID}\n0::/\n"
         ),
-        (
-            f"11:memory:/kubepods/pod{UID}/{ID}\n3:cpu,cpuacct:/kubepods/pod{UID}/{ID} (deleted)\n"
-            f"1:name=systemd:/kubepods/pod{UID}/{ID}\n0::/\n"
-        ),
     ],
 )
 def test_hierarchies_that_contradict_each_other_are_refused(text: str) -> None:
     with pytest.raises(CgroupError, match="a process is in one") as caught:
         HYBRID.find(text)
     assert caught.value.reason == "cgroup_ambiguous"
+
+
+SEPARATORS = ("\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
+"""What ``str.splitlines`` takes for the end of a line; the kernel forbids only the line feed."""
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_no_name_of_a_group_begins_a_line(separator: str) -> None:
+    forged = f"/user.slice/user@1.service/x{separator}0::/kubepods/pod{UID}/{ID}"
+    with pytest.raises(CgroupError, match="has a pod's name"):
+        find(forged)
+    assert find(f"/system.slice/x{separator}0::/init.scope") is None
+
+
+def test_a_hierarchy_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(CgroupError, match="twice"):
+        HOST.find(f"0::/user.slice\n0::/kubepods/pod{UID}/{ID}\n")
 
 
 @pytest.mark.parametrize("line", ["x", "0:", "a::/", "0::kubepods", f"/kubepods/pod{UID}"])

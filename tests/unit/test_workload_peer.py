@@ -1,6 +1,7 @@
 import errno
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,20 @@ def test_a_process_of_a_namespace_that_we_do_not_see_is_refused(pid: int) -> Non
 def test_more_groups_than_the_socket_option_can_return() -> None:
     with refusing(peer_module.SO_PEERGROUPS, error=errno.ERANGE) as connection:
         peer = Peer.of(connection)
+        peer.close()
+        assert peer.groups == frozenset(os.getgroups())
+
+
+def test_no_name_of_a_process_adds_a_group() -> None:
+    """The kernel writes a carriage return in a process's name as it is."""
+    name = Path("/proc/self/comm")
+    before = name.read_bytes()
+    with refusing(peer_module.SO_PEERGROUPS, error=errno.ERANGE) as connection:
+        name.write_bytes(b"\rGroups:\t0 27")
+        try:
+            peer = Peer.of(connection)
+        finally:
+            name.write_bytes(before)
         peer.close()
         assert peer.groups == frozenset(os.getgroups())
 
