@@ -4,7 +4,8 @@ Owns where such a listener is bound, HTTP/1.1 on it (by h11, a fiftieth of aioht
 how it ends. Invariants: a Unix socket is 0600 and replaces only a dead one; only GET and HEAD are
 answered; a connection has bounded headers, time and buffers, and a listener bounded connections:
 one more takes the place of the one that was silent for longest, so that probes are answered though
-somebody opens connections without end.
+somebody opens connections without end; requests are answered one at a time, in turns of the
+connections, and a listener has :data:`SHARE` of the event loop, whoever asks and however much.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ import h11
 
 from sds.clock import SystemClock
 from sds.errors import SocketError
+from sds.faults import guarded, report
 from sds.settings.listen import ListenAddress
+from sds.transport.budget import Budgets
+from sds.transport.shares import Share
+from sds.transport.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -37,6 +42,8 @@ IDLE_SECONDS: Final = 75.0
 """How long a connection may be silent between requests, or leave an answer unread."""
 REQUEST_SECONDS: Final = 10.0
 """How long a request may take to arrive."""
+SHARE: Final = Share(processor=0.1, processor_burst_seconds=0.5)
+"""Of the event loop's processor, for all requests of one listener."""
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _MAX_BODY_BYTES: Final = 1024
 _TEXT: Final = "text/plain; charset=utf-8"
@@ -125,6 +132,13 @@ class _Listener:
         self._routes = routes
         self._clock = clock
         self._open: dict[_Connection, None] = {}
+        self._turns = Turns.of(asyncio.get_running_loop())
+        self._owner = Budgets(SHARE).owner("listener")
+        self._owner.recognise()
+
+    def work(self, connection: _Connection, job: Callable[[], bool]) -> None:
+        """Run a job of this connection until it says that nothing is left, in its turns."""
+        self._turns.run(self._owner, connection, job)
 
     def connection(self) -> _Connection:
         """A protocol for a connection that was accepted."""
@@ -181,6 +195,9 @@ class _Connection(asyncio.Protocol):
         self._request: h11.Request | None = None
         self._body = 0
         self._blocked = False
+        """The client does not read its answers."""
+        self._working = False
+        """There is something to answer, now or in our turn."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -199,6 +216,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, _error: Exception | None) -> None:
         self._listener.closed(self)
+        self._transport = None
         if self._timer is not None:
             self._timer.cancel()
 
@@ -207,43 +225,63 @@ class _Connection(asyncio.Protocol):
             self._wait(REQUEST_SECONDS)
         self._http.receive_data(data)
         self._listener.active(self)
-        self._go_on()
+        self._start_work()
 
     def eof_received(self) -> bool:
         self._http.receive_data(b"")
-        self._go_on()
-        return False
+        self._start_work()
+        return True
 
     def pause_writing(self) -> None:
         self._blocked = True
-        if self._transport is not None:
-            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._blocked = False
-        if self._transport is not None:
-            self._transport.resume_reading()
-        self._go_on()
+        self._start_work()
 
     # --- requests -------------------------------------------------------------------------------
 
-    def _go_on(self) -> None:
-        """Answer what has arrived, while the client reads the answers."""
+    def _start_work(self) -> None:
+        if self._working or self._blocked:
+            return
+        self._working = True
+        self._listener.work(self, self._work)
+        if (self._working or self._blocked) and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _work(self) -> bool:
+        """Answer one request; whether there may be another."""
         try:
-            while not self._blocked and self._transport is not None:
-                event = self._http.next_event()
-                if not isinstance(event, h11.Event):
-                    return  # it needs more bytes
+            self._working = self._answer_one()
+        except Exception as error:  # noqa: BLE001  the boundary between one client and the rest
+            self._working = False
+            report("connection", error)
+            self.abort()
+        ready = not (self._working or self._blocked)
+        if ready and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+        return self._working
+
+    def _answer_one(self) -> bool:
+        """As :meth:`_work`; nothing is answered while the client does not read."""
+        if self._transport is None or self._transport.is_closing() or self._blocked:
+            return False
+        try:
+            event = self._http.next_event()
+            while isinstance(event, h11.Event):
                 if isinstance(event, h11.ConnectionClosed):
                     self._transport.close()
-                    return
+                    return False
                 self._take(event)
+                if isinstance(event, h11.EndOfMessage):
+                    return not self._transport.is_closing()
+                event = self._http.next_event()
         except h11.RemoteProtocolError as error:
             if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
                 status = error.error_status_hint
                 self._send(HttpAnswer(status=status, body=b"no such HTTP\n"), close=True)
-            if self._transport is not None:
-                self._transport.close()
+            self._transport.close()
+        return False  # it needs more bytes, or it is over
 
     def _take(self, event: h11.Event) -> None:
         match event:
@@ -287,7 +325,7 @@ class _Connection(asyncio.Protocol):
         """End the connection unless something happens within this time."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self.abort)
+        self._timer = self._loop.call_later(seconds, guarded("connection", self.abort))
 
 
 def _clear(path: Path) -> None:

@@ -133,6 +133,31 @@ async def test_who_does_not_read_costs_one_answer() -> None:
         writer.transport.abort()
 
 
+async def test_a_flood_of_requests_on_one_connection_holds_up_no_other() -> None:
+    """Requests that arrived together are answered in turns with those of others."""
+    made = 0
+
+    def counted(request: HttpRequest) -> HttpAnswer:
+        nonlocal made
+        made += 1
+        return hello(request)
+
+    count = 600
+    async with listening(LOOPBACK, {"/flood": counted, "/": hello}) as bound:
+        reader, writer = await asyncio.open_connection(bound.host, bound.port)
+        other, asking = await asyncio.open_connection(bound.host, bound.port)
+        writer.write(get("/flood") * count)
+        asking.write(get("/", "X: 1"))
+        await asyncio.wait_for(other.readuntil(b"\r\n\r\n1\n"), 10)
+        before = made
+        for _ in range(count):
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n\n"), 10)
+        assert before < count // 2
+        assert made == count
+        writer.close()
+        asking.close()
+
+
 async def test_a_unix_socket_leaves_with_the_listener(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with listening(ListenAddress(path=path), ROUTES):
