@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sds.attestation.evidence import Claims, EvidenceKind
 from sds.identity import SpiffeId, TrustDomain
 from sds.policy.envelope import MAX_SIGNED_BYTES, SignedPolicy
-from sds.policy.keeping import Keeping, offer, split
 from sds.policy.nodes import RequestedCertificate
+from sds.policy.succession import PolicySuccession, offer, split
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from tests.support.policies import Signatory, sign, trusting
@@ -83,7 +83,7 @@ def anonymous_kb() -> int:
 
 def measure(signed: bytes, signatory: Any, identities: int, queue: Any) -> None:
     """In a fresh process: load, then decide."""
-    start = Keeping(trust_domain=TrustDomain("example.org"), trusted=signatory)
+    start = PolicySuccession(trust_domain=TrustDomain("example.org"), trusted=signatory)
     gc.collect()
     before = anonymous_kb()
     began, spent = time.perf_counter(), time.process_time()

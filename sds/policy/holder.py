@@ -1,7 +1,7 @@
 """The policy that one process has in force: takes offers, tells who listens, says what happened.
 
-Owns the one mutable reference to :class:`sds.policy.keeping.Keeping`. Invariants: only
-:func:`sds.policy.keeping.offer` changes it; listeners are told after every change of what is in
+Owns the one mutable reference to :class:`sds.policy.succession.PolicySuccession`. Invariants: only
+:func:`sds.policy.succession.offer` changes it; listeners are told after every change of what is in
 force, also when the last good policy ends; every refusal is said once in the log for each
 offered content, and counted each time. Everything runs on one event loop.
 """
@@ -17,9 +17,9 @@ from sds.errors import PolicyError
 from sds.faults import guarded, report
 from sds.policy.difference import differences
 from sds.policy.envelope import parse_envelope
-from sds.policy.keeping import MOST_OFFERED_BYTES, Keeping, OfferOutcome, offer, split
 from sds.policy.source import parse_payload
 from sds.policy.standing import NO_POLICY_DIGEST
+from sds.policy.succession import MOST_OFFERED_BYTES, OfferOutcome, PolicySuccession, offer, split
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ class PolicyHolder:
     """
 
     def __init__(
-        self, start: Keeping, *, clock: Clock, watcher: PolicyWatcher | None = None
+        self, start: PolicySuccession, *, clock: Clock, watcher: PolicyWatcher | None = None
     ) -> None:
         self._state = start
         self._clock = clock
@@ -180,7 +180,7 @@ class PolicyHolder:
         )
 
     def _say_taken(
-        self, before: Keeping, policy: AdmittedPolicy, origin: str, now: datetime
+        self, before: PolicySuccession, policy: AdmittedPolicy, origin: str, now: datetime
     ) -> None:
         if self._watcher is not None:
             self._watcher.taken(policy, now=now)

@@ -17,8 +17,8 @@ from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from sds.identity import TrustDomain
-    from sds.policy.keeping import Keeping
     from sds.policy.keys import VerificationKey
+    from sds.policy.succession import PolicySuccession
     from sds.policy.threshold import TrustedKeys
 
 _PEM = "-----BEGIN"
@@ -66,15 +66,17 @@ class PolicySettings(BaseModel):
             threshold=self.threshold or 1,
         )
 
-    def start(self, trust_domain: TrustDomain) -> Keeping:
+    def start(self, trust_domain: TrustDomain) -> PolicySuccession:
         """What a party with this configuration starts with.
 
         Raises:
             ConfigurationError: see :meth:`trusted`.
         """
-        from sds.policy.keeping import Keeping  # noqa: PLC0415  as above
+        from sds.policy.succession import PolicySuccession  # noqa: PLC0415  as above
 
-        return Keeping(trust_domain=trust_domain, trusted=self.trusted(), min_epoch=self.min_epoch)
+        return PolicySuccession(
+            trust_domain=trust_domain, trusted=self.trusted(), min_epoch=self.min_epoch
+        )
 
     @property
     def place(self) -> Path:

@@ -18,7 +18,8 @@ Example: a policy file that one of two trusted people signed, for a party that s
 The same file on another day, after epoch 8 was in force: ``authenticate`` returns it as before, and
 ``admit`` raises ``policy_epoch_lower``. One byte of it changed: ``authenticate`` raises
 ``policy_unsigned``, and nothing of the document is parsed. Signed by Carol alone: the same. A party
-that keeps state from one offer to the next uses :func:`sds.policy.keeping.offer`, which calls both.
+that keeps state from one offer to the next uses :func:`sds.policy.succession.offer`, which calls
+both.
 
 The checks, in this order:
 

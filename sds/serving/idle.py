@@ -29,7 +29,7 @@ def malloc_trim() -> None:
         trim(0)
 
 
-class AfterTheCrowd:
+class CrowdTrimmer:
     """Calls ``give_back`` when a crowd of new streams is followed by quiet."""
 
     def __init__(

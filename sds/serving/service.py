@@ -23,7 +23,7 @@ from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.calls import METHODS, TYPES, Entitlements, SocketCalls, handlers
 from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
 from sds.serving.extensions import DEFAULT_TTL, AuthorizationPolicy, ExtensionCatalog
-from sds.serving.idle import AfterTheCrowd
+from sds.serving.idle import CrowdTrimmer
 from sds.serving.limits import ServingLimits
 from sds.serving.names import NameBudget
 from sds.serving.observer import Event, Method, NullObserver, ServingObserver
@@ -108,7 +108,7 @@ class SecretService:
         self._heartbeat: asyncio.TimerHandle | None = None
         self._sessions: dict[Entitlement, CallerSession] = {}
         self._names = NameBudget(self.options.limits.names)
-        self._crowd: AfterTheCrowd | None = None
+        self._crowd: CrowdTrimmer | None = None
         self.unsent = UnsentSecrets(store)
         self._said = Repeats()
         self.draining: SdsError | None = None
@@ -200,7 +200,7 @@ class SecretService:
         )
         session.streams[stream] = None
         if self._crowd is None:
-            self._crowd = AfterTheCrowd(asyncio.get_running_loop())
+            self._crowd = CrowdTrimmer(asyncio.get_running_loop())
         self._crowd.opened()
         self._expect_heartbeat()
         self.observer.count(Event.STREAM_OPENED, method)

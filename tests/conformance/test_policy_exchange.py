@@ -12,7 +12,7 @@ from sds import errors
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.clock import Instant, SystemClock
 from sds.policy.holder import PolicyHolder
-from sds.policy.keeping import Keeping
+from sds.policy.succession import PolicySuccession
 from tests.support.authority import AGENT, Machine, World, identity, items, wish
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
@@ -66,7 +66,7 @@ def party(
     *offered: bytes, by: Signatory = ALICE, clock: ShiftedClock | None = None
 ) -> PolicyHolder:
     """A party that starts (again) with what its disk offers."""
-    start = Keeping(trust_domain=DOMAIN, trusted=trusting(by))
+    start = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(by))
     holder = PolicyHolder(start, clock=clock or ShiftedClock())
     if offered:
         holder.take(b"\n".join(offered), origin="disk")
@@ -156,7 +156,9 @@ class Stubborn(PolicyHolder):
 
 
 async def test_nothing_is_issued_to_an_agent_that_stays_behind() -> None:
-    stubborn = Stubborn(Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=ShiftedClock())
+    stubborn = Stubborn(
+        PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=ShiftedClock()
+    )
     stubborn.take(ONE, origin="disk")
     # One without policy, one with other keys, one that will not.
     async with mesh(party(THREE)) as at:

@@ -1,7 +1,7 @@
 """Honest and rolled-back parties: no epoch ever goes down where one honest peer knows it.
 
-Every party is the real state machine (``sds.policy.keeping``), every exchange the real comparison,
-every policy really signed. The adversary owns the disks: it may restart any party with any set of
+Every party is the real state machine (``sds.policy.succession``), every exchange the real
+comparison, every policy really signed. The adversary owns the disks: it may restart any party with any set of
 policies that was ever published, forge what it likes with keys of its own, and hand anything to
 anyone. It cannot stop two parties for ever from speaking with each other.
 """
@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sds.errors import PolicyNotInForceError
-from sds.policy.keeping import Keeping, offer, split
 from sds.policy.standing import NO_POLICY_DIGEST, Standing, standing
+from sds.policy.succession import PolicySuccession, offer, split
 from sds.policy.trust import Epoch
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 
@@ -53,15 +53,15 @@ def forged(epoch: int) -> SignedPolicy:
     return sign(document(epoch, not_after="2030-01-01T00:00:00Z"), MALLORY)
 
 
-def fresh() -> Keeping:
-    return Keeping(trust_domain=DOMAIN, trusted=trusting(OLD))
+def fresh() -> PolicySuccession:
+    return PolicySuccession(trust_domain=DOMAIN, trusted=trusting(OLD))
 
 
 @dataclass
 class Party:
     """One agent or authority, and the highest epoch of this life."""
 
-    state: Keeping = field(default_factory=fresh)
+    state: PolicySuccession = field(default_factory=fresh)
     highest: int = 0
 
     @property

@@ -25,8 +25,8 @@ from sds.policy.decision import Decisions
 from sds.policy.document import PolicyDocument
 from sds.policy.explanation import explain_caller, explain_node
 from sds.policy.holder import PolicyHolder
-from sds.policy.keeping import Keeping
 from sds.policy.nodes import Permit, RequestedCertificate
+from sds.policy.succession import PolicySuccession
 from sds.rules.duration import format_duration, parse_duration
 from sds.settings import yamlfile
 from sds.workload.entitlement import Selector
@@ -67,7 +67,7 @@ def signed(**fields: Any) -> PolicyHolder:
     window = {"not_before": (now - timedelta(hours=1)).isoformat()}
     window["not_after"] = (now + timedelta(hours=1)).isoformat()
     holder = PolicyHolder(
-        Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=SystemClock()
+        PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=SystemClock()
     )
     outcome = holder.take(sign({**document(), **window, **fields}, ALICE), origin="test")
     assert outcome.taken is not None, outcome.refusal

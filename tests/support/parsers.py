@@ -41,7 +41,7 @@ from sds.exchange.shape import check_shape
 from sds.identity import Identity, KeyType, SpiffeId
 from sds.pki import certificate_pem, certificates_from_pem, chain, der, keys, roots
 from sds.pki.pem import der_blocks, pem_blocks
-from sds.policy import keeping, source
+from sds.policy import source, succession
 from sds.policy.envelope import SignedPolicy, parse_envelope
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import parse_manifests
@@ -102,9 +102,9 @@ NOT_PARSERS: Final = {
     "sds.pki.der:from_octets": "writes",
     "sds.policy.envelope:PolicySigner.sign": "signs what we made",
     "sds.policy.envelope:new_envelope": "writes",
-    "sds.policy.holder:PolicyHolder.offer": "gives it to keeping.split",
-    "sds.policy.holder:PolicyHolder.take": "gives it to keeping.split",
-    "sds.policy.holder:PolicyHolder.take_from_stranger": "gives it to keeping.split",
+    "sds.policy.holder:PolicyHolder.offer": "gives it to succession.split",
+    "sds.policy.holder:PolicyHolder.take": "gives it to succession.split",
+    "sds.policy.holder:PolicyHolder.take_from_stranger": "gives it to succession.split",
     "sds.policy.examination:examine": "gives it to parse_envelope and parse_payload",
     "sds.policy.trust:make_policy": "takes what was parsed",
     "sds.policy.signers:CommandSigner.sign": "signs what we made",
@@ -240,7 +240,7 @@ def _converted(raw: bytes) -> object:
 
 
 PARSERS: Final[list[Parser]] = [
-    Parser(name="sds.policy.keeping:split", parse=keeping.split, samples=_policies),
+    Parser(name="sds.policy.succession:split", parse=succession.split, samples=_policies),
     Parser(
         name="sds.policy.envelope:parse_envelope",
         parse=lambda raw: parse_envelope(SignedPolicy(raw)),

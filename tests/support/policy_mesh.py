@@ -16,7 +16,7 @@ from sds.bootstrap.render import to_dict
 from sds.clock import SystemClock
 from sds.identity import Identity, SpiffeId
 from sds.policy.holder import PolicyHolder
-from sds.policy.keeping import Keeping
+from sds.policy.succession import PolicySuccession
 from sds.serving.service import ServingOptions
 from tests.support.envoy import NEWEST, Envoy, running_envoy
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
@@ -40,7 +40,7 @@ class Author:
     epoch: int = 0
 
     def holder(self) -> PolicyHolder:
-        start = Keeping(trust_domain=DOMAIN, trusted=trusting(self.signatory))
+        start = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(self.signatory))
         return PolicyHolder(start, clock=SystemClock())
 
     def publish(self, holder: PolicyHolder, **fields: Any) -> AdmittedPolicy:

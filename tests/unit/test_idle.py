@@ -1,7 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sds.serving.idle import CROWD, AfterTheCrowd, malloc_trim
+from sds.serving.idle import CROWD, CrowdTrimmer, malloc_trim
 
 
 class Timers:
@@ -26,7 +26,7 @@ class Timers:
 
 def test_memory_goes_back_once_after_a_crowd_and_quiet() -> None:
     timers, given = Timers(), []
-    crowd = AfterTheCrowd(timers, lambda: given.append(1))  # type: ignore[arg-type]  # by hand
+    crowd = CrowdTrimmer(timers, lambda: given.append(1))  # type: ignore[arg-type]  # by hand
     for _ in range(CROWD - 1):
         crowd.opened()
     assert not timers.waiting
@@ -44,7 +44,7 @@ def test_memory_goes_back_once_after_a_crowd_and_quiet() -> None:
 
 def test_closing_stops_the_timer() -> None:
     timers = Timers()
-    crowd = AfterTheCrowd(timers, malloc_trim)  # type: ignore[arg-type]  # by hand
+    crowd = CrowdTrimmer(timers, malloc_trim)  # type: ignore[arg-type]  # by hand
     for _ in range(CROWD):
         crowd.opened()
     crowd.close()

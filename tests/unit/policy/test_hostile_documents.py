@@ -13,7 +13,7 @@ from sds.clock import SystemClock
 from sds.errors import PolicyError
 from sds.policy.envelope import PAYLOAD_TYPE, SignedPolicy, parse_envelope
 from sds.policy.holder import PolicyHolder
-from sds.policy.keeping import Keeping
+from sds.policy.succession import PolicySuccession
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 
 ALICE = Signatory("alice")
@@ -30,7 +30,9 @@ def window(**fields: Any) -> dict[str, Any]:
 
 
 def holder() -> PolicyHolder:
-    made = PolicyHolder(Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=SystemClock())
+    made = PolicyHolder(
+        PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE)), clock=SystemClock()
+    )
     made.take(sign(document(1, **window()), ALICE), origin="test")
     assert made.epoch == 1
     return made

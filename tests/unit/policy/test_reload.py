@@ -12,9 +12,9 @@ import pytest
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from sds.policy.holder import PolicyHolder
-from sds.policy.keeping import Keeping
 from sds.policy.reload import PolicyFiles
 from sds.policy.settings import PolicySettings
+from sds.policy.succession import PolicySuccession
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.policy_files import deploy
 
@@ -39,7 +39,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 @contextlib.asynccontextmanager
 async def following(place: Path) -> AsyncIterator[PolicyFiles]:
-    start = Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    start = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
     files = PolicyFiles(place, PolicyHolder(start, clock=SystemClock()), clock=SystemClock())
     files.load()
     task = asyncio.create_task(files.follow())
@@ -134,7 +134,7 @@ async def test_asking_reads_again_and_says_a_refusal_once(
 
 
 def test_places_that_cannot_be_read(tmp_path: Path) -> None:
-    start = Keeping(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    start = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
     holder = PolicyHolder(start, clock=SystemClock())
     for place in (tmp_path / "missing.json", tmp_path):
         with pytest.raises(ConfigurationError):

@@ -13,7 +13,7 @@ from sds.clock import SystemClock
 from sds.errors import EvidenceError
 from sds.identity import TrustDomain
 from sds.policy.holder import PolicyHolder
-from sds.policy.keeping import Keeping
+from sds.policy.succession import PolicySuccession
 from sds.policy.verification import PolicyVerifier, Role
 from tests.support.policies import Signatory, document, sign, trusting
 
@@ -55,7 +55,7 @@ def accepted(verifier: PolicyVerifier) -> list[str]:
 
 @pytest.mark.parametrize("role", list(Role))
 def test_the_policy_s_reference_values_hold_from_the_next_verification_on(role: Role) -> None:
-    start = Keeping(trust_domain=TrustDomain("example.org"), trusted=trusting(ALICE))
+    start = PolicySuccession(trust_domain=TrustDomain("example.org"), trusted=trusting(ALICE))
     holder = PolicyHolder(start, clock=SystemClock())
     verifier, narrow = (
         PolicyVerifier(holder, role=role, configured=values, make=ByMeasurement)

@@ -10,7 +10,7 @@ import pytest
 
 from sds.errors import PolicyError
 from sds.policy.envelope import SignedPolicy
-from sds.policy.keeping import Keeping, OfferOutcome, offer, split
+from sds.policy.succession import OfferOutcome, PolicySuccession, offer, split
 from tests.support.policies import DOMAIN, NOW, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
@@ -19,18 +19,20 @@ LATER = datetime(2026, 7, 1, tzinfo=UTC)
 NAMED = "2026-07-01T00:00:00Z"
 
 
-def fresh(*signatories: Signatory, **fields: Any) -> Keeping:
-    return Keeping(trust_domain=DOMAIN, trusted=trusting(*(signatories or (ALICE,))), **fields)
+def fresh(*signatories: Signatory, **fields: Any) -> PolicySuccession:
+    return PolicySuccession(
+        trust_domain=DOMAIN, trusted=trusting(*(signatories or (ALICE,))), **fields
+    )
 
 
 def step(
-    state: Keeping, *signed: SignedPolicy, now: datetime = NOW
-) -> tuple[Keeping, OfferOutcome, str]:
+    state: PolicySuccession, *signed: SignedPolicy, now: datetime = NOW
+) -> tuple[PolicySuccession, OfferOutcome, str]:
     after, outcome = offer(state, signed, now=now)
     return after, outcome, outcome.refusal.reason if outcome.refusal else ""
 
 
-def epoch(state: Keeping) -> int:
+def epoch(state: PolicySuccession) -> int:
     return 0 if state.seen is None else state.seen.number
 
 

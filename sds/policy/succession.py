@@ -1,6 +1,6 @@
 """Which policy is in force: a pure state machine over what was offered so far.
 
-Owns :class:`Keeping` (the state) and :func:`offer` (the only step). Invariants:
+Owns :class:`PolicySuccession` (the state) and :func:`offer` (the only step). Invariants:
 
 * the epoch in force never goes down, and two policies of one epoch never follow each other;
 * what is refused changes nothing: the last good policy stays in force until its own end;
@@ -48,7 +48,7 @@ _NOT_SPACE: Final = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keeping:
+class PolicySuccession:
     """What a party knows about policy.
 
     Attributes:
@@ -122,7 +122,7 @@ class OfferOutcome:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidate:
     policy: Policy
-    state: Keeping
+    state: PolicySuccession
 
 
 def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPolicy]:
@@ -192,8 +192,8 @@ def _unpacked(data: bytes, most_bytes: int) -> bytes:
 
 
 def offer(
-    state: Keeping, offered: Iterable[SignedPolicy], *, now: datetime
-) -> tuple[Keeping, OfferOutcome]:
+    state: PolicySuccession, offered: Iterable[SignedPolicy], *, now: datetime
+) -> tuple[PolicySuccession, OfferOutcome]:
     """Take the highest epoch that may be in force now out of what is offered, in any order.
 
     Returns:
@@ -255,7 +255,7 @@ def _check_alone(policy: Policy, candidates: Sequence[_Candidate]) -> None:
 
 
 def _candidates(
-    state: Keeping, pool: list[SignedPolicy], now: datetime
+    state: PolicySuccession, pool: list[SignedPolicy], now: datetime
 ) -> tuple[list[_Candidate], list[PolicyError]]:
     """Everything that authenticates, under today's signers or under those of a later link.
 
@@ -291,14 +291,14 @@ def _candidates(
         remaining = [*failed, *(one.policy.signed for one in late)]
 
 
-def _authenticated(signed: SignedPolicy, state: Keeping) -> Policy:
+def _authenticated(signed: SignedPolicy, state: PolicySuccession) -> Policy:
     # What is in force was parsed before; a reload that brings it again costs nothing.
     if state.policy is not None and state.policy.signed == signed:
         return state.policy
     return authenticate(signed, trusted=state.trusted, trust_domain=state.trust_domain)
 
 
-def _after(state: Keeping, policy: Policy) -> Keeping:
+def _after(state: PolicySuccession, policy: Policy) -> PolicySuccession:
     """The state after this policy, as far as signers go."""
     successors = policy.successors
     if successors is None or policy.epoch.number <= state.trusted_since:
