@@ -1,9 +1,9 @@
 """Honest and rolled-back parties: no epoch ever goes down where one honest peer knows it.
 
 Every party is the real state machine (``sds.policy.succession``), every exchange the real
-comparison, every policy really signed. The adversary owns the disks: it may restart any party with any set of
-policies that was ever published, forge what it likes with keys of its own, and hand anything to
-anyone. It cannot stop two parties for ever from speaking with each other.
+comparison, every policy really signed. The adversary owns the disks: it may restart any party with
+any set of policies that was ever published, forge what it likes with keys of its own, and hand
+anything to anyone. It cannot stop two parties for ever from speaking with each other.
 """
 
 from __future__ import annotations
