@@ -134,6 +134,21 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "Update the platform's quoting enclave, or fetch its identity again."
     ),
     "tdx_module": Reason("Update the TDX module, or fetch the collateral again."),
+    "tpm_quote": Reason(
+        "The TPM's statement is of another kind than a quote. Collect it again with this program."
+    ),
+    "tpm_key": Reason(
+        "Attest with a restricted signing key that its TPM made and never gives away."
+    ),
+    "tpm_refused": Reason(
+        "The response code says what the TPM dislikes; look at the key's handle, at the "
+        "hierarchies' passwords, and whether the index exists."
+    ),
+    "pcr_values": Reason(
+        "The PCR values are not those that the TPM quoted, or of a bank that is too weak. Quote "
+        "the SHA-256 bank, and ask again.",
+        retriable=True,
+    ),
     "token_unavailable": Reason(
         "Mount the projected service-account token; the kubelet writes it a moment after the "
         "pod starts.",

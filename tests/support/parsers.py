@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation import foreign, kinds, pem, revocation
+from sds.attestation.azure import runtime as azure_runtime
 from sds.attestation.csr import make_attested_csr, parse_attested_csr
 from sds.attestation.kubernetes.token import JwksKeys
 from sds.attestation.snp.certificate import Certificate, split_signed
@@ -33,6 +34,10 @@ from sds.attestation.tdx.chain import PCK_CHAIN, link_chain, read_intel_list, ro
 from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.quote import parse_quote
 from sds.attestation.tdx.tcb import SignedDocument, read_enclave_identity, read_tcb_info
+from sds.attestation.tpm import attest as tpm_attest
+from sds.attestation.tpm import commands as tpm_commands
+from sds.attestation.tpm import keys as tpm_keys
+from sds.attestation.tpm import parcel as tpm_parcel
 from sds.authority import istio_answer
 from sds.authority.istio_token import bearer_problem
 from sds.errors import SdsError
@@ -46,7 +51,7 @@ from sds.policy.envelope import SignedPolicy, parse_envelope
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import parse_manifests
 from sds.policy.trust import authenticate, verify
-from tests.support import policies
+from tests.support import made_quotes, policies
 from tests.support.certificates import Wish, ca_wish, self_signed
 from tests.support.intel import Intel, qe_identity, tcb_info
 from tests.support.machines import crl, simulated
@@ -96,6 +101,11 @@ NOT_PARSERS: Final = {
     "sds.attestation.snp.simulated:SimulatedMachine.body": "makes a report",
     "sds.attestation.snp.simulated:SimulatedMachine.sign": "makes a signature",
     "sds.attestation.tdx.tcb:same_under_mask": "compares bits",
+    "sds.attestation.azure.runtime:report_data_of": "hashes",
+    "sds.attestation.tpm.device:TpmTransport.transmit": "carries bytes that Tpm.execute looks at",
+    "sds.attestation.tpm.device:_File.transmit": "carries bytes that Tpm.execute looks at",
+    "sds.attestation.tpm.device:_Socket.transmit": "cuts at the size that the header says",
+    "sds.attestation.tpm.wire:sized": "writes",
     "sds.authority.attested:NoPolicy.offer": "takes nothing",
     "sds.authority.attested:PolicyPeer.offer": "a port; sds.policy parses",
     "sds.ca.proof:Prover.prove": "binds a nonce that was checked",
@@ -390,6 +400,38 @@ PARSERS: Final[list[Parser]] = [
         name="sds.attestation.tdx.tcb:read_enclave_identity",
         parse=lambda raw: read_enclave_identity(_document(raw)),
         samples=lambda: (json.dumps(qe_identity()).encode(),),
+    ),
+    Parser(
+        name="sds.attestation.tpm.attest:parse_attest",
+        parse=tpm_attest.parse_attest,
+        samples=lambda: (made_quotes.attest(), made_quotes.nv_attest()),
+    ),
+    Parser(
+        name="sds.attestation.tpm.parcel:unpack",
+        parse=tpm_parcel.unpack,
+        samples=lambda: (tpm_parcel.pack(dict.fromkeys(tpm_parcel.Piece, b"content")),),
+    ),
+    Parser(
+        name="sds.attestation.azure.runtime:parse_runtime",
+        parse=azure_runtime.parse_runtime,
+        samples=lambda: (b'{"keys":[{"kid":"HCLAkPub","kty":"RSA","e":"AQAB","n":"AQAB"}]}',),
+    ),
+    Parser(
+        name="sds.attestation.tpm.keys:parse_public",
+        parse=tpm_keys.parse_public,
+        samples=lambda: (
+            made_quotes.public(),
+            tpm_commands.EK_RSA_TEMPLATE,
+            tpm_commands.EK_ECC_TEMPLATE,
+        ),
+    ),
+    Parser(
+        name="sds.attestation.tpm.keys:parse_signature",
+        parse=tpm_keys.parse_signature,
+        samples=lambda: (
+            made_quotes.rsa_signature(bytes(256)),
+            made_quotes.key().sign(b"x"),
+        ),
     ),
     Parser(
         name="sds.pki.chain:load_certificate",

@@ -1,0 +1,1 @@
+"""Azure's confidential VMs: evidence through the paravisor's vTPM."""

@@ -1,0 +1,160 @@
+"""What a TPM attests: quotes of PCRs and certified NV contents (TCG Part 2, section 10.12).
+
+Owns the layout of TPMS_ATTEST. Invariant: what does not begin with TPM_GENERATED_VALUE is never an
+:class:`Attest`, so that a restricted key's signature over it means that its TPM made it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from sds.attestation.tpm.wire import GENERATED, Algorithm, AttestType, TpmReader
+from sds.errors import EvidenceMalformedError
+
+PCRS: Final = 24
+"""PCRs of the PC client profile (TCG PC Client Platform TPM Profile, section 3.3)."""
+_MAX_BANKS: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bank:
+    """PCRs of one bank (TPMS_PCR_SELECTION, section 10.6.1).
+
+    Attributes:
+        algorithm: TPM_ALG_ID of the bank's hash, as a number: a bank may be of any.
+        pcrs: indices, ascending.
+    """
+
+    algorithm: int
+    pcrs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quoted:
+    """TPMS_QUOTE_INFO (section 10.12.4).
+
+    Attributes:
+        banks: what was quoted.
+        digest: the hash over the values, bank by bank, in ascending order.
+    """
+
+    banks: tuple[Bank, ...]
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CertifiedNv:
+    """TPMS_NV_CERTIFY_INFO (section 10.12.8).
+
+    Attributes:
+        name: of the NV index: the hash of its public area.
+        offset: of the contents within it.
+        contents: what it had.
+    """
+
+    name: bytes
+    offset: int
+    contents: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attest:
+    """A TPMS_ATTEST (section 10.12.12), laid out.
+
+    Attributes:
+        raw: all of it: what is signed.
+        signer: qualified name of the key that signed.
+        data: the caller's data: what it is bound to.
+        resets: how often the TPM was reset: a boot, or a resume from hibernation.
+        restarts: how often it was resumed since.
+        clock: milliseconds that the TPM was powered.
+        safe: whether no such clock was given before.
+        firmware: version of the TPM's firmware.
+        attested: what is attested.
+    """
+
+    raw: bytes = field(repr=False)
+    signer: bytes
+    data: bytes
+    clock: int
+    resets: int
+    restarts: int
+    safe: bool
+    firmware: int
+    attested: Quoted | CertifiedNv
+
+
+def parse_attest(raw: bytes) -> Attest:
+    """Lay out a TPMS_ATTEST of a quote or of NV contents.
+
+    Raises:
+        EvidenceMalformedError: it is cut short or too long, was not made by a TPM, or attests
+            something else.
+    """
+    reader = TpmReader(raw, what="the TPM's statement")
+    magic, kind = reader.number(4), reader.number(2)
+    if magic != GENERATED:
+        raise EvidenceMalformedError(
+            f"the TPM's statement begins with {magic:#010x}, not with TPM_GENERATED_VALUE",
+            advice="a TPM did not make it",
+        )
+    signer, data = reader.sized(), reader.sized()
+    clock, resets, restarts, safe = (reader.number(size) for size in (8, 4, 4, 1))
+    firmware = reader.number(8)
+    attested: Quoted | CertifiedNv
+    if kind == AttestType.QUOTE:
+        attested = Quoted(banks=_banks(reader), digest=reader.sized())
+    elif kind == AttestType.NV:
+        name, offset = reader.sized(), reader.number(2)
+        attested = CertifiedNv(name=name, offset=offset, contents=reader.sized())
+    else:
+        raise EvidenceMalformedError(
+            f"the TPM's statement is of type {kind:#06x}",
+            advice="quotes (0x8018) and certified NV contents (0x8014) are taken",
+        )
+    reader.done()
+    if safe > 1:
+        raise EvidenceMalformedError(f"the TPM's statement says {safe} for yes or no")
+    return Attest(
+        raw=raw,
+        signer=signer,
+        data=data,
+        clock=clock,
+        resets=resets,
+        restarts=restarts,
+        safe=bool(safe),
+        firmware=firmware,
+        attested=attested,
+    )
+
+
+def _banks(reader: TpmReader) -> tuple[Bank, ...]:
+    count = reader.number(4)
+    if count > _MAX_BANKS:
+        raise EvidenceMalformedError(f"the TPM's statement is of {count} banks of PCRs")
+    banks = []
+    for _ in range(count):
+        algorithm, size = reader.number(2), reader.number(1)
+        # Bit i of the bytes, least significant first, is PCR i.
+        bits = int.from_bytes(reader.take(size), "little")
+        if bits >> PCRS:
+            raise EvidenceMalformedError(
+                f"the TPM's statement is of PCRs above {PCRS - 1}",
+                advice="a TPM of the PC client profile has none",
+            )
+        banks.append(Bank(algorithm=algorithm, pcrs=tuple(i for i in range(PCRS) if bits >> i & 1)))
+    return tuple(banks)
+
+
+def selection(banks: tuple[Bank, ...]) -> bytes:
+    """A TPML_PCR_SELECTION (section 10.9.7)."""
+    written = len(banks).to_bytes(4, "big")
+    for bank in banks:
+        bits = sum(1 << pcr for pcr in bank.pcrs)
+        written += bank.algorithm.to_bytes(2, "big") + b"\3" + bits.to_bytes(3, "little")
+    return written
+
+
+SHA256_BANK: Final = Bank(algorithm=Algorithm.SHA256, pcrs=tuple(range(PCRS)))
+"""All PCRs of the bank that every TPM 2.0 has."""

@@ -1,0 +1,291 @@
+"""The TPM 2.0 commands that attestation needs (TCG Part 3, revision 1.59).
+
+Owns how each is written and read; the section is named beside it. All block. Authorizations are
+empty passwords: the keys and indices that attest have none.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from sds.attestation.tpm.attest import Bank, selection
+from sds.attestation.tpm.device import PolicySession
+from sds.attestation.tpm.keys import Attribute
+from sds.attestation.tpm.quote import SignedQuote
+from sds.attestation.tpm.wire import Algorithm, TpmReader, sized
+from sds.errors import EvidenceUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sds.attestation.tpm.device import Tpm
+
+OWNER: Final = 0x4000_0001
+ENDORSEMENT: Final = 0x4000_000B
+_NULL: Final = 0x4000_0007
+_NO_SCHEME: Final = struct.pack(">H", Algorithm.NULL)
+_NV_BLOCK: Final = 512  # every TPM gives so much at once (TPM_PT_NV_BUFFER_MAX)
+_MAX_NV_BYTES: Final = 32 * 1024
+_OWNER_READ: Final = 1 << 17  # TPMA_NV_OWNERREAD (Part 2, section 13.4)
+_POLICY_SESSION: Final = b"\1"  # TPM_SE_POLICY
+_READS: Final = 24
+_QUOTES: Final = 8
+
+AK_ATTRIBUTES: Final = (
+    Attribute.FIXED_TPM
+    | Attribute.FIXED_PARENT
+    | Attribute.SENSITIVE_DATA_ORIGIN
+    | Attribute.USER_WITH_AUTH
+    | Attribute.RESTRICTED
+    | Attribute.SIGN
+)
+AK_TEMPLATE: Final = (
+    struct.pack(">HHI", Algorithm.ECC, Algorithm.SHA256, AK_ATTRIBUTES)
+    + sized(b"")
+    + struct.pack(">HHH", Algorithm.NULL, Algorithm.ECDSA, Algorithm.SHA256)
+    + struct.pack(">HH", 0x0003, Algorithm.NULL)
+    + sized(b"")
+    + sized(b"")
+)
+"""A restricted signing key on P-256. A primary key of this template is the same at every boot."""
+
+# TCG EK Credential Profile, B.3.3 and B.3.4: PolicySecret(TPM_RH_ENDORSEMENT).
+_EK_POLICY: Final = bytes.fromhex(
+    "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa"
+)
+_EK_ATTRIBUTES: Final = (
+    Attribute.FIXED_TPM
+    | Attribute.FIXED_PARENT
+    | Attribute.SENSITIVE_DATA_ORIGIN
+    | Attribute.ADMIN_WITH_POLICY
+    | Attribute.RESTRICTED
+    | Attribute.DECRYPT
+)
+_AES_128_CFB: Final = struct.pack(">HHH", Algorithm.AES, 128, Algorithm.CFB)
+EK_RSA_TEMPLATE: Final = (
+    struct.pack(">HHI", Algorithm.RSA, Algorithm.SHA256, _EK_ATTRIBUTES)
+    + sized(_EK_POLICY)
+    + _AES_128_CFB
+    + struct.pack(">HHI", Algorithm.NULL, 2048, 0)
+    + sized(bytes(256))
+)
+"""Template L-1 (EK Credential Profile, B.3.3): RSA 2048."""
+EK_ECC_TEMPLATE: Final = (
+    struct.pack(">HHI", Algorithm.ECC, Algorithm.SHA256, _EK_ATTRIBUTES)
+    + sized(_EK_POLICY)
+    + _AES_128_CFB
+    + struct.pack(">HHH", Algorithm.NULL, 0x0003, Algorithm.NULL)
+    + sized(bytes(32))
+    + sized(bytes(32))
+)
+"""Template L-2 (EK Credential Profile, B.3.4): P-256."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A key in the TPM.
+
+    Attributes:
+        handle: names it in commands.
+        public: its TPMT_PUBLIC.
+    """
+
+    handle: int
+    public: bytes = field(repr=False)
+
+
+def read_public(tpm: Tpm, handle: int) -> Loaded:
+    """TPM2_ReadPublic (section 12.4)."""
+    answer = tpm.execute(0x173, handles=(handle,))
+    return Loaded(handle=handle, public=answer.parameters.sized())
+
+
+def create_primary(tpm: Tpm, hierarchy: int, template: bytes) -> Loaded:
+    """TPM2_CreatePrimary (section 24.1); the key is flushed at the end."""
+    sensitive = sized(b"") + sized(b"")
+    parameters = sized(sensitive) + sized(template) + sized(b"") + selection(())
+    answer = tpm.execute(
+        0x131,
+        handles=(hierarchy,),
+        authorizations=(None,),
+        parameters=parameters,
+        makes_handle=True,
+    )
+    assert answer.handle is not None
+    return Loaded(handle=tpm.keep(answer.handle), public=answer.parameters.sized())
+
+
+def read_pcrs(tpm: Tpm, bank: Bank) -> dict[int, bytes]:
+    """TPM2_PCR_Read (section 22.4), as often as it takes: it gives a few at once.
+
+    Raises:
+        EvidenceUnavailableError: the TPM does not give all of them: it may lack the bank.
+    """
+    found: dict[int, bytes] = {}
+    for _ in range(_READS):
+        left = tuple(pcr for pcr in bank.pcrs if pcr not in found)
+        if not left:
+            return found
+        wanted = selection((Bank(algorithm=bank.algorithm, pcrs=left),))
+        reader = tpm.execute(0x17E, parameters=wanted).parameters
+        reader.number(4)  # pcrUpdateCounter
+        given = _given(reader)
+        values = [reader.sized() for _ in range(min(reader.number(4), len(given)))]
+        if not values:
+            break
+        found.update(zip(given, values, strict=False))
+    raise EvidenceUnavailableError(
+        f"the TPM does not give all PCRs of the bank {bank.algorithm:#06x}"
+    )
+
+
+def _given(reader: TpmReader) -> list[int]:
+    found: list[int] = []
+    for _ in range(min(reader.number(4), 16)):
+        reader.number(2)
+        bits = int.from_bytes(reader.take(reader.number(1)), "little")
+        found += [pcr for pcr in range(bits.bit_length()) if bits >> pcr & 1]
+    return found
+
+
+def quote(tpm: Tpm, key: int, data: bytes, bank: Bank) -> SignedQuote:
+    """TPM2_Quote (section 18.4), and the values that it is over.
+
+    The values are read before and after: they are those that were quoted if both agree.
+
+    Raises:
+        EvidenceUnavailableError: a PCR changed during every attempt.
+    """
+    parameters = sized(data) + _NO_SCHEME + selection((bank,))
+    before = read_pcrs(tpm, bank)
+    for _ in range(_QUOTES):
+        reader = tpm.execute(
+            0x158, handles=(key,), authorizations=(None,), parameters=parameters
+        ).parameters
+        attest, signature = reader.sized(), reader.rest()
+        after = read_pcrs(tpm, bank)
+        if before == after:
+            return SignedQuote(attest=attest, signature=signature, values=_joined(after))
+        before = after
+    raise EvidenceUnavailableError("PCRs of the TPM change faster than it quotes them")
+
+
+def _joined(pcrs: Mapping[int, bytes]) -> bytes:
+    return b"".join(pcrs[pcr] for pcr in sorted(pcrs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvPublic:
+    """A TPMS_NV_PUBLIC (Part 2, section 13.5).
+
+    Attributes:
+        raw: all of it: its hash is the index's name.
+        attributes: TPMA_NV.
+        size: bytes of its contents.
+        name: of the index.
+    """
+
+    raw: bytes = field(repr=False)
+    attributes: int
+    size: int
+    name: bytes
+
+
+def nv_public(tpm: Tpm, index: int) -> NvPublic:
+    """TPM2_NV_ReadPublic (section 31.6)."""
+    answer = tpm.execute(0x169, handles=(index,)).parameters
+    raw, name = answer.sized(), answer.sized()
+    reader = TpmReader(raw, what=f"the public area of NV index {index:#x}")
+    reader.take(6)  # index, nameAlg
+    attributes = reader.number(4)
+    reader.sized()  # authPolicy
+    return NvPublic(raw=raw, attributes=attributes, size=reader.number(2), name=name)
+
+
+def nv_read(tpm: Tpm, index: int) -> bytes:
+    """All of an NV index (TPM2_NV_Read, section 31.13).
+
+    Raises:
+        EvidenceUnavailableError: it is longer than any that is read, or gives less than it says.
+    """
+    public = nv_public(tpm, index)
+    if public.size > _MAX_NV_BYTES:
+        raise EvidenceUnavailableError(f"NV index {index:#x} has {public.size} bytes")
+    contents = b""
+    while len(contents) < public.size:
+        size = min(_NV_BLOCK, public.size - len(contents))
+        block = tpm.execute(
+            0x14E,
+            handles=(nv_authority(public, index), index),
+            authorizations=(None,),
+            parameters=struct.pack(">HH", size, len(contents)),
+        ).parameters.sized()
+        if len(block) != size:
+            raise EvidenceUnavailableError(
+                f"NV index {index:#x} gives {len(block)} bytes of {size}"
+            )
+        contents += block
+    return contents
+
+
+def nv_authority(public: NvPublic, index: int) -> int:
+    """Who may read it: the owner, or the index itself, each with an empty password."""
+    return OWNER if public.attributes & _OWNER_READ else index
+
+
+def nv_certify(tpm: Tpm, key: int, index: int, data: bytes) -> tuple[bytes, bytes]:
+    """TPM2_NV_Certify (section 31.16) of all of an index: TPMS_ATTEST and TPMT_SIGNATURE."""
+    public = nv_public(tpm, index)
+    reader = tpm.execute(
+        0x184,
+        handles=(key, nv_authority(public, index), index),
+        authorizations=(None, None),
+        parameters=sized(data) + _NO_SCHEME + struct.pack(">HH", public.size, 0),
+    ).parameters
+    return reader.sized(), reader.rest()
+
+
+def activate_credential(
+    tpm: Tpm, *, key: int, endorsement: int, credential: bytes, secret: bytes
+) -> bytes:
+    """TPM2_ActivateCredential (section 12.5): what only the TPM of both keys can decrypt.
+
+    Args:
+        tpm: the TPM.
+        key: the attestation key.
+        endorsement: the endorsement key, made from one of the profile's templates.
+        credential: TPMS_ID_OBJECT.
+        secret: the encrypted seed.
+
+    Returns:
+        What the credential contains.
+    """
+    # PolicySecret of the endorsement hierarchy authorizes the key (EK Credential Profile, B.3).
+    opened = tpm.execute(
+        0x176,
+        handles=(_NULL, _NULL),
+        parameters=sized(os.urandom(32))
+        + sized(b"")
+        + _POLICY_SESSION
+        + _NO_SCHEME
+        + struct.pack(">H", Algorithm.SHA256),
+        makes_handle=True,
+    )
+    assert opened.handle is not None
+    session = tpm.keep(opened.handle)
+    tpm.execute(
+        0x151,
+        handles=(ENDORSEMENT, session),
+        authorizations=(None,),
+        parameters=sized(b"") + sized(b"") + sized(b"") + struct.pack(">i", 0),
+    )
+    answer = tpm.execute(
+        0x147,
+        handles=(key, endorsement),
+        authorizations=(None, PolicySession(session)),
+        parameters=sized(credential) + sized(secret),
+    )
+    return answer.parameters.sized()

@@ -1,0 +1,85 @@
+"""What may be demanded of PCRs, and the checks of it.
+
+Owns the model that the vTPM kinds and ``tpm`` share in ``reference_values.others``. Invariant: a
+PCR that is demanded and was not quoted is a refusal, and never passed over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sds.attestation.tpm.attest import PCRS
+from sds.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from sds.attestation.checks import Checks
+    from sds.attestation.reference_values import ReferenceValues
+    from sds.attestation.tpm.quote import VerifiedQuote
+
+Digest = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{64}|[0-9a-f]{96}|[0-9a-f]{128})$")]
+
+
+class PcrValues(BaseModel):
+    """What a quote must show.
+
+    Attributes:
+        pcrs: index (0 to 23) -> accepted values, hex; a PCR that is not named may have any.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pcrs: dict[int, Annotated[list[Digest], Field(min_length=1)]] = {}
+
+    @field_validator("pcrs")
+    @classmethod
+    def _indices(cls, pcrs: dict[int, list[str]]) -> dict[int, list[str]]:
+        if any(not 0 <= pcr < PCRS for pcr in pcrs):
+            raise ValueError(f"PCRs are 0 to {PCRS - 1}")
+        return pcrs
+
+
+_Values = TypeVar("_Values", bound=BaseModel)
+
+
+def own_values(kind: str, model: type[_Values], values: ReferenceValues) -> _Values:
+    """What ``others`` demands of one kind.
+
+    Raises:
+        EvidenceError: it is not what may be demanded of it.
+    """
+    try:
+        return model.model_validate(values.others.get(kind, {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, ("others", kind, *first["loc"])))
+        raise EvidenceError(
+            f"reference_values.{where}: {first['msg']}",
+            advice="docs/attestation.md lists what may be demanded of each kind",
+        ) from error
+
+
+def appraise_pcrs(checks: Checks, quote: VerifiedQuote | None, values: PcrValues) -> None:
+    """Add one check for each PCR that is demanded."""
+    for pcr, accepted in sorted(values.pcrs.items()):
+        found = quote.pcrs.get(pcr) if quote is not None else None
+        checks.among(
+            f"pcr{pcr}",
+            "pcr",
+            found=found.hex() if found is not None else "not quoted",
+            accepted=accepted,
+        )
+
+
+def claims_of_quote(quote: VerifiedQuote | None) -> dict[str, str]:
+    """Attributes of a verified quote: the PCRs, the bank, and how often the TPM started."""
+    if quote is None:
+        return {}
+    return {
+        "pcr_bank": quote.bank,
+        "tpm_resets": str(quote.attest.resets),
+        "tpm_restarts": str(quote.attest.restarts),
+        "tpm_firmware": f"{quote.attest.firmware:#018x}",
+        **{f"pcr{pcr}": value.hex() for pcr, value in quote.pcrs.items()},
+    }
