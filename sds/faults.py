@@ -85,15 +85,15 @@ def guarded(where: str, callback: Callable[_P, object]) -> Callable[_P, None]:
         where: as for :func:`report`.
         callback: of ``add_reader``, ``call_later``, ``add_done_callback``, a listener, ….
     """
+    # A partial object, not a wrapping function: every connection makes some.
+    return functools.partial(_call, where, callback)
 
-    @functools.wraps(callback)
-    def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            callback(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  the boundary between one callback and the loop
-            report(where, error)
 
-    return call
+def _call(where: str, callback: Callable[_P, object], *args: _P.args, **kwargs: _P.kwargs) -> None:
+    try:
+        callback(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001  the boundary between one callback and the loop
+        report(where, error)
 
 
 def watch_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -9,7 +9,7 @@ way.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sds.errors import WorkloadError
 from sds.workload.mapping import MatchedRule
@@ -39,7 +39,6 @@ class CallerDescription:
     why: str
 
 
-@runtime_checkable
 class Connected(Protocol):
     """The caller of a connection."""
 
@@ -66,8 +65,8 @@ def connected(context: Any) -> Connected:
     Raises:
         WorkloadError: ``unknown_connection``: the connection carries no caller.
     """
-    caller = context.caller()
-    if not isinstance(caller, Connected):
+    caller: Connected | None = context.caller()
+    if caller is None:
         raise WorkloadError(
             "this connection did not come through the front door", reason="unknown_connection"
         )

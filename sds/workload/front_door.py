@@ -322,15 +322,17 @@ class FrontDoor:
             yield
             return
 
-        def ended() -> None:
-            loop.remove_reader(pidfd)
-            task.cancel()
-
-        loop.add_reader(pidfd, guarded("connection", ended))
+        loop.add_reader(pidfd, guarded("connection", _ended), loop, pidfd, task)
         try:
             yield
         finally:
             loop.remove_reader(pidfd)
+
+
+def _ended(loop: asyncio.AbstractEventLoop, pidfd: int, task: asyncio.Task[None]) -> None:
+    """The process of this pidfd has ended."""
+    loop.remove_reader(pidfd)
+    task.cancel()
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -11,7 +11,6 @@ proc_pid_stat(5) for the start time.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import logging
 import os
@@ -34,6 +33,7 @@ SO_PEERGROUPS: Final = 59
 SO_PEERPIDFD: Final = 77
 _UCRED: Final = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t
 _GROUPS_ROOM: Final = 256  # socket.getsockopt returns at most 1024 bytes
+_FDINFO_BYTES: Final = 4096
 _START_TIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1
 
 
@@ -85,22 +85,30 @@ class Peer:
                 advice="run the agent in the host's PID namespace (hostPID: true)",
                 reason="peer_credentials",
             )
-        with cls(
+        peer = cls(
             pid=pid,
             uid=uid,
             gid=gid,
             groups=frozenset(),
             pidfd=_pidfd(connection),
             owner=f"uid {uid}",
-        ) as peer:
-            with _readable(pid):
-                if peer.pidfd is None:
-                    peer.start_time = process_start_time(pid)
-                peer.groups = _groups(connection, pid)
-            peer.check()
-            # The caller of this method owns the descriptor from now on.
-            kept, peer.pidfd = dataclasses.replace(peer), None
-        return kept
+        )
+        try:
+            peer._begin(connection)
+        except BaseException:
+            peer.close()
+            raise
+        return peer  # with its descriptor, which is the caller's from now on
+
+    def _begin(self, connection: socket.socket) -> None:
+        """Read what belongs to the pid, and make sure that the process is the one of the pidfd."""
+        with _readable(self.pid):
+            if self.pidfd is None:
+                self.start_time = process_start_time(self.pid)
+            elif (now := _pid_of(self.pidfd)) != self.pid:
+                raise PeerGoneError(f"process {self.pid} has ended (now {now})")
+            self.groups = _groups(connection, self.pid)
+        self.check()
 
     def __enter__(self) -> Self:
         """The peer; the block owns its descriptor."""
@@ -113,7 +121,9 @@ class Peer:
     def check(self) -> None:
         """Make sure that the process that connected lives and that :attr:`pid` is its pid.
 
-        Facts read from ``/proc/<pid>`` hold only if this was called after they were read.
+        Facts read from ``/proc/<pid>`` count only if this was called after they were read. While
+        a pidfd is not readable, its process has not been reaped (pidfd_open(2)), so its pid, which
+        :meth:`of` compared with the pidfd's, belongs to no other process.
 
         Raises:
             PeerGoneError: it has ended (also if nobody has reaped it yet).
@@ -131,8 +141,6 @@ class Peer:
             poll.register(self.pidfd, select.POLLIN)
             if poll.poll(0):  # readable: terminated, perhaps a zombie
                 raise PeerGoneError(f"process {self.pid} has ended")
-            if (pid := _pid_of(self.pidfd)) != self.pid:
-                raise PeerGoneError(f"process {self.pid} has ended (now {pid})")
 
     def close(self) -> None:
         """Let go of the pidfd; a second call does nothing."""
@@ -193,10 +201,14 @@ def _pidfd(connection: socket.socket) -> int | None:
 
 def _pid_of(pidfd: int) -> int:
     """The pid in our namespace: -1 once reaped,  0 if we do not see the process."""
-    text = Path(f"/proc/self/fdinfo/{pidfd}").read_text(encoding="ascii")
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name == "Pid":
+    descriptor = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text = os.read(descriptor, _FDINFO_BYTES)
+    finally:
+        os.close(descriptor)
+    for line in text.split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == b"Pid":
             return int(value)
     raise WorkloadError(
         f"/proc/self/fdinfo/{pidfd} does not describe a pidfd", reason="peer_credentials"

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import PeerGoneError, WorkloadError
 from sds.faults import guarded, report
-from sds.repeats import Repeats
 from sds.workload.connected import CallerDescription
-from sds.workload.entitlement import Caller, Entitlement, Selector
+from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
+from sds.workload.recognition_log import RecognitionLog, describe_selectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,11 +31,8 @@ if TYPE_CHECKING:
     from sds.workload.mapping import WorkloadRule
     from sds.workload.peer import Peer
 
-_LOG = logging.getLogger("sds.workload.recognition")
-_TEXT_SELECTORS: Final = 24
-_TEXT_CHARACTERS: Final = 1500
-
-
+_REMEMBERED: Final = 512
+"""Decisions; callers of one pod, or of one user, show the same facts again and again."""
 _POSTPONED: Final = WorkloadError("it was not looked for yet", reason="undetermined")
 
 
@@ -117,11 +113,12 @@ class Recogniser:
         self.timing = timing or Timing()
         self.rules = rules
         self._needed = selector_types(rules.rules)
+        self._decided: dict[tuple[object, ...], Decision] = {}
         self._attestors = tuple(attestors)
         self._keeper = keeper
         self._wanted: Counter[Identity] = Counter()
         self._lingering: dict[Identity, asyncio.TimerHandle] = {}
-        self._said = Repeats()
+        self.log = RecognitionLog()
         self._changed = asyncio.Event()
         self._stops = [attestor.listen(self.look_again) for attestor in self._attestors]
 
@@ -129,17 +126,13 @@ class Recogniser:
         """The policy changed: every caller is looked at again now."""
         self.rules = rules
         self._needed = selector_types(rules.rules)
+        self._decided.clear()
         self.look_again()
 
     def look_again(self) -> None:
         """Facts or rules may have changed: wake every recognition."""
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def worth_a_line(self, about: str, decision: Decision) -> int | None:
-        """How often this was decided about so since the last line of log, if one is due."""
-        key = (about, decision.undetermined.reason if decision.undetermined else "")
-        return self._said.due(key, now=asyncio.get_running_loop().time())
 
     def close(self) -> None:
         """Stop listening, and release what lingers."""
@@ -172,7 +165,19 @@ class Recogniser:
             cheap = merge([facts, cheap])
         if failed is not None:
             return RecognitionOutcome(facts=cheap, decision=Decision(undetermined=failed))
-        return RecognitionOutcome(facts=cheap, decision=self.rules.decide(cheap))
+        return RecognitionOutcome(facts=cheap, decision=self._decide(cheap))
+
+    def _decide(self, facts: Facts) -> Decision:
+        """As the rules do, which say the same of the same facts."""
+        if facts.unknown:
+            return self.rules.decide(facts)
+        key = (facts.selectors, facts.services)
+        decision = self._decided.get(key)
+        if decision is None:
+            if len(self._decided) >= _REMEMBERED:
+                self._decided.clear()
+            decision = self._decided[key] = self.rules.decide(facts)
+        return decision
 
     async def _gather(
         self, peer: Peer, attestors: Iterable[Attestor], needed: frozenset[str]
@@ -254,6 +259,7 @@ class Recognition:
         self._matched = asyncio.Event()
         self._looked = asyncio.Event()
         self._gone: PeerGoneError | None = None
+        self._told = Decision()
         self._on_match: Callable[[], None] = lambda: None
 
     def when_matched(self, call: Callable[[], None]) -> None:
@@ -270,6 +276,8 @@ class Recognition:
                 time.
             PeerGoneError: the process has ended.
         """
+        if self._entitlement is not None and self._gone is None:
+            return self._entitlement
         hold = self._recogniser.timing.hold
         try:
             async with asyncio.timeout(hold):
@@ -330,7 +338,9 @@ class Recognition:
 
     async def _apply(self, outcome: RecognitionOutcome) -> bool:
         """Let the outcome take effect; whether nothing is left to wait for."""
-        self._say(outcome)
+        now = asyncio.get_running_loop().time()
+        self._recogniser.log.tell(self.peer, outcome.facts, outcome.decision, self._told, now=now)
+        self._told = outcome.decision
         self.outcome = outcome
         self._looked.set()
         if outcome.decision.undetermined is not None:
@@ -395,50 +405,6 @@ class Recognition:
             reason="no_match",
         )
 
-    def _say(self, outcome: RecognitionOutcome) -> None:
-        """One line for every change of a decision; one in an interval where an owner is refused."""
-        decision, before = outcome.decision, self.outcome.decision
-        if decision == before or (decision.undetermined and _same(decision, before)):
-            return
-        extra = {
-            "pid": self.peer.pid,
-            "caller": outcome.facts.title,
-            "selectors": describe_selectors(outcome.facts.selectors),
-        }
-        if decision.granted:
-            names = [str(identity.spiffe_id) for identity in decision.identities]
-            rules = [grant.rule for grant in decision.granted]
-            _LOG.info(
-                "a caller was recognised", extra={**extra, "identities": names, "rules": rules}
-            )
-        elif (times := self._recogniser.worth_a_line(self.peer.owner, decision)) is not None:
-            extra |= {"owner": self.peer.owner, "times": times}
-            if decision.undetermined is not None:
-                extra["why"] = decision.undetermined
-                _LOG.warning("a caller cannot be recognised yet", extra=extra)
-            else:
-                _LOG.warning("no workload rule matches a caller", extra=extra)
-        for problem in decision.problems:
-            if self._recogniser.worth_a_line(problem, decision) is not None:
-                about = {**extra, "problem": problem}
-                _LOG.warning("a workload rule gave no valid name", extra=about)
-
-
-def _same(one: Decision, other: Decision) -> bool:
-    """Whether both are undetermined for the same reason; each look makes an error of its own."""
-    return str(one.undetermined) == str(other.undetermined) and one.problems == other.problems
-
 
 def _costly(attestors: Iterable[Attestor]) -> frozenset[str]:
     return frozenset[str]().union(*(each.costly for each in attestors))
-
-
-def describe_selectors(selectors: Iterable[Selector]) -> str:
-    """Selectors as one bounded line, for logs and for the caller itself."""
-    texts = sorted(str(selector) for selector in selectors)
-    shown = ", ".join(texts[:_TEXT_SELECTORS])
-    if len(shown) > _TEXT_CHARACTERS:
-        shown = shown[:_TEXT_CHARACTERS] + "…"
-    if len(texts) > _TEXT_SELECTORS:
-        shown += f" and {len(texts) - _TEXT_SELECTORS} more"
-    return shown or "nothing"

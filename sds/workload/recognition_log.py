@@ -1,0 +1,94 @@
+"""What the log says of recognised and refused callers.
+
+Owns :class:`RecognitionLog`. Invariant: an owner that connects again and again, with the same
+outcome, gets one line in an interval, which says how often that was.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from sds.repeats import Repeats
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sds.workload.entitlement import Selector
+    from sds.workload.facts import Facts
+    from sds.workload.mapping import Decision
+    from sds.workload.peer import Peer
+
+_LOG = logging.getLogger("sds.workload.recognition")
+_TEXT_SELECTORS: Final = 24
+_TEXT_CHARACTERS: Final = 1500
+
+
+class RecognitionLog:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self._said = Repeats()
+
+    def tell(
+        self, peer: Peer, facts: Facts, decision: Decision, before: Decision, *, now: float
+    ) -> None:
+        """Log a decision that differs from the one ``before``.
+
+        Args:
+            peer: about whom it was taken.
+            facts: from which it was taken.
+            decision: what was decided.
+            before: what was decided about the same connection until now.
+            now: monotonic seconds.
+        """
+        if decision == before or (decision.undetermined and _same(decision, before)):
+            return
+        times = self._times(peer.owner, decision, now)
+        if times is None and not decision.problems:
+            return
+        extra = {
+            "pid": peer.pid,
+            "caller": facts.title,
+            "selectors": describe_selectors(facts.selectors),
+        }
+        if times is not None:
+            _tell(decision, {**extra, "owner": peer.owner, "times": times})
+        for problem in decision.problems:
+            if self._times(problem, decision, now) is not None:
+                about = {**extra, "problem": problem}
+                _LOG.warning("a workload rule gave no valid name", extra=about)
+
+    def _times(self, about: str, decision: Decision, now: float) -> int | None:
+        """How often this was decided about so since the last line, if one is due."""
+        undetermined = decision.undetermined
+        why = decision.granted if undetermined is None else undetermined.reason
+        return self._said.due((about, why), now=now)
+
+
+def _tell(decision: Decision, extra: dict[str, object]) -> None:
+    if decision.granted:
+        extra["identities"] = [str(identity.spiffe_id) for identity in decision.identities]
+        extra["rules"] = [grant.rule for grant in decision.granted]
+        _LOG.info("a caller was recognised", extra=extra)
+    elif decision.undetermined is not None:
+        extra["why"] = decision.undetermined
+        _LOG.warning("a caller cannot be recognised yet", extra=extra)
+    else:
+        _LOG.warning("no workload rule matches a caller", extra=extra)
+
+
+def _same(one: Decision, other: Decision) -> bool:
+    """Whether both are undetermined for the same reason; each look makes an error of its own."""
+    return str(one.undetermined) == str(other.undetermined) and one.problems == other.problems
+
+
+def describe_selectors(selectors: Iterable[Selector]) -> str:
+    """Selectors as one bounded line, for logs and for the caller itself."""
+    texts = sorted(str(selector) for selector in selectors)
+    shown = ", ".join(texts[:_TEXT_SELECTORS])
+    if len(shown) > _TEXT_CHARACTERS:
+        shown = shown[:_TEXT_CHARACTERS] + "…"
+    if len(texts) > _TEXT_SELECTORS:
+        shown += f" and {len(texts) - _TEXT_SELECTORS} more"
+    return shown or "nothing"

@@ -1,0 +1,121 @@
+"""What recognition need not do twice: decide about the same facts, and say the same."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sds.errors import WorkloadError
+from sds.workload.entitlement import Selector
+from sds.workload.facts import Facts
+from sds.workload.mapping import Decision
+from sds.workload.peer import Peer
+from sds.workload.recognition import Recogniser, Rules
+from sds.workload.recognition_log import RecognitionLog
+from tests.support.front_door import Keeper, rules
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import pytest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted(Rules):
+    """Rules that remember about which facts they were asked."""
+
+    asked: list[Facts] = field(default_factory=list)
+
+    def decide(self, facts: Facts) -> Decision:
+        self.asked.append(facts)
+        return Rules.decide(self, facts)
+
+
+def counted(*, uid: str) -> Counted:
+    plain = rules({"unix:uid": uid})
+    return Counted(rules=plain.rules, defaults=plain.defaults)
+
+
+class Fixed:
+    """An attestor that finds what it is told."""
+
+    name = "fixed"
+    costly: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        self.facts = Facts(selectors=frozenset({Selector("unix:uid", "7")}))
+
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
+        del peer, needed
+        return self.facts
+
+    def notices(self) -> tuple[str, ...]:
+        return ()
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        del listener
+        return lambda: None
+
+
+class Living(Peer):
+    """A caller that lives as long as the test."""
+
+    __slots__ = ()
+
+    def check(self) -> None:
+        """It lives."""
+
+
+def caller(owner: str = "uid 7") -> Peer:
+    return Living(pid=1, uid=7, gid=7, groups=frozenset(), pidfd=None, owner=owner)
+
+
+async def test_the_same_facts_are_decided_once_until_the_rules_change() -> None:
+    attestor, first, second = Fixed(), counted(uid="7"), counted(uid="8")
+    recogniser = Recogniser(attestors=[attestor], rules=first, keeper=Keeper())
+    found = [await recogniser.look(caller()) for _ in range(5)]
+    assert len(first.asked) == 1
+    assert all(each.decision.granted for each in found)
+    attestor.facts = Facts(selectors=frozenset({Selector("unix:uid", "9")}))
+    assert not (await recogniser.look(caller())).decision.granted
+    assert len(first.asked) == 2
+    recogniser.replace_rules(second)
+    attestor.facts = Facts(selectors=frozenset({Selector("unix:uid", "7")}))
+    assert not (await recogniser.look(caller())).decision.granted
+    assert len(second.asked) == 1
+
+
+async def test_a_decision_about_something_unknown_is_not_remembered() -> None:
+    attestor, mapping = Fixed(), counted(uid="7")
+    late = WorkloadError("late", reason="undetermined")
+    attestor.facts = Facts(unknown={"unix:uid": late})
+    recogniser = Recogniser(attestors=[attestor], rules=mapping, keeper=Keeper())
+    for _ in range(3):
+        assert (await recogniser.look(caller())).decision.undetermined is late
+    assert len(mapping.asked) == 3
+
+
+async def test_callers_with_ever_new_facts_leave_a_bounded_memory() -> None:
+    attestor, mapping = Fixed(), counted(uid="7")
+    recogniser = Recogniser(attestors=[attestor], rules=mapping, keeper=Keeper())
+    for number in range(2_000):
+        attestor.facts = Facts(selectors=frozenset({Selector("unix:path", f"/{number}")}))
+        await recogniser.look(caller())
+    assert len(recogniser._decided) <= 512
+
+
+def test_an_owner_with_one_outcome_gets_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log, nothing = RecognitionLog(), Decision()
+    facts = Facts(selectors=frozenset({Selector("unix:uid", "7")}))
+    given = rules({"unix:uid": "7"}).decide(facts)
+    other = rules({"unix:uid": "7", "spiffe_id": "spiffe://example.org/other"}).decide(facts)
+    for _ in range(100):
+        log.tell(caller(), facts, given, nothing, now=1.0)
+    assert len(caplog.records) == 1
+    log.tell(caller("uid 8"), facts, given, nothing, now=1.0)
+    log.tell(caller(), facts, other, nothing, now=1.0)  # news
+    assert len(caplog.records) == 3
+    log.tell(caller(), facts, given, nothing, now=12.0)
+    assert caplog.records[-1].__dict__["times"] == 100
