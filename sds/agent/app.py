@@ -81,7 +81,9 @@ async def run(
         SdsError: it could not start, or a part of it failed.
     """
     try:
-        told = readiness_notifier()
+        # Containers wait for the start of an agent that measures its key, and the authority may be
+        # one of them: so the start is complete once the sockets are open.
+        told = readiness_notifier(at_once=config.attestation.exchange_key is not None)
         async with running_agent(config, clock=clock, memory=memory, told=told):
             await stop.wait()
             notify(STOPPING)

@@ -16,7 +16,7 @@ from random import SystemRandom
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.config import OwnAuthoritySection
-from sds.attestation.build import Verification, make_attester
+from sds.attestation.build import Verification, keyed, make_attester
 from sds.authority.attested import AttestedAuthority
 from sds.authority.registry import authority_kind
 from sds.errors import ConfigurationError
@@ -101,7 +101,7 @@ def authority_client(
         verifier = instruments.verifier(make() if policy is None else policy.verifier(make))
     return AttestedAuthority(
         authority_settings(config, section),
-        attester=instruments.attester(attester),
+        attester=instruments.attester(keyed(attester, config.attestation)),
         verifier=verifier,
         clock=clock,
         policy=None if policy is None else policy.holder,

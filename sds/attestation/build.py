@@ -11,9 +11,13 @@ A node has one kind of evidence. What collects the others is loaded only where t
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 from sds.attestation.evidence import EvidenceKind
+from sds.attestation.exchange_key.events import key_digest
+from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
+from sds.attestation.exchange_key.register import MeasurementRegister
 from sds.attestation.files import FollowedFiles, Places
 from sds.attestation.kind import Demands
 from sds.attestation.pem import der_certificates
@@ -154,6 +158,32 @@ def make_attester(section: AttestationSection) -> Attester | None:
     if section.kind == "simulated":
         return _simulated(section)
     return _guest(section)
+
+
+def keyed(attester: Attester, section: AttestationSection) -> Attester:
+    """The attester with the exchange key of this boot, if the section asks for one.
+
+    Only a real start calls it: it extends the register, which nothing undoes until the machine
+    starts again.
+
+    Raises:
+        ConfigurationError: the register cannot be used, or the key cannot be kept.
+    """
+    if section.exchange_key is None:
+        return attester
+    held = hold_key(
+        MeasurementRegister(section.exchange_key.runtime_register),
+        environment=os.environ,
+        pid=os.getpid(),
+    )
+    _LOGGER.info(
+        "the exchange key of this boot is measured",
+        extra={
+            "register": str(section.exchange_key.runtime_register),
+            "exchange_key": key_digest(held.public_key),
+        },
+    )
+    return KeyedAttester(attester, held)
 
 
 def _simulated(section: AttestationSection) -> Attester:

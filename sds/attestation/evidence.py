@@ -97,6 +97,22 @@ EvidenceKind.KUBERNETES_TOKEN = EvidenceKind("kubernetes-token")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExchangeProof:
+    """Shows that the holder of the measured exchange key made evidence; nothing in it is checked.
+
+    Attributes:
+        public_key: the exchange key's SubjectPublicKeyInfo, DER.
+        events: the digests that were extended into the runtime register, in order.
+        signature: by the key, over the evidence's report data
+            (:mod:`sds.attestation.exchange_key.events`).
+    """
+
+    public_key: bytes = field(repr=False)
+    events: tuple[bytes, ...] = field(repr=False)
+    signature: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Evidence as it travels: nothing in it has been checked.
 
@@ -104,11 +120,14 @@ class Evidence:
         kind: what ``report`` is.
         report: the raw bytes: an SNP attestation report, a TDX quote, a token.
         certificates: DER certificates that help to verify it (leaf first); they add no trust.
+        proof: that the holder of the measured exchange key made it, for platforms with runtime
+            registers.
     """
 
     kind: EvidenceKind
     report: bytes = field(repr=False)
     certificates: tuple[bytes, ...] = field(default=(), repr=False)
+    proof: ExchangeProof | None = None
 
     @property
     def digest(self) -> str:

@@ -167,6 +167,8 @@ class TdxReferenceValues(_Model):
         permitted_advisories: INTEL-SA numbers that are accepted together with an accepted status
             other than UpToDate; if empty, any.
         minimum_tcb_evaluation_number: lowest tcbEvaluationDataNumber of TCB info and QE identity.
+        require_exchange_key: evidence must be signed by the key that early boot measured into
+            RTMR3, so that no other process of the guest can give evidence for an exchange.
     """
 
     permit_debug: StrictBool = False
@@ -189,6 +191,16 @@ class TdxReferenceValues(_Model):
     tcb_statuses: Annotated[list[TcbStatus], Field(min_length=1)] = ["UpToDate"]
     permitted_advisories: list[Annotated[str, Field(pattern=r"^INTEL-SA-[0-9]{5}$")]] = []
     minimum_tcb_evaluation_number: Annotated[StrictInt, Field(ge=0)] = 0
+    require_exchange_key: StrictBool = False
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.require_exchange_key and self.rtmr3:
+            raise ValueError(
+                "rtmr3 and require_exchange_key exclude each other: the exchange key is in RTMR3, "
+                "and every boot makes another one"
+            )
+        return self
 
 
 class ReferenceValues(_Model):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from sds.attestation.exchange_key.register import RTMR3
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product  # noqa: TC001  pydantic reads annotations
@@ -22,6 +23,15 @@ def _known_kind(name: str) -> str:
     if name not in known:
         raise ValueError(f"expected one of {', '.join(known)}")
     return name
+
+
+class ExchangeKeySection(Settings):
+    """A key that only this process has, measured before any container runs."""
+
+    runtime_register: PathField = Field(
+        default=RTMR3,
+        description="The runtime register, as the kernel's file. Its name ends with the algorithm.",
+    )
 
 
 class AttestationSection(Settings):
@@ -58,6 +68,13 @@ class AttestationSection(Settings):
         default=None,
         description="SEV-SNP only: which product's certificate to ask that server for, if the "
         "report (version 2) does not say.",
+    )
+    exchange_key: ExchangeKeySection | None = Field(
+        default=None,
+        description="TDX only: make a key at the first start after boot, measure it and then a cap "
+        "into a runtime register, and sign all evidence with it. systemd must keep the key "
+        "(`FileDescriptorStoreMax=1`, `FileDescriptorStorePreserve=yes`), and must start this "
+        "service before containers. If unset, evidence does not say which process made it.",
     )
     projected_token: PathField | None = Field(
         default=None,

@@ -15,7 +15,7 @@ import signal
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.build import Verification, make_attester
+from sds.attestation.build import Verification, keyed, make_attester
 from sds.attestation.kubernetes.token import TokenAttester
 from sds.attestation.verifier import EvidenceVerifier
 from sds.authority.attested import AttestedAuthority
@@ -92,6 +92,8 @@ async def _serve(
 ) -> None:
     descriptors = raise_descriptor_limit()
     attester = make_attester(config.attestation)
+    if attester is not None:
+        attester = keyed(attester, config.attestation)
     verification = Verification(config.verification, clock=clock)
     upstream = _upstream_verification(config, clock)
     _say_what_vouches(config, attester)

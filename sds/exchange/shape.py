@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sds.attestation.exchange_key.events import MAX_EVENTS
 from sds.errors import RefusedError
 from sds.exchange.challenge import MAX_COVERED, MAX_ITEMS
 
@@ -39,7 +40,8 @@ class Shape:
 
 # Four times what is allowed, so that the exact bound refuses with a reason of its own.
 _ITEM: Final = Shape(most={3: 400})
-_EVIDENCE: Final = Shape(most={3: 64})
+_PROOF: Final = Shape(most={2: 4 * MAX_EVENTS})
+_EVIDENCE: Final = Shape(most={3: 64}, inside={4: _PROOF})
 _CERTIFICATES: Final = Shape(most={2: 4 * MAX_ITEMS}, inside={2: _ITEM, 3: _EVIDENCE})
 REQUEST: Final = Shape(inside={2: _CERTIFICATES})
 """``sds.ca.v1.ExchangeRequest``: items of a request, DNS names of an item, certificates."""

@@ -11,7 +11,8 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.attestation.evidence import Evidence, EvidenceKind, ExchangeProof
+from sds.attestation.exchange_key.events import MAX_EVENTS
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityRefusedError,
@@ -27,6 +28,8 @@ SERVICE: Final = "sds.ca.v1.CertificateAuthority"
 DIGEST_BYTES: Final = 32
 _MAX_WORDS: Final = 500
 """Characters of the peer's own words that we repeat."""
+_MAX_PROOF_PART: Final = 128
+"""Bytes of a key, an event or a signature in an exchange proof: the longest has 64."""
 _MAX_REPORT: Final = 64 * 1024
 """Bytes of a report, quote or token: the longest that we know are tokens, of 16 KiB."""
 _MAX_CERTIFICATES: Final = 16
@@ -69,8 +72,16 @@ def parse_response(data: bytes) -> ca_pb2.ExchangeResponse:
 
 def evidence_to_wire(evidence: Evidence) -> ca_pb2.Evidence:
     """Evidence as it travels."""
+    proof = evidence.proof
     return ca_pb2.Evidence(
-        kind=evidence.kind, report=evidence.report, certificates=evidence.certificates
+        kind=evidence.kind,
+        report=evidence.report,
+        certificates=evidence.certificates,
+        exchange_proof=None
+        if proof is None
+        else ca_pb2.ExchangeProof(
+            public_key=proof.public_key, events=proof.events, signature=proof.signature
+        ),
     )
 
 
@@ -98,7 +109,25 @@ def evidence_from_wire(message: ca_pb2.Evidence) -> Evidence:
             advice=f"this version knows {', '.join(EvidenceKind.all())}",
             reason="evidence_kind_not_accepted",
         ) from error
-    return Evidence(kind=kind, report=message.report, certificates=tuple(message.certificates))
+    return Evidence(
+        kind=kind,
+        report=message.report,
+        certificates=tuple(message.certificates),
+        proof=_proof_from_wire(message) if message.HasField("exchange_proof") else None,
+    )
+
+
+def _proof_from_wire(message: ca_pb2.Evidence) -> ExchangeProof:
+    proof = message.exchange_proof
+    parts = (proof.public_key, proof.signature, *proof.events)
+    if len(proof.events) > MAX_EVENTS or any(len(part) > _MAX_PROOF_PART for part in parts):
+        raise EvidenceMalformedError(
+            f"the exchange proof is too large: it has at most {MAX_EVENTS} events, and each part "
+            f"at most {_MAX_PROOF_PART} bytes"
+        )
+    return ExchangeProof(
+        public_key=proof.public_key, events=tuple(proof.events), signature=proof.signature
+    )
 
 
 def nonce_from_wire(nonce: bytes) -> bytes:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Final
+
+from sds import service_manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,23 +28,23 @@ def notify(state: str) -> None:
     Source: sd_notify(3): one datagram to the Unix socket that the variable names; ``@`` stands for
     an abstract one.
     """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address.startswith(("/", "@")):
+    place = service_manager.address(os.environ)
+    if place is None:
         return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.connect(address)
-            sender.sendall(state.encode())
+        service_manager.send(place, state)
     except OSError as error:
         _LOG.warning("the service manager cannot be told", extra={"why": error.strerror})
 
 
-def readiness_notifier() -> Callable[[Readiness], None]:
+def readiness_notifier(*, at_once: bool = False) -> Callable[[Readiness], None]:
     """What to call with every change of the readiness: READY=1 at the first good one, and STATUS.
 
     ``systemctl status`` shows the status; a start (``Type=notify``) waits for READY=1.
+
+    Args:
+        at_once: READY=1 at the first call, whatever the readiness is: for services that others
+            wait for.
     """
     told_ready = False
 
@@ -51,7 +52,7 @@ def readiness_notifier() -> Callable[[Readiness], None]:
         nonlocal told_ready
         words = "; ".join(readiness.lacking).replace("\n", " ")
         lines = ["STATUS=ready" if readiness.ready else f"STATUS=not ready: {words}"]
-        if readiness.ready and not told_ready:
+        if (readiness.ready or at_once) and not told_ready:
             told_ready = True
             lines.insert(0, READY)
         notify("\n".join(lines))

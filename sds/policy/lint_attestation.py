@@ -145,6 +145,11 @@ def _tdx(values: ReferenceValues, document: PolicyDocument) -> Iterator[str]:
         yield (
             "tdx names no RTMR: MRTD covers the firmware only, not the kernel and its command line"
         )
+    if not values.tdx.require_exchange_key:
+        yield (
+            "tdx does not demand the exchange key (require_exchange_key): every root process of a "
+            "guest that reaches configfs-tsm can give evidence in the agent's place"
+        )
     if not values.tdx.minimum_tcb_evaluation_number:
         yield "tdx names no minimum_tcb_evaluation_number: old collateral is accepted"
     for status in values.tdx.tcb_statuses:

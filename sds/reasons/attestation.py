@@ -162,4 +162,30 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "Allow the account in the authority's `kubernetes` section, or run the agent under "
         "the right one.",
     ),
+    "exchange_key_missing": Reason(
+        "The reference values demand evidence of the agent alone (`require_exchange_key`). Set "
+        "`attestation.exchange_key` on that machine. If it is set, another process in the guest "
+        "asks: find out which.",
+    ),
+    "exchange_key_register": Reason(
+        "The runtime register does not show this key and then the cap. Restart the machine; if it "
+        "stays, find out what extends the register there.",
+    ),
+    "exchange_key_signature": Reason(
+        "Another process than the holder of the exchange key made this evidence. Distrust the "
+        "node until you know better.",
+    ),
+    "exchange_key_lost": Reason(
+        "The register shows a key that this process does not have. Restart the machine. Start the "
+        "service before containers, with `FileDescriptorStoreMax=1` and "
+        "`FileDescriptorStorePreserve=yes`.",
+    ),
+    "exchange_key_store": Reason(
+        "Run the program as a systemd service with `FileDescriptorStoreMax=1`, or leave "
+        "`attestation.exchange_key` out.",
+    ),
+    "runtime_register": Reason(
+        "`attestation.exchange_key` needs a TDX guest with Linux 6.16 or later, and root. "
+        "SEV-SNP has no runtime register.",
+    ),
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.checks import Checks, Verdict
 from sds.attestation.evidence import Claims, EvidenceKind
+from sds.attestation.exchange_key.events import check_exchange_key
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.tdx.appraisal import appraise_platform, appraise_td
 from sds.attestation.tdx.authenticity import (
@@ -133,6 +134,15 @@ class TdxVerifier:
                 expected=data.hex,
                 advice="it was made for another request, or relayed",
             )
+        # Who in the guest asked: the holder of the key that RTMR3 shows.
+        keyed = check_exchange_key(
+            checks,
+            evidence.proof,
+            register=quote.body.rtmr[3],
+            report_data=quote.body.report_data,
+            algorithm="sha384",
+            required=self._values.tdx.require_exchange_key,
+        )
         # 9. - 13. Appraisal of TD and platform.
         appraise_td(checks, quote, self._values)
         if pck is not None:
@@ -145,7 +155,7 @@ class TdxVerifier:
             kind=EvidenceKind.TDX,
             measurement=quote.body.mrtd.hex(),
             simulated=chain is not None and chain.simulated,
-            attributes=claims_of_quote(quote, pck, levels),
+            attributes=claims_of_quote(quote, pck, levels) | keyed,
         )
 
     def _check_chain(

@@ -70,7 +70,11 @@ def test_names_from_claims_and_long_windows_are_warned_of_in_guests(tmp_path: Pa
 
 
 TCB = {"genoa": {"snp": 1}}
-STRICT_TDX = {"rtmr1": ["ab" * 48], "minimum_tcb_evaluation_number": 17}
+STRICT_TDX = {
+    "rtmr1": ["ab" * 48],
+    "minimum_tcb_evaluation_number": 17,
+    "require_exchange_key": True,
+}
 
 
 @pytest.mark.parametrize(
@@ -90,11 +94,19 @@ STRICT_TDX = {"rtmr1": ["ab" * 48], "minimum_tcb_evaluation_number": 17}
             {"snp": {"minimum_tcb": TCB, "csp_ids": ["aws"], "host_data": ["ab" * 32]}},
             [],
         ),
-        (["tdx"], {}, ["tdx names no RTMR", "minimum_tcb_evaluation_number"]),
+        (
+            ["tdx"],
+            {},
+            ["tdx names no RTMR", "minimum_tcb_evaluation_number", "require_exchange_key"],
+        ),
         (["tdx"], {"tdx": STRICT_TDX}, []),
         (["tdx"], {"tdx": {**STRICT_TDX, "permit_debug": True}}, ["tdx.permit_debug"]),
         (["tdx"], {"tdx": {**STRICT_TDX, "tcb_statuses": ["OutOfDate"]}}, ["OutOfDate accepts"]),
-        ([], {"tdx": {"minimum_tcb_evaluation_number": 17}}, ["tdx names no RTMR"]),
+        (
+            [],
+            {"tdx": {"minimum_tcb_evaluation_number": 17}},
+            ["tdx names no RTMR", "require_exchange_key"],
+        ),
     ],
 )
 def test_evidence_that_proves_little(

@@ -1,0 +1,160 @@
+"""The exchange key on the real path: the kernel's file, a restart of the process, an exchange."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.attestation.build import keyed
+from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.section import AttestationSection
+from sds.attestation.tdx.verifier import TdxVerifier
+from tests.support import need
+from tests.support.authority import World, configured, items, rule, wish
+from tests.support.intel import NOW, Intel
+from tests.support.measurement_registers import NAME
+from tests.support.refusals import refused
+from tests.support.tdx_guest import ServiceManager, SimulatedRegister, TdxGuest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims, Evidence, ReportData
+
+PATIENCE_SECONDS = 20.0
+MRTD = (b"m" * 48).hex()
+# What `sds agent` does with its section at a real start; it prints the public key.
+START = """
+import sys
+from pathlib import Path
+from sds.attestation.build import keyed
+from sds.attestation.section import AttestationSection
+section = AttestationSection.model_validate({"exchange_key": {"runtime_register": sys.argv[1]}})
+print(keyed(None, section)._held.public_key.hex())
+"""
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    if not Path("/dev/fuse").exists() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        need.missing("/dev/fuse")
+    need.tool("fusermount3")
+    folder = tmp_path / "measurements"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.measurement_registers", str(folder)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=need.ROOT,
+    )
+    try:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not os.path.ismount(folder):
+            if process.poll() is not None:
+                need.missing("a mount of FUSE")
+            assert time.monotonic() < deadline, "the file system is not mounted"
+            time.sleep(0.02)
+        yield folder / NAME
+    finally:
+        subprocess.run(["fusermount3", "-u", str(folder)], check=False, capture_output=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        process.kill()
+        process.wait()
+
+
+def start(register: Path, manager: ServiceManager) -> subprocess.CompletedProcess[str]:
+    """A process as systemd starts it: the kept descriptors from 3 on, LISTEN_PID is its own."""
+    kept = [descriptor for _, descriptor in manager.kept]
+    moved = " ".join(f"{3 + at}<&{descriptor}" for at, descriptor in enumerate(kept))
+    shell = f'LISTEN_PID=$$ exec "$0" "$@" {moved}'
+    return subprocess.run(
+        ["bash", "-c", shell, sys.executable, "-c", START, str(register)],
+        env=os.environ | manager.environment("set by the shell"),
+        pass_fds=kept,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=need.ROOT,
+    )
+
+
+def test_a_restarted_process_has_the_key_that_the_kernels_register_shows(
+    mounted: Path, tmp_path: Path
+) -> None:
+    manager = ServiceManager(tmp_path)
+    first = start(mounted, manager)
+    assert first.returncode == 0, first.stderr
+    measured = mounted.read_bytes()
+    assert measured != bytes(48)
+    second = start(mounted, manager)
+    assert second.stdout == first.stdout, second.stderr
+    assert mounted.read_bytes() == measured
+    assert len(manager.kept) == 1
+    manager.close()
+    forgetful = tmp_path / "forgetful"
+    forgetful.mkdir()
+    lost = ServiceManager(forgetful)
+    third = start(mounted, lost)
+    assert third.returncode != 0
+    assert "restart the machine" in third.stderr
+    assert mounted.read_bytes() == measured
+    lost.close()
+
+
+def test_a_configuration_without_it_touches_nothing() -> None:
+    attester = TdxGuest(Intel(), SimulatedRegister())
+    assert keyed(attester, AttestationSection()) is attester
+
+
+@dataclass
+class AtThatTime:
+    """The verifier at the time for which the test's collateral is made."""
+
+    inner: TdxVerifier
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        del now
+        return self.inner.verify(evidence, data=data, now=NOW)
+
+
+async def test_an_authority_serves_the_keys_holder_and_nobody_else_in_the_guest(
+    tmp_path: Path,
+) -> None:
+    intel, register, manager = Intel(), SimulatedRegister(), ServiceManager(tmp_path)
+    guest = TdxGuest(intel, register)
+    held = hold_key(register, environment=manager.environment(), pid=os.getpid())
+    verifier = TdxVerifier(
+        values=ReferenceValues.model_validate({"tdx": {"require_exchange_key": True}}),
+        trusted_roots=[intel.root_der],
+        collateral=intel.collateral(tmp_path / "collateral"),
+    )
+    world = World()
+    async with world.running(
+        verifier=AtThatTime(verifier), policy=configured(rule(MRTD))
+    ) as authority:
+        async with world.client(authority.port, attester=KeyedAttester(guest, held)) as agent:
+            for _ in range(2):
+                [outcome] = (await agent.issue(items([wish()]))).outcomes
+                assert not isinstance(outcome, Exception), outcome
+        # A root container that reaches configfs-tsm asks with everything but the key.
+        async with world.client(authority.port, attester=guest) as intruder:
+            with refused("authority_refused", match="exchange_key_missing"):
+                await intruder.issue(items([wish()]))
+    assert [record.reason for record in world.journal] == [
+        "issued",
+        "issued",
+        "exchange_key_missing",
+    ]
+    manager.close()
