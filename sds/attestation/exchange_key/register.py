@@ -15,7 +15,7 @@ from typing import Final
 
 from sds.errors import ConfigurationError
 
-RTMR3: Final = Path("/sys/devices/virtual/misc/tdx_guest/measurements/rtmr3:sha384")
+RTMR3: Final = Path("/sys/class/misc/tdx_guest/measurements/rtmr3:sha384")
 """RTMR3 of a TDX guest: firmware and boot loader leave it alone."""
 
 
