@@ -60,6 +60,11 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Raise the limit, or find the client that opens so many connections.",
         retriable=True,
     ),
+    "connection_rate": Reason(
+        "More connections come than the agent can look at: keep connections open, or find out who "
+        "opens so many.",
+        retriable=True,
+    ),
     "cri_unavailable": Reason(
         "Check `node.cri.socket`, that the runtime is up, and that the agent may open it.",
         retriable=True,

@@ -8,6 +8,7 @@ and the log says so.
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import socket
 import struct
@@ -112,11 +113,16 @@ def process_of(accepted: socket.socket) -> int:
 
 def turn_away(accepted: socket.socket, text: str) -> None:
     """Close a connection that nobody serves, and tell the client why."""
-    goaway = frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)
     try:
         accepted.setblocking(False)  # noqa: FBT003  the socket's own method
-        accepted.send(frames.settings({}) + goaway)
+        accepted.send(_farewell(text))
     except OSError:
         pass  # it does not listen
     finally:
         accepted.close()
+
+
+@functools.lru_cache(maxsize=64)
+def _farewell(text: str) -> bytes:
+    """The same for all of a crowd, which is when it must cost little."""
+    return frames.settings({}) + frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)

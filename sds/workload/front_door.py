@@ -7,7 +7,9 @@ accepts on them in the same way, and refuses a caller that the kernel shows in a
 
 Invariants: a connection that this door did not take is refused; a connection lives no longer than
 the process that made it; one task a connection, all in one TaskGroup; no pod (or user, outside
-pods) takes more than its share of connections.
+pods) takes more than its share of connections; accepting takes a bounded part of each turn of the
+loop, and while more connect than fit into it, those that connect too often are turned away
+(:mod:`sds.workload.knocking`); who is turned away is told why.
 """
 
 from __future__ import annotations
@@ -20,11 +22,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+from sds.clock import stopwatch
 from sds.errors import WorkloadError
 from sds.faults import guarded, report
 from sds.repeats import Repeats
+from sds.transport.accepting import turn_away
+from sds.workload.knocking import Knocks
 from sds.workload.owner import owner_of, owner_of_pod
-from sds.workload.peer import Peer
+from sds.workload.peer import Peer, credentials
 from sds.workload.recognition import Recognition
 
 if TYPE_CHECKING:
@@ -36,6 +41,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sds.workload.front_door")
 _ACCEPTS_AT_ONCE: Final = 64
+_ACCEPT_SECONDS: Final = 0.002
+"""For accepting, in one turn of the event loop."""
+_CROWDED_SECONDS: Final = 1.0
+"""How long it counts as crowded after some had to wait for the next turn."""
 _PAUSE_SECONDS: Final = 0.25  # after the process ran out of descriptors
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -135,6 +144,8 @@ class FrontDoor:
         self._connections: dict[_Connection, None] = {}
         self._owners: Counter[str] = Counter()
         self._said = Repeats()
+        self._knocks = Knocks()
+        self._crowded_until = float("-inf")
         self._accept_on: Callable[[_Listener], None] | None = None
 
     @property
@@ -197,6 +208,8 @@ class FrontDoor:
             listener.socket.close()
 
     def _accept_some(self, host: Host, tasks: asyncio.TaskGroup, on: _Listener) -> None:
+        now = asyncio.get_running_loop().time()
+        ends = stopwatch() + _ACCEPT_SECONDS
         for _ in range(_ACCEPTS_AT_ONCE):
             try:
                 accepted, _address = on.socket.accept()
@@ -210,6 +223,9 @@ class FrontDoor:
             with contextlib.ExitStack() as owned:
                 owned.callback(accepted.close)
                 self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
+            if stopwatch() > ends:
+                break
+        self._crowded_until = now + _CROWDED_SECONDS  # perhaps some wait for the next turn
 
     def _accepted(
         self,
@@ -223,9 +239,11 @@ class FrontDoor:
         """Admit one connection; what it owns is closed with ``owned``, or with its task."""
         accepted.settimeout(0)
         try:
+            self._count(accepted)
             connection = self._admit(accepted, owned, pod_uid)
         except WorkloadError as error:
             self._refused(error.reason, error)
+            turn_away(accepted, str(error))
             return
         except Exception as error:  # noqa: BLE001  the boundary between one caller and the door
             self._refused("unexpected", error)
@@ -236,6 +254,16 @@ class FrontDoor:
         connection.task = tasks.create_task(coroutine, name=f"front-door-{connection.peer.pid}")
         kept = owned.pop_all()
         connection.task.add_done_callback(guarded("connection", lambda _: kept.close()))
+
+    def _count(self, accepted: socket.socket) -> None:
+        """Turn away who connects too often, before anything is found out about it.
+
+        Raises:
+            WorkloadError: ``connection_rate``.
+        """
+        pid, uid, _ = credentials(accepted)
+        now = asyncio.get_running_loop().time()
+        self._knocks.count(pid, uid, now, crowded=now < self._crowded_until)
 
     def _admit(
         self, accepted: socket.socket, owned: contextlib.ExitStack, pod_uid: str | None
@@ -298,13 +326,18 @@ class FrontDoor:
                     on_close=lambda: _cancel(task),
                 )
                 try:
-                    connection.recognition.when_matched(served.recognise)
+                    connection.recognition.when_matched(lambda: self._matched(connection, served))
                     await served.serve_on(accepted)
                     await connection.recognition.follow()
                 finally:
                     served.abort()
         except Exception as error:  # noqa: BLE001  the boundary between one caller and the door
             report("connection", error, pid=connection.peer.pid, owner=connection.owner)
+
+    def _matched(self, connection: _Connection, served: Served) -> None:
+        """A rule matches the caller: it has its own budget, also of connecting."""
+        served.recognise()
+        self._knocks.recognise(connection.peer.uid)
 
     def _forget(self, connection: _Connection) -> None:
         """The connection is over, perhaps before it began."""

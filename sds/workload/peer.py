@@ -71,13 +71,7 @@ class Peer:
                 namespace that we do not see), or has no credentials for this socket.
             PeerGoneError: the process has ended already.
         """
-        try:
-            raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        except OSError as error:
-            raise WorkloadError(
-                f"no credentials of the peer: {error.strerror}", reason="peer_credentials"
-            ) from error
-        pid, uid, gid = _UCRED.unpack(raw)
+        pid, uid, gid = credentials(connection)
         if pid <= 0:
             raise WorkloadError(
                 "the kernel shows the caller with pid 0: it runs in a PID namespace that this "
@@ -148,6 +142,22 @@ class Peer:
             self._closed = True
             if self.pidfd is not None:
                 os.close(self.pidfd)
+
+
+def credentials(connection: socket.socket) -> tuple[int, int, int]:
+    """pid, uid and gid of the process that connected; pid 0 if we do not see it.
+
+    Raises:
+        WorkloadError: ``peer_credentials``: the kernel has none for this socket.
+    """
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    except OSError as error:
+        raise WorkloadError(
+            f"no credentials of the peer: {error.strerror}", reason="peer_credentials"
+        ) from error
+    pid, uid, gid = _UCRED.unpack(raw)
+    return pid, uid, gid
 
 
 @contextlib.contextmanager
