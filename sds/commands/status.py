@@ -7,6 +7,7 @@ behind a SPIFFE ID in its line, so that it can be copied, cut and searched.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -27,7 +28,7 @@ from sds.commands.plain import plain
 from sds.errors import ConfigurationError, SocketError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -35,6 +36,8 @@ _ANSWER_SECONDS: Final = 5.0
 _WATCH_SECONDS: Final = 1.0
 _STYLES: Final = {"valid": "green", "waiting": "yellow", "refused": "red"}
 _AUTHORIZATIONS: Final = ("authorization", "authorization-tcp")
+_NAMES: Final = 3
+"""How many Envoys one line names."""
 _TITLES: Final = ("STATE", "EXPIRES", "RENEWAL", "ROTATIONS", "STREAMS", "SERIAL", "WORKLOAD")
 _MAX_KINDS: Final = 10
 """Kinds of errors that are shown."""
@@ -123,7 +126,7 @@ def lines(seen: agent_pb2.Status) -> Iterator[Text]:
         yield Text(f"policy refused: {seen.policy.problem}", style="yellow")
     yield Text()
     yield from _table(seen)
-    enforced = list(_authorizations(seen.clients))
+    enforced = list(_authorizations(seen))
     if enforced:
         yield Text()
         yield from enforced
@@ -169,21 +172,35 @@ def _policy(seen: agent_pb2.Status) -> Text:
     return Text(f"policy: epoch {policy.epoch} ({policy.digest[:12]}) in force until {end}")
 
 
-def _authorizations(clients: Iterable[agent_pb2.Client]) -> Iterator[Text]:
-    """Which policy's authorization the Envoys of each workload have taken, with how many do so."""
-    found: dict[tuple[str, str, str], int] = {}
-    for client in clients:
+def _authorizations(seen: agent_pb2.Status) -> Iterator[Text]:
+    """Which policy's authorization the Envoys of each workload have taken, and which refused it."""
+    found: dict[tuple[str, str, str, str], dict[str, None]] = {}
+    for client in seen.clients:
         for one in client.subscriptions:
             if one.name.partition(":")[0] in _AUTHORIZATIONS:
                 epoch = re.search(r"-epoch(\d+)-", one.version)
-                of = epoch[1] if epoch is not None else "-"
-                key = (client.workload, of, one.state)
-                found[key] = found.get(key, 0) + 1
-    for (workload, number, state), count in sorted(found.items()):
+                of = epoch[1] if epoch is not None else ""
+                key = (client.workload, of, one.state, one.message)
+                found.setdefault(key, {})[client.node] = None
+    for (workload, number, state, error), envoys in sorted(found.items()):
+        words = f"epoch {number}" if number != "0" else "no policy in force, denies everything"
         yield Text(
-            f"authorization: {workload}: epoch {number} {state} by {count}",
-            style="" if state == "ACKed" else "yellow",
+            f"authorization: {workload}: {words}, {state} by {_some(envoys)}"
+            + (f": {error}" if error else ""),
+            style="" if state == "ACKed" and number != "0" else "yellow",
         )
+        if number == "0" and not seen.HasField("policy"):
+            yield Text(
+                "  this agent has no `policy:`; make such an Envoy's bootstrap with "
+                "--no-authorization, or give the agent a policy",
+                style="yellow",
+            )
+
+
+def _some(names: Collection[str]) -> str:
+    """The first names, and how many more there are."""
+    first = ", ".join(itertools.islice(names, _NAMES))
+    return f"{first} and {len(names) - _NAMES} more" if len(names) > _NAMES else first
 
 
 def _table(seen: agent_pb2.Status) -> Iterator[Text]:

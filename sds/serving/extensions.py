@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from sds.policy.authorized import Authorization
 from sds.secrets.store import Version
@@ -29,13 +29,16 @@ from sds.serving.encode import Resource
 from sds.serving.subscription import Receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from datetime import datetime
 
     from sds.clock import Clock
     from sds.identity import SpiffeId
     from sds.secrets.store import ResourceKey, SecretStore
     from sds.workload.entitlement import Caller
+
+    Authorizations: TypeAlias = Mapping[SpiffeId, Authorization]
+    """What may be asked of each identity of a caller."""
 
 AUTHORIZATION: Final = "authorization"
 AUTHORIZATION_TCP: Final = "authorization-tcp"
@@ -114,12 +117,11 @@ class ExtensionCatalog:
             return self._ttl
         return max(_SHORTEST_TTL, min(self._ttl, allowed.ends_at - self._clock.now().wall))
 
-    def authorization(self, caller: Caller) -> Authorization | None:
-        """What may be asked of the caller's first identity."""
-        if not caller.identities:
-            return None
-        identity = caller.identities[0].spiffe_id
-        return self._policy.authorization(identity, now=self._clock.now().wall)
+    def authorizations(self, caller: Caller) -> Authorizations:
+        """What may be asked of each identity of the caller."""
+        now = self._clock.now().wall
+        own = (identity.spiffe_id for identity in caller.identities)
+        return {one: self._policy.authorization(one, now=now) for one in own}
 
     def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
         """No filter depends on what the store has."""
@@ -158,11 +160,11 @@ class ExtensionCatalog:
         return version, encoded
 
 
-def widens_only(before: Authorization | None, after: Authorization | None) -> bool:
-    """Whether everything that was allowed still is, by the same words."""
-    if before is None or after is None:
-        return False
-    return _grants(before) <= _grants(after)
+def widens_only(before: Authorizations, after: Authorizations) -> bool:
+    """Whether everything that was allowed of any identity still is, by the same words."""
+    return before.keys() <= after.keys() and all(
+        _grants(one) <= _grants(after[identity]) for identity, one in before.items()
+    )
 
 
 def _grants(allowed: Authorization) -> frozenset[object]:

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
     from sds.errors import SdsError
-    from sds.policy.authorized import Authorization
     from sds.secrets.store import ResourceKey, SecretStore
     from sds.serving.catalog import Catalog
     from sds.serving.conversation import Conversation
-    from sds.serving.extensions import ExtensionCatalog
+    from sds.serving.extensions import Authorizations, ExtensionCatalog
     from sds.serving.names import NameBudget
     from sds.serving.snapshot import Snapshot
     from sds.serving.stream import Stream
@@ -63,7 +62,7 @@ class CallerSession:
             SECRET_TYPE: Watches(catalog, caller, self._order.touch),
             EXTENSION_TYPE: Watches(extensions, caller, self._order.touch),
         }
-        self._authorization: Authorization | None = extensions.authorization(self.caller)
+        self._authorizations: Authorizations = extensions.authorizations(self.caller)
         self._stop_listening = entitlement.listen(self._on_recognition)
 
     @property
@@ -140,12 +139,10 @@ class CallerSession:
 
     def refresh(self) -> None:
         """Policy or recognition changed: any name may stand for something else."""
-        before, self._authorization = (
-            self._authorization,
-            self._extensions.authorization(self.caller),
-        )
+        before = self._authorizations
+        self._authorizations = self._extensions.authorizations(self.caller)
         order = [EXTENSION_TYPE, SECRET_TYPE]
-        if widens_only(before, self._authorization):
+        if widens_only(before, self._authorizations):
             order.reverse()
         self._order.begin(order[0])
         for type_url in order:

@@ -11,7 +11,14 @@ from sds.agent.admin import encode
 from sds.commands.plain import plain
 from sds.commands.status import lines
 from sds.operations.readiness import Readiness
-from sds.operations.state import AgentState, IdentityState, PolicyState, WorkloadState
+from sds.operations.state import (
+    AgentState,
+    ClientState,
+    IdentityState,
+    PolicyState,
+    SubscriptionState,
+    WorkloadState,
+)
 
 if TYPE_CHECKING:
     from typing import Any
@@ -105,3 +112,29 @@ def test_json_has_numbers_as_numbers_at_every_depth() -> None:
     )
     assert '"5"' not in json.dumps(plain(answer))
     assert plain(answer)["identities"][0]["lifetime_seconds"] == 60
+
+
+def asking(node: str, version: str, **changes: Any) -> ClientState:
+    given = {"name": "authorization", "version": version, "state": "ACKed"} | changes
+    return ClientState(node=node, workload="web", subscriptions=(SubscriptionState(**given),))
+
+
+def test_which_envoy_enforces_which_epoch() -> None:
+    many = [asking(f"envoy-{n}", "a1-epoch7-3") for n in range(1, 6)]
+    late = asking("late", "a1-epoch6-1", state="sent", name="authorization-tcp:spiffe://a/b")
+    against = asking("old", "a1-epoch7-2", state="NACKed", error="no such field")
+    secret = asking("other", "a1-2", name="default")
+    shown = text(state(clients=(*many, late, against, secret), policy=PolicyState(epoch=7)))
+    assert [line for line in shown if line.startswith("authorization:")] == [
+        "authorization: web: epoch 6, sent by late",
+        "authorization: web: epoch 7, ACKed by envoy-1, envoy-2, envoy-3 and 2 more",
+        "authorization: web: epoch 7, NACKed by old: no such field",
+    ]
+
+
+def test_an_envoy_that_asks_an_agent_without_policy_is_told_what_to_do() -> None:
+    shown = text(state(clients=(asking("a", "a1-epoch0-1"),)))
+    assert "authorization: web: no policy in force, denies everything, ACKed by a" in shown
+    assert any("--no-authorization" in line for line in shown)
+    with_policy = text(state(clients=(asking("a", "a1-epoch0-1"),), policy=PolicyState()))
+    assert not any("--no-authorization" in line for line in with_policy)
