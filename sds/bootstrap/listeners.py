@@ -7,6 +7,7 @@ in one normal form only; nothing that was once allowed continues forever without
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from envoy_data_plane.envoy.config.core import v3 as core_v3
@@ -51,8 +52,9 @@ SERVER_CERTIFICATE_HEADER: Final = "x-sds-server-certificate"
 def inbound_listener(name: str, entry: Inbound, source: SecretSource) -> listener_v3.Listener:
     """An mTLS listener before an application, or one that answers which peer it saw."""
     alpn = [] if entry.tcp else ["h2", "http/1.1"]
+    verified_by = replace(source, validation=entry.validation or source.validation)
     context = tls_v3.DownstreamTlsContext(
-        common_tls_context=common_tls(source, alpn=alpn),
+        common_tls_context=common_tls(verified_by, alpn=alpn),
         require_client_certificate=True,
         disable_stateless_session_resumption=True,
         disable_stateful_session_resumption=True,

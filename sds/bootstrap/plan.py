@@ -99,6 +99,7 @@ class Inbound:
         tcp: the application does not speak HTTP; it needs ``upstream``.
         authorization: name of the filter that the agent serves and every request is asked of; None
             for none, so that every peer that passes the handshake may ask for everything.
+        validation: name of the secret that clients are verified by; None for the source's.
         longest: how long a running stream, or a TCP connection, goes on before it must be asked
             for again.
     """
@@ -107,6 +108,7 @@ class Inbound:
     upstream: Endpoint | None = None
     tcp: bool = False
     authorization: str | None = None
+    validation: str | None = None
     longest: timedelta = LONGEST_STREAM
 
 

@@ -26,6 +26,8 @@ _SOCKET_PATH_BYTES = 107
 
 
 AUTHORIZATION = "authorization"
+ROOTCA = "ROOTCA"
+INBOUND = "inbound"
 """The name by which the agent serves the filter."""
 
 
@@ -100,9 +102,8 @@ _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
 )
 @click.option(
     "--validation",
-    default="ROOTCA",
-    show_default=True,
-    help="Name of the secret that peers are verified by.",
+    help="Name of the secret that peers are verified by.  [default: ROOTCA, and inbound for the "
+    "clients of a TCP listener that asks the policy]",
 )
 @click.option(
     "--tcp", is_flag=True, help="The application of a server or sidecar does not speak HTTP."
@@ -134,7 +135,7 @@ def bootstrap(
     node: str | None,
     protocol: str,
     certificate: str,
-    validation: str,
+    validation: str | None,
     tcp: bool,
     no_authorization: bool,
     longest: timedelta,
@@ -154,7 +155,7 @@ def bootstrap(
             socket=_socket(socket),
             protocol=Protocol(protocol),
             certificate=certificate,
-            validation=validation,
+            validation=validation or ROOTCA,
         ),
         admin=None if admin == "none" else Endpoint.parse(admin),
         inbound=[
@@ -163,6 +164,9 @@ def bootstrap(
                 upstream=Endpoint.parse(application) if application else None,
                 tcp=tcp,
                 authorization=None if no_authorization else AUTHORIZATION,
+                # Envoy connects a TCP client to the application before the filter decides, at its
+                # first byte: the handshake must refuse those who may not connect.
+                validation=INBOUND if tcp and not (validation or no_authorization) else None,
                 longest=longest,
             )
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from base64 import b64decode, b64encode
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from envoy.service.status.v3 import csds_pb2
 from google.protobuf import json_format
 
+from sds.agent.authorizations import PolicyAuthorizations
 from sds.identity import SpiffeId, TrustDomain
 from sds.policy.authorized import Authorization, AuthorizationRule
 from sds.policy.requests import RequestPattern, parse_path_pattern
@@ -29,6 +31,8 @@ from sds.serving.peers import PeerContext, SanMatcher
 from sds.serving.service import ServingOptions
 from tests.support import rbac
 from tests.support.independent import decoded_twice
+from tests.support.policies import Signatory, document, sign
+from tests.support.policy_mesh import Author
 from tests.support.process import PATIENCE_SECONDS as LONG
 from tests.support.serving import API, TD, WEB, serving
 from tests.support.xds_client import Delta, Sotw, channel, secrets
@@ -493,3 +497,42 @@ async def test_what_a_client_says_of_its_node_decides_nothing(tmp_path: Path) ->
         first, second = await plain.next(), await posing.next()
         assert set(http(second.resources[0]).rules.policies) == {"narrow"}
         assert list(first.resources) == list(second.resources)
+
+
+async def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
+    """Edited, unsigned, signed by somebody else, older: what is enforced stays as it is."""
+    author = Author()
+    holder = author.holder()
+    web = {"from": "spiffe://example.org/client", "to": WEB_ID}
+    author.publish(holder, allow=[])
+    first = author.publish(holder, allow=[])
+    options = ServingOptions(authorizations=PolicyAuthorizations(holder))
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        stop = holder.listen(at.service.refresh)
+        stream = Authorizing(at, Policy(), connection).delta()
+        await stream.ask("authorization", type_url=EXTENSION)
+        answer = await stream.next()
+        assert not http(answer.resources[0]).rules.policies
+        await ack(stream, answer)
+        wider = document(3, allow=[web])
+        good = sign(wider, author.signatory)
+        envelope = json.loads(good)
+        payload = b64decode(envelope["payload"]).replace(b"/client", b"/clienx")
+        envelope["payload"] = b64encode(payload).decode()
+        unsigned = {**json.loads(good), "signatures": []}
+        offers = [
+            json.dumps(envelope).encode(),
+            json.dumps(unsigned).encode(),
+            sign(wider, Signatory("mallory")),
+            sign(document(1, allow=[web]), author.signatory),
+            sign(document(2, allow=[web]), author.signatory),
+        ]
+        for offer in offers:
+            outcome = holder.take(offer, origin="test")
+            assert outcome.taken is None
+            assert outcome.refusal is not None
+        await stream.silent()
+        assert holder.in_force() is first
+        holder.take(good, origin="test")
+        assert http((await stream.next()).resources[0]).rules.policies
+        stop()

@@ -238,20 +238,3 @@ async def test_tcp_connections_are_decided_by_the_network_filter(tmp_path: Path)
             await until(asking, 503)
             allow(author, holder)
             await until(asking, 200)
-
-
-async def test_an_envoy_that_starts_while_the_agent_is_down_denies(tmp_path: Path) -> None:
-    author = Author()
-    holder = author.holder()
-    allow(author, holder)
-    async with workload(tmp_path, "server", holder) as at:
-        config = bootstrap(at)
-        (discovered,) = [
-            one
-            for one in config["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0][
-                "typed_config"
-            ]["http_filters"]
-            if "config_discovery" in one
-        ]
-        default = discovered["config_discovery"]["default_config"]
-        assert default["rules"] == {}  # present and empty

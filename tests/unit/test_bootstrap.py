@@ -67,6 +67,31 @@ def test_the_filter_can_be_left_out() -> None:
     assert "config_discovery" not in json.dumps(made("--role", "server", "--no-authorization"))
 
 
+@pytest.mark.parametrize(
+    ("more", "verified"),
+    [
+        ((), {"inbound": "ROOTCA", "outbound": "ROOTCA"}),
+        (("--tcp",), {"inbound": "inbound", "outbound": "ROOTCA"}),
+        (("--tcp", "--no-authorization"), {"inbound": "ROOTCA", "outbound": "ROOTCA"}),
+        (("--tcp", "--validation", "ALL"), {"inbound": "ALL", "outbound": "ALL"}),
+    ],
+)
+def test_the_handshake_of_a_tcp_listener_refuses_whom_policy_does_not_know(
+    more: tuple[str, ...], verified: dict[str, str]
+) -> None:
+    """Envoy connects to the application before a network filter decides (Envoy issue 9023)."""
+    bootstrap = made("--application", "127.0.0.1:1", "--peer", "127.0.0.1:2", *more)
+    resources = bootstrap["static_resources"]
+    parts = {"inbound": resources["listeners"][0], "outbound": resources["clusters"]}
+    for name, part in parts.items():
+        names = {
+            node["validation_context_sds_secret_config"]["name"]
+            for node in bootstrap_rules.nodes(part)
+            if "validation_context_sds_secret_config" in node
+        }
+        assert names == {verified[name]}
+
+
 def test_what_runs_long_must_be_asked_again_after_the_time_that_was_given() -> None:
     arguments = ["--application", "127.0.0.1:1", "--peer", "127.0.0.1:2", "--longest", "90s"]
     assert '"90s"' in json.dumps(made(*arguments))
