@@ -26,8 +26,12 @@ from sds.secrets.rotation_settings import RotationSettings
 from sds.serving.generic import GenericSecretFiles
 from sds.serving.service import SecretService, ServingOptions
 from sds.serving.tickets import SessionTickets
+from sds.workload.mapping import WorkloadRule
+from sds.workload.service_dns_names import wildcards
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sds.agent.config import AgentConfig
     from sds.agent.node_socket import NodeSocket
     from sds.agent.owners import Owners
@@ -258,4 +262,26 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
         found.append("roots of SIMULATED machines are trusted")
     if config.attestation.kind == "kubernetes-token":
         found.append("our evidence is a Kubernetes token: it says nothing about code or hardware")
-    return tuple(found)
+    return (*found, *_names_of_services(config))
+
+
+def _names_of_services(config: AgentConfig) -> Iterator[str]:
+    """What a guest does with names that the API server asserts; see ``docs/kubernetes.md``."""
+    node = config.node
+    asked = node is not None and "kubernetes" in node.attestors and node.kubernetes.services
+    if not (asked and config.attestation.is_guest):
+        return
+    rules = [one for one in config.workloads if isinstance(one, WorkloadRule)]
+    without = [rule.name for rule in rules if rule.service_dns_names is None]
+    if without:
+        yield (
+            f"rules {', '.join(without)} put no names of Services into certificates, because this "
+            "is a confidential guest: write dns_names, or service_dns_names to take the API "
+            "server's word; node.kubernetes.services: false says that this is meant"
+        )
+    for rule in rules:
+        if open_patterns := wildcards(rule.service_dns_names or ()):
+            yield (
+                f"rule {rule.name} takes names within {', '.join(open_patterns)} on the word of "
+                "the API server: anyone who can write to etcd moves such a name to another pod"
+            )

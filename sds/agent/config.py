@@ -40,7 +40,13 @@ from sds.settings.fields import (
     TrustDomainField,
 )
 from sds.workload.attestors import ATTESTORS
-from sds.workload.mapping import Defaults, Matching, WorkloadRule, selector_types
+from sds.workload.mapping import (
+    NAMES_IN_NAMESPACE,
+    Defaults,
+    Matching,
+    WorkloadRule,
+    selector_types,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -273,6 +279,7 @@ class AgentConfig(Settings):
             defaults=Defaults(
                 trust_domain=self.trust_domain,
                 cluster_domain=node.kubernetes.cluster_domain if node else "cluster.local",
+                service_dns_names=() if self.attestation.is_guest else NAMES_IN_NAMESPACE,
             ),
             matching=node.matching if node else Matching.FIRST,
         )

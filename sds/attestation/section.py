@@ -87,6 +87,11 @@ class AttestationSection(Settings):
         description="`kubernetes-token` only: the API server to ask for bound tokens.",
     )
 
+    @property
+    def is_guest(self) -> bool:
+        """Whether the evidence is of a confidential guest: then the API server is not trusted."""
+        return self.kind is not None and self.kind != "kubernetes-token"
+
 
 Url = Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import IdentityError, RefusedError
 from sds.policy.decision import Decisions
+from sds.policy.lint_attestation import is_measured
 from sds.policy.nodes import RequestedCertificate, describe_dns
 from sds.policy.normal_path import normalized_path
 from sds.policy.requests import matches_any
@@ -162,6 +163,7 @@ def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | No
         + (f" with {', '.join(grant.identity.dns_names)}" if grant.identity.dns_names else "")
         for grant in decision.granted
     ]
+    because += _names_of_services(document, {grant.rule for grant in decision.granted})
     because += decision.problems
     if decision.undetermined is not None:
         because.append(f"undecided: {decision.undetermined}")
@@ -173,6 +175,25 @@ def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | No
         "an identity?" if wanted is None else f"the identity {wanted}?"
     )
     return PolicyAnswer(allowed=allowed, question=question, because=tuple(because))
+
+
+def _names_of_services(document: PolicyDocument, granting: set[str]) -> list[str]:
+    """Which names of Services the rules add, a line for each rule that says so."""
+    said = []
+    for rule in document.workloads:
+        if rule.name not in granting:
+            continue
+        if rule.service_dns_names:
+            said.append(
+                f"rule {rule.name} adds names of Services, which the API server asserts, within "
+                f"{', '.join(rule.service_dns_names)}"
+            )
+        elif rule.service_dns_names is None and any(map(is_measured, document.nodes)):
+            said.append(
+                f"rule {rule.name} adds names of Services on ordinary nodes and none in "
+                "confidential guests; service_dns_names says otherwise"
+            )
+    return said
 
 
 def explain_node(

@@ -15,6 +15,7 @@ from sds.attestation.evidence import EvidenceKind
 from sds.errors import IdentityError
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.rules.template import template_fields
+from sds.workload.service_dns_names import wildcards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +36,7 @@ _RTMRS: Final = ("rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 def guest_errors(document: PolicyDocument) -> Iterator[str]:
     """Rules of confidential guests that rest on claims alone: etcd's writer passes them."""
-    guests = [group for group in document.nodes if _is_measured(group) and group.grants]
+    guests = [group for group in document.nodes if is_measured(group) and group.grants]
     for rule in document.workloads:
         if not all(kind.startswith(CLAIM) for kind in rule.match):
             continue
@@ -54,7 +55,7 @@ def guest_errors(document: PolicyDocument) -> Iterator[str]:
 
 def guest_warnings(document: PolicyDocument) -> Iterator[str]:
     """Checks for policies about measured machines."""
-    if not any(map(_is_measured, document.nodes)):
+    if not any(map(is_measured, document.nodes)):
         return
     if document.not_after - document.not_before > _ROLLBACK:
         yield (
@@ -70,11 +71,18 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
                 f"claims ({', '.join(claims)}); write it out where etcd is not trusted"
             )
 
+        if rule.service_dns_names and (left := wildcards(rule.service_dns_names)):
+            yield (
+                f"workloads: {rule.name} takes names of Services within {', '.join(left)}: anyone "
+                "who can write to etcd moves such a name to another pod of the rule; write the "
+                "names under dns_names, and let clients match SPIFFE IDs (inbound, outbound:)"
+            )
+
 
 _OWN_FIELDS: Final = {"trust_domain", "socket", "uid", "gid"}
 
 
-def _is_measured(group: NodeGroup) -> bool:
+def is_measured(group: NodeGroup) -> bool:
     """Whether the group holds machines with confidential hardware (or may)."""
     if group.kinds:
         return any(kind is not _TOKEN for kind in group.kinds)

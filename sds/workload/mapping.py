@@ -118,10 +118,13 @@ class WorkloadRule(Settings):
     dns_names: tuple[Template, ...] = Field(
         default=(), description="Templates of DNS names in the certificate."
     )
-    service_dns_names: tuple[Template, ...] = Field(
-        default=("*.{namespace}.svc.cluster.local", "*.{namespace}.svc", "*.{namespace}"),
+    service_dns_names: tuple[Template, ...] | None = Field(
+        default=None,
         description="Templates of patterns. The certificate gets each name of a Service that "
-        "selects the caller's pod and matches one of them.",
+        "selects the caller's pod and matches one of them. If unset: on ordinary nodes "
+        "`*.{namespace}.svc.cluster.local`, `*.{namespace}.svc` and `*.{namespace}`; in a "
+        "confidential guest none, because the API server says which Services there are: write "
+        "`dns_names` there.",
     )
     lifetime: Annotated[Duration, AfterValidator(_check_lifetime)] | None = Field(
         default=None, description="Lifetime of the certificate. If unset: the agent's default."
@@ -129,6 +132,14 @@ class WorkloadRule(Settings):
     key_type: KeyType | None = Field(
         default=None, description="Kind of the key. If unset: the agent's default."
     )
+
+
+NAMES_IN_NAMESPACE: Final = (
+    "*.{namespace}.svc.cluster.local",
+    "*.{namespace}.svc",
+    "*.{namespace}",
+)
+"""Names of Services that a pod gets where the API server is trusted with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,12 +151,14 @@ class Defaults:
         lifetime: of certificates.
         key_type: of keys.
         cluster_domain: the last labels of a Service's full name.
+        service_dns_names: templates of patterns; empty in a confidential guest.
     """
 
     trust_domain: TrustDomain
     lifetime: timedelta = timedelta(hours=1)
     key_type: KeyType = KeyType.EC_P256
     cluster_domain: str = "cluster.local"
+    service_dns_names: tuple[str, ...] = NAMES_IN_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,8 +257,11 @@ def _holds(rule: WorkloadRule, selector_type: str, facts: Facts) -> bool:
 
 def _identity(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> Identity:
     names = {_fill(template, facts, defaults) for template in rule.dns_names}
-    if facts.services:
-        patterns = [_fill(template, facts, defaults) for template in rule.service_dns_names]
+    templates = rule.service_dns_names
+    if templates is None:
+        templates = defaults.service_dns_names
+    if facts.services and templates:
+        patterns = [_fill(template, facts, defaults) for template in templates]
         names |= bounded_names(
             facts.services, cluster_domain=defaults.cluster_domain, patterns=patterns
         )

@@ -54,6 +54,11 @@ def bounded_names(
     )
 
 
+def wildcards(templates: Iterable[str]) -> tuple[str, ...]:
+    """Those templates of patterns that leave open which Service is meant."""
+    return tuple(one for one in templates if "*" in one or "{" in one.split(".")[0])
+
+
 def _parsed(patterns: Iterable[str]) -> Sequence[Glob]:
     globs = []
     for pattern in patterns:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from kubernetes_asyncio.client import models
 
+from sds import cli
 from sds.agent.config import AgentConfig
 from sds.authority.istio_settings import IstioSettings
 from sds.ca.config import AuthorityConfig
@@ -34,6 +36,7 @@ BUILDS = [
     "overlays/istio",
     "sample",
     "sample-csi",
+    "sample-policy",
     "components/older-kubelet",
     "components/cri",
     "components/csi",
@@ -149,6 +152,35 @@ def test_configuration_files_hold(overlay: str) -> None:
     assert agent.rules.rules
     for name in ("issuer", "root"):
         yamlfile.load_file(folder / f"{name}.yaml", AuthorityConfig)
+
+
+async def test_the_sample_with_a_policy_trusts_no_name_of_a_service(deploy: Path) -> None:
+    folder = deploy / "sample-policy"
+    files = [
+        yaml.safe_load(each["data"]["envoy.yaml"])
+        for each in await build(folder)
+        if each["kind"] == "ConfigMap"
+    ]
+    contexts = {found for file in files for found in validation_contexts(file)}
+    assert contexts == {"inbound", "outbound:spiffe://example.org/ns/shop/sa/orders"}
+    result = CliRunner().invoke(cli.main, ["policy", "lint", str(folder / "policy.yaml")])
+    assert result.exit_code == 0, result.output
+    assert "error" not in result.output.replace("0 errors", "")
+    said = [line for line in result.output.splitlines() if line.startswith("warning: ")]
+    assert all("not_after" in line or "minimum_tcb" in line for line in said), said
+
+
+def validation_contexts(value: Any) -> set[str]:
+    """The SDS names of all validation contexts in an Envoy configuration; SAN matchers fail."""
+    if isinstance(value, list):
+        return set[str]().union(*map(validation_contexts, value))
+    if not isinstance(value, dict):
+        return set()
+    assert "auto_san_validation" not in value
+    assert "combined_validation_context" not in value
+    here = value.get("validation_context_sds_secret_config")
+    found = {here["name"]} if here else set()
+    return found.union(*map(validation_contexts, value.values()))
 
 
 def wrong(document: dict[str, Any]) -> list[str]:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from sds.agent.build import warnings
 from sds.agent.check import check_configuration
 from sds.agent.config import AgentConfig
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
+from sds.workload.mapping import NAMES_IN_NAMESPACE
 from tests.support.policies import Signatory, document, sign
 from tests.support.serving import root
 
@@ -154,3 +156,34 @@ def test_all_problems_are_said_at_once(settings: dict[str, Any], tmp_path: Path)
         check(bad, tmp_path)
     for said in ("authority.addresses[0]", "policy", "attestation.kind"):
         assert said in str(caught.value)
+
+
+RULE = {"name": "pods", "match": {"k8s:ns": "shop"}, "spiffe_id": "spiffe://example.org/shop"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "names", "services", "said"),
+    [
+        ("simulated", None, True, ["put no names of Services into certificates"]),
+        ("simulated", ["*.shop.svc"], True, ["on the word of the API server"]),
+        ("simulated", ["web.shop.svc"], True, []),
+        ("simulated", None, False, []),
+        ("kubernetes-token", None, True, []),
+    ],
+)
+def test_a_guest_says_what_becomes_of_names_of_services(
+    settings: dict[str, Any], kind: str, names: list[str] | None, *, services: bool, said: list[str]
+) -> None:
+    rule = RULE if names is None else {**RULE, "service_dns_names": names}
+    made = {
+        **settings,
+        "attestation": {"kind": kind} | ({"descriptor": 3} if kind == "simulated" else {}),
+        "node": {"attestors": ["kubernetes"], "kubernetes": {"services": services}},
+        "workloads": [rule],
+    }
+    config = AgentConfig.model_validate(made)
+    told = [line for line in warnings(config) if "Services" in line or "API server" in line]
+    assert len(told) == len(said), told
+    assert all(words in line for words, line in zip(said, told, strict=True))
+    expected = () if config.attestation.is_guest else NAMES_IN_NAMESPACE
+    assert config.rules.defaults.service_dns_names == expected

@@ -1,3 +1,4 @@
+import dataclasses
 from datetime import timedelta
 
 import pytest
@@ -162,6 +163,17 @@ def test_names_of_services_are_bounded_by_patterns() -> None:
     (identity,) = decided([bare], facts(services=services)).identities
     assert identity.dns_names == ("web", "web-admin")
     assert "web.shop.svc.my.zone" in service_dns_names(services, cluster_domain="my.zone")
+
+
+def test_names_of_services_are_none_by_default_in_a_guest() -> None:
+    services = (("shop", "web"),)
+    guest = dataclasses.replace(DEFAULTS, service_dns_names=())
+    for given, expected in ((None, ()), (["web.shop.svc"], ("web.shop.svc",)), ([], ())):
+        one = rule() if given is None else rule(service_dns_names=given)
+        found = decide(
+            [one], facts(services=services), matching=Matching.FIRST, defaults=guest
+        ).identities
+        assert [each.dns_names for each in found] == [expected]
 
 
 def test_the_types_that_rules_ask_for() -> None:

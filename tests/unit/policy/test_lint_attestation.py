@@ -122,6 +122,25 @@ def test_evidence_that_proves_little(
             assert words in text
 
 
+@pytest.mark.parametrize(
+    ("nodes", "names", "warned"),
+    [
+        ([GUESTS], ["*.shop.svc"], True),
+        ([GUESTS], ["{container_name}.shop.svc"], True),
+        ([GUESTS], ["orders.shop.svc"], False),
+        ([GUESTS], [], False),
+        ([NODES], ["*.shop.svc"], False),
+    ],
+)
+def test_names_of_services_in_guests_are_warned_of(
+    tmp_path: Path, nodes: list[Any], names: list[str], *, warned: bool
+) -> None:
+    one = rule(f"{S}/ns/a/sa/b", k8s_ns="a", unix_uid="1") | {"service_dns_names": names}
+    status, text = lint(tmp_path, nodes=nodes, workloads=[one])
+    assert status == 0
+    assert ("moves such a name to another pod" in text) is warned, text
+
+
 def test_registers_in_a_group_count(tmp_path: Path) -> None:
     group = {**GUESTS, "kinds": ["tdx"], "attributes": {"rtmr2": ["ab" * 48]}}
     values = {"tdx": {"minimum_tcb_evaluation_number": 17}}

@@ -224,6 +224,11 @@ def test_an_external_signer(folder: Path) -> None:
         (("--from", f"{S}/c", "--to", "b"), 1, "no rule under allow"),
         (("--from", f"{S}/c", "--to", "nobody"), 1, "does not know"),
         (("--caller", "unix:uid=1000", "--caller", "unix:path=/bin/a"), 0, "rule a gives"),
+        (
+            ("--caller", "unix:uid=1000", "--caller", "unix:path=/bin/a"),
+            0,
+            "none in confidential guests",
+        ),
         (("--caller", "unix:uid=1000", "--caller", "unix:path=/bin/b"), 1, "unix:path is /bin/b"),
         (("--measurement", "ab" * 48, "--identity", f"{S}/a"), 0, "n grants it"),
         (("--measurement", "ab" * 48, "--identity", f"{S}/b"), 1, "may not ask for"),
