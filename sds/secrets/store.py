@@ -120,7 +120,8 @@ class SecretStore:
         self._listener_ids = itertools.count(1)
         self._subscription_ids = itertools.count(1)
         self._deliveries: dict[SubscriptionId, dict[ResourceKey, _Delivery]] = {}
-        self._delivered = asyncio.Event()
+        self._delivered: asyncio.Event | None = None
+        """Set when something is let go of; there is one while somebody waits for it."""
 
     # --- rotation writes ------------------------------------------------------------------------
 
@@ -213,11 +214,13 @@ class SecretStore:
         if delivery is None or version not in delivery.keys:
             return
         delivery.acked = version
-        delivery.keys = {
-            kept: key_id
-            for kept, key_id in delivery.keys.items()
-            if _ordinal(kept) >= _ordinal(version)
-        }
+        if len(delivery.keys) > 1:
+            oldest = _ordinal(version)
+            delivery.keys = {
+                kept: key_id
+                for kept, key_id in delivery.keys.items()
+                if kept == version or _ordinal(kept) >= oldest
+            }
         self._wake()
 
     def nacked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
@@ -259,6 +262,8 @@ class SecretStore:
         try:
             async with asyncio.timeout(timeout_seconds):
                 while left := self.stragglers(trust_domain, version):
+                    if self._delivered is None:
+                        self._delivered = asyncio.Event()
                     await self._delivered.wait()
         except TimeoutError:
             left = self.stragglers(trust_domain, version)
@@ -276,8 +281,9 @@ class SecretStore:
 
     def _wake(self) -> None:
         """Let every waiter look again; each waits on the event that is current when it looks."""
-        self._delivered.set()
-        self._delivered = asyncio.Event()
+        delivered, self._delivered = self._delivered, None
+        if delivered is not None:
+            delivered.set()
 
 
 def _ordinal(version: Version) -> int:

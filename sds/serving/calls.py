@@ -24,13 +24,13 @@ from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.conversation import response_version
 from sds.serving.encode import SECRET_TYPE, sotw_response
 from sds.serving.observer import Event, Method
-from sds.serving.subscription import SotwSubscription
-from sds.serving.wire import parse_discovery_request
+from sds.serving.slices import Pace
+from sds.serving.way import way_of
+from sds.serving.wire import discovery_request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from sds.serving.encode import Resource
     from sds.serving.service import SecretService
     from sds.workload.entitlement import Entitlement
 
@@ -185,7 +185,8 @@ class SocketCalls:
         entitlement = await self._admit(context)
         service.observer.count(Event.REQUEST, method)
         limit = service.options.limits.names_per_stream
-        parsed = parse_discovery_request(request, max_names=limit)
+        pace = Pace(way_of(context))
+        parsed = await pace.run(discovery_request(request, max_names=limit))
         if parsed.type_url not in ("", type_url):
             raise ProtocolError(
                 f"type_url {parsed.type_url[:200]!r} is not served here",
@@ -193,14 +194,13 @@ class SocketCalls:
                 reason="wrong_type_url",
             )
         strong = parsed.node is not None and parsed.node.wants_spiffe_validator
-        snapshot = service.snapshot(entitlement, type_url, strong=strong)
-        subscription: SotwSubscription[Resource] = SotwSubscription()
-        subscription.receive(parsed.request)
-        answer = subscription.respond(snapshot, "")
-        resources = answer.resources if answer is not None else []
+        answer = await pace.run(
+            service.answer(entitlement, type_url, parsed.request, strong=strong)
+        )
+        resources = answer.resources
         service.observer.count(Event.RESPONSE, method)
         service.observer.count(Event.SENT, method, len(resources))
-        if answer is not None and answer.absent:
+        if answer.absent:
             service.observer.count(Event.ABSENT, method, len(answer.absent))
         version = response_version(resources) or service.empty_version
         return sotw_response(resources, type_url=type_url, version=version, nonce="")
@@ -224,11 +224,11 @@ class SocketCalls:
         peer = context.peer()
         entitlement = await self._admit(context)
         self._count_in(peer)
-        stream = service.open_stream(entitlement, method, context, peer)
-        clock = service.clock
+        stream = service.open_stream(entitlement, method, way_of(context), peer)
+        now = asyncio.get_running_loop().time
         try:
             async for data in requests:
-                await stream.take(data, clock.now().monotonic)
+                await stream.take(data, now())
         except asyncio.CancelledError:
             if stream.ending is None:
                 raise
@@ -236,8 +236,10 @@ class SocketCalls:
             raise stream.ending from None
         finally:
             self._count_out(peer)
-            service.close_stream(stream)
-            await stream.close()
+            try:
+                await stream.close()
+            finally:
+                service.close_stream(stream)
 
     def _count_in(self, peer: str) -> None:
         limits = self._service.options.limits

@@ -8,6 +8,7 @@ Service": each type has its own versions and nonces).
 
 from __future__ import annotations
 
+import itertools
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ from sds.serving.encode import (
     sotw_response,
 )
 from sds.serving.observer import DELTA_METHODS, Event
+from sds.serving.slices import SLICE, sliced
 from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwSubscription
 
 if TYPE_CHECKING:
@@ -26,11 +28,13 @@ if TYPE_CHECKING:
 
     from sds.serving.encode import Resource
     from sds.serving.observer import ServingObserver
+    from sds.serving.slices import Pace, Slices
     from sds.serving.snapshot import Snapshot
     from sds.serving.stream import Stream
     from sds.serving.subscription import SotwRequest
 
-_NONCE_BYTES: Final = 12
+_RUN: Final = os.urandom(6).hex()
+_numbers: Final = itertools.count(1)
 
 
 class Conversation:
@@ -73,34 +77,48 @@ class Conversation:
             stream.session.store, observer, stream.method, labels=stream.labels
         )
 
-    def receive(self, request: SotwRequest | DeltaRequest) -> None:
-        """Take one request.
+    async def receive(self, request: SotwRequest | DeltaRequest, pace: Pace) -> None:
+        """Take one request, in slices; :meth:`next` is not called meanwhile.
 
         Raises:
             LimitError: the names cost too much.
         """
-        subscription, session = self.subscription, self.stream.session
+        subscription = self.subscription
         if isinstance(request, DeltaRequest):
             assert isinstance(subscription, DeltaSubscription)  # one method, one kind of request
-            outcome = subscription.receive(request)
+            outcomes = subscription.outcomes(request)
         else:
             assert isinstance(subscription, SotwSubscription)
-            outcome = subscription.receive(request)
-        self._deliveries.asked(outcome)
-        if outcome.acked or outcome.nacked:
-            session.answered(self)
-        if outcome.dropped:
-            session.unwatch(self, outcome.dropped)
-        if outcome.added:
-            session.watch(self, outcome.added)
+            outcomes = subscription.outcomes(request)
+        session = self.stream.session
+        for outcome in outcomes:
+            self._deliveries.asked(outcome)
+            if outcome.acked or outcome.nacked:
+                session.answered(self)
+            if outcome.dropped:
+                session.unwatch(self, outcome.dropped)
+                if pace.spend(len(outcome.dropped)):
+                    await pace.turn()
+            # What changes before a name is watched is no loss: it is looked up after that.
+            for name in outcome.added:
+                session.watch(self, name)
+                if pace.spend():
+                    await pace.turn()
         session.watch_everything(self, on=subscription.wildcard)
 
+    def has_due(self) -> bool:
+        """Whether :meth:`next` has something to look at."""
+        return self._beats or self.subscription.has_due()
+
     def next(self) -> bytes | None:
-        """Encode and book the next response; None if nothing is due."""
+        """Look at a slice of what is due; the encoded and booked response, None if there is none.
+
+        :meth:`has_due` tells whether more is due.
+        """
         if not self.subscription.has_due():
             return self._heartbeat() if self._beats else None
-        nonce = os.urandom(_NONCE_BYTES).hex()
-        answer = self.subscription.respond(self._snapshot, nonce)
+        nonce = next_nonce()
+        answer = self.subscription.respond(self._snapshot, nonce, SLICE)
         if answer is None:
             return None
         self._deliveries.answered(answer)
@@ -133,7 +151,7 @@ class Conversation:
         (``GrpcMuxImpl::onDiscoveryResponse``; measured: the filter ended all the same).
         """
         self._beats = False
-        nonce = os.urandom(_NONCE_BYTES).hex()
+        nonce = next_nonce()
         alive = [
             resource
             for name, version in self.subscription.beat(nonce)
@@ -154,9 +172,21 @@ class Conversation:
         """What the name stands for now."""
         return self._snapshot.find(name)
 
-    def close(self) -> None:
-        """The stream is over."""
-        self._deliveries.close()
+    def close(self) -> Slices[None]:
+        """The stream is over: let go of its names and of what was sent, in slices."""
+        session = self.stream.session
+        session.watch_everything(self, on=False)
+        for names in sliced(self.subscription.names()):
+            session.unwatch(self, names)
+            self._deliveries.close(names)
+            yield len(names)
+        self._deliveries.close_all()
+        session.gone(self)
+
+
+def next_nonce() -> str:
+    """A nonce that no other response has, of this run or of another."""
+    return f"{_RUN}-{next(_numbers):x}"
 
 
 def response_version(resources: Sequence[Resource]) -> str:

@@ -91,7 +91,12 @@ class Deliveries:
                 },
             )
 
-    def close(self) -> None:
+    def close(self, names: Iterable[str]) -> None:
+        """The stream is over: what it was sent under these names counts no more."""
+        for name in names:
+            self._close(name)
+
+    def close_all(self) -> None:
         """The stream is over: nothing that it was sent counts any more."""
         for subscription in self._subscriptions.values():
             self._store.close_subscription(subscription)

@@ -75,6 +75,11 @@ class Resource:
         return self._secret
 
     @property
+    def size(self) -> int:
+        """Bytes of the encoded message."""
+        return len(self._secret)
+
+    @property
     def any(self) -> bytes:
         """The message as ``google.protobuf.Any``.
 
@@ -113,6 +118,12 @@ class Resource:
                 ),
             )
         return self._delta
+
+
+def _nonce(nonce: str) -> bytes:
+    """The field ``nonce`` of both responses (number 5); ours have less than 128 bytes."""
+    encoded = nonce.encode()
+    return bytes((5 << 3 | 2, len(encoded))) + encoded
 
 
 def _any(type_url: str, value: bytes) -> bytes:
@@ -161,7 +172,7 @@ def sotw_response(
     resources: Sequence[Resource], *, type_url: str, version: str, nonce: str
 ) -> bytes:
     """A DiscoveryResponse; ``version`` is used if there is not exactly one resource."""
-    tail = length_delimited(5, nonce.encode()) if nonce else b""
+    tail = _nonce(nonce) if nonce else b""
     if len(resources) == 1:
         return resources[0].sotw + tail
     return b"".join(
@@ -189,7 +200,7 @@ def delta_response(
             *(resource.delta for resource in resources),
             length_delimited(4, type_url.encode()),
             *(length_delimited(6, name.encode()) for name in removed),
-            length_delimited(5, nonce.encode()),
+            _nonce(nonce),
         )
     )
 

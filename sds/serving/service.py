@@ -25,11 +25,14 @@ from sds.serving.catalog import Aliases, Catalog, GenericSecrets, TicketKeys
 from sds.serving.extensions import DEFAULT_TTL, AuthorizationPolicy, ExtensionCatalog
 from sds.serving.idle import CrowdTrimmer
 from sds.serving.limits import ServingLimits
+from sds.serving.looks import Looks
 from sds.serving.names import NameBudget
 from sds.serving.observer import Event, Method, NullObserver, ServingObserver
 from sds.serving.session import CallerSession
+from sds.serving.slices import SLICE
 from sds.serving.snapshot import Snapshot
-from sds.serving.stream import Stream, Transport
+from sds.serving.stream import Stream
+from sds.serving.subscription import Answer, SotwSubscription
 from sds.serving.unsent import UnsentSecrets
 
 if TYPE_CHECKING:
@@ -38,7 +41,11 @@ if TYPE_CHECKING:
     import grpc
 
     from sds.secrets.store import Change, SecretStore
+    from sds.serving.encode import Resource
     from sds.serving.peers import PeerPolicy
+    from sds.serving.slices import Slices
+    from sds.serving.subscription import SotwRequest
+    from sds.serving.way import Way
     from sds.workload.entitlement import Entitlement
 
 logger = logging.getLogger("sds.serving.service")
@@ -108,6 +115,9 @@ class SecretService:
         self._heartbeat: asyncio.TimerHandle | None = None
         self._sessions: dict[Entitlement, CallerSession] = {}
         self._names = NameBudget(self.options.limits.names)
+        self._looks = Looks()
+        self._changes = 0
+        """How often what is served changed."""
         self._crowd: CrowdTrimmer | None = None
         self.unsent = UnsentSecrets(store)
         self._said = Repeats()
@@ -129,6 +139,7 @@ class SecretService:
             trust_changed: policy changed, so session tickets from before must not be accepted any
                 more; False where only ticket keys or generic secrets are new.
         """
+        self._changes += 1
         if trust_changed:
             self._catalog.forget_contexts()
         self.unsent.retired()  # ticket keys, or generic secrets
@@ -151,6 +162,7 @@ class SecretService:
         self.drain()
         self._stop_listening()
         self.unsent.close()
+        self._looks.close()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             self._heartbeat = None
@@ -184,13 +196,11 @@ class SecretService:
                 },
             )
 
-    def open_stream(
-        self, entitlement: Entitlement, method: Method, transport: Transport, peer: str
-    ) -> Stream:
+    def open_stream(self, entitlement: Entitlement, method: Method, way: Way, peer: str) -> Stream:
         """A stream of this caller until :meth:`close_stream`; in the task that reads it."""
         session = self._enter(entitlement)
         stream = Stream(
-            transport,
+            way,
             session=session,
             method=method,
             types=TYPES[method],
@@ -212,14 +222,31 @@ class SecretService:
         self._leave(stream.session)
         self.observer.count(Event.STREAM_CLOSED, stream.method)
 
-    def snapshot(self, entitlement: Entitlement, type_url: str, *, strong: bool) -> Snapshot:
-        """What the caller may have of a type at this moment."""
+    def answer(
+        self, entitlement: Entitlement, type_url: str, request: SotwRequest, *, strong: bool
+    ) -> Slices[Answer[Resource]]:
+        """What the caller may have of a type at one moment: the answer to a single request."""
         catalog = self._extensions if type_url == EXTENSION_TYPE else self._catalog
-        return Snapshot(catalog, entitlement.current, strong=strong)
+        while True:
+            changes = self._changes
+            snapshot = Snapshot(catalog, entitlement.current, strong=strong)
+            whole: Answer[Resource] = Answer()
+            subscription: SotwSubscription[Resource] = SotwSubscription()
+            for outcome in subscription.outcomes(request):
+                yield len(outcome.added)
+            while subscription.has_due():
+                answer = subscription.respond(snapshot, "", SLICE)
+                if answer is not None:
+                    whole.resources.extend(answer.resources)
+                    whole.absent.extend(answer.absent)
+                yield SLICE
+            if changes == self._changes:  # else parts of it are from before, and parts from after
+                return whole
 
     # --- inside ---------------------------------------------------------------------------------
 
     def _on_change(self, change: Change) -> None:
+        self._changes += 1
         identities = {key for key in change.keys if isinstance(key, Identity)}
         bundles = len(identities) < len(change.keys)
         for identity in identities:
@@ -248,7 +275,7 @@ class SecretService:
         session = self._sessions.get(entitlement)
         if session is None:
             session = self._sessions[entitlement] = CallerSession(
-                entitlement, self._catalog, self._extensions, self._names
+                entitlement, self._catalog, self._extensions, self._names, self._looks
             )
         return session
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sds.serving.catalog import Catalog
     from sds.serving.conversation import Conversation
     from sds.serving.extensions import Authorizations, ExtensionCatalog
+    from sds.serving.looks import Looks
     from sds.serving.names import NameBudget
     from sds.serving.snapshot import Snapshot
     from sds.serving.stream import Stream
@@ -40,6 +41,7 @@ class CallerSession:
         catalog: where secrets are found.
         extensions: where filter configurations are found.
         budget: what names may cost.
+        looks: says when names are looked at again.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class CallerSession:
         catalog: Catalog,
         extensions: ExtensionCatalog,
         budget: NameBudget,
+        looks: Looks,
     ) -> None:
         self.entitlement = entitlement
         self.store: SecretStore = catalog.store
@@ -63,6 +66,9 @@ class CallerSession:
             EXTENSION_TYPE: Watches(extensions, caller, self._order.touch),
         }
         self._authorizations: Authorizations = extensions.authorizations(self.caller)
+        self._looks = looks
+        self._first_type = SECRET_TYPE
+        """Whose names are looked at before those of other types."""
         self._stop_listening = entitlement.listen(self._on_recognition)
 
     @property
@@ -91,13 +97,13 @@ class CallerSession:
 
     # --- who watches what -----------------------------------------------------------------------
 
-    def watch(self, conversation: Conversation, names: Iterable[str]) -> None:
-        """The client wants to hear of these names.
+    def watch(self, conversation: Conversation, name: str) -> None:
+        """The client wants to hear of this name.
 
         Raises:
             LimitError: the names of this workload cost too much.
         """
-        size = self._watches[conversation.type_url].watch(conversation, names)
+        size = self._watches[conversation.type_url].watch(conversation, name)
         conversation.name_bytes += size
         self._budget.take(self._owner, size)
 
@@ -115,16 +121,16 @@ class CallerSession:
         """The client ACKed or NACKed."""
         self._order.answered(conversation)
 
+    def gone(self, conversation: Conversation) -> None:
+        """The conversation is over, and watches nothing any more."""
+        self._order.gone(conversation)
+        # What a limit refused was counted, and may be in no list.
+        self._budget.give_back(self._owner, conversation.name_bytes)
+        conversation.name_bytes = 0
+
     def leave(self, stream: Stream) -> None:
-        """The stream is over."""
+        """The stream is over, and so are its conversations."""
         self.streams.pop(stream, None)
-        for conversation in stream.conversations.values():
-            self.watch_everything(conversation, on=False)
-            self.unwatch(conversation, conversation.subscription.names())
-            self._order.gone(conversation)
-            # What a limit refused was counted, and may be in no list.
-            self._budget.give_back(self._owner, conversation.name_bytes)
-            conversation.name_bytes = 0
 
     # --- what changed ---------------------------------------------------------------------------
 
@@ -132,21 +138,39 @@ class CallerSession:
         """These stored things changed: look at what they are in, push what differs."""
         bundles = not all(isinstance(key, Identity) for key in keys)
         self._watches[SECRET_TYPE].changed(keys, with_policy=bundles)
+        self._expect_look()
 
     def reloaded(self) -> None:
         """Ticket keys or generic secrets changed."""
         self._watches[SECRET_TYPE].reloaded()
+        self._expect_look()
 
     def refresh(self) -> None:
         """Policy or recognition changed: any name may stand for something else."""
         before = self._authorizations
         self._authorizations = self._extensions.authorizations(self.caller)
-        order = [EXTENSION_TYPE, SECRET_TYPE]
-        if widens_only(before, self._authorizations):
-            order.reverse()
-        self._order.begin(order[0])
-        for type_url in order:
-            self._watches[type_url].refresh()
+        widens = widens_only(before, self._authorizations)
+        self._first_type = SECRET_TYPE if widens else EXTENSION_TYPE
+        self._order.begin(self._first_type)
+        for watches in self._watches.values():
+            watches.refresh()
+        self._expect_look()
+
+    def _expect_look(self) -> None:
+        if self.has_stale:
+            self._looks.add(self)
+
+    @property
+    def has_stale(self) -> bool:
+        return any(watches.has_stale for watches in self._watches.values())
+
+    def look(self, most: int) -> int:
+        first = self._watches[self._first_type]
+        done = first.look(most)
+        for watches in self._watches.values():
+            if watches is not first:
+                done += watches.look(most - done)
+        return done
 
     def extend_lives(self) -> None:
         """Tell every client that what it has of limited life is still in force."""
@@ -164,6 +188,7 @@ class CallerSession:
         """The last stream is over: let go of every secret that was looked up."""
         self._stop_listening()
         self._stop_listening = _already_stopped  # the other one refers to us
+        self._looks.remove(self)
         self._order.release_all()
         for watches in self._watches.values():
             watches.close()

@@ -1,27 +1,32 @@
 """One live stream of one client: requests in, responses out.
 
 Owns the way from a change to a write. Invariants: a stream has at most one write under way and no
-queue; while it is under way, changes only mark names as due, so a slow reader costs nobody else
-anything and gets the latest when it reads; a stream keeps of a request only names, nonces and a few
-texts of the node.
+queue; while it is under way, or a request is being taken, changes only mark names as due, so a slow
+reader costs nobody else anything and gets the latest when it reads; names are looked at in slices
+(:mod:`sds.serving.slices`), and a later request waits for the whole of the one before; a stream
+keeps of a request only names, nonces and a few texts of the node.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import CallEndedError, LimitError, ProtocolError, SdsError
 from sds.serving.conversation import Conversation
 from sds.serving.observer import ADS_METHODS, DELTA_METHODS, Event
-from sds.serving.wire import NodeInfo, parse_delta_request, parse_discovery_request
+from sds.serving.slices import SLICE, Pace
+from sds.serving.wire import NodeInfo, delta_discovery_request, discovery_request
 from sds.transport.rate import TokenBucket
 
 if TYPE_CHECKING:
     from sds.serving.limits import ServingLimits
     from sds.serving.observer import Method, ServingObserver
     from sds.serving.session import CallerSession
+    from sds.serving.slices import Slices
+    from sds.serving.way import Way
+    from sds.serving.wire import ParsedDelta, ParsedSotw
 
 _LOGGER = logging.getLogger("sds.serving.streams")
 
@@ -29,19 +34,11 @@ _NO_NODE: Final = NodeInfo()
 _OTHER_TYPES_LOGGED: Final = 16
 
 
-class Transport(Protocol):
-    """The stream's way out: what a call's context gives."""
-
-    async def write(self, message: bytes) -> None:
-        """Send one message; returns when the transport can take another."""
-        ...
-
-
 class Stream:
     """One stream of one client; made in the task that reads it.
 
     Args:
-        transport: where responses go.
+        way: where responses go.
         session: the caller's.
         method: which remote call it is.
         types: the resource types that the call serves.
@@ -57,8 +54,10 @@ class Stream:
         "_met",
         "_observer",
         "_other_types",
-        "_transport",
+        "_pace",
+        "_taking",
         "_types",
+        "_way",
         "_writer",
         "_writing",
         "conversations",
@@ -72,7 +71,7 @@ class Stream:
 
     def __init__(
         self,
-        transport: Transport,
+        way: Way,
         *,
         session: CallerSession,
         method: Method,
@@ -81,7 +80,8 @@ class Stream:
         observer: ServingObserver,
         peer: str,
     ) -> None:
-        self._transport: Transport | None = transport
+        self._way: Way | None = way
+        self._pace = Pace(way)
         self._types = types
         self._limits = limits
         self._observer = observer
@@ -95,6 +95,8 @@ class Stream:
         self._other_types: set[str] | None = None
         self._writer: asyncio.Task[None] | None = None
         self._writing = False
+        self._taking = False
+        """A request is being taken: nothing is due before it is."""
         self.conversations: dict[str, Conversation] = {}
         self.task = asyncio.current_task()
         self.ending: SdsError | None = None
@@ -122,24 +124,32 @@ class Stream:
         """
         self._bucket.take(now)
         self._observer.count(Event.REQUEST, self.method)
+        self._taking = True
+        try:
+            await self._take(data)
+        finally:
+            self._taking = False
+        if not self._writing:
+            self._writing = True
+            await self._write_what_is_due()
+
+    async def _take(self, data: bytes) -> None:
         limit = self._limits.names_per_stream
-        parse = parse_delta_request if self.method in DELTA_METHODS else parse_discovery_request
-        parsed = parse(data, max_names=limit)
+        read = delta_discovery_request if self.method in DELTA_METHODS else discovery_request
+        work: Slices[ParsedSotw | ParsedDelta] = read(data, max_names=limit)
+        parsed = await self._pace.run(work)
         if not self._met:  # only the first request of a stream must carry the node
             self._met = True
             self.node = parsed.node if parsed.node is not None else _NO_NODE
         conversation = self._conversation(parsed.type_url)
         if conversation is None:
             return
-        conversation.receive(parsed.request)
+        await conversation.receive(parsed.request, self._pace)
         if sum(len(one.subscription) for one in self.conversations.values()) > limit:
             raise LimitError(
                 f"one stream watches more than {limit} names",
                 advice="use more streams, or raise limits.names_per_stream",
             )
-        if not self._writing:
-            self._writing = True
-            await self._write_what_is_due()
 
     def _conversation(self, type_url: str) -> Conversation | None:
         """The conversation about a type; None if the stream ignores the type."""
@@ -181,34 +191,71 @@ class Stream:
     # --- responses ------------------------------------------------------------------------------
 
     def kick(self) -> None:
-        """Something may be due: write it, unless a write is under way, which will look again."""
-        if not self._writing:
+        """Something may be due: write it soon, unless what is under way will look again."""
+        if not (self._writing or self._taking or self._way is None):
             self._writing = True
-            self._writer = self._loop.create_task(self._write_in_background())
+            self._way.soon(self._push)
 
-    async def _write_in_background(self) -> None:
+    def _push(self) -> bool:
+        """A job: send one response of what is due; whether to run it again."""
         try:
+            way = self._way
+            message = None if way is None or self._taking else self._next()
+            if way is None or self._taking:
+                self._writing = False  # whatever takes a request will look
+            elif message is not None and not way.send(message):
+                self._writer = self._loop.create_task(self._write_in_background(way))
+            elif self._has_due():
+                return True
+            else:
+                self._writing = False
+        except Exception as error:  # noqa: BLE001  the boundary of one stream
+            self._failed(error)
+        return False
+
+    async def _write_in_background(self, way: Way) -> None:
+        """Wait until the transport can take another response, and write what is due then."""
+        try:
+            await way.ready()
             await self._write_what_is_due()
-        except CallEndedError:
+        except Exception as error:  # noqa: BLE001  the boundary of one stream
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """A push failed: its reader would never hear of it, and the client would wait for ever."""
+        self._writing = False
+        if isinstance(error, CallEndedError):
             # The call ended between the change and the write; its reader ends by itself.
             _LOGGER.debug("a stream ended before a push", extra=self.session.labels())
-        except Exception:
-            # Its reader would never hear of it, and the client would wait for ever.
-            _LOGGER.exception("a push failed: its stream ends", extra=self.labels())
+        elif isinstance(error, LimitError):
+            self.end(error)
+        else:
+            _LOGGER.error("a push failed: its stream ends", exc_info=error, extra=self.labels())
             self.end(SdsError("a push failed; the server's log says why", reason="internal"))
 
     async def _write_what_is_due(self) -> None:
+        """Write until nothing is due, or a request is being taken, which will look again."""
         try:
-            while self._transport is not None and (message := self._next()) is not None:
-                await self._transport.write(message)
+            while self._way is not None and not self._taking and self._has_due():
+                message = self._next()
+                if message is not None:
+                    await self._way.write(message)
+                if self._has_due() and self._pace.spend(SLICE):
+                    await self._pace.turn()
         finally:
             self._writing = False
 
+    def _has_due(self) -> bool:
+        for conversation in self.conversations.values():  # noqa: SIM110  for every push: no generator
+            if conversation.has_due():
+                return True
+        return False
+
     def _next(self) -> bytes | None:
+        """The next response; None if a slice of what is due needs none."""
         for conversation in self.conversations.values():
-            message = conversation.next()
-            if message is not None:
-                return message
+            if conversation.has_due():
+                return conversation.next()
         return None
 
     # --- the end --------------------------------------------------------------------------------
@@ -222,15 +269,18 @@ class Stream:
 
     async def close(self) -> None:
         """The call is over: let go of everything that was sent, and of the writer."""
-        for conversation in self.conversations.values():
-            conversation.close()
+        self._way = None
+        self.task = None
+        self.ending = None
         writer, self._writer = self._writer, None
         if writer is not None and not writer.done():
             writer.cancel()
             await asyncio.wait([writer])
+        await self._pace.finish(self._close_conversations())
+
+    def _close_conversations(self) -> Slices[None]:
+        for conversation in self.conversations.values():
+            yield from conversation.close()
         # Circles of references end here, not when the garbage collector runs: what a snapshot has
         # found includes private keys.
         self.conversations.clear()
-        self._transport = None
-        self.task = None
-        self.ending = None

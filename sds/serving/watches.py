@@ -1,19 +1,20 @@
 """Which conversations of one caller watch which name of one type.
 
 Owns the way from a change to the conversations that it concerns. Invariants: a change looks only at
-names whose content it can have changed, and at most :data:`SLICE` of them in one turn of the event
-loop; names that must go before others (session ticket keys) are looked at first, so that a changed
-context never meets tickets from before.
+names whose content it can have changed, in slices (:mod:`sds.serving.looks`); names that must go
+before others (session ticket keys) are looked at first, so that a changed context never meets
+tickets from before.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
-from typing import TYPE_CHECKING, Final, Protocol
+from collections import deque
+from typing import TYPE_CHECKING, Protocol
 
 from sds.faults import guarded
 from sds.serving.names import name_cost
+from sds.serving.slices import SLICE
 from sds.serving.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from sds.serving.conversation import Conversation
     from sds.serving.encode import Resource
     from sds.workload.entitlement import Caller
-
-SLICE: Final = 200
-"""Names that one turn of the event loop looks at: 1 to 3 ms."""
 
 
 class ResourceCatalog(Protocol):
@@ -83,13 +81,20 @@ class Watches:
     ) -> None:
         self._catalog = catalog
         self._caller = caller
-        self._touch = touch
+        # One name's or conversation's fault holds up no other.
+        self._touch = guarded("listener", touch)
+        self._compare = guarded("listener", self._look_at)
         self._snapshots: dict[bool, Snapshot] = {}
         self._watched: dict[str, _Watched] = {}
         self._by_policy: dict[str, None] = {}
         self._watching_everything: dict[Conversation, None] = {}
+        self._all_stale = False
+        """Conversations that watch everything were not told of a change yet."""
         self._stale: dict[str, None] = {}
-        self._next_slice: asyncio.Handle | None = None
+        """Names to look at; of those, :attr:`_next` come first, the last one of them at first."""
+        self._next: list[str] = []
+        self._untold: deque[tuple[tuple[str, ...], list[Conversation]]] = deque()
+        """Names that changed, and the conversations that were not told yet."""
 
     def __len__(self) -> int:
         """How many names are watched."""
@@ -102,19 +107,17 @@ class Watches:
             found = self._snapshots[strong] = Snapshot(self._catalog, self._caller(), strong=strong)
         return found
 
-    def watch(self, conversation: Conversation, names: Iterable[str]) -> int:
-        """The client wants to hear of these names; returns the bytes of those that are new."""
-        size = 0
-        for name in names:
-            watched = self._watched.get(name)
-            if watched is None:
-                watched = self._watched[name] = _Watched(self._version(name))
-                if self._catalog.is_by_policy(name):
-                    self._by_policy[name] = None
-            if conversation not in watched.conversations:
-                watched.conversations[conversation] = None
-                size += name_cost(name)
-        return size
+    def watch(self, conversation: Conversation, name: str) -> int:
+        """The client wants to hear of this name; returns its bytes if it is new."""
+        watched = self._watched.get(name)
+        if watched is None:
+            watched = self._watched[name] = _Watched(self._version(name))
+            if self._catalog.is_by_policy(name):
+                self._by_policy[name] = None
+        if conversation in watched.conversations:
+            return 0
+        watched.conversations[conversation] = None
+        return name_cost(name)
 
     def unwatch(self, conversation: Conversation, names: Iterable[str]) -> int:
         """The client does not want to hear of these names any more; returns their bytes."""
@@ -140,9 +143,7 @@ class Watches:
     def changed(self, keys: Collection[ResourceKey], *, with_policy: bool) -> None:
         """These stored things changed."""
         names = self._catalog.names_of(self._caller(), keys)
-        if with_policy:
-            names += self._by_policy
-        self._refresh(names)
+        self._refresh(names, self._by_policy if with_policy else ())
 
     def reloaded(self) -> None:
         """What comes from files, or is made here, changed."""
@@ -150,47 +151,75 @@ class Watches:
 
     def refresh(self) -> None:
         """Any name may stand for something else."""
-        self._refresh(self._watched)
+        self._refresh((), self._watched)
 
     def close(self) -> None:
         """Let go of everything that was looked up."""
-        if self._next_slice is not None:
-            self._next_slice.cancel()
-            self._next_slice = None
+        self._all_stale = False
+        self._stale.clear()
+        self._next.clear()
+        self._untold.clear()
         for snapshot in self._snapshots.values():
             snapshot.renew(self._caller())
         self._snapshots.clear()
 
-    def _refresh(self, names: Iterable[str]) -> None:
+    # --- looking again --------------------------------------------------------------------------
+
+    def _refresh(self, names: Collection[str], many: Iterable[str] = ()) -> None:
+        """Look at these names again, in :meth:`look`: at ``names`` and then at ``many``.
+
+        ``many`` may be all names that clients chose: nothing is done with each of them here.
+        """
         for snapshot in self._snapshots.values():
             snapshot.renew(self._caller())
-        wanted = [name for name in names if name in self._watched]
-        first = self._catalog.first_names()
-        wanted.sort(key=lambda name: name not in first)
-        self._stale.update(dict.fromkeys(wanted))
-        if self._next_slice is None:
-            self._look()
-        for conversation in list(self._watching_everything):
-            self._touch(conversation, ())
+        for name in self._catalog.first_names():
+            if name in self._watched and (name in names or name in many):
+                self._compare(name)
+        # A name that waits keeps its place, so that many changes cannot keep any from its turn.
+        self._stale.update(dict.fromkeys(name for name in names if name in self._watched))
+        self._stale.update(dict.fromkeys(many))
+        self._all_stale = bool(self._watching_everything)
 
-    def _look(self) -> None:
-        """Look at some of the names, and go on in the next turn of the loop."""
-        self._next_slice = None
-        for name in tuple(itertools.islice(self._stale, SLICE)):
-            del self._stale[name]
-            guarded("listener", self._compare)(name)  # one name's fault holds up no other
-        if self._stale:
-            self._next_slice = asyncio.get_running_loop().call_soon(self._look)
+    @property
+    def has_stale(self) -> bool:
+        """Whether there is something to look at."""
+        return bool(self._untold or self._next or self._stale or self._all_stale)
 
-    def _compare(self, name: str) -> None:
+    def look(self, most: int) -> int:
+        """Look at some names and tell some conversations, at most ``most``; how many that were."""
+        done = 0
+        while done < most:
+            if self._untold:
+                names, conversations = self._untold[0]
+                while conversations and done < most:
+                    self._touch(conversations.pop(), names)
+                    done += 1
+                if not conversations:
+                    self._untold.popleft()
+            elif self._next:
+                done += 1
+                self._compare(self._next.pop())
+            elif self._stale:
+                self._next = list(itertools.islice(self._stale, SLICE))
+                for name in self._next:
+                    del self._stale[name]
+                self._next.reverse()
+            elif self._all_stale:
+                self._all_stale = False
+                self._untold.append(((), list(reversed(self._watching_everything))))
+            else:
+                break
+        return done
+
+    def _look_at(self, name: str) -> None:
+        """See whether what a name stands for has changed: then its conversations are told."""
         watched = self._watched.get(name)
         if watched is None:
             return
         version = self._version(name)
         if version != watched.version:
             watched.version = version
-            for conversation in watched.conversations:
-                self._touch(conversation, (name,))
+            self._untold.append(((name,), list(reversed(watched.conversations))))
 
     def _version(self, name: str) -> str | None:
         resource = self.snapshot(strong=False).find(name)

@@ -6,9 +6,10 @@ extensions into the first request of each stream, and serving needs some dozens 
 
 Invariants: whatever the bytes, a parser returns a request or raises :class:`MalformedRequestError`
 or :class:`LimitError`; it makes no more Python objects than the names and texts that its limits
-admit; before it parses a request that is large or has unknown fields, it has counted the fields and
-checked their lengths, so that what the runtime allocates is bounded too. Groups (deprecated, used
-by none of these messages) are refused.
+admit; a request that is large or has unknown fields is parsed in slices
+(:mod:`sds.serving.slices`), and each of its fields is counted and its length checked before the
+runtime sees it, so that what the runtime allocates is bounded too. Groups (deprecated, used by none
+of these messages) are refused.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from sds._proto.sds.serving.v1 import request_pb2
 from sds.errors import LimitError, MalformedRequestError
+from sds.serving.slices import SLICE, Slices, at_once
 from sds.serving.subscription import DeltaRequest, SotwRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from google.protobuf.message import Message
 
@@ -42,9 +44,10 @@ _MAX_STATUS_BYTES: Final = 64 * 1024
 _MAX_VALUE_BYTES: Final = 1024
 _VALIDATOR_KEY_BYTES: Final = VALIDATOR_KEY.encode()
 _SHOWN_BYTES: Final = 256
-_SMALL_BYTES: Final = 128 * 1024
-"""A request up to here, and a first request of Envoy is smaller, has at most 65,536 fields: 1 to 6
-MiB for the runtime, for a moment."""
+_SMALL_BYTES: Final = 2 * 1024
+"""A request up to here has at most 1,024 fields, and is parsed at once."""
+_PIECE_BYTES: Final = 64 * 1024
+"""Of a larger one, what is parsed in one slice, but for the last field of the piece."""
 _MOST_OTHER_FIELDS: Final = 256
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -53,6 +56,7 @@ _MAX_VARINT_BYTES: Final = 10
 _MAX_FIELD_NUMBER: Final = (1 << 29) - 1
 
 _M = TypeVar("_M", bound="Message")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +134,15 @@ def parse_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw:
         MalformedRequestError: the bytes are not such a message.
         LimitError: more names than ``max_names``, or a text that is too long.
     """
-    found = _parse(request_pb2.Request, data, _SOTW_FIELDS, max_names)
+    return at_once(discovery_request(data, max_names=max_names))
+
+
+def discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedSotw]:
+    """As :func:`parse_discovery_request`, in slices."""
+    found = yield from _parse(request_pb2.Request, data, _SOTW_FIELDS, max_names)
     if found.HasField("resource_locators"):
         _refuse_locators()
-    names = _texts(found.resource_names, _NAMES, max_names)
+    names = yield from _texts(found.resource_names, _NAMES, max_names)
     error = _words(found.error_detail) if found.HasField("error_detail") else None
     return ParsedSotw(
         SotwRequest(names, _text(found.response_nonce, _NONCE), error),
@@ -149,17 +158,21 @@ def parse_delta_request(data: bytes, *, max_names: int) -> ParsedDelta:
         MalformedRequestError: the bytes are not such a message.
         LimitError: more names than ``max_names`` in one list, or a text that is too long.
     """
-    found = _parse(request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names)
+    return at_once(delta_discovery_request(data, max_names=max_names))
+
+
+def delta_discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedDelta]:
+    """As :func:`parse_delta_request`, in slices."""
+    found = yield from _parse(request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names)
     if found.HasField("resource_locators_subscribe") or found.HasField(
         "resource_locators_unsubscribe"
     ):
         _refuse_locators()
-    _admit(len(found.initial_resource_versions), max_names)
     error = _words(found.error_detail) if found.HasField("error_detail") else None
     request = DeltaRequest(
-        _texts(found.resource_names_subscribe, _SUBSCRIBE, max_names),
-        _texts(found.resource_names_unsubscribe, _UNSUBSCRIBE, max_names),
-        dict(map(_version, found.initial_resource_versions)),
+        (yield from _texts(found.resource_names_subscribe, _SUBSCRIBE, max_names)),
+        (yield from _texts(found.resource_names_unsubscribe, _UNSUBSCRIBE, max_names)),
+        dict((yield from _each(found.initial_resource_versions, _version, max_names))),
         _text(found.response_nonce, _NONCE),
         error,
     )
@@ -184,13 +197,15 @@ def length_delimited(number: int, payload: bytes) -> bytes:
 # --- messages and texts -------------------------------------------------------------------------
 
 
-def _parse(kind: type[_M], data: bytes, fields: Mapping[int, _Field], max_names: int) -> Any:
-    if len(data) > _SMALL_BYTES:
-        _check_fields(data, fields, 4 * max_names + _MOST_OTHER_FIELDS)
-    found = _message(kind, data, "the request")
-    if len(UnknownFieldSet(found)):  # real clients send none; groups are among them
-        _check_fields(data, fields, 4 * max_names + _MOST_OTHER_FIELDS)
-    return found
+def _parse(
+    kind: type[_M], data: bytes, fields: Mapping[int, _Field], max_names: int
+) -> Slices[Any]:
+    if len(data) <= _SMALL_BYTES:
+        found = _message(kind, data, "the request")
+        if not len(UnknownFieldSet(found)):  # real clients send none; groups are among them
+            return found
+    most = 4 * max_names + _MOST_OTHER_FIELDS
+    return (yield from _parse_pieces(kind, data, fields, most))
 
 
 def _message(kind: type[_M], data: bytes, what: str) -> _M:
@@ -200,9 +215,22 @@ def _message(kind: type[_M], data: bytes, what: str) -> _M:
         raise MalformedRequestError(f"{what} is not its message: {error}") from None
 
 
-def _texts(values: Any, field: _Field, max_names: int) -> tuple[str, ...]:
+def _texts(values: Any, field: _Field, max_names: int) -> Slices[tuple[str, ...]]:
+    if len(values) <= SLICE:
+        _admit(len(values), max_names)
+        return tuple([_text(value, field) for value in values])
+    return tuple((yield from _each(values, lambda value: _text(value, field), max_names)))
+
+
+def _each(values: Any, read: Callable[[bytes], _T], max_names: int) -> Slices[list[_T]]:
     _admit(len(values), max_names)  # before one of them becomes an object
-    return tuple(_text(value, field) for value in values)
+    if len(values) <= SLICE:
+        return [read(value) for value in values]
+    found: list[_T] = []
+    for at in range(0, len(values), SLICE):
+        found += [read(value) for value in values[at : at + SLICE]]
+        yield SLICE
+    return found
 
 
 def _text(value: bytes, field: _Field) -> str:
@@ -290,40 +318,70 @@ def _refuse_locators() -> None:
     )
 
 
-def _check_fields(data: bytes, fields: Mapping[int, _Field], most: int) -> None:
-    """Count the fields of a message and look at their lengths, without reading them.
+def _parse_pieces(
+    kind: type[_M], data: bytes, fields: Mapping[int, _Field], most: int
+) -> Slices[_M]:
+    """Parse a message in pieces of whole fields, after a look at the length of each.
+
+    One message is the same as its pieces one after the other ("Protocol Buffers: Encoding", "Last
+    One Wins").
 
     Raises:
         LimitError: more than ``most`` fields, or one that is too long.
         MalformedRequestError: it is not a message ("Protocol Buffers: Encoding"), or has a group.
     """
-    at, end = 0, len(data)
+    found = kind()
+    begins = at = counted = 0
+    end = len(data)
     while at < end:
         most -= 1
         if most < 0:
             raise LimitError("a message has too many fields", advice="ask for fewer resources")
-        tag, at = _varint(data, at)
-        number, kind = tag >> 3, tag & 7
-        if number == 0 or number > _MAX_FIELD_NUMBER:
-            raise MalformedRequestError(f"a field has number {number} at byte {at}")
-        if kind == _BYTES:
-            length, at = _varint(data, at)
-            field = fields.get(number)
-            if field is not None and field.most < length <= end - at:
-                _refuse_length(field, length)
-            at += length
-        elif kind == _VARINT:
-            _, at = _varint(data, at)
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise MalformedRequestError(f"field {number} has wire type {kind}")
-        if at > end:
-            raise MalformedRequestError(f"the message ends within field {number}")
+        at = _after_field(data, at, fields)
+        counted += 1
+        if counted == SLICE or at - begins >= _PIECE_BYTES:
+            _add(found, data[begins:at])
+            yield counted
+            begins, counted = at, 0
+    _add(found, data[begins:])
+    return found
+
+
+def _add(found: Message, piece: bytes) -> None:
+    try:
+        found.MergeFromString(piece)
+    except DecodeError as error:
+        raise MalformedRequestError(f"the request is not its message: {error}") from None
+
+
+def _after_field(data: bytes, at: int, fields: Mapping[int, _Field]) -> int:
+    """Where the field that begins at ``at`` ends; looks at its length, and not into it."""
+    end = len(data)
+    tag, at = _varint(data, at)
+    number, kind = tag >> 3, tag & 7
+    if number == 0 or number > _MAX_FIELD_NUMBER:
+        raise MalformedRequestError(f"a field has number {number} at byte {at}")
+    if kind == _BYTES:
+        length, at = _varint(data, at)
+        field = fields.get(number)
+        if field is not None and field.most < length <= end - at:
+            _refuse_length(field, length)
+        at += length
+    elif kind == _VARINT:
+        _, at = _varint(data, at)
+    elif kind in (_FIXED64, _FIXED32):
+        at += 8 if kind == _FIXED64 else 4
+    else:
+        raise MalformedRequestError(f"field {number} has wire type {kind}")
+    if at > end:
+        raise MalformedRequestError(f"the message ends within field {number}")
+    return at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """The varint at ``at`` and where it ends."""
+    if at < len(data) and (value := data[at]) < _CONTINUES:
+        return value, at + 1
     value = 0
     for index in range(at, min(len(data), at + _MAX_VARINT_BYTES)):
         byte = data[index]

@@ -23,6 +23,7 @@ from sds.transport.messages import MessageReader
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from sds.transport.budget import Owner
     from sds.transport.headers import RequestHead
@@ -57,8 +58,8 @@ class Link(Protocol):
         """Whose budget it uses."""
         ...
 
-    def send(self, stream: int, message: bytes) -> None:
-        """Send a message, or queue what cannot be sent yet.
+    def send(self, stream: int, message: bytes) -> bool:
+        """Send a message, or queue what cannot be sent yet; whether another one may follow.
 
         Raises:
             LimitError: it would have to wait, and the owner may not hold so much.
@@ -96,6 +97,10 @@ class Link(Protocol):
 
     async def turn(self) -> None:
         """Return when it is the owner's turn again."""
+        ...
+
+    def soon(self, job: Callable[[], bool]) -> None:
+        """Run a job in the owner's turns, until it says that nothing is left."""
         ...
 
 
@@ -190,17 +195,43 @@ class Call:
         Raises:
             CallEndedError: the call is over.
         """
-        if self._over:
-            raise CallEndedError("the client has gone")
         if self._turns.step_is_long:
             await self._link.turn()
-        self._link.send(self._stream, message)
+        if not self.send(message):
+            await self.ready()
+
+    def send(self, message: bytes) -> bool:
+        """Send one message; False: before another one, wait until the call is :meth:`ready`.
+
+        Raises:
+            CallEndedError: the call is over.
+            LimitError: it would have to wait, and the owner may not hold so much.
+        """
+        if self._over:
+            raise CallEndedError("the client has gone")
+        return self._link.send(self._stream, message)
+
+    async def ready(self) -> None:
+        """Return when the transport can take another message."""
         while self._link.blocked(self._stream):
             self._wake_writer = self._loop.create_future()
             try:
                 await self._wake_writer
             finally:
                 self._wake_writer = None
+
+    @property
+    def turn_is_long(self) -> bool:
+        """Whether the handler should wait for its owner's next :meth:`turn`."""
+        return self._turns.step_is_long
+
+    async def turn(self) -> None:
+        """Return when it is the owner's turn again."""
+        await self._link.turn()
+
+    def soon(self, job: Callable[[], bool]) -> None:
+        """Run a job in the owner's turns, until it says that nothing is left."""
+        self._link.soon(job)
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
         """End the call with this status.
@@ -221,10 +252,10 @@ class Call:
         Raises:
             AbortedError: the client sent something that is not accepted; the call has its status.
         """
-        if self._given:
-            self._given = 0
-            self._hold()
-        while not self._has_message():
+        self._given = 0
+        while (message := self._next_message()) is None:
+            if self._told:
+                self._hold()
             if self._ended:
                 raise StopAsyncIteration
             self._tell_taken()
@@ -233,17 +264,19 @@ class Call:
                 await self._wake_reader
             finally:
                 self._wake_reader = None
+        self._given = len(message)
+        if self._told or self._given > _UNNOTICED_BYTES:
+            self._hold()
         if self._turns.step_is_long:
             await self._link.turn()
-        message = self._reader.take()
-        self._given = len(message)
-        self._hold()
         return message
 
-    def _has_message(self) -> bool:
-        """Whether a message is whole."""
+    def _next_message(self) -> bytes | None:
+        """The next message, None while it is not whole."""
+        if self._over:
+            return None
         try:
-            return not self._over and self._reader.has_message()
+            return self._reader.take()
         except ProtocolError as error:
             self._refuse(error)
             raise AbortedError from None
@@ -273,7 +306,8 @@ class Call:
             if payload:
                 self._reader.feed(payload)
                 self._untold += len(payload)
-                self._hold()
+                if self._told or self._reader.held > _UNNOTICED_BYTES:
+                    self._hold()
             self._ended = self._ended or ended
             whole = self._reader.has_message()
         except ProtocolError as error:

@@ -124,7 +124,9 @@ class ConnectedSocket:
         """Write what the kernel takes, and keep the rest for later."""
         if self._socket is None:
             return
-        size = sum(map(len, pieces))
+        size = 0
+        for piece in pieces:
+            size += len(piece)
         self.written += size
         if self._output is None and len(pieces) <= _WRITE_BUFFERS:
             try:

@@ -123,13 +123,12 @@ class Connection:
     def held(self) -> int:
         """Bytes of memory that grow with what the client does: received, or waiting to be sent."""
         out = self._out
-        return (
-            self._reader.held
-            + self._blocks.held
-            + self._decoder.held
-            + out.waiting_bytes
-            + out.waiting_chunks * _CHUNK_OVERHEAD
-        )
+        held = self._reader.held + self._decoder.held
+        if self._blocks.begun:
+            held += self._blocks.held
+        if out.waiting_chunks:
+            held += out.waiting_bytes + out.waiting_chunks * _CHUNK_OVERHEAD
+        return held
 
     def take_output(self) -> list[bytes | memoryview]:
         """What is to be written now, in order."""
@@ -147,10 +146,12 @@ class Connection:
             return True
         return self._out.message(stream, message)
 
-    def fits(self, number: int, size: int) -> bool:
-        """Whether a message of so many bytes would wait for no window."""
+    def send_now(self, number: int, message: bytes) -> bool:
+        """As :meth:`send_message`, if none of it has to wait; else False, and nothing is done."""
         stream = self._streams.open.get(number)
-        return stream is None or self._out.fits(stream, size)
+        if stream is None or stream.trailers is not None:
+            return True
+        return self._out.message_now(stream, message)
 
     def finish(self, number: int, *, status: int, message: str = "") -> None:
         """End a stream with a gRPC status, after all that waits on it."""
@@ -255,7 +256,8 @@ class Connection:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise _broken("the first frame is not SETTINGS")
             self._greeted = True
-        self._blocks.check_order(kind, number)
+        if self._blocks.begun:
+            self._blocks.check_order(kind, number)
         if kind == frames.DATA:
             self._on_data(frame, now, events)
             return

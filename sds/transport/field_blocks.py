@@ -39,6 +39,11 @@ class FieldBlocks:
         """Bytes of a block that is not whole."""
         return 0 if self._received is None else len(self._received)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a block goes on."""
+        return self._received is not None
+
     def check_order(self, kind: int, number: int) -> None:
         """A frame comes.
 

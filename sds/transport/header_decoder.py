@@ -58,7 +58,7 @@ class HeaderDecoder:
     that says something else. A full tree is forgotten, so that nobody can fill it for good.
     """
 
-    __slots__ = ("_decoder", "_passage", "_said")
+    __slots__ = ("_decoder", "_passage", "_said", "held")
 
     _ROOT: ClassVar[_Passage] = _Passage()
     _known: ClassVar[int] = 0
@@ -68,13 +68,8 @@ class HeaderDecoder:
         self._decoder: Decoder | None = None
         self._passage = self._ROOT
         self._said: tuple[bytes, ...] = ()
-
-    @property
-    def held(self) -> int:
+        self.held = 0
         """Bytes of memory of the table."""
-        if self._decoder is None:
-            return 0
-        return _DECODER_BYTES + _FIELD_BYTES * len(self._decoder.header_table.dynamic_entries)
 
     def decode(self, block: bytes) -> Fields:
         """The fields of one block.
@@ -95,8 +90,10 @@ class HeaderDecoder:
                 _decode(self._decoder, earlier)
             fields = _decode(self._decoder, block)
             self._remember(block, fields)
-            return fields
-        return _decode(self._decoder, block)
+        else:
+            fields = _decode(self._decoder, block)
+        self.held = _DECODER_BYTES + _FIELD_BYTES * len(self._decoder.header_table.dynamic_entries)
+        return fields
 
     def _remember(self, block: bytes, fields: Fields) -> None:
         """Put a block into the tree, if it is short and early."""

@@ -76,8 +76,14 @@ class MessageReader:
             self._size = PREFIX_BYTES + self._length()
         return left >= self._size
 
-    def take(self) -> bytes:
-        """The next message, which is whole."""
+    def take(self) -> bytes | None:
+        """The next message, None while it is not whole.
+
+        Raises:
+            ProtocolError: as for :meth:`has_message`.
+        """
+        if not self.has_message():
+            return None
         stop = self._at + self._size
         with memoryview(self._held) as view:
             message = bytes(view[self._at + PREFIX_BYTES : stop])

@@ -84,13 +84,21 @@ class Outgoing:
 
     def message(self, stream: StreamState, message: bytes) -> bool:
         """Send one gRPC message, and the head before the first; whether all of it is queued."""
-        if not stream.head_sent:
-            stream.head_sent = True
-            self.block(stream.number, response_head(), ends=False)
+        if not self.message_now(stream, message):
+            self._begin(stream)
+            self._wait(stream, message)
+        return not stream.waiting
+
+    def message_now(self, stream: StreamState, message: bytes) -> bool:
+        """As :meth:`message`, if the windows admit all of it; else False, and nothing is done."""
         size = PREFIX_BYTES + len(message)
-        window = stream.credit + self._initial_window
-        if stream.waiting or size > min(frames.DEFAULT_FRAME_SIZE, self.window, window):
-            return self._wait(stream, message)
+        if stream.waiting or size > self.window or size > stream.credit + self._initial_window:
+            return False
+        if not stream.head_sent:
+            self._begin(stream)
+        if size > frames.DEFAULT_FRAME_SIZE:
+            self._wait(stream, message)
+            return True
         # The usual case: one frame, and the message itself is not copied.
         self.window -= size
         stream.credit -= size
@@ -98,12 +106,13 @@ class Outgoing:
         self._output += (start, message)
         return True
 
-    def fits(self, stream: StreamState, size: int) -> bool:
-        """Whether a message of so many bytes would wait for no window."""
-        window = min(self.window, stream.credit + self._initial_window)
-        return not stream.waiting and PREFIX_BYTES + size <= window
+    def _begin(self, stream: StreamState) -> None:
+        """Send the head of a response, if it was not sent."""
+        if not stream.head_sent:
+            stream.head_sent = True
+            self.block(stream.number, response_head(), ends=False)
 
-    def _wait(self, stream: StreamState, message: bytes) -> bool:
+    def _wait(self, stream: StreamState, message: bytes) -> None:
         """Queue a message on its stream, and send what the windows admit."""
         stream.waiting.append(memoryview(prefix(len(message))))
         self.waiting_chunks += 1
@@ -118,7 +127,6 @@ class Outgoing:
             self._widest.put(stream, self._waiting)
         while stream.waiting and self._send_chunk(stream):
             pass
-        return not stream.waiting
 
     def _send_chunk(self, stream: StreamState) -> bool:
         """Send one frame of what waits on a stream; whether the windows admitted any."""

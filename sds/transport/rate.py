@@ -16,21 +16,23 @@ class Allowance:
         burst: at once.
     """
 
-    __slots__ = ("_full_at", "_per_second", "_window")
+    __slots__ = ("_full_at", "_seconds_each", "_window")
 
     def __init__(self, per_second: float, burst: float) -> None:
         """Nothing was used yet."""
-        self._per_second = per_second
+        self._seconds_each = 1.0 / per_second
         self._window = burst / per_second
         self._full_at = float("-inf")
 
     def use(self, amount: float, now: float) -> None:
         """Use an amount, whether it is there or not."""
-        self._full_at = max(self._full_at, now) + amount / self._per_second
+        begins = max(now, self._full_at)
+        self._full_at = begins + amount * self._seconds_each
 
     def rest_seconds(self, now: float) -> float:
         """Seconds until it is not overdrawn any more; 0 if it is not."""
-        return max(0.0, self._full_at - now - self._window)
+        rest = self._full_at - now - self._window
+        return max(0.0, rest)
 
     def is_full(self, now: float) -> bool:
         """Whether nothing of it counts any more."""

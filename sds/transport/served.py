@@ -46,6 +46,9 @@ _UNNOTICED_BYTES: Final = 4 * 1024
 _MOST_UNREAD: Final = 1024 * 1024
 """Output that the kernel did not take, from which on nothing more is read: beyond one message it is
 answers to the client's own frames."""
+_IDLE_LOOKS: Final = 4
+"""Times that the loop may tell of something to read, while its job waits, before it is told not
+to."""
 _REFUSALS: Final = frozenset(
     code.value[0]
     for code in grpc.StatusCode
@@ -110,6 +113,8 @@ class ServedConnection:
         """A job is under way; and it has something to look at without reading."""
         self._stuck = False
         """Nothing is read because too much output is unread."""
+        self._idle_looks = 0
+        """How often there was something to read while a job waited."""
         self._loop = asyncio.get_running_loop()
         self.turns = self._turns = Turns.of(self._loop)
         self._calls = Calls(self, self._http2, server, self._turns, self._loop)
@@ -197,8 +202,13 @@ class ServedConnection:
     # --- sds.transport.connected_socket.SocketUser -----------------------------------------------
 
     def readable(self) -> None:
-        self._start_work()
-        if self._working and self._endpoint is not None:  # it waits for its turn
+        if not self._working:
+            self._idle_looks = 0
+            self._start_work()
+            return
+        # It waits for its turn. Not to hear of it again costs more than to hear a few times.
+        self._idle_looks += 1
+        if self._idle_looks >= _IDLE_LOOKS and self._endpoint is not None:
             self._endpoint.pause_reading()
 
     def drained(self) -> None:
@@ -286,17 +296,18 @@ class ServedConnection:
 
     # --- sds.transport.call.Link ----------------------------------------------------------------
 
-    def send(self, stream: int, message: bytes) -> None:
-        if self._http2.fits(stream, len(message)):
-            self._http2.send_message(stream, message)
+    def send(self, stream: int, message: bytes) -> bool:
+        if self._http2.send_now(stream, message):
             self._flush()
-            if self._endpoint is None or not self._endpoint.unsent:
-                return
+            endpoint = self._endpoint
+            if endpoint is None or not endpoint.unsent:
+                return True
         else:
             self.owner.check_room(len(message), self._loop.time())
             self._http2.send_message(stream, message)
             self._flush()
         self.settle()
+        return not self.blocked(stream)
 
     def blocked(self, stream: int) -> bool:
         if self._endpoint is not None and self._endpoint.unsent > _HIGH_WATER:
@@ -341,6 +352,9 @@ class ServedConnection:
         self._turns.later(self.owner, self, future)
         await future
 
+    def soon(self, job: Callable[[], bool]) -> None:
+        self._turns.queue(self.owner, self, job)
+
     # --- output that nobody takes ---------------------------------------------------------------
 
     def unsent(self) -> Unsent | None:
@@ -364,10 +378,9 @@ class ServedConnection:
     # --- inside ---------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        endpoint = self._endpoint
         output = self._http2.take_output()
-        if output and endpoint is not None:
-            endpoint.write(output)
+        if output and self._endpoint is not None:
+            self._endpoint.write(output)
 
     def settle(self) -> None:
         """Tell the owner what is in use now."""

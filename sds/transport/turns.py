@@ -79,16 +79,14 @@ class Turns:
 
         It runs until it says that nothing is left.
         """
-        if not self._is_free(owner.account) or self._do(owner.account, job):
-            self.queue(owner, connection, job)
-
-    def _is_free(self, account: Account) -> bool:
-        """Whether a job may run at once."""
-        return (
+        account, now = owner.account, self._loop.time()
+        free = (
             self._spent < TURN_SECONDS
             and account not in self._jobs
-            and account.processor.rest_seconds(self._loop.time()) <= 0
+            and account.processor.rest_seconds(now) <= 0
         )
+        if not free or self._do(account, job, now):
+            self.queue(owner, connection, job)
 
     def queue(self, owner: Owner, connection: Hashable, job: Job) -> None:
         """Run a job when it is the turn of its owner and its connection."""
@@ -103,7 +101,7 @@ class Turns:
         lane.append(job)
         self._expect_turn()
 
-    def _do(self, account: Account, job: Job) -> bool:
+    def _do(self, account: Account, job: Job, now: float) -> bool:
         began = self._clock()
         try:
             return job()
@@ -113,7 +111,7 @@ class Turns:
         finally:
             took = self._clock() - began
             self._spend(took)
-            account.processor.use(took, self._loop.time())
+            account.processor.use(took, now)
 
     def _spend(self, seconds: float) -> None:
         """So much of this turn was used, or promised."""
@@ -130,14 +128,15 @@ class Turns:
         self._turn_is_due = False
         self._spent, self._stepped = self._stepped, 0.0
         done = 0
+        now = self._loop.time()
         # At least one job, so that steps of handlers alone cannot hold up the rest.
         while self._row and (self._spent < TURN_SECONDS or not done):
             account = self._row.popleft()
-            rest = account.processor.rest_seconds(self._loop.time())
+            rest = account.processor.rest_seconds(now)
             if rest > 0:
                 self._loop.call_later(max(rest, _LEAST_REST_SECONDS), self._rested, account)
                 continue
-            self._next_job(account)
+            self._next_job(account, now)
             done += 1
         if self._row:
             self._expect_turn()
@@ -146,12 +145,12 @@ class Turns:
         self._row.append(account)
         self._expect_turn()
 
-    def _next_job(self, account: Account) -> None:
+    def _next_job(self, account: Account, now: float) -> None:
         """Run one job; its connection and its owner go to the end of their rows."""
         lanes = self._jobs[account]
         connection, lane = next(iter(lanes.items()))
         job = lane.popleft()
-        if self._do(account, job):
+        if self._do(account, job, now):
             lane.append(job)
         if lane:
             lanes.move_to_end(connection)
@@ -169,8 +168,11 @@ class Turns:
         self._spend(owner.account.step_seconds)
 
     def wake(self, owner: Owner, connection: Hashable, future: asyncio.Future[None]) -> None:
-        """Let the handler that waits for ``future`` go on: now, or in its turn."""
-        if self._spent >= TURN_SECONDS or owner.account in self._jobs:
+        """Let the handler that waits for ``future`` go on: now, or in its turn.
+
+        Who calls is a job of the owner: while the turn has time, it is the handler's turn too.
+        """
+        if self._spent >= TURN_SECONDS:
             self.later(owner, connection, future)
         elif not future.done():
             future.set_result(None)

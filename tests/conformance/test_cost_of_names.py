@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
+from envoy.service.discovery.v3 import discovery_pb2
+from envoy.service.secret.v3 import sds_pb2_grpc
 
 from sds.errors import LimitError
+from sds.secrets.store import Version
 from sds.serving.limits import ServingLimits
 from sds.serving.names import NAME_OVERHEAD, NameBudget, NameLimits, name_cost
 from sds.serving.service import ServingOptions
-from tests.support.cost import counted_lines
+from sds.serving.slices import SLICE
+from sds.serving.subscription.state import RESPONSE_BYTES
 from tests.support.door_client import DATA, frame
+from tests.support.names_a_turn import names_a_turn
 from tests.support.raw_client import STREAM, RawClient, connected, discovery
 from tests.support.serving import TD, WEB, root, serving, svid
+from tests.support.xds_client import Delta, Sotw, channel, secrets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-# Processor time is counted: what traces lines for coverage would count too.
-pytestmark = pytest.mark.no_cover
+    from tests.support.names_a_turn import NamesATurn
+    from tests.support.serving import Serving
 
 _PER_STREAM = 1_000
 _RAISED = ServingLimits(
@@ -79,62 +83,136 @@ async def until_watched(at: object, streams: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def lines_of(change: Callable[[], object]) -> tuple[int, int]:
-    """Lines of Python that a change runs: in all turns of the loop after it, and in the longest."""
-    most = 0
-    with counted_lines() as lines:
-        change()  # its own work counts with the first turn
-        before = 0
-        for _ in range(400):
-            await asyncio.sleep(0)
-            most = max(most, lines.count - before)
-            before = lines.count
-    return lines.count, most
+MOST = 2 * SLICE + 20
+"""Of names in one turn: the last slice of one kind of work may meet the first one of the next."""
 
 
 @pytest.mark.parametrize("prefix", ["x", "spiffe://example.org/x", "outbound:"])
 async def test_a_rotation_does_not_look_at_names_that_it_cannot_concern(
-    tmp_path: Path, prefix: str
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[list[int]] = []
-    longest: list[int] = []
-    for streams in (1, 20):
-        folder = tmp_path / str(streams)
-        folder.mkdir()
-        async with serving(folder, options=ServingOptions(limits=_RAISED)) as at:
-            with connected(at.socket) as client, connected(at.socket) as reader:
-                await asyncio.to_thread(reader.call, STREAM, discovery("default"))
+    async with serving(tmp_path, options=ServingOptions(limits=_RAISED)) as at:
+        with connected(at.socket) as client, connected(at.socket) as reader:
+            await asyncio.to_thread(reader.call, STREAM, discovery("default"))
+            await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
+            await watch(client, at, 10, prefix)
+            with names_a_turn(monkeypatch) as counts:
+                await settled(at, 10_001, counts)
+                counts.all.clear()
+                at.store.put_svid(svid(WEB))
                 await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
-                await watch(client, at, streams, prefix)
-                await until_watching(at, streams * _PER_STREAM)
-                totals: list[int] = []
-                for change in (
-                    functools.partial(at.store.put_svid, svid(WEB)),
-                    functools.partial(at.service.refresh, trust_changed=False),
-                ):
-                    total, most = await lines_of(change)
-                    totals.append(total)
-                    longest.append(most)
-                counted.append(totals)
-                # Policy and trust may concern each name: they are looked at some in a turn.
-                roots = [root("1").der, root("2").der]
-                longest += [
-                    (await lines_of(functools.partial(at.store.put_bundle, TD, roots)))[1],
-                    (await lines_of(at.service.refresh))[1],
-                ]
-                await asyncio.to_thread(reader.read_until, b"END PRIVATE KEY")
-    for few, many in zip(*counted, strict=True):
-        assert many < few + 10_000, counted  # 19,000 names more
-    assert max(longest) < 100_000, longest  # one stream at a time
+                assert counts.all["looked up"] <= 4
+                bundle = [root("one").der, root("two").der]
+                at.store.put_bundle(TD, bundle)
+                at.service.refresh()
+                at.service.refresh(trust_changed=False)
+                async with asyncio.timeout(30):
+                    while counts.all["looked up"] < 10_000:
+                        await asyncio.sleep(0)
+                assert counts.most["looked up"] <= MOST
 
 
-async def until_watching(at: object, names: int) -> None:
-    async with asyncio.timeout(60):
-        while not any(
-            one.watched() >= names
-            for one in at.service.sessions()  # type: ignore[attr-defined]  # a Serving
-        ):
+async def settled(at: Serving, names: int, counts: NamesATurn) -> None:
+    """So many names are watched, and nothing is done any more."""
+    async with asyncio.timeout(30):
+        while sum(one.watched() for one in at.service.sessions()) != names:
+            await asyncio.sleep(0.01)
+        before: dict[str, int] = {}
+        while before != counts.all:
+            before = dict(counts.all)
             await asyncio.sleep(0.02)
+
+
+@pytest.mark.usefixtures("transport")
+async def test_a_message_with_many_names_is_taken_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"x{number}" for number in range(1_990)]
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        with names_a_turn(monkeypatch) as counts:
+            stream = Sotw(connection)
+            await stream.ask(*names, "default")
+            await stream.ask(*names, "ROOTCA")  # waits until the first one was taken
+            assert set(secrets(await stream.next())) == {"default"}
+            assert set(secrets(await stream.next())) == {"ROOTCA"}
+            await settled(at, 1_991, counts)
+            await stream.ask("ROOTCA", *(f"y{number}" for number in range(1_990)))
+            await settled(at, 1_991, counts)
+            stream.cancel()
+            await settled(at, 0, counts)
+    assert min(counts.all.values()) > 3_900, counts.all
+    assert max(counts.most.values()) <= MOST, counts.most
+
+
+@pytest.mark.usefixtures("transport")
+async def test_a_delta_message_with_many_names_is_taken_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"x{number}" for number in range(1_990)]
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        with names_a_turn(monkeypatch) as counts:
+            stream = Delta(connection)
+            await stream.ask(*names, "default", initial=dict.fromkeys(names, "v"))
+            removed: set[str] = set()
+            found: set[str] = set()
+            while len(removed) + len(found) < 1_991:
+                response = await stream.next()
+                removed.update(response.removed_resources)
+                found.update(one.name for one in response.resources)
+                await stream.ack(response)
+            assert (found, removed) == ({"default"}, set(names))
+            await stream.ask("ROOTCA", *(f"y{n}" for n in range(1_900)), unsubscribe=names)
+            await settled(at, 1_902, counts)
+    assert max(counts.most.values()) <= MOST, counts.most
+
+
+@pytest.mark.usefixtures("transport")
+async def test_a_single_answer_is_found_in_slices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = discovery_pb2.DiscoveryRequest(
+        resource_names=[*(f"x{number}" for number in range(1_990)), "default"]
+    )
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        with names_a_turn(monkeypatch) as counts:
+            fetch = sds_pb2_grpc.SecretDiscoveryServiceStub(connection).FetchSecrets
+            assert set(secrets(await fetch(request))) == {"default"}
+    assert counts.all["looked up"] > 1_900
+    assert max(counts.most.values()) <= MOST, counts.most
+
+
+class Values:
+    """Generic secrets of 4 KiB each."""
+
+    def names(self, _caller: object) -> tuple[str, ...]:
+        return ()
+
+    def current(self, _caller: object, name: str) -> tuple[Version, bytes] | None:
+        return (Version("run-7"), b"v" * 4096) if name.startswith("value") else None
+
+
+@pytest.mark.usefixtures("transport")
+async def test_a_large_answer_goes_out_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"value{number}" for number in range(500)]
+    options = ServingOptions(generic=Values())
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        with names_a_turn(monkeypatch) as counts:
+            stream = Sotw(connection)
+            await stream.ask(*names)
+            seen: list[str] = []
+            while len(seen) < len(names):
+                response = await stream.next()
+                assert (
+                    response.ByteSize() <= RESPONSE_BYTES + 2 * 4096 + len(response.resources) * 200
+                )
+                seen += secrets(response)
+                await stream.ack(response, *names)
+            assert sorted(seen) == sorted(names)
+            await stream.ask(*names, "default")
+            assert set(secrets(await stream.next())) == {"default"}
+    assert counts.most["looked up"] <= MOST, counts.most
 
 
 async def test_one_workload_is_refused_and_the_others_are_not(tmp_path: Path) -> None:

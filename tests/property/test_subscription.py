@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+from unittest import mock
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sds.serving import slices
 from sds.serving.subscription import (
     MAX_OUTSTANDING,
     DeltaRequest,
@@ -29,6 +32,7 @@ names = st.lists(st.sampled_from((*NAMES, "*", "no-such-name")), unique=True, ma
 @dataclass(frozen=True)
 class Thing:
     receipt: Receipt
+    size: int = 1
 
 
 class WorldView:
@@ -49,9 +53,13 @@ class Machine(RuleBasedStateMachine):
     """One client, one stream at a time, responses delayed at will."""
 
     delta: ClassVar[bool]
+    most: ClassVar[int] = sys.maxsize
+    """Names that one answer looks at, and that one slice of a request has."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.slices = mock.patch.object(slices, "SLICE", self.most)
+        self.slices.start()
         self.world = World()
         self.client = Client(delta=self.delta, world=self.world)
         self.versions = itertools.count(1)
@@ -84,12 +92,15 @@ class Machine(RuleBasedStateMachine):
         self.respond()
 
     def respond(self) -> None:
-        nonce = f"n{next(self.nonces)}"
-        answer = self.core.respond(WorldView(self.world), nonce)
-        if answer is not None and answer.has_content:
-            resources = {thing.receipt.name: thing.receipt.version for thing in answer.resources}
-            assert len(resources) == len(answer.resources)
-            self.client.queue.append(Response(nonce, resources, tuple(answer.removed)))
+        while True:
+            nonce = f"n{next(self.nonces)}"
+            answer = self.core.respond(WorldView(self.world), nonce, self.most)
+            if answer is not None and answer.has_content:
+                resources = {one.receipt.name: one.receipt.version for one in answer.resources}
+                assert len(resources) == len(answer.resources) <= self.most
+                self.client.queue.append(Response(nonce, resources, tuple(answer.removed)))
+            if not self.core.has_due():
+                break
         assert self.core.respond(WorldView(self.world), "again") is None
 
     # --- what can happen ------------------------------------------------------------------------
@@ -128,7 +139,7 @@ class Machine(RuleBasedStateMachine):
             self.core.touch(changed)
         before = len(self.client.queue)
         self.respond()
-        assert len(self.client.queue) <= before + 1
+        assert len(self.client.queue) <= before + -(-len(changed) // self.most)
 
     @precondition(lambda self: self.client.queue)
     @rule(accept=st.booleans())
@@ -171,8 +182,11 @@ class Machine(RuleBasedStateMachine):
             assert not self.core._due
 
     def teardown(self) -> None:
-        if self.core is not None:
-            self.come_to_rest()
+        try:
+            if self.core is not None:
+                self.come_to_rest()
+        finally:
+            self.slices.stop()
 
 
 class SotwMachine(Machine):
@@ -183,8 +197,16 @@ class DeltaMachine(Machine):
     delta = True
 
 
+class SlicedSotwMachine(SotwMachine):
+    most = 2
+
+
+class SlicedDeltaMachine(DeltaMachine):
+    most = 2
+
+
 SETTINGS = settings(
-    max_examples=120,
+    max_examples=80,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
@@ -193,3 +215,7 @@ TestSotw = SotwMachine.TestCase
 TestSotw.settings = SETTINGS
 TestDelta = DeltaMachine.TestCase
 TestDelta.settings = SETTINGS
+TestSlicedSotw = SlicedSotwMachine.TestCase
+TestSlicedSotw.settings = SETTINGS
+TestSlicedDelta = SlicedDeltaMachine.TestCase
+TestSlicedDelta.settings = SETTINGS

@@ -41,6 +41,7 @@ MAX_NAMES = 50
 
 class Thing:
     receipt = Receipt("default", "v1")
+    size = 1
 
 
 class View:
@@ -100,8 +101,8 @@ def one_conversation(data: bytes) -> None:
 def messages(reader: MessageReader, data: memoryview) -> Iterator[bytes]:
     """The messages that these bytes complete."""
     reader.feed(data)
-    while reader.has_message():
-        yield reader.take()
+    while (message := reader.take()) is not None:
+        yield message
 
 
 def frames_of(messages: list[bytes]) -> list[bytes]:

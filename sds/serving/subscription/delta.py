@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from sds.serving.subscription.messages import Outcome, R
+from sds.serving.slices import sliced
+from sds.serving.subscription.messages import Outcome, R, merged
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
     from sds.serving.subscription.messages import DeltaRequest, Receipt
 
 
@@ -24,6 +27,10 @@ class DeltaSubscription(Subscription[R]):
 
     def receive(self, request: DeltaRequest) -> Outcome:
         """Take one request."""
+        return merged(self.outcomes(request))
+
+    def outcomes(self, request: DeltaRequest) -> Iterator[Outcome]:
+        """Take one request in slices; book each before the next, and take no other meanwhile."""
         outcome = Outcome()
         first = not self._begun
         self._begun = True
@@ -31,35 +38,38 @@ class DeltaSubscription(Subscription[R]):
             outcome.stale = not self._settle(outcome, request.nonce, request.error)
             if self.wildcard:
                 self._disown(outcome.acked)
-        added: dict[str, None] = {}
-        dropped: dict[str, None] = {}
         if first and not request.subscribe:
             self.wildcard = self._all_due = True
-        self._resubscribe(request, added, dropped)
+        yield outcome
+        yield from self._resubscribe(request)
         if first:
-            for name, version in request.initial_versions.items():
-                self._claim(name, version)
-        outcome.added = tuple(added)
-        outcome.dropped = tuple(dropped)
-        return outcome
+            for some in sliced(tuple(request.initial_versions.items())):
+                for name, version in some:
+                    self._claim(name, version)
+                yield Outcome()
 
-    def _resubscribe(
-        self, request: DeltaRequest, added: dict[str, None], dropped: dict[str, None]
-    ) -> None:
-        """Apply both lists. What is in both is dropped and named again, so sent again."""
+    def _resubscribe(self, request: DeltaRequest) -> Iterator[Outcome]:
+        """Apply both lists. What is in both is named again, so sent again."""
+        named = frozenset(request.subscribe)
         # The wildcard goes first: a name that is dropped while it comes is told what it covers.
         if WILDCARD in request.unsubscribe:
-            self._drop_wildcard(dropped)
-        if WILDCARD in request.subscribe:
+            for dropped in self._drop_wildcard(but=named):
+                yield Outcome(dropped=dropped)
+        if WILDCARD in named:
             self.wildcard = self._all_due = True
-        for name in request.unsubscribe:
-            self._unsubscribe(name, dropped)
-        for name in request.subscribe:
-            if name != WILDCARD:
+        for names in sliced(request.unsubscribe):
+            yield Outcome(
+                dropped=tuple(
+                    name for name in names if name not in named and self._unsubscribe(name)
+                )
+            )
+        for names in sliced(request.subscribe):
+            added = dict.fromkeys(names)
+            added.pop(WILDCARD, None)
+            for name in added:
                 self._watches[name] = Watch(asked=True)
-                self._due.add(name)
-                added[name] = None
-                dropped.pop(name, None)
+                self._due[name] = None
+            yield Outcome(added=tuple(added))
 
     def _disown(self, acked: tuple[Receipt, ...]) -> None:
         """Tell what the wildcard does not cover of what the client has just taken.
@@ -71,25 +81,29 @@ class DeltaSubscription(Subscription[R]):
             if name not in self._watches:
                 watch = self._watches[name] = Watch(asked=False)
                 watch.sent = version
-                self._due.add(name)
+                self._due[name] = None
 
-    def _drop_wildcard(self, dropped: dict[str, None]) -> None:
+    def _drop_wildcard(self, *, but: Collection[str]) -> Iterator[tuple[str, ...]]:
+        """Let go of the names that nothing but the wildcard covers; yields them, in slices."""
         self.wildcard = False
-        for name in [name for name, watch in self._watches.items() if not watch.asked]:
-            del self._watches[name]
-            dropped[name] = None
+        covered = [name for name, watch in self._watches.items() if not watch.asked]
+        for names in sliced(covered):
+            for name in names:
+                del self._watches[name]
+            yield tuple(name for name in names if name not in but)
 
-    def _unsubscribe(self, name: str, dropped: dict[str, None]) -> None:
+    def _unsubscribe(self, name: str) -> bool:
+        """Let go of a name; whether it was asked for."""
         watch = self._watches.get(name)
         if watch is None or not watch.asked:
-            return
+            return False
         del self._watches[name]
-        dropped[name] = None
         if self.wildcard:
             # The client must learn whether the wildcard covers the name: sent again, or removed.
             covered = self._watches[name] = Watch(asked=False)
             covered.sent = ""
-            self._due.add(name)
+            self._due[name] = None
+        return True
 
     def _claim(self, name: str, version: str) -> None:
         """The client says that it has kept this version."""
@@ -100,4 +114,4 @@ class DeltaSubscription(Subscription[R]):
             watch = self._watches[name] = Watch(asked=False)
         watch.sent = version
         watch.claimed = True
-        self._due.add(name)
+        self._due[name] = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from sds.secrets.store import ResourceKey, Version
 
@@ -35,6 +35,11 @@ class Named(Protocol):
     @property
     def receipt(self) -> Receipt:
         """Name, version and parts."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of the content, about."""
         ...
 
 
@@ -90,7 +95,7 @@ class DeltaRequest:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one request meant.
+    """What one request meant, or a slice of it (:mod:`sds.serving.slices`).
 
     Attributes:
         acked: what the client has taken.
@@ -107,6 +112,15 @@ class Outcome:
     stale: bool = False
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+
+
+def merged(outcomes: Iterable[Outcome]) -> Outcome:
+    """What the slices of one request meant together; answers come with the first."""
+    first, *others = outcomes
+    for one in others:
+        first.added += one.added
+        first.dropped += one.dropped
+    return first
 
 
 @dataclass(frozen=True, slots=True)

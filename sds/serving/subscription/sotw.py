@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sds.serving.subscription.messages import Outcome, R
+from sds.serving.slices import sliced
+from sds.serving.subscription.messages import Outcome, R, merged
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch
 
 if TYPE_CHECKING:
@@ -31,20 +32,25 @@ class SotwSubscription(Subscription[R]):
 
     def receive(self, request: SotwRequest) -> Outcome:
         """Take one request."""
+        return merged(self.outcomes(request))
+
+    def outcomes(self, request: SotwRequest) -> Iterator[Outcome]:
+        """Take one request in slices; book each before the next, and take no other meanwhile."""
         outcome = Outcome()
         # True of a request that is ignored, too: the client knows that it has named something.
         self._named = self._named or bool(request.names)
         if self._begun and request.nonce and self._last_nonce:
             settled = self._settle(outcome, request.nonce, request.error)
             if request.nonce != self._last_nonce:
-                self._take_overtaken(outcome, request, settled=settled)
-                return outcome
+                yield from self._take_overtaken(outcome, request, settled=settled)
+                return
             self._client_nonce = request.nonce
         self._begun = True
-        self._rename(outcome, request.names)
-        return outcome
+        yield from self._rename(outcome, request.names)
 
-    def _take_overtaken(self, outcome: Outcome, request: SotwRequest, *, settled: bool) -> None:
+    def _take_overtaken(
+        self, outcome: Outcome, request: SotwRequest, *, settled: bool
+    ) -> Iterator[Outcome]:
         """Take a request that a newer response has crossed on the way, or that is none of ours.
 
         Its list of names is out of date, so it adds nothing and is not answered: the client sends
@@ -55,14 +61,17 @@ class SotwSubscription(Subscription[R]):
             self._client_nonce = request.nonce
             if not self._is_wildcard(request.names):
                 self.wildcard = False
-                outcome.dropped = tuple(self._drop_all_but(set(request.names)))
+                for outcome.dropped in self._drop_all_but(set(request.names)):
+                    yield outcome
+                    outcome = Outcome()
         else:
             outcome.stale = True
+        yield outcome
 
     def _is_wildcard(self, names: tuple[str, ...]) -> bool:
         return WILDCARD in names or not self._named
 
-    def _rename(self, outcome: Outcome, names: tuple[str, ...]) -> None:
+    def _rename(self, outcome: Outcome, names: tuple[str, ...]) -> Iterator[Outcome]:
         """Make ``names`` the names that are asked for."""
         wanted = dict.fromkeys(names)
         wildcard = self._is_wildcard(names)
@@ -70,22 +79,34 @@ class SotwSubscription(Subscription[R]):
         if wildcard and not self.wildcard:
             self._all_due = True
         self.wildcard = wildcard
-        outcome.dropped = tuple(self._drop_all_but(wanted))
-        outcome.added = tuple(
+        for outcome.dropped in self._drop_all_but(wanted):
+            yield outcome
+            outcome = Outcome()
+        added = tuple(
             name for name in wanted if (watch := self._watches.get(name)) is None or not watch.asked
         )
-        for name in outcome.added:
-            self._watches[name] = Watch(asked=True)
-            self._due.add(name)
+        for some in sliced(added):
+            outcome.added = tuple(some)
+            for name in some:
+                self._watches[name] = Watch(asked=True)
+                self._due[name] = None
+            yield outcome
+            outcome = Outcome()
+        yield outcome
 
-    def _drop_all_but(self, wanted: Collection[str]) -> Iterator[str]:
-        """Let go of the names that are not asked for (any more); yields them."""
-        for name in [name for name in self._watches if name not in wanted]:
-            if not self.wildcard:
-                del self._watches[name]
-                yield name
-            elif self._watches[name].asked:
-                # Stays if the wildcard covers it, which the next look decides; sent again never.
-                self._watches[name].asked = False
-                self._due.add(name)
-                yield name
+    def _drop_all_but(self, wanted: Collection[str]) -> Iterator[tuple[str, ...]]:
+        """Let go of the names that are not asked for (any more); yields them, in slices."""
+        for some in sliced([name for name in self._watches if name not in wanted]):
+            dropped = []
+            for name in some:
+                watch = self._watches[name]
+                if not self.wildcard:
+                    del self._watches[name]
+                    dropped.append(name)
+                elif watch.asked:
+                    # Stays if the wildcard covers it, which the next look decides; sent again
+                    # never.
+                    watch.asked = False
+                    self._due[name] = None
+                    dropped.append(name)
+            yield tuple(dropped)

@@ -7,18 +7,22 @@ ACK; of a resource that was sent, only its receipt is kept.
 
 from __future__ import annotations
 
+import sys
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, Generic
 
 from sds.serving.subscription.messages import Answer, Outcome, R, Receipt, Watched
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from sds.serving.subscription.messages import View
 
 WILDCARD: Final = "*"
 MAX_OUTSTANDING: Final = 32
 """Responses whose ACK is waited for; the oldest is forgotten beyond that."""
+RESPONSE_BYTES: Final = 256 * 1024
+"""Content of one response, from which on the rest goes into the next one."""
 
 
 class Watch:
@@ -55,7 +59,8 @@ class Subscription(Generic[R]):
     def __init__(self) -> None:
         """A stream begins."""
         self._watches: dict[str, Watch] = {}
-        self._due: set[str] = set()
+        self._due: dict[str, None] = {}
+        """Names to look at, the first of them first."""
         self._all_due = False
         self._outstanding: dict[str, tuple[Receipt, ...]] = {}
         self._last_nonce = ""
@@ -83,10 +88,9 @@ class Subscription(Generic[R]):
 
     def touch(self, names: Iterable[str]) -> None:
         """The content under these names may have changed (or come, or gone)."""
-        if self.wildcard:
-            self._due.update(names)
-        else:
-            self._due.update(name for name in names if name in self._watches)
+        for name in names:
+            if self.wildcard or name in self._watches:
+                self._due[name] = None
 
     def touch_all(self) -> None:
         """Any content may have changed."""
@@ -117,18 +121,27 @@ class Subscription(Generic[R]):
                 watch.error = error
         return True
 
-    def respond(self, view: View[R], nonce: str) -> Answer[R] | None:
-        """What to send now, under ``nonce``; None if there is nothing to send or tell."""
+    def respond(self, view: View[R], nonce: str, most: int = sys.maxsize) -> Answer[R] | None:
+        """What to send now, under ``nonce``; None if there is nothing to send or tell.
+
+        At most ``most`` names are looked at, and content beyond :data:`RESPONSE_BYTES` waits; what
+        was left out stays due (:meth:`has_due`).
+        """
         if not (self._due or self._all_due):
             return None
         answer: Answer[R] = Answer()
         everything = frozenset(view.everything()) if self.wildcard else frozenset()
-        for name in self._take_due(everything):
+        names = self._take_due(everything, most)
+        room = RESPONSE_BYTES
+        for at, name in enumerate(names):
             watch = self._watches.get(name)
             covered = (watch is not None and watch.asked) or name in everything
             resource = view.find(name) if covered else None
             if resource is not None:
-                self._take_content(answer, name, resource)
+                room -= self._take_content(answer, name, resource)
+                if room <= 0 and most < sys.maxsize:
+                    self._due = dict.fromkeys(names[at + 1 :]) | self._due
+                    break
             elif watch is not None:
                 self._take_absence(answer, name, watch)
         if answer.has_content:
@@ -148,28 +161,38 @@ class Subscription(Generic[R]):
             self._await_answer(nonce, ())
         return known
 
-    def _take_due(self, everything: frozenset[str]) -> list[str]:
+    def _take_due(self, everything: Collection[str], most: int) -> list[str]:
+        """The names to look at now, at most ``most``."""
         due = self._due
         if self._all_due:
-            due = due.union(self._watches, everything)
             self._all_due = False
-        self._due = set()
-        return sorted(due)
+            due.update(dict.fromkeys(self._watches))
+            due.update(dict.fromkeys(everything))
+        if len(due) <= most:
+            self._due = {}
+            return sorted(due)
+        some = list(islice(due, most))
+        for name in some:
+            del due[name]
+        return sorted(some)
 
-    def _take_content(self, answer: Answer[R], name: str, resource: R) -> None:
-        """There is content under a name that is watched."""
+    def _take_content(self, answer: Answer[R], name: str, resource: R) -> int:
+        """There is content under a name that is watched; the bytes of it that go out."""
         watch = self._watches.get(name)
         if watch is None:
             watch = self._watches[name] = Watch(asked=False)
         version = resource.receipt.version
+        size = 0
         if watch.sent != version:
             watch.sent = version
             answer.resources.append(resource)
+            size = resource.size
         elif watch.claimed:
             watch.acked = version
             answer.held.append(resource.receipt)
         watch.claimed = False
         watch.absence_told = False
+        return size
 
     def _take_absence(self, answer: Answer[R], name: str, watch: Watch) -> None:
         """There is nothing (any more) under a name that is watched."""

@@ -1,0 +1,97 @@
+"""A stream's way out: what its call gives it to write, to wait, and to be run later.
+
+Owns the difference between our own transport and ``grpc.aio``. Our own
+:class:`~sds.transport.call.Call` has all of :class:`Way`: what a stream does runs in the turns of
+its owner, and a response that nothing holds back is sent without a task. grpc tells neither whose a
+call is nor whether a write would wait, so there each push takes a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sds.transport.call import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Way(Protocol):
+    """See the module."""
+
+    @property
+    def turn_is_long(self) -> bool:
+        """Whether what runs now should wait for the next turn of its owner."""
+        ...
+
+    async def turn(self) -> None:
+        """Return when it is the owner's turn again."""
+        ...
+
+    def soon(self, job: Callable[[], bool]) -> None:
+        """Run a job in the owner's turns, until it says that nothing is left."""
+        ...
+
+    def send(self, message: bytes) -> bool:
+        """Send a message at once; False: another one has to wait for :meth:`ready`.
+
+        Raises:
+            CallEndedError: the call is over.
+            LimitError: the owner may not have so much output waiting.
+        """
+        ...
+
+    async def ready(self) -> None:
+        """Return when another message may be sent."""
+        ...
+
+    async def write(self, message: bytes) -> None:
+        """Send a message; returns when another may be sent.
+
+        Raises:
+            CallEndedError: the call is over.
+        """
+        ...
+
+
+class GrpcWay:
+    """The way out of a call of ``grpc.aio``.
+
+    Args:
+        context: of the call.
+    """
+
+    turn_is_long = False
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._unsent: bytes | None = None
+
+    async def turn(self) -> None:
+        await asyncio.sleep(0)
+
+    def soon(self, job: Callable[[], bool]) -> None:
+        self._loop.call_soon(self._run, job)
+
+    def _run(self, job: Callable[[], bool]) -> None:
+        if job():
+            self.soon(job)
+
+    def send(self, message: bytes) -> bool:
+        self._unsent = message
+        return False
+
+    async def ready(self) -> None:
+        message, self._unsent = self._unsent, None
+        if message is not None:
+            await self._context.write(message)
+
+    async def write(self, message: bytes) -> None:
+        await self._context.write(message)
+
+
+def way_of(context: Any) -> Way:
+    """The way out of the call with this context."""
+    return context if isinstance(context, Call) else GrpcWay(context)
