@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sds.serving import wire
 from sds.serving.catalog import Catalog
 from sds.serving.subscription import delta, sotw
+from sds.serving.subscription.state import Watch
 from sds.serving.watches import Watches
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def names_a_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[NamesATurn]:
     counts = NamesATurn()
     with monkeypatch.context() as patch:
         patch.setattr(wire, "_text", counts.counted("decoded", wire._text))
-        patch.setattr(sotw, "Watch", counts.counted("subscribed", sotw.Watch))
-        patch.setattr(delta, "Watch", counts.counted("subscribed", delta.Watch))
+        for module in (sotw, delta):
+            patch.setattr(module, "Watch", counts.counted("subscribed", Watch))
         patch.setattr(Catalog, "find", counts.counted("looked up", Catalog.find))
         unwatch = Watches.unwatch
 
