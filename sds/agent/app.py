@@ -177,6 +177,7 @@ async def running_agent(
             node_socket="" if node is None else str(config.node_socket),
             policy=None if policy is None else policy.holder,
             memory=memory,
+            ahead=None if node is None else node.ahead,
             lost_sockets=lambda: guard.lost,
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),

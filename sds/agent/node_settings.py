@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sds.settings.fields import Duration, Settings
 from sds.workload.attestors import ATTESTORS
@@ -30,6 +30,30 @@ class CsiSettings(Settings):
         default="/var/lib/kubelet",
         description="The kubelet's root directory. The agent needs its `pods`, "
         "`plugins` and `plugins_registry`, writable, at the same paths.",
+    )
+
+
+_SHORTEST_LOOK = timedelta(milliseconds=100)
+
+
+def _check_look(look: timedelta) -> timedelta:
+    if look < _SHORTEST_LOOK:
+        raise ValueError("the kubelet is asked every 100ms at most")
+    return look
+
+
+class AheadSettings(Settings):
+    """Certificates are minted for pods as soon as the kubelet lists them."""
+
+    identities: Annotated[int, Field(gt=0, le=65536)] = Field(
+        default=256, description="How many the agent keeps for callers that have not come yet."
+    )
+    patience: Duration = Field(
+        default=timedelta(seconds=60),
+        description="How long it keeps one for which nobody has come.",
+    )
+    look: Annotated[Duration, AfterValidator(_check_look)] = Field(
+        default=timedelta(seconds=0.5), description="How often it asks the kubelet for its pods."
     )
 
 
@@ -73,6 +97,11 @@ class NodeSettings(Settings):
     kubernetes: KubernetesSettings = Field(
         default=KubernetesSettings(), description="Settings of the attestor `kubernetes`."
     )
+    ahead: AheadSettings | None = Field(
+        default=None,
+        description="Mint certificates before callers ask, where rules need no fact of the "
+        "process itself. Each caller is recognised when it connects, as without this block.",
+    )
     csi: CsiSettings | None = Field(
         default=None,
         description="Serve each pod on a socket of its own, in a CSI volume. Without this block"
@@ -99,6 +128,8 @@ class NodeSettings(Settings):
             )
         if self.csi is not None and "kubernetes" not in self.attestors:
             raise ValueError("csi: needs the attestor 'kubernetes', which tells pods apart")
+        if self.ahead is not None and "kubernetes" not in self.attestors:
+            raise ValueError("ahead: needs the attestor 'kubernetes', which lists pods")
         if len(set(self.attestors)) != len(self.attestors):
             raise ValueError("attestors: one is listed twice")
         return self

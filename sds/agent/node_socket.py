@@ -15,8 +15,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.agent.csi import csi_driver
 from sds.serving.workload_api import WorkloadApi
+from sds.supervision import supervised
+from sds.workload.ahead import AheadLimits, Foresees, MintingAhead
 from sds.workload.attestors import ATTESTORS, NodeContext, attestor_kind
 from sds.workload.connected import entitlement_of
+from sds.workload.entitlement import Selector
+from sds.workload.facts import Facts
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, Timing
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from sds.workload.facts import Attestor
     from sds.workload.recognition import Rules
 
+_FORESEEN: Final = frozenset({"kubernetes", "socket"})
+"""Attestors whose facts are known before a process connects, apart from those of its container."""
 SOCKET_NAME: Final = "node"
 """``socket:name`` of every caller of this socket."""
 
@@ -54,6 +60,10 @@ class RotationPort(Protocol):
 
     def rest(self, identity: Identity, *, resting: bool) -> None:
         """Keep it without renewing it, or renew it again."""
+        ...
+
+    def expect(self, identity: Identity) -> None:
+        """Get one for somebody who may come."""
         ...
 
 
@@ -137,6 +147,9 @@ class NodeSocket:
         self._rules = rules
         self._listener = listener
         self._keeper = StoreKeeper(rotation, store)
+        self._rotation = rotation
+        self.ahead: MintingAhead | None = None
+        """Mints for pods that may ask, once the socket is open; None without the setting."""
         self._store = store
         self._make_server = server
         self._clock = clock
@@ -153,6 +166,8 @@ class NodeSocket:
         self._rules = rules
         if self._recogniser is not None:
             self._recogniser.replace_rules(rules)
+        if self.ahead is not None:
+            self.ahead.look_again()
 
     def status(self) -> NodeStatus:
         door = self._door
@@ -194,6 +209,10 @@ class NodeSocket:
             async with contextlib.AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 running = tasks.create_task(door.run(server), name="front door")
+                if (ahead := self._minting_ahead(self._recogniser)) is not None:
+                    run = supervised("minting ahead", ahead.run, clock=self._clock)
+                    minting = tasks.create_task(run, name="minting ahead")
+                    stack.callback(minting.cancel)
                 try:
                     if self._settings.csi is not None:
                         self._csi = await stack.enter_async_context(
@@ -204,6 +223,30 @@ class NodeSocket:
                     door.stop_accepting()
                     await server.stop(grace_seconds)
                     running.cancel()
+
+    def _minting_ahead(self, recogniser: Recogniser) -> MintingAhead | None:
+        settings = self._settings.ahead
+        foresees = next((each for each in self._attestors if isinstance(each, Foresees)), None)
+        if settings is None or foresees is None:
+            return None
+        others = [each for each in self._settings.attestors if each not in _FORESEEN]
+        known = frozenset[Selector]()
+        if "socket" in self._settings.attestors:
+            known = frozenset({Selector("socket:name", SOCKET_NAME)})
+        limits = AheadLimits(
+            identities=settings.identities, patience=settings.patience.total_seconds()
+        )
+        self.ahead = MintingAhead(
+            foresees,
+            rules=lambda: self._rules,
+            known=Facts(selectors=known),
+            of_a_process={kind for each in others for kind in ATTESTORS[each].types},
+            keeper=self._rotation,
+            limits=limits,
+            clock=self._clock,
+        )
+        recogniser.when_wanted(self.ahead.wanted)
+        return self.ahead
 
     async def _served(self) -> Server:
         server = await self._make_server()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sds.agent.sockets import WorkloadListening
     from sds.clock import Clock, Instant
     from sds.identity import TrustDomain
+    from sds.operations.metrics.ahead import MintedAhead
     from sds.operations.state import PastError
     from sds.policy.holder import PolicyHolder
     from sds.secrets.hardening import MemoryProtection
@@ -93,6 +94,7 @@ class LivingParts:
         node_socket: the path of the node-wide socket; empty without one.
         lost_sockets: paths of our sockets that are no longer ours.
         memory: what protects it, where the protections were tried.
+        ahead: what mints before callers ask, if anything does.
         warnings: what must not be overlooked.
         errors: the errors that were seen.
     """
@@ -109,6 +111,7 @@ class LivingParts:
     node_socket: str = ""
     policy: PolicyHolder | None = None
     memory: MemoryProtection | None = None
+    ahead: MintedAhead | None = None
     lost_sockets: Callable[[], Sequence[str]] = field(default=tuple)
     warnings: Callable[[], Sequence[str]] = field(default=tuple)
     errors: Callable[[], Iterable[PastError]] = field(default=tuple)

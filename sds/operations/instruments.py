@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.errors import SdsError
     from sds.identity import TrustDomain
+    from sds.operations.metrics.ahead import MintedAhead
     from sds.operations.readiness import Readiness
     from sds.policy.trust import AdmittedPolicy
     from sds.secrets.identity_status import IdentityStatus
@@ -78,6 +79,11 @@ class AgentParts(Protocol):
     @property
     def policy(self) -> HeldPolicy | None:
         """The signed policy; None if none is configured."""
+        ...
+
+    @property
+    def ahead(self) -> MintedAhead | None:
+        """What mints before callers ask; None if nothing does."""
         ...
 
     def readiness(self) -> Readiness:
@@ -191,6 +197,7 @@ class AgentInstruments(Instruments):
         if parts.policy is not None:
             self.watch_policy(parts.policy)
         self._stored.wanted = parts.identities
+        self.families.ahead.source = parts.ahead
         self.families.workloads.set_function(lambda: len(set(connected_workloads(parts.service))))
         self.families.refused_subscriptions.set_function(parts.refused_subscriptions)
         self.families.lost_sockets.set_function(lambda: len(parts.lost_sockets()))

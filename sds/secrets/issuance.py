@@ -2,9 +2,10 @@
 
 Owns the queue in front of the authority. Invariants: identities that ask within a short window
 share one request and so one piece of evidence; those that wait for a first certificate never queue
-behind renewals in good time; keys are made off the event loop, fresh for every request; nothing
-leaves this module that was not verified against the key and the identity; everybody who asks gets
-an answer, whatever the authority's client raises, and a lane that ends starts again.
+behind renewals in good time, and what is asked for ahead waits until nobody else waits; keys are
+made off the event loop, fresh for every request; nothing leaves this module that was not verified
+against the key and the identity; everybody who asks gets an answer, whatever the authority's client
+raises, and a lane that ends starts again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 MAX_ITEMS: Final = 1000
 """Items of one request (``CertificateRequest.items``)."""
+_AHEAD_ITEMS: Final = 32
+"""Of one request for those who may come: whoever comes meanwhile waits for no more than these."""
 _CHUNK: Final = 32
 """Chains that are verified before the first of them is handed on."""
 _SLOW_KEYS: Final = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096})
@@ -92,6 +95,9 @@ class _Lane:
     def __init__(self) -> None:
         self.pending: list[_Request] = []
         self.arrived = asyncio.Event()
+        self.quiet = asyncio.Event()
+        """Nobody waits in this lane."""
+        self.quiet.set()
 
 
 class IssuanceQueue:
@@ -128,7 +134,8 @@ class IssuanceQueue:
 
         Args:
             identity: what for.
-            urgency: ``WAITING`` goes at once; ``EARLY`` waits for others.
+            urgency: ``WAITING`` goes at once; ``EARLY`` waits for others; ``AHEAD`` until nobody
+                waits.
             window: for how many seconds at most.
         """
         key = None
@@ -141,17 +148,29 @@ class IssuanceQueue:
             answer=asyncio.get_running_loop().create_future(),
             key=key,
         )
-        lane = self._lanes[urgency]
-        lane.pending.append(request)
-        lane.arrived.set()
+        self._queue(request, urgency)
         try:
             return await request.answer
         finally:
-            if request in lane.pending:
-                lane.pending.remove(request)
+            for lane in self._lanes.values():
+                if request in lane.pending:
+                    lane.pending.remove(request)
+
+    def hurry(self, identity: Identity) -> None:
+        """Somebody waits now for what was asked for ahead."""
+        ahead = self._lanes[Urgency.AHEAD].pending
+        for request in [each for each in ahead if each.identity == identity]:
+            ahead.remove(request)
+            self._queue(request, Urgency.WAITING)
+
+    def _queue(self, request: _Request, urgency: Urgency) -> None:
+        lane = self._lanes[urgency]
+        lane.pending.append(request)
+        lane.quiet.clear()
+        lane.arrived.set()
 
     async def run(self) -> None:
-        """Serve both lanes until cancelled."""
+        """Serve every lane until cancelled."""
         async with asyncio.TaskGroup() as group:
             for urgency, lane in self._lanes.items():
                 serve = functools.partial(self._serve, urgency, lane)
@@ -163,13 +182,17 @@ class IssuanceQueue:
     async def _serve(self, urgency: Urgency, lane: _Lane) -> None:
         if lane.pending:  # the lane ended, and starts again
             lane.arrived.set()
+        most = MAX_ITEMS
         while True:
             await lane.arrived.wait()
+            if urgency is Urgency.AHEAD:
+                most = _AHEAD_ITEMS
+                await self._lanes[Urgency.WAITING].quiet.wait()
             windows = [request.window for request in lane.pending]
             early = urgency is Urgency.EARLY
             # Even 0 seconds let everybody ask who becomes ready in this turn of the loop.
             await self._clock.sleep(min(windows, default=0.0) if early else 0.0)
-            batch, lane.pending = lane.pending[:MAX_ITEMS], lane.pending[MAX_ITEMS:]
+            batch, lane.pending = lane.pending[:most], lane.pending[most:]
             if not lane.pending:
                 lane.arrived.clear()
             try:
@@ -179,6 +202,8 @@ class IssuanceQueue:
                 # Nobody waits for ever for a lane that ended in between.
                 ended = AuthorityUnavailableError("the request ended without an answer")
                 _answer_all(batch, NoCredentials(error=ended, draw=self._draw(), shared=True))
+                if not lane.pending:
+                    lane.quiet.set()
 
     async def _batch(self, batch: Sequence[_Request]) -> None:
         """One request; every answer is set when this returns or raises, whatever happened."""

@@ -46,7 +46,7 @@ from sds.secrets.retirement import RetiredKeys
 from sds.secrets.roots import RootRollover
 from sds.secrets.roots_poll import poll_roots, roots_source
 from sds.secrets.rotation_settings import RotationSettings
-from sds.secrets.schedule import Ask, Lease, State, Wait, Withdraw
+from sds.secrets.schedule import Ask, Lease, State, Urgency, Wait, Withdraw
 from sds.secrets.store import Svid
 from sds.supervision import supervised
 
@@ -77,12 +77,13 @@ class _Deaf:
 
 @dataclass(slots=True, kw_only=True)
 class _Managed:
-    """One wanted identity."""
+    """One wanted identity; ``ahead``: nobody has come for it yet."""
 
     state: State
     holders: int = 0
     rotations: int = 0
     resting: bool = False
+    ahead: bool = False
     task: asyncio.Task[None] | None = None
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -142,12 +143,30 @@ class Rotation:
 
     def ensure(self, identity: Identity) -> None:
         """Keep a certificate for this identity; every call is undone by one :meth:`release`."""
+        managed = self._managed_for(identity, ahead=False)
+        if managed.ahead:
+            managed.ahead = False
+            managed.state = schedule.hurried(managed.state)
+            managed.woken.set()
+            self._issuance.hurry(identity)
+
+    def expect(self, identity: Identity) -> None:
+        """Get a certificate for somebody who may come, while nobody waits for another one.
+
+        It is not renewed before somebody calls :meth:`ensure`. Every call is undone by one
+        :meth:`release`.
+        """
+        self._managed_for(identity, ahead=True)
+
+    def _managed_for(self, identity: Identity, *, ahead: bool) -> _Managed:
+        """The one that is there, or a new one, with one holder more."""
         managed = self._managed.get(identity)
         if managed is None:
             state = State(lifetime=identity.lifetime.total_seconds())
-            managed = self._managed[identity] = _Managed(state=state)
+            managed = self._managed[identity] = _Managed(state=state, ahead=ahead)
             self._start(identity, managed)
         managed.holders += 1
+        return managed
 
     def release(self, identity: Identity) -> None:
         """Nobody wants the identity any more where this is the last call: its secret goes."""
@@ -175,7 +194,10 @@ class Rotation:
     @property
     def ready(self) -> bool:
         """Whether every wanted identity has a valid certificate in the store."""
-        return all(one.resting or one.state.lease is not None for one in self._managed.values())
+        return all(
+            one.resting or one.ahead or one.state.lease is not None
+            for one in self._managed.values()
+        )
 
     def status(self) -> tuple[IdentityStatus, ...]:
         """One line an identity, by name."""
@@ -251,7 +273,7 @@ class Rotation:
                     self._expire(identity, managed)
                 case Wait(seconds):
                     await self._pause(managed, seconds)
-                case Ask() if managed.resting:
+                case Ask() if managed.resting or (managed.ahead and managed.state.lease):
                     managed.woken.clear()
                     await managed.woken.wait()
                 case Ask(urgency):
@@ -259,7 +281,9 @@ class Rotation:
                         managed.state.lease.span if managed.state.lease else managed.state.lifetime
                     )
                     answer = await self._issuance.ask(
-                        identity, urgency, window=schedule.batch_window(span)
+                        identity,
+                        Urgency.AHEAD if managed.ahead else urgency,
+                        window=schedule.batch_window(span),
                     )
                     await self._take(identity, managed, answer)
 
@@ -341,6 +365,8 @@ class Rotation:
         # Loud once: at the first failure and whenever the reason changes.
         news = before is None or reason_of(before.error) != reason_of(error)
         loud = logging.WARNING if error.retriable else logging.ERROR
+        if managed.ahead:  # perhaps nobody ever comes
+            loud = logging.DEBUG
         failure = managed.state.failure
         _LOGGER.log(
             loud if news else logging.DEBUG,

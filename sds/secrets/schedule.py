@@ -52,6 +52,8 @@ class Urgency(enum.Enum):
     """A workload has no certificate, or one that ends soon."""
     EARLY = "early"
     """A renewal in good time; it may wait a moment for others."""
+    AHEAD = "ahead"
+    """For somebody who may come; it waits until nobody waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -120,6 +120,7 @@ class Recogniser:
         self._lingering: dict[Identity, asyncio.TimerHandle] = {}
         self.log = RecognitionLog()
         self._changed = asyncio.Event()
+        self._on_want: Callable[[Identity], None] = lambda _: None
         self._stops = [attestor.listen(self.look_again) for attestor in self._attestors]
 
     def replace_rules(self, rules: Rules) -> None:
@@ -210,8 +211,13 @@ class Recogniser:
         except TimeoutError:
             return
 
+    def when_wanted(self, call: Callable[[Identity], None]) -> None:
+        """Call this for each caller that is given an identity."""
+        self._on_want = call
+
     def want(self, identity: Identity) -> None:
         """One more caller may have this identity."""
+        self._on_want(identity)
         self._wanted[identity] += 1
         if (timer := self._lingering.pop(identity, None)) is not None:
             timer.cancel()

@@ -68,6 +68,10 @@ class Keeper:
         self.kept.append(identity)
         self.log.append(("ensure", identity))
 
+    def expect(self, identity: Identity) -> None:
+        self.kept.append(identity)
+        self.log.append(("expect", identity))
+
     def release(self, identity: Identity) -> None:
         self.kept.remove(identity)
         self.log.append(("release", identity))

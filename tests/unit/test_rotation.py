@@ -560,3 +560,57 @@ async def test_an_identity_at_rest_is_kept_and_not_renewed() -> None:
         w.rotation.rest(WEB, resting=False)
         assert (ready, w.rotation.ready) == (True, False)
         await w.served()
+
+
+# --- ahead of callers ---------------------------------------------------------------------------
+
+
+async def test_what_is_expected_is_minted_and_not_renewed_before_somebody_comes() -> None:
+    async with world() as now:
+        now.rotation.expect(WEB)
+        serial = await now.served()
+        assert now.rotation.ready
+        await now.clock.advance(90)  # long past its renewal
+        assert now.serial() == serial
+        now.rotation.ensure(WEB)
+        await now.renewed()
+        now.rotation.release(WEB)
+        assert now.serial() is not None
+        now.rotation.release(WEB)
+        assert now.serial() is None
+
+
+async def test_whoever_waits_goes_before_what_is_asked_for_ahead() -> None:
+    async with world() as now:
+        now.authority.silent = asyncio.Event()
+        now.rotation.ensure(WEB)
+        await now.clock.settle()
+        ahead = [identity(f"ahead{number}") for number in range(100)]
+        for one in ahead:
+            now.rotation.expect(one)
+        await now.clock.settle()
+        assert len(now.authority.requests) == 1, "somebody waits"
+        now.rotation.ensure(ahead[50])  # and comes while it is still in the queue
+        await now.clock.settle()
+        now.authority.silent.set()
+        await now.served(ahead[99])
+        asked = [[item.identity for item in items] for _, items in now.authority.requests]
+        assert asked[:2] == [[WEB], [ahead[50]]]
+        assert max(len(items) for items in asked) <= 32
+        assert sorted(map(str, (one for items in asked for one in items))) == sorted(
+            map(str, [WEB, *ahead])
+        ), "each is asked for once"
+
+
+async def test_what_fails_ahead_is_asked_for_at_once_when_somebody_comes() -> None:
+    async with world() as now:
+        now.authority.failure = DOWN
+        now.rotation.expect(WEB)
+        await now.clock.until(lambda: bool(now.failures.seen))
+        await now.clock.advance(5)
+        now.authority.failure = None
+        before = now.clock.monotonic
+        now.rotation.ensure(WEB)
+        await now.clock.settle()
+        assert now.serial() is not None
+        assert now.clock.monotonic == before

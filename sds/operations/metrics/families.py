@@ -18,6 +18,7 @@ from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
 import sds
+from sds.operations.metrics.ahead import AheadCollector
 from sds.operations.metrics.faults import FaultsCollector
 from sds.reasons.attestation import ATTESTATION
 from sds.reasons.authority import AUTHORITY
@@ -248,6 +249,7 @@ class AgentFamilies:
             "Workloads that have at least one stream open.",
             registry=registry,
         )
+        self.ahead = AheadCollector(registry)
         self.federation_refreshed = Gauge(
             "sds_federation_refreshed_timestamp_seconds",
             "When the bundle of a foreign trust domain was last fetched and verified; 0 before the "

@@ -15,11 +15,11 @@ from sds.workload.facts import LABEL_TYPE, Facts
 from sds.workload.proc import read_cgroup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
-    from sds.workload.cgroup import PodCgroup, PodRoots
+    from sds.workload.cgroup import PodRoots
     from sds.workload.kubernetes.pod_list import PodList
-    from sds.workload.kubernetes.pods import Pod
+    from sds.workload.kubernetes.pods import Container, Pod
     from sds.workload.kubernetes.services import ServiceWatch
     from sds.workload.peer import Peer
 
@@ -97,7 +97,10 @@ class KubernetesAttestor:
             peer.check()
             return Facts(unknown={"k8s:": error}, title=f"pid {peer.pid}")
         peer.check()
-        facts = _facts(pod, group)
+        return await self._with_services(_facts(pod, group.container_id), pod)
+
+    async def _with_services(self, facts: Facts, pod: Pod) -> Facts:
+        """The facts, with the Services that select the pod."""
         if self._services is None:
             return facts
         services = await self._services.selecting(
@@ -106,6 +109,29 @@ class KubernetesAttestor:
         return Facts(
             selectors=facts.selectors, unknown=facts.unknown, services=services, title=facts.title
         )
+
+    # --- a sds.workload.ahead.Foresees ----------------------------------------------------------
+
+    def coming(self) -> Collection[str]:
+        return self._pods.running()
+
+    async def expected(self, who: str) -> Facts:
+        pod = self._pods.get(who)
+        if pod is None:
+            return Facts()
+        if self._services is not None and not self._services.synced:
+            why = WorkloadError("the Services are not known yet", reason="undetermined")
+            return Facts(unknown={"k8s:": why})
+        return await self._with_services(_facts(pod, None), pod)
+
+    def listen_coming(self, listener: Callable[[], None]) -> Callable[[], None]:
+        stop_pods, stop_services = self._pods.listen(listener), self.listen(listener)
+
+        def stop() -> None:
+            stop_pods()
+            stop_services()
+
+        return stop
 
     def notices(self) -> tuple[str, ...]:
         """Outages of the kubelet and of the API server."""
@@ -123,8 +149,8 @@ class KubernetesAttestor:
         return self._services.listen(listener)
 
 
-def _facts(pod: Pod, group: PodCgroup) -> Facts:
-    container = pod.containers.get(group.container_id) if group.container_id else None
+def _facts(pod: Pod, container_id: str | None) -> Facts:
+    container = pod.containers.get(container_id) if container_id else None
     unknown = {}
     if container is None:
         why = WorkloadError(
@@ -132,13 +158,13 @@ def _facts(pod: Pod, group: PodCgroup) -> Facts:
         )
         unknown = dict.fromkeys(CONTAINER_TYPES, why)
     return Facts(
-        selectors=frozenset(_selectors(pod, group)),
+        selectors=frozenset(_selectors(pod, container)),
         unknown=unknown,
         title=f"{pod.namespace}/{pod.name}",
     )
 
 
-def _selectors(pod: Pod, group: PodCgroup) -> Iterator[Selector]:
+def _selectors(pod: Pod, container: Container | None) -> Iterator[Selector]:
     yield Selector("k8s:ns", pod.namespace)
     yield Selector("k8s:pod-name", pod.name)
     yield Selector("k8s:pod-uid", pod.uid)
@@ -148,7 +174,7 @@ def _selectors(pod: Pod, group: PodCgroup) -> Iterator[Selector]:
         yield Selector("k8s:node", pod.node)
     for key, value in pod.labels.items():
         yield Selector(LABEL_TYPE + key, value)
-    if group.container_id and (container := pod.containers.get(group.container_id)):
+    if container is not None:
         yield Selector("k8s:container-name", container.name)
         if container.image_digest is not None:
             yield Selector("k8s:image-digest", container.image_digest)

@@ -33,7 +33,12 @@ class _Kind:
         kubelet = kubelet_server(settings.kubelet, node.environment)
         api = api_server(settings.api, node.environment) if settings.services else None
         async with contextlib.AsyncExitStack() as stack:
-            pods = PodList(await stack.enter_async_context(ApiClient(kubelet)), node.clock)
+            ahead = node.settings.ahead
+            pods = PodList(
+                await stack.enter_async_context(ApiClient(kubelet)),
+                node.clock,
+                every_seconds=None if ahead is None else ahead.look.total_seconds(),
+            )
             runs = {"kubelet's pods": pods.run}
             services = None
             if api is not None:

@@ -8,10 +8,13 @@ for what cannot change in a pod (UID, namespace, account), and no failure ever e
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from typing import TYPE_CHECKING, Protocol
 
+from sds.backoff import sleep_unless
 from sds.errors import KubernetesError
+from sds.faults import guarded
 from sds.workload.kubernetes.pods import parse_pod_list
 from sds.workload.kubernetes.server import parse_json
 
@@ -42,8 +45,14 @@ class KubeletPods(Protocol):
 class PodList:
     """The pods of this node; :meth:`run` fetches, everybody else asks."""
 
-    def __init__(self, kubelet: KubeletPods, clock: Clock) -> None:
-        """Nothing is fetched before somebody asks."""
+    def __init__(
+        self, kubelet: KubeletPods, clock: Clock, *, every_seconds: float | None = None
+    ) -> None:
+        """Nothing is fetched before somebody asks; with ``every_seconds``, also so often."""
+        self._every = every_seconds
+        self._read: bytes | None = None
+        """SHA-256 of the answer that was read last."""
+        self._listeners: list[Callable[[], None]] = []
         self.fetches = 0
         self.error: KubernetesError | None = None
         self._kubelet = kubelet
@@ -59,11 +68,27 @@ class PodList:
         """How many pods are known."""
         return len(self._pods)
 
+    def running(self) -> dict[str, Pod]:
+        """The pods of the last list that have not ended, by UID."""
+        return {uid: pod for uid, pod in self._pods.items() if not pod.over}
+
+    def get(self, uid: str) -> Pod | None:
+        """The pod with this UID in the last list."""
+        return self._pods.get(uid)
+
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` when a list differs from the one before, until the result is called."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
     async def run(self) -> None:
-        """Fetch whenever somebody waits, until cancelled."""
+        """Fetch whenever somebody waits, and so often as was said, until cancelled."""
         ended = float("-inf")
         while True:
-            await self._demand.wait()
+            if self._every is None:
+                await self._demand.wait()
+            else:
+                await sleep_unless(self._demand, self._clock, self._every)
             idle = self._clock.now().monotonic - ended
             self._grow_gap(idle)
             await self._clock.sleep(self._gap - idle)
@@ -129,13 +154,8 @@ class PodList:
         self.fetches += 1
         try:
             body = await self._kubelet.get("/pods")
-            try:
-                document = await parse_json(body)
-            except ValueError as error:
-                raise KubernetesError(
-                    f"the kubelet's answer is not JSON: {error}", reason="kubelet"
-                ) from error
-            pods = parse_pod_list(document)
+            read = hashlib.sha256(body).digest()
+            pods = self._pods if read == self._read else await _parsed(body)
         except KubernetesError as error:
             if self.error is None or str(self.error) != str(error):
                 _LOG.warning("the kubelet does not give its pods", extra={"why": error})
@@ -144,8 +164,11 @@ class PodList:
         if self.error is not None:
             _LOG.info("the kubelet gives its pods again", extra={"pods": len(pods)})
         self.error = None
-        self._pods = pods
         self._fetched_at = began
+        if read != self._read:
+            self._read, self._pods = read, pods
+            for listener in list(self._listeners):
+                guarded("listener", listener)()
 
     def _why_not(self, uid: str, pod: Pod | None) -> KubernetesError:
         if self.error is not None:
@@ -154,3 +177,18 @@ class PodList:
             return KubernetesError("the kubelet has not answered yet", reason="kubelet")
         what = f"pod {uid}" if pod is None else f"the container in pod {pod.namespace}/{pod.name}"
         return KubernetesError(f"the kubelet does not list {what} yet", reason="kubelet")
+
+
+async def _parsed(body: bytes) -> dict[str, Pod]:
+    """The pods of an answer.
+
+    Raises:
+        KubernetesError: ``kubelet``: it is no list of pods.
+    """
+    try:
+        document = await parse_json(body)
+    except ValueError as error:
+        raise KubernetesError(
+            f"the kubelet's answer is not JSON: {error}", reason="kubelet"
+        ) from error
+    return parse_pod_list(document)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CONTAINER_ID: Final = re.compile(r"[a-z0-9.+-]+://([0-9a-f]{64})", re.ASCII)
 _DIGEST: Final = re.compile(r"(?:.*@)?(sha256:[0-9a-f]{64})", re.ASCII)
+_OVER: Final = frozenset({"Succeeded", "Failed"})
 _STATUSES: Final = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
 
 
@@ -49,6 +50,7 @@ class Pod:
         node: the node's name.
         labels: of the pod.
         containers: container ID (64 hexadecimal digits) to container, of every kind.
+        over: whether it has ended for good.
     """
 
     uid: str
@@ -58,6 +60,7 @@ class Pod:
     node: str
     labels: Mapping[str, str]
     containers: Mapping[str, Container]
+    over: bool = False
 
 
 def parse_pod_list(document: Any) -> dict[str, Pod]:
@@ -97,6 +100,7 @@ def _pod(item: dict[str, Any]) -> Pod:
             {_text(key): _text(value) for key, value in (metadata.get("labels") or {}).items()}
         ),
         containers=MappingProxyType(dict(_containers(status))),
+        over=status.get("phase") in _OVER,
     )
 
 

@@ -1,0 +1,59 @@
+"""Certificates minted before a caller asked, by what became of them.
+
+Owns :class:`AheadCollector`, which asks at each scrape. Invariant: every outcome is exported from
+the start, at 0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from prometheus_client import CollectorRegistry
+
+_OUTCOMES = ("used", "unused", "no_room")
+
+
+class MintedAhead(Protocol):
+    """What mints ahead."""
+
+    @property
+    def waiting(self) -> int:
+        """Identities that are kept for callers who may come."""
+        ...
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """What became of others: how many by outcome."""
+        ...
+
+
+class AheadCollector(Collector):
+    """``sds_minted_ahead_total`` and ``sds_minted_ahead_waiting``."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """``registry``: where it is registered."""
+        self.source: MintedAhead | None = None
+        registry.register(self)
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        family = CounterMetricFamily(
+            "sds_minted_ahead",
+            "Identities minted before a caller asked, by outcome: 'used', 'unused' (nobody came), "
+            "'no_room' (not minted: too many waited).",
+            labels=["outcome"],
+        )
+        outcomes = {} if self.source is None else self.source.outcomes
+        for outcome in _OUTCOMES:
+            family.add_metric([outcome], outcomes.get(outcome, 0))
+        yield family
+        yield GaugeMetricFamily(
+            "sds_minted_ahead_waiting",
+            "Identities that were minted ahead and are kept now.",
+            value=0 if self.source is None else self.source.waiting,
+        )

@@ -1,0 +1,195 @@
+"""Certificates that are there before their pod asks.
+
+The kubelet lists a pod about half a second before its first process can connect. Owns
+:class:`MintingAhead`: what to ask the authority for in that time. Invariants: nothing here decides
+who a caller is, since every selector is looked at again when somebody connects; an identity that
+depends on a fact of the process itself (its user, its executable, its container) is not minted
+ahead; at most :attr:`AheadLimits.identities` wait for a caller, and each is released after
+:attr:`AheadLimits.patience` seconds or when its pod is gone; rotation asks for them only while
+nobody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+
+from sds.backoff import sleep_unless
+from sds.errors import WorkloadError
+from sds.workload.facts import Facts, merge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from sds.clock import Clock
+    from sds.identity import Identity
+    from sds.workload.recognition import Rules
+
+_OF_A_PROCESS: Final = WorkloadError("no process has connected yet", reason="undetermined")
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """An attestor that knows of callers before they connect."""
+
+    def coming(self) -> Collection[str]:
+        """Who may connect now or soon, by a name that is never used again (the UID of a pod)."""
+        ...
+
+    async def expected(self, who: str) -> Facts:
+        """What it would find about a process of theirs; waits only a short, bounded time.
+
+        What it says of the process alone is unknown. Somebody who is gone has no facts.
+        """
+        ...
+
+    def listen_coming(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call ``listener`` when any of it changed, until the result is called."""
+        ...
+
+
+class AheadKeeper(Protocol):
+    """Rotation, as minting ahead uses it."""
+
+    def expect(self, identity: Identity) -> None:
+        """Get a certificate while nobody waits for another; undone by one :meth:`release`."""
+        ...
+
+    def release(self, identity: Identity) -> None:
+        """It is no longer expected."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AheadLimits:
+    """Bounds.
+
+    Attributes:
+        identities: that are kept for callers who have not come yet.
+        patience: seconds after which an identity is released.
+    """
+
+    identities: int = 256
+    patience: float = 60.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Expected:
+    """Somebody who may come; ``until``: monotonic seconds."""
+
+    until: float
+    identities: tuple[Identity, ...] = ()
+    came: set[Identity] = field(default_factory=set)
+
+
+class MintingAhead:
+    """See the module; :meth:`run` must run for anything to happen.
+
+    Args:
+        foresees: who may come, and what will be found about them.
+        rules: those in force now.
+        known: what is known of every caller of the socket.
+        of_a_process: selector types that other attestors find about a process.
+        keeper: rotation.
+        limits: bounds.
+        clock: time.
+
+    Attributes:
+        outcomes: what became of identities: ``used``, ``unused``, and ``no_room`` for those that
+            were not minted.
+    """
+
+    def __init__(
+        self,
+        foresees: Foresees,
+        *,
+        rules: Callable[[], Rules],
+        known: Facts,
+        of_a_process: Iterable[str],
+        keeper: AheadKeeper,
+        limits: AheadLimits,
+        clock: Clock,
+    ) -> None:
+        self.outcomes: Counter[str] = Counter(used=0, unused=0, no_room=0)
+        self._foresees = foresees
+        self._rules = rules
+        self._known = known
+        self._unknown = Facts(unknown=dict.fromkeys(of_a_process, _OF_A_PROCESS))
+        self._keeper = keeper
+        self._limits = limits
+        self._clock = clock
+        self._expected: dict[str, _Expected] = {}
+        self._kept = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Identities that are kept now."""
+        return self._kept
+
+    def look_again(self) -> None:
+        """Rules, pods or what is known of them changed."""
+        self._changed.set()
+
+    def wanted(self, identity: Identity) -> None:
+        """A caller was given this identity."""
+        for one in self._expected.values():
+            if identity in one.identities:
+                one.came.add(identity)
+
+    async def run(self) -> None:
+        """Mint for whoever may come, until cancelled; then everything is released."""
+        stop = self._foresees.listen_coming(self.look_again)
+        try:
+            while True:
+                self._changed.clear()
+                await self._look()
+                await sleep_unless(self._changed, self._clock, self._seconds_left())
+        finally:
+            stop()
+            for one in self._expected.values():
+                self._keep(one, ())
+            self._expected.clear()
+
+    def _seconds_left(self) -> float:
+        """Until the next one is released."""
+        now = self._clock.now().monotonic
+        ends = [one.until for one in self._expected.values() if one.identities]
+        return max(0.0, min(ends, default=now + self._limits.patience) - now)
+
+    async def _look(self) -> None:
+        now = self._clock.now().monotonic
+        coming = set(self._foresees.coming())
+        for gone in self._expected.keys() - coming:
+            self._keep(self._expected.pop(gone), ())
+        for who in coming - self._expected.keys():
+            self._expected[who] = _Expected(until=now + self._limits.patience)
+        for who, one in list(self._expected.items()):
+            if now >= one.until:
+                self._keep(one, ())
+            elif not one.came:
+                facts = await self._foresees.expected(who)
+                decision = self._rules().decide(merge([facts, self._known, self._unknown]))
+                if self._expected.get(who) is one:
+                    self._keep(one, decision.identities)
+
+    def _keep(self, one: _Expected, identities: tuple[Identity, ...]) -> None:
+        """Expect exactly these, as far as there is room."""
+        kept = [each for each in one.identities if each in identities]
+        for each in one.identities:
+            if each not in identities:
+                self._keeper.release(each)
+                self.outcomes["used" if each in one.came else "unused"] += 1
+                self._kept -= 1
+        for each in identities:
+            if each in kept:
+                continue
+            if self._kept >= self._limits.identities:
+                self.outcomes["no_room"] += 1
+                break
+            self._keeper.expect(each)
+            self._kept += 1
+            kept.append(each)
+        one.identities = tuple(kept)
