@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import ipaddress
 import urllib.parse
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,6 +27,8 @@ _IPV6_NETWORK: Final = 64
 
 
 _LOOK_SECONDS: Final = 0.01
+
+Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
 
 
 class Member(Protocol):
@@ -60,17 +62,33 @@ def owner_of(peer: str) -> str:
     Args:
         peer: as gRPC writes it: ``ipv4:192.0.2.1:4711``, ``ipv6:%5B2001:db8::1%5D:4711``, ….
     """
-    family, _, address = urllib.parse.unquote(peer).partition(":")
-    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]").partition("%")[0]
+    found = address_and_port(peer)
+    ip = None if found is None else plain_address(found[0])
+    return peer.partition(":")[0] if ip is None else owner_of_address(ip)
+
+
+def address_and_port(peer: str) -> tuple[str, int] | None:
+    """Address and port in gRPC's name of a peer; None if it has none, as for a Unix socket."""
+    host, _, port = urllib.parse.unquote(peer).partition(":")[2].rpartition(":")
+    ip = plain_address(host.removeprefix("[").removesuffix("]"))
+    return (str(ip), int(port)) if ip is not None and port.isdecimal() else None
+
+
+def plain_address(text: str) -> Address | None:
+    """The address in its shortest family and without a zone; None if it is none."""
     try:
-        found = ipaddress.ip_address(host)
+        found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
-        return family
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((found, _IPV6_NETWORK), strict=False))
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return found if mapped is None else mapped
+
+
+def owner_of_address(address: Address) -> str:
+    """The owner of an address: itself, or its /64 (IPv6)."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((address, _IPV6_NETWORK), strict=False))
 
 
 class Crowd(Generic[_MemberT]):

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
+from sds.ca.capacity import between_looks
+from sds.ca.connections import Connections
 from sds.ca.health import AuthorityHealth, tell_health
 from sds.ca.proof import Prover
 from sds.ca.registration import RegistrationAuthority
@@ -60,7 +62,8 @@ class AuthorityParts:
         max_lifetime: of the longest leaf: a nonce lives no longer, and a new root settles for it.
         backdate: how long before now certificates are valid from.
         limits: bounds.
-        connections: at once; one more is closed when it is accepted.
+        connections: at once; of those on which nothing was proven, some give way to what is too
+            much, and to have half of all for agents.
         nonce_limit: nonces in all.
         journal: the record of what was issued.
         answered: hears how many seconds each message waited for its answer.
@@ -126,12 +129,15 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     )
     prover = Prover(parts.attester, registration.statement)
     nonces = NonceTable(lifetime=parts.max_lifetime.total_seconds(), limit=parts.nonce_limit)
+    connections = Connections(most=parts.connections, clock=parts.clock)
     service = ExchangeService(
         registration=registration,
         prover=prover,
         nonces=nonces,
         clock=parts.clock,
         limits=parts.limits,
+        heard=connections.hear,
+        proved=connections.prove,
     )
     server = _server(parts.limits, parts.connections)
     server.add_generic_rpc_handlers((handler(service, parts.answered),))
@@ -147,6 +153,7 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     async with asyncio.TaskGroup() as tasks:
         telling = _start(tasks, "health", lambda: tell_health(health, signing, parts.clock), parts)
         running = [
+            _start(tasks, "connections", lambda: connections.run(port), parts),
             _start(tasks, "prover", prover.run, parts),
             _start(
                 tasks,
@@ -191,7 +198,8 @@ def _server(limits: ExchangeLimits, connections: int) -> grpc.aio.Server:
             # What gRPC holds of a stream that is not read; by itself it would take a whole message.
             ("grpc.http2.lookahead_bytes", _LOOK_AHEAD_BYTES),
             ("grpc.http2.bdp_probe", 0),
-            ("grpc.max_allowed_incoming_connections", connections),
+            # Some more than we want: sds.ca.connections chooses which of them end.
+            ("grpc.max_allowed_incoming_connections", connections + between_looks(connections)),
             # More than we take, so that the last one is told why it is refused; an agent opens two.
             ("grpc.max_concurrent_streams", min(limits.streams + 2, _STREAMS_A_CONNECTION)),
             ("grpc.max_metadata_size", _METADATA_BYTES),

@@ -19,6 +19,7 @@ _EVERYTHING_ELSE: Final = 208 * 1024 * 1024
 _FEWEST: Final = 256
 _OTHER_DESCRIPTORS: Final = 128
 """For files, listeners, the clients of the authority itself and gRPC's own."""
+_BETWEEN_LOOKS: Final = 1_024
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
@@ -33,7 +34,13 @@ def connections(*, streams: int, memory: int | None, descriptors: int) -> int:
     most = streams + 64
     if memory is not None:
         most = min(most, max(_FEWEST, (memory - _EVERYTHING_ELSE) // _PER_CONNECTION))
-    return max(1, min(most, descriptors - _OTHER_DESCRIPTORS))
+    free = descriptors - _OTHER_DESCRIPTORS
+    return max(1, min(most, max(free - _BETWEEN_LOOKS, free // 2)))
+
+
+def between_looks(connections: int) -> int:
+    """How many more there may be until :mod:`sds.ca.connections` has looked at them."""
+    return min(_BETWEEN_LOOKS, connections)
 
 
 def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:

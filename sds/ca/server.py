@@ -117,8 +117,16 @@ class ExchangeService:
         nonces: NonceTable,
         clock: Clock,
         limits: ExchangeLimits,
+        heard: Callable[[str], None] = lambda _: None,
+        proved: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Args: who decides and signs, who proves us, the table of nonces, time and bounds."""
+        """Args: who decides and signs, who proves us, the table of nonces, time and bounds.
+
+        ``heard`` and ``proved`` are told the name of a peer that said Hello, and whose evidence
+        held.
+        """
+        self._heard = heard
+        self._proved = proved
         self._registration = registration
         self._prover = prover
         self._nonces = nonces
@@ -248,6 +256,7 @@ class ExchangeService:
         return self._nonces.issue(stream.nonces, now=self._clock.now().monotonic)
 
     async def _hello(self, stream: _Stream, hello: ca_pb2.Hello) -> ca_pb2.ExchangeResponse:
+        self._heard(stream.peer.name)
         proof = await self._prover.prove(wire.nonce_from_wire(hello.nonce))
         stream.statement = proof.statement
         return wire.challenge_to_wire(
@@ -299,7 +308,8 @@ class ExchangeService:
         )
 
     def _proven(self, stream: _Stream) -> None:
-        """Evidence held: the stream may stay as long as it likes."""
+        """Evidence held: stream and connection may stay as long as they like."""
+        self._proved(stream.peer.name)
         stream.proven = True
         if self._unproven.leave(stream):
             stream.timeout.reschedule(None)

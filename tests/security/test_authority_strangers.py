@@ -8,6 +8,7 @@ import gzip
 import os
 import select
 import socket
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,8 +18,10 @@ import pytest
 
 from sds._proto.sds.ca.v1 import ca_pb2
 from tests.e2e.test_ca_process import NODE, Site, client, port
+from tests.support import need
 from tests.support.authority import wish
 from tests.support.policies import Signatory, document, sign
+from tests.support.process import running
 from tests.support.raw_exchange import Request, raw_stream
 from tests.support.raw_http2 import raw_connection
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
+STRANGER = need.ROOT / "tests" / "support" / "hostile_stranger.py"
 MIB = 1024 * 1024
 BOUND = 256 * MIB
 ENVELOPE = (
@@ -55,6 +59,11 @@ async def honest(number: int) -> float:
         issuance = await authority.issue([wish()[1]])
     assert not isinstance(issuance.outcomes[0], Exception), issuance.outcomes[0]
     return time.monotonic() - began
+
+
+def descriptors(process: Process) -> int:
+    """That the process has open."""
+    return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
 
 
 def ended(sockets: list[socket.socket]) -> list[socket.socket]:
@@ -163,7 +172,29 @@ async def test_connections_have_a_bound_and_those_that_are_there_stay(site: Site
                 while len(await asyncio.to_thread(ended, silent)) < 40:
                     await asyncio.sleep(0.02)
             await authority.issue([wish()[1]])
-        assert len(list(Path(f"/proc/{process.pid}/fd").iterdir())) < 100
+        assert descriptors(process) < 100
+
+
+@pytest.mark.parametrize("kinds", [("silent", "half", "drip"), ("tls", "pings", "call")])
+async def test_strangers_who_hold_every_connection_keep_no_agent_out(
+    site: Site, kinds: tuple[str, ...]
+) -> None:
+    """They open another one for each that ends; agents come and go meanwhile."""
+    async with site.authority(limits={"connections": 256}) as process:
+        number = await port(process)
+        async with client(number) as known:
+            await known.issue([wish()[1]])
+            async with contextlib.AsyncExitStack() as stack:
+                for kind in kinds:
+                    command = [sys.executable, "-S", str(STRANGER), str(number), kind, "150", "60"]
+                    await stack.enter_async_context(running(command))
+                async with asyncio.timeout(20):
+                    while descriptors(process) < 130:
+                        await asyncio.sleep(0.05)
+                for _ in range(8):
+                    await honest(number)
+                    await known.issue([wish()[1]])
+        assert process.returncode is None
 
 
 async def test_evidence_of_a_kind_that_no_rule_can_name_is_refused_unread(site: Site) -> None:

@@ -1,0 +1,272 @@
+"""Connections of strangers: how many there may be, so that agents always find room.
+
+gRPC takes connections up to a number and closes every further one, whoever has the others, and it
+has no hook at accepting. So gRPC may take some more than there should be, and this looks at the
+process's own descriptors and ends what is too much (docs/adr/0306). Owns which TCP connections of
+the authority's port belong to agents that proved something. Invariants: a connection on which
+evidence held is never ended here; of the others, at most ``room`` are left after a look, and fewer
+where agents need the room; those who came as far as others compete with them alone; a descriptor
+is only read, and ended by shutdown(2) on a duplicate that was seen to be that very connection, so
+gRPC's own use of the number is never disturbed.
+
+Sources: proc(5) for ``/proc/self/fd`` (its size is the number of descriptors since Linux 6.2);
+tcp(7) and ``linux/tcp.h`` for TCP_INFO; shutdown(2), which acts on the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import heapq
+import ipaddress
+import os
+import socket
+import stat
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from sds.ca.admission import address_and_port, owner_of_address, plain_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sds.clock import Clock
+
+_DESCRIPTORS: Final = "/proc/self/fd"
+_QUIET_SECONDS: Final = 0.2
+"""Between two looks at how many descriptors are open."""
+_CROWDED_SECONDS: Final = 0.05
+"""Between two looks at connections while strangers have more than half of their room."""
+_REST: Final = 50
+"""Every so often connections are looked at though few descriptors are open."""
+YOUNG_SECONDS: Final = 3.0
+"""In which an agent proves itself."""
+_BYTES_ACKED: Final = 120
+"""Where ``tcpi_bytes_acked`` is in ``struct tcp_info``."""
+_U64: Final = struct.Struct("=Q")
+
+Name: TypeAlias = "tuple[str, int]"
+"""Address and port of the caller."""
+
+
+class Stage(enum.IntEnum):
+    """How far a stranger has come."""
+
+    SILENT = 0
+    """It has not sent a whole TLS hello."""
+    ANSWERED = 1
+    """It has taken an answer."""
+    HEARD = 2
+    """It said Hello (``docs/exchange.md``)."""
+    LATE = 3
+    """It had :data:`YOUNG_SECONDS`, and proved nothing."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Connected:
+    """One accepted connection.
+
+    Attributes:
+        descriptor: gRPC's number of it.
+        inode: of the socket: another one means another connection under that number.
+        name: the caller's address and port.
+        owner: the caller's address, or its network.
+        since: when it was first seen, in monotonic seconds.
+        stage: how far the caller has come.
+    """
+
+    descriptor: int
+    inode: int
+    name: Name
+    owner: str
+    since: float
+    stage: Stage = Stage.SILENT
+
+    def end(self) -> None:
+        """Shut the connection down, if the descriptor still is this one."""
+        with contextlib.suppress(OSError), _duplicate(self.descriptor) as found:
+            if _name(found) == self.name:
+                found.shutdown(socket.SHUT_RDWR)
+
+    def look(self, *, heard: bool, now: float) -> None:
+        """See how far it has come meanwhile.
+
+        Raises:
+            OSError: it was closed.
+        """
+        if now - self.since >= YOUNG_SECONDS:
+            self.stage = Stage.LATE
+        elif heard:
+            self.stage = Stage.HEARD
+        elif self.stage is Stage.SILENT:
+            with _duplicate(self.descriptor) as one:
+                size = _BYTES_ACKED + _U64.size
+                said = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+            # The first byte is our part of TCP's own handshake.
+            if len(said) == size and _U64.unpack_from(said, _BYTES_ACKED)[0] > 1:
+                self.stage = Stage.ANSWERED
+
+
+def surplus(strangers: Sequence[Connected], *, room: int) -> list[Connected]:
+    """Which of these are too much.
+
+    One after the other, the oldest of the largest group; a group is what one address has at one
+    stage. So connections that only wait do not drive out those that get on, nor the reverse.
+
+    Args:
+        strangers: on which nothing was proven.
+        room: how many may stay.
+    """
+    groups: dict[tuple[str, Stage], list[Connected]] = {}
+    for one in strangers:
+        groups.setdefault((one.owner, one.stage), []).append(one)
+    for members in groups.values():
+        members.sort(key=lambda one: -one.since)
+    largest = [(-len(members), group) for group, members in groups.items()]
+    heapq.heapify(largest)
+    ends: list[Connected] = []
+    for _ in range(max(0, len(strangers) - room)):
+        _, group = heapq.heappop(largest)
+        members = groups[group]
+        ends.append(members.pop())
+        if members:
+            heapq.heappush(largest, (-len(members), group))
+    return ends
+
+
+class Connections:
+    """See the module.
+
+    Args:
+        most: connections at once; half of them may be strangers'.
+        clock: time, and waits between looks.
+    """
+
+    def __init__(self, *, most: int, clock: Clock) -> None:
+        """Nothing is looked at before :meth:`run`."""
+        self._most = most
+        self._clock = clock
+        self._open: dict[int, Connected] = {}
+        self._proven: set[Name] = set()
+        self._newly: set[Name] = set()
+        """Proven since the last look began."""
+        self._heard: set[Name] = set()
+        self.strangers = 0
+        """Connections on which nothing was proven, as last seen."""
+
+    def hear(self, peer: str) -> None:
+        """The caller on the connection of this peer, as gRPC names it, said Hello."""
+        name = address_and_port(peer)
+        if name is not None:
+            self._heard.add(name)
+
+    def prove(self, peer: str) -> None:
+        """Evidence held on the connection of this peer, as gRPC names it."""
+        name = address_and_port(peer)
+        if name is not None:
+            self._newly.add(name)
+
+    async def run(self, port: int) -> None:
+        """Look again and again at the connections of this port of ours, until cancelled."""
+        loop = asyncio.get_running_loop()
+        crowded, rest = False, 0
+        with ThreadPoolExecutor(1, thread_name_prefix="connections") as threads:
+            while True:
+                rest -= 1
+                if crowded or rest < 0 or _descriptors() > self._most // 2:
+                    # Who proves itself while we look may have come too late to be seen.
+                    before, self._newly = self._newly, set()
+                    crowded = await loop.run_in_executor(threads, self.look, port, before)
+                    rest = _REST
+                await self._clock.sleep(_CROWDED_SECONDS if crowded else _QUIET_SECONDS)
+
+    def look(self, port: int, proven: set[Name]) -> bool:
+        """Look at all connections of this port, and end what is too much.
+
+        Args:
+            port: ours.
+            proven: on which evidence held since the last look.
+
+        Returns:
+            Whether strangers have more than half of their room.
+        """
+        now = self._clock.now().monotonic
+        heard, self._heard = self._heard, set()
+        before, self._open = self._open, self._found(port, now, heard)
+        known = {one.name for one in self._open.values()}
+        gone = {one.name for at, one in before.items() if self._open.get(at) is not one}
+        self._proven = ((self._proven - gone) | proven) & known
+        strangers = [one for one in self._open.values() if one.name not in self._proven]
+        room = min(self._most // 2, max(1, self._most - len(self._proven)))
+        ends = surplus(strangers, room=room)
+        for one in ends:
+            if one.name not in self._newly:
+                one.end()
+        self.strangers = len(strangers) - len(ends)
+        return 2 * self.strangers > room
+
+    def _found(self, port: int, now: float, heard: set[Name]) -> dict[int, Connected]:
+        """The accepted connections that are open, by descriptor; known ones are the same object."""
+        found: dict[int, Connected] = {}
+        for text in os.listdir(_DESCRIPTORS):  # noqa: PTH208  thousands, many times a second
+            descriptor = int(text)
+            with contextlib.suppress(OSError):  # it was closed meanwhile, or is a listener
+                status = os.fstat(descriptor)
+                if not stat.S_ISSOCK(status.st_mode):
+                    continue
+                one = self._open.get(descriptor)
+                if one is None or one.inode != status.st_ino:
+                    one = _accepted(descriptor, status.st_ino, port, now)
+                if one is not None:
+                    if one.name not in self._proven:
+                        one.look(heard=one.name in heard, now=now)
+                    found[descriptor] = one
+        return found
+
+
+def _accepted(descriptor: int, inode: int, ours: int, now: float) -> Connected | None:
+    """What this socket is, if it was accepted on our port.
+
+    Raises:
+        OSError: it was closed meanwhile, or is a listener.
+    """
+    with _duplicate(descriptor) as one:
+        name = _name(one)
+        if name is None or one.getsockname()[1] != ours:
+            return None
+    owner = owner_of_address(ipaddress.ip_address(name[0]))
+    return Connected(descriptor=descriptor, inode=inode, name=name, owner=owner, since=now)
+
+
+def _name(one: socket.socket) -> Name | None:
+    """The caller's address and port; None for a socket of another family.
+
+    Raises:
+        OSError: it is not connected.
+    """
+    if one.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    address, port = one.getpeername()[:2]
+    ip = plain_address(address)
+    return None if ip is None else (str(ip), port)
+
+
+@contextlib.contextmanager
+def _duplicate(descriptor: int) -> Iterator[socket.socket]:
+    """A descriptor of our own for the same connection."""
+    number = os.dup(descriptor)
+    try:
+        one = socket.socket(fileno=number)
+    except OSError:  # it is no socket any more
+        os.close(number)
+        raise
+    with one:
+        yield one
+
+
+def _descriptors() -> int:
+    """How many descriptors are open; more than any bound, if the kernel does not say."""
+    return os.stat(_DESCRIPTORS).st_size or 1 << 30  # noqa: PTH116  as above
