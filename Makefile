@@ -85,7 +85,7 @@ constraints: $(VENV)/.stamp ## resolve every dependency again and write constrai
 .PHONY: test
 test: setup envoys ## the whole test suite, with coverage (WORKERS=2: files side by side)
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov --cov-report= --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --cov --cov-report= --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 	$(BIN)/python -m coverage report $(if $(ARGS),,--fail-under=85)
 
 DURATION := 600
