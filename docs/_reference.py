@@ -27,7 +27,12 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.cli import main
 from sds.clock import SystemClock
 from sds.errors import SdsError
-from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
+from sds.operations.metrics.families import (
+    AdmissionFamilies,
+    AgentFamilies,
+    AuthorityFamilies,
+    ProcessFamilies,
+)
 from sds.operations.metrics.store import MeteredStore, StoreCollector
 from sds.policy.document import json_schema
 from sds.reasons import REASONS
@@ -204,10 +209,17 @@ def metrics() -> str:
 
 def _registries() -> dict[str, CollectorRegistry]:
     both, agent, authority = CollectorRegistry(), CollectorRegistry(), CollectorRegistry()
+    admission = CollectorRegistry()
     ProcessFamilies(both, component="agent")
     StoreCollector(MeteredStore(AgentFamilies(agent)), SystemClock(), agent)
     AuthorityFamilies(authority)
-    return {"Agent and authority": both, "Agent": agent, "Authority": authority}
+    AdmissionFamilies(admission)
+    return {
+        "Agent, authority and admission": both,
+        "Agent": agent,
+        "Authority": authority,
+        "Admission": admission,
+    }
 
 
 def _labels(registry: CollectorRegistry, family: Any) -> list[str]:

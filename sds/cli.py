@@ -19,6 +19,7 @@ import sds
 from sds.errors import ConfigurationError, SdsError
 
 COMMANDS: Final[dict[str, str]] = {
+    "admission": "sds.commands.admission:admission",
     "agent": "sds.commands.agent:agent",
     "bootstrap": "sds.commands.bootstrap:bootstrap",
     "ca": "sds.commands.ca:ca",
@@ -36,6 +37,7 @@ COMMANDS: Final[dict[str, str]] = {
 }
 """Name of each command -> ``module:attribute`` of its click command."""
 SUMMARIES: Final[dict[str, str]] = {
+    "admission": "Start only what a signed rule lists, and let nobody into it.",
     "agent": "Run the agent: serve secrets to the Envoys of this node.",
     "bootstrap": "Print a complete Envoy bootstrap for a socket of the agent.",
     "ca": "Run a certificate authority that signs for measured machines.",

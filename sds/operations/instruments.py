@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from sds.errors import AuthorityUnavailableError, PolicyError
 from sds.operations.metrics.families import (
     ISSUED,
+    AdmissionFamilies,
     AgentFamilies,
     AuthorityFamilies,
     ProcessFamilies,
@@ -167,6 +168,19 @@ class Instruments:
 
     def ended(self) -> None:
         self.process.policy_epoch.set(0)
+
+
+class AdmissionInstruments(Instruments):
+    """Those of ``sds admission``: decisions are counted."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        super().__init__("admission", clock=clock)
+        self._decisions = AdmissionFamilies(self.registry).decisions
+        self._reasons = Reasons()
+
+    def decided(self, command: str, decision: str) -> None:
+        """Count one decision of :class:`sds.admission.server.QuestionServer`."""
+        self._decisions.labels(command, self._reasons.label(decision)).inc()
 
 
 class AgentInstruments(Instruments):

@@ -57,6 +57,14 @@ def differences(old: PolicyDocument, new: PolicyDocument) -> list[str]:
         ),
     )
     lines += _limited("allow", _allow(old, new))
+    lines += _limited(
+        "pods",
+        _named(
+            "pods",
+            {f"{pod.name} {pod.digest}": pod for pod in old.pods},
+            {f"{pod.name} {pod.digest}": pod for pod in new.pods},
+        ),
+    )
     return lines
 
 

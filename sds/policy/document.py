@@ -21,6 +21,7 @@ from sds.policy.fields import Moment, Name, PolicyModel
 from sds.policy.keys import verification_key
 from sds.policy.ruleset import RuleSet, no_repeats
 from sds.policy.threshold import TrustedKeys
+from sds.workload.cri.settings import PodContents  # noqa: TC001  as above
 
 _MAX_EPOCH: Final = 2**63 - 1
 
@@ -79,6 +80,8 @@ class PolicyDocument(RuleSet):
         signers: who must sign the epochs after this one; unchanged where absent.
         reference_values: which evidence is acceptable at all.
         federation: other trust domains.
+        pods: what the nodes' runtimes may start, as ``sds admission`` enforces it; the agent's
+            rules on ``cri:pod-digest`` are separate.
     """
 
     version: Literal[1]
@@ -89,6 +92,7 @@ class PolicyDocument(RuleSet):
     signers: Signers | None = None
     reference_values: RoleReferenceValues = RoleReferenceValues()
     federation: list[FederatedDomain] = []
+    pods: list[PodContents] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

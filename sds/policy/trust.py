@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from sds.policy.document import PolicyDocument, RoleReferenceValues
     from sds.policy.envelope import SignedEnvelope
     from sds.policy.federated import FederatedDomain
+    from sds.workload.cri.settings import PodContents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ class Policy:
         successors: who must sign later epochs, where it says so.
         reference_values: which evidence is acceptable, by role.
         federation: other trust domains.
+        pods: what runtimes may start.
         decisions: what it allows.
     """
 
@@ -101,6 +103,7 @@ class Policy:
     successors: TrustedKeys | None = field(repr=False)
     reference_values: RoleReferenceValues = field(repr=False)
     federation: tuple[FederatedDomain, ...] = field(repr=False)
+    pods: tuple[PodContents, ...] = field(repr=False)
     decisions: Decisions = field(repr=False, compare=False)
 
 
@@ -268,5 +271,6 @@ def make_policy(
         successors=None if document.signers is None else document.signers.trusted(),
         reference_values=document.reference_values,
         federation=tuple(document.federation),
+        pods=tuple(document.pods),
         decisions=Decisions(document),
     )

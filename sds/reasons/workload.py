@@ -84,6 +84,14 @@ WORKLOAD: Final[dict[str, Reason]] = {
     "cri_not_listed": Reason(
         "Compare with `sds policy pod`: something in the pod is not in its list.",
     ),
+    "admission_not_listed": Reason(
+        "`sds admission` started nothing, because no signed rule under `pods:` lists it. Compare "
+        "the digest in the message with `sds policy pod --lines`, and sign a new epoch.",
+    ),
+    "admission_form": Reason(
+        "`sds admission` cannot tell what the runtime is to start: the message says what it does "
+        "not know. Such a container or process never starts.",
+    ),
     "kubelet": Reason(
         "Check the kubelet's address and certificate and the agent's RBAC (`get` on `nodes/pods`).",
         retriable=True,

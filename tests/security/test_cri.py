@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 import yaml
 
 from sds.agent.node_settings import NodeSettings
 from sds.clock import SystemClock
 from sds.workload.attestors import NodeContext, attestor_kind
-from sds.workload.cri.attestor import CriAttestor
-from sds.workload.cri.pods import SeenPods
 from sds.workload.cri.runtime import Runtime
-from sds.workload.cri.settings import CriSettings, PodContents
+from sds.workload.cri.settings import PodContents
 from sds.workload.peer import Peer, process_start_time
 from sds.workload.proc import pod_roots
 from tests.support import need
 from tests.support.cgroups import hierarchies
-from tests.support.containerd import Containerd, RuntimePod, containerd, first_process
-from tests.support.front_door import until
+from tests.support.containerd import Containerd, containerd, first_process
+from tests.support.cri_node import CriNode
 from tests.support.node import short_folder
 from tests.support.process import output, running, sds
 
@@ -32,56 +28,25 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from sds.workload.cri.attestor import CriAttestor
     from sds.workload.facts import Facts
 
-pytestmark = [pytest.mark.e2e, pytest.mark.root]
+pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
 NOTHING: frozenset[str] = frozenset()
 
 
-@dataclass
-class Node:
-    """A containerd with an attestor that looks at it."""
-
-    runtime: Containerd
-    folder: Path
-
-    @contextlib.asynccontextmanager
-    async def attestor(self, *pods: PodContents, ago: float = 3600) -> AsyncIterator[CriAttestor]:
-        """An attestor whose memory began so many seconds ago."""
-        settings = CriSettings(
-            socket=self.runtime.socket,
-            pods=pods,
-            runtime_directories=self.runtime.directories,
-        )
-        began = datetime.now(UTC) - timedelta(seconds=ago)
-        seen = SeenPods(
-            settings, self.folder / "seen.json", started_ns=int(began.timestamp() * 1e9)
-        )
-        async with Runtime(settings.socket) as client:
-            attestor = CriAttestor(client, seen, settings, roots=pod_roots({}), clock=SystemClock())
-            task = asyncio.create_task(attestor.run())
-            try:
-                yield attestor
-            finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    async def contents(self, pod: RuntimePod, **more: Any) -> PodContents:
-        """The list of what is in a pod now."""
-        async with self.attestor() as attestor:
-            await until(lambda: pod.sandbox in attestor._seen.pods)
-            await attestor._look(not_before=0)
-            seen = attestor._seen.pods[pod.sandbox]
-            digests = tuple(each.digest for each in seen.containers.values())
-            return PodContents(sandbox=seen.digest, containers=digests, **more)
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[Node]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def runtime() -> AsyncIterator[Containerd]:
     need.root()
     with short_folder() as folder:
         async with containerd(folder) as runtime:
-            yield Node(runtime, folder)
+            yield runtime
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def node(runtime: Containerd, tmp_path: Path) -> AsyncIterator[CriNode]:
+    yield CriNode(runtime, tmp_path)
+    await runtime.close()
 
 
 async def facts(attestor: CriAttestor, pid: int) -> Facts:
@@ -90,7 +55,7 @@ async def facts(attestor: CriAttestor, pid: int) -> Facts:
         return await attestor.attest(peer, NOTHING)
 
 
-async def test_a_pod_that_its_list_describes(node: Node) -> None:
+async def test_a_pod_that_its_list_describes(node: CriNode) -> None:
     pod = await node.runtime.pod()
     main = await node.runtime.container(pod)
     contents = await node.contents(pod)
@@ -126,7 +91,7 @@ async def test_a_pod_that_its_list_describes(node: Node) -> None:
     ],
     ids=lambda change: str(next(iter(change.items())))[:40],
 )
-async def test_a_container_that_differs_in_anything(node: Node, change: dict[str, Any]) -> None:
+async def test_a_container_that_differs_in_anything(node: CriNode, change: dict[str, Any]) -> None:
     pod = await node.runtime.pod()
     await node.runtime.container(pod)
     contents = await node.contents(pod)
@@ -139,7 +104,7 @@ async def test_a_container_that_differs_in_anything(node: Node, change: dict[str
         assert found.values("cri:pod-digest") == ({contents.digest} if annotated else frozenset())
 
 
-async def test_a_container_that_is_not_listed_takes_the_identity_for_good(node: Node) -> None:
+async def test_a_container_that_is_not_listed_takes_the_identity_for_good(node: CriNode) -> None:
     pod = await node.runtime.pod()
     main = await node.runtime.container(pod)
     contents = await node.contents(pod)
@@ -161,7 +126,9 @@ async def test_a_container_that_is_not_listed_takes_the_identity_for_good(node: 
         assert not (await facts(restarted, pid)).values("cri:pod-digest")
 
 
-async def test_an_agent_that_restarts_remembers_and_one_without_memory_refuses(node: Node) -> None:
+async def test_an_agent_that_restarts_remembers_and_one_without_memory_refuses(
+    node: CriNode,
+) -> None:
     pod = await node.runtime.pod()
     main = await node.runtime.container(pod)
     contents = await node.contents(pod)
@@ -174,7 +141,7 @@ async def test_an_agent_that_restarts_remembers_and_one_without_memory_refuses(n
         assert not found.values("cri:pod-digest")
 
 
-async def test_an_attempt_that_was_never_seen(node: Node) -> None:
+async def test_an_attempt_that_was_never_seen(node: CriNode) -> None:
     pod = await node.runtime.pod()
     await node.runtime.remove(await node.runtime.container(pod))
     main = await node.runtime.container(pod, attempt=1)
@@ -183,7 +150,7 @@ async def test_an_attempt_that_was_never_seen(node: Node) -> None:
         assert not (await facts(attestor, first_process(main))).values("cri:pod-digest")
 
 
-async def test_a_process_that_moved_itself_into_the_control_group(node: Node) -> None:
+async def test_a_process_that_moved_itself_into_the_control_group(node: CriNode) -> None:
     """As a root pod can that mounts the control groups' file system writable."""
     pod = await node.runtime.pod()
     main = await node.runtime.container(pod)
@@ -204,7 +171,7 @@ async def test_a_process_that_moved_itself_into_the_control_group(node: Node) ->
         assert (await facts(attestor, first_process(main))).values("cri:pod-digest")
 
 
-async def test_unmeasured_content_must_be_listed(node: Node) -> None:
+async def test_unmeasured_content_must_be_listed(node: CriNode) -> None:
     pod = await node.runtime.pod()
     mounts = [{"container_path": "/data", "host_path": "/etc"}]
     main = await node.runtime.container(pod, mounts=mounts)
@@ -216,7 +183,7 @@ async def test_unmeasured_content_must_be_listed(node: Node) -> None:
         assert found.values("cri:pod-digest") == {listed.digest}
 
 
-async def test_a_runtime_that_does_not_answer_changes_nothing(node: Node) -> None:
+async def test_a_runtime_that_does_not_answer_changes_nothing(node: CriNode) -> None:
     pod = await node.runtime.pod()
     main = await node.runtime.container(pod)
     pid = first_process(main)
@@ -232,7 +199,7 @@ async def test_a_runtime_that_does_not_answer_changes_nothing(node: Node) -> Non
             assert (await facts(attestor, pid)).values("cri:pod-digest")
 
 
-async def test_a_process_in_no_pod_has_no_fact(node: Node) -> None:
+async def test_a_process_in_no_pod_has_no_fact(node: CriNode) -> None:
     async with node.attestor() as attestor:
         assert await facts(attestor, os.getpid()) == await facts(attestor, os.getpid())
         assert not (await facts(attestor, os.getpid())).unknown
@@ -251,7 +218,7 @@ spec:
 """
 
 
-async def test_the_list_of_a_pod_from_its_manifest_and_a_reference_pod(node: Node) -> None:
+async def test_the_list_of_a_pod_from_its_manifest_and_a_reference_pod(node: CriNode) -> None:
     pod = await node.runtime.pod()
     await node.runtime.container(pod)
     contents = await node.contents(pod)
@@ -285,7 +252,7 @@ async def test_the_list_of_a_pod_from_its_manifest_and_a_reference_pod(node: Nod
         assert why in errors
 
 
-async def test_the_node_opens_it_by_its_settings(node: Node) -> None:
+async def test_the_node_opens_it_by_its_settings(node: CriNode) -> None:
     pod = await node.runtime.pod()
     main = await node.runtime.container(pod)
     contents = await node.contents(pod)

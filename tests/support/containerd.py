@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 HOST_NETWORK = {"network": 2}
-PAUSE = "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n"
+PAUSE = """
+#include <string.h>
+#include <unistd.h>
+int main(int count, char **words) {
+  if (count > 1 && !strcmp(words[1], "--exit")) return 0;
+  for (;;) pause();
+}
+"""
 
 
 class Messages:
@@ -76,9 +83,17 @@ class Containerd:
         )
         return await call(request, timeout=30)
 
-    async def pod(self, name: str = "web-1", *, privileged: bool = False) -> RuntimePod:
+    async def pod(
+        self,
+        name: str = "web-1",
+        *,
+        privileged: bool = False,
+        handler: str = "",
+        namespaces: dict[str, int] | None = None,
+    ) -> RuntimePod:
         """A sandbox as the kubelet makes one."""
-        security = {"namespace_options": HOST_NETWORK, "privileged": privileged}
+        options = {**HOST_NETWORK, **(namespaces or {})}
+        security = {"namespace_options": options, "privileged": privileged}
         uid = str(uuid.uuid4())
         config = {
             "metadata": {"name": name, "uid": uid, "namespace": "shop"},
@@ -88,7 +103,7 @@ class Containerd:
                 "security_context": security,
             },
         }
-        request = self._messages.RunPodSandboxRequest(config=config)
+        request = self._messages.RunPodSandboxRequest(config=config, runtime_handler=handler)
         made = await self._call("RunPodSandbox", request, "RunPodSandboxResponse")
         pod = RuntimePod(uid=uid, sandbox=made.pod_sandbox_id, config=config)
         self._pods.append(pod)
@@ -124,6 +139,12 @@ class Containerd:
         )
         return str(made.container_id)
 
+    async def exec(self, identifier: str, *command: str) -> int:
+        """A process in a container, as a probe or ``kubectl exec`` starts one; its exit status."""
+        request = self._messages.ExecSyncRequest(container_id=identifier, cmd=command, timeout=9)
+        answer = await self._call("ExecSync", request, "ExecSyncResponse")
+        return int(answer.exit_code)
+
     async def remove(self, identifier: str) -> None:
         """Stop and remove a container."""
         request = self._messages.ContainerRequest(container_id=identifier)
@@ -156,12 +177,17 @@ def first_process(container: str) -> int:
 
 
 @contextlib.asynccontextmanager
-async def containerd(folder: Path) -> AsyncIterator[Containerd]:
-    """A containerd with the image ``localhost/pause:1``."""
-    program, ctr, gcc = need.tool("containerd"), need.tool("ctr"), need.tool("gcc")
+async def containerd(
+    folder: Path, *, runtimes: str = "", program: str = "containerd"
+) -> AsyncIterator[Containerd]:
+    """A containerd with the image ``localhost/pause:1``.
+
+    ``runtimes``: more of its configuration. ``program``: its path; other versions lie elsewhere.
+    """
+    program, ctr, gcc = need.tool(program), need.tool("ctr"), need.tool("gcc")
     need.tool("runc")
     config = folder / "containerd.toml"
-    config.write_text(CONFIGURATION.format(folder=folder))
+    config.write_text(CONFIGURATION.format(folder=folder) + runtimes)
     (folder / "cni").mkdir()
     async with running([program, "-c", str(config)]):
         archive = folder / "image.tar"

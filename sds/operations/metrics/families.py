@@ -265,6 +265,24 @@ class AgentFamilies:
         )
 
 
+class AdmissionFamilies:
+    """What ``sds admission`` exports beside :class:`ProcessFamilies`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register every family in ``registry``."""
+        self.decisions = Counter(
+            "sds_admission_decisions",
+            "Sandboxes, containers ('create') and processes in them ('exec') that the runtime was "
+            "to start, by decision ('admitted' or the reason).",
+            ["command", "decision"],
+            registry=registry,
+        )
+        for command in ("create", "exec"):
+            start_at_zero(
+                self.decisions, ("admitted", "admission_not_listed", "admission_form"), command
+            )
+
+
 class AuthorityFamilies:
     """What the certificate authority exports beside :class:`ProcessFamilies`."""
 

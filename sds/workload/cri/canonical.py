@@ -64,6 +64,10 @@ _MOUNT: Final = frozenset(
     {"destination", "gidMappings", "options", "source", "type", "uidMappings"}
 )
 _CAPABILITIES: Final = ("ambient", "bounding", "effective", "inheritable", "permitted")
+_OF_PROCESS: Final = (
+    *("env ", "cwd ", "user ", "capabilities ", "noNewPrivileges ", "terminal "),
+    *("apparmorProfile ", "selinuxLabel ", "rlimits "),
+)
 _CRI_ANNOTATIONS: Final = "io.kubernetes.cri."
 _HOSTNAME: Final = re.compile(r"HOSTNAME=[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 _ADDRESS: Final = r"[0-9a-f.:]{2,45}"
@@ -81,6 +85,7 @@ _SUBPATH: Final = re.compile(
     r"volume-subpaths/(?P<name>[^/]+)/(?P<container>[^/]+)/(?P<index>[0-9]+)"
 )
 _TERMINATION: Final = re.compile(r"containers/(?P<container>[^/]+)/[0-9a-f]{8}")
+_IMAGE_VOLUME: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _TOKEN_VOLUME: Final = re.compile(r"kube-api-access-[a-z0-9]{5}")
 _MADE_BY_RUNTIME: Final = {
     "/dev/shm": "shm",  # noqa: S108  the destination of a mount
@@ -156,13 +161,39 @@ def canonical(
     root = _object(spec.get("root"), "root", frozenset({"path", "readonly"}))
     lines.append(f"root {'read-only' if root.get('readonly') is True else 'writable'}")
     for mount in _list(spec.get("mounts"), "mounts"):
-        line, content = _mount(_object(mount, "mount", _MOUNT), around)
+        line, content = _mount(_object(mount, "mount", _MOUNT), around, container_id)
         lines.append(line)
         unmeasured |= content
     lines += _linux(_object(spec.get("linux"), "linux", _LINUX), around, container_id)
     lines += _annotations(_mapping(spec.get("annotations"), "annotations"), name, around)
     lines += [f"hooks {_json(spec['hooks'])}"] if spec.get("hooks") else []
     return CanonicalContainer(lines=tuple(lines), unmeasured=frozenset(unmeasured))
+
+
+def executed(name: str, process: Any) -> CanonicalContainer:
+    """The canonical form of a process that is started inside a container, by a probe or a hook.
+
+    Args:
+        name: of the container in its pod.
+        process: OCI ``process``, decoded.
+
+    Raises:
+        WorkloadError: ``cri_unknown_shape``.
+    """
+    lines = [f"exec in container {_json(name)}", *_process(_object(process, "process", _PROCESS))]
+    return CanonicalContainer(lines=tuple(lines), unmeasured=frozenset())
+
+
+def expected_exec(
+    name: str, container: CanonicalContainer, command: Sequence[str]
+) -> CanonicalContainer:
+    """As :func:`executed`, of a command that a manifest names for this container.
+
+    A runtime takes everything but the arguments from the container's own process.
+    """
+    kept = [line for line in container.lines if line.startswith(_OF_PROCESS)]
+    lines = [f"exec in container {_json(name)}", *(f"arg {_json(each)}" for each in command), *kept]
+    return CanonicalContainer(lines=tuple(lines), unmeasured=frozenset())
 
 
 def _process(process: Mapping[str, Any]) -> Iterator[str]:
@@ -216,14 +247,16 @@ def _namespace(each: Mapping[str, Any], around: Surroundings) -> str:
     return f"at {_json(path)}"
 
 
-def _mount(mount: Mapping[str, Any], around: Surroundings) -> tuple[str, set[str]]:
+def _mount(
+    mount: Mapping[str, Any], around: Surroundings, container_id: str
+) -> tuple[str, set[str]]:
     destination, kind, source = (mount.get(key) for key in ("destination", "type", "source"))
     options = sorted(_texts(mount.get("options"), "options"))
     if not isinstance(destination, str) or not isinstance(source, str):
         _unknown(f"a mount without source or destination: {_json(dict(mount))[:200]}")
     where, content = source, set[str]()
     if kind == "bind":
-        where = _source(source, destination, around)
+        where = _source(source, destination, around, container_id)
         if where.startswith(("host ", "volume ", "subpath ")):
             volume = where.split(" ")[1]
             if where.startswith("host ") or volume not in _MEASURED_VOLUMES:
@@ -233,8 +266,12 @@ def _mount(mount: Mapping[str, Any], around: Surroundings) -> tuple[str, set[str
     return line, content
 
 
-def _source(source: str, destination: str, around: Surroundings) -> str:
+def _source(source: str, destination: str, around: Surroundings, container_id: str) -> str:
     """Where a bind mount comes from, without what differs from pod to pod."""
+    for each in around.runtime:
+        own = f"{each}/io.containerd.grpc.v1.cri/containers/{container_id}/volumes/"
+        if source.startswith(own) and _IMAGE_VOLUME.fullmatch(source.removeprefix(own)):
+            return "runtime image-volume"
     sandboxes = f"io.containerd.grpc.v1.cri/sandboxes/{around.sandbox_id}"
     made = _MADE_BY_RUNTIME.get(destination)
     if made and source in {f"{each}/{sandboxes}/{made}" for each in around.runtime}:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sds.workload.cri")
 _FORMAT: Final = 1
-_IMAGE: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+IMAGE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -145,7 +145,7 @@ class SeenPods:
         Raises:
             WorkloadError: its description is of an unknown form.
         """
-        if not _IMAGE.fullmatch(listed.image):
+        if not IMAGE_DIGEST.fullmatch(listed.image):
             raise WorkloadError(
                 f"the runtime names the image {listed.image[:200]!r}, not a configuration's digest",
                 reason="cri_unknown_shape",

@@ -87,15 +87,18 @@ class Runtime:
         if self._channel is not None:
             await self._channel.close()
 
-    async def containers(self) -> tuple[Listed, ...]:
+    async def containers(self, identifier: str = "") -> tuple[Listed, ...]:
         """Every container that the runtime has, of every sandbox and in every state.
+
+        Args:
+            identifier: only this one, if it is not empty.
 
         Raises:
             WorkloadError: ``cri_unavailable``.
         """
         answer = await self._ask(
             "ListContainers",
-            runtime_pb2.ListContainersRequest(),
+            runtime_pb2.ListContainersRequest(filter=runtime_pb2.ContainerFilter(id=identifier)),
             runtime_pb2.ListContainersResponse.FromString,
         )
         return tuple(

@@ -27,6 +27,12 @@ class PodContents(Settings):
         description="Digests of all containers that may ever be in the pod: those that run, init "
         "containers and sidecars. One that is not listed takes the identity from the whole pod."
     )
+    execs: tuple[Digest, ...] = Field(
+        default=(),
+        description="Digests of all processes that may be started inside the containers: exec "
+        "probes and hooks. `sds admission` refuses every other one; the agent alone cannot see "
+        "them.",
+    )
     unmeasured: tuple[str, ...] = Field(
         default=(),
         description="Volumes and host paths whose content nothing measures, as `sds policy pod` "
@@ -41,6 +47,8 @@ class PodContents(Settings):
             "sandbox": self.sandbox,
             "unmeasured": sorted(set(self.unmeasured)),
         }
+        if self.execs:
+            listed["execs"] = sorted(set(self.execs))
         text = json.dumps(listed, sort_keys=True, separators=(",", ":"))
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,0 +1,138 @@
+"""What the service remembers across its own restart: the newest policy, and the sandboxes that run.
+
+Owns the file ``memory.json`` in a directory that only root can enter. Invariants: it is written
+before what it remembers takes effect; an unreadable one ends the start, because forgetting would
+let an older policy in. It holds nothing secret. In a directory in memory it lasts until the guest
+ends; then the policy's ``not_after`` and ``min_epoch`` bound a rollback (docs/policy.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from sds.admission.judge import AdmittedContainer, AdmittedSandbox
+from sds.errors import ConfigurationError
+from sds.policy.trust import Epoch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.policy.keeping import Keeping
+
+_FORMAT: Final = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Memory:
+    """What is remembered.
+
+    Attributes:
+        seen: the newest epoch that was ever in force here.
+        policy: the signed policies that lead to it.
+        sandboxes: by ID.
+    """
+
+    seen: Epoch | None = None
+    policy: bytes = b""
+    sandboxes: dict[str, AdmittedSandbox] = field(default_factory=dict)
+
+    def floor(self, start: Keeping) -> Keeping:
+        """What a holder starts with: nothing older than what was seen is accepted."""
+        return replace(start, seen=self.seen)
+
+
+class MemoryFile:
+    """The file. ``folder``: a directory that only we can enter."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "memory.json"
+
+    def read(self) -> Memory:
+        """What the last write said; an empty memory before the first one.
+
+        Raises:
+            ConfigurationError: it cannot be read.
+        """
+        try:
+            found = json.loads(self._path.read_bytes())
+            if found["format"] != _FORMAT:
+                raise ValueError(f"its format is {found['format']!r}")  # noqa: TRY301
+            return Memory(
+                seen=_epoch(found["seen"]),
+                policy=base64.b64decode(found["policy"], validate=True),
+                sandboxes={key: _sandbox(value) for key, value in found["sandboxes"].items()},
+            )
+        except FileNotFoundError:
+            return Memory()
+        except (
+            AttributeError,
+            LookupError,
+            OSError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
+            raise ConfigurationError(
+                f"{self._path} cannot be used: {error!r}",
+                advice="it keeps old policies out; restart the guest, or remove it knowingly",
+            ) from error
+
+    def write(self, memory: Memory) -> None:
+        """Remember this.
+
+        Raises:
+            OSError: that failed.
+        """
+        seen = memory.seen
+        document = {
+            "format": _FORMAT,
+            "seen": None if seen is None else [seen.number, seen.digest.hex()],
+            "policy": base64.b64encode(memory.policy).decode(),
+            "sandboxes": {key: _plain(value) for key, value in memory.sandboxes.items()},
+        }
+        fresh = self._path.with_suffix(".new")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(json.dumps(document).encode())
+            file.flush()
+            os.fsync(descriptor)
+        fresh.replace(self._path)
+
+
+def _epoch(found: Any) -> Epoch | None:
+    if found is None:
+        return None
+    number, digest = found
+    return Epoch(number=int(number), digest=bytes.fromhex(digest))
+
+
+def _plain(sandbox: AdmittedSandbox) -> list[Any]:
+    containers = {
+        key: [each.name, each.digest, list(each.unmeasured)]
+        for key, each in sandbox.containers.items()
+    }
+    return [
+        *(sandbox.pod_uid, sandbox.digest, list(sandbox.unmeasured), sandbox.pid_file),
+        *(sandbox.admitted_at, containers),
+    ]
+
+
+def _sandbox(found: list[Any]) -> AdmittedSandbox:
+    pod_uid, digest, unmeasured, pid_file, admitted_at, containers = found
+    return AdmittedSandbox(
+        pod_uid=str(pod_uid),
+        digest=str(digest),
+        unmeasured=tuple(map(str, unmeasured)),
+        pid_file=str(pid_file),
+        admitted_at=float(admitted_at),
+        containers={
+            str(key): AdmittedContainer(
+                name=str(name), digest=str(one), unmeasured=tuple(map(str, more))
+            )
+            for key, (name, one, more) in containers.items()
+        },
+    )

@@ -1,0 +1,182 @@
+"""The socket that the wrapper asks on, and the service as one thing.
+
+Owns :func:`serve` and :class:`QuestionServer`. Invariants: each question has a deadline and a
+bounded size, and few are read at a time; only root asks; whatever goes wrong with one question is
+its refusal, is logged and counted, and ends nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.admission.memory import MemoryFile
+from sds.admission.question import MOST_HEADER, read_question
+from sds.admission.service import Admission
+from sds.agent.directory import claimed, listening
+from sds.errors import SdsError
+from sds.faults import report
+from sds.policy.holder import PolicyHolder
+from sds.policy.reload import PolicyFiles
+from sds.policy.trust import Epoch
+from sds.supervision import supervised
+from sds.workload.cri.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sds.admission.memory import Memory
+    from sds.admission.question import Question
+    from sds.admission.settings import AdmissionConfig
+    from sds.clock import Clock
+    from sds.policy.watcher import PolicyWatcher
+
+_LOG = logging.getLogger("sds.admission")
+_SECONDS: Final = 9.0  # less than the wrapper's own patience
+_AT_ONCE: Final = 16
+_PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
+ADMITTED: Final = "admitted"
+
+
+class AdmissionObserver(Protocol):
+    """Counts decisions."""
+
+    def decided(self, command: str, decision: str) -> None:
+        """``decision``: :data:`ADMITTED`, or the reason of the refusal."""
+        ...
+
+
+class QuestionServer:
+    """Answers connections, one question each.
+
+    Args:
+        admission: decides.
+        enforce: false: every answer is yes; the log says what it would have been.
+        observer: counts.
+    """
+
+    def __init__(self, admission: Admission, *, enforce: bool, observer: AdmissionObserver) -> None:
+        self._admission = admission
+        self._enforce = enforce
+        self._observer = observer
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection, and close it."""
+        try:
+            async with asyncio.timeout(_SECONDS), self._turns:
+                peer = writer.get_extra_info("socket")
+                said = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+                if _PEER.unpack(said)[1] != os.geteuid():
+                    return
+                why = await self._decide(reader)
+                words = {"allowed": not why or not self._enforce, "why": why}
+                writer.write(json.dumps(words).encode() + b"\n")
+                await writer.drain()
+        except (OSError, TimeoutError) as error:
+            # The wrapper hears nothing, and refuses.
+            self._observer.decided("", "unanswered")
+            _LOG.warning("a question could not be answered", extra={"why": repr(error)})
+        finally:
+            writer.close()
+
+    async def _decide(self, reader: asyncio.StreamReader) -> str:
+        """Why not, or the empty string."""
+        question: Question | None = None
+        try:
+            question = await read_question(reader)
+            await self._admission.decide(question)
+        except SdsError as error:
+            self._say(question, error)
+            return f"{error.reason}: {error.message}"
+        except (OSError, TimeoutError):
+            raise
+        except Exception as error:  # noqa: BLE001  the boundary between one question and the rest
+            report("admission", error)
+            self._observer.decided("" if question is None else question.command, "internal")
+            return f"internal error: {type(error).__name__}"
+        self._observer.decided(question.command, ADMITTED)
+        _LOG.info("admitted", extra={"command": question.command, "caller": question.identifier})
+        return ""
+
+    def _say(self, question: Question | None, error: SdsError) -> None:
+        command = "" if question is None else question.command
+        self._observer.decided(command, error.reason)
+        _LOG.warning(
+            "refused" if self._enforce else "would be refused, and runs (enforce: false)",
+            extra={
+                "command": command,
+                "caller": "" if question is None else question.identifier,
+                "reason": error.reason,
+                "why": error.message,
+            },
+        )
+
+
+async def serve(
+    config: AdmissionConfig,
+    *,
+    clock: Clock,
+    observer: AdmissionObserver,
+    watcher: PolicyWatcher | None,
+    ready: Callable[[], None],
+    watch: Callable[[PolicyHolder], None],
+) -> None:
+    """Answer until cancelled.
+
+    Args:
+        config: of the service.
+        clock: time.
+        observer: counts decisions.
+        watcher: hears of the policy.
+        ready: called once the socket is open.
+        watch: gets the policy holder, for metrics.
+
+    Raises:
+        ConfigurationError: a key, the policy's place or the memory cannot be used.
+        SocketError: the directory or the socket cannot be used.
+    """
+    with claimed(config.run_dir):
+        file = MemoryFile(config.run_dir)
+        memory = file.read()
+        start = memory.floor(config.policy.start(config.trust_domain))
+        holder = PolicyHolder(start, clock=clock, watcher=watcher)
+        watch(holder)
+        holder.listen(lambda: _keep(holder, memory, file))
+        if memory.policy:
+            holder.take(memory.policy, origin="memory")
+        files = PolicyFiles(config.policy.place, holder, clock=clock)
+        files.load()
+        async with Runtime(config.runtime.socket) as runtime:
+            admission = Admission(
+                config, policy=holder, runtime=runtime, memory=memory, file=file, clock=clock
+            )
+            server = QuestionServer(admission, enforce=config.enforce, observer=observer)
+            listener = listening(config.socket, 0o600)
+            async with (
+                await asyncio.start_unix_server(server.answer, sock=listener, limit=MOST_HEADER),
+                asyncio.TaskGroup() as tasks,
+            ):
+                tasks.create_task(supervised("policy", holder.run, clock=clock))
+                tasks.create_task(supervised("policy-files", files.follow, clock=clock))
+                ready()
+
+
+def _keep(holder: PolicyHolder, memory: Memory, file: MemoryFile) -> None:
+    """Remember what came into force."""
+    seen = Epoch(number=holder.epoch, digest=holder.digest)
+    if not seen.number or seen == memory.seen:
+        return
+    memory.seen, memory.policy = seen, holder.document
+    try:
+        file.write(memory)
+    except OSError as error:
+        _LOG.error(
+            "the policy's epoch cannot be remembered: after a restart an older one could be taken",
+            extra={"why": error.strerror, "policy_epoch": seen.number},
+        )

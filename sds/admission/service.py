@@ -1,0 +1,228 @@
+"""What decides: policy, runtime and memory, joined.
+
+Owns :class:`Admission`: one question, and an answer or an error. Invariants: what is admitted is
+remembered before the wrapper hears of it; what cannot be found out is a refusal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.admission.judge import AdmittedSandbox, admit_container, admit_exec, admit_sandbox
+from sds.admission.question import bad_form
+from sds.errors import PolicyError, WorkloadError
+from sds.files import read_file
+from sds.workload.cri.canonical import Surroundings, canonical, executed
+from sds.workload.cri.pods import IMAGE_DIGEST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sds.admission.memory import Memory, MemoryFile
+    from sds.admission.question import Question
+    from sds.admission.settings import AdmissionConfig
+    from sds.clock import Clock
+    from sds.policy.trust import AdmittedPolicy
+    from sds.workload.cri.runtime import Runtime
+    from sds.workload.cri.settings import PodContents
+
+_FORGET_SECONDS: Final = 600.0
+_FORGET_ABOVE: Final = 256
+_MOST_PID: Final = 20
+
+
+class InForce(Protocol):
+    """The policy holder, as far as this module asks it."""
+
+    def in_force(self) -> AdmittedPolicy:
+        """The policy in force; raises a :class:`PolicyError` while there is none."""
+        ...
+
+
+class Admission:
+    """Decides.
+
+    Args:
+        config: of the service.
+        policy: the policy in force.
+        runtime: tells the images of containers.
+        memory: what was admitted.
+        file: keeps ``memory``.
+        clock: time.
+    """
+
+    def __init__(
+        self,
+        config: AdmissionConfig,
+        *,
+        policy: InForce,
+        runtime: Runtime,
+        memory: Memory,
+        file: MemoryFile,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._runtime = runtime
+        self._memory = memory
+        self._file = file
+        self._clock = clock
+
+    async def decide(self, question: Question) -> None:
+        """Admit it, or say why not.
+
+        Raises:
+            WorkloadError: it is refused.
+        """
+        if question.has_input:
+            raise bad_form("its standard input is open: whoever attaches to it can write to it")
+        if question.command == "exec":
+            self._exec(question)
+            return
+        if _terminal(question.document.get("process")):
+            raise bad_form("it has a terminal: whoever attaches to it can type into it")
+        kind = question.annotation("container-type")
+        if kind == "sandbox":
+            await self._sandbox(question)
+        elif kind == "container":
+            await self._container(question)
+        else:
+            raise bad_form(f"{kind[:80]!r} is neither a sandbox nor a container")
+
+    def _rules(self) -> tuple[tuple[PodContents, ...], str]:
+        """The rules, and why there are none of the policy's."""
+        try:
+            return (*self._config.always, *self._policy.in_force().pods), ""
+        except PolicyError as error:
+            return self._config.always, error.message
+
+    async def _sandbox(self, question: Question) -> None:
+        identifier, runtime = question.identifier, self._config.runtime
+        around = Surroundings(
+            pod_uid=question.pod_uid(),
+            sandbox_id=identifier,
+            sandbox_pid=0,
+            kubelet=runtime.kubelet_directory,
+            runtime=runtime.runtime_directories,
+        )
+        spec = question.document
+        found = canonical("", runtime.sandbox_image, spec, around, container_id=identifier)
+        new = AdmittedSandbox(
+            pod_uid=around.pod_uid,
+            digest=found.digest,
+            unmeasured=tuple(sorted(found.unmeasured)),
+            pid_file=question.pid_file,
+            admitted_at=self._clock.now().wall.timestamp(),
+        )
+        await self._forget()
+        pods, about = self._rules()
+        self._admit(identifier, new, lambda: admit_sandbox(found, pods, about=about))
+
+    async def _container(self, question: Question) -> None:
+        identifier, runtime = question.identifier, self._config.runtime
+        sandbox_id, name = question.annotation("sandbox-id"), question.annotation("container-name")
+        if not name:
+            raise bad_form("the container has no name")
+        sandbox = self._memory.sandboxes.get(sandbox_id)
+        if sandbox is None:
+            raise bad_form(f"the sandbox {sandbox_id[:12]} was not admitted here: start it again")
+        pid = await asyncio.to_thread(_pid_in, sandbox.pid_file)
+        image = await self._image_of(identifier)
+        around = Surroundings(
+            pod_uid=sandbox.pod_uid,
+            sandbox_id=sandbox_id,
+            sandbox_pid=pid,
+            kubelet=runtime.kubelet_directory,
+            runtime=runtime.runtime_directories,
+        )
+        found = canonical(name, image, question.document, around, container_id=identifier)
+        # Another container of this sandbox may have been admitted while the runtime was asked.
+        sandbox = self._memory.sandboxes.get(sandbox_id, sandbox)
+        new = sandbox.with_container(identifier, name, found)
+        pods, about = self._rules()
+        what = f"the container {name} {found.digest}"
+        if found.unmeasured:
+            what += f" with {', '.join(sorted(found.unmeasured))}"
+        self._admit(sandbox_id, new, lambda: admit_container(new, pods, what=what, about=about))
+
+    def _exec(self, question: Question) -> None:
+        for sandbox in self._memory.sandboxes.values():
+            container = sandbox.containers.get(question.identifier)
+            if container is not None:
+                break
+        else:
+            raise bad_form(f"the container {question.identifier[:12]} was not admitted here")
+        if _terminal(question.document):
+            raise bad_form("it has a terminal: a person is at the other end")
+        found = executed(container.name, question.document)
+        pods, about = self._rules()
+        shown = " ".join(map(str, question.document.get("args") or ()))[:200]
+        what = f"{shown!r} in container {container.name}"
+        admit_exec(sandbox, found, pods, what=what, about=about)
+
+    async def _image_of(self, identifier: str) -> str:
+        """The image's configuration digest, by the runtime's word.
+
+        Raises:
+            WorkloadError: the runtime does not answer, or does not list the container.
+        """
+        for each in await self._runtime.containers(identifier):
+            if each.id == identifier and IMAGE_DIGEST.fullmatch(each.image):
+                return each.image
+        raise bad_form(f"the runtime does not list container {identifier[:12]}")
+
+    def _admit(self, identifier: str, new: AdmittedSandbox, check: Callable[[], None]) -> None:
+        """Remember ``new`` if ``check`` admits it, or if what it refuses runs all the same."""
+        try:
+            check()
+        except WorkloadError:
+            if not self._config.enforce:
+                self._remember(identifier, new)
+            raise
+        self._remember(identifier, new)
+
+    def _remember(self, identifier: str, new: AdmittedSandbox) -> None:
+        before = self._memory.sandboxes.get(identifier)
+        self._memory.sandboxes[identifier] = new
+        try:
+            self._file.write(self._memory)
+        except OSError as error:
+            if before is None:
+                del self._memory.sandboxes[identifier]
+            else:
+                self._memory.sandboxes[identifier] = before
+            raise bad_form(f"what is admitted cannot be remembered: {error.strerror}") from error
+
+    async def _forget(self) -> None:
+        """Forget sandboxes that the runtime no longer has, once there are many."""
+        if len(self._memory.sandboxes) < _FORGET_ABOVE:
+            return
+        with contextlib.suppress(WorkloadError):
+            there = await self._runtime.sandboxes()
+            now = self._clock.now().wall.timestamp()
+            for key, sandbox in list(self._memory.sandboxes.items()):
+                # The runtime lists a sandbox only after it has started.
+                if key not in there and now - sandbox.admitted_at > _FORGET_SECONDS:
+                    del self._memory.sandboxes[key]
+
+
+def _terminal(process: object) -> bool:
+    return isinstance(process, dict) and process.get("terminal") not in (None, False)
+
+
+def _pid_in(path: str) -> int:
+    """The pid that runc wrote.
+
+    Raises:
+        WorkloadError: ``admission_form``.
+    """
+    try:
+        pid = int(read_file(Path(path), max_bytes=_MOST_PID))
+    except (OSError, ValueError) as error:
+        raise bad_form(f"the sandbox's process is not known: {error}") from error
+    if pid <= 0:
+        raise bad_form("the sandbox's process is not known")
+    return pid

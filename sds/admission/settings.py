@@ -1,0 +1,72 @@
+"""The configuration of ``sds admission``, which belongs into the measured image.
+
+Owns :class:`AdmissionConfig`. Invariant: everything that decides is here or in the signed policy;
+nothing of it comes from the kubelet or the API server.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StrictBool
+
+from sds.operations.settings import MetricsSection  # noqa: TC001  pydantic reads it
+from sds.policy.settings import PolicySettings  # noqa: TC001  as above
+from sds.settings.fields import Settings, TrustDomainField
+from sds.workload.cri.settings import CriSettings, PodContents
+
+AbsolutePath = Annotated[str, Field(pattern=r"^/.")]
+
+
+class AdmissionRuntime(CriSettings):
+    """The runtime below; `socket` and directories as under `node.cri`."""
+
+    oci: AbsolutePath = Field(
+        default="/usr/sbin/runc", description="The real OCI runtime, which the wrapper executes."
+    )
+    sandbox_image: str = Field(
+        default="registry.k8s.io/pause:3.8",
+        description="The sandbox image as containerd's configuration names it (`sandbox_image`): "
+        "it is a line of the sandbox's canonical form, and the bundle does not say it.",
+    )
+
+
+class AdmissionConfig(Settings):
+    """Which containers may start on this node, and who may enter them."""
+
+    trust_domain: TrustDomainField = Field(description="Of the policy.")
+    enforce: StrictBool = Field(
+        default=True,
+        description="`false`: what no rule allows is logged and counted, and runs.",
+    )
+    policy: PolicySettings = Field(description="The signed policy; its `pods` are the rules.")
+    always: tuple[PodContents, ...] = Field(
+        default=(),
+        description="Pods that run without any policy: the agent's own, exactly. `sds policy pod` "
+        "writes the entry.",
+    )
+    runtime: AdmissionRuntime = AdmissionRuntime()
+    run_dir: Path = Field(
+        default=Path("/run/attested-sds-admission"),
+        description="Directory of the socket `admission.sock` and of what is remembered: the "
+        "highest epoch and the sandboxes that run. Only root may enter it.",
+    )
+    wrapper: AbsolutePath = Field(
+        default="/usr/local/sbin/attested-runc",
+        description="Where the image has the wrapper (`sds admission wrapper`).",
+    )
+    containerd_config: Path | None = Field(
+        default=Path("/etc/containerd/config.toml"),
+        description="Checked at start: every handler must run the wrapper. `null`: not checked.",
+    )
+    kubelet_config: Path | None = Field(
+        default=Path("/var/lib/kubelet/config.yaml"),
+        description="Checked at start: debugging handlers must be off. `null`: not checked.",
+    )
+    metrics: MetricsSection | None = Field(default=None, description="Prometheus metrics.")
+
+    @property
+    def socket(self) -> Path:
+        """Where the service listens."""
+        return self.run_dir / "admission.sock"

@@ -1,0 +1,248 @@
+"""The program in the OCI runtime's place: asks before ``create`` and ``exec``, then becomes runc.
+
+Owns the command line of runc, as far as containerd's shim uses it. ``sds admission wrapper`` writes
+this file out with its constants as one script, which needs the standard library only: it runs for
+every step of every container, so it imports little and holds no rule.
+
+Invariants: a command line that this module does not know is refused, and the one that runs is built
+from what was read, so that runc cannot read another meaning into it; without an answer of the
+service, nothing starts and nobody enters (if ``enforce``); what cannot reach into a container
+(``start``, ``kill``, ``delete``, ...) is never asked about, so that pods end while nothing answers.
+
+Sources: runc 1.1 ``man/runc*.8.md``; containerd ``go-runc/runc.go``, which makes these lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import NoReturn
+
+_SECONDS = 10.0
+_MOST_BYTES = 4 << 20
+_MOST_ANSWER = 64 << 10
+_GLOBAL = {"--log": True, "--log-format": True, "--root": True}
+_GLOBAL |= {"--systemd-cgroup": False, "--debug": False}
+_CREATE = {"--bundle": True, "--pid-file": True, "--console-socket": True, "--preserve-fds": True}
+_CREATE |= {"--no-pivot": False, "--no-new-keyring": False}
+_FLAGS: Mapping[str, Mapping[str, bool]] = {
+    "create": _CREATE,
+    "run": {**_CREATE, "--detach": False},
+    "exec": {
+        "--process": True,
+        "--pid-file": True,
+        "--console-socket": True,
+        "--detach": False,
+        "--tty": False,
+    },
+}
+"""Options of each command that is asked about, and whether a value follows."""
+_HARMLESS = frozenset(
+    {"delete", "events", "features", "kill", "list", "pause", "ps", "resume", "start", "state"}
+    | {"update", "--version", "-v", "--help", "-h", "help"}
+)
+
+
+class NotRead(Exception):  # noqa: N818  it says what was not read
+    """The command line is none that containerd's shim makes; the text says why."""
+
+
+def read_options(
+    arguments: Sequence[str], known: Mapping[str, bool]
+) -> tuple[dict[str, str], list[str]]:
+    """Options up to the first word that is none, and the rest.
+
+    Args:
+        arguments: words.
+        known: names of options, and whether a value follows.
+
+    Raises:
+        NotRead: an option is unknown, given twice, or without its value.
+    """
+    found: dict[str, str] = {}
+    rest = list(arguments)
+    while rest and rest[0].startswith("-"):
+        name, equals, value = rest.pop(0).partition("=")
+        if name not in known:
+            raise NotRead(f"the option {name[:100]!r} is unknown")
+        if name in found:
+            raise NotRead(f"the option {name} is given twice")
+        if not known[name]:
+            if equals:
+                raise NotRead(f"the option {name} takes no value")
+        elif not equals:
+            if not rest:
+                raise NotRead(f"the option {name} has no value")
+            value = rest.pop(0)
+        found[name] = value
+    return found, rest
+
+
+def words(options: Mapping[str, str], known: Mapping[str, bool]) -> list[str]:
+    """Options in the one form that runc reads only so."""
+    return [f"{name}={value}" if known[name] else name for name, value in options.items()]
+
+
+class CommandLine:
+    """One call of the runtime, read.
+
+    Attributes:
+        options: before the command.
+        command: such as ``create``.
+        inner: options of the command; empty for those that are not asked about.
+        rest: what follows.
+        asked: whether the service decides.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        """``arguments``: without the program's name."""
+        if len(arguments) == 1 and arguments[0] in _HARMLESS:
+            self.options, rest = dict[str, str](), list(arguments)
+        else:
+            self.options, rest = read_options(arguments, _GLOBAL)
+        if not rest:
+            raise NotRead("there is no command")
+        self.command, self.rest = rest[0], rest[1:]
+        self.inner: dict[str, str] = {}
+        self.asked = self.command in _FLAGS
+        if self.asked:
+            self.inner, self.rest = read_options(self.rest, _FLAGS[self.command])
+            if len(self.rest) != 1:
+                raise NotRead(f"{self.command} needs exactly one container, and nothing after it")
+        elif self.command not in _HARMLESS:
+            raise NotRead(f"the command {self.command[:100]!r} is not allowed")
+
+    @property
+    def arguments(self) -> list[str]:
+        """As runc gets them."""
+        inner = words(self.inner, _FLAGS[self.command]) if self.asked else []
+        return [*words(self.options, _GLOBAL), self.command, *inner, *self.rest]
+
+    @property
+    def document(self) -> str:
+        """Path of what decides: the bundle's configuration, or the process of an ``exec``."""
+        if self.command == "exec":
+            if "--process" not in self.inner:
+                raise NotRead("exec without --process is nothing that the runtime's shim asks for")
+            return self.inner["--process"]
+        return os.path.join(self.inner.get("--bundle", "."), "config.json")  # noqa: PTH118
+
+
+def read_document(path: str) -> bytes:
+    """An ordinary file of bounded size.
+
+    Raises:
+        NotRead: it is not one, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise NotRead(f"{path} is not an ordinary file")
+            content = file.read(_MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise NotRead(f"{path} cannot be read: {error}") from error
+    if len(content) > _MOST_BYTES:
+        raise NotRead(f"{path} is larger than {_MOST_BYTES} bytes")
+    return content
+
+
+def has_input() -> bool:
+    """Whether the container's standard input is anything but ``/dev/null`` (null(4): 1, 3)."""
+    try:
+        found = os.fstat(0)
+    except OSError:
+        return False
+    return not (stat.S_ISCHR(found.st_mode) and found.st_rdev == os.makedev(1, 3))
+
+
+def ask(path: str, line: CommandLine) -> str:
+    """Ask the service; the empty string if it allows this, else why not.
+
+    Raises:
+        NotRead: what decides cannot be read.
+        OSError: the service does not answer.
+    """
+    document = read_document(line.document)
+    question = {
+        "command": "exec" if line.command == "exec" else "create",
+        "id": line.rest[0],
+        "input": has_input(),
+        "pid_file": line.inner.get("--pid-file", ""),
+        "bytes": len(document),
+    }
+    until = time.monotonic() + _SECONDS
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_SECONDS)
+        connection.connect(path)
+        connection.sendall(json.dumps(question).encode() + b"\n" + document)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            connection.settimeout(max(0.001, until - time.monotonic()))
+            part = connection.recv(_MOST_ANSWER)
+            if not part or len(answer) > _MOST_ANSWER:
+                raise OSError("its answer is cut short")
+            answer += part
+    try:
+        said = json.loads(answer)
+        if said["allowed"] is True:
+            return ""
+        return str(said["why"])
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise OSError(f"its answer is not understood: {error!r}") from error
+
+
+def refuse(options: Mapping[str, str], why: str) -> NoReturn:
+    """Say it where containerd looks for runc's own errors (``getLastRuntimeError``), and end."""
+    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    said = json.dumps({"level": "error", "msg": f"refused by sds admission: {why}", "time": moment})
+    if "--log" in options:
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(options["--log"], flags, 0o600)
+            os.write(descriptor, said.encode() + b"\n")
+            os.close(descriptor)
+        except (OSError, ValueError):
+            pass
+    sys.stderr.write(f"refused by sds admission: {why}\n")
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def main(arguments: Sequence[str], *, runtime: str, service: str, enforce: bool) -> NoReturn:
+    """Run one call of the runtime.
+
+    Args:
+        arguments: without the program's name.
+        runtime: path of the real OCI runtime.
+        service: path of the service's socket.
+        enforce: false: only the service's own log says what it would refuse.
+    """
+    options: Mapping[str, str] = {}
+    to_run = list(arguments)
+    try:
+        line = CommandLine(arguments)
+        options, to_run = line.options, line.arguments
+        why = ask(service, line) if line.asked else ""
+    except NotRead as error:
+        why = str(error)
+    except OSError as error:
+        why = f"the admission service at {service} does not answer: {error}"
+    if why and enforce:
+        refuse(options, why)
+    # Python ignores these two; a runtime's children would inherit that.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    try:
+        os.execv(runtime, ["runc", *to_run])  # noqa: S606  it is the point of this program
+    except OSError as error:
+        refuse(options, f"the runtime {runtime} cannot be executed: {error.strerror}")

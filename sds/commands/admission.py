@@ -1,0 +1,118 @@
+"""``sds admission``: nothing starts in this guest, and nobody enters it, without a signed rule."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from sds.admission import wrapper as wrapper_module
+from sds.admission.node_check import check_node
+from sds.admission.server import serve
+from sds.admission.settings import AdmissionConfig
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError
+from sds.faults import watch_loop
+from sds.operations import logs
+from sds.operations.instruments import AdmissionInstruments
+from sds.operations.listeners import metrics_listener
+from sds.operations.notify import notify
+from sds.settings import yamlfile
+
+_LOGGER = logging.getLogger("sds.commands.admission")
+_CONFIG = click.option(
+    "--config",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The YAML file of `sds admission`, which belongs into the measured image.",
+)
+
+
+@click.group()
+def admission() -> None:
+    """Start only what a signed rule lists, and let nobody into it.
+
+    A wrapper takes the OCI runtime's place and asks this service. Rules are the policy's `pods`.
+    """
+
+
+@admission.command("serve")
+@_CONFIG
+@click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True)
+@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
+def serve_command(path: Path, log_format: str, log_level: str) -> None:
+    """Answer the wrapper. Prints "READY" once it does.
+
+    Nothing starts on the node while it does not run (if `enforce` is true).
+    """
+    config = _checked(path)
+    logs.configure(style=log_format, level=log_level)
+    for name in ("containerd_config", "kubelet_config"):
+        if getattr(config, name) is None:
+            _LOGGER.warning("%s is null: nothing checks for ways around the wrapper", name)
+
+    def ready() -> None:
+        click.echo("READY")
+        notify("READY=1")
+
+    async def run() -> None:
+        watch_loop(asyncio.get_running_loop())
+        clock = SystemClock()
+        instruments = AdmissionInstruments(clock=clock)
+        async with metrics_listener(config.metrics, instruments):
+            await serve(
+                config,
+                clock=clock,
+                observer=instruments,
+                watcher=instruments,
+                ready=ready,
+                watch=instruments.watch_policy,
+            )
+
+    asyncio.run(run())
+
+
+@admission.command("check")
+@_CONFIG
+def check(path: Path) -> None:
+    """Say whether containerd and the kubelet leave a way around the wrapper."""
+    _checked(path)
+    click.echo(f"{path}: every handler runs the wrapper, and debugging handlers are off")
+
+
+@admission.command("wrapper")
+@_CONFIG
+@click.option(
+    "--python",
+    default=sys.executable,
+    show_default="this one",
+    help="The interpreter on the node; the standard library is enough.",
+)
+def wrapper(path: Path, python: str) -> None:
+    """Print the wrapper: an executable for the place that `wrapper` names.
+
+    Give it to every handler of containerd as `BinaryName`.
+    """
+    config = yamlfile.load_file(path, AdmissionConfig)
+    call = (
+        f"main(sys.argv[1:], runtime={config.runtime.oci!r}, service={str(config.socket)!r}, "
+        f"enforce={config.enforce!r})"
+    )
+    source = inspect.getsource(wrapper_module)
+    click.echo(f"#!{python} -IS\n{source}\n\n{call}")
+
+
+def _checked(path: Path) -> AdmissionConfig:
+    config = yamlfile.load_file(path, AdmissionConfig)
+    config.policy.start(config.trust_domain)
+    if found := check_node(config):
+        raise ConfigurationError(
+            f"{len(found)} ways around the wrapper: " + "; ".join(found),
+            advice="mend these files in the image; docs/kubernetes.md shows them",
+        )
+    return config

@@ -1,0 +1,377 @@
+"""``sds admission`` without a runtime: what it judges, remembers and checks."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sds.admission.memory import Memory, MemoryFile
+from sds.admission.node_check import check_node, containerd_findings, kubelet_findings
+from sds.admission.question import MOST_DOCUMENT, Question, read_question
+from sds.admission.server import QuestionServer
+from sds.admission.service import Admission
+from sds.admission.settings import AdmissionConfig
+from sds.clock import SystemClock
+from sds.errors import PolicyNotInForceError, SdsError, WorkloadError
+from sds.operations.instruments import AdmissionInstruments
+from sds.policy.trust import Epoch
+from sds.workload.cri.canonical import Surroundings, canonical, executed
+from sds.workload.cri.runtime import Listed
+from sds.workload.cri.settings import PodContents
+from tests.support.policies import Signatory
+from tests.support.refusals import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+UID = "f8c23ee5-a81d-4e76-a51e-0ce6edfa6c3a"
+SANDBOX, CONTAINER = "ad" * 32, "6e" * 32
+IMAGE = "sha256:" + "f9" * 32
+
+
+def spec(identifier: str, *, name: str = "", args: str = "/app") -> dict[str, Any]:
+    """As containerd writes it, shortened."""
+    kind = "container" if name else "sandbox"
+    ipc = {"type": "ipc", "path": "/proc/77/ns/ipc"} if name else {"type": "ipc"}
+    annotations = {"container-type": kind, "sandbox-id": SANDBOX, "sandbox-uid": UID}
+    if name:
+        annotations["container-name"] = name
+    return {
+        "ociVersion": "1.0.2",
+        "process": {"args": [args], "env": ["A=1"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "root": {"path": "rootfs"},
+        "mounts": [],
+        "annotations": {f"io.kubernetes.cri.{key}": value for key, value in annotations.items()},
+        "linux": {"cgroupsPath": f"/kubepods/pod{UID}/{identifier}", "namespaces": [ipc]},
+    }
+
+
+def digest(identifier: str, document: dict[str, Any], name: str = "") -> str:
+    around = Surroundings(pod_uid=UID, sandbox_id=SANDBOX, sandbox_pid=77 if name else 0)
+    image = IMAGE if name else "pause:1"
+    return canonical(name, image, document, around, container_id=identifier).digest
+
+
+class NodeInTest:
+    """Stands for the runtime and the policy."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.pid_file = folder / "init.pid"
+        self.pid_file.write_text("77")
+        self.pods: tuple[PodContents, ...] | None = ()
+        self.images = {CONTAINER: IMAGE, "c2": IMAGE, "c3": "localhost/by-name:1"}
+        config = {
+            "trust_domain": "example.org",
+            "policy": {"file": "/p", "keys": [Signatory("alice").public.pem]},
+            "runtime": {"sandbox_image": "pause:1"},
+            **changes,
+        }
+        self.config = AdmissionConfig.model_validate(config)
+        self.memory = Memory()
+        self.admission = Admission(
+            self.config,
+            policy=self,  # type: ignore[arg-type]
+            runtime=self,  # type: ignore[arg-type]
+            memory=self.memory,
+            file=MemoryFile(folder),
+            clock=SystemClock(),
+        )
+
+    def in_force(self) -> NodeInTest:
+        if self.pods is None:
+            raise PolicyNotInForceError("it is over", reason="policy_expired")
+        return self
+
+    async def containers(self, identifier: str) -> tuple[Listed, ...]:
+        image = self.images.get(identifier)
+        if image is None:
+            return ()
+        return (
+            Listed(id=identifier, sandbox_id=SANDBOX, name="x", attempt=0, image=image, alive=True),
+        )
+
+    async def create(self, identifier: str, document: dict[str, Any], **changes: Any) -> None:
+        question = {"command": "create", "has_input": False, "pid_file": str(self.pid_file)}
+        await self.admission.decide(
+            Question(identifier=identifier, document=document, **{**question, **changes})
+        )
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> NodeInTest:
+    node = NodeInTest(tmp_path)
+    main = spec(CONTAINER, name="main")
+    node.pods = (
+        PodContents(
+            sandbox=digest(SANDBOX, spec(SANDBOX)),
+            containers=(digest(CONTAINER, main, "main"),),
+            execs=(executed("main", main["process"]).digest,),
+        ),
+    )
+    return node
+
+
+async def test_a_listed_pod_and_its_listed_process(node: NodeInTest) -> None:
+    with refused("admission_form", match="was not admitted here"):
+        await node.create(CONTAINER, spec(CONTAINER, name="main"))
+    await node.create(SANDBOX, spec(SANDBOX))
+    await node.create(CONTAINER, spec(CONTAINER, name="main"))
+    await node.create(CONTAINER, spec(CONTAINER)["process"], command="exec")
+    with refused("admission_not_listed", match="no rule lists the process"):
+        await node.create(CONTAINER, {"args": ["/sh"]} | SHELL, command="exec")
+    with refused("admission_form", match="it has a terminal"):
+        await node.create(CONTAINER, {**SHELL, "terminal": True}, command="exec")
+    # The policy ends, and with it every new process; what runs goes on.
+    node.pods = None
+    with refused("admission_not_listed", match="it is over"):
+        await node.create(CONTAINER, spec(CONTAINER)["process"], command="exec")
+
+
+SHELL = {"env": ["A=1"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
+
+
+async def test_what_cannot_be_judged_is_refused(node: NodeInTest) -> None:
+    await node.create(SANDBOX, spec(SANDBOX))
+    main = spec(CONTAINER, name="main")
+    for change, why in (
+        ({"annotations": {}}, "container-type is missing"),
+        ({"annotations": None}, "container-type is missing"),
+        ({"surprise": 1}, "unknown key 'surprise'"),
+        ({"process": {**main["process"], "terminal": True}}, "it has a terminal"),
+        ({"linux": None}, "is not an object"),
+    ):
+        with refused("admission_form", "cri_unknown_shape", match=why):
+            await node.create(CONTAINER, {**main, **change})
+    for key, value, why in (
+        ("container-type", "podsandbox", "neither a sandbox nor a container"),
+        ("container-name", "", "has no name"),
+        ("sandbox-id", "be" * 32, "was not admitted here"),
+    ):
+        other = copy.deepcopy(main)
+        other["annotations"][f"io.kubernetes.cri.{key}"] = value
+        with refused("admission_form", match=why):
+            await node.create(CONTAINER, other)
+    odd = spec(SANDBOX)
+    odd["annotations"]["io.kubernetes.cri.sandbox-uid"] = "../x"
+    with refused("admission_form", match="is not a pod's UID"):
+        await node.create(SANDBOX, odd)
+    for identifier in ("c3", "c4"):  # an image by its name; a container that CRI did not make
+        with refused("admission_form", match="does not list container"):
+            await node.create(identifier, spec(identifier, name="main"))
+    with refused("admission_form", match="its standard input is open"):
+        await node.create(CONTAINER, main, has_input=True)
+    node.pid_file.write_text("x")
+    with refused("admission_form", match="the sandbox's process is not known"):
+        await node.create(CONTAINER, main)
+
+
+async def test_what_is_admitted_must_be_remembered(node: NodeInTest, tmp_path: Path) -> None:
+    (tmp_path / "memory.new").mkdir()
+    with refused("admission_form", match="cannot be remembered"):
+        await node.create(SANDBOX, spec(SANDBOX))
+    assert not node.memory.sandboxes
+
+
+async def test_memory_is_what_was_written(node: NodeInTest, tmp_path: Path) -> None:
+    await node.create(SANDBOX, spec(SANDBOX))
+    await node.create(CONTAINER, spec(CONTAINER, name="main"))
+    node.memory.seen, node.memory.policy = Epoch(number=7, digest=b"d" * 32), b"signed"
+    file = MemoryFile(tmp_path)
+    file.write(node.memory)
+    assert file.read() == node.memory
+    assert (tmp_path / "memory.json").stat().st_mode & 0o777 == 0o600
+    for broken in ("", "{}", "[]", '{"format": 2}', '{"format": 1, "seen": 1}', "[" * 9999):
+        (tmp_path / "memory.json").write_text(broken)
+        with refused("configuration", match="cannot be used"):
+            file.read()
+
+
+# --- questions ----------------------------------------------------------------------------------
+
+HEADER = {"command": "create", "id": "c1", "input": False, "pid_file": "", "bytes": 2}
+
+
+async def ask(content: bytes) -> Question:
+    reader = asyncio.StreamReader(limit=8192)
+    reader.feed_data(content)
+    reader.feed_eof()
+    return await read_question(reader)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"[]\n{}",
+        b"{" * 9000,
+        *(
+            json.dumps({**HEADER, key: value}).encode() + b"\n{}"
+            for key, value in (
+                ("command", "start"),
+                ("id", "../x"),
+                ("id", ""),
+                ("input", 0),
+                ("pid_file", None),
+                ("bytes", True),
+                ("bytes", 0),
+                ("bytes", 3),
+                ("bytes", MOST_DOCUMENT + 1),
+            )
+        ),
+        *(
+            json.dumps({**HEADER, "bytes": len(text)}).encode() + b"\n" + text
+            for text in (b"[]", b"x", b'{"a":1,"a":2}', b'{"a":1,"A":2}', b"[" * 99999, b"\xff")
+        ),
+    ],
+)
+async def test_a_question_that_is_not_understood(content: bytes) -> None:
+    with refused("admission_form"):
+        await ask(content)
+
+
+VALUES = st.recursive(
+    st.none() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(VALUES)
+async def test_any_document_gives_our_errors_only(value: Any) -> None:
+    text = json.dumps(value).encode()
+    content = json.dumps({**HEADER, "bytes": len(text)}).encode() + b"\n" + text
+    try:
+        assert (await ask(content)).document == value
+    except SdsError as error:
+        assert error.reason == "admission_form"  # noqa: PT017  most drawn values are no object
+
+
+class Failing:
+    async def decide(self, question: Question) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("content", "decision"),
+    [(b"{}\n", "admission_form"), (json.dumps(HEADER).encode() + b"\n{}", "internal")],
+)
+async def test_a_fault_is_the_refusal_of_one_question(
+    tmp_path: Path, content: bytes, decision: str
+) -> None:
+    instruments = AdmissionInstruments(clock=SystemClock())
+    server = QuestionServer(Failing(), enforce=True, observer=instruments)  # type: ignore[arg-type]
+    path = str(tmp_path / "sock")
+    async with await asyncio.start_unix_server(server.answer, path=path):
+        for _ in range(2):
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(content)
+            said = json.loads(await reader.readline())
+            writer.close()
+            assert said["allowed"] is False
+    command = "create" if decision == "internal" else ""
+    counted = instruments.registry.get_sample_value(
+        "sds_admission_decisions_total", {"command": command, "decision": decision}
+    )
+    assert counted == 2
+
+
+# --- the node's configuration -------------------------------------------------------------------
+
+WRAPPER = "/usr/local/sbin/attested-runc"
+
+
+def runtimes(**handlers: Any) -> dict[str, Any]:
+    good = {"runtime_type": "io.containerd.runc.v2", "options": {"BinaryName": WRAPPER}}
+    containerd = {"runtimes": {"runc": good, **handlers}}
+    return {"plugins": {"io.containerd.grpc.v1.cri": {"containerd": containerd}}}
+
+
+def changed(**more: Any) -> dict[str, Any]:
+    config = runtimes()
+    config["plugins"]["io.containerd.grpc.v1.cri"]["containerd"] |= more
+    return config
+
+
+def test_a_containerd_whose_every_handler_runs_the_wrapper() -> None:
+    assert not list(containerd_findings(runtimes(), wrapper=WRAPPER))
+    newer = {"plugins": {"io.containerd.cri.v1.runtime": None}}
+    newer["plugins"]["io.containerd.cri.v1.runtime"] = runtimes()["plugins"][
+        "io.containerd.grpc.v1.cri"
+    ]
+    assert not list(containerd_findings(newer, wrapper=WRAPPER))
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({}, "no section"),
+        ({"plugins": {"io.containerd.grpc.v1.cri": {}}}, "the handler 'runc' is built in"),
+        ({**runtimes(), "imports": ["/x"]}, "imports"),
+        (runtimes(kata={"runtime_type": "io.containerd.kata.v2"}), "'kata' is of the kind"),
+        (runtimes(old={"runtime_type": "io.containerd.runc.v1"}), "'old' is of the kind"),
+        (runtimes(x={"runtime_type": "io.containerd.runc.v2"}), "'x' executes 'runc', not"),
+        (
+            runtimes(
+                x={
+                    "runtime_type": "io.containerd.runc.v2",
+                    "runtime_path": "/evil-shim",
+                    "options": {"BinaryName": WRAPPER},
+                }
+            ),
+            "'x' is of the kind",
+        ),
+        (runtimes(x=3), "'x' is of the kind None"),
+        (changed(default_runtime_name="other"), "the default handler 'other'"),
+        (changed(untrusted_workload_runtime={"runtime_type": "x"}), "untrusted_workload_runtime"),
+    ],
+)
+def test_a_way_around_the_wrapper(config: dict[str, Any], why: str) -> None:
+    assert any(why in each for each in containerd_findings(config, wrapper=WRAPPER))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"enableDebuggingHandlers": True}, "enableDebuggingHandlers"),
+        ({"enableDebuggingHandlers": None}, "enableDebuggingHandlers"),
+        ({"enableDebuggingHandlers": "false"}, "enableDebuggingHandlers"),
+        ({"readOnlyPort": 10255}, "readOnlyPort"),
+        ({"enableProfilingHandler": True}, "enableProfilingHandler"),
+        ({"kind": "Pod"}, "not a KubeletConfiguration"),
+    ],
+)
+def test_a_kubelet_that_reaches_into_containers(change: dict[str, Any], why: str) -> None:
+    good = {"kind": "KubeletConfiguration", "enableDebuggingHandlers": False}
+    assert not list(kubelet_findings(good))
+    assert any(why in each for each in kubelet_findings({**good, **change}))
+    assert list(kubelet_findings(None))
+
+
+def files(folder: Path) -> Iterator[tuple[str, str]]:
+    yield "containerd_config", "= ="
+    yield "kubelet_config", "{"
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    nothing = {"containerd_config": None, "kubelet_config": None}
+    assert check_node(NodeInTest(tmp_path, **nothing).config) == ()
+    for name, content in files(tmp_path):
+        path = tmp_path / name
+        for _ in range(2):
+            with refused("configuration"):
+                check_node(NodeInTest(tmp_path, **{**nothing, name: str(path)}).config)
+            path.write_text(content)
+
+
+def test_refusals_are_workload_errors(node: NodeInTest) -> None:
+    with pytest.raises(WorkloadError):
+        asyncio.run(node.create(SANDBOX, spec(SANDBOX), has_input=True))
