@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
 
 _HEX: Final = "4f2a" * 24
 MODELS: Final = {
+    "admission": "sds.admission.settings:AdmissionConfig",
     "agent": "sds.agent.config:AgentConfig",
     "ca": "sds.ca.config:AuthorityConfig",
 }
@@ -32,6 +33,8 @@ _LABELS: Final = {"WorkloadSection": "a socket of its own", "WorkloadRule": "a r
 _HOMES: Final = {"VerificationSection": "verification"}
 """Large blocks that a file may have in several places, and the place where they are explained."""
 EXAMPLES: Final[Mapping[str, Any]] = {
+    "always.sandbox": "sha256:" + "1" * 64,
+    "always.containers": ["sha256:" + "2" * 64],
     "cri.pods.sandbox": "sha256:" + "1" * 64,
     "cri.pods.containers": ["sha256:" + "2" * 64],
     "trust_domain": "example.org",

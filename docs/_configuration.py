@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from _blocks import Block, Entry
 
 TITLES: Final = {
+    "admission": (
+        "Configuration of admission at the runtime",
+        "sds admission serve --config FILE",
+        "admission.yaml",
+    ),
     "agent": ("Configuration of the agent", "sds agent --config FILE", "agent.yaml"),
     "ca": ("Configuration of the authority", "sds ca --config FILE", "ca.yaml"),
 }

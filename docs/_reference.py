@@ -131,12 +131,13 @@ def configuration() -> str:
     return """\
 # Configuration
 
-The agent and the authority each read one YAML file.
+The agent, the authority and the admission service each read one YAML file.
 
 | file | fields | complete example |
 | --- | --- | --- |
 | `sds agent --config FILE` | [agent](agent.md) | [agent.yaml](agent.yaml) |
 | `sds ca --config FILE` | [authority](ca.md) | [ca.yaml](ca.yaml) |
+| `sds admission serve` | [admission](admission.md) | [admission.yaml](admission.yaml) |
 
 `sds agent --config FILE --check-config` checks a file without starting anything. Signed policy is a
 document of its own: see [policy](../policy.md).
@@ -326,6 +327,8 @@ def files() -> dict[str, str]:
     """Every file of the reference, by its name in ``docs/reference``."""
     return {
         "configuration.md": configuration(),
+        "admission.md": page("admission"),
+        "admission.yaml": yaml_file("admission"),
         "agent.md": page("agent"),
         "agent.yaml": yaml_file("agent"),
         "ca.md": page("ca"),

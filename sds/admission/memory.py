@@ -21,7 +21,7 @@ from sds.policy.trust import Epoch
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sds.policy.keeping import Keeping
+    from sds.policy.succession import PolicySuccession
 
 _FORMAT: Final = 1
 
@@ -40,7 +40,7 @@ class Memory:
     policy: bytes = b""
     sandboxes: dict[str, AdmittedSandbox] = field(default_factory=dict)
 
-    def floor(self, start: Keeping) -> Keeping:
+    def floor(self, start: PolicySuccession) -> PolicySuccession:
         """What a holder starts with: nothing older than what was seen is accepted."""
         return replace(start, seen=self.seen)
 

@@ -16,6 +16,7 @@ from sds.errors import WorkloadError
 
 MOST_HEADER: Final = 8 << 10
 MOST_DOCUMENT: Final = 4 << 20
+_FIELDS: Final = 5
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _POD_UID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}", re.ASCII)
 _ANNOTATION: Final = "io.kubernetes.cri."
@@ -72,23 +73,15 @@ async def read_question(reader: asyncio.StreamReader) -> Question:
         OSError: the connection ends.
     """
     try:
-        header = json.loads(await reader.readuntil(b"\n"))
-        command, identifier = header["command"], header["id"]
-        has_input, pid_file, size = header["input"], header["pid_file"], header["bytes"]
-    except (
-        asyncio.LimitOverrunError,
-        EOFError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
+        fields = [(await reader.readuntil(b"\0"))[:-1].decode() for _ in range(_FIELDS)]
+        command, identifier, has_input, pid_file, size = *fields[:-1], int(fields[-1])
+    except (asyncio.LimitOverrunError, EOFError, ValueError) as error:
         raise bad_form(f"the wrapper's question is not understood: {error!r}") from error
-    if command not in ("create", "exec") or not isinstance(has_input, bool):
+    if command not in ("create", "exec") or has_input not in ("", "input"):
         raise bad_form("the wrapper's question is of an unknown kind")
-    if not isinstance(identifier, str) or not _IDENTIFIER.fullmatch(identifier):
+    if not _IDENTIFIER.fullmatch(identifier):
         raise bad_form("the container's ID has characters that IDs do not have")
-    if not isinstance(pid_file, str) or type(size) is not int or not 0 < size <= MOST_DOCUMENT:
+    if not 0 < size <= MOST_DOCUMENT:
         raise bad_form(f"the document is empty or larger than {MOST_DOCUMENT} bytes")
     try:
         content = await reader.readexactly(size)
@@ -97,7 +90,7 @@ async def read_question(reader: asyncio.StreamReader) -> Question:
     return Question(
         command=command,
         identifier=identifier,
-        has_input=has_input,
+        has_input=bool(has_input),
         pid_file=pid_file,
         document=_decoded(content),
     )

@@ -8,7 +8,6 @@ its refusal, is logged and counted, and ends nothing else.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
 import socket
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.admission.memory import MemoryFile
 from sds.admission.question import MOST_HEADER, read_question
-from sds.admission.service import Admission
+from sds.admission.service import RuntimeAdmission
 from sds.agent.directory import claimed, listening
 from sds.errors import SdsError
 from sds.faults import report
@@ -60,7 +59,9 @@ class QuestionServer:
         observer: counts.
     """
 
-    def __init__(self, admission: Admission, *, enforce: bool, observer: AdmissionObserver) -> None:
+    def __init__(
+        self, admission: RuntimeAdmission, *, enforce: bool, observer: AdmissionObserver
+    ) -> None:
         self._admission = admission
         self._enforce = enforce
         self._observer = observer
@@ -75,8 +76,8 @@ class QuestionServer:
                 if _PEER.unpack(said)[1] != os.geteuid():
                     return
                 why = await self._decide(reader)
-                words = {"allowed": not why or not self._enforce, "why": why}
-                writer.write(json.dumps(words).encode() + b"\n")
+                answer = f"no: {why}" if why and self._enforce else "yes"
+                writer.write(" ".join(answer.split()).encode(errors="replace") + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
             # The wrapper hears nothing, and refuses.
@@ -153,7 +154,7 @@ async def serve(
         files = PolicyFiles(config.policy.place, holder, clock=clock)
         files.load()
         async with Runtime(config.runtime.socket) as runtime:
-            admission = Admission(
+            admission = RuntimeAdmission(
                 config, policy=holder, runtime=runtime, memory=memory, file=file, clock=clock
             )
             server = QuestionServer(admission, enforce=config.enforce, observer=observer)

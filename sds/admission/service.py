@@ -1,7 +1,7 @@
 """What decides: policy, runtime and memory, joined.
 
-Owns :class:`Admission`: one question, and an answer or an error. Invariants: what is admitted is
-remembered before the wrapper hears of it; what cannot be found out is a refusal.
+Owns :class:`RuntimeAdmission`: one question, and an answer or an error. Invariants: what is admitted
+is remembered before the wrapper hears of it; what cannot be found out is a refusal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FORGET_ABOVE: Final = 256
 _MOST_PID: Final = 20
 
 
-class InForce(Protocol):
+class RulesInForce(Protocol):
     """The policy holder, as far as this module asks it."""
 
     def in_force(self) -> AdmittedPolicy:
@@ -42,7 +42,7 @@ class InForce(Protocol):
         ...
 
 
-class Admission:
+class RuntimeAdmission:
     """Decides.
 
     Args:
@@ -58,7 +58,7 @@ class Admission:
         self,
         config: AdmissionConfig,
         *,
-        policy: InForce,
+        policy: RulesInForce,
         runtime: Runtime,
         memory: Memory,
         file: MemoryFile,

@@ -14,12 +14,12 @@ from pydantic import Field, StrictBool
 from sds.operations.settings import MetricsSection  # noqa: TC001  pydantic reads it
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
 from sds.settings.fields import Settings, TrustDomainField
-from sds.workload.cri.settings import CriSettings, PodContents
+from sds.workload.cri.settings import PodContents, RuntimePlaces
 
 AbsolutePath = Annotated[str, Field(pattern=r"^/.")]
 
 
-class AdmissionRuntime(CriSettings):
+class AdmissionRuntime(RuntimePlaces):
     """The runtime below; `socket` and directories as under `node.cri`."""
 
     oci: AbsolutePath = Field(

@@ -14,10 +14,10 @@ Sources: runc 1.1 ``man/runc*.8.md``; containerd ``go-runc/runc.go``, which make
 
 from __future__ import annotations
 
-import json
+# Measured: socket, signal and json triple the processor time of each call (20 ms to 60 ms).
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
-import signal
-import socket
 import stat
 import sys
 import time
@@ -173,18 +173,21 @@ def ask(path: str, line: CommandLine) -> str:
         OSError: the service does not answer.
     """
     document = read_document(line.document)
-    question = {
-        "command": "exec" if line.command == "exec" else "create",
-        "id": line.rest[0],
-        "input": has_input(),
-        "pid_file": line.inner.get("--pid-file", ""),
-        "bytes": len(document),
-    }
+    question = (
+        "exec" if line.command == "exec" else "create",
+        line.rest[0],
+        "input" if has_input() else "",
+        line.inner.get("--pid-file", ""),
+        str(len(document)),
+    )
+    # No argument has a NUL character.
+    header = b"".join(os.fsencode(field) + b"\0" for field in question)
     until = time.monotonic() + _SECONDS
-    with socket.socket(socket.AF_UNIX) as connection:
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
         connection.settimeout(_SECONDS)
         connection.connect(path)
-        connection.sendall(json.dumps(question).encode() + b"\n" + document)
+        connection.sendall(header + document)
         answer = b""
         while not answer.endswith(b"\n"):
             connection.settimeout(max(0.001, until - time.monotonic()))
@@ -192,17 +195,20 @@ def ask(path: str, line: CommandLine) -> str:
             if not part or len(answer) > _MOST_ANSWER:
                 raise OSError("its answer is cut short")
             answer += part
-    try:
-        said = json.loads(answer)
-        if said["allowed"] is True:
-            return ""
-        return str(said["why"])
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise OSError(f"its answer is not understood: {error!r}") from error
+    finally:
+        connection.close()
+    said = answer.decode(errors="replace").rstrip("\n")
+    if said == "yes":
+        return ""
+    if not said.startswith("no: "):
+        raise OSError("its answer is not understood")
+    return said.removeprefix("no: ")
 
 
 def refuse(options: Mapping[str, str], why: str) -> NoReturn:
     """Say it where containerd looks for runc's own errors (``getLastRuntimeError``), and end."""
+    import json  # noqa: PLC0415  only here, see above
+
     moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     said = json.dumps({"level": "error", "msg": f"refused by sds admission: {why}", "time": moment})
     if "--log" in options:
@@ -240,8 +246,8 @@ def main(arguments: Sequence[str], *, runtime: str, service: str, enforce: bool)
     if why and enforce:
         refuse(options, why)
     # Python ignores these two; a runtime's children would inherit that.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
+    _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
     try:
         os.execv(runtime, ["runc", *to_run])  # noqa: S606  it is the point of this program
     except OSError as error:

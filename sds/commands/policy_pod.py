@@ -15,12 +15,14 @@ import click
 import yaml
 
 from sds.errors import ConfigurationError
-from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
-from sds.workload.cri.manifest import differences
+from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical, expected_exec
+from sds.workload.cri.manifest import differences, exec_commands
 from sds.workload.cri.runtime import Runtime
 from sds.workload.cri.settings import CriSettings, PodContents
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sds.workload.cri.runtime import Listed
 
 DEFAULTS = CriSettings()
@@ -68,6 +70,7 @@ def pod(
         name=name,
         sandbox=sandbox.digest,
         containers=tuple(sorted({one.digest for one in found.values()})),
+        execs=tuple(sorted(one.digest for one in _execs(document["spec"], found))),
         unmeasured=tuple(unmeasured),
     )
     if lines:
@@ -76,6 +79,14 @@ def pod(
             click.echo("".join(f"#   {line}\n" for line in one.lines), nl=False)
     click.echo(f'# match: {{"cri:pod-digest": "{contents.digest}"}}')
     click.echo(yaml.safe_dump([contents.model_dump(mode="json")], sort_keys=False), nl=False)
+
+
+def _execs(
+    spec: dict[str, Any], found: dict[str, CanonicalContainer]
+) -> Iterator[CanonicalContainer]:
+    """Processes that probes and hooks of the manifest start in its containers."""
+    for name, command in exec_commands(spec):
+        yield expected_exec(name, found[name], command)
 
 
 def _pod_of(manifest: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ Owns :func:`differences`, a pure comparison for people who make a pod's list fro
 Invariant: a value that the manifest states must be in the container's lines; a container or an init
 container that only one of both has is a difference. What the manifest leaves to the image or to the
 runtime is not judged here: the digests bind it.
+
+Also :func:`exec_commands`, what a manifest has the kubelet start inside containers.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _KINDS: Final = ("initContainers", "containers")
+_PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
 def differences(spec: Mapping[str, Any], seen: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
@@ -36,6 +39,26 @@ def differences(spec: Mapping[str, Any], seen: Mapping[str, Sequence[str]]) -> t
     for name in sorted(set(wanted) & set(seen)):
         found += [f"{name}: {each}" for each in _of_container(wanted[name], shared, seen[name])]
     return tuple(found)
+
+
+def exec_commands(spec: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Containers' names and the commands that their exec probes and hooks start.
+
+    Args:
+        spec: of the Pod, decoded.
+    """
+    for container in (_table(each) for kind in _KINDS for each in spec.get(kind) or ()):
+        hooks = _table(container.get("lifecycle"))
+        handlers = [container.get(kind) for kind in _PROBES]
+        handlers += [hooks.get(kind) for kind in ("postStart", "preStop")]
+        for handler in map(_table, handlers):
+            command = _table(handler.get("exec")).get("command")
+            if isinstance(command, list) and command:
+                yield str(container.get("name")), [str(word) for word in command]
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _of_container(

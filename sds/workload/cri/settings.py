@@ -53,14 +53,11 @@ class PodContents(Settings):
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
-class CriSettings(Settings):
-    """The cri attestor."""
+class RuntimePlaces(Settings):
+    """Where the runtime and its files are."""
 
     socket: Annotated[str, Field(pattern=r"^/.")] = Field(
         default="/run/containerd/containerd.sock", description="The runtime's CRI socket."
-    )
-    pods: tuple[PodContents, ...] = Field(
-        default=(), description="The pods that rules on `cri:pod-digest` may name."
     )
     kubelet_directory: Annotated[str, Field(pattern=r"^/.")] = Field(
         default="/var/lib/kubelet", description="The kubelet's `--root-dir`."
@@ -73,4 +70,12 @@ class CriSettings(Settings):
             "/run/k3s/containerd",
         ),
         description="The runtime's `root` and `state`, where it makes files of sandboxes.",
+    )
+
+
+class CriSettings(RuntimePlaces):
+    """The cri attestor."""
+
+    pods: tuple[PodContents, ...] = Field(
+        default=(), description="The pods that rules on `cri:pod-digest` may name."
     )
