@@ -1,7 +1,7 @@
 """What decides: policy, runtime and memory, joined.
 
-Owns :class:`RuntimeAdmission`: one question, and an answer or an error. Invariants: what is admitted
-is remembered before the wrapper hears of it; what cannot be found out is a refusal.
+Owns :class:`RuntimeAdmission`: one question, and an answer or an error. Invariants: what is
+admitted is remembered before the wrapper hears of it; what cannot be found out is a refusal.
 """
 
 from __future__ import annotations
