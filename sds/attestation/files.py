@@ -14,6 +14,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sds import threads
 from sds.attestation.pem import der_revocation_lists
 from sds.attestation.revocation import (
     RevocationList,
@@ -257,7 +258,7 @@ class FollowedFiles:
 
     async def _look(self) -> None:
         try:
-            await asyncio.to_thread(self.reload)
+            await threads.COLLATERAL.run(self.reload)
         except ConfigurationError as error:
             self.failures += 1
             if str(error) != self._said:

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from google.protobuf import struct_pb2
 
+from sds import threads
 from sds._proto.istio.v1.auth import ca_pb2
 from sds.authority import istio_answer
 from sds.authority.istio_line import IstioLine
@@ -67,8 +68,8 @@ class IstioAuthority:
             AuthorityUnavailableError: no item was answered.
             ConfigurationError: the root file cannot be used.
         """
-        token = await asyncio.to_thread(self._read_token)
-        root = await asyncio.to_thread(self._read_root)
+        token = await threads.ROTATION.run(self._read_token)
+        root = await threads.ROTATION.run(self._read_root)
         with self._connected(root).used() as line:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._outcome(line, token, item)) for item in items]

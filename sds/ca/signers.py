@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sds import threads
 from sds.backoff import QUICK, Backoff, Retry
 from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
 from sds.errors import CertificateError, RefusedError, SdsError
@@ -148,7 +149,7 @@ class SelfSigned:
 
     async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
         signer = self_sign(
-            key=await asyncio.to_thread(generate_private_key, self.key_type),
+            key=await threads.SIGNERS.run(generate_private_key, self.key_type),
             trust_domain=self.trust_domain,
             lifetime=self.lifetime,
             path_length=self.path_length,
@@ -169,7 +170,7 @@ class FromUpstream:
     clock: Clock
 
     async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
-        key = await asyncio.to_thread(generate_private_key, self.key_type)
+        key = await threads.SIGNERS.run(generate_private_key, self.key_type)
         identity = Identity(
             spiffe_id=SpiffeId(self.trust_domain), lifetime=self.lifetime, key_type=self.key_type
         )
@@ -214,7 +215,7 @@ class FromOperator:
         Raises:
             RefusedError: ``authority_not_ready``: the CSR cannot be written.
         """
-        key = await asyncio.to_thread(generate_private_key, self.key_type)
+        key = await threads.SIGNERS.run(generate_private_key, self.key_type)
         self._write(authority_request(key, self.trust_domain).public_bytes(Encoding.PEM))
         _LOGGER.warning(
             "waiting for an operator: sign the request in %s and put the chain into %s",

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
+from sds import threads
 from sds.attestation.kubernetes.token import JwksKeys
 from sds.backoff import Backoff, Retry, sleep_unless
 from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError, RefusedError
@@ -53,7 +54,7 @@ def key_reader(file: Path | None, api: KeySetServer) -> Callable[[], Awaitable[b
 
     async def read() -> bytes:
         if file is not None:
-            return await asyncio.to_thread(file.read_bytes)
+            return await threads.TOKEN_KEYS.run(file.read_bytes)
         return await api.get(_PATH)
 
     return read

@@ -15,6 +15,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sds import threads
 from sds.backoff import uniform
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
@@ -39,6 +40,10 @@ _AHEAD_ITEMS: Final = 32
 """Of one request for those who may come: whoever comes meanwhile waits for no more than these."""
 _CHUNK: Final = 32
 """Chains that are verified before the first of them is handed on."""
+_SLOW_KEYS_OF: Final = {
+    Urgency.WAITING: threads.SLOW_KEYS_OF_NEWCOMERS,
+    Urgency.EARLY: threads.SLOW_KEYS,
+}
 _SLOW_KEYS: Final = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096})
 
 
@@ -141,7 +146,7 @@ class IssuanceQueue:
         key = None
         if identity.key_type in _SLOW_KEYS:
             # Seconds of work: nobody else's request waits for it.
-            key = await asyncio.to_thread(generate_private_key, identity.key_type)
+            key = await _SLOW_KEYS_OF[urgency].run(generate_private_key, identity.key_type)
         request = _Request(
             identity=identity,
             window=window,
@@ -225,14 +230,16 @@ class IssuanceQueue:
                 raise
 
     async def _ask_for(self, batch: Sequence[_Request], draw: float) -> None:
-        keys, items = await asyncio.to_thread(_prepare, batch)
+        keys, items = await threads.ROTATION.run(_prepare, batch)
         issuance = await self._issue(items)
         answered = _Answered(issuance=issuance, received=self._clock.now(), draw=draw)
         self._on_roots(issuance.roots, answered.received)
         for start in range(0, len(batch), _CHUNK):
             part = slice(start, start + _CHUNK)
             outcomes = issuance.outcomes[part]
-            answers = await asyncio.to_thread(_verify, batch[part], keys[part], outcomes, answered)
+            answers = await threads.ROTATION.run(
+                _verify, batch[part], keys[part], outcomes, answered
+            )
             for request, answer in zip(batch[part], answers, strict=True):
                 _answer(request, answer)
 

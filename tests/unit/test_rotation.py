@@ -20,6 +20,7 @@ from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.secrets.rotation import Rotation
 from sds.secrets.rotation_settings import RotationSettings
 from sds.secrets.store import SecretStore
+from sds.threads import Threads
 from tests.support.clock import FakeClock
 from tests.support.fake_authority import FakeAuthority, FakeAuthorityWithRoots
 
@@ -72,10 +73,10 @@ class World:
 def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Work for threads is done in place, so that a fake clock sees a still world."""
 
-    async def inline(function: Callable[..., Any], *arguments: Any) -> Any:
+    async def inline(_self: Threads, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
-    monkeypatch.setattr(asyncio, "to_thread", inline)
+    monkeypatch.setattr(Threads, "run", inline)
 
 
 @contextlib.asynccontextmanager

@@ -7,7 +7,6 @@ comes back contains the report data that was asked for.
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import errno
 import fcntl
@@ -16,6 +15,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from sds import threads
 from sds.attestation.guest.tsm import (
     ATTEMPTS,
     FIRST_PAUSE_SECONDS,
@@ -90,7 +90,7 @@ class SevGuestAttester:
         pause = FIRST_PAUSE_SECONDS
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return await asyncio.to_thread(self._attempt, data)
+                return await threads.EVIDENCE.run(self._attempt, data)
             except EvidenceUnavailableError:
                 if attempt == ATTEMPTS:
                     raise

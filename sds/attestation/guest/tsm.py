@@ -8,7 +8,6 @@ attempts is bounded.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sds import threads
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.registry import KINDS, kind_module
 from sds.errors import EvidenceError, EvidenceUnavailableError
@@ -79,7 +79,7 @@ class TsmAttester:
         pause = FIRST_PAUSE_SECONDS
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                report = await asyncio.to_thread(
+                report = await threads.EVIDENCE.run(
                     read_report, self._reports, data, self._privilege_level
                 )
                 return evidence_of(report, data)

@@ -7,12 +7,12 @@ sizes and times are bounded.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlencode
 
+from sds import threads
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.leaf import Leaf, read_leaf
@@ -105,7 +105,7 @@ class DirectoryEndorsements:
         self._directory = directory
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        return await asyncio.to_thread(self._look, report)
+        return await threads.ENDORSEMENTS.run(self._look, report)
 
     def _look(self, report: Report) -> tuple[bytes, ...]:
         try:

@@ -1,0 +1,90 @@
+"""Rotation has threads of its own: whatever else waits for threads, certificates are renewed."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import sds
+from sds import threads
+from sds.clock import SystemClock
+from sds.identity import KeyType
+from sds.secrets.issuance import Credentials, IssuanceQueue
+from sds.secrets.schedule import Urgency
+from sds.threads import Threads
+from tests.support.fake_authority import FakeAuthority
+from tests.unit.test_rotation import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOURCES = sorted(Path(sds.__file__).parent.rglob("*.py"))
+
+
+def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == name:
+            yield node
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "async def f(): await asyncio.to_thread(g)",
+        "async def f(): await loop.run_in_executor(None, g)",
+        "def f(): loop.set_default_executor(e)",
+    ],
+)
+def test_the_default_executor_is_found(source: str) -> None:
+    assert list(of_the_default_executor(ast.parse(source)))
+
+
+def of_the_default_executor(tree: ast.AST) -> Iterator[ast.Call]:
+    yield from calls(tree, "to_thread")
+    yield from calls(tree, "set_default_executor")
+    for call in calls(tree, "run_in_executor"):
+        if isinstance(call.args[0], ast.Constant):
+            yield call
+
+
+def test_nothing_uses_the_default_executor() -> None:
+    found = [
+        f"{path}:{call.lineno}"
+        for path in SOURCES
+        if "_proto" not in path.parts
+        for call in of_the_default_executor(ast.parse(path.read_text()))
+    ]
+    assert not found
+
+
+async def test_a_renewal_needs_no_thread_that_callers_can_fill() -> None:
+    release = threading.Event()
+    others = [
+        one
+        for one in vars(threads).values()
+        if isinstance(one, Threads) and one not in (threads.ROTATION, threads.SLOW_KEYS)
+    ]
+    assert threads.SLOW_KEYS_OF_NEWCOMERS in others
+    waiting = [asyncio.ensure_future(one.run(release.wait)) for one in others for _ in range(20)]
+    waiting += [asyncio.ensure_future(asyncio.to_thread(release.wait)) for _ in range(64)]
+    try:
+        await asyncio.sleep(0)
+        clock = SystemClock()
+        queue = IssuanceQueue(
+            FakeAuthority(clock), clock, on_roots=lambda *_: None, attempt_seconds=30
+        )
+        running = asyncio.create_task(queue.run())
+        async with asyncio.timeout(60):
+            for key_type in (KeyType.EC_P256, KeyType.RSA_2048):
+                answer = await queue.ask(identity(key_type=key_type), Urgency.EARLY, window=0)
+                assert isinstance(answer, Credentials)
+        running.cancel()
+        assert not any(one.done() for one in waiting)  # nobody made room
+    finally:
+        release.set()
+        await asyncio.gather(*waiting)
