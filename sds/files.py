@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -49,3 +50,27 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes", str(path))
     return content
+
+
+def replace_file(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a file as a whole: a reader sees all of the old content or all of the new (rename).
+
+    Args:
+        path: the file; its folder must be there.
+        content: what it has then.
+        mode: its permissions.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, mode)  # noqa: PTH101  as the rest of this function, by its name
+        os.replace(name, path)  # noqa: PTH105
+    except OSError:
+        os.unlink(name)  # noqa: PTH108
+        raise

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sds.attestation.keeper import CollateralKeeper
     from sds.attestation.reference_values import ReferenceValues
     from sds.attestation.section import AttestationSection, VerificationSection
-    from sds.attestation.snp.sources import Endorsements
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
@@ -210,11 +209,7 @@ def _simulated(section: AttestationSection) -> Attester:
 
 def _guest(section: AttestationSection) -> Attester:
     from sds.attestation.guest.attester import guest_attester  # noqa: PLC0415  see the module
-    from sds.attestation.snp.sources import (  # noqa: PLC0415  see the module
-        DirectoryEndorsements,
-        EndorsedAttester,
-        KdsEndorsements,
-    )
+    from sds.attestation.snp.endorsements import endorsed  # noqa: PLC0415  see the module
 
     clock = SystemClock()
     try:
@@ -227,12 +222,7 @@ def _guest(section: AttestationSection) -> Attester:
         raise ConfigurationError(
             f"attestation.kind {section.kind}: {error.message}", advice=error.advice
         ) from error
-    sources: list[Endorsements] = []
-    if section.certificates is not None:
-        sources.append(DirectoryEndorsements(section.certificates))
-    if section.certificate_server is not None:
-        sources.append(KdsEndorsements(section.certificate_server, clock, product=section.product))
-    return EndorsedAttester(attester, sources) if sources else attester
+    return endorsed(attester, section, clock)
 
 
 def _make_folder(folder: Path) -> None:

@@ -12,8 +12,6 @@ Sources: Intel's PCS API, version 4 (``/tdx/certification/v4/tcb``, ``/qe/identi
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -39,7 +37,7 @@ from sds.attestation.tdx.collateral import (
 from sds.attestation.tdx.tcb import read_enclave_identity, read_tcb_info
 from sds.backoff import Backoff, uniform
 from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
-from sds.files import read_file
+from sds.files import read_file, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -317,17 +315,7 @@ def _stored(path: Path, content: bytes, next_update: datetime) -> Fetched:
         if path.is_file() and path.read_bytes() == content:
             return Fetched(path=path, next_update=next_update, changed=False)
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)  # noqa: PTH101  public data, for every reader of the folder
-            os.replace(name, path)  # noqa: PTH105
-        except OSError:
-            os.unlink(name)  # noqa: PTH108
-            raise
+        replace_file(path, content, mode=0o644)  # public data, for every reader of the folder
     except OSError as error:
         raise ConfigurationError(
             f"{path} cannot be written: {error.strerror}",

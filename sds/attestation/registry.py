@@ -46,6 +46,8 @@ KINDS: Final[dict[str, Registered]] = {
         # 69c427f2-211c-4dc8-ab73-56f6869d1312: a raw TDX quote
         statement="2.25.140587439939126086308183856599428567826",
     ),
+    "azure-snp-vtpm": Registered(module="sds.attestation.azure.snp"),
+    "azure-tdx-vtpm": Registered(module="sds.attestation.azure.tdx"),
     "kubernetes-token": Registered(module="sds.attestation.kubernetes.kind", verified=False),
 }
 """Name on the wire, in policy and in metrics -> the kind."""

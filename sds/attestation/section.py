@@ -41,6 +41,8 @@ class AttestationSection(Settings):
         default=None,
         description="`auto`: what this confidential guest offers, by configfs-tsm or "
         "`/dev/sev-guest`. `sev-snp` or `tdx`: the same, and it must be this kind. "
+        "`azure-snp-vtpm` or `azure-tdx-vtpm`: an Azure confidential VM, through its vTPM. "
+        "`tpm`: the boot of a machine with a TPM 2.0. "
         "`simulated`: a machine that exists only in software, for trials. "
         "`kubernetes-token`: for nodes without confidential hardware; the token "
         "says which pod asks, not what code runs. If unset, this process gives no "
@@ -63,6 +65,21 @@ class AttestationSection(Settings):
         default=None,
         description="SEV-SNP only: URL of a server in the layout of AMD's KDS, usually a cache "
         "of your own. Its answers add no trust.",
+    )
+    certificate_cache: PathField | None = Field(
+        default=None,
+        description="SEV-SNP only: folder in which that server's certificates are kept, so that a "
+        "restart asks for nothing again.",
+    )
+    tpm_device: PathField | None = Field(
+        default=None,
+        description="`azure-snp-vtpm`, `azure-tdx-vtpm` and `tpm` only: the TPM's device, or the "
+        "socket of a TPM in software. If unset: `/dev/tpmrm0`.",
+    )
+    metadata_server: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] = Field(
+        default="http://169.254.169.254",
+        description="`azure-snp-vtpm` and `azure-tdx-vtpm` only: URL of the instance metadata "
+        "service.",
     )
     product: Product | None = Field(
         default=None,

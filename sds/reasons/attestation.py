@@ -140,6 +140,14 @@ ATTESTATION: Final[dict[str, Reason]] = {
     "tpm_key": Reason(
         "Attest with a restricted signing key that its TPM made and never gives away."
     ),
+    "vtpm_unbound": Reason(
+        "The hardware report does not vouch for the key of this vTPM. Read the paravisor's blob "
+        "and the quote in one go; if it stays, distrust the node."
+    ),
+    "pcr": Reason(
+        "If the boot chain is yours, add its PCR to the reference values and sign the next epoch. "
+        "If not, find out what was started there."
+    ),
     "tpm_refused": Reason(
         "The response code says what the TPM dislikes; look at the key's handle, at the "
         "hierarchies' passwords, and whether the index exists."

@@ -17,7 +17,7 @@ from sds.attestation.tdx.verifier import TdxVerifier
 from sds.errors import ConfigurationError, SdsError
 from sds.pki import certificate_pem
 from tests.support import need
-from tests.support.clock import FakeClock
+from tests.support.clock import PatientClock
 from tests.support.intel import FMSPC, NOW, Intel
 from tests.support.machines import crl, simulated
 from tests.support.process import output, sds
@@ -36,19 +36,6 @@ NAMES = {
     "pck-platform.crl",
     "root.crl",
 }
-
-
-class PatientClock(FakeClock):
-    """Time that passes when somebody sleeps."""
-
-    def __init__(self, wall: datetime) -> None:
-        super().__init__()
-        self.wall = wall
-        self.slept: list[float] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.step(seconds)
 
 
 @pytest.fixture(scope="module")

@@ -99,3 +99,17 @@ class PauseCounter(SystemClock):
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
         await asyncio.sleep(0)
+
+
+class PatientClock(FakeClock):
+    """Time that passes when somebody sleeps."""
+
+    def __init__(self, wall: datetime | None = None) -> None:
+        super().__init__()
+        if wall is not None:
+            self.wall = wall
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.step(seconds)

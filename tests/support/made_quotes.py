@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK, Bank, selection
+from sds.attestation.tpm.parcel import Piece, parts_of
 from sds.attestation.tpm.quote import SignedQuote, qualifying_data
 from sds.attestation.tpm.wire import GENERATED, Algorithm, AttestType, sized
 
@@ -84,3 +85,21 @@ def quote(data: ReportData, *, values: Sequence[bytes] = VALUES) -> SignedQuote:
     """A quote by :func:`key`, bound to report data."""
     said = attest(qualifying_data(data), values=values)
     return SignedQuote(attest=said, signature=key().sign(said), values=b"".join(values))
+
+
+@functools.cache
+def rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@functools.cache
+def other_rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+def rsa_parts(data: ReportData, *, key: rsa.RSAPrivateKey | None = None) -> dict[Piece, bytes]:
+    """A quote by an RSA key, as a vTPM makes it."""
+    said = attest(qualifying_data(data))
+    value = (key or rsa_key()).sign(said, padding.PKCS1v15(), hashes.SHA256())
+    values = b"".join(VALUES)
+    return parts_of(SignedQuote(attest=said, signature=rsa_signature(value), values=values))

@@ -2,7 +2,8 @@
 
 Owns its layout. Invariant: the attestation key is taken only from a document with exactly one key
 of that name. Sources: OpenHCL, crate
-``openhcl_attestation_protocol``, module ``igvm_attest::get``; Microsoft, "Virtual TPMs in Azure confidential VMs".
+``openhcl_attestation_protocol``, module ``igvm_attest::get``; Microsoft, "Virtual TPMs in Azure
+confidential VMs".
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ class DirectoryEndorsements:
             raise EndorsementUnavailableError(
                 f"{self._directory} cannot be read: {error.strerror}"
             ) from error
-        leaves = [der for der in found if _fits(der, report)]
+        leaves = [der for der in found if fits_report(der, report)]
         issuers = [der for der in found if _leaf(der) is None]
         return (leaves[0], *issuers) if leaves else ()
 
@@ -149,7 +149,7 @@ class KdsEndorsements:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
             leaf = await self._get(session, vcek_path(report, product))
-            if not _fits(leaf, report):
+            if not fits_report(leaf, report):
                 raise EndorsementUnavailableError(
                     f"{self._url} answered with a certificate of another chip or TCB"
                 )
@@ -226,7 +226,7 @@ def _leaf(der: bytes) -> Leaf | None:
         return None
 
 
-def _fits(der: bytes, report: Report) -> bool:
+def fits_report(der: bytes, report: Report) -> bool:
     """Whether this is a leaf for the report's kind of key, chip and reported TCB."""
     leaf = _leaf(der)
     return (

@@ -147,6 +147,33 @@ def _banks(reader: TpmReader) -> tuple[Bank, ...]:
     return tuple(banks)
 
 
+def describe_attest(raw: bytes) -> dict[str, str]:
+    """A TPM's statement as text; nothing is verified.
+
+    Raises:
+        EvidenceMalformedError: it cannot be laid out.
+    """
+    said = parse_attest(raw)
+    if isinstance(said.attested, Quoted):
+        what = {
+            "pcrs": ", ".join(
+                f"{bank.algorithm:#06x}: {' '.join(map(str, bank.pcrs))}"
+                for bank in said.attested.banks
+            ),
+            "pcr_digest": said.attested.digest.hex(),
+        }
+    else:
+        what = {"nv_name": said.attested.name.hex(), "nv_contents": said.attested.contents.hex()}
+    return {
+        "tpm_data": said.data.hex(),
+        "tpm_signer": said.signer.hex(),
+        "tpm_resets": str(said.resets),
+        "tpm_restarts": str(said.restarts),
+        "tpm_firmware": f"{said.firmware:#018x}",
+        **what,
+    }
+
+
 def selection(banks: tuple[Bank, ...]) -> bytes:
     """A TPML_PCR_SELECTION (section 10.9.7)."""
     written = len(banks).to_bytes(4, "big")

@@ -1,0 +1,151 @@
+"""Evidence of an Azure confidential VM, through its paravisor's vTPM.
+
+Owns one attempt: the paravisor's blob from NV, the vTPM's quote over our data, and what only the
+host can give: certificates or a TDX quote, which are kept for as long as the blob is the same.
+Invariants: what goes out is bound to the data that was asked for and to the key that the blob
+names; nothing blocks the event loop; the number of attempts is bounded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sds.attestation.azure.metadata import MetadataService
+from sds.attestation.azure.runtime import parse_runtime
+from sds.attestation.checks import Checks
+from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.attestation.foreign import HclBlob, parse_hcl
+from sds.attestation.snp.endorsements import endorsements_of
+from sds.attestation.snp.report import Report
+from sds.attestation.tpm import commands
+from sds.attestation.tpm.attest import SHA256_BANK
+from sds.attestation.tpm.device import open_tpm
+from sds.attestation.tpm.parcel import Piece, pack, parts_of
+from sds.attestation.tpm.quote import SignedQuote, check_quote, qualifying_data
+from sds.backoff import Backoff, uniform
+from sds.clock import SystemClock
+from sds.errors import EndorsementUnavailableError, EvidenceError, EvidenceUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sds.attestation.evidence import ReportData
+    from sds.attestation.section import AttestationSection
+    from sds.attestation.snp.sources import Endorsements
+    from sds.clock import Clock
+
+NV_INDEX: Final = 0x0140_0001
+"""Where the paravisor keeps its blob (OpenHCL, TPM_NV_INDEX_ATTESTATION_REPORT)."""
+KEY: Final = 0x8100_0003
+"""The attestation key's persistent handle (OpenHCL, TPM_AZURE_AIK_HANDLE)."""
+DEVICE: Final = Path("/dev/tpmrm0")
+ATTEMPTS: Final = 6
+_BACKOFF: Final = Backoff(first=0.1, longest=2.0)
+
+
+class VtpmAttester:
+    """Evidence through a paravisor's vTPM.
+
+    Args:
+        kind: ``azure-snp-vtpm`` or ``azure-tdx-vtpm``.
+        device: the vTPM.
+        service: the instance metadata service.
+        sources: where the VCEK may come from, in order.
+        clock: for the pauses between attempts.
+    """
+
+    def __init__(
+        self,
+        kind: EvidenceKind,
+        *,
+        device: Path,
+        service: MetadataService,
+        sources: Sequence[Endorsements],
+        clock: Clock,
+    ) -> None:
+        self._kind = kind
+        self._device = device
+        self._service = service
+        self._sources = tuple(sources)
+        self._clock = clock
+        # The host gives these for the blob of this boot; they are the same for every request.
+        self._kept: tuple[bytes, bytes, tuple[bytes, ...]] | None = None
+
+    async def attest(self, data: ReportData) -> Evidence:
+        """Collect evidence whose quote is bound to ``data``; tries again where it can help.
+
+        Raises:
+            EvidenceError: ``evidence_unsupported``: this is another machine; ``tpm_refused``.
+            EvidenceUnavailableError: the vTPM was busy or its PCRs changed at every attempt.
+            EndorsementUnavailableError: neither the host nor a source has what belongs to it.
+        """
+        for failures in range(1, ATTEMPTS + 1):
+            try:
+                raw, blob, quote = await asyncio.to_thread(_collect, self._device, data)
+                break
+            except EvidenceUnavailableError:
+                if failures == ATTEMPTS:
+                    raise
+            await self._clock.sleep(_BACKOFF.seconds(failures, draw=uniform()))
+        if f"azure-{'snp' if blob.kind == 'sev-snp' else blob.kind}-vtpm" != self._kind:
+            raise EvidenceError(
+                f"this machine's paravisor reports {blob.kind}, configured is {self._kind}",
+                advice="set attestation.kind to what the machine is",
+                reason="evidence_unsupported",
+            )
+        parts = {**parts_of(quote), Piece.HCL: raw}
+        td_quote, certificates = await self._endorsed(raw, blob)
+        if td_quote:
+            parts[Piece.TD_QUOTE] = td_quote
+        return Evidence(kind=self._kind, report=pack(parts), certificates=certificates)
+
+    async def _endorsed(self, raw: bytes, blob: HclBlob) -> tuple[bytes, tuple[bytes, ...]]:
+        if self._kept is not None and self._kept[0] == raw:
+            return self._kept[1:]
+        if blob.kind == "tdx":
+            self._kept = (raw, await self._service.td_quote(blob.report), ())
+        else:
+            self._kept = (raw, b"", await self._certificates(Report.parse(blob.report)))
+        return self._kept[1:]
+
+    async def _certificates(self, report: Report) -> tuple[bytes, ...]:
+        failure: EndorsementUnavailableError | None = None
+        for source in self._sources:
+            try:
+                if found := await source.certificates(report):
+                    return found
+            except EndorsementUnavailableError as error:
+                failure = error
+        raise failure or EndorsementUnavailableError(
+            "no source has the certificate of this chip and TCB",
+            advice="put the VCEK into attestation.certificates, or set "
+            "attestation.certificate_server",
+        )
+
+
+def _collect(device: Path, data: ReportData) -> tuple[bytes, HclBlob, SignedQuote]:
+    """One attempt. It blocks."""
+    with open_tpm(device) as tpm:
+        raw = commands.nv_read(tpm, NV_INDEX)
+        blob = parse_hcl(raw)
+        quote = commands.quote(tpm, KEY, qualifying_data(data), SHA256_BANK)
+    checks = Checks()
+    if check_quote(checks, quote, parse_runtime(blob.runtime).key, data) is None:
+        wrong = next(check.error for check in checks.done if check.error is not None)
+        raise EvidenceUnavailableError(f"the vTPM's quote is not what was asked for: {wrong}")
+    return raw, blob, quote
+
+
+def azure_attester(section: AttestationSection, kind: EvidenceKind) -> VtpmAttester:
+    """The attester that a section describes; nothing is opened yet."""
+    clock = SystemClock()
+    service = MetadataService(section.metadata_server, clock)
+    return VtpmAttester(
+        kind,
+        device=section.tpm_device or DEVICE,
+        service=service,
+        sources=endorsements_of(section, clock, host=service),
+        clock=clock,
+    )

@@ -1,0 +1,71 @@
+"""Azure's confidential VMs as kinds of evidence: what both kinds share.
+
+Owns how each is made of the kind of its hardware report. The registry names
+``sds.attestation.azure.snp`` and ``sds.attestation.azure.tdx``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sds.attestation.azure.verifier import AzureValues, VtpmVerifier, hardware_report
+from sds.attestation.evidence import EvidenceKind
+from sds.attestation.foreign import parse_hcl
+from sds.attestation.kind import KindOfEvidence
+from sds.attestation.tpm.attest import describe_attest
+from sds.attestation.tpm.parcel import MARK, Piece, quote_of, unpack
+from sds.attestation.tpm.values import own_values
+from sds.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from sds.attestation.evidence import Attester
+    from sds.attestation.kind import Demands
+    from sds.attestation.section import AttestationSection
+
+
+def vtpm_kind(
+    name: str, hardware: KindOfEvidence, hardware_name: str, title: str
+) -> KindOfEvidence:
+    """The kind of evidence through a vTPM around one kind of hardware report."""
+
+    def examiner(demands: Demands) -> VtpmVerifier:
+        own = own_values(name, AzureValues, demands.values)
+        values = demands.values
+        if own.measurements:
+            values = values.model_copy(update={"measurements": own.measurements})
+        assert hardware.examiner is not None
+        inner = hardware.examiner(replace(demands, values=values))
+        return VtpmVerifier(EvidenceKind(name), EvidenceKind(hardware_name), inner, own)
+
+    def recognises(raw: bytes) -> bool:
+        if not raw.startswith(MARK):
+            return False
+        try:
+            return parse_hcl(unpack(raw).get(Piece.HCL, b"")).kind == hardware_name
+        except EvidenceError:
+            return False
+
+    def describe(raw: bytes) -> dict[str, str]:
+        parts = unpack(raw)
+        blob = parse_hcl(parts.get(Piece.HCL, b""))
+        assert hardware.describe is not None
+        return {
+            **hardware.describe(hardware_report(blob, parts.get(Piece.TD_QUOTE))),
+            "runtime_data": blob.runtime.decode("ascii", "replace"),
+            **describe_attest(quote_of(parts).attest),
+        }
+
+    def attester(section: AttestationSection) -> Attester:
+        # An HTTP client, which only machines of this kind shall hold.
+        from sds.attestation.azure.attester import azure_attester  # noqa: PLC0415  see above
+
+        return azure_attester(section, EvidenceKind(name))
+
+    return KindOfEvidence(
+        title=title,
+        examiner=examiner,
+        recognises=recognises,
+        describe=describe,
+        attester=attester,
+    )

@@ -1,0 +1,127 @@
+"""Azure's instance metadata service: the VCEK of this machine, and quotes of TDREPORTs.
+
+Owns two requests to the link-local service of the guest's own host. Invariants: an answer adds no
+trust; sizes, times and the number of requests are bounded; a service that says "later" is asked
+later. Sources: Microsoft, "Azure Instance Metadata Service" (header ``Metadata``, throttling);
+Azure's guest attestation (``/metadata/THIM/amd/certification``, ``/acc/tdquote``).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+
+from sds.attestation.pem import der_certificates
+from sds.attestation.snp.sources import fits_report
+from sds.backoff import Backoff, uniform
+from sds.errors import EndorsementUnavailableError, EvidenceError
+
+if TYPE_CHECKING:
+    from sds.attestation.snp.report import Report
+    from sds.clock import Clock
+
+ATTEMPTS: Final = 5
+_BACKOFF: Final = Backoff(first=0.5, longest=8.0)
+_TIMEOUT_SECONDS: Final = 10.0
+_MAX_ANSWER_BYTES: Final = 256 * 1024
+_LATER: Final = frozenset(
+    {
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.GONE,  # "the service is being updated"
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    }
+)
+
+
+class MetadataService:
+    """The instance metadata service.
+
+    Args:
+        url: everything before the path.
+        clock: for the pauses between attempts.
+    """
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self._url = url.rstrip("/")
+        self._clock = clock
+
+    async def certificates(self, report: Report) -> tuple[bytes, ...]:
+        """The VCEK of this machine, ASK and ARK, where they belong to the report.
+
+        Raises:
+            EndorsementUnavailableError: it does not answer, or with something else.
+        """
+        path = "/metadata/THIM/amd/certification"
+        answer = await self._ask("GET", path, None)
+        try:
+            pem = answer["vcekCert"] + answer["certificateChain"]
+            leaf, *issuers = der_certificates(pem.encode(), what=f"{self._url}{path}")
+        except (KeyError, TypeError, ValueError, EvidenceError) as error:
+            raise EndorsementUnavailableError(
+                f"{self._url}{path} gave no vcekCert and certificateChain: {error!r}"[:300]
+            ) from error
+        # After an update of the firmware, it has the certificate of a TCB that the report of this
+        # boot does not name yet.
+        return (leaf, *issuers) if fits_report(leaf, report) else ()
+
+    async def td_quote(self, report: bytes) -> bytes:
+        """The quote of a TDREPORT of this machine.
+
+        Raises:
+            EndorsementUnavailableError: it does not answer, or with something else.
+        """
+        encoded = base64.urlsafe_b64encode(report).rstrip(b"=").decode()
+        answer = await self._ask("POST", "/acc/tdquote", {"report": encoded})
+        try:
+            text = answer["quote"]
+            return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise EndorsementUnavailableError(
+                f"{self._url}/acc/tdquote gave no quote: {error!r}"[:300]
+            ) from error
+
+    async def _ask(self, method: str, path: str, document: object) -> dict[str, Any]:
+        for failures in range(1, ATTEMPTS + 1):
+            content = await self._once(method, path, document)
+            if content is not None:
+                try:
+                    found = json.loads(content)
+                except (ValueError, RecursionError):
+                    found = None
+                if not isinstance(found, dict):
+                    raise EndorsementUnavailableError(f"{self._url}{path} gave no JSON object")
+                return found
+            if failures < ATTEMPTS:
+                await self._clock.sleep(_BACKOFF.seconds(failures, draw=uniform()))
+        raise EndorsementUnavailableError(f"{self._url}{path} says: later, {ATTEMPTS} times")
+
+    async def _once(self, method: str, path: str, document: object) -> bytes | None:
+        """One answer, or None where the service says: later."""
+        what = f"{self._url}{path}"
+        timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
+        try:
+            # Proxies would send the request away from this host.
+            async with (
+                aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+                session.request(
+                    method, what, json=document, headers={"Metadata": "true"}, allow_redirects=False
+                ) as answer,
+            ):
+                content = await answer.content.read(_MAX_ANSWER_BYTES + 1)
+                while len(content) <= _MAX_ANSWER_BYTES and not answer.content.at_eof():
+                    content += await answer.content.read(_MAX_ANSWER_BYTES + 1)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise EndorsementUnavailableError(f"{what} does not answer: {error!r}") from error
+        if answer.status in _LATER:
+            return None
+        if answer.status != HTTPStatus.OK or len(content) > _MAX_ANSWER_BYTES:
+            raise EndorsementUnavailableError(
+                f"{what} answered with status {answer.status} and {len(content)} bytes"
+            )
+        return content

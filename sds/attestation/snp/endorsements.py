@@ -1,0 +1,100 @@
+"""Which sources of certificates a section names, and the folder that keeps what one gave.
+
+Owns their order, and the cache on disk. Invariant: a cache that cannot be used costs requests, and
+never evidence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from typing import TYPE_CHECKING
+
+from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester, KdsEndorsements
+from sds.errors import EndorsementUnavailableError
+from sds.files import replace_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.attestation.evidence import Attester
+    from sds.attestation.section import AttestationSection
+    from sds.attestation.snp.report import Report
+    from sds.attestation.snp.sources import Endorsements
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+
+
+class KeptEndorsements:
+    """Certificates of another source, kept in a folder: they are public, and outlive a restart.
+
+    Args:
+        inner: where they come from.
+        folder: one file for each leaf; it is made when the first comes.
+    """
+
+    def __init__(self, inner: Endorsements, folder: Path) -> None:
+        self._inner = inner
+        self._folder = folder
+        self._kept = DirectoryEndorsements(folder)
+
+    async def certificates(self, report: Report) -> tuple[bytes, ...]:
+        """Those that are kept, or those of the source, which are kept from then on.
+
+        A folder that cannot be read or written costs a request each time, and one line in the log.
+        """
+        try:
+            if found := await self._kept.certificates(report):
+                return found
+        except EndorsementUnavailableError as error:
+            _LOGGER.debug("no kept certificates: %s", error)
+        found = await self._inner.certificates(report)
+        if found:
+            await asyncio.to_thread(self._keep, found)
+        return found
+
+    def _keep(self, found: tuple[bytes, ...]) -> None:
+        name = hashlib.sha256(found[0]).hexdigest()[:32]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for count, der in enumerate(found):
+                replace_file(self._folder / f"{name}-{count}.der", der, mode=0o644)
+        except OSError as error:
+            _LOGGER.warning(
+                "a certificate cannot be kept, and will be asked for again: %s",
+                error,
+                extra={"path": str(self._folder)},
+            )
+
+
+def endorsed(attester: Attester, section: AttestationSection, clock: Clock) -> Attester:
+    """An attester whose evidence is completed from the sources that a section names, if any."""
+    sources = endorsements_of(section, clock)
+    return EndorsedAttester(attester, sources) if sources else attester
+
+
+def endorsements_of(
+    section: AttestationSection, clock: Clock, *, host: Endorsements | None = None
+) -> tuple[Endorsements, ...]:
+    """The sources that a section names, in order: folder, host, server.
+
+    Args:
+        section: the configuration.
+        clock: for pauses.
+        host: who else may give certificates: a cloud's metadata service.
+    """
+    sources: list[Endorsements] = []
+    if section.certificates is not None:
+        sources.append(DirectoryEndorsements(section.certificates))
+    if host is not None:
+        sources.append(host)
+    if section.certificate_server is not None:
+        server: Endorsements = KdsEndorsements(
+            section.certificate_server, clock, product=section.product
+        )
+        if section.certificate_cache is not None:
+            server = KeptEndorsements(server, section.certificate_cache)
+        sources.append(server)
+    return tuple(sources)

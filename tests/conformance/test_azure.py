@@ -1,0 +1,301 @@
+"""Azure's vTPM kinds: real evidence, a paravisor played by swtpm, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.attestation.azure.attester import VtpmAttester, azure_attester
+from sds.attestation.azure.metadata import MetadataService
+from sds.attestation.azure.runtime import parse_runtime, report_data_of
+from sds.attestation.build import Verification, make_attester
+from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.files import Places, examined_files
+from sds.attestation.foreign import parse_hcl
+from sds.attestation.kind import Demands
+from sds.attestation.kinds import describe, kind_of
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.registry import kind_module
+from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.tpm import commands
+from sds.attestation.tpm.parcel import Piece, pack, unpack
+from sds.errors import (
+    ConfigurationError,
+    EndorsementUnavailableError,
+    EvidenceError,
+    EvidenceMalformedError,
+)
+from tests.support import azure_vectors, machines, made_quotes, need, software_tpm
+from tests.support.clock import PatientClock
+from tests.support.intel import NOW as INTEL_NOW
+from tests.support.intel import Intel
+from tests.support.paravisor import Host, blob, paravisor, reported, runtime_data
+from tests.support.refusals import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sds.attestation.checks import Verdict
+    from sds.attestation.snp.simulated import SimulatedMachine
+
+AT = datetime(2026, 11, 1, tzinfo=UTC)
+DATA = ReportData(bytes(range(64)))
+SNP = EvidenceKind("azure-snp-vtpm")
+TDX = EvidenceKind("azure-tdx-vtpm")
+
+
+def examined(
+    evidence: Evidence,
+    values: ReferenceValues | None = None,
+    *,
+    roots: tuple[bytes, ...] = (),
+    collateral: Path | None = None,
+    data: ReportData | None = None,
+    now: datetime = AT,
+) -> Verdict:
+    files = examined_files(Places(collateral=collateral, roots=roots))
+    make = kind_module(evidence.kind).examiner
+    assert make is not None
+    demands = Demands(values=values or ReferenceValues(), roots=roots, files=lambda: files)
+    return make(demands).examine(evidence, data=data, now=now)
+
+
+def reasons(verdict: Verdict) -> list[str]:
+    return [check.error.reason for check in verdict.checks if check.error is not None]
+
+
+def demanding(kind: EvidenceKind, **own: object) -> ReferenceValues:
+    return ReferenceValues.model_validate({"others": {kind: own}})
+
+
+def changed(evidence: Evidence, piece: Piece, content: bytes | None) -> Evidence:
+    parts = unpack(evidence.report)
+    if content is None:
+        del parts[piece]
+    else:
+        parts[piece] = content
+    return replace(evidence, report=pack(parts))
+
+
+# --- real machines --------------------------------------------------------------------------------
+
+
+def test_a_real_snp_machine_is_accepted_and_judged_by_its_pcrs() -> None:
+    evidence = azure_vectors.evidence(need.evidence_sets(), "snp")
+    verdict = examined(evidence)
+    assert reasons(verdict) == []
+    claims = verdict.claims_or_raise()
+    assert claims.attributes["vm_secure_boot"] == "true"
+    assert claims.attributes["pcr_bank"] == "sha256"
+    pcr4 = claims.attributes["pcr4"]
+    good = demanding(
+        SNP,
+        pcrs={"4": [pcr4]},
+        measurements=[claims.measurement],
+        require_secure_boot=True,
+        vm_ids=[claims.attributes["vm_vmuniqueid"]],
+    )
+    assert reasons(examined(evidence, good)) == []
+    assert reasons(examined(evidence, demanding(SNP, pcrs={"4": ["00" * 32]}))) == ["pcr"]
+    assert reasons(examined(evidence, demanding(SNP, measurements=["00" * 48]))) == ["measurement"]
+    assert reasons(examined(evidence, demanding(SNP, vm_ids=["x"]))) == ["guest_identity"]
+    # What is demanded of every kind's measurement does not let another guest in here.
+    both = good.model_copy(update={"measurements": ["11" * 48]})
+    assert reasons(examined(evidence, both)) == []
+    assert "report_data_mismatch" in reasons(examined(evidence, data=DATA))
+
+
+def test_a_real_tdx_machine_holds_but_for_its_collateral() -> None:
+    folder = need.evidence_sets()
+    evidence = azure_vectors.evidence(folder, "tdx")
+    assert reasons(examined(evidence)) == ["collateral_missing"]
+    collateral = folder / "tdx/f51db4d1-00806f050000-20251019-e12d-c61c/collateral"
+    then = datetime(2025, 10, 31, 14, 17, 11, tzinfo=UTC)
+    verdict = examined(evidence, collateral=collateral, now=then)
+    assert set(reasons(verdict)) <= {"tcb_status"}
+    assert verdict.claims is not None
+    assert verdict.claims.attributes["vm_secure_boot"] == "true"
+
+
+@pytest.mark.parametrize("kind", ["snp", "tdx"])
+def test_real_evidence_has_words(kind: str) -> None:
+    evidence = azure_vectors.evidence(need.evidence_sets(), kind)
+    assert kind_of(evidence.report) is evidence.kind
+    shown = describe(evidence.report)
+    assert shown.platform.startswith("Azure confidential VM")
+    assert shown.claims["pcr_digest"]
+    assert "HCLAkPub" in shown.claims["runtime_data"]
+
+
+# --- a paravisor in software ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def machine() -> SimulatedMachine:
+    return machines.simulated().machine()
+
+
+@pytest.fixture(scope="module")
+def vtpm(machine: SimulatedMachine) -> Iterator[Path]:
+    with paravisor(machine.report) as path:
+        yield path
+
+
+def attester(vtpm: Path, host: Host, kind: EvidenceKind = SNP) -> VtpmAttester:
+    service = MetadataService(host.url, PatientClock())
+    return VtpmAttester(kind, device=vtpm, service=service, sources=[service], clock=PatientClock())
+
+
+async def test_evidence_of_a_paravisor_is_accepted(vtpm: Path, machine: SimulatedMachine) -> None:
+    root = machines.simulated().ark_der
+    async with Host(chain=machine.certificates, later=2).running() as host:
+        made = attester(vtpm, host)
+        evidence = await made.attest(DATA)
+        verdict = examined(evidence, roots=(root,), data=DATA, now=machines.NOW)
+        assert reasons(verdict) == []
+        claims = verdict.claims_or_raise()
+        assert (claims.simulated, claims.measurement) == (True, machine.measurement.hex())
+        again = await made.attest(ReportData(bytes(64)))
+        # What the host gave for this boot is kept: one request, after two that said "later".
+        assert host.hits["/metadata/THIM/amd/certification"] == 3
+    assert reasons(examined(again, roots=(root,), data=DATA, now=machines.NOW)) == [
+        "report_data_mismatch"
+    ]
+    booted = claims.attributes["pcr4"]
+    with software_tpm.open_tpm(vtpm) as tpm:
+        software_tpm.extend(tpm, 4, b"another loader".ljust(32))
+    async with Host(chain=machine.certificates).running() as host:
+        evidence = await attester(vtpm, host).attest(DATA)
+    values = demanding(SNP, pcrs={"4": [booted]})
+    verdict = examined(evidence, values, roots=(root,), data=DATA, now=machines.NOW)
+    assert reasons(verdict) == ["pcr"]
+
+
+async def test_a_host_that_gives_another_certificate_or_none(
+    vtpm: Path, machine: SimulatedMachine
+) -> None:
+    other = machines.simulated().machine(chip_id=b"\7" * 64)
+    async with Host(chain=other.certificates).running() as host:
+        with refused("endorsement_unavailable", match="no source has"):
+            await attester(vtpm, host).attest(DATA)
+    async with Host(chain=machine.certificates, later=99).running() as host:
+        with pytest.raises(EndorsementUnavailableError, match="later"):
+            await attester(vtpm, host).attest(DATA)
+        assert host.hits.total() == 5
+        with refused("evidence_unsupported", match="reports sev-snp"):
+            await attester(vtpm, host, TDX).attest(DATA)
+    with pytest.raises(EndorsementUnavailableError, match="does not answer"):
+        await attester(vtpm, host).attest(DATA)
+
+
+async def test_a_tdx_paravisor() -> None:
+    intel = Intel()
+    quotes: list[bytes] = []
+
+    def report(data: bytes) -> bytes:
+        # REPORTMACSTRUCT has the report data at offset 128 (TDX module ABI).
+        quotes.append(intel.quote(fields={520: data}))
+        return bytes(128) + data + bytes(1024 - 192)
+
+    with paravisor(report, kind=4) as path:
+        async with Host(quote=lambda _: quotes[0]).running() as host:
+            evidence = await attester(path, host, TDX).attest(DATA)
+    verdict = examined(evidence, roots=(intel.root_der,), data=DATA, now=INTEL_NOW)
+    assert reasons(verdict) == ["collateral_missing"]
+    stolen = changed(evidence, Piece.TD_QUOTE, intel.quote(fields={520: bytes(64)}))
+    verdict = examined(stolen, roots=(intel.root_der,), data=DATA, now=INTEL_NOW)
+    assert "vtpm_unbound" in reasons(verdict)
+
+
+def test_what_the_configuration_makes(tmp_path: Path) -> None:
+    section = AttestationSection(kind="azure-snp-vtpm", tpm_device=tmp_path / "tpm")
+    assert isinstance(make_attester(section), VtpmAttester)
+    assert isinstance(azure_attester(section, SNP), VtpmAttester)
+    with pytest.raises(ConfigurationError, match=r"others\.azure-snp-vtpm\.pcrs"):
+        Verification(VerificationSection(reference_values=demanding(SNP, pcrs={"24": ["00" * 32]})))
+    with pytest.raises(ConfigurationError, match=r"others\.azure-tdx-vtpm\.pcr"):
+        Verification(VerificationSection(reference_values=demanding(TDX, pcr=1)))
+
+
+# --- forgeries ------------------------------------------------------------------------------------
+
+
+def made(machine: SimulatedMachine, **configuration: object) -> Evidence:
+    """Evidence whose vTPM's key the tests have."""
+    runtime = runtime_data(made_quotes.rsa_key().public_key(), **configuration)
+    parts = made_quotes.rsa_parts(DATA)
+    parts[Piece.HCL] = blob(machine.report(reported(runtime)), runtime)
+    return Evidence(kind=SNP, report=pack(parts), certificates=machine.certificates)
+
+
+def verdict_of(evidence: Evidence, values: ReferenceValues | None = None) -> list[str]:
+    root = machines.simulated().ark_der
+    return reasons(examined(evidence, values, roots=(root,), data=DATA, now=machines.NOW))
+
+
+def test_forgeries_are_refused(machine: SimulatedMachine) -> None:
+    evidence = made(machine)
+    assert verdict_of(evidence) == []
+    hcl = unpack(evidence.report)[Piece.HCL]
+    # A key of the forger's in the runtime data, under a report over the real one.
+    other = runtime_data(made_quotes.other_rsa_key().public_key())
+    forged = changed(evidence, Piece.HCL, blob(parse_hcl(hcl).report, other))
+    assert verdict_of(forged) == ["vtpm_unbound"]
+    # The same, quoted by the forger's key.
+    parts = made_quotes.rsa_parts(DATA, key=made_quotes.other_rsa_key())
+    parts[Piece.HCL] = blob(parse_hcl(hcl).report, other)
+    assert verdict_of(replace(evidence, report=pack(parts))) == ["vtpm_unbound"]
+    # A quote by another key than the runtime data names.
+    parts = made_quotes.rsa_parts(DATA, key=made_quotes.other_rsa_key())
+    assert verdict_of(replace(evidence, report=pack({**parts, Piece.HCL: hcl}))) == [
+        "signature_invalid"
+    ]
+    assert verdict_of(changed(evidence, Piece.HCL, hcl[:-2])) != []
+    assert verdict_of(changed(evidence, Piece.HCL, None)) == ["evidence_malformed"]
+    assert verdict_of(changed(evidence, Piece.PCRS, None)) == ["evidence_malformed"]
+    assert verdict_of(changed(evidence, Piece.TD_QUOTE, b"q")) == ["evidence_malformed"]
+    assert verdict_of(replace(evidence, report=hcl)) == ["evidence_malformed"]
+    assert verdict_of(replace(evidence, certificates=())) == ["endorsement_missing"]
+    wrong = replace(evidence, kind=TDX)
+    root = machines.simulated().ark_der
+    assert reasons(examined(wrong, roots=(root,), data=DATA, now=machines.NOW)) == ["evidence_kind"]
+    off = made(machine, **{"secure-boot": False})
+    assert verdict_of(off) == []
+    assert verdict_of(off, demanding(SNP, require_secure_boot=True)) == ["guest_policy"]
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        b"{}",
+        b'{"keys":[]}',
+        b'{"keys":[{"kid":"HCLAkPub","kty":"EC"}]}',
+        b'{"keys":[{"kid":"HCLAkPub","kty":"RSA","e":"AQAB","n":"AQAB"}]}',
+        b'{"keys":[{"kid":"HCLAkPub","kty":"RSA","e":"AQAB","n":"!"}]}',
+        b'{"keys":[1],"keys":[]}',
+        b"[" * 5000,
+        b" " * 9000,
+    ],
+)
+def test_runtime_data_without_one_key_is_malformed(runtime: bytes) -> None:
+    with pytest.raises(EvidenceMalformedError):
+        parse_runtime(runtime)
+
+
+def test_two_keys_of_the_name_are_refused() -> None:
+    one = runtime_data(made_quotes.rsa_key().public_key())
+    doubled = one.replace(b'{"keys":[', b'{"keys":[{"kid":"HCLAkPub","kty":"RSA"},', 1)
+    with pytest.raises(EvidenceMalformedError):
+        parse_runtime(doubled)
+    assert len(report_data_of(one, 3)) == 64
+    with pytest.raises(EvidenceError):
+        report_data_of(one, 4)
+
+
+def test_the_commands_of_a_paravisor_are_bounded(vtpm: Path) -> None:
+    with software_tpm.open_tpm(vtpm) as tpm, refused("tpm_refused"):
+        commands.nv_read(tpm, 0x0140_0002)
