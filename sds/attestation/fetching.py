@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
@@ -22,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sds.attestation.later import LATER, retry_after
 from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.chain import amd_certificates
@@ -53,7 +53,6 @@ KDS: Final = "https://kdsintf.amd.com"
 TIMEOUT_SECONDS: Final = 30.0
 ATTEMPTS: Final = 6
 _BACKOFF: Final = Backoff(first=2.0, longest=60.0)
-_LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 _SIZE_LIMIT: Final = MAX_DOCUMENT_BYTES
 
 
@@ -249,8 +248,8 @@ class Fetcher:
                 headers = dict(got.headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
-        if got.status in _LATER:
-            return None, _retry_after(headers.get("Retry-After", ""), self._clock.now().wall)
+        if got.status in LATER:
+            return None, retry_after(headers.get("Retry-After", ""), self._clock.now().wall)
         if got.status != HTTPStatus.OK or len(body) > _SIZE_LIMIT:
             raise EndorsementUnavailableError(
                 f"{url} answered with status {got.status} and {len(body)} bytes"
@@ -294,19 +293,6 @@ def _chain(answer: _Answer, header: str) -> bytes:
 
 def _hexadecimal(text: bytes) -> bool:
     return len(text) % 2 == 0 and all(byte in b"0123456789abcdefABCDEF" for byte in text)
-
-
-def _retry_after(value: str, now: datetime) -> float:
-    """Seconds of a Retry-After (RFC 9110, section 10.2.3); 0 if it says nothing."""
-    if value.isascii() and value.isdigit() and len(value) < 7:  # noqa: PLR2004  eleven days
-        return float(value)
-    try:
-        at = parsedate_to_datetime(value)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    if at.tzinfo is None:
-        return 0.0
-    return max(0.0, (at - now).total_seconds())
 
 
 def _stored(path: Path, content: bytes, next_update: datetime) -> Fetched:

@@ -9,20 +9,15 @@ import pytest
 from aiohttp import web
 
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
+from sds.attestation.snp.endorsements import KeptEndorsements
+from sds.attestation.snp.kds import ATTEMPTS, KdsEndorsements, vcek_path
 from sds.attestation.snp.report import Product, Report, SigningKey
-from sds.attestation.snp.sources import (
-    ATTEMPTS,
-    DirectoryEndorsements,
-    EndorsedAttester,
-    Endorsements,
-    KdsEndorsements,
-    vcek_path,
-)
+from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester, Endorsements
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EndorsementUnavailableError
 from sds.pki import certificate_pem
 from tests.support import evidence_vectors as vectors
-from tests.support.clock import PauseCounter
+from tests.support.clock import PatientClock, PauseCounter
 from tests.support.machines import NOW, simulated
 
 if TYPE_CHECKING:
@@ -50,6 +45,7 @@ class Kds:
     def __init__(self, machine: SimulatedMachine) -> None:
         self.machine = machine
         self.failures = 0
+        self.later = ""
         self.content: bytes | None = None
         self.asked: list[str] = []
 
@@ -57,7 +53,7 @@ class Kds:
         self.asked.append(request.path_qs)
         if self.failures:
             self.failures -= 1
-            return web.Response(status=429)
+            return web.Response(status=429, headers={"Retry-After": self.later})
         leaf, ask, ark = self.machine.certificates
         if request.path.endswith("/cert_chain"):
             return web.Response(body=certificate_pem([ask, ark]))
@@ -118,6 +114,43 @@ async def test_a_server_that_throttles_is_asked_again_and_only_so_often() -> Non
         assert len(kds.asked) == ATTEMPTS
     with pytest.raises(EndorsementUnavailableError, match="does not answer"):
         await holds(machine, KdsEndorsements(url, clock))
+
+
+async def test_a_server_that_says_later_is_left_alone_until_then() -> None:
+    machine = simulated().machine()
+    kds, clock = Kds(machine), PatientClock()
+    async with kds.served() as url:
+        source = KdsEndorsements(url, clock)
+        kds.failures, kds.later = 1, "900"
+        with pytest.raises(EndorsementUnavailableError, match="again in 900 s"):
+            await holds(machine, source)
+        for _ in range(50):
+            with pytest.raises(EndorsementUnavailableError, match="again in"):
+                await holds(machine, source)
+        assert len(kds.asked) == 1
+        await clock.sleep(901)
+        await holds(machine, source)
+        assert len(kds.asked) == 3
+
+
+async def test_certificates_are_kept_over_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine, other = simulated().machine(), simulated().machine()
+    kds = Kds(machine)
+    async with kds.served() as url:
+        for _ in range(3):
+            await holds(machine, KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path))
+        assert len(kds.asked) == 2  # one leaf, one chain
+        kds.machine = other
+        await holds(other, KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path))
+        await holds(machine, KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path))
+        assert len(kds.asked) == 4
+        (tmp_path / "file").touch()
+        kds.machine = machine
+        full = KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path / "file")
+        await holds(machine, full)
+    assert "cannot be kept" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", bytes(100_000)])

@@ -112,4 +112,4 @@ class PatientClock(FakeClock):
 
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
-        self.step(seconds)
+        self._pass(seconds)

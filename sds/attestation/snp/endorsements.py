@@ -11,7 +11,7 @@ import hashlib
 import logging
 from typing import TYPE_CHECKING
 
-from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester, KdsEndorsements
+from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester
 from sds.errors import EndorsementUnavailableError
 from sds.files import replace_file
 
@@ -91,6 +91,8 @@ def endorsements_of(
     if host is not None:
         sources.append(host)
     if section.certificate_server is not None:
+        from sds.attestation.snp.kds import KdsEndorsements  # noqa: PLC0415  see the module
+
         server: Endorsements = KdsEndorsements(
             section.certificate_server, clock, product=section.product
         )

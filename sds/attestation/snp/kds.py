@@ -1,0 +1,173 @@
+"""A server in the layout of AMD's KDS, most often a cache of one's own (AMD 57230).
+
+Owns the request for a VCEK and its chain. Invariants: what does not belong to the report is not
+taken; requests, sizes and times are bounded; a server that failed, or said "later", is asked
+nothing until it is time, however often evidence is needed. A process that asks no server does not
+load this module: its HTTP client takes 6 MB.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlencode
+
+import aiohttp
+
+from sds.attestation.later import LATER, retry_after
+from sds.attestation.pem import der_certificates
+from sds.attestation.snp.report import (
+    CPUID_VERSION,
+    TURIN_CHIP_ID_BYTES,
+    Product,
+    Report,
+    SigningKey,
+    product_of_cpuid,
+)
+from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report
+from sds.backoff import Backoff, uniform
+from sds.errors import EndorsementUnavailableError, EvidenceError
+
+if TYPE_CHECKING:
+    from sds.clock import Clock
+
+ATTEMPTS: Final = 4
+FIRST_PAUSE_SECONDS: Final = 0.2
+LONGEST_PAUSE_SECONDS: Final = 5.0
+"""The longest Retry-After that is waited for; a longer one ends the attempt, and is kept to."""
+AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
+TIMEOUT_SECONDS: Final = 10.0
+# 57230, section 4.1: the query names a component by these.
+_QUERY: Final = {
+    "fmc": "fmcSPL",
+    "bootloader": "blSPL",
+    "tee": "teeSPL",
+    "snp": "snpSPL",
+    "microcode": "ucodeSPL",
+}
+
+
+class _LaterError(Exception):
+    """The server says "later", and perhaps in how many seconds."""
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class KdsEndorsements:
+    """Certificates of a server in the layout of AMD's KDS, most often a cache of one's own."""
+
+    def __init__(self, url: str, clock: Clock, *, product: Product | None = None) -> None:
+        """Configure it.
+
+        Args:
+            url: everything before ``/vcek/v1/…``.
+            clock: for the pauses between attempts.
+            product: for reports of version 2, which name none.
+        """
+        self._url = url.rstrip("/")
+        self._clock = clock
+        self._product = product
+        self._kept: dict[str, bytes] = {}
+        self._failures = 0
+        self._again = 0.0
+
+    async def certificates(self, report: Report) -> tuple[bytes, ...]:
+        """See :class:`Endorsements`. A VLEK is the provider's secret service: none comes."""
+        product = self._product_of(report)
+        if report.signing_key != SigningKey.VCEK or product is None or not any(report.chip_id):
+            return ()
+        base = f"/vcek/v1/{product.certificate_name}"
+        wait = self._again - self._clock.now().monotonic
+        if wait > 0 and vcek_path(report, product) not in self._kept:
+            raise EndorsementUnavailableError(
+                f"{self._url} did not answer; it is asked again in {wait:.0f} s",
+                advice="a folder of certificates, or a cache of your own, does without it",
+            )
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            leaf = await self._get(session, vcek_path(report, product))
+            if not fits_report(leaf, report):
+                raise EndorsementUnavailableError(
+                    f"{self._url} answered with a certificate of another chip or TCB"
+                )
+            chain = await self._get(session, f"{base}/cert_chain")
+        try:
+            return (leaf, *der_certificates(chain, what=f"{self._url}{base}/cert_chain"))
+        except EvidenceError as error:
+            raise EndorsementUnavailableError(error.message) from error
+
+    def _product_of(self, report: Report) -> Product | None:
+        if report.version < CPUID_VERSION:
+            return self._product
+        try:
+            return product_of_cpuid(report.cpuid_family, report.cpuid_model)
+        except EvidenceError:
+            return None
+
+    async def _get(self, session: aiohttp.ClientSession, path: str) -> bytes:
+        kept = self._kept.get(path)
+        if kept is not None:
+            return kept
+        pause = FIRST_PAUSE_SECONDS
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                content = await self._ask(session, path)
+            except _LaterError as error:
+                if attempt == ATTEMPTS or error.seconds > LONGEST_PAUSE_SECONDS:
+                    raise self._give_up(error, error.seconds) from error
+                pause = max(pause, error.seconds)
+            except EndorsementUnavailableError as error:
+                if attempt == ATTEMPTS:
+                    raise self._give_up(error, 0.0) from error
+            else:
+                self._failures = 0
+                # One leaf and one chain: what an older TCB asked for is not needed again.
+                if len(self._kept) >= ATTEMPTS:
+                    self._kept.clear()
+                self._kept[path] = content
+                return content
+            await self._clock.sleep(pause)
+            pause *= 2
+        raise EndorsementUnavailableError("no attempt was made")
+
+    def _give_up(self, error: Exception, seconds: float) -> EndorsementUnavailableError:
+        """Ask nothing for a while: longer after each failure, and as long as the server says."""
+        self._failures += 1
+        wait = max(seconds, AFTER_FAILURE.seconds(self._failures, draw=uniform()))
+        self._again = self._clock.now().monotonic + wait
+        return EndorsementUnavailableError(f"{error}; it is asked again in {wait:.0f} s")
+
+    async def _ask(self, session: aiohttp.ClientSession, path: str) -> bytes:
+        what = f"{self._url}{path.partition('?')[0]}"
+        try:
+            async with session.get(f"{self._url}{path}", allow_redirects=False) as answer:
+                content = await answer.content.read(MAX_ANSWER_BYTES + 1)
+                while len(content) <= MAX_ANSWER_BYTES and not answer.content.at_eof():
+                    content += await answer.content.read(MAX_ANSWER_BYTES + 1)
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise EndorsementUnavailableError(f"{what} does not answer: {error!r}") from error
+        if answer.status in LATER:
+            raise _LaterError(
+                f"{what} answered with status {answer.status}",
+                retry_after(answer.headers.get("Retry-After", ""), self._clock.now().wall),
+            )
+        if answer.status != HTTPStatus.OK or len(content) > MAX_ANSWER_BYTES:
+            raise EndorsementUnavailableError(
+                f"{what} answered with status {answer.status} and {len(content)} bytes"
+            )
+        return content
+
+
+def vcek_path(report: Report, product: Product) -> str:
+    """Path and query of a report's VCEK (57230, section 4.1)."""
+    size = TURIN_CHIP_ID_BYTES if product is Product.TURIN else len(report.chip_id)
+    hardware_id = report.chip_id[:size].hex()
+    query = urlencode(
+        {
+            _QUERY[component]: f"{version:02}"
+            for component, version in report.reported_tcb.components(product).items()
+        }
+    )
+    return f"/vcek/v1/{product.certificate_name}/{hardware_id}?{query}"
