@@ -123,13 +123,13 @@ class NodeSettings(Settings):
                 raise ValueError(f"attestors: there is no {name[:40]!r}; there are {known}")
         if not any(ATTESTORS[name].alone for name in self.attestors):
             raise ValueError(
-                "attestors: the node-wide socket needs 'unix' or 'kubernetes': everybody can "
-                "open it, so its name alone says nothing"
+                "attestors: the node-wide socket needs 'unix', 'kubernetes' or 'cri': everybody "
+                "can open it, so its name alone says nothing"
             )
-        if self.csi is not None and "kubernetes" not in self.attestors:
-            raise ValueError("csi: needs the attestor 'kubernetes', which tells pods apart")
         if self.ahead is not None and "kubernetes" not in self.attestors:
             raise ValueError("ahead: needs the attestor 'kubernetes', which lists pods")
+        if self.csi is not None and not any(ATTESTORS[name].pods for name in self.attestors):
+            raise ValueError("csi: needs an attestor that tells pods apart: 'kubernetes' or 'cri'")
         if len(set(self.attestors)) != len(self.attestors):
             raise ValueError("attestors: one is listed twice")
         return self

@@ -1,0 +1,232 @@
+"""deploy/guest: units, mounts, configuration and recipe of the measured image."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from sds.agent.config import AgentConfig
+from sds.settings import yamlfile
+from tests.conformance.test_manifests import build, wrong
+from tests.support import need
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+GUEST = need.ROOT / "deploy" / "guest"
+SYSTEM = GUEST / "mkosi.extra" / "etc" / "systemd" / "system"
+UNITS = sorted([*SYSTEM.glob("*.service"), *SYSTEM.glob("*.mount")])
+DISK = sorted([*(GUEST / "disk").glob("*.service"), *(GUEST / "disk").glob("*.mount")])
+SERVICES = ("containerd", "kubelet")
+# Known to systemd 254 and later, which the image has.
+NEW_KEYS = ("FileDescriptorStorePreserve",)
+
+
+def unit(path: Path) -> dict[str, list[str]]:
+    """``Section.Key`` and its values, in order (systemd.syntax(7)); continued lines are joined."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in path.read_text().replace("\\\n", " ").splitlines():
+        if not line or line.startswith(("#", ";")):
+            continue
+        if line.startswith("["):
+            section = line.strip("[]")
+            continue
+        key, equals, value = line.partition("=")
+        assert equals, f"{path.name}: {line}"
+        found.setdefault(f"{section}.{key}", []).append(value)
+    return found
+
+
+def words(of: dict[str, list[str]], key: str) -> set[str]:
+    return {word for value in of.get(key, []) for word in value.split()}
+
+
+@pytest.mark.parametrize("name", ["attested-sds-agent", "attested-sds-ca"])
+def test_a_program_of_the_image_takes_nothing_from_outside_of_it(name: str) -> None:
+    service = unit(SYSTEM / f"{name}.service")
+    loaders = {"EnvironmentFile", "LoadCredential", "LoadCredentialEncrypted", "ImportCredential"}
+    assert not {key for key in service if key.partition(".")[2] in loaders | {"SetCredential"}}
+    (command,) = service["Service.ExecStart"]
+    assert command.startswith("/opt/sds/bin/sds ")
+    assert "--config /etc/attested-sds/" in command
+    assert not [key for key in service if key.startswith("Service.Exec") and "Pre" in key]
+    # The exchange key outlives the process and has no file.
+    assert service["Service.FileDescriptorStoreMax"] == ["1"]
+    assert service["Service.FileDescriptorStorePreserve"] == ["yes"]
+    assert service["Service.NotifyAccess"] == ["main"]
+    assert service["Service.Restart"] == ["always"]
+
+
+@pytest.mark.parametrize("name", ["attested-sds-agent", "attested-sds-ca"])
+def test_it_is_as_hardened_as_the_unit_for_ordinary_hosts(name: str) -> None:
+    """What a guest needs more is named here: a power that nobody listed fails."""
+    guest = unit(SYSTEM / f"{name}.service")
+    plain = unit(need.ROOT / "deploy" / "systemd" / f"{name}.service")
+    needed = {
+        # Root owns the interfaces; Restart=always; the start; directories that pods have mounted.
+        "Service.User", "Service.Group", "Service.Restart", "Service.TimeoutStartSec",
+        "Service.ExecStart", "Service.ExecStartPre", "Service.RuntimeDirectoryPreserve",
+        "Service.StateDirectory", "Service.StateDirectoryMode", "Service.UMask",
+        "Service.DeviceAllow", "Service.CapabilityBoundingSet",
+    }  # fmt: skip
+    for key, values in plain.items():
+        if key.startswith("Service.") and key not in needed:
+            assert guest.get(key) == values, key
+    powers = words(guest, "Service.CapabilityBoundingSet")
+    assert powers == ({"CAP_SYS_PTRACE"} if name.endswith("agent") else set())
+    writable = words(guest, "Service.ReadWritePaths")
+    kubelet = {"/var/lib/kubelet"} if name.endswith("agent") else set()
+    assert writable == kubelet | {
+        "-/sys/kernel/config/tsm/report",
+        "-/sys/devices/virtual/misc/tdx_guest/measurements",
+    }
+    assert words(guest, "Service.DeviceAllow") - {"rw"} == {
+        "/dev/sev-guest",
+        "/dev/tdx_guest",
+        "/dev/tpmrm0",
+    }
+
+
+def test_containers_start_after_the_agent_and_on_measured_storage() -> None:
+    agent = unit(SYSTEM / "attested-sds-agent.service")
+    assert words(agent, "Unit.Before") >= {f"{one}.service" for one in SERVICES}
+    for one in SERVICES:
+        drop_in = unit(SYSTEM / f"{one}.service.d" / "10-attested-sds.conf")
+        assert words(drop_in, "Unit.Requires") == {"attested-sds-agent.service"}
+        assert words(drop_in, "Unit.After") == {"attested-sds-agent.service"}
+        assert words(drop_in, "Unit.RequiresMountsFor") == {f"/var/lib/{one}"}
+        memory, disk = (
+            unit(folder / f"var-lib-{one}.mount") for folder in (SYSTEM, GUEST / "disk")
+        )
+        assert memory["Mount.Type"] == memory["Mount.What"] == ["tmpfs"]
+        for mount in (memory, disk):
+            assert mount["Mount.Where"] == [f"/var/lib/{one}"]
+            assert words(mount, "Unit.Before") == {f"{one}.service"}
+            assert words(mount, "Install.RequiredBy") == {f"{one}.service"}
+        assert words(disk, "Unit.Requires") == {"attested-sds-storage.service"}
+        assert words(disk, "Unit.After") == {"attested-sds-storage.service"}
+
+
+def test_the_disk_is_authenticated_and_its_key_is_in_no_file() -> None:
+    storage = unit(GUEST / "disk" / "attested-sds-storage.service")
+    assert storage["Service.ExecStart"][0].startswith("/etc/attested-sds/make-storage /dev/disk/")
+    script = (GUEST / "disk" / "make-storage").read_text()
+    assert "--integrity hmac-sha256" in script
+    assert script.count("--key-file -") == 2
+    assert "> " not in script.replace(">/dev/null", ""), "nothing is redirected into a file"
+
+
+@pytest.mark.parametrize("folder", [SYSTEM, GUEST / "disk"])
+def test_systemd_reads_the_units(folder: Path, tmp_path: Path) -> None:
+    """Every key and section, by systemd itself where the machine has it; by our reader anyway."""
+    paths = UNITS if folder == SYSTEM else DISK
+    assert all(unit(path) for path in paths)
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        return
+    for path in paths:
+        # Programs of the image are not here, and nothing else about the file changes.
+        text = path.read_text().replace("/opt/sds/bin/sds", "/bin/true")
+        text = text.replace("/etc/attested-sds/make-storage", "/bin/true")
+        text = text.replace("/usr/sbin/cryptsetup", "/bin/true")
+        (tmp_path / path.name).write_text(text)
+    said = subprocess.run(
+        [analyze, "verify", "--man=no", *(str(tmp_path / path.name) for path in paths)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+    )
+    wrong_lines = [
+        line
+        for line in said.stderr.splitlines()
+        if str(tmp_path) in line and not any(key in line for key in NEW_KEYS)
+    ]
+    assert not wrong_lines, wrong_lines
+
+
+def test_the_agents_configuration_asks_nobody_outside_of_the_guest(tmp_path: Path) -> None:
+    file = GUEST / "mkosi.extra" / "etc" / "attested-sds" / "agent.yaml"
+    config = yamlfile.load_file(file, AgentConfig)
+    assert config.node is not None
+    assert config.node.attestors == ("cri",)
+    assert config.node.csi is not None
+    assert config.attestation.exchange_key is not None
+    assert config.policy is not None
+    assert config.policy.min_epoch > 0
+    assert not config.workloads, "rules come from the signed policy"
+    for path in (config.policy.place, *config.policy.keys, config.verification.collateral):
+        assert str(path).startswith("/etc/attested-sds/")
+    # Plain SEV-SNP: the same without the register.
+    text = (
+        file.read_text().replace("  exchange_key: {}\n", "").replace("kind: tdx", "kind: sev-snp")
+    )
+    (tmp_path / "agent.yaml").write_text(text)
+    assert yamlfile.load_file(tmp_path / "agent.yaml", AgentConfig).attestation.is_guest
+
+
+def test_the_kubelets_settings_shut_debugging() -> None:
+    (file,) = (GUEST / "mkosi.extra" / "etc" / "kubernetes" / "kubelet.conf.d").iterdir()
+    settings = yaml.safe_load(file.read_text())
+    assert file.suffix == ".conf", "the kubelet reads no other files of its directory"
+    assert (settings["kind"], settings["apiVersion"]) == (
+        "KubeletConfiguration",
+        "kubelet.config.k8s.io/v1beta1",
+    )
+    assert settings["enableDebuggingHandlers"] is False
+    assert settings["readOnlyPort"] == 0
+    assert settings["staticPodPath"] == ""
+    assert settings["authentication"]["anonymous"] == {"enabled": False}
+
+
+def test_the_static_pod_needs_nothing_of_the_api_server() -> None:
+    (file,) = (GUEST / "static-pod").iterdir()
+    pod = yaml.safe_load(file.read_text())
+    assert wrong(pod) == []
+    spec = pod["spec"]
+    # Kubernetes, "Static Pods": the spec cannot refer to ServiceAccount, ConfigMap, Secret.
+    assert spec["automountServiceAccountToken"] is False
+    assert "serviceAccountName" not in spec
+    assert all(set(volume) == {"name", "hostPath"} for volume in spec["volumes"])
+    (container,) = spec["containers"]
+    assert not container.keys() & {"env", "envFrom"}
+    assert container["imagePullPolicy"] == "Never"
+    mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+    assert mounts["config"]["readOnly"] is True
+    assert mounts.keys() == {volume["name"] for volume in spec["volumes"]}
+
+
+async def test_etcd_gets_nothing_that_could_give_anybody_anything() -> None:
+    objects = await build(need.ROOT / "deploy" / "overlays" / "guest")
+    assert [each["kind"] for each in objects] == ["CSIDriver"]
+    driver = need.ROOT / "deploy" / "components" / "csi" / "csidriver.yaml"
+    assert objects == [yaml.safe_load(driver.read_text())]
+
+
+@pytest.mark.parametrize(
+    "script", ["build", "mkosi.postinst.chroot", "mkosi.extra/init", "disk/make-storage"]
+)
+def test_scripts_can_be_run(script: str) -> None:
+    path = GUEST / script
+    assert os.access(path, os.X_OK)
+    assert path.read_text().startswith("#!/bin/sh\n")
+    subprocess.run(["sh", "-n", path], check=True)
+
+
+def test_the_recipe_fixes_what_a_digest_depends_on() -> None:
+    recipe = configparser.ConfigParser()
+    recipe.read(GUEST / "mkosi.conf")
+    assert recipe["Output"]["Format"] == "cpio"
+    assert recipe["Output"]["CompressOutput"] == "no"
+    assert recipe["Content"]["SourceDateEpoch"].isdigit()
+    assert {"containerd", "python3", "systemd"} <= set(recipe["Content"]["Packages"].split())
+    text = (GUEST / "build").read_text()
+    assert "--require-hashes -r" in text
+    assert "SOURCE_DATE_EPOCH" in text
