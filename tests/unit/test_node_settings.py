@@ -46,7 +46,7 @@ def test_rules_and_sockets_in_one_list(tmp_path: Path) -> None:
     ("change", "text"),
     [
         ({"node": None}, r"workloads\[0\].match: rules are for callers of the node-wide socket"),
-        ({"node": {"attestors": ["socket"]}}, "needs 'unix' or 'kubernetes'"),
+        ({"node": {"attestors": ["socket"]}}, "needs 'unix', 'kubernetes' or 'cri'"),
         ({"node": {"attestors": []}}, "node.attestors"),
         ({"node": {"attestors": ["unix", "unix"]}}, "listed twice"),
         ({"node": {"attestors": ["unix"], "hold": "0s"}}, "node.hold"),
