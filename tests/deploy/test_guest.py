@@ -6,11 +6,14 @@ import configparser
 import os
 import shutil
 import subprocess
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
+from sds.admission.node_check import check_node
+from sds.admission.settings import AdmissionConfig
 from sds.agent.config import AgentConfig
 from sds.settings import yamlfile
 from tests.conformance.test_manifests import build, wrong
@@ -99,8 +102,11 @@ def test_containers_start_after_the_agent_and_on_measured_storage() -> None:
     assert words(agent, "Unit.Before") >= {f"{one}.service" for one in SERVICES}
     for one in SERVICES:
         drop_in = unit(SYSTEM / f"{one}.service.d" / "10-attested-sds.conf")
-        assert words(drop_in, "Unit.Requires") == {"attested-sds-agent.service"}
-        assert words(drop_in, "Unit.After") == {"attested-sds-agent.service"}
+        needed = {"attested-sds-agent.service"}
+        if one == "kubelet":
+            needed.add("attested-sds-admission.service")
+        assert words(drop_in, "Unit.Requires") == needed
+        assert words(drop_in, "Unit.After") == needed
         assert words(drop_in, "Unit.RequiresMountsFor") == {f"/var/lib/{one}"}
         memory, disk = (
             unit(folder / f"var-lib-{one}.mount") for folder in (SYSTEM, GUEST / "disk")
@@ -172,18 +178,25 @@ def test_the_agents_configuration_asks_nobody_outside_of_the_guest(tmp_path: Pat
     assert yamlfile.load_file(tmp_path / "agent.yaml", AgentConfig).attestation.is_guest
 
 
-def test_the_kubelets_settings_shut_debugging() -> None:
-    (file,) = (GUEST / "mkosi.extra" / "etc" / "kubernetes" / "kubelet.conf.d").iterdir()
-    settings = yaml.safe_load(file.read_text())
-    assert file.suffix == ".conf", "the kubelet reads no other files of its directory"
-    assert (settings["kind"], settings["apiVersion"]) == (
-        "KubeletConfiguration",
-        "kubelet.config.k8s.io/v1beta1",
+def test_nothing_of_the_image_leads_around_admission() -> None:
+    extra = GUEST / "mkosi.extra"
+    config = yamlfile.load_file(extra / "etc/attested-sds/admission.yaml", AdmissionConfig)
+    assert config.enforce
+    assert config.policy.min_epoch > 0
+    here = config.model_copy(
+        update={
+            "containerd_config": extra / str(config.containerd_config).lstrip("/"),
+            "kubelet_config": extra / str(config.kubelet_config).lstrip("/"),
+        }
     )
-    assert settings["enableDebuggingHandlers"] is False
-    assert settings["readOnlyPort"] == 0
+    assert check_node(here) == ()
+    containerd = tomllib.loads((extra / "etc/containerd/config.toml").read_text())
+    cri = containerd["plugins"]["io.containerd.grpc.v1.cri"]
+    assert cri["sandbox_image"] == config.runtime.sandbox_image
+    settings = yaml.safe_load((extra / "etc/kubernetes/kubelet.yaml").read_text())
     assert settings["staticPodPath"] == ""
     assert settings["authentication"]["anonymous"] == {"enabled": False}
+    assert f"> {config.wrapper}" in (GUEST / "mkosi.postinst.chroot").read_text()
 
 
 def test_the_static_pod_needs_nothing_of_the_api_server() -> None:
