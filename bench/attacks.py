@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import select
 import socket
 import sys
 import time
@@ -59,12 +61,31 @@ def be_victim(path: str, seconds: float) -> None:
     print(json.dumps({"ms": found, "failed": failed}))
 
 
-def be_attacker(name: str, path: str, seconds: float) -> None:
-    """Attack again and again."""
+def be_attacker(name: str, path: str, seconds: float, uid: int | None = None) -> None:
+    """Attack again and again, as another user perhaps."""
+    if uid is not None:
+        os.setgroups([])
+        os.setgid(uid)
+        os.setuid(uid)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         attack(name, path)
         time.sleep(0.01)
+
+
+def be_asker(port: int, seconds: float) -> None:
+    """Ask for the metrics without end, many requests at a time, and read what comes."""
+    end = time.monotonic() + seconds
+    ask = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 1_000
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)) as one:
+            one.settimeout(0)
+            while time.monotonic() < end:
+                readable, writable, _ = select.select([one], [one], [], 0.1)
+                if readable and not one.recv(1 << 20):
+                    break
+                if writable:
+                    one.send(ask)
 
 
 async def process(*arguments: str) -> asyncio.subprocess.Process:
@@ -159,12 +180,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each attack")
     parser.add_argument("--processes", type=int, default=2, help="that attack at the same time")
     parser.add_argument("--victim", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--attack", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--attack", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--requests", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.victim:
         be_victim(given.victim[0], float(given.victim[1]))
     elif given.attack:
-        be_attacker(given.attack[0], given.attack[1], float(given.attack[2]))
+        name, path, seconds, *uid = given.attack
+        be_attacker(name, path, float(seconds), int(uid[0]) if uid else None)
+    elif given.requests:
+        be_asker(int(given.requests[0]), float(given.requests[1]))
     else:
         asyncio.run(run(given))
 

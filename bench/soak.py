@@ -3,8 +3,11 @@
     python bench/soak.py --seconds 600
 
 Two real Envoys make a full handshake for every request while the authority is killed, stopped and
-cut off, and the agent killed and stopped. Ends with status 1 where a request failed, or memory or
-descriptors of the agent grew.
+cut off, the agent is stopped, and hostile clients do what they can: every attack of
+``tests/support/hostile.py`` on the node-wide socket, as a user with an identity and as one without,
+floods of connections, of requests to the metrics, and of strangers on the authority's port. Agent
+and authority are in control groups of 256 MiB that kill. Ends with status 1 where a request failed,
+the kernel killed, a task had to start again, or memory or descriptors of the agent grew.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench.process_figures import Sample as Memory
 from bench.rotation import row
+from tests.support.cgroups import MemoryGroup, memory_group
+from tests.support.hostile import ATTACKS
 from tests.support.mesh import Mesh, running_mesh
-from tests.support.node import Node, short_folder
+from tests.support.node import TRUST_DOMAIN, Node, free_port, short_folder
+from tests.support.process import running
 from tests.support.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -39,7 +45,21 @@ KINDS = (
     *("blackhole", "refuse", "corrupt", "cut", "delay"),
     *("stop ca", "stop agent", "kill ca"),
 )
+SUPPORT = Path(__file__).resolve().parents[1] / "tests" / "support"
+ATTACKER = Path(__file__).with_name("attacks.py")
+KNOWN, STRANGER = 4242, 4343
+"""Users: one has an identity, one has none."""
+DOORS = ("close", "preface", "silent", "exit", "exec")
+AUTHORITY = ("silent", "half", "drip", "tls", "preface", "pings", "call", "unknown", "flood")
+HOSTILE = (
+    *(f"attack {name} as {uid}" for name in ATTACKS for uid in (KNOWN, STRANGER)),
+    *(f"door {kind}" for kind in DOORS),
+    *(f"authority {kind}" for kind in AUTHORITY),
+    "metrics",
+)
+BOUND = 256 * 1024 * 1024
 _WARM_UP_SECONDS = 60.0
+_HOSTILE_SECONDS = 5.0
 _MOST_GROWTH_MB_PER_HOUR = 30.0
 
 
@@ -59,9 +79,14 @@ def per_hour(samples: list[Sample], what: str) -> float:
 
 
 class Soak:
-    def __init__(self, node: Node, seconds: float, seed: int) -> None:
+    def __init__(
+        self, node: Node, seconds: float, seed: int, groups: tuple[MemoryGroup, MemoryGroup]
+    ) -> None:
         self.node = node
-        self.until = time.monotonic() + seconds
+        self.groups = groups
+        self.metrics = free_port()
+        self.began_again = 0
+        self.seconds = seconds
         self.random = random.Random(seed)
         self.faults: Counter[str] = Counter()
         self.samples: list[Sample] = []
@@ -69,18 +94,64 @@ class Soak:
 
     async def run(self, folder: Path) -> Mesh:
         async with Proxy(self.node.port).running() as proxy, contextlib.AsyncExitStack() as stack:
-            self.authority = await stack.enter_async_context(self.node.authority())
-            addresses = {"addresses": [f"127.0.0.1:{proxy.port}"]}
-            agent = await stack.enter_async_context(self.node.agent(authority=addresses))
+            self.authority = await self.new_authority(stack)
+            settings = self.node.agent_settings()
+            known = {
+                "name": "known",
+                "match": {"unix:uid": str(KNOWN)},
+                "spiffe_id": f"spiffe://{TRUST_DOMAIN}/known",
+                "lifetime": self.node.lifetime,
+            }
+            agent = await stack.enter_async_context(
+                self.node.agent(
+                    prefix=self.groups[1].prefix,
+                    authority={"addresses": [f"127.0.0.1:{proxy.port}"]},
+                    node={"attestors": ["unix"]},
+                    metrics={"listen": f"127.0.0.1:{self.metrics}"},
+                    workloads=[*settings["workloads"], known],
+                )
+            )
             async with running_mesh(self.node, folder) as mesh:
                 sampling = asyncio.create_task(self.sample(agent))
-                while time.monotonic() < self.until:
+                until = time.monotonic() + self.seconds
+                while time.monotonic() < until:
+                    await self.hostile()
                     await self.fault(proxy, agent, stack)
                     # A fault at a time, and a renewal between two.
                     await mesh.rotations(1, seconds=120)
                 sampling.cancel()
                 await mesh.no_resumption()
+                assert agent.returncode is None
+                lines = [line for line in agent.stderr if "it starts again" in line]
+                self.began_again = len(lines)
                 return mesh
+
+    async def new_authority(self, stack: contextlib.AsyncExitStack) -> Process:
+        return await stack.enter_async_context(self.node.authority(prefix=self.groups[0].prefix))
+
+    async def hostile(self) -> None:
+        """Several hostile clients at a time."""
+        async with contextlib.AsyncExitStack() as stack:
+            for kind in self.random.sample(HOSTILE, 4):
+                self.faults[f"hostile: {kind}"] += 1
+                await stack.enter_async_context(running(self.command(kind.split())))
+            await asyncio.sleep(_HOSTILE_SECONDS)
+
+    def command(self, kind: list[str]) -> list[str]:
+        """What attacks in this way."""
+        door = str(self.node.run_dir / "node" / "sds.sock")
+        seconds = str(_HOSTILE_SECONDS)
+        match kind:
+            case ["attack", name, "as", uid]:
+                return [sys.executable, str(ATTACKER), "--attack", name, door, seconds, uid]
+            case ["door", name]:
+                client = [sys.executable, "-S", str(SUPPORT / "hostile_client.py"), door, name]
+                return [*client, "100000", str(STRANGER)]
+            case ["authority", name]:
+                client = [sys.executable, "-S", str(SUPPORT / "hostile_stranger.py")]
+                return [*client, str(self.node.port), name, "500", seconds]
+            case _:
+                return [sys.executable, str(ATTACKER), "--requests", str(self.metrics), seconds]
 
     async def fault(self, proxy: Proxy, agent: Process, stack: contextlib.AsyncExitStack) -> None:
         kinds = [
@@ -119,7 +190,7 @@ class Soak:
             case "kill ca":
                 await self.authority.kill()
                 await asyncio.sleep(span)
-                self.authority = await stack.enter_async_context(self.node.authority())
+                self.authority = await self.new_authority(stack)
                 return
         await asyncio.sleep(span)
         proxy.heal()
@@ -140,10 +211,18 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     given = parser.parse_args()
-    with short_folder() as folder, tempfile.TemporaryDirectory() as logs:
+    with (
+        short_folder() as folder,
+        tempfile.TemporaryDirectory() as logs,
+        memory_group(BOUND) as authority,
+        memory_group(BOUND) as agent,
+    ):
+        folder.chmod(0o711)
         node = Node(folder, workloads=("client", "server"), lifetime=f"{LIFETIME}s")
-        soak = Soak(node, given.seconds, given.seed)
+        soak = Soak(node, given.seconds, given.seed, (authority, agent))
         mesh = asyncio.run(soak.run(Path(logs)))
+        kills = (authority.kills(), agent.kills())
+        peaks = [peak // 2**20 if (peak := each.peak()) else None for each in (authority, agent)]
     row("seed", str(given.seed))
     row("faults", str(soak.faults.total()))
     for kind, count in sorted(soak.faults.items()):
@@ -161,10 +240,14 @@ def main() -> int:
     row("the slope of that after warm-up", f"{per_hour(warm, 'anonymous'):+.1f} MB/h")
     row("the same, second half", f"{per_hour(half, 'anonymous'):+.1f} MB/h")
     row("its descriptors after warm-up", f"{min(files)} to {max(files)}")
+    row("the most that authority and agent used, MiB", f"{peaks[0]}, {peaks[1]}")
+    row("killed for want of memory: authority, agent", f"{kills[0]}, {kills[1]}")
+    row("tasks of the agent that had to start again", str(soak.began_again))
     for failure in mesh.failures[:5]:
         print(failure)
+    broken = bool(mesh.failures) or any(kills) or bool(soak.began_again)
     long = given.seconds > 5 * _WARM_UP_SECONDS
-    return int(bool(mesh.failures) or (long and slope > _MOST_GROWTH_MB_PER_HOUR))
+    return int(broken or (long and slope > _MOST_GROWTH_MB_PER_HOUR))
 
 
 if __name__ == "__main__":

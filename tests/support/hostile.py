@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 WINDOW_UPDATE, CONTINUATION, PRIORITY = 8, 9, 2
+PADDED, ACK = 8, 1
 REFLECTION = b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 _PIECE = 32 * 1024
 
@@ -225,6 +226,51 @@ def reconnecting(at: Attacker) -> None:
             again.close()
 
 
+def _games() -> Iterator[bytes]:
+    """What RFC 9113 forbids, bounds or leaves to be ignored: for a connection each."""
+    block = headers(STREAM)
+    opening = frame(HEADERS, END_HEADERS, 1, block)
+    fields = b"\x00\x04name\x7f\xff\x00" + b"v" * 254
+    yield frame(HEADERS, 0, 1, block) + frame(CONTINUATION, 0, 1, fields * 60) * 200
+    yield opening + frame(DATA, PADDED, 1, b"\xff" + bytes(255)) * 8_000
+    yield opening + frame(DATA, PADDED, 1, b"\xff")
+    yield opening + frame(HEADERS, END_HEADERS | END_STREAM, 1, fields * 60) * 200
+    yield opening + frame(WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff") * 3
+    yield opening + frame(WINDOW_UPDATE, 0, 1, bytes(4)) * 3
+    yield frame(SETTINGS, ACK, 0) * 20_000
+    yield frame(SETTINGS, 0, 0) * 20_000
+    yield frame(PRIORITY, 0, 1, b"\0\0\0\1\0") * 10_000
+    yield b"".join(frame(PRIORITY, 0, n, b"\0\0\0\0\0") for n in numbers(20_000, 1_000))
+    yield frame(0xEE, 0xFF, 7, bytes(16_000)) * 60
+    yield frame(7, 0, 0, bytes(8) + b"x" * 2_000) * 400  # GOAWAY, again and again
+    yield frame(5, END_HEADERS, 1, bytes(4) + block)  # PUSH_PROMISE
+    yield b"".join(frame(RST, 0, number, bytes(4)) for number in numbers(9_000))
+    yield frame(PING, 0, 0, bytes(8)) * 20_000
+    yield opening * 2 + frame(RST, 0, 1, bytes(4)) + frame(DATA, 0, 1, b"x") * 5_000
+    yield frame(SETTINGS, 0, 0, b"\0\1\xff\xff\xff\xff\0\5\0\xff\xff\xff" * 1_000)
+
+
+def frame_games(at: Attacker) -> None:
+    for game in _games():
+        with contextlib.suppress(OSError), attacker(at.path, seconds=2) as again:
+            again.send(game)
+            again.drain(0.02)
+
+
+def header_games(at: Attacker) -> None:
+    """Sizes of the table up and down, long Huffman strings, integers without end (RFC 7541)."""
+    block = headers(b"/no/such")
+    resized = b"\x20\x3f\xe1\x1f" + block
+    at.send(b"".join(frame(HEADERS, 5, n, resized) for n in numbers(3_000)))
+    at.drain(0.1)
+    long = block + b"\x00\x01a\xff\xe0\x3c" + b"\x1f" * 7_775  # 12,440 letters in Huffman's code
+    endless = block + b"\x7f" + b"\x80" * 9_000
+    for made in (long, endless):
+        with contextlib.suppress(OSError), attacker(at.path, seconds=2) as again:
+            again.send(b"".join(frame(HEADERS, 5, n, made) for n in numbers(60)))
+            again.drain(0.1)
+
+
 ATTACKS: dict[str, Callable[[Attacker], None]] = {
     attack.__name__: attack
     for attack in (
@@ -243,6 +289,8 @@ ATTACKS: dict[str, Callable[[Attacker], None]] = {
         fields_by_index,
         frames_of_nothing,
         reconnecting,
+        frame_games,
+        header_games,
     )
 }
 

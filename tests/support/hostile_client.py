@@ -1,8 +1,9 @@
-"""hostile_client.py SOCKET KIND COUNT: connections that a door must survive, one process.
+"""hostile_client.py SOCKET KIND COUNT [UID]: connections that a door must survive, one process.
 
 Kinds: ``close`` (at once), ``preface`` (half of HTTP/2's, then close), ``silent`` (held open for a
 moment, 50 at a time), ``exit`` (a child connects and exits), ``exec`` (a child connects and
-executes another program). Prints how many were made. Bare Python: it runs as any user.
+executes another program). Prints how many were made. Bare Python: it runs as any user, and becomes
+the user UID first.
 """
 
 import contextlib
@@ -53,4 +54,8 @@ def main(path: str, kind: str, count: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        os.setgroups([])
+        os.setgid(int(sys.argv[4]))
+        os.setuid(int(sys.argv[4]))
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

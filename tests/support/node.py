@@ -115,11 +115,16 @@ class Node:
 
     @contextlib.asynccontextmanager
     async def authority(
-        self, *, ready: bool = True, env: Mapping[str, str] | None = None, **changes: Any
+        self,
+        *,
+        ready: bool = True,
+        env: Mapping[str, str] | None = None,
+        prefix: Sequence[str | Path] = (),
+        **changes: Any,
     ) -> AsyncIterator[Process]:
-        """A running authority; ``ready``: wait until it can sign."""
+        """A running authority; ``ready``: wait until it can sign; ``prefix``: what runs it."""
         settings = self.authority_settings(**changes)
-        async with self._process("ca", AUTHORITY, settings, env=env) as process:
+        async with self._process("ca", AUTHORITY, settings, env=env, prefix=prefix) as process:
             if ready:
                 await process.line("READY")
             yield process
