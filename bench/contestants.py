@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 30.0
 OWN = ("ours", "prototype", "agent", "node")
+PEERS = ("spire", "istio")
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,11 @@ def started(command: list[str]) -> Iterator[Server]:
         process.wait(PATIENCE)
 
 
-def own(kind: str, folder: str, lifetime: str) -> Contestant:
-    """Our service, the floor (prototype), or the agent by a socket of its own or the node's."""
-    if kind in ("agent", "node"):
+def chosen(kind: str, folder: str, lifetime: str) -> Contestant:
+    """Our service, the floor (prototype), the agent by its own or the node's socket, or a peer."""
+    if kind in PEERS:
+        script = [str(ROOT / "bench/peers/run.py"), kind, "--lifetime", lifetime]
+    elif kind in ("agent", "node"):
         script = [str(ROOT / "bench/whole_agent.py"), kind, "--lifetime", lifetime]
     else:
         script = [str(ROOT / "bench/sds_server.py"), kind, f"{folder}/{kind}.sock"]

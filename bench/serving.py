@@ -6,8 +6,9 @@ ratios for each number of connections and each shape of requests. Every measurem
 its own, started for it.
 
 ``--contestants`` chooses among ``ours`` (the service alone), ``prototype`` (the floor), ``agent``
-(a whole ``sds agent`` by a workload's socket) and ``node`` (by the node-wide socket; both see
-``bench/whole_agent.py``). ``--peer LABEL=SOCKET,PID[,NAME...]`` adds a server that runs already (a
+(a whole ``sds agent`` by a workload's socket), ``node`` (by the node-wide socket; both see
+``bench/whole_agent.py``), ``spire`` and ``istio`` (see ``bench/peers/``; they are built at their
+first measurement). ``--peer LABEL=SOCKET,PID[,NAME...]`` adds a server that runs already (a
 SPIRE agent, say; its rotations are its own), ``--peer-command LABEL=COMMAND`` one that is started
 each time (see ``bench/contestants.py``). The others are compared with the first contestant.
 
@@ -31,7 +32,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.contestants import OWN, Contestant, own, program, running
+from bench import contestants
+from bench.contestants import OWN, PEERS, Contestant, program, running
 from bench.crowd import Plan, Shape, measure, median
 from bench.independent import check
 
@@ -50,7 +52,7 @@ def chosen(given: argparse.Namespace, folder: str) -> list[Contestant]:
         ["ours"] if peers or given.peer_command else ["ours", "prototype"]
     )
     return [
-        *(own(kind, folder, given.lifetime) for kind in kinds),
+        *(contestants.chosen(kind, folder, given.lifetime) for kind in kinds),
         *map(running, peers),
         *map(program, given.peer_command),
     ]
@@ -59,9 +61,9 @@ def chosen(given: argparse.Namespace, folder: str) -> list[Contestant]:
 def compare(given: argparse.Namespace, plan: Plan, folder: str) -> None:
     """Measure all in turns, ``--runs`` times, and print the table of medians."""
     figures: Figures = defaultdict(lambda: defaultdict(list))
-    contestants = chosen(given, folder)
+    measured = chosen(given, folder)
     for _ in range(given.runs):
-        for one in contestants:
+        for one in measured:
             names = one.names or given.names
             with one.start() as server:
                 found = measure(server, names, plan)
@@ -73,7 +75,7 @@ def compare(given: argparse.Namespace, plan: Plan, folder: str) -> None:
                     found = check(given.sdsload, server, names, plan, connecting)
                 for row, value in found.items():
                     figures[INDEPENDENT + row][one.label].append(value)
-    table(figures, [one.label for one in contestants])
+    table(figures, [one.label for one in measured])
     busy = max(max(values) for values in figures["generator, busiest process, cores"].values())
     if busy > BUSY:
         print(f"The generator was busy to {busy:.0%} of a core: times may be its own.")
@@ -105,7 +107,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--connections", type=int, nargs="+", default=[250])
     parser.add_argument("--shapes", nargs="+", choices=("envoy", "small"), default=["envoy"])
-    parser.add_argument("--contestants", nargs="+", choices=OWN, help="default: ours prototype")
+    parser.add_argument(
+        "--contestants", nargs="+", choices=OWN + PEERS, help="default: ours prototype"
+    )
     parser.add_argument("--peer", action="append", default=[], metavar="LABEL=SOCKET,PID[,NAME...]")
     parser.add_argument("--peer-command", action="append", default=[], metavar="LABEL=COMMAND")
     parser.add_argument("--socket", help="another SDS server, as --peer peer=SOCKET,PID,NAMES")
