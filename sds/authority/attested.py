@@ -225,7 +225,7 @@ class AttestedAuthority:
         limit = self._settings.connect_seconds
         try:
             async with _deadline(limit, f"the authority at {session.address} gave no Challenge"):
-                await self._hello(session)
+                await self._hello(session, for_news=True)
         except BaseException:
             await self._drop()
             raise
@@ -252,7 +252,8 @@ class AttestedAuthority:
         self._session, self._place = session, place
         return session
 
-    async def _hello(self, session: Session) -> None:
+    async def _hello(self, session: Session, *, for_news: bool = False) -> None:
+        """Say Hello and verify the answer; ``for_news``: only if it is another one than before."""
         nonce = new_nonce()
         answer = await session.ask(
             ca_pb2.ExchangeRequest(
@@ -267,17 +268,25 @@ class AttestedAuthority:
             raise self._refused(session, answer.refusal)
         if answer.WhichOneof("response") != "challenge":
             raise AuthorityAnswerError("the authority answered Hello with something else")
+        now = self._clock.now()
+        policy = self._policy.digest
+        same = for_news and session.says_the_same(
+            answer.challenge, nonce=nonce, policy=policy, now=now
+        )
+        if same:
+            session.nonce = answer.challenge.nonce
+            return
         try:
             trusted = verify_challenge(
                 answer.challenge,
                 nonce=nonce,
                 tls_key=session.connection.tls_key,
                 verifier=self._verifier,
-                now=self._clock.now().wall,
+                now=now.wall,
             )
         except CertificateError as error:
             raise AuthorityAnswerError(f"{session.address}: {error}") from error
-        session.trust(trusted)
+        session.trust(trusted, policy=policy, now=now)
 
     async def _exchange(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
@@ -17,7 +17,7 @@ import grpc.aio
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
 from sds.exchange import wire
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data
-from sds.pki import load_certificate, spki_sha256, supported_key, verify_authority_chain
+from sds.pki import load_issuer, spki_sha256, supported_key, verify_authority_chain
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from sds._proto.sds.ca.v1 import ca_pb2
     from sds.attestation.evidence import Claims, Verifier
     from sds.authority.channel import AuthorityConnection
+    from sds.clock import Instant
 
+VERIFIED_SECONDS: Final = 150.0
+"""For so long a Challenge that repeats another one is not verified again."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -74,7 +77,7 @@ def verify_challenge(
     """
     if len(challenge.nonce) != NONCE_BYTES or not challenge.issuing_chain or not challenge.roots:
         raise AuthorityAnswerError("the Challenge lacks a nonce, a chain or roots")  # 1
-    key = supported_key(load_certificate(challenge.issuing_chain[0], "issuing certificate"))
+    key = supported_key(load_issuer(challenge.issuing_chain[0], "issuing certificate"))
     statement = wire.statement_from_wire(challenge, issuing_key=spki_sha256(key))
     covered = tuple(challenge.covered_nonces) or (nonce,)
     if nonce not in covered:  # 2
@@ -121,6 +124,8 @@ class Session:
         self.nonce = b""
         self._call: Any = None
         self._trusted: TrustedAuthority | None = None
+        self._verified_at = float("-inf")
+        self._verified_by = b""
 
     @property
     def usable(self) -> bool:
@@ -138,10 +143,31 @@ class Session:
             raise AuthorityAnswerError("the authority's evidence has not been verified")
         return self._trusted
 
-    def trust(self, authority: TrustedAuthority) -> None:
-        """The authority's Challenge held."""
+    def says_the_same(
+        self, challenge: ca_pb2.Challenge, *, nonce: bytes, policy: bytes, now: Instant
+    ) -> bool:
+        """Whether a Challenge repeats what was verified on this stream a short while ago.
+
+        Nothing is to be learnt from one that does, so its evidence need not be verified. That this
+        stream leads to the authority that was verified is TLS's to say, whose key was part of it.
+        Anything else is verified as a whole, and everything under another policy or after
+        :data:`VERIFIED_SECONDS`, so that revocations take effect.
+        """
         known = self._trusted
-        self._trusted = authority
+        age = now.boottime - self._verified_at
+        if known is None or age > VERIFIED_SECONDS or policy != self._verified_by:
+            return False
+        if len(challenge.nonce) != NONCE_BYTES or nonce not in (
+            challenge.covered_nonces or [nonce]
+        ):
+            return False
+        key = known.statement.issuing_key  # the same chain has the same key
+        return wire.statement_from_wire(challenge, issuing_key=key) == known.statement
+
+    def trust(self, authority: TrustedAuthority, *, policy: bytes, now: Instant) -> None:
+        """The authority's Challenge was verified, under the policy with this digest."""
+        known = self._trusted
+        self._trusted, self._verified_at, self._verified_by = authority, now.boottime, policy
         self.nonce = authority.nonce
         claims = authority.claims
         if known is not None and known.statement.issuing_key == authority.statement.issuing_key:

@@ -5,7 +5,13 @@ be verified raises a :class:`sds.errors.CertificateError`. Primitives are always
 (``cryptography``).
 """
 
-from sds.pki.chain import VerifiedChain, load_certificate, verify_authority_chain, verify_svid_chain
+from sds.pki.chain import (
+    VerifiedChain,
+    load_certificate,
+    load_issuer,
+    verify_authority_chain,
+    verify_svid_chain,
+)
 from sds.pki.encoding import certificate_der, certificate_pem, certificates_from_pem
 from sds.pki.keys import (
     PrivateKey,
@@ -36,6 +42,7 @@ __all__ = [
     "is_self_signed",
     "key_type_of",
     "load_certificate",
+    "load_issuer",
     "load_private_key",
     "make_csr",
     "private_key_pem",

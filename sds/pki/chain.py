@@ -92,7 +92,7 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     return certificate
 
 
-_load_issuer: Final = functools.lru_cache(maxsize=_REMEMBERED)(load_certificate)
+load_issuer: Final = functools.lru_cache(maxsize=_REMEMBERED)(load_certificate)
 """As :func:`load_certificate`, for the certificate of an issuer."""
 
 
@@ -119,7 +119,7 @@ def verify_svid_chain(
     _check_length(chain)
     certificates = [
         load_certificate(chain[0], _position(0)),
-        *(_load_issuer(der, _position(i)) for i, der in enumerate(chain[1:], start=1)),
+        *(load_issuer(der, _position(i)) for i, der in enumerate(chain[1:], start=1)),
     ]
     path = _path_to_root(certificates, roots)
     _check_signatures(path)
@@ -154,7 +154,7 @@ def verify_authority_chain(
         CertificateError: a subclass that names the first check that failed.
     """
     _check_length(chain)
-    certificates = [_load_issuer(der, _position(i)) for i, der in enumerate(chain)]
+    certificates = [load_issuer(der, _position(i)) for i, der in enumerate(chain)]
     if len(chain) == 1 and chain[0] in set(roots):
         path = certificates
     else:
@@ -206,7 +206,7 @@ def _path_to_root(
         return certificates
     last = certificates[-1]
     named = [
-        root for root in (_load_issuer(der, "root") for der in roots) if root.subject == last.issuer
+        root for root in (load_issuer(der, "root") for der in roots) if root.subject == last.issuer
     ]
     if len(named) > 1:  # a CA that kept its name over a new key
         named = [root for root in named if _is_issued_by(last, root)] or named[:1]

@@ -176,7 +176,7 @@ class World:
             settings,
             attester=changes.pop("attester", self.agent),
             verifier=changes.pop("verifier", verifier_of(self.authority)),
-            clock=SystemClock(),
+            clock=changes.pop("clock", SystemClock()),
             **changes,
         )
         try:

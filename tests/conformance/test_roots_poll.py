@@ -1,0 +1,112 @@
+"""The agent asks for roots on its stream: what repeats is not verified again, all else is."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.authority.session import VERIFIED_SECONDS
+from sds.ca.issuer import self_sign
+from sds.clock import Instant, SystemClock
+from sds.errors import EvidenceError
+from sds.identity import KeyType
+from sds.pki import generate_private_key
+from tests.support.authority import TRUST_DOMAIN, World, items, verifier_of, wish
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims, Evidence, ReportData, Verifier
+    from sds.ca.app import RunningAuthority
+
+
+class Watched:
+    """A verifier that counts, and refuses when it is told to."""
+
+    def __init__(self, inner: Verifier) -> None:
+        self.inner = inner
+        self.calls = 0
+        self.refuses = False
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        self.calls += 1
+        if self.refuses:
+            raise EvidenceError("revoked in the meantime", reason="measurement_not_allowed")
+        return self.inner.verify(evidence, data=data, now=now)
+
+
+class Later(SystemClock):
+    """A clock that a test sets forward."""
+
+    ahead = 0.0
+
+    def now(self) -> Instant:
+        now = super().now()
+        return dataclasses.replace(now, boottime=now.boottime + self.ahead)
+
+
+def renew(authority: RunningAuthority) -> None:
+    """Let it sign under another root."""
+    signer = self_sign(
+        key=generate_private_key(KeyType.EC_P256),
+        trust_domain=TRUST_DOMAIN,
+        lifetime=timedelta(hours=2),
+        path_length=None,
+        now=SystemClock().now().wall,
+        backdate=timedelta(0),
+    )
+    authority.signing.publish((signer.root,))
+    authority.signing.activate(signer)
+
+
+async def test_what_repeats_is_verified_once_in_a_while() -> None:
+    world, clock = World(), Later()
+    watched = Watched(verifier_of(world.authority))
+    async with (
+        world.running() as authority,
+        world.client(authority.port, verifier=watched, clock=clock) as client,
+    ):
+        told = {await client.roots() for _ in range(10)}
+        assert len(told) == 1
+        assert watched.calls == 1
+        clock.ahead += VERIFIED_SECONDS + 1
+        await client.roots()
+        await client.roots()
+        assert watched.calls == 2
+        await client.issue(items([wish()]))  # its nonce is the one of the last Challenge
+
+
+async def test_news_are_verified_before_they_count() -> None:
+    world = World()
+    watched = Watched(verifier_of(world.authority))
+    async with (
+        world.running() as authority,
+        world.client(authority.port, verifier=watched) as client,
+    ):
+        before = await client.roots()
+        calls = watched.calls
+        renew(authority)
+        after = await client.roots()
+        assert set(after) - set(before)
+        assert watched.calls == calls + 1
+        watched.refuses = True
+        renew(authority)
+        with pytest.raises(EvidenceError, match="revoked"):
+            await client.roots()
+
+
+async def test_an_authority_that_was_revoked_is_found_out_in_time() -> None:
+    world, clock = World(), Later()
+    watched = Watched(verifier_of(world.authority))
+    async with (
+        world.running() as authority,
+        world.client(authority.port, verifier=watched, clock=clock) as client,
+    ):
+        await client.roots()
+        watched.refuses = True
+        clock.ahead += VERIFIED_SECONDS + 1
+        with pytest.raises(EvidenceError, match="revoked"):
+            await client.roots()
