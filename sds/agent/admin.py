@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from sds.operations.state import AgentState, ClientState, IdentityState
     from sds.secrets.hardening import MemoryProtection
+    from sds.transport.usage import Usage
 
+_MOST_TIMES: Final = 2**32 - 1
 SERVICE: Final[str] = agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name
 
 
@@ -88,6 +90,19 @@ def encode(state: AgentState) -> agent_pb2.Status:
             )
             for one in state.errors
         ],
+        owners=map(_owner, state.owners),
+        strangers=None if state.strangers is None else _owner(state.strangers),
+    )
+
+
+def _owner(one: Usage) -> agent_pb2.Owner:
+    return agent_pb2.Owner(
+        name=one.name,
+        recognised=one.recognised,
+        connections=one.connections,
+        streams=one.streams,
+        held_bytes=one.held_bytes,
+        exceeded={limit: min(times, _MOST_TIMES) for limit, times in one.exceeded.items()},
     )
 
 

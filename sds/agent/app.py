@@ -117,7 +117,7 @@ async def running_agent(
         SocketError: the run directory or a socket cannot be used.
     """
     raise_file_limit()
-    owners = Owners(config.node)
+    owners = Owners(config.node, config.budgets)
     os.umask(_OURS_ALONE)
     instruments = AgentInstruments(clock=clock)
     store = instruments.store
@@ -178,6 +178,7 @@ async def running_agent(
             policy=None if policy is None else policy.holder,
             memory=memory,
             ahead=None if node is None else node.ahead,
+            budgets=owners.budgets,
             lost_sockets=lambda: guard.lost,
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
+from sds.agent.budget_settings import BudgetsSection
 from sds.agent.node_settings import NodeSettings  # noqa: TC001  pydantic reads it at run time
 from sds.agent.rules import DecidedRules
 from sds.agent.sections import (
@@ -170,6 +171,10 @@ class AgentConfig(Settings):
     )
     limits: ClientLimitsSection = Field(
         default=ClientLimitsSection(), description="What one client on a socket may do."
+    )
+    budgets: BudgetsSection = Field(
+        default=BudgetsSection(),
+        description="What each owner of connections (a pod, or a user outside pods) may use.",
     )
     federation: FederationSettings = Field(
         default=FederationSettings(),

@@ -16,7 +16,7 @@ from sds.errors import WorkloadError
 from sds.operations.collector import collect_when_quiet
 from sds.transport.accepting import user_of
 from sds.transport.budget import Budgets
-from sds.transport.shares import Total
+from sds.transport.shares import STRANGERS
 from sds.workload.owner import owner_of
 from sds.workload.peer import Peer
 from sds.workload.proc import pod_roots
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Awaitable, Callable
 
+    from sds.agent.budget_settings import BudgetsSection
     from sds.agent.node_settings import NodeSettings
     from sds.clock import Clock
     from sds.workload.cgroup import PodRoots
@@ -37,10 +38,19 @@ class Owners:
         budgets: of all owners.
     """
 
-    def __init__(self, node: NodeSettings | None) -> None:
-        """``node``: says where pods are, if the agent asks for them at all."""
+    def __init__(self, node: NodeSettings | None, shares: BudgetsSection) -> None:
+        """As configured.
+
+        Args:
+            node: says where pods are, if the agent asks for them at all.
+            shares: how much each owner may use.
+        """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.budgets = Budgets(total=Total.of_descriptors(limit))
+        self.budgets = Budgets(
+            shares.owner.share(),
+            strangers=shares.strangers.share(STRANGERS),
+            total=shares.total(limit),
+        )
         self._roots: PodRoots | None = None
         if node is not None and "kubernetes" in node.attestors:
             settings = node.kubernetes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import sds
 from sds.errors import PolicyError
@@ -23,6 +23,7 @@ from sds.operations.state import (
     SubscriptionState,
     WorkloadState,
 )
+from sds.transport.usage import largest, strangers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +40,11 @@ if TYPE_CHECKING:
     from sds.secrets.store import Change, SecretStore
     from sds.serving.service import SecretService
     from sds.serving.subscription import Watched
+    from sds.transport.budget import Budgets
     from sds.workload.entitlement import Entitlement
+
+_OWNERS: Final = 32
+"""Owners of connections that the state names."""
 
 
 class UnservedIdentities:
@@ -95,6 +100,7 @@ class LivingParts:
         lost_sockets: paths of our sockets that are no longer ours.
         memory: what protects it, where the protections were tried.
         ahead: what mints before callers ask, if anything does.
+        budgets: of the owners of connections.
         warnings: what must not be overlooked.
         errors: the errors that were seen.
     """
@@ -112,6 +118,7 @@ class LivingParts:
     policy: PolicyHolder | None = None
     memory: MemoryProtection | None = None
     ahead: MintedAhead | None = None
+    budgets: Budgets | None = None
     lost_sockets: Callable[[], Sequence[str]] = field(default=tuple)
     warnings: Callable[[], Sequence[str]] = field(default=tuple)
     errors: Callable[[], Iterable[PastError]] = field(default=tuple)
@@ -169,6 +176,8 @@ class LivingParts:
             ),
             policy=None if self.policy is None else _policy(self.policy),
             errors=tuple(self.errors()),
+            owners=() if self.budgets is None else largest(self.budgets, _OWNERS),
+            strangers=None if self.budgets is None else strangers(self.budgets),
             memory=self.memory,
         )
 

@@ -40,6 +40,7 @@ _NAMES: Final = 3
 """How many Envoys one line names."""
 _TITLES: Final = ("STATE", "EXPIRES", "RENEWAL", "ROTATIONS", "STREAMS", "SERIAL", "WORKLOAD")
 _MAX_KINDS: Final = 10
+_MAX_OWNERS: Final = 8
 """Kinds of errors that are shown."""
 _SERIAL_CHARACTERS: Final = 16
 
@@ -130,6 +131,10 @@ def lines(seen: agent_pb2.Status) -> Iterator[Text]:
     if enforced:
         yield Text()
         yield from enforced
+    owners = list(_owners(seen))
+    if owners:
+        yield Text()
+        yield from owners
     if seen.HasField("memory"):
         yield Text()
         yield _memory(seen.memory)
@@ -162,6 +167,23 @@ def _memory(memory: agent_pb2.Memory) -> Text:
         line.append(f"{', ' if number else ''}{name}: ")
         line.append(state, style="green" if one.in_force else "yellow")
     return line
+
+
+def _owners(seen: agent_pb2.Status) -> Iterator[Text]:
+    """Who uses the most of its budget, and who exceeded it."""
+    if seen.owners:
+        most = max(seen.owners, key=lambda one: one.held_bytes)
+        yield Text(f"owners of connections: the most memory: {most.name}: {_usage(most)}")
+        if seen.strangers.connections:
+            yield Text(f"  strangers together: {_usage(seen.strangers)}")
+    for one in itertools.islice((one for one in seen.owners if one.exceeded), _MAX_OWNERS):
+        limits = ", ".join(f"{limit} {times}x" for limit, times in sorted(one.exceeded.items()))
+        yield Text(f"  {one.name} exceeded its budget: {limits}; {_usage(one)}", style="yellow")
+
+
+def _usage(one: agent_pb2.Owner) -> str:
+    mebibytes = one.held_bytes / (1 << 20)
+    return f"{one.connections} connections, {one.streams} streams, {mebibytes:.1f} MiB"
 
 
 def _policy(seen: agent_pb2.Status) -> Text:

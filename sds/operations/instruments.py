@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sds.policy.trust import AdmittedPolicy
     from sds.secrets.identity_status import IdentityStatus
     from sds.serving.service import SecretService
+    from sds.transport.budget import Budgets
 
 _KEPT_ERRORS: Final = 50
 BUNDLE_REASONS: Final = tuple(reason for reason in SERVING if reason.startswith("bundle"))
@@ -85,6 +86,11 @@ class AgentParts(Protocol):
     @property
     def ahead(self) -> MintedAhead | None:
         """What mints before callers ask; None if nothing does."""
+        ...
+
+    @property
+    def budgets(self) -> Budgets | None:
+        """Of the owners of connections; None where nothing counts them."""
         ...
 
     def readiness(self) -> Readiness:
@@ -212,6 +218,7 @@ class AgentInstruments(Instruments):
             self.watch_policy(parts.policy)
         self._stored.wanted = parts.identities
         self.families.ahead.source = parts.ahead
+        self.families.owners.budgets = parts.budgets
         self.families.workloads.set_function(lambda: len(set(connected_workloads(parts.service))))
         self.families.refused_subscriptions.set_function(parts.refused_subscriptions)
         self.families.lost_sockets.set_function(lambda: len(parts.lost_sockets()))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sds.operations.readiness import Readiness
     from sds.secrets.hardening import MemoryProtection
+    from sds.transport.usage import Usage
 
 RENEWAL_LATE: Final = 0.35
 """Part of a life below which a renewal is late: a healthy agent renews at 0.5 to 0.6 (as the alert
@@ -171,6 +172,8 @@ class AgentState:
         warnings: what must not be overlooked: simulated evidence, memory that is not locked.
         authority: the address in use, or those configured.
         memory: what protects the memory with keys, where the protections were tried.
+        owners: of connections: those that exceeded their budget, and those that use the most.
+        strangers: what owners that no rule recognises use together.
     """
 
     now: datetime
@@ -189,6 +192,8 @@ class AgentState:
     policy: PolicyState | None = None
     errors: tuple[PastError, ...] = ()
     memory: MemoryProtection | None = None
+    owners: tuple[Usage, ...] = ()
+    strangers: Usage | None = None
 
     @property
     def uptime(self) -> timedelta:

@@ -307,6 +307,8 @@ class ServedConnection:
             self._http2.send_message(stream, message)
             self._flush()
         self.settle()
+        if self._held > _UNNOTICED_BYTES:
+            self.owner.check_room(0, self._loop.time())
         return not self.blocked(stream)
 
     def blocked(self, stream: int) -> bool:

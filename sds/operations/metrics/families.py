@@ -20,6 +20,7 @@ from prometheus_client.process_collector import ProcessCollector
 import sds
 from sds.operations.metrics.ahead import AheadCollector
 from sds.operations.metrics.faults import FaultsCollector
+from sds.operations.metrics.owners import OwnersCollector
 from sds.reasons.attestation import ATTESTATION
 from sds.reasons.authority import AUTHORITY
 from sds.reasons.policy import POLICY
@@ -250,6 +251,7 @@ class AgentFamilies:
             registry=registry,
         )
         self.ahead = AheadCollector(registry)
+        self.owners = OwnersCollector(registry)
         self.federation_refreshed = Gauge(
             "sds_federation_refreshed_timestamp_seconds",
             "When the bundle of a foreign trust domain was last fetched and verified; 0 before the "
