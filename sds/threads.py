@@ -56,3 +56,5 @@ ENDORSEMENTS: Final = Threads("endorsements", 2)
 """Directories of chips' certificates, read for what agents send."""
 TOKEN_KEYS: Final = Threads("token-keys", 1)
 """Files with the keys that sign the tokens of service accounts."""
+ADMISSION: Final = Threads("admission", 2)
+"""Files of sandboxes that a runtime starts."""

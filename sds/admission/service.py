@@ -6,11 +6,11 @@ admitted is remembered before the wrapper hears of it; what cannot be found out 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from sds import threads
 from sds.admission.judge import AdmittedSandbox, admit_container, admit_exec, admit_sandbox
 from sds.admission.question import bad_form
 from sds.errors import PolicyError, WorkloadError
@@ -129,7 +129,7 @@ class RuntimeAdmission:
         sandbox = self._memory.sandboxes.get(sandbox_id)
         if sandbox is None:
             raise bad_form(f"the sandbox {sandbox_id[:12]} was not admitted here: start it again")
-        pid = await asyncio.to_thread(_pid_in, sandbox.pid_file)
+        pid = await threads.ADMISSION.run(_pid_in, sandbox.pid_file)
         image = await self._image_of(identifier)
         around = Surroundings(
             pod_uid=sandbox.pod_uid,

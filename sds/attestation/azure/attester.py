@@ -8,10 +8,10 @@ names; nothing blocks the event loop; the number of attempts is bounded.
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sds import threads
 from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.azure.runtime import parse_runtime
 from sds.attestation.checks import Checks
@@ -83,7 +83,7 @@ class VtpmAttester:
         """
         for failures in range(1, ATTEMPTS + 1):
             try:
-                raw, blob, quote = await asyncio.to_thread(_collect, self._device, data)
+                raw, blob, quote = await threads.EVIDENCE.run(_collect, self._device, data)
                 break
             except EvidenceUnavailableError:
                 if failures == ATTEMPTS:

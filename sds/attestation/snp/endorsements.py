@@ -6,11 +6,11 @@ never evidence.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from typing import TYPE_CHECKING
 
+from sds import threads
 from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester
 from sds.errors import EndorsementUnavailableError
 from sds.files import replace_file
@@ -52,7 +52,7 @@ class KeptEndorsements:
             _LOGGER.debug("no kept certificates: %s", error)
         found = await self._inner.certificates(report)
         if found:
-            await asyncio.to_thread(self._keep, found)
+            await threads.ENDORSEMENTS.run(self._keep, found)
         return found
 
     def _keep(self, found: tuple[bytes, ...]) -> None:
