@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sds.attestation.evidence import EvidenceKind
@@ -29,12 +30,16 @@ from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-    from pathlib import Path
 
     from sds.attestation.evidence import Attester, Verifier
+    from sds.attestation.exchange_key.holding import Register
     from sds.attestation.keeper import CollateralKeeper
     from sds.attestation.reference_values import ReferenceValues
-    from sds.attestation.section import AttestationSection, VerificationSection
+    from sds.attestation.section import (
+        AttestationSection,
+        ExchangeKeySection,
+        VerificationSection,
+    )
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
@@ -170,19 +175,26 @@ def keyed(attester: Attester, section: AttestationSection) -> Attester:
     """
     if section.exchange_key is None:
         return attester
-    held = hold_key(
-        MeasurementRegister(section.exchange_key.runtime_register),
-        environment=os.environ,
-        pid=os.getpid(),
-    )
+    register, named = _register(section, section.exchange_key)
+    held = hold_key(register, environment=os.environ, pid=os.getpid())
     _LOGGER.info(
         "the exchange key of this boot is measured",
         extra={
-            "register": str(section.exchange_key.runtime_register),
+            "register": named,
             "exchange_key": key_digest(held.public_key),
         },
     )
     return KeyedAttester(attester, held)
+
+
+def _register(section: AttestationSection, key: ExchangeKeySection) -> tuple[Register, str]:
+    """The register that a section names, and its name for people."""
+    if key.pcr is None:
+        return MeasurementRegister(key.runtime_register), str(key.runtime_register)
+    from sds.attestation.tpm.register import PcrRegister  # noqa: PLC0415  see the module
+
+    device = section.tpm_device or Path("/dev/tpmrm0")
+    return PcrRegister(device, key.pcr), f"PCR {key.pcr} of {device}"
 
 
 def _simulated(section: AttestationSection) -> Attester:

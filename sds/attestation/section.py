@@ -30,7 +30,13 @@ class ExchangeKeySection(Settings):
 
     runtime_register: PathField = Field(
         default=RTMR3,
-        description="The runtime register, as the kernel's file. Its name ends with the algorithm.",
+        description="TDX: the runtime register, as the kernel's file. Its name ends with the "
+        "algorithm.",
+    )
+    pcr: Annotated[int, Field(ge=0, le=15)] | None = Field(
+        default=None,
+        description="vTPM kinds: the PCR instead, of `attestation.tpm_device`. Choose one that "
+        "the boot chain leaves at zero.",
     )
 
 
@@ -88,9 +94,9 @@ class AttestationSection(Settings):
     )
     exchange_key: ExchangeKeySection | None = Field(
         default=None,
-        description="TDX only: make a key at the first start after boot, measure it and then a cap "
-        "into a runtime register, and sign all evidence with it. systemd must keep the key "
-        "(`FileDescriptorStoreMax=1`, `FileDescriptorStorePreserve=yes`), and must start this "
+        description="TDX and vTPM kinds: make a key at the first start after boot, measure it and "
+        "then a cap into a runtime register, and sign all evidence with it. systemd must keep the "
+        "key (`FileDescriptorStoreMax=1`, `FileDescriptorStorePreserve=yes`), and must start this "
         "service before containers. If unset, evidence does not say which process made it.",
     )
     projected_token: PathField | None = Field(

@@ -12,16 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import ValidationError
 
+from sds.attestation.azure.attester import VtpmAttester
+from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.build import keyed
+from sds.attestation.checks import Checks
+from sds.attestation.evidence import EvidenceKind, ReportData
 from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
+from sds.attestation.files import Places, examined_files
+from sds.attestation.kind import Demands
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import AttestationSection
+from sds.attestation.registry import kind_module
+from sds.attestation.section import AttestationSection, ExchangeKeySection
 from sds.attestation.tdx.verifier import TdxVerifier
-from tests.support import need
+from sds.attestation.tpm.attest import parse_attest
+from sds.attestation.tpm.parcel import Piece
+from sds.attestation.tpm.quote import VerifiedQuote
+from sds.attestation.tpm.register import PcrRegister
+from sds.attestation.tpm.values import PcrValues, appraise_exchange_key
+from tests.support import machines, made_quotes, need
 from tests.support.authority import World, configured, items, rule, wish
+from tests.support.clock import PatientClock
 from tests.support.intel import NOW, Intel
 from tests.support.measurement_registers import NAME
+from tests.support.paravisor import Host, paravisor
 from tests.support.refusals import refused
 from tests.support.tdx_guest import ServiceManager, SimulatedRegister, TdxGuest
 
@@ -29,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from sds.attestation.evidence import Claims, Evidence, ReportData
+    from sds.attestation.evidence import Claims, Evidence
 
 PATIENCE_SECONDS = 20.0
 MRTD = (b"m" * 48).hex()
@@ -158,3 +173,76 @@ async def test_an_authority_serves_the_keys_holder_and_nobody_else_in_the_guest(
         "exchange_key_missing",
     ]
     manager.close()
+
+
+# --- a vTPM that is bound to the report -----------------------------------------------------------
+
+PCR = 13
+SNP_VTPM = EvidenceKind("azure-snp-vtpm")
+REPORT_DATA = ReportData(bytes(range(64)))
+
+
+def judged(evidence: Evidence, *, pcr: int | None = PCR) -> list[str]:
+    """Reasons of the checks that failed."""
+    values = ReferenceValues.model_validate({"others": {SNP_VTPM: {"exchange_key_pcr": pcr}}})
+    root = machines.simulated().ark_der
+    files = examined_files(Places(roots=(root,)))
+    make = kind_module(SNP_VTPM).examiner
+    assert make is not None
+    examiner = make(Demands(values=values, roots=(root,), files=lambda: files))
+    verdict = examiner.examine(evidence, data=REPORT_DATA, now=machines.NOW)
+    return [check.error.reason for check in verdict.checks if check.error is not None]
+
+
+async def test_a_vtpms_register_shows_the_key_and_nothing_after_the_cap(tmp_path: Path) -> None:
+    machine, manager = machines.simulated().machine(), ServiceManager(tmp_path)
+    with paravisor(machine.report) as vtpm:
+        register = PcrRegister(vtpm, PCR)
+        held = hold_key(register, environment=manager.environment(), pid=os.getpid())
+        async with Host(chain=machine.certificates).running() as host:
+            service = MetadataService(host.url, PatientClock())
+            anybody = VtpmAttester(
+                SNP_VTPM, device=vtpm, service=service, sources=[service], clock=PatientClock()
+            )
+            own = await KeyedAttester(anybody, held).attest(REPORT_DATA)
+            theirs = await anybody.attest(REPORT_DATA)
+            assert judged(own) == []
+            assert judged(theirs) == ["exchange_key_missing"]
+            assert judged(theirs, pcr=None) == []
+            assert judged(own, pcr=12) == ["exchange_key_register"]
+            # Another key after the cap changes the register for everybody.
+            register.extend(held.events[0])
+            assert judged(own) == [], "evidence of before stays what it was"
+            late = await KeyedAttester(anybody, held).attest(REPORT_DATA)
+            assert judged(late) == ["exchange_key_register"]
+        with refused("exchange_key_lost"):
+            hold_key(register, environment=manager.environment(), pid=os.getpid())
+    with refused("runtime_register", match="PCR 13"):
+        register.read()
+    with refused("runtime_register", match="cannot be extended"):
+        register.extend(bytes(32))
+    manager.close()
+
+
+def test_only_the_bank_that_was_capped_counts() -> None:
+    values = PcrValues(exchange_key_pcr=PCR)
+    attest = parse_attest(made_quotes.rsa_parts(REPORT_DATA)[Piece.ATTEST])
+    for bank, pcrs in (("sha384", {PCR: bytes(48)}), ("sha256", {})):
+        checks = Checks()
+        quote = VerifiedQuote(attest=attest, bank=bank, pcrs=pcrs)
+        claims = appraise_exchange_key(checks, quote, values, proof=None, data=REPORT_DATA)
+        assert claims == {}
+        assert [check.error and check.error.reason for check in checks.done] == [
+            "exchange_key_register"
+        ]
+    for wrong in ({"exchange_key_pcr": 16}, {"exchange_key_pcr": 3, "pcrs": {3: ["00" * 32]}}):
+        with pytest.raises(ValidationError):
+            PcrValues.model_validate(wrong)
+
+
+def test_the_section_names_the_register(tmp_path: Path) -> None:
+    section = AttestationSection(
+        kind="azure-snp-vtpm", tpm_device=tmp_path / "tpm", exchange_key=ExchangeKeySection(pcr=PCR)
+    )
+    with refused("runtime_register", match="PCR 13"):
+        keyed(TdxGuest(Intel(), SimulatedRegister()), section)

@@ -34,6 +34,10 @@ def vtpm_kind(
         values = demands.values
         if own.measurements:
             values = values.model_copy(update={"measurements": own.measurements})
+        if own.exchange_key_pcr is not None:
+            # The key is in the vTPM's register: what is demanded of RTMR3 is demanded of that.
+            tdx = values.tdx.model_copy(update={"require_exchange_key": False})
+            values = values.model_copy(update={"tdx": tdx})
         assert hardware.examiner is not None
         inner = hardware.examiner(replace(demands, values=values))
         return VtpmVerifier(EvidenceKind(name), EvidenceKind(hardware_name), inner, own)

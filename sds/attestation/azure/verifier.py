@@ -22,7 +22,12 @@ from sds.attestation.snp.report import Report
 from sds.attestation.tdx.quote import parse_quote
 from sds.attestation.tpm.parcel import Piece, quote_of, unpack
 from sds.attestation.tpm.quote import check_quote
-from sds.attestation.tpm.values import PcrValues, appraise_pcrs, claims_of_quote
+from sds.attestation.tpm.values import (
+    PcrValues,
+    appraise_exchange_key,
+    appraise_pcrs,
+    claims_of_quote,
+)
 from sds.errors import EvidenceError, EvidenceMalformedError
 
 if TYPE_CHECKING:
@@ -114,7 +119,8 @@ class VtpmVerifier:
         ):
             return None
         # 2. The hardware report, by every check of its own kind.
-        hardware = replace(evidence, kind=self._hardware, report=report)
+        # The proof is about the vTPM's register, not about the hardware's.
+        hardware = replace(evidence, kind=self._hardware, report=report, proof=None)
         inner = self._examiner.examine(hardware, data=None, now=now)
         checks.done += [check for check in inner.checks if check.name != "kind"]
         # 3. - 4. It vouches for the runtime data, which names the vTPM's key.
@@ -124,6 +130,9 @@ class VtpmVerifier:
         verified = check_quote(checks, quote, key, data)
         # 9. What is demanded.
         appraise_pcrs(checks, verified, self._values)
+        keyed = appraise_exchange_key(
+            checks, verified, self._values, proof=evidence.proof, data=data
+        )
         if runtime is not None:
             self._appraise(checks, runtime)
         if inner.claims is None:
@@ -137,6 +146,7 @@ class VtpmVerifier:
                 **inner.claims.attributes,
                 **{f"vm_{name}": value for name, value in configuration.items()},
                 **claims_of_quote(verified),
+                **keyed,
             },
         )
 

@@ -142,6 +142,16 @@ def read_pcrs(tpm: Tpm, bank: Bank) -> dict[int, bytes]:
     )
 
 
+def extend_pcr(tpm: Tpm, pcr: int, algorithm: Algorithm, digest: bytes) -> None:
+    """TPM2_PCR_Extend (section 22.2) of one bank; what was extended stays until the next boot."""
+    tpm.execute(
+        0x182,
+        handles=(pcr,),
+        authorizations=(None,),
+        parameters=struct.pack(">IH", 1, algorithm) + digest,
+    )
+
+
 def _given(reader: TpmReader) -> list[int]:
     found: list[int] = []
     for _ in range(min(reader.number(4), 16)):

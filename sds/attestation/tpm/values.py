@@ -6,15 +6,26 @@ PCR that is demanded and was not quoted is a refusal, and never passed over.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from sds.attestation.exchange_key.events import check_exchange_key
 from sds.attestation.tpm.attest import PCRS
+from sds.attestation.tpm.register import ALGORITHM, LAST_PCR
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from sds.attestation.checks import Checks
+    from sds.attestation.evidence import ExchangeProof, ReportData
     from sds.attestation.reference_values import ReferenceValues
     from sds.attestation.tpm.quote import VerifiedQuote
 
@@ -26,11 +37,22 @@ class PcrValues(BaseModel):
 
     Attributes:
         pcrs: index (0 to 23) -> accepted values, hex; a PCR that is not named may have any.
+        exchange_key_pcr: evidence must be signed by the key that early boot measured into this PCR
+            (0 to 15), so that no other process of the guest can give evidence for an exchange.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pcrs: dict[int, Annotated[list[Digest], Field(min_length=1)]] = {}
+    exchange_key_pcr: Annotated[StrictInt, Field(ge=0, le=LAST_PCR)] | None = None
+
+    @model_validator(mode="after")
+    def _another_pcr(self) -> Self:
+        if self.exchange_key_pcr in self.pcrs:
+            raise ValueError(
+                "exchange_key_pcr is among pcrs: every boot measures another key into it"
+            )
+        return self
 
     @field_validator("pcrs")
     @classmethod
@@ -70,6 +92,45 @@ def appraise_pcrs(checks: Checks, quote: VerifiedQuote | None, values: PcrValues
             found=found.hex() if found is not None else "not quoted",
             accepted=accepted,
         )
+
+
+def appraise_exchange_key(
+    checks: Checks,
+    quote: VerifiedQuote | None,
+    values: PcrValues,
+    *,
+    proof: ExchangeProof | None,
+    data: ReportData | None,
+) -> dict[str, str]:
+    """Add the checks of the exchange key if one is demanded; returns its claim.
+
+    Args:
+        checks: where the outcome goes.
+        quote: the verified quote; without it, another check refuses.
+        values: what is demanded.
+        proof: came with the evidence.
+        data: the report data that the quote is bound to.
+    """
+    if values.exchange_key_pcr is None or quote is None:
+        return {}
+    register = quote.pcrs.get(values.exchange_key_pcr, b"")
+    # Only this bank was capped: the same PCR of another bank is still open to anybody.
+    if not checks.add(
+        "exchange_key_bank",
+        "exchange_key_register",
+        ok=quote.bank == ALGORITHM and bool(register),
+        found=quote.bank if register else "PCR not quoted",
+        expected=f"PCR {values.exchange_key_pcr} of the bank {ALGORITHM}",
+    ):
+        return {}
+    return check_exchange_key(
+        checks,
+        proof,
+        register=register,
+        report_data=data or b"",
+        algorithm=ALGORITHM,
+        required=True,
+    )
 
 
 def claims_of_quote(quote: VerifiedQuote | None) -> dict[str, str]:
