@@ -9,7 +9,7 @@ from __future__ import annotations
 import grp
 from typing import TYPE_CHECKING
 
-from sds.agent.build import authority_settings, signed_policy
+from sds.agent.build import authority_settings, signed_policy, warnings
 from sds.agent.build import verification as make_verification
 from sds.agent.config import OwnAuthoritySection
 from sds.attestation.build import make_attester
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def check_configuration(
     config: AgentConfig, *, what: str, clock: Clock, environment: Mapping[str, str]
-) -> None:
+) -> tuple[str, ...]:
     """Check everything that the configuration names.
 
     Args:
@@ -42,6 +42,9 @@ def check_configuration(
         what: names it in errors: the file.
         clock: what is valid now.
         environment: of the agent, where addresses of Kubernetes may come from.
+
+    Returns:
+        What an operator should not overlook, a sentence each.
 
     Raises:
         ConfigurationError: with every problem.
@@ -80,6 +83,7 @@ def check_configuration(
         }
     )
     checks.raise_all()
+    return warnings(config)
 
 
 def _check_authority(config: AgentConfig, checks: ConfigurationChecks, clock: Clock) -> None:

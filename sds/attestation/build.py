@@ -23,6 +23,7 @@ from sds.attestation.files import FollowedFiles, Places
 from sds.attestation.kind import Demands
 from sds.attestation.pem import der_certificates
 from sds.attestation.registry import KINDS, kind_module
+from sds.attestation.tpm.register import PcrRegister
 from sds.attestation.verifier import EvidenceVerifier
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
@@ -191,8 +192,6 @@ def _register(section: AttestationSection, key: ExchangeKeySection) -> tuple[Reg
     """The register that a section names, and its name for people."""
     if key.pcr is None:
         return MeasurementRegister(key.runtime_register), str(key.runtime_register)
-    from sds.attestation.tpm.register import PcrRegister  # noqa: PLC0415  see the module
-
     device = section.tpm_device or Path("/dev/tpmrm0")
     return PcrRegister(device, key.pcr), f"PCR {key.pcr} of {device}"
 

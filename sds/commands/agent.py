@@ -72,13 +72,14 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
     is_wanted(os.environ)  # refuses a value without a meaning
     if check_config:
         # Measured: what the check alone needs takes 1 MB that a running agent does not pay.
-        from sds.agent.build import warnings  # noqa: PLC0415
         from sds.agent.check import check_configuration  # noqa: PLC0415
 
         config = _configuration(path)
-        check_configuration(config, what=str(path), clock=SystemClock(), environment=os.environ)
+        warnings = check_configuration(
+            config, what=str(path), clock=SystemClock(), environment=os.environ
+        )
         click.echo(f"{path}: every file and reference of the configuration can be used")
-        for sentence in warnings(config):
+        for sentence in warnings:
             click.echo(f"warning: {sentence}")
         return
     use_wiping_allocator()  # sds.entry did this already, if the options were in their usual place
