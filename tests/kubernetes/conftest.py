@@ -2,4 +2,4 @@
 
 import os
 
-collect_ignore = [] if os.environ.get("SDS_IMAGE") else ["test_cluster.py"]
+collect_ignore_glob = [] if os.environ.get("SDS_IMAGE") else ["test_*.py"]

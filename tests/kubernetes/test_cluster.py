@@ -18,30 +18,38 @@ import json
 import os
 import shlex
 import shutil
-import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.pki import private_key_pem
 from tests.support import need
 from tests.support.certificates import Wish, ca_wish, common_name, self_signed
+from tests.support.cluster import (
+    ADDRESSES,
+    ENVOY,
+    IMAGE,
+    NO_DNS,
+    check_unused,
+    delete,
+    hosts,
+    image,
+    kubectl,
+    kustomization,
+    patch,
+    rolled_out,
+    state,
+    until,
+    without_dns,
+)
 from tests.support.process import output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
     from pathlib import Path
-
-IMAGE = os.environ["SDS_IMAGE"]
-ENVOY = os.environ.get("SDS_ENVOY_IMAGE", "docker.io/envoyproxy/envoy:v1.37-latest")
-KUBECTL = shlex.split(os.environ.get("SDS_KUBECTL", "kubectl"))
-NO_DNS = os.environ.get("SDS_CLUSTER_DNS") == "none"
-ADDRESSES = {"issuer": "10.96.0.51", "root": "10.96.0.52", "orders": "10.96.0.53"}
-PATIENCE = 180.0
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -68,49 +76,10 @@ while True:
 """
 
 
-async def kubectl(*arguments: str, seconds: float = PATIENCE) -> str:
-    status, out, err = await output([*KUBECTL, *arguments], seconds=seconds)
-    assert status == 0, f"kubectl {' '.join(arguments)}: {err or out}"
-    return out
-
-
 async def traffic() -> dict[str, Any]:
     """The newest count of the traffic."""
     line = await kubectl("logs", "-n", "shop", "deploy/billing", "-c", "traffic", "--tail=1")
     return json.loads(line) if line else {}
-
-
-async def until(
-    what: Callable[[], Awaitable[Any]], holds: Callable[[Any], object], seconds: float = PATIENCE
-) -> tuple[Any, float]:
-    """What was found when it held, and how long that took."""
-    began = time.monotonic()
-    found: Any = None
-    while time.monotonic() - began < seconds:
-        found = await what()
-        if holds(found):
-            return found, time.monotonic() - began
-        await asyncio.sleep(0.2)
-    raise AssertionError(f"not within {seconds} s: {found}\n{await state()}")
-
-
-async def state() -> str:
-    """What a person would look at."""
-    parts = [
-        ["get", "pods", "-A", "-o", "wide"],
-        ["logs", "-n", "attested-sds", "ds/attested-sds-agent", "--tail=30"],
-        ["logs", "-n", "attested-sds", "deploy/attested-sds-issuer", "--tail=20"],
-        ["logs", "-n", "attested-sds", "sts/attested-sds-root", "--tail=20"],
-        ["logs", "-n", "shop", "deploy/billing", "-c", "envoy", "--tail=20"],
-    ]
-    return "\n".join([(await output([*KUBECTL, *part]))[1][-6000:] for part in parts])
-
-
-async def rolled_out(namespace: str, *what: str) -> None:
-    for each in what:
-        arguments = ["rollout", "status", "-n", namespace, each, "--timeout=150s"]
-        status, _, _ = await output([*KUBECTL, *arguments], seconds=PATIENCE)
-        assert status == 0, f"{each} is not rolled out\n{await state()}"
 
 
 def tls_keys(folder: Path) -> None:
@@ -144,28 +113,8 @@ def tls_keys(folder: Path) -> None:
         (folder / f"{name}.key").write_bytes(private_key_pem(leaf.key))
 
 
-def patch(kind: str, name: str, *operations: tuple[str, Any]) -> dict[str, Any]:
-    body = [{"op": "add", "path": path, "value": value} for path, value in operations]
-    return {"target": {"kind": kind, "name": name}, "patch": yaml.safe_dump(body)}
-
-
-def hosts(**names: str) -> tuple[str, Any]:
-    aliases = [{"ip": ADDRESSES[name], "hostnames": [host]} for name, host in names.items()]
-    return "/spec/template/spec/hostAliases", aliases
-
-
 def system(folder: Path, volumes: str) -> Path:
     """A kustomization of the authorities and the agent for this cluster."""
-    patches = []
-    if NO_DNS:
-        issuer = {"issuer": "attested-sds-issuer.attested-sds.svc"}
-        root = {"root": "attested-sds-root.attested-sds.svc"}
-        patches = [
-            patch("DaemonSet", "attested-sds-agent", hosts(**issuer)),
-            patch("Deployment", "attested-sds-issuer", hosts(**root)),
-            patch("Service", "attested-sds-issuer", ("/spec/clusterIP", ADDRESSES["issuer"])),
-            patch("Service", "attested-sds-root", ("/spec/clusterIP", ADDRESSES["root"])),
-        ]
     agent = folder / "deploy/overlays/plain/config/agent.yaml"
     settings = agent.read_text() + "    lifetime: 30s\n"  # so that rotation is seen
     if volumes == "csi":
@@ -188,7 +137,7 @@ def system(folder: Path, volumes: str) -> Path:
         resources=["deploy/overlays/plain"],
         components=["deploy/components/csi"] if volumes == "csi" else [],
         images=[image("attested-sds", IMAGE)],
-        patches=patches,
+        patches=without_dns(),
         secretGenerator=secrets,
         generatorOptions={"disableNameSuffixHash": True},
     )
@@ -224,35 +173,10 @@ def sample(folder: Path, volumes: str) -> Path:
     )
 
 
-def image(name: str, full: str) -> dict[str, str]:
-    new, _, tag = full.rpartition(":")
-    return {"name": name, "newName": new, "newTag": tag}
-
-
-def kustomization(folder: Path, **content: Any) -> Path:
-    folder.mkdir(exist_ok=True)
-    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump({**head, **content}))
-    return folder
-
-
-async def check_unused() -> None:
-    """Stop before anything is applied, and then deleted, over an installation that is there."""
-    _, context, _ = await output([*KUBECTL, "config", "current-context"], seconds=30)
-    print(f"this test installs into the cluster {context!r}, and removes it all at its end")
-    for namespace in ("attested-sds", "shop"):
-        found = await kubectl("get", "namespace", namespace, "--ignore-not-found", "-o", "name")
-        if found.strip():
-            pytest.fail(
-                f"the cluster {context!r} has a namespace {namespace} already, which this test "
-                "would replace and delete: use an empty cluster, or delete the namespace yourself"
-            )
-
-
 @pytest.fixture(params=["hostpath", "csi"])
 async def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[str]:
     volumes: str = request.param
-    await check_unused()
+    await check_unused("attested-sds", "shop")
     shutil.copytree(need.ROOT / "deploy", tmp_path / "deploy")
     tls_keys(tmp_path)
     everything, services = system(tmp_path, volumes), sample(tmp_path, volumes)
@@ -268,11 +192,7 @@ async def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterat
         await rolled_out("shop", "deploy/orders", "deploy/billing")
         yield volumes
     finally:
-        for each in (services, everything):
-            await output(
-                [*KUBECTL, "delete", "-k", str(each), "--ignore-not-found", "--wait=true"],
-                seconds=300,
-            )
+        await delete(services, everything)
 
 
 async def no_failures(since: dict[str, Any], what: str) -> dict[str, Any]:
