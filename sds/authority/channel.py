@@ -235,6 +235,9 @@ def verified_channel(
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),
+        # How long one connection may take. gRPC's 20 s are too long where nobody answers at an
+        # address: the replica there was rolled, and the next attempt would find another one.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         *more,
     )
     return grpc.aio.secure_channel(

@@ -31,12 +31,14 @@ class Facts:
             with the reason. Absent types that are not listed here are known to be absent.
         services: ``(namespace, name)`` of the Kubernetes Services that select the caller's pod.
         title: what people call the caller (``namespace/pod``), or the empty string.
+        hints: why a selector that people may expect is absent, in words.
     """
 
     selectors: frozenset[Selector] = frozenset()
     unknown: Mapping[str, WorkloadError] = field(default_factory=dict)
     services: frozenset[tuple[str, str]] = frozenset()
     title: str = ""
+    hints: tuple[str, ...] = ()
 
     def why_unknown(self, selector_type: str) -> WorkloadError | None:
         """Why this type is unknown, or None if it is known (present or absent)."""
@@ -55,17 +57,20 @@ def merge(parts: Iterable[Facts]) -> Facts:
     selectors: set[Selector] = set()
     unknown: dict[str, WorkloadError] = {}
     services: set[tuple[str, str]] = set()
+    hints: tuple[str, ...] = ()
     title = ""
     for part in parts:
         selectors |= part.selectors
         unknown = {**part.unknown, **unknown}
         services |= part.services
         title = title or part.title
+        hints += part.hints
     return Facts(
         selectors=frozenset(selectors),
         unknown=unknown,
         services=frozenset(services),
         title=title,
+        hints=hints,
     )
 
 

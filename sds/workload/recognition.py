@@ -406,7 +406,13 @@ class Recognition:
                 reason="undetermined",
             )
         return WorkloadError(
-            f"no workload rule matches this caller{held}; found: {found}",
+            "; ".join(
+                (
+                    f"no workload rule matches this caller{held}",
+                    *self.outcome.facts.hints,
+                    f"found: {found}",
+                )
+            ),
             advice="compare with the rules; `sds whoami` shows this at any time",
             reason="no_match",
         )

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from sds.workload.cri.settings import PodContents
 from tests.support.cluster import (
-    AGENT,
     ENVOY,
     SYSTEM,
     attempt,
@@ -39,7 +39,7 @@ from tests.support.guest_cluster import (
     container,
     pod,
 )
-from tests.support.policies import Signatory
+from tests.support.policies import Signatory, sign
 from tests.support.process import output
 
 if TYPE_CHECKING:
@@ -57,18 +57,17 @@ def rules(contents: str, image: str) -> list[dict[str, Any]]:
     """Rules on the runtime's word in ``shop``, and on the API server's in ``claims``."""
 
     def rule(name: str, account: str, **match: str) -> dict[str, Any]:
-        return {
-            "name": name,
-            "match": match,
-            "spiffe_id": NAME % account,
-            "service_dns_names": ["*.{namespace}.svc"],
-        }
+        return {"name": name, "match": match, "spiffe_id": NAME % account}
 
     claims, shop = {"k8s:ns": "claims"}, {"k8s:ns": "shop"}
+    runtime = rule("by-runtime", "orders", **shop, **{"cri:pod-digest": contents})
     return [
-        rule("by-runtime", "orders", **shop, **{"cri:pod-digest": contents}),
+        {**runtime, "dns_names": ["orders.shop.svc"]},
         rule("claimed-image", "vault", **claims, **{"k8s:image-digest": image}),
-        rule("claimed-account", "orders", **claims, **{"k8s:sa": "orders"}),
+        {
+            **rule("claimed-account", "orders", **claims, **{"k8s:sa": "orders"}),
+            "service_dns_names": ["front.claims.svc"],
+        },
         rule("claimed-label", "back", **claims, **{"k8s:pod-label:tier": "back"}),
     ]
 
@@ -98,10 +97,8 @@ async def install(cluster: GuestCluster) -> str:
 
 
 def with_rules(cluster: GuestCluster, epoch: int, image: str, **fields: Any) -> dict[str, Any]:
-    from sds.workload.cri.settings import PodContents  # noqa: PLC0415
-
     contents = PodContents.model_validate(cluster.pods[0])
-    fields.setdefault("dns_names", ["front.claims.svc", "front.shop.svc"])
+    fields.setdefault("dns_names", ["front.claims.svc", "orders.shop.svc"])
     return cluster.document(epoch, workloads=rules(contents.digest, image), **fields)
 
 
@@ -165,6 +162,18 @@ async def claim_image(namespace: str, name: str, image: str) -> None:
     await kubectl("patch", "pod", "-n", namespace, name, *words)
 
 
+def imposter(namespace: str) -> dict[str, Any]:
+    """A pod that no list has: the measured image with a command of somebody else."""
+    return pod("imposter", namespace, "nobody", container(args=["something", "else"]))
+
+
+async def refused(guest: GuestCluster, name: str = "imposter") -> None:
+    """The pod in ``shop`` gets nothing, and is told which of its containers no list has."""
+    found = await guest.ask("shop", name)
+    assert not found["identities"]
+    assert "the pod is not what a list says: container " in found["why"]
+
+
 async def test_the_listed_pod_has_its_identity(guest: GuestCluster) -> None:
     await guest.start(KEPT)
     found = await guest.ask("shop", "kept")
@@ -176,8 +185,8 @@ async def test_the_listed_pod_has_its_identity(guest: GuestCluster) -> None:
 async def test_an_image_digest_that_somebody_writes_into_a_pods_status(
     guest: GuestCluster, image: str
 ) -> None:
-    await guest.start(pod("imposter", "claims", "nobody"))
-    await guest.start(pod("imposter", "shop", "orders", container(args=["of", "its", "own"])))
+    for namespace in NAMESPACES:
+        await guest.start(imposter(namespace))
 
     async def claimed() -> str | None:
         await claim_image("claims", "imposter", image)
@@ -189,38 +198,36 @@ async def test_an_image_digest_that_somebody_writes_into_a_pods_status(
     # The runtime's word does not change.
     for _ in range(3):
         await claim_image("shop", "imposter", image)
-        found = await guest.ask("shop", "imposter")
-        assert not found["identities"]
-    assert "by-runtime" in found["why"]
+        await refused(guest)
 
 
 async def test_a_service_account_that_somebody_writes_into_etcd(guest: GuestCluster) -> None:
     for namespace in NAMESPACES:
-        await guest.start(pod("imposter", namespace, "nobody"))
+        await guest.start(imposter(namespace))
         assert await guest.identity(namespace, "imposter") is None
         await replace_in_etcd(f"/registry/pods/{namespace}/imposter", "nobody", "orders")
         path = "jsonpath={.spec.serviceAccountName}"
         found = await kubectl("get", "pod", "-n", namespace, "imposter", "-o", path)
         assert found == "orders"
+    # The API server's word: not protected. The runtime's word knows no account.
     await until(
         lambda: guest.identity("claims", "imposter"),
         lambda found: found == "spiffe://example.org/ns/claims/sa/orders",
         60,
     )
+    await refused(guest)
 
 
 async def test_a_label_that_somebody_adds(guest: GuestCluster) -> None:
     for namespace in NAMESPACES:
-        await guest.start(pod("imposter", namespace, "nobody"))
+        await guest.start(imposter(namespace))
         await kubectl("label", "pod", "-n", namespace, "imposter", "tier=back")
     await until(
         lambda: guest.identity("claims", "imposter"),
         lambda found: found == "spiffe://example.org/ns/claims/sa/back",
         60,
     )
-    found = await guest.ask("shop", "imposter")
-    print(json.dumps(found))
-    assert not found["identities"]
+    await refused(guest)
 
 
 async def test_the_true_image_with_other_arguments_and_a_sidecar(guest: GuestCluster) -> None:
@@ -231,14 +238,8 @@ async def test_the_true_image_with_other_arguments_and_a_sidecar(guest: GuestClu
     reader = container("reader", volumeMounts=[shared])
     volumes = [{"name": "shared", "emptyDir": {}}]
     for containers in ([thief], [container(), reader], [thief, reader]):
-        manifest = pod("kept-too", "shop", "orders", *containers, volumes=volumes)
-        await guest.start(manifest)
-        found = await guest.ask("shop", "kept-too")
-        assert not found["identities"]
-        there = json.loads(await kubectl("get", "pod", "-n", "shop", "kept-too", "-o", "json"))
-        uid = there["metadata"]["uid"]
-        line = await guest.said("a pod is not what a list says", uid)
-        assert "container" in json.dumps(line)
+        await guest.start(pod("kept-too", "shop", "orders", *containers, volumes=volumes))
+        await refused(guest, "kept-too")
     path = ["sh", "-c", "cat /shared/key; ls -l /shared/key >&2"]
     _, key, _ = await attempt("exec", "-n", "shop", "kept-too", "-c", "reader", "--", *path)
     assert "PRIVATE KEY" not in key
@@ -261,11 +262,121 @@ async def test_a_container_that_joins_a_running_pod(guest: GuestCluster) -> None
 
 
 async def test_the_selector_of_a_service(guest: GuestCluster) -> None:
+    """Names that the API server gives are bounded by the signed policy."""
     await guest.start(pod("claimed", "claims", "orders", labels={"app": "claimed"}))
     for name in ("front", "stolen"):
-        words = ["service", "clusterip", "-n", "claims", name, "--tcp=8443"]
-        await kubectl("create", *words)
+        await kubectl("create", "service", "clusterip", "-n", "claims", name, "--tcp=8443")
         selector = {"spec": {"selector": {"app": "claimed"}}}
         await kubectl("patch", "service", "-n", "claims", name, "-p", json.dumps(selector))
-    found = await guest.ask("claims", "claimed")
-    print(json.dumps(found), await attempt("exec", "-n", SYSTEM, AGENT, "--", "sds", "status", "--run-dir", "/run/attested-sds"))
+    # The rule bounds names to one: a claim. The other Service has no effect.
+    names = ["front.claims.svc"]
+    await until(
+        lambda: guest.ask("claims", "claimed"),
+        lambda found: found["identities"] and found["identities"][0]["dns_names"] == names,
+        60,
+    )
+    # Without service_dns_names in the rule, none: names come from policy alone.
+    words = ["create", "service", "clusterip", "-n", "shop", "front", "--tcp=8443"]
+    await kubectl(*words)
+    await guest.start({**KEPT, "metadata": {**KEPT["metadata"], "labels": {"app": "front"}}})
+    (identity,) = (await guest.ask("shop", "kept"))["identities"]
+    assert identity["dns_names"] == ["orders.shop.svc"]
+    words = ["get", "default", "--socket", SOCKET, "--output", "json"]
+    shown = await kubectl("exec", "-n", "shop", "kept", "--", "sds", *words)
+    assert json.loads(shown)["secrets"][0]["dns_names"] == ["orders.shop.svc"]
+
+
+async def test_a_shell_in_the_measured_pod_reads_its_key(guest: GuestCluster) -> None:
+    """Not protected by the agent: the runtime tells of no exec, and no probe or hook.
+
+    docs/threat-model.md says so; the component that refuses them is between kubelet and runtime.
+    """
+    await guest.start(KEPT)
+    words = ["sds", "get", "default", "--socket", SOCKET, "--show-private-key"]
+    assert "PRIVATE KEY" in await kubectl("exec", "-n", "shop", "kept", "--", *words)
+    there = {"exec": {"command": ["sh", "-c", f"{shlex.join(words)} > /dev/shm/probe"]}}
+    hook = {"exec": {"command": ["sh", "-c", f"{shlex.join(words)} > /dev/shm/hook"]}}
+    inside = container(livenessProbe=there, lifecycle={"postStart": hook})
+    await guest.start(pod("probed", "shop", "orders", inside))
+    assert await guest.identity("shop", "probed") == "spiffe://example.org/ns/shop/sa/orders"
+
+    async def written() -> str:
+        command = ["sh", "-c", "cat /dev/shm/probe /dev/shm/hook"]
+        return (await attempt("exec", "-n", "shop", "probed", "--", *command))[1]
+
+    await until(written, lambda found: found.count("BEGIN PRIVATE KEY") >= 1, 60)
+
+
+# --- the policy ---------------------------------------------------------------------------------
+
+
+async def test_a_policy_that_is_edited_or_rolled_back_while_parties_run(
+    guest: GuestCluster, image: str
+) -> None:
+    third = await guest.put_document(with_rules(guest, 3, image))
+    await guest.in_force(3)
+    edited = third.replace(b'"payload":"', b'"payload":"QQ', 1)
+    second = bytes(sign(with_rules(guest, 2, image), guest.signer))
+    stranger = bytes(sign(with_rules(guest, 4, image), Signatory("mallory")))
+    for signed, reason in (
+        (edited, "policy_"),
+        (second, "policy_epoch_lower"),
+        (stranger, "policy_unsigned"),
+    ):
+        await guest.put_policy(signed)
+        await guest.said(reason)
+        assert (await guest.status())["policy"]["epoch"] == 3
+    await guest.put_policy(third)
+
+
+async def test_a_policy_that_is_rolled_back_while_everybody_restarts(
+    guest: GuestCluster, image: str
+) -> None:
+    """Accepted until its not_after; a min_epoch that etcd cannot change refuses it."""
+    await guest.put_document(with_rules(guest, 6, image))
+    await guest.in_force(6)
+    await guest.put_document(with_rules(guest, 5, image))
+    await guest.said("policy_epoch_lower", "epoch 5")
+    await restart_everything()
+    await guest.in_force(5)
+
+    for name in ("agent", "issuer", "root"):
+        guest.settings[name]["policy"]["min_epoch"] = 6
+    guest.write()
+    await kubectl("apply", "-k", str(guest.kustomization))
+    await guest.said("policy_epoch_lower", "epoch 5", "6")
+    await guest.put_document(with_rules(guest, 7, image))
+    await guest.in_force(7)
+    await rolled_out(SYSTEM, *EVERYTHING)
+
+
+async def restart_everything() -> None:
+    await kubectl("rollout", "restart", "-n", SYSTEM, *EVERYTHING)
+    await rolled_out(SYSTEM, *EVERYTHING)
+
+
+async def test_an_agent_yaml_that_somebody_replaces(guest: GuestCluster, image: str) -> None:
+    """A ConfigMap takes effect at a restart; an authority out of etcd's reach refuses the agent."""
+    sound = json.dumps(guest.settings["agent"])
+    changed = guest.settings["agent"]
+    del changed["policy"]
+    changed["workloads"] = [
+        {
+            "name": "everybody-is-orders",
+            "match": {"k8s:ns": "shop"},
+            "spiffe_id": "spiffe://example.org/ns/shop/sa/orders",
+        }
+    ]
+    try:
+        await guest.apply()
+        await guest.start(imposter("shop"))
+        # The agent believes its file; the authority has a policy, and signs for nobody without.
+        assert await guest.identity("shop", "imposter") == "spiffe://example.org/ns/shop/sa/orders"
+        line = await guest.said("policy_behind")
+        print(json.dumps(line))
+        words = ["sds", "get", "default", "--socket", SOCKET, "--show-private-key"]
+        _, key, _ = await attempt("exec", "-n", "shop", "imposter", "--", *words)
+        assert "PRIVATE KEY" not in key
+    finally:
+        guest.settings["agent"] = json.loads(sound)
+        await guest.apply()

@@ -116,7 +116,10 @@ async def test_a_container_that_is_not_listed_takes_the_identity_for_good(node: 
         sidecar = await node.runtime.container(pod, "sidecar", args=["--read-the-key"])
         async with asyncio.timeout(5):
             await told.wait()
-        assert not (await facts(attestor, pid)).values("cri:pod-digest")
+        found = await facts(attestor, pid)
+        assert not found.values("cri:pod-digest")
+        (hint,) = found.hints
+        assert hint.startswith("the pod is not what a list says: container sidecar (attempt 0) ")
         (notice,) = attestor.notices()
         assert f"pod {pod.uid} is not what a list says: container sidecar (attempt 0)" in notice
         await node.runtime.remove(sidecar)

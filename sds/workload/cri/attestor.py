@@ -35,6 +35,7 @@ POLL_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 5.0
 _FIRST_GAP_SECONDS: Final = 0.1
 _SHOWN: Final = 3
+_SHOWN_TEXT: Final = 500
 _NAMESPACES: Final = ("mnt", "pid")
 
 
@@ -136,19 +137,21 @@ class CriAttestor:
         }
         held = [each for each in self._settings.pods if pod.holds(each)]
         found |= {Selector("cri:pod-digest", each.digest) for each in held}
-        self._tell_unlisted(pod, listed=bool(held))
-        return Facts(selectors=frozenset(found), title=f"{container.name} of pod {pod.uid}")
+        hints = self._tell_unlisted(pod, listed=bool(held))
+        title = f"{container.name} of pod {pod.uid}"
+        return Facts(selectors=frozenset(found), title=title, hints=hints)
 
-    def _tell_unlisted(self, pod: SeenPod, *, listed: bool) -> None:
-        """Say once what of a caller's pod no list has; people see it in ``sds status`` too."""
+    def _tell_unlisted(self, pod: SeenPod, *, listed: bool) -> tuple[str, ...]:
+        """Say what of a caller's pod no list has: once in the log, to people whenever they ask."""
         if listed or not self._settings.pods:
             self._unlisted.pop(pod.uid, None)
-            return
+            return ()
         why = unlisted(pod, self._settings.pods)
         before = self._unlisted.get(pod.uid)
         self._unlisted[pod.uid] = why
         if before is None or before.message != why.message:
             _LOG.warning("a pod is not what a list says", extra={"caller": pod.uid, "why": why})
+        return (f"the pod is not what a list says: {why.message[:_SHOWN_TEXT]}",)
 
     async def _pod_of(self, identifier: str) -> SeenPod:
         """The pod with this container; one that was just created or only remembered is awaited.
