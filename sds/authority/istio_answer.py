@@ -26,13 +26,17 @@ from sds.exchange.item import IssuedChain
 from sds.outside import reading
 from sds.pki import certificate_der, certificates_from_pem, load_certificate
 from sds.pki.constraints import extension
-from sds.pki.path import sorted_path
+from sds.pki.path import MAX_CANDIDATES, sorted_path
+from sds.pki.pem import MAX_BLOCKS
 
 if TYPE_CHECKING:
     from sds.authority.istio_token import TokenProblem
     from sds.identity import Identity
 
 _MAX_ANSWER_CHARACTERS: Final = 1_000_000
+_MAX_CERTIFICATES: Final = 1 + MAX_CANDIDATES + MAX_BLOCKS
+"""The leaf, what a path is looked for in, and as many roots as one PEM text may have."""
+_BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _NO_ANSWER: Final = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -71,10 +75,18 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
        needed (RFC 8446, section 4.4.2); the path from the leaf to a root is taken out of them.
 
     Raises:
-        AuthorityAnswerError: no certificate, bad PEM, or no root.
+        AuthorityAnswerError: no certificate, too many, bad PEM, or no root.
     """
     if not elements or sum(map(len, elements)) > _MAX_ANSWER_CHARACTERS:
         raise AuthorityAnswerError("Istio's authority answered with no chain, or a huge one")
+    count = sum(element.count(_BEGIN) for element in elements)
+    if count > _MAX_CERTIFICATES:
+        raise AuthorityAnswerError(
+            f"Istio's authority answered with {count} certificates; at most {_MAX_CERTIFICATES} "
+            f"are read, {MAX_BLOCKS} of them roots",
+            advice="take the roots under which nothing is issued any more out of istiod's "
+            "root-cert.pem and of the mesh's caCertificates",
+        )
     parsed = [_certificates(index, element) for index, element in enumerate(elements)]
     leaf, *rest = parsed[0]
     if len(parsed) == 1:

@@ -2,19 +2,23 @@
 
 Owns :func:`sorted_path`. RFC 8446, section 4.4.2, asks to be prepared for certificates that are
 extraneous or in any order, although each should certify the one before it. Invariant: a path is
-chosen, never believed: the caller verifies it (:mod:`sds.pki.chain`).
+chosen, never believed: the caller verifies it (:mod:`sds.pki.chain`). Certificates of one name,
+such as all roots of Istio, cost a signature's verification only if their key may be the issuer's.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+
+from sds.errors import CertificateError
+from sds.outside import reading
+from sds.pki.constraints import extension
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from cryptography import x509
 
 MAX_CANDIDATES: Final = 32
 """Certificates that a path is looked for in: a bound on work."""
@@ -52,8 +56,25 @@ def sorted_path(
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    if certificate.issuer != issuer.subject:
+    if certificate.issuer != issuer.subject or _has_another_key(certificate, issuer):
         return False
+    return _verifies(certificate, issuer)
+
+
+def _has_another_key(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """Whether both name the issuer's key, and differently (RFC 5280, 4.2.1.1 and 4.2.1.2)."""
+    try:
+        with reading("key identifiers cannot be read", CertificateError):
+            names = extension(certificate, x509.AuthorityKeyIdentifier)
+            own = extension(issuer, x509.SubjectKeyIdentifier)
+    except CertificateError:
+        return True  # unreadable: nothing that verifies the path would take it
+    if names is None or names.key_identifier is None or own is None:
+        return False
+    return names.key_identifier != own.digest
+
+
+def _verifies(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):

@@ -27,7 +27,7 @@ def silent() -> Iterator[str]:
         host, port = listener.getsockname()
         for _ in range(4):
             waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
+            waiting.settimeout(0)
             waiting.connect_ex((host, port))
         yield f"{host}:{port}"
 

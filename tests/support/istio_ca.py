@@ -113,9 +113,12 @@ class Issuer:
             .add_extension(
                 x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False
             )
-            .sign(parent.key if parent else key, hashes.SHA256())
         )
-        return cls(certificate=certificate, key=key)
+        if parent is not None:
+            named = x509.AuthorityKeyIdentifier.from_issuer_public_key(parent.key.public_key())
+            certificate = certificate.add_extension(named, critical=False)
+        signed = certificate.sign(parent.key if parent else key, hashes.SHA256())
+        return cls(certificate=signed, key=key)
 
 
 def _leaf(

@@ -15,7 +15,7 @@ from sds.authority import istio_answer
 from sds.authority.istio_token import bearer_problem
 from sds.errors import AuthorityAnswerError
 from sds.identity import Identity, SpiffeId
-from sds.pki import certificate_pem
+from sds.pki import certificate_pem, path
 from tests.support.istio_ca import ACCOUNT, Issuer, _leaf
 
 ROOT, OTHER = Issuer.make("root"), Issuer.make("other")
@@ -83,6 +83,48 @@ def test_intermediates_may_come_in_any_order_repeated_or_without_need(
     answer = istio_answer.parse(elements)
     assert answer.chain.chain[1:] == (der(LOWER), der(BETWEEN))
     assert der(ROOT) in answer.roots
+
+
+def test_the_cost_of_a_path_does_not_grow_with_the_number_of_roots(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Istio gives all its roots one name. Only the key identifier tells which one may be the issuer.
+    verified = 0
+    verifies = path._verifies
+
+    def counted(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+        nonlocal verified
+        verified += 1
+        return verifies(certificate, issuer)
+
+    monkeypatch.setattr(path, "_verifies", counted)
+    counts = []
+    for number in (1, 8, 60):
+        roots = [Issuer.make("cluster.local") for _ in range(number)]
+        between = Issuer.make("cluster.local", roots[-1])
+        key = ec.generate_private_key(ec.SECP256R1()).public_key()
+        leaf = _leaf(between, key, [UniformResourceIdentifier(ACCOUNT)], dt.timedelta(hours=1))
+        everything = "".join(root.pem for root in roots)
+        verified = 0
+        answer = istio_answer.parse((leaf, between.pem, everything))
+        assert len(answer.roots) == number
+        assert answer.chain.chain[1:] == (der(between),)
+        counts.append(verified)
+    assert counts == [2, 2, 2]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_thousand_roots_are_refused_before_one_is_read(
+    monkeypatch: pytest.MonkeyPatch, *, apart: bool
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(istio_answer, "_certificates", lambda number, _: read.append(number))
+    many = [ROOT.pem] * 1000
+    elements = (LEAF, BETWEEN.pem, *(many if apart else ["".join(many)]))
+    with pytest.raises(AuthorityAnswerError, match="1002 certificates; at most 97") as refused:
+        istio_answer.parse(elements)
+    assert "caCertificates" in refused.value.advice
+    assert not read
 
 
 def test_mutants_of_an_answer_let_only_our_errors_out() -> None:
