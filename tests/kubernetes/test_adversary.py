@@ -294,9 +294,14 @@ async def test_a_shell_in_the_measured_pod_reads_its_key(guest: GuestCluster) ->
     await guest.start(KEPT)
     words = ["sds", "get", "default", "--socket", SOCKET, "--show-private-key"]
     assert "PRIVATE KEY" in await kubectl("exec", "-n", "shop", "kept", "--", *words)
-    there = {"exec": {"command": ["sh", "-c", f"{shlex.join(words)} > /dev/shm/probe"]}}
-    hook = {"exec": {"command": ["sh", "-c", f"{shlex.join(words)} > /dev/shm/hook"]}}
-    inside = container(livenessProbe=there, lifecycle={"postStart": hook})
+    steal = f"{shlex.join(words)} > /dev/shm/%s || true"
+    probe = {
+        "exec": {"command": ["sh", "-c", steal % "probe"]},
+        "periodSeconds": 5,
+        "timeoutSeconds": 30,
+    }
+    hook = {"exec": {"command": ["sh", "-c", steal % "hook"]}}
+    inside = container(livenessProbe=probe, lifecycle={"postStart": hook})
     await guest.start(pod("probed", "shop", "orders", inside))
     assert await guest.identity("shop", "probed") == "spiffe://example.org/ns/shop/sa/orders"
 

@@ -298,8 +298,8 @@ class GuestCluster:
 
     async def log(self) -> list[dict[str, Any]]:
         """What the agent logged."""
-        lines = (await kubectl("logs", "-n", SYSTEM, AGENT)).splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        _, out, _ = await attempt("logs", "-n", SYSTEM, AGENT)  # fails before its container starts
+        return [json.loads(line) for line in out.splitlines() if line.startswith("{")]
 
     async def said(self, message: str, *words: str) -> dict[str, Any]:
         """Wait for a line of the agent's log that has the message and all of these words."""
