@@ -86,6 +86,10 @@ class Soak:
         self.groups = groups
         self.metrics = free_port()
         self.began_again = 0
+        self.failed_in: Counter[str] = Counter()
+        """Failed requests, by what was going on."""
+        self.authority_starts: list[float] = []
+        """Seconds until an authority that was started again could sign."""
         self.seconds = seconds
         self.random = random.Random(seed)
         self.faults: Counter[str] = Counter()
@@ -115,10 +119,17 @@ class Soak:
                 sampling = asyncio.create_task(self.sample(agent))
                 until = time.monotonic() + self.seconds
                 while time.monotonic() < until:
-                    await self.hostile()
-                    await self.fault(proxy, agent, stack)
+                    before = len(mesh.failures)
+                    hostile = await self.hostile()
+                    between = len(mesh.failures)
+                    fault = await self.fault(proxy, agent, stack)
                     # A fault at a time, and a renewal between two.
                     await mesh.rotations(1, seconds=120)
+                    if between > before:
+                        self.failed_in[", ".join(hostile)] += between - before
+                    if len(mesh.failures) > between:
+                        after = f"{fault}, after {', '.join(hostile)}"
+                        self.failed_in[after] += len(mesh.failures) - between
                 sampling.cancel()
                 await mesh.no_resumption()
                 assert agent.returncode is None
@@ -129,13 +140,15 @@ class Soak:
     async def new_authority(self, stack: contextlib.AsyncExitStack) -> Process:
         return await stack.enter_async_context(self.node.authority(prefix=self.groups[0].prefix))
 
-    async def hostile(self) -> None:
-        """Several hostile clients at a time."""
+    async def hostile(self) -> list[str]:
+        """Several hostile clients at a time; which."""
+        kinds = self.random.sample(HOSTILE, 4)
         async with contextlib.AsyncExitStack() as stack:
-            for kind in self.random.sample(HOSTILE, 4):
+            for kind in kinds:
                 self.faults[f"hostile: {kind}"] += 1
                 await stack.enter_async_context(running(self.command(kind.split())))
             await asyncio.sleep(_HOSTILE_SECONDS)
+        return kinds
 
     def command(self, kind: list[str]) -> list[str]:
         """What attacks in this way."""
@@ -153,7 +166,8 @@ class Soak:
             case _:
                 return [sys.executable, str(ATTACKER), "--requests", str(self.metrics), seconds]
 
-    async def fault(self, proxy: Proxy, agent: Process, stack: contextlib.AsyncExitStack) -> None:
+    async def fault(self, proxy: Proxy, agent: Process, stack: contextlib.AsyncExitStack) -> str:
+        """One fault, from its beginning to its end; which."""
         kinds = [
             "blackhole",
             "refuse",
@@ -186,14 +200,17 @@ class Soak:
                 process.signal(signal.SIGSTOP)
                 await asyncio.sleep(span)
                 process.signal(signal.SIGCONT)
-                return
+                return kind
             case "kill ca":
                 await self.authority.kill()
                 await asyncio.sleep(span)
+                began = time.monotonic()
                 self.authority = await self.new_authority(stack)
-                return
+                self.authority_starts.append(time.monotonic() - began)
+                return kind
         await asyncio.sleep(span)
         proxy.heal()
+        return kind
 
     async def sample(self, agent: Process) -> None:
         begin = time.monotonic()
@@ -229,6 +246,10 @@ def main() -> int:
         row(f"  {kind}", str(count))
     row("requests, each a full handshake", str(mesh.requests))
     row("failed", str(len(mesh.failures)))
+    for what, count in soak.failed_in.most_common():
+        row(f"  in {what}", str(count))
+    slowest = max(soak.authority_starts, default=0.0)
+    row("an authority could sign after its start, at the latest", f"{slowest:.1f} s")
     row("certificates seen in use", str(sum(map(len, mesh.seen.values()))))
     warm = [s for s in soak.samples if s.at > _WARM_UP_SECONDS] or soak.samples[-2:]
     half = warm[len(warm) // 2 :] if len(warm) > 3 else warm

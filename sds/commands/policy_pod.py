@@ -15,6 +15,7 @@ import click
 import yaml
 
 from sds.errors import ConfigurationError
+from sds.settings import yamlfile
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical, expected_exec
 from sds.workload.cri.manifest import differences, exec_commands
 from sds.workload.cri.runtime import Runtime
@@ -90,10 +91,7 @@ def _execs(
 
 
 def _pod_of(manifest: Path) -> dict[str, Any]:
-    try:
-        documents = [each for each in yaml.safe_load_all(manifest.read_text()) if each]
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{manifest} cannot be read: {error}") from error
+    documents = yamlfile.parse_all(yamlfile.read(manifest), what=str(manifest))
     pods = [each for each in documents if isinstance(each, dict) and each.get("kind") == "Pod"]
     if len(pods) != 1 or not all(
         isinstance(pods[0].get(key), dict) for key in ("metadata", "spec")

@@ -180,7 +180,7 @@ def seconds(parser: Parser, raw: bytes) -> float:
 
 @by_name
 def test_cost_is_in_proportion_to_the_input(parser: Parser) -> None:
-    grown: dict[str, Callable[[int], bytes]] = dict(SHAPES)
+    grown: dict[str, Callable[[int], bytes]] = {**SHAPES, **parser.shapes}
     for index, sample in enumerate(samples(parser)):
         grown[f"sample {index} repeated"] = _repeated(sample)
         grown[f"sample {index} with a long end"] = lambda size, sample=sample: (  # type: ignore[misc]

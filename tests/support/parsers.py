@@ -18,6 +18,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.agent.config import AgentConfig
 from sds.attestation import foreign, kinds, pem, revocation
 from sds.attestation.azure import runtime as azure_runtime
 from sds.attestation.csr import make_attested_csr, parse_attested_csr
@@ -51,13 +52,14 @@ from sds.policy.envelope import SignedPolicy, parse_envelope
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import parse_manifests
 from sds.policy.trust import authenticate, verify
+from sds.settings import yamlfile
 from tests.support import made_quotes, policies
 from tests.support.certificates import Wish, ca_wish, self_signed
 from tests.support.intel import Intel, qe_identity, tcb_info
 from tests.support.machines import crl, simulated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
@@ -82,12 +84,14 @@ class Parser:
         parse: calls it.
         samples: makes inputs that it accepts, or nearly: tests change them.
         errors: what may come out.
+        shapes: makes inputs of a size, by name, beside those that every parser gets.
     """
 
     name: str
     parse: Callable[[bytes], object]
     samples: Callable[[], Sequence[bytes]] = field(default=lambda: ())
     errors: tuple[type[Exception], ...] = (SdsError,)
+    shapes: Mapping[str, Callable[[int], bytes]] = field(default_factory=dict, compare=False)
 
 
 NOT_PARSERS: Final = {
@@ -245,6 +249,65 @@ def _manifests() -> Sequence[bytes]:
     return (policies.yaml_bytes({"kind": "List", "items": [policy]}), policies.yaml_bytes(policy))
 
 
+def _numbered(form: str, *, end: str = "") -> Callable[[int], bytes]:
+    """The form again and again, each time with another number."""
+
+    def make(size: int) -> bytes:
+        one = len(form.replace("{0}", "99999"))
+        return ("".join(form.format(n) for n in range(size // one)) + end).encode()
+
+    return make
+
+
+def _aliases(size: int) -> bytes:
+    """Eight aliases of what has eight aliases, and so on; then many of one in the middle."""
+    levels = [f"a{n}: &a{n} [" + f"*a{n - 1}, " * 8 + "]\n" for n in range(1, 12)]
+    return (
+        "a0: &a0 [x, x, x, x, x, x, x, x]\n"
+        + "".join(levels)
+        + "z: ["
+        + "*a1, " * (size // 5)
+        + "]\n"
+    ).encode()
+
+
+YAML: Final[dict[str, Callable[[int], bytes]]] = {
+    "tag directives": _numbered("%TAG !a{0}! x\n", end="--- a\n"),
+    "tag directives after a carriage return": _numbered("%TAG !a{0}! x\r", end="--- a\n"),
+    "anchors": _numbered("- &a{0} x\n- *a{0}\n"),
+    "aliases of aliases": _aliases,
+    "keys": _numbered("k{0}: 1\n"),
+    "fields of manifests": _numbered("f{0}: {{}}\n", end="kind: List\nitems: []\n"),
+    "merge keys": _numbered("c{0}: {{<<: *a}}\n"),
+    "a long key": lambda size: b"a" * size + b": 1",
+    "a long scalar": lambda size: b'a: "' + b"\\x41" * (size // 4) + b'"',
+    "flow mappings inside one another": lambda size: b"{a: " * (size // 4),
+    "block sequences inside one another": lambda size: b"- " * (size // 2),
+    "complex keys": lambda size: b"? " * (size // 2),
+    "documents": lambda size: b"---\na: 1\n" * (size // 9),
+    "comments": lambda size: b"# x\n" * (size // 4),
+    "a flat list": lambda size: b"a: [" + b"1," * (size // 2) + b"]",
+}
+
+
+def _configuration(raw: bytes) -> object:
+    return yamlfile.validate(yamlfile.parse(raw, what="x"), AgentConfig, what="x")
+
+
+def _configurations() -> Sequence[bytes]:
+    workload = {"name": "a", "spiffe_id": "spiffe://example.org/a", "match": {"unix:uid": "1"}}
+    return (
+        policies.yaml_bytes(
+            {
+                "trust_domain": "example.org",
+                "authority": {"addresses": ["127.0.0.1:1"]},
+                "workloads": [workload],
+                "node": {"attestors": ["unix"]},
+            }
+        ),
+    )
+
+
 def _converted(raw: bytes) -> object:
     return convert(parse_manifests(raw, file="x"), trust_domain=policies.DOMAIN)
 
@@ -270,13 +333,30 @@ PARSERS: Final[list[Parser]] = [
         ),
         samples=_policies,
     ),
-    Parser(name="sds.policy.source:parse_payload", parse=source.parse_payload, samples=_policies),
+    Parser(
+        name="sds.policy.source:parse_payload",
+        parse=source.parse_payload,
+        samples=_policies,
+        shapes=YAML,
+    ),
     Parser(
         name="sds.policy.source:parse_source",
         parse=lambda raw: source.parse_source(raw, what="x"),
         samples=_policies,
+        shapes=YAML,
     ),
-    Parser(name="sds.policy.istio.manifests:parse_manifests", parse=_converted, samples=_manifests),
+    Parser(
+        name="sds.policy.istio.manifests:parse_manifests",
+        parse=_converted,
+        samples=_manifests,
+        shapes=YAML,
+    ),
+    Parser(
+        name="yamlfile:parse and validate, the agent's configuration",
+        parse=_configuration,
+        samples=_configurations,
+        shapes={name: YAML[name] for name in ("keys", "aliases of aliases")},
+    ),
     Parser(name="sds.exchange.shape:check_shape", parse=check_shape, samples=_messages),
     Parser(name="sds.exchange.wire:parse_request", parse=wire.parse_request, samples=_messages),
     Parser(name="sds.exchange.wire:parse_response", parse=wire.parse_response, samples=_messages),
