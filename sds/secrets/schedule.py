@@ -35,6 +35,8 @@ BATCH_WINDOW: Final = 0.02
 MAX_BATCH_WINDOW_SECONDS: Final = 1.0
 RETRY_GAP: Final = 0.03
 """No gap between two attempts is longer than this part of a certificate's time."""
+LAST_GAP: Final = 1 / 8
+"""Nor longer than this part of what is left of it: many attempts fit in before it ends."""
 URGENT: Final = 0.25
 """With less than this part of its time left a renewal goes before those in good time."""
 MAX_WAITING_GAP_SECONDS: Final = QUICK.longest
@@ -189,6 +191,8 @@ def failed(state: State, error: SdsError, *, draw: float, now: Instant) -> State
     """
     attempts = 1 + (state.failure.attempts if state.failure is not None else 0)
     pause = _backoff(state, error).seconds(attempts, draw=draw)
+    if state.lease is not None and error.retriable:
+        pause = min(pause, max(QUICK.first, LAST_GAP * state.lease.left(now)))
     failure = Failure(error=error, attempts=attempts, at=now, retry_seconds=pause)
     return State(lifetime=state.lifetime, lease=state.lease, failure=failure)
 

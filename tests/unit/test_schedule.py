@@ -142,3 +142,15 @@ def test_a_success_forgets_failures() -> None:
     lease = held(10).lease
     assert lease is not None
     assert schedule.received(state, lease) == State(lifetime=10, lease=lease)
+
+
+def test_the_less_is_left_the_sooner_the_next_attempt() -> None:
+    """After an outage, whoever has little left is not the last to hear that it is over."""
+    span = 3600.0
+    for age in range(1800, 3600, 60):
+        state = held(span)
+        for _ in range(30):
+            state = schedule.failed(state, DOWN, draw=1.0, now=at(age))
+        assert state.failure is not None
+        left = span - age
+        assert min(0.1, left / 8) <= state.failure.retry_seconds <= max(0.1, left / 8)
