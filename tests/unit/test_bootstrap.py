@@ -159,3 +159,18 @@ def test_the_examples_keep_the_rules(example: Path) -> None:
     bootstrap = yaml.safe_load(example.read_text())
     bootstrap_rules.check(bootstrap)
     bootstrap_rules.check_authorization(bootstrap)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *sorted((ROOT / "deploy/sample").glob("*-envoy.yaml")),
+        *(ROOT / "deploy/federation").iterdir(),
+    ],
+    ids=lambda path: path.name,
+)
+def test_what_is_deployed_has_one_form_of_paths_and_ends_by_time(file: Path) -> None:
+    bootstrap = yaml.safe_load(file.read_text())
+    kinds = [one.get("@type", "") for one in bootstrap_rules.nodes(bootstrap)]
+    assert any(kind.endswith(".HttpConnectionManager") for kind in kinds)
+    bootstrap_rules.check_managers(bootstrap)
