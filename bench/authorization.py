@@ -1,7 +1,11 @@
-"""How soon a new epoch reaches 250 clients: authorization first, then validation contexts.
+"""How soon a new epoch reaches 250 Envoys: authorization first, then validation contexts.
 
-Each client has a connection of its own with two streams, as an Envoy has, and ACKs what it gets.
-Server and clients share this process and its one event loop, so the figures are upper bounds.
+With ``--clients`` the clients are streams in this process: each has a connection of its own with
+two streams, as an Envoy has, and ACKs what it gets. With ``--envoys`` they are real Envoys, each a
+process with an mTLS listener that asks the filter. An Envoy ACKs a filter after it is in use, so
+the ACK's arrival ends the delay. After each epoch one request on each connection, open since the
+start, must get what the epoch says. Server and clients share this machine, so the figures are upper
+bounds.
 """
 
 from __future__ import annotations
@@ -9,6 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import re
+import ssl
 import tempfile
 import time
 from pathlib import Path
@@ -18,15 +24,24 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from sds.agent.authorizations import PolicyAuthorizations
 from sds.agent.peers import PolicyPeers
+from sds.bootstrap.build import make_bootstrap
+from sds.bootstrap.plan import Endpoint, Inbound, SecretSource
+from sds.bootstrap.render import to_dict
+from sds.identity import Identity, SpiffeId
 from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.calls import ECDS_SERVICE
+from sds.serving.limits import ServingLimits
+from sds.serving.observer import Event, Method
 from sds.serving.service import ServingOptions
-from tests.support.policy_mesh import Author
-from tests.support.serving import serving
+from tests.support.envoy import running_envoy
+from tests.support.policy_mesh import Author, S
+from tests.support.serving import TD, serving, svid
 from tests.support.xds_client import SDS, Sotw, channel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from sds.policy.holder import PolicyHolder
 
 
 class Client:
@@ -108,7 +123,141 @@ async def run(clients: int, epochs: int) -> None:
     print(f"| {clients} clients, {epochs} epochs | p50 | p99 | longest |")
     print("|---|---|---|---|")
     for name, delays in (("authorization", first), ("validation context", second)):
-        print(f"| {name} | {' | '.join(f'{one * 1000:.0f} ms' for one in spread(delays))} |")
+        print(f"| {name} | {_milliseconds(delays)} |")
+
+
+async def run_envoys(envoys: int, epochs: int) -> None:
+    """The same of real Envoys: when each ACKed the filter, and the context after it."""
+    author = Author()
+    holder = author.holder()
+    author.allow(holder, ("client", "web"))
+    options = ServingOptions(
+        peers=PolicyPeers(holder), authorizations=PolicyAuthorizations(holder), limits=LIMITS
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        async with contextlib.AsyncExitStack() as stack:
+            at = await stack.enter_async_context(serving(folder, options=options))
+            stack.callback(holder.listen(at.service.refresh))
+            asking = [
+                await _peer(stack, at, folder, number, client_context(folder))
+                for number in range(envoys)
+            ]
+            for one in asking:
+                assert await one.status() == OK
+            acks = Acks(envoys)
+            at.tally.count = acks.count  # type: ignore[method-assign]
+            delays: dict[Method, list[float]] = {method: [] for method in acks.times}
+            for number in range(epochs):
+                acks.forget()
+                withdrawn = number % 2 == 0
+                began = time.perf_counter()
+                _publish(author, holder, posts_only=withdrawn)
+                await acks.complete.wait()
+                for method, times in acks.times.items():
+                    delays[method] += [one - began for one in times]
+                for one in asking:
+                    assert await one.status() == (DENIED if withdrawn else OK)
+    print(f"| {envoys} Envoys, {epochs} epochs | p50 | p99 | longest |")
+    print("|---|---|---|---|")
+    for label, method in (("authorization", Method.ECDS_STREAM), ("context", Method.STREAM)):
+        print(f"| {label} ACKed | {_milliseconds(delays[method])} |")
+
+
+OK, DENIED = 200, 403
+LIMITS = ServingLimits()
+
+
+class Asking:
+    """An open mTLS connection to an Envoy."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    async def status(self) -> int:
+        """The status of one request on it."""
+        self._writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        length = re.search(r"content-length: (\d+)", head)
+        await self._reader.readexactly(int(length[1]) if length else 0)
+        return int(head.split()[1])
+
+    async def close(self) -> None:
+        """Close it."""
+        self._writer.close()
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            await self._writer.wait_closed()
+
+
+async def _peer(
+    stack: contextlib.AsyncExitStack, at: Any, folder: Path, number: int, context: ssl.SSLContext
+) -> Asking:
+    """An Envoy, and a connection to it."""
+    anywhere = Endpoint(host="127.0.0.1", port=0)
+    bootstrap = to_dict(
+        make_bootstrap(
+            node=f"envoy-{number}",
+            secrets=SecretSource(socket=at.socket, validation="inbound"),
+            admin=anywhere,
+            inbound=[Inbound(listen=anywhere, authorization="authorization")],
+        )
+    )
+    envoy = await stack.enter_async_context(
+        running_envoy(bootstrap, folder=folder, name=f"envoy-{number}")
+    )
+    await envoy.until_live()
+    host, port = await envoy.address("inbound")
+    asking = Asking(*await asyncio.open_connection(host, port, ssl=context))
+    stack.push_async_callback(asking.close)
+    return asking
+
+
+def client_context(folder: Path) -> ssl.SSLContext:
+    """TLS as the workload that the policy allows; whom it reached is of no interest here."""
+    own = svid(Identity(spiffe_id=SpiffeId(TD, "/client")))
+    file = folder / "client.pem"
+    chain = "".join(map(ssl.DER_cert_to_PEM_cert, own.chain)).encode()
+    file.write_bytes(chain + own.private_key.reveal())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.load_cert_chain(file)
+    return context
+
+
+def _publish(author: Author, holder: PolicyHolder, *, posts_only: bool) -> None:
+    """The client stays in the context, which changes by another name: only the filter denies."""
+    rule: dict[str, Any] = {"from": f"{S}/client", "to": f"{S}/web"}
+    other = {"from": f"{S}/{'x' if posts_only else 'y'}", "to": f"{S}/web"}
+    if posts_only:
+        rule["requests"] = [{"methods": ["POST"]}]
+    author.publish(holder, allow=[rule, other])
+
+
+class Acks:
+    """When each Envoy ACKed the filter, and the context."""
+
+    def __init__(self, envoys: int) -> None:
+        self._envoys = envoys
+        self.times: dict[Method, list[float]] = {Method.ECDS_STREAM: [], Method.STREAM: []}
+        self.complete = asyncio.Event()
+
+    def forget(self) -> None:
+        """Before the next epoch."""
+        self.complete.clear()
+        for times in self.times.values():
+            times.clear()
+
+    def count(self, event: Event, method: Method, amount: int = 1) -> None:
+        """As an observer of the service."""
+        assert event is not Event.NACK
+        if event is Event.ACK:
+            self.times[method] += [time.perf_counter()] * amount
+            if all(len(times) == self._envoys for times in self.times.values()):
+                self.complete.set()
+
+
+def _milliseconds(delays: Sequence[float]) -> str:
+    return " | ".join(f"{one * 1000:.0f} ms" for one in spread(delays))
 
 
 def spread(delays: Sequence[float]) -> tuple[float, float, float]:
@@ -120,6 +269,10 @@ def spread(delays: Sequence[float]) -> tuple[float, float, float]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--clients", type=int, default=250)
+    parser.add_argument("--envoys", type=int, default=0, help="real Envoys in place of clients")
     parser.add_argument("--epochs", type=int, default=6)
     given = parser.parse_args()
-    asyncio.run(run(given.clients, given.epochs))
+    if given.envoys:
+        asyncio.run(run_envoys(given.envoys, given.epochs))
+    else:
+        asyncio.run(run(given.clients, given.epochs))

@@ -18,6 +18,7 @@ from sds import threads
 from sds.attestation.pem import der_revocation_lists
 from sds.attestation.revocation import (
     RevocationList,
+    first_end,
     highest_numbers,
     read_revocation_list,
     require_no_older,
@@ -34,6 +35,7 @@ from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from sds.attestation.snp.certificate import Certificate
@@ -194,6 +196,10 @@ class FollowedFiles:
         places: where they are.
         clock: time.
 
+    Attributes:
+        problem: why the files cannot be used as they were last found; empty while they can.
+        failures: how often they could not be used.
+
     Raises:
         ConfigurationError: as :func:`read_files`.
     """
@@ -203,6 +209,7 @@ class FollowedFiles:
         self._clock = clock
         self._asked = asyncio.Event()
         self._said = ""
+        self.problem = ""
         self.failures = 0
         self._current = read_files(places)
         self._numbers = highest_numbers(self._current.lists)
@@ -216,6 +223,10 @@ class FollowedFiles:
     def current(self) -> InForce:
         """What is in force."""
         return self._current
+
+    def lists_end(self) -> datetime | None:
+        """When the first issuer's newest list ends; None without lists."""
+        return first_end(self._current.lists)
 
     def reload(self) -> None:
         """Read the files again. It blocks.
@@ -261,6 +272,7 @@ class FollowedFiles:
             await threads.COLLATERAL.run(self.reload)
         except ConfigurationError as error:
             self.failures += 1
+            self.problem = str(error)
             if str(error) != self._said:
                 self._said = str(error)
                 _LOGGER.error(  # noqa: TRY400  the reason is in the error, the trace is not news
@@ -270,7 +282,7 @@ class FollowedFiles:
                     extra={"reason": error.reason},
                 )
         else:
-            self._said = ""
+            self._said = self.problem = ""
 
     def _folders(self) -> set[Path]:
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.attestation.evidence import Attester, Verifier
+    from sds.attestation.files import FollowedFiles
     from sds.errors import PolicyError
     from sds.operations.readiness import Readiness
     from sds.policy.holder import PolicyHolder
@@ -47,6 +48,10 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         """This holds the policy."""
         ...
 
+    def watch_files(self, *followed: FollowedFiles) -> None:
+        """These hold revocation lists and collateral."""
+        ...
+
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
         """This tells the end of the issuing certificate, whenever it is asked."""
         ...
@@ -77,6 +82,9 @@ class SilentObserver:
 
     def watch_policy(self, holder: PolicyHolder) -> None:
         """Forget it."""
+
+    def watch_files(self, *followed: FollowedFiles) -> None:
+        """Forget them."""
 
     def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
         """Forget it."""

@@ -155,6 +155,7 @@ async def _serve(
         observer.watch_readiness(readiness)
         await stack.enter_async_context(health_listener(config.health, lambda: readiness().ready))
         followed = [one.files for one in (verification, upstream) if one is not None]
+        observer.watch_files(*followed)
         asked = [one.ask for one in followed] + ([] if files is None else [files.ask])
         stack.enter_context(_signals(stop, asked))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())

@@ -70,6 +70,19 @@ class HeldPolicy(Protocol):
         ...
 
 
+class JudgedByFiles(Protocol):
+    """Revocation lists and collateral, as far as metrics show them."""
+
+    @property
+    def problem(self) -> str:
+        """Why the files as they are now cannot be used; empty while they can."""
+        ...
+
+    def lists_end(self) -> datetime | None:
+        """When the first issuer's newest revocation list ends; None without lists."""
+        ...
+
+
 class AgentParts(Protocol):
     """What metrics ask of an agent at every scrape."""
 
@@ -150,6 +163,16 @@ class Instruments:
 
         self.process.policy_in_force.set_function(in_force)
         self.process.policy_problem.set_function(lambda: float(holder.last_error is not None))
+
+    def watch_files(self, *followed: JudgedByFiles) -> None:
+        """Ask these at every scrape whether they can be used, and until when."""
+
+        def ends() -> float:
+            moments = [end.timestamp() for one in followed if (end := one.lists_end())]
+            return min(moments, default=0.0)
+
+        self.process.files_refused.set_function(lambda: float(any(one.problem for one in followed)))
+        self.process.lists_not_after.set_function(ends)
 
     def remember(self, error: SdsError, *, about: str) -> None:
         """Keep an error for the status page; the same one again takes the place of the first."""

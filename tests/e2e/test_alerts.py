@@ -8,110 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import resource
 import socket
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pytest
-import yaml
 
-from tests.support import need
-from tests.support.node import Node, free_port, short_folder
+from tests.support.machines import crl
+from tests.support.node import Node, chips, free_port, short_folder
 from tests.support.policy_site import Site
-from tests.support.process import PATIENCE_SECONDS, running
+from tests.support.prometheus import SCRAPE_SECONDS, prometheus
 from tests.support.xds_client import Sotw, channel
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
-RULES = need.ROOT / "deploy" / "monitoring" / "alerts.yaml"
-SCRAPE_SECONDS = 1
-STEADY_SECONDS = 4
-"""How long an alert is watched for staying as it is."""
-
-
-@dataclass
-class Watch:
-    """Prometheus beside a node."""
-
-    session: aiohttp.ClientSession
-    url: str
-
-    async def firing(self) -> set[str]:
-        try:
-            async with self.session.get(f"{self.url}/api/v1/alerts") as response:
-                body = json.loads(await response.text())
-        except aiohttp.ClientConnectionError:
-            return set()
-        return {
-            alert["labels"]["alertname"]
-            for alert in body["data"]["alerts"]
-            if alert["state"] == "firing"
-        }
-
-    async def until(
-        self, *, firing: AbstractSet[str] = frozenset(), silent: AbstractSet[str] = frozenset()
-    ) -> None:
-        seen: set[str] = set()
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                while not (firing <= (seen := await self.firing()) and not silent & seen):
-                    await asyncio.sleep(0.2)
-        except TimeoutError:
-            message = f"wanted {firing} without {silent}, saw {seen}"
-            raise AssertionError(message) from None
-
-    async def stays(self, *names: str) -> None:
-        """The alerts go on firing while the cause lasts."""
-        end = asyncio.get_running_loop().time() + STEADY_SECONDS
-        while asyncio.get_running_loop().time() < end:
-            assert set(names) <= await self.firing()
-            await asyncio.sleep(0.3)
-
-
-@asynccontextmanager
-async def prometheus(folder: Path, *ports: int) -> AsyncIterator[Watch]:
-    program = need.tool("prometheus")
-    rules = RULES.read_text()
-    # A start is left alone for a minute; here it takes a second.
-    assert "process_start_time_seconds > 60" in rules
-    spec = yaml.safe_load(
-        rules.replace("process_start_time_seconds > 60", "process_start_time_seconds > 3")
-    )
-    for group in spec["spec"]["groups"]:
-        for rule in group["rules"]:
-            if rule.get("for") == "1m":
-                rule["for"] = "2s"
-    (folder / "rules.yaml").write_text(yaml.safe_dump(spec["spec"]))
-    configuration = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {
-                "job_name": "attested-sds",
-                "static_configs": [{"targets": [f"127.0.0.1:{port}" for port in ports]}],
-            }
-        ],
-    }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    port = free_port()
-    command = [
-        program,
-        f"--config.file={folder / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={folder / 'tsdb'}",
-        f"--web.listen-address=127.0.0.1:{port}",
-    ]
-    async with running(command, name="prometheus"), aiohttp.ClientSession() as session:
-        yield Watch(session=session, url=f"http://127.0.0.1:{port}")
 
 
 @pytest.fixture
@@ -178,6 +93,24 @@ async def test_policy_that_is_refused_rolled_back_or_expired(node: Node, tmp_pat
         await watch.stays("SdsNoPolicy", "SdsPolicyExpires")
         site.publish(site.signed(4, ("web", "web")), "ca", "agent")
         await watch.until(silent={"SdsNoPolicy"})
+
+
+async def test_a_revocation_list_that_is_gone(node: Node, tmp_path: Path) -> None:
+    ca, agent = free_port(), free_port()
+    lists = node.folder / "amd.crl"
+    lists.write_bytes(crl(chips(), now=datetime.now(UTC)))
+    judged = {"trusted_roots": [str(node.ark)], "revocation_lists": [str(lists)]}
+    async with (
+        prometheus(tmp_path, ca, agent) as watch,
+        node.authority(verification=judged, **metrics(ca)),
+    ):
+        await asyncio.sleep(2 * SCRAPE_SECONDS)
+        await watch.until(silent={"SdsVerificationFilesRefused"})
+        kept = lists.rename(lists.with_name("kept"))
+        await watch.until(firing={"SdsVerificationFilesRefused"})
+        await watch.stays("SdsVerificationFilesRefused")
+        kept.rename(lists)
+        await watch.until(silent={"SdsVerificationFilesRefused"})
 
 
 async def test_the_first_evidence_that_is_refused(node: Node, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import VerificationSection
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
+from sds.operations.instruments import Instruments
 from sds.pki import certificate_pem
 from tests.support.intel import NOW as INTEL_NOW
 from tests.support.intel import Intel
@@ -216,7 +217,12 @@ async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
     path.write_bytes(crl(root))
     verification = Verification(section(root, tmp_path, path), clock=SystemClock())
     verifier = verification.verifier(ReferenceValues())
+    instruments = Instruments("ca", clock=SystemClock())
+    instruments.watch_files(verification.files)
     following = asyncio.create_task(verification.files.follow())
+
+    def metric(name: str) -> float | None:
+        return instruments.registry.get_sample_value(name)
 
     async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -229,8 +235,14 @@ async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
         new.write_bytes(crl(root, ASK_SERIAL, number=2))
         new.replace(path)
         await until(lambda: snp(verifier, root) == "certificate_revoked")
+        ends = metric("sds_revocation_list_not_after_timestamp_seconds")
+        assert ends == (NOW + timedelta(hours=23)).timestamp()
+        assert metric("sds_verification_files_refused") == 0
         path.write_bytes(b"nothing")
         await until(lambda: verification.files.failures > 0)
+        assert metric("sds_verification_files_refused") == 1
+        # What was read before counts, until then.
+        assert metric("sds_revocation_list_not_after_timestamp_seconds") == ends
         before = verification.files.failures
         verification.files.ask()
         await until(lambda: verification.files.failures > before)
@@ -238,8 +250,10 @@ async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
         said = [record for record in caplog.records if "cannot be used" in record.message]
         # Once by itself, and once because somebody asked.
         assert len(said) == 2
+        assert metric("sds_verification_files_refused") == 1
         path.write_bytes(crl(root, number=3))
         await until(lambda: snp(verifier, root) == "accepted")
+        await until(lambda: metric("sds_verification_files_refused") == 0)
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
