@@ -27,6 +27,7 @@ from sds.serving.observer import Event, Method
 from sds.serving.slices import Pace
 from sds.serving.way import way_of
 from sds.serving.wire import discovery_request
+from sds.transport.call import Call
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -221,10 +222,12 @@ class SocketCalls:
         context: grpc.aio.ServicerContext[bytes, bytes],
     ) -> None:
         service = self._service
-        peer = context.peer()
+        peer, way = context.peer(), way_of(context)
         entitlement = await self._admit(context)
-        self._count_in(peer)
-        stream = service.open_stream(entitlement, method, way_of(context), peer)
+        # grpc calls all connections of a socket alike, and limits the streams of each by itself.
+        connection = peer if isinstance(way, Call) else ""
+        self._count_in(connection)
+        stream = service.open_stream(entitlement, method, way, peer)
         now = asyncio.get_running_loop().time
         try:
             async for data in requests:
@@ -233,9 +236,10 @@ class SocketCalls:
             if stream.ending is None:
                 raise
             _uncancel()
+            await way.quiet()
             raise stream.ending from None
         finally:
-            self._count_out(peer)
+            self._count_out(connection)
             try:
                 await stream.close()
             finally:
@@ -249,7 +253,7 @@ class SocketCalls:
                 advice="raise limits.streams_per_socket",
             )
         of_peer = self._streams_of.get(peer, 0)
-        if of_peer >= limits.streams_per_connection:
+        if peer and of_peer >= limits.streams_per_connection:
             raise LimitError(
                 f"{of_peer} streams are open on this connection",
                 advice="ask for several secrets on one stream, or raise "

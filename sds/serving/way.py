@@ -9,7 +9,7 @@ call is nor whether a write would wait, so there each push takes a task.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sds.transport.call import Call
 
@@ -54,6 +54,15 @@ class Way(Protocol):
         """
         ...
 
+    async def quiet(self) -> None:
+        """Return when the call can end with a status, although a write was cancelled."""
+        ...
+
+
+QUIET_SECONDS: Final = 1.0
+"""For which a status waits for a write of ``grpc.aio``; a client that takes longer to read may not
+get it."""
+
 
 class GrpcWay:
     """The way out of a call of ``grpc.aio``.
@@ -68,6 +77,7 @@ class GrpcWay:
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._unsent: bytes | None = None
+        self._writing: asyncio.Future[None] | None = None
 
     async def turn(self) -> None:
         await asyncio.sleep(0)
@@ -86,10 +96,18 @@ class GrpcWay:
     async def ready(self) -> None:
         message, self._unsent = self._unsent, None
         if message is not None:
-            await self._context.write(message)
+            await self.write(message)
 
     async def write(self, message: bytes) -> None:
-        await self._context.write(message)
+        # grpc loses the status of a call that is cancelled in a write, so only the wait for the
+        # write is: see quiet().
+        self._writing = asyncio.ensure_future(self._context.write(message))
+        await asyncio.shield(self._writing)
+
+    async def quiet(self) -> None:
+        writing = self._writing
+        if writing is not None and not writing.done():
+            await asyncio.wait([writing], timeout=QUIET_SECONDS)
 
 
 def way_of(context: Any) -> Way:

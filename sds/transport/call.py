@@ -229,6 +229,12 @@ class Call:
         """Return when it is the owner's turn again."""
         await self._link.turn()
 
+    async def quiet(self) -> None:
+        """Return at once: here a status follows whatever was sent, also if the wait was cancelled.
+
+        ``grpc.aio`` needs a moment for that, and handlers run on both.
+        """
+
     def soon(self, job: Callable[[], bool]) -> None:
         """Run a job in the owner's turns, until it says that nothing is left."""
         self._link.soon(job)

@@ -240,6 +240,7 @@ async def test_every_identity_of_the_caller_and_nobody_else_s(tmp_path: Path) ->
             assert policies["port"].permissions[0].destination_port == 5432
 
 
+@pytest.mark.usefixtures("transport")
 async def test_what_no_policy_allows_is_denied_and_never_absent(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, options=ServingOptions()) as at,
@@ -499,6 +500,7 @@ async def test_what_a_client_says_of_its_node_decides_nothing(tmp_path: Path) ->
         assert list(first.resources) == list(second.resources)
 
 
+@pytest.mark.usefixtures("transport")
 async def test_what_is_refused_changes_nothing(tmp_path: Path) -> None:
     """Edited, unsigned, signed by somebody else, older: what is enforced stays as it is."""
     author = Author()

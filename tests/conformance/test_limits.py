@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.support.serving import Serving
 
+pytestmark = pytest.mark.usefixtures("transport")
+
 
 async def refused(at: Serving, stream: Sotw | Delta, word: str) -> None:
     code, text = await stream.status()
@@ -48,11 +50,11 @@ async def test_names_of_one_delta_stream_over_many_requests(tmp_path: Path) -> N
         await refused(at, stream, "10")
 
 
-async def test_a_request_of_ten_megabytes(tmp_path: Path) -> None:
+async def test_a_request_of_ten_megabytes(tmp_path: Path, transport: str) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         stream = Sotw(connection)
         await stream.ask("x" * 10_000_000)
-        await refused(at, stream, "at most 4194304")
+        await refused(at, stream, "at most 4194304" if transport == "own" else "vs. 4194304")
 
 
 async def test_a_name_that_is_too_long(tmp_path: Path) -> None:
@@ -71,7 +73,34 @@ async def test_requests_per_second_of_one_stream(tmp_path: Path) -> None:
         await refused(at, stream, "requests a second")
 
 
-@pytest.mark.parametrize("limit", ["streams_per_socket", "streams_per_connection"])
+async def test_grpc_lets_a_stream_wait_that_is_too_many_for_its_connection(
+    tmp_path: Path, transport: str
+) -> None:
+    options = ServingOptions(limits=ServingLimits(streams_per_connection=3))
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        streams = [Sotw(connection) for _ in range(3)]
+        for stream in streams:
+            await stream.get("default")
+        one_more = Sotw(connection)
+        if transport == "own":
+            assert (await one_more.status())[0] == grpc.StatusCode.RESOURCE_EXHAUSTED
+            return
+        async with channel(at.target) as other:  # another connection has streams of its own
+            assert set(secrets(await Sotw(other).get("default"))) == {"default"}
+        assert sum(len(one.streams) for one in at.service.sessions()) <= 4
+        streams.pop().cancel()
+        assert set(secrets(await one_more.get("default"))) == {"default"}
+
+
+@pytest.mark.parametrize(
+    ("transport", "limit"),
+    [
+        ("own", "streams_per_socket"),
+        ("own", "streams_per_connection"),
+        ("grpc", "streams_per_socket"),
+    ],
+    indirect=["transport"],
+)
 async def test_streams_of_one_socket_and_of_one_connection(tmp_path: Path, limit: str) -> None:
     changed: dict[str, Any] = {limit: 3}
     options = ServingOptions(limits=replace(ServingLimits(), **changed))
@@ -96,6 +125,7 @@ async def test_streams_of_one_socket_and_of_one_connection(tmp_path: Path, limit
             await stream.next()
 
 
+@pytest.mark.parametrize("transport", ["own"], indirect=True)
 async def test_the_defaults_let_one_envoy_hold_a_thousand_secrets(tmp_path: Path) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         streams = [Sotw(connection) for _ in range(1000)]

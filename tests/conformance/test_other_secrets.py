@@ -7,6 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
 from sds.serving.catalog import Aliases
@@ -23,6 +25,8 @@ from tests.support.xds_client import Delta, Sotw, channel, fetch, secrets
 if TYPE_CHECKING:
     from sds.identity import TrustDomain
     from sds.workload.entitlement import Caller
+
+pytestmark = pytest.mark.usefixtures("transport")
 
 
 async def test_ticket_keys_are_replaced_before_a_changed_bundle_and_not_part_of_everything(
