@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import grpc
 
 from sds.errors import Http2Error, LimitError
+from sds.faults import guarded, report
 from sds.transport.accepting import turn_away
 from sds.transport.budget import STREAM_BYTES
 from sds.transport.calls import Calls
@@ -222,8 +223,9 @@ class ServedConnection:
     def lost(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._calls.end_all()
-        self._http2.drop()
+        # Whatever happens to its calls, the owner gets its budget back and the door its task.
+        guarded("connection", self._calls.end_all)()
+        guarded("connection", self._http2.drop)()
         self._endpoint = None  # it refers to us: no circle is left
         self._requests = 0
         self.settle()
@@ -251,6 +253,10 @@ class ServedConnection:
         except LimitError as error:
             self._working = False
             self._end(ErrorCode.ENHANCE_YOUR_CALM, str(error))
+        except Exception as error:  # noqa: BLE001  the boundary between one connection and the rest
+            self._working = False
+            report("connection", error, owner=self.owner.name)
+            self.abort()
         return self._working
 
     def _work_some(self, now: float) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import h11
 import pytest
 import uvloop
 
+from sds import faults
 from sds.operations import http
 from sds.operations.http import HttpAnswer, HttpRequest, listening
 from sds.settings.listen import ListenAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 LOOPBACK = ListenAddress(host="127.0.0.1", port=0)
@@ -156,6 +159,29 @@ async def test_a_flood_of_requests_on_one_connection_holds_up_no_other() -> None
         assert made == count
         writer.close()
         asking.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+@pytest.mark.parametrize("where", ["receive_data", "next_event", "send"])
+def test_a_fault_with_one_connection_ends_that_one(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Any], object], where: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        faults.watch_loop(loop)
+        before = sum(faults.counts().values())
+        async with listening(LOOPBACK, ROUTES) as bound:
+            with monkeypatch.context() as patch:
+                patch.setattr(h11.Connection, where, fail)
+                with contextlib.suppress(ConnectionResetError):
+                    assert await exchange(bound, get("/")) == b""
+            assert b"200" in await exchange(bound, get("/"))
+        assert sum(faults.counts().values()) > before
+
+    run(ask())
 
 
 async def test_a_unix_socket_leaves_with_the_listener(tmp_path: Path) -> None:

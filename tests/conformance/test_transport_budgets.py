@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import grpc
 import pytest
 
+from sds import faults
 from sds.agent.directory import listening
 from sds.transport.budget import CONNECTION_BYTES, STREAM_BYTES, Budgets
+from sds.transport.calls import Calls
+from sds.transport.connection import Connection
 from sds.transport.frames import GOAWAY, HEADERS, PREFACE, SETTINGS, frame
 from sds.transport.server import Server
 from sds.transport.shares import Share
@@ -109,6 +112,28 @@ async def test_too_many_connections_are_told_why(
             assert server.budgets.exceeded["uid 1"]["connections"] == 20
         lines = [one for one in caplog.records if one.message == "an owner exceeds its budget"]
         assert len(lines) == 1
+
+
+@pytest.mark.parametrize("broken", [(Connection, "proceed"), (Calls, "end_all")])
+async def test_a_fault_in_the_work_for_a_connection_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[type, str]
+) -> None:
+    """It neither stays half alive nor keeps its owner's budget."""
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    before = faults.counts()["connection"]
+    async with running(tmp_path, Share()) as (path, server):
+        with monkeypatch.context() as patch, connected(path) as client:
+            patch.setattr(*broken, fail)
+            client.sendall(GREETING)
+            client.shutdown(socket.SHUT_WR)
+            await until_closed(client)
+            await asyncio.sleep(0)
+        assert server.budgets.all.connections == 0
+        assert faults.counts()["connection"] > before
+        assert await reverses(path)
 
 
 async def test_too_many_streams_are_refused_with_a_text(tmp_path: Path) -> None:

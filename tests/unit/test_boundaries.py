@@ -4,7 +4,8 @@ The first test keeps the list complete: a new one is made by ``supervised`` or `
 named here with the boundary that it has. The others inject an exception where callers, or parts of
 the program, meet. Boundaries of single connections are tested in
 ``tests/security/test_hostile_connections.py``, of calls and of the transport in
-``tests/conformance/test_transport.py``, of the two helpers in ``test_supervision.py`` and
+``tests/conformance/test_transport.py`` and ``test_transport_budgets.py``, of the HTTP listeners in
+``test_small_http.py``, of the two helpers in ``test_supervision.py`` and
 ``test_faults.py``.
 """
 
@@ -37,49 +38,68 @@ MAKERS = frozenset(
         "call_later",
         "call_soon",
         "create_task",
+        "create_server",
+        "create_unix_server",
         "ensure_future",
+        "run_in_executor",
+        "server",  # of grpc.aio
+        "start_server",
+        "submit",
+        "to_thread",
+        "Thread",
+        "Timer",
     }
 )
 INSIDE = "every task inside is supervised, and there is no other work"
 ONE = "its own boundary ends the one thing that failed, and reports it"
 AWAITED = "awaited at once by what made it, which answers for it"
 LOOP = "the loop reports it (sds.faults.watch_loop), and nothing depends on its return"
+RAISED = "what the thread raises is raised where its result is awaited"
+CALL = "gRPC ends the call, and logs it"
 END = "the program is at its start or at its end: an error ends it, with its text"
 BOUNDARIES = {
-    "sds/agent/app.py:running_agent": INSIDE,
+    "sds/agent/app.py:_close": END,
     "sds/agent/app.py:_follow_files": INSIDE,
     "sds/agent/app.py:_reread_on_hangup": LOOP,
-    "sds/agent/app.py:_close": END,
+    "sds/agent/app.py:running_agent": INSIDE,
+    "sds/agent/grpc_fallback.py:make_grpc_server": CALL,
     "sds/agent/node_socket.py:NodeSocket.open": INSIDE,
     "sds/attestation/files.py:FollowedFiles.follow": "what follows the files is supervised",
     "sds/authority/istio.py:IstioAuthority.issue": AWAITED,
     "sds/authority/istio_line.py:IstioLine._close_if_done": LOOP,
     "sds/backoff.py:sleep_unless": AWAITED,
     "sds/ca/admission.py:ReadingTurns._review": LOOP,
+    "sds/ca/app.py:_server": CALL,
+    "sds/ca/connections.py:Connections.run": RAISED,
     "sds/ca/run.py:_serve": END,
     "sds/ca/run.py:_signals": LOOP,
     "sds/commands/agent.py:_until_stopped": END,
     "sds/commands/demo.py:_ended_by_signals": LOOP,
+    "sds/commands/demo.py:_meanwhile": RAISED,
+    "sds/csi/driver.py:Driver._on_files": RAISED,
     "sds/demo/dev.py:Dev._run": END,
     "sds/demo/run.py:Demo._run": END,
     "sds/demo/supervisor.py:Supervisor.run": END,
+    "sds/federation/endpoint.py:fetch": "a timer that only cuts a connection",
+    "sds/federation/refresh.py:Federation._load": RAISED,
     "sds/federation/refresh.py:Federation._start": ONE,
-    "sds/operations/http.py:_Connection._wait": LOOP,
+    "sds/operations/http.py:_bind": ONE,
     "sds/policy/holder.py:PolicyHolder._sleep": AWAITED,
     "sds/secrets/rotation.py:Rotation.run": INSIDE,
     "sds/serving/idle.py:CrowdTrimmer._look": LOOP,
     "sds/serving/idle.py:CrowdTrimmer.opened": LOOP,
-    "sds/serving/stream.py:Stream.kick": ONE,
+    "sds/serving/stream.py:Stream._push": ONE,
     "sds/serving/unsent.py:UnsentSecrets._after": LOOP,
-    "sds/serving/watches.py:Watches._look": "each name is guarded",
+    "sds/serving/way.py:GrpcWay.soon": LOOP,
+    "sds/threads.py:Threads.run": RAISED,
     "sds/transport/accepting.py:Acceptor.__init__": ONE,
     "sds/transport/accepting.py:Acceptor._pause": LOOP,
     "sds/transport/accepting.py:Acceptor._resume": ONE,
     "sds/transport/calls.py:Calls._on_opened": LOOP,
     "sds/transport/calls.py:Calls._start": ONE,
+    "sds/transport/connected_socket.py:ConnectedSocket._send": LOOP,
     "sds/transport/connected_socket.py:ConnectedSocket.abort": LOOP,
     "sds/transport/connected_socket.py:ConnectedSocket.resume_reading": ONE,
-    "sds/transport/connected_socket.py:ConnectedSocket._send": LOOP,
     "sds/transport/served.py:ServedConnection._close_soon": LOOP,
     "sds/transport/served.py:ServedConnection.begin": LOOP,
     "sds/transport/server.py:Server.stop": END,
@@ -89,6 +109,7 @@ BOUNDARIES = {
     "sds/workload/executables.py:Executables.read": LOOP,
     "sds/workload/front_door.py:FrontDoor._accepted": ONE,
     "sds/workload/front_door.py:FrontDoor._watch": "the callback was guarded when it was made",
+    "sds/workload/kubernetes/server.py:parse_json": RAISED,
 }
 
 
