@@ -4,9 +4,9 @@ Owns what grpc's own server needs in place of :class:`sds.transport.server.Serve
 handler cannot tell the two apart; each call has the caller of its socket, because grpc does not
 tell connections apart. So there are no budgets of owners here, and no node-wide socket.
 
-What else differs, because grpc's core does it: a stream beyond ``streams_per_connection`` waits until
-another one ends, where our own transport refuses it with a text; a request that is too large is
-refused in grpc's words; and a stream that we end gets its status only if its client reads within
+What else differs, because grpc's core does it: a stream beyond ``streams_per_connection`` waits
+until another one ends, where our own transport refuses it with a text; a request that is too large
+is refused in grpc's words; and a stream that we end gets its status only if its client reads within
 :data:`sds.serving.way.QUIET_SECONDS` what was being written.
 """
 
