@@ -17,7 +17,9 @@ import yaml
 from sds.errors import ConfigurationError
 from sds.settings import yamlfile
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical, expected_exec
+from sds.workload.cri.image import read_image
 from sds.workload.cri.manifest import differences, exec_commands
+from sds.workload.cri.prediction import NodeProfile, predicted_containers, predicted_sandbox
 from sds.workload.cri.runtime import Runtime
 from sds.workload.cri.settings import CriSettings, PodContents
 
@@ -31,7 +33,21 @@ DEFAULTS = CriSettings()
 
 @click.command("pod")
 @click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False, exists=True))
-@click.option("--uid", required=True, help="UID of the reference pod (metadata.uid).")
+@click.option("--uid", default="", help="UID of a reference pod (metadata.uid) on this node.")
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Without a reference pod: an image as the manifest names it, and its OCI layout or "
+    "archive; one for each, and one for the sandbox image.",
+)
+@click.option(
+    "--node",
+    "profile",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --image: a YAML file of what the nodes add (docs/kubernetes.md).",
+)
 @click.option(
     "--socket",
     default=DEFAULTS.socket,
@@ -46,21 +62,46 @@ DEFAULTS = CriSettings()
     help="The runtime's root and state, if they are unusual: as node.cri.runtime_directories.",
 )
 @click.option("--lines", is_flag=True, help="Show each container's canonical lines too.")
+@click.option(
+    "--keep-lines",
+    is_flag=True,
+    help="Put the lines into the entry, so that `sds whoami` can say which one differs.",
+)
 def pod(
-    manifest: Path, uid: str, socket: str, *, directories: tuple[str, ...], lines: bool
+    manifest: Path,
+    uid: str,
+    *,
+    images: tuple[str, ...],
+    profile: Path | None,
+    socket: str,
+    directories: tuple[str, ...],
+    lines: bool,
+    keep_lines: bool,
 ) -> None:
     """List what a pod consists of, for the rule cri:pod-digest.
 
-    MANIFEST is the Pod's YAML as the API server admitted it (sidecars included). A reference pod of
-    it must run on this node; each of its containers must have been started. What the runtime says
-    of the pod is compared with the manifest: the containers, their commands, arguments,
-    environment, users and privileges. The answer goes under node.cri.pods of the agent's
-    configuration.
+    MANIFEST is the Pod's YAML as the API server admitted it (sidecars included).
+
+    With --uid, a reference pod of it must run on this node; each of its containers must have been
+    started. What the runtime says of the pod is compared with the manifest: the containers, their
+    commands, arguments, environment, users and privileges.
+
+    With --image, the list is computed from the manifest and the images alone, as containerd 1.6
+    would make it. What depends on more than those is refused.
+
+    The answer goes under node.cri.pods of the agent's configuration, and under pods of the signed
+    policy for `sds admission`.
     """
     document = _pod_of(manifest)
     name = str(document["metadata"].get("name") or document["metadata"].get("generateName", ""))
-    sandbox, found = asyncio.run(_observe(socket, uid, directories))
-    wrong = differences(document["spec"], {key: one.lines for key, one in found.items()})
+    if bool(uid) == bool(images):
+        raise click.UsageError("give --uid or --image, and not both")
+    wrong: tuple[str, ...] = ()
+    if images:
+        sandbox, found = _compute(document["spec"], images, profile)
+    else:
+        sandbox, found = asyncio.run(_observe(socket, uid, directories))
+        wrong = differences(document["spec"], {key: one.lines for key, one in found.items()})
     if wrong:
         raise ConfigurationError(
             f"the pod {uid} is not what {manifest} says: " + "; ".join(wrong),
@@ -73,13 +114,37 @@ def pod(
         containers=tuple(sorted({one.digest for one in found.values()})),
         execs=tuple(sorted(one.digest for one in _execs(document["spec"], found))),
         unmeasured=tuple(unmeasured),
+        lines={one.digest: one.lines for one in found.values()} if keep_lines else {},
     )
     if lines:
         for title, one in (("sandbox", sandbox), *sorted(found.items())):
             click.echo(f"# {title} {one.digest}")
             click.echo("".join(f"#   {line}\n" for line in one.lines), nl=False)
     click.echo(f'# match: {{"cri:pod-digest": "{contents.digest}"}}')
-    click.echo(yaml.safe_dump([contents.model_dump(mode="json")], sort_keys=False), nl=False)
+    click.echo(
+        yaml.safe_dump([contents.model_dump(mode="json", exclude_defaults=True)], sort_keys=False),
+        nl=False,
+    )
+
+
+def _compute(
+    spec: dict[str, Any], images: tuple[str, ...], profile: Path | None
+) -> tuple[CanonicalContainer, dict[str, CanonicalContainer]]:
+    """The sandbox and the containers of a pod, by name, as they would be."""
+    node = NodeProfile() if profile is None else yamlfile.load_file(profile, NodeProfile)
+    read = {}
+    for each in images:
+        name, equals, place = each.rpartition("=")
+        if not equals or not name:
+            raise click.UsageError(f"--image {each}: write NAME=PATH")
+        read[name] = read_image(Path(place))
+    if node.sandbox_image not in read:
+        raise ConfigurationError(
+            f"the sandbox image {node.sandbox_image} is not given (--image)",
+            advice="it is sandbox_image in containerd's configuration; --node can name another",
+        )
+    sandbox = predicted_sandbox(spec, read[node.sandbox_image], node)
+    return sandbox, predicted_containers(spec, read, node)
 
 
 def _execs(

@@ -72,4 +72,6 @@ def _table(answer: DescribeResponse) -> str:
         lines.append(f"{'' if number else 'identities':<11} {identity.spiffe_id}{rule}")
         lines.extend(f"{'':<11}   {name}" for name in identity.dns_names)
     lines.append(f"why         {answer.why}")
+    for number, line in enumerate(answer.details):
+        lines.append(f"{'' if number else 'container':<11} {line}")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ class CallerDescription:
         granted: the identities with the rules that gave them; the first is ``default``.
         state: ``recognised``, ``no_match`` or ``undetermined``.
         why: in words.
+        details: lines about the caller for people, such as its container in canonical form.
     """
 
     name: str
@@ -37,6 +38,7 @@ class CallerDescription:
     granted: tuple[MatchedRule, ...]
     state: str
     why: str
+    details: tuple[str, ...] = ()
 
 
 class Connected(Protocol):

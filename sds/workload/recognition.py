@@ -19,6 +19,7 @@ from sds.errors import PeerGoneError, WorkloadError
 from sds.faults import guarded, report
 from sds.workload.connected import CallerDescription
 from sds.workload.entitlement import Caller, Entitlement
+from sds.workload.explaining import explained
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
 from sds.workload.recognition_log import RecognitionLog, describe_selectors
@@ -114,14 +115,14 @@ class Recogniser:
         self.rules = rules
         self._needed = selector_types(rules.rules)
         self._decided: dict[tuple[object, ...], Decision] = {}
-        self._attestors = tuple(attestors)
+        self.attestors = tuple(attestors)
         self._keeper = keeper
         self._wanted: Counter[Identity] = Counter()
         self._lingering: dict[Identity, asyncio.TimerHandle] = {}
         self.log = RecognitionLog()
         self._changed = asyncio.Event()
         self._on_want: Callable[[Identity], None] = lambda _: None
-        self._stops = [attestor.listen(self.look_again) for attestor in self._attestors]
+        self._stops = [attestor.listen(self.look_again) for attestor in self.attestors]
 
     def replace_rules(self, rules: Rules) -> None:
         """The policy changed: every caller is looked at again now."""
@@ -152,8 +153,8 @@ class Recogniser:
         Raises:
             PeerGoneError: the process that connected has ended; nothing gathered counts.
         """
-        costly = self._needed & _costly(self._attestors)
-        cheap, failed = await self._gather(peer, self._attestors, self._needed - costly)
+        costly = self._needed & _costly(self.attestors)
+        cheap, failed = await self._gather(peer, self.attestors, self._needed - costly)
         if failed is None and costly:
             # What is costly is looked for only if it can decide: not for callers that no rule
             # would match anyway.
@@ -161,7 +162,7 @@ class Recogniser:
             decision = self.rules.decide(merge([cheap, postponed]))
             if decision.undetermined is not _POSTPONED:
                 return RecognitionOutcome(facts=cheap, decision=decision)
-            some = [each for each in self._attestors if each.costly & costly]
+            some = [each for each in self.attestors if each.costly & costly]
             facts, failed = await self._gather(peer, some, self._needed)
             cheap = merge([facts, cheap])
         if failed is not None:
@@ -321,6 +322,7 @@ class Recognition:
             granted=decision.granted,
             state=state,
             why=" ".join([why, *decision.problems]),
+            details=await explained(self._recogniser.attestors, self.peer),
         )
 
     async def follow(self) -> None:

@@ -61,4 +61,5 @@ class WhoamiService:
             ],
             state=found.state,
             why=found.why,
+            details=found.details,
         )

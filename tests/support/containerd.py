@@ -27,10 +27,48 @@ if TYPE_CHECKING:
 
 HOST_NETWORK = {"network": 2}
 PAUSE = """
+#include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <signal.h>
 #include <unistd.h>
+
+static int at(const char *path, int listening) {
+  struct sockaddr_un name = {.sun_family = AF_UNIX};
+  int made = socket(AF_UNIX, SOCK_STREAM, 0);
+  strncpy(name.sun_path, path, sizeof name.sun_path - 1);
+  if (!listening) return connect(made, (void *)&name, sizeof name) ? -1 : made;
+  unlink(path);
+  return bind(made, (void *)&name, sizeof name) || listen(made, 9) ? -1 : made;
+}
+
+/* The connection to words[2] is this process's own: what comes at words[3] is passed on. */
+static void relay(int from, int to) {
+  char some[65536];
+  struct pollfd both[2] = {{from, POLLIN, 0}, {to, POLLIN, 0}};
+  while (poll(both, 2, -1) > 0)
+    for (int i = 0; i < 2; i++)
+      if (both[i].revents) {
+        ssize_t size = read(both[i].fd, some, sizeof some), sent = 0, one = 1;
+        if (size <= 0) return;
+        for (; sent < size && one > 0; sent += one)
+          one = write(both[!i].fd, some + sent, size - sent);
+        if (one <= 0) return;
+      }
+}
+
 int main(int count, char **words) {
   if (count > 1 && !strcmp(words[1], "--exit")) return 0;
+  signal(SIGCHLD, SIG_IGN);
+  int door = count > 3 && !strcmp(words[1], "--relay") ? at(words[3], 1) : -1;
+  while (door >= 0) {
+    int from = accept(door, 0, 0);
+    if (fork()) { close(from); continue; }
+    int to = at(words[2], 0);
+    if (to >= 0) relay(from, to);
+    _exit(0);
+  }
   for (;;) pause();
 }
 """
@@ -90,10 +128,11 @@ class Containerd:
         privileged: bool = False,
         handler: str = "",
         namespaces: dict[str, int] | None = None,
+        **security: Any,
     ) -> RuntimePod:
         """A sandbox as the kubelet makes one."""
         options = {**HOST_NETWORK, **(namespaces or {})}
-        security = {"namespace_options": options, "privileged": privileged}
+        security = {"namespace_options": options, "privileged": privileged, **security}
         uid = str(uuid.uuid4())
         config = {
             "metadata": {"name": name, "uid": uid, "namespace": "shop"},
@@ -110,9 +149,15 @@ class Containerd:
         return pod
 
     async def container(
-        self, pod: RuntimePod, name: str = "main", *, attempt: int = 0, **changes: Any
+        self,
+        pod: RuntimePod,
+        name: str = "main",
+        *,
+        attempt: int = 0,
+        start: bool = True,
+        **changes: Any,
     ) -> str:
-        """A running container; its ID."""
+        """A running container, or one that is only made; its ID."""
         security = {
             "namespace_options": {**HOST_NETWORK, "pid": 1},
             "masked_paths": ["/proc/acpi", "/proc/kcore"],
@@ -132,6 +177,8 @@ class Containerd:
             pod_sandbox_id=pod.sandbox, config=config, sandbox_config=pod.config
         )
         made = await self._call("CreateContainer", request, "CreateContainerResponse")
+        if not start:
+            return str(made.container_id)
         await self._call(
             "StartContainer",
             self._messages.ContainerRequest(container_id=made.container_id),
@@ -144,6 +191,11 @@ class Containerd:
         request = self._messages.ExecSyncRequest(container_id=identifier, cmd=command, timeout=9)
         answer = await self._call("ExecSync", request, "ExecSyncResponse")
         return int(answer.exit_code)
+
+    async def load(self, archive: Path) -> None:
+        """Import an archive of images."""
+        words = [need.tool("ctr"), "-a", self.socket, "-n", "k8s.io", "images", "import", archive]
+        await asyncio.to_thread(subprocess.run, words, check=True, capture_output=True)
 
     async def remove(self, identifier: str) -> None:
         """Stop and remove a container."""
@@ -188,7 +240,7 @@ async def containerd(
     need.tool("runc")
     config = folder / "containerd.toml"
     config.write_text(CONFIGURATION.format(folder=folder) + runtimes)
-    (folder / "cni").mkdir()
+    _network(folder)
     async with running([program, "-c", str(config)]):
         archive = folder / "image.tar"
         binary = folder / "pause"
@@ -229,36 +281,67 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     snapshotter = "native"
   [plugins."io.containerd.grpc.v1.cri".cni]
     conf_dir = "{folder}/cni"
+    bin_dir = "{folder}/cni-bin"
 """
 
 
 def _image(archive: Path, binary: bytes) -> str:
     """Write an archive with one image; its configuration's digest."""
+    config = {"Entrypoint": ["/pause"], "Env": ["PATH=/bin"]}
+    return _archive(archive, "localhost/pause:1", config, {"pause": binary})
+
+
+def _archive(archive: Path, name: str, config: dict[str, Any], files: dict[str, bytes]) -> str:
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as tar:
-        entry = tarfile.TarInfo("pause")
-        entry.size, entry.mode = len(binary), 0o755
-        tar.addfile(entry, io.BytesIO(binary))
+        for path, content in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(content), 0o755
+            tar.addfile(entry, io.BytesIO(content))
     digest = hashlib.sha256(layer.getvalue()).hexdigest()
-    config = json.dumps(
+    whole = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": ["/pause"], "Env": ["PATH=/bin"]},
+            "config": config,
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     ).encode()
-    name = hashlib.sha256(config).hexdigest()
+    hexadecimal = hashlib.sha256(whole).hexdigest()
     manifest = json.dumps(
-        [{"Config": f"{name}.json", "RepoTags": ["localhost/pause:1"], "Layers": ["layer.tar"]}]
+        [{"Config": f"{hexadecimal}.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     ).encode()
     with tarfile.open(archive, "w") as tar:
         for member, content in (
-            (f"{name}.json", config),
+            (f"{hexadecimal}.json", whole),
             ("layer.tar", layer.getvalue()),
             ("manifest.json", manifest),
         ):
             entry = tarfile.TarInfo(member)
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
-    return f"sha256:{name}"
+    return f"sha256:{hexadecimal}"
+
+
+PLUGIN = """#!/bin/sh
+[ "$CNI_COMMAND" = ADD ] || exit 0
+echo '{"cniVersion": "0.4.0", "interfaces": [{"name": "eth0", "sandbox": "'$CNI_NETNS'"}],
+  "ips": [{"version": "4", "interface": 0, "address": "10.9.9.2/24"}]}'
+"""
+
+
+def _network(folder: Path) -> None:
+    """A network for pods that consists of an answer: nothing in these tests sends anything."""
+    (folder / "cni").mkdir()
+    network = {"cniVersion": "0.4.0", "name": "test", "plugins": [{"type": "test"}]}
+    (folder / "cni" / "10-test.conflist").write_text(json.dumps(network))
+    (folder / "cni-bin").mkdir()
+    for name in ("test", "loopback"):
+        plugin = folder / "cni-bin" / name
+        plugin.write_text(PLUGIN)
+        plugin.chmod(0o755)
+
+
+def image_archive(archive: Path, name: str, config: dict[str, Any], files: dict[str, str]) -> None:
+    """Write an archive as ``docker save`` does, with this configuration and these files."""
+    _archive(archive, name, config, {key: value.encode() for key, value in files.items()})

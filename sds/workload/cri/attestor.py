@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import CgroupError, PeerGoneError, WorkloadError
 from sds.faults import guarded
+from sds.workload.cri.canonical import canonical
+from sds.workload.cri.nearest import compared
 from sds.workload.cri.pods import unlisted
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
@@ -73,6 +75,7 @@ class CriAttestor:
         self._refused: dict[str, WorkloadError] = {}
         self._unlisted: dict[str, WorkloadError] = {}
         self._looking = asyncio.Lock()
+        self._explaining = asyncio.Lock()  # whoever asks costs the runtime one answer at a time
         self._looked_at = float("-inf")
         self._listeners: list[Callable[[], None]] = []
 
@@ -101,6 +104,28 @@ class CriAttestor:
             peer.check()
             # A process that is not its container's is not its pod's either.
             return Facts(unknown={"cri:": error, "k8s:": error}, title=f"pid {peer.pid}")
+
+    async def explain(self, peer: Peer) -> tuple[str, ...]:
+        """The caller's container line by line, compared with the list that comes nearest.
+
+        Raises:
+            WorkloadError: the runtime does not answer, or describes it in an unknown way.
+        """
+        group = self._roots.find(read_cgroup(peer))
+        identifier = None if group is None else group.container_id
+        if identifier is None:
+            return ()
+        async with self._explaining:
+            pods = self._seen.pods.items()
+            sandbox_id = next((key for key, pod in pods if identifier in pod.containers), None)
+            if sandbox_id is None:
+                return ()
+            pod = self._seen.pods[sandbox_id]
+            self._expect_same_namespaces(peer, identifier)
+            said = await self._runtime.container(identifier)
+            known, around = pod.containers[identifier], self._seen.around(sandbox_id, pod)
+            found = canonical(known.name, known.image, said.spec, around, container_id=identifier)
+        return compared(found.lines, self._settings.pods)
 
     def notices(self) -> tuple[str, ...]:
         """Outages of the runtime, and containers that it describes in an unknown way."""

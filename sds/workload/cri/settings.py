@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sds.settings.fields import Settings
+from sds.workload.cri.canonical import CanonicalContainer
 
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 
@@ -38,6 +39,20 @@ class PodContents(Settings):
         description="Volumes and host paths whose content nothing measures, as `sds policy pod` "
         "writes them. A pod with one that is not listed is refused.",
     )
+
+    lines: dict[Digest, tuple[str, ...]] = Field(
+        default={},
+        description="For people: the canonical lines of containers by their digests, as `sds "
+        "policy pod --keep-lines` writes them. `sds whoami` shows which line differs.",
+    )
+
+    @model_validator(mode="after")
+    def _lines_agree(self) -> Self:
+        for digest, lines in self.lines.items():
+            found = CanonicalContainer(lines=lines, unmeasured=frozenset()).digest
+            if found != digest:
+                raise ValueError(f"lines: those of {digest} have the digest {found}")
+        return self
 
     @property
     def digest(self) -> str:

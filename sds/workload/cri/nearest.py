@@ -1,0 +1,59 @@
+"""Which lines of a container differ from the list that comes nearest, for people.
+
+Owns :func:`compared`. Invariants: the digests decide, never these lines; each line is looked at a
+fixed number of times, since a pod's author chooses how many there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from sds.workload.cri.settings import PodContents
+
+
+def compared(seen: Sequence[str], pods: Iterable[PodContents]) -> tuple[str, ...]:
+    """The container's lines, marked.
+
+    Args:
+        seen: its canonical form.
+        pods: lists; those that keep lines are compared with.
+
+    Returns:
+        A line of ``#`` that says with what it was compared, and one for each line: ``+`` only the
+        container has it, ``-`` only the list has it, two spaces: both.
+    """
+    near = [
+        (_distance(seen, lines), f"pod {pod.name or pod.digest}", lines)
+        for pod in pods
+        for lines in pod.lines.values()
+        if lines[:1] == tuple(seen[:1])
+    ]
+    if not near:
+        return ("# no list keeps the lines of a container of this name", *_marked("  ", seen))
+    _, title, listed = min(near, key=lambda each: each[0])
+    missing, more = Counter(listed) - Counter(seen), Counter(seen) - Counter(listed)
+    if not missing and not more:
+        order = "" if tuple(seen) == tuple(listed) else ", in another order"
+        return (f"# as listed for {title}{order}", *_marked("  ", seen))
+    lines = [f"# compared with {title}"]
+    for line in listed:
+        if missing[line]:
+            missing[line] -= 1
+            lines.append(f"- {line}")
+    for line in seen:
+        lines.append(f"{'+' if more[line] else ' '} {line}")
+        more[line] -= bool(more[line])
+    return tuple(lines)
+
+
+def _distance(seen: Sequence[str], listed: Sequence[str]) -> int:
+    one, two = Counter(seen), Counter(listed)
+    return (one - two).total() + (two - one).total()
+
+
+def _marked(mark: str, lines: Iterable[str]) -> Iterable[str]:
+    return (mark + line for line in lines)

@@ -1,0 +1,47 @@
+"""What attestors tell a caller about itself beyond selectors, for people who look for a difference.
+
+Owns the port :class:`Explaining`. Invariant: nothing here decides anything; what fails is left out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from sds.errors import PeerGoneError, WorkloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sds.workload.peer import Peer
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """An attestor that can say more."""
+
+    async def explain(self, peer: Peer) -> tuple[str, ...]:
+        """Lines about ``peer`` itself; waits a bounded time.
+
+        Raises:
+            WorkloadError: they cannot be found out.
+        """
+        ...
+
+
+async def explained(attestors: Iterable[object], peer: Peer) -> tuple[str, ...]:
+    """What these attestors say of the caller.
+
+    Raises:
+        PeerGoneError: the process has ended.
+    """
+    lines: list[str] = []
+    for attestor in attestors:
+        if isinstance(attestor, Explaining):
+            try:
+                lines += await attestor.explain(peer)
+                peer.check()
+            except PeerGoneError:
+                raise
+            except WorkloadError as error:
+                lines.append(f"# {error.message}")
+    return tuple(lines)
