@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import IdentityError, RefusedError
 from sds.policy.decision import Decisions
+from sds.policy.lint_attestation import CLAIM
 from sds.policy.lint_attestation import is_measured
 from sds.policy.nodes import RequestedCertificate, describe_dns
 from sds.policy.normal_path import normalized_path
@@ -164,6 +165,7 @@ def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | No
         for grant in decision.granted
     ]
     because += _names_of_services(document, {grant.rule for grant in decision.granted})
+    because += _claims(document, {grant.rule for grant in decision.granted})
     because += decision.problems
     if decision.undetermined is not None:
         because.append(f"undecided: {decision.undetermined}")
@@ -220,6 +222,20 @@ def explain_node(
         return PolicyAnswer(allowed=False, question=question, because=(str(error), *_some(near)))
     because = (f"nodes: {permit.group} grants it, for {format_duration(permit.lifetime)}",)
     return PolicyAnswer(allowed=True, question=question, because=because)
+
+
+def _claims(document: PolicyDocument, rules: set[str]) -> list[str]:
+    """What of these rules anyone who can write to etcd can make true."""
+    lines = []
+    for rule in document.workloads:
+        claims = sorted(kind for kind in rule.match if kind.startswith(CLAIM))
+        if rule.name in rules and claims:
+            alone = " alone" if len(claims) == len(rule.match) else ""
+            lines.append(
+                f"workloads: rule {rule.name} rests on claims of kubelet and API server{alone}: "
+                + ", ".join(claims)
+            )
+    return lines
 
 
 def _near_rules(document: PolicyDocument, facts: Facts) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,20 @@ VOLUMES = [
     {"name": "host", "hostPath": {"path": "/etc"}},
     {"name": "kube-api-access-x7k2p", "projected": {}},
 ]
+
+
+def drawing(
+    always: dict[str, st.SearchStrategy[Any]],
+    optional: dict[str, st.SearchStrategy[Any]] | None = None,
+) -> st.SearchStrategy[dict[str, Any]]:
+    found: Any = st.fixed_dictionaries
+    drawn: st.SearchStrategy[dict[str, Any]] = found(always, optional=optional)
+    return drawn
+
+
 WORDS = st.sampled_from(["/app", "--flag", "$(A)x", "$(MODE)", 'é\n"', ""])
 IDS = st.sampled_from([0, 7, 1000])
-MOUNTS = st.fixed_dictionaries(
+MOUNTS: st.SearchStrategy[dict[str, Any]] = drawing(
     {
         "name": st.sampled_from([each["name"] for each in VOLUMES]),
         "mountPath": st.sampled_from(
@@ -66,16 +78,16 @@ MOUNTS = st.fixed_dictionaries(
     optional={
         "readOnly": st.booleans(),
         "subPath": st.just("part"),
-        "mountPropagation": st.sampled_from(["None", "HostToContainer"]),
     },
 )
-SECURITY = st.fixed_dictionaries(
+SECURITY: st.SearchStrategy[dict[str, Any]] = drawing(
     {},
     optional={
         "runAsUser": IDS,
+        "runAsGroup": IDS,
         "readOnlyRootFilesystem": st.booleans(),
         "allowPrivilegeEscalation": st.booleans(),
-        "capabilities": st.fixed_dictionaries(
+        "capabilities": drawing(
             {},
             optional={
                 "add": st.lists(st.sampled_from(["NET_ADMIN", "SYS_TIME", "KILL"]), max_size=2),
@@ -84,7 +96,7 @@ SECURITY = st.fixed_dictionaries(
         ),
     },
 )
-CONTAINERS = st.fixed_dictionaries(
+CONTAINERS: st.SearchStrategy[dict[str, Any]] = drawing(
     {
         "name": st.just("main"),
         "image": st.sampled_from(sorted(IMAGES)),
@@ -110,12 +122,12 @@ CONTAINERS = st.fixed_dictionaries(
         "terminationMessagePath": st.just("/tmp/said"),
     },
 )
-PODS = st.fixed_dictionaries(
+PODS: st.SearchStrategy[dict[str, Any]] = drawing(
     {
-        "enableServiceLinks": st.just(False),
+        "enableServiceLinks": st.sampled_from([False]),
         "volumes": st.just(VOLUMES),
         "containers": CONTAINERS.map(lambda one: [one]),
-        "securityContext": st.fixed_dictionaries(
+        "securityContext": drawing(
             {}, optional={"runAsUser": IDS, "fsGroup": IDS, "supplementalGroups": st.just([9, 5])}
         ),
     },
@@ -152,14 +164,21 @@ async def seen(
 ) -> tuple[CanonicalContainer, CanonicalContainer]:
     """The sandbox and the container as the runtime describes them, in canonical form."""
     pod = await runtime.pod(**sandbox(spec))
-    one = container(spec, spec["containers"][0], pod.uid, kubelet)
-    image = {"image": spec["containers"][0]["image"]}
+    name = spec["containers"][0]["image"]
+    user = IMAGES[name][0].get("User", "")
+    one = container(spec, spec["containers"][0], pod.uid, kubelet, user)
+    image = {"image": name}
     made = await runtime.container(pod, image=image, start=False, **one)
     said = await client.sandbox(pod.sandbox)
-    places = {"pod_uid": pod.uid, "sandbox_id": pod.sandbox, "runtime": runtime.directories}
-    around = Surroundings(sandbox_pid=0, **places)
+    around = Surroundings(
+        pod_uid=pod.uid,
+        sandbox_id=pod.sandbox,
+        sandbox_pid=0,
+        kubelet=kubelet,
+        runtime=runtime.directories,
+    )
     first = canonical("", said.image, said.spec, around, container_id=pod.sandbox)
-    around = Surroundings(sandbox_pid=said.pid, kubelet=kubelet, **places)
+    around = dataclasses.replace(around, sandbox_pid=said.pid)
     (listed,) = await client.containers(made)
     about = await client.container(made)
     second = canonical("main", listed.image, about.spec, around, container_id=made)
@@ -181,7 +200,7 @@ async def test_what_is_computed_is_what_containerd_makes() -> None:
                 sandbox_image="localhost/pause:1", masked_paths=MASKED, cgroup_namespace=False
             )
             kubelet = str(folder / "kubelet")
-            for spec in drawn(10):
+            for spec in drawn(12):
                 first, second = await seen(runtime, client, spec, kubelet)
                 sandbox_lines = predicted_sandbox(spec, images["localhost/pause:1"], node).lines
                 assert sandbox_lines == first.lines, json.dumps(spec)

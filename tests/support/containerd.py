@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import subprocess
 import tarfile
@@ -194,8 +195,8 @@ class Containerd:
 
     async def load(self, archive: Path) -> None:
         """Import an archive of images."""
-        words = [need.tool("ctr"), "-a", self.socket, "-n", "k8s.io", "images", "import", archive]
-        await asyncio.to_thread(subprocess.run, words, check=True, capture_output=True)
+        words = [need.tool("ctr"), "-a", self.socket, "-n", "k8s.io", "images", "import"]
+        await asyncio.to_thread(subprocess.check_output, [*words, str(archive)])
 
     async def remove(self, identifier: str) -> None:
         """Stop and remove a container."""
@@ -229,14 +230,14 @@ def first_process(container: str) -> int:
 
 
 @contextlib.asynccontextmanager
-async def containerd(
-    folder: Path, *, runtimes: str = "", program: str = "containerd"
-) -> AsyncIterator[Containerd]:
+async def containerd(folder: Path, *, runtimes: str = "") -> AsyncIterator[Containerd]:
     """A containerd with the image ``localhost/pause:1``.
 
-    ``runtimes``: more of its configuration. ``program``: its path; other versions lie elsewhere.
+    ``runtimes``: more of its configuration. ``SDS_CONTAINERD`` names the program of another
+    version, whose shim lies in ``PATH``.
     """
-    program, ctr, gcc = need.tool(program), need.tool("ctr"), need.tool("gcc")
+    program = os.environ.get("SDS_CONTAINERD") or need.tool("containerd")
+    ctr, gcc = need.tool("ctr"), need.tool("gcc")
     need.tool("runc")
     config = folder / "containerd.toml"
     config.write_text(CONFIGURATION.format(folder=folder) + runtimes)

@@ -1,7 +1,7 @@
 """A kubelet's part for tests: what it asks of the runtime for a manifest, written by hand.
 
-It is not made from the code under test: the fields here are those of ``runtime.v1``, as a kubelet of
-Kubernetes 1.34 fills them, for the manifests that :mod:`tests.security.test_cri_prediction` draws.
+It is not made from the code under test: the fields here are those of ``runtime.v1``, as a kubelet
+of Kubernetes 1.34 fills them, for the manifests that the tests draw.
 """
 
 from __future__ import annotations
@@ -23,33 +23,10 @@ MASKED = ["/proc/acpi", "/proc/kcore", "/proc/scsi"]
 
 
 def container(
-    spec: Mapping[str, Any], one: Mapping[str, Any], uid: str, kubelet: str
+    spec: Mapping[str, Any], one: Mapping[str, Any], uid: str, kubelet: str, image_user: str
 ) -> dict[str, Any]:
     """The ``ContainerConfig`` of one container, as keywords of ``Containerd.container``."""
-    pod = f"{kubelet}/pods/{uid}"
-    volumes = {each["name"]: each for each in spec.get("volumes", [])}
-    mounts = []
-    for number, mount in enumerate(one.get("volumeMounts", [])):
-        name = mount["name"]
-        (kind,) = set(volumes[name]) - {"name"}
-        source = (
-            volumes[name]["hostPath"]["path"]
-            if kind == "hostPath"
-            else f"{pod}/volumes/kubernetes.io~{FOLDERS[kind]}/{name}"
-        )
-        if "subPath" in mount:
-            source = f"{pod}/volume-subpaths/{name}/{one['name']}/{number}"
-        mounts.append(
-            {
-                "container_path": mount["mountPath"],
-                "host_path": source,
-                "readonly": kind in READ_ONLY or mount.get("readOnly", False),
-                "propagation": 1 if mount.get("mountPropagation") == "HostToContainer" else 0,
-            }
-        )
-    mounts.append({"container_path": "/etc/hosts", "host_path": f"{pod}/etc-hosts"})
-    log = one.get("terminationMessagePath", "/dev/termination-log")
-    mounts.append({"container_path": log, "host_path": f"{pod}/containers/{one['name']}/0a1b2c3d"})
+    mounts = mounts_of(spec, one, f"{kubelet}/pods/{uid}")
     context = {**spec.get("securityContext", {}), **one.get("securityContext", {})}
     wanted = context.get("capabilities", {})
     pid = 2 if spec.get("hostPID") else 0 if spec.get("shareProcessNamespace") else 1
@@ -74,6 +51,12 @@ def container(
     for key, field in (("runAsUser", "run_as_user"), ("runAsGroup", "run_as_group")):
         if key in context:
             security[field] = {"value": context[key]}
+    user = image_user.partition(":")[0] or "0"
+    if "runAsUser" not in context:
+        if user.isdecimal():
+            security["run_as_user"] = {"value": int(user)}
+        else:
+            security["run_as_username"] = user
     values: dict[str, str] = {}
     envs = []
     for variable in one.get("env", []):
@@ -98,6 +81,33 @@ def container(
         "mounts": mounts,
         "security": security,
     }
+
+
+def mounts_of(spec: Mapping[str, Any], one: Mapping[str, Any], pod: str) -> list[dict[str, Any]]:
+    """The mounts of a container; ``pod``: the kubelet's folder of its pod."""
+    volumes = {each["name"]: each for each in spec.get("volumes", [])}
+    mounts = []
+    for number, mount in enumerate(one.get("volumeMounts", [])):
+        name = mount["name"]
+        (kind,) = set(volumes[name]) - {"name"}
+        source = (
+            volumes[name]["hostPath"]["path"]
+            if kind == "hostPath"
+            else f"{pod}/volumes/kubernetes.io~{FOLDERS[kind]}/{name}"
+        )
+        if "subPath" in mount:
+            source = f"{pod}/volume-subpaths/{name}/{one['name']}/{number}"
+        mounts.append(
+            {
+                "container_path": mount["mountPath"],
+                "host_path": source,
+                "readonly": kind in READ_ONLY or mount.get("readOnly", False),
+            }
+        )
+    mounts.append({"container_path": "/etc/hosts", "host_path": f"{pod}/etc-hosts"})
+    log = one.get("terminationMessagePath", "/dev/termination-log")
+    mounts.append({"container_path": log, "host_path": f"{pod}/containers/{one['name']}/0a1b2c3d"})
+    return mounts
 
 
 def sandbox(spec: Mapping[str, Any]) -> dict[str, Any]:

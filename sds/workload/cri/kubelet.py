@@ -78,7 +78,6 @@ _CONTAINER: Final = frozenset(
     ]
 )
 _MOUNT: Final = frozenset(["name", "mountPath", "readOnly", "subPath", "mountPropagation"])
-_PROPAGATION: Final = {"None": "rprivate", "HostToContainer": "rslave"}
 _VOLUMES: Final = {
     "emptyDir": ("empty-dir", False),
     "configMap": ("configmap", True),
@@ -97,7 +96,6 @@ class AskedMount:
     destination: str
     source: str
     read_only: bool
-    propagation: str = "rprivate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,16 +211,14 @@ def _mounts(found: Mapping[str, Any], name: str, places: _Places) -> Iterator[As
         source, read_only = _source(volume, name, places)
         if mount.get("subPath"):
             source = f"{places.pod}/volume-subpaths/{mount['name']}/{name}/{number}"
-        propagation = _PROPAGATION.get(mount.get("mountPropagation") or "None")
-        if propagation is None:
-            cannot(f"{name}: {mount['mountPath']} is propagated to the host")
+        if (mount.get("mountPropagation") or "None") != "None":
+            cannot(f"{name}: the mount {mount['mountPath']} is propagated")
         destination = str(mount["mountPath"])
         destinations.add(destination)
         yield AskedMount(
             destination=destination,
             source=source,
             read_only=read_only or mount.get("readOnly") is True,
-            propagation=propagation,
         )
     if "/etc/hosts" not in destinations:
         yield AskedMount(

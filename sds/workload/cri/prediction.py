@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _SANDBOX: Final = "0" * 64
 _CONTAINER: Final = "1" * 64
 _PID: Final = 1
+_NETWORK: Final = f"/var/run/netns/cni-{POD_UID}"
 _PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _CAPABILITIES: Final = [
     "CHOWN",
@@ -147,10 +148,12 @@ def predicted_sandbox(
         )
         if not absent
     ]
-    user = _user(shared, image)
-    groups = sorted({*(shared.get("supplementalGroups") or ()), *_fs_group(shared)})
-    if groups:
-        user["additionalGids"] = groups
+    user = _user(shared, image, sandbox=True)
+    groups = {*(shared.get("supplementalGroups") or ()), *_fs_group(shared)}
+    if shared.get("runAsUser") is not None or config.get("User"):
+        user["additionalGids"] = [user["gid"]]  # containerd sets the user last, and forgets others
+    elif groups:
+        user["additionalGids"] = sorted(groups)
     made = {
         "process": {
             "user": user,
@@ -169,7 +172,10 @@ def predicted_sandbox(
         "annotations": {},
         "linux": {
             "cgroupsPath": _SANDBOX,
-            "namespaces": [{"type": kind} for kind in kinds],
+            "namespaces": [
+                {"type": kind, "path": _NETWORK} if kind == "network" else {"type": kind}
+                for kind in kinds
+            ],
             "maskedPaths": _OCI_MASKED,
             "readonlyPaths": _OCI_READ_ONLY,
             "resources": {"devices": _DEVICES},
@@ -193,16 +199,15 @@ def _container(
         )
     command = list(each.command) or list(config.get("Entrypoint") or ())
     args = list(each.args) or ([] if each.command else list(config.get("Cmd") or ()))
+    shared = spec.get("hostPID") or spec.get("shareProcessNamespace")
     namespaces = [
-        *([] if spec.get("hostPID") else [{"type": "pid"}]),
+        {"type": "pid", "path": f"/proc/{_PID}/ns/pid"} if shared else {"type": "pid"},
         {"type": "ipc", "path": f"/proc/{_PID}/ns/ipc"},
         {"type": "uts", "path": f"/proc/{_PID}/ns/uts"},
         {"type": "mount"},
         {"type": "network", "path": f"/proc/{_PID}/ns/net"},
         *([{"type": "cgroup"}] if node.cgroup_namespace else []),
     ]
-    if spec.get("shareProcessNamespace") and not spec.get("hostPID"):
-        namespaces[0] = {"type": "pid", "path": f"/proc/{_PID}/ns/pid"}
     return {
         "process": {
             "user": _user_with_groups(security, image),
@@ -289,7 +294,7 @@ def _mounts(each: AskedContainer, image: ImageContent) -> list[dict[str, Any]]:
     ]
     for mount in mounts:
         mode = "ro" if mount.read_only else "rw"
-        found.append(_bind(mount.destination, mount.source, "rbind", mount.propagation, mode))
+        found.append(_bind(mount.destination, mount.source, "rbind", "rprivate", mode))
     return found
 
 
@@ -315,15 +320,20 @@ def _sets(capabilities: Sequence[str]) -> dict[str, list[str]]:
     return dict.fromkeys(("bounding", "effective", "permitted"), names)
 
 
-def _user(security: Mapping[str, Any], image: ImageContent) -> dict[str, Any]:
-    """As ``oci.WithUser`` finds user and group: a name and a group come from ``/etc/passwd``."""
+def _user(security: Mapping[str, Any], image: ImageContent, *, sandbox: bool) -> dict[str, Any]:
+    """As ``oci.WithUser`` finds user and group: names, and a user's group, are in the image.
+
+    For containers the kubelet hands the image's user on as if the manifest named it, and drops the
+    image's group (``determineEffectiveSecurityContext``); the sandbox's image keeps both.
+    """
     user, group = security.get("runAsUser"), security.get("runAsGroup")
-    if user is None:
-        if group is not None:
+    text = str(image.config.get("User") or "") if user is None else str(user)
+    if not sandbox:
+        text = text.partition(":")[0] or "0"
+    if group is not None:
+        if not text:
             cannot("runAsGroup without runAsUser")
-        text = str(image.config.get("User") or "")
-    else:
-        text = f"{user}" if group is None else f"{user}:{group}"
+        text = f"{text.partition(':')[0]}:{group}"
     name, colon, second = text.partition(":")
     if not name:
         return {"uid": 0, "gid": 0}
@@ -350,7 +360,7 @@ def _entry(table: tuple[tuple[str, ...], ...], name: str) -> tuple[str, ...] | N
 
 
 def _user_with_groups(security: Mapping[str, Any], image: ImageContent) -> dict[str, Any]:
-    user = _user(security, image)
+    user = _user(security, image, sandbox=False)
     entry = _entry(image.passwd, str(user["uid"]))
     named = "" if entry is None else entry[0]
     groups = {user["gid"], *(security.get("supplementalGroups") or ()), *_fs_group(security)}
