@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import IdentityError, RefusedError
 from sds.policy.decision import Decisions
-from sds.policy.lint_attestation import CLAIM
-from sds.policy.lint_attestation import is_measured
+from sds.policy.lint_attestation import CLAIM, is_measured
 from sds.policy.nodes import RequestedCertificate, describe_dns
 from sds.policy.normal_path import normalized_path
 from sds.policy.requests import matches_any

@@ -71,7 +71,7 @@ WORKLOAD: Final[dict[str, Reason]] = {
     ),
     "cri_unknown_shape": Reason(
         "The runtime describes containers in a form that this version does not know. Tested: "
-        "containerd 1.6.",
+        "containerd 1.6 and 2.1.",
     ),
     "cri_unseen": Reason(
         "Passes as soon as the runtime lists the caller's container.",

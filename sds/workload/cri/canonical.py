@@ -5,7 +5,7 @@ value that this module checked; a key that it does not know is an error, because
 another version may mean something by it; strings are JSON, so no value can forge a line.
 
 The input is the ``info`` of a verbose ``ContainerStatus`` or ``PodSandboxStatus``, with the OCI
-``runtimeSpec`` in it. Its form is containerd's own. Tested: containerd 1.6.
+``runtimeSpec`` in it. Its form is containerd's own. Tested: containerd 1.6 and 2.1.
 
 Sources: OCI runtime-spec 1.1 ``config.md`` and ``config-linux.md``; containerd
 ``internal/cri/server/container_status.go``; Kubernetes ``pkg/kubelet/kubelet_pods.go``.
@@ -357,5 +357,5 @@ def _unknown(why: str) -> NoReturn:
     raise WorkloadError(
         f"the runtime describes a container in a way that this program does not know: {why[:400]}",
         reason="cri_unknown_shape",
-        advice="tested with containerd 1.6; look for a newer version of this program",
+        advice="tested with containerd 1.6 and 2.1; look for a newer version of this program",
     )
