@@ -12,6 +12,7 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Any, Final
 
+from sds.admission.script import script_findings
 from sds.errors import ConfigurationError
 from sds.settings import yamlfile
 
@@ -34,7 +35,7 @@ def check_node(config: AdmissionConfig) -> tuple[str, ...]:
     Raises:
         ConfigurationError: a file cannot be read.
     """
-    found: list[str] = []
+    found = list(script_findings(config))
     if config.containerd_config is not None:
         content = yamlfile.read(config.containerd_config)
         found += containerd_findings(

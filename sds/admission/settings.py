@@ -7,9 +7,9 @@ nothing of it comes from the kubelet or the API server.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
 
 from sds.operations.settings import MetricsSection  # noqa: TC001  pydantic reads it
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
@@ -65,6 +65,14 @@ class AdmissionConfig(Settings):
         description="Checked at start: debugging handlers must be off. `null`: not checked.",
     )
     metrics: MetricsSection | None = Field(default=None, description="Prometheus metrics.")
+
+    @model_validator(mode="after")
+    def _no_circle(self) -> Self:
+        if self.runtime.oci == self.wrapper:
+            raise ValueError(
+                "runtime.oci is the wrapper itself, which would execute itself for ever"
+            )
+        return self
 
     @property
     def socket(self) -> Path:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import sys
 from pathlib import Path
 
 import click
 
-from sds.admission import wrapper as wrapper_module
 from sds.admission.node_check import check_node
+from sds.admission.script import script
 from sds.admission.server import serve
 from sds.admission.settings import AdmissionConfig
 from sds.clock import SystemClock
@@ -99,12 +98,7 @@ def wrapper(path: Path, python: str) -> None:
     Give it to every handler of containerd as `BinaryName`.
     """
     config = yamlfile.load_file(path, AdmissionConfig)
-    call = (
-        f"main(sys.argv[1:], runtime={config.runtime.oci!r}, service={str(config.socket)!r}, "
-        f"enforce={config.enforce!r})"
-    )
-    source = inspect.getsource(wrapper_module)
-    click.echo(f"#!{python} -IS\n{source}\n\n{call}")
+    click.echo(script(config, python=python), nl=False)
 
 
 def _checked(path: Path) -> AdmissionConfig:

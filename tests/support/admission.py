@@ -85,7 +85,7 @@ class AdmissionNode:
         code, script, errors = await output(sds("admission", "wrapper", "--config", path))
         assert code == 0, errors
         fresh = self.wrapper.with_suffix(".new")
-        fresh.write_text(script + "\n")
+        fresh.write_text(script + "\n")  # the process's lines, joined
         fresh.chmod(0o755)
         fresh.replace(self.wrapper)
         return path

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from sds.admission.memory import Memory, MemoryFile
 from sds.admission.node_check import check_node, containerd_findings, kubelet_findings
 from sds.admission.question import MOST_DOCUMENT, Question, read_question
+from sds.admission.script import script
 from sds.admission.server import QuestionServer
 from sds.admission.service import RuntimeAdmission
 from sds.admission.settings import AdmissionConfig
@@ -28,7 +30,6 @@ from tests.support.policies import Signatory
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 UID = "f8c23ee5-a81d-4e76-a51e-0ce6edfa6c3a"
@@ -362,20 +363,29 @@ def test_a_kubelet_that_reaches_into_containers(change: dict[str, Any], why: str
     assert list(kubelet_findings(None))
 
 
-def files(folder: Path) -> Iterator[tuple[str, str]]:
-    yield "containerd_config", "= ="
-    yield "kubelet_config", "{"
-
-
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     nothing = {"containerd_config": None, "kubelet_config": None}
-    assert check_node(NodeInTest(tmp_path, **nothing).config) == ()
-    for name, content in files(tmp_path):
+    for name, content in (("containerd_config", "= ="), ("kubelet_config", "{")):
         path = tmp_path / name
         for _ in range(2):
             with refused("configuration"):
                 check_node(NodeInTest(tmp_path, **{**nothing, name: str(path)}).config)
             path.write_text(content)
+
+
+def test_a_wrapper_of_another_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "wrapper"
+    settings = {"containerd_config": None, "kubelet_config": None, "wrapper": str(path)}
+    config = NodeInTest(tmp_path, **settings).config
+    (missing,) = check_node(config)
+    assert "cannot be read" in missing
+    path.write_text(script(config, python="/any/python3"))
+    assert check_node(config) == ()
+    lax = NodeInTest(tmp_path, **settings, enforce=False).config
+    (stale,) = check_node(lax)
+    assert "was made for another configuration" in stale
+    with pytest.raises(ValidationError, match="execute itself for ever"):
+        NodeInTest(tmp_path, wrapper="/usr/sbin/runc")
 
 
 def test_refusals_are_workload_errors(node: NodeInTest) -> None:
