@@ -204,7 +204,10 @@ class SecretStore:
 
     def sent(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
         """A response with this version was given to the stream's transport."""
-        delivery = self._deliveries[subscription].setdefault(key, _Delivery())
+        deliveries = self._deliveries[subscription]
+        delivery = deliveries.get(key)
+        if delivery is None:
+            delivery = deliveries[key] = _Delivery()
         held = self._svids.get(key) if isinstance(key, Identity) else None
         delivery.keys[version] = held.svid.key_id if held and held.version == version else ""
 

@@ -50,6 +50,7 @@ class Conversation:
     __slots__ = (
         "_beats",
         "_deliveries",
+        "_everything",
         "_observer",
         "_snapshot",
         "_version",
@@ -69,6 +70,8 @@ class Conversation:
         self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = (
             DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
         )
+        self._everything = False
+        """The session knows that the client wants to hear of all names."""
         self._beats = False
         self._version = ""
         self._snapshot = snapshot
@@ -104,7 +107,9 @@ class Conversation:
                 session.watch(self, name)
                 if pace.spend():
                     await pace.turn()
-        session.watch_everything(self, on=subscription.wildcard)
+        if subscription.wildcard is not self._everything:
+            self._everything = subscription.wildcard
+            session.watch_everything(self, on=subscription.wildcard)
 
     def has_due(self) -> bool:
         """Whether :meth:`next` has something to look at."""
@@ -122,7 +127,7 @@ class Conversation:
         if answer is None:
             return None
         self._deliveries.answered(answer)
-        if not answer.has_content:
+        if not (answer.resources or answer.removed):
             return None
         method = self.stream.method
         self._observer.count(Event.RESPONSE, method)

@@ -145,7 +145,10 @@ class Stream:
         if conversation is None:
             return
         await conversation.receive(parsed.request, self._pace)
-        if sum(len(one.subscription) for one in self.conversations.values()) > limit:
+        watched = 0
+        for one in self.conversations.values():
+            watched += len(one.subscription)
+        if watched > limit:
             raise LimitError(
                 f"one stream watches more than {limit} names",
                 advice="use more streams, or raise limits.names_per_stream",
@@ -254,8 +257,9 @@ class Stream:
     def _next(self) -> bytes | None:
         """The next response; None if a slice of what is due needs none."""
         for conversation in self.conversations.values():
-            if conversation.has_due():
-                return conversation.next()
+            message = conversation.next()
+            if message is not None:
+                return message
         return None
 
     # --- the end --------------------------------------------------------------------------------

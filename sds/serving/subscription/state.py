@@ -144,8 +144,8 @@ class Subscription(Generic[R]):
                     break
             elif watch is not None:
                 self._take_absence(answer, name, watch)
-        if answer.has_content:
-            self._book(nonce, answer.resources)
+        if answer.resources or answer.removed:
+            self._await_answer(nonce, tuple([one.receipt for one in answer.resources]))
             return answer
         return answer if answer.absent or answer.held else None
 
@@ -206,11 +206,8 @@ class Subscription(Generic[R]):
         if not watch.asked:
             del self._watches[name]
 
-    def _book(self, nonce: str, resources: list[R]) -> None:
-        """Remember what goes out under ``nonce``."""
-        self._await_answer(nonce, tuple(resource.receipt for resource in resources))
-
     def _await_answer(self, nonce: str, receipts: tuple[Receipt, ...]) -> None:
+        """Remember what goes out under ``nonce``."""
         self._last_nonce = nonce
         if len(self._outstanding) >= MAX_OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
