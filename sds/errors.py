@@ -92,9 +92,23 @@ class SecretWipedError(SdsError):
 
 
 class EvidenceError(SdsError):
-    """Evidence cannot be collected, parsed, verified or accepted; the reason says why."""
+    """Evidence cannot be collected, parsed, verified or accepted; the reason says why.
+
+    Args:
+        message: as of every error.
+        reason: likewise.
+        advice: likewise.
+        challenge: what the attester must answer before its evidence counts; empty where nothing
+            is asked of it.
+    """
 
     reason = "evidence"
+
+    def __init__(
+        self, message: str, *, reason: str | None = None, advice: str = "", challenge: bytes = b""
+    ) -> None:
+        super().__init__(message, reason=reason, advice=advice)
+        self.challenge = challenge
 
 
 class EvidenceMalformedError(EvidenceError):

@@ -122,7 +122,7 @@ async def running_agent(
     instruments = AgentInstruments(clock=clock)
     store = instruments.store
     policy = build.signed_policy(config, clock=clock, instruments=instruments)
-    verification = build.verification(config, clock=clock)
+    verification = build.verification(config, clock=clock, instruments=instruments)
     client = build.authority_client(
         config, clock=clock, instruments=instruments, policy=policy, verified_by=verification
     )

@@ -64,7 +64,9 @@ def signed_policy(
     return AgentPolicy(config.policy, config=config, clock=clock, watcher=instruments)
 
 
-def verification(config: AgentConfig, *, clock: Clock) -> Verification | None:
+def verification(
+    config: AgentConfig, *, clock: Clock, instruments: AgentInstruments | None = None
+) -> Verification | None:
     """What the authority's evidence is verified by; None if it need not show any.
 
     Raises:
@@ -75,7 +77,12 @@ def verification(config: AgentConfig, *, clock: Clock) -> Verification | None:
         return None
     # An authority behind plain TLS may have no evidence; what it must show is then not written.
     proves = section.tls == "attested" or "verification" in config.model_fields_set
-    return Verification(config.verification, clock=clock) if proves else None
+    if not proves:
+        return None
+    made = Verification(config.verification, clock=clock)
+    if instruments is not None:
+        instruments.watch_collateral(made)
+    return made
 
 
 def authority_client(

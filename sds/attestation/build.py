@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         ExchangeKeySection,
         VerificationSection,
     )
+    from sds.attestation.standing import CollateralFile
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
@@ -80,6 +81,29 @@ class Verification:
         self.keeper = _keeper(section, roots, clock=clock or SystemClock())
         # What is wrong with a root or a value is said now, and not when evidence comes.
         self.verifier()
+
+    def collateral(self) -> tuple[CollateralFile, ...]:
+        """Issue and end of each file by which evidence is judged now."""
+        return self.files.standing
+
+    def collateral_failures(self) -> tuple[int, int]:
+        """How often the files could not be used, and how often none could be fetched."""
+        return self.files.failures, 0 if self.keeper is None else self.keeper.failed
+
+    @property
+    def section(self) -> VerificationSection:
+        """The configuration."""
+        return self._section
+
+    @property
+    def certificates(self) -> tuple[bytes, ...]:
+        """DER of the configured issuers."""
+        return self._helpers
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """DER of the configured roots, of every kind."""
+        return self._roots
 
     def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         """Name and function of what runs beside the verifiers: it follows and fills the files.

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final, NewType, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Final, NewType, Protocol, Self, runtime_checkable
 
 from pydantic_core import core_schema
 
 from sds.attestation.registry import KINDS
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -163,6 +164,34 @@ class Attester(Protocol):
             EvidenceError: it cannot be collected; ``retriable`` says whether to try again.
         """
         ...
+
+
+@runtime_checkable
+class ChallengedAttester(Protocol):
+    """An attester that can prove more, when it is asked in a second round."""
+
+    async def answer_challenge(self, challenge: bytes) -> None:
+        """Work out the answer; the evidence from now on contains it.
+
+        Raises:
+            EvidenceError: it cannot be answered.
+        """
+        ...
+
+
+async def answer_challenge(attester: object, challenge: bytes) -> None:
+    """Let an attester answer.
+
+    Raises:
+        EvidenceError: ``evidence_unsupported``: it is of a kind that answers nothing; else as it
+            raises.
+    """
+    if not isinstance(attester, ChallengedAttester):
+        raise EvidenceError(
+            "the other side asks for a proof that this machine's evidence does not have",
+            reason="evidence_unsupported",
+        )
+    await attester.answer_challenge(challenge)
 
 
 class Verifier(Protocol):

@@ -40,7 +40,7 @@ from sds.errors import ConfigurationError, EndorsementUnavailableError, Evidence
 from sds.files import read_file, replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from sds.attestation.revocation import RevocationList
@@ -255,6 +255,30 @@ class Fetcher:
                 f"{url} answered with status {got.status} and {len(body)} bytes"
             )
         return _Answer(body=body, headers={k.lower(): v for k, v in headers.items()}), 0.0
+
+
+def asker(url: str) -> Callable[[str], Awaitable[tuple[int, bytes]]]:
+    """What asks a publisher for a path and gives status and body, in a connection of its own.
+
+    Raises (when called):
+        EndorsementUnavailableError: it does not answer.
+    """
+
+    async def ask(path: str) -> tuple[int, bytes]:
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout) as session,
+                session.get(f"{url}{path}", allow_redirects=False) as got,
+            ):
+                body = b""
+                while len(body) <= _SIZE_LIMIT and not got.content.at_eof():
+                    body += await got.content.read(_SIZE_LIMIT + 1)
+                return got.status, body[: _SIZE_LIMIT + 1]
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
+
+    return ask
 
 
 def _require_newer(path: Path, one: RevocationList) -> None:

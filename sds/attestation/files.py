@@ -26,6 +26,7 @@ from sds.attestation.revocation import (
 from sds.attestation.snp.chain import amd_certificates, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
+from sds.attestation.standing import standing
 from sds.attestation.tdx.chain import of_intels_kind
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import Material, material_now, not_amds
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.snp.certificate import Certificate
+    from sds.attestation.standing import CollateralFile
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
@@ -212,12 +214,18 @@ class FollowedFiles:
         self.problem = ""
         self.failures = 0
         self._current = read_files(places)
+        self._standing = standing(self._current)
         self._numbers = highest_numbers(self._current.lists)
 
     @property
     def any(self) -> bool:
         """Whether there is any file to follow."""
         return self._places.any
+
+    @property
+    def standing(self) -> tuple[CollateralFile, ...]:
+        """Issue and end of each file in force."""
+        return self._standing
 
     @property
     def current(self) -> InForce:
@@ -244,6 +252,8 @@ class FollowedFiles:
         for key, number in highest_numbers(found.lists).items():
             self._numbers[key] = max(self._numbers.get(key, number), number)
         changed, self._current = found != self._current, found
+        if changed:
+            self._standing = standing(found)
         if changed or self._said:
             _LOGGER.info(
                 "revocation lists and collateral were read again",

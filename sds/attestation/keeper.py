@@ -73,17 +73,21 @@ class CollateralKeeper:
         self._draw = draw
         self.failures = 0
         """Failures in a row."""
+        self.failed = 0
+        """Failures since the start."""
 
     async def run(self) -> None:
         """Fetch now, and again whenever it is time, until cancelled."""
         while True:
-            await self._clock.sleep((await self._once()).total_seconds())
+            await self._clock.sleep((await self.once()).total_seconds())
 
-    async def _once(self) -> timedelta:
+    async def once(self) -> timedelta:
+        """Fetch now. Returns how long to wait until the next time; a failure is logged."""
         try:
             found = await self._fetcher.fetch(self._folder)
         except SdsError as error:
             self.failures += 1
+            self.failed += 1
             seconds = AFTER_FAILURE.seconds(self.failures, draw=self._draw())
             _LOGGER.warning(
                 "collateral cannot be fetched, what is stored stays: %s",

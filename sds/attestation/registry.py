@@ -48,6 +48,7 @@ KINDS: Final[dict[str, Registered]] = {
     ),
     "azure-snp-vtpm": Registered(module="sds.attestation.azure.snp"),
     "azure-tdx-vtpm": Registered(module="sds.attestation.azure.tdx"),
+    "tpm": Registered(module="sds.attestation.tpm.kind"),
     "kubernetes-token": Registered(module="sds.attestation.kubernetes.kind", verified=False),
 }
 """Name on the wire, in policy and in metrics -> the kind."""

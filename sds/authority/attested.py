@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.attestation.evidence import answer_challenge
 from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_address
 from sds.authority.port import Issuance
 from sds.authority.session import Session, verify_challenge
@@ -326,6 +327,9 @@ class AttestedAuthority:
     async def _curable(self, session: Session, refusal: ca_pb2.Refusal) -> bool:
         """Whether asking again at once can help."""
         if refusal.reason in _TRY_AGAIN:
+            return session.usable
+        if refusal.evidence_challenge:
+            await answer_challenge(self._attester, refusal.evidence_challenge)
             return session.usable
         if refusal.reason == "policy_behind" and refusal.signed_policy:
             return session.usable and await self._policy.offer(refusal.signed_policy)

@@ -36,6 +36,7 @@ from sds.settings.fields import (
     SpiffePattern,
     TrustDomainField,
 )
+from sds.settings.listen import ListenAddress
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4
@@ -248,6 +249,25 @@ class ExchangeLimitsSection(Settings):
         )
 
 
+class CollateralSection(Settings):
+    """Gives agents the public collateral that this authority has verified."""
+
+    listen: str = Field(
+        description="Where to listen, as `host:port`, by plain HTTP: all answers are public and "
+        "signed. Agents name it as `verification.fetch.pcs`, `verification.fetch.kds` and "
+        "`attestation.certificate_server`.",
+    )
+    spacing: Annotated[float, Field(ge=0)] = Field(
+        default=10.0,
+        description="Seconds between two requests for VCEKs: AMD's service gives an address about "
+        "one in ten seconds.",
+    )
+
+    def address(self) -> ListenAddress:
+        """Where to listen: anywhere, since all answers are public."""
+        return ListenAddress.parse(self.listen, field="collateral.listen", remote=True)
+
+
 class AuthorityConfig(Settings):
     """The whole file."""
 
@@ -293,6 +313,11 @@ class AuthorityConfig(Settings):
     health: HealthSection | None = Field(
         default=None, description="An HTTP listener for probes. Without this block there is none."
     )
+    collateral: CollateralSection | None = Field(
+        default=None,
+        description="A listener that gives agents the public collateral that this authority has "
+        "fetched and verified, so that a fleet asks the manufacturers once.",
+    )
     limits: ExchangeLimitsSection = Field(
         default=ExchangeLimitsSection(), description="How much callers may make the authority keep."
     )
@@ -321,6 +346,9 @@ class AuthorityConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        fills = self.verification.fetch is not None
+        if self.collateral is not None and not fills:
+            raise ValueError("collateral: verification.fetch says what this authority could give")
         if (
             self.attestation.kind == "kubernetes-token"
             and isinstance(self.signer, UpstreamSection)

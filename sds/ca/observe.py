@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Verifier
     from sds.attestation.files import FollowedFiles
     from sds.errors import PolicyError
+    from sds.operations.metrics.collateral import CollateralSource
     from sds.operations.readiness import Readiness
     from sds.policy.holder import PolicyHolder
     from sds.policy.trust import AdmittedPolicy
@@ -52,6 +53,10 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         """These hold revocation lists and collateral."""
         ...
 
+    def watch_collateral(self, source: CollateralSource) -> None:
+        """This judges evidence by files."""
+        ...
+
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
         """This tells the end of the issuing certificate, whenever it is asked."""
         ...
@@ -75,6 +80,9 @@ class SilentObserver:
         """Forget it."""
 
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
+        """Forget it."""
+
+    def watch_collateral(self, source: CollateralSource) -> None:
         """Forget it."""
 
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:

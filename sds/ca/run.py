@@ -140,6 +140,7 @@ async def _serve(
         )
         authority = await stack.enter_async_context(running_authority(parts))
         observer.signs_until(authority.signing.not_after)
+        observer.watch_collateral(verification)
         holder = None if files is None else files.holder
         if holder is not None:
             observer.watch_policy(holder)
@@ -166,6 +167,13 @@ async def _serve(
             if one is not None
             for name, run in one.tasks()
         ]
+        if config.collateral is not None:
+            # An HTTP client, which only those who fetch shall hold.
+            from sds.ca.collateral import collateral_listener  # noqa: PLC0415  see above
+
+            await stack.enter_async_context(
+                collateral_listener(config.collateral, verification, tasks, clock=clock)
+            )
         if files is not None:
             running += [
                 tasks.create_task(supervised(name, run, clock=clock), name=name)
@@ -190,6 +198,8 @@ def check(config: AuthorityConfig, *, clock: Clock | None = None) -> None:
     clock = clock if clock is not None else SystemClock()
     attester = make_attester(config.attestation)
     verification = Verification(config.verification, clock=clock)
+    if config.collateral is not None:
+        config.collateral.address()
     upstream = _upstream_verification(config, clock)
     files, _, _ = _policy(config, verification, clock, SilentObserver())
     if files is not None and (why := _no_policy(files.holder)):

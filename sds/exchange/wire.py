@@ -11,11 +11,16 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.attestation.evidence import Evidence, EvidenceKind, ExchangeProof
+from sds.attestation.evidence import (
+    Evidence,
+    EvidenceKind,
+    ExchangeProof,
+)
 from sds.attestation.exchange_key.events import MAX_EVENTS
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityRefusedError,
+    EvidenceError,
     EvidenceMalformedError,
     RefusedError,
     SdsError,
@@ -154,6 +159,7 @@ def refusal_to_wire(
             retriable=error.retriable,
             next_nonce=next_nonce,
             signed_policy=signed_policy,
+            evidence_challenge=error.challenge if isinstance(error, EvidenceError) else b"",
         )
     )
 

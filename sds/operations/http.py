@@ -51,10 +51,11 @@ _TEXT: Final = "text/plain; charset=utf-8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpRequest:
-    """A request: the path without its query, and the headers by lower-case name."""
+    """A request: path and query (without the question mark), and headers by lower-case name."""
 
     path: str
     headers: Mapping[str, str]
+    query: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +168,7 @@ class _Listener:
 
     def answer(self, request: h11.Request) -> HttpAnswer:
         """Find the handler and call it; its failure ends this request only."""
-        path = request.target.decode("ascii", "replace").partition("?")[0]
+        path, _, query = request.target.decode("ascii", "replace").partition("?")
         handler = self._routes.get(path)
         if handler is None:
             return HttpAnswer(status=404, body=b"not found\n")
@@ -176,7 +177,7 @@ class _Listener:
             return HttpAnswer(status=405, body=b"only GET and HEAD\n", headers=allow)
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         try:
-            return handler(HttpRequest(path=path, headers=headers))
+            return handler(HttpRequest(path=path, headers=headers, query=query))
         except Exception:
             _LOGGER.exception("a request failed", extra={"path": path})
             return HttpAnswer(status=500, body=b"it failed; the log says why\n")

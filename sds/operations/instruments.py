@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sds.errors import SdsError
     from sds.identity import TrustDomain
     from sds.operations.metrics.ahead import MintedAhead
+    from sds.operations.metrics.collateral import CollateralSource
     from sds.operations.readiness import Readiness
     from sds.policy.trust import AdmittedPolicy
     from sds.secrets.identity_status import IdentityStatus
@@ -150,6 +151,10 @@ class Instruments:
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
         """Ask this at every scrape whether the process is ready."""
         self.process.ready.set_function(lambda: float(readiness().ready))
+
+    def watch_collateral(self, source: CollateralSource) -> None:
+        """Ask this at every scrape for the files that judge evidence."""
+        self.process.collateral.source = source
 
     def watch_policy(self, holder: HeldPolicy) -> None:
         """Ask this at every scrape whether a policy is in force, and whether one was refused."""

@@ -148,6 +148,15 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "If the boot chain is yours, add its PCR to the reference values and sign the next epoch. "
         "If not, find out what was started there."
     ),
+    "tpm_key_unknown": Reason(
+        "Add the key's digest to `aks`, its endorsement key to `eks`, or the manufacturer's root "
+        "to `ek_roots` of the reference values."
+    ),
+    "credential_needed": Reason(
+        "The agent answers by itself, in a second round. If it stays, look at the agent's log: its "
+        "TPM refuses to open the authority's credential.",
+        retriable=True,
+    ),
     "tpm_refused": Reason(
         "The response code says what the TPM dislikes; look at the key's handle, at the "
         "hierarchies' passwords, and whether the index exists."

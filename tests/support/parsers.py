@@ -36,7 +36,9 @@ from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.quote import parse_quote
 from sds.attestation.tdx.tcb import SignedDocument, read_enclave_identity, read_tcb_info
 from sds.attestation.tpm import attest as tpm_attest
+from sds.attestation.tpm import challenge as tpm_challenge
 from sds.attestation.tpm import commands as tpm_commands
+from sds.attestation.tpm import endorsement as tpm_endorsement
 from sds.attestation.tpm import keys as tpm_keys
 from sds.attestation.tpm import parcel as tpm_parcel
 from sds.authority import istio_answer
@@ -109,6 +111,7 @@ NOT_PARSERS: Final = {
     "sds.attestation.tpm.device:TpmTransport.transmit": "carries bytes that Tpm.execute looks at",
     "sds.attestation.tpm.device:_File.transmit": "carries bytes that Tpm.execute looks at",
     "sds.attestation.tpm.device:_Socket.transmit": "cuts at the size that the header says",
+    "sds.attestation.tpm.challenge:proves": "compares 32 bytes",
     "sds.attestation.tpm.wire:sized": "writes",
     "sds.authority.attested:NoPolicy.offer": "takes nothing",
     "sds.authority.attested:PolicyPeer.offer": "a port; sds.policy parses",
@@ -490,6 +493,21 @@ PARSERS: Final[list[Parser]] = [
         name="sds.attestation.tpm.parcel:unpack",
         parse=tpm_parcel.unpack,
         samples=lambda: (tpm_parcel.pack(dict.fromkeys(tpm_parcel.Piece, b"content")),),
+    ),
+    Parser(
+        name="sds.attestation.tpm.challenge:split_credential",
+        parse=tpm_challenge.split_credential,
+        samples=lambda: (b"\0\1a\0\1b",),
+    ),
+    Parser(
+        name="sds.attestation.tpm.endorsement:endorsement_key",
+        parse=tpm_endorsement.endorsement_key,
+        samples=lambda: (_intel().root_der,),
+    ),
+    Parser(
+        name="sds.attestation.tpm.attest:describe_attest",
+        parse=tpm_attest.describe_attest,
+        samples=lambda: (made_quotes.attest(), made_quotes.nv_attest()),
     ),
     Parser(
         name="sds.attestation.azure.runtime:parse_runtime",

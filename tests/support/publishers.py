@@ -26,6 +26,7 @@ class Publishers:
         lists: ``platform``, ``processor``, ``root`` or an AMD product's name -> DER.
         refusals: path -> answers that come first: status and Retry-After.
         hits: requests by path.
+        vceks: chip in hexadecimal -> DER.
     """
 
     tcb_infos: dict[str, bytes] = field(default_factory=dict)
@@ -34,6 +35,7 @@ class Publishers:
     lists: dict[str, bytes] = field(default_factory=dict)
     refusals: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     hits: Counter[str] = field(default_factory=Counter)
+    vceks: dict[str, bytes] = field(default_factory=dict)
     url: str = ""
 
     @classmethod
@@ -58,6 +60,7 @@ class Publishers:
         app.router.add_get("/sgx/certification/v4/pckcrl", self._pck)
         app.router.add_get("/sgx/certification/v4/rootcacrl", self._root)
         app.router.add_get("/vcek/v1/{product}/crl", self._amd)
+        app.router.add_get("/vcek/v1/{product}/{chip}", self._vcek)
         runner = web.AppRunner(app)
         await runner.setup()
         try:
@@ -98,3 +101,6 @@ class Publishers:
 
     async def _amd(self, request: web.Request) -> web.StreamResponse:
         return self._answer(request, self.lists.get(request.match_info["product"].lower()))
+
+    async def _vcek(self, request: web.Request) -> web.StreamResponse:
+        return self._answer(request, self.vceks.get(request.match_info["chip"]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlencode
 
 import aiohttp
 
@@ -18,13 +17,12 @@ from sds.attestation.later import LATER, retry_after
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.report import (
     CPUID_VERSION,
-    TURIN_CHIP_ID_BYTES,
     Product,
     Report,
     SigningKey,
     product_of_cpuid,
 )
-from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report
+from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report, vcek_target
 from sds.backoff import Backoff, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 
@@ -37,14 +35,6 @@ LONGEST_PAUSE_SECONDS: Final = 5.0
 """The longest Retry-After that is waited for; a longer one ends the attempt, and is kept to."""
 AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
 TIMEOUT_SECONDS: Final = 10.0
-# 57230, section 4.1: the query names a component by these.
-_QUERY: Final = {
-    "fmc": "fmcSPL",
-    "bootloader": "blSPL",
-    "tee": "teeSPL",
-    "snp": "snpSPL",
-    "microcode": "ucodeSPL",
-}
 
 
 class _LaterError(Exception):
@@ -161,13 +151,5 @@ class KdsEndorsements:
 
 
 def vcek_path(report: Report, product: Product) -> str:
-    """Path and query of a report's VCEK (57230, section 4.1)."""
-    size = TURIN_CHIP_ID_BYTES if product is Product.TURIN else len(report.chip_id)
-    hardware_id = report.chip_id[:size].hex()
-    query = urlencode(
-        {
-            _QUERY[component]: f"{version:02}"
-            for component, version in report.reported_tcb.components(product).items()
-        }
-    )
-    return f"/vcek/v1/{product.certificate_name}/{hardware_id}?{query}"
+    """Path and query of a report's VCEK."""
+    return vcek_target(product, report.chip_id, report.reported_tcb)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlencode
 
 from sds import threads
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.leaf import Leaf, read_leaf
-from sds.attestation.snp.report import Report
+from sds.attestation.snp.report import TURIN_CHIP_ID_BYTES, Product, Report
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.files import read_file
 
@@ -23,9 +24,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.attestation.evidence import Attester, Evidence, ReportData
+    from sds.attestation.snp.report import Tcb
 
 MAX_ANSWER_BYTES: Final = 64 * 1024
 _MAX_FILES: Final = 1024
+# 57230, section 4.1: the query names a component by these.
+_QUERY: Final = {
+    "fmc": "fmcSPL",
+    "bootloader": "blSPL",
+    "tee": "teeSPL",
+    "snp": "snpSPL",
+    "microcode": "ucodeSPL",
+}
 _SUFFIXES: Final = frozenset({".cer", ".crt", ".der", ".pem"})
 
 
@@ -97,6 +107,15 @@ class DirectoryEndorsements:
         leaves = [der for der in found if fits_report(der, report)]
         issuers = [der for der in found if _leaf(der) is None]
         return (leaves[0], *issuers) if leaves else ()
+
+
+def vcek_target(product: Product, chip_id: bytes, tcb: Tcb) -> str:
+    """Path and query of a VCEK in the layout of AMD's KDS (57230, section 4.1)."""
+    size = TURIN_CHIP_ID_BYTES if product is Product.TURIN else len(chip_id)
+    versions = {
+        _QUERY[component]: f"{version:02}" for component, version in tcb.components(product).items()
+    }
+    return f"/vcek/v1/{product.certificate_name}/{chip_id[:size].hex()}?{urlencode(versions)}"
 
 
 def _leaf(der: bytes) -> Leaf | None:

@@ -19,6 +19,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 import sds
 from sds.operations.metrics.ahead import AheadCollector
+from sds.operations.metrics.collateral import CollateralCollector
 from sds.operations.metrics.faults import FaultsCollector
 from sds.operations.metrics.owners import OwnersCollector
 from sds.reasons.attestation import ATTESTATION
@@ -88,6 +89,7 @@ class ProcessFamilies:
         """``component``: ``agent`` or ``ca``."""
         ProcessCollector(registry=registry)
         FaultsCollector(registry)
+        self.collateral = CollateralCollector(registry)
         build = Gauge(
             "sds_build_info",
             "Always 1: version of attested-sds, of Python, and the component.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from sds.attestation.evidence import answer_challenge
 from sds.attestation.registry import KINDS
 from sds.clock import stopwatch
 from sds.errors import (
@@ -127,6 +128,10 @@ class MeteredAttester:
             raise
         finally:
             self._families.evidence_latency.observe(self._timer() - started)
+
+    async def answer_challenge(self, challenge: bytes) -> None:
+        """As the inner one."""
+        await answer_challenge(self._inner, challenge)
 
 
 class MeteredVerifier:

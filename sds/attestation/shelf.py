@@ -1,0 +1,240 @@
+"""Public collateral as its publishers give it, for a fleet that asks one place (PCS 4, AMD 57230).
+
+Owns what is answered to which request. Invariants: an answer is what the files in force say, or a
+VCEK whose chain was verified; nothing that a caller names is opened: what is not at hand is asked
+for by a task of its own, one after the other, each once, and the caller is told to come again.
+Answers add no trust: who asks verifies them like the publisher's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qs, quote
+
+from sds import threads
+from sds.attestation.later import LATER
+from sds.attestation.snp.chain import amd_certificates, link, pinned_roots
+from sds.attestation.snp.kind import is_amd_root
+from sds.attestation.snp.leaf import read_leaf
+from sds.attestation.snp.report import Tcb
+from sds.attestation.snp.sources import vcek_target
+from sds.backoff import Backoff, uniform
+from sds.errors import EvidenceError
+from sds.files import read_file, replace_file
+from sds.pki import certificate_pem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from sds.attestation.files import InForce
+    from sds.attestation.tdx.collateral import Collateral
+    from sds.clock import Clock
+
+_LOGGER = logging.getLogger(__name__)
+AGAIN_SECONDS: Final = 4
+"""What a caller is told to wait for while its VCEK is asked for."""
+AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
+MAX_WAITING: Final = 256
+MAX_KEPT: Final = 20_000
+_MAX_DER: Final = 16 * 1024
+_CHIP: Final = re.compile(r"(Milan|Genoa|Turin)/([0-9a-f]{16}|[0-9a-f]{128})")
+_VERSIONS: Final = re.compile(r"(?:(?:fmc|bl|tee|snp|ucode)SPL=[0-9]{2,3}&?){4,5}")
+_VCEKS: Final = "/vcek/v1/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelved:
+    """An answer: status, body, headers."""
+
+    status: int = HTTPStatus.OK
+    body: bytes = field(default=b"", repr=False)
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+_ABSENT: Final = Shelved(status=HTTPStatus.NOT_FOUND, body=b"not here\n")
+
+
+class CollateralShelf:
+    """Answers in the layout of Intel's PCS and AMD's KDS.
+
+    Args:
+        files: what is in force now.
+        ask: asks AMD's service, or a cache, for a path and its query; gives status and body.
+        folder: keeps VCEKs.
+        clock: for pauses.
+        roots: DER of configured roots, beside the manufacturers'.
+        certificates: DER of configured issuers; AMD's own are at hand.
+        spacing: seconds between two requests to AMD.
+    """
+
+    def __init__(
+        self,
+        files: Callable[[], InForce],
+        ask: Callable[[str], Awaitable[tuple[int, bytes]]],
+        folder: Path,
+        *,
+        clock: Clock,
+        roots: Iterable[bytes] = (),
+        certificates: Iterable[bytes] = (),
+        spacing: float,
+    ) -> None:
+        self._files = files
+        self._ask = ask
+        self._folder = folder
+        self._clock = clock
+        self._roots = pinned_roots(
+            trusted_roots=filter(is_amd_root, roots),
+            helpers=(*certificates, *(one.der for one in amd_certificates())),
+        )
+        self._spacing = spacing
+        self._kept: dict[str, bytes] = {}
+        self._wanted: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
+        self._waiting: set[str] = set()
+
+    def answer(self, path: str, query: str) -> Shelved:
+        """What a GET of a path gives."""
+        if path.startswith(_VCEKS):
+            return self._amd(path.removeprefix(_VCEKS), query)
+        files = self._files()
+        asked = parse_qs(query)
+        if path == "/sgx/certification/v4/pckcrl":
+            wanted = f"pck-{asked.get('ca', [''])[0]}.crl"
+            return self._list(files, wanted)
+        if path == "/sgx/certification/v4/rootcacrl":
+            # A PCCS gives this one in hexadecimal.
+            found = self._list(files, "root.crl")
+            return found if found is _ABSENT else Shelved(body=found.body.hex().encode())
+        collateral = files.intel.collateral
+        return _ABSENT if collateral is None else _documents(collateral, path, asked)
+
+    def _list(self, files: InForce, name: str) -> Shelved:
+        for one in files.lists:
+            if PurePath(one.origin).name == name:
+                return Shelved(body=one.der)
+        return _ABSENT
+
+    def _amd(self, rest: str, query: str) -> Shelved:
+        name, _, what = rest.partition("/")
+        if what == "crl":
+            return self._list(self._files(), f"{name.lower()}.crl")
+        if what == "cert_chain":
+            return self._issuers(name)
+        if not _CHIP.fullmatch(rest) or not _VERSIONS.fullmatch(query):
+            return _ABSENT
+        target = f"{_VCEKS}{rest}?{query}"
+        if (der := self._kept.get(target)) is not None:
+            return Shelved(body=der)
+        if target not in self._waiting:
+            try:
+                self._wanted.put_nowait(target)
+            except asyncio.QueueFull:
+                return _later()
+            self._waiting.add(target)
+        return _later()
+
+    def _issuers(self, name: str) -> Shelved:
+        chain = [
+            one
+            for one in self._roots.certificates
+            if one.common_name in {f"SEV-{name}", f"ARK-{name}"}
+        ]
+        chain.sort(key=lambda one: one.common_name, reverse=True)
+        unique = dict.fromkeys(one.der for one in chain)
+        return Shelved(body=certificate_pem(list(unique))) if unique else _ABSENT
+
+    async def run(self) -> None:
+        """Ask for VCEKs, one after the other, until cancelled."""
+        await threads.ENDORSEMENTS.run(self._load)
+        failures = 0
+        while True:
+            target = await self._wanted.get()
+            if target not in self._kept:
+                failures = 0 if await self._fetch(target) else failures + 1
+                pause = AFTER_FAILURE.seconds(failures, draw=uniform()) if failures else 0.0
+                self._waiting.discard(target)
+                await self._clock.sleep(max(self._spacing, pause))
+            self._waiting.discard(target)
+
+    async def _fetch(self, target: str) -> bool:
+        """Whether the publisher answered, be it with a certificate or without."""
+        try:
+            status, body = await self._ask(target)
+        except EvidenceError as error:
+            _LOGGER.warning("a VCEK cannot be fetched: %s", error, extra={"reason": error.reason})
+            return False
+        if status in LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            _LOGGER.warning("AMD's service says later", extra={"status": status})
+            return False
+        try:
+            self._verify(target, body)
+        except EvidenceError as error:
+            _LOGGER.warning("an answer is not the VCEK of that chip: %s", error)
+            return True
+        self._keep(target, body)
+        await threads.ENDORSEMENTS.run(self._store, target, body)
+        return True
+
+    def _verify(self, target: str, der: bytes) -> None:
+        """Demand a VCEK of this chip under a pinned root."""
+        leaf = read_leaf(der)
+        link(leaf, (), self._roots)
+        chip = leaf.hardware_id
+        if chip is None or vcek_target(leaf.product, chip, Tcb(leaf.tcb)) != target:
+            raise EvidenceError(
+                "the answer is the certificate of another chip or TCB",
+                reason="endorsement_chip_mismatch",
+            )
+
+    def _keep(self, target: str, der: bytes) -> None:
+        while len(self._kept) >= MAX_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[target] = der
+
+    def _load(self) -> None:
+        try:
+            paths = sorted(self._folder.glob("*.vcek"))[:MAX_KEPT]
+        except OSError:
+            return
+        for path in paths:
+            try:
+                target, _, der = read_file(path, max_bytes=_MAX_DER).partition(b"\n")
+                self._verify(target.decode(), der)
+            except (OSError, ValueError, EvidenceError) as error:
+                _LOGGER.warning("a kept VCEK is passed over: %s: %s", path, error)
+            else:
+                self._keep(target.decode(), der)
+
+    def _store(self, target: str, der: bytes) -> None:
+        name = hashlib.sha256(target.encode()).hexdigest()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._folder / f"{name}.vcek", target.encode() + b"\n" + der, mode=0o644)
+        except OSError as error:
+            _LOGGER.warning("a VCEK cannot be kept on disk: %s", error)
+
+
+def _documents(collateral: Collateral, path: str, asked: Mapping[str, Sequence[str]]) -> Shelved:
+    chain = quote(collateral.signing_chain)
+    if path == "/tdx/certification/v4/qe/identity":
+        header = "SGX-Enclave-Identity-Issuer-Chain"
+        return Shelved(body=collateral.qe_identity, headers=((header, chain),))
+    if path == "/tdx/certification/v4/tcb":
+        name = f"tcb_info-{asked.get('fmspc', [''])[0].lower()}.json"
+        for origin, body in collateral.tcb_infos:
+            if PurePath(origin).name == name:
+                return Shelved(body=body, headers=(("TCB-Info-Issuer-Chain", chain),))
+    return _ABSENT
+
+
+def _later() -> Shelved:
+    return Shelved(
+        status=HTTPStatus.SERVICE_UNAVAILABLE, headers=(("Retry-After", str(AGAIN_SECONDS)),)
+    )

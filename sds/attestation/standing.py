@@ -1,0 +1,65 @@
+"""How current the collateral in force is: for metrics and for people.
+
+Owns the reading of issue and end of each file. Invariant: nothing is decided by it; a document that
+cannot be read is left out, because the verifier refuses it with a reason.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sds.attestation.files import InForce
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollateralFile:
+    """One file of collateral.
+
+    Attributes:
+        name: of the file, without its folder.
+        issued: when its publisher made it.
+        until: until when it counts.
+    """
+
+    name: str
+    issued: datetime
+    until: datetime
+
+
+def standing(files: InForce) -> tuple[CollateralFile, ...]:
+    """Every revocation list and document in force, one for each name: the one that ends last."""
+    found: dict[str, CollateralFile] = {}
+    for one in (*_lists(files), *_documents(files)):
+        before = found.get(one.name)
+        if before is None or before.until < one.until:
+            found[one.name] = one
+    return tuple(found.values())
+
+
+def _lists(files: InForce) -> Iterator[CollateralFile]:
+    for one in files.lists:
+        name = PurePath(one.origin).name
+        yield CollateralFile(name=name, issued=one.this_update, until=one.next_update)
+
+
+def _documents(files: InForce) -> Iterator[CollateralFile]:
+    collateral = files.intel.collateral
+    if collateral is None:
+        return
+    for path, body in (*collateral.tcb_infos, ("qe_identity.json", collateral.qe_identity)):
+        try:
+            (document,) = (part for part in json.loads(body).values() if isinstance(part, dict))
+            issued, until = (
+                datetime.fromisoformat(document[name]).astimezone(UTC)
+                for name in ("issueDate", "nextUpdate")
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+            continue
+        yield CollateralFile(name=PurePath(path).name, issued=issued, until=until)

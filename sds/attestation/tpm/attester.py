@@ -1,0 +1,153 @@
+"""Evidence of a machine with a TPM 2.0: a quote of its PCRs by a key that never leaves it.
+
+Owns one attempt, and the answer to an authority's credential. Invariants: nothing blocks the event
+loop; what goes out is bound to the data that was asked for; the number of attempts is bounded; the
+attestation key is the same at every start, because its template and the TPM's seed are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sds import threads
+from sds.attestation.evidence import Evidence, EvidenceKind
+from sds.attestation.pem import der_certificates
+from sds.attestation.tpm import commands
+from sds.attestation.tpm.attest import SHA256_BANK
+from sds.attestation.tpm.challenge import split_credential
+from sds.attestation.tpm.device import open_tpm
+from sds.attestation.tpm.parcel import Piece, pack, parts_of
+from sds.attestation.tpm.quote import qualifying_data
+from sds.backoff import Backoff, uniform
+from sds.clock import SystemClock
+from sds.errors import EvidenceError, EvidenceUnavailableError
+from sds.files import read_file
+
+if TYPE_CHECKING:
+    from sds.attestation.evidence import ReportData
+    from sds.attestation.section import AttestationSection
+    from sds.attestation.tpm.device import Tpm
+    from sds.clock import Clock
+
+DEVICE: Final = Path("/dev/tpmrm0")
+ATTEMPTS: Final = 6
+_BACKOFF: Final = Backoff(first=0.1, longest=2.0)
+_MAX_CERTIFICATE_FILE: Final = 64 * 1024
+_MAX_FILES: Final = 16
+# TCG EK Credential Profile, section 2.2.1.4: NV index of the certificate -> the key's template.
+_ENDORSEMENTS: Final = (
+    (0x01C0_0002, commands.EK_RSA_TEMPLATE),
+    (0x01C0_000A, commands.EK_ECC_TEMPLATE),
+)
+_LONG_FORM: Final = b"\x30\x82"
+
+
+class TpmAttester:
+    """Evidence by a TPM.
+
+    Args:
+        device: the TPM.
+        clock: for the pauses between attempts.
+        certificates: folder of the endorsement certificate's issuers, PEM or DER, or None.
+    """
+
+    def __init__(self, device: Path, clock: Clock, *, certificates: Path | None = None) -> None:
+        self._device = device
+        self._clock = clock
+        self._folder = certificates
+        self._proof = b""
+
+    async def attest(self, data: ReportData) -> Evidence:
+        """Collect evidence whose quote is bound to ``data``; tries again where it can help.
+
+        Raises:
+            EvidenceError: ``evidence_unsupported``: there is no TPM; ``tpm_refused``.
+            EvidenceUnavailableError: it was busy or its PCRs changed at every attempt.
+        """
+        for failures in range(1, ATTEMPTS + 1):
+            try:
+                return await threads.EVIDENCE.run(self._collect, data, self._proof)
+            except EvidenceUnavailableError:
+                if failures == ATTEMPTS:
+                    raise
+            await self._clock.sleep(_BACKOFF.seconds(failures, draw=uniform()))
+        raise EvidenceUnavailableError("no attempt was made")
+
+    async def answer_challenge(self, challenge: bytes) -> None:
+        """Open an authority's credential; the evidence from now on proves that.
+
+        Raises:
+            EvidenceError: ``tpm_refused``: it is not for these keys; ``evidence_malformed``.
+        """
+        credential, secret = split_credential(challenge)
+        self._proof = await threads.EVIDENCE.run(self._activate, credential, secret)
+
+    def _collect(self, data: ReportData, proof: bytes) -> Evidence:
+        with open_tpm(self._device) as tpm:
+            certificate, template = _endorsement(tpm)
+            parts = {}
+            if not certificate:
+                endorsement = commands.create_primary(tpm, commands.ENDORSEMENT, template)
+                parts[Piece.ENDORSEMENT] = endorsement.public
+                tpm.flush(endorsement.handle)
+            key = commands.create_primary(tpm, commands.ENDORSEMENT, commands.AK_TEMPLATE)
+            quote = commands.quote(tpm, key.handle, qualifying_data(data), SHA256_BANK)
+        parts |= {**parts_of(quote), Piece.PUBLIC: key.public}
+        if proof:
+            parts[Piece.PROOF] = proof
+        chain = (certificate, *self._issuers()) if certificate else ()
+        return Evidence(kind=EvidenceKind("tpm"), report=pack(parts), certificates=chain)
+
+    def _activate(self, credential: bytes, secret: bytes) -> bytes:
+        with open_tpm(self._device) as tpm:
+            _, template = _endorsement(tpm)
+            key = commands.create_primary(tpm, commands.ENDORSEMENT, commands.AK_TEMPLATE)
+            endorsement = commands.create_primary(tpm, commands.ENDORSEMENT, template)
+            return commands.activate_credential(
+                tpm,
+                key=key.handle,
+                endorsement=endorsement.handle,
+                credential=credential,
+                secret=secret,
+            )
+
+    def _issuers(self) -> list[bytes]:
+        if self._folder is None:
+            return []
+        try:
+            paths = sorted(path for path in self._folder.iterdir() if path.is_file())[:_MAX_FILES]
+            return [
+                der
+                for path in paths
+                for der in der_certificates(
+                    read_file(path, max_bytes=_MAX_CERTIFICATE_FILE), what=path.name
+                )
+            ]
+        except OSError as error:
+            raise EvidenceError(
+                f"attestation.certificates: {self._folder} cannot be read: {error.strerror}",
+                reason="evidence_unsupported",
+            ) from error
+
+
+def _endorsement(tpm: Tpm) -> tuple[bytes, bytes]:
+    """Certificate (or nothing) and template of the endorsement key."""
+    for index, template in _ENDORSEMENTS:
+        try:
+            contents = commands.nv_read(tpm, index)
+        except EvidenceUnavailableError:
+            raise
+        except EvidenceError:
+            continue  # the TPM has no such index
+        # Manufacturers pad the index: the certificate says how long it is.
+        if contents.startswith(_LONG_FORM):
+            return contents[: 4 + int.from_bytes(contents[2:4], "big")], template
+    return b"", commands.EK_RSA_TEMPLATE
+
+
+def tpm_attester(section: AttestationSection) -> TpmAttester:
+    """The attester that a section describes; nothing is opened yet."""
+    return TpmAttester(
+        section.tpm_device or DEVICE, SystemClock(), certificates=section.certificates
+    )

@@ -1,0 +1,139 @@
+"""Endorsement keys: the certificate by which a manufacturer vouches for a TPM.
+
+Owns the check of its chain. Invariant: a key is given only where every certificate of a path to a
+configured root is valid now and the first says that it is an endorsement key; a certificate of the
+same manufacturer for another purpose is refused. Sources: TCG, EK Credential Profile for TPM 2.0,
+section 3.2; RFC 5280, section 6.1. Manufacturers publish no revocation lists that a rule could rest
+on, so none is looked at: ``eks`` in the reference values names single keys instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from sds.errors import CertificateError, EvidenceError
+from sds.pki.chain import load_certificate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
+
+    from sds.attestation.tpm.keys import AttestationKey
+
+MAX_PATH: Final = 6
+_SHA256: Final = hashes.SHA256()
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+_EK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.1")
+"""tcg-kp-EKCertificate (EK Credential Profile, section 3.2.16)."""
+
+
+def key_digest(key: AttestationKey) -> str:
+    """SHA-256 of a key's SubjectPublicKeyInfo in hex: what ``eks`` names."""
+    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).hexdigest()
+
+
+def endorsement_key(der: bytes) -> AttestationKey:
+    """The key of an endorsement certificate; nothing is verified.
+
+    Raises:
+        EvidenceError: ``certificate_malformed``: it cannot be read, or its key cannot be used.
+    """
+    key = _read(der).public_key()
+    if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        return key
+    raise EvidenceError(
+        "the endorsement certificate has a key of another kind than RSA or P-256",
+        reason="certificate_malformed",
+    )
+
+
+def verify_endorsement(
+    chain: Sequence[bytes], roots: Iterable[bytes], *, now: datetime
+) -> tuple[x509.Certificate, ...]:
+    """Find and check the path of an endorsement certificate.
+
+    Args:
+        chain: DER, the endorsement certificate first, then issuers in any order.
+        roots: DER of the roots that are trusted for TPMs.
+        now: the moment at which every certificate must be valid.
+
+    Returns:
+        The path, root last.
+
+    Raises:
+        EvidenceError: ``chain_untrusted``: 1. no path to a root; 2. the first is not for an
+            endorsement key; 3. an issuer may not issue. ``certificate_validity``: 4. one is not
+            valid now. ``certificate_malformed``: one cannot be read.
+    """
+    leaf, *others = map(_read, chain)
+    trusted = {one.fingerprint(_SHA256): one for one in map(_read, roots)}
+    path = [leaf]
+    # 1. By name and signature; each step takes one certificate, so the path ends.
+    left = [*trusted.values(), *others]
+    while path[-1].fingerprint(_SHA256) not in trusted:
+        issuer = next((one for one in left if _issued(path[-1], one)), None)
+        if issuer is None or len(path) >= MAX_PATH:
+            raise EvidenceError(
+                f"the endorsement certificate's path ends at {path[-1].issuer.rfc4514_string()!r}",
+                reason="chain_untrusted",
+                advice="name the manufacturer's root in ek_roots, and send its intermediates",
+            )
+        left.remove(issuer)
+        path.append(issuer)
+    # 2. EK Credential Profile, sections 3.2.15 and 3.2.16.
+    uses = _extension(leaf, x509.ExtendedKeyUsage)
+    constraints = _extension(leaf, x509.BasicConstraints)
+    if uses is None or _EK_CERTIFICATE not in uses or (constraints and constraints.ca):
+        raise EvidenceError(
+            "the certificate is not for an endorsement key (2.23.133.8.1)",
+            reason="chain_untrusted",
+        )
+    # 3. RFC 5280, section 6.1.4 (k) to (n).
+    for below, issuer in enumerate(path[1:]):
+        may = _extension(issuer, x509.BasicConstraints)
+        usage = _extension(issuer, x509.KeyUsage)
+        long = may is not None and may.path_length is not None and may.path_length < below
+        if may is None or not may.ca or long or (usage is not None and not usage.key_cert_sign):
+            raise EvidenceError(
+                f"{issuer.subject.rfc4514_string()!r} may not issue certificates here",
+                reason="chain_untrusted",
+            )
+    # 4. RFC 5280, section 6.1.3 (a) (2).
+    for one in path:
+        if not one.not_valid_before_utc <= now <= one.not_valid_after_utc:
+            raise EvidenceError(
+                f"{one.subject.rfc4514_string()!r} is valid from {one.not_valid_before_utc:%FT%TZ} "
+                f"to {one.not_valid_after_utc:%FT%TZ}, the time is {now:%FT%TZ}",
+                reason="certificate_validity",
+            )
+    return tuple(path)
+
+
+def _read(der: bytes) -> x509.Certificate:
+    try:
+        return load_certificate(der, "endorsement certificate")
+    except CertificateError as error:
+        raise EvidenceError(error.message, reason="certificate_malformed") from error
+
+
+def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None

@@ -1,0 +1,199 @@
+"""Verification of a TPM's evidence on an ordinary machine: the kind ``tpm``.
+
+Owns the order of the checks. Invariant: claims are made only of a quote by a restricted key that
+policy lists, or that its TPM proved to share with an endorsement key that policy trusts. What a TPM
+proves is the boot of a machine to somebody who trusts its owner not to open it: not that the memory
+is private.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import Field, field_validator
+
+from sds.attestation.checks import Checks, Verdict
+from sds.attestation.evidence import Claims, EvidenceKind
+from sds.attestation.pem import der_certificates
+from sds.attestation.tpm.challenge import credential_for, proves
+from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_endorsement
+from sds.attestation.tpm.keys import PublicArea, parse_public, require_restricted_signer
+from sds.attestation.tpm.parcel import Piece, quote_of, unpack
+from sds.attestation.tpm.quote import check_quote
+from sds.attestation.tpm.values import PcrValues, appraise_pcrs, claims_of_quote
+from sds.errors import EvidenceError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from sds.attestation.evidence import Evidence, ReportData
+    from sds.attestation.tpm.keys import AttestationKey
+
+KIND: Final = "tpm"
+_KEY: Final = "a restricted signing key"
+_LISTED: Final = "listed in aks, or bound to an endorsement key of eks or ek_roots"
+Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class TpmValues(PcrValues):
+    """What ``others.tpm`` may demand; one of ``aks``, ``eks`` and ``ek_roots`` must name something.
+
+    Attributes:
+        aks: accepted attestation keys: SHA-256 of their public area (the digest in their name).
+        eks: accepted endorsement keys: SHA-256 of their SubjectPublicKeyInfo.
+        ek_roots: PEM of manufacturers' roots, whose endorsement certificates are accepted.
+    """
+
+    aks: list[Hex32] = Field(default=[])
+    eks: list[Hex32] = Field(default=[])
+    ek_roots: list[str] = Field(default=[])
+
+    @field_validator("ek_roots")
+    @classmethod
+    def _certificates(cls, roots: list[str]) -> list[str]:
+        for text in roots:
+            try:
+                for der in der_certificates(text.encode(), what="ek_roots"):
+                    endorsement_key(der)
+            except EvidenceError as error:
+                raise ValueError(error.message) from error
+        return roots
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """DER of ``ek_roots``."""
+        return tuple(
+            der
+            for text in self.ek_roots
+            for der in der_certificates(text.encode(), what="ek_roots")
+        )
+
+
+class TpmVerifier:
+    """Verifies and appraises a TPM's evidence.
+
+    Args:
+        values: what is demanded.
+    """
+
+    def __init__(self, values: TpmValues) -> None:
+        self._values = values
+        self._roots = values.roots
+
+    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+        return self.examine(evidence, data=data, now=now).claims_or_raise()
+
+    def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:
+        """Run every check that can run.
+
+        Args:
+            evidence: the evidence; endorsement certificate and issuers are beside it.
+            data: the report data that the quote must be bound to; None demands none.
+            now: the time of the verification.
+        """
+        checks = Checks()
+        claims = self._check(checks, evidence, data, now)
+        return Verdict(kind=KIND, checks=tuple(checks.done), claims=claims)
+
+    def _check(
+        self, checks: Checks, evidence: Evidence, data: ReportData | None, now: datetime
+    ) -> Claims | None:
+        kind = EvidenceKind(KIND)
+        if not checks.add(
+            "kind", "evidence_kind", ok=evidence.kind is kind, found=evidence.kind, expected=kind
+        ):
+            return None
+        # 1. Layout; the key may attest (Part 1, section 25.1.4).
+        try:
+            parts = unpack(evidence.report)
+            quote = quote_of(parts)
+            public = parse_public(parts.get(Piece.PUBLIC, b""))
+        except EvidenceError as error:
+            checks.attempt("tpm_evidence", error, found=error.message, expected=_KEY)
+            return None
+        failure: EvidenceError | None = None
+        try:
+            require_restricted_signer(public)
+        except EvidenceError as error:
+            failure = error
+        checks.attempt(
+            "tpm_key",
+            failure,
+            found=f"attributes {int(public.attributes):#010x}",
+            expected=_KEY,
+        )
+        # 2. - 5. The quote.
+        verified = check_quote(checks, quote, public.key, data)
+        # 6. What is demanded of PCRs.
+        appraise_pcrs(checks, verified, self._values)
+        # 7. Whose key it is: last, because it may ask the other side for another round.
+        digest = hashlib.sha256(public.raw).hexdigest()
+        endorsed = self._check_owner(checks, evidence, parts, public=public, now=now)
+        return Claims(
+            kind=kind,
+            measurement=digest,
+            simulated=False,
+            attributes={
+                "ak": digest,
+                **({"ek": endorsed} if endorsed else {}),
+                **claims_of_quote(verified),
+            },
+        )
+
+    def _check_owner(
+        self,
+        checks: Checks,
+        evidence: Evidence,
+        parts: Mapping[Piece, bytes],
+        *,
+        public: PublicArea,
+        now: datetime,
+    ) -> str:
+        """Digest of the endorsement key that the key is bound to, or nothing."""
+        digest = hashlib.sha256(public.raw).hexdigest()
+        if digest in self._values.aks:
+            checks.attempt("tpm_owner", None, found=f"key {digest}, listed", expected=_LISTED)
+            return ""
+        held = all(check.ok for check in checks.done)
+        try:
+            endorsement = self._endorsement(evidence, parts, now)
+            proof = parts.get(Piece.PROOF, b"")
+            if not proves(proof, endorsement, public.name, now):
+                raise EvidenceError(  # noqa: TRY301  one of several refusals of this check
+                    "the TPM has not proven that the attestation key is in it",
+                    reason="credential_needed",
+                    # Work for nobody whose evidence fails anyway.
+                    challenge=credential_for(endorsement, public.name, now) if held else b"",
+                    advice="the agent answers by itself (TPM2_ActivateCredential)",
+                )
+        except EvidenceError as error:
+            checks.attempt("tpm_owner", error, found=error.message, expected=_LISTED)
+            return ""
+        found = key_digest(endorsement)
+        checks.attempt("tpm_owner", None, found=f"endorsement key {found}", expected=_LISTED)
+        return found
+
+    def _endorsement(
+        self, evidence: Evidence, parts: Mapping[Piece, bytes], now: datetime
+    ) -> AttestationKey:
+        """The endorsement key, where policy trusts it."""
+        if evidence.certificates:
+            key = endorsement_key(evidence.certificates[0])
+        elif Piece.ENDORSEMENT in parts:
+            key = parse_public(parts[Piece.ENDORSEMENT]).key
+        else:
+            raise EvidenceError(
+                "the attestation key is not listed, and no endorsement key is given",
+                reason="tpm_key_unknown",
+            )
+        if key_digest(key) in self._values.eks:
+            return key
+        if not self._roots or not evidence.certificates:
+            raise EvidenceError(
+                f"neither the attestation key nor the endorsement key {key_digest(key)} is listed",
+                reason="tpm_key_unknown",
+            )
+        verify_endorsement(evidence.certificates, self._roots, now=now)
+        return key

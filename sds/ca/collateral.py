@@ -1,0 +1,106 @@
+"""The listener that gives a fleet its public collateral, in the layout of its publishers.
+
+Owns what the section ``collateral:`` makes. Invariant: it gives public data alone, which who
+asks verifies by signature; so it needs neither TLS nor evidence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from sds.attestation.fetching import asker
+from sds.attestation.shelf import CollateralShelf
+from sds.errors import ConfigurationError
+from sds.operations.http import HttpAnswer, HttpHandler, HttpRequest, listening
+from sds.supervision import supervised
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator, Iterator
+
+    from sds.attestation.build import Verification
+    from sds.ca.config import CollateralSection
+    from sds.clock import Clock
+    from sds.settings.listen import ListenAddress
+
+
+class _Everything(Mapping[str, HttpHandler]):
+    """One handler for every path that it may know."""
+
+    def __init__(self, shelf: CollateralShelf) -> None:
+        self._shelf = shelf
+
+    def __getitem__(self, path: str) -> HttpHandler:
+        return self._answer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return 0
+
+    def _answer(self, request: HttpRequest) -> HttpAnswer:
+        found = self._shelf.answer(request.path, request.query)
+        return HttpAnswer(
+            status=found.status,
+            body=found.body,
+            headers=found.headers,
+            content_type="application/octet-stream",
+        )
+
+
+def collateral_shelf(
+    section: CollateralSection, verification: Verification, clock: Clock
+) -> CollateralShelf:
+    """What is given: the files in force, and VCEKs that are asked for once.
+
+    Raises:
+        ConfigurationError: this authority fetches nothing.
+    """
+    fetch, folder = verification.section.fetch, verification.section.collateral
+    if fetch is None or folder is None:
+        raise ConfigurationError(
+            "collateral: this authority fetches nothing that it could give",
+            advice="set verification.collateral and verification.fetch",
+        )
+    return CollateralShelf(
+        lambda: verification.files.current,
+        asker(fetch.kds.rstrip("/")),
+        folder / "vcek",
+        clock=clock,
+        roots=verification.roots,
+        certificates=verification.certificates,
+        spacing=section.spacing,
+    )
+
+
+@contextlib.asynccontextmanager
+async def collateral_listener(
+    section: CollateralSection,
+    verification: Verification,
+    tasks: asyncio.TaskGroup,
+    *,
+    clock: Clock,
+) -> AsyncIterator[ListenAddress]:
+    """Give collateral while the block runs; yields the address.
+
+    Args:
+        section: where.
+        verification: has the files in force, and says where VCEKs come from.
+        tasks: runs what asks for VCEKs.
+        clock: time.
+
+    Raises:
+        SocketError: the address cannot be bound.
+    """
+    shelf = collateral_shelf(section, verification, clock)
+    running = tasks.create_task(supervised("vceks", shelf.run, clock=clock), name="vceks")
+    try:
+        async with listening(
+            section.address(), _Everything(shelf), field="collateral.listen", clock=clock
+        ) as bound:
+            yield bound
+    finally:
+        running.cancel()

@@ -1,0 +1,227 @@
+"""An authority gives its fleet the collateral that it fetched: the manufacturers are asked once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+import aiohttp
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sds.attestation.build import Verification
+from sds.attestation.fetching import Fetcher, Wanted
+from sds.attestation.section import FetchSection, VerificationSection
+from sds.attestation.shelf import MAX_WAITING, CollateralShelf
+from sds.attestation.snp.kds import KdsEndorsements
+from sds.attestation.snp.report import Product, Report
+from sds.ca.collateral import collateral_listener
+from sds.ca.config import AuthorityConfig, CollateralSection
+from sds.errors import EndorsementUnavailableError
+from sds.operations.metrics.collateral import CollateralCollector
+from sds.pki import certificate_pem
+from tests.support.clock import PatientClock
+from tests.support.intel import FMSPC, NOW, Intel
+from tests.support.machines import NOW as AMD_NOW
+from tests.support.machines import crl, simulated
+from tests.support.publishers import Publishers
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.attestation.snp.simulated import SimulatedMachine
+
+FLEET = int(os.environ.get("SDS_FLEET", "20"))
+"""Agents; figures of docs/attestation.md are of 1,000."""
+
+
+@pytest.fixture(scope="module")
+def intel() -> Intel:
+    return Intel()
+
+
+@pytest.fixture
+async def publishers(intel: Intel, tmp_path: Path) -> AsyncIterator[Publishers]:
+    made = Publishers.of_folder(intel.collateral(tmp_path / "made"), FMSPC.hex())
+    made.lists["genoa"] = crl(simulated(), 7, now=NOW)
+    async with made.running():
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def authority(
+    publishers: Publishers, intel: Intel, folder: Path
+) -> AsyncIterator[tuple[str, Verification]]:
+    """The listener of an authority that has fetched everything; its URL."""
+    roots = []
+    for name, der in (("intel", intel.root_der), ("amd", simulated().ark_der)):
+        roots.append(folder / f"{name}.pem")
+        roots[-1].write_bytes(certificate_pem([der]))
+    (folder / "ask.pem").write_bytes(certificate_pem([simulated().machine().certificates[1]]))
+    section = VerificationSection(
+        trusted_roots=roots,
+        certificates=[folder / "ask.pem"],
+        collateral=folder / "collateral",
+        fetch=FetchSection(
+            fmspcs=[FMSPC.hex()],
+            authorities=["platform"],
+            products=[Product.GENOA],
+            pcs=publishers.url,
+            kds=publishers.url,
+        ),
+    )
+    clock = PatientClock(NOW)
+    verification = Verification(section, clock=clock)
+    verification.tasks()
+    assert verification.keeper is not None
+    await verification.keeper.once()
+    verification.files.reload()
+    async with asyncio.TaskGroup() as tasks:
+        shown = CollateralSection(listen="127.0.0.1:0", spacing=0)
+        async with collateral_listener(shown, verification, tasks, clock=clock) as bound:
+            yield f"http://{bound}", verification
+
+
+async def test_a_fleet_that_starts_cold_costs_one_request_for_each_file(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    machine = simulated().machine()
+    publishers.vceks = {machine.chip_id.hex(): machine.certificates[0]}
+    async with authority(publishers, intel, tmp_path) as (url, _):
+        asked = dict(publishers.hits)
+        assert set(asked.values()) == {1}, asked
+        wanted = Wanted(
+            fmspcs=(FMSPC.hex(),),
+            authorities=("platform",),
+            products=(Product.GENOA,),
+            pcs=url,
+            root_list=None,
+            kds=url,
+            roots=(intel.root_der, simulated().ark_der),
+        )
+        turn = asyncio.Semaphore(20)
+
+        async def agent(number: int) -> int:
+            async with turn:
+                folder = tmp_path / f"agent{number % 20}"
+                found = await Fetcher(wanted, clock=PatientClock(NOW)).fetch(folder)
+                assert (await vcek(url, machine))[0] == machine.certificates[0]
+                return len(found)
+
+        counts = await asyncio.gather(*map(agent, range(FLEET)))
+        assert set(counts) == {6}
+        assert publishers.hits == {**asked, f"/vcek/v1/Genoa/{machine.chip_id.hex()}": 1}
+
+
+async def vcek(url: str, machine: SimulatedMachine) -> tuple[bytes, ...]:
+    """A machine's certificates, once the authority has them: until then it says "later"."""
+    report = Report.parse(machine.report(bytes(64)))
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await KdsEndorsements(url, PatientClock(AMD_NOW)).certificates(report)
+            except EndorsementUnavailableError:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_it_does_not_have_it_does_not_give(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    machine = simulated().machine()
+    async with authority(publishers, intel, tmp_path) as (url, _), aiohttp.ClientSession() as web:
+        for path in (
+            "/tdx/certification/v4/tcb?fmspc=000000000000",
+            "/tdx/certification/v4/tcb?fmspc=../../etc/passwd",
+            "/sgx/certification/v4/pckcrl?ca=processor",
+            "/vcek/v1/Genoa/../../x?blSPL=10",
+            "/vcek/v1/Rome/crl",
+            "/vcek/v1/Genoa/00?blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84",
+            "/",
+        ):
+            async with web.get(f"{url}{path}") as answer:
+                assert answer.status == 404, path
+        # A VCEK that AMD does not have, and one that is another chip's, are not given.
+        publishers.vceks = {"0" * 128: machine.certificates[0]}
+        report = Report.parse(machine.changed(chip_id=bytes(63) + b"\1").report(bytes(64)))
+        with pytest.raises(EndorsementUnavailableError):
+            await KdsEndorsements(url, PatientClock(AMD_NOW)).certificates(report)
+
+
+async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def ask(path: str) -> tuple[int, bytes]:
+        asked.append(path)
+        return 429, b""
+
+    clock = PatientClock(NOW)
+    shelf = CollateralShelf(lambda: None, ask, tmp_path, clock=clock, spacing=10.0)  # type: ignore[arg-type, return-value]
+    query = "blSPL=10&teeSPL=00&snpSPL=23&ucodeSPL=84"
+    for number in range(MAX_WAITING + 50):
+        found = shelf.answer(f"/vcek/v1/Genoa/{number:0128x}", query)
+        assert (found.status, found.headers) == (503, (("Retry-After", "4"),))
+    running = asyncio.create_task(shelf.run())
+    while len(asked) < 6:
+        await asyncio.sleep(0.001)
+    running.cancel()
+    # Six refusals in a row: each pause is longer than the one before.
+    assert sum(clock.slept[:5]) > 100
+    assert len(set(asked)) == len(asked)
+
+
+async def test_vceks_outlive_a_restart(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    machine = simulated().machine()
+    publishers.vceks = {machine.chip_id.hex(): machine.certificates[0]}
+    for _ in range(2):
+        async with authority(publishers, intel, tmp_path) as (url, _):
+            assert (await vcek(url, machine))[0] == machine.certificates[0]
+        (kept,) = (tmp_path / "collateral/vcek").glob("*.vcek")
+    assert publishers.hits[f"/vcek/v1/Genoa/{machine.chip_id.hex()}"] == 1
+    kept.write_bytes(kept.read_bytes()[:-1] + b"\0")  # damaged: asked for again
+    async with authority(publishers, intel, tmp_path) as (url, _):
+        await vcek(url, machine)
+    assert publishers.hits[f"/vcek/v1/Genoa/{machine.chip_id.hex()}"] == 2
+
+
+async def test_metrics_tell_age_end_and_failures(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    registry = CollectorRegistry()
+    collector = CollateralCollector(registry)
+    assert registry.get_sample_value("sds_collateral_failures_total", {"what": "fetch"}) == 0
+    async with authority(publishers, intel, tmp_path) as (_, verification):
+        collector.source = verification
+        names = {one.name for one in verification.collateral()}
+        assert names == {
+            "root.crl",
+            "pck-platform.crl",
+            "genoa.crl",
+            "qe_identity.json",
+            f"tcb_info-{FMSPC.hex()}.json",
+        }
+        for name in names:
+            until = registry.get_sample_value(
+                "sds_collateral_next_update_timestamp_seconds", {"file": name}
+            )
+            issued = registry.get_sample_value(
+                "sds_collateral_issued_timestamp_seconds", {"file": name}
+            )
+            assert issued is not None
+            assert until is not None
+            assert issued <= NOW.timestamp() < until
+        publishers.refusals["/tdx/certification/v4/tcb"] = [(500, "")] * 50
+        assert verification.keeper is not None
+        await verification.keeper.once()
+        assert registry.get_sample_value("sds_collateral_failures_total", {"what": "fetch"}) == 1
+
+
+def test_an_authority_that_fetches_nothing_gives_nothing() -> None:
+    with pytest.raises(ValueError, match=r"verification\.fetch says what"):
+        AuthorityConfig.model_validate(
+            {"trust_domain": "example.org", "collateral": {"listen": "127.0.0.1:0"}}
+        )

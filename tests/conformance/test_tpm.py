@@ -1,0 +1,289 @@
+"""Machines with a TPM: keys that policy lists, and keys that a TPM proves to have (two rounds)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from sds.attestation.build import Verification, make_attester
+from sds.attestation.evidence import (
+    Claims,
+    Evidence,
+    EvidenceKind,
+    ReportData,
+    answer_challenge,
+)
+from sds.attestation.kinds import describe, kind_of
+from sds.attestation.reference_values import ReferenceValues
+from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.tpm import commands
+from sds.attestation.tpm.attester import TpmAttester
+from sds.attestation.tpm.challenge import WINDOW_SECONDS, credential_for, proves
+from sds.attestation.tpm.endorsement import key_digest, verify_endorsement
+from sds.attestation.tpm.keys import parse_public
+from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack
+from sds.attestation.tpm.verifier import TpmValues, TpmVerifier
+from sds.errors import ConfigurationError, EvidenceError
+from sds.exchange.item import IssuedChain
+from sds.pki import certificate_pem
+from tests.support import made_quotes, software_tpm
+from tests.support.authority import World, configured, items, rule, wish
+from tests.support.clock import PatientClock
+from tests.support.refusals import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+
+    from sds.attestation.tpm.keys import AttestationKey
+
+KIND = EvidenceKind("tpm")
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+DATA = ReportData(bytes(range(64)))
+EK_USE = x509.ObjectIdentifier("2.23.133.8.1")
+INDEX = 0x01C0_0002
+
+
+def _named(name: str) -> x509.Name:
+    # Endorsement certificates have an empty subject (EK Credential Profile, section 3.2.3).
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else [])
+
+
+class Maker:
+    """A manufacturer of TPMs, with one root."""
+
+    def __init__(self) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.root = self.certificate("Root", self.key.public_key(), ca=True)
+
+    def certificate(
+        self,
+        name: str,
+        key: AttestationKey,
+        *,
+        ca: bool = False,
+        use: x509.ObjectIdentifier | None = None,
+        by: tuple[str, CertificateIssuerPrivateKeyTypes] | None = None,
+        days: int = 3650,
+    ) -> bytes:
+        """DER of a certificate by this manufacturer, or by another key."""
+        issuer, signer = by or ("Root", self.key)
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(_named(name))
+            .issuer_name(_named(issuer))
+            .public_key(key)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - timedelta(days=1))
+            .not_valid_after(NOW + timedelta(days=days))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )
+        if use is not None:
+            builder = builder.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+@pytest.fixture(scope="module")
+def maker() -> Maker:
+    return Maker()
+
+
+@pytest.fixture(scope="module")
+def place(maker: Maker) -> Iterator[Path]:
+    """A TPM whose manufacturer certified its endorsement key, in an index that is padded."""
+    with software_tpm.software_tpm() as path:
+        with software_tpm.open_tpm(path) as tpm:
+            made = commands.create_primary(tpm, commands.ENDORSEMENT, commands.EK_RSA_TEMPLATE)
+            key = parse_public(made.public).key
+            certificate = maker.certificate("", key, use=EK_USE)
+            software_tpm.define(tpm, INDEX, certificate + b"\xff" * 40)
+        yield path
+
+
+def values(**own: object) -> ReferenceValues:
+    return ReferenceValues.model_validate({"others": {"tpm": own}})
+
+
+def verifier(**own: object) -> TpmVerifier:
+    return TpmVerifier(TpmValues.model_validate(own))
+
+
+def pem(der: bytes) -> str:
+    return certificate_pem([der]).decode()
+
+
+def reason(evidence: Evidence, data: ReportData = DATA, now: datetime = NOW, **own: Any) -> str:
+    try:
+        verifier(**own).verify(evidence, data=data, now=now)
+    except EvidenceError as error:
+        return error.reason
+    return "accepted"
+
+
+async def test_a_key_that_policy_lists_needs_one_round(place: Path) -> None:
+    attester = make_attester(AttestationSection(kind="tpm", tpm_device=place))
+    assert isinstance(attester, TpmAttester)
+    evidence = await attester.attest(DATA)
+    claims = verifier(aks=[]).examine(evidence, data=DATA, now=NOW).claims
+    assert claims is not None
+    ak = claims.attributes["ak"]
+    assert claims.measurement == ak
+    assert reason(evidence, aks=[ak]) == "accepted"
+    assert reason(evidence, aks=["00" * 32]) == "tpm_key_unknown"
+    assert reason(evidence) == "tpm_key_unknown"
+    assert reason(evidence, ReportData(bytes(64)), aks=[ak]) == "report_data_mismatch"
+    pcr0 = claims.attributes["pcr0"]
+    assert reason(evidence, aks=[ak], pcrs={"0": [pcr0]}) == "accepted"
+    assert reason(evidence, aks=[ak], pcrs={"0": ["11" * 32]}) == "pcr"
+    assert kind_of(evidence.report) is KIND
+    assert describe(evidence.report).claims["ak_name"] == f"000b{ak}"
+
+
+async def test_a_key_is_proven_to_be_in_the_tpm_of_an_endorsement_key(
+    place: Path, maker: Maker
+) -> None:
+    attester = TpmAttester(place, PatientClock(NOW))
+    own: dict[str, Any] = {"ek_roots": [pem(maker.root)]}
+    evidence = await attester.attest(DATA)
+    with pytest.raises(EvidenceError) as asked:
+        verifier(**own).verify(evidence, data=DATA, now=NOW)
+    await attester.answer_challenge(asked.value.challenge)
+    again = await attester.attest(DATA)
+    claims = verifier(**own).verify(again, data=DATA, now=NOW)
+    ek = claims.attributes["ek"]
+    assert reason(again, eks=[ek]) == "accepted"
+    # The proof ages, and belongs to this pair of keys.
+    later = NOW + timedelta(seconds=2 * WINDOW_SECONDS)
+    assert reason(again, now=later, **own) == "credential_needed"
+    other = Maker()
+    assert reason(again, ek_roots=[pem(other.root)]) == "chain_untrusted"
+    # Evidence that fails anyway is not asked for more.
+    with pytest.raises(EvidenceError) as refusal:
+        verifier(**own).verify(evidence, data=ReportData(bytes(64)), now=NOW)
+    assert refusal.value.reason == "report_data_mismatch"
+    verdict = verifier(**own).examine(evidence, data=ReportData(bytes(64)), now=NOW)
+    challenges = [
+        check.error.challenge
+        for check in verdict.checks
+        if check.error is not None and check.error.reason == "credential_needed"
+    ]
+    assert challenges == [b""]
+
+
+async def test_another_key_with_somebody_elses_endorsement_certificate(
+    place: Path, maker: Maker
+) -> None:
+    genuine = await TpmAttester(place, PatientClock(NOW)).attest(DATA)
+    parts = {**parts_of(made_quotes.quote(DATA)), Piece.PUBLIC: made_quotes.public()}
+    forged = replace(genuine, report=pack(parts))
+    own: dict[str, Any] = {"ek_roots": [pem(maker.root)]}
+    with pytest.raises(EvidenceError) as asked:
+        verifier(**own).verify(forged, data=DATA, now=NOW)
+    # The TPM of that certificate does not open a credential for a key that it does not have.
+    with refused("tpm_refused"):
+        await TpmAttester(place, PatientClock(NOW)).answer_challenge(asked.value.challenge)
+    # The proof of the genuine key does not serve the forged one.
+    attester = TpmAttester(place, PatientClock(NOW))
+    with pytest.raises(EvidenceError) as asked:
+        verifier(**own).verify(genuine, data=DATA, now=NOW)
+    await attester.answer_challenge(asked.value.challenge)
+    proof = unpack((await attester.attest(DATA)).report)[Piece.PROOF]
+    assert reason(replace(forged, report=pack({**parts, Piece.PROOF: proof})), **own) == (
+        "credential_needed"
+    )
+    unrestricted = made_quotes.public(attributes=commands.AK_ATTRIBUTES & ~(1 << 16))
+    ak = parse_public(unrestricted).name[2:].hex()
+    loose = replace(forged, report=pack({**parts, Piece.PUBLIC: unrestricted}))
+    assert reason(loose, aks=[ak]) == "tpm_key"
+
+
+async def test_an_endorsement_key_without_a_certificate_is_listed_by_its_digest() -> None:
+    with software_tpm.software_tpm() as path:
+        attester = TpmAttester(path, PatientClock(NOW))
+        evidence = await attester.attest(DATA)
+        assert evidence.certificates == ()
+        ek = key_digest(parse_public(unpack(evidence.report)[Piece.ENDORSEMENT]).key)
+        with pytest.raises(EvidenceError) as asked:
+            verifier(eks=[ek]).verify(evidence, data=DATA, now=NOW)
+        await answer_challenge(attester, asked.value.challenge)
+        assert reason(await attester.attest(DATA), eks=[ek]) == "accepted"
+        assert reason(evidence, ek_roots=[pem(Maker().root)]) == "tpm_key_unknown"
+
+
+async def test_an_exchange_takes_the_second_round_by_itself(place: Path, maker: Maker) -> None:
+    attester = TpmAttester(place, PatientClock(NOW))
+    # The machine's own clock: the authority verifies at its time.
+    ak = (await _claims(attester)).measurement
+    world = World()
+    real = Verification(VerificationSection(reference_values=values(ek_roots=[pem(maker.root)])))
+    changes = {"policy": configured(rule(ak)), "verifier": real.verifier()}
+    async with (
+        world.running(**changes) as authority,
+        world.client(authority.port, attester=attester) as client,
+    ):
+        for _ in range(2):
+            issued = await client.issue(items([wish()]))
+            assert isinstance(issued.outcomes[0], IssuedChain)
+    assert [record.reason for record in world.journal] == ["credential_needed", "issued", "issued"]
+
+
+async def _claims(attester: TpmAttester) -> Claims:
+    evidence = await attester.attest(DATA)
+    found = verifier().examine(evidence, data=DATA, now=NOW).claims
+    assert found is not None
+    return found
+
+
+def test_only_certificates_for_endorsement_keys_count(maker: Maker) -> None:
+    key = made_quotes.key().private.public_key()
+    good = maker.certificate("", key, use=EK_USE)
+    assert len(verify_endorsement([good], [maker.root], now=NOW)) == 2
+    ours = ec.generate_private_key(ec.SECP256R1())
+    middle = maker.certificate("Middle", ours.public_key(), ca=True)
+    below = maker.certificate("", key, use=EK_USE, by=("Middle", ours))
+    assert len(verify_endorsement([below, middle], [maker.root], now=NOW)) == 3
+    web = maker.certificate("", key, use=ExtendedKeyUsageOID.CLIENT_AUTH)
+    leaf = maker.certificate("Middle", ours.public_key())
+    for chain, wanted in (
+        ([web], "chain_untrusted"),
+        ([maker.certificate("", key)], "chain_untrusted"),
+        ([maker.certificate("", key, use=EK_USE, ca=True)], "chain_untrusted"),
+        ([below, leaf], "chain_untrusted"),
+        ([below], "chain_untrusted"),
+        ([maker.root], "chain_untrusted"),
+        ([b"\x30\x00"], "certificate_malformed"),
+    ):
+        with refused(wanted):
+            verify_endorsement(chain, [maker.root], now=NOW)
+    with refused("certificate_validity"):
+        verify_endorsement([good], [maker.root], now=NOW + timedelta(days=4000))
+
+
+def test_a_credential_is_for_one_pair_of_keys_and_a_while() -> None:
+    key = made_quotes.key().private.public_key()
+    name = parse_public(made_quotes.public()).name
+    assert credential_for(key, name, NOW) != credential_for(key, name, NOW)
+    assert not proves(b"", key, name, NOW)
+    assert not proves(bytes(32), key, name, NOW)
+
+
+def test_values_that_are_none_end_the_start() -> None:
+    own: dict[str, Any]
+    for own in ({"ek_roots": ["x"]}, {"aks": ["x"]}, {"pcrs": {"4": []}}, {"colour": "red"}):
+        with pytest.raises(ConfigurationError, match=r"others\.tpm"):
+            Verification(VerificationSection(reference_values=values(**own)))
+
+
+async def test_evidence_of_other_kinds_answers_nothing() -> None:
+    with refused("evidence_unsupported"):
+        await answer_challenge(object(), b"x")
