@@ -66,7 +66,7 @@ class Stage(enum.IntEnum):
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
-class Connected:
+class AcceptedConnection:
     """One accepted connection.
 
     Attributes:
@@ -110,7 +110,7 @@ class Connected:
                 self.stage = Stage.ANSWERED
 
 
-def surplus(strangers: Sequence[Connected], *, room: int) -> list[Connected]:
+def surplus(strangers: Sequence[AcceptedConnection], *, room: int) -> list[AcceptedConnection]:
     """Which of these are too much.
 
     One after the other, the oldest of the largest group; a group is what one address has at one
@@ -120,14 +120,14 @@ def surplus(strangers: Sequence[Connected], *, room: int) -> list[Connected]:
         strangers: on which nothing was proven.
         room: how many may stay.
     """
-    groups: dict[tuple[str, Stage], list[Connected]] = {}
+    groups: dict[tuple[str, Stage], list[AcceptedConnection]] = {}
     for one in strangers:
         groups.setdefault((one.owner, one.stage), []).append(one)
     for members in groups.values():
         members.sort(key=lambda one: -one.since)
     largest = [(-len(members), group) for group, members in groups.items()]
     heapq.heapify(largest)
-    ends: list[Connected] = []
+    ends: list[AcceptedConnection] = []
     for _ in range(max(0, len(strangers) - room)):
         _, group = heapq.heappop(largest)
         members = groups[group]
@@ -149,7 +149,7 @@ class Connections:
         """Nothing is looked at before :meth:`run`."""
         self._most = most
         self._clock = clock
-        self._open: dict[int, Connected] = {}
+        self._open: dict[int, AcceptedConnection] = {}
         self._proven: set[Name] = set()
         self._newly: set[Name] = set()
         """Proven since the last look began."""
@@ -208,9 +208,9 @@ class Connections:
         self.strangers = len(strangers) - len(ends)
         return 2 * self.strangers > room
 
-    def _found(self, port: int, now: float, heard: set[Name]) -> dict[int, Connected]:
+    def _found(self, port: int, now: float, heard: set[Name]) -> dict[int, AcceptedConnection]:
         """The accepted connections that are open, by descriptor; known ones are the same object."""
-        found: dict[int, Connected] = {}
+        found: dict[int, AcceptedConnection] = {}
         for text in os.listdir(_DESCRIPTORS):  # noqa: PTH208  thousands, many times a second
             descriptor = int(text)
             with contextlib.suppress(OSError):  # it was closed meanwhile, or is a listener
@@ -227,7 +227,7 @@ class Connections:
         return found
 
 
-def _accepted(descriptor: int, inode: int, ours: int, now: float) -> Connected | None:
+def _accepted(descriptor: int, inode: int, ours: int, now: float) -> AcceptedConnection | None:
     """What this socket is, if it was accepted on our port.
 
     Raises:
@@ -238,7 +238,7 @@ def _accepted(descriptor: int, inode: int, ours: int, now: float) -> Connected |
         if name is None or one.getsockname()[1] != ours:
             return None
     owner = owner_of_address(ipaddress.ip_address(name[0]))
-    return Connected(descriptor=descriptor, inode=inode, name=name, owner=owner, since=now)
+    return AcceptedConnection(descriptor=descriptor, inode=inode, name=name, owner=owner, since=now)
 
 
 def _name(one: socket.socket) -> Name | None:

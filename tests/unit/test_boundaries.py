@@ -91,6 +91,7 @@ BOUNDARIES = {
     "sds/serving/stream.py:Stream._push": ONE,
     "sds/serving/unsent.py:UnsentSecrets._after": LOOP,
     "sds/serving/way.py:GrpcWay.soon": LOOP,
+    "sds/serving/way.py:GrpcWay.write": AWAITED,
     "sds/threads.py:Threads.run": RAISED,
     "sds/transport/accepting.py:Acceptor.__init__": ONE,
     "sds/transport/accepting.py:Acceptor._pause": LOOP,

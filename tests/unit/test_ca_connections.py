@@ -12,7 +12,7 @@ import pytest
 
 from sds.ca import connections as module
 from sds.ca.admission import address_and_port
-from sds.ca.connections import Connected, Connections, Stage, surplus
+from sds.ca.connections import AcceptedConnection, Connections, Stage, surplus
 from tests.support.clock import FakeClock
 from tests.support.cost import assert_linear
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def connected(number: int, address: str = "192.0.2.1", *, stage: Stage = Stage.SILENT) -> Connected:
-    return Connected(
+def connected(
+    number: int, address: str = "192.0.2.1", *, stage: Stage = Stage.SILENT
+) -> AcceptedConnection:
+    return AcceptedConnection(
         descriptor=number,
         inode=number,
         name=(address, 40_000 + number),
@@ -31,7 +33,7 @@ def connected(number: int, address: str = "192.0.2.1", *, stage: Stage = Stage.S
     )
 
 
-def ends(connections: list[Connected], room: int) -> list[int]:
+def ends(connections: list[AcceptedConnection], room: int) -> list[int]:
     return [one.descriptor for one in surplus(connections, room=room)]
 
 
