@@ -31,7 +31,7 @@ from tests.support.policies import Signatory, document, sign
 from tests.support.process import Process, output, running, sds
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
@@ -78,15 +78,20 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def authority(
-        self, name: str = "ca", *, machine: bool = True, **changes: Any
+        self,
+        name: str = "ca",
+        *,
+        machine: bool = True,
+        prefix: Sequence[str] = (),
+        **changes: Any,
     ) -> AsyncIterator[Process]:
-        """A running authority."""
+        """A running authority; ``prefix``: what runs it."""
         descriptors = [chips().machine(measurement=AUTHORITY).send()] if machine else []
         if machine:
             changes["attestation"] = {"kind": "simulated", "descriptor": descriptors[0]}
         try:
             async with running(
-                sds("ca", "--config", self.config(name, **changes)),
+                [*prefix, *sds("ca", "--config", self.config(name, **changes))],
                 name=name,
                 pass_fds=descriptors,
             ) as process:

@@ -20,6 +20,7 @@ from sds._proto.sds.ca.v1 import ca_pb2
 from tests.e2e.test_ca_process import NODE, Site, client, port
 from tests.support import need
 from tests.support.authority import wish
+from tests.support.cgroups import memory_group
 from tests.support.policies import Signatory, document, sign
 from tests.support.process import running
 from tests.support.raw_exchange import Request, raw_stream
@@ -77,8 +78,13 @@ async def honest_hello(number: int) -> None:
         await stream.hello()
 
 
+@pytest.mark.root
 async def test_half_a_message_on_a_thousand_streams(site: Site) -> None:
-    async with site.authority() as process, contextlib.AsyncExitStack() as stack:
+    """In a control group that kills at the bound."""
+    need.root()
+    async with contextlib.AsyncExitStack() as stack:
+        group = stack.enter_context(memory_group(BOUND))
+        process = await stack.enter_async_context(site.authority(prefix=group.prefix))
         number = await port(process)
         await honest(number)
         attackers = [await stack.enter_async_context(raw_connection(number)) for _ in range(10)]
