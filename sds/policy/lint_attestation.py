@@ -31,6 +31,7 @@ CLAIM: Final = "k8s:"
 _FIELD: Final = re.compile(r"[^/{}]*\{[^{}]*\}[^/]*")
 _ROLLBACK: Final = timedelta(days=31)
 _TOKEN: Final = EvidenceKind.KUBERNETES_TOKEN
+_OF_SNP: Final = {EvidenceKind.SEV_SNP, EvidenceKind("azure-snp-vtpm")}
 _RTMRS: Final = ("rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 
@@ -113,7 +114,7 @@ def evidence_warnings(document: PolicyDocument) -> Iterator[str]:
 def _of_values(values: ReferenceValues, document: PolicyDocument) -> Iterator[str]:
     named = {kind for group in document.nodes for kind in group.kinds}
     fields = values.model_fields_set
-    snp = EvidenceKind.SEV_SNP in named or "snp" in fields or not (named or "tdx" in fields)
+    snp = bool(named & _OF_SNP) or "snp" in fields or not (named or "tdx" in fields)
     if snp:
         yield from _snp(values)
     if EvidenceKind.TDX in named or "tdx" in fields:
@@ -125,6 +126,11 @@ def _of_values(values: ReferenceValues, document: PolicyDocument) -> Iterator[st
                 yield (
                     f"{kind} is accepted whatever its PCRs are: the measurement then covers the "
                     "firmware only; name PCRs under others"
+                )
+            if kind.endswith("-vtpm") and not demands.get("measurements"):
+                yield (
+                    f"{kind} names no measurements of its own: a guest without a paravisor, under "
+                    "a measurement that is accepted for another kind, can make up a vTPM"
                 )
 
 

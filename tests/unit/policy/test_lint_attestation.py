@@ -100,6 +100,22 @@ STRICT_TDX = {
             ["tdx names no RTMR", "minimum_tcb_evaluation_number", "require_exchange_key"],
         ),
         (["tdx"], {"tdx": STRICT_TDX}, []),
+        (
+            ["azure-snp-vtpm"],
+            {},
+            ["minimum_tcb", "whatever its PCRs are", "names no measurements of its own"],
+        ),
+        (
+            ["azure-snp-vtpm"],
+            {
+                "snp": {"minimum_tcb": TCB},
+                "others": {
+                    "azure-snp-vtpm": {"pcrs": {"4": ["ab" * 32]}, "measurements": ["ab" * 48]}
+                },
+            },
+            [],
+        ),
+        (["tpm"], {"others": {"tpm": {"aks": ["ab" * 32]}}}, ["whatever its PCRs are"]),
         (["tdx"], {"tdx": {**STRICT_TDX, "permit_debug": True}}, ["tdx.permit_debug"]),
         (["tdx"], {"tdx": {**STRICT_TDX, "tcb_statuses": ["OutOfDate"]}}, ["OutOfDate accepts"]),
         (
