@@ -33,6 +33,7 @@ from tests.support.cluster import (
     ENVOY,
     IMAGE,
     NO_DNS,
+    attempt,
     check_unused,
     delete,
     hosts,
@@ -268,3 +269,120 @@ async def test_pods_crash_are_forced_out_and_outlive_the_kubelet(cluster: str) -
         "get", "events", "-n", "shop", "-o", "jsonpath={range .items[*]}{.reason}{'\\n'}{end}"
     )
     assert "FailedMount" not in events.split()
+
+
+FIRST = """
+import json, os, socket, struct, sys, time
+
+def text(field, value):
+    return bytes([field << 3 | 2, len(value)]) + value
+
+def frame(kind, flags, stream, body):
+    head = struct.pack('>I', len(body))[1:] + bytes([kind, flags])
+    return head + struct.pack('>I', stream) + body
+
+def header(name, value):
+    return bytes([0, len(name)]) + name + bytes([len(value)]) + value
+
+ticks = int(open('/proc/self/stat').read().rsplit(')', 1)[1].split()[19])
+began = ticks / os.sysconf('SC_CLK_TCK')
+kind = b'type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret'
+asked = text(2, text(1, b'crowd')) + text(3, b'default') + text(4, kind)
+path = b'/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets'
+fields = [(b':method', b'POST'), (b':scheme', b'http'), (b':path', path),
+          (b':authority', b'localhost'), (b'content-type', b'application/grpc'),
+          (b'te', b'trailers')]
+hello = b'PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n' + frame(4, 0, 0, b'')
+hello += frame(1, 4, 1, b''.join(header(*each) for each in fields))
+hello += frame(0, 0, 1, b'\\0' + struct.pack('>I', len(asked)) + asked)
+while True:
+    client, got = socket.socket(socket.AF_UNIX), b''
+    try:
+        client.connect('/run/attested-sds/node/sds.sock')
+        client.sendall(hello)
+        while b'BEGIN CERTIFICATE' not in got:
+            more = client.recv(65536)
+            if not more:
+                raise OSError(got[-200:])
+            got += more
+        break
+    except OSError:
+        time.sleep(0.05)
+now = time.clock_gettime(time.CLOCK_BOOTTIME)
+print(json.dumps({'seconds': now - began}), flush=True)
+time.sleep(86400)
+"""
+CROWD = int(os.environ.get("SDS_CROWD", "100"))
+
+
+def crowd(number: int, volumes: str) -> dict[str, Any]:
+    """So many pods, each with an account of its own, that measure their first certificate."""
+    volume: dict[str, Any] = {"hostPath": {"path": "/run/attested-sds/node", "type": "Directory"}}
+    if volumes == "csi":
+        volume = {"csi": {"driver": "csi.attested-sds", "readOnly": True}}
+    mount = {"name": "attested-sds", "mountPath": "/run/attested-sds/node", "readOnly": True}
+    container = {
+        "name": "main",
+        "image": IMAGE,
+        "command": ["python3", "-S", "-c", FIRST],
+        "volumeMounts": [mount],
+    }
+    items: list[dict[str, Any]] = []
+    for each in range(number):
+        named = {"name": f"crowd-{each}", "namespace": "shop", "labels": {"app": volumes}}
+        spec = {
+            "serviceAccountName": f"crowd-{each}",
+            "automountServiceAccountToken": False,
+            "terminationGracePeriodSeconds": 0,
+            "containers": [container],
+            "volumes": [{"name": "attested-sds", **volume}],
+        }
+        items.append({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": named})
+        items.append({"apiVersion": "v1", "kind": "Pod", "metadata": named, "spec": spec})
+    return {"apiVersion": "v1", "kind": "List", "items": items}
+
+
+async def measured(volumes: str) -> list[float]:
+    """Seconds from the start of each pod's process to its first certificate."""
+    words = ["-l", f"app={volumes}", "--tail=1", f"--max-log-requests={CROWD}"]
+    _, out, _ = await attempt("logs", "-n", "shop", *words)
+    return sorted(json.loads(line)["seconds"] for line in out.splitlines() if "seconds" in line)
+
+
+async def test_a_crowd_of_pods_by_csi_is_served_like_one_by_hostpath(tmp_path: Path) -> None:
+    await check_unused("attested-sds", "shop")
+    shutil.copytree(need.ROOT / "deploy", tmp_path / "deploy")
+    tls_keys(tmp_path)
+    everything = system(tmp_path, "csi")
+    agent = tmp_path / "deploy/overlays/plain/config/agent.yaml"
+    agent.write_text(agent.read_text().replace("    lifetime: 30s\n", ""))
+    medians = {}
+    try:
+        await kubectl("apply", "-k", str(everything))
+        await rolled_out(
+            "attested-sds",
+            "sts/attested-sds-root",
+            "deploy/attested-sds-issuer",
+            "ds/attested-sds-agent",
+        )
+        await kubectl("create", "namespace", "shop")
+        for volumes in ("hostpath", "csi"):
+            manifest = tmp_path / "crowd.json"
+            manifest.write_text(json.dumps(crowd(CROWD, volumes)))
+            await kubectl("apply", "-f", str(manifest))
+            found, took = await until(
+                lambda each=volumes: measured(each),  # type: ignore[misc]
+                lambda found: len(found) == CROWD,
+                600,
+            )
+            medians[volumes] = found[len(found) // 2]
+            print(
+                f"{volumes}: {CROWD} pods within {took:.0f} s; from process start to first "
+                f"certificate p50 {medians[volumes]:.2f} s, p99 {found[int(CROWD * 0.99)]:.2f} s, "
+                f"most {found[-1]:.2f} s"
+            )
+            await kubectl("delete", "-f", str(manifest), "--wait=true", seconds=600)
+    finally:
+        await attempt("delete", "namespace", "shop", "--ignore-not-found", "--wait=true")
+        await delete(everything)
+    assert medians["csi"] < 3 * medians["hostpath"]
