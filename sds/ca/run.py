@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.attestation.build import Verification, keyed, make_attester
 from sds.attestation.kubernetes.token import TokenAttester
+from sds.attestation.section import VerificationSection
 from sds.attestation.verifier import EvidenceVerifier
 from sds.authority.attested import AttestedAuthority
 from sds.backoff import QUICK, Retry
@@ -37,6 +38,7 @@ from sds.operations.readiness import Readiness, authority_readiness
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
+from sds.settings.checking import ConfigurationChecks
 from sds.supervision import first_error, supervised
 
 if TYPE_CHECKING:
@@ -193,29 +195,42 @@ def check(config: AuthorityConfig, *, clock: Clock | None = None) -> None:
     """Do everything that a start does before it opens a port, without touching the network.
 
     Raises:
-        SdsError: a file, device or address of the configuration cannot be used.
+        ConfigurationError: files, devices or addresses of the configuration cannot be used; every
+            one is named.
     """
     clock = clock if clock is not None else SystemClock()
-    attester = make_attester(config.attestation)
-    verification = Verification(config.verification, clock=clock)
+    checks = ConfigurationChecks("the configuration cannot be used")
+    attester = upstream = None
+    # Values that can be used stand in for those that cannot, so that the rest is looked at too.
+    verification = Verification(VerificationSection(), clock=clock)
+    with checks.of("attestation"):
+        attester = make_attester(config.attestation)
+    with checks.of("verification"):
+        verification = Verification(config.verification, clock=clock)
     if config.collateral is not None:
-        config.collateral.address()
-    upstream = _upstream_verification(config, clock)
-    files, _, _ = _policy(config, verification, clock, SilentObserver())
-    if files is not None and (why := _no_policy(files.holder)):
-        raise ConfigurationError(f"policy: {files.holder.last_error or why}")
+        with checks.of("collateral"):
+            config.collateral.address()
+    with checks.of("policy"):
+        files, _, _ = _policy(config, verification, clock, SilentObserver())
+        if files is not None and (why := _no_policy(files.holder)):
+            raise ConfigurationError(f"policy: {files.holder.last_error or why}")
     out = config.tls.certificate_out
-    _tls(config, clock, write=False)
+    with checks.of("tls"):
+        _tls(config, clock, write=False)
     if out is not None and not os.access(out.parent, os.W_OK):
-        raise ConfigurationError(f"tls.certificate_out: {out.parent} is not a writable directory")
+        checks.problem("tls.certificate_out", f"{out.parent} is not a writable directory")
     if isinstance(config.signer, OperatorSection):
         folder = config.signer.csr_file.parent
         if not os.access(folder, os.W_OK):
-            raise ConfigurationError(f"signer.csr_file: {folder} is not a writable directory")
+            checks.problem("signer.csr_file", f"{folder} is not a writable directory")
     elif isinstance(config.signer, UpstreamSection):
-        _upstream_client(config.signer, attester, upstream, None, clock)
+        with checks.of("signer"):
+            upstream = _upstream_verification(config, clock)
+            _upstream_client(config.signer, attester, upstream, None, clock)
     if config.kubernetes is not None:
-        check_kubernetes(config.kubernetes)
+        with checks.of("kubernetes"):
+            check_kubernetes(config.kubernetes)
+    checks.raise_all()
 
 
 def _upstream_verification(config: AuthorityConfig, clock: Clock) -> Verification | None:

@@ -153,6 +153,20 @@ def test_a_policy_that_cannot_be_in_force_is_named(
     assert text in checked(site.config("with", identities=[], policy=given))
 
 
+def test_every_problem_is_said_at_once(site: Site) -> None:
+    config = site.config(
+        "ca",
+        verification={"trusted_roots": ["/nope.pem"]},
+        identities=[],
+        policy={"file": "/nope.json", "keys": ["/nope.pub"]},
+        tls={"certificate": "/nope.crt", "key": "/nope.key"},
+    )
+    said = checked(config)
+    for path in ("/nope.pem", "/nope.pub", "/nope.crt"):
+        assert path in said
+    assert "\n" not in said
+
+
 async def test_a_busy_port_is_one_line(site: Site) -> None:
     with socket.create_server(("127.0.0.1", 0)) as busy:
         port = busy.getsockname()[1]
