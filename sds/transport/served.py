@@ -47,9 +47,6 @@ _UNNOTICED_BYTES: Final = 4 * 1024
 _MOST_UNREAD: Final = 1024 * 1024
 """Output that the kernel did not take, from which on nothing more is read: beyond one message it is
 answers to the client's own frames."""
-_IDLE_LOOKS: Final = 4
-"""Times that the loop may tell of something to read, while its job waits, before it is told not
-to."""
 _REFUSALS: Final = frozenset(
     code.value[0]
     for code in grpc.StatusCode
@@ -114,8 +111,6 @@ class ServedConnection:
         """A job is under way; and it has something to look at without reading."""
         self._stuck = False
         """Nothing is read because too much output is unread."""
-        self._idle_looks = 0
-        """How often there was something to read while a job waited."""
         self._loop = asyncio.get_running_loop()
         self.turns = self._turns = Turns.of(self._loop)
         self._calls = Calls(self, self._http2, server, self._turns, self._loop)
@@ -203,13 +198,8 @@ class ServedConnection:
     # --- sds.transport.connected_socket.SocketUser -----------------------------------------------
 
     def readable(self) -> None:
-        if not self._working:
-            self._idle_looks = 0
-            self._start_work()
-            return
-        # It waits for its turn. Not to hear of it again costs more than to hear a few times.
-        self._idle_looks += 1
-        if self._idle_looks >= _IDLE_LOOKS and self._endpoint is not None:
+        self._start_work()
+        if self._working and self._endpoint is not None:  # it waits for its turn
             self._endpoint.pause_reading()
 
     def drained(self) -> None:
