@@ -100,7 +100,7 @@ async def test_the_pages_commands_lead_to_a_sample_under_restricted(checkout: Pa
     program(programs, "kubectl", *KUBECTL)
     if node := shlex.split(os.environ.get("SDS_NODE_SHELL", "")):
         program(programs, "curl", *node, need.tool("curl"))
-    leave = "trap 'kill $(jobs -p) 2>/dev/null' EXIT"
+    leave = "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"
     script = "\n".join(["set -em -o pipefail", leave, *blocks()])
     path = f"{programs}:{os.path.dirname(kustomize)}:{os.environ['PATH']}"  # noqa: PTH120
     status, out, error = await output(
