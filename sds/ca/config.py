@@ -346,9 +346,6 @@ class AuthorityConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        fills = self.verification.fetch is not None
-        if self.collateral is not None and not fills:
-            raise ValueError("collateral: verification.fetch says what this authority could give")
         if (
             self.attestation.kind == "kubernetes-token"
             and isinstance(self.signer, UpstreamSection)

@@ -210,6 +210,11 @@ def check(config: AuthorityConfig, *, clock: Clock | None = None) -> None:
     if config.collateral is not None:
         with checks.of("collateral"):
             config.collateral.address()
+            if config.verification.fetch is None:
+                raise ConfigurationError(
+                    "collateral: this authority fetches nothing that it could give",
+                    advice="set verification.collateral and verification.fetch",
+                )
     with checks.of("policy"):
         files, _, _ = _policy(config, verification, clock, SilentObserver())
         if files is not None and (why := _no_policy(files.holder)):

@@ -19,7 +19,8 @@ from sds.attestation.snp.kds import KdsEndorsements
 from sds.attestation.snp.report import Product, Report
 from sds.ca.collateral import collateral_listener
 from sds.ca.config import AuthorityConfig, CollateralSection
-from sds.errors import EndorsementUnavailableError
+from sds.ca.run import check
+from sds.errors import ConfigurationError, EndorsementUnavailableError
 from sds.operations.metrics.collateral import CollateralCollector
 from sds.pki import certificate_pem
 from tests.support.clock import PatientClock
@@ -221,7 +222,8 @@ async def test_metrics_tell_age_end_and_failures(
 
 
 def test_an_authority_that_fetches_nothing_gives_nothing() -> None:
-    with pytest.raises(ValueError, match=r"verification\.fetch says what"):
-        AuthorityConfig.model_validate(
-            {"trust_domain": "example.org", "collateral": {"listen": "127.0.0.1:0"}}
-        )
+    config = AuthorityConfig.model_validate(
+        {"trust_domain": "example.org", "collateral": {"listen": "127.0.0.1:0"}}
+    )
+    with pytest.raises(ConfigurationError, match="fetches nothing"):
+        check(config)
