@@ -18,7 +18,7 @@ from sds.errors import ConfigurationError, SdsError
 from sds.pki import certificate_pem
 from tests.support import need
 from tests.support.clock import PatientClock
-from tests.support.intel import FMSPC, NOW, Intel
+from tests.support.intel import FMSPC, NOW, Intel, damaged
 from tests.support.machines import crl, simulated
 from tests.support.process import output, sds
 from tests.support.publishers import Publishers
@@ -146,7 +146,7 @@ async def test_an_answer_that_does_not_hold_changes_nothing(
         case "an older list":
             publishers.lists["root"] = intel.crl(intel.root, intel.root_key, number=4)
         case "a damaged list":
-            publishers.lists["root"] = publishers.lists["root"][:-1] + b"\0"
+            publishers.lists["root"] = damaged(publishers.lists["root"])
         case "a stranger's list":
             publishers.lists["root"] = Intel().crl(Intel().tcb, Intel().tcb_key)
         case "an expired list":

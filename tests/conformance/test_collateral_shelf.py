@@ -24,7 +24,7 @@ from sds.errors import ConfigurationError, EndorsementUnavailableError
 from sds.operations.metrics.collateral import CollateralCollector
 from sds.pki import certificate_pem
 from tests.support.clock import PatientClock
-from tests.support.intel import FMSPC, NOW, Intel
+from tests.support.intel import FMSPC, NOW, Intel, damaged
 from tests.support.machines import NOW as AMD_NOW
 from tests.support.machines import crl, simulated
 from tests.support.publishers import Publishers
@@ -183,7 +183,7 @@ async def test_vceks_outlive_a_restart(
             assert (await vcek(url, machine))[0] == machine.certificates[0]
         (kept,) = (tmp_path / "collateral/vcek").glob("*.vcek")
     assert publishers.hits[f"/vcek/v1/Genoa/{machine.chip_id.hex()}"] == 1
-    kept.write_bytes(kept.read_bytes()[:-1] + b"\0")  # damaged: asked for again
+    kept.write_bytes(damaged(kept.read_bytes()))  # damaged: asked for again
     async with authority(publishers, intel, tmp_path) as (url, _):
         await vcek(url, machine)
     assert publishers.hits[f"/vcek/v1/Genoa/{machine.chip_id.hex()}"] == 2

@@ -11,7 +11,7 @@ from cryptography import x509
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.tdx.verifier import TdxVerifier
-from tests.support.intel import FMSPC, NOW, PLATFORM_INSTANCE_ID, PPID, Intel, key, level
+from tests.support.intel import FMSPC, NOW, PLATFORM_INSTANCE_ID, PPID, Intel, damaged, key, level
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -333,7 +333,7 @@ def test_each_issuer_needs_a_current_list_of_its_own(intel: Intel, tmp_path: Pat
             "certificate_revoked",
         ),
         "a delta": (right | {"a.crl": intel.crl(*ca, extension=delta)}, "revocation_list"),
-        "damaged": (right | {"a.crl": right["root.crl"][:-1] + b"\0"}, "revocation_list"),
+        "damaged": (right | {"a.crl": damaged(right["root.crl"])}, "revocation_list"),
         "cut short": (right | {"a.crl": right["pck.crl"][:-9]}, "revocation_list"),
         "bytes after it": (right | {"a.crl": right["pck.crl"] + b"\0"}, "revocation_list"),
         "no list at all": (right | {"a.crl": b"nothing"}, "revocation_list"),

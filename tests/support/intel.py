@@ -38,6 +38,11 @@ def raw_signature(signer: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
+def damaged(content: bytes) -> bytes:
+    """The same with another last byte, whichever it was."""
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 def pck_extension() -> bytes:
     """Intel's extension of a PCK certificate (PCK profile, section 1.3.5)."""
     tcb = (
