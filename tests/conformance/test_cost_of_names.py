@@ -83,8 +83,8 @@ async def until_watched(at: object, streams: int) -> None:
             await asyncio.sleep(0.02)
 
 
-MOST = 2 * SLICE + 20
-"""Of names in one turn: the last slice of one kind of work may meet the first one of the next."""
+MOST = 4 * SLICE
+"""Of names in one turn: taking them in, letting go, looking again and answering each do a slice."""
 
 
 @pytest.mark.parametrize("prefix", ["x", "spiffe://example.org/x", "outbound:"])

@@ -60,8 +60,7 @@ def seconds(prepare: Callable[[], Callable[[], object]], repeats: int = 3) -> fl
     least = float("inf")
     for _ in range(repeats):
         work = prepare()
-        gc.collect()
-        gc.disable()
+        gc.disable()  # and no collection before: it looks at all that other tests left
         try:
             began = time.thread_time()
             work()
