@@ -2,8 +2,8 @@
 
 ``async with running([...]) as process:`` collects every line of stdout and stderr while it runs;
 :meth:`Process.line` waits for one by regular expression, with a deadline. Leaving the block sends
-SIGTERM, then SIGKILL to the whole process group. ``sds(...)`` is the command of this checkout; its
-coverage is measured, because coverage's ``patch = subprocess`` travels in the environment.
+SIGTERM, then SIGKILL to the whole process group. ``sds(...)`` is the command of this checkout;
+``make coverage`` measures its coverage too.
 """
 
 from __future__ import annotations
