@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sds.attestation.snp.simulated import SimulatedMachine
 
 FLEET = int(os.environ.get("SDS_FLEET", "20"))
-"""Agents; figures of docs/attestation.md are of 1,000."""
+"""Agents; `SDS_FLEET` sets another number."""
 
 
 @pytest.fixture(scope="module")
