@@ -7,11 +7,13 @@ behind a SPIFFE ID in its line, so that it can be copied, cut and searched.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
+import signal
 import sys
-import time
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,6 +31,7 @@ from sds.errors import ConfigurationError, SocketError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
+    from types import FrameType
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -65,25 +68,43 @@ def status(path: Path | None, run_dir: Path | None, *, watch: bool, output: str)
     socket = path if path is not None else Path(run_dir or "") / "admin.sock"
     with grpc.insecure_channel(f"unix:{socket.absolute()}") as channel:
         if watch:
-            try:
-                _watch(channel, socket, output)
-            except KeyboardInterrupt:
-                return
+            with _until_interrupted() as interrupted:
+                _watch(channel, socket, output, interrupted)
+            return
         seen = _ask(channel, socket)
         _show(seen, output)
     if not seen.ready:
         raise SystemExit(1)
 
 
-def _watch(channel: grpc.Channel, socket: Path, output: str) -> None:
+@contextlib.contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """Set at the first Ctrl-C; the second one interrupts as usual.
+
+    KeyboardInterrupt is no help here: raised while gRPC cleans up after a call, it is dropped.
+    """
+    interrupted = threading.Event()
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch(channel: grpc.Channel, socket: Path, output: str, interrupted: threading.Event) -> None:
     """Show it again and again; on a terminal in place."""
     if output == "json" or not sys.stdout.isatty():
-        while True:
+        _show(_ask(channel, socket), output)
+        while not interrupted.wait(_WATCH_SECONDS):
             _show(_ask(channel, socket), output)
-            time.sleep(_WATCH_SECONDS)
+        return
     with Live(Group(*lines(_ask(channel, socket))), auto_refresh=False) as live:
-        while True:
-            time.sleep(_WATCH_SECONDS)
+        while not interrupted.wait(_WATCH_SECONDS):
             live.update(Group(*lines(_ask(channel, socket))), refresh=True)
 
 

@@ -147,12 +147,12 @@ def taking(made: Connection, sent: bytes) -> Callable[[], object]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_twice_as_many_frames_cost_twice_as_much(shape: str) -> None:
-    assert_linear(lambda n: taking(connection(FEW), SHAPES[shape](n)), 250)
+    assert_linear(lambda n: taking(connection(FEW), SHAPES[shape](n)), 100)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_frame_costs_the_same_whatever_is_open(shape: str) -> None:
-    sent = SHAPES[shape](250)
+    sent = SHAPES[shape](100)
     assert_same(lambda open_: taking(connection(open_), sent), few=FEW, many=MANY)
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
+import signal
 from typing import TYPE_CHECKING
 
+from click.testing import CliRunner
+
+from sds._proto.sds.agent.v1 import agent_pb2
 from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.agent.admin import encode
+from sds.commands import status as status_command
 from sds.commands.plain import plain
 from sds.commands.status import lines
 from sds.operations.readiness import Readiness
@@ -22,6 +28,8 @@ from sds.operations.state import (
 
 if TYPE_CHECKING:
     from typing import Any
+
+    import pytest
 
 NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
 
@@ -138,3 +146,33 @@ def test_an_envoy_that_asks_an_agent_without_policy_is_told_what_to_do() -> None
     assert any("--no-authorization" in line for line in shown)
     with_policy = text(state(clients=(asking("a", "a1-epoch0-1"),), policy=PolicyState()))
     assert not any("--no-authorization" in line for line in with_policy)
+
+
+class _Cleanup:
+    """Ctrl-C comes while an object is destroyed, where Python drops exceptions, as in gRPC."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1_000):
+            pass  # the handler runs between two instructions
+
+
+def test_watching_ends_also_if_ctrl_c_comes_where_exceptions_are_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[int] = []
+
+    def ask(_channel: object, _socket: object) -> agent_pb2.Status:
+        asked.append(1)
+        if len(asked) == 2:
+            _Cleanup()
+        assert len(asked) < 4, "nobody listened to Ctrl-C"
+        return agent_pb2.Status()
+
+    monkeypatch.setattr(status_command, "_ask", ask)
+    monkeypatch.setattr(status_command, "_WATCH_SECONDS", 0.001)
+    before = signal.getsignal(signal.SIGINT)
+    arguments = ["--socket", "/none.sock", "--watch", "--output", "json"]
+    result = CliRunner().invoke(status_command.status, arguments)
+    assert (result.exit_code, len(asked)) == (0, 2), result.output
+    assert signal.getsignal(signal.SIGINT) is before
