@@ -9,6 +9,7 @@ beyond a window (h2 would raise); nothing is left of a stream that is over.
 from __future__ import annotations
 
 import itertools
+import re
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ import h2.events
 import h2.settings
 from hpack import Decoder, Encoder
 from hpack.exceptions import HPACKError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -318,6 +319,11 @@ def test_what_is_remembered_of_header_blocks_is_what_decoding_says(
             assert decoder.decode(encoder.encode(fields)) == tuple(fields)
 
 
+STRICTER = re.compile("an integer is too long|changes too often")
+"""What our decoder bounds and the library does not."""
+
+
+@example([b"   "])
 @given(st.lists(st.binary(max_size=20), max_size=4))
 def test_a_block_that_cannot_be_decoded_is_refused_again(blocks: list[bytes]) -> None:
     for _ in range(2):
@@ -327,7 +333,9 @@ def test_a_block_that_cannot_be_decoded_is_refused_again(blocks: list[bytes]) ->
             for block in blocks:
                 try:
                     seen.append([(bytes(n), bytes(v)) for n, v in decode(block)])
-                except (Http2Error, HPACKError):
+                except (Http2Error, HPACKError) as error:
+                    if STRICTER.search(str(error)):
+                        return
                     seen.append(None)
                     break
             told.append(seen)
