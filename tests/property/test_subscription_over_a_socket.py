@@ -96,9 +96,10 @@ class Machine(RuleBasedStateMachine):
         assert self.client.has_converged(), (self.client, self.world)
 
     def server_is_busy(self) -> bool:
-        """Whether a request is on its way to it, or a response is being written."""
+        """Whether a request is on its way to it, a name to look at, or a response to write."""
         return self.at.tally.events[Event.REQUEST] < self.sent or any(
-            stream._writing for session in self.at.service.sessions() for stream in session.streams
+            session.has_stale or any(one._writing or one._taking for one in session.streams)
+            for session in self.at.service.sessions()
         )
 
     def understood(self, message: Any) -> Response:
