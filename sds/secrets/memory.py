@@ -12,9 +12,12 @@ import contextlib
 import ctypes
 import mmap
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import SecretWipedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -68,9 +71,13 @@ class SecretBytes:
             ctypes.memset(_address(pages), 0, len(pages))
             pages.close()
 
-    def __del__(self) -> None:
-        """A secret that is dropped without being wiped leaves nothing behind either."""
-        if getattr(self, "_pages", None) is not None and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        """A secret that is dropped without being wiped leaves nothing behind either.
+
+        Args:
+            is_finalizing: kept here because names of the module are gone at the very end.
+        """
+        if getattr(self, "_pages", None) is not None and not is_finalizing():
             self.wipe()  # at the very end ctypes is gone, and the kernel takes the pages
 
     def __repr__(self) -> str:

@@ -99,7 +99,6 @@ async def test_half_a_message_on_a_thousand_streams(site: Site) -> None:
         await asyncio.sleep(1)
         for _ in range(2):
             await honest(number)
-        assert not any(one.done() for one in attacks)  # they went on all the while
         for one in attacks:
             one.cancel()
         await asyncio.gather(*attacks, return_exceptions=True)
