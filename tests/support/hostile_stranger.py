@@ -20,6 +20,8 @@ EXCHANGE = b"/sds.ca.v1.CertificateAuthority/Exchange"
 TLS_KINDS = {"tls", "preface", "pings", "call", "unknown"}
 KINDS = ("silent", "half", "drip", *sorted(TLS_KINDS), "flood")
 PAUSE = 0.02
+ADDRESS = "127.0.0.9"
+"""Another machine's than the agents': of one address, strangers and newcomers share a bound."""
 
 
 def context() -> ssl.SSLContext:
@@ -60,7 +62,9 @@ class Held:
     def __init__(self, port: int, kind: str) -> None:
         self.kind = kind
         self.sent = 0
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self.socket = socket.create_connection(
+            ("127.0.0.1", port), timeout=5, source_address=(ADDRESS, 0)
+        )
         if kind in TLS_KINDS:
             self.socket = context().wrap_socket(self.socket, server_hostname="a")
         first = {"half": HELLO[: len(HELLO) // 2], "call": PREFACE + call(1, EXCHANGE)}
