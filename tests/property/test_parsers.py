@@ -132,7 +132,7 @@ def test_a_changed_sample(parser: Parser, data: st.DataObject) -> None:
 
 # --- cost -----------------------------------------------------------------------------------------
 
-SMALL = 16 * 1024
+SMALL = 8 * 1024
 STEPS = (1, 2, 4, 8)
 FREE_SECONDS = 0.02
 """Processor time of this thread that says nothing about growth."""

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sds.errors import CertificateError, EvidenceError
+from sds.outside import reading
 from sds.pki.chain import load_certificate
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from sds.attestation.tpm.keys import AttestationKey
 
 MAX_PATH: Final = 6
+_WHAT: Final = "a certificate of the endorsement key"
 _SHA256: Final = hashes.SHA256()
 _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 _EK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.1")
@@ -46,7 +48,9 @@ def endorsement_key(der: bytes) -> AttestationKey:
     Raises:
         EvidenceError: ``certificate_malformed``: it cannot be read, or its key cannot be used.
     """
-    key = _read(der).public_key()
+    certificate = _read(der)
+    with reading(_WHAT, EvidenceError, reason="certificate_malformed"):
+        key = certificate.public_key()
     if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         return key
     raise EvidenceError(
@@ -133,7 +137,8 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
-    try:
-        return certificate.extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
+    with reading(_WHAT, EvidenceError, reason="certificate_malformed"):
+        try:
+            return certificate.extensions.get_extension_for_class(kind).value
+        except x509.ExtensionNotFound:
+            return None
