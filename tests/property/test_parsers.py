@@ -193,9 +193,15 @@ def test_cost_is_in_proportion_to_the_input(parser: Parser) -> None:
         )
     for shape, make in grown.items():
         spent = [seconds(parser, make(SMALL * step)) for step in STEPS]
-        last = spent[-1]
         # Twice the input at most about twice the cost; a quadratic parser takes 64 times in all.
-        assert last < max(FREE_SECONDS, 3 * STEPS[-1] * spent[0]), (shape, spent)
+        most = max(FREE_SECONDS, 3 * STEPS[-1] * spent[0])
+        last = spent[-1]
+        for _ in range(4):
+            if last < most:
+                break
+            # What else the machine does only adds: too long is what is too long each time.
+            last = min(last, seconds(parser, make(SMALL * STEPS[-1])))
+        assert last < most, (shape, spent, last)
 
 
 @by_name

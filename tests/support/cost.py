@@ -95,9 +95,8 @@ def assert_linear(make: Callable[[int], Callable[[], object]], size: int) -> Non
     slack = one // 4 + 200
     assert two <= 2 * one + slack, f"{one} lines for {size}, {two} for twice as much"
     assert four <= 4 * one + slack, f"{one} lines for {size}, {four} for four times as much"
-    took = [seconds(lambda times=times: make(size * times)) for times in (1, 2, 4)]  # type: ignore[misc]
     # Quadratic work takes 16 times as long: far from this bound, which caches may reach.
-    assert took[2] <= 8 * max(took[0], _NOISE_SECONDS), f"seconds at n, 2n, 4n: {took}"
+    _assert_within(8, lambda: make(size), lambda: make(4 * size))
 
 
 def assert_same(
@@ -113,5 +112,24 @@ def assert_same(
     """
     alone, crowded = lines(make(few)), lines(make(many))
     assert crowded <= factor * alone + 200, f"{alone} lines beside {few}, {crowded} beside {many}"
-    took = [seconds(lambda count=count: make(count)) for count in (few, many)]  # type: ignore[misc]
-    assert took[1] <= 4 * max(took[0], _NOISE_SECONDS), f"seconds beside {few} and {many}: {took}"
+    _assert_within(4, lambda: make(few), lambda: make(many))
+
+
+def _assert_within(
+    factor: float,
+    small: Callable[[], Callable[[], object]],
+    large: Callable[[], Callable[[], object]],
+) -> None:
+    """The larger work takes at most ``factor`` times the processor time of the smaller.
+
+    Whatever else the machine does only adds to a measurement, so the least of more of them is
+    nearer to the truth: too long is what is too long each time.
+    """
+    least = [float("inf"), float("inf")]
+    for _ in range(5):
+        least = [
+            min(before, seconds(work)) for before, work in zip(least, (small, large), strict=True)
+        ]
+        if least[1] <= factor * max(least[0], _NOISE_SECONDS):
+            return
+    raise AssertionError(f"seconds of the smaller and the larger: {least}")
