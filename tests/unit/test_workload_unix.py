@@ -187,9 +187,10 @@ async def test_a_looker_that_dies_is_replaced(ourselves: Peer, executables: Exec
 
 
 async def test_a_looker_that_hangs_is_killed_and_its_owner_waits(ourselves: Peer) -> None:
-    limits = ExecutableLimits(look_seconds=0.3)
-    hanging = Executables(SystemClock(), limits)
+    patient = ExecutableLimits(look_seconds=30)  # a process starts in it, also on a busy machine
+    hanging = Executables(SystemClock(), patient)
     await hanging.read(ourselves, digest=False)
+    hanging.limits = ExecutableLimits(look_seconds=0.3)
     process = hanging._looking._process
     assert process is not None
     process.send_signal(signal.SIGSTOP)
@@ -197,6 +198,7 @@ async def test_a_looker_that_hangs_is_killed_and_its_owner_waits(ourselves: Peer
         await hanging.read(ourselves, digest=False)
     assert caught.value.reason == "executable_late"
     ourselves.owner = "another"
+    hanging.limits = patient
     assert (await hanging.read(ourselves, digest=False)).path == str(BINARY)
     await hanging.aclose()
     assert process.returncode == -signal.SIGKILL
