@@ -6,7 +6,6 @@ with it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import resource
@@ -19,7 +18,7 @@ import pytest
 from tests.support.machines import crl
 from tests.support.node import Node, chips, free_port, short_folder
 from tests.support.policy_site import Site
-from tests.support.prometheus import SCRAPE_SECONDS, prometheus
+from tests.support.prometheus import prometheus
 from tests.support.xds_client import Sotw, channel
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ async def test_an_authority_that_is_gone_is_told_until_it_is_back(
         await authority.enter_async_context(node.authority(**metrics(ca)))
         await stack.enter_async_context(node.agent(**metrics(agent)))
         gone = {"SdsAuthorityGone", "SdsRenewalLate", "SdsSvidExpiring"}
-        await asyncio.sleep(3 * SCRAPE_SECONDS)
+        await watch.scraped(2)
         await watch.until(silent={*gone, "SdsNotReady", "SdsDown"})
         await authority.aclose()
         await watch.until(firing={"SdsAuthorityGone", "SdsDown"})
@@ -64,7 +63,7 @@ async def test_an_agent_that_ended_is_told(node: Node, tmp_path: Path) -> None:
     agent = free_port()
     async with prometheus(tmp_path, agent) as watch, node.authority():
         async with node.agent(**metrics(agent)) as process:
-            await asyncio.sleep(3 * SCRAPE_SECONDS)
+            await watch.scraped(1)
             await process.kill()
         await watch.until(firing={"SdsDown"})
         await watch.stays("SdsDown")
@@ -81,7 +80,7 @@ async def test_policy_that_is_refused_rolled_back_or_expired(node: Node, tmp_pat
         site.authority(),
         site.agent(**metrics(agent)),
     ):
-        await asyncio.sleep(2 * SCRAPE_SECONDS)
+        await watch.scraped(1)
         await watch.until(silent={"SdsPolicyRefused", "SdsNoPolicy"})
         site.publish(site.signed(1, ("web", "web")), "agent")
         await watch.until(firing={"SdsPolicyRefused"})
@@ -104,7 +103,7 @@ async def test_a_revocation_list_that_is_gone(node: Node, tmp_path: Path) -> Non
         prometheus(tmp_path, ca, agent) as watch,
         node.authority(verification=judged, **metrics(ca)),
     ):
-        await asyncio.sleep(2 * SCRAPE_SECONDS)
+        await watch.scraped(1)
         await watch.until(silent={"SdsVerificationFilesRefused"})
         kept = lists.rename(lists.with_name("kept"))
         await watch.until(firing={"SdsVerificationFilesRefused"})
@@ -127,7 +126,7 @@ async def test_the_first_evidence_that_is_refused(node: Node, tmp_path: Path) ->
             **metrics(ca),
         ),
     ):
-        await asyncio.sleep(3 * SCRAPE_SECONDS)
+        await watch.scraped(1)
         await watch.until(silent={"SdsEvidenceRefused"})
         async with node.agent(ready=False) as agent:
             await agent.line("measurement")

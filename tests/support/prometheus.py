@@ -45,6 +45,23 @@ class Watch:
             if alert["state"] == "firing"
         }
 
+    async def scraped(self, processes: int) -> None:
+        """Wait until Prometheus has read the metrics of so many processes twice or more."""
+        query = f"count(count_over_time(sds_build_info[1h]) >= 2) >= {processes}"
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not await self._result(query):
+                await asyncio.sleep(0.2)
+
+    async def _result(self, query: str) -> list[object]:
+        try:
+            async with self.session.get(
+                f"{self.url}/api/v1/query", params={"query": query}
+            ) as response:
+                body = json.loads(await response.text())
+        except aiohttp.ClientConnectionError:
+            return []
+        return list(body["data"]["result"])
+
     async def until(
         self, *, firing: AbstractSet[str] = frozenset(), silent: AbstractSet[str] = frozenset()
     ) -> None:
