@@ -14,6 +14,7 @@ import h2.connection
 import h2.events
 
 from sds.exchange.wire import EXCHANGE
+from tests.support.hostile_stranger import ADDRESS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -108,7 +109,10 @@ class RawConnection:
 
 @contextlib.asynccontextmanager
 async def raw_connection(port: int) -> AsyncIterator[RawConnection]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls())
+    """From a stranger's address: streams of one address share turns to be read."""
+    reader, writer = await asyncio.open_connection(
+        "127.0.0.1", port, ssl=tls(), local_addr=(ADDRESS, 0)
+    )
     connection = RawConnection(reader, writer)
     connection.http.initiate_connection()
     connection.flush()
