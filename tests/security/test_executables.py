@@ -22,10 +22,11 @@ from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
 from tests.support import need
 from tests.support.front_door import ask, descriptors, front_door, rules, until
+from tests.support.node import enterable_folder
 from tests.support.process import running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -43,12 +44,10 @@ def _root() -> None:
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
+def shared() -> Iterator[Path]:
     """A folder that other users may enter."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    return tmp_path
+    with enterable_folder() as folder:
+        yield folder
 
 
 @contextlib.asynccontextmanager

@@ -10,13 +10,18 @@ import hashlib
 import shutil
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.workload.recognition import Timing
 from tests.support import need
 from tests.support.front_door import front_door, rules, unix, until
+from tests.support.node import enterable_folder
 from tests.support.process import output, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
@@ -32,12 +37,10 @@ def _root() -> None:
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
+def shared() -> Iterator[Path]:
     """A folder that other users may enter."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o011)
-    return tmp_path
+    with enterable_folder() as folder:
+        yield folder
 
 
 @pytest.fixture

@@ -49,6 +49,14 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextlib.contextmanager
+def enterable_folder() -> Iterator[Path]:
+    """A directory that other users may enter: a second run of pytest shuts those of pytest."""
+    with short_folder() as folder:
+        folder.chmod(0o711)
+        yield folder
+
+
 class Node:
     """Files of one authority and one agent under ``folder``."""
 
