@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import Field, StrictBool
 
 from sds.attestation.azure.runtime import RuntimeData, parse_runtime, report_data_of
-from sds.attestation.checks import Checks, Verdict
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
+from sds.attestation.examiner import KindExaminer
 from sds.attestation.foreign import HclBlob, parse_hcl
 from sds.attestation.reference_values import Hex48  # noqa: TC001  pydantic reads annotations
 from sds.attestation.snp.report import Report
@@ -33,6 +33,7 @@ from sds.errors import EvidenceError, EvidenceMalformedError
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from sds.attestation.checks import Checks
     from sds.attestation.evidence import ReportData
     from sds.attestation.kind import Examiner
 
@@ -56,7 +57,7 @@ class AzureValues(PcrValues):
     vm_ids: list[VmId] = Field(default=[])
 
 
-class VtpmVerifier:
+class VtpmVerifier(KindExaminer):
     """Verifies and appraises evidence through a vTPM.
 
     Args:
@@ -69,37 +70,14 @@ class VtpmVerifier:
     def __init__(
         self, kind: EvidenceKind, hardware: EvidenceKind, examiner: Examiner, values: AzureValues
     ) -> None:
-        self._kind = kind
+        super().__init__(kind)
         self._hardware = hardware
         self._examiner = examiner
         self._values = values
 
-    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        return self.examine(evidence, data=data, now=now).claims_or_raise()
-
-    def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:
-        """Run every check that can run.
-
-        Args:
-            evidence: the evidence; the host's certificates of the hardware report are beside it.
-            data: the report data that the vTPM's quote must be bound to; None demands none.
-            now: the time of the verification.
-        """
-        checks = Checks()
-        claims = self._check(checks, evidence, data, now)
-        return Verdict(kind=self._kind, checks=tuple(checks.done), claims=claims)
-
     def _check(
         self, checks: Checks, evidence: Evidence, data: ReportData | None, now: datetime
     ) -> Claims | None:
-        if not checks.add(
-            "kind",
-            "evidence_kind",
-            ok=evidence.kind is self._kind,
-            found=evidence.kind,
-            expected=self._kind,
-        ):
-            return None
         # 1. Layout of the parcel and of the blob (OpenHCL, AttestationReport).
         try:
             parts = unpack(evidence.report)

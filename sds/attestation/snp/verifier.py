@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.checks import Checks, Verdict
 from sds.attestation.evidence import REPORT_DATA_BYTES, Claims, EvidenceKind
+from sds.attestation.examiner import KindExaminer
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.snp.appraisal import Endorsed, appraise_snp
 from sds.attestation.snp.authenticity import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
 
+    from sds.attestation.checks import Checks
     from sds.attestation.evidence import Evidence, ReportData
     from sds.attestation.revocation import RevocationList
 
@@ -46,7 +47,7 @@ _REVOCATION: Final = "not revoked by a current list of the ARK"
 _UNCHECKED: Final = "not checked: no revocation list is given, and the reference values permit that"
 
 
-class SnpVerifier:
+class SnpVerifier(KindExaminer):
     """Verifies and appraises SEV-SNP evidence; keeps chains that held."""
 
     def __init__(
@@ -73,6 +74,7 @@ class SnpVerifier:
         Raises:
             EvidenceError: a configured certificate or list cannot be read.
         """
+        super().__init__(EvidenceKind.SEV_SNP)
         self._values = values or ReferenceValues()
         self._roots: Roots = pinned_roots(trusted_roots=trusted_roots, helpers=certificates)
         given = tuple(read_amd_list(der, issuers=None) for der in revocation_lists)
@@ -82,32 +84,9 @@ class SnpVerifier:
         self._read_leaf = functools.lru_cache(_CACHED_CHAINS)(read_leaf)
         self._link = functools.lru_cache(_CACHED_CHAINS)(self._linked)
 
-    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        return self.examine(evidence, data=data, now=now).claims_or_raise()
-
-    def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:
-        """Run every check that can run, in the order of the documents.
-
-        Args:
-            evidence: the evidence.
-            data: the report data that is demanded; None demands none.
-            now: the time at which certificates and lists must count.
-        """
-        checks = Checks()
-        claims = self._check(checks, evidence, data=data, now=now)
-        return Verdict(kind=EvidenceKind.SEV_SNP, checks=tuple(checks.done), claims=claims)
-
     def _check(
-        self, checks: Checks, evidence: Evidence, *, data: bytes | None, now: datetime
+        self, checks: Checks, evidence: Evidence, data: ReportData | None, now: datetime
     ) -> Claims | None:
-        if not checks.add(
-            "kind",
-            "evidence_kind",
-            ok=evidence.kind is EvidenceKind.SEV_SNP,
-            found=evidence.kind,
-            expected=EvidenceKind.SEV_SNP,
-        ):
-            return None
         # 1. Length (56860, table 23).
         if not checks.add(
             "length",

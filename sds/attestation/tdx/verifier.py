@@ -10,8 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.checks import Checks, Verdict
 from sds.attestation.evidence import Claims, EvidenceKind
+from sds.attestation.examiner import KindExaminer
 from sds.attestation.exchange_key.events import check_exchange_key
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.tdx.appraisal import appraise_platform, appraise_td
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import datetime
 
+    from sds.attestation.checks import Checks
     from sds.attestation.evidence import Evidence, ReportData
     from sds.attestation.tdx.tcb import TcbLevel
 
@@ -47,7 +48,7 @@ _QUOTE: Final = "a TDX quote, v4 or v5"
 _REVOCATION: Final = "a current list of each issuer, and nothing revoked"
 
 
-class TdxVerifier:
+class TdxVerifier(KindExaminer):
     """Verifies and appraises TDX quotes.
 
     Args:
@@ -70,38 +71,16 @@ class TdxVerifier:
         revocation_lists: Iterable[bytes] = (),
         material: Callable[[], Material] | None = None,
     ) -> None:
+        super().__init__(EvidenceKind.TDX)
         self._values = values or ReferenceValues()
         roots = tuple(trusted_roots)
         self._trusted = tuple(map(root_digest, roots))
         lists = tuple((Path("the list"), der) for der in revocation_lists)
         self._material = material or (lambda: material_now(collateral, lists, roots=roots))
 
-    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        return self.examine(evidence, data=data, now=now).claims_or_raise()
-
-    def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:
-        """Run every check that can run, in the order of the documents.
-
-        Args:
-            evidence: the evidence; certificates travel inside the quote.
-            data: the report data that is demanded; None demands none.
-            now: the time at which certificates and collateral must count.
-        """
-        checks = Checks()
-        claims = self._check(checks, evidence, data, now)
-        return Verdict(kind=EvidenceKind.TDX, checks=tuple(checks.done), claims=claims)
-
     def _check(
         self, checks: Checks, evidence: Evidence, data: ReportData | None, now: datetime
     ) -> Claims | None:
-        if not checks.add(
-            "kind",
-            "evidence_kind",
-            ok=evidence.kind is EvidenceKind.TDX,
-            found=evidence.kind,
-            expected=EvidenceKind.TDX,
-        ):
-            return None
         # 1. Layout, version, TEE type, algorithm (DCAP, appendix A.3).
         try:
             quote = parse_quote(evidence.report)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import Field, field_validator
 
-from sds.attestation.checks import Checks, Verdict
 from sds.attestation.evidence import Claims, EvidenceKind
+from sds.attestation.examiner import KindExaminer
 from sds.attestation.pem import der_certificates
 from sds.attestation.tpm.challenge import credential_for, proves
 from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_endorsement
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from sds.attestation.checks import Checks
     from sds.attestation.evidence import Evidence, ReportData
     from sds.attestation.tpm.keys import AttestationKey
 
@@ -71,7 +72,7 @@ class TpmValues(PcrValues):
         )
 
 
-class TpmVerifier:
+class TpmVerifier(KindExaminer):
     """Verifies and appraises a TPM's evidence.
 
     Args:
@@ -79,32 +80,13 @@ class TpmVerifier:
     """
 
     def __init__(self, values: TpmValues) -> None:
+        super().__init__(EvidenceKind(KIND))
         self._values = values
         self._roots = values.roots
-
-    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        return self.examine(evidence, data=data, now=now).claims_or_raise()
-
-    def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:
-        """Run every check that can run.
-
-        Args:
-            evidence: the evidence; endorsement certificate and issuers are beside it.
-            data: the report data that the quote must be bound to; None demands none.
-            now: the time of the verification.
-        """
-        checks = Checks()
-        claims = self._check(checks, evidence, data, now)
-        return Verdict(kind=KIND, checks=tuple(checks.done), claims=claims)
 
     def _check(
         self, checks: Checks, evidence: Evidence, data: ReportData | None, now: datetime
     ) -> Claims | None:
-        kind = EvidenceKind(KIND)
-        if not checks.add(
-            "kind", "evidence_kind", ok=evidence.kind is kind, found=evidence.kind, expected=kind
-        ):
-            return None
         # 1. Layout; the key may attest (Part 1, section 25.1.4).
         try:
             parts = unpack(evidence.report)
@@ -132,7 +114,7 @@ class TpmVerifier:
         digest = hashlib.sha256(public.raw).hexdigest()
         endorsed = self._check_owner(checks, evidence, parts, public=public, now=now)
         return Claims(
-            kind=kind,
+            kind=self._kind,
             measurement=digest,
             simulated=False,
             attributes={
