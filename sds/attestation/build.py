@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sds.attestation.evidence import EvidenceKind
@@ -23,6 +22,7 @@ from sds.attestation.files import FollowedFiles, Places
 from sds.attestation.kind import Demands
 from sds.attestation.pem import der_certificates
 from sds.attestation.registry import KINDS, kind_module
+from sds.attestation.tpm.device import RESOURCE_MANAGER
 from sds.attestation.tpm.register import PcrRegister
 from sds.attestation.verifier import EvidenceVerifier
 from sds.clock import SystemClock
@@ -31,6 +31,7 @@ from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from pathlib import Path
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.attestation.exchange_key.holding import Register
@@ -216,7 +217,7 @@ def _register(section: AttestationSection, key: ExchangeKeySection) -> tuple[Reg
     """The register that a section names, and its name for people."""
     if key.pcr is None:
         return MeasurementRegister(key.runtime_register), str(key.runtime_register)
-    device = section.tpm_device or Path("/dev/tpmrm0")
+    device = section.tpm_device or RESOURCE_MANAGER
     return PcrRegister(device, key.pcr), f"PCR {key.pcr} of {device}"
 
 

@@ -21,7 +21,7 @@ from urllib.parse import unquote_to_bytes
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from sds.attestation.later import LATER, retry_after
+from sds.attestation.answers import LATER, read_body, retry_after
 from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.chain import amd_certificates
@@ -242,9 +242,7 @@ class Fetcher:
         """An answer, or None and the seconds to wait."""
         try:
             async with session.get(url, allow_redirects=False) as got:
-                body = await got.content.read(_SIZE_LIMIT + 1)
-                while len(body) <= _SIZE_LIMIT and not got.content.at_eof():
-                    body += await got.content.read(_SIZE_LIMIT + 1)
+                body = await read_body(got, _SIZE_LIMIT)
                 headers = dict(got.headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
@@ -271,10 +269,7 @@ def asker(url: str) -> Callable[[str], Awaitable[tuple[int, bytes]]]:
                 aiohttp.ClientSession(timeout=timeout) as session,
                 session.get(f"{url}{path}", allow_redirects=False) as got,
             ):
-                body = b""
-                while len(body) <= _SIZE_LIMIT and not got.content.at_eof():
-                    body += await got.content.read(_SIZE_LIMIT + 1)
-                return got.status, body[: _SIZE_LIMIT + 1]
+                return got.status, await read_body(got, _SIZE_LIMIT)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
 

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, quote
 
 from sds import threads
-from sds.attestation.later import LATER
+from sds.attestation.answers import AFTER_FAILURE, LATER
 from sds.attestation.snp.chain import amd_certificates, link, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.leaf import read_leaf
 from sds.attestation.snp.report import Tcb
 from sds.attestation.snp.sources import vcek_target
-from sds.backoff import Backoff, uniform
+from sds.backoff import uniform
 from sds.errors import EvidenceError
 from sds.files import read_file, replace_file
 from sds.pki import certificate_pem
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 4
 """What a caller is told to wait for while its VCEK is asked for."""
-AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
 MAX_WAITING: Final = 256
 MAX_KEPT: Final = 20_000
 _MAX_DER: Final = 16 * 1024
@@ -156,12 +155,13 @@ class CollateralShelf:
         failures = 0
         while True:
             target = await self._wanted.get()
-            if target not in self._kept:
-                failures = 0 if await self._fetch(target) else failures + 1
-                pause = AFTER_FAILURE.seconds(failures, draw=uniform()) if failures else 0.0
+            if target in self._kept:  # it was loaded after somebody asked for it
                 self._waiting.discard(target)
-                await self._clock.sleep(max(self._spacing, pause))
+                continue
+            failures = 0 if await self._fetch(target) else failures + 1
             self._waiting.discard(target)
+            pause = AFTER_FAILURE.seconds(failures, draw=uniform()) if failures else 0.0
+            await self._clock.sleep(max(self._spacing, pause))
 
     async def _fetch(self, target: str) -> bool:
         """Whether the publisher answered, be it with a certificate or without."""

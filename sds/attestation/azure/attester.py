@@ -8,7 +8,6 @@ names; nothing blocks the event loop; the number of attempts is bounded.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
@@ -21,7 +20,7 @@ from sds.attestation.snp.endorsements import endorsements_of
 from sds.attestation.snp.report import Report
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK
-from sds.attestation.tpm.device import open_tpm
+from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
 from sds.attestation.tpm.parcel import Piece, pack, parts_of
 from sds.attestation.tpm.quote import SignedQuote, check_quote, qualifying_data
 from sds.backoff import Backoff, uniform
@@ -30,6 +29,7 @@ from sds.errors import EndorsementUnavailableError, EvidenceError, EvidenceUnava
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from sds.attestation.evidence import ReportData
     from sds.attestation.section import AttestationSection
@@ -40,7 +40,6 @@ NV_INDEX: Final = 0x0140_0001
 """Where the paravisor keeps its blob (OpenHCL, TPM_NV_INDEX_ATTESTATION_REPORT)."""
 KEY: Final = 0x8100_0003
 """The attestation key's persistent handle (OpenHCL, TPM_AZURE_AIK_HANDLE)."""
-DEVICE: Final = Path("/dev/tpmrm0")
 ATTEMPTS: Final = 6
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 
@@ -144,7 +143,7 @@ def azure_attester(section: AttestationSection, kind: EvidenceKind) -> VtpmAttes
     service = MetadataService(section.metadata_server, clock)
     return VtpmAttester(
         kind,
-        device=section.tpm_device or DEVICE,
+        device=section.tpm_device or RESOURCE_MANAGER,
         service=service,
         sources=endorsements_of(section, clock, host=service),
         clock=clock,

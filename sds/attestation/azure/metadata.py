@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
+from sds.attestation.answers import read_body
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.sources import fits_report
 from sds.backoff import Backoff, uniform
@@ -113,9 +114,7 @@ class MetadataService:
                     method, what, json=document, headers={"Metadata": "true"}, allow_redirects=False
                 ) as answer,
             ):
-                content = await answer.content.read(_MAX_ANSWER_BYTES + 1)
-                while len(content) <= _MAX_ANSWER_BYTES and not answer.content.at_eof():
-                    content += await answer.content.read(_MAX_ANSWER_BYTES + 1)
+                content = await read_body(answer, _MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EndorsementUnavailableError(f"{what} does not answer: {error!r}") from error
         if answer.status in _LATER:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from sds.attestation.later import LATER, retry_after
+from sds.attestation.answers import AFTER_FAILURE, LATER, read_body, retry_after
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.report import (
     CPUID_VERSION,
@@ -23,7 +23,7 @@ from sds.attestation.snp.report import (
     product_of_cpuid,
 )
 from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report, vcek_target
-from sds.backoff import Backoff, uniform
+from sds.backoff import uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ ATTEMPTS: Final = 4
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
 """The longest Retry-After that is waited for; a longer one ends the attempt, and is kept to."""
-AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
 TIMEOUT_SECONDS: Final = 10.0
 
 
@@ -133,9 +132,7 @@ class KdsEndorsements:
         what = f"{self._url}{path.partition('?')[0]}"
         try:
             async with session.get(f"{self._url}{path}", allow_redirects=False) as answer:
-                content = await answer.content.read(MAX_ANSWER_BYTES + 1)
-                while len(content) <= MAX_ANSWER_BYTES and not answer.content.at_eof():
-                    content += await answer.content.read(MAX_ANSWER_BYTES + 1)
+                content = await read_body(answer, MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise EndorsementUnavailableError(f"{what} does not answer: {error!r}") from error
         if answer.status in LATER:

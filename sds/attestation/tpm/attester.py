@@ -7,7 +7,6 @@ attestation key is the same at every start, because its template and the TPM's s
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
@@ -16,7 +15,7 @@ from sds.attestation.pem import der_certificates
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK
 from sds.attestation.tpm.challenge import split_credential
-from sds.attestation.tpm.device import open_tpm
+from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
 from sds.attestation.tpm.parcel import Piece, pack, parts_of
 from sds.attestation.tpm.quote import qualifying_data
 from sds.backoff import Backoff, uniform
@@ -25,12 +24,13 @@ from sds.errors import EvidenceError, EvidenceUnavailableError
 from sds.files import read_file
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sds.attestation.evidence import ReportData
     from sds.attestation.section import AttestationSection
     from sds.attestation.tpm.device import Tpm
     from sds.clock import Clock
 
-DEVICE: Final = Path("/dev/tpmrm0")
 ATTEMPTS: Final = 6
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
 _MAX_CERTIFICATE_FILE: Final = 64 * 1024
@@ -149,5 +149,5 @@ def _endorsement(tpm: Tpm) -> tuple[bytes, bytes]:
 def tpm_attester(section: AttestationSection) -> TpmAttester:
     """The attester that a section describes; nothing is opened yet."""
     return TpmAttester(
-        section.tpm_device or DEVICE, SystemClock(), certificates=section.certificates
+        section.tpm_device or RESOURCE_MANAGER, SystemClock(), certificates=section.certificates
     )

@@ -15,6 +15,7 @@ import stat
 import struct
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from sds.attestation.tpm.wire import TpmReader, sized
@@ -22,9 +23,10 @@ from sds.errors import EvidenceError, EvidenceUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from types import TracebackType
 
+RESOURCE_MANAGER: Final = Path("/dev/tpmrm0")
+"""The device that is used where the configuration names none."""
 _HEADER: Final = struct.Struct(">HII")
 _NO_SESSIONS: Final = 0x8001
 _SESSIONS: Final = 0x8002
