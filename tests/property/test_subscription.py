@@ -74,7 +74,7 @@ class Machine(RuleBasedStateMachine):
 
     def deliver(self, request: Request) -> None:
         if self.delta:
-            outcome = self.core.receive(
+            outcomes = self.core.outcomes(
                 DeltaRequest(
                     request.subscribe,
                     request.unsubscribe,
@@ -84,7 +84,9 @@ class Machine(RuleBasedStateMachine):
                 )
             )
         else:
-            outcome = self.core.receive(SotwRequest(request.names, request.nonce, request.error))
+            outcomes = self.core.outcomes(SotwRequest(request.names, request.nonce, request.error))
+        outcome, *rest = outcomes
+        assert not any(one.acked or one.nacked for one in rest)  # answers come with the first
         assert bool(outcome.nacked) <= (request.error is not None)
         assert not (outcome.acked and outcome.nacked)
         for receipt in outcome.acked:
@@ -95,7 +97,7 @@ class Machine(RuleBasedStateMachine):
         while True:
             nonce = f"n{next(self.nonces)}"
             answer = self.core.respond(WorldView(self.world), nonce, self.most)
-            if answer is not None and answer.has_content:
+            if answer is not None and (answer.resources or answer.removed):
                 resources = {one.receipt.name: one.receipt.version for one in answer.resources}
                 assert len(resources) == len(answer.resources) <= self.most
                 self.client.queue.append(Response(nonce, resources, tuple(answer.removed)))

@@ -64,7 +64,7 @@ def one_input(data: bytes) -> None:
         assert len(sotw.request.names) <= MAX_NAMES
         subscription: SotwSubscription[Thing] = SotwSubscription()
         for nonce in ("n1", "n2"):
-            subscription.receive(sotw.request)
+            list(subscription.outcomes(sotw.request))
             subscription.respond(View(), nonce)
         assert len(subscription) <= MAX_NAMES
     try:
@@ -75,7 +75,7 @@ def one_input(data: bytes) -> None:
         assert len(delta.request.initial_versions) <= MAX_NAMES
         deltas: DeltaSubscription[Thing] = DeltaSubscription()
         for nonce in ("n1", "n2"):
-            deltas.receive(delta.request)
+            list(deltas.outcomes(delta.request))
             deltas.respond(View(), nonce)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from sds.serving.slices import sliced
-from sds.serving.subscription.messages import Outcome, R, merged
+from sds.serving.subscription.messages import Outcome, R
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ class DeltaSubscription(Subscription[R]):
     _TELLS_REMOVALS: ClassVar[bool] = True
 
     __slots__ = ()
-
-    def receive(self, request: DeltaRequest) -> Outcome:
-        """Take one request."""
-        return merged(self.outcomes(request))
 
     def outcomes(self, request: DeltaRequest) -> Iterator[Outcome]:
         """Take one request in slices; book each before the next, and take no other meanwhile."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Mapping
 
     from sds.secrets.store import ResourceKey, Version
 
@@ -114,15 +114,6 @@ class Outcome:
     dropped: tuple[str, ...] = ()
 
 
-def merged(outcomes: Iterable[Outcome]) -> Outcome:
-    """What the slices of one request meant together; answers come with the first."""
-    first, *others = outcomes
-    for one in others:
-        first.added += one.added
-        first.dropped += one.dropped
-    return first
-
-
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[R]):
     """What to send now.
@@ -138,11 +129,6 @@ class Answer(Generic[R]):
     removed: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     held: list[Receipt] = field(default_factory=list)
-
-    @property
-    def has_content(self) -> bool:
-        """Whether there is anything to put on the wire."""
-        return bool(self.resources or self.removed)
 
 
 class Watched(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sds.serving.slices import sliced
-from sds.serving.subscription.messages import Outcome, R, merged
+from sds.serving.subscription.messages import Outcome, R
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ class SotwSubscription(Subscription[R]):
         """The client has named a resource on this stream: an empty list is not a wildcard now."""
         self._client_nonce = ""
         """The nonce that the client has taken last."""
-
-    def receive(self, request: SotwRequest) -> Outcome:
-        """Take one request."""
-        return merged(self.outcomes(request))
 
     def outcomes(self, request: SotwRequest) -> Iterator[Outcome]:
         """Take one request in slices; book each before the next, and take no other meanwhile."""
