@@ -18,7 +18,14 @@ from sds.agent.csi import csi_driver
 from sds.agent.node_settings import CsiSettings
 from sds.csi.volume import EPHEMERAL, POD_UID
 from sds.workload import front_door as door_module
-from tests.support.front_door import ask, descriptors, front_door, rules, unix, until
+from tests.support.front_door import (
+    ask,
+    descriptors,
+    front_door,
+    nothing_stays_open,
+    rules,
+    unix,
+)
 from tests.support.node import short_folder
 
 if TYPE_CHECKING:
@@ -212,7 +219,7 @@ async def test_250_pods_come_and_go_and_nothing_is_left(
         for uid in uids:
             await kubelet.unpublish(uid)
         assert driver.volumes == 0
-        await until(lambda: descriptors() <= before)
+        await nothing_stays_open(before)
     assert not list(kubelet.root.glob("pods/*/volumes/*/*/mount"))
 
 

@@ -18,7 +18,16 @@ from sds.workload.facts import Facts
 from sds.workload.front_door import DoorLimits
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
-from tests.support.front_door import ask, descriptors, follow, front_door, rules, unix, until
+from tests.support.front_door import (
+    ask,
+    descriptors,
+    follow,
+    front_door,
+    nothing_stays_open,
+    rules,
+    unix,
+    until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -244,7 +253,7 @@ async def test_nothing_is_left_when_callers_leave_in_every_way(tmp_path: Path) -
             client.close()
         await ask(door.path)
         await until(lambda: not door.door.connections)
-        await until(lambda: descriptors() <= before)
+        await nothing_stays_open(before)
 
 
 async def test_cancelling_the_door_ends_every_connection_and_releases_everything(

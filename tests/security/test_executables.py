@@ -21,7 +21,7 @@ from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.recognition import Timing
 from sds.workload.unix import UnixAttestor
 from tests.support import need
-from tests.support.front_door import ask, descriptors, front_door, rules, until
+from tests.support.front_door import ask, descriptors, front_door, nothing_stays_open, rules, until
 from tests.support.node import enterable_folder
 from tests.support.process import running
 
@@ -95,7 +95,7 @@ async def test_an_executable_that_its_user_serves(tmp_path: Path, behaviour: str
             await process.line("is refused")
         assert statistics.median(waited) < FAST.hold / 2  # each look at it would take that long
         await until(lambda: not door.door.connections)
-        assert descriptors() == before
+        await nothing_stays_open(before)
 
 
 async def test_no_name_of_a_mount_point_makes_fuse_look_like_a_disk(tmp_path: Path) -> None:

@@ -22,7 +22,16 @@ from sds.workload.proc import pod_roots
 from sds.workload.recognition import Timing
 from tests.support import need
 from tests.support.cgroups import group, hierarchies
-from tests.support.front_door import Door, ask, descriptors, front_door, rules, unix, until
+from tests.support.front_door import (
+    Door,
+    ask,
+    descriptors,
+    front_door,
+    nothing_stays_open,
+    rules,
+    unix,
+    until,
+)
 from tests.support.process import output
 
 if TYPE_CHECKING:
@@ -65,7 +74,7 @@ async def hostile(door: Door, kind: str, count: int, *, join: Path | None = None
 async def test_ten_thousand_hostile_connections_leave_nothing(door: Door) -> None:
     assert await ask(door.path) == R0
     await until(lambda: not door.door.connections)
-    before = descriptors(), len(asyncio.all_tasks())
+    before, tasks = descriptors(), len(asyncio.all_tasks())
     for kind, count in (
         ("close", 4000),
         ("preface", 3000),
@@ -76,7 +85,8 @@ async def test_ten_thousand_hostile_connections_leave_nothing(door: Door) -> Non
         await hostile(door, kind, count)
         assert await ask(door.path) == R0, kind
     await until(lambda: not door.door.connections)
-    assert (descriptors(), len(asyncio.all_tasks())) == before
+    await nothing_stays_open(before)
+    assert len(asyncio.all_tasks()) == tasks
 
 
 @pytest.mark.root
@@ -91,7 +101,7 @@ async def test_a_control_group_whose_name_is_not_utf8(door: Door) -> None:
         await hostile(door, "preface", 500, join=procs)
     assert await ask(door.path) == R0
     await until(lambda: not door.door.connections)
-    assert descriptors() == before
+    await nothing_stays_open(before)
 
 
 class Broken:
@@ -141,7 +151,7 @@ async def test_whatever_is_raised_about_one_caller_ends_nothing(
             with pytest.raises(Exception, match="could not be recognised"):
                 await ask(door.path)
         await until(lambda: not door.door.connections)
-        assert descriptors() == before
+        await nothing_stays_open(before)
         assert not door.keeper.log
 
 
@@ -179,5 +189,5 @@ async def test_a_fault_in_any_step_of_a_connection_ends_that_one(
         monkeypatch.undo()
         assert await ask(door.path) == R0
         await until(lambda: not door.door.connections)
-        assert descriptors() == before
+        await nothing_stays_open(before)
         assert faults.counts()["connection"] >= faulty + 3

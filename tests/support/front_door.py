@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from sds.workload.recognition import Recogniser, Rules, Timing
 from sds.workload.unix import UnixAttestor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
     from sds.workload.cgroup import PodRoots
     from sds.workload.entitlement import Entitlement
@@ -190,10 +191,27 @@ def follow(channel: grpc.aio.Channel) -> grpc.aio.UnaryStreamCall[bytes, bytes]:
     return call(b"")
 
 
-def descriptors() -> int:
-    """How many file descriptors this process has open, without what waits for a collection."""
+def descriptors() -> Counter[str]:
+    """What this process has open, without what waits for a collection: how many of each target.
+
+    A socket or a pipe is a target of its own, so a closed one never hides an open one.
+    """
     gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
+    return Counter(_targets())
+
+
+def _targets() -> Iterator[str]:
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the descriptor that lists the folder
+            yield str(descriptor.readlink())
+
+
+async def nothing_stays_open(before: Counter[str]) -> None:
+    """Wait until nothing is open that was not open before; what was may be closed since.
+
+    gRPC closes the sockets of a client's channel a while after the channel.
+    """
+    await until(lambda: not descriptors() - before)
 
 
 async def until(condition: Callable[[], object], *, seconds: float = 10.0) -> None:
