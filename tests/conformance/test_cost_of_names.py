@@ -56,6 +56,7 @@ async def watch(client: RawClient, at: object, streams: int, prefix: str = "x") 
         await asyncio.to_thread(ask, client, some(stream, prefix))
 
 
+@pytest.mark.no_cover
 async def test_what_a_name_costs_is_counted(tmp_path: Path) -> None:
     async with serving(tmp_path, options=ServingOptions(limits=_RAISED)) as at:
         with connected(at.socket) as client:

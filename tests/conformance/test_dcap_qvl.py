@@ -129,6 +129,7 @@ def mutant(quote: bytes, source: random.Random) -> tuple[str, bytes]:
     return f"{name}: {change} at {at}", bytes(raw)
 
 
+@pytest.mark.no_cover
 def test_mutants() -> None:
     source = random.Random(SEED)
     names = [name for name, right in TDX.items() if right.reason == "accepted"]

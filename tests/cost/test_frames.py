@@ -23,9 +23,6 @@ from tests.support.fuzz_target import messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Processor time is counted: what traces lines for coverage would count too.
-pytestmark = pytest.mark.no_cover
-
 LIMITS = ConnectionLimits(concurrent_streams=10_000, frames_per_second=1e9, frame_burst=1 << 40)
 BLOCK = bytes.fromhex("838684410130")  # POST, http, /, :authority 0
 FEW, MANY = 10, 2_000

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Processor time is counted: what traces lines for coverage would count too.
-pytestmark = pytest.mark.no_cover
-
 MOST = 3.0
 """Times what a fixed piece of Python takes on this machine at this time, which is about 10 ms on a
 quiet one (``reference_seconds``)."""

@@ -20,9 +20,6 @@ from tests.support.parsers import NOT_PARSERS, PARSERS, ROOMS, Parser
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# Processor time is counted: what traces lines for coverage would count too.
-pytestmark = pytest.mark.no_cover
-
 QUIET = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 by_name = pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.name)
 

@@ -38,6 +38,7 @@ def refuser(name: str) -> tuple[Evidence, Callable[[bytes, tuple[bytes, ...]], s
     return good, reason
 
 
+@pytest.mark.no_cover
 def test_every_bit_of_a_report_counts() -> None:
     good, reason = refuser("genoa-v3")
     seen: dict[str, int] = {}
@@ -62,6 +63,7 @@ def test_every_bit_of_a_report_counts() -> None:
     } <= seen.keys()
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", ["genoa-v3", "turin-v5", "milan-v3-vlek-vmpl1"])
 def test_every_byte_of_every_certificate_counts(name: str) -> None:
     good, reason = refuser(name)

@@ -400,6 +400,7 @@ def test_a_version_that_is_too_new_says_what_to_upgrade() -> None:
         assert advice in verdict.error.advice
 
 
+@pytest.mark.no_cover
 def test_every_byte_of_a_revocation_list_counts() -> None:
     root, machine = simulated(), simulated().machine()
     good = crl(root, 7)
