@@ -1,0 +1,22 @@
+"""What holds for whole folders of tests.
+
+Coverage is measured where one test runs one piece of the program. The folders below run the same
+lines thousands of times (properties, costs, mutants), or start the program as another process:
+there the measurement tells nothing new and takes half of the time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+UNMEASURED = ("cost", "e2e", "property")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave the tests of these folders out of the coverage."""
+    for item in items:
+        if item.path.relative_to(FOLDER).parts[0] in UNMEASURED:
+            item.add_marker(pytest.mark.no_cover)
