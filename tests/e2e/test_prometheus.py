@@ -23,6 +23,7 @@ from sds.demo.node import simulated_node
 from tests.support import need
 from tests.support.envoy import running_envoy
 from tests.support.process import PATIENCE_SECONDS, running
+from tests.support.prometheus import until_ready
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,11 +108,8 @@ def filled(expression: str) -> str:
 
 
 async def ask(session: aiohttp.ClientSession, url: str, **parameters: str) -> Any:
-    try:
-        async with session.get(url, params=parameters) as response:
-            body = json.loads(await response.text())
-    except aiohttp.ClientConnectionError:
-        return None  # not up yet
+    async with session.get(url, params=parameters) as response:
+        body = json.loads(await response.text())
     assert body["status"] == "success", (parameters, body)
     return body["data"]
 
@@ -126,13 +124,14 @@ async def test_every_query_of_the_dashboard_returns_data(tmp_path: Path) -> None
         prometheus(tmp_path, at) as url,
         aiohttp.ClientSession() as session,
     ):
+        await until_ready(session, url)
         missing = set(wanted)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while missing:
                     for expression in sorted(missing):
                         data = await ask(session, f"{url}/api/v1/query", query=expression)
-                        if data and data["result"]:
+                        if data["result"]:
                             missing.discard(expression)
                     await asyncio.sleep(0.3)
         assert not missing

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -34,11 +36,8 @@ class Watch:
     url: str
 
     async def firing(self) -> set[str]:
-        try:
-            async with self.session.get(f"{self.url}/api/v1/alerts") as response:
-                body = json.loads(await response.text())
-        except aiohttp.ClientConnectionError:
-            return set()
+        async with self.session.get(f"{self.url}/api/v1/alerts") as response:
+            body = json.loads(await response.text())
         return {
             alert["labels"]["alertname"]
             for alert in body["data"]["alerts"]
@@ -53,13 +52,10 @@ class Watch:
                 await asyncio.sleep(0.2)
 
     async def _result(self, query: str) -> list[object]:
-        try:
-            async with self.session.get(
-                f"{self.url}/api/v1/query", params={"query": query}
-            ) as response:
-                body = json.loads(await response.text())
-        except aiohttp.ClientConnectionError:
-            return []
+        async with self.session.get(
+            f"{self.url}/api/v1/query", params={"query": query}
+        ) as response:
+            body = json.loads(await response.text())
         return list(body["data"]["result"])
 
     async def until(
@@ -80,6 +76,17 @@ class Watch:
         while asyncio.get_running_loop().time() < end:
             assert set(names) <= await self.firing()
             await asyncio.sleep(0.3)
+
+
+async def until_ready(session: aiohttp.ClientSession, url: str) -> None:
+    """Wait until Prometheus can answer: it listens before, and says 503 until then."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            with contextlib.suppress(aiohttp.ClientConnectionError):
+                async with session.get(f"{url}/-/ready") as response:
+                    if response.status == HTTPStatus.OK:
+                        return
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -125,4 +132,6 @@ async def prometheus(
         f"--web.listen-address=127.0.0.1:{port}",
     ]
     async with running(command, name="prometheus"), aiohttp.ClientSession() as session:
-        yield Watch(session=session, url=f"http://127.0.0.1:{port}")
+        url = f"http://127.0.0.1:{port}"
+        await until_ready(session, url)
+        yield Watch(session=session, url=url)
