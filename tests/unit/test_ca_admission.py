@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.ca.admission import Crowd, ReadingTurns, owner_of
+from tests.support import virtual_time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+
+LEASE = 0.05
+
+
+def in_virtual_time(test: Callable[[], Coroutine[None, None, None]]) -> Callable[[], None]:
+    """How busy the machine is decides about no lease."""
+
+    @functools.wraps(test)
+    def run() -> None:
+        virtual_time.run(test())
+
+    return run
 
 
 @dataclass(eq=False)
 class Caller:
     owner: str = "192.0.2.1"
-    lease: float = 0.05
+    lease: float = LEASE
     ended: bool = False
 
     def end(self) -> None:
@@ -52,6 +71,7 @@ def test_the_oldest_of_the_owner_with_the_most_makes_room() -> None:
     assert flood[3].ended
 
 
+@in_virtual_time
 async def test_few_are_read_at_once_and_a_silent_one_gives_way_to_one_that_waits() -> None:
     turns = ReadingTurns(2)
     reading: list[Caller] = []
@@ -68,7 +88,7 @@ async def test_few_are_read_at_once_and_a_silent_one_gives_way_to_one_that_waits
     async with asyncio.TaskGroup() as tasks:
         for caller in silent:
             tasks.create_task(read(caller))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(LEASE / 2)
         assert len(reading) == 2
         newest = Caller()
         tasks.create_task(read(newest))
@@ -84,6 +104,7 @@ async def test_few_are_read_at_once_and_a_silent_one_gives_way_to_one_that_waits
             caller.end()
 
 
+@in_virtual_time
 async def test_nobody_is_told_to_go_while_nobody_waits() -> None:
     turns = ReadingTurns(2)
     first, second = Caller(), Caller()
@@ -93,6 +114,7 @@ async def test_nobody_is_told_to_go_while_nobody_waits() -> None:
     assert not second.ended
 
 
+@in_virtual_time
 async def test_the_owner_that_reads_least_is_next_and_the_one_that_reads_most_gives_way() -> None:
     turns = ReadingTurns(2)
     greedy = [Caller("192.0.2.66") for _ in range(5)]
@@ -123,6 +145,7 @@ async def test_the_owner_that_reads_least_is_next_and_the_one_that_reads_most_gi
             caller.end()
 
 
+@in_virtual_time
 async def test_a_caller_that_leaves_while_it_waits_costs_nobody_a_turn() -> None:
     turns = ReadingTurns(1)
     first, gone, last = Caller(), Caller(), Caller()
