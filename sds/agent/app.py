@@ -29,7 +29,9 @@ from sds.operations.health import health_listener
 from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
 from sds.operations.notify import STOPPING, notify, readiness_notifier
+from sds.serving.workload_api import WorkloadApi
 from sds.supervision import first_error, supervised
+from sds.workload.connected import entitlement_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -146,9 +148,16 @@ async def running_agent(
             refresh = functools.partial(service.refresh, trust_changed=False)
             rotate = functools.partial(tickets.run, refresh)
             running.append(group.create_task(supervised("session tickets", rotate, clock=clock)))
-        sockets = await stack.enter_async_context(_workload_sockets(config, service, owners))
+        api = WorkloadApi(store, entitlement_of, unsent=service.unsent)
+        sockets = await stack.enter_async_context(_workload_sockets(config, service, api, owners))
         node = build.node_socket(
-            config, service=service, rotating=rotation, store=store, clock=clock, owners=owners
+            config,
+            service=service,
+            api=api,
+            rotating=rotation,
+            store=store,
+            clock=clock,
+            owners=owners,
         )
         if policy is not None:
             policy.follow(
@@ -205,10 +214,10 @@ async def running_agent(
             group.create_task(supervised("health", health.run, clock=clock)),
             group.create_task(supervised("garbage collector", owners.collect(clock), clock=clock)),
         ]
-        stack.callback(service.close)
-        guard_run = functools.partial(guard.run, health.look_again)
-        guarding = group.create_task(supervised("socket guard", guard_run, clock=clock))
-        stack.callback(guarding.cancel)  # before our own sockets are closed
+        stack.callback(_drain, service, api)
+        # The guard ends before our own sockets are closed.
+        look = functools.partial(guard.run, health.look_again)
+        stack.callback(group.create_task(supervised("socket guard", look, clock=clock)).cancel)
         for listener in (
             metrics_listener(config.metrics, instruments),
             bundle_listener(config.federation.serve, store, config.trust_domain),
@@ -266,6 +275,12 @@ def raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _drain(service: SecretService, api: WorkloadApi) -> None:
+    """Tell all streams, before their sockets are closed."""
+    api.drain()
+    service.close()
+
+
 def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
@@ -273,7 +288,7 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 @contextlib.asynccontextmanager
 async def _workload_sockets(
-    config: AgentConfig, service: SecretService, owners: Owners
+    config: AgentConfig, service: SecretService, api: WorkloadApi, owners: Owners
 ) -> AsyncIterator[tuple[WorkloadListening, ...]]:
     opened: list[WorkloadListening] = []
     sockets = config.sockets
@@ -282,7 +297,7 @@ async def _workload_sockets(
     try:
         for workload in config.sockets_of_their_own:
             opened.append(  # noqa: PERF401  closed below
-                await listen_for(workload, config, service, owners)
+                await listen_for(workload, config, service, api, owners)
             )
         yield tuple(opened)
     finally:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.operations.instruments import AgentInstruments
     from sds.secrets.store import SecretStore
+    from sds.serving.workload_api import WorkloadApi
 
 _RETRY_BEFORE: Final = 0.05
 """Part of the shortest lifetime that connecting to one address may take."""
@@ -236,6 +237,7 @@ def node_socket(
     config: AgentConfig,
     *,
     service: SecretService,
+    api: WorkloadApi,
     rotating: Rotation,
     store: SecretStore,
     clock: Clock,
@@ -254,6 +256,7 @@ def node_socket(
         config,
         config.node,
         service=service,
+        api=api,
         rotation=rotating,
         store=store,
         clock=clock,

@@ -13,6 +13,7 @@ from sds.agent.node_socket import NodeSocket
 from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
+from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
 from sds.workload import whoami
 from sds.workload.connected import entitlement_of
 from sds.workload.gate import Gate
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import SecretStore
     from sds.serving.service import SecretService
+    from sds.serving.workload_api import WorkloadApi
     from sds.transport.budget import Budgets
     from sds.transport.server import Server
 
@@ -33,6 +35,7 @@ _SERVICES: Final = (
     ADS_SERVICE,
     CSDS_SERVICE,
     HEALTH_SERVICE,
+    WORKLOAD_API_SERVICE,
     whoami.SERVICE,
 )
 _EVERYBODY: Final = 0o666
@@ -43,6 +46,7 @@ def make_node_socket(
     settings: NodeSettings,
     *,
     service: SecretService,
+    api: WorkloadApi,
     rotation: Rotation,
     store: SecretStore,
     clock: Clock,
@@ -62,14 +66,15 @@ def make_node_socket(
         listener=listening(path, _EVERYBODY),
         rotation=rotation,
         store=store,
-        server=lambda: _server(service, budgets),
+        server=lambda: _server(service, api, budgets),
         clock=clock,
     )
 
 
-async def _server(service: SecretService, budgets: Budgets) -> Server:
+async def _server(service: SecretService, api: WorkloadApi, budgets: Budgets) -> Server:
     status = ClientStatus(service, entitlement_of)
-    handlers = (*service.handlers(entitlement_of), *status.handlers())
+    mine = whoami.WhoamiService().handler()
+    handlers = (*service.handlers(entitlement_of), *status.handlers(), api.handler(), mine)
     server = make_server(service.options.limits, handlers, budgets=budgets)
     server.gate = Gate(service.refused)
     # The door is open: whose certificate is there yet differs from caller to caller.

@@ -14,17 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.agent.csi import csi_driver
-from sds.serving.workload_api import WorkloadApi
 from sds.supervision import supervised
 from sds.workload.ahead import AheadLimits, Foresees, MintingAhead
 from sds.workload.attestors import ATTESTORS, NodeContext, attestor_kind
-from sds.workload.connected import entitlement_of
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.front_door import DoorLimits, FrontDoor
 from sds.workload.proc import pod_roots
 from sds.workload.recognition import Recogniser, Timing
-from sds.workload.whoami import WhoamiService
 
 if TYPE_CHECKING:
     import socket
@@ -150,7 +147,6 @@ class NodeSocket:
         self._rotation = rotation
         self.ahead: MintingAhead | None = None
         """Mints for pods that may ask, once the socket is open; None without the setting."""
-        self._store = store
         self._make_server = server
         self._clock = clock
         self._directory = directory
@@ -205,7 +201,7 @@ class NodeSocket:
                     connections_per_owner=self._settings.connections_per_owner,
                 ),
             )
-            server = await self._served()
+            server = await self._make_server()
             async with contextlib.AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 running = tasks.create_task(door.run(server), name="front door")
@@ -247,12 +243,6 @@ class NodeSocket:
         )
         recogniser.when_wanted(self.ahead.wanted)
         return self.ahead
-
-    async def _served(self) -> Server:
-        server = await self._make_server()
-        api = WorkloadApi(self._store, entitlement_of)
-        server.add_generic_rpc_handlers((api.handler(), WhoamiService().handler()))
-        return server
 
     @contextlib.asynccontextmanager
     async def _opened(self) -> AsyncIterator[Sequence[Attestor]]:

@@ -23,6 +23,7 @@ from sds.serving.server import (
     add_reflection,
     make_server,
 )
+from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from sds.agent.owners import Owners
     from sds.agent.sections import WorkloadSection
     from sds.serving.service import SecretService
+    from sds.serving.workload_api import WorkloadApi
     from sds.transport.server import Server
 
 _WORKLOAD_SERVICES: Final = (
@@ -45,6 +47,7 @@ _WORKLOAD_SERVICES: Final = (
     ADS_SERVICE,
     CSDS_SERVICE,
     HEALTH_SERVICE,
+    WORKLOAD_API_SERVICE,
     whoami.SERVICE,
 )
 _OURS_ALONE: Final = 0o600
@@ -87,14 +90,19 @@ class WorkloadListening:
 
 
 async def listen_for(
-    workload: WorkloadSection, config: AgentConfig, service: SecretService, owners: Owners
+    workload: WorkloadSection,
+    config: AgentConfig,
+    service: SecretService,
+    api: WorkloadApi,
+    owners: Owners,
 ) -> WorkloadListening:
     """Open a workload's socket, in :attr:`AgentConfig.workloads_directory`, which exists.
 
     Args:
         workload: whose.
         config: the agent's.
-        service: what is served.
+        service: what is served to Envoys.
+        api: what is served to other programs.
         owners: who connects, and what each may use.
 
     Raises:
@@ -115,7 +123,8 @@ async def listen_for(
     def handlers() -> tuple[grpc.GenericRpcHandler, ...]:
         status = ClientStatus(service, entitlement_of)
         mine = whoami.WhoamiService().handler()
-        return (*service.handlers(entitlement_of), *status.handlers(), mine)
+        envoys = service.handlers(entitlement_of)
+        return (*envoys, *status.handlers(), api.handler(), mine)
 
     def prepare(server: Server) -> None:
         server.add_generic_rpc_handlers(handlers())

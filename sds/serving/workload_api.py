@@ -1,4 +1,4 @@
-"""The SPIFFE Workload API, for programs that live without an Envoy.
+"""The SPIFFE Workload API, for programs that speak mTLS without an Envoy.
 
 Owns the streams FetchX509SVID and FetchX509Bundles. Invariants: the header
 ``workload.spiffe.io: true`` is required (a browser or a proxy fooled into a request cannot send
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import grpc
 
 from sds._proto.spiffe.workload import workload_pb2
-from sds.errors import WorkloadError
+from sds.errors import SdsError, WorkloadError
 from sds.identity import Identity
-from sds.serving.unsent import UnsentSecrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from sds.identity import TrustDomain
     from sds.secrets.store import Change, ResourceKey, SecretStore, Version
+    from sds.serving.unsent import UnsentSecrets
     from sds.workload.entitlement import Caller, Entitlement
 
 SERVICE: Final = "SpiffeWorkloadAPI"
@@ -57,13 +57,30 @@ class _Answer:
 
 
 class WorkloadApi:
-    """Serves the two streams; see the module."""
+    """Serves the two streams; see the module. One serves all sockets of an agent.
 
-    def __init__(self, store: SecretStore, entitlements: CallerEntitlements) -> None:
-        """``entitlements`` decides who callers are; ``store`` has what they get."""
+    Args:
+        store: has what callers get.
+        entitlements: decides who they are.
+        unsent: resets connections that leave retired secrets unread.
+    """
+
+    def __init__(
+        self, store: SecretStore, entitlements: CallerEntitlements, *, unsent: UnsentSecrets
+    ) -> None:
         self._store = store
         self._entitlements = entitlements
-        self._unsent = UnsentSecrets(store)
+        self._unsent = unsent
+        self._waiting: set[asyncio.Event] = set()
+        self._draining: SdsError | None = None
+
+    def drain(self) -> None:
+        """End all streams with UNAVAILABLE; new ones are refused the same way."""
+        self._draining = SdsError(
+            "this agent is going down", reason="draining", advice="connect again"
+        )
+        for changed in self._waiting:
+            changed.set()
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler for a ``grpc.aio`` server."""
@@ -106,6 +123,8 @@ class WorkloadApi:
         except WorkloadError as error:
             error.__traceback__ = None  # it may outlive the call; the call's frames must not
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        if self._draining is not None:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(self._draining))
 
     async def _follow(
         self,
@@ -113,12 +132,13 @@ class WorkloadApi:
         build: Callable[[Caller], _Answer | None],
         context: _Context,
     ) -> None:
-        """Send each answer that differs from the one before, until the entitlement ends.
+        """Send each answer that differs from the one before, until the agent drains.
 
         Raises:
-            WorkloadError: it ended.
+            WorkloadError: the entitlement ended.
         """
         changed = asyncio.Event()
+        self._waiting.add(changed)
         sent: tuple[tuple[ResourceKey, Version], ...] | None = None
         subscription = self._store.open_subscription()
         stops = (
@@ -126,7 +146,7 @@ class WorkloadApi:
             entitlement.listen(changed.set),
         )
         try:
-            while True:
+            while self._draining is None:
                 changed.clear()
                 if entitlement.ended is not None:
                     raise entitlement.ended
@@ -149,6 +169,7 @@ class WorkloadApi:
         finally:
             for stop in stops:
                 stop()
+            self._waiting.discard(changed)
             self._store.close_subscription(subscription)
 
     def _svids(self, caller: Caller) -> _Answer | None:

@@ -94,10 +94,8 @@ class Node:
 async def node(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
     store, counted = SecretStore(), Counted()
     service = SecretService(store, observer=counted, clock=SystemClock())
-    server = await _server(service, Budgets())
-    server.add_generic_rpc_handlers(
-        (WorkloadApi(store, entitlement_of).handler(), whoami.WhoamiService().handler())
-    )
+    api = WorkloadApi(store, entitlement_of, unsent=service.unsent)
+    server = await _server(service, api, Budgets())
     attestors = unix()
     recogniser = Recogniser(
         attestors=attestors, rules=rules(request.param), keeper=Keeper(), timing=FAST
@@ -141,7 +139,7 @@ async def test_a_recognised_caller_has_health_reflection_and_a_plain_answer(node
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", REFLECT
     )
     services = reflection_pb2.ServerReflectionResponse.FromString(listed).list_services_response
-    assert whoami.SERVICE in {each.name for each in services.service}
+    assert {whoami.SERVICE, "SpiffeWorkloadAPI"} <= {each.name for each in services.service}
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await node.answers("/no.such.Service/Method")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+import yaml
 from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_der_private_key
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sds._proto.spiffe.workload import workload_pb2
+from sds.agent.config import AgentConfig
+from sds.agent.directory import make_directory
+from sds.agent.owners import Owners
+from sds.agent.sockets import close, listen_for
 from sds.cli import main
+from sds.clock import SystemClock
 from sds.identity import parse_trust_domain
 from sds.secrets.store import SecretStore
+from sds.serving.service import SecretService
+from sds.serving.unsent import UnsentSecrets
 from sds.serving.workload_api import WorkloadApi
+from sds.settings import yamlfile
 from sds.workload.connected import entitlement_of
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
@@ -76,7 +86,7 @@ async def served(folder: Path, mapping: Rules, timing: Timing = FAST) -> AsyncIt
             rules=mapping,
             timing=timing,
             more=lambda _: (
-                WorkloadApi(store, entitlement_of).handler(),
+                WorkloadApi(store, entitlement_of, unsent=UnsentSecrets(store)).handler(),
                 WhoamiService().handler(),
             ),
         ) as door,
@@ -204,3 +214,66 @@ def test_whoami_where_nobody_listens(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["whoami", "--socket", str(tmp_path / "none.sock")])
     assert result.exit_code == 1
     assert "is the agent running" in result.stderr
+
+
+async def services(channel: grpc.aio.Channel) -> set[str]:
+    """What the reflection of a server lists."""
+    call: Any = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
+    await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    answer = await call.read()
+    call.cancel()
+    return {each.name for each in answer.list_services_response.service}
+
+
+@pytest.mark.parametrize("kind", ["own", "grpc"])
+async def test_a_workloads_own_socket_serves_it_until_the_agent_drains(
+    kind: str, tmp_path: Path
+) -> None:
+    settings = tmp_path / "agent.yaml"
+    settings.write_text(
+        yaml.safe_dump(
+            {
+                "trust_domain": "example.org",
+                "run_dir": str(tmp_path / "run"),
+                "transport": kind,
+                "authority": {"addresses": ["127.0.0.1:8443"]},
+                "attestation": {"kind": "sev-snp"},
+                "verification": {"reference_values": {"measurements": ["ab" * 48]}},
+                "workloads": [
+                    {"name": "web", "spiffe_id": "spiffe://example.org/web"},
+                    {"name": "api", "spiffe_id": "spiffe://example.org/api"},
+                ],
+            }
+        )
+    )
+    config = yamlfile.load_file(settings, AgentConfig)
+    make_directory(config.run_dir, 0o700)
+    make_directory(config.workloads_directory, 0o700)
+    store, signer = SecretStore(), root(TRUST_DOMAIN)
+    store.put_bundle(TRUST_DOMAIN, [signer.der])
+    web, api = (one.identity() for one in config.workloads)
+    store.put_svid(mint(signer, api))
+    with contextlib.closing(SecretService(store, clock=SystemClock())) as service:
+        served = WorkloadApi(store, entitlement_of, unsent=service.unsent)
+        owners = Owners(config.node, config.budgets)
+        opened = await listen_for(config.workloads[0], config, service, served, owners)
+        async with grpc.aio.insecure_channel(f"unix:{opened.path}") as channel:
+            call: Any = channel.unary_stream(
+                "/SpiffeWorkloadAPI/FetchX509SVID",
+                request_serializer=workload_pb2.X509SVIDRequest.SerializeToString,
+                response_deserializer=workload_pb2.X509SVIDResponse.FromString,
+            )
+            stream = call(workload_pb2.X509SVIDRequest(), metadata=HEADER)
+            for _ in range(2):
+                fresh = mint(signer, web)
+                store.put_svid(fresh)
+                (svid,) = (await stream.read()).svids
+                assert (svid.spiffe_id, svid.x509_svid) == (str(web.spiffe_id), fresh.chain[0])
+            assert "SpiffeWorkloadAPI" in await services(channel)
+            served.drain()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream.read()
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            with pytest.raises(grpc.aio.AioRpcError, match="going down"):
+                await call(workload_pb2.X509SVIDRequest(), metadata=HEADER).read()
+        await close(opened.listening, grace_seconds=0)

@@ -11,6 +11,7 @@ import pytest
 from spiffe import X509Source
 
 from sds.secrets.store import SecretStore
+from sds.serving.unsent import UnsentSecrets
 from sds.serving.workload_api import WorkloadApi
 from sds.workload.connected import entitlement_of
 from sds.workload.recognition import Timing
@@ -60,7 +61,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Node]:
         attestors=unix(),
         rules=rules({"unix:uid": str(os.geteuid())}),
         timing=Timing(),
-        more=lambda _: (WorkloadApi(store, entitlement_of).handler(),),
+        more=lambda _: (WorkloadApi(store, entitlement_of, unsent=UnsentSecrets(store)).handler(),),
     ) as door:
         yield Node(door, store)
 
