@@ -251,12 +251,13 @@ async def test_a_workloads_own_socket_serves_it_until_the_agent_drains(
     make_directory(config.workloads_directory, 0o700)
     store, signer = SecretStore(), root(TRUST_DOMAIN)
     store.put_bundle(TRUST_DOMAIN, [signer.der])
-    web, api = (one.identity() for one in config.workloads)
+    own = config.sockets_of_their_own[0]
+    web, api = config.identities()
     store.put_svid(mint(signer, api))
     with contextlib.closing(SecretService(store, clock=SystemClock())) as service:
         served = WorkloadApi(store, entitlement_of, unsent=service.unsent)
         owners = Owners(config.node, config.budgets)
-        opened = await listen_for(config.workloads[0], config, service, served, owners)
+        opened = await listen_for(own, config, service, served, owners)
         async with grpc.aio.insecure_channel(f"unix:{opened.path}") as channel:
             call: Any = channel.unary_stream(
                 "/SpiffeWorkloadAPI/FetchX509SVID",
