@@ -35,7 +35,6 @@ def _collected() -> Iterator[None]:
     only_when_told()
     yield
     gc.set_threshold(*before)
-    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("_collected")

@@ -64,17 +64,17 @@ def test_every_bit_of_a_report_counts() -> None:
 
 
 @pytest.mark.no_cover
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["leaf", "second", "third"])
 @pytest.mark.parametrize("name", ["genoa-v3", "turin-v5", "milan-v3-vlek-vmpl1"])
-def test_every_byte_of_every_certificate_counts(name: str) -> None:
+def test_every_byte_of_every_certificate_counts(name: str, place: int) -> None:
     good, reason = refuser(name)
-    for place, der in enumerate(good.certificates[:3]):
-        for index in range(len(der)):
-            mutant = bytearray(der)
-            mutant[index] ^= 1 << index % 8
-            changed = list(good.certificates)
-            changed[place] = bytes(mutant)
-            found = reason(good.report, tuple(changed))
-            assert found != "accepted", f"certificate {place}, byte {index}"
+    changed = list(good.certificates)
+    mutant = bytearray(changed[place])
+    for index, byte in enumerate(good.certificates[place]):
+        mutant[index] = byte ^ (1 << index % 8)
+        changed[place] = bytes(mutant)
+        assert reason(good.report, tuple(changed)) != "accepted", f"byte {index}"
+        mutant[index] = byte
 
 
 @pytest.mark.parametrize("name", ["genoa-v3", "turin-v5"])
