@@ -10,7 +10,13 @@ import asyncio
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOK_SECONDS: Final = 30.0
+"""How late :func:`sleep_while` notices that a clock moved by itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,3 +65,28 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """Wait that many seconds of monotonic time."""
         await asyncio.sleep(max(0.0, seconds))
+
+
+async def sleep_while(
+    clock: Clock, left: Callable[[Instant], float], *, look_seconds: float = LOOK_SECONDS
+) -> None:
+    """Wait until nothing is left; a clock that is set and a suspension count.
+
+    A sleep measures monotonic time, which stands still while a guest is suspended and knows nothing
+    of the wall clock. Whatever waits for minutes or more asks the clocks again meanwhile.
+
+    Args:
+        clock: time.
+        left: seconds that are left at that moment, by the clock that it chooses; 0 or less: done.
+        look_seconds: the longest sleep between two looks at the clocks.
+    """
+    while (seconds := left(clock.now())) > 0:
+        await clock.sleep(min(seconds, look_seconds))
+
+
+async def sleep_boottime(
+    clock: Clock, seconds: float, *, look_seconds: float = LOOK_SECONDS
+) -> None:
+    """Wait that many seconds of boot time: time in which the machine is suspended counts."""
+    until = clock.now().boottime + seconds
+    await sleep_while(clock, lambda now: until - now.boottime, look_seconds=look_seconds)

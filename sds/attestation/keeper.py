@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sds.backoff import Backoff, uniform
+from sds.clock import sleep_boottime
 from sds.errors import SdsError
 
 if TYPE_CHECKING:
@@ -79,7 +80,10 @@ class CollateralKeeper:
     async def run(self) -> None:
         """Fetch now, and again whenever it is time, until cancelled."""
         while True:
-            await self._clock.sleep((await self.once()).total_seconds())
+            pause = await self.once()
+            await sleep_boottime(
+                self._clock, pause.total_seconds(), look_seconds=SOONEST.total_seconds()
+            )
 
     async def once(self) -> timedelta:
         """Fetch now. Returns how long to wait until the next time; a failure is logged."""

@@ -62,7 +62,8 @@ class Signer:
         chain: DER, the issuing certificate first, then intermediates, no root (except that a
             self-signed issuing certificate is the root).
         root: DER of the root.
-        not_after: the earliest not-after of chain and root.
+        not_before: the latest not-before of chain and root.
+        not_after: the earliest not-after of them.
         path_length: how many levels of CAs may be below it; None for any number.
         key_id: SHA-256 of the issuing key's SubjectPublicKeyInfo.
         identifier: the authority key identifier of what it signs.
@@ -74,6 +75,7 @@ class Signer:
     certificate: x509.Certificate = field(repr=False)
     chain: tuple[bytes, ...] = field(repr=False)
     root: bytes = field(repr=False)
+    not_before: datetime
     not_after: datetime
     path_length: int | None
     key_id: bytes
@@ -104,6 +106,7 @@ def make_signer(
         certificate=issuing,
         chain=chain,
         root=root,
+        not_before=max(certificate.not_valid_before_utc for certificate in certificates),
         not_after=min(certificate.not_valid_after_utc for certificate in certificates),
         path_length=min(lengths, default=None),
         key_id=spki_sha256(key.public_key()),

@@ -9,6 +9,7 @@ leaves the signer of before at work and is tried again.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds import threads
 from sds.backoff import QUICK, Backoff, Retry
 from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
+from sds.clock import sleep_while
 from sds.errors import CertificateError, RefusedError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.files import read_file
@@ -41,13 +43,15 @@ if TYPE_CHECKING:
 
     from sds.authority.port import Authority
     from sds.ca.issuer import Signer
-    from sds.clock import Clock
+    from sds.clock import Clock, Instant
     from sds.pki import PrivateKey
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_BYTES: Final = 1024 * 1024
 _RENEW_AT: Final = 0.5
-"""Part of the remaining life after which the signer is renewed."""
+"""Part of the time from receipt to its end after which the signer is renewed."""
+_LEAST_SECONDS: Final = 1.0
+"""Between two signers, however little is left of the authority above."""
 HOPELESS_SIGNER: Final = Backoff(first=1.0, longest=30.0)
 """Somebody has to change something at the authority above; when that is done, soon is soon."""
 
@@ -66,7 +70,8 @@ class SigningState:
         """The signer of now.
 
         Raises:
-            RefusedError: ``authority_not_ready``: none was activated, or it has ended.
+            RefusedError: ``authority_not_ready``: none was activated, it has ended, or it is not
+                valid yet (it was made while the clock was ahead).
         """
         if self._signer is None:
             raise RefusedError(
@@ -77,12 +82,19 @@ class SigningState:
                 f"the authority's own certificate ended at {self._signer.not_after.isoformat()}",
                 reason="authority_not_ready",
             )
+        if self._signer.not_before > self._clock.now().wall:
+            raise RefusedError(
+                "the authority's own certificate is valid from "
+                f"{self._signer.not_before.isoformat()}: the clock was set back",
+                reason="authority_not_ready",
+            )
         return self._signer
 
     @property
     def able(self) -> bool:
-        """Whether something can be signed now: a signer is there and has not ended."""
-        return self._signer is not None and self._signer.not_after > self._clock.now().wall
+        """Whether something can be signed now: a signer is there and is valid."""
+        signer = self._signer
+        return signer is not None and signer.not_before <= self._clock.now().wall < signer.not_after
 
     def not_after(self) -> datetime | None:
         """The end of the signer's chain; None before there is one."""
@@ -265,7 +277,7 @@ class FromOperator:
 
     @staticmethod
     def _certificates(path: Path) -> tuple[bytes, ...]:
-        return certificates_from_pem(read_file(path, max_bytes=_MAX_BYTES))
+        return certificates_from_pem(read_file(path, max_bytes=_MAX_BYTES), what=str(path))
 
     def _anchors(self, roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """The roots, where every verifier can end a chain in each of them.
@@ -327,8 +339,43 @@ async def keep_signing(
             await retry.pause(helps=error.retriable)
             continue
         retry.succeeded()
-        if new and signing.ready.is_set():
-            await clock.sleep(settle.total_seconds())
+        received = clock.now()
+        if new:
+            await _settle(signing, clock, until=received.monotonic + settle.total_seconds())
         signing.activate(signer)
-        left = signer.not_after - clock.now().wall
-        await clock.sleep(left.total_seconds() * _RENEW_AT)
+        await clock.sleep(_LEAST_SECONDS)
+        await sleep_while(clock, functools.partial(renewal_in, signer, received))
+
+
+async def _settle(signing: SigningState, clock: Clock, *, until: float) -> None:
+    """Wait until the new root is known, or what signs now can sign no longer.
+
+    Agents ask while this machine runs, so that suspension does not count: ``until`` is monotonic.
+    """
+
+    def left(now: Instant) -> float:
+        end = signing.not_after()
+        if end is None or not signing.able:
+            return 0.0
+        return min(until - now.monotonic, (end - now.wall).total_seconds())
+
+    await sleep_while(clock, left)
+
+
+def renewal_in(signer: Signer, received: Instant, now: Instant) -> float:
+    """Seconds until a signer is renewed, by the clock that says less; 0 or less: now.
+
+    Args:
+        signer: which.
+        received: when it came.
+        now: the time. Wall time may have been set since then, forward or back, and monotonic time
+            stands still while the machine is suspended.
+    """
+    if now.wall < signer.not_before:
+        return 0.0  # it came while the clock was ahead: nobody else takes it
+    whole = (signer.not_after - received.wall).total_seconds()
+    age = max(
+        (now.wall - received.wall).total_seconds(),
+        now.boottime - received.boottime,
+    )
+    return whole * _RENEW_AT - age

@@ -85,7 +85,7 @@ def usable_root(der: bytes, what: str) -> bytes:
 
 
 def _from_pem(content: bytes, where: str) -> tuple[bytes, ...]:
-    roots = certificates_from_pem(content)
+    roots = certificates_from_pem(content, what=where)
     return _bounded(
         (usable_root(der, f"root {number} of {where}") for number, der in enumerate(roots, 1)),
         where,

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.backoff import Backoff
+from sds.clock import sleep_boottime
 from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
@@ -188,7 +189,7 @@ class Federation:
             else:
                 failures, hint = 0, bundle.refresh_hint
             wait = next_wait(source, hint=hint, failures=failures, jitter=self._random.random())
-            await self._clock.sleep(wait.total_seconds())
+            await sleep_boottime(self._clock, wait.total_seconds())
 
     def _failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
         self._observer.failed(trust_domain, error)

@@ -58,7 +58,8 @@ class VerifiedChain:
         serial: the leaf's serial number.
         not_before: the leaf's, aware, UTC.
         not_after: the leaf's, aware, UTC.
-        valid_until: the earliest not-after of the whole path, root included: aware, UTC.
+        valid_from: the latest not-before of the whole path, root included: aware, UTC.
+        valid_until: the earliest not-after of it.
         key_id: SHA-256 of the leaf's SubjectPublicKeyInfo, lower-case hex.
         root: SHA-256 of the DER of the root under which it is valid, lower-case hex.
     """
@@ -67,6 +68,7 @@ class VerifiedChain:
     serial: int
     not_before: datetime
     not_after: datetime
+    valid_from: datetime
     valid_until: datetime
     key_id: str
     root: str
@@ -136,6 +138,7 @@ def verify_svid_chain(
         serial=leaf.serial_number,
         not_before=leaf.not_valid_before_utc,
         not_after=leaf.not_valid_after_utc,
+        valid_from=max(certificate.not_valid_before_utc for certificate in path),
         valid_until=min(certificate.not_valid_after_utc for certificate in path),
         key_id=spki_sha256(public_key).hex(),
         root=_fingerprint(path[-1]),

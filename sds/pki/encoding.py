@@ -36,16 +36,16 @@ def certificate_pem(certificates: Iterable[bytes]) -> bytes:
     return "".join(blocks).encode()
 
 
-def certificates_from_pem(pem: bytes) -> tuple[bytes, ...]:
-    """Every certificate of a PEM text as DER, in order.
+def certificates_from_pem(pem: bytes, *, what: str = "the PEM text") -> tuple[bytes, ...]:
+    """Every certificate of a PEM text as DER, in order; ``what`` names it in errors.
 
     Raises:
         CertificateError: ``certificate_malformed``: there is none, or one cannot be parsed.
     """
-    blocks = pem_blocks(pem, label=CERTIFICATE)
+    blocks = pem_blocks(pem, label=CERTIFICATE, what=what)
     for der in blocks:
         with reading(
-            "the PEM text has a certificate that cannot be parsed",
+            f"{what} has a certificate that cannot be parsed",
             CertificateError,
             reason="certificate_malformed",
         ):

@@ -60,7 +60,6 @@ class PolicyHolder:
         self._ended = False
         self._woken = asyncio.Event()
         self._last_error: PolicyError | None = None
-        self._retry_at: datetime | None = None
 
     # --- what is in force -----------------------------------------------------------------------
 
@@ -93,11 +92,6 @@ class PolicyHolder:
         """Why the last offer was not (wholly) good, or None if it was."""
         return self._last_error
 
-    @property
-    def retry_at(self) -> datetime | None:
-        """When a policy that is not valid yet can be offered again."""
-        return self._retry_at
-
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` whenever what is in force changed, until the result is called.
 
@@ -128,7 +122,6 @@ class PolicyHolder:
         """
         outcome = self._take(document, origin, most_bytes=MOST_OFFERED_BYTES)
         self._last_error = outcome.refusal
-        self._retry_at = outcome.retry_at
         if outcome.refusal is not None:
             self._say_refused(outcome.refusal, document, origin)
         return outcome
@@ -221,12 +214,13 @@ class PolicyHolder:
             now = self._clock.now().wall
             policy = self._state.policy
             wait = _LONGEST_SLEEP
-            if policy is not None and not self._ended:
-                left = (policy.not_after - now).total_seconds()
+            left = 0.0 if policy is None else (policy.not_after - now).total_seconds()
+            if policy is not None and left <= 0 and not self._ended:
+                self._end(policy)
+            elif policy is not None and left > 0:
+                if self._ended:
+                    self._resume(policy, now)
                 whole = (policy.not_after - policy.not_before).total_seconds()
-                if left <= 0:
-                    self._end(policy)
-                    continue
                 if left < whole * _WARN_BEFORE_END and announced != policy.epoch.digest:
                     announced = policy.epoch.digest
                     _LOGGER.warning(
@@ -259,6 +253,19 @@ class PolicyHolder:
             policy.epoch.number,
             policy.not_after.isoformat(),
             extra={"policy_epoch": policy.epoch.number, "reason": "policy_expired"},
+        )
+        self._tell()
+
+    def _resume(self, policy: AdmittedPolicy, now: datetime) -> None:
+        """The wall clock was ahead and was set back: what had ended is in force."""
+        self._ended = False
+        if self._watcher is not None:
+            self._watcher.taken(policy, now=now)
+        _LOGGER.warning(
+            "the wall clock was set back, so the policy of epoch %d is in force again until %s",
+            policy.epoch.number,
+            policy.not_after.isoformat(),
+            extra={"policy_epoch": policy.epoch.number},
         )
         self._tell()
 

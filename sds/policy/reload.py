@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from sds.errors import ConfigurationError
 from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.policy.settings import read_signed
+from sds.policy.succession import OfferOutcome
 from sds.settings.watching import watch_folder
 from sds.supervision import supervised
 
@@ -44,6 +45,8 @@ class PolicyFiles:
         self._place = place
         self._clock = clock
         self._last: bytes | None = None
+        self._outcome = OfferOutcome()
+        """Of the last offer from here: the authority offers to the holder too."""
         self._asked = asyncio.Event()
 
     def load(self) -> None:
@@ -53,7 +56,7 @@ class PolicyFiles:
             ConfigurationError: it cannot be read.
         """
         self._last = read_signed(self._place, max_bytes=MAX_SIGNED_BYTES)
-        self.holder.take(self._last, origin=str(self._place))
+        self._outcome = self.holder.take(self._last, origin=str(self._place))
 
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
@@ -75,15 +78,14 @@ class PolicyFiles:
             await asyncio.gather(watching, return_exceptions=True)
 
     def _wait(self) -> float:
-        retry_at = self.holder.retry_at
+        retry_at = self._outcome.retry_at
         if retry_at is None:
             return _LOOK_EVERY
         left = (retry_at - self._clock.now().wall).total_seconds()
         return max(0.0, min(_LOOK_EVERY, left))
 
     def _look(self) -> None:
-        retry_at = self.holder.retry_at
-        due = retry_at is not None and self._clock.now().wall >= retry_at
+        due = self._outcome.is_worth_another_offer(self._clock.now().wall)
         try:
             content = read_signed(self._place, max_bytes=MAX_SIGNED_BYTES)
         except ConfigurationError as error:
@@ -97,7 +99,7 @@ class PolicyFiles:
             return
         if content != self._last or due:
             self._last = content
-            self.holder.take(content, origin=str(self._place))
+            self._outcome = self.holder.take(content, origin=str(self._place))
 
     async def _watch(self) -> None:
         """Set ``_asked`` after every event around the place."""

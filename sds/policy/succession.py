@@ -112,11 +112,20 @@ class OfferOutcome:
         taken: the policy that came into force by it, or None.
         refusal: why nothing better than what is in force was found, where something was wrong.
         retry_at: the moment at which a policy that is not yet valid can be offered again.
+        retry_before: a policy that has expired can be offered again where the clock turns out to
+            be before this moment (it was ahead, and was set back).
     """
 
     taken: AdmittedPolicy | None = None
     refusal: PolicyError | None = None
     retry_at: datetime | None = None
+    retry_before: datetime | None = None
+
+    def is_worth_another_offer(self, now: datetime) -> bool:
+        """Whether what was refused for its time may be taken now: time came, or was set back."""
+        return (self.retry_at is not None and now >= self.retry_at) or (
+            self.retry_before is not None and now < self.retry_before
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,6 +224,7 @@ def offer(
     candidates.sort(key=lambda one: one.policy.epoch.number, reverse=True)
     refusals: list[PolicyError] = []
     retry_at: datetime | None = None
+    retry_before: datetime | None = None
     for candidate in candidates:
         policy = candidate.policy
         if state.policy is not None and policy.epoch == state.policy.epoch:
@@ -228,12 +238,19 @@ def offer(
             refusals.append(error)
             if error.retriable and (retry_at is None or policy.not_before < retry_at):
                 retry_at = policy.not_before
+            if error.reason == "policy_expired":
+                retry_before = max(policy.not_after, retry_before or policy.not_after)
             continue
         taken = replace(candidate.state, seen=policy.epoch, policy=admitted)
         return taken, OfferOutcome(
-            taken=admitted, refusal=_first([*refusals, *errors]), retry_at=retry_at
+            taken=admitted,
+            refusal=_first([*refusals, *errors]),
+            retry_at=retry_at,
+            retry_before=retry_before,
         )
-    return state, OfferOutcome(refusal=_first([*refusals, *errors]), retry_at=retry_at)
+    return state, OfferOutcome(
+        refusal=_first([*refusals, *errors]), retry_at=retry_at, retry_before=retry_before
+    )
 
 
 def _first(errors: list[PolicyError]) -> PolicyError | None:

@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sds.clock import sleep_boottime
 from sds.pki import complete_anchors
 from sds.secrets.ledger import Ledger
 
@@ -121,7 +122,7 @@ class RootRollover:
             settled = self._clock.now().boottime - introduction.since.boottime
             patience = min(self._settling_seconds, _SETTLING_PART * held.span)
             if settled < patience:
-                await self._clock.sleep(patience - settled)
+                await sleep_boottime(self._clock, patience - settled)
 
     async def _until_acked(self, fingerprint: str, introduction: _Introduction) -> None:
         stragglers = await self._store.until_acked(

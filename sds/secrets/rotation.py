@@ -305,7 +305,10 @@ class Rotation:
             raise
         verified = answer.verified
         lease = Lease(
-            received=answer.received, valid_until=verified.valid_until, jitter=self._draw()
+            received=answer.received,
+            valid_until=verified.valid_until,
+            valid_from=verified.valid_from,
+            jitter=self._draw(),
         )
         old = self._store.svid(identity)
         version = self._store.put_svid(

@@ -8,7 +8,9 @@ certificate that is held; what has expired is withdrawn before anything else is 
 
 Wall time says when a certificate ends, for peers judge by it. It can be stepped, and monotonic
 time stands still while a guest is suspended: a renewal is due as soon as either wall time or
-boottime says so, so that a clock that was set back does not let a certificate grow old.
+boottime says so, so that a clock that was set back does not let a certificate grow old. A
+certificate that is not valid yet, because it came while the clocks were ahead, is renewed at once:
+peers refuse it.
 """
 
 from __future__ import annotations
@@ -65,11 +67,13 @@ class Lease:
     Attributes:
         received: when the authority's answer arrived.
         valid_until: the end of the chain's validity (the earliest not-after in it).
+        valid_from: the beginning of the chain's validity (the latest not-before in it).
         jitter: drawn once, from 0 (renew as late as allowed) up to 1 (as early as allowed).
     """
 
     received: Instant
     valid_until: datetime
+    valid_from: datetime
     jitter: float
 
     @property
@@ -93,6 +97,10 @@ class Lease:
     def left(self, now: Instant) -> float:
         """Seconds of wall time until it ends."""
         return (self.valid_until - now.wall).total_seconds()
+
+    def is_premature(self, now: Instant) -> bool:
+        """Whether it is not valid yet: it came while the clocks were ahead."""
+        return now.wall < self.valid_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +167,7 @@ def decide(state: State, now: Instant) -> Action:
         pause = state.failure.retry_seconds - (now.boottime - state.failure.at.boottime)
         if pause > 0:
             return Wait(pause if lease is None else min(pause, lease.left(now)))
-    if lease is None:
+    if lease is None or lease.is_premature(now):
         return Ask(Urgency.WAITING)
     until_due = lease.renew_after - lease.age(now)
     if until_due > 0:

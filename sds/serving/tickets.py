@@ -15,6 +15,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from sds.clock import sleep_boottime
 from sds.secrets.memory import SecretBytes
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class SessionTickets:
     async def run(self, changed: Callable[[], None]) -> None:
         """Rotate for ever, and call ``changed`` after each time."""
         while self._keys:
-            await self._clock.sleep(self._life / KEYS)
+            await sleep_boottime(self._clock, self._life / KEYS)
             self.rotate()
             changed()
 

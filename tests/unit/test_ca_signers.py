@@ -21,14 +21,15 @@ from tests.support.clock import FakeClock
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-HOUR = timedelta(hours=1)
+LIFE = 7200.0
+SETTLING = 300.0
 
 
 class Source:
-    """Self-signed authorities with a life of one day; may fail a number of times."""
+    """Self-signed authorities with a life of :data:`LIFE`; may fail a number of times."""
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -42,7 +43,7 @@ class Source:
         signer = self_sign(
             key=generate_private_key(KeyType.EC_P256),
             trust_domain=TRUST_DOMAIN,
-            lifetime=timedelta(days=1),
+            lifetime=timedelta(seconds=LIFE),
             path_length=1,
             now=self.clock.now().wall,
             backdate=timedelta(seconds=30),
@@ -54,7 +55,9 @@ class Source:
 @contextlib.asynccontextmanager
 async def signing(source: Any, clock: FakeClock) -> AsyncIterator[SigningState]:
     state = SigningState(clock=clock)
-    task = asyncio.create_task(keep_signing(state, source, clock=clock, settle=HOUR))
+    task = asyncio.create_task(
+        keep_signing(state, source, clock=clock, settle=timedelta(seconds=SETTLING))
+    )
     try:
         yield state
     finally:
@@ -70,16 +73,16 @@ async def test_a_new_root_stands_in_the_bundle_before_anything_is_signed_under_i
         await clock.advance(1)
         first = state.current()
         assert state.roots == (first.root,)
-        await clock.advance(12 * 3600)  # half of its life
+        await clock.advance(LIFE / 2)  # half of its life
         assert len(source.given) == 2
         assert state.current() is first
         assert set(state.roots) == {signer.root for signer in source.given}
-        await clock.advance(3600)
+        await clock.advance(SETTLING)
         assert state.current() is source.given[1]
         # The old root stays for as long as it lives.
-        await clock.advance(10 * 3600)
+        await clock.advance(LIFE / 2 - 2 * SETTLING)
         assert first.root in state.roots
-        await clock.advance(2 * 3600)
+        await clock.advance(2 * SETTLING)
         assert first.root not in state.roots
 
 
@@ -90,9 +93,9 @@ async def test_a_failed_renewal_leaves_the_signer_of_before_at_work() -> None:
         await clock.advance(1)
         first = state.current()
         source.failures = 3
-        await clock.advance(12 * 3600)
+        await clock.advance(LIFE / 2)
         assert state.current() is first
-        await clock.advance(3600 + 60)
+        await clock.advance(SETTLING + 60)
         assert state.current() is source.given[1]
 
 
@@ -108,7 +111,7 @@ async def test_nothing_is_signed_before_the_first_and_after_the_last() -> None:
         await clock.advance(60)
         assert state.current() is source.given[0]
         source.failures = 10**6
-        clock.step(24 * 3600)
+        clock.step(LIFE)
         with refused("authority_not_ready"):
             state.current()
         assert state.roots == ()
@@ -119,7 +122,7 @@ async def test_the_key_type_is_the_configured_one() -> None:
     source = SelfSigned(
         trust_domain=TRUST_DOMAIN,
         key_type=KeyType.ED25519,
-        lifetime=HOUR,
+        lifetime=timedelta(hours=1),
         path_length=None,
         backdate=timedelta(0),
         clock=clock,
@@ -127,7 +130,7 @@ async def test_the_key_type_is_the_configured_one() -> None:
     signer, roots = await source.next_signer()
     assert roots == (signer.root,)
     assert signer.presented == ()
-    assert signer.not_after == clock.wall + HOUR
+    assert signer.not_after == clock.wall + timedelta(hours=1)
 
 
 @pytest.mark.parametrize("with_root", [False, True])
@@ -270,3 +273,47 @@ async def test_a_request_that_cannot_be_written(tmp_path: Path) -> None:
     )
     with refused("authority_not_ready", match="missing"):
         await source.next_signer()
+
+
+YEAR = 365 * 86400.0
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        pytest.param(lambda clock: clock.suspend(2 * 86400), id="suspended for two days"),
+        pytest.param(lambda clock: clock.suspend(0.6 * LIFE), id="suspended beyond its renewal"),
+        pytest.param(lambda clock: clock.step(YEAR), id="a year forward"),
+        pytest.param(lambda clock: clock.step(-86400), id="a day back"),
+        pytest.param(lambda clock: clock.step(-YEAR), id="a year back"),
+    ],
+)
+async def test_a_clock_that_moves_by_itself_costs_less_than_a_minute(
+    moved: Callable[[FakeClock], None],
+) -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    async with signing(source, clock) as state:
+        await clock.advance(60)
+        moved(clock)
+        able = state.able
+        await clock.advance(45)
+        assert len(source.given) == 2
+        # Where the first cannot sign any more, nobody waits for the root to be known.
+        assert state.current() is source.given[int(not able)]
+        assert state.able
+        await clock.advance(SETTLING)
+        assert state.current() is source.given[1]
+        assert len(source.given) == 2  # and then nothing is hurried
+
+
+async def test_a_new_root_settles_no_longer_than_the_old_signer_lives() -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    async with signing(source, clock) as state:
+        await clock.advance(1)
+        clock.suspend(LIFE - SETTLING / 2)
+        await clock.advance(SETTLING / 4)
+        assert state.current() is source.given[0]
+        await clock.advance(SETTLING / 4)
+        assert state.current() is source.given[1]

@@ -25,7 +25,12 @@ def at(seconds: float, *, stepped: float = 0.0, suspended: float = 0.0) -> Insta
 
 
 def held(span: float = 100.0, jitter: float = 0.0) -> State:
-    lease = Lease(received=at(0), valid_until=NOW + timedelta(seconds=span), jitter=jitter)
+    lease = Lease(
+        received=at(0),
+        valid_from=NOW - timedelta(hours=1),
+        valid_until=NOW + timedelta(seconds=span),
+        jitter=jitter,
+    )
     return State(lifetime=span, lease=lease)
 
 
@@ -72,6 +77,13 @@ def test_a_wall_clock_set_forward_makes_it_due() -> None:
 
 def test_a_wall_clock_set_back_does_not_let_it_grow_old() -> None:
     assert decide(held(), at(51, stepped=-1000)) == Ask(Urgency.EARLY)
+
+
+def test_what_came_while_the_clocks_were_ahead_is_renewed_when_they_are_right() -> None:
+    year = 365 * 86400
+    assert decide(held(), at(1, stepped=-year)) == Ask(Urgency.WAITING)
+    failed = schedule.failed(held(), DOWN, draw=0.0, now=at(1, stepped=-year))
+    assert isinstance(decide(failed, at(1, stepped=-year)), Wait)
 
 
 def test_a_suspended_guest_wakes_up_and_renews_or_withdraws() -> None:

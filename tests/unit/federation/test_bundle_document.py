@@ -141,8 +141,8 @@ def test_a_bad_document_is_refused(content: bytes, text: str) -> None:
     ],
 )
 def test_a_bad_pem_file_is_refused(content: bytes) -> None:
-    with pytest.raises(CertificateError):
-        document.parse(content, where="x")
+    with pytest.raises(CertificateError, match=r"other\.pem"):
+        document.parse(content, where="other.pem")
 
 
 @settings(max_examples=1500, deadline=None)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.ca.signed_policy import SignedIssuancePolicy
+from sds.errors import PolicyNotInForceError
 from sds.policy.holder import PolicyHolder
+from sds.policy.reload import PolicyFiles
 from sds.policy.succession import PolicySuccession
 from tests.support.clock import FakeClock
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ALICE = Signatory("alice")
 LIFE = timedelta(days=7)
@@ -90,3 +97,73 @@ def test_the_measured_image_is_a_lower_bound(clock: FakeClock) -> None:
     with refused("policy_absent"):
         exchange(parties.started(1), parties.started(1))
     exchange(parties.started(2), parties.started(2))
+
+
+async def test_a_clock_that_was_ahead_ends_no_policy_for_good(clock: FakeClock) -> None:
+    holder = Parties(clock).started(1)
+    told: list[bool] = []
+
+    def listener() -> None:
+        try:
+            holder.in_force()
+        except PolicyNotInForceError:
+            told.append(False)
+        else:
+            told.append(True)
+
+    holder.listen(listener)
+    running = asyncio.create_task(holder.run())
+    try:
+        await clock.advance(1)
+        year = 365 * 86400
+        clock.step(year)
+        await clock.advance(70)
+        assert told == [False]
+        clock.step(-year)
+        await clock.advance(70)
+        assert told == [False, True]
+        clock.step(LIFE.total_seconds())
+        await clock.advance(70)
+        assert told == [False, True, False]
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def test_what_was_refused_as_expired_is_offered_again_once_the_clock_is_right(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    parties = Parties(clock)
+    place = tmp_path / "policy.json"
+    place.write_bytes(parties.policies[2])
+    clock.step(365 * 86400)
+    memory = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    files = PolicyFiles(place, PolicyHolder(memory, clock=clock), clock=clock)
+    files.load()
+    with refused("policy_absent"):
+        files.holder.in_force()
+    files._look()
+    assert files.holder.epoch == 0
+    clock.step(-365 * 86400)
+    files._look()
+    assert files.holder.in_force().epoch.number == 2
+
+
+def test_what_the_authority_offers_does_not_end_the_wait_for_a_policy_of_tomorrow(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    parties = Parties(clock)
+    tomorrow = (clock.wall + timedelta(days=1)).isoformat()
+    place = tmp_path / "policy.json"
+    place.write_bytes(
+        parties.policies[1]
+        + sign(document(3, not_before=tomorrow, not_after=(clock.wall + LIFE).isoformat()), ALICE)
+    )
+    memory = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    files = PolicyFiles(place, PolicyHolder(memory, clock=clock), clock=clock)
+    files.load()
+    files.holder.take(parties.policies[2], origin="authority")
+    assert files.holder.epoch == 2
+    clock.step(86400)
+    files._look()
+    assert files.holder.epoch == 3

@@ -1,0 +1,40 @@
+"""Waiting while clocks move by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sds.clock import LOOK_SECONDS, Instant, sleep_boottime, sleep_while
+from tests.support.clock import FakeClock
+
+
+async def test_time_in_which_the_machine_is_suspended_counts() -> None:
+    clock = FakeClock()
+    sleep = asyncio.create_task(sleep_boottime(clock, 86400))
+    await clock.advance(60)
+    clock.suspend(86400)
+    await clock.advance(LOOK_SECONDS)
+    assert sleep.done()
+
+
+async def test_a_sleep_is_as_long_as_it_should_be() -> None:
+    clock = FakeClock()
+    sleep = asyncio.create_task(sleep_boottime(clock, 100))
+    await clock.advance(99.9)
+    assert not sleep.done()
+    await clock.advance(0.1)
+    assert sleep.done()
+
+
+async def test_a_wait_for_a_moment_of_the_wall_clock_follows_that_clock() -> None:
+    clock = FakeClock()
+    end = clock.wall.timestamp() + 86400
+
+    def left(now: Instant) -> float:
+        return end - now.wall.timestamp()
+
+    sleep = asyncio.create_task(sleep_while(clock, left))
+    await clock.advance(60)
+    clock.step(86400)
+    await clock.advance(LOOK_SECONDS)
+    assert sleep.done()
