@@ -2,7 +2,8 @@
 
 Owns where such a listener is bound, HTTP/1.1 on it (by h11, a fiftieth of aiohttp's memory), and
 how it ends. Invariants: a Unix socket is 0600 and replaces only a dead one; only GET and HEAD are
-answered; a connection has bounded headers, time and buffers, and a listener bounded connections:
+answered; a connection has bounded headers, time and buffers (h11 gets what came in small pieces,
+because it parses all that it has at once), and a listener bounded connections:
 one more takes the place of the one that was silent for longest, so that probes are answered though
 somebody opens connections without end; requests are answered one at a time, in turns of the
 connections, and a listener has :data:`SHARE` of the event loop, whoever asks and however much.
@@ -45,6 +46,10 @@ REQUEST_SECONDS: Final = 10.0
 SHARE: Final = Share(processor=0.1, processor_burst_seconds=0.5)
 """Of the event loop's processor, for all requests of one listener."""
 _MAX_HEADER_BYTES: Final = 16 * 1024
+_MAX_LINES: Final = 256
+"""Of one request: its head, the sizes of chunks and trailers. h11 parses each apart."""
+_PIECE_BYTES: Final = 1024
+"""So much h11 gets at a time: it bounds a head that is not whole, and no other."""
 _MAX_BODY_BYTES: Final = 1024
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -193,6 +198,12 @@ class _Connection(asyncio.Protocol):
     def __init__(self, listener: _Listener) -> None:
         self._listener = listener
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADER_BYTES)
+        self._received = memoryview(b"")
+        """What came and h11 has not got."""
+        self._ended = False
+        """The client sends no more."""
+        self._lines = 0
+        """Of this request, as far as h11 has it."""
         self._request: h11.Request | None = None
         self._body = 0
         self._blocked = False
@@ -224,12 +235,12 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._http.their_state is h11.IDLE and self._request is None:
             self._wait(REQUEST_SECONDS)
-        self._http.receive_data(data)
+        self._received = memoryview(bytes(self._received) + data if self._received else data)
         self._listener.active(self)
         self._start_work()
 
     def eof_received(self) -> bool:
-        self._http.receive_data(b"")
+        self._ended = True
         self._start_work()
         return True
 
@@ -268,21 +279,43 @@ class _Connection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing() or self._blocked:
             return False
         try:
-            event = self._http.next_event()
-            while isinstance(event, h11.Event):
+            while True:
+                event = self._http.next_event()
+                if not isinstance(event, h11.Event):
+                    if not self._feed():
+                        break
+                    continue
                 if isinstance(event, h11.ConnectionClosed):
                     self._transport.close()
                     return False
                 self._take(event)
                 if isinstance(event, h11.EndOfMessage):
                     return not self._transport.is_closing()
-                event = self._http.next_event()
         except h11.RemoteProtocolError as error:
             if self._http.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
                 status = error.error_status_hint
                 self._send(HttpAnswer(status=status, body=b"no such HTTP\n"), close=True)
             self._transport.close()
         return False  # it needs more bytes, or it is over
+
+    def _feed(self) -> bool:
+        """Give h11 the next piece of what came, or the end; whether there was one.
+
+        Raises:
+            h11.RemoteProtocolError: the request has too many lines.
+        """
+        if not self._received:
+            ended, self._ended = self._ended, False
+            if ended:
+                self._http.receive_data(b"")
+            return ended
+        piece = bytes(self._received[:_PIECE_BYTES])
+        self._received = self._received[_PIECE_BYTES:]
+        self._lines += piece.count(b"\n")
+        if self._lines > _MAX_LINES:
+            raise h11.RemoteProtocolError("too many lines", error_status_hint=431)
+        self._http.receive_data(piece)
+        return True
 
     def _take(self, event: h11.Event) -> None:
         match event:
@@ -297,6 +330,7 @@ class _Connection(asyncio.Protocol):
                 assert self._request is not None
                 self._send(self._listener.answer(self._request))
                 self._request = None
+                self._lines = 0
                 if self._http.our_state is h11.MUST_CLOSE:
                     assert self._transport is not None
                     self._transport.close()

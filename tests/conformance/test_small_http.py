@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from typing import TYPE_CHECKING, Any
 
 import h11
@@ -14,10 +15,14 @@ from sds import faults
 from sds.operations import http
 from sds.operations.http import HttpAnswer, HttpRequest, listening
 from sds.settings.listen import ListenAddress
+from sds.transport.turns import Turns
+from tests.support.cost import counted_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from sds.transport.budget import Account
 
 LOOPBACK = ListenAddress(host="127.0.0.1", port=0)
 BIG = bytes(4 * 1024 * 1024)
@@ -197,3 +202,51 @@ def test_under_the_agents_event_loop() -> None:
             return await exchange(bound, get("/", "X: 1"))
 
     assert uvloop.run(ask()).endswith(b"\r\n\r\n1\n")
+
+
+FLOODS = {
+    "headers": get("/")[:-2] + b"a:\r\n" * 25_000 + b"\r\n",
+    "continued header": get("/", "A: b")[:-2] + b" c\r\n" * 25_000 + b"\r\n",
+    "trailers": get("/", "Transfer-Encoding: chunked") + b"0\r\n" + b"a:\r\n" * 25_000 + b"\r\n",
+    "chunks": get("/", "Transfer-Encoding: chunked") + b"1\r\na\r\n" * 16_000,
+    "line feeds": get("/")[:-2] + b"a:\n" * 33_000 + b"\n",
+}
+"""100 KB each: a Unix socket takes that at once, and the listener reads it at once."""
+
+
+async def most_lines(monkeypatch: pytest.MonkeyPatch, path: Path, sent: bytes) -> tuple[int, bytes]:
+    """Lines of Python in the longest job of the loop, and the answer to what was sent at once."""
+    most = 0
+    do = Turns._do
+
+    def counted(turns: Turns, account: Account, job: Callable[[], bool], now: float) -> bool:
+        nonlocal most
+        with counted_lines() as found:
+            more = do(turns, account, job, now)
+        most = max(most, found.count)
+        return more
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Turns, "_do", counted)
+        async with listening(ListenAddress(path=path), ROUTES):
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(path))
+            client.setblocking(False)  # noqa: FBT003  the socket's own method
+            assert client.send(sent) == len(sent)
+            reader, writer = await asyncio.open_connection(sock=client)
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+            writer.transport.abort()
+    return most, answer
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_no_request_holds_the_loop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flood: str
+) -> None:
+    """The largest request that is answered bounds the work for those that are not."""
+    request = get("/", *["a: b"] * 200)
+    longest, answer = await most_lines(monkeypatch, tmp_path / "s", request)
+    assert b" 200 " in answer
+    found, answer = await most_lines(monkeypatch, tmp_path / "s", FLOODS[flood])
+    assert b" 431 " in answer
+    assert found <= 2 * longest
