@@ -31,6 +31,7 @@ from sds.operations.metrics.ports import (
 )
 from sds.operations.metrics.serving import CountingObserver
 from sds.operations.metrics.store import MeteredStore, StoreCollector
+from sds.operations.readiness import admission_readiness
 from sds.operations.state import PastError
 from sds.reasons.authority import AUTHORITY
 from sds.reasons.policy import POLICY
@@ -158,15 +159,7 @@ class Instruments:
 
     def watch_policy(self, holder: HeldPolicy) -> None:
         """Ask this at every scrape whether a policy is in force, and whether one was refused."""
-
-        def in_force() -> float:
-            try:
-                holder.in_force()
-            except PolicyError:
-                return 0.0
-            return 1.0
-
-        self.process.policy_in_force.set_function(in_force)
+        self.process.policy_in_force.set_function(lambda: float(not _no_policy(holder)))
         self.process.policy_problem.set_function(lambda: float(holder.last_error is not None))
 
     def watch_files(self, *followed: JudgedByFiles) -> None:
@@ -204,6 +197,15 @@ class Instruments:
         self.process.policy_epoch.set(0)
 
 
+def _no_policy(holder: HeldPolicy) -> str:
+    """Why no policy is in force; empty while one is."""
+    try:
+        holder.in_force()
+    except PolicyError as error:
+        return error.message
+    return ""
+
+
 class AdmissionInstruments(Instruments):
     """Those of ``sds admission``: decisions are counted."""
 
@@ -215,6 +217,11 @@ class AdmissionInstruments(Instruments):
     def decided(self, command: str, decision: str) -> None:
         """Count one decision of :class:`sds.admission.server.QuestionServer`."""
         self._decisions.labels(command, self._reasons.label(decision)).inc()
+
+    def watch_policy(self, holder: HeldPolicy) -> None:
+        """Likewise, and for readiness: without a policy no pod starts but those under `always`."""
+        super().watch_policy(holder)
+        self.watch_readiness(lambda: admission_readiness(no_policy=_no_policy(holder)))
 
 
 class AgentInstruments(Instruments):

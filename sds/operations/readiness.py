@@ -87,6 +87,15 @@ def authority_readiness(
     return Readiness(tuple(lacking))
 
 
+def admission_readiness(*, no_policy: str) -> Readiness:
+    """The readiness of ``sds admission``, which answers either way.
+
+    Args:
+        no_policy: why no policy is in force; empty while one is.
+    """
+    return Readiness((f"no policy is in force: {no_policy}",) if no_policy else ())
+
+
 def _some(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     more = len(names) - _NAMED

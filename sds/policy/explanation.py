@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import IdentityError, RefusedError
 from sds.policy.decision import Decisions
-from sds.policy.lint_attestation import CLAIM, is_measured
+from sds.policy.lint_attestation import CLAIM, claimed_fields, is_measured
 from sds.policy.nodes import RequestedCertificate, describe_dns
 from sds.policy.normal_path import normalized_path
 from sds.policy.requests import matches_any
@@ -227,12 +227,19 @@ def _claims(document: PolicyDocument, rules: set[str]) -> list[str]:
     """What of these rules anyone who can write to etcd can make true."""
     lines = []
     for rule in document.workloads:
+        if rule.name not in rules:
+            continue
         claims = sorted(kind for kind in rule.match if kind.startswith(CLAIM))
-        if rule.name in rules and claims:
+        if claims:
             alone = " alone" if len(claims) == len(rule.match) else ""
             lines.append(
                 f"workloads: rule {rule.name} rests on claims of kubelet and API server{alone}: "
                 + ", ".join(claims)
+            )
+        if fields := claimed_fields(rule):
+            lines.append(
+                f"workloads: rule {rule.name} fills its names from claims of kubelet and API "
+                f"server: {', '.join(fields)}"
             )
     return lines
 

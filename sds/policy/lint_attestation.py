@@ -15,6 +15,7 @@ from sds.attestation.evidence import EvidenceKind
 from sds.errors import IdentityError
 from sds.rules.pattern import parse_spiffe_pattern
 from sds.rules.template import template_fields
+from sds.workload.mapping import selector_of_field
 from sds.workload.service_dns_names import wildcards
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
             "policy is accepted again until its not_after"
         )
     for rule in document.workloads:
-        claims = [name for name in template_fields(rule.spiffe_id) if name not in _OWN_FIELDS]
+        claims = claimed_fields(rule)
         rests_on_claims = all(kind.startswith(CLAIM) for kind in rule.match)
         if claims and not rests_on_claims:
             yield (
@@ -80,7 +81,15 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
             )
 
 
-_OWN_FIELDS: Final = {"trust_domain", "socket", "uid", "gid"}
+def claimed_fields(rule: WorkloadRule) -> tuple[str, ...]:
+    """Fields of the rule's SPIFFE ID and DNS names that claims fill, in their order."""
+    fields = (
+        name
+        for template in (rule.spiffe_id, *rule.dns_names)
+        for name in template_fields(template)
+        if selector_of_field(name).startswith(CLAIM)
+    )
+    return tuple(dict.fromkeys(fields))
 
 
 def is_measured(group: NodeGroup) -> bool:
@@ -109,6 +118,26 @@ def evidence_warnings(document: PolicyDocument) -> Iterator[str]:
         if values is not None:
             for text in _of_values(values, document):
                 yield f"reference_values.{role}: {text}"
+    yield from _refused_groups(document)
+
+
+def _refused_groups(document: PolicyDocument) -> Iterator[str]:
+    """Groups whose nodes are refused before anybody looks at the groups.
+
+    Issuing replicas ask the root as agents ask them, so ``agents`` judges them too.
+    """
+    asking = document.reference_values.agents
+    if asking is None or not asking.measurements or asking.others:
+        return
+    for group in document.nodes:
+        lost = sorted(set(group.measurements) - set(asking.measurements))
+        if lost:
+            whose = "issuing replicas ask the root like agents" if group.authority else "agents ask"
+            yield (
+                f"nodes: {group.name} names measurements that reference_values.agents does not "
+                f"accept ({', '.join(one[:16] + '…' for one in lost)}): their requests are refused "
+                f"({whose}); add them there"
+            )
 
 
 def _of_values(values: ReferenceValues, document: PolicyDocument) -> Iterator[str]:

@@ -222,7 +222,7 @@ def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
     for rule in rules:
         found |= set(rule.match)
         for template in (rule.spiffe_id, *rule.dns_names):
-            found |= {_selector_of_field(name) for name in template_fields(template)}
+            found |= {selector_of_field(name) for name in template_fields(template)}
     return frozenset(found - {""})
 
 
@@ -273,7 +273,7 @@ def _identity(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> Identity:
     )
 
 
-def _selector_of_field(name: str) -> str:
+def selector_of_field(name: str) -> str:
     """The selector type that a template's field reads, or the empty string for the trust domain."""
     if name.startswith(_LABEL_FIELD):
         return LABEL_TYPE + name.removeprefix(_LABEL_FIELD)
@@ -284,7 +284,7 @@ def _fill(template: str, facts: Facts, defaults: Defaults) -> str:
     def value_of(name: str) -> str:
         if name == _TRUST_DOMAIN_FIELD:
             return defaults.trust_domain
-        values = facts.values(_selector_of_field(name))
+        values = facts.values(selector_of_field(name))
         if len(values) != 1:
             raise IdentityError(
                 f"the template's field {{{name}}} has {len(values)} values for this caller",

@@ -13,7 +13,12 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from sds.clock import SystemClock
-from sds.operations.metrics.families import AgentFamilies, AuthorityFamilies, ProcessFamilies
+from sds.operations.metrics.families import (
+    AdmissionFamilies,
+    AgentFamilies,
+    AuthorityFamilies,
+    ProcessFamilies,
+)
 from sds.operations.metrics.store import MeteredStore, StoreCollector
 from tests.support import need
 
@@ -25,10 +30,11 @@ NAME = re.compile(r"\b(?:sds|process)_[a-z0-9_]+\b")
 
 
 def exported() -> set[str]:
-    """Every series name that the agent or the authority exports."""
+    """Every series name that the agent, the authority or ``sds admission`` exports."""
     registry = CollectorRegistry()
     ProcessFamilies(registry, component="agent")
     AuthorityFamilies(registry)
+    AdmissionFamilies(registry)
     StoreCollector(MeteredStore(AgentFamilies(registry)), SystemClock(), registry)
     suffixes = {
         "counter": ("_total",),

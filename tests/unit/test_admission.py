@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,11 +23,14 @@ from sds.admission.settings import AdmissionConfig
 from sds.clock import SystemClock
 from sds.errors import PolicyNotInForceError, SdsError, WorkloadError
 from sds.operations.instruments import AdmissionInstruments
+from sds.operations.metrics.families import UNADMITTED, UNREAD
+from sds.policy.holder import PolicyHolder
+from sds.policy.succession import PolicySuccession
 from sds.policy.trust import Epoch
 from sds.workload.cri.canonical import Surroundings, canonical, executed
 from sds.workload.cri.runtime import Listed
 from sds.workload.cri.settings import PodContents
-from tests.support.policies import Signatory
+from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
@@ -289,6 +293,34 @@ async def test_a_fault_is_the_refusal_of_one_question(
         "sds_admission_decisions_total", {"command": command, "decision": decision}
     )
     assert counted == 2
+
+
+@pytest.mark.parametrize("decision", [*UNADMITTED, *UNREAD])
+def test_the_first_refusal_is_a_rise(decision: str) -> None:
+    """A counter that appears with 1 does not rise for Prometheus, so its alert would be silent."""
+    registry = AdmissionInstruments(clock=SystemClock()).registry
+    for command in ("create", "exec") if decision in UNADMITTED else ("",):
+        labels = {"command": command, "decision": decision}
+        assert registry.get_sample_value("sds_admission_decisions_total", labels) == 0
+
+
+def test_it_is_ready_while_a_policy_is_in_force() -> None:
+    """Or SdsNotReady would fire about every service that does its work."""
+    clock = SystemClock()
+    instruments = AdmissionInstruments(clock=clock)
+    alice = Signatory("alice")
+    start = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(alice))
+    holder = PolicyHolder(start, clock=clock, watcher=instruments)
+    instruments.watch_policy(holder)
+    assert instruments.registry.get_sample_value("sds_ready") == 0
+    now = clock.now().wall
+    fields = {
+        "not_before": (now - timedelta(hours=1)).isoformat(),
+        "not_after": (now + timedelta(hours=1)).isoformat(),
+    }
+    holder.take(sign(document(1, **fields), alice), origin="file")
+    assert instruments.registry.get_sample_value("sds_ready") == 1
+    assert instruments.registry.get_sample_value("sds_policy_in_force") == 1
 
 
 # --- the node's configuration -------------------------------------------------------------------

@@ -281,6 +281,18 @@ class AgentFamilies:
         )
 
 
+UNREAD: Final = ("admission_form", "internal", "unanswered")
+"""Decisions of ``sds admission`` about what it could not read: no command belongs to them."""
+UNADMITTED: Final = (
+    "admission_not_listed",
+    "admission_form",
+    "cri_unavailable",
+    "cri_unknown_shape",
+    "internal",
+)
+"""Decisions about what it read."""
+
+
 class AdmissionFamilies:
     """What ``sds admission`` exports beside :class:`ProcessFamilies`."""
 
@@ -294,9 +306,8 @@ class AdmissionFamilies:
             registry=registry,
         )
         for command in ("create", "exec"):
-            start_at_zero(
-                self.decisions, ("admitted", "admission_not_listed", "admission_form"), command
-            )
+            start_at_zero(self.decisions, ("admitted", *UNADMITTED), command)
+        start_at_zero(self.decisions, UNREAD, "")
 
 
 class AuthorityFamilies:

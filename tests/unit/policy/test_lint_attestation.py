@@ -162,3 +162,33 @@ def test_registers_in_a_group_count(tmp_path: Path) -> None:
     values = {"tdx": {"minimum_tcb_evaluation_number": 17}}
     _, text = lint(tmp_path, nodes=[group], reference_values={"agents": values})
     assert "RTMR" not in text
+
+
+ISSUERS = {"name": "issuers", "measurements": ["cd" * 48], "authority": {"path_length": 0}}
+
+
+@pytest.mark.parametrize(
+    ("agents", "lost"),
+    [
+        (None, []),
+        ([], []),
+        (["ab" * 48, "cd" * 48], []),
+        (["ab" * 48], ["nodes: issuers names measurements", "issuing replicas ask the root"]),
+        (["cd" * 48], ["nodes: guests names measurements", "(agents ask)"]),
+    ],
+)
+def test_groups_that_the_reference_values_of_agents_refuse(
+    tmp_path: Path, agents: list[str] | None, lost: list[str]
+) -> None:
+    values = {} if agents is None else {"agents": {"measurements": agents}}
+    _, text = lint(tmp_path, nodes=[GUESTS, ISSUERS], reference_values=values)
+    for each in lost:
+        assert each in text
+    assert text.count("that reference_values.agents does not accept") == len(lost) // 2
+
+
+def test_dns_names_from_claims_are_warned_of_in_guests(tmp_path: Path) -> None:
+    given = {**rule(f"{S}/ns/pay"), "match": {"cri:pod-digest": "sha256:" + "ab" * 32}}
+    given["dns_names"] = ["{namespace}.example.org"]
+    _, text = lint(tmp_path, nodes=[GUESTS], workloads=[given])
+    assert "the name that pods gives is filled from the API server's claims (namespace)" in text
