@@ -67,6 +67,9 @@ def inbound_listener(name: str, entry: Inbound, source: SecretSource) -> listene
     manager = _manager(name, {"*": name if entry.upstream else None}, longest=entry.longest)
     details = hcm_v3.HttpConnectionManagerForwardClientCertDetails
     manager.forward_client_cert_details = details.SANITIZE_SET
+    if manager.common_http_protocol_options is not None:
+        manager.common_http_protocol_options.max_connection_duration = entry.connection
+    manager.http1_safe_max_connection_duration = True
     manager.set_current_client_cert_details = (
         hcm_v3.HttpConnectionManagerSetCurrentClientCertDetails(uri=True)
     )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 LONGEST_STREAM: Final = timedelta(hours=1)
+LONGEST_CONNECTION: Final = timedelta(minutes=30)
+"""Half the lifetime that certificates have by default."""
 """How long a gRPC stream, WebSocket, CONNECT or TCP connection runs without being asked again: no
 filter acts on one that is already open."""
 
@@ -102,6 +104,8 @@ class Inbound:
         validation: name of the secret that clients are verified by; None for the source's.
         longest: how long a running stream, or a TCP connection, goes on before it must be asked
             for again.
+        connection: how long an HTTP connection takes new requests; then the client must make a new
+            one, with its certificate of that time.
     """
 
     listen: Endpoint
@@ -110,6 +114,7 @@ class Inbound:
     authorization: str | None = None
     validation: str | None = None
     longest: timedelta = LONGEST_STREAM
+    connection: timedelta = LONGEST_CONNECTION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

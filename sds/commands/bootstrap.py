@@ -121,6 +121,15 @@ _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
     show_default=True,
     help="How long a stream or TCP connection runs before it must be asked for again.",
 )
+@click.option(
+    "--longest-connection",
+    callback=_duration,
+    default="30m",
+    show_default=True,
+    help="How long a server's HTTP connection takes requests before the client must make a new one, "
+    "with a full handshake. Keep it shorter than the life of certificates: an open connection "
+    "outlives the certificates that it began with.",
+)
 @click.option("--full-handshakes", is_flag=True, help="Outbound connections resume no TLS session.")
 @click.option("--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
 def bootstrap(
@@ -139,6 +148,7 @@ def bootstrap(
     tcp: bool,
     no_authorization: bool,
     longest: timedelta,
+    longest_connection: timedelta,
     full_handshakes: bool,
     output: str,
 ) -> None:
@@ -168,6 +178,7 @@ def bootstrap(
                 # first byte: the handshake must refuse those who may not connect.
                 validation=INBOUND if tcp and not (validation or no_authorization) else None,
                 longest=longest,
+                connection=longest_connection,
             )
         ]
         if does in _INBOUND

@@ -150,7 +150,7 @@ An authority and an agent are up, for two workloads, with keys minted in memory.
 SIMULATED attestation: this chip exists only here. Nothing of this is for production.
 {sockets}
 
-What an Envoy would get; who holds what at which version:
+What an Envoy would get; who has what at which version:
   {sds} get --socket {server}
   {sds} status --socket {admin}
 The same with plain grpcurl:
@@ -161,8 +161,8 @@ Two Envoys of your own that talk mTLS:
       --admin 127.0.0.1:9901 > server.yaml
   {sds} bootstrap --role client --socket {client} --admin 127.0.0.1:9902 \\
     --peer 127.0.0.1:8443 > client.yaml
-  {envoy} --disable-hot-restart -c server.yaml &
-  {envoy} --disable-hot-restart -c client.yaml &
-  curl http://127.0.0.1:8081/
+  {envoy} --disable-hot-restart --log-level error -c server.yaml &
+  {envoy} --disable-hot-restart --log-level error -c client.yaml &
+  curl --retry 20 --retry-all-errors http://127.0.0.1:8081/
 
 Logs are in {node.logs}. Ctrl-C ends it."""

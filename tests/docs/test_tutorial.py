@@ -124,6 +124,8 @@ async def test_somebody_new_goes_through_the_tutorial(clone: Path) -> None:
     assert re.search(r"ssl\.fail_verify_no_cert: [1-9]", anonymous), anonymous
     serials = set(re.findall(r'"serial_number":\s*"([^"]+)"', rotation))
     assert len(serials) >= 2, rotation
+    # The client's too: its connection ends before the certificate that it began with.
+    assert len(set(re.findall(r'"serial": "(\w+)"', rotation))) >= 2, rotation
     assert "redacted" in look.lower()
     assert "server" in status
     assert "client" in status

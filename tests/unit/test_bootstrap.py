@@ -98,6 +98,17 @@ def test_what_runs_long_must_be_asked_again_after_the_time_that_was_given() -> N
     assert '"3600s"' not in json.dumps(made(*arguments, "--tcp"))
 
 
+def test_a_servers_connections_end_before_the_certificates_that_they_began_with() -> None:
+    peer = ["--application", "127.0.0.1:1", "--peer", "127.0.0.1:2"]
+    for more, expected in (((), ["1800s"]), (("--longest-connection", "8s"), ["8s"])):
+        found = [
+            node["max_connection_duration"]
+            for node in bootstrap_rules.nodes(made(*peer, *more))
+            if "max_connection_duration" in node
+        ]
+        assert found == expected
+
+
 def test_each_rule_in_the_yaml_carries_its_reason_once() -> None:
     text = run(
         "--socket", "/s", "--role", "sidecar", "--peer", "[::1]:1", "--full-handshakes"
