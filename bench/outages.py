@@ -134,7 +134,11 @@ async def run(interval: int) -> None:
             drill = Drill(log, interval)
             await asyncio.sleep(60 + 2 * interval)  # a start is left alone for a minute
             # Policy and list of this drill end within the day.
-            assert log.firing == {"SdsPolicyExpires", "SdsRevocationListExpires"}, log.firing
+            assert log.firing == {
+                "SdsPolicyExpires",
+                "SdsCollateralEnds",
+                "SdsCollateralExpires",
+            }, log.firing
             print("| outage | alert | after its cause | two scrapes | until the cure |")
             print("|---|---|---|---|---|")
 
@@ -145,7 +149,7 @@ async def run(interval: int) -> None:
             now = time.monotonic()
             await drill.outage(
                 "revocation list gone",
-                {"SdsVerificationFilesRefused": now},
+                {"SdsCollateralRefused": now},
                 until=now + 30,
                 cure=list_back,
             )

@@ -109,7 +109,6 @@ def authority_client(
         )
     verifier = None
     if verified_by is not None:
-        instruments.watch_files(verified_by.files)
         make = verified_by.verifier
         verifier = instruments.verifier(make() if policy is None else policy.verifier(make))
     return AttestedAuthority(

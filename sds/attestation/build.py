@@ -91,6 +91,10 @@ class Verification:
         """How often the files could not be used, and how often none could be fetched."""
         return self.files.failures, 0 if self.keeper is None else self.keeper.failed
 
+    def collateral_failing(self) -> tuple[int, int]:
+        """The same, in a row: 0 after a success."""
+        return self.files.failures_in_a_row, 0 if self.keeper is None else self.keeper.failures
+
     @property
     def section(self) -> VerificationSection:
         """The configuration."""

@@ -18,7 +18,6 @@ from sds import threads
 from sds.attestation.pem import der_revocation_lists
 from sds.attestation.revocation import (
     RevocationList,
-    first_end,
     highest_numbers,
     read_revocation_list,
     require_no_older,
@@ -36,7 +35,6 @@ from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
     from pathlib import Path
 
     from sds.attestation.snp.certificate import Certificate
@@ -201,6 +199,7 @@ class FollowedFiles:
     Attributes:
         problem: why the files cannot be used as they were last found; empty while they can.
         failures: how often they could not be used.
+        failures_in_a_row: the same since they last could.
 
     Raises:
         ConfigurationError: as :func:`read_files`.
@@ -212,7 +211,7 @@ class FollowedFiles:
         self._asked = asyncio.Event()
         self._said = ""
         self.problem = ""
-        self.failures = 0
+        self.failures = self.failures_in_a_row = 0
         self._current = read_files(places)
         self._standing = standing(self._current)
         self._numbers = highest_numbers(self._current.lists)
@@ -231,10 +230,6 @@ class FollowedFiles:
     def current(self) -> InForce:
         """What is in force."""
         return self._current
-
-    def lists_end(self) -> datetime | None:
-        """When the first issuer's newest list ends; None without lists."""
-        return first_end(self._current.lists)
 
     def reload(self) -> None:
         """Read the files again. It blocks.
@@ -282,6 +277,7 @@ class FollowedFiles:
             await threads.COLLATERAL.run(self.reload)
         except ConfigurationError as error:
             self.failures += 1
+            self.failures_in_a_row += 1
             self.problem = str(error)
             if str(error) != self._said:
                 self._said = str(error)
@@ -293,6 +289,7 @@ class FollowedFiles:
                 )
         else:
             self._said = self.problem = ""
+            self.failures_in_a_row = 0
 
     def _folders(self) -> set[Path]:
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.

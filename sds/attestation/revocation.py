@@ -197,15 +197,6 @@ def highest_numbers(lists: Iterable[RevocationList]) -> dict[tuple[bytes, bytes]
     return found
 
 
-def first_end(lists: Iterable[RevocationList]) -> datetime | None:
-    """When the first issuer's newest list ends; None of no lists."""
-    ends: dict[tuple[bytes, bytes], datetime] = {}
-    for one in lists:
-        key = (one.issuer, one.authority)
-        ends[key] = max(ends.get(key, one.next_update), one.next_update)
-    return min(ends.values(), default=None)
-
-
 def require_no_older(
     lists: Iterable[RevocationList], seen: Mapping[tuple[bytes, bytes], int]
 ) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sds.attestation.files import InForce
+    from sds.attestation.revocation import RevocationList
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class CollateralFile:
 
 
 def standing(files: InForce) -> tuple[CollateralFile, ...]:
-    """Every revocation list and document in force, one for each name: the one that ends last."""
+    """What judges evidence: the newest list of each issuer, and every document; one a name."""
     found: dict[str, CollateralFile] = {}
     for one in (*_lists(files), *_documents(files)):
         before = found.get(one.name)
@@ -44,7 +45,12 @@ def standing(files: InForce) -> tuple[CollateralFile, ...]:
 
 
 def _lists(files: InForce) -> Iterator[CollateralFile]:
+    newest: dict[tuple[bytes, bytes], RevocationList] = {}
     for one in files.lists:
+        before = newest.setdefault((one.issuer, one.authority), one)
+        if before.next_update < one.next_update:
+            newest[one.issuer, one.authority] = one
+    for one in newest.values():
         name = PurePath(one.origin).name
         yield CollateralFile(name=name, issued=one.this_update, until=one.next_update)
 

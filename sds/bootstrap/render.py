@@ -57,8 +57,8 @@ REASONS: Final[dict[str, str]] = {
         "Rules name paths in one form: without dot segments, repeated or escaped slashes."
     ),
     "max_connection_duration": (
-        "An open connection outlives the certificates that it began with: after this time, which is "
-        "shorter than their life, the client makes a new one. Running requests end in peace."
+        "An open connection outlives the certificates that it began with: after this time, which "
+        "must be shorter than their life, the client makes a new one. Running requests go on."
     ),
     "http1_safe_max_connection_duration": (
         "An HTTP/1.1 connection is closed after an answer that says so, never under a request."

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.attestation.evidence import Attester, Verifier
-    from sds.attestation.files import FollowedFiles
     from sds.errors import PolicyError
     from sds.operations.metrics.collateral import CollateralSource
     from sds.operations.readiness import Readiness
@@ -49,12 +48,8 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         """This holds the policy."""
         ...
 
-    def watch_files(self, *followed: FollowedFiles) -> None:
-        """These hold revocation lists and collateral."""
-        ...
-
-    def watch_collateral(self, source: CollateralSource) -> None:
-        """This judges evidence by files."""
+    def watch_collateral(self, *sources: CollateralSource) -> None:
+        """These judge evidence by files."""
         ...
 
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
@@ -82,16 +77,13 @@ class SilentObserver:
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
         """Forget it."""
 
-    def watch_collateral(self, source: CollateralSource) -> None:
-        """Forget it."""
-
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
         """Forget it."""
 
     def watch_policy(self, holder: PolicyHolder) -> None:
         """Forget it."""
 
-    def watch_files(self, *followed: FollowedFiles) -> None:
+    def watch_collateral(self, *sources: CollateralSource) -> None:
         """Forget them."""
 
     def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:

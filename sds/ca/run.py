@@ -142,7 +142,6 @@ async def _serve(
         )
         authority = await stack.enter_async_context(running_authority(parts))
         observer.signs_until(authority.signing.not_after)
-        observer.watch_collateral(verification)
         holder = None if files is None else files.holder
         if holder is not None:
             observer.watch_policy(holder)
@@ -157,9 +156,9 @@ async def _serve(
 
         observer.watch_readiness(readiness)
         await stack.enter_async_context(health_listener(config.health, lambda: readiness().ready))
-        followed = [one.files for one in (verification, upstream) if one is not None]
-        observer.watch_files(*followed)
-        asked = [one.ask for one in followed] + ([] if files is None else [files.ask])
+        judging = [one for one in (verification, upstream) if one is not None]
+        observer.watch_collateral(*judging)
+        asked = [one.files.ask for one in judging] + ([] if files is None else [files.ask])
         stack.enter_context(_signals(stop, asked))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(_tell_ready(authority, config, holder, ready), name="ready")]

@@ -126,8 +126,8 @@ _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
     callback=_duration,
     default="30m",
     show_default=True,
-    help="How long a server's HTTP connection takes requests before the client must make a new one, "
-    "with a full handshake. Keep it shorter than the life of certificates: an open connection "
+    help="How long a server's HTTP connection takes requests before the client must make a new "
+    "one, with a full handshake. Keep it shorter than the life of certificates: an open connection "
     "outlives the certificates that it began with.",
 )
 @click.option("--full-handshakes", is_flag=True, help="Outbound connections resume no TLS session.")

@@ -72,19 +72,6 @@ class HeldPolicy(Protocol):
         ...
 
 
-class JudgedByFiles(Protocol):
-    """Revocation lists and collateral, as far as metrics show them."""
-
-    @property
-    def problem(self) -> str:
-        """Why the files as they are now cannot be used; empty while they can."""
-        ...
-
-    def lists_end(self) -> datetime | None:
-        """When the first issuer's newest revocation list ends; None without lists."""
-        ...
-
-
 class AgentParts(Protocol):
     """What metrics ask of an agent at every scrape."""
 
@@ -153,24 +140,14 @@ class Instruments:
         """Ask this at every scrape whether the process is ready."""
         self.process.ready.set_function(lambda: float(readiness().ready))
 
-    def watch_collateral(self, source: CollateralSource) -> None:
-        """Ask this at every scrape for the files that judge evidence."""
-        self.process.collateral.source = source
+    def watch_collateral(self, *sources: CollateralSource) -> None:
+        """Ask these at every scrape for the files that judge evidence."""
+        self.process.collateral.sources = sources
 
     def watch_policy(self, holder: HeldPolicy) -> None:
         """Ask this at every scrape whether a policy is in force, and whether one was refused."""
         self.process.policy_in_force.set_function(lambda: float(not _no_policy(holder)))
         self.process.policy_problem.set_function(lambda: float(holder.last_error is not None))
-
-    def watch_files(self, *followed: JudgedByFiles) -> None:
-        """Ask these at every scrape whether they can be used, and until when."""
-
-        def ends() -> float:
-            moments = [end.timestamp() for one in followed if (end := one.lists_end())]
-            return min(moments, default=0.0)
-
-        self.process.files_refused.set_function(lambda: float(any(one.problem for one in followed)))
-        self.process.lists_not_after.set_function(ends)
 
     def remember(self, error: SdsError, *, about: str) -> None:
         """Keep an error for the status page; the same one again takes the place of the first."""

@@ -196,7 +196,7 @@ async def test_metrics_tell_age_end_and_failures(
     collector = CollateralCollector(registry)
     assert registry.get_sample_value("sds_collateral_failures_total", {"what": "fetch"}) == 0
     async with authority(publishers, intel, tmp_path) as (_, verification):
-        collector.source = verification
+        collector.sources = (verification,)
         names = {one.name for one in verification.collateral()}
         assert names == {
             "root.crl",
@@ -217,8 +217,13 @@ async def test_metrics_tell_age_end_and_failures(
             assert issued <= NOW.timestamp() < until
         publishers.refusals["/tdx/certification/v4/tcb"] = [(500, "")] * 50
         assert verification.keeper is not None
+        for number in (1, 2):
+            await verification.keeper.once()
+            for name in ("sds_collateral_failures_total", "sds_collateral_failing"):
+                assert registry.get_sample_value(name, {"what": "fetch"}) == number
+        publishers.refusals.clear()
         await verification.keeper.once()
-        assert registry.get_sample_value("sds_collateral_failures_total", {"what": "fetch"}) == 1
+        assert registry.get_sample_value("sds_collateral_failing", {"what": "fetch"}) == 0
 
 
 def test_an_authority_that_fetches_nothing_gives_nothing() -> None:

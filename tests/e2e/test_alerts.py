@@ -104,12 +104,12 @@ async def test_a_revocation_list_that_is_gone(node: Node, tmp_path: Path) -> Non
         node.authority(verification=judged, **metrics(ca)),
     ):
         await watch.scraped(1)
-        await watch.until(silent={"SdsVerificationFilesRefused"})
+        await watch.until(silent={"SdsCollateralRefused"})
         kept = lists.rename(lists.with_name("kept"))
-        await watch.until(firing={"SdsVerificationFilesRefused"})
-        await watch.stays("SdsVerificationFilesRefused")
+        await watch.until(firing={"SdsCollateralRefused"})
+        await watch.stays("SdsCollateralRefused")
         kept.rename(lists)
-        await watch.until(silent={"SdsVerificationFilesRefused"})
+        await watch.until(silent={"SdsCollateralRefused"})
 
 
 async def test_the_first_evidence_that_is_refused(node: Node, tmp_path: Path) -> None:

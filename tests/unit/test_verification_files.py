@@ -218,11 +218,16 @@ async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
     verification = Verification(section(root, tmp_path, path), clock=SystemClock())
     verifier = verification.verifier(ReferenceValues())
     instruments = Instruments("ca", clock=SystemClock())
-    instruments.watch_files(verification.files)
+    instruments.watch_collateral(verification)
     following = asyncio.create_task(verification.files.follow())
 
-    def metric(name: str) -> float | None:
-        return instruments.registry.get_sample_value(name)
+    def unreadable() -> float | None:
+        return instruments.registry.get_sample_value("sds_collateral_failing", {"what": "read"})
+
+    def end() -> float | None:
+        return instruments.registry.get_sample_value(
+            "sds_collateral_next_update_timestamp_seconds", {"file": "amd.crl"}
+        )
 
     async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -235,14 +240,14 @@ async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
         new.write_bytes(crl(root, ASK_SERIAL, number=2))
         new.replace(path)
         await until(lambda: snp(verifier, root) == "certificate_revoked")
-        ends = metric("sds_revocation_list_not_after_timestamp_seconds")
+        ends = end()
         assert ends == (NOW + timedelta(hours=23)).timestamp()
-        assert metric("sds_verification_files_refused") == 0
+        assert unreadable() == 0
         path.write_bytes(b"nothing")
         await until(lambda: verification.files.failures > 0)
-        assert metric("sds_verification_files_refused") == 1
+        assert unreadable() == 1
         # What was read before counts, until then.
-        assert metric("sds_revocation_list_not_after_timestamp_seconds") == ends
+        assert end() == ends
         before = verification.files.failures
         verification.files.ask()
         await until(lambda: verification.files.failures > before)
@@ -250,10 +255,10 @@ async def test_files_are_looked_at_after_a_change_and_a_fault_is_said_once(
         said = [record for record in caplog.records if "cannot be used" in record.message]
         # Once by itself, and once because somebody asked.
         assert len(said) == 2
-        assert metric("sds_verification_files_refused") == 1
+        assert unreadable() == verification.files.failures
         path.write_bytes(crl(root, number=3))
         await until(lambda: snp(verifier, root) == "accepted")
-        await until(lambda: metric("sds_verification_files_refused") == 0)
+        await until(lambda: unreadable() == 0)
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

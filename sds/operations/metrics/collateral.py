@@ -1,7 +1,7 @@
 """How old the collateral is that evidence is judged by, and whether it can be read and fetched.
 
 Owns :class:`CollateralCollector`, which asks at each scrape. Invariant: where nothing is
-configured, the counters are 0 and the times are not exported.
+configured, the counts are 0 and the times are not exported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from prometheus_client import CollectorRegistry
 
@@ -30,25 +30,38 @@ class CollateralSource(Protocol):
         """How often the files could not be used, and how often none could be fetched."""
         ...
 
+    def collateral_failing(self) -> tuple[int, int]:
+        """The same, in a row: 0 after a success."""
+        ...
+
 
 class CollateralCollector(Collector):
     """``sds_collateral_…``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """``registry``: where it is registered."""
-        self.source: CollateralSource | None = None
+        self.sources: Sequence[CollateralSource] = ()
         registry.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        unusable, unfetched = (0, 0) if self.source is None else self.source.collateral_failures()
-        failures = CounterMetricFamily(
-            "sds_collateral_failures",
-            "Attempts that failed: to read revocation lists and collateral ('read': what was read "
-            "before stays in force), or to fetch them ('fetch': what is stored stays).",
+        failing = GaugeMetricFamily(
+            "sds_collateral_failing",
+            "Failures in a row, 0 after a success: to read revocation lists and collateral "
+            "('read': what was read before stays in force, and the process would not start again), "
+            "or to fetch them ('fetch': what is stored stays).",
             labels=["what"],
         )
-        failures.add_metric(["read"], unusable)
-        failures.add_metric(["fetch"], unfetched)
+        failures = CounterMetricFamily(
+            "sds_collateral_failures",
+            "Attempts that failed since the start, as in sds_collateral_failing.",
+            labels=["what"],
+        )
+        counts = [one.collateral_failures() for one in self.sources]
+        in_a_row = [one.collateral_failing() for one in self.sources]
+        for position, what in enumerate(("read", "fetch")):
+            failures.add_metric([what], sum(each[position] for each in counts))
+            failing.add_metric([what], max((each[position] for each in in_a_row), default=0))
+        yield failing
         yield failures
         issued = GaugeMetricFamily(
             "sds_collateral_issued_timestamp_seconds",
@@ -57,11 +70,22 @@ class CollateralCollector(Collector):
         )
         until = GaugeMetricFamily(
             "sds_collateral_next_update_timestamp_seconds",
-            "Until when it counts; afterwards evidence that needs it is refused.",
+            "Until when it counts; afterwards evidence that needs it is refused. Of an issuer's "
+            "revocation lists, the newest.",
             labels=["file"],
         )
-        for one in () if self.source is None else self.source.collateral():
+        for one in first_to_end(one for each in self.sources for one in each.collateral()):
             issued.add_metric([one.name], one.issued.timestamp())
             until.add_metric([one.name], one.until.timestamp())
         yield issued
         yield until
+
+
+def first_to_end(files: Iterable[CollateralFile]) -> Iterable[CollateralFile]:
+    """One file for each name: of two folders, the one that ends first."""
+    found: dict[str, CollateralFile] = {}
+    for one in files:
+        before = found.get(one.name)
+        if before is None or one.until < before.until:
+            found[one.name] = one
+    return found.values()

@@ -141,18 +141,6 @@ class ProcessFamilies:
             ["kind", "verdict"],
             registry=registry,
         )
-        self.files_refused = Gauge(
-            "sds_verification_files_refused",
-            "1 while a revocation list or collateral that is configured cannot be used, and what "
-            "was read before stays in force; else 0.",
-            registry=registry,
-        )
-        self.lists_not_after = Gauge(
-            "sds_revocation_list_not_after_timestamp_seconds",
-            "When the first issuer's newest revocation list ends, after which its evidence is "
-            "refused; 0 without lists.",
-            registry=registry,
-        )
         self.evidence_latency = Histogram(
             "sds_evidence_latency_seconds",
             "How long collecting our own evidence took.",
