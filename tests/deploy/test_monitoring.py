@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
 from prometheus_client import CollectorRegistry
 
 from sds.clock import SystemClock
@@ -120,6 +123,31 @@ def test_the_dashboard_s_expressions_parse(tmp_path: Path) -> None:
 def filled(expression: str) -> str:
     """The expression as Grafana would send it."""
     return expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
+
+
+@pytest.mark.parametrize("change", [{}, {"refesh": "10s"}, {"annotations": {"lists": []}}])
+def test_grafanas_own_types_know_every_field_of_the_dashboard(change: dict[str, Any]) -> None:
+    """Grafana publishes its schema as types: what they do not know, they lose."""
+    register_default_plugins()
+    written = dashboard() | change
+    read = json.loads(JSONEncoder().encode(Dashboard.from_json(written)))
+    assert (unlike(written, read) == []) is (change == {}), unlike(written, read)
+
+
+def unlike(written: Any, read: Any, path: str = "$") -> list[str]:
+    """Where what was read lacks or changes what was written; defaults may be added."""
+    if isinstance(written, dict) and isinstance(read, dict):
+        lost = [f"{path}.{name}" for name in written if name not in read]
+        both = written.keys() & read.keys()
+        return lost + [
+            one for name in both for one in unlike(written[name], read[name], f"{path}.{name}")
+        ]
+    if isinstance(written, list) and isinstance(read, list) and len(written) == len(read):
+        pairs = zip(written, read, strict=True)
+        return [
+            one for index, pair in enumerate(pairs) for one in unlike(*pair, f"{path}[{index}]")
+        ]
+    return [] if written == read else [path]
 
 
 def test_panels_have_titles_descriptions_and_do_not_overlap() -> None:
