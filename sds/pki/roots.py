@@ -3,8 +3,8 @@
 Owns what makes a root usable by every client that gets it. Parsers read certificates lazily, and
 differ: one that our library has taken can make go-spiffe drop a whole answer, our own identity with
 it, and make Envoy refuse a whole validation context. Invariants: of a root that passed, names,
-times, key and every extension can be read; it is a certificate authority with a key that Envoy and
-Go know; nothing is skipped in silence.
+times, key and every extension can be read, by our library and by others (:mod:`sds.pki.portable`);
+it is a certificate authority with a key that Envoy and Go know; nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sds.errors import CertificateError
 from sds.outside import reading
 from sds.pki.chain import load_certificate
 from sds.pki.constraints import extension
+from sds.pki.portable import unportable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,6 +53,7 @@ def read_root(der: bytes, what: str = "root") -> x509.Certificate:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own error follows
             serial = certificate.serial_number
+        refused = unportable(certificate) if _is_known(key) else ""
     if serial < 0:
         raise CertificateError(
             f"the {what} has a negative serial number (RFC 5280, section 4.1.2.2)",
@@ -70,6 +72,12 @@ def read_root(der: bytes, what: str = "root") -> x509.Certificate:
             f"the {what} has a key that not every client knows: {_kind(key)}",
             reason="certificate_constraint",
             advice="use RSA, P-256, P-384, P-521 or Ed25519",
+        )
+    if refused:
+        raise CertificateError(
+            f"the {what} {refused}: not every client can read it",
+            reason="certificate_malformed",
+            advice="issue it again without that: Go's programs drop a whole bundle that has it",
         )
     return certificate
 

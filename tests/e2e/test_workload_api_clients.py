@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from sds.workload.connected import entitlement_of
 from sds.workload.recognition import Timing
 from tests.support import need
 from tests.support.front_door import TRUST_DOMAIN, Door, front_door, rules, unix, until
+from tests.support.odd_roots import REFUSED_BY_GO, TAKEN_BY_ALL
 from tests.support.process import PATIENCE_SECONDS, output, running
 from tests.support.svids import mint, root
 
@@ -93,6 +95,18 @@ async def test_go_spiffe_gets_an_svid_and_sees_a_rotation(node: Node) -> None:
         await process.line(f"^spiffe://example.org/r0 {first.serial:x}$")
         second = await node.rotate()
         await process.line(f"^spiffe://example.org/r0 {second.serial:x}$")
+
+
+@pytest.mark.timeout(BUILD_SECONDS + 120)
+async def test_go_parses_the_roots_that_we_take_and_none_of_the_odd_ones(tmp_path: Path) -> None:
+    program = await go_client()
+    kinds = {**REFUSED_BY_GO, **TAKEN_BY_ALL}
+    roots = tmp_path / "roots"
+    roots.write_text("".join(f"{base64.b64encode(make()).decode()}\n" for make in kinds.values()))
+    status, said, errors = await output([program, "--parse", roots], seconds=PATIENCE_SECONDS)
+    assert status == 0, errors
+    found = dict(zip(kinds, said.splitlines(), strict=True))
+    assert [kind for kind, text in found.items() if text == "ok"] == list(TAKEN_BY_ALL)
 
 
 async def go_client() -> Path:

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sds.pki import complete_anchors, is_self_signed, read_root
 from tests.support.certificates import NOW, Wish, ca_wish, key_usage, self_signed
+from tests.support.odd_roots import REFUSED_BY_ENVOY, REFUSED_BY_GO, TAKEN_BY_ALL
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
@@ -92,3 +93,16 @@ def test_what_cannot_be_read_is_refused() -> None:
     ):
         with refused("certificate_malformed"):
             read_root(der)
+
+
+@pytest.mark.parametrize("kind", [*REFUSED_BY_GO, *REFUSED_BY_ENVOY])
+def test_what_other_clients_cannot_read_is_refused(kind: str) -> None:
+    der = (REFUSED_BY_GO | REFUSED_BY_ENVOY)[kind]()
+    assert is_self_signed(x509.load_der_x509_certificate(der))
+    with refused("certificate_malformed", match="not every client"):
+        read_root(der)
+
+
+@pytest.mark.parametrize("kind", TAKEN_BY_ALL)
+def test_what_all_clients_read_is_taken(kind: str) -> None:
+    assert is_self_signed(read_root(TAKEN_BY_ALL[kind]()))

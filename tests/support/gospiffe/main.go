@@ -1,17 +1,26 @@
-// A client of the SPIFFE Workload API with the official Go library: prints one line for each
+// With --parse FILE: what Go's parser says of each certificate, one in base64 on each line.
+//
+// Otherwise a client of the SPIFFE Workload API with the official Go library: prints one line for each
 // X.509-SVID that it gets, after verifying it against the bundle that came with it.
 package main
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/base64"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 )
 
 func main() {
+	if os.Args[1] == "--parse" {
+		parse(os.Args[2])
+		return
+	}
 	if err := run(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -41,6 +50,24 @@ func run(address string) error {
 		fmt.Printf("%s %x\n", id, svid.Certificates[0].SerialNumber)
 		if err := source.WaitUntilUpdated(ctx); err != nil {
 			return err
+		}
+	}
+}
+
+func parse(name string) {
+	content, err := os.ReadFile(name)
+	if err != nil {
+		panic(err)
+	}
+	for _, line := range strings.Fields(string(content)) {
+		der, err := base64.StdEncoding.DecodeString(line)
+		if err != nil {
+			panic(err)
+		}
+		if _, err := x509.ParseCertificate(der); err != nil {
+			fmt.Println(strings.ReplaceAll(err.Error(), "\n", " "))
+		} else {
+			fmt.Println("ok")
 		}
 	}
 }
