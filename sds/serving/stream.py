@@ -122,6 +122,8 @@ class Stream:
         Raises:
             ProtocolError: the request is malformed, of a type that is not served, or over a limit.
         """
+        if self.ending is not None:
+            raise self.ending
         self._bucket.take(now)
         self._observer.count(Event.REQUEST, self.method)
         self._taking = True
@@ -203,8 +205,9 @@ class Stream:
         """A job: send one response of what is due; whether to run it again."""
         try:
             way = self._way
-            message = None if way is None or self._taking else self._next()
-            if way is None or self._taking:
+            idle = way is None or self._taking or self.ending is not None
+            message = None if idle else self._next()
+            if way is None or idle:
                 self._writing = False  # whatever takes a request will look
             elif message is not None and not way.send(message):
                 self._writer = self._loop.create_task(self._write_in_background(way))
@@ -249,6 +252,8 @@ class Stream:
             self._writing = False
 
     def _has_due(self) -> bool:
+        if self.ending is not None:
+            return False
         for conversation in self.conversations.values():  # noqa: SIM110  for every push: no generator
             if conversation.has_due():
                 return True
@@ -266,10 +271,16 @@ class Stream:
 
     def end(self, error: SdsError) -> None:
         """End the stream with this error (from outside of its task)."""
-        if self.ending is not None or self.task is None:
+        if self.ending is not None or self._way is None:
             return
-        self.ending = error
-        self.task.cancel()
+        self.ending = error  # nothing is taken or sent any more
+        self._way.soon(self._end_reader)  # thousands may end together: in turns
+
+    def _end_reader(self) -> bool:
+        """A job: let the reader end with :attr:`ending`; nothing is left afterwards."""
+        if self.task is not None:
+            self.task.cancel()
+        return False
 
     async def close(self) -> None:
         """The call is over: let go of everything that was sent, and of the writer."""

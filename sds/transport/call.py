@@ -360,12 +360,19 @@ class Call:
         self.task = None
 
     def expire(self) -> None:
-        """The client's ``grpc-timeout`` is over."""
-        self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the time that the client gave is over")
-        if self.task is not None:
-            self.task.cancel()
+        """The client's ``grpc-timeout`` is over, perhaps that of many calls together."""
+        self._link.soon(self._expire)
 
     # --- inside ---------------------------------------------------------------------------------
+
+    def _expire(self) -> bool:
+        """A job: end the call; nothing is left afterwards."""
+        if not self._over:
+            self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the time that the client gave is over")
+            if self.task is not None:
+                self.task.cancel()
+                self._turns.promise(self._link.owner)
+        return False
 
     def _hold(self) -> None:
         self._held = held = self._reader.held + self._given

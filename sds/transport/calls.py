@@ -1,8 +1,8 @@
 """The calls of one connection: opened, fed and ended as its client wants.
 
 Owns which streams carry a call and the task of each. Invariants: a call that its client or we ended
-takes nothing more at once; its handler hears of it in its owner's turn, a few in each, however many
-calls end together.
+gets nothing more at once; it is closed, and its handler hears of it, in its owner's turn, a few in
+each, however many calls end together.
 """
 
 from __future__ import annotations
@@ -106,8 +106,6 @@ class Calls:
     def end_all(self) -> None:
         """End all calls; their handlers hear of it a few at a time."""
         if self._open:
-            for call in self._open.values():
-                call.close()
             self._ending += self._open.values()
             self._open = {}
             self._turns.run(self._link.owner, self._link, self._end_some)
@@ -115,6 +113,7 @@ class Calls:
     def _end_some(self) -> bool:
         """A job: cancel some of the handlers whose calls are over; whether there are more."""
         for call in self._ending[-_ENDED_AT_ONCE:]:
+            call.close()
             self._cancel(call)
         del self._ending[-_ENDED_AT_ONCE:]
         self._link.settle()

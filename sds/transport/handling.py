@@ -23,7 +23,6 @@ from sds.transport.owner_lines import RUNS_FOR
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 
-    from sds.transport.budget import Owner
     from sds.transport.call import Call
     from sds.transport.turns import Turns
 
@@ -46,17 +45,22 @@ async def serve_in_turns(
 ) -> None:
     """As :func:`serve_call`; the owner of the call pays for each step."""
     RUNS_FOR.set(call.owner)  # of this task, and of those that it starts
-    await _Steps(serve_call(call, handler, gate), call.owner, turns)
+    await _Steps(serve_call(call, handler, gate), call, turns)
 
 
 class _Steps:
-    """Awaits a coroutine, and measures the processor time of each step."""
+    """Awaits a coroutine, and measures the processor time of each step.
 
-    __slots__ = ("_coroutine", "_owner", "_turns")
+    Whatever wakes it: a step begins only while the turn of the loop has time for it, and else in
+    the owner's next turn.
+    """
 
-    def __init__(self, coroutine: Coroutine[Any, None, None], owner: Owner, turns: Turns) -> None:
+    __slots__ = ("_call", "_coroutine", "_owner", "_turns")
+
+    def __init__(self, coroutine: Coroutine[Any, None, None], call: Call, turns: Turns) -> None:
         self._coroutine = coroutine
-        self._owner = owner
+        self._call = call
+        self._owner = call.owner
         self._turns = turns
 
     def __await__(self) -> Generator[Any, None, None]:
@@ -64,6 +68,8 @@ class _Steps:
         error: BaseException | None = None
         try:
             while True:
+                if turns.is_over:
+                    error = yield from self._until_turn(error)
                 turns.step_begins()
                 try:
                     waits_for = coroutine.send(None) if error is None else coroutine.throw(error)
@@ -79,6 +85,18 @@ class _Steps:
         finally:
             error = None  # it refers to this frame: no circle is left
             coroutine.close()
+
+    def _until_turn(
+        self, error: BaseException | None
+    ) -> Generator[Any, None, BaseException | None]:
+        """Wait for the owner's turn; what the handler has to hear then, perhaps a cancellation."""
+        while True:
+            try:
+                yield from self._call.turn().__await__()
+            except BaseException as thrown:  # noqa: BLE001  the handler decides about it
+                error = thrown
+            else:
+                return error
 
 
 async def serve_call(

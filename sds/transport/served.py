@@ -217,7 +217,6 @@ class ServedConnection:
         guarded("connection", self._calls.end_all)()
         guarded("connection", self._http2.drop)()
         self._endpoint = None  # it refers to us: no circle is left
-        self._requests = 0
         self.settle()
         self.owner.disconnect(self.abort, party=self._party)
         self._server.left(self)
@@ -384,10 +383,10 @@ class ServedConnection:
         """Tell the owner what is in use now."""
         endpoint = self._endpoint
         streams = self._calls.ending
-        held = 0
+        held = self._requests
         if endpoint is not None:
             streams += self._http2.streams
-            held = self._http2.held + self._requests + endpoint.unsent
+            held += self._http2.held + endpoint.unsent
         held += STREAM_BYTES * streams
         if held != self._held or streams != self._streams:
             self.owner.change(streams=streams - self._streams, held=held - self._held)

@@ -3,9 +3,10 @@
 Owns the division of the loop's time between owners (see :mod:`sds.transport.budget`). Everything
 that a client causes runs as a job of its owner: a bounded piece of what the client sent, or one
 step of a handler. Invariants: between two turns of the loop all jobs take about
-:data:`TURN_SECONDS` of processor time; owners that wait take one job in turn, and so do the
-connections of an owner; an owner that used up its share of the processor waits until it has some
-again, and nobody else waits for it.
+:data:`TURN_SECONDS` of processor time, and so do the steps, also where one event wakes thousands of
+handlers (a process exits, deadlines end together); owners that wait take one job in turn, and so do
+the connections of an owner; an owner that used up its share of the processor waits until it has
+some again, and nobody else waits for it.
 
 Time is measured by the monotonic clock: the thread's processor time costs ten times as much to ask
 for. On a busy machine that counts the time of others too, so turns become shorter, not longer.
@@ -191,6 +192,11 @@ class Turns:
 
         return job
 
+    @property
+    def is_over(self) -> bool:
+        """Whether steps of handlers took all of this turn: the next one waits."""
+        return self._stepped >= TURN_SECONDS
+
     def step_begins(self) -> None:
         """A handler runs until :meth:`step_ends`."""
         self._step_began = self._clock()
@@ -200,6 +206,8 @@ class Turns:
         took = self._clock() - self._step_began
         self._step_began = float("inf")
         self._stepped += took
+        if self._stepped > _UNNOTICED_SECONDS:
+            self._expect_turn()
         owner.account.stepped(took, self._loop.time())
 
     @property

@@ -71,8 +71,12 @@ class RawClient:
 
     def read_until(self, wanted: bytes) -> bytes:
         """Read until these bytes came; all that was read."""
+        return self.read_times(wanted, 1)
+
+    def read_times(self, wanted: bytes, times: int) -> bytes:
+        """Read until these bytes came so many times; all that was read."""
         seen = b""
-        while wanted not in seen:
+        while seen.count(wanted) < times:
             chunk = self.connection.recv(65536)
             assert chunk, seen[-300:]
             seen += chunk

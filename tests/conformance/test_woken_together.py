@@ -1,0 +1,147 @@
+"""One event that concerns many handlers runs a few of them in each turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from sds.agent.directory import listening
+from sds.errors import WorkloadError
+from sds.serving.service import SecretService
+from sds.transport.server import Server
+from tests.support.raw_client import STREAM, connected, discovery, message
+from tests.support.serving import serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.serving.stream import Stream
+    from tests.support.raw_client import RawClient
+
+STREAMS = 100
+MOST = 30
+"""Handlers in one turn of the loop: each takes a millisecond, a turn has three; the rest is what
+the turns expect of steps before they have seen any."""
+
+
+class TurnCounter:
+    """Counts in which turns of the loop something happened.
+
+    Attributes:
+        seen: how often, by turn.
+    """
+
+    def __init__(self) -> None:
+        self.seen: Counter[int] = Counter()
+        self._turn = 0
+        self._loop = asyncio.get_running_loop()
+        self._next()
+
+    def _next(self) -> None:
+        self._turn += 1
+        self._handle = self._loop.call_soon(self._next)
+
+    def work(self) -> None:
+        """Something happened, and took a millisecond."""
+        self.seen[self._turn] += 1
+        ends = time.perf_counter() + 0.001
+        while time.perf_counter() < ends:
+            pass
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+
+@contextlib.asynccontextmanager
+async def turns() -> AsyncIterator[TurnCounter]:
+    counter = TurnCounter()
+    try:
+        yield counter
+    finally:
+        counter.stop()
+
+
+def call_many(raw: RawClient, path: bytes, data: bytes, timeout: str = "") -> list[int]:
+    return [raw.call(path, data, timeout=timeout) for _ in range(STREAMS)]
+
+
+def ask_all(raw: RawClient, numbers: list[int]) -> None:
+    for number in numbers:
+        raw.send(number, discovery("default"))
+
+
+async def until(count: Counter[str], name: str) -> None:
+    async with asyncio.timeout(20):
+        while count[name] < STREAMS:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("by", ["event", "deadline", "timeout"])
+async def test_handlers_that_one_event_wakes_run_in_turns(by: str, tmp_path: Path) -> None:
+    count: Counter[str] = Counter()
+    event = asyncio.Event()
+
+    async def wait(_requests: Any, context: Any) -> None:
+        count["waiting"] += 1
+        try:
+            async with asyncio.timeout(0.5 if by == "timeout" else None):
+                await event.wait()
+        except TimeoutError:
+            pass
+        finally:
+            counter.work()
+            count["woken"] += 1
+        await context.abort(grpc.StatusCode.ABORTED, "woken")
+
+    methods: dict[str, Any] = {"Wait": grpc.stream_stream_rpc_method_handler(wait)}
+    server = Server([grpc.method_handlers_generic_handler("t.T", methods)])
+    path = tmp_path / "t.sock"
+    await server.listen(listening(path, 0o600))
+    try:
+        async with turns() as counter:
+            with connected(path) as raw:
+                timeout = "500m" if by == "deadline" else ""
+                await asyncio.to_thread(call_many, raw, b"/t.T/Wait", message(b""), timeout)
+                await until(count, "waiting")
+                if by == "event":
+                    event.set()
+                else:
+                    time.sleep(0.6)  # noqa: ASYNC251  the loop is busy: all are late together
+                await until(count, "woken")
+        assert max(counter.seen.values()) <= MOST
+    finally:
+        await server.stop(0)
+
+
+async def test_streams_of_a_caller_that_is_gone_end_in_turns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And nothing is sent on them meanwhile."""
+    count: Counter[str] = Counter()
+    close = SecretService.close_stream
+
+    def closing(service: SecretService, stream: Stream) -> None:
+        counter.work()
+        count["closed"] += 1
+        close(service, stream)
+
+    monkeypatch.setattr(SecretService, "close_stream", closing)
+    async with serving(tmp_path) as at, turns() as counter:
+        with connected(at.socket) as raw:
+            numbers = await asyncio.to_thread(call_many, raw, STREAM, discovery("nothing"))
+            async with asyncio.timeout(20):
+                while sum(len(one.streams) for one in at.service.sessions()) < STREAMS:
+                    await asyncio.sleep(0.01)
+            at.entitlement.end(WorkloadError("the process has ended", reason="peer_gone"))
+            await asyncio.to_thread(ask_all, raw, numbers)
+            await until(count, "closed")
+            got = await asyncio.to_thread(raw.read_times, b"grpc-status", STREAMS)
+        assert b"PRIVATE KEY" not in got
+    assert max(counter.seen.values()) <= MOST
