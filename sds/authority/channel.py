@@ -174,6 +174,11 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
             _, writer = await asyncio.open_connection(
                 host, port, ssl=context, server_hostname=TLS_SERVER_NAME
             )
+    except ssl.SSLError as error:
+        raise AuthorityUnavailableError(
+            f"what answers at {address} does not speak TLS as an authority does: {error}",
+            advice="does authority.addresses name the authority's own port?",
+        ) from error
     except (OSError, TimeoutError) as error:
         raise AuthorityUnavailableError(
             f"the authority at {address} does not answer: {error or 'timed out'}",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from cryptography import x509
 
+from sds.authority.tls_failure import ISTIO, explained
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
@@ -192,8 +193,10 @@ def _unauthenticated(
 
 
 def _connection_advice(details: str) -> str:
-    lowered = details.lower()
-    if any(word in lowered for word in ("certificate", "handshake", "ssl", "verification")):
+    found = explained(details, ISTIO)
+    if found is not None:
+        return f"{found[0]}: {found[1]}"
+    if any(word in details.lower() for word in ("certificate", "handshake", "ssl", "verification")):
         return "istiod's TLS certificate cannot be verified: check authority.root and server_name"
     return "is istiod running, and is authority.addresses right?"
 

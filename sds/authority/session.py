@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
+from sds.authority.tls_failure import OWN_AUTHORITY, explained
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
 from sds.exchange import wire
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data
@@ -217,9 +218,11 @@ class Session:
                     f"the authority at {self.address} ended the stream: {code.name} {details}"
                 )
         except grpc.aio.AioRpcError as error:
+            details = error.details() or ""
+            what, cure = explained(details, OWN_AUTHORITY) or ("it cannot be asked", "")
             raise AuthorityUnavailableError(
-                f"the authority at {self.address} cannot be asked: {error.code().name} "
-                f"{error.details()}"
+                f"the authority at {self.address}: {what}: {error.code().name} {details}",
+                advice=cure,
             ) from error
         except asyncio.InvalidStateError as error:
             raise AuthorityUnavailableError(

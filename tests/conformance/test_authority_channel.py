@@ -1,17 +1,23 @@
-"""An authority's channel to an address where nobody answers."""
+"""An authority's channel: where nobody answers, and where TLS fails."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import socket
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from sds.authority.channel import verified_channel
-from tests.support.certificates import ca_wish, self_signed
+from sds._proto.sds.ca.v1 import ca_pb2
+from sds.authority.channel import VerifiedTls, connect, verified_channel
+from sds.authority.session import Session
+from sds.errors import AuthorityUnavailableError
+from tests.support.certificates import Wish, ca_wish, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,3 +49,53 @@ async def test_a_connection_that_nobody_answers_is_given_up_long_before_grpcs_20
             await call(b"", timeout=15)
     # By the connection's limit, and not by the call's.
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+NAME = "ca.example.org"
+NOW = datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "root", "said"),
+    [
+        ({"names": (x509.DNSName("ca.example.com"),)}, "ours", "authority.tls.server_name"),
+        ({}, "theirs", "authority.tls.root"),
+        ({}, "of the same name", "authority.tls.root"),
+        ({"not_after": NOW - timedelta(hours=1)}, "ours", "renew it"),
+        ({"not_before": NOW + timedelta(hours=1)}, "ours", "clocks"),
+        (None, "ours", "authority.addresses"),
+    ],
+)
+async def test_a_failure_of_tls_names_the_field_to_look_at(
+    leaf: dict[str, Any] | None, root: str, said: str
+) -> None:
+    days: dict[str, Any] = {
+        "not_before": NOW - timedelta(days=2),
+        "not_after": NOW + timedelta(days=2),
+    }
+    signer, namesake, theirs = (
+        self_signed(dataclasses.replace(ca_wish(name), **days))
+        for name in ("ours", "ours", "theirs")
+    )
+    trusted = {"ours": signer, "of the same name": namesake, "theirs": theirs}[root]
+    server = grpc.aio.server()
+    if leaf is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        wish = Wish(names=(x509.DNSName(NAME),), **days)
+        served = signer.issue(dataclasses.replace(wish, **leaf))
+        key = served.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        chain = served.certificate.public_bytes(Encoding.PEM)
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
+    await server.start()
+    tls = VerifiedTls(root_pem=trusted.certificate.public_bytes(Encoding.PEM), server_name=NAME)
+    connection = await connect([f"127.0.0.1:{port}"], tls, seconds=5)
+    session = Session(address="the address", connection=connection)
+    await session.start()
+    with pytest.raises(AuthorityUnavailableError) as caught:
+        await session.ask(ca_pb2.ExchangeRequest())
+    assert said in caught.value.advice
+    fields = {"authority.tls.server_name", "authority.tls.root", "authority.addresses"}
+    assert {field for field in fields if field in str(caught.value)} == fields & {said}
+    await session.close()
+    await server.stop(None)

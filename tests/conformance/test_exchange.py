@@ -304,7 +304,7 @@ async def test_a_port_that_does_not_speak_tls_is_an_error_of_ours() -> None:
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     world = World()
     async with server, world.client(server.sockets[0].getsockname()[1]) as client:
-        with pytest.raises(errors.AuthorityUnavailableError):
+        with pytest.raises(errors.AuthorityUnavailableError, match="does not speak TLS"):
             await client.issue([wish()[1]])
 
 

@@ -231,9 +231,13 @@ async def test_the_wrong_server_name_or_root_connects_to_nobody(
 ) -> None:
     wrong = tmp_path / "wrong.pem"
     wrong.write_text(istio_ca.Issuer.make("wrong").pem)
-    for over in ({"server_name": "elsewhere.example"}, {"root": wrong}):
-        with pytest.raises(AuthorityUnavailableError, match="root and server_name"):
-            await ask(settings(endpoint, **over), item())
+    for name, value in (("server_name", "elsewhere.example"), ("root", wrong)):
+        with pytest.raises(AuthorityUnavailableError) as caught:
+            await ask(settings(endpoint, **{name: value}), item())
+        named = {
+            each for each in ("server_name", "root") if f"authority.{each}" in str(caught.value)
+        }
+        assert named == {name}
 
 
 # --- what only the counterpart can be told to do --------------------------------------------------
