@@ -3,7 +3,8 @@
 A thread that waits for a device, a file system or a long calculation is gone until that ends. Owns
 which work shares threads with which. Invariants: no work uses the event loop's default executor,
 which anything may fill; what a caller, a stranger or a peer can cause never runs on the threads of
-rotation.
+rotation. What waits for somebody else's server has a thread of its own (:func:`alone`), and the
+process does not wait for that one when it ends.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -38,6 +40,33 @@ class Threads:
         """Do the work in a thread; its result, or what it raises."""
         bound = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self._pool, bound)
+
+
+async def alone(name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+    """Do the work in a thread of its own: however long it takes, nobody else waits for a thread.
+
+    The caller bounds how many there are. Where it is cancelled, the thread ends by itself, or with
+    the process.
+
+    Args:
+        name: of the thread, as dumps show it.
+        work: blocks.
+        args: its arguments.
+        kwargs: its named arguments.
+    """
+    done: Future[_R] = Future()
+    done.set_running_or_notify_cancel()  # from here on a cancellation does not reach it
+
+    def run() -> None:
+        try:
+            result = work(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001  handed to who waits
+            done.set_exception(error)
+        else:
+            done.set_result(result)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return await asyncio.wrap_future(done)
 
 
 ROTATION: Final = Threads("rotation", 4)

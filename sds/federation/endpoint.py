@@ -93,7 +93,7 @@ class _Connection(http.client.HTTPSConnection):
 
 
 def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
-    """Fetch the document; blocks at most :data:`MOST_SECONDS`, and while names are resolved.
+    """Fetch the document; blocks at most :data:`MOST_SECONDS` once the server is reached.
 
     Args:
         endpoint: where, and how the server proves itself.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
@@ -20,6 +19,7 @@ from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
 from sds.files import read_file
+from sds.threads import alone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,7 +36,6 @@ _LOGGER = logging.getLogger(__name__)
 DEFAULT_REFRESH: Final = timedelta(minutes=5)  # SPIFFE Federation, section 5.1.4
 FILE_REFRESH: Final = timedelta(seconds=5)
 _SOONEST: Final = timedelta(seconds=1)
-_THREADS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +111,6 @@ class Federation:
         self._sources = self._checked(sources)
         self._tasks: dict[TrustDomain, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="federation")
 
     async def run(self) -> None:
         """Keep every bundle fresh until cancelled."""
@@ -124,7 +122,6 @@ class Federation:
                 await asyncio.Event().wait()
             finally:
                 self._group = None
-                self._threads.shutdown(wait=False, cancel_futures=True)
 
     def replace(self, sources: Iterable[BundleSource]) -> None:
         """Use these sources from now on (the policy changed); what is gone is withdrawn.
@@ -200,19 +197,14 @@ class Federation:
         )
 
     async def _load(self, source: BundleSource) -> BundleDocument:
-        """Fetch and parse in a thread of our own: a slow endpoint holds up no other work."""
-        loop = asyncio.get_running_loop()
+        """Fetch and parse in a thread of its own: a source that hangs holds up no other one."""
         given = source.roots
         if source.file is not None:
-            given = (
-                await loop.run_in_executor(self._threads, parse_bundle_file, source.file)
-            ).roots
+            given = (await alone("federation", parse_bundle_file, source.file)).roots
         if source.endpoint is None:
-            await loop.run_in_executor(self._threads, _check_roots, source)
+            await alone("federation", _check_roots, source)
             return document.BundleDocument(roots=given)
-        return await loop.run_in_executor(
-            self._threads, _fetch, source.endpoint, self._anchors(source, given)
-        )
+        return await alone("federation", _fetch, source.endpoint, self._anchors(source, given))
 
     def _anchors(self, source: BundleSource, given: tuple[bytes, ...]) -> tuple[bytes, ...]:
         """Roots under which an ``https_spiffe`` endpoint is verified: held ones, else given."""

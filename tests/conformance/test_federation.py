@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import ssl
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -241,6 +242,43 @@ async def test_a_file_is_followed(tmp_path: Path) -> None:
         count = len(observer.failures)
         await observer.until(lambda: len(observer.failures) > count)
         assert len(roots(store)) == 1
+
+
+async def test_endpoints_that_hang_hold_up_no_other_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, released = threading.Semaphore(0), threading.Event()
+
+    def hang(given: BundleServer, *, roots: object) -> bytes:
+        del given, roots
+        hanging.release()
+        released.wait()
+        return b"{}"
+
+    monkeypatch.setattr(endpoint, "fetch", hang)
+    count = 20
+    stuck = [
+        BundleSource(
+            trust_domain=TrustDomain(f"stuck{n}.test"), endpoint=BundleServer(url="https://a.test")
+        )
+        for n in range(count)
+    ]
+    path = tmp_path / "theirs.json"
+    path.write_bytes(document.render([certificate_der(Issuer.make("a").certificate)]))
+    try:
+        async with federating(*stuck, BundleSource(trust_domain=THEIRS, file=path)) as (
+            store,
+            observer,
+            _,
+        ):
+            await observer.until(lambda: len(roots(store)) == 1)
+            for _n in range(count):
+                await asyncio.to_thread(hanging.acquire)
+            found = [one for one in threading.enumerate() if one.name == "federation"]
+            assert len(found) == count
+            assert all(one.daemon for one in found)  # the process's end waits for none of them
+    finally:
+        released.set()
 
 
 def test_our_own_trust_domain_and_doubles_are_refused() -> None:
