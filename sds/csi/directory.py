@@ -8,8 +8,10 @@ that a client never finds none; removing what is gone is not an error.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 from typing import TYPE_CHECKING, Final
 
 from sds.csi.volume import MAX_RECORD_BYTES, RECORD, PodVolume, recorded
@@ -37,7 +39,7 @@ def open_socket(volume: PodVolume, *, kubelet: Path) -> socket.socket:
         SocketError: it cannot be made.
     """
     try:
-        with _opened(volume, kubelet=kubelet, make=True) as directory:
+        with _above(volume, kubelet=kubelet) as above, _made(volume, above) as directory:
             listener = _bound(directory)
             try:
                 os.replace(_NEW, SOCKET_NAME, src_dir_fd=directory, dst_dir_fd=directory)
@@ -62,11 +64,12 @@ def remove(volume: PodVolume, *, kubelet: Path) -> None:
         SocketError: it cannot be removed.
     """
     try:
-        with _opened(volume, kubelet=kubelet, make=False) as directory:
-            for name in (SOCKET_NAME, ISTIO_NAME, _NEW):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=directory)
-        volume.target.rmdir()
+        with _above(volume, kubelet=kubelet) as above:
+            with _below(above, volume.target.name) as directory:
+                for name in (SOCKET_NAME, ISTIO_NAME, _NEW):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name, dir_fd=directory)
+            os.rmdir(volume.target.name, dir_fd=above)
     except FileNotFoundError:
         return
     except OSError as error:
@@ -91,43 +94,63 @@ def known_volumes(kubelet: Path, *, driver: str) -> Iterator[PodVolume | Workloa
             advice="mount the kubelet's directory `pods` into the agent at the same path",
         ) from error
     for pod in found:
-        for record in sorted(pod.glob(f"volumes/kubernetes.io~csi/*/{RECORD}")):
-            try:
-                content = read_file(record, max_bytes=MAX_RECORD_BYTES)
-                volume = recorded(
-                    content, target=record.parent / "mount", driver=driver, kubelet=kubelet
-                )
-            except FileNotFoundError:  # the pod has just gone
-                continue
-            except OSError as error:
-                yield WorkloadError(
-                    f"{record} cannot be read: {error.strerror}", reason="csi_volume"
-                )
-            except WorkloadError as error:
-                yield error
-            else:
-                if volume is not None:
-                    yield volume
+        try:
+            records = sorted(pod.glob(f"volumes/kubernetes.io~csi/*/{RECORD}"))
+        except FileNotFoundError:  # the pod has just gone
+            continue
+        except OSError as error:
+            yield WorkloadError(f"{pod} cannot be listed: {error.strerror}", reason="csi_volume")
+            continue
+        for record in records:
+            volume = _known(record, driver=driver, kubelet=kubelet)
+            if volume is not None:
+                yield volume
+
+
+def _known(record: Path, *, driver: str, kubelet: Path) -> PodVolume | WorkloadError | None:
+    """The volume of one record; None if it is another driver's, or has just gone."""
+    try:
+        content = read_file(record, max_bytes=MAX_RECORD_BYTES)
+        return recorded(content, target=record.parent / "mount", driver=driver, kubelet=kubelet)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return WorkloadError(f"{record} cannot be read: {error.strerror}", reason="csi_volume")
+    except WorkloadError as error:
+        return error
 
 
 @contextlib.contextmanager
-def _opened(volume: PodVolume, *, kubelet: Path, make: bool) -> Iterator[int]:
-    """The volume's directory as a descriptor, reached step by step without following links."""
-    steps = volume.target.relative_to(kubelet).parts
+def _above(volume: PodVolume, *, kubelet: Path) -> Iterator[int]:
+    """The directory above the volume's, reached step by step without following links."""
     here = os.open(kubelet, _DIRECTORY & ~os.O_NOFOLLOW)
     try:
-        for step in steps:
-            if make and step == steps[-1]:
-                with contextlib.suppress(FileExistsError):
-                    os.mkdir(step, _DIRECTORY_MODE, dir_fd=here)
+        for step in volume.target.parent.relative_to(kubelet).parts:
             below = os.open(step, _DIRECTORY, dir_fd=here)
             os.close(here)
             here = below
-        if make:
-            os.fchmod(here, _DIRECTORY_MODE)
         yield here
     finally:
         os.close(here)
+
+
+@contextlib.contextmanager
+def _below(above: int, name: str) -> Iterator[int]:
+    descriptor = os.open(name, _DIRECTORY, dir_fd=above)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _made(volume: PodVolume, above: int) -> Iterator[int]:
+    """The volume's directory, which is made if it is missing."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(volume.target.name, _DIRECTORY_MODE, dir_fd=above)
+    with _below(above, volume.target.name) as directory:
+        os.fchmod(directory, _DIRECTORY_MODE)
+        yield directory
 
 
 def _bound(directory: int) -> socket.socket:
@@ -142,9 +165,20 @@ def _bound(directory: int) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
-        os.chmod(_NEW, _EVERYBODY, dir_fd=directory)
+        _open_to_everybody(directory)
         listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
+
+
+def _open_to_everybody(directory: int) -> None:
+    """Set the mode of the socket itself: a link that took its place meanwhile is an error."""
+    found = os.open(_NEW, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        if not stat.S_ISSOCK(os.fstat(found).st_mode):
+            raise OSError(errno.EEXIST, "something else has the socket's name")
+        os.chmod(f"/proc/self/fd/{found}", _EVERYBODY)  # noqa: PTH101  a descriptor
+    finally:
+        os.close(found)

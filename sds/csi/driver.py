@@ -2,8 +2,9 @@
 
 Owns which volumes have a listening socket. Invariants: one operation on files at a time, in a
 thread of its own, so the event loop never waits for a disk; the same request again changes nothing
-(CSI asks for idempotence); one volume that fails is logged, counted and answered, and leaves every
-other volume alone; sockets come back for the volumes of pods that outlived an agent.
+(CSI asks for idempotence); a pod has at most :data:`~sds.csi.volume.MOST_OF_A_POD` volumes, because
+the author of a pod may list thousands; one volume that fails is logged, counted and answered, and
+leaves every other volume alone; sockets come back for the volumes of pods that outlived an agent.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from sds.csi.directory import known_volumes, open_socket, remove
-from sds.csi.volume import at_target, published
+from sds.csi.volume import MOST_OF_A_POD, at_target, published
 from sds.errors import SdsError, WorkloadError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Driver:
         self._kubelet = kubelet
         self._door = door
         self._volumes: dict[Path, Callable[[], None]] = {}
+        self._of_pod: Counter[str] = Counter()
         self._files = ThreadPoolExecutor(max_workers=1, thread_name_prefix="csi")
         self._one = asyncio.Lock()
 
@@ -84,6 +86,7 @@ class Driver:
             stop = self._volumes.pop(volume.target, None)
             if stop is not None:
                 stop()
+                self._of_pod -= Counter((volume.pod_uid,))  # leaves no zeros
             await self._on_files(lambda: remove(volume, kubelet=self._kubelet))
 
     async def restore(self) -> None:
@@ -124,8 +127,15 @@ class Driver:
     async def _open(self, volume: PodVolume) -> None:
         if volume.target in self._volumes:
             return
+        if self._of_pod[volume.pod_uid] >= MOST_OF_A_POD:
+            raise WorkloadError(
+                f"pod {volume.pod_uid} has {MOST_OF_A_POD} volumes of this driver already",
+                reason="csi_volume",
+                advice="mount one volume into all containers of the pod",
+            )
         listener = await self._on_files(lambda: open_socket(volume, kubelet=self._kubelet))
         self._volumes[volume.target] = self._door.listen(listener, pod_uid=volume.pod_uid)
+        self._of_pod[volume.pod_uid] += 1
 
     async def _on_files(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._files, work)

@@ -26,6 +26,9 @@ POD_UID: Final = "csi.storage.k8s.io/pod.uid"
 EPHEMERAL: Final = "csi.storage.k8s.io/ephemeral"
 RECORD: Final = "vol_data.json"
 MAX_RECORD_BYTES: Final = 64 * 1024
+MOST_OF_A_POD: Final = 16
+"""Volumes of one pod: each takes a descriptor of the agent, and one serves all containers."""
+_SHOWN: Final = 300
 _PLUGIN_FOLDER: Final = "kubernetes.io~csi"
 _UID: Final = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}", re.ASCII
@@ -79,7 +82,8 @@ def published(request: csi_pb2.NodePublishVolumeRequest, *, kubelet: Path) -> Po
     said = context.get(POD_UID)
     if said != volume.pod_uid:
         raise _refused(
-            f"the path is one of pod {volume.pod_uid}, and the request names pod {said}",
+            f"the path is one of pod {volume.pod_uid}, and the request names pod "
+            f"{(said or '')[:_SHOWN]!r}",
             advice="set podInfoOnMount: true in the CSIDriver object",
         )
     return volume
@@ -108,7 +112,7 @@ def at_target(target: str, *, kubelet: Path) -> PodVolume:
     ):
         return PodVolume(pod_uid=parts[1], name=parts[4], target=path)
     raise _refused(
-        f"{target[:300]!r} is not where the kubelet puts volumes of pods",
+        f"{target[:_SHOWN]!r} is not where the kubelet puts volumes of pods",
         advice=f"check node.csi.kubelet_dir, which is {kubelet}",
     )
 

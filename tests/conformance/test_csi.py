@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import socket
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -16,7 +19,7 @@ from sds._proto.csi.v1 import csi_pb2
 from sds._proto.kubelet.pluginregistration.v1 import registration_pb2
 from sds.agent.csi import csi_driver
 from sds.agent.node_settings import CsiSettings
-from sds.csi.volume import EPHEMERAL, POD_UID
+from sds.csi.volume import EPHEMERAL, MOST_OF_A_POD, POD_UID
 from sds.workload import front_door as door_module
 from tests.support.front_door import (
     ask,
@@ -30,7 +33,6 @@ from tests.support.node import short_folder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from pathlib import Path
 
     from google.protobuf.message import Message
 
@@ -205,6 +207,90 @@ async def test_a_link_in_the_kubelets_directory_is_not_followed(
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         await kubelet.publish(OTHER)
     assert not list(elsewhere.iterdir())
+
+
+async def test_a_pod_that_lists_thousands_of_volumes_gets_few(
+    kubelet: Kubelet, tmp_path: Path, in_pod: object
+) -> None:
+    """Who writes a pod cannot use up the agent's descriptors."""
+    async with running(kubelet, tmp_path) as (_, driver):
+        for number in range(MOST_OF_A_POD):
+            await kubelet.publish(name=f"v{number}")
+        with pytest.raises(grpc.aio.AioRpcError, match="volumes of this driver already"):
+            await kubelet.publish(name="more")
+        assert not kubelet.target(name="more").exists()
+        await kubelet.publish(uid=OTHER)  # another pod has its own
+        await kubelet.publish(name="v0")  # the same again
+        await kubelet.unpublish(name="v0")
+        await kubelet.publish(name="more")
+        assert driver.volumes == MOST_OF_A_POD + 1
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+async def test_what_takes_the_place_of_a_new_socket_is_not_followed(
+    kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("")
+    victim.chmod(0o600)
+
+    class Swapped(socket.socket):
+        def bind(self, address: Any, /) -> None:
+            super().bind(address)
+            Path(address).unlink()
+            if kind == "link":
+                Path(address).symlink_to(victim)
+            else:
+                os.link(victim, address)
+
+    async with running(kubelet, tmp_path / "door") as (_, driver):
+        monkeypatch.setattr(socket, "socket", Swapped)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await kubelet.publish()
+        monkeypatch.undo()
+        assert driver.volumes == 0
+        assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+
+
+async def test_a_directory_that_is_swapped_while_a_volume_is_removed_is_not_followed(
+    kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pod: object
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "mount").mkdir(parents=True)
+    async with running(kubelet, tmp_path / "door"):
+        await kubelet.publish()
+        above = kubelet.target().parent
+        unlink = os.unlink
+
+        def swap(name: str, *, dir_fd: int | None = None) -> None:
+            unlink(name, dir_fd=dir_fd)
+            if not above.is_symlink():
+                above.rename(above.with_name("moved"))
+                above.symlink_to(elsewhere)
+
+        monkeypatch.setattr(os, "unlink", swap)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await kubelet.unpublish()
+        monkeypatch.undo()
+    assert (elsewhere / "mount").is_dir()
+
+
+async def test_a_pods_directory_that_cannot_be_listed_keeps_no_other_pod_back(
+    kubelet: Kubelet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pod: object
+) -> None:
+    for uid in (UID, OTHER):
+        kubelet.record(uid)
+    glob = Path.glob
+
+    def fails(path: Path, pattern: str) -> Iterator[Path]:
+        if path.name == UID:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return iter(list(glob(path, pattern)))
+
+    monkeypatch.setattr(Path, "glob", fails)
+    async with running(kubelet, tmp_path) as (_, driver):
+        assert driver.volumes == 1
+        assert driver.failed_counts() == {"csi_volume": 1}
 
 
 async def test_250_pods_come_and_go_and_nothing_is_left(

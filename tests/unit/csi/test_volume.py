@@ -57,13 +57,20 @@ def test_a_volume_is_known_by_its_path() -> None:
         (request(readonly=False), "readOnly: true"),
         (request(block=True), "block device"),
         (request(context={EPHEMERAL: "false"}), "ephemeral"),
-        (request(context={POD_UID: UID.replace("0b", "0c")}), "the request names pod 0c"),
+        (request(context={POD_UID: UID.replace("0b", "0c")}), "the request names pod '0c"),
         (request(context={POD_UID: ""}), "podInfoOnMount"),
     ],
 )
 def test_what_breaks_a_rule_is_refused(asked: csi_pb2.NodePublishVolumeRequest, text: str) -> None:
     with refused("csi_volume", match=text):
         published(asked, kubelet=KUBELET)
+
+
+def test_a_refusal_is_short_whatever_the_request_says() -> None:
+    for asked in (request(context={POD_UID: "a" * 100_000}), request(target="/" * 100_000)):
+        with pytest.raises(WorkloadError) as raised:
+            published(asked, kubelet=KUBELET)
+        assert len(str(raised.value)) < 1_000
 
 
 @pytest.mark.parametrize(
