@@ -227,7 +227,7 @@ async def running_agent(
             await stack.enter_async_context(listener)
         _LOGGER.info(
             "the sockets are open",
-            extra={"run_dir": str(config.run_dir), "workloads": len(sockets)},
+            extra={"run_dir": str(config.run_dir.absolute()), "workloads": len(sockets)},
         )
         yield RunningAgent(store=store, rotation=rotation, service=service, workloads=sockets)
 

@@ -272,6 +272,8 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
         found.append("roots of SIMULATED machines are trusted")
     if config.attestation.kind == "kubernetes-token":
         found.append("our evidence is a Kubernetes token: it says nothing about code or hardware")
+    if not config.workloads and config.node is None:
+        found.append("nobody is served: the configuration has neither workloads nor node")
     return (*found, *_names_of_services(config))
 
 

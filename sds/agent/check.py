@@ -49,7 +49,7 @@ def check_configuration(
     Raises:
         ConfigurationError: with every problem.
     """
-    checks = ConfigurationChecks(what)
+    checks = ConfigurationChecks(what, now=clock.now().wall)
     checks.writable_directory("run_dir", config.run_dir)
     _check_authority(config, checks, clock)
     _check_evidence(config, checks, environment)

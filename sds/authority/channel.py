@@ -85,12 +85,22 @@ def split_address(address: str) -> tuple[str, int]:
         ConfigurationError: not of this form.
     """
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    bracketed = host.startswith("[") and host.endswith("]")
+    plain = host.removeprefix("[").removesuffix("]") if bracketed else host
+    if (
+        not colon
+        or not plain
+        or "/" in plain
+        or (":" in plain) is not bracketed
+        or not port.isascii()
+        or not port.isdigit()
+        or not 0 < int(port) < 2**16
+    ):
         raise ConfigurationError(
             f"the authority's address {address!r} is not host:port",
             advice="write it as ca.example.org:8443 or [2001:db8::1]:8443",
         )
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return plain, int(port)
 
 
 async def connect(

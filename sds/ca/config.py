@@ -329,7 +329,15 @@ class AuthorityConfig(Settings):
     @classmethod
     def _is_an_address(cls, text: str) -> str:
         host, _, port = text.rpartition(":")
-        if not host or not port.isdecimal() or int(port) >= 2**16:
+        bracketed = host.startswith("[") and host.endswith("]")
+        if (
+            not host
+            or "/" in host
+            or (":" in host) is not bracketed
+            or not port.isascii()
+            or not port.isdecimal()
+            or int(port) >= 2**16
+        ):
             raise ValueError(
                 f"{text!r} is not host:port: write 127.0.0.1:8443, [::]:8443 or 0.0.0.0:0"
             )

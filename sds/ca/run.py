@@ -190,15 +190,20 @@ async def _serve(
             task.cancel()
 
 
-def check(config: AuthorityConfig, *, clock: Clock | None = None) -> None:
+def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> None:
     """Do everything that a start does before it opens a port, without touching the network.
+
+    Args:
+        config: what passed by itself.
+        what: names it in errors: the file.
+        clock: what is valid now; the system's if left out.
 
     Raises:
         ConfigurationError: files, devices or addresses of the configuration cannot be used; every
             one is named.
     """
     clock = clock if clock is not None else SystemClock()
-    checks = ConfigurationChecks("the configuration cannot be used")
+    checks = ConfigurationChecks(what, now=clock.now().wall)
     attester = upstream = None
     # Values that can be used stand in for those that cannot, so that the rest is looked at too.
     verification = Verification(VerificationSection(), clock=clock)

@@ -105,6 +105,16 @@ def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsId
     )
 
 
+def _read(path: Path, field: str) -> bytes:
+    try:
+        return read_file(path, max_bytes=_MAX_BYTES)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{field}: {path} cannot be read: {error.strerror}",
+            advice="check the path and its permissions",
+        ) from error
+
+
 def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentity:
     """The identity that an operator provides.
 
@@ -112,20 +122,23 @@ def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentit
         ConfigurationError: a file cannot be read or parsed, the two do not belong together, or the
             certificate is not valid now.
     """
+    pem_chain, pem = (
+        _read(path, f"tls.{name}") for name, path in (("certificate", certificate), ("key", key))
+    )
     try:
-        chain = certificates_from_pem(read_file(certificate, max_bytes=_MAX_BYTES))
-        pem = read_file(key, max_bytes=_MAX_BYTES)
+        chain = certificates_from_pem(pem_chain)
         private = load_private_key(pem)
         leaf = load_certificate(chain[0])
         public = supported_key(leaf)
-    except OSError as error:
-        raise ConfigurationError(f"{error.filename} cannot be read: {error.strerror}") from error
     except CertificateError as error:
         raise ConfigurationError(f"tls.certificate: {certificate}: {error}") from error
     except KeyTypeError as error:
         raise ConfigurationError(f"tls.key: {key}: {error}") from error
     if private.public_key() != public:
-        raise ConfigurationError(f"tls: {key} is not the key of {certificate}")
+        raise ConfigurationError(
+            f"tls.key: {key} is not the key of {certificate}",
+            advice="give the key that the certificate was issued for",
+        )
     if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
         raise ConfigurationError(
             f"tls.certificate: {certificate} is valid from {leaf.not_valid_before_utc:{_ISO}} to "

@@ -56,8 +56,8 @@ def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> No
     """
     config = yamlfile.load_file(path, AuthorityConfig)
     if check_config:
-        check(config)
-        click.echo(f"{path}: the configuration can be used")
+        check(config, what=str(path))
+        click.echo(f"{path}: every file and reference of the configuration can be used")
         return
     logs.configure(style=log_format, level=log_level)
     # The authority's key lives as long as the process: no dump, no reading by others, no swap.

@@ -11,23 +11,31 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from sds.errors import ConfigurationError, SdsError
-from sds.pki import certificates_from_pem
+from sds.errors import CertificateError, ConfigurationError, SdsError
+from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import datetime
     from pathlib import Path
 
     from sds.settings.listen import ListenAddress
 
 
 class ConfigurationChecks:
-    """The problems of one configuration; ``what`` names it."""
+    """The problems of one configuration.
 
-    def __init__(self, what: str) -> None:
+    Args:
+        what: names it in errors.
+        now: when certificates must be valid (aware).
+    """
+
+    def __init__(self, what: str, *, now: datetime) -> None:
         self._what = what
-        self._problems: dict[str, None] = {}
+        self._now = now
+        self._problems: dict[str, str] = {}
+        """Words -> field."""
 
     @contextlib.contextmanager
     def of(self, field: str) -> Iterator[None]:
@@ -39,8 +47,11 @@ class ConfigurationChecks:
             self.problem(field, words)
 
     def problem(self, field: str, words: str) -> None:
-        """Note a problem of this field."""
-        self._problems[words if words.startswith(field) else f"{field}: {words}"] = None
+        """Note a problem of this field; the same one of a block and its field counts once."""
+        words = words.removeprefix(f"{field}: ")
+        before = self._problems.get(words, "")
+        if not before.startswith(field):
+            self._problems[words] = field
 
     def raise_all(self) -> None:
         """End the check.
@@ -49,14 +60,27 @@ class ConfigurationChecks:
             ConfigurationError: with every problem that was noted.
         """
         if self._problems:
-            raise ConfigurationError(f"{self._what}: {'; '.join(self._problems)}")
+            said = (
+                words if words.startswith(field) else f"{field}: {words}"
+                for words, field in self._problems.items()
+            )
+            raise ConfigurationError(f"{self._what}: {'; '.join(said)}")
 
     # --- checks that agent and authority share --------------------------------------------------
 
     def roots(self, field: str, path: Path) -> None:
-        """The file has certificates (PEM) that can be read."""
+        """The file has certificates (PEM) that can be read, and one of them is valid now."""
         with self.of(field):
-            certificates_from_pem(read(path))
+            try:
+                found = [load_certificate(der) for der in certificates_from_pem(read(path))]
+            except CertificateError as error:
+                raise ConfigurationError(f"{path}: {error.message}", advice=error.advice) from error
+            if all(one.not_valid_after_utc <= self._now for one in found):
+                last = max(one.not_valid_after_utc for one in found)
+                raise ConfigurationError(
+                    f"no certificate in {path} is valid now: the last expired at {last:%FT%TZ}",
+                    advice="put the current root into the file; is this machine's clock right?",
+                )
 
     def token(self, field: str, path: Path) -> None:
         """The file has a bearer token."""

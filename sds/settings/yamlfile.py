@@ -18,7 +18,7 @@ import re
 import sys
 import types
 import typing
-from pathlib import Path  # noqa: TC003  part of public signatures that are read at run time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import yaml
@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from sds.errors import ConfigurationError
 from sds.files import read_file
-from sds.settings.words import problem_words
+from sds.settings.words import problem_words, syntax_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,7 +75,9 @@ def read(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
         if error.errno == errno.EFBIG:
             raise ConfigurationError(f"{path} is larger than {max_bytes} bytes") from error
         raise ConfigurationError(
-            f"{path} cannot be read: {error.strerror}", advice="check the path and its permissions"
+            f"{path} cannot be read: {error.strerror}",
+            advice="check the path and its permissions"
+            + ("" if path.is_absolute() else f"; this path is relative to {Path.cwd()}"),
         ) from error
 
 
@@ -121,8 +123,9 @@ def parse_all(content: bytes | str, *, what: str) -> list[Any]:
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
         lines = content.split("\n")
         if mark and mark.line < len(lines) and lines[mark.line][mark.column :].startswith("\t"):
-            problem = "a tab stands where YAML allows spaces only: indent with spaces"
-        raise ConfigurationError(f"{what}{where}: {problem}") from error
+            problem = "a tab, where YAML allows spaces only: indent with spaces"
+        words, advice = syntax_words(str(problem))
+        raise ConfigurationError(f"{what}{where}: {words}", advice=advice) from error
 
 
 class _Builder:
@@ -172,7 +175,9 @@ class _Builder:
         mapping: dict[str, Any] = {}
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent) or event.tag is not None:
-                raise self._error(event, "a key must be plain text")
+                raise self._error(
+                    event, "a key must be plain text: put a value that begins with [ or { in quotes"
+                )
             key = sys.intern(event.value)
             if key == "<<" and event.implicit[0]:
                 raise self._error(event, "merge keys ('<<') are not allowed")
@@ -235,12 +240,23 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
         looked_at = 0
         # Looking for the nearest right name is the costly part.
         for looked_at, problem in enumerate(problems, start=1):  # noqa: B007
-            said[_problem(model, dict(problem))] = None
+            if not _other_form(problem, problems):
+                said[_problem(model, dict(problem))] = None
             if len(said) == _MAX_PROBLEMS:
                 break
         left = len(problems) - looked_at
         more = f" (and {left} more)" if left else ""
         raise ConfigurationError(f"{what}: {'; '.join(said)}{more}") from error
+
+
+def _other_form(problem: Any, problems: list[Any]) -> bool:
+    """Whether a word was possible where the file has a block, and the block's faults are told."""
+    above = problem["loc"][:-1]
+    return (
+        problem["type"] == "literal_error"
+        and isinstance(problem["input"], dict)
+        and any(one["loc"][: len(above)] == above for one in problems if one is not problem)
+    )
 
 
 def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:

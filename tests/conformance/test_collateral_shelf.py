@@ -231,4 +231,4 @@ def test_an_authority_that_fetches_nothing_gives_nothing() -> None:
         {"trust_domain": "example.org", "collateral": {"listen": "127.0.0.1:0"}}
     )
     with pytest.raises(ConfigurationError, match="fetches nothing"):
-        check(config)
+        check(config, what="ca.yaml")

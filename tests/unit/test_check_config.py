@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from sds.errors import ConfigurationError
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
 from sds.workload.mapping import NAMES_IN_NAMESPACE
+from tests.support.certificates import ca_wish, self_signed
 from tests.support.policies import Signatory, document, sign
 from tests.support.serving import root
 
@@ -42,6 +44,10 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "expired.json").write_bytes(sign(document(1, **stale), alice))
     (tmp_path / "root.pem").write_bytes(certificate_pem([root("one").der]))
     (tmp_path / "broken.pem").write_text("-----BEGIN CERTIFICATE-----\nAA\n")
+    wish = dataclasses.replace(
+        ca_wish("old"), not_before=now - timedelta(days=2), not_after=now - timedelta(days=1)
+    )
+    (tmp_path / "expired.pem").write_bytes(certificate_pem([self_signed(wish).der]))
     (tmp_path / "empty").touch()
     return {
         "trust_domain": "example.org",
@@ -104,8 +110,13 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ("authority.addresses", ["ca.example"], "authority.addresses[0]"),
         ("authority.addresses", ["a:1", "a:99999"], "authority.addresses[1]"),
         ("authority.tls.root", "{f}/none", "{f}/none cannot be read"),
-        ("authority.tls.root", "{f}/broken.pem", "authority.tls.root"),
+        ("authority.tls.root", "{f}/broken.pem", "authority.tls.root: {f}/broken.pem"),
         ("authority.tls.root", "{f}/empty", "authority.tls.root"),
+        ("authority.tls.root", "{f}/expired.pem", "authority.tls.root: no certificate in {f}/exp"),
+        ("authority.tls.root", "none.pem", "relative to"),
+        ("authority.addresses", ["https://ca.example:1"], "authority.addresses[0]"),
+        ("authority.addresses", ["2001:db8::1:8443"], "[2001:db8::1]:8443"),
+        ("authority.addresses", ["[ca.example]:8443"], "authority.addresses[0]"),
         ("verification", {"trusted_roots": ["{f}/none"]}, "verification"),
         ("verification", {"revocation_lists": ["{f}/broken.pem"]}, "verification"),
         ("policy.file", "{f}/none.json", "policy"),
@@ -140,6 +151,8 @@ def test_what_cannot_start_is_refused(
     with pytest.raises(ConfigurationError) as caught:
         check(changed(settings, at, filled), tmp_path)
     assert said.replace("{f}", str(tmp_path)) in str(caught.value)
+    found = [one.partition(": ")[2] for one in str(caught.value).split("; ")]
+    assert len(set(found)) == len(found), "one problem is told twice"
 
 
 def test_a_rule_that_no_attestor_can_answer(settings: dict[str, Any], tmp_path: Path) -> None:

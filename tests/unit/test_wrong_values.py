@@ -150,7 +150,25 @@ def test_every_pattern_has_words(model: type[BaseModel]) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a:\n\tb: 1\n", ", column 1: a tab stands where YAML allows spaces only"),
+        ("a:\n\tb: 1\n", ", column 1: a tab, where YAML allows spaces only"),
+        (
+            "authority:\n  a: 1\n b: 2\n",
+            "column 2: this line does not fit the block that it is in (give",
+        ),
+        ("authority:\n- a\nb: 2\n- c\n", "this line does not fit the block that it is in (give"),
+        ("authority: b: 2\n", "a ':' where no field can begin (is a ':' missing before it"),
+        ("authority\nb: 2\n", "a ':' is missing after this field, or after the one before"),
+        ("authority: [a\nb: 2\n", "a list that began with [ is not ended (end it with ]"),
+        ("authority: {a: 1\nb: 2\n", "a block that began with { is not ended (end it with }"),
+        ("authority: [::1]:8443\n", "no value can begin here (put a value that begins with ["),
+        ("authority: *.a\n", "* begins an alias (put the value in quotes)"),
+        ("authority: {addresses: [[::1]:8443]}\n", "column 25: "),
+        ("authority: 'a\n", "the file ends within a value (is a quote"),
+        ("authority: @a\n", "(put the value in quotes)"),
+        (
+            "authority: {tls: {root: /r, server_name: 'a:1'}}",
+            "f: authority.addresses: missing; authority.tls.server_name: D",
+        ),
         ("workloads:\n- match: {unix:uid: 1000}", "expected text, found the number 1000: put it"),
         ("authority: {kind: istoi}", "authority.kind: expected sds, istio, found the text 'istoi'"),
         ("authority: {addresses: [a], tls: 3}", "authority.tls: expected"),
