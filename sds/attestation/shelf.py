@@ -3,7 +3,8 @@
 Owns what is answered to which request. Invariants: an answer is what the files in force say, or a
 VCEK whose chain was verified; nothing that a caller names is opened: what is not at hand is asked
 for by a task of its own, one after the other, each once, and the caller is told to come again.
-Answers add no trust: who asks verifies them like the publisher's own.
+Answers add no trust: who asks verifies them like the publisher's own. An answer is made once, when
+the files change, and not once for each caller: a fleet that starts at once asks for the same ones.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from sds.attestation.answers import AFTER_FAILURE, LATER
 from sds.attestation.snp.chain import amd_certificates, link, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.leaf import read_leaf
-from sds.attestation.snp.report import Tcb
+from sds.attestation.snp.report import Product, Tcb
 from sds.attestation.snp.sources import vcek_target
+from sds.attestation.tdx.collateral import QE_IDENTITY
 from sds.backoff import uniform
 from sds.errors import EvidenceError
 from sds.files import read_file, replace_file
 from sds.pki import certificate_pem
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from sds.attestation.files import InForce
-    from sds.attestation.tdx.collateral import Collateral
+    from sds.attestation.snp.certificate import Certificate
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ _MAX_DER: Final = 16 * 1024
 _CHIP: Final = re.compile(r"(Milan|Genoa|Turin)/([0-9a-f]{16}|[0-9a-f]{128})")
 _VERSIONS: Final = re.compile(r"(?:(?:fmc|bl|tee|snp|ucode)SPL=[0-9]{2,3}&?){4,5}")
 _VCEKS: Final = "/vcek/v1/"
+_ROOT_LIST: Final = "root.crl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +97,11 @@ class CollateralShelf:
             helpers=(*certificates, *(one.der for one in amd_certificates())),
         )
         self._spacing = spacing
+        self._issuers = {
+            product.certificate_name: _issuers(product, self._roots.certificates)
+            for product in Product
+        }
+        self._made: tuple[InForce, dict[str, Shelved]] | None = None
         self._kept: dict[str, bytes] = {}
         self._wanted: asyncio.Queue[str] = asyncio.Queue(MAX_WAITING)
         self._waiting: set[str] = set()
@@ -102,30 +110,33 @@ class CollateralShelf:
         """What a GET of a path gives."""
         if path.startswith(_VCEKS):
             return self._amd(path.removeprefix(_VCEKS), query)
-        files = self._files()
         asked = parse_qs(query)
-        if path == "/sgx/certification/v4/pckcrl":
-            wanted = f"pck-{asked.get('ca', [''])[0]}.crl"
-            return self._list(files, wanted)
-        if path == "/sgx/certification/v4/rootcacrl":
-            # A PCCS gives this one in hexadecimal.
-            found = self._list(files, "root.crl")
-            return found if found is _ABSENT else Shelved(body=found.body.hex().encode())
-        collateral = files.intel.collateral
-        return _ABSENT if collateral is None else _documents(collateral, path, asked)
+        match path:
+            case "/sgx/certification/v4/pckcrl":
+                name = f"pck-{_first(asked, 'ca')}.crl"
+            case "/sgx/certification/v4/rootcacrl":
+                name = _ROOT_LIST
+            case "/tdx/certification/v4/qe/identity":
+                name = QE_IDENTITY
+            case "/tdx/certification/v4/tcb":
+                name = f"tcb_info-{_first(asked, 'fmspc').lower()}.json"
+            case _:
+                return _ABSENT
+        return self._answers().get(name, _ABSENT)
 
-    def _list(self, files: InForce, name: str) -> Shelved:
-        for one in files.lists:
-            if PurePath(one.origin).name == name:
-                return Shelved(body=one.der)
-        return _ABSENT
+    def _answers(self) -> dict[str, Shelved]:
+        """The answers that the files in force give, by the name of the file."""
+        files = self._files()
+        if self._made is None or self._made[0] is not files:
+            self._made = (files, dict(_answers_of(files)))
+        return self._made[1]
 
     def _amd(self, rest: str, query: str) -> Shelved:
         name, _, what = rest.partition("/")
         if what == "crl":
-            return self._list(self._files(), f"{name.lower()}.crl")
+            return self._answers().get(f"{name.lower()}.crl", _ABSENT)
         if what == "cert_chain":
-            return self._issuers(name)
+            return self._issuers.get(name, _ABSENT)
         if not _CHIP.fullmatch(rest) or not _VERSIONS.fullmatch(query):
             return _ABSENT
         target = f"{_VCEKS}{rest}?{query}"
@@ -138,16 +149,6 @@ class CollateralShelf:
                 return _later()
             self._waiting.add(target)
         return _later()
-
-    def _issuers(self, name: str) -> Shelved:
-        chain = [
-            one
-            for one in self._roots.certificates
-            if one.common_name in {f"SEV-{name}", f"ARK-{name}"}
-        ]
-        chain.sort(key=lambda one: one.common_name, reverse=True)
-        unique = dict.fromkeys(one.der for one in chain)
-        return Shelved(body=certificate_pem(list(unique))) if unique else _ABSENT
 
     async def run(self) -> None:
         """Ask for VCEKs, one after the other, until cancelled."""
@@ -221,17 +222,37 @@ class CollateralShelf:
             _LOGGER.warning("a VCEK cannot be kept on disk: %s", error)
 
 
-def _documents(collateral: Collateral, path: str, asked: Mapping[str, Sequence[str]]) -> Shelved:
+def _first(asked: Mapping[str, Sequence[str]], name: str) -> str:
+    return asked.get(name, ("",))[0]
+
+
+def _answers_of(files: InForce) -> Iterator[tuple[str, Shelved]]:
+    """Each file's name and its answer; the first of a name counts."""
+    for one in reversed(files.lists):
+        yield PurePath(one.origin).name, Shelved(body=one.der)
+    for one in files.lists:
+        if PurePath(one.origin).name == _ROOT_LIST:
+            # A PCCS gives this one in hexadecimal.
+            yield _ROOT_LIST, Shelved(body=one.der.hex().encode())
+            break
+    collateral = files.intel.collateral
+    if collateral is None:
+        return
     chain = quote(collateral.signing_chain)
-    if path == "/tdx/certification/v4/qe/identity":
-        header = "SGX-Enclave-Identity-Issuer-Chain"
-        return Shelved(body=collateral.qe_identity, headers=((header, chain),))
-    if path == "/tdx/certification/v4/tcb":
-        name = f"tcb_info-{asked.get('fmspc', [''])[0].lower()}.json"
-        for origin, body in collateral.tcb_infos:
-            if PurePath(origin).name == name:
-                return Shelved(body=body, headers=(("TCB-Info-Issuer-Chain", chain),))
-    return _ABSENT
+    identity = (("SGX-Enclave-Identity-Issuer-Chain", chain),)
+    yield QE_IDENTITY, Shelved(body=collateral.qe_identity, headers=identity)
+    for origin, body in reversed(collateral.tcb_infos):
+        headers = (("TCB-Info-Issuer-Chain", chain),)
+        yield PurePath(origin).name, Shelved(body=body, headers=headers)
+
+
+def _issuers(product: Product, certificates: Iterable[Certificate]) -> Shelved:
+    """ASK and ARK of a product, as PEM."""
+    name = product.certificate_name
+    chain = [one for one in certificates if one.common_name in {f"SEV-{name}", f"ARK-{name}"}]
+    chain.sort(key=lambda one: one.common_name, reverse=True)
+    unique = dict.fromkeys(one.der for one in chain)
+    return Shelved(body=certificate_pem(list(unique))) if unique else _ABSENT
 
 
 def _later() -> Shelved:

@@ -12,17 +12,36 @@ from typing import TYPE_CHECKING
 from sds.federation import document
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
 
     from sds.identity import TrustDomain
-    from sds.secrets.store import SecretStore
+    from sds.secrets.store import SecretStore, StoredBundle
 
 
 def bundle_document(
     store: SecretStore, trust_domain: TrustDomain, *, refresh_hint: timedelta
 ) -> bytes | None:
     """The document of the trust domain's current bundle (JSON); None before there is one."""
-    stored = store.bundle(trust_domain)
-    if stored is None:
-        return None
-    return document.render(stored.bundle.roots, refresh_hint=refresh_hint)
+    return bundle_documents(store, trust_domain, refresh_hint=refresh_hint)()
+
+
+def bundle_documents(
+    store: SecretStore, trust_domain: TrustDomain, *, refresh_hint: timedelta
+) -> Callable[[], bytes | None]:
+    """What gives the document, as :func:`bundle_document`; made once for each bundle.
+
+    A fleet of other domains asks for the same document, and each root in it is parsed.
+    """
+    made: tuple[StoredBundle, bytes] | None = None
+
+    def document_now() -> bytes | None:
+        nonlocal made
+        stored = store.bundle(trust_domain)
+        if stored is None:
+            return None
+        if made is None or made[0] is not stored:
+            made = (stored, document.render(stored.bundle.roots, refresh_hint=refresh_hint))
+        return made[1]
+
+    return document_now

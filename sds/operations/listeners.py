@@ -9,7 +9,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from sds.federation.serve import bundle_document
+from sds.federation.serve import bundle_documents
 from sds.operations.http import HttpAnswer, HttpRequest, listening
 from sds.operations.metrics.exposition import handler as metrics_handler
 from sds.settings.listen import ListenAddress
@@ -80,8 +80,10 @@ async def bundle_listener(
         yield None
         return
 
+    made = bundle_documents(store, trust_domain, refresh_hint=section.refresh_hint)
+
     def bundle(_request: HttpRequest) -> HttpAnswer:
-        found = bundle_document(store, trust_domain, refresh_hint=section.refresh_hint)
+        found = made()
         if found is None:
             return HttpAnswer(status=503, body=b"no bundle yet\n")
         return HttpAnswer(body=found, content_type="application/json")

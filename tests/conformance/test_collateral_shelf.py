@@ -17,7 +17,7 @@ from sds.attestation.section import FetchSection, VerificationSection
 from sds.attestation.shelf import MAX_WAITING, CollateralShelf
 from sds.attestation.snp.kds import KdsEndorsements
 from sds.attestation.snp.report import Product, Report
-from sds.ca.collateral import collateral_listener
+from sds.ca.collateral import collateral_listener, collateral_shelf
 from sds.ca.config import AuthorityConfig, CollateralSection
 from sds.ca.run import check
 from sds.errors import ConfigurationError, EndorsementUnavailableError
@@ -149,6 +149,32 @@ async def test_what_it_does_not_have_it_does_not_give(
         report = Report.parse(machine.changed(chip_id=bytes(63) + b"\1").report(bytes(64)))
         with pytest.raises(EndorsementUnavailableError):
             await KdsEndorsements(url, PatientClock(AMD_NOW)).certificates(report)
+
+
+async def test_an_answer_is_made_once_however_many_ask(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    """A fleet that starts at once asks for the same files: each costs the authority a look-up."""
+    async with authority(publishers, intel, tmp_path) as (_, verification):
+        section = CollateralSection(listen="127.0.0.1:0")
+        shelf = collateral_shelf(section, verification, PatientClock(NOW))
+        asked = [
+            ("/tdx/certification/v4/tcb", f"fmspc={FMSPC.hex()}"),
+            ("/tdx/certification/v4/qe/identity", ""),
+            ("/sgx/certification/v4/pckcrl", "ca=platform&encoding=der"),
+            ("/sgx/certification/v4/rootcacrl", ""),
+            ("/vcek/v1/Genoa/crl", ""),
+            ("/vcek/v1/Genoa/cert_chain", ""),
+        ]
+        first = [shelf.answer(*one) for one in asked]
+        assert {one.status for one in first} == {200}
+        assert all(shelf.answer(*one) is made for one, made in zip(asked, first, strict=True))
+        # What the files say later is what is given then.
+        newer = intel.collateral(tmp_path / "newer", info={"issueDate": "2026-05-21T00:00:00Z"})
+        body = (newer / "tcb_info.json").read_bytes()
+        (tmp_path / f"collateral/tcb_info-{FMSPC.hex()}.json").write_bytes(body)
+        verification.files.reload()
+        assert shelf.answer(*asked[0]).body == body != first[0].body
 
 
 async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:

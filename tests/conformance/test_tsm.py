@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import os
-import subprocess
-import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,65 +17,29 @@ from sds.errors import EvidenceError, EvidenceUnavailableError
 from tests.support import need
 from tests.support.machines import NOW, simulated
 from tests.support.refusals import refused
+from tests.support.tsm_mount import PATIENCE_SECONDS, mounted_reports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.tsm_mount import Mounted
 
 DATA = ReportData(bytes(range(64)))
-PATIENCE_SECONDS = 20.0
-
-
-class Mounted:
-    """The file system, and how to tell it what to do."""
-
-    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
-        self.folder = folder
-        self._process = process
-
-    def told(self, **behaviour: Any) -> int:
-        """Set its behaviour; the number of directories that are there."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        machine = simulated().machine()
-        behaviour.setdefault("machine", machine.to_bytes().hex())
-        self._process.stdin.write(json.dumps(behaviour) + "\n")
-        self._process.stdin.flush()
-        left: int = json.loads(self._process.stdout.readline())["left"]
-        return left
 
 
 @pytest.fixture(scope="module")
-def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
-    if not Path("/dev/fuse").exists() or not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        need.missing("/dev/fuse")
-    need.tool("fusermount3")
-    folder = tmp_path_factory.mktemp("tsm")
-    # A file, not a pipe that nobody reads: a full one would stop the file system.
-    said = folder.with_suffix(".log").open("w+")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.tsm_file_system", str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=said,
-        text=True,
-        cwd=need.ROOT,
-    )
-    try:
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not os.path.ismount(folder):
-            if process.poll() is not None:
-                said.seek(0)
-                need.missing(f"a mount of FUSE ({said.read().strip()[-200:]})")
-            assert time.monotonic() < deadline, "the file system is not mounted"
-            time.sleep(0.02)
-        yield Mounted(folder, process)
-    finally:
-        subprocess.run(["fusermount3", "-u", str(folder)], check=False, capture_output=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(5)
-        process.kill()
-        process.communicate()
-        said.close()
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    with mounted_reports(tmp_path_factory.mktemp("tsm")) as found:
+        found.told(machine=simulated().machine().to_bytes().hex())
+        yield found
+
+
+@pytest.fixture
+def mounted(shared: Mounted) -> Mounted:
+    """Without anything that an earlier test told it."""
+    shared.told()
+    return shared
 
 
 def attester(mounted: Mounted) -> TsmAttester:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from tests.support.der import integer, octets, oid, sequence
@@ -59,9 +65,10 @@ def pck_extension() -> bytes:
 
 
 class Intel:
-    """A root, its CAs, a platform and a quoting enclave."""
+    """A root, its CAs, a platform and a quoting enclave, as they are at ``now``."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, now: datetime = NOW) -> None:
+        self.now = now
         self.root_key, self.ca_key, self.pck_key = key(), key(), key()
         self.tcb_key, self.attestation_key = key(), key()
         root, ca = "Intel SGX Root CA", "Intel SGX PCK Platform CA"
@@ -72,8 +79,27 @@ class Intel:
         )
         self.tcb = self._issue("Intel SGX TCB Signing", self.tcb_key, root, self.root_key)
 
-    @staticmethod
+    def platform(self) -> dict[str, str]:
+        """What :meth:`of_platform` makes quotes with, as JSON can carry it: in another process."""
+        secrets = {"pck_key": self.pck_key, "attestation_key": self.attestation_key}
+        chain = {"pck": self.pck, "ca": self.ca, "root": self.root}
+        return {
+            name: one.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+            for name, one in secrets.items()
+        } | {name: one.public_bytes(Encoding.PEM).decode() for name, one in chain.items()}
+
+    @classmethod
+    def of_platform(cls, platform: dict[str, str]) -> Self:
+        """A machine that makes quotes and nothing else."""
+        made = cls.__new__(cls)
+        for name, text in platform.items():
+            pem = text.encode()
+            one = load_pem_private_key if name.endswith("_key") else x509.load_pem_x509_certificate
+            setattr(made, name, one(pem, None))
+        return made
+
     def _issue(
+        self,
         subject: str,
         subject_key: ec.EllipticCurvePrivateKey,
         issuer: str,
@@ -89,8 +115,8 @@ class Intel:
             .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
             .public_key(subject_key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - timedelta(days=10))
-            .not_valid_after(NOW + timedelta(days=100))
+            .not_valid_before(self.now - timedelta(days=10))
+            .not_valid_after(self.now + timedelta(days=100))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=path), critical=True)
             .add_extension(
                 x509.KeyUsage(
@@ -185,8 +211,12 @@ class Intel:
             (folder / name).write_bytes(der)
         signer = changes.get("signer", self.tcb_key)
         for name, title, document in (
-            ("tcb_info.json", "tcbInfo", tcb_info() | changes.get("info", {})),
-            ("qe_identity.json", "enclaveIdentity", qe_identity() | changes.get("identity", {})),
+            ("tcb_info.json", "tcbInfo", tcb_info(self.now) | changes.get("info", {})),
+            (
+                "qe_identity.json",
+                "enclaveIdentity",
+                qe_identity(self.now) | changes.get("identity", {}),
+            ),
         ):
             exact = json.dumps(document, separators=(",", ":")).encode()
             signature = raw_signature(signer, exact).hex()
@@ -217,15 +247,15 @@ class Intel:
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(issuer.subject)
-            .last_update(NOW - age)
-            .next_update(NOW - age + life)
+            .last_update(self.now - age)
+            .next_update(self.now - age + life)
             .add_extension(x509.CRLNumber(number), critical=False)
         )
         if extension is not None:
             critical = isinstance(extension, x509.DeltaCRLIndicator)
             builder = builder.add_extension(extension, critical=critical)
         for serial in serials:
-            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(NOW)
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(self.now)
             builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
 
@@ -243,12 +273,20 @@ def level(svn: int, status: str, *advisories: str) -> dict[str, Any]:
     }
 
 
-def tcb_info() -> dict[str, Any]:
+def dates(now: datetime) -> dict[str, str]:
+    """A document of twelve days ago, as Intel's: for 31 days."""
+    issued = now - timedelta(days=12)
+    return {
+        "issueDate": f"{issued:%FT%TZ}",
+        "nextUpdate": f"{issued + timedelta(days=31):%FT%TZ}",
+    }
+
+
+def tcb_info(now: datetime = NOW) -> dict[str, Any]:
     return {
         "id": "TDX",
         "version": 3,
-        "issueDate": "2026-05-20T00:00:00Z",
-        "nextUpdate": "2026-06-20T00:00:00Z",
+        **dates(now),
         "fmspc": FMSPC.hex().upper(),
         "pceId": PCE_ID.hex(),
         "tcbType": 0,
@@ -273,12 +311,11 @@ def tcb_info() -> dict[str, Any]:
     }
 
 
-def qe_identity() -> dict[str, Any]:
+def qe_identity(now: datetime = NOW) -> dict[str, Any]:
     return {
         "id": "TD_QE",
         "version": 2,
-        "issueDate": "2026-05-20T00:00:00Z",
-        "nextUpdate": "2026-06-20T00:00:00Z",
+        **dates(now),
         "tcbEvaluationDataNumber": 17,
         "miscselect": "00000000",
         "miscselectMask": "ffffffff",

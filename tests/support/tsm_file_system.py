@@ -4,7 +4,8 @@
 errors come; every such write raises ``generation``; reading ``outblob`` makes a report for the
 blob that stands there then. Behaviour is told by a line of JSON on standard input, answered by a
 line once it is in force:
-``{"machine": hex, "race": n, "busy": n, "throttle": n, "certificates": true, "tdx": hex}``.
+``{"machine": hex, "race": n, "busy": n, "throttle": n, "certificates": true, "tdx": hex}``;
+``"platform"`` (``Intel.platform``) makes a quote of each blob, as ``"machine"`` makes a report.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ import mfusepy as fuse
 
 from sds.attestation.snp.certificate_table import ARK, ASK, VCEK, build_certificate_table
 from sds.attestation.snp.simulated import SimulatedMachine
+from tests.support.intel import Intel
+from tests.support.tdx_guest import REPORT_DATA_OFFSET
 
 WRITABLE = {"inblob", "privlevel"}
+TCB_SVN = bytes([5, 1] + [5] * 14)
+"""Of a TD under the module TDX_01."""
 READABLE = {"outblob", "auxblob", "provider", "generation", "privlevel_floor"}
 
 
@@ -42,6 +47,7 @@ class TsmFileSystem(fuse.Operations):  # type: ignore[misc]  # the library has n
 
     def __init__(self) -> None:
         self.machine: SimulatedMachine | None = None
+        self.platform: Intel | None = None
         self.behaviour: dict[str, Any] = {}
         self.reports: dict[str, Report] = {}
         self.guard = threading.RLock()
@@ -123,7 +129,8 @@ class TsmFileSystem(fuse.Operations):  # type: ignore[misc]  # the library has n
         if attribute == "privlevel_floor":
             return b"0\n"
         if attribute == "provider":
-            return b"tdx_guest\n" if self.behaviour.get("tdx") else b"sev_guest\n"
+            tdx = self.platform is not None or self.behaviour.get("tdx")
+            return b"tdx_guest\n" if tdx else b"sev_guest\n"
         if attribute == "auxblob":
             return self._certificates()
         if report.inblob is None:
@@ -136,17 +143,20 @@ class TsmFileSystem(fuse.Operations):  # type: ignore[misc]  # the library has n
             report.generation += 1
         if quote := self.behaviour.get("tdx"):
             return bytes.fromhex(quote)
-        assert self.machine is not None
-        data = report.inblob.ljust(64, b"\0")
-        return self._cached(data)
+        return self._cached(report.inblob.ljust(64, b"\0"))
 
     def _cached(self, data: bytes) -> bytes:
         # A file is read in several pieces: they must be of one report.
         if self.behaviour.get("last") != data.hex():
-            assert self.machine is not None
             self.behaviour["last"] = data.hex()
-            self.behaviour["report"] = self.machine.report(data).hex()
+            self.behaviour["report"] = self._made(data).hex()
         return bytes.fromhex(self.behaviour["report"])
+
+    def _made(self, data: bytes) -> bytes:
+        if self.platform is not None:
+            return self.platform.quote(tee_tcb_svn=TCB_SVN, fields={REPORT_DATA_OFFSET: data})
+        assert self.machine is not None
+        return self.machine.report(data)
 
     def _certificates(self) -> bytes:
         if not self.behaviour.get("certificates"):
@@ -166,6 +176,8 @@ class TsmFileSystem(fuse.Operations):  # type: ignore[misc]  # the library has n
             with self.guard:
                 if "machine" in told:
                     self.machine = SimulatedMachine.from_bytes(bytes.fromhex(told.pop("machine")))
+                if "platform" in told:
+                    self.platform = Intel.of_platform(told.pop("platform"))
                 self.behaviour = told
             print(json.dumps({"left": len(self.reports)}), flush=True)
 
