@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sds.attestation.fetching import asker
 from sds.attestation.shelf import CollateralShelf
 from sds.errors import ConfigurationError
 from sds.operations.http import HttpAnswer, HttpHandler, HttpRequest, listening
+from sds.operations.places import Patience
 from sds.supervision import supervised
+from sds.transport.shares import Share
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from sds.ca.config import CollateralSection
     from sds.clock import Clock
     from sds.settings.listen import ListenAddress
+
+_SHARE: Final = Share(processor=0.25, processor_burst_seconds=1.0)
+"""A fleet that starts at once needs these answers before it can ask for certificates."""
+_PATIENCE: Final = Patience(answers=16, grace=0.5)
+"""An agent asks for six to ten files."""
 
 
 class _Everything(Mapping[str, HttpHandler]):
@@ -99,7 +106,12 @@ async def collateral_listener(
     running = tasks.create_task(supervised("vceks", shelf.run, clock=clock), name="vceks")
     try:
         async with listening(
-            section.address(), _Everything(shelf), field="collateral.listen", clock=clock
+            section.address(),
+            _Everything(shelf),
+            field="collateral.listen",
+            clock=clock,
+            share=_SHARE,
+            patience=_PATIENCE,
         ) as bound:
             yield bound
     finally:

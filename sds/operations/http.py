@@ -4,9 +4,8 @@ Owns where such a listener is bound, HTTP/1.1 on it (by h11, a fiftieth of aioht
 how it ends. Invariants: a Unix socket is 0600 and replaces only a dead one; only GET and HEAD are
 answered; a connection has bounded headers, time and buffers (h11 gets what came in small pieces,
 because it parses all that it has at once), and a listener bounded connections:
-one more takes the place of the one that was silent for longest, so that probes are answered though
-somebody opens connections without end; requests are answered one at a time, in turns of the
-connections, and a listener has :data:`SHARE` of the event loop, whoever asks and however much.
+see :mod:`sds.operations.places`. Requests are answered one at a time, in turns of the
+connections, and a listener has its share of the event loop, whoever asks and however much.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import select
 import socket
 import stat
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ import h11
 from sds.clock import SystemClock
 from sds.errors import SocketError
 from sds.faults import guarded, report
+from sds.operations.places import SHORT, ConnectionPlaces, Patience
 from sds.settings.listen import ListenAddress
 from sds.transport.budget import Budgets
 from sds.transport.shares import Share
@@ -37,14 +38,12 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
-MAX_CONNECTIONS: Final = 100
-"""Open connections of one listener."""
 IDLE_SECONDS: Final = 75.0
 """How long a connection may be silent between requests, or leave an answer unread."""
 REQUEST_SECONDS: Final = 10.0
 """How long a request may take to arrive."""
 SHARE: Final = Share(processor=0.1, processor_burst_seconds=0.5)
-"""Of the event loop's processor, for all requests of one listener."""
+"""Of the event loop's processor, for all requests of one listener that says nothing else."""
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _MAX_LINES: Final = 256
 """Of one request: its head, the sizes of chunks and trailers. h11 parses each apart."""
@@ -83,6 +82,8 @@ async def listening(
     *,
     field: str = "listen",
     clock: Clock | None = None,
+    share: Share = SHARE,
+    patience: Patience = SHORT,
 ) -> AsyncIterator[ListenAddress]:
     """Serve GET of each path while the context is open; yields the address really bound.
 
@@ -91,11 +92,14 @@ async def listening(
         routes: path -> handler.
         field: the configuration's field with the address, for messages.
         clock: for the answers' Date.
+        share: of the event loop's processor, for all requests.
+        patience: with who is served while others wait.
 
     Raises:
         SocketError: the address cannot be bound.
     """
-    listener = _Listener(routes, clock if clock is not None else SystemClock())
+    places = ConnectionPlaces(asyncio.get_running_loop(), patience)
+    listener = _Listener(routes, clock if clock is not None else SystemClock(), places, share)
     server, bound = await _bind(listener, address, field)
     try:
         yield bound
@@ -132,14 +136,21 @@ async def _bind(
 
 
 class _Listener:
-    """The routes of one listener, and its open connections, the longest silent first."""
+    """The routes of one listener, its connections and its share of the loop."""
 
-    def __init__(self, routes: Mapping[str, HttpHandler], clock: Clock) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, HttpHandler],
+        clock: Clock,
+        places: ConnectionPlaces,
+        share: Share,
+    ) -> None:
         self._routes = routes
         self._clock = clock
-        self._open: dict[_Connection, None] = {}
+        self.places = places
+        """Who of the connections is served."""
         self._turns = Turns.of(asyncio.get_running_loop())
-        self._owner = Budgets(SHARE).owner("listener")
+        self._owner = Budgets(share).owner("listener")
         self._owner.recognise()
 
     def work(self, connection: _Connection, job: Callable[[], bool]) -> None:
@@ -150,26 +161,9 @@ class _Listener:
         """A protocol for a connection that was accepted."""
         return _Connection(self)
 
-    def opened(self, connection: _Connection) -> None:
-        """Count the connection; the one that was silent for longest makes room."""
-        if len(self._open) >= MAX_CONNECTIONS:
-            next(iter(self._open)).abort()
-        self._open[connection] = None
-
-    def active(self, connection: _Connection) -> None:
-        """The connection said something."""
-        if connection in self._open:
-            del self._open[connection]
-            self._open[connection] = None
-
-    def closed(self, connection: _Connection) -> None:
-        """The connection is gone."""
-        self._open.pop(connection, None)
-
     def close(self) -> None:
         """End every connection."""
-        for connection in list(self._open):
-            connection.abort()
+        self.places.close()
 
     def answer(self, request: h11.Request) -> HttpAnswer:
         """Find the handler and call it; its failure ends this request only."""
@@ -210,24 +204,52 @@ class _Connection(asyncio.Protocol):
         """The client does not read its answers."""
         self._working = False
         """There is something to answer, now or in our turn."""
+        self._waits = False
+        """It is not admitted yet."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def working(self) -> bool:
+        """Whether it waits for us: it asked, or sent something that is not read yet."""
+        if self._working or self._blocked or self._transport is None:
+            return self._working
+        looked = select.poll()
+        looked.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(looked.poll(0))
 
     def abort(self) -> None:
         """End it now."""
         if self._transport is not None:
             self._transport.abort()
 
+    def close(self) -> None:
+        """End it when it has what was written."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def wait(self) -> None:
+        """Read nothing until it is admitted."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+        self._waits = True
+
+    def admitted(self) -> None:
+        """Read from now on."""
+        self._wait(REQUEST_SECONDS)
+        if self._waits and self._transport is not None:
+            self._waits = False
+            self._transport.resume_reading()
+
     # --- called by the event loop ---------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from nothing
-        self._listener.opened(self)
-        self._wait(REQUEST_SECONDS)
+        self._listener.places.opened(self)
 
     def connection_lost(self, _error: Exception | None) -> None:
-        self._listener.closed(self)
+        self._listener.places.closed(self)
         self._transport = None
         if self._timer is not None:
             self._timer.cancel()
@@ -236,7 +258,7 @@ class _Connection(asyncio.Protocol):
         if self._http.their_state is h11.IDLE and self._request is None:
             self._wait(REQUEST_SECONDS)
         self._received = memoryview(bytes(self._received) + data if self._received else data)
-        self._listener.active(self)
+        self._listener.places.active(self)
         self._start_work()
 
     def eof_received(self) -> bool:
@@ -337,6 +359,7 @@ class _Connection(asyncio.Protocol):
                 else:
                     self._http.start_next_cycle()
                     self._wait(IDLE_SECONDS)
+                self._listener.places.answered(self)
             case _:
                 pass
 

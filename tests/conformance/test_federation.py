@@ -27,7 +27,7 @@ from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.federation import document, endpoint
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource, Federation, next_wait
-from sds.federation.serve import bundle_document
+from sds.federation.serve import bundle_document, bundle_documents
 from sds.identity import SpiffeId, TrustDomain
 from sds.pki import certificate_der, certificate_pem
 from sds.secrets.store import Change, SecretStore
@@ -178,6 +178,16 @@ async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
             await observer.until(lambda: roots(store) == one)
             federation.replace([])
             assert roots(store) == ()
+
+
+def test_our_document_is_made_once_for_each_bundle(tmp_path: Path) -> None:
+    peer = Peer(tmp_path)
+    made = bundle_documents(peer.store, THEIRS, refresh_hint=timedelta(seconds=1))
+    first = made()
+    assert first is not None
+    assert made() is first
+    peer.publish(peer.root, Issuer.make("another"))
+    assert made() not in {first, None}
 
 
 async def test_an_empty_bundle_withdraws_it(peer: Peer, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from sds import faults
-from sds.operations import http
+from sds.operations import http, places
 from sds.operations.http import HttpAnswer, HttpRequest, listening
 from sds.settings.listen import ListenAddress
 from sds.transport.turns import Turns
@@ -103,13 +103,20 @@ async def test_one_connection_more_takes_the_place_of_the_silent() -> None:
     async with listening(LOOPBACK, ROUTES) as bound:
         silent = [
             await asyncio.open_connection(bound.host, bound.port)
-            for _ in range(http.MAX_CONNECTIONS)
+            for _ in range(places.MAX_CONNECTIONS)
         ]
         assert b"200" in await exchange(bound, get("/"))
         reader, _ = silent[0]
         assert await asyncio.wait_for(reader.read(), 10) == b""
         for _, writer in silent:
             writer.close()
+
+
+async def test_a_crowd_that_comes_at_once_is_answered() -> None:
+    async with listening(LOOPBACK, ROUTES) as bound:
+        asked = (exchange(bound, get("/")) for _ in range(3 * places.MAX_CONNECTIONS))
+        answers = await asyncio.gather(*asked)
+    assert all(b" 200 " in one for one in answers)
 
 
 async def test_a_silent_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:

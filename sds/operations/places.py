@@ -1,0 +1,175 @@
+"""Which connections of a small listener are served, and which wait.
+
+Owns the places. Invariants: at most :data:`MAX_CONNECTIONS` are served, and at most
+:data:`MAX_WAITING` wait, of which nothing is read. One more takes the place of the one that was
+silent for longest, so that probes are answered though somebody opens connections without end. Who
+waits for an answer of ours is not silent: a crowd that asks at once is answered, one after the
+other, and not ended by those who come after. Who had its answers (:class:`Patience`) makes room for
+one who waits, so that nobody keeps a place by asking without end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from sds.faults import guarded
+
+if TYPE_CHECKING:
+    import asyncio
+
+MAX_CONNECTIONS: Final = 100
+"""Connections that are served."""
+MAX_WAITING: Final = 1024
+"""Connections that wait for a place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a connection may keep its place though others wait.
+
+    Attributes:
+        answers: how many answers it gets.
+        grace: seconds for which who is new, or said something, is not silent yet.
+    """
+
+    answers: int = 1
+    grace: float = 0.05
+
+
+SHORT: Final = Patience()
+"""With who asks for one page, as probes do."""
+
+
+class Placed(Protocol):
+    """A connection, as its place sees it."""
+
+    @property
+    def working(self) -> bool:
+        """Whether it waits for us: it asked, or sent something that is not read yet."""
+        ...
+
+    def wait(self) -> None:
+        """Read nothing until it is admitted."""
+        ...
+
+    def admitted(self) -> None:
+        """Read from now on."""
+        ...
+
+    def close(self) -> None:
+        """End it when it has what was written."""
+        ...
+
+    def abort(self) -> None:
+        """End it now."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _Standing:
+    """Since when a connection is silent, and how many answers it had."""
+
+    since: float
+    answers: int = 0
+
+
+class ConnectionPlaces:
+    """See the module.
+
+    Args:
+        loop: its time counts.
+        patience: with who is served while others wait.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: Patience) -> None:
+        self._loop = loop
+        self._patience = patience
+        self._served: dict[Placed, _Standing] = {}
+        """The longest silent first."""
+        self._waiting: dict[Placed, None] = {}
+        self._looking: asyncio.TimerHandle | None = None
+
+    def opened(self, connection: Placed) -> None:
+        """Serve a connection that was accepted, let it wait, or end it."""
+        if len(self._served) < MAX_CONNECTIONS or self._end_silent():
+            self._admit(connection)
+        elif len(self._waiting) < MAX_WAITING:
+            connection.wait()
+            self._waiting[connection] = None
+            self._look_soon()
+        else:
+            connection.abort()
+
+    def active(self, connection: Placed) -> None:
+        """Note that a connection said something."""
+        self._heard(connection)
+
+    def answered(self, connection: Placed) -> None:
+        """Note that a connection had an answer; with its last one it makes room for who waits."""
+        standing = self._heard(connection)
+        if standing is None:
+            return
+        standing.answers += 1
+        if not self._waiting:
+            return
+        if self._end_silent():
+            self._admit_some()
+        elif standing.answers >= self._patience.answers:
+            connection.close()
+
+    def closed(self, connection: Placed) -> None:
+        """Note that a connection is gone."""
+        self._served.pop(connection, None)
+        self._waiting.pop(connection, None)
+        self._admit_some()
+
+    def close(self) -> None:
+        """End every connection."""
+        if self._looking is not None:
+            self._looking.cancel()
+        for connection in [*self._waiting, *self._served]:
+            connection.abort()
+
+    def _heard(self, connection: Placed) -> _Standing | None:
+        standing = self._served.pop(connection, None)
+        if standing is not None:
+            standing.since = self._loop.time()
+            self._served[connection] = standing
+        return standing
+
+    def _admit(self, connection: Placed) -> None:
+        self._served[connection] = _Standing(since=self._loop.time())
+        connection.admitted()
+
+    def _admit_some(self) -> None:
+        while self._waiting and len(self._served) < MAX_CONNECTIONS:
+            connection = next(iter(self._waiting))
+            del self._waiting[connection]
+            self._admit(connection)
+
+    def _end_silent(self) -> bool:
+        """End the connection that was silent for longest; whether there was one."""
+        latest = self._loop.time() - self._patience.grace
+        for connection, standing in self._served.items():
+            if standing.since > latest:
+                return False
+            if not connection.working:
+                del self._served[connection]
+                connection.abort()
+                return True
+        return False
+
+    def _look_soon(self) -> None:
+        if self._looking is None:
+            self._looking = self._loop.call_later(
+                self._patience.grace, guarded("connection", self._look)
+            )
+
+    def _look(self) -> None:
+        """Find room among those that were new when others began to wait."""
+        self._looking = None
+        while self._waiting and self._end_silent():
+            self._admit_some()
+        if self._waiting:
+            self._look_soon()
