@@ -27,7 +27,7 @@ from sds.serving.slices import SLICE, Slices, at_once
 from sds.serving.subscription import DeltaRequest, SotwRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from google.protobuf.message import Message
 
@@ -272,23 +272,37 @@ def _wants_validator(encoded: bytes) -> bool:
     """Whether the Struct maps :data:`VALIDATOR_KEY` to the string ``spiffe``."""
     if _VALIDATOR_KEY_BYTES not in encoded:
         return False
-    fields = _message(request_pb2.Metadata, encoded, "node.metadata").fields
-    if len(fields) > MAX_METADATA_FIELDS:
+    _check_metadata(encoded)
+    value = b""
+    for field in _message(request_pb2.Metadata, encoded, "node.metadata").fields:
+        if _VALIDATOR_KEY_BYTES in field:
+            entry = _message(request_pb2.Entry, field, "node.metadata")
+            if entry.key == _VALIDATOR_KEY_BYTES:
+                value = entry.value  # of a key that repeats the last one counts
+    found = _message(struct_pb2.Value, value[:_MAX_VALUE_BYTES], "node.metadata")
+    return bool(found.string_value == "spiffe")
+
+
+def _check_metadata(encoded: bytes) -> None:
+    """Count the fields before one of them becomes an object.
+
+    Raises:
+        LimitError: they are too many.
+        MalformedRequestError: it is not a message, or has a group.
+    """
+    at = 0
+    try:
+        for _ in range(MAX_METADATA_FIELDS):
+            if at == len(encoded):
+                return
+            at = _after_field(encoded, at, {})
+    except MalformedRequestError as error:
+        raise MalformedRequestError(f"node.metadata is not its message: {error}") from None
+    if at < len(encoded):
         raise LimitError(
-            f"node.metadata has {len(fields)} fields",
-            advice=f"at most {MAX_METADATA_FIELDS} are read",
+            f"node.metadata has more than {MAX_METADATA_FIELDS} fields",
+            advice="leave out those that nobody reads",
         )
-    wanted = False
-    for field in _with_our_key(fields):
-        entry = _message(request_pb2.Entry, field, "node.metadata")
-        if entry.key == _VALIDATOR_KEY_BYTES:
-            value = _message(struct_pb2.Value, entry.value[:_MAX_VALUE_BYTES], "node.metadata")
-            wanted = value.string_value == "spiffe"  # of a key that repeats the last one counts
-    return wanted
-
-
-def _with_our_key(fields: Iterable[bytes]) -> list[bytes]:
-    return [field for field in fields if _VALIDATOR_KEY_BYTES in field]
 
 
 def _clipped(value: bytes) -> str:

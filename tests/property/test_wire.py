@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import tracemalloc
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
@@ -14,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sds.errors import LimitError, MalformedRequestError, ProtocolError
+from sds.serving import wire
 from sds.serving.wire import (
     MAX_ERROR_CHARACTERS,
     length_delimited,
@@ -159,6 +161,32 @@ def test_what_is_over_a_limit_and_what_is_malformed_are_told_apart() -> None:
     node = length_delimited(3, b"\xff attested-sds.validator")
     with pytest.raises(MalformedRequestError, match="metadata"):
         parse_discovery_request(length_delimited(2, node), max_names=MAX_NAMES)
+
+
+def test_metadata_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to 1 MiB of it comes in one piece, as half a million fields or as 900 deep values."""
+    built: Counter[str] = Counter()
+    build = wire._message
+
+    def counted(kind: Any, data: bytes, what: str) -> Any:
+        built[kind.DESCRIPTOR.name] += 1
+        return build(kind, data, what)
+
+    monkeypatch.setattr(wire, "_message", counted)
+    key = length_delimited(1, wire.VALIDATOR_KEY.encode())
+    deep = length_delimited(5, b"\x0a\x00" * 400)
+    ours = [length_delimited(1, key + length_delimited(2, deep))] * 900
+    ours.append(length_delimited(1, key + length_delimited(2, length_delimited(3, b"spiffe"))))
+    node = length_delimited(3, b"".join(ours))
+    parsed = parse_discovery_request(length_delimited(2, node), max_names=MAX_NAMES)
+    assert parsed.node is not None
+    assert parsed.node.wants_spiffe_validator
+    assert built["Value"] == built["Metadata"] == 1
+    built.clear()
+    node = length_delimited(3, ours[-1] + length_delimited(1, b"") * wire.MAX_METADATA_FIELDS)
+    with pytest.raises(LimitError, match="more than 1000 fields"):
+        parse_discovery_request(length_delimited(2, node), max_names=MAX_NAMES)
+    assert "Metadata" not in built
 
 
 def test_the_words_of_an_error_are_clipped() -> None:
