@@ -32,6 +32,7 @@ from sds.ca.signers import HOPELESS_SIGNER, FromOperator, FromUpstream, SelfSign
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
 from sds.errors import ConfigurationError, PolicyError
+from sds.files import replace_file
 from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
 from sds.operations.readiness import Readiness, authority_readiness
@@ -276,11 +277,12 @@ def _tls(config: AuthorityConfig, clock: Clock, *, write: bool = True) -> TlsIde
     tls = self_signed_tls(now=clock.now().wall, server_names=section.server_names)
     if section.certificate_out is not None and write:
         try:
-            section.certificate_out.write_bytes(tls.certificate_pem)
+            replace_file(section.certificate_out, tls.certificate_pem, mode=0o644)
         except OSError as error:
             raise ConfigurationError(
                 f"tls.certificate_out: {section.certificate_out} cannot be written: "
-                f"{error.strerror}"
+                f"{error.strerror}",
+                advice="name a file in a directory that this user may write; it is replaced there",
             ) from error
     return tls
 

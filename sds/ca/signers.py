@@ -23,7 +23,7 @@ from sds.ca.issuer import authority_name, authority_request, make_signer, self_s
 from sds.clock import sleep_while
 from sds.errors import CertificateError, RefusedError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
-from sds.files import read_file
+from sds.files import read_file, replace_file
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
 from sds.pki import (
     certificate_der,
@@ -250,10 +250,8 @@ class FromOperator:
             await self.clock.sleep(self.poll.total_seconds())
 
     def _write(self, pem: bytes) -> None:
-        beside = self.csr_file.with_name(f".{self.csr_file.name}.new")
         try:
-            beside.write_bytes(pem)
-            beside.replace(self.csr_file)
+            replace_file(self.csr_file, pem, mode=0o644)
         except OSError as error:
             raise RefusedError(
                 f"the request for the operator cannot be written to {self.csr_file}: {error}",

@@ -18,6 +18,7 @@ from sds import threads
 from sds.attestation.kubernetes.token import JwksKeys
 from sds.backoff import Backoff, Retry, sleep_unless
 from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError, RefusedError
+from sds.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -33,6 +34,7 @@ _EVERY_SECONDS: Final = 60.0
 _SHORTEST_SECONDS: Final = 3.0
 """Between two reads that tokens ask for: anybody can send one that names a key of its own."""
 _RETRY: Final = Backoff(first=0.5, longest=5.0)
+_MAX_BYTES: Final = 1024 * 1024
 _MOST_MISSED: Final = 64
 """Key IDs that are remembered as asked for; a cluster has two or three."""
 
@@ -54,7 +56,7 @@ def key_reader(file: Path | None, api: KeySetServer) -> Callable[[], Awaitable[b
 
     async def read() -> bytes:
         if file is not None:
-            return await threads.TOKEN_KEYS.run(file.read_bytes)
+            return await threads.TOKEN_KEYS.run(read_file, file, max_bytes=_MAX_BYTES)
         return await api.get(_PATH)
 
     return read

@@ -112,7 +112,8 @@ def read_memory_file(path: Path) -> SecretBytes:
     """Read a secret from a file that has no disk behind it.
 
     Raises:
-        ConfigurationError: it cannot be read, is not a regular file in memory, or is too large.
+        ConfigurationError: it cannot be read, is not a regular file in memory, is empty or too
+            large, or changed meanwhile.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -129,13 +130,31 @@ def read_memory_file(path: Path) -> SecretBytes:
             raise ConfigurationError(
                 f"secret file {path} has {status.st_size} bytes", advice=f"at most {MAX_BYTES}"
             )
-        buffer = bytearray(status.st_size)
-        read = os.preadv(descriptor, [buffer], 0)
-        secret = SecretBytes(bytes(buffer[:read]))
-        buffer[:] = bytes(len(buffer))
-        return secret
+        if status.st_size == 0:
+            raise ConfigurationError(
+                f"secret file {path} is empty",
+                advice="write the value beside it and rename it over the file",
+            )
+        return _content(descriptor, status.st_size, path)
+    except OSError as error:
+        raise ConfigurationError(f"secret file {path}: {error.strerror}") from None
     finally:
         os.close(descriptor)
+
+
+def _content(descriptor: int, size: int, path: Path) -> SecretBytes:
+    """All of it; no other copy stays in memory."""
+    buffer = bytearray(size)
+    try:
+        read = os.preadv(descriptor, [buffer], 0)
+        if read != size or os.fstat(descriptor).st_size != size:
+            raise ConfigurationError(
+                f"secret file {path} changed while it was read",
+                advice="write the value beside it and rename it over the file",
+            )
+        return SecretBytes(bytes(buffer))
+    finally:
+        buffer[:] = bytes(size)
 
 
 def _in_memory(descriptor: int, device: int) -> bool:

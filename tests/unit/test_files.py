@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import errno
 import os
+import resource
+import signal
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +14,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.ca.tls import tls_from_files
+from sds.ca.token_keys import key_reader
 from sds.errors import SdsError
 from sds.federation.refresh import parse_bundle_file
-from sds.files import read_file
+from sds.files import read_file, replace_file
 from sds.policy.keys import read_verification_key
 from sds.policy.settings import read_signed
 from sds.serving.generic import read_memory_file
@@ -22,7 +25,7 @@ from sds.settings import yamlfile
 from tests.support.need import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 MOST = 1000
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -125,15 +128,71 @@ OWN = {
 """Code that reads files by other means, and why it may."""
 
 
+def _called(tree: ast.AST) -> Iterator[tuple[ast.Call, ast.Attribute]]:
+    """Methods that are called, here or by what they are handed to."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            for part in (node.func, *node.args):
+                if isinstance(part, ast.Attribute):
+                    yield node, part
+
+
+def test_nothing_writes_a_file_in_place() -> None:
+    """A reader of ours, or of others, would find half of it."""
+    found = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "sds").rglob("*.py")
+        for _, attribute in _called(ast.parse(path.read_text()))
+        if attribute.attr in {"write_bytes", "write_text"}
+    }
+    own = ("sds/commands", "sds/demo")
+    assert {name for name in found if not name.startswith(own)} == set()
+
+
+@pytest.mark.parametrize("make", [nothing, fifo, loop])
+def test_a_file_is_replaced_as_a_whole_whatever_is_in_its_place(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "named"
+    make(path)
+    replace_file(path, b"new", mode=0o640)
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o640)
+    assert [one.name for one in tmp_path.iterdir()] == ["named"]
+
+
+def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "named"
+    path.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # as a disk that is full
+        with pytest.raises(OSError, match="too large"):
+            replace_file(path, bytes(100), mode=0o600)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == b"old"
+    assert [one.name for one in tmp_path.iterdir()] == ["named"]
+
+
+@PLACES
+async def test_a_key_set_that_is_no_ordinary_file_holds_no_thread(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "jwks.json"
+    make(path)
+    with pytest.raises(OSError, match=str(path)):
+        await key_reader(path, None)()  # type: ignore[arg-type]  # no API server is asked
+
+
 def test_nothing_else_reads_what_is_named() -> None:
     found = set()
     for path in (ROOT / "sds").rglob("*.py"):
         name = str(path.relative_to(ROOT))
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
-                continue
-            called = node.func.attr
-            whose = ast.unparse(node.func.value)
+        for node, attribute in _called(ast.parse(path.read_text())):
+            called = attribute.attr
+            whose = ast.unparse(attribute.value)
             if called in {"read_bytes", "read_text"} and not whose.startswith(
                 ("resources.", "files(", "importlib.")
             ):

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -87,3 +88,33 @@ def test_aliases_are_checked() -> None:
     for bad in ("", "*", "inbound", "spiffe://x", "outbound:x"):
         with pytest.raises(ConfigurationError, match="cannot be an alias"):
             Aliases(svid=(bad,))
+
+
+def test_a_file_that_is_being_written_is_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = memory_file(b"a password")
+    secrets = files(path)
+    before = secrets.current(WEB, "token")
+    path.write_bytes(b"")
+    with pytest.raises(
+        ConfigurationError, match=r"generic_secrets\.token of the workload web.*empty"
+    ):
+        secrets.reload()
+    assert secrets.current(WEB, "token") == before
+    path.write_bytes(b"another password")
+    read = os.preadv
+
+    def cut(descriptor: int, buffers: list[bytearray], offset: int) -> int:
+        path.write_bytes(b"ano")  # somebody writes it in place
+        return read(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", cut)
+    with pytest.raises(ConfigurationError, match="changed while it was read"):
+        secrets.reload()
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(ConfigurationError, match="Input/output error"):
+        secrets.reload()
+    assert secrets.current(WEB, "token") == before

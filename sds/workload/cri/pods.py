@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import WorkloadError
+from sds.files import read_file, replace_file
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sds.workload.cri")
 _FORMAT: Final = 1
+_MAX_BYTES: Final = 64 << 20
+"""Of what was seen: some hundred bytes for each container."""
 IMAGE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
@@ -172,10 +175,8 @@ class SeenPods:
         if self._file is None:
             return
         document = {"format": _FORMAT, "pods": {key: _plain(pod) for key, pod in self.pods.items()}}
-        fresh = self._file.with_suffix(".new")
         try:
-            fresh.write_text(json.dumps(document), encoding="utf-8")
-            fresh.replace(self._file)
+            replace_file(self._file, json.dumps(document).encode(), mode=0o600)
         except OSError as error:
             _LOG.warning("what was seen in pods cannot be kept", extra={"why": error.strerror})
 
@@ -183,7 +184,7 @@ class SeenPods:
         if self._file is None:
             return
         try:
-            document = json.loads(self._file.read_text(encoding="utf-8"))
+            document = json.loads(read_file(self._file, max_bytes=_MAX_BYTES))
             if document["format"] == _FORMAT:
                 self.pods = {key: _pod(value) for key, value in document["pods"].items()}
         except FileNotFoundError:
