@@ -2,7 +2,8 @@
 
 Owns the view in text. Invariants: ``--output json`` is one JSON object, the message
 ``sds.agent.v1.Status`` with the field names of its file; text is never folded and nothing is
-behind a SPIFFE ID in its line, so that it can be copied, cut and searched.
+behind a SPIFFE ID in its line, so that it can be copied, cut and searched. What ``--watch`` draws
+on a terminal fits it: one line each, the worst identities first, and errors are always in view.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ _MAX_KINDS: Final = 10
 _MAX_OWNERS: Final = 8
 """Kinds of errors that are shown."""
 _SERIAL_CHARACTERS: Final = 16
+_WIDE: Final = 120
+"""Columns of a terminal that shows serials and workloads while it watches."""
 
 
 @click.command("status")
@@ -103,9 +106,14 @@ def _watch(channel: grpc.Channel, socket: Path, output: str, interrupted: thread
         while not interrupted.wait(_WATCH_SECONDS):
             _show(_ask(channel, socket), output)
         return
-    with Live(Group(*lines(_ask(channel, socket))), auto_refresh=False) as live:
+    console = Console()
+
+    def drawn() -> Group:
+        return Group(*screen(_ask(channel, socket), width=console.width, height=console.height - 1))
+
+    with Live(drawn(), console=console, auto_refresh=False) as live:
         while not interrupted.wait(_WATCH_SECONDS):
-            live.update(Group(*lines(_ask(channel, socket))), refresh=True)
+            live.update(drawn(), refresh=True)
 
 
 def _show(seen: agent_pb2.Status, output: str) -> None:
@@ -135,8 +143,59 @@ def _ask(channel: grpc.Channel, socket: Path) -> agent_pb2.Status:
     return answer
 
 
+def screen(seen: agent_pb2.Status, *, width: int, height: int) -> list[Text]:
+    """The status in at most ``height`` lines of at most ``width`` cells.
+
+    What is cut: first who owns connections, memory and authorization, then identities in good
+    health. Errors and what is missing stay.
+    """
+    above, errors = list(_facts(seen)), list(_errors(seen.identities))
+    urgent = [*above, Text(), *_spaced(errors)]
+    head, *rows = _table(seen, width=width)
+    room = max(1, height - len(urgent) - 1)
+    shown = rows[:room]
+    if len(rows) > room:
+        shown = rows[: room - 1]
+        shown.append(
+            Text(f"… {len(rows) - len(shown)} more identities: a higher terminal shows more")
+        )
+    drawn = [*above, Text(), head, *shown, *_spaced(errors)]
+    for part in (_authorizations(seen), _owners(seen), _memory_lines(seen)):
+        more = _spaced(list(part))
+        if len(drawn) + len(more) <= height:
+            drawn += more
+    return [_cut(line, width) for line in drawn[:height]]
+
+
+def _spaced(found: list[Text]) -> list[Text]:
+    """After an empty line, if there is anything."""
+    return [Text(), *found] if found else []
+
+
+def _cut(line: Text, width: int) -> Text:
+    """One line of this width without its middle: names and causes differ at their end."""
+    if line.cell_len <= width:
+        return line
+    keep = width * 3 // 5
+    return Text.assemble(line[:keep], "…", line[len(line) - (width - keep - 1) :])
+
+
 def lines(seen: agent_pb2.Status) -> Iterator[Text]:
     """The status in lines for people."""
+    yield from _facts(seen)
+    yield Text()
+    yield from _table(seen)
+    for part in (
+        _authorizations(seen),
+        _owners(seen),
+        _memory_lines(seen),
+        _errors(seen.identities),
+    ):
+        yield from _spaced(list(part))
+
+
+def _facts(seen: agent_pb2.Status) -> Iterator[Text]:
+    """What concerns the whole agent."""
     yield _headline(seen)
     if seen.HasField("policy"):
         yield _policy(seen)
@@ -146,23 +205,6 @@ def lines(seen: agent_pb2.Status) -> Iterator[Text]:
         yield Text(notice, style="yellow")
     if seen.HasField("policy") and seen.policy.problem:
         yield Text(f"policy refused: {seen.policy.problem}", style="yellow")
-    yield Text()
-    yield from _table(seen)
-    enforced = list(_authorizations(seen))
-    if enforced:
-        yield Text()
-        yield from enforced
-    owners = list(_owners(seen))
-    if owners:
-        yield Text()
-        yield from owners
-    if seen.HasField("memory"):
-        yield Text()
-        yield _memory(seen.memory)
-    errors = list(_errors(seen.identities))
-    if errors:
-        yield Text()
-        yield from errors
 
 
 def _headline(seen: agent_pb2.Status) -> Text:
@@ -174,6 +216,11 @@ def _headline(seen: agent_pb2.Status) -> Text:
         f"  {seen.trust_domain}  pid {seen.pid}  version {seen.version}  ",
         f"authority {seen.authority}  roots {roots}",
     )
+
+
+def _memory_lines(seen: agent_pb2.Status) -> Iterator[Text]:
+    if seen.HasField("memory"):
+        yield _memory(seen.memory)
 
 
 def _memory(memory: agent_pb2.Memory) -> Text:
@@ -246,8 +293,14 @@ def _some(names: Collection[str]) -> str:
     return f"{first} and {len(names) - _NAMES} more" if len(names) > _NAMES else first
 
 
-def _table(seen: agent_pb2.Status) -> Iterator[Text]:
-    """One line an identity; each column as wide as its widest cell, the SPIFFE ID last."""
+def _table(seen: agent_pb2.Status, *, width: int | None = None) -> Iterator[Text]:
+    """The titles, then one line an identity; the SPIFFE ID is last.
+
+    Args:
+        seen: what is shown.
+        width: of a terminal that may not show all: the worst come first, and a narrow one shows no
+            serials and workloads.
+    """
     now = seen.now.ToDatetime(UTC)
     streams: dict[str, int] = {}
     names: dict[str, dict[str, None]] = {}
@@ -255,6 +308,16 @@ def _table(seen: agent_pb2.Status) -> Iterator[Text]:
         for spiffe_id in workload.spiffe_ids:
             streams[spiffe_id] = streams.get(spiffe_id, 0) + workload.streams
             names.setdefault(spiffe_id, {})[workload.name] = None
+    identities = list(seen.identities)
+    if width is not None:
+        worst = list(_STYLES)[::-1]
+        identities.sort(
+            key=lambda one: (
+                worst.index(one.condition) if one.condition in worst else -1,
+                one.not_after.ToNanoseconds(),
+                one.spiffe_id,
+            )
+        )
     rows = [
         (
             one.condition,
@@ -265,18 +328,19 @@ def _table(seen: agent_pb2.Status) -> Iterator[Text]:
             one.serial[:_SERIAL_CHARACTERS] or "-",
             _first(names.get(one.spiffe_id, {})),
         )
-        for one in seen.identities
+        for one in identities
     ]
-    widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)]
+    columns = len(_TITLES) - (2 if width is not None and width < _WIDE else 0)
+    widths = [max(map(len, column)) for column in zip(_TITLES, *rows, strict=True)][:columns]
     yield Text(_cells(_TITLES, widths) + "SPIFFE ID", style="bold")
-    for row, one in zip(rows, seen.identities, strict=True):
+    for row, one in zip(rows, identities, strict=True):
         line = Text(_cells(row, widths) + one.spiffe_id)
         line.stylize(_STYLES.get(one.condition, ""), 0, len(one.condition))
         yield line
 
 
 def _cells(row: Iterable[str], widths: Iterable[int]) -> str:
-    return "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=True))
+    return "".join(f"{cell:<{width}}  " for cell, width in zip(row, widths, strict=False))
 
 
 def _first(names: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 from click.testing import CliRunner
 
 from sds._proto.sds.agent.v1 import agent_pb2
@@ -15,7 +16,7 @@ from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.agent.admin import encode
 from sds.commands import status as status_command
 from sds.commands.plain import plain
-from sds.commands.status import lines
+from sds.commands.status import lines, screen
 from sds.operations.readiness import Readiness
 from sds.operations.state import (
     AgentState,
@@ -28,8 +29,6 @@ from sds.operations.state import (
 
 if TYPE_CHECKING:
     from typing import Any
-
-    import pytest
 
 NOW = dt.datetime(2030, 1, 1, 12, tzinfo=dt.UTC)
 
@@ -84,6 +83,40 @@ def test_nothing_is_folded_and_the_spiffe_id_is_last() -> None:
     for number in range(3):
         (line,) = [line for line in shown if line.endswith(spiffe_id(number))]
         assert line.index(spiffe_id(number)) == title.index("SPIFFE ID")
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
+def test_what_watch_draws_fits_and_keeps_what_is_wrong_in_view(width: int, height: int) -> None:
+    good = tuple(
+        IdentityState(spiffe_id=spiffe_id(n), condition="valid", not_after=NOW) for n in range(250)
+    )
+    refused = IdentityState(
+        spiffe_id=spiffe_id(999), condition="refused", reason="x", message="a word " * 40 + "why"
+    )
+    asked = SubscriptionState(name="authorization", version="v-epoch1-a", state="ACKed")
+    client = ClientState(workload="web", node="envoy", subscriptions=(asked,))
+    shown = screen(
+        encode(
+            state(
+                identities=(*good, refused),
+                readiness=Readiness(("no certificate: a",)),
+                clients=(client,),
+            )
+        ),
+        width=width,
+        height=height - 1,
+    )
+    plain_lines = [line.plain for line in shown]
+    assert len(shown) <= height - 1
+    assert all(line.cell_len <= width for line in shown)
+    assert "not ready: no certificate: a" in plain_lines
+    first = next(n for n, line in enumerate(plain_lines) if line.startswith("STATE")) + 1
+    assert plain_lines[first].startswith("refused")
+    assert plain_lines[first].endswith("workload-999")
+    assert plain_lines[-1].endswith("why [x]")
+    (more,) = [line for line in plain_lines if "more identities" in line]
+    drawn = sum(line.startswith(("valid", "refused")) for line in plain_lines)
+    assert int(more.split()[1]) + drawn == 251
 
 
 def test_streams_of_the_node_wide_socket_count() -> None:
