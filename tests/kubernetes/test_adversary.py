@@ -19,15 +19,21 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
+from sds import cli
 from sds.workload.cri.settings import PodContents
+from tests.support import istio_objects
 from tests.support.cluster import (
+    AGENT,
     ENVOY,
     SYSTEM,
     attempt,
     check_unused,
     delete,
     kubectl,
+    merged,
     rolled_out,
     until,
 )
@@ -44,6 +50,7 @@ from tests.support.process import output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 NODE = shlex.split(os.environ.get("SDS_NODE_SHELL", ""))
 ETCD = os.environ.get("SDS_ETCD", "http://127.0.0.1:2379")
@@ -360,18 +367,84 @@ async def restart_everything() -> None:
     await rolled_out(SYSTEM, *EVERYTHING)
 
 
+async def test_an_authorization_policy_that_somebody_deletes(
+    guest: GuestCluster, image: str, tmp_path: Path
+) -> None:
+    """The signed policy decides, and Envoy has it from the agent: etcd has no object to delete."""
+    try:
+        await guest.apply_one(istio_objects.definitions())
+        for plural in istio_objects.KINDS:
+            crd = f"crd/{plural}.{istio_objects.GROUP}"
+            await kubectl("wait", crd, "--for=condition=Established", "--timeout=60s")
+        await guest.start(KEPT)
+        words = ["--socket", SOCKET, "--role", "server", "--inbound", "0.0.0.0:8443"]
+        made = CliRunner().invoke(cli.main, ["bootstrap", *words, "--validation", "inbound"])
+        assert made.exit_code == 0, made.output
+        envoy = container(image=ENVOY, command=[], args=["--config-yaml", made.stdout])
+        guarded = pod("guarded", "claims", "orders", envoy, labels={"app": "guarded"})
+        await guest.start(guarded)
+        principal = "example.org/ns/shop/sa/orders"
+        mesh = istio_objects.objects("claims", app="guarded", principal=principal)
+        await guest.apply_one(mesh)
+
+        # From Istio's objects to the signed policy, as docs/how-to/migrate-from-istio.md says.
+        kinds = ",".join([f"{each}.{istio_objects.GROUP}" for each in istio_objects.KINDS])
+        there = tmp_path / "mesh.yaml"
+        there.write_text(await kubectl("get", f"{kinds},pods", "-n", "claims", "-o", "yaml"))
+        words = [
+            str(there),
+            "--trust-domain",
+            "example.org",
+            "--out",
+            str(tmp_path / "policy.yaml"),
+        ]
+        imported = CliRunner().invoke(cli.main, ["policy", "import", "istio", *words])
+        assert imported.exit_code == 0, imported.output
+        allow = yaml.safe_load((tmp_path / "policy.yaml").read_text())["allow"]
+        await guest.put_document(with_rules(guest, 8, image, allow=allow))
+        await guest.in_force(8)
+
+        path = "jsonpath={.status.podIP}"
+        host = await kubectl("get", "pod", "-n", "claims", "guarded", "-o", path)
+        words = ["exec", "-n", "shop", "kept", "--", "python3", "-c", istio_objects.ASK]
+
+        async def answers() -> dict[str, Any]:
+            _, out, error = await attempt(*words, SOCKET, host)
+            return dict(json.loads(out)) if out else {"error": error}
+
+        before, _ = await until(answers, lambda found: found.get("allowed") == 200, 90)
+        assert (before["another path"], before["another method"]) == (403, 403)
+        for refused_ in ("no certificate", "no TLS"):
+            assert not isinstance(before[refused_], int), before
+
+        for key in istio_objects.keys("claims"):
+            assert (await etcd("deleterange", key=key))["deleted"] == "1"
+        left = await kubectl("get", kinds, "-n", "claims", "-o", "name")
+        assert not left.strip()
+        # A newer epoch reached the agent after that, and its Envoy still enforces the same.
+        await guest.put_document(with_rules(guest, 9, image, allow=allow))
+        await guest.in_force(9)
+        assert await answers() == before
+    finally:
+        for plural in istio_objects.KINDS:
+            await attempt("delete", "crd", f"{plural}.{istio_objects.GROUP}", "--ignore-not-found")
+
+
+def without_policy(settings: dict[str, Any]) -> dict[str, Any]:
+    """An adversary's agent.yaml: no policy, and everybody in ``shop`` is ``orders``."""
+    rule = {
+        "name": "everybody-is-orders",
+        "match": {"k8s:ns": "shop"},
+        "spiffe_id": "spiffe://example.org/ns/shop/sa/orders",
+    }
+    kept = {key: value for key, value in settings.items() if key != "policy"}
+    return {**kept, "workloads": [rule]}
+
+
 async def test_an_agent_yaml_that_somebody_replaces(guest: GuestCluster, image: str) -> None:
     """A ConfigMap takes effect at a restart; an authority out of etcd's reach refuses the agent."""
-    sound = json.dumps(guest.settings["agent"])
-    changed = guest.settings["agent"]
-    del changed["policy"]
-    changed["workloads"] = [
-        {
-            "name": "everybody-is-orders",
-            "match": {"k8s:ns": "shop"},
-            "spiffe_id": "spiffe://example.org/ns/shop/sa/orders",
-        }
-    ]
+    sound = guest.settings["agent"]
+    guest.settings["agent"] = without_policy(guest.settings["agent"])
     try:
         await guest.apply()
         await guest.start(imposter("shop"))
@@ -383,5 +456,47 @@ async def test_an_agent_yaml_that_somebody_replaces(guest: GuestCluster, image: 
         _, key, _ = await attempt("exec", "-n", "shop", "imposter", "--", *words)
         assert "PRIVATE KEY" not in key
     finally:
-        guest.settings["agent"] = json.loads(sound)
+        guest.settings["agent"] = sound
+        await guest.apply()
+
+
+async def test_configurations_of_the_guest_image_that_no_configmap_changes(
+    guest: GuestCluster,
+) -> None:
+    """deploy/components/measured-configuration: what etcd says of agent.yaml has no effect."""
+    if not NODE:
+        pytest.skip("SDS_NODE_SHELL names no command that reaches the node")
+    place = "/run/attested-sds-measured"  # of the node; /etc/attested-sds in earnest
+    for name, given in guest.settings.items():
+        text = shlex.quote(yaml.safe_dump(given))
+        write = f"mkdir -p {place} && printf %s {text} > {place}/{name}.yaml"
+        status, _, error = await output([*NODE, "sh", "-c", write])
+        assert status == 0, error
+    volume = {"name": "config", "hostPath": {"path": place, "type": "Directory"}}
+    body = {"spec": {"template": {"spec": {"volumes": [volume]}}}}
+    guest.components = (*guest.components, "measured-configuration")
+    guest.patches = (
+        merged("DaemonSet", "attested-sds-agent", body),
+        merged("Deployment", "attested-sds-issuer", body),
+        merged("StatefulSet", "attested-sds-root", body),
+    )
+    try:
+        await guest.apply()
+        # Whoever writes to etcd puts a ConfigMap there again, and restarts the agent.
+        evil = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "attested-sds-agent-config", "namespace": SYSTEM},
+            "data": {"agent.yaml": yaml.safe_dump(without_policy(guest.settings["agent"]))},
+        }
+        await guest.apply_one(evil)
+        await kubectl("rollout", "restart", "-n", SYSTEM, AGENT)
+        await rolled_out(SYSTEM, AGENT)
+        await guest.start(imposter("shop"))
+        await refused(guest)
+        await guest.start(KEPT)
+        assert await guest.identity("shop", "kept") == "spiffe://example.org/ns/shop/sa/orders"
+        assert (await guest.status())["policy"]["epoch"]
+    finally:
+        guest.components, guest.patches = ("cri",), ()
         await guest.apply()

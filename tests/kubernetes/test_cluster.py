@@ -262,6 +262,14 @@ async def test_pods_crash_are_forced_out_and_outlive_the_kubelet(cluster: str) -
         status, _, error = await output(shlex.split(restart))
         assert status == 0, error
         seen = await no_failures(seen, "the kubelet restarted")
+        await asyncio.sleep(35)  # longer than a certificate lives: streams go on
+        seen = await no_failures(seen, "a whole lifetime after that")
+        # New connections, by what the kubelet keeps for pods that ran all the while.
+        agents = "app.kubernetes.io/name=attested-sds-agent"
+        await kubectl("delete", "pod", "-n", "attested-sds", "-l", agents)
+        await rolled_out("attested-sds", "ds/attested-sds-agent")
+        await asyncio.sleep(35)
+        seen = await no_failures(seen, "the agent restarted after the kubelet; a lifetime passed")
         await kubectl("rollout", "restart", "-n", "shop", "deploy/billing")
         await rolled_out("shop", "deploy/billing")
         await until(traffic, lambda found: found.get("ok", 0) > 50)

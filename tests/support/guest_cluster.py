@@ -96,6 +96,8 @@ class GuestCluster:
     signer: Signatory = field(default_factory=lambda: Signatory("alice"))
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     pods: list[dict[str, Any]] = field(default_factory=list)
+    components: tuple[str, ...] = ("cri",)
+    patches: tuple[dict[str, Any], ...] = ()
 
     @property
     def kustomization(self) -> Path:
@@ -176,9 +178,9 @@ class GuestCluster:
         kustomization(
             self.kustomization,
             resources=["../deploy/overlays/snp"],
-            components=["../deploy/components/cri"],
+            components=[f"../deploy/components/{each}" for each in self.components],
             images=[image("attested-sds", IMAGE)],
-            patches=[*simulated, *without_dns()],
+            patches=[*simulated, *without_dns(), *self.patches],
         )
 
     async def apply(self) -> None:
