@@ -1,8 +1,7 @@
 """The CSI driver as the agent opens it: its two sockets in the kubelet's directories.
 
-Owns the order of starting: sockets of pods come back first, then the
-kubelet may ask for new ones. Invariant: the sockets that the kubelet calls are ours alone (0600).
-They stay at the end, so that the kubelet keeps the driver while an agent restarts.
+Owns the order of starting: sockets of pods come back first, then the kubelet may ask for new ones.
+Invariant: the sockets that the kubelet calls are ours alone (0600).
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds import __version__
+from sds.agent.csi_registration import registered
 from sds.agent.directory import listening, make_directory
 from sds.csi.driver import Driver
 from sds.csi.service import CsiServices, RegistrationService
@@ -52,14 +52,12 @@ async def csi_driver(settings: CsiSettings, door: PodDoor) -> AsyncIterator[Driv
     services = CsiServices(driver, node=node_name(os.environ), version=__version__)
     endpoint = plugin / "csi.sock"
     registration = RegistrationService(name=settings.driver, endpoint=str(endpoint))
-    servers = [Server(services.handlers()), Server([registration.handler()])]
+    server = Server(services.handlers())
     try:
         await driver.restore()
-        await servers[0].listen(listening(endpoint, _OURS_ALONE))
-        registry = kubelet / "plugins_registry" / f"{settings.driver}-reg.sock"
-        await servers[1].listen(listening(registry, _OURS_ALONE))
-        yield driver
+        await server.listen(listening(endpoint, _OURS_ALONE))
+        async with registered(registration, kubelet / "plugins_registry"):
+            yield driver
     finally:
-        for server in servers:
-            await server.stop(_STOP_SECONDS)
+        await server.stop(_STOP_SECONDS)
         driver.close()

@@ -8,6 +8,7 @@ Sources: CSI 1.11; k8s.io/kubelet, ``pkg/apis/pluginregistration/v1``.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -114,9 +115,15 @@ class RegistrationService:
     Args:
         name: of the driver.
         endpoint: path of its socket, as the kubelet sees it.
+
+    Attributes:
+        name: of the driver.
+        asked: set once the kubelet asked who the driver is.
     """
 
     def __init__(self, *, name: str, endpoint: str) -> None:
+        self.name = name
+        self.asked = asyncio.Event()
         self._info = registration_pb2.PluginInfo(
             type="CSIPlugin", name=name, endpoint=endpoint, supported_versions=_VERSIONS
         )
@@ -124,10 +131,17 @@ class RegistrationService:
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler of the service."""
         methods = {
-            "GetInfo": _method(registration_pb2.InfoRequest, _always(self._info)),
+            "GetInfo": _method(registration_pb2.InfoRequest, self._who),
             "NotifyRegistrationStatus": _method(registration_pb2.RegistrationStatus, self._told),
         }
         return grpc.method_handlers_generic_handler(REGISTRATION, methods)
+
+    async def _who(
+        self, request: registration_pb2.InfoRequest, context: _Context
+    ) -> registration_pb2.PluginInfo:
+        del request, context
+        self.asked.set()
+        return self._info
 
     async def _told(
         self, status: registration_pb2.RegistrationStatus, context: _Context

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -18,7 +19,9 @@ import pytest
 from sds._proto.csi.v1 import csi_pb2
 from sds._proto.kubelet.pluginregistration.v1 import registration_pb2
 from sds.agent.csi import csi_driver
+from sds.agent.csi_registration import registered
 from sds.agent.node_settings import CsiSettings
+from sds.csi.service import RegistrationService
 from sds.csi.volume import EPHEMERAL, MOST_OF_A_POD, POD_UID
 from sds.workload import front_door as door_module
 from tests.support.front_door import (
@@ -50,6 +53,10 @@ class Kubelet:
     """The kubelet's directories, and its side of the calls."""
 
     root: Path
+
+    @property
+    def registry(self) -> Path:
+        return self.root / "plugins_registry"
 
     def target(self, uid: str = UID, name: str = "sds") -> Path:
         return self.root / "pods" / uid / "volumes" / "kubernetes.io~csi" / name / "mount"
@@ -122,6 +129,7 @@ async def running(kubelet: Kubelet, folder: Path) -> AsyncIterator[tuple[Door, D
         front_door(folder, attestors=unix(), rules=rules(OURS)) as door,
         csi_driver(settings, door.door) as driver,
     ):
+        await info(kubelet, f"{NAME}-reg.sock")  # as its plugin watcher does
         yield door, driver
 
 
@@ -307,6 +315,60 @@ async def test_250_pods_come_and_go_and_nothing_is_left(
         assert driver.volumes == 0
         await nothing_stays_open(before)
     assert not list(kubelet.root.glob("pods/*/volumes/*/*/mount"))
+
+
+async def paths_offered(kubelet: Kubelet, *, besides: set[str]) -> set[str]:
+    """Sockets for the kubelet's plugin watcher, once they are others than these."""
+    async with asyncio.timeout(10):
+        while (found := {each.name for each in kubelet.registry.iterdir()}) <= besides:
+            await asyncio.sleep(0.01)
+    return found
+
+
+async def info(kubelet: Kubelet, name: str) -> registration_pb2.PluginInfo:
+    """What the kubelet hears at a path of its plugin watcher."""
+    async with grpc.aio.insecure_channel(f"unix:{kubelet.registry / name}") as channel:
+        call = channel.unary_unary(
+            "/pluginregistration.Registration/GetInfo",
+            request_serializer=registration_pb2.InfoRequest.SerializeToString,
+            response_deserializer=registration_pb2.PluginInfo.FromString,
+        )
+        return await call(registration_pb2.InfoRequest())
+
+
+async def test_a_kubelet_that_waits_before_it_tries_the_path_again_gets_another_one(
+    kubelet: Kubelet,
+) -> None:
+    """As after a reboot: it found the socket of a dead agent, and waits up to two minutes."""
+    usual = f"{NAME}-reg.sock"
+    service = RegistrationService(name=NAME, endpoint="/csi.sock")
+    async with registered(service, kubelet.registry, patience=0):
+        (fresh,) = await paths_offered(kubelet, besides={usual, ""})
+        assert fresh != usual
+        assert fresh.endswith("-reg.sock")
+        assert (await info(kubelet, fresh)).name == NAME
+    assert not list(kubelet.registry.iterdir())
+
+
+async def test_a_kubelet_that_asks_keeps_its_path(kubelet: Kubelet) -> None:
+    service = RegistrationService(name=NAME, endpoint="/csi.sock")
+    service.asked.set()
+    async with registered(service, kubelet.registry, patience=0):
+        await asyncio.sleep(0)
+        assert (await info(kubelet, f"{NAME}-reg.sock")).name == NAME
+
+
+@pytest.mark.parametrize("left", [f"{NAME}-reg.sock", f"{NAME}-0a1b2c3d-reg.sock"])
+async def test_the_path_of_an_agent_that_crashed_is_used_again(kubelet: Kubelet, left: str) -> None:
+    """The kubelet may know the driver by it, and refuses the same one under a second path."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(kubelet.registry / left))
+    service = RegistrationService(name=NAME, endpoint="/csi.sock")
+    async with registered(service, kubelet.registry):
+        assert [each.name for each in kubelet.registry.iterdir()] == [left]
+        assert (await info(kubelet, left)).name == NAME
+        assert service.asked.is_set()
+    assert not list(kubelet.registry.iterdir())
 
 
 async def test_the_kubelet_is_told_who_the_driver_is(kubelet: Kubelet, tmp_path: Path) -> None:

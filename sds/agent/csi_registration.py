@@ -1,0 +1,116 @@
+"""The kubelet's plugin watcher learns of the CSI driver.
+
+Owns the registration socket. Invariants: the kubelet sees the driver under one path at a time; an
+agent that ends well leaves none behind; the path of an agent that crashed is used again, because
+the kubelet may know the driver by it.
+
+A kubelet that finds a path where nobody answers, as after a reboot, tries it again after a wait
+that doubles up to two minutes, and a new socket at that path does not shorten the wait (Kubernetes
+1.34, ``pkg/util/goroutinemap/exponentialbackoff``). No volume can be mounted meanwhile. So a path
+that the kubelet does not ask about soon gives way to a new one, for which it waits for nothing. The
+two cannot stay side by side: it refuses the same version of a driver twice (``pkg/volume/csi``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from sds.agent.directory import clear_socket, listening
+from sds.errors import SdsError
+from sds.faults import report
+from sds.transport.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.csi.service import RegistrationService
+
+_LOGGER: Final = logging.getLogger(__name__)
+_OURS_ALONE: Final = 0o600
+_STOP_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 5.0
+"""The kubelet looks once a second (``pkg/kubelet/pluginmanager``)."""
+
+
+@contextlib.asynccontextmanager
+async def registered(
+    registration: RegistrationService, registry: Path, *, patience: float = PATIENCE_SECONDS
+) -> AsyncIterator[None]:
+    """Offer the driver to the kubelet while the block runs.
+
+    Args:
+        registration: answers the kubelet.
+        registry: its ``plugins_registry``.
+        patience: seconds until a path that the kubelet does not ask about gives way.
+
+    Raises:
+        SocketError: the socket cannot be opened.
+    """
+    name = registration.name
+    usual = registry / f"{name}-reg.sock"
+    left = _left_behind(registry, name)
+    for each in left:
+        clear_socket(each)
+    offer = _Offer(registration, usual if usual in left or not left else left[0])
+    await offer.open()
+    fresh = registry / f"{name}-{secrets.token_hex(4)}-reg.sock"
+    waits = asyncio.create_task(offer.move_unless_asked(fresh, patience))
+    try:
+        yield
+    finally:
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        await offer.close()
+
+
+def _left_behind(registry: Path, name: str) -> list[Path]:
+    """Paths of agents that crashed."""
+    return sorted(registry.glob(f"{name}-*reg.sock"))
+
+
+class _Offer:
+    """One path at a time."""
+
+    def __init__(self, registration: RegistrationService, path: Path) -> None:
+        self._registration = registration
+        self._path = path
+        self._server = Server([registration.handler()])
+
+    async def open(self) -> None:
+        await self._server.listen(listening(self._path, _OURS_ALONE))
+
+    async def move_unless_asked(self, fresh: Path, patience: float) -> None:
+        """Wait so long for the kubelet, and then offer the driver at ``fresh``."""
+        try:
+            async with asyncio.timeout(patience):
+                await self._registration.asked.wait()
+        except TimeoutError:
+            pass
+        else:
+            return
+        _LOGGER.info(
+            "the kubelet does not ask about the CSI driver: it may be waiting before it tries this "
+            "path again, so the path changes",
+            extra={"driver": self._registration.name, "path": str(fresh)},
+        )
+        try:
+            await self.close()
+            self._path, self._server = fresh, Server([self._registration.handler()])
+            await self.open()
+        except SdsError as error:
+            _LOGGER.warning(
+                "the kubelet cannot learn of the CSI driver: %s",
+                error,
+                extra={"reason": error.reason},
+            )
+        except Exception as error:  # noqa: BLE001  the boundary between this task and the agent
+            report("task", error)
+
+    async def close(self) -> None:
+        self._path.unlink(missing_ok=True)
+        await self._server.stop(_STOP_SECONDS)
