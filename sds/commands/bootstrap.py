@@ -6,6 +6,7 @@ Owns the command line only; what a bootstrap holds is decided in :mod:`sds.boots
 from __future__ import annotations
 
 import enum
+import ipaddress
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,8 @@ class EnvoyRole(enum.StrEnum):
 
 _INBOUND = frozenset({EnvoyRole.SERVER, EnvoyRole.SIDECAR})
 _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
+_OF_INBOUND = ("inbound", "application", "tcp", "no_authorization", "longest_connection")
+_OF_OUTBOUND = ("outbound", "full_handshakes")
 
 
 @click.command("bootstrap")
@@ -158,6 +161,8 @@ def bootstrap(
     --admin addresses.
     """
     does = EnvoyRole(role)
+    _require_effect(does, tcp=tcp)
+    _require_places(does, admin=admin, inbound=inbound, outbound=outbound, application=application)
     targets = _targets(does, peers)
     made = make_bootstrap(
         node=node or role,
@@ -196,6 +201,57 @@ def bootstrap(
     )
     text = to_yaml(made) if output == "yaml" else json.dumps(to_dict(made), indent=2) + "\n"
     click.echo(text, nl=False)
+
+
+def _require_effect(role: EnvoyRole, *, tcp: bool) -> None:
+    """Refuse an option that was written and would change nothing.
+
+    Raises:
+        ConfigurationError: there is one.
+    """
+    context = click.get_current_context()
+    for options, roles in ((_OF_INBOUND, _INBOUND), (_OF_OUTBOUND, _OUTBOUND)):
+        for name in options if role not in roles else ():
+            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise ConfigurationError(
+                    f"a {role} has no --{name.replace('_', '-')}",
+                    advice="use --role sidecar for both",
+                )
+    written = context.get_parameter_source("longest_connection")
+    if tcp and written is click.core.ParameterSource.COMMANDLINE:
+        raise ConfigurationError(
+            "--longest-connection is about HTTP", advice="--longest bounds a TCP connection"
+        )
+
+
+def _require_places(
+    role: EnvoyRole, *, admin: str, inbound: str, outbound: str, application: str | None
+) -> None:
+    """Each listener has an address of its own, and only this machine reaches the admin interface.
+
+    Raises:
+        ConfigurationError: not so.
+    """
+    taken: dict[str, str] = {}
+    places = {
+        "--admin": None if admin == "none" else admin,
+        "--inbound": inbound if role in _INBOUND else None,
+        "--outbound": outbound if role in _OUTBOUND else None,
+        "--application": application,
+    }
+    for option, address in places.items():
+        if address is not None and (other := taken.setdefault(address, option)) != option:
+            raise ConfigurationError(
+                f"{option} {address} is the address of {other} too", advice="choose another"
+            )
+    if admin != "none":
+        place = Endpoint.parse(admin)
+        if not (place.is_address and ipaddress.ip_address(place.host).is_loopback):
+            raise ConfigurationError(
+                f"--admin {admin} is not a loopback address",
+                advice="whoever reaches the admin interface controls this Envoy: use 127.0.0.1, or "
+                "'none'",
+            )
 
 
 def _socket(text: str) -> Path:

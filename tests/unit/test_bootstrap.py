@@ -51,7 +51,7 @@ def test_every_role_keeps_the_rules(role: EnvoyRole, protocol: Protocol) -> None
         (role, protocol, more)
         for role, protocol in itertools.product(EnvoyRole, Protocol)
         for more in ((), ("--tcp",))
-        if not (more and role is EnvoyRole.SERVER)
+        if not more or role is EnvoyRole.SIDECAR
     ],
 )
 def test_every_mtls_listener_asks_the_discovered_filter(
@@ -149,6 +149,29 @@ def test_names_and_addresses_are_those_that_were_asked_for() -> None:
         (["--socket", "/s", "--role", "client", "--peer", "a:1", "--peer", "b:1"], "twice"),
         (["--socket", "/s", "--role", "server", "--inbound", "a:1"], "not an IP address"),
         (["--role", "server"], "--socket"),
+        *(
+            (["--socket", "/s", "--role", "client", "--peer", "a:1", *more], f"has no {more[0]}")
+            for more in (
+                ["--inbound", "127.0.0.1:1"],
+                ["--application", "127.0.0.1:1"],
+                ["--tcp"],
+                ["--no-authorization"],
+                ["--longest-connection", "1m"],
+            )
+        ),
+        (["--socket", "/s", "--role", "server", "--full-handshakes"], "has no --full-handshakes"),
+        (["--socket", "/s", "--role", "server", "--outbound", "127.0.0.1:1"], "has no --outbound"),
+        (
+            ["--socket", "/s", "--role", "server", "--tcp", "--longest-connection", "1m"],
+            "--longest bounds a TCP connection",
+        ),
+        (["--socket", "/s", "--role", "server", "--inbound", "127.0.0.1:9901"], "of --admin too"),
+        (
+            ["--socket", "/s", "--role", "server", "--application", "127.0.0.1:8443"],
+            "of --inbound too",
+        ),
+        (["--socket", "/s", "--role", "server", "--admin", "0.0.0.0:1"], "not a loopback address"),
+        (["--socket", "/s", "--role", "server", "--admin", "ca.example:1"], "not a loopback"),
     ],
 )
 def test_bad_input_is_a_usage_error_with_a_reason(arguments: list[str], said: str) -> None:
