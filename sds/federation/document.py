@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 MAX_ROOTS: Final = 64
 _USE: Final = "x509-svid"
+_KEY_TYPES: Final = ("EC", "RSA", "OKP")
+"""Entries with others are ignored (section 4.2.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +39,33 @@ class BundleDocument:
     Attributes:
         roots: DER, sorted, without repeats; none means that the trust domain vouches for nobody.
         refresh_hint: how often the publisher wants consumers to look, where it says.
+        sequence: rises with every change, where the publisher counts (section 4.1.1).
     """
 
     roots: tuple[bytes, ...] = field(repr=False)
     refresh_hint: timedelta | None = None
+    sequence: int | None = None
+
+
+def require_no_older(bundle: BundleDocument, *, seen: int | None, where: str) -> None:
+    """Hold that a document is not older than one that came before (section 4.1.1).
+
+    A cache or a replica that lags behind would bring back a root that its owner has withdrawn.
+
+    Args:
+        bundle: what came.
+        seen: the highest sequence number that came from there so far.
+        where: file or URL, for messages.
+
+    Raises:
+        BundleError: ``bundle_older``: its sequence number is lower.
+    """
+    if seen is not None and bundle.sequence is not None and bundle.sequence < seen:
+        raise BundleError(
+            f"{where}: the bundle has spiffe_sequence {bundle.sequence}, and {seen} came before",
+            advice="a cache or replica lags behind; where its owner counts anew, restart the agent",
+            reason="bundle_older",
+        )
 
 
 def parse(content: bytes, *, where: str) -> BundleDocument:
@@ -110,13 +135,16 @@ def _from_json(content: bytes, where: str) -> BundleDocument:
     roots = [
         _root(entry, f"{where}: keys[{index}]")
         for index, entry in enumerate(keys)
-        if isinstance(entry, dict) and entry.get("use") == _USE
+        if isinstance(entry, dict)
+        and entry.get("use") == _USE
+        and entry.get("kty", _KEY_TYPES[0]) in _KEY_TYPES
     ]
-    _whole(document, "spiffe_sequence", where)
+    sequence = _whole(document, "spiffe_sequence", where)
     hint = _whole(document, "spiffe_refresh_hint", where)
     return BundleDocument(
         roots=_bounded(roots, where),
         refresh_hint=None if hint is None else timedelta(seconds=min(hint, 30 * 86400)),
+        sequence=sequence,
     )
 
 

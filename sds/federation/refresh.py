@@ -166,9 +166,13 @@ class Federation:
     async def _keep(self, source: BundleSource) -> None:
         failures = 0
         hint: timedelta | None = None
+        seen: int | None = None
         while True:
             try:
                 bundle = await self._load(source)
+                if source.endpoint is not None:  # who gives a file may take it back
+                    document.require_no_older(bundle, seen=seen, where=source.endpoint.url)
+                    seen = bundle.sequence if bundle.sequence is not None else seen
                 self._apply(source.trust_domain, bundle)
             except SdsError as error:
                 failures += 1

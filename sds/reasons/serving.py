@@ -14,6 +14,10 @@ SERVING: Final[dict[str, Reason]] = {
         "bundle is used on.",
         retriable=True,
     ),
+    "bundle_older": Reason(
+        "A cache or a replica of the bundle endpoint lags behind: it offers a bundle from before. "
+        "The newer one stays. If the trust domain's owner counts anew, restart the agents.",
+    ),
     "bundle_unavailable": Reason(
         "Check the URL, the TLS root or the endpoint's SPIFFE ID. The last good bundle is used on.",
         retriable=True,

@@ -254,6 +254,33 @@ async def test_a_file_is_followed(tmp_path: Path) -> None:
         assert len(roots(store)) == 1
 
 
+async def test_a_replica_that_lags_behind_brings_no_withdrawn_root_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    old, new = (certificate_der(Issuer.make(name).certificate) for name in ("old", "new"))
+    answers = iter([(4, [old]), (5, [new]), (4, [old]), (6, [old, new])])
+    last = (6, [old, new])
+
+    def fetch(given: BundleServer, *, roots: object) -> bytes:
+        del given, roots
+        sequence, ders = next(answers, last)
+        return json.dumps(
+            json.loads(document.render(ders)) | {"spiffe_sequence": sequence}
+        ).encode()
+
+    monkeypatch.setattr(endpoint, "fetch", fetch)
+    source = BundleSource(
+        trust_domain=THEIRS,
+        endpoint=BundleServer(url="https://a.test"),
+        refresh=timedelta(seconds=1),
+    )
+    async with federating(source) as (store, observer, _):
+        await observer.until(lambda: bool(observer.failures))
+        assert observer.failures[0].reason == "bundle_older"
+        assert roots(store) == (new,)
+        await observer.until(lambda: len(roots(store)) == 2)
+
+
 async def test_endpoints_that_hang_hold_up_no_other_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

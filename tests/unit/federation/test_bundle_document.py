@@ -63,6 +63,23 @@ def test_entries_of_other_uses_are_ignored() -> None:
     assert document.parse(content, where="here").roots == (ROOTS[1],)
 
 
+def test_entries_of_key_types_of_the_future_are_ignored() -> None:
+    future = entry(kty="AKP", alg="ML-DSA-65", x5c=["AAAA"])
+    assert document.parse(bundle(future, entry(ROOTS[1])), where="here").roots == (ROOTS[1],)
+
+
+@pytest.mark.parametrize(("seen", "sequence"), [(None, 1), (None, None), (5, 5), (5, 6), (5, None)])
+def test_a_sequence_that_does_not_go_back_is_taken(seen: int | None, sequence: int | None) -> None:
+    found = document.parse(bundle(entry(), spiffe_sequence=sequence), where="here")
+    document.require_no_older(found, seen=seen, where="here")
+
+
+def test_a_sequence_that_goes_back_is_refused() -> None:
+    found = document.parse(bundle(entry(), spiffe_sequence=4), where="https://a.test/b")
+    with refused("bundle_older", match="https://a.test/b"):
+        document.require_no_older(found, seen=5, where="https://a.test/b")
+
+
 def test_pem_is_taken_too_and_no_keys_is_an_empty_bundle() -> None:
     assert document.parse(certificate_pem(ROOTS), where="here").roots == ROOTS
     assert document.parse(bundle(), where="here").roots == ()
