@@ -62,7 +62,9 @@ SENT_WORK: Final = 2
 """Units for a DATA frame that a window set free."""
 _BYTES_A_UNIT: Final = 256
 """Bytes of DATA that cost another unit: they may be as many as 50 messages."""
-_FIELDS_A_UNIT: Final = 2
+_BLOCK_BYTES_A_UNIT: Final = 8
+"""Bytes of a header block that cost another unit, if they are Huffman's or indexes."""
+_FIELD_WORK: Final = 3
 _SETTINGS_BYTES_A_UNIT: Final = 32
 _CHUNK_OVERHEAD: Final = 256
 """Bytes of memory for a piece that waits, beside its own."""
@@ -313,9 +315,9 @@ class Connection:
             self._on_block(block.encoded, block.flags, block.stream, events)
 
     def _on_block(self, block: bytes, flags: int, number: int, events: list[Event]) -> None:
-        self._work -= len(block) // _BYTES_A_UNIT
+        self._work -= len(block) // _BLOCK_BYTES_A_UNIT
         fields = self._decoder.decode(block)  # always: the tables of both sides must stay alike
-        self._work -= len(fields) // _FIELDS_A_UNIT
+        self._work -= len(fields) * _FIELD_WORK
         ended = bool(flags & frames.END_STREAM)
         stream = self._streams.open.get(number)
         if stream is not None:

@@ -219,3 +219,26 @@ def test_a_header_block_that_takes_long_is_refused_at_once(octets: bytes, why: s
     assert lines(work) < 500
     assert caught
     assert why in caught[0]
+
+
+LARGE_BLOCKS = {
+    "Huffman's code": BLOCK + b"\x00\x01a\xff\xdd\x3c" + b"\x07" * 7_900,
+    "a little of it": BLOCK + b"\x00\x01a\xff\x81\x02" + b"\x07" * 384,
+    "short fields": BLOCK + b"\x00\x81\x1f\x81\x1f" * 50,
+    "indexes": BLOCK + b"\x90" * 50,
+}
+"""Each takes more than a tenth of a millisecond to decode, whatever its size says."""
+
+
+@pytest.mark.parametrize("kind", LARGE_BLOCKS)
+def test_a_header_block_counts_as_the_work_that_it_is(kind: str) -> None:
+    """The time is looked at after each of them, so a job ends."""
+    made = connection(0)
+    block = LARGE_BLOCKS[kind]
+    made.feed(b"".join(headers(number, block) for number in numbers(0, 9)))
+    opened = 0
+    while made.busy:
+        found = len(made.proceed(0.0, 64))
+        assert found <= 1
+        opened += found
+    assert opened == 9
