@@ -170,6 +170,7 @@ def _keeper(
         fmspcs=tuple(fetch.fmspcs),
         authorities=tuple(fetch.authorities),
         update=fetch.update,
+        recovery=fetch.tcb_evaluation_data_number,
         products=tuple(fetch.products),
         pcs=pcs,
         root_list=fetch.root_list or (INTEL_ROOT_LIST if pcs == PCS else None),

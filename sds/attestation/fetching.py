@@ -34,7 +34,7 @@ from sds.attestation.tdx.collateral import (
     SIGNING_CHAIN,
     signed_document,
 )
-from sds.attestation.tdx.tcb import read_enclave_identity, read_tcb_info
+from sds.attestation.tdx.tcb import read_enclave_identity, read_recoveries, read_tcb_info
 from sds.backoff import Backoff, uniform
 from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
 from sds.files import read_file, replace_file
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
     from sds.attestation.revocation import RevocationList
     from sds.attestation.snp.report import Product
+    from sds.attestation.tdx.tcb import Recovery, SignedDocument
     from sds.clock import Clock
 
 PCS: Final = "https://api.trustedservices.intel.com"
@@ -64,6 +65,7 @@ class Wanted:
         fmspcs: kinds of TDX platform, FMSPC in hex; none asks for no TDX collateral.
         authorities: PCK authorities whose lists are needed: ``platform``, ``processor``.
         update: Intel's ``standard`` or ``early`` TCB recovery.
+        recovery: exactly this TCB recovery instead, by its tcbEvaluationDataNumber.
         products: AMD's products whose lists are needed.
         pcs: Intel's PCS, or a PCCS.
         root_list: where the root's list is; the PCCS's own where None.
@@ -74,11 +76,19 @@ class Wanted:
     fmspcs: tuple[str, ...] = ()
     authorities: tuple[str, ...] = ("platform", "processor")
     update: str = "standard"
+    recovery: int | None = None
     products: tuple[Product, ...] = ()
     pcs: str = PCS
     root_list: str | None = INTEL_ROOT_LIST
     kds: str = KDS
     roots: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def which(self) -> str:
+        """The part of a query that says which TCB recovery (PCS 4: one of the two)."""
+        if self.recovery is not None:
+            return f"tcbEvaluationDataNumber={self.recovery}"
+        return f"update={self.update}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,12 +155,12 @@ class Fetcher:
         files: list[tuple[Path, bytes, datetime]] = []
         chain = b""
         for fmspc in wanted.fmspcs:
-            url = f"{tdx}/tcb?fmspc={fmspc}&update={wanted.update}"
+            url = f"{tdx}/tcb?fmspc={fmspc}&{wanted.which}"
             answer = await self._get(session, url)
             chain = _chain(answer, "TCB-Info-Issuer-Chain")
             until = self._document(answer.body, chain, "tcbInfo", fmspc)
             files.append((folder / f"tcb_info-{fmspc.lower()}.json", answer.body, until))
-        answer = await self._get(session, f"{tdx}/qe/identity?update={wanted.update}")
+        answer = await self._get(session, f"{tdx}/qe/identity?{wanted.which}")
         # Verified under the chain that is stored: a folder has one.
         until = self._document(answer.body, chain, "enclaveIdentity", "")
         files.append((folder / QE_IDENTITY, answer.body, until))
@@ -172,7 +182,22 @@ class Fetcher:
         found += [_stored(*file) for file in files]
         return found + [_stored(path, one.der, one.next_update) for path, one in lists]
 
-    def _document(self, body: bytes, chain: bytes, expected: str, fmspc: str) -> datetime:
+    async def recoveries(self) -> list[Recovery]:
+        """The TCB recoveries for which the publisher has documents now, the newest first.
+
+        Raises:
+            EndorsementUnavailableError: it does not answer.
+            EvidenceError: as :meth:`fetch`.
+        """
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            url = f"{self._wanted.pcs}/tdx/certification/v4/tcbevaluationdatanumbers"
+            answer = await self._get(session, url)
+        chain = _chain(answer, "TCB-Evaluation-Data-Numbers-Issuer-Chain")
+        document = self._signed(answer.body, chain, "tcbEvaluationDataNumbers")
+        return read_recoveries(document)
+
+    def _signed(self, body: bytes, chain: bytes, expected: str) -> SignedDocument:
         signer = link_chain(
             chain,
             names=TCB_SIGNING_CHAIN,
@@ -181,7 +206,10 @@ class Fetcher:
         )
         key = signer.leaf.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)  # held by link_chain
-        document = signed_document(body, key=key, expected=expected, now=self._clock.now().wall)
+        return signed_document(body, key=key, expected=expected, now=self._clock.now().wall)
+
+    def _document(self, body: bytes, chain: bytes, expected: str, fmspc: str) -> datetime:
+        document = self._signed(body, chain, expected)
         if expected == "tcbInfo":
             info = read_tcb_info(document)
             if info.fmspc.lower() != fmspc.lower():
@@ -189,8 +217,16 @@ class Fetcher:
                     f"asked for the TCB info of {fmspc}, the answer is about {info.fmspc}",
                     reason="collateral_untrusted",
                 )
+            number = info.evaluation_number
         else:
-            read_enclave_identity(document)
+            number = read_enclave_identity(document).evaluation_number
+        if self._wanted.recovery not in {None, number}:
+            raise EvidenceError(
+                f"asked for the {expected} of TCB recovery {self._wanted.recovery}, the answer is "
+                f"of {number}",
+                reason="collateral_untrusted",
+                advice="`sds collateral recoveries` lists those that the publisher has",
+            )
         return datetime.fromisoformat(str(document["nextUpdate"])).astimezone(UTC)
 
     def _intel(self, body: bytes) -> RevocationList:

@@ -132,6 +132,11 @@ class FetchSection(Settings):
     update: Literal["standard", "early"] = Field(
         default="standard", description="Which of Intel's TCB recoveries."
     )
+    tcb_evaluation_data_number: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Exactly this TCB recovery instead of `update`, for as long as Intel has it. "
+        "`sds collateral recoveries` lists the numbers.",
+    )
     products: list[Product] = Field(
         default=[], description="AMD's products whose revocation lists are needed."
     )
@@ -151,6 +156,8 @@ class FetchSection(Settings):
     def _something(self) -> Self:
         if not self.fmspcs and not self.products:
             raise ValueError("name fmspcs, products, or both")
+        if self.tcb_evaluation_data_number is not None and "update" in self.model_fields_set:
+            raise ValueError("give update or tcb_evaluation_data_number, not both")
         return self
 
 

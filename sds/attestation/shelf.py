@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import re
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ _CHIP: Final = re.compile(r"(Milan|Genoa|Turin)/([0-9a-f]{16}|[0-9a-f]{128})")
 _VERSIONS: Final = re.compile(r"(?:(?:fmc|bl|tee|snp|ucode)SPL=[0-9]{2,3}&?){4,5}")
 _VCEKS: Final = "/vcek/v1/"
 _ROOT_LIST: Final = "root.crl"
+_NUMBER: Final = "tcbEvaluationDataNumber"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +124,8 @@ class CollateralShelf:
                 name = f"tcb_info-{_first(asked, 'fmspc').lower()}.json"
             case _:
                 return _ABSENT
+        if number := _first(asked, _NUMBER):
+            name = f"{number}/{name}"  # of that TCB recovery, or nothing
         return self._answers().get(name, _ABSENT)
 
     def _answers(self) -> dict[str, Shelved]:
@@ -239,11 +243,24 @@ def _answers_of(files: InForce) -> Iterator[tuple[str, Shelved]]:
     if collateral is None:
         return
     chain = quote(collateral.signing_chain)
-    identity = (("SGX-Enclave-Identity-Issuer-Chain", chain),)
-    yield QE_IDENTITY, Shelved(body=collateral.qe_identity, headers=identity)
-    for origin, body in reversed(collateral.tcb_infos):
-        headers = (("TCB-Info-Issuer-Chain", chain),)
-        yield PurePath(origin).name, Shelved(body=body, headers=headers)
+    documents = [
+        ("TCB-Info-Issuer-Chain", PurePath(origin).name, body)
+        for origin, body in reversed(collateral.tcb_infos)
+    ]
+    documents.append(("SGX-Enclave-Identity-Issuer-Chain", QE_IDENTITY, collateral.qe_identity))
+    for header, name, body in documents:
+        answer = Shelved(body=body, headers=((header, chain),))
+        yield name, answer
+        yield f"{_number_of(body)}/{name}", answer
+
+
+def _number_of(body: bytes) -> str:
+    """TcbEvaluationDataNumber of a document as it is on disk; whoever asked verifies it."""
+    try:
+        (document,) = (part for part in json.loads(body).values() if isinstance(part, dict))
+        return str(document[_NUMBER])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return ""
 
 
 def _issuers(product: Product, certificates: Iterable[Certificate]) -> Shelved:

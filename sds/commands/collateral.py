@@ -77,6 +77,12 @@ def collateral() -> None:
     help="Which of Intel's TCB recoveries.",
 )
 @click.option(
+    "--tcb-evaluation-data-number",
+    "recovery",
+    type=click.IntRange(min=1),
+    help="Exactly this TCB recovery, instead of --update.",
+)
+@click.option(
     "--product",
     "products",
     multiple=True,
@@ -111,6 +117,7 @@ def fetch(  # noqa: PLR0917  click passes every option
     fmspcs: tuple[str, ...],
     authorities: tuple[str, ...],
     update: str,
+    recovery: int | None,
     products: tuple[str, ...],
     pcs: str,
     root_list: str | None,
@@ -132,6 +139,7 @@ def fetch(  # noqa: PLR0917  click passes every option
         fmspcs=fmspcs,
         authorities=tuple(dict.fromkeys(authorities)),
         update=update,
+        recovery=recovery,
         products=tuple(map(Product, products)),
         pcs=pcs,
         root_list=root_list,
@@ -153,6 +161,42 @@ def fetch(  # noqa: PLR0917  click passes every option
     for one in found:
         said = "new" if one.changed else "the same"
         click.echo(f"{one.path}: {said}, until {one.next_update:%FT%TZ}")
+
+
+@collateral.command("recoveries")
+@click.option(
+    "--pcs", default=PCS, show_default=True, callback=_url, help="Intel's PCS, or a PCCS."
+)
+@click.option(
+    "--trusted-root",
+    "roots",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Root trusted beside Intel's.",
+)
+@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def recoveries(pcs: str, roots: Sequence[Path], output: str) -> None:
+    """List Intel's TCB recoveries for TDX, the newest first; the signature is verified.
+
+    The numbers are those of `--tcb-evaluation-data-number` and of
+    `minimum_tcb_evaluation_number` in reference values.
+    """
+    wanted = Wanted(pcs=pcs, roots=_roots(roots))
+    found = asyncio.run(Fetcher(wanted, clock=SystemClock()).recoveries())
+    rows = [
+        {
+            "tcb_evaluation_data_number": one.number,
+            "announced": one.event[:10],
+            "tcb_date": one.tcb_date[:10],
+        }
+        for one in found
+    ]
+    if output == "json":
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for row in rows:
+        said = "announced {announced}, TCB of {tcb_date}".format(**row)
+        click.echo(f"{row['tcb_evaluation_data_number']}: {said}")
 
 
 def _roots(paths: Sequence[Path]) -> tuple[bytes, ...]:

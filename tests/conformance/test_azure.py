@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,11 +18,14 @@ from sds.attestation.files import Places, examined_files
 from sds.attestation.foreign import parse_hcl
 from sds.attestation.kind import Demands
 from sds.attestation.kinds import describe, kind_of
+from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module
 from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.tpm import commands
-from sds.attestation.tpm.parcel import Piece, pack, unpack
+from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack
+from sds.attestation.tpm.quote import SignedQuote
+from sds.attestation.tpm.wire import Algorithm, sized
 from sds.errors import (
     ConfigurationError,
     EndorsementUnavailableError,
@@ -116,9 +120,35 @@ def test_a_real_tdx_machine_holds_but_for_its_collateral() -> None:
     collateral = folder / "tdx/f51db4d1-00806f050000-20251019-e12d-c61c/collateral"
     then = datetime(2025, 10, 31, 14, 17, 11, tzinfo=UTC)
     verdict = examined(evidence, collateral=collateral, now=then)
-    assert set(reasons(verdict)) <= {"tcb_status"}
+    failed = {check.name: check.found_text.split()[0] for check in verdict.checks if not check.ok}
+    assert failed == {"platform_tcb": "OutOfDate", "tdx_module_tcb": "OutOfDate"}
+    assert verdict.error is not None
+    assert verdict.error.reason == "tcb_status"
     assert verdict.claims is not None
     assert verdict.claims.attributes["vm_secure_boot"] == "true"
+
+
+def test_the_other_files_of_real_snp_machines_do_not_belong_together() -> None:
+    """A report and its VCEK; a quote by another machine's key; a third machine's VCEK."""
+    folder = need.evidence_sets() / "azure/snp"
+    certificates = [(folder / f"imds-chain-{index}.der").read_bytes() for index in (0, 1)]
+    (leaf,) = der_certificates((folder / "vcek.pem").read_bytes(), what="vcek.pem")[:1]
+    head = struct.pack(">HH", Algorithm.RSASSA, Algorithm.SHA256)
+    quote = SignedQuote(
+        attest=(folder / "tpm-quote.msg").read_bytes(),
+        signature=head + sized((folder / "tpm-quote.sig").read_bytes()),
+        values=bytes(32 * 9),  # nobody recorded them
+    )
+    parts = {**parts_of(quote), Piece.HCL: (folder / "hcl-report.bin").read_bytes()}
+    evidence = Evidence(kind=SNP, report=pack(parts), certificates=(leaf, *certificates))
+    assert set(reasons(examined(evidence))) == {
+        "provisional_firmware",
+        "signature_invalid",
+        "pcr_values",
+    }
+    third = (folder / "imds-vcek.der").read_bytes()
+    verdict = examined(replace(evidence, certificates=(third, *certificates)))
+    assert "endorsement_chip_mismatch" in reasons(verdict)
 
 
 @pytest.mark.parametrize("kind", ["snp", "tdx"])

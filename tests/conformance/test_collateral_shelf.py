@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -136,6 +137,8 @@ async def test_what_it_does_not_have_it_does_not_give(
         for path in (
             "/tdx/certification/v4/tcb?fmspc=000000000000",
             "/tdx/certification/v4/tcb?fmspc=../../etc/passwd",
+            f"/tdx/certification/v4/tcb?fmspc={FMSPC.hex()}&tcbEvaluationDataNumber=18",
+            "/tdx/certification/v4/qe/identity?tcbEvaluationDataNumber=18",
             "/sgx/certification/v4/pckcrl?ca=processor",
             "/vcek/v1/Genoa/../../x?blSPL=10",
             "/vcek/v1/Rome/crl",
@@ -144,6 +147,9 @@ async def test_what_it_does_not_have_it_does_not_give(
         ):
             async with web.get(f"{url}{path}") as answer:
                 assert answer.status == 404, path
+        path = f"/tdx/certification/v4/tcb?fmspc={FMSPC.hex()}&tcbEvaluationDataNumber=17"
+        async with web.get(f"{url}{path}") as answer:
+            assert json.loads(await answer.read())["tcbInfo"]["tcbEvaluationDataNumber"] == 17
         # A VCEK that AMD does not have, and one that is another chip's, are not given.
         publishers.vceks = {"0" * 128: machine.certificates[0]}
         report = Report.parse(machine.changed(chip_id=bytes(63) + b"\1").report(bytes(64)))

@@ -142,6 +142,23 @@ class Intel:
     def root_der(self) -> bytes:
         return self.root.public_bytes(Encoding.DER)
 
+    @property
+    def tcb_chain(self) -> bytes:
+        return b"".join(part.public_bytes(Encoding.PEM) for part in (self.tcb, self.root))
+
+    def recoveries(self, *numbers: int) -> bytes:
+        """The signed list of TCB recoveries."""
+        listed = [
+            {
+                "tcbEvaluationDataNumber": number,
+                "tcbRecoveryEventDate": "2025-05-13T00:00:00Z",
+                "tcbDate": "2025-05-14T00:00:00Z",
+            }
+            for number in numbers
+        ]
+        document = {"id": "TDX", "version": 1, **dates(self.now), "tcbEvalNumbers": listed}
+        return signed("tcbEvaluationDataNumbers", document, self.tcb_key)
+
     def quote(
         self,
         *,
@@ -218,12 +235,8 @@ class Intel:
                 qe_identity(self.now) | changes.get("identity", {}),
             ),
         ):
-            exact = json.dumps(document, separators=(",", ":")).encode()
-            signature = raw_signature(signer, exact).hex()
-            body = b'{"%s":%s,"signature":"%s"}' % (title.encode(), exact, signature.encode())
-            (folder / name).write_bytes(body)
-        chain = b"".join(part.public_bytes(Encoding.PEM) for part in (self.tcb, self.root))
-        (folder / "tcb_signing_chain.pem").write_bytes(chain)
+            (folder / name).write_bytes(signed(title, document, signer))
+        (folder / "tcb_signing_chain.pem").write_bytes(self.tcb_chain)
         return folder
 
     def lists(self) -> dict[str, bytes]:
@@ -258,6 +271,13 @@ class Intel:
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(self.now)
             builder = builder.add_revoked_certificate(entry.build())
         return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def signed(title: str, document: dict[str, Any], signer: ec.EllipticCurvePrivateKey) -> bytes:
+    """A body as Intel's API answers: the document and the signature over its exact bytes."""
+    exact = json.dumps(document, separators=(",", ":")).encode()
+    signature = raw_signature(signer, exact).hex()
+    return b'{"%s":%s,"signature":"%s"}' % (title.encode(), exact, signature.encode())
 
 
 def level(svn: int, status: str, *advisories: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Publishers:
         refusals: path -> answers that come first: status and Retry-After.
         hits: requests by path.
         vceks: chip in hexadecimal -> DER.
+        numbers: signed body of the TCB evaluation data numbers, and its chain.
+        recoveries: tcbEvaluationDataNumbers that were asked for.
     """
 
     tcb_infos: dict[str, bytes] = field(default_factory=dict)
@@ -36,6 +38,8 @@ class Publishers:
     refusals: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     hits: Counter[str] = field(default_factory=Counter)
     vceks: dict[str, bytes] = field(default_factory=dict)
+    numbers: tuple[bytes, bytes] = (b"", b"")
+    recoveries: set[str] = field(default_factory=set)
     url: str = ""
 
     @classmethod
@@ -57,6 +61,7 @@ class Publishers:
         app = web.Application()
         app.router.add_get("/tdx/certification/v4/tcb", self._tcb)
         app.router.add_get("/tdx/certification/v4/qe/identity", self._identity)
+        app.router.add_get("/tdx/certification/v4/tcbevaluationdatanumbers", self._numbers)
         app.router.add_get("/sgx/certification/v4/pckcrl", self._pck)
         app.router.add_get("/sgx/certification/v4/rootcacrl", self._root)
         app.router.add_get("/vcek/v1/{product}/crl", self._amd)
@@ -84,11 +89,17 @@ class Publishers:
         return web.Response(body=body, headers={header: quote(self.chain)} if header else {})
 
     async def _tcb(self, request: web.Request) -> web.StreamResponse:
+        self.recoveries |= set(request.query.getall("tcbEvaluationDataNumber", []))
         body = self.tcb_infos.get(request.query["fmspc"].lower())
         return self._answer(request, body, "TCB-Info-Issuer-Chain")
 
     async def _identity(self, request: web.Request) -> web.StreamResponse:
         return self._answer(request, self.qe_identity, "SGX-Enclave-Identity-Issuer-Chain")
+
+    async def _numbers(self, request: web.Request) -> web.StreamResponse:
+        body, chain = self.numbers
+        header = {"TCB-Evaluation-Data-Numbers-Issuer-Chain": quote(chain)}
+        return web.Response(body=body, headers=header)
 
     async def _pck(self, request: web.Request) -> web.StreamResponse:
         assert request.query["encoding"] == "der"

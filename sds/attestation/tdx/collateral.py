@@ -36,7 +36,7 @@ TCB_INFOS: Final = "tcb_info*.json"
 QE_IDENTITY: Final = "qe_identity.json"
 SIGNING_CHAIN: Final = "tcb_signing_chain.pem"
 LISTS: Final = "*.crl"
-_SIGNED: Final = re.compile(rb'\s*\{\s*"(tcbInfo|enclaveIdentity)"\s*:\s*')
+_SIGNED: Final = re.compile(rb'\s*\{\s*"(tcbInfo|enclaveIdentity|tcbEvaluationDataNumbers)"\s*:\s*')
 _SIGNATURE: Final = re.compile(rb'\s*,\s*"signature"\s*:\s*"([0-9a-fA-F]{128})"\s*\}\s*')
 _MOMENT: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _ADVICE: Final = "fetch it from Intel's PCS or a PCCS, see docs/attestation.md"
@@ -137,7 +137,8 @@ def signed_document(
     """The document inside a signed body, verified over its exact bytes.
 
     Args:
-        raw: ``{"tcbInfo": {…}, "signature": "…"}``, or ``enclaveIdentity`` likewise.
+        raw: ``{"tcbInfo": {…}, "signature": "…"}``, or ``enclaveIdentity`` or
+            ``tcbEvaluationDataNumbers`` likewise.
         key: of the TCB signing certificate.
         expected: the name of the document.
         now: the time at which it must count; None leaves that for later.

@@ -41,6 +41,9 @@ Byte = Annotated[int, Field(ge=0, le=0xFF)]
 Word = Annotated[int, Field(ge=0, le=0xFFFF)]
 Hex = Annotated[str, StringConstraints(pattern=r"^(?:[0-9a-fA-F]{2})+$", max_length=256)]
 Text = Annotated[str, StringConstraints(max_length=256)]
+Moment = Annotated[
+    str, StringConstraints(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z$")
+]
 
 
 class _Part(BaseModel):
@@ -141,6 +144,28 @@ class EnclaveIdentity(_Part):
     levels: list[_EnclaveLevel] = Field(alias="tcbLevels")
 
 
+class Recovery(_Part):
+    """One of Intel's TCB recoveries (PCS 4, "TCB Evaluation Data Numbers").
+
+    Attributes:
+        number: tcbEvaluationDataNumber of its TCB info and QE identity.
+        event: when it was announced, RFC 3339.
+        tcb_date: the oldest TCB date that is up to date by it.
+    """
+
+    number: Annotated[int, Field(ge=0, alias="tcbEvaluationDataNumber")]
+    event: Moment = Field(alias="tcbRecoveryEventDate")
+    tcb_date: Moment
+
+
+class _Recoveries(_Part):
+    """TCB evaluation data numbers of TDX, version 1."""
+
+    id: Literal["TDX"]
+    version: Literal[1]
+    recoveries: list[Recovery] = Field(alias="tcbEvalNumbers")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcbLevel:
     """What a document says of the level that matched.
@@ -157,7 +182,7 @@ class TcbLevel:
     date: str
 
 
-_Document = TypeVar("_Document", TcbInfo, EnclaveIdentity)
+_Document = TypeVar("_Document", TcbInfo, EnclaveIdentity, _Recoveries)
 
 
 def read_tcb_info(document: SignedDocument) -> TcbInfo:
@@ -178,6 +203,17 @@ def read_enclave_identity(document: SignedDocument) -> EnclaveIdentity:
             version 2, or not of its form.
     """
     return _read(EnclaveIdentity, document, "enclaveIdentity")
+
+
+def read_recoveries(document: SignedDocument) -> list[Recovery]:
+    """The TCB recoveries of a document, the newest first.
+
+    Raises:
+        EvidenceError: ``collateral_untrusted``: it is not TDX's list of version 1, or not of its
+            form.
+    """
+    found = _read(_Recoveries, document, "tcbEvaluationDataNumbers").recoveries
+    return sorted(found, key=lambda one: one.number, reverse=True)
 
 
 def _read(form: type[_Document], document: Mapping[str, object], name: str) -> _Document:
