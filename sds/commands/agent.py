@@ -75,6 +75,7 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
         # Measured: what the check alone needs takes 1 MB that a running agent does not pay.
         from sds.agent.check import check_configuration  # noqa: PLC0415
 
+        logs.silence()
         config = _configuration(path)
         warnings = check_configuration(
             config, what=str(path), clock=SystemClock(), environment=os.environ

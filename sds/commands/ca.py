@@ -56,6 +56,7 @@ def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> No
     """
     config = yamlfile.load_file(path, AuthorityConfig)
     if check_config:
+        logs.silence()
         check(config, what=str(path))
         click.echo(f"{path}: every file and reference of the configuration can be used")
         return

@@ -14,6 +14,7 @@ import yaml
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
+from sds.commands.dialled import dialled
 from sds.errors import SdsError, SocketError
 from sds.serving.describe import describe, describe_extension, private_key, remaining
 
@@ -92,7 +93,7 @@ def _is_extension(name: str) -> bool:
 
 async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, str, bytes]]:
     """Name, version and content of each name that exists, one call each: each has a version."""
-    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+    async with grpc.aio.insecure_channel(f"unix:{dialled(path)}") as channel:
 
         async def fetch(*wanted: str) -> Any:
             extension = bool(wanted) and _is_extension(wanted[0])

@@ -10,6 +10,7 @@ import click
 import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
+from sds.commands.dialled import dialled
 from sds.commands.plain import plain
 from sds.errors import SocketError, WorkloadError
 
@@ -45,7 +46,7 @@ def whoami(path: str, output: str) -> None:
 
 async def _describe(path: str) -> DescribeResponse:
 
-    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+    async with grpc.aio.insecure_channel(f"unix:{dialled(path)}") as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[
             whoami_pb2.DescribeRequest, whoami_pb2.DescribeResponse
         ] = channel.unary_unary(

@@ -65,6 +65,11 @@ class TextFormatter(logging.Formatter):
         return " ".join([head, *pairs])
 
 
+def silence() -> None:
+    """Write no lines: what a check finds is said once, by its error."""
+    logging.getLogger("sds").addHandler(logging.NullHandler())
+
+
 def configure(*, style: str = "text", level: str = "info", stream: TextIO | None = None) -> None:
     """Send every event of this process to ``stream`` (stderr) in this format from now on.
 

@@ -275,7 +275,11 @@ def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{path}: missing"
     if not path:
         return str(problem["msg"]).removeprefix("Value error, ")
-    return f"{path}: {problem_words(problem)}"
+    words = problem_words(problem)
+    # A rule about a whole block may begin with the field that it is about.
+    if words.partition(": ")[0] in _fields(here):
+        return f"{path}.{words}"
+    return f"{path}: {words}"
 
 
 def _path(location: tuple[int | str, ...]) -> str:

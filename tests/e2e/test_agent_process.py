@@ -308,7 +308,7 @@ async def test_status_as_a_table_and_without_an_agent(node: Node) -> None:
             assert part in said
     code, _, errors = await output(sds("status", "--run-dir", node.run_dir))
     assert code == 1
-    assert "no agent answers on" in errors
+    assert "there is no socket at" in errors
     code, _, errors = await output(sds("status"))
     assert code == 2
 

@@ -63,7 +63,7 @@ UPSTREAM = {"kind": "upstream", "authority": {"addresses": ["127.0.0.1:1"]}}
     [
         ({"listen": "127.0.0.1"}, "listen"),
         ({"listen": "127.0.0.1:99999"}, "listen"),
-        ({"health": {"listen": "0.0.0.0"}}, "health: listen"),
+        ({"health": {"listen": "0.0.0.0"}}, "health.listen"),
         ({"metrics": {"listen": "127.0.0.1"}}, "metrics"),
         ({"tls": {"certificate": "{path}/none.pem", "key": "{path}/none.key"}}, "none.pem"),
         ({"tls": {"certificate": "{path}/ark.pem", "key": "{path}/ark.pem"}}, "tls"),

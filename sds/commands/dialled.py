@@ -1,0 +1,54 @@
+"""The socket of an agent that a person named: looked at before it is called.
+
+Owns what is said where nobody can be called. Invariant: a path that cannot lead to an agent is told
+in our words, before gRPC tells it in its own.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from sds.errors import SocketError
+
+_LONGEST_PATH: Final = 107
+"""Bytes of a Unix socket's path on Linux, without its final NUL (unix(7))."""
+_WHICH: Final = "an agent's sockets are RUN_DIR/admin.sock and RUN_DIR/workloads/NAME/sds.sock"
+
+
+def dialled(path: Path | str) -> str:
+    """The absolute path of a socket that can be called.
+
+    Raises:
+        SocketError: there is none, or this user may not open it.
+    """
+    absolute = Path(path).absolute()
+    if len(os.fsencode(absolute)) > _LONGEST_PATH:
+        raise SocketError(
+            f"the path {absolute} has more than {_LONGEST_PATH} bytes, too many for a socket",
+            advice=_WHICH,
+        )
+    try:
+        mode = absolute.stat().st_mode
+    except PermissionError as error:
+        raise _not_allowed(absolute) from error
+    except OSError as error:
+        raise SocketError(
+            f"there is no socket at {absolute}: {error.strerror}",
+            advice=f"is the agent running, and is this its run directory? {_WHICH}",
+        ) from error
+    if not stat.S_ISSOCK(mode):
+        kind = "a directory" if stat.S_ISDIR(mode) else "a file"
+        raise SocketError(f"{absolute} is {kind}, not a socket", advice=_WHICH)
+    if not os.access(absolute, os.R_OK | os.W_OK):
+        raise _not_allowed(absolute)
+    return str(absolute)
+
+
+def _not_allowed(path: Path) -> SocketError:
+    return SocketError(
+        f"{path} may not be opened by this user: Permission denied",
+        advice="run the command as the agent's user, or as a user that the socket is for",
+    )
