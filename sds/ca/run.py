@@ -200,8 +200,7 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
         clock: what is valid now; the system's if left out.
 
     Raises:
-        ConfigurationError: files, devices or addresses of the configuration cannot be used; every
-            one is named.
+        ConfigurationError: files, devices or addresses cannot be used; every one is named.
     """
     clock = clock if clock is not None else SystemClock()
     checks = ConfigurationChecks(what, now=clock.now().wall)
