@@ -119,8 +119,8 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
     except ssl.SSLError as error:
         raise BundleError(
             f"bundle endpoint {endpoint.url}: TLS cannot be verified: {error}",
-            advice="check federation.bundles[].root, or with https_spiffe the bundle in file, which "
-            "the endpoint is verified under",
+            advice="check federation.bundles[].root, or with https_spiffe the bundle in file: the "
+            "endpoint is verified under it",
             reason="bundle_unavailable",
         ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
