@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _LOG: Final = logging.getLogger("sds.transport")
+_PIECE_BYTES: Final = 352
+"""Memory of a piece of output that waits, beside its own bytes: its object, and a view of it."""
 _WRITE_BUFFERS: Final = 64
 """Pieces of output for one call of the kernel, which takes at most 1,024 (IOV_MAX)."""
 
@@ -85,6 +87,11 @@ class ConnectedSocket:
     def is_closed(self) -> bool:
         """Whether it is over, or will be once its output is taken."""
         return self._socket is None or self._closing
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory of the output that waits: the answer to a PING has 17 of its own."""
+        return self.unsent + _PIECE_BYTES * len(self._output or ())
 
     # --- reading --------------------------------------------------------------------------------
 

@@ -45,8 +45,8 @@ _HIGH_WATER: Final = 64 * 1024
 _UNNOTICED_BYTES: Final = 4 * 1024
 """So little is not a reason to look at the owner's budget."""
 _MOST_UNREAD: Final = 1024 * 1024
-"""Output that the kernel did not take, from which on nothing more is read: beyond one message it is
-answers to the client's own frames."""
+"""Memory of output that the kernel did not take, from which on nothing more is read: beyond one
+message it is answers to the client's own frames."""
 _REFUSALS: Final = frozenset(
     code.value[0]
     for code in grpc.StatusCode
@@ -258,7 +258,7 @@ class ServedConnection:
         endpoint, http2 = self._endpoint, self._http2
         if endpoint is None or endpoint.is_closed():
             return False
-        if endpoint.unsent > _MOST_UNREAD:
+        if endpoint.held > _MOST_UNREAD:
             self._stuck = True
             endpoint.pause_reading()
             return False
@@ -386,7 +386,7 @@ class ServedConnection:
         held = self._requests
         if endpoint is not None:
             streams += self._http2.streams
-            held += self._http2.held + endpoint.unsent
+            held += self._http2.held + endpoint.held
         held += STREAM_BYTES * streams
         if held != self._held or streams != self._streams:
             self.owner.change(streams=streams - self._streams, held=held - self._held)
