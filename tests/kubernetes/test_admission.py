@@ -241,7 +241,7 @@ async def test_a_listed_pod_runs_and_nothing_else_does(node: GuardedNode) -> Non
         assert "admission_not_listed" in service.text
     # Without the service nothing starts, what runs goes on, and pods still end.
     await node.start(pod("late"))
-    await node.refused("late", "sds admission does not answer")
+    await node.refused("late", "refused by sds admission", "does not answer")
     for name in ("kept", "other", "typed", "probed", "late"):
         await node.delete(name)
 
