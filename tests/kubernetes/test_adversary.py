@@ -381,7 +381,9 @@ async def test_an_authorization_policy_that_somebody_deletes(
         made = CliRunner().invoke(cli.main, ["bootstrap", *words, "--validation", "inbound"])
         assert made.exit_code == 0, made.output
         envoy = container(image=ENVOY, command=[], args=["--config-yaml", made.stdout])
-        guarded = pod("guarded", "claims", "orders", envoy, labels={"app": "guarded"})
+        # The rule on the image names it so; import reads the account.
+        await kubectl("create", "serviceaccount", "-n", "claims", "vault")
+        guarded = pod("guarded", "claims", "vault", envoy, labels={"app": "guarded"})
         await guest.start(guarded)
         principal = "example.org/ns/shop/sa/orders"
         mesh = istio_objects.objects("claims", app="guarded", principal=principal)
