@@ -96,8 +96,8 @@ def ask(method, path, *, shown):
     try:
         connection.request(method, path)
         return connection.getresponse().status
-    except (ssl.SSLError, ConnectionError) as error:
-        return type(error).__name__ + ' ' + str(getattr(error, 'reason', ''))
+    except (ssl.SSLError, ConnectionError):
+        return 'refused'  # an alert, or the end of the connection before it is read
     finally:
         connection.close()
 
@@ -106,8 +106,8 @@ def plain(path):
     try:
         connection.request('GET', path)
         return connection.getresponse().status
-    except (ConnectionError, http.client.HTTPException) as error:
-        return type(error).__name__
+    except (ConnectionError, http.client.HTTPException):
+        return 'refused'
     finally:
         connection.close()
 
