@@ -22,6 +22,7 @@ SECTIONS: Final[dict[str, tuple[str, ...]]] = {
         "operations.md",
         "federation.md",
         "istio.md",
+        "how-to/confidential-clouds.md",
         "how-to/migrate-from-spire.md",
         "how-to/migrate-from-istio.md",
         "how-to/read-an-error.md",

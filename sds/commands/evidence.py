@@ -24,6 +24,7 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module
 from sds.attestation.snp.report import Product
 from sds.clock import SystemClock
+from sds.commands.measure import measure
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import load_file, read
 
@@ -40,6 +41,9 @@ MAX_EVIDENCE_BYTES: Final = 1024 * 1024
 @click.group("evidence")
 def evidence() -> None:
     """Verify or show attestation evidence (SEV-SNP reports, TDX quotes)."""
+
+
+evidence.add_command(measure)
 
 
 @evidence.command("verify")
