@@ -33,6 +33,12 @@ def main() -> None:
         and has_meaning(os.environ)  # the command itself refuses the others
     ):
         use_wiping_allocator()
+    if sys.argv[1:2] in (["agent"], ["ca"]):
+        # 2 ms that the first of an agent's two starts does not pay.
+        import signal  # noqa: PLC0415  measured: see above
+
+        # A reload that is asked for before the start is over: the start reads everything anyway.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if sys.argv[1:2] == ["agent"]:
         gc.disable()  # modules stay; the command switches it on again (a tenth of a cold start)
     from sds.cli import main as command_line  # noqa: PLC0415  measured: see the module
@@ -58,5 +64,6 @@ def _flush() -> None:
 def _cannot_write(error: OSError) -> NoReturn:
     """End the process: what it was asked for cannot be written."""
     with contextlib.suppress(OSError):
-        os.write(2, f"sds: stdout cannot be written: {error.strerror}\n".encode())
+        place = "stdout" if error.filename is None else error.filename
+        os.write(2, f"sds: {place} cannot be written: {error.strerror}\n".encode())
     os._exit(1)  # the interpreter's own end would try once more, and print a traceback

@@ -51,11 +51,18 @@ def claimed(run_dir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             owner = os.read(descriptor, 20).decode(errors="replace").strip()
             raise SocketError(
-                f"another agent (pid {owner}) owns {run_dir}",
+                f"another agent (pid {owner or 'unknown'}) owns {run_dir}",
                 advice="stop it first, or give this one another run_dir",
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise SocketError(
+                f"run directory {run_dir} cannot be locked: {error.strerror}",
+                advice="set a run_dir on a local file system",
+            ) from error
+        # The number is for people: where the disk is full, sockets can be made all the same.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(descriptor)
@@ -204,7 +211,13 @@ def clear_socket(path: Path) -> None:
                 f"the socket {path} cannot be used: {error.strerror}",
                 advice="remove it, or set another run_dir",
             ) from error
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise SocketError(
+                f"the socket {path} of an agent that is gone cannot be removed: {error.strerror}",
+                advice="make its directory writable for this user, or set another run_dir",
+            ) from error
         return
     raise SocketError(
         f"another process listens on {path}", advice="stop it first, or set another run_dir"

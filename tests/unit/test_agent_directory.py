@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import resource
+import signal
 import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.agent.directory import claimed, clear_socket, make_directory, open_to
+from sds.agent.directory import claimed, clear_socket, listening, make_directory, open_to
 from sds.errors import SocketError
 from tests.support import need
 from tests.support.node import short_folder
@@ -32,6 +36,44 @@ def test_one_agent_a_run_directory(folder: Path) -> None:
             claimed(run_dir).__enter__()
     with claimed(run_dir):
         pass
+
+
+def test_a_full_disk_keeps_no_agent_from_its_run_directory(folder: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        with claimed(folder):
+            with pytest.raises(SocketError, match=r"another agent \(pid unknown\) owns"):
+                claimed(folder).__enter__()
+            listening(folder / "s", 0o600).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_file_system_without_locks_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(SocketError, match="cannot be locked: No locks available"):
+        claimed(folder).__enter__()
+
+
+def test_a_dead_socket_that_cannot_be_removed_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(folder / "s"))
+
+    def unlink(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(type(folder), "unlink", unlink)
+    with pytest.raises(SocketError, match="cannot be removed: Read-only"):
+        clear_socket(folder / "s")
+    monkeypatch.undo()
 
 
 def test_a_run_directory_that_is_no_directory(folder: Path) -> None:

@@ -1,10 +1,16 @@
 """What is loaded when (processes of their own): a start waits for nothing that it does not use."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from sds import cli, entry
 
 FIRST_START = """
 import os, sys
@@ -98,3 +104,37 @@ def test_a_full_disk_is_said_without_a_traceback(arguments: list[str]) -> None:
         )
     assert done.stderr == "sds: stdout cannot be written: No space left on device\n"
     assert done.returncode == 1
+
+
+def test_a_reload_amid_the_start_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[object] = []
+    monkeypatch.setattr(sys, "argv", ["sds", "ca"])
+    monkeypatch.setattr(cli, "main", lambda **_: found.append(signal.getsignal(signal.SIGHUP)))
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        entry.main()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert found == [signal.SIG_IGN]
+
+
+@pytest.mark.parametrize("place", [None, "/run/sds/x"])
+def test_a_full_disk_elsewhere_is_not_stdout(
+    monkeypatch: pytest.MonkeyPatch, place: str | None
+) -> None:
+    said: list[bytes] = []
+
+    def write(descriptor: int, text: bytes) -> int:
+        said.append(text)
+        return descriptor
+
+    def end(code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(SystemExit):
+        entry._cannot_write(OSError(errno.ENOSPC, "No space left on device", place))
+    assert said == [
+        f"sds: {place or 'stdout'} cannot be written: No space left on device\n".encode()
+    ]
