@@ -203,6 +203,7 @@ def test_watching_ends_also_if_ctrl_c_comes_where_exceptions_are_dropped(
         return agent_pb2.Status()
 
     monkeypatch.setattr(status_command, "_ask", ask)
+    monkeypatch.setattr(status_command, "dialled", str)
     monkeypatch.setattr(status_command, "_WATCH_SECONDS", 0.001)
     before = signal.getsignal(signal.SIGINT)
     arguments = ["--socket", "/none.sock", "--watch", "--output", "json"]
