@@ -314,13 +314,15 @@ class Budgets:
             LimitError: there are too many.
         """
         self._forget_some(now, but=owner)
-        most = owner.account.share.connections
+        total = self._total
+        # Shares are of a process with many descriptors: with few, nobody has all that there are.
+        part = total.connections // (2 if owner.recognised else 4)
+        most = min(owner.account.share.connections, part)
         if owner.recognised:
             if owner.connections >= most and not owner.make_room(party):
                 owner.exceeded("connections", f"more than {most} connections", now)
         elif owner.connections >= most // 4:
             owner.exceeded("connections", f"more than {most // 4} connections", now)
-        total = self._total
         room = total.connections - self.all.connections
         few = owner.connections < total.spared_connections // 8
         if room <= (0 if few else total.spared_connections):

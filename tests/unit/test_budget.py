@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -161,11 +162,36 @@ def test_descriptors_are_left() -> None:
     total = Total.of_descriptors(1_024)
     assert 2 * total.connections <= 1_024 - 256
     assert Total.of_descriptors(1_000_000).connections == Total().connections
-    table = Budgets(total=Total(connections=2, spared_connections=0))
-    for _ in range(2):
-        known(table).connect(closing(), 0.0)
+    table = Budgets(total=Total(connections=4, spared_connections=0))
+    for name in ("pod a", "pod a", "pod b", "pod b"):
+        known(table, name).connect(closing(), 0.0)
     with pytest.raises(LimitError, match="no room"):
-        known(table).connect(closing(), 0.0)
+        known(table, "pod c").connect(closing(), 0.0)
+
+
+@pytest.mark.parametrize("descriptors", [64, 400, 1_024, 1_000_000])
+def test_with_few_descriptors_nobody_has_all_of_them(descriptors: int) -> None:
+    """Strangers, and then one greedy pod, fill what they may: others find room."""
+    table = Budgets(total=Total.of_descriptors(descriptors))
+
+    def connect(owner: Owner) -> None:
+        def give_way() -> None:
+            owner.disconnect(give_way)
+
+        owner.connect(give_way, 0.0)
+
+    def fill(owner: Owner) -> None:
+        with contextlib.suppress(LimitError):
+            for _ in range(5_000):
+                connect(owner)
+
+    for number in range(40):
+        fill(table.owner(f"uid {number}"))
+    most = Total.of_descriptors(descriptors).connections
+    assert 0 < table.all.connections <= most // 4
+    fill(known(table))
+    for number in range(most // 16):
+        connect(known(table, f"pod {number}"))
 
 
 def test_refused_calls_and_lines_are_counted(caplog: pytest.LogCaptureFixture) -> None:
