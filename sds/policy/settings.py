@@ -100,9 +100,9 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
     Raises:
         ConfigurationError: it cannot be read.
     """
-    if not place.is_dir():
-        return yamlfile.read(place, max_bytes=max_bytes)
     try:
+        if not place.is_dir():
+            return yamlfile.read(place, max_bytes=max_bytes)
         files = sorted(
             file
             for file in place.iterdir()

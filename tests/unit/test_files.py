@@ -90,6 +90,12 @@ def test_every_reader_says_which_file(
         read(path)
 
 
+def test_a_policy_whose_place_cannot_be_looked_at(tmp_path: Path) -> None:
+    place = tmp_path / ("a" * 300)
+    with pytest.raises(SdsError, match=f"{place} cannot be read: File name too long"):
+        read_signed(place, max_bytes=MOST)
+
+
 def test_a_name_with_nul() -> None:
     with pytest.raises(OSError, match="NUL") as caught:
         read_file(Path("/a\0b"), max_bytes=MOST)
