@@ -10,6 +10,7 @@ one who waits, so that nobody keeps a place by asking without end.
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,6 +23,8 @@ MAX_CONNECTIONS: Final = 100
 """Connections that are served."""
 MAX_WAITING: Final = 1024
 """Connections that wait for a place."""
+_PART_OF_DESCRIPTORS: Final = 32
+"""And at most one in so many descriptors that this process may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +83,19 @@ class ConnectionPlaces:
     Args:
         loop: its time counts.
         patience: with who is served while others wait.
+        descriptors: that this process may have; what it is allowed now if None.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, patience: Patience) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        patience: Patience,
+        *,
+        descriptors: int | None = None,
+    ) -> None:
+        if descriptors is None:
+            descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_waiting = min(MAX_WAITING, descriptors // _PART_OF_DESCRIPTORS)
         self._loop = loop
         self._patience = patience
         self._served: dict[Placed, _Standing] = {}
@@ -94,7 +107,7 @@ class ConnectionPlaces:
         """Serve a connection that was accepted, let it wait, or end it."""
         if len(self._served) < MAX_CONNECTIONS or self._end_silent():
             self._admit(connection)
-        elif len(self._waiting) < MAX_WAITING:
+        elif len(self._waiting) < self._most_waiting:
             connection.wait()
             self._waiting[connection] = None
             self._look_soon()

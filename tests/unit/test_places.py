@@ -74,9 +74,9 @@ def crowd(places: ConnectionPlaces, many: int) -> list[Caller]:
     return callers
 
 
-def made() -> tuple[ConnectionPlaces, PlayedLoop]:
+def made(descriptors: int = 1 << 20) -> tuple[ConnectionPlaces, PlayedLoop]:
     loop = PlayedLoop()
-    return ConnectionPlaces(cast("Any", loop), PATIENCE), loop
+    return ConnectionPlaces(cast("Any", loop), PATIENCE, descriptors=descriptors), loop
 
 
 def test_a_crowd_that_asks_at_once_is_answered_and_nobody_is_ended() -> None:
@@ -138,3 +138,9 @@ def test_so_many_wait_and_no_more() -> None:
     places.close()
     assert all(one.ended for one in callers)
     loop.pass_(10.0)
+
+
+def test_who_waits_leaves_descriptors_for_others() -> None:
+    places, _ = made(descriptors=320)
+    callers = crowd(places, MAX_CONNECTIONS + 12)
+    assert [bool(one.ended) for one in callers[-3:]] == [False, True, True]
