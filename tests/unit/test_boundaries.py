@@ -62,6 +62,7 @@ BOUNDARIES = {
     "sds/agent/app.py:_follow_files": INSIDE,
     "sds/agent/app.py:_reread_on_hangup": LOOP,
     "sds/agent/app.py:running_agent": INSIDE,
+    "sds/agent/csi_registration.py:registered": ONE,
     "sds/agent/grpc_fallback.py:make_grpc_server": CALL,
     "sds/agent/node_socket.py:NodeSocket.open": INSIDE,
     "sds/attestation/files.py:FollowedFiles.follow": "what follows the files is supervised",
