@@ -11,6 +11,7 @@ import contextlib
 import errno
 import gc
 import os
+import signal
 import sys
 from typing import NoReturn
 
@@ -34,9 +35,6 @@ def main() -> None:
     ):
         use_wiping_allocator()
     if sys.argv[1:2] in (["agent"], ["ca"]):
-        # 2 ms that the first of an agent's two starts does not pay.
-        import signal  # noqa: PLC0415  measured: see above
-
         # A reload that is asked for before the start is over: the start reads everything anyway.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if sys.argv[1:2] == ["agent"]:
