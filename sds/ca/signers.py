@@ -283,6 +283,8 @@ class FromOperator:
         Raises:
             CertificateError: one cannot be read, or is an intermediate without its root.
         """
+        for der in roots:
+            read_root(der, f"root in {self.roots_file}")
         complete = set(complete_anchors(roots))
         for der in roots:
             if der not in complete:

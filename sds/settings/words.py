@@ -122,8 +122,9 @@ def problem_words(problem: dict[str, Any]) -> str:
     context = problem.get("ctx", {})
     if kind == "value_error":
         said = str(problem["msg"]).removeprefix("Value error, ")
-        # A rule about a whole block or list names what is wrong in it.
-        return said if isinstance(value, dict | list) else f"{said}, found {shown(value)}"
+        # A rule about a whole block or list names what is wrong in it; one about a value does not.
+        whole = isinstance(value, dict | list) and not said.startswith("expected ")
+        return said if whole else f"{said}, found {shown(value)}"
     if kind == "union_tag_invalid":
         expected = str(context.get("expected_tags", "")).replace("'", "")
         return f"unknown kind {str(context.get('tag'))[:_LONGEST_SHOWN]!r}: expected {expected}"

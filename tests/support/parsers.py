@@ -34,7 +34,12 @@ from sds.attestation.snp.simulated import SimulatedMachine
 from sds.attestation.tdx.chain import PCK_CHAIN, link_chain, read_intel_list, root_digest
 from sds.attestation.tdx.collateral import signed_document
 from sds.attestation.tdx.quote import parse_quote
-from sds.attestation.tdx.tcb import SignedDocument, read_enclave_identity, read_tcb_info
+from sds.attestation.tdx.tcb import (
+    SignedDocument,
+    read_enclave_identity,
+    read_recoveries,
+    read_tcb_info,
+)
 from sds.attestation.tpm import attest as tpm_attest
 from sds.attestation.tpm import challenge as tpm_challenge
 from sds.attestation.tpm import commands as tpm_commands
@@ -171,6 +176,11 @@ def _documents() -> Sequence[bytes]:
         b'{"tcbInfo":' + json.dumps(tcb_info()).encode() + tail,
         b'{"enclaveIdentity":' + json.dumps(qe_identity()).encode() + tail,
     )
+
+
+def _recoveries() -> Sequence[bytes]:
+    body = json.loads(_intel().recoveries(16, 17, 18))["tcbEvaluationDataNumbers"]
+    return (json.dumps(body).encode(),)
 
 
 def _document(raw: bytes) -> SignedDocument:
@@ -494,6 +504,11 @@ PARSERS: Final[list[Parser]] = [
         name="sds.attestation.tdx.tcb:read_enclave_identity",
         parse=lambda raw: read_enclave_identity(_document(raw)),
         samples=lambda: (json.dumps(qe_identity()).encode(),),
+    ),
+    Parser(
+        name="sds.attestation.tdx.tcb:read_recoveries",
+        parse=lambda raw: read_recoveries(_document(raw)),
+        samples=_recoveries,
     ),
     Parser(
         name="sds.attestation.tpm.attest:parse_attest",

@@ -15,7 +15,7 @@ from sds.ca.health import AuthorityHealth, tell_health
 from sds.ca.signers import SigningState
 from sds.exchange.wire import SERVICE
 from tests.support.clock import FakeClock
-from tests.unit.test_ca_signers import Source
+from tests.unit.test_ca_signers import LIFE, Source
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -66,14 +66,14 @@ async def test_serving_is_said_while_something_can_be_signed() -> None:
     telling = asyncio.create_task(tell_health(health, state, clock))
     async with watching(health, caller):
         await clock.advance(5)
-        signer, roots = await Source(clock).next_signer()  # lives for a day
+        signer, roots = await Source(clock).next_signer()
         state.publish(roots)
         state.activate(signer)
         await clock.advance(60)
-        clock.step(22 * 3600)
+        clock.step(LIFE - 300)
         await clock.advance(60)
         assert caller.heard == [Status.NOT_SERVING, Status.SERVING]
-        clock.step(2 * 3600)
+        clock.step(300)
         await clock.advance(2)
         assert caller.heard == [Status.NOT_SERVING, Status.SERVING, Status.NOT_SERVING]
         answer = await health.Check(ASKED, caller)

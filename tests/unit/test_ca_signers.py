@@ -216,6 +216,30 @@ async def test_what_operators_tools_write(tmp_path: Path, case: str) -> None:
     assert signer.identifier.key_identifier == skid.digest
 
 
+async def test_a_root_that_cannot_be_used_names_its_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    leaf = self_signed(Wish(subject=ca_wish("x").subject)).der  # no certificate authority
+    source = FromOperator(
+        trust_domain=TRUST_DOMAIN,
+        key_type=KeyType.EC_P256,
+        csr_file=tmp_path / "csr.pem",
+        chain_file=tmp_path / "chain.pem",
+        roots_file=tmp_path / "roots.pem",
+        clock=clock,
+    )
+    for file in ("roots.pem", "chain.pem"):
+        (tmp_path / file).write_bytes(certificate_pem([leaf]))
+    task = asyncio.create_task(source.next_signer())
+    async with asyncio.timeout(10):
+        while not caplog.messages:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    said = f"the root in {tmp_path / 'roots.pem'} is not a certificate authority"
+    assert said in caplog.text
+
+
 async def test_a_bundle_that_clients_cannot_read_is_not_published() -> None:
     clock = FakeClock()
     source = Source(clock)
