@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from typing import Any
 
@@ -27,7 +28,7 @@ async def until(condition: Any, *, seconds: float = 10) -> None:
 
 async def test_silent_streams_end_and_a_proven_one_stays() -> None:
     world = World()
-    limits = ExchangeLimits(hello_seconds=0.5)
+    limits = ExchangeLimits(hello_seconds=2)
     async with (
         world.running(limits=limits) as authority,
         raw_channel(authority.port) as streams,
@@ -36,7 +37,8 @@ async def test_silent_streams_end_and_a_proven_one_stays() -> None:
         await client.issue(items([WISH]))
         silent = [streams() for _ in range(20)]
         only_hello = streams()
-        await only_hello.hello()
+        with contextlib.suppress(grpc.aio.AioRpcError):  # a busy machine lets its time pass first
+            await only_hello.hello()
         statuses = await asyncio.gather(*(stream.status() for stream in [*silent, only_hello]))
         assert set(statuses) == {grpc.StatusCode.DEADLINE_EXCEEDED}
         await until(lambda: authority.service.streams == 1)

@@ -48,8 +48,20 @@ class Attacker:
         self._until = time.monotonic() + seconds
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(5)
-        self._socket.connect(str(path))
+        self._connect()
         self.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b""))
+
+    def _connect(self) -> None:
+        """Go on trying while the queue of the socket is full, as after an attack."""
+        while True:
+            try:
+                self._socket.connect(str(self.path))
+            except BlockingIOError:
+                if time.monotonic() > self._until:
+                    raise
+                time.sleep(0.005)
+            else:
+                return
 
     def send(self, data: bytes, *, reads: bool = True) -> None:
         """Send, and read meanwhile what comes (or not, and stop where nothing is taken)."""
