@@ -39,7 +39,7 @@ def group(path: Path) -> Iterator[Path]:
     try:
         for folder in reversed([path, *path.parents]):
             if not folder.exists():
-                folder.mkdir()
+                folder.mkdir(exist_ok=folder != path)  # another test may make the same parents
                 made.append(folder)
                 _give_processors(folder)
     except OSError as error:
@@ -48,7 +48,8 @@ def group(path: Path) -> Iterator[Path]:
         yield path / "cgroup.procs"
     finally:
         for folder in reversed(made):
-            folder.rmdir()
+            with contextlib.suppress(OSError) if folder != path else contextlib.nullcontext():
+                folder.rmdir()  # another test's group may be in it
 
 
 _JOIN = 'echo $$ > "$0" && exec "$@"'

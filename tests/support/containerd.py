@@ -74,6 +74,8 @@ int main(int count, char **words) {
 }
 """
 
+CGROUPS = Path("/sys/fs/cgroup")
+
 
 class Messages:
     """The messages of tests/support/cri/runtime.proto, in a pool of their own."""
@@ -210,9 +212,10 @@ class Containerd:
         await self._call("StopPodSandbox", request, "Empty")
         await self._call("RemovePodSandbox", request, "Empty")
         self._pods.remove(pod)
-        for group in Path("/sys/fs/cgroup").glob(f"**/kubepods/burstable/pod{pod.uid}"):
+        # Of each hierarchy by its name: groups of other tests come and go meanwhile.
+        for top in (CGROUPS, *CGROUPS.iterdir()):
             with contextlib.suppress(OSError):
-                group.rmdir()
+                (top / "kubepods" / "burstable" / f"pod{pod.uid}").rmdir()
 
     async def close(self) -> None:
         """Remove every pod."""
