@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-LIFETIME = 6.0
+LIFETIME = 10.0
 
 
 @pytest.fixture
