@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pathlib import Path
 
+SOCKET_PATH_BYTES: Final = 107
+"""Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
 _OPEN_ALREADY: Final = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 

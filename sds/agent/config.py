@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -28,6 +28,7 @@ from sds.authority.registry import AUTHORITIES
 from sds.authority.settings import AuthoritySection
 from sds.errors import IdentityError
 from sds.federation.settings import FederationSettings
+from sds.files import SOCKET_PATH_BYTES
 from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run time
     HealthSection,
     MetricsSection,
@@ -54,9 +55,6 @@ if TYPE_CHECKING:
 
     from sds.identity import Identity
     from sds.workload.recognition import Rules
-
-SOCKET_PATH_BYTES: Final = 107
-"""Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
 
 
 class OwnAuthoritySection(AuthoritySection):

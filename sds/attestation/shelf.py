@@ -233,12 +233,9 @@ def _first(asked: Mapping[str, Sequence[str]], name: str) -> str:
 def _answers_of(files: InForce) -> Iterator[tuple[str, Shelved]]:
     """Each file's name and its answer; the first of a name counts."""
     for one in reversed(files.lists):
-        yield PurePath(one.origin).name, Shelved(body=one.der)
-    for one in files.lists:
-        if PurePath(one.origin).name == _ROOT_LIST:
-            # A PCCS gives this one in hexadecimal.
-            yield _ROOT_LIST, Shelved(body=one.der.hex().encode())
-            break
+        name = PurePath(one.origin).name
+        # A PCCS gives the root's list in hexadecimal.
+        yield name, Shelved(body=one.der.hex().encode() if name == _ROOT_LIST else one.der)
     collateral = files.intel.collateral
     if collateral is None:
         return

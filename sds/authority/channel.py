@@ -29,6 +29,7 @@ import grpc.aio
 from sds.errors import AuthorityUnavailableError, CertificateError, ConfigurationError
 from sds.exchange.wire import SERVICE
 from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
+from sds.settings.listen import host_and_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -84,23 +85,13 @@ def split_address(address: str) -> tuple[str, int]:
     Raises:
         ConfigurationError: not of this form.
     """
-    host, colon, port = address.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    plain = host.removeprefix("[").removesuffix("]") if bracketed else host
-    if (
-        not colon
-        or not plain
-        or "/" in plain
-        or (":" in plain) is not bracketed
-        or not port.isascii()
-        or not port.isdigit()
-        or not 0 < int(port) < 2**16
-    ):
+    found = host_and_port(address)
+    if found is None or found[1] == 0:
         raise ConfigurationError(
             f"the authority's address {address!r} is not host:port",
             advice="write it as ca.example.org:8443 or [2001:db8::1]:8443",
         )
-    return plain, int(port)
+    return found
 
 
 async def connect(

@@ -36,8 +36,8 @@ ISTIO: Final = TlsFields(root="authority.root", server_name="authority.server_na
 _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
     (
         ("hostname verification", "peer name"),
-        "its TLS certificate is not for the name in {server_name}",
-        "set {server_name} to a DNS name that the certificate has",
+        "its TLS certificate is not for the name in {0.server_name}",
+        "set {0.server_name} to a DNS name that the certificate has",
     ),
     (
         ("certificate has expired",),
@@ -52,12 +52,12 @@ _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
     (
         ("wrong_version_number",),
         "what answers there does not speak TLS",
-        "does {addresses} name the authority's own port?",
+        "does {0.addresses} name the authority's own port?",
     ),
     (
         ("certificate_verify_failed", "bad_signature", "certificate signature failure"),
-        "its TLS certificate does not verify under the roots of {root}",
-        "put the root that issued the certificate into the file of {root}",
+        "its TLS certificate does not verify under the roots of {0.root}",
+        "put the root that issued the certificate into the file of {0.root}",
     ),
 )
 
@@ -75,10 +75,5 @@ def explained(details: str, fields: TlsFields) -> tuple[str, str] | None:
     lowered = details.lower()
     for words, what, cure in _FAILURES:
         if any(word in lowered for word in words):
-            names = {
-                "root": fields.root,
-                "server_name": fields.server_name,
-                "addresses": fields.addresses,
-            }
-            return what.format(**names), cure.format(**names)
+            return what.format(fields), cure.format(fields)
     return None

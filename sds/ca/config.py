@@ -36,7 +36,7 @@ from sds.settings.fields import (
     SpiffePattern,
     TrustDomainField,
 )
-from sds.settings.listen import ListenAddress
+from sds.settings.listen import ListenAddress, host_and_port
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4
@@ -328,16 +328,7 @@ class AuthorityConfig(Settings):
     @field_validator("listen")
     @classmethod
     def _is_an_address(cls, text: str) -> str:
-        host, _, port = text.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if (
-            not host
-            or "/" in host
-            or (":" in host) is not bracketed
-            or not port.isascii()
-            or not port.isdecimal()
-            or int(port) >= 2**16
-        ):
+        if host_and_port(text) is None:
             raise ValueError(
                 f"{text!r} is not host:port: write 127.0.0.1:8443, [::]:8443 or 0.0.0.0:0"
             )

@@ -283,9 +283,7 @@ class FromOperator:
         Raises:
             CertificateError: one cannot be read, or is an intermediate without its root.
         """
-        for der in roots:
-            read_root(der, f"root in {self.roots_file}")
-        complete = set(complete_anchors(roots))
+        complete = set(complete_anchors(roots, f"root in {self.roots_file}"))
         for der in roots:
             if der not in complete:
                 name = read_root(der).subject.rfc4514_string()

@@ -17,14 +17,11 @@ from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSource
 from sds.bootstrap.render import to_dict, to_yaml
 from sds.errors import ConfigurationError
+from sds.files import SOCKET_PATH_BYTES
 from sds.rules.duration import parse_duration
 
 if TYPE_CHECKING:
     from datetime import timedelta
-
-_SOCKET_PATH_BYTES = 107
-"""Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
-
 
 AUTHORIZATION = "authorization"
 ROOTCA = "ROOTCA"
@@ -257,9 +254,9 @@ def _require_places(
 def _socket(text: str) -> Path:
     """The socket's absolute path; Envoy resolves a relative one against its own directory."""
     path = Path(text).absolute()
-    if len(bytes(path)) > _SOCKET_PATH_BYTES:
+    if len(bytes(path)) > SOCKET_PATH_BYTES:
         raise ConfigurationError(
-            f"socket path {path} is longer than {_SOCKET_PATH_BYTES} bytes",
+            f"socket path {path} is longer than {SOCKET_PATH_BYTES} bytes",
             advice="choose a run directory with a shorter path",
         )
     return path

@@ -40,6 +40,18 @@ def _url(_: click.Context, __: click.Parameter, value: str) -> str:
     return value.rstrip("/")
 
 
+_PCS_OPTION = click.option(
+    "--pcs", default=PCS, show_default=True, callback=_url, help="Intel's PCS, or a PCCS."
+)
+_ROOTS_OPTION = click.option(
+    "--trusted-root",
+    "roots",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Root trusted beside Intel's.",
+)
+
+
 @click.group("collateral")
 def collateral() -> None:
     """Public collateral: TCB info, QE identity and revocation lists of Intel and AMD."""
@@ -89,21 +101,13 @@ def collateral() -> None:
     type=click.Choice([product.value for product in Product]),
     help="AMD's product whose revocation list is needed.",
 )
-@click.option(
-    "--pcs", default=PCS, show_default=True, callback=_url, help="Intel's PCS, or a PCCS."
-)
+@_PCS_OPTION
 @click.option(
     "--root-list",
     help="URL of the list of Intel's root.  [default: Intel's with Intel's PCS, else the PCCS's]",
 )
 @click.option("--kds", default=KDS, show_default=True, callback=_url, help="AMD's KDS, or a cache.")
-@click.option(
-    "--trusted-root",
-    "roots",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Root trusted beside Intel's.",
-)
+@_ROOTS_OPTION
 @click.option(
     "--patience",
     type=click.FloatRange(min=0),
@@ -164,16 +168,8 @@ def fetch(  # noqa: PLR0917  click passes every option
 
 
 @collateral.command("recoveries")
-@click.option(
-    "--pcs", default=PCS, show_default=True, callback=_url, help="Intel's PCS, or a PCCS."
-)
-@click.option(
-    "--trusted-root",
-    "roots",
-    multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Root trusted beside Intel's.",
-)
+@_PCS_OPTION
+@_ROOTS_OPTION
 @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def recoveries(pcs: str, roots: Sequence[Path], output: str) -> None:
     """List Intel's TCB recoveries for TDX, the newest first; the signature is verified.

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from sds.errors import SocketError
+from sds.files import SOCKET_PATH_BYTES
 
-_LONGEST_PATH: Final = 107
-"""Bytes of a Unix socket's path on Linux, without its final NUL (unix(7))."""
 _WHICH: Final = "an agent's sockets are RUN_DIR/admin.sock and RUN_DIR/workloads/NAME/sds.sock"
 
 
@@ -25,9 +24,9 @@ def dialled(path: Path | str) -> str:
         SocketError: there is none, or this user may not open it.
     """
     absolute = Path(path).absolute()
-    if len(os.fsencode(absolute)) > _LONGEST_PATH:
+    if len(os.fsencode(absolute)) > SOCKET_PATH_BYTES:
         raise SocketError(
-            f"the path {absolute} has more than {_LONGEST_PATH} bytes, too many for a socket",
+            f"the path {absolute} has more than {SOCKET_PATH_BYTES} bytes, too many for a socket",
             advice=_WHICH,
         )
     try:

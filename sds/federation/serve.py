@@ -19,19 +19,12 @@ if TYPE_CHECKING:
     from sds.secrets.store import SecretStore, StoredBundle
 
 
-def bundle_document(
-    store: SecretStore, trust_domain: TrustDomain, *, refresh_hint: timedelta
-) -> bytes | None:
-    """The document of the trust domain's current bundle (JSON); None before there is one."""
-    return bundle_documents(store, trust_domain, refresh_hint=refresh_hint)()
-
-
 def bundle_documents(
     store: SecretStore, trust_domain: TrustDomain, *, refresh_hint: timedelta
 ) -> Callable[[], bytes | None]:
-    """What gives the document, as :func:`bundle_document`; made once for each bundle.
+    """What gives the document of the domain's current bundle (JSON); None before there is one.
 
-    A fleet of other domains asks for the same document, and each root in it is parsed.
+    It is made once for each bundle: a fleet of other domains asks for it, and each root is parsed.
     """
     made: tuple[StoredBundle, bytes] | None = None
 

@@ -94,7 +94,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 
 
 @functools.lru_cache(maxsize=_REMEMBERED)
-def complete_anchors(roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
+def complete_anchors(roots: tuple[bytes, ...], what: str = "root") -> tuple[bytes, ...]:
     """Those under which a verifier that wants whole chains can verify.
 
     A chain must end in a self-signed certificate, unless the verifier accepts partial chains
@@ -103,11 +103,12 @@ def complete_anchors(roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
 
     Args:
         roots: DER, each as :func:`read_root` takes it.
+        what: names one in errors.
 
     Returns:
         The self-signed ones, and intermediates that chain to one of them, in the given order.
     """
-    parsed = {der: read_root(der) for der in roots}
+    parsed = {der: read_root(der, what) for der in roots}
     complete = {der: one for der, one in parsed.items() if is_self_signed(one)}
     grown = bool(complete)
     while grown:

@@ -1,4 +1,4 @@
-"""Where a small HTTP listener may be bound, as a configuration says it.
+"""Addresses as a configuration says them, and where a small HTTP listener may be bound.
 
 Invariant: an address other than loopback is accepted only where the configuration allows it.
 """
@@ -8,8 +8,23 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from sds.errors import ConfigurationError
+
+_PORTS: Final = 2**16
+
+
+def host_and_port(text: str) -> tuple[str, int] | None:
+    """Host (IPv6 without its brackets) and port of ``host:port``; None of anything else."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    plain = host[1:-1] if bracketed else host
+    if not plain or "/" in plain or (":" in plain) is not bracketed:
+        return None
+    if not port.isascii() or not port.isdigit() or int(port) >= _PORTS:
+        return None
+    return plain, int(port)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +68,7 @@ class ListenAddress:
                 f"{field}: {text!r} is not an address",
                 advice="write 127.0.0.1:PORT or unix:/absolute/path",
             ) from error
-        if not 0 <= number < 65536:  # noqa: PLR2004  the range of a port
+        if not 0 <= number < _PORTS:
             raise ConfigurationError(f"{field}: port {number} is not between 0 and 65535")
         if not address.is_loopback and not remote:
             raise ConfigurationError(
