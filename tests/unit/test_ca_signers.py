@@ -52,6 +52,17 @@ class Source:
         return signer, (signer.root,)
 
 
+def operator(folder: Path, clock: FakeClock, key_type: KeyType = KeyType.EC_P256) -> FromOperator:
+    return FromOperator(
+        trust_domain=TRUST_DOMAIN,
+        key_type=key_type,
+        csr_file=folder / "csr.pem",
+        chain_file=folder / "chain.pem",
+        roots_file=folder / "roots.pem",
+        clock=clock,
+    )
+
+
 @contextlib.asynccontextmanager
 async def signing(source: Any, clock: FakeClock) -> AsyncIterator[SigningState]:
     state = SigningState(clock=clock)
@@ -137,14 +148,7 @@ async def test_the_key_type_is_the_configured_one() -> None:
 async def test_an_operators_chain(tmp_path: Path, with_root: bool) -> None:  # noqa: FBT001  a parameter of the test
     clock = FakeClock()
     root = self_signed(ca_wish("offline"))
-    source = FromOperator(
-        trust_domain=TRUST_DOMAIN,
-        key_type=KeyType.EC_P384,
-        csr_file=tmp_path / "csr.pem",
-        chain_file=tmp_path / "chain.pem",
-        roots_file=tmp_path / "roots.pem",
-        clock=clock,
-    )
+    source = operator(tmp_path, clock, KeyType.EC_P384)
     (tmp_path / "roots.pem").write_bytes(certificate_pem([root.der]))
     task = asyncio.create_task(source.next_signer())
     async with asyncio.timeout(10):
@@ -181,14 +185,7 @@ async def test_what_operators_tools_write(tmp_path: Path, case: str) -> None:
     offline = self_signed(ca_wish("offline"))
     policy = offline.issue(ca_wish("policy"))
     anchor = policy if case == "intermediate-anchor" else offline
-    source = FromOperator(
-        trust_domain=TRUST_DOMAIN,
-        key_type=KeyType.EC_P256,
-        csr_file=tmp_path / "csr.pem",
-        chain_file=tmp_path / "chain.pem",
-        roots_file=tmp_path / "roots.pem",
-        clock=clock,
-    )
+    source = operator(tmp_path, clock)
     (tmp_path / "roots.pem").write_bytes(certificate_pem([anchor.der]))
     task = asyncio.create_task(source.next_signer())
     async with asyncio.timeout(10):
@@ -221,14 +218,7 @@ async def test_a_root_that_cannot_be_used_names_its_file(
 ) -> None:
     clock = FakeClock()
     leaf = self_signed(Wish(subject=ca_wish("x").subject)).der  # no certificate authority
-    source = FromOperator(
-        trust_domain=TRUST_DOMAIN,
-        key_type=KeyType.EC_P256,
-        csr_file=tmp_path / "csr.pem",
-        chain_file=tmp_path / "chain.pem",
-        roots_file=tmp_path / "roots.pem",
-        clock=clock,
-    )
+    source = operator(tmp_path, clock)
     for file in ("roots.pem", "chain.pem"):
         (tmp_path / file).write_bytes(certificate_pem([leaf]))
     task = asyncio.create_task(source.next_signer())
