@@ -12,7 +12,6 @@ import contextlib
 import functools
 import logging
 import os
-import resource
 import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -25,6 +24,7 @@ from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.agent.socket_guard import SocketGuard
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.authority.attested import AttestedAuthority
+from sds.descriptors import take_all
 from sds.operations.health import health_listener
 from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
@@ -118,7 +118,7 @@ async def running_agent(
         ConfigurationError: the configuration does not fit this machine.
         SocketError: the run directory or a socket cannot be used.
     """
-    raise_file_limit()
+    take_all()
     owners = Owners(config.node, config.budgets)
     os.umask(_OURS_ALONE)
     instruments = AgentInstruments(clock=clock)
@@ -266,13 +266,6 @@ def _reread_on_hangup(
         yield
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
-
-
-def raise_file_limit() -> None:
-    """Take all the descriptors that we may have: each workload's socket and stream needs some."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _drain(service: SecretService, api: WorkloadApi) -> None:

@@ -8,7 +8,6 @@ its control group allows, and descriptors stay free for its files.
 from __future__ import annotations
 
 import contextlib
-import resource
 from pathlib import Path
 from typing import Final
 
@@ -78,11 +77,3 @@ def _limit(file: Path) -> int | None:
     except OSError:
         return None
     return int(text) if text.isdecimal() else None
-
-
-def raise_descriptor_limit() -> int:
-    """Take all the descriptors that we may have; returns how many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard

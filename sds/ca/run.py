@@ -22,7 +22,7 @@ from sds.attestation.verifier import EvidenceVerifier
 from sds.authority.attested import AttestedAuthority
 from sds.backoff import QUICK, Retry
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
-from sds.ca.capacity import connections, memory_limit, raise_descriptor_limit
+from sds.ca.capacity import connections, memory_limit
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
@@ -31,6 +31,7 @@ from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.ca.signers import HOPELESS_SIGNER, FromOperator, FromUpstream, SelfSigned
 from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
 from sds.clock import Clock, SystemClock
+from sds.descriptors import take_all
 from sds.errors import ConfigurationError, PolicyError
 from sds.files import replace_file
 from sds.operations.health import health_listener
@@ -93,7 +94,7 @@ async def _serve(
     stop: asyncio.Event,
     observer: AuthorityObserver,
 ) -> None:
-    descriptors = raise_descriptor_limit()
+    descriptors = take_all()
     attester = make_attester(config.attestation)
     if attester is not None:
         attester = keyed(attester, config.attestation)
@@ -133,9 +134,7 @@ async def _serve(
             limits=config.limits.limits(),
             connections=config.limits.connections
             or connections(
-                streams=config.limits.streams,
-                memory=memory_limit(),
-                descriptors=descriptors,
+                streams=config.limits.streams, memory=memory_limit(), descriptors=descriptors
             ),
             nonce_limit=config.limits.nonces,
             journal=Journal(keep=config.limits.records, decided=observer.decided),

@@ -26,7 +26,7 @@ from sds.operations import logs
 from sds.operations.collector import only_when_told
 from sds.secrets.allocator import is_wanted, use_wiping_allocator
 from sds.secrets.hardening import harden
-from sds.serving.idle import malloc_trim
+from sds.secrets.heap import give_back
 from sds.settings import yamlfile
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _made_to_stay() -> Iterator[None]:
     try:
         yield
     finally:
-        malloc_trim()
+        give_back()
         gc.freeze()
         only_when_told()
         gc.enable()

@@ -7,8 +7,9 @@ opened for a while. Invariant: at most one timer runs, and only after a crowd.
 
 from __future__ import annotations
 
-import ctypes
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from sds.secrets.heap import give_back
 
 if TYPE_CHECKING:
     import asyncio
@@ -19,21 +20,11 @@ CROWD: Final = 32
 QUIET_SECONDS: Final = 1.0
 
 
-def malloc_trim() -> None:
-    """Return free pages of the C heap to the system (glibc; elsewhere nothing happens).
-
-    Measured: 0.1 to 6 ms, and half of the memory per connection after 250 connections at once.
-    """
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 class CrowdTrimmer:
     """Calls ``give_back`` when a crowd of new streams is followed by quiet."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, give_back: Callable[[], None] = malloc_trim
+        self, loop: asyncio.AbstractEventLoop, give_back: Callable[[], None] = give_back
     ) -> None:
         """``loop``: where the timer runs."""
         self._loop = loop

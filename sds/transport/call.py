@@ -303,17 +303,17 @@ class Call:
 
     # --- for the server -------------------------------------------------------------------------
 
-    def feed(self, payload: memoryview, *, ended: bool) -> None:
+    def feed(self, payloads: list[memoryview], *, ended: bool) -> None:
         """Bytes of the request came.
 
         A call whose client sends what is not taken is over afterwards, and has its status.
         """
         try:
-            if payload:
+            for payload in payloads:
                 self._reader.feed(payload)
                 self._untold += len(payload)
-                if self._told or self._reader.held > _UNNOTICED_BYTES:
-                    self._hold()
+            if payloads and (self._told or self._reader.held > _UNNOTICED_BYTES):
+                self._hold()
             self._ended = self._ended or ended
             whole = self._reader.has_message()
         except ProtocolError as error:

@@ -80,9 +80,9 @@ class Calls:
             case Received():
                 call = self._open.get(event.stream)
                 if call is not None:
-                    self._feed(call, event.payload, ended=event.ended)
-                elif event.payload:  # of a call that is over: room for others nevertheless
-                    self._http2.take(event.stream, len(event.payload))
+                    self._feed(call, event.payloads, ended=event.ended)
+                else:  # of a call that is over: room for others nevertheless
+                    self._http2.take(event.stream, sum(map(len, event.payloads)))
             case Opened():
                 self._on_opened(event)
             case Drained():
@@ -124,8 +124,8 @@ class Calls:
             call.task.cancel()
             self._turns.promise(self._link.owner)
 
-    def _feed(self, call: Call, payload: memoryview, *, ended: bool) -> None:
-        call.feed(payload, ended=ended)
+    def _feed(self, call: Call, payloads: list[memoryview], *, ended: bool) -> None:
+        call.feed(payloads, ended=ended)
         if call.over:  # what came is not a message that is taken
             self._cancel(call)
 
@@ -158,7 +158,7 @@ class Calls:
             return
         self._open[event.stream] = call
         if event.ended:
-            call.feed(memoryview(b""), ended=True)
+            call.feed([], ended=True)
         self._start(call, handler)
         if seconds is not None:
             call.deadline = self._loop.call_later(seconds, call.expire)

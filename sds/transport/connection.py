@@ -31,7 +31,14 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2Error, Http2StreamError, LimitError
 from sds.transport import frames
-from sds.transport.events import ConnectionLimits, Drained, Opened, Received, Reset
+from sds.transport.events import (
+    ConnectionLimits,
+    Drained,
+    Opened,
+    Received,
+    Reset,
+    add_received,
+)
 from sds.transport.field_blocks import FieldBlocks, check_priority, unpad
 from sds.transport.flow_control import CONNECTION_WINDOW, STREAM_WINDOW
 from sds.transport.frame_reader import FrameReader
@@ -60,8 +67,8 @@ RESET_WORK: Final = 8
 """More units for a request that is cancelled."""
 SENT_WORK: Final = 2
 """Units for a DATA frame that a window set free."""
-_BYTES_A_UNIT: Final = 256
-"""Bytes of DATA that cost another unit: they may be as many as 50 messages."""
+_BYTES_A_UNIT: Final = 1024
+"""Bytes of DATA that cost another unit. Their messages are taken elsewhere, by the handlers."""
 _BLOCK_BYTES_A_UNIT: Final = 8
 """Bytes of a header block that cost another unit, if they are Huffman's or indexes."""
 _FIELD_WORK: Final = 3
@@ -298,7 +305,7 @@ class Connection:
             stream.end()
         if padding := flow - len(payload):
             self.take(number, padding)
-        events.append(Received(number, payload, ended))
+        add_received(events, number, payload, ended=ended)
 
     # --- HEADERS --------------------------------------------------------------------------------
 
@@ -327,7 +334,7 @@ class Connection:
                 raise Http2StreamError("trailers do not end", code=ErrorCode.PROTOCOL_ERROR)
             check_trailers(fields)
             stream.end()
-            events.append(Received(number, memoryview(b""), ended=True))
+            events.append(Received(number, [], ended=True))
             return
         if not self._streams.check_new(number, self._limits.concurrent_streams):
             return

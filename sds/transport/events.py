@@ -1,7 +1,7 @@
 """What a connection tells the server about what its client did.
 
-Owns the events and the limits of one connection. Invariant: an event speaks of one stream, and a
-payload in it is a view of bytes that do not change.
+Owns the events and the limits of one connection. Invariant: an event speaks of one stream, and the
+payloads in it are views of bytes that do not change.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Opened(NamedTuple):
 
 
 class Received(NamedTuple):
-    """Bytes of a request's body."""
+    """Bytes of a request's body, from one or more frames that came one after another."""
 
     stream: int
-    payload: memoryview
+    payloads: list[memoryview]
     ended: bool
 
 
@@ -58,3 +58,14 @@ class Drained(NamedTuple):
 
 
 Event = Opened | Received | Reset | Drained
+
+
+def add_received(events: list[Event], number: int, payload: memoryview, *, ended: bool) -> None:
+    """A large message comes in many frames; they are one event, so that its price is paid once."""
+    last = events[-1] if events else None
+    if type(last) is Received and last.stream == number:
+        last.payloads.append(payload)
+        if ended:
+            events[-1] = Received(number, last.payloads, ended=True)
+    else:
+        events.append(Received(number, [payload], ended))

@@ -104,8 +104,9 @@ class Conversation(RuleBasedStateMachine):
                     self.live.append(event.stream)
                     self.readers[event.stream] = MessageReader(1 << 20)
                 case Received():
-                    self.heard[event.stream] += messages(self.readers[event.stream], event.payload)
-                    self.server.take(event.stream, len(event.payload))
+                    for payload in event.payloads:
+                        self.heard[event.stream] += messages(self.readers[event.stream], payload)
+                    self.server.take(event.stream, sum(map(len, event.payloads)))
                 case Reset():
                     self._over(event.stream)
                 case Drained():
@@ -253,7 +254,7 @@ def meaning(chunks: list[bytes]) -> list[tuple[Any, ...]]:
     for chunk in chunks:
         for event in connection.receive(chunk, 0.0):
             if isinstance(event, Received):
-                bodies[event.stream] += bytes(event.payload)
+                bodies[event.stream] += b"".join(event.payloads)
             else:
                 opened.append(tuple(event))
     return [*opened, *bodies.items()]

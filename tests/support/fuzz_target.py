@@ -90,8 +90,9 @@ def one_conversation(data: bytes) -> None:
                 readers[event.stream] = MessageReader(1024)
                 connection.send_message(event.stream, b"answer")
             elif isinstance(event, Received):
-                for message in messages(readers[event.stream], event.payload):
-                    one_input(message)
+                for payload in event.payloads:
+                    for message in messages(readers[event.stream], payload):
+                        one_input(message)
                 connection.finish(event.stream, status=0)
     except ProtocolError:
         pass

@@ -1,7 +1,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from sds.serving.idle import CROWD, CrowdTrimmer, malloc_trim
+from sds.secrets.heap import give_back
+from sds.serving.idle import CROWD, CrowdTrimmer
 
 
 class Timers:
@@ -44,9 +45,9 @@ def test_memory_goes_back_once_after_a_crowd_and_quiet() -> None:
 
 def test_closing_stops_the_timer() -> None:
     timers = Timers()
-    crowd = CrowdTrimmer(timers, malloc_trim)  # type: ignore[arg-type]  # by hand
+    crowd = CrowdTrimmer(timers, give_back)  # type: ignore[arg-type]  # by hand
     for _ in range(CROWD):
         crowd.opened()
     crowd.close()
     assert not timers.waiting
-    malloc_trim()
+    give_back()
