@@ -32,35 +32,44 @@ def give_back() -> None:
     trim = getattr(_libc, "malloc_trim", None)
     if trim is None:
         return
-    found = locked_heap(_lines("/proc/self/maps"), _lines("/proc/self/status"))
-    if found is None:
+    locked = locked_heap(_lines("/proc/self/maps"), _lines("/proc/self/status"))
+    if locked is None:
         trim(0)
         return
-    start, size = ctypes.c_void_p(found.start), ctypes.c_size_t(len(found))
-    _libc.munlock(start, size)
+    _libc.munlock(*_extent(locked))
     try:
         trim(0)
     finally:
-        if _libc.mlock2(start, size, _MLOCK_ONFAULT) != 0:
+        left = heap(_lines("/proc/self/maps")) or locked  # its end may have come down
+        if _libc.mlock2(*_extent(left), _MLOCK_ONFAULT) != 0:
             reason = os.strerror(ctypes.get_errno())
             _LOGGER.warning("memory may be swapped from now on", extra={"reason": reason})
+
+
+def heap(maps: Iterable[str]) -> range | None:
+    """The addresses of the heap; ``maps``: the lines of ``/proc/PID/maps`` (proc_pid_maps(5))."""
+    line = next((line for line in maps if line.rstrip().endswith("[heap]")), None)
+    if line is None:
+        return None
+    start, _, end = line.split(maxsplit=1)[0].partition("-")
+    return range(int(start, 16), int(end, 16))
 
 
 def locked_heap(maps: Iterable[str], status: Iterable[str]) -> range | None:
     """The addresses of the heap, if it is locked.
 
     Args:
-        maps: the lines of ``/proc/PID/maps`` (proc_pid_maps(5)).
-        status: those of ``/proc/PID/status``: ``VmLck`` counts whole mappings, so a heap that is
-            larger than all that is locked is not locked.
+        maps: as for :func:`heap`.
+        status: the lines of ``/proc/PID/status``: ``VmLck`` counts whole mappings, so a heap that
+            is larger than all that is locked is not locked.
     """
-    heap = next((line for line in maps if line.rstrip().endswith("[heap]")), None)
+    found = heap(maps)
     locked = next((int(line.split()[1]) for line in status if line.startswith("VmLck:")), 0)
-    if heap is None:
-        return None
-    start, _, end = heap.split(maxsplit=1)[0].partition("-")
-    found = range(int(start, 16), int(end, 16))
-    return found if len(found) <= locked * 1024 else None
+    return found if found is not None and len(found) <= locked * 1024 else None
+
+
+def _extent(addresses: range) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+    return ctypes.c_void_p(addresses.start), ctypes.c_size_t(len(addresses))
 
 
 def _lines(path: str) -> list[str]:
