@@ -112,7 +112,13 @@ def process_of(accepted: socket.socket) -> int:
 
 
 def turn_away(accepted: socket.socket, text: str) -> None:
-    """Close a connection that nobody serves, and tell the client why."""
+    """Close a connection that nobody serves, and tell the client why.
+
+    Only GOAWAY is sent, and no SETTINGS before it: a client that was greeted counts as connected.
+    Those of gRPC's C core then connect again at once, with a whole processor, for as long as their
+    calls may wait. Without SETTINGS the attempt has failed: calls end with UNAVAILABLE, and the
+    next attempts are a second and more apart ("gRPC Connection Backoff Protocol").
+    """
     try:
         accepted.setblocking(False)  # noqa: FBT003  the socket's own method
         accepted.send(_farewell(text))
@@ -125,4 +131,4 @@ def turn_away(accepted: socket.socket, text: str) -> None:
 @functools.lru_cache(maxsize=64)
 def _farewell(text: str) -> bytes:
     """The same for all of a crowd, which is when it must cost little."""
-    return frames.settings({}) + frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)
+    return frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)
