@@ -28,7 +28,7 @@ async def test_its_calls_fail_and_it_waits_before_it_comes_again() -> None:
         path = Path(folder) / "sds.sock"
         listener.bind(str(path))
         listener.listen()
-        listener.setblocking(False)
+        listener.settimeout(0)
         turning_away = asyncio.create_task(turn_everybody_away(listener))
         try:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
