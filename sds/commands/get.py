@@ -129,8 +129,8 @@ def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
         )
     return SocketError(
         f"{path}: {error.code().name}: {error.details()}",
-        advice="is the agent running, and is this the workload's socket? If so, its log says why it turned this "
-        "connection away",
+        advice="is the agent running, and is this the workload's socket? If so, "
+        "its log says why it turned this connection away",
     )
 
 

@@ -59,8 +59,8 @@ async def _describe(path: str) -> DescribeResponse:
         except grpc.aio.AioRpcError as error:
             raise SocketError(
                 f"{path}: {error.code().name}: {error.details()}",
-                advice="is the agent running, and is this its socket? If so, its log says why it turned this "
-                "connection away",
+                advice="is the agent running, and is this its socket? If so, "
+                "its log says why it turned this connection away",
             ) from error
 
 
