@@ -14,6 +14,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from sds.attestation.azure.blob import azure_kind
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.exchange_key.events import key_digest
 from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
@@ -253,17 +254,40 @@ def _guest(section: AttestationSection) -> Attester:
     from sds.attestation.snp.endorsements import endorsed  # noqa: PLC0415  see the module
 
     clock = SystemClock()
+    kind = None if section.kind == "auto" else EvidenceKind(str(section.kind))
     try:
-        attester = guest_attester(
-            clock,
-            kind=None if section.kind in {None, "auto"} else EvidenceKind(str(section.kind)),
-            privilege_level=section.privilege_level,
-        )
+        attester = guest_attester(clock, kind=kind, privilege_level=section.privilege_level)
     except EvidenceError as error:
+        if kind is None and (through := _through_vtpm(section, error)) is not None:
+            return through
         raise ConfigurationError(
             f"attestation.kind {section.kind}: {error.message}", advice=error.advice
         ) from error
     return endorsed(attester, section, clock)
+
+
+def _through_vtpm(section: AttestationSection, missing: EvidenceError) -> Attester | None:
+    """The attester of an Azure confidential VM, if this is one: it has no other interface.
+
+    Args:
+        section: the configuration.
+        missing: says that there is none.
+    """
+    device = section.tpm_device or RESOURCE_MANAGER
+    try:
+        name = azure_kind(device)
+    except EvidenceError as error:
+        raise ConfigurationError(
+            f"attestation.kind auto: {missing.message}, and the TPM does not tell whether it is an "
+            f"Azure paravisor's: {error.message}",
+            advice=f"{missing.advice}; {error.advice}",
+        ) from error
+    if name is None:
+        return None
+    _LOGGER.info("this machine gives evidence through its paravisor's vTPM", extra={"kind": name})
+    make = kind_module(name).attester
+    assert make is not None  # each vTPM kind has one
+    return make(section)
 
 
 def _make_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds.attestation.answers import LATER, read_body, retry_after
+from sds.attestation.pem import unhexed
 from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
 from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.chain import amd_certificates
@@ -230,10 +231,8 @@ class Fetcher:
         return datetime.fromisoformat(str(document["nextUpdate"])).astimezone(UTC)
 
     def _intel(self, body: bytes) -> RevocationList:
-        # A PCCS gives the root's list in hexadecimal.
-        text = body.strip()
-        der = bytes.fromhex(text.decode()) if text[:2] == b"30" and _hexadecimal(text) else body
-        return self._current(read_intel_list(der, roots=self._intel_roots, origin="the answer"))
+        one = read_intel_list(unhexed(body), roots=self._intel_roots, origin="the answer")
+        return self._current(one)
 
     def _amd(self, body: bytes) -> RevocationList:
         own = [Certificate.parse(root) for root in self._wanted.roots if is_amd_root(root)]
@@ -344,10 +343,6 @@ def _require_no_older_document(path: Path, body: bytes) -> None:
 def _chain(answer: _Answer, header: str) -> bytes:
     """A chain in a header, URL-encoded PEM."""
     return unquote_to_bytes(answer.headers.get(header.lower(), ""))
-
-
-def _hexadecimal(text: bytes) -> bool:
-    return len(text) % 2 == 0 and all(byte in b"0123456789abcdefABCDEF" for byte in text)
 
 
 def _stored(path: Path, content: bytes, next_update: datetime) -> Fetched:

@@ -1,31 +1,54 @@
 """Evidence that this program shows in words and does not verify as it is.
 
-Owns two layouts: the blob of an Azure paravisor (HCL), which wraps a hardware report and what its
-vTPM vouches for, and SGX quotes. Invariant: only offsets are read, within the bytes that are there.
+Owns the layouts of what is often given in place of evidence: the blob of an Azure paravisor (HCL),
+which wraps a hardware report and what its vTPM vouches for; SGX quotes; TDREPORTs; an SNP report
+with other bytes around it; evidence written as text. Invariant: only offsets are read, within the
+bytes that are there.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import struct
 from dataclasses import dataclass, field
 from typing import Final
 
-from sds.attestation.snp.report import REPORT_BYTES
+from sds.attestation.snp.report import (
+    ALGORITHM_ECDSA_P384_SHA384,
+    KNOWN_VERSIONS,
+    REPORT_BYTES,
+    GuestPolicy,
+)
 from sds.errors import EvidenceMalformedError
 
 HCL_MAGIC: Final = b"HCLA"
 _HCL_HEADER: Final = struct.Struct("<4sIII16x")  # magic, version, report size, request type
 _REPORT_OFFSET: Final = 0x20
 # After the report: size, version, type of report, type of hash, size of the JSON (OpenHCL,
-# "IgvmRequestData").
+# IgvmAttestRequestData).
 _RUNTIME: Final = struct.Struct("<IIIII")
 _RUNTIME_OFFSET: Final = _REPORT_OFFSET + REPORT_BYTES
+# Version -> bytes between those and the JSON (IgvmAttestRequestDataExt, since version 2).
+_EXTENSION_BYTES: Final = {1: 0, 2: 4}
+# OpenHCL, IgvmAttestReportType.
 _REPORT_TYPES: Final = {2: "sev-snp", 4: "tdx"}
+_OTHER_REPORT_TYPES: Final = {
+    1: "a VM that the hypervisor isolates (VBS)",
+    3: "a trusted launch VM, which has no confidential hardware",
+    5: "an Arm CCA realm",
+}
 _TD_REPORT_BYTES: Final = 1024
+_TD_REPORT_TYPE: Final = 0x81
+_ALGORITHM_OFFSET: Final = 0x34
+_ANSWER: Final = struct.pack("<II", 0, REPORT_BYTES)
+_ANSWER_REPORT_OFFSET: Final = 0x20
 _TD_INFO: Final = 512
 _SGX_HEADER_BYTES: Final = 48
 _SGX_BODY_BYTES: Final = 384
 _SGX_VERSIONS: Final = range(2, 5)
+_SGX_NAMED_BODY_VERSION: Final = 5
+_SGX_NAMED_BODY: Final = struct.pack("<HI", 1, _SGX_BODY_BYTES)
 _SGX_KEY_TYPES: Final = {0: "EPID", 1: "EPID", 2: "ECDSA P-256", 3: "ECDSA P-384"}
 
 
@@ -50,7 +73,8 @@ def parse_hcl(raw: bytes) -> HclBlob:
     """Lay out an Azure paravisor's blob.
 
     Raises:
-        EvidenceMalformedError: it is cut short, or its report is of a type that is not known.
+        EvidenceMalformedError: it is cut short, or its report is of a type, or its runtime data of
+            a version, that is not known.
     """
     if len(raw) < _RUNTIME_OFFSET + _RUNTIME.size or not raw.startswith(HCL_MAGIC):
         raise EvidenceMalformedError(
@@ -58,14 +82,25 @@ def parse_hcl(raw: bytes) -> HclBlob:
             f"this one {len(raw)}",
             advice="read all of NV index 0x01400001",
         )
-    _, _, kind, hash_type, size = _RUNTIME.unpack_from(raw, _RUNTIME_OFFSET)
+    _, version, kind, hash_type, size = _RUNTIME.unpack_from(raw, _RUNTIME_OFFSET)
     name = _REPORT_TYPES.get(kind)
-    start = _RUNTIME_OFFSET + _RUNTIME.size
-    if name is None or start + size > len(raw):
+    if name is None:
         raise EvidenceMalformedError(
-            f"an Azure paravisor's blob with a report of type {kind} and {size} bytes of runtime "
-            "data cannot be read",
-            advice="known are 2 (SEV-SNP) and 4 (TDX)",
+            f"an Azure paravisor's blob with a report of type {kind}: "
+            + _OTHER_REPORT_TYPES.get(kind, "unknown"),
+            advice="known are 2 (SEV-SNP) and 4 (TDX); a VM without either can use the kind tpm",
+        )
+    if version not in _EXTENSION_BYTES:
+        raise EvidenceMalformedError(
+            f"an Azure paravisor's blob whose runtime data is of version {version}",
+            advice="known are 1 and 2: this paravisor is newer than this release",
+        )
+    start = _RUNTIME_OFFSET + _RUNTIME.size + _EXTENSION_BYTES[version]
+    if start + size > len(raw):
+        raise EvidenceMalformedError(
+            f"an Azure paravisor's blob of {len(raw)} bytes with {size} bytes of runtime data at "
+            f"{start} is cut short",
+            advice="read all of NV index 0x01400001",
         )
     length = REPORT_BYTES if name == "sev-snp" else _TD_REPORT_BYTES
     return HclBlob(
@@ -93,18 +128,82 @@ def describe_td_report(raw: bytes) -> dict[str, str]:
     }
 
 
+def is_td_report(raw: bytes) -> bool:
+    """Whether these bytes are a TDREPORT (TDX module ABI, REPORTTYPE): no quote of it."""
+    return len(raw) == _TD_REPORT_BYTES and raw[0] == _TD_REPORT_TYPE and not raw[3]
+
+
+def is_snp_report(raw: bytes) -> bool:
+    """Whether these bytes begin as an SEV-SNP report, whatever their number (56860, table 23)."""
+    if len(raw) < _ALGORITHM_OFFSET + 4:
+        return False
+    version, _, policy = struct.unpack_from("<IIQ", raw)
+    (algorithm,) = struct.unpack_from("<I", raw, _ALGORITHM_OFFSET)
+    return (
+        version in KNOWN_VERSIONS
+        and algorithm == ALGORITHM_ECDSA_P384_SHA384
+        and bool(policy & GuestPolicy.RESERVED_ONE)
+    )
+
+
+def snp_report_within(raw: bytes) -> int | None:
+    """Where in these bytes an SNP report is that is not alone, or is cut short; None if none is.
+
+    It is first where a host's certificates follow, and after 32 bytes in the firmware's answer
+    (MSG_REPORT_RSP, 56860, table 26).
+    """
+    if is_snp_report(raw):
+        return 0
+    if raw.startswith(_ANSWER) and is_snp_report(raw[_ANSWER_REPORT_OFFSET:]):
+        return _ANSWER_REPORT_OFFSET
+    return None
+
+
+def from_text(raw: bytes) -> tuple[str, bytes] | None:
+    """How a text encodes bytes, and which; None if it does not.
+
+    Both alphabets of base64 (RFC 4648, sections 4 and 5), with or without padding, and
+    hexadecimal; white space and quotation marks around do not count.
+    """
+    text = b"".join(raw.split()).strip(b"\"'")
+    if not text or not text.isascii():
+        return None
+    with contextlib.suppress(ValueError):
+        return "hexadecimal", bytes.fromhex(text.decode())
+    with contextlib.suppress(ValueError):
+        text = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+        return "base64", base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    return None
+
+
 def is_sgx_quote(raw: bytes) -> bool:
-    """Whether these bytes begin as a quote of an SGX enclave."""
+    """Whether these bytes begin as a quote of an SGX enclave.
+
+    Since version 5, a quote names the form of its body: 1 is an enclave's. An SNP report of version
+    3 or 4 begins as an EPID quote.
+    """
     if len(raw) < _SGX_HEADER_BYTES + _SGX_BODY_BYTES or len(raw) == REPORT_BYTES:
         return False
+    if is_snp_report(raw):
+        return False
     version, key_type, tee = struct.unpack_from("<HHI", raw)
-    return version in _SGX_VERSIONS and key_type in _SGX_KEY_TYPES and tee == 0
+    if key_type not in _SGX_KEY_TYPES or tee != 0:
+        return False
+    named = raw[_SGX_HEADER_BYTES:].startswith(_SGX_NAMED_BODY)
+    return version in _SGX_VERSIONS or (version == _SGX_NAMED_BODY_VERSION and named)
 
 
 def describe_sgx_quote(raw: bytes) -> dict[str, str]:
-    """An SGX quote as text (Intel SGX ECDSA Quote Library API, appendix A.4)."""
+    """An SGX quote as text (Intel SGX ECDSA Quote Library API, appendix A.4).
+
+    Raises:
+        EvidenceMalformedError: it is cut short.
+    """
     version, key_type, _ = struct.unpack_from("<HHI", raw)
-    body = raw[_SGX_HEADER_BYTES:]
+    named = len(_SGX_NAMED_BODY) if version == _SGX_NAMED_BODY_VERSION else 0
+    body = raw[_SGX_HEADER_BYTES + named :]
+    if len(body) < _SGX_BODY_BYTES:
+        raise EvidenceMalformedError(f"an SGX quote of {len(raw)} bytes is cut short")
     attributes = body[48:64]
     return {
         "quote_version": str(version),

@@ -16,10 +16,14 @@ from sds.attestation.foreign import (
     HclBlob,
     describe_sgx_quote,
     describe_td_report,
+    from_text,
     is_sgx_quote,
+    is_td_report,
     parse_hcl,
+    snp_report_within,
 )
 from sds.attestation.registry import KINDS, kind_module
+from sds.attestation.snp.report import REPORT_BYTES
 from sds.errors import EvidenceMalformedError
 
 if TYPE_CHECKING:
@@ -52,17 +56,47 @@ def kind_of(raw: bytes) -> EvidenceKind:
     """
     if raw.startswith(HCL_MAGIC):
         raise _not_by_itself(parse_hcl(raw))
-    known = [name for name, registered in KINDS.items() if registered.verified]
-    for name in known:
-        if kind_module(name).recognises(raw):
+    kind = _recognised(raw)
+    if kind is None:
+        raise _other(raw)
+    return kind
+
+
+def _recognised(raw: bytes) -> EvidenceKind | None:
+    for name, registered in KINDS.items():
+        if registered.verified and kind_module(name).recognises(raw):
             return EvidenceKind(name)
+    return None
+
+
+def _other(raw: bytes) -> EvidenceMalformedError:
+    """What these bytes are instead, as far as that can be told."""
     if is_sgx_quote(raw):
-        raise EvidenceMalformedError(
+        return EvidenceMalformedError(
             "this is a quote of an Intel SGX enclave, not of a confidential VM",
             advice="give a TDX quote or an SEV-SNP report",
         )
+    if is_td_report(raw):
+        return EvidenceMalformedError(
+            "this is a TDREPORT, which only the machine that made it can check",
+            advice="give the quote that the quoting enclave makes of it",
+        )
+    if (offset := snp_report_within(raw)) is not None:
+        left = len(raw) - offset - REPORT_BYTES
+        return EvidenceMalformedError(
+            f"an SEV-SNP report of {REPORT_BYTES} bytes begins at byte {offset}, and "
+            + (f"{-left} bytes of it are missing" if left < 0 else f"{left} bytes follow it"),
+            advice="give the report alone, and certificates with --leaf and --chain",
+            reason="report_length",
+        )
+    if (text := from_text(raw)) is not None and (kind := _recognised(text[1])) is not None:
+        return EvidenceMalformedError(
+            f"this is text: {kind_module(kind).title}, written in {text[0]}",
+            advice="give the bytes: `base64 -d` or `xxd -r -p` decodes it",
+        )
+    known = [name for name, registered in KINDS.items() if registered.verified]
     titles = ", ".join(kind_module(name).title for name in known)
-    raise EvidenceMalformedError(
+    return EvidenceMalformedError(
         f"{len(raw)} bytes that are no evidence that is known here", advice=f"known are: {titles}"
     )
 
@@ -93,6 +127,12 @@ def describe(raw: bytes) -> Described:
             kind="sgx",
             platform="Intel SGX quote: of an enclave, not of a confidential VM",
             claims=describe_sgx_quote(raw),
+        )
+    if is_td_report(raw):
+        return Described(
+            kind="tdx",
+            platform="Intel TDX TDREPORT: only the machine that made it can check it",
+            claims=describe_td_report(raw),
         )
     kind = kind_of(raw)
     module = kind_module(kind)

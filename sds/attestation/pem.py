@@ -6,6 +6,7 @@ serial number 0 troubles nobody; what the DER means is the chain's question.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from cryptography import x509
@@ -36,12 +37,21 @@ def der_certificates(content: bytes, *, what: str) -> tuple[bytes, ...]:
 
 
 def der_revocation_lists(content: bytes, *, what: str) -> tuple[bytes, ...]:
-    """Every revocation list of a PEM text, or the one that DER is.
+    """Every revocation list of a PEM text, or the one that DER is, as it is or in hexadecimal.
 
     Raises:
-        EvidenceMalformedError: it is neither.
+        EvidenceMalformedError: it is none of these.
     """
-    return _blocks(content, label=REVOCATION_LIST, what=what)
+    return _blocks(unhexed(content), label=REVOCATION_LIST, what=what)
+
+
+def unhexed(content: bytes) -> bytes:
+    """DER that is written in hexadecimal, as a PCCS gives the root's list; else the same bytes."""
+    text = content.strip(b" \t\r\n\0")
+    if text.startswith(b"30"):
+        with contextlib.suppress(ValueError):
+            return bytes.fromhex(text.decode("ascii"))
+    return content
 
 
 def _blocks(content: bytes, *, label: str, what: str) -> tuple[bytes, ...]:

@@ -45,8 +45,9 @@ class AttestationSection(Settings):
 
     kind: Annotated[str, AfterValidator(_known_kind)] | None = Field(
         default=None,
-        description="`auto`: what this confidential guest offers, by configfs-tsm or "
-        "`/dev/sev-guest`. `sev-snp` or `tdx`: the same, and it must be this kind. "
+        description="`auto`: what this confidential guest offers, by configfs-tsm, "
+        "`/dev/sev-guest` or an Azure paravisor's vTPM. `sev-snp` or `tdx`: by the first two, and "
+        "it must be this kind. "
         "`azure-snp-vtpm` or `azure-tdx-vtpm`: an Azure confidential VM, through its vTPM. "
         "`tpm`: the boot of a machine with a TPM 2.0. "
         "`simulated`: a machine that exists only in software, for trials. "
@@ -79,8 +80,8 @@ class AttestationSection(Settings):
     )
     tpm_device: PathField | None = Field(
         default=None,
-        description="`azure-snp-vtpm`, `azure-tdx-vtpm` and `tpm` only: the TPM's device, or the "
-        "socket of a TPM in software. If unset: `/dev/tpmrm0`.",
+        description="`azure-snp-vtpm`, `azure-tdx-vtpm`, `tpm` and `auto`: the TPM's device, or "
+        "the socket of a TPM in software. If unset: `/dev/tpmrm0`.",
     )
     metadata_server: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] = Field(
         default="http://169.254.169.254",

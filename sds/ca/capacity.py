@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+from sds.operations.places import most_connections
+
+if TYPE_CHECKING:
+    from sds.ca.config import AuthorityConfig
 
 _PER_CONNECTION: Final = 64 * 1024
 """Bytes of one TLS connection with one stream (measured: 47 KiB and 24 KiB)."""
@@ -17,24 +22,41 @@ _EVERYTHING_ELSE: Final = 208 * 1024 * 1024
 """The program itself, and what strangers may fill (``docs/exchange.md``, "Limits")."""
 _FEWEST: Final = 256
 _OTHER_DESCRIPTORS: Final = 128
-"""For files, listeners, the clients of the authority itself and gRPC's own."""
+"""For files, listening sockets, the clients of the authority itself and gRPC's own."""
 _BETWEEN_LOOKS: Final = 1_024
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
-def connections(*, streams: int, memory: int | None, descriptors: int) -> int:
+def connections(*, streams: int, memory: int | None, descriptors: int, listeners: int) -> int:
     """Connections at once.
 
     Args:
         streams: that the configuration allows; each agent needs one connection.
         memory: bytes that this process may use; None if nothing bounds it.
         descriptors: that this process may open.
+        listeners: small listeners beside (health, metrics, collateral): anybody may fill them.
     """
     most = streams + 64
     if memory is not None:
         most = min(most, max(_FEWEST, (memory - _EVERYTHING_ELSE) // _PER_CONNECTION))
-    free = descriptors - _OTHER_DESCRIPTORS
+    free = descriptors - _OTHER_DESCRIPTORS - listeners * most_connections(descriptors)
     return max(1, min(most, max(free - _BETWEEN_LOOKS, free // 2)))
+
+
+def connections_of(config: AuthorityConfig, descriptors: int) -> int:
+    """Connections at once: as many as the configuration says, or as there is room for.
+
+    Args:
+        config: the configuration.
+        descriptors: that this process may open.
+    """
+    small = (config.health, config.metrics, config.collateral)
+    return config.limits.connections or connections(
+        streams=config.limits.streams,
+        memory=memory_limit(),
+        descriptors=descriptors,
+        listeners=sum(one is not None for one in small),
+    )
 
 
 def between_looks(connections: int) -> int:

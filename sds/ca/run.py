@@ -22,7 +22,7 @@ from sds.attestation.verifier import EvidenceVerifier
 from sds.authority.attested import AttestedAuthority
 from sds.backoff import QUICK, Retry
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
-from sds.ca.capacity import connections, memory_limit
+from sds.ca.capacity import connections_of
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
@@ -132,10 +132,7 @@ async def _serve(
             max_lifetime=config.max_lifetime,
             backdate=config.backdate,
             limits=config.limits.limits(),
-            connections=config.limits.connections
-            or connections(
-                streams=config.limits.streams, memory=memory_limit(), descriptors=descriptors
-            ),
+            connections=connections_of(config, descriptors),
             nonce_limit=config.limits.nonces,
             journal=Journal(keep=config.limits.records, decided=observer.decided),
             answered=observer.answered,

@@ -27,6 +27,15 @@ _PART_OF_DESCRIPTORS: Final = 32
 """And at most one in so many descriptors that this process may have."""
 
 
+def most_connections(descriptors: int) -> int:
+    """How many connections one listener has open at most, served or waiting.
+
+    Args:
+        descriptors: that this process may have.
+    """
+    return MAX_CONNECTIONS + min(MAX_WAITING, descriptors // _PART_OF_DESCRIPTORS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
     """How long a connection may keep its place though others wait.
@@ -95,7 +104,7 @@ class ConnectionPlaces:
     ) -> None:
         if descriptors is None:
             descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self._most_waiting = min(MAX_WAITING, descriptors // _PART_OF_DESCRIPTORS)
+        self._most_waiting = most_connections(descriptors) - MAX_CONNECTIONS
         self._loop = loop
         self._patience = patience
         self._served: dict[Placed, _Standing] = {}

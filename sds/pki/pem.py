@@ -24,6 +24,8 @@ REVOCATION_LIST: Final = "X509 CRL"
 _BEGIN: Final = b"-----BEGIN "
 _END: Final = b"-----END "
 _DASHES: Final = b"-----"
+_AROUND_LINES: Final = b" \t\v\f\0"
+"""White space, and the NUL with which programs in C end a text."""
 
 
 def pem_blocks(
@@ -34,7 +36,7 @@ def pem_blocks(
     Text between blocks and blocks with another label are passed over (RFC 7468, section 2).
 
     Args:
-        text: PEM, with line ends of any kind.
+        text: PEM, with line ends of any kind; a NUL may end it.
         label: of the blocks that are meant, such as ``CERTIFICATE``.
         what: names the text in errors.
         most: blocks that are accepted.
@@ -58,7 +60,7 @@ def _blocks(text: bytes, what: str) -> Iterator[tuple[str, list[bytes]]]:
     """Label and inner lines of each block. One look at each line, so the cost is linear."""
     opened: bytes | None = None
     lines: list[bytes] = []
-    for line in map(bytes.strip, text.splitlines()):
+    for line in (line.strip(_AROUND_LINES) for line in text.splitlines()):
         begins = line.startswith(_BEGIN) and line.endswith(_DASHES)
         ends = line.startswith(_END) and line.endswith(_DASHES)
         if opened is None:

@@ -156,6 +156,14 @@ def _of_values(values: ReferenceValues, document: PolicyDocument) -> Iterator[st
                     f"{kind} is accepted whatever its PCRs are: the measurement then covers the "
                     "firmware only; name PCRs under others"
                 )
+            named_pcrs = demands.get("pcrs")
+            if demands.get("require_secure_boot") and not (
+                isinstance(named_pcrs, dict) and "7" in map(str, named_pcrs)
+            ):
+                yield (
+                    f"{kind} requires Secure Boot by the paravisor's word, which repeats what the "
+                    "host configured: name PCR 7"
+                )
             if kind.endswith("-vtpm") and not demands.get("measurements"):
                 yield (
                     f"{kind} names no measurements of its own: a guest without a paravisor, under "

@@ -5,17 +5,20 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sds.attestation.azure.attester import VtpmAttester, azure_attester
+from sds.attestation.azure.blob import NV_INDEX, azure_kind, read_blob
 from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.azure.runtime import parse_runtime, report_data_of
 from sds.attestation.build import Verification, make_attester
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.files import Places, examined_files
 from sds.attestation.foreign import parse_hcl
+from sds.attestation.guest import attester as guest
 from sds.attestation.kind import Demands
 from sds.attestation.kinds import describe, kind_of
 from sds.attestation.pem import der_certificates
@@ -205,6 +208,43 @@ async def test_evidence_of_a_paravisor_is_accepted(vtpm: Path, machine: Simulate
     assert reasons(verdict) == ["pcr"]
 
 
+async def test_a_report_that_the_paravisor_signs_anew_needs_no_new_certificate(
+    machine: SimulatedMachine,
+) -> None:
+    """OpenHCL makes a report for every reader: the VCEK of the first belongs to the next."""
+    root = machines.simulated().ark_der
+    with paravisor(machine.report) as path:
+        async with Host(chain=machine.certificates).running() as host:
+            made = attester(path, host)
+            await made.attest(DATA)
+            with software_tpm.open_tpm(path) as tpm:
+                before = commands.nv_read(tpm, NV_INDEX)
+                found = parse_hcl(before)
+                again = machine.report(reported(found.runtime))
+                assert again != found.report, "another signature"
+                software_tpm.write(tpm, NV_INDEX, before.replace(found.report, again))
+            evidence = await made.attest(DATA)
+            assert host.hits["/metadata/THIM/amd/certification"] == 1
+    assert parse_hcl(unpack(evidence.report)[Piece.HCL]).report == again
+    assert reasons(examined(evidence, roots=(root,), data=DATA, now=machines.NOW)) == []
+
+
+def test_a_blob_that_changes_while_it_is_read_is_read_again(
+    vtpm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report that the paravisor replaced between two pieces is half of each."""
+    with software_tpm.open_tpm(vtpm) as tpm:
+        whole = commands.nv_read(tpm, NV_INDEX)
+        torn = [whole[:700] + bytes(len(whole) - 700), whole, whole]
+        monkeypatch.setattr(commands, "nv_read", lambda *_: torn.pop(0))
+        assert read_blob(tpm) == whole
+        assert not torn
+        changing = iter(range(100))
+        monkeypatch.setattr(commands, "nv_read", lambda *_: bytes([next(changing)]))
+        with refused("evidence_unavailable", match="changes faster"):
+            read_blob(tpm)
+
+
 async def test_a_host_that_gives_another_certificate_or_none(
     vtpm: Path, machine: SimulatedMachine
 ) -> None:
@@ -251,6 +291,45 @@ def test_what_the_configuration_makes(tmp_path: Path) -> None:
         Verification(VerificationSection(reference_values=demanding(TDX, pcr=1)))
 
 
+async def test_auto_finds_the_paravisor(
+    vtpm: Path, machine: SimulatedMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert azure_kind(vtpm) == "azure-snp-vtpm"
+    assert azure_kind(tmp_path / "none") is None
+    nowhere = partial(guest.guest_attester, reports=tmp_path / "no", device=tmp_path / "no")
+    monkeypatch.setattr(guest, "guest_attester", nowhere)
+    async with Host(chain=machine.certificates).running() as host:
+        section = AttestationSection(kind="auto", tpm_device=vtpm, metadata_server=host.url)
+        made_ = make_attester(section)
+        assert isinstance(made_, VtpmAttester)
+        evidence = await made_.attest(DATA)
+    assert evidence.kind is SNP
+    with software_tpm.software_tpm() as plain:
+        assert azure_kind(plain) is None
+        with pytest.raises(ConfigurationError, match="neither"):
+            make_attester(AttestationSection(kind="auto", tpm_device=plain))
+        with software_tpm.open_tpm(plain) as tpm:
+            software_tpm.define(tpm, NV_INDEX, blob(b"", b"{}", kind=3))
+        with pytest.raises(ConfigurationError, match=r"neither.*trusted launch"):
+            make_attester(AttestationSection(kind="auto", tpm_device=plain))
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ({"kind": 1}, "VBS"),
+        ({"kind": 3}, "trusted launch"),
+        ({"kind": 5}, "CCA"),
+        ({"kind": 9}, "unknown"),
+        ({"version": 3}, "version 3"),
+        ({"version": 0}, "version 0"),
+    ],
+)
+def test_other_blobs_of_paravisors_are_named(header: dict[str, int], match: str) -> None:
+    with refused("evidence_malformed", match=match):
+        parse_hcl(blob(bytes(1184), b"{}", **header))
+
+
 # --- forgeries ------------------------------------------------------------------------------------
 
 
@@ -270,6 +349,13 @@ def verdict_of(evidence: Evidence, values: ReferenceValues | None = None) -> lis
 def test_forgeries_are_refused(machine: SimulatedMachine) -> None:
     evidence = made(machine)
     assert verdict_of(evidence) == []
+    # Version 2 of the runtime data has four bytes more before the JSON.
+    newer = blob(
+        parse_hcl(unpack(evidence.report)[Piece.HCL]).report,
+        parse_hcl(unpack(evidence.report)[Piece.HCL]).runtime,
+        version=2,
+    )
+    assert verdict_of(changed(evidence, Piece.HCL, newer)) == []
     hcl = unpack(evidence.report)[Piece.HCL]
     # A key of the forger's in the runtime data, under a report over the real one.
     other = runtime_data(made_quotes.other_rsa_key().public_key())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -207,3 +208,30 @@ async def test_sources_are_asked_in_order_and_certificates_of_the_host_are_kept(
         )
     evidence = await EndorsedAttester(machine, []).attest(DATA)
     assert evidence.certificates == machine.certificates
+
+
+class Forgetful:
+    """A machine whose host gives certificates that it had before an update."""
+
+    def __init__(self, machine: SimulatedMachine, certificates: tuple[bytes, ...]) -> None:
+        self._machine = machine
+        self._certificates = certificates
+
+    async def attest(self, data: ReportData) -> Evidence:
+        return replace(await self._machine.attest(data), certificates=self._certificates)
+
+
+async def test_a_leaf_of_the_host_that_does_not_belong_to_the_report_is_replaced(
+    tmp_path: Path,
+) -> None:
+    maker = simulated()
+    machine, other = maker.machine(), maker.machine(chip_id=b"\7" * 64)
+    for index, der in enumerate(machine.certificates):
+        (tmp_path / f"{index}.der").write_bytes(der)
+    right, none = DirectoryEndorsements(tmp_path), DirectoryEndorsements(tmp_path / "none")
+    for given in (other.certificates, (b"not a certificate",)):
+        host = Forgetful(machine, given)
+        evidence = await EndorsedAttester(host, [none, right]).attest(DATA)
+        SnpVerifier(trusted_roots=[machine.ark_der]).verify(evidence, data=DATA, now=NOW)
+        # Nobody has better ones: the verifier says what is wrong with those of the host.
+        assert (await EndorsedAttester(host, [none]).attest(DATA)).certificates == given

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from kubernetes_asyncio.client import models
 from sds import cli
 from sds.agent.config import AgentConfig
 from sds.authority.istio_settings import IstioSettings
-from sds.ca.config import AuthorityConfig
+from sds.ca.config import AuthorityConfig, UpstreamSection
 from sds.settings import yamlfile
 from tests.support import need
 from tests.support.process import output
@@ -152,6 +153,37 @@ def test_configuration_files_hold(overlay: str) -> None:
     assert agent.rules.rules
     for name in ("issuer", "root"):
         yamlfile.load_file(folder / f"{name}.yaml", AuthorityConfig)
+
+
+async def test_tdx_machines_have_the_collateral_by_which_quotes_are_judged(deploy: Path) -> None:
+    folder = DEPLOY / "overlays/tdx/config"
+    agent = yamlfile.load_file(folder / "agent.yaml", AgentConfig)
+    issuer, root = (
+        yamlfile.load_file(folder / f"{name}.yaml", AuthorityConfig) for name in ("issuer", "root")
+    )
+    assert isinstance(issuer.signer, UpstreamSection)
+    above = issuer.signer.verification
+    for section in (agent.verification, issuer.verification, above, root.verification):
+        assert section is not None
+        assert section.fetch is not None
+        assert section.fetch.fmspcs
+        assert section.collateral is not None
+        assert section.collateral.is_relative_to("/tmp"), "the only folder that can be written"
+    assert agent.verification.fetch is not None
+    asked = urlsplit(agent.verification.fetch.pcs)
+    assert issuer.collateral is not None
+    objects = {
+        (each["kind"], each["metadata"]["name"]): each
+        for each in await build(deploy / "overlays/tdx")
+    }
+    name = "attested-sds-issuer"
+    assert asked.hostname == f"{name}.attested-sds.svc"
+    service = {one["port"]: one["targetPort"] for one in objects["Service", name]["spec"]["ports"]}
+    (container,) = objects["Deployment", name]["spec"]["template"]["spec"]["containers"]
+    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+    assert ports[service[asked.port]] == issuer.collateral.address().port
+    (rule,) = objects["NetworkPolicy", name]["spec"]["ingress"]
+    assert service[asked.port] in {one["port"] for one in rule["ports"]}
 
 
 async def test_the_sample_with_a_policy_trusts_no_name_of_a_service(deploy: Path) -> None:

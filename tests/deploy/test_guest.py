@@ -77,7 +77,7 @@ def test_it_is_as_hardened_as_the_unit_for_ordinary_hosts(name: str) -> None:
         "Service.User", "Service.Group", "Service.Restart", "Service.TimeoutStartSec",
         "Service.ExecStart", "Service.ExecStartPre", "Service.RuntimeDirectoryPreserve",
         "Service.StateDirectory", "Service.StateDirectoryMode", "Service.UMask",
-        "Service.DeviceAllow", "Service.CapabilityBoundingSet",
+        "Service.CapabilityBoundingSet",
     }  # fmt: skip
     for key, values in plain.items():
         if key.startswith("Service.") and key not in needed:
@@ -97,14 +97,50 @@ def test_it_is_as_hardened_as_the_unit_for_ordinary_hosts(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["attested-sds-agent", "attested-sds-ca"])
+def test_on_a_host_the_interface_for_evidence_can_be_used(name: str, tmp_path: Path) -> None:
+    """configfs-tsm is root's (0755, and its write-only attributes 0200): no other user gets in."""
+    folder = need.ROOT / "deploy" / "systemd"
+    plain, guest = (unit(at / f"{name}.service") for at in (folder, SYSTEM))
+    more = unit(folder / "confidential-guest.conf")
+    assert more["Service.User"] == more["Service.Group"] == ["root"]
+    assert words(more, "Service.ReadWritePaths") < words(guest, "Service.ReadWritePaths")
+    assert words(more, "Unit.After") <= words(guest, "Unit.After")
+    for key in ("Service.DeviceAllow", "Service.DevicePolicy", "Service.NoNewPrivileges"):
+        assert plain[key] == guest[key]
+    assert not words(plain, "Service.CapabilityBoundingSet"), "root without its powers"
+    assert words(plain, "Service.StateDirectory")
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        return
+    text = (folder / f"{name}.service").read_text().replace("/opt/sds/bin/sds", "/bin/true")
+    (tmp_path / f"{name}.service").write_text(text)
+    (tmp_path / f"{name}.service.d").mkdir()
+    drop_in = tmp_path / f"{name}.service.d" / "confidential-guest.conf"
+    drop_in.write_text((folder / "confidential-guest.conf").read_text())
+    said = subprocess.run(
+        [analyze, "verify", "--man=no", str(tmp_path / f"{name}.service")],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+    )
+    assert str(tmp_path) not in said.stderr, said.stderr
+
+
 def test_containers_start_after_the_agent_and_on_measured_storage() -> None:
     agent = unit(SYSTEM / "attested-sds-agent.service")
     assert words(agent, "Unit.Before") >= {f"{one}.service" for one in SERVICES}
+    wait = unit(SYSTEM / "attested-sds-wait@.service")
+    assert words(wait, "Unit.Wants") == {"attested-sds-%i.service"}
+    # What required it would end or restart with it: systemd.unit(5), Requires.
+    assert not {"Unit.Requires", "Unit.BindsTo", "Unit.PartOf"} & wait.keys()
+    assert "is-active --quiet attested-sds-%i.service" in wait["Service.ExecStart"][0]
     for one in SERVICES:
         drop_in = unit(SYSTEM / f"{one}.service.d" / "10-attested-sds.conf")
-        needed = {"attested-sds-agent.service"}
+        needed = {"attested-sds-wait@agent.service"}
         if one == "kubelet":
-            needed.add("attested-sds-admission.service")
+            needed.add("attested-sds-wait@admission.service")
         assert words(drop_in, "Unit.Requires") == needed
         assert words(drop_in, "Unit.After") == needed
         assert words(drop_in, "Unit.RequiresMountsFor") == {f"/var/lib/{one}"}
@@ -118,6 +154,28 @@ def test_containers_start_after_the_agent_and_on_measured_storage() -> None:
             assert words(mount, "Install.RequiredBy") == {f"{one}.service"}
         assert words(disk, "Unit.Requires") == {"attested-sds-storage.service"}
         assert words(disk, "Unit.After") == {"attested-sds-storage.service"}
+
+
+def test_the_drivers_are_there_before_their_files_are_made_writable() -> None:
+    """A path that does not exist when the unit starts stays read-only for as long as it runs."""
+    for name in ("agent", "ca"):
+        service = unit(SYSTEM / f"attested-sds-{name}.service")
+        for key in ("Unit.Wants", "Unit.After"):
+            assert words(service, key) >= {
+                "modprobe@tdx_guest.service",
+                "modprobe@sev_guest.service",
+            }
+
+
+def test_the_guest_gets_an_address_and_leaves_pods_theirs() -> None:
+    (match,) = unit(GUEST / "mkosi.extra/etc/systemd/network/80-guest.network")["Match.Name"]
+    assert match.split() == ["en*", "eth*"]
+    kept = unit(GUEST / "mkosi.extra/etc/systemd/networkd.conf.d/10-cni.conf")
+    assert [value for values in kept.values() for value in values] == ["no", "no"]
+    script = (GUEST / "mkosi.postinst.chroot").read_text()
+    assert "systemd-networkd.service" in script
+    settings = yaml.safe_load((GUEST / "mkosi.extra/etc/kubernetes/kubelet.yaml").read_text())
+    assert settings["resolvConf"] == "/run/systemd/resolve/resolv.conf"
 
 
 def test_the_disk_is_authenticated_and_its_key_is_in_no_file() -> None:
@@ -168,8 +226,13 @@ def test_the_agents_configuration_asks_nobody_outside_of_the_guest(tmp_path: Pat
     assert config.policy is not None
     assert config.policy.min_epoch > 0
     assert not config.workloads, "rules come from the signed policy"
-    for path in (config.policy.place, *config.policy.keys, config.verification.collateral):
+    for path in (config.policy.place, *config.policy.keys):
         assert str(path).startswith("/etc/attested-sds/")
+    # Collateral ends sooner than an image: it is fetched, into a folder that the unit may write.
+    assert config.verification.fetch is not None
+    (state,) = unit(SYSTEM / "attested-sds-agent.service")["Service.StateDirectory"]
+    assert config.verification.collateral is not None
+    assert config.verification.collateral.is_relative_to(f"/var/lib/{state}")
     # Plain SEV-SNP: the same without the register.
     text = (
         file.read_text().replace("  exchange_key: {}\n", "").replace("kind: tdx", "kind: sev-snp")

@@ -43,6 +43,10 @@ def _svn(value: object) -> dict[str, Any]:
     return odd
 
 
+def _enclave(svn: int, status: str = "UpToDate") -> dict[str, Any]:
+    return {"tcb": {"isvsvn": svn}, "tcbDate": "2026-01-01T00:00:00Z", "tcbStatus": status}
+
+
 @pytest.mark.parametrize("version", [4, 5])
 @pytest.mark.parametrize("svn", [bytes([5, 0] + [5] * 14), MODULE_1_5])
 def test_with_collateral_it_is_accepted(
@@ -95,6 +99,7 @@ def test_with_collateral_it_is_accepted(
         ({"identity": {"attributes": "01" + "00" * 15}}, "quoting_enclave"),
         ({"identity": {"id": "QE"}}, "collateral_untrusted"),
         ({"identity": {"tcbLevels": []}}, "collateral_untrusted"),
+        ({"identity": {"tcbLevels": [_enclave(9)]}}, "tcb_status"),
         ({"signer": key()}, "collateral_untrusted"),
     ],
 )
@@ -158,12 +163,28 @@ def _modules(*levels: tuple[int, str]) -> list[dict[str, Any]]:
             "mrsigner": "00" * 48,
             "attributes": "00" * 8,
             "attributesMask": "ff" * 8,
-            "tcbLevels": [
-                {"tcb": {"isvsvn": svn}, "tcbDate": "2026-01-01T00:00:00Z", "tcbStatus": status}
-                for svn, status in levels
-            ],
+            "tcbLevels": [_enclave(svn, status) for svn, status in levels],
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        # As Intel's library: "TCB not supported" for the first, "TDX module mismatch" for others.
+        (_modules((6, "UpToDate")), "tcb_status"),
+        (_modules((5, "Revoked")), "tcb_status"),
+        ([{**_modules((5, "UpToDate"))[0], "mrsigner": "11" * 48}], "tdx_module"),
+        ([{**_modules((5, "UpToDate"))[0], "attributes": "01" + "00" * 7}], "tdx_module"),
+        ([{**_modules((5, "UpToDate"))[0], "id": "TDX_03"}], "tdx_module"),
+        ([{**_modules((5, "UpToDate"))[0], "id": "tdx_01"}], "accepted"),
+    ],
+)
+def test_a_module_is_named_as_what_it_is(
+    intel: Intel, tmp_path: Path, modules: list[dict[str, Any]], expected: str
+) -> None:
+    folder = intel.collateral(tmp_path / "c", info={"tdxModuleIdentities": modules})
+    assert reason(intel, intel.quote(tee_tcb_svn=MODULE_1_5), folder) == expected
 
 
 @pytest.mark.parametrize(
@@ -276,6 +297,26 @@ def test_bytes_and_files_of_collateral_count(intel: Intel, tmp_path: Path) -> No
             assert reason(intel, quote, folder) != "accepted" or good[index] in b"\n", index
         (folder / name).unlink()
         assert reason(intel, quote, folder) == "collateral_missing"
+
+
+def test_files_may_be_as_other_programs_write_them(intel: Intel, tmp_path: Path) -> None:
+    """Line ends of Windows; the NUL of texts in C; the root's list as a PCCS gives it."""
+    quote = intel.quote(tee_tcb_svn=MODULE_1_5)
+    folder = intel.collateral(tmp_path / "c")
+    chain = folder / "tcb_signing_chain.pem"
+    chain.write_bytes(chain.read_bytes().replace(b"\n", b"\r\n").rstrip() + b"\0")
+    for name in ("tcb_info.json", "qe_identity.json"):
+        (folder / name).write_bytes((folder / name).read_bytes() + b"\0")
+    lists = list(folder.glob("*.crl"))
+    assert lists
+    for path in lists:
+        path.write_text(path.read_bytes().hex() + "\n")
+    assert reason(intel, quote, folder) == "accepted"
+    # Nothing of that hides anything: a second document, a list that is cut short.
+    (folder / "qe_identity.json").write_bytes((folder / "qe_identity.json").read_bytes() + b"{}")
+    assert reason(intel, quote, folder) == "collateral_untrusted"
+    lists[0].write_text(lists[0].read_text()[:-3])
+    assert reason(intel, quote, folder) == "revocation_list"
 
 
 def test_revocation(intel: Intel, tmp_path: Path) -> None:

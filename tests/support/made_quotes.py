@@ -16,7 +16,7 @@ from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK, Bank, selection
 from sds.attestation.tpm.parcel import Piece, parts_of
 from sds.attestation.tpm.quote import SignedQuote, qualifying_data
-from sds.attestation.tpm.wire import GENERATED, Algorithm, AttestType, sized
+from sds.attestation.tpm.wire import ATTEST_QUOTE, GENERATED, Algorithm, sized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,12 +68,12 @@ def attest(
 ) -> bytes:
     """A TPMS_ATTEST of a quote, whose digest is by SHA-256."""
     digest = hashlib.sha256(b"".join(values)).digest()
-    return head(AttestType.QUOTE, data, magic=magic) + selection(banks) + sized(digest)
+    return head(ATTEST_QUOTE, data, magic=magic) + selection(banks) + sized(digest)
 
 
 def nv_attest(data: bytes = b"nonce", contents: bytes = bytes(8)) -> bytes:
-    """A TPMS_ATTEST of NV contents."""
-    return head(AttestType.NV, data) + sized(bytes(34)) + bytes(2) + sized(contents)
+    """A TPMS_ATTEST of NV contents (TPM_ST_ATTEST_NV), which is no quote."""
+    return head(0x8014, data) + sized(bytes(34)) + bytes(2) + sized(contents)
 
 
 def rsa_signature(value: bytes, *, scheme: int = Algorithm.RSASSA) -> bytes:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from sds.attestation.azure.attester import KEY, NV_INDEX
+from sds.attestation.azure.attester import KEY
+from sds.attestation.azure.blob import NV_INDEX
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.device import open_tpm
 from sds.attestation.tpm.keys import Attribute, parse_public
@@ -58,11 +59,13 @@ def runtime_data(key: rsa.RSAPublicKey, **configuration: object) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
-def blob(report: bytes, runtime: bytes, *, kind: int = 2) -> bytes:
-    """The paravisor's blob: kind 2 is SEV-SNP, 4 is TDX."""
+def blob(report: bytes, runtime: bytes, *, kind: int = 2, version: int = 1) -> bytes:
+    """The paravisor's blob: kind 2 is SEV-SNP, 4 is TDX; ``version`` is that of the request."""
     header = b"HCLA" + struct.pack("<III16x", 2, 0x585, 2)
-    sizes = struct.pack("<IIIII", 20 + len(runtime), 1, kind, 1, len(runtime))
-    return header + report.ljust(1184, b"\0") + sizes + runtime
+    more = struct.pack("<I", 7) if version > 1 else b""  # IgvmAttestRequestDataExt
+    whole = 20 + len(more) + len(runtime)
+    sizes = struct.pack("<IIIII", whole, version, kind, 1, len(runtime))
+    return header + report.ljust(1184, b"\0") + sizes + more + runtime
 
 
 def reported(runtime: bytes) -> bytes:

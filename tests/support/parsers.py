@@ -104,6 +104,8 @@ class Parser:
 NOT_PARSERS: Final = {
     "sds.attestation.evidence:report_data": "hashes what we made",
     "sds.attestation.foreign:is_sgx_quote": "looks at eight bytes of a header",
+    "sds.attestation.foreign:is_snp_report": "looks at three numbers of a header",
+    "sds.attestation.foreign:is_td_report": "looks at two bytes of a header",
     "sds.attestation.foreign:describe_td_report": "cuts what parse_hcl laid out",
     "sds.attestation.foreign:describe_sgx_quote": "cuts what is_sgx_quote measured",
     "sds.attestation.azure.metadata:MetadataService.td_quote": "sends what it takes",
@@ -401,6 +403,21 @@ PARSERS: Final[list[Parser]] = [
         samples=_attested_csr,
     ),
     Parser(name="sds.attestation.foreign:parse_hcl", parse=foreign.parse_hcl, samples=_hcl),
+    Parser(
+        name="sds.attestation.foreign:from_text",
+        parse=foreign.from_text,
+        samples=lambda: (b"MDA=", b'"_-8"\n', b"30 30\n"),
+    ),
+    Parser(
+        name="sds.attestation.foreign:snp_report_within",
+        parse=foreign.snp_report_within,
+        samples=lambda: (simulated().machine().report(bytes(64)),),
+    ),
+    Parser(
+        name="sds.attestation.pem:unhexed",
+        parse=pem.unhexed,
+        samples=lambda: (b"3082\n\0",),
+    ),
     Parser(name="sds.attestation.kinds:kind_of", parse=kinds.kind_of, samples=_quotes),
     Parser(
         name="sds.attestation.kinds:describe",
@@ -513,7 +530,7 @@ PARSERS: Final[list[Parser]] = [
     Parser(
         name="sds.attestation.tpm.attest:parse_attest",
         parse=tpm_attest.parse_attest,
-        samples=lambda: (made_quotes.attest(), made_quotes.nv_attest()),
+        samples=lambda: (made_quotes.attest(),),
     ),
     Parser(
         name="sds.attestation.tpm.parcel:unpack",
@@ -533,7 +550,7 @@ PARSERS: Final[list[Parser]] = [
     Parser(
         name="sds.attestation.tpm.attest:describe_attest",
         parse=tpm_attest.describe_attest,
-        samples=lambda: (made_quotes.attest(), made_quotes.nv_attest()),
+        samples=lambda: (made_quotes.attest(),),
     ),
     Parser(
         name="sds.attestation.azure.runtime:parse_runtime",

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.ca.capacity import connections, memory_limit
+from sds.ca.capacity import between_looks, connections, memory_limit
+from sds.operations.places import most_connections
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,21 +16,31 @@ MIB = 1024 * 1024
 
 
 @pytest.mark.parametrize(
-    ("memory", "descriptors", "expected"),
+    ("memory", "descriptors", "listeners", "expected"),
     [
-        (None, 1_000_000, 10_064),
-        (256 * MIB, 1_000_000, 768),
-        (64 * MIB, 1_000_000, 256),
-        (512 * MIB, 1_000_000, 4864),
-        (8192 * MIB, 1_000_000, 10_064),
-        (None, 1024, 448),
-        (None, 100, 1),
+        (None, 1_000_000, 3, 10_064),
+        (256 * MIB, 1_000_000, 3, 768),
+        (64 * MIB, 1_000_000, 0, 256),
+        (512 * MIB, 1_000_000, 0, 4864),
+        (8192 * MIB, 1_000_000, 0, 10_064),
+        (None, 1024, 0, 448),
+        (None, 1024, 3, 250),
+        (None, 100, 3, 1),
     ],
 )
 def test_memory_and_descriptors_bound_connections(
-    memory: int | None, descriptors: int, expected: int
+    memory: int | None, descriptors: int, listeners: int, expected: int
 ) -> None:
-    assert connections(streams=10_000, memory=memory, descriptors=descriptors) == expected
+    found = connections(streams=10_000, memory=memory, descriptors=descriptors, listeners=listeners)
+    assert found == expected
+
+
+@pytest.mark.parametrize("descriptors", [1024, 4096, 65_536])
+def test_full_listeners_leave_descriptors_for_files(descriptors: int) -> None:
+    """Connections, those between two looks, and three small listeners that somebody filled."""
+    most = connections(streams=100_000, memory=None, descriptors=descriptors, listeners=3)
+    full = most + between_looks(most) + 3 * most_connections(descriptors)
+    assert descriptors - full >= 128
 
 
 def limit(folder: Path, name: str, text: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support import evidence_vectors as vectors
 from tests.support import need
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 GENOA = "6a6519d757e68c2e939c9dbbbc1828498e8de35d2766dd05f1a2cca5059d0cf4ae62a36d75c837974dd50b315506e73e"  # noqa: E501  one value
@@ -137,6 +140,55 @@ def test_report_data_and_product() -> None:
     assert document(other)["reason"] == "product_mismatch"
 
 
+def sgx_quote(version: int) -> bytes:
+    """Header and body of an enclave's quote (DCAP, appendix A.4); the rest is not read."""
+    named = struct.pack("<HI", 1, 384) if version == 5 else b""
+    return struct.pack("<HHI", version, 2, 0).ljust(48, b"\0") + named + bytes(384) + bytes(600)
+
+
+REPORT = "genoa-v3"
+OTHER_BYTES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
+    "certificates": (lambda raw: raw + bytes(100), "report_length", "100 bytes follow it"),
+    "answer": (
+        lambda raw: struct.pack("<II24x", 0, 1184) + raw + bytes(2784),
+        "report_length",
+        "begins at byte 32",
+    ),
+    "cut": (lambda raw: raw[:1000], "report_length", "184 bytes of it are missing"),
+    "base64": (base64.b64encode, "evidence_malformed", "AMD SEV-SNP attestation report, written"),
+    "lines": (base64.encodebytes, "evidence_malformed", "written in base64"),
+    "url": (
+        lambda raw: b'"' + base64.urlsafe_b64encode(raw).rstrip(b"=") + b'"\n',
+        "evidence_malformed",
+        "written in base64",
+    ),
+    "hex": (lambda raw: raw.hex().encode(), "evidence_malformed", "written in hexadecimal"),
+    "tdreport": (lambda _: b"\x81" + bytes(1023), "evidence_malformed", "this is a TDREPORT"),
+    "sgx3": (lambda _: sgx_quote(3), "evidence_malformed", "Intel SGX enclave"),
+    "sgx5": (lambda _: sgx_quote(5), "evidence_malformed", "Intel SGX enclave"),
+    "words": (lambda _: b"no evidence at all", "evidence_malformed", "no evidence that is known"),
+}
+
+
+@pytest.mark.parametrize("name", list(OTHER_BYTES))
+def test_what_is_given_in_place_of_evidence_is_named(name: str, tmp_path: Path) -> None:
+    make, reason, words = OTHER_BYTES[name]
+    file = tmp_path / name
+    file.write_bytes(make(vectors.evidence(REPORT).report))
+    result = run("verify", file, "--output", "json")
+    assert result.exit_code == 1
+    parsed = document(result)
+    assert parsed["reason"] == reason
+    assert words in parsed["checks"][0]["found"]
+    shown = run("show", file)
+    if name in {"tdreport", "sgx3", "sgx5"}:
+        assert shown.exit_code == 0
+        assert "not verified: Intel" in shown.stdout
+    else:
+        assert shown.exit_code != 0
+        assert words in shown.output
+
+
 def test_files_that_are_nothing_are_refused_not_fatal(tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
     nothing.write_bytes(b"nothing")
@@ -160,6 +212,7 @@ def test_files_that_are_nothing_are_refused_not_fatal(tmp_path: Path) -> None:
         ("turin-v5/report.bin", "sev-snp", ("product", "turin")),
         ("azure-hcl/hcl-report.bin", "sev-snp", ("report_version", "2")),
         ("tdx/quote-v5.dat", "tdx", ("quote_version", "5")),
+        ("tdx/quote-v5.dat", "tdx", ("fmspc", "90c06f000000")),
     ],
 )
 def test_show_decodes_everything(file: str, kind: str, claim: tuple[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
+import uuid
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +25,7 @@ from sds.attestation.snp.certificate_table import (
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
 from sds.errors import EvidenceMalformedError, EvidenceUnavailableError
+from sds.pki import certificate_pem
 from tests.support.clock import PauseCounter
 from tests.support.machines import NOW, simulated
 from tests.support.refusals import refused
@@ -144,6 +146,10 @@ def test_certificate_tables() -> None:
     found = parse_certificate_table(table(machine, 4096))
     assert chain_of_table(found, vlek=False) == (leaf, ask, ark)
     assert chain_of_table(found, vlek=True) == ()
+    # As Google's hosts: more entries, unknown ones too; as others: files in PEM, one that is none.
+    more = {uuid.UUID(int=7): b"endorsement", ARK: b"", VCEK: certificate_pem([leaf]), ASK: b"x"}
+    found = parse_certificate_table(build_certificate_table(more))
+    assert chain_of_table(found, vlek=False) == (leaf, b"x")
     assert parse_certificate_table(b"") == {}
     assert parse_certificate_table(bytes(24)) == {}
     whole = table(machine)

@@ -16,7 +16,7 @@ from sds.attestation.checks import Checks
 from sds.attestation.evidence import ReportData
 from sds.attestation.foreign import parse_hcl
 from sds.attestation.tpm import commands
-from sds.attestation.tpm.attest import SHA256_BANK, Bank, CertifiedNv, parse_attest
+from sds.attestation.tpm.attest import SHA256_BANK, Bank
 from sds.attestation.tpm.credential import make_credential
 from sds.attestation.tpm.device import Tpm, open_tpm
 from sds.attestation.tpm.keys import (
@@ -71,7 +71,6 @@ def test_what_no_tpm_made_is_refused() -> None:
     said = made_quotes.nv_attest(qualifying_data(DATA))
     other = replace(made, attest=said, signature=made_quotes.key().sign(said))
     assert reasons(other) == ["tpm_quote"]
-    assert isinstance(parse_attest(said).attested, CertifiedNv)
 
 
 def test_another_request_another_key_other_values() -> None:
@@ -204,20 +203,6 @@ def test_a_software_tpm_quotes_what_was_extended(place: Path) -> None:
         again = commands.create_primary(tpm, commands.ENDORSEMENT, commands.AK_TEMPLATE)
         assert again.public == key.public  # the same key at every start
         assert again.handle == key.handle  # the first one was flushed
-
-
-def test_a_counter_is_certified(place: Path) -> None:
-    index = 0x0180_0001
-    with open_tpm(place) as tpm:
-        software_tpm.define(tpm, index, (7).to_bytes(8, "big"))
-        key = commands.create_primary(tpm, commands.ENDORSEMENT, commands.AK_TEMPLATE)
-        said, signature = commands.nv_certify(tpm, key.handle, index, b"nonce")
-        name = commands.nv_public(tpm, index).name
-        assert commands.nv_read(tpm, index) == (7).to_bytes(8, "big")
-    verify_signature(parse_public(key.public).key, parse_signature(signature), said)
-    attest = parse_attest(said)
-    assert attest.data == b"nonce"
-    assert attest.attested == CertifiedNv(name=name, offset=0, contents=(7).to_bytes(8, "big"))
 
 
 @pytest.mark.parametrize("template", [commands.EK_RSA_TEMPLATE, commands.EK_ECC_TEMPLATE])

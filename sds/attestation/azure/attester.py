@@ -1,9 +1,10 @@
 """Evidence of an Azure confidential VM, through its paravisor's vTPM.
 
 Owns one attempt: the paravisor's blob from NV, the vTPM's quote over our data, and what only the
-host can give: certificates or a TDX quote, which are kept for as long as the blob is the same.
-Invariants: what goes out is bound to the data that was asked for and to the key that the blob
-names; nothing blocks the event loop; the number of attempts is bounded.
+host can give: certificates or a TDX quote, which are kept for as long as they belong to the
+hardware report. Invariants: what goes out is bound to the data that was asked for and to the key
+that the blob names; a blob that the paravisor replaced while it was read is read again; nothing
+blocks the event loop; the number of attempts is bounded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
+from sds.attestation.azure.blob import read_blob
 from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.azure.runtime import parse_runtime
 from sds.attestation.checks import Checks
@@ -18,6 +20,7 @@ from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.foreign import HclBlob, parse_hcl
 from sds.attestation.snp.endorsements import endorsements_of
 from sds.attestation.snp.report import Report
+from sds.attestation.snp.sources import fits_report
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK
 from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
     from sds.attestation.snp.sources import Endorsements
     from sds.clock import Clock
 
-NV_INDEX: Final = 0x0140_0001
-"""Where the paravisor keeps its blob (OpenHCL, TPM_NV_INDEX_ATTESTATION_REPORT)."""
 KEY: Final = 0x8100_0003
 """The attestation key's persistent handle (OpenHCL, TPM_AZURE_AIK_HANDLE)."""
 ATTEMPTS: Final = 6
@@ -69,8 +70,10 @@ class VtpmAttester:
         self._service = service
         self._sources = tuple(sources)
         self._clock = clock
-        # The host gives these for the blob of this boot; they are the same for every request.
-        self._kept: tuple[bytes, bytes, tuple[bytes, ...]] | None = None
+        # A paravisor signs a new report for every reader: the certificates of one belong to the
+        # next. A TDREPORT is the same until the TD changes, and so is its quote.
+        self._certified: tuple[bytes, ...] = ()
+        self._quoted = (b"", b"")
 
     async def attest(self, data: ReportData) -> Evidence:
         """Collect evidence whose quote is bound to ``data``; tries again where it can help.
@@ -95,19 +98,18 @@ class VtpmAttester:
                 reason="evidence_unsupported",
             )
         parts = {**parts_of(quote), Piece.HCL: raw}
-        td_quote, certificates = await self._endorsed(raw, blob)
-        if td_quote:
-            parts[Piece.TD_QUOTE] = td_quote
-        return Evidence(kind=self._kind, report=pack(parts), certificates=certificates)
-
-    async def _endorsed(self, raw: bytes, blob: HclBlob) -> tuple[bytes, tuple[bytes, ...]]:
-        if self._kept is not None and self._kept[0] == raw:
-            return self._kept[1:]
         if blob.kind == "tdx":
-            self._kept = (raw, await self._service.td_quote(blob.report), ())
-        else:
-            self._kept = (raw, b"", await self._certificates(Report.parse(blob.report)))
-        return self._kept[1:]
+            parts[Piece.TD_QUOTE] = await self._td_quote(blob.report)
+            return Evidence(kind=self._kind, report=pack(parts))
+        report = Report.parse(blob.report)
+        if not self._certified or not fits_report(self._certified[0], report):
+            self._certified = await self._certificates(report)
+        return Evidence(kind=self._kind, report=pack(parts), certificates=self._certified)
+
+    async def _td_quote(self, report: bytes) -> bytes:
+        if self._quoted[0] != report:
+            self._quoted = (report, await self._service.td_quote(report))
+        return self._quoted[1]
 
     async def _certificates(self, report: Report) -> tuple[bytes, ...]:
         failure: EndorsementUnavailableError | None = None
@@ -127,7 +129,7 @@ class VtpmAttester:
 def _collect(device: Path, data: ReportData) -> tuple[bytes, HclBlob, SignedQuote]:
     """One attempt. It blocks."""
     with open_tpm(device) as tpm:
-        raw = commands.nv_read(tpm, NV_INDEX)
+        raw = read_blob(tpm)
         blob = parse_hcl(raw)
         quote = commands.quote(tpm, KEY, qualifying_data(data), SHA256_BANK)
     checks = Checks()

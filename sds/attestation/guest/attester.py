@@ -72,8 +72,9 @@ def guest_attester(
     else:
         raise EvidenceError(
             f"this machine has neither {reports} nor {device}",
-            advice="run in an SEV-SNP or TDX guest, with configfs mounted; to try things out here, "
-            "put `sds simulate --` before the command",
+            advice="run in an SEV-SNP or TDX guest with configfs mounted, or set the kind to "
+            "azure-snp-vtpm or azure-tdx-vtpm on Azure; to try things out here, put `sds "
+            "simulate --` before the command",
             reason="evidence_unsupported",
         )
     return attester if kind is None else OneKindAttester(attester, kind)

@@ -9,7 +9,8 @@ import struct
 import uuid
 from typing import Final
 
-from sds.errors import EvidenceMalformedError
+from sds.attestation.pem import der_certificates
+from sds.errors import EvidenceError, EvidenceMalformedError
 
 _ENTRY: Final = struct.Struct("<16sII")
 _MAX_ENTRIES: Final = 64
@@ -44,11 +45,22 @@ def parse_certificate_table(raw: bytes) -> dict[uuid.UUID, bytes]:
 
 
 def chain_of_table(table: dict[uuid.UUID, bytes], *, vlek: bool) -> tuple[bytes, ...]:
-    """Leaf first: VLEK or VCEK, then ASK and ARK where they are; empty without the leaf."""
+    """DER, leaf first: VLEK or VCEK, then ASK and ARK where they are; empty without the leaf.
+
+    An entry is DER by the document; hosts put in files as they find them, PEM too.
+    """
     leaf = table.get(VLEK if vlek else VCEK)
     if not leaf:
         return ()
-    return (leaf, *(table[guid] for guid in (ASK, ARK) if table.get(guid)))
+    entries = (leaf, *(table[guid] for guid in (ASK, ARK) if table.get(guid)))
+    return tuple(der for entry in entries for der in _ders(entry))
+
+
+def _ders(entry: bytes) -> tuple[bytes, ...]:
+    try:
+        return der_certificates(entry, what="an entry of the certificate table")
+    except EvidenceError:
+        return (entry,)  # refused as a certificate that cannot be read
 
 
 def build_certificate_table(entries: dict[uuid.UUID, bytes]) -> bytes:

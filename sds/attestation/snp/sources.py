@@ -52,7 +52,11 @@ class Endorsements(Protocol):
 
 
 class EndorsedAttester:
-    """An attester whose SEV-SNP evidence is completed where the host gave no certificates."""
+    """An attester whose SEV-SNP evidence is completed where the host gave no certificates.
+
+    Hosts keep the certificates that they give in a table of their own, and may forget to renew it
+    after an update of the firmware: a leaf of another chip or TCB is as good as none.
+    """
 
     def __init__(self, inner: Attester, sources: Iterable[Endorsements]) -> None:
         """``sources`` are asked in order."""
@@ -60,15 +64,17 @@ class EndorsedAttester:
         self._sources = tuple(sources)
 
     async def attest(self, data: ReportData) -> Evidence:
-        """As the inner attester; certificates are added, never replaced.
+        """As the inner attester; certificates that belong to the report are never replaced.
 
         Raises:
-            EvidenceError: as the inner one, or the last source's where none had any.
+            EvidenceError: as the inner one, or the last source's where nobody had any.
         """
         evidence = await self._inner.attest(data)
-        if evidence.certificates or evidence.kind is not EvidenceKind.SEV_SNP:
+        if evidence.kind is not EvidenceKind.SEV_SNP:
             return evidence
         report = Report.parse(evidence.report)
+        if evidence.certificates and fits_report(evidence.certificates[0], report):
+            return evidence
         failure: EvidenceError | None = None
         for source in self._sources:
             try:
@@ -78,6 +84,8 @@ class EndorsedAttester:
                 continue
             if found:
                 return replace(evidence, certificates=found)
+        if evidence.certificates:
+            return evidence  # the verifier says what of them does not fit
         raise failure or EndorsementUnavailableError(
             "no source has the certificate of this chip and TCB",
             advice="put the VCEK into the directory, or configure a cache server",

@@ -73,10 +73,15 @@ def load_collateral(folder: Path) -> Collateral:
             advice=_ADVICE,
         )
     return Collateral(
-        tcb_infos=tuple((str(path), _read(path)) for path in infos),
-        qe_identity=_read(folder / QE_IDENTITY),
-        signing_chain=_read(folder / SIGNING_CHAIN),
+        tcb_infos=tuple((str(path), _text(path)) for path in infos),
+        qe_identity=_text(folder / QE_IDENTITY),
+        signing_chain=_text(folder / SIGNING_CHAIN),
     )
+
+
+def _text(path: Path) -> bytes:
+    """A text, without the NUL with which Intel's quote provider library ends it."""
+    return _read(path).rstrip(b"\0")
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

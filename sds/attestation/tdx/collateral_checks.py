@@ -192,8 +192,7 @@ def _platform_levels(checks: Checks, platform: Platform, info: TcbInfo) -> dict[
             attributes=body.seam_attributes,
         )
     except EvidenceError as error:
-        failure = EvidenceError(error.message, reason="tdx_module")
-        checks.attempt("tdx_module", failure, found=error.message, expected="a known module")
+        checks.attempt("tdx_module", error, found=error.message, expected="a known module")
         return levels
     checks.attempt("tdx_module", None, found="known", expected="a known module")
     return levels if module is None else levels | {"module": module}

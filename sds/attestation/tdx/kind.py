@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
+from cryptography import x509
+
 from sds.attestation.kind import KindOfEvidence
+from sds.attestation.pem import UNREADABLE, der_certificates
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.report import REPORT_BYTES
 from sds.attestation.tdx.claims import claims_of_quote
+from sds.attestation.tdx.pck import Pck, read_pck
 from sds.attestation.tdx.quote import TEE_TYPE_TDX, parse_quote
 from sds.attestation.tdx.verifier import TdxVerifier
+from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
     from sds.attestation.kind import Demands
@@ -29,6 +35,16 @@ def _recognises(raw: bytes) -> bool:
     return len(raw) != REPORT_BYTES and int.from_bytes(raw[4:8], "little") == TEE_TYPE_TDX
 
 
+def _describe(raw: bytes) -> dict[str, str]:
+    quote = parse_quote(raw)
+    pck: Pck | None = None
+    # What the platform is, as far as the quote's first certificate can be read.
+    with contextlib.suppress(EvidenceError, *UNREADABLE):
+        leaf, *_ = der_certificates(quote.pck_chain, what="the PCK chain")
+        pck = read_pck(x509.load_der_x509_certificate(leaf))
+    return claims_of_quote(quote, pck, {})
+
+
 def _contained(outblob: bytes, _auxblob: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     return parse_quote(outblob).body.report_data, ()
 
@@ -37,6 +53,6 @@ KIND = KindOfEvidence(
     title="Intel TDX quote",
     examiner=_examiner,
     recognises=_recognises,
-    describe=lambda raw: claims_of_quote(parse_quote(raw), None, {}),
+    describe=_describe,
     contained=_contained,
 )

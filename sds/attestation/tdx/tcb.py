@@ -141,7 +141,7 @@ class EnclaveIdentity(_Part):
     attributes_mask: Hex
     signer: Hex = Field(alias="mrsigner")
     product_id: Word = Field(alias="isvprodid")
-    levels: list[_EnclaveLevel] = Field(alias="tcbLevels")
+    levels: Annotated[list[_EnclaveLevel], Field(alias="tcbLevels", min_length=1)]
 
 
 class Recovery(_Part):
@@ -262,28 +262,26 @@ def module_level(
     """The TDX module's level; None for modules before 1.5, which have none of their own.
 
     Raises:
-        EvidenceError: ``collateral_untrusted``: the module is unknown, its signer or attributes
-            differ, or it reaches no level.
+        EvidenceError: ``tdx_module``: the collateral knows no such module, or its signer or
+            attributes differ. ``tcb_status``: it reaches no level (QVL, "TCB not supported").
     """
     version, svn = tee_tcb_svn[1], tee_tcb_svn[0]
     later = _module(info, version)
     module = info.module if version == 0 else later
     if module is None:
         raise EvidenceError(
-            f"the collateral knows no TDX module of version {version}",
-            reason="collateral_untrusted",
+            f"the collateral knows no TDX module of version {version}", reason="tdx_module"
         )
     if mr_signer != bytes.fromhex(module.signer):
-        raise EvidenceError("the TDX module's signer is another one", reason="collateral_untrusted")
+        raise EvidenceError("the TDX module's signer is another one", reason="tdx_module")
     if not same_under_mask(attributes, module.mask, module.attributes):
-        raise EvidenceError("the TDX module's attributes are others", reason="collateral_untrusted")
+        raise EvidenceError("the TDX module's attributes are others", reason="tdx_module")
     if later is None or version == 0:
         return None
     found = _enclave_level(later.levels, svn)
     if found is None:
         raise EvidenceError(
-            f"the TDX module's security version {svn} reaches no level",
-            reason="collateral_untrusted",
+            f"the TDX module's security version {svn} reaches no level", reason="tcb_status"
         )
     return found
 
@@ -292,13 +290,13 @@ def enclave_level(identity: EnclaveIdentity, security_version: int) -> TcbLevel:
     """The quoting enclave's level.
 
     Raises:
-        EvidenceError: ``collateral_untrusted``: it reaches none.
+        EvidenceError: ``tcb_status``: it reaches none (QVL, "TCB not supported").
     """
     found = _enclave_level(identity.levels, security_version)
     if found is None:
         raise EvidenceError(
             f"the quoting enclave's version {security_version} reaches no level",
-            reason="collateral_untrusted",
+            reason="tcb_status",
         )
     return found
 
@@ -359,7 +357,7 @@ def _newest(info: TcbInfo, svn: bytes) -> bool:
 
 
 def _module(info: TcbInfo, version: int) -> _ModuleIdentity | None:
-    return next((one for one in info.modules if one.id == f"TDX_{version:02X}"), None)
+    return next((one for one in info.modules if one.id.upper() == f"TDX_{version:02X}"), None)
 
 
 def _sgx_reached(level: _PlatformLevel, pck: Pck) -> bool:

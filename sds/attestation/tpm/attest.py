@@ -1,4 +1,4 @@
-"""What a TPM attests: quotes of PCRs and certified NV contents (TCG Part 2, section 10.12).
+"""What a TPM attests: quotes of PCRs (TCG Part 2, section 10.12).
 
 Owns the layout of TPMS_ATTEST. Invariant: what does not begin with TPM_GENERATED_VALUE is never an
 :class:`Attest`, so that a restricted key's signature over it means that its TPM made it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from sds.attestation.tpm.wire import GENERATED, Algorithm, AttestType, TpmReader
+from sds.attestation.tpm.wire import ATTEST_QUOTE, GENERATED, Algorithm, TpmReader
 from sds.errors import EvidenceMalformedError
 
 PCRS: Final = 24
@@ -44,21 +44,6 @@ class Quoted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CertifiedNv:
-    """TPMS_NV_CERTIFY_INFO (section 10.12.8).
-
-    Attributes:
-        name: of the NV index: the hash of its public area.
-        offset: of the contents within it.
-        contents: what it had.
-    """
-
-    name: bytes
-    offset: int
-    contents: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Attest:
     """A TPMS_ATTEST (section 10.12.12), laid out.
 
@@ -71,7 +56,7 @@ class Attest:
         clock: milliseconds that the TPM was powered.
         safe: whether no such clock was given before.
         firmware: version of the TPM's firmware.
-        attested: what is attested.
+        quoted: what is quoted.
     """
 
     raw: bytes = field(repr=False)
@@ -82,15 +67,15 @@ class Attest:
     restarts: int
     safe: bool
     firmware: int
-    attested: Quoted | CertifiedNv
+    quoted: Quoted
 
 
 def parse_attest(raw: bytes) -> Attest:
-    """Lay out a TPMS_ATTEST of a quote or of NV contents.
+    """Lay out a TPMS_ATTEST of a quote.
 
     Raises:
         EvidenceMalformedError: it is cut short or too long, was not made by a TPM, or attests
-            something else.
+            something else than PCRs.
     """
     reader = TpmReader(raw, what="the TPM's statement")
     magic, kind = reader.number(4), reader.number(2)
@@ -102,17 +87,12 @@ def parse_attest(raw: bytes) -> Attest:
     signer, data = reader.sized(), reader.sized()
     clock, resets, restarts, safe = (reader.number(size) for size in (8, 4, 4, 1))
     firmware = reader.number(8)
-    attested: Quoted | CertifiedNv
-    if kind == AttestType.QUOTE:
-        attested = Quoted(banks=_banks(reader), digest=reader.sized())
-    elif kind == AttestType.NV:
-        name, offset = reader.sized(), reader.number(2)
-        attested = CertifiedNv(name=name, offset=offset, contents=reader.sized())
-    else:
+    if kind != ATTEST_QUOTE:
         raise EvidenceMalformedError(
-            f"the TPM's statement is of type {kind:#06x}",
-            advice="quotes (0x8018) and certified NV contents (0x8014) are taken",
+            f"the TPM's statement is of type {kind:#06x}, not a quote ({ATTEST_QUOTE:#06x})",
+            reason="tpm_quote",
         )
+    quoted = Quoted(banks=_banks(reader), digest=reader.sized())
     reader.done()
     if safe > 1:
         raise EvidenceMalformedError(f"the TPM's statement says {safe} for yes or no")
@@ -125,7 +105,7 @@ def parse_attest(raw: bytes) -> Attest:
         restarts=restarts,
         safe=bool(safe),
         firmware=firmware,
-        attested=attested,
+        quoted=quoted,
     )
 
 
@@ -154,23 +134,16 @@ def describe_attest(raw: bytes) -> dict[str, str]:
         EvidenceMalformedError: it cannot be laid out.
     """
     said = parse_attest(raw)
-    if isinstance(said.attested, Quoted):
-        what = {
-            "pcrs": ", ".join(
-                f"{bank.algorithm:#06x}: {' '.join(map(str, bank.pcrs))}"
-                for bank in said.attested.banks
-            ),
-            "pcr_digest": said.attested.digest.hex(),
-        }
-    else:
-        what = {"nv_name": said.attested.name.hex(), "nv_contents": said.attested.contents.hex()}
     return {
         "tpm_data": said.data.hex(),
         "tpm_signer": said.signer.hex(),
         "tpm_resets": str(said.resets),
         "tpm_restarts": str(said.restarts),
         "tpm_firmware": f"{said.firmware:#018x}",
-        **what,
+        "pcrs": ", ".join(
+            f"{bank.algorithm:#06x}: {' '.join(map(str, bank.pcrs))}" for bank in said.quoted.banks
+        ),
+        "pcr_digest": said.quoted.digest.hex(),
     }
 
 

@@ -187,32 +187,15 @@ def _joined(pcrs: Mapping[int, bytes]) -> bytes:
     return b"".join(pcrs[pcr] for pcr in sorted(pcrs))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NvPublic:
-    """A TPMS_NV_PUBLIC (Part 2, section 13.5).
-
-    Attributes:
-        raw: all of it: its hash is the index's name.
-        attributes: TPMA_NV.
-        size: bytes of its contents.
-        name: of the index.
-    """
-
-    raw: bytes = field(repr=False)
-    attributes: int
-    size: int
-    name: bytes
-
-
-def nv_public(tpm: Tpm, index: int) -> NvPublic:
-    """TPM2_NV_ReadPublic (section 31.6)."""
-    answer = tpm.execute(0x169, handles=(index,)).parameters
-    raw, name = answer.sized(), answer.sized()
+def _nv_public(tpm: Tpm, index: int) -> tuple[int, int]:
+    """TPMA_NV and size of an NV index (TPM2_NV_ReadPublic, section 31.6)."""
+    raw = tpm.execute(0x169, handles=(index,)).parameters.sized()
+    # TPMS_NV_PUBLIC (Part 2, section 13.5).
     reader = TpmReader(raw, what=f"the public area of NV index {index:#x}")
     reader.take(6)  # index, nameAlg
     attributes = reader.number(4)
     reader.sized()  # authPolicy
-    return NvPublic(raw=raw, attributes=attributes, size=reader.number(2), name=name)
+    return attributes, reader.number(2)
 
 
 def nv_read(tpm: Tpm, index: int) -> bytes:
@@ -221,15 +204,17 @@ def nv_read(tpm: Tpm, index: int) -> bytes:
     Raises:
         EvidenceUnavailableError: it is longer than any that is read, or gives less than it says.
     """
-    public = nv_public(tpm, index)
-    if public.size > _MAX_NV_BYTES:
-        raise EvidenceUnavailableError(f"NV index {index:#x} has {public.size} bytes")
+    attributes, length = _nv_public(tpm, index)
+    if length > _MAX_NV_BYTES:
+        raise EvidenceUnavailableError(f"NV index {index:#x} has {length} bytes")
+    # Who may read it: the owner, or the index itself, each with an empty password.
+    authority = OWNER if attributes & _OWNER_READ else index
     contents = b""
-    while len(contents) < public.size:
-        size = min(_NV_BLOCK, public.size - len(contents))
+    while len(contents) < length:
+        size = min(_NV_BLOCK, length - len(contents))
         block = tpm.execute(
             0x14E,
-            handles=(nv_authority(public, index), index),
+            handles=(authority, index),
             authorizations=(None,),
             parameters=struct.pack(">HH", size, len(contents)),
         ).parameters.sized()
@@ -239,23 +224,6 @@ def nv_read(tpm: Tpm, index: int) -> bytes:
             )
         contents += block
     return contents
-
-
-def nv_authority(public: NvPublic, index: int) -> int:
-    """Who may read it: the owner, or the index itself, each with an empty password."""
-    return OWNER if public.attributes & _OWNER_READ else index
-
-
-def nv_certify(tpm: Tpm, key: int, index: int, data: bytes) -> tuple[bytes, bytes]:
-    """TPM2_NV_Certify (section 31.16) of all of an index: TPMS_ATTEST and TPMT_SIGNATURE."""
-    public = nv_public(tpm, index)
-    reader = tpm.execute(
-        0x184,
-        handles=(key, nv_authority(public, index), index),
-        authorizations=(None, None),
-        parameters=sized(data) + _NO_SCHEME + struct.pack(">HH", public.size, 0),
-    ).parameters
-    return reader.sized(), reader.rest()
 
 
 def activate_credential(

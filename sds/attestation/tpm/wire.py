@@ -15,6 +15,8 @@ from sds.errors import EvidenceMalformedError
 
 GENERATED: Final = 0xFF544347
 """TPM_GENERATED_VALUE (section 6.2): begins what only a TPM makes."""
+ATTEST_QUOTE: Final = 0x8018
+"""TPM_ST_ATTEST_QUOTE (section 6.9)."""
 MAX_BUFFER: Final = 4096
 """Bytes of one sized buffer that are read: above every key, digest and signature."""
 
@@ -39,14 +41,6 @@ class Algorithm(IntEnum):
     ECDAA = 0x001A
     ECC = 0x0023
     CFB = 0x0043
-
-
-class AttestType(IntEnum):
-    """TPM_ST of attestation structures (section 6.9)."""
-
-    NV = 0x8014
-    CERTIFY = 0x8017
-    QUOTE = 0x8018
 
 
 HASHES: Final = {

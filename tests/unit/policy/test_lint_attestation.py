@@ -115,6 +115,34 @@ STRICT_TDX = {
             },
             [],
         ),
+        (
+            ["azure-snp-vtpm"],
+            {
+                "snp": {"minimum_tcb": TCB},
+                "others": {
+                    "azure-snp-vtpm": {
+                        "pcrs": {"4": ["ab" * 32]},
+                        "measurements": ["ab" * 48],
+                        "require_secure_boot": True,
+                    }
+                },
+            },
+            ["name PCR 7"],
+        ),
+        (
+            ["azure-snp-vtpm"],
+            {
+                "snp": {"minimum_tcb": TCB},
+                "others": {
+                    "azure-snp-vtpm": {
+                        "pcrs": {"7": ["ab" * 32]},
+                        "measurements": ["ab" * 48],
+                        "require_secure_boot": True,
+                    }
+                },
+            },
+            [],
+        ),
         (["tpm"], {"others": {"tpm": {"aks": ["ab" * 32]}}}, ["whatever its PCRs are"]),
         (["tdx"], {"tdx": {**STRICT_TDX, "permit_debug": True}}, ["tdx.permit_debug"]),
         (["tdx"], {"tdx": {**STRICT_TDX, "tcb_statuses": ["OutOfDate"]}}, ["OutOfDate accepts"]),
