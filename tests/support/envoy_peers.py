@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -148,15 +149,18 @@ def bootstrap(questions: list[Question], secrets: dict[str, Any]) -> dict[str, A
             node="matrix",
             secrets=SecretSource(socket="/nowhere"),  # type: ignore[arg-type]
             admin=anywhere,
-            inbound=[Inbound(listen=anywhere) for _ in questions],
+            inbound=[Inbound(listen=anywhere)],
         )
     )
-    for question, listener in zip(questions, made["static_resources"]["listeners"], strict=True):
-        (chain,) = listener["filter_chains"]
-        chain["transport_socket"]["typed_config"]["common_tls_context"] = secrets
-        manager = chain["filters"][0]["typed_config"]
+    (only,) = made["static_resources"]["listeners"]  # rendering hundreds takes half a minute
+    (chain,) = only["filter_chains"]
+    chain["transport_socket"]["typed_config"]["common_tls_context"] = secrets
+    listeners = [copy.deepcopy(only) for _ in questions]
+    for number, (question, listener) in enumerate(zip(questions, listeners, strict=True), 1):
+        listener["name"] = "inbound" if number == 1 else f"inbound-{number}"
+        manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
         manager["http_filters"].insert(0, served(question))
-    made["static_resources"]["clusters"] = []
+    made["static_resources"] |= {"listeners": listeners, "clusters": []}
     return made
 
 
