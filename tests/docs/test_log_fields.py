@@ -6,21 +6,20 @@ import ast
 import re
 
 from tests.support import need
+from tests.support.source import modules
 
 
 def logged_fields() -> dict[str, str]:
     """Name of each ``extra`` field -> where it is used."""
     found: dict[str, str] = {}
-    for path in sorted((need.ROOT / "sds").rglob("*.py")):
-        if "_proto" in path.parts:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 for keyword in node.keywords:
                     if keyword.arg == "extra" and isinstance(keyword.value, ast.Dict):
                         for key in keyword.value.keys:
                             if isinstance(key, ast.Constant):
-                                found[str(key.value)] = str(path.relative_to(need.ROOT))
+                                found[str(key.value)] = name
     return found
 
 

@@ -20,9 +20,9 @@ from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.kubernetes.watch import ListWatch
 from sds.workload.recognition import Recogniser, Timing
-from tests.support import need
 from tests.support.clock import FakeClock
 from tests.support.front_door import Keeper, rules
+from tests.support.source import modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -118,10 +118,8 @@ BOUNDARIES = {
 def made_by_hand() -> set[str]:
     """Where a task or a callback is made that is neither supervised nor guarded."""
     found: set[str] = set()
-    for path in sorted((need.ROOT / "sds").rglob("*.py")):
-        if "_proto" not in path.parts:
-            where = str(path.relative_to(need.ROOT))
-            found |= set(_by_hand(ast.parse(path.read_text()), where, ()))
+    for name, tree in modules().items():
+        found |= set(_by_hand(tree, name, ()))
     return found
 
 

@@ -22,10 +22,10 @@ from sds.policy.keys import read_verification_key
 from sds.policy.settings import read_signed
 from sds.serving.generic import read_memory_file
 from sds.settings import yamlfile
-from tests.support.need import ROOT
+from tests.support.source import methods_called
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 MOST = 1000
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -129,26 +129,17 @@ OWN = {
     "sds/demo": "files of its own",
     "sds/operations/metrics/families.py": "the kernel's file about ourselves",
     "sds/attestation/guest": "the kernel's interfaces of confidential guests",
+    "sds/secrets/heap.py": "the kernel's files about ourselves",
     "sds/workload": "the kernel's files about processes, and files of our own",
 }
 """Code that reads files by other means, and why it may."""
 
 
-def _called(tree: ast.AST) -> Iterator[tuple[ast.Call, ast.Attribute]]:
-    """Methods that are called, here or by what they are handed to."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            for part in (node.func, *node.args):
-                if isinstance(part, ast.Attribute):
-                    yield node, part
-
-
 def test_nothing_writes_a_file_in_place() -> None:
     """A reader of ours, or of others, would find half of it."""
     found = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "sds").rglob("*.py")
-        for _, attribute in _called(ast.parse(path.read_text()))
+        name
+        for name, _, attribute in methods_called()
         if attribute.attr in {"write_bytes", "write_text"}
     }
     own = ("sds/commands", "sds/demo")
@@ -194,17 +185,14 @@ async def test_a_key_set_that_is_no_ordinary_file_holds_no_thread(
 
 def test_nothing_else_reads_what_is_named() -> None:
     found = set()
-    for path in (ROOT / "sds").rglob("*.py"):
-        name = str(path.relative_to(ROOT))
-        for node, attribute in _called(ast.parse(path.read_text())):
-            called = attribute.attr
-            whose = ast.unparse(attribute.value)
-            if called in {"read_bytes", "read_text"} and not whose.startswith(
-                ("resources.", "files(", "importlib.")
-            ):
-                found.add(name)
-            if called == "load_verify_locations" and any(
-                keyword.arg != "cadata" for keyword in node.keywords
-            ):
-                found.add(name)
+    for name, node, attribute in methods_called():
+        called = attribute.attr
+        if called in {"read_bytes", "read_text"} and not ast.unparse(attribute.value).startswith(
+            ("resources.", "files(", "importlib.")
+        ):
+            found.add(name)
+        if called == "load_verify_locations" and any(
+            keyword.arg != "cadata" for keyword in node.keywords
+        ):
+            found.add(name)
     assert {name for name in found if not name.startswith(tuple(OWN))} == set()

@@ -10,7 +10,7 @@ import pytest
 
 from sds import errors
 from sds.reasons import REASONS
-from tests.support import need
+from tests.support.source import modules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +24,9 @@ LABEL = re.compile(r"[a-z0-9_]+")
 
 
 def sources() -> Iterator[ast.Module]:
-    for path in sorted((need.ROOT / "sds").rglob("*.py")):
-        if not {"_proto", "reasons"} & set(path.parts):
-            yield ast.parse(path.read_text(encoding="utf-8"))
+    for name, tree in modules().items():
+        if not name.startswith("sds/reasons/"):
+            yield tree
 
 
 def texts(node: ast.expr) -> Iterator[str]:

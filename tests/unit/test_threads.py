@@ -5,12 +5,10 @@ from __future__ import annotations
 import ast
 import asyncio
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-import sds
 from sds import threads
 from sds.clock import SystemClock
 from sds.identity import KeyType
@@ -18,12 +16,11 @@ from sds.secrets.issuance import Credentials, IssuanceQueue
 from sds.secrets.schedule import Urgency
 from sds.threads import Threads
 from tests.support.fake_authority import FakeAuthority
+from tests.support.source import modules
 from tests.unit.test_rotation import identity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-SOURCES = sorted(Path(sds.__file__).parent.rglob("*.py"))
 
 
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
@@ -55,9 +52,8 @@ def of_the_default_executor(tree: ast.AST) -> Iterator[ast.Call]:
 def test_nothing_uses_the_default_executor() -> None:
     found = [
         f"{path}:{call.lineno}"
-        for path in SOURCES
-        if "_proto" not in path.parts
-        for call in of_the_default_executor(ast.parse(path.read_text()))
+        for path, tree in modules().items()
+        for call in of_the_default_executor(tree)
     ]
     assert not found
 
