@@ -15,14 +15,14 @@ from sds.attestation.csr import AttestedCsr, make_attested_csr, parse_attested_c
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.section import VerificationSection
 from sds.clock import SystemClock
+from sds.commands.collect import AttestationFile
 from sds.errors import ConfigurationError, EvidenceError, KeyTypeError, SdsError
 from sds.exchange.challenge import NONCE_BYTES, attested_csr_report_data
 from sds.identity import Identity, SpiffeId
 from sds.pki import key_type_of, load_private_key, spki_sha256
 from sds.settings import yamlfile
-from sds.settings.fields import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,12 +33,6 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 _MAX_BYTES = 256 * 1024
-
-
-class _AttestationFile(Settings):
-    """A file of which only the section ``attestation`` counts."""
-
-    attestation: AttestationSection
 
 
 def _nonce(_: click.Context, __: click.Parameter, text: str | None) -> bytes | None:
@@ -240,7 +234,7 @@ def _certificates(path: Path) -> list[bytes]:
 
 
 def _collect(path: Path, key: PrivateKey, nonce: bytes) -> Evidence:
-    attester = make_attester(yamlfile.load_file(path, _AttestationFile).attestation)
+    attester = make_attester(yamlfile.load_file(path, AttestationFile).attestation)
     if attester is None:
         raise ConfigurationError(f"{path}: attestation.kind is missing")
     return asyncio.run(attester.attest(_report_data(key, nonce)))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sds.attestation.checks import Checks, Verdict
-from sds.attestation.evidence import REPORT_DATA_BYTES, Evidence, ReportData
+from sds.attestation.evidence import Evidence
 from sds.attestation.files import Places, examined_files
 from sds.attestation.kind import Demands
 from sds.attestation.kinds import describe, kind_of
@@ -24,6 +24,8 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module
 from sds.attestation.snp.report import Product
 from sds.clock import SystemClock
+from sds.commands.collect import collect
+from sds.commands.collect import report_data as report_data_option
 from sds.commands.measure import measure
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import load_file, read
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sds.attestation.checks import Check
+    from sds.attestation.evidence import ReportData
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -40,9 +43,10 @@ MAX_EVIDENCE_BYTES: Final = 1024 * 1024
 
 @click.group("evidence")
 def evidence() -> None:
-    """Verify or show attestation evidence (SEV-SNP reports, TDX quotes)."""
+    """Collect, verify or show attestation evidence (SEV-SNP reports, TDX quotes, TPM quotes)."""
 
 
+evidence.add_command(collect)
 evidence.add_command(measure)
 
 
@@ -58,7 +62,13 @@ evidence.add_command(measure)
     help="Product that is expected.",
 )
 @click.option("--at", metavar="RFC3339", help="Time of verification.  [default: now]")
-@click.option("--report-data", metavar="HEX", help="Report data that is demanded, 64 bytes.")
+@click.option(
+    "--report-data",
+    "data",
+    metavar="HEX",
+    callback=report_data_option,
+    help="Report data that is demanded, 64 bytes.",
+)
 @click.option("--reference-values", type=_FILE, help="What is accepted (YAML).")
 @click.option(
     "--trusted-root", type=_FILE, multiple=True, help="Root trusted beside the manufacturer's."
@@ -75,7 +85,7 @@ def verify(
     chain: tuple[Path, ...],
     product: str | None,
     at: str | None,
-    report_data: str | None,
+    data: ReportData | None,
     reference_values: Path | None,
     trusted_root: tuple[Path, ...],
     collateral: Path | None,
@@ -90,7 +100,6 @@ def verify(
     """
     raw = read(report, max_bytes=MAX_EVIDENCE_BYTES)
     now = _moment(at)
-    data = _report_data(report_data)
     values = load_file(reference_values, ReferenceValues) if reference_values else ReferenceValues()
     roots = _trusted(trusted_root)
     certificates = _certificates([leaf, *chain] if leaf else [])
@@ -246,17 +255,3 @@ def _moment(text: str | None) -> datetime:
             f"--at {text!r} is not an RFC 3339 time", advice="write it as 2026-01-31T12:00:00Z"
         )
     return moment.astimezone(UTC)
-
-
-def _report_data(text: str | None) -> ReportData | None:
-    if text is None:
-        return None
-    try:
-        data = bytes.fromhex(text)
-    except ValueError:
-        data = b""
-    if len(data) != REPORT_DATA_BYTES:
-        raise ConfigurationError(
-            "--report-data is not 64 bytes in hexadecimal", advice="give 128 hexadecimal digits"
-        )
-    return ReportData(data)

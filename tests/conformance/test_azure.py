@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import struct
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -9,6 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
+from click.testing import CliRunner, Result
 
 from sds.attestation.azure.attester import VtpmAttester, azure_attester
 from sds.attestation.azure.blob import NV_INDEX, azure_kind, read_blob
@@ -29,12 +33,14 @@ from sds.attestation.tpm import commands
 from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack
 from sds.attestation.tpm.quote import SignedQuote
 from sds.attestation.tpm.wire import Algorithm, sized
+from sds.cli import main
 from sds.errors import (
     ConfigurationError,
     EndorsementUnavailableError,
     EvidenceError,
     EvidenceMalformedError,
 )
+from sds.pki import certificate_pem
 from tests.support import azure_vectors, machines, made_quotes, need, software_tpm
 from tests.support.clock import PatientClock
 from tests.support.intel import NOW as INTEL_NOW
@@ -312,6 +318,55 @@ async def test_auto_finds_the_paravisor(
             software_tpm.define(tpm, NV_INDEX, blob(b"", b"{}", kind=3))
         with pytest.raises(ConfigurationError, match=r"neither.*trusted launch"):
             make_attester(AttestationSection(kind="auto", tpm_device=plain))
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, ["evidence", *map(str, words)], catch_exceptions=False)
+
+
+async def test_the_command_collects_what_the_agent_would_give(
+    vtpm: Path, machine: SimulatedMachine, tmp_path: Path
+) -> None:
+    out, chain, root = tmp_path / "evidence", tmp_path / "chain.pem", tmp_path / "root.pem"
+    root.write_bytes(certificate_pem([machines.simulated().ark_der]))
+    async with Host(chain=machine.certificates).running() as host:
+        section = {"kind": "azure-snp-vtpm", "tpm_device": str(vtpm), "metadata_server": host.url}
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump({"attestation": section}))
+        words = ["collect", "--attestation", tmp_path / "a.yaml", "--out", out]
+        words += ["--chain-out", chain, "--report-data", DATA.hex()]
+        said = await asyncio.to_thread(run, *words)
+    assert said.exit_code == 0, said.output
+    assert "azure-snp-vtpm evidence" in said.stdout
+    assert "3 certificates" in said.stdout
+    shown = json.loads(run("show", out, "--output", "json").stdout)["claims"]
+    given = ["--leaf", chain, "--trusted-root", root, "--at", machines.NOW.isoformat()]
+    given += ["--report-data", DATA.hex(), "--output", "json"]
+    judged = json.loads(run("verify", out, *given).stdout)
+    assert judged["verdict"] == "accepted"
+    # What is shown unverified is what a policy names.
+    for name in ("measurement", "pcr4", "pcr7", "pcr_bank"):
+        assert shown[name] == judged["claims"][name], name
+
+
+def test_the_command_collects_a_tpms_evidence(tmp_path: Path) -> None:
+    out = tmp_path / "evidence"
+    with software_tpm.software_tpm() as device:
+        section = {"kind": "tpm", "tpm_device": str(device)}
+        (tmp_path / "a.yaml").write_text(yaml.safe_dump({"attestation": section}))
+        said = run("collect", "--attestation", tmp_path / "a.yaml", "--out", out)
+    assert said.exit_code == 0, said.output
+    assert "no certificates came with it" in said.stdout
+    shown = json.loads(run("show", out, "--output", "json").stdout)["claims"]
+    values = tmp_path / "values.yaml"
+    own = {"aks": [shown["ak"]], "pcrs": {"0": [shown["pcr0"]], "23": [shown["pcr23"]]}}
+    values.write_text(yaml.safe_dump({"others": {"tpm": own}}))
+    assert run("verify", out, "--reference-values", values).exit_code == 0
+    (tmp_path / "empty.yaml").write_text("attestation: {}\n")
+    missing = run("collect", "--attestation", tmp_path / "empty.yaml", "--out", out)
+    assert missing.exit_code == 2
+    assert "attestation.kind is missing" in missing.stderr
+    nowhere = run("collect", "--kind", "sev-snp", "--out", tmp_path / "no" / "where")
+    assert nowhere.exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from sds.attestation.azure.verifier import AzureValues, VtpmVerifier, hardware_r
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.foreign import parse_hcl
 from sds.attestation.kind import KindOfEvidence
-from sds.attestation.tpm.attest import describe_attest
 from sds.attestation.tpm.parcel import MARK, Piece, quote_of, unpack
+from sds.attestation.tpm.quote import describe_quote
 from sds.attestation.tpm.values import own_values
 from sds.errors import EvidenceError
 
@@ -57,7 +57,7 @@ def vtpm_kind(
         return {
             **hardware.describe(hardware_report(blob, parts.get(Piece.TD_QUOTE))),
             "runtime_data": blob.runtime.decode("ascii", "replace"),
-            **describe_attest(quote_of(parts).attest),
+            **describe_quote(quote_of(parts)),
         }
 
     def attester(section: AttestationSection) -> Attester:

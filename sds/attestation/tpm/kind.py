@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 from sds.attestation.kind import KindOfEvidence
-from sds.attestation.tpm.attest import describe_attest
 from sds.attestation.tpm.attester import tpm_attester
 from sds.attestation.tpm.keys import parse_public
 from sds.attestation.tpm.parcel import MARK, Piece, quote_of, unpack
+from sds.attestation.tpm.quote import describe_quote
 from sds.attestation.tpm.values import own_values
 from sds.attestation.tpm.verifier import KIND as NAME
 from sds.attestation.tpm.verifier import TpmValues, TpmVerifier
@@ -34,7 +35,11 @@ def _recognises(raw: bytes) -> bool:
 def _describe(raw: bytes) -> dict[str, str]:
     parts = unpack(raw)
     public = parse_public(parts.get(Piece.PUBLIC, b""))
-    return {"ak_name": public.name.hex(), **describe_attest(quote_of(parts).attest)}
+    return {
+        "ak": hashlib.sha256(public.raw).hexdigest(),
+        "ak_name": public.name.hex(),
+        **describe_quote(quote_of(parts)),
+    }
 
 
 KIND = KindOfEvidence(

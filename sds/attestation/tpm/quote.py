@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.tpm.attest import Attest, parse_attest
+from sds.attestation.tpm.attest import Attest, describe_attest, parse_attest
 from sds.attestation.tpm.keys import AttestationKey, parse_signature, verify_signature
 from sds.attestation.tpm.wire import HASHES, STRONG, Algorithm
 from sds.errors import EvidenceError
@@ -124,6 +124,26 @@ def check_quote(
     return VerifiedQuote(
         attest=attest, bank=HASHES[Algorithm(quoted.banks[0].algorithm)], pcrs=pcrs
     )
+
+
+def describe_quote(quote: SignedQuote) -> dict[str, str]:
+    """A quote as text, with the PCR values beside it; nothing is verified.
+
+    Raises:
+        EvidenceMalformedError: it cannot be laid out.
+    """
+    said = describe_attest(quote.attest)
+    banks = [bank for bank in parse_attest(quote.attest).quoted.banks if bank.pcrs]
+    names = {int(number): name for number, name in HASHES.items()}
+    name = names.get(banks[0].algorithm) if len(banks) == 1 else None
+    size = hashlib.new(name).digest_size if name else 0
+    if name is None or len(quote.values) != size * len(banks[0].pcrs):
+        return said
+    values = {
+        f"pcr{pcr}": quote.values[size * i : size * (i + 1)].hex()
+        for i, pcr in enumerate(banks[0].pcrs)
+    }
+    return {**said, "pcr_bank": name, **values}
 
 
 def _check_values(

@@ -1,0 +1,119 @@
+"""``sds evidence collect``: evidence of the machine that it runs on, into a file.
+
+Owns the command line. Invariant: what is written is what this machine gave over the data that was
+asked for; whether it is genuine, `sds evidence verify` says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sds.attestation.build import make_attester
+from sds.attestation.evidence import REPORT_DATA_BYTES, ReportData
+from sds.attestation.registry import KINDS
+from sds.attestation.section import AttestationSection
+from sds.errors import ConfigurationError
+from sds.pki import certificate_pem
+from sds.settings import yamlfile
+from sds.settings.fields import Settings
+
+if TYPE_CHECKING:
+    from sds.attestation.evidence import Evidence
+
+_OUT = click.Path(dir_okay=False, path_type=Path)
+
+
+class AttestationFile(Settings):
+    """A file with nothing but the section ``attestation``."""
+
+    attestation: AttestationSection
+
+
+def report_data(_: click.Context, __: click.Parameter, text: str | None) -> ReportData | None:
+    """The 64 bytes of an option, or None if it was left out.
+
+    Raises:
+        ConfigurationError: these are not 64 bytes in hexadecimal.
+    """
+    if text is None:
+        return None
+    try:
+        data = bytes.fromhex(text)
+    except ValueError:
+        data = b""
+    if len(data) != REPORT_DATA_BYTES:
+        raise ConfigurationError(
+            "--report-data is not 64 bytes in hexadecimal", advice="give 128 hexadecimal digits"
+        )
+    return ReportData(data)
+
+
+@click.command("collect")
+@click.option("--out", required=True, type=_OUT, help="Gets the raw report, quote or TPM evidence.")
+@click.option("--chain-out", type=_OUT, help="Gets the certificates that came with it, PEM.")
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", *(name for name, one in KINDS.items() if one.verified)]),
+    default="auto",
+    show_default=True,
+    help="As `attestation.kind`.",
+)
+@click.option(
+    "--attestation",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="In place of --kind: a YAML file with an `attestation` section.",
+)
+@click.option(
+    "--report-data",
+    "data",
+    metavar="HEX",
+    callback=report_data,
+    help="What it is bound to, 64 bytes.  [default: zeros]",
+)
+def collect(
+    *,
+    out: Path,
+    chain_out: Path | None,
+    kind: str,
+    attestation: Path | None,
+    data: ReportData | None,
+) -> None:
+    """Collect evidence of this machine, as the agent does.
+
+    Run it as the agent's user in a guest that you trust, and take reference values from what `sds
+    evidence show` prints of the file. `sds evidence verify` judges it on any machine; the
+    certificates of --chain-out go there as --leaf.
+    """
+    section = (
+        AttestationSection(kind=kind)
+        if attestation is None
+        else yamlfile.load_file(attestation, AttestationFile).attestation
+    )
+    attester = make_attester(section)
+    if attester is None:
+        raise ConfigurationError(f"{attestation}: attestation.kind is missing")
+    wanted = data if data is not None else ReportData(bytes(REPORT_DATA_BYTES))
+    evidence = asyncio.run(attester.attest(wanted))
+    _write(out, evidence.report)
+    if chain_out is not None:
+        _write(chain_out, certificate_pem(list(evidence.certificates)))
+    click.echo(_said(out, evidence))
+
+
+def _said(out: Path, evidence: Evidence) -> str:
+    count = len(evidence.certificates)
+    return (
+        f"{out}: {evidence.kind} evidence, {len(evidence.report)} bytes; {count or 'no'} "
+        f"certificate{'' if count == 1 else 's'} came with it"
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
