@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 
+from sds.commands.agent import agent
 from tests.support.node import Node, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, running, sds
 from tests.support.xds_client import SDS, Sotw, channel, fetch, secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
 
     from tests.support.process import Process
 
@@ -61,26 +64,29 @@ async def until_status(node: Node, holds: Any) -> Any:
 # --- configuration ---------------------------------------------------------------------------
 
 
+async def test_a_bad_file_is_told_by_one_line_and_status_2(node: Node) -> None:
+    path = node.folder / "agent.yaml"
+    status, stdout, stderr = await output(sds("agent", "--config", path))
+    assert (status, stdout) == (2, "")
+    assert "agent.yaml cannot be read: No such file or directory" in stderr
+    assert len(stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "agent.yaml cannot be read: No such file or directory"),
         ("", "agent.yaml has 0 YAML documents, not one (it is empty)"),
         ("- a", "agent.yaml has no mapping of fields at its top"),
         ("trust_domain: [a]", "trust_domain: expected text, found a list of 1"),
         ("trust_domian: a", "trust_domian: unknown field, did you mean trust_domain?"),
     ],
 )
-async def test_a_bad_file_is_told_by_one_line_and_status_2(
-    node: Node, content: str | None, said: str
-) -> None:
-    path = node.folder / "agent.yaml"
-    if content is not None:
-        path.write_text(content)
-    status, stdout, stderr = await output(sds("agent", "--config", path))
-    assert (status, stdout) == (2, "")
-    assert said in stderr
-    assert len(stderr.splitlines()) == 1
+def test_a_bad_file_is_told_by_one_line(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(content)
+    result = CliRunner().invoke(agent, ["--config", str(path), "--check-config"])
+    assert said in str(result.exception)
+    assert len(str(result.exception).splitlines()) == 1
 
 
 async def test_a_path_that_is_too_long_is_told_before_anything_starts(node: Node) -> None:

@@ -309,11 +309,8 @@ async def test_what_is_wrong_with_a_configuration_is_said_before_anything_starts
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         for path, words in (
             (site.path / "missing.yaml", "missing.yaml"),
-            (site.config("typo", identitys=[]), "identities"),
             (site.config("taken", listen=address), address),
-            (site.config("tls", tls={"certificate": "/no", "key": "/no"}), "/no"),
             (site.config("chip", attestation={"kind": "simulated", "descriptor": 99}), "99"),
-            (site.config("policy", identities=[], policy={"file": "/no", "keys": ["/no"]}), "/no"),
         ):
             status, stdout, stderr = await output(sds("ca", "--config", path))
             assert (status, stdout) == (2, ""), stderr
