@@ -291,7 +291,7 @@ async def signing() -> None:
         verifier=parts.verifier,
         journal=world.journal,
         clock=parts.clock,
-        tls_key=bytes(32),
+        tls=parts.tls,
     )
     claims = Claims(kind=EvidenceKind.SEV_SNP, measurement=AGENT, simulated=True)
     wishes = [wish(identity(f"/ns/a/sa/w{index}"))[1] for index in range(1000)]

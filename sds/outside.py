@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 _TEXT_LENGTH = 300
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust panicked (PyO3's class is no Exception).
+
+    It unwound, so nothing is half done. A group of errors is one where nothing else in it would end
+    the process.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(isinstance(one, Exception) or is_panic(one) for one in error.exceptions)
+    return type(error).__name__ == "PanicException"
+
+
 @contextlib.contextmanager
 def reading(
     what: str, error: type[SdsError], *, reason: str | None = None, advice: str = ""
@@ -43,7 +54,6 @@ def reading(
         text = str(found)[:_TEXT_LENGTH] or type(found).__name__
         raise error(f"{what}: {text}", reason=reason, advice=advice) from found
     except BaseException as found:
-        # A panic of a library in Rust: it unwound, so nothing is half done.
-        if type(found).__name__ != "PanicException":
+        if not is_panic(found):
             raise
         raise error(f"{what}: the parser failed", reason=reason, advice=advice) from found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds.backoff import Backoff, Retry
 from sds.errors import SdsError
 from sds.faults import count
+from sds.outside import is_panic
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -60,6 +61,10 @@ async def supervised(
                 raise
             _report(name, error)
         except Exception as error:  # noqa: BLE001  the boundary between one task and the agent
+            _report(name, error)
+        except BaseException as error:
+            if not is_panic(error):
+                raise
             _report(name, error)
         else:
             _report(name, None)

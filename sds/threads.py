@@ -3,24 +3,35 @@
 A thread that waits for a device, a file system or a long calculation is gone until that ends. Owns
 which work shares threads with which. Invariants: no work uses the event loop's default executor,
 which anything may fill; what a caller, a stranger or a peer can cause never runs on the threads of
-rotation. What waits for somebody else's server has a thread of its own (:func:`alone`), and the
-process does not wait for that one when it ends.
+rotation; work that never ends keeps no process from ending: an end waits :data:`END_SECONDS` for
+calculations under way, and for nothing longer. What waits for somebody else's server has a thread
+of its own (:func:`alone`), and an end does not wait for that one at all.
+
+Not :class:`concurrent.futures.ThreadPoolExecutor`: the interpreter joins its threads before it
+ends, so that a file system that hangs would hold up SIGTERM for as long as it hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import concurrent.futures
 import contextvars
 import functools
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+
+END_SECONDS: Final = 2.0
+"""For so long the end of the process waits for work under way."""
+_under_way: Final[set[Future[Any]]] = set()
 
 
 class Threads:
@@ -31,15 +42,63 @@ class Threads:
         most: threads at the same time; further work waits for one.
     """
 
-    __slots__ = ("_pool",)
+    __slots__ = ("_idle", "_most", "_name", "_started", "_there", "_waiting")
 
     def __init__(self, name: str, most: int) -> None:
-        self._pool = ThreadPoolExecutor(most, thread_name_prefix=name)
+        self._name = name
+        self._most = most
+        self._started = self._idle = 0
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._there = threading.Condition()
+        """There is work; also guards everything above."""
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Do the work in a thread; its result, or what it raises."""
+        """Do the work in a thread; its result, or what it raises.
+
+        Where it is cancelled before a thread has begun, the work is left undone.
+        """
         bound = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, bound)
+        done: Future[_R] = Future()
+        with self._there:
+            if self._idle <= len(self._waiting) and self._started < self._most:
+                name = f"{self._name}_{self._started + 1}"
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
+                self._started += 1
+            self._waiting.append(functools.partial(_do, done, bound))
+            self._there.notify()
+        return await asyncio.wrap_future(done)
+
+    def _serve(self) -> None:
+        while True:
+            with self._there:
+                while not self._waiting:
+                    self._idle += 1
+                    self._there.wait()
+                    self._idle -= 1
+                one = self._waiting.popleft()
+            one()
+            del one  # what it holds is not kept until there is other work
+
+
+def _do(done: Future[_R], bound: Callable[[], _R]) -> None:
+    """Do one piece of work and hand its result on, unless nobody wants it any more."""
+    if not done.set_running_or_notify_cancel():
+        return
+    _under_way.add(done)
+    try:
+        result = bound()
+    except BaseException as error:  # noqa: BLE001  handed to who waits
+        done.set_exception(error)
+    else:
+        done.set_result(result)
+    finally:
+        _under_way.discard(done)
+
+
+@atexit.register
+def _wait_for_calculations() -> None:
+    """At the end: a thread that comes back to a dying interpreter from a library can abort it."""
+    concurrent.futures.wait(tuple(_under_way), timeout=END_SECONDS)
 
 
 async def alone(name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -87,3 +146,15 @@ TOKEN_KEYS: Final = Threads("token-keys", 1)
 """Files with the keys that sign the tokens of service accounts."""
 ADMISSION: Final = Threads("admission", 2)
 """Files of sandboxes that a runtime starts."""
+CONNECTIONS: Final = Threads("connections", 1)
+"""Looks at the connections of an authority's port."""
+NAMES: Final = Threads("names", 4)
+"""Names of authorities, while they are looked up."""
+POLICY: Final = Threads("policy", 1)
+"""Files of the signed policy."""
+TLS_FILES: Final = Threads("tls-files", 1)
+"""Certificate and key that the authority answers with, where an operator gives them."""
+VOLUMES: Final = Threads("csi", 1)
+"""Directories of CSI volumes."""
+KUBERNETES: Final = Threads("kubernetes-json", 1)
+"""Long answers of kubelets and API servers: callers cause requests."""

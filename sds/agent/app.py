@@ -12,7 +12,6 @@ import contextlib
 import functools
 import logging
 import os
-import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +24,7 @@ from sds.agent.socket_guard import SocketGuard
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.authority.attested import AttestedAuthority
 from sds.descriptors import take_all
+from sds.operations.hangup import on_hangup
 from sds.operations.health import health_listener
 from sds.operations.instruments import AgentInstruments
 from sds.operations.listeners import bundle_listener, metrics_listener, status_page_listener
@@ -34,7 +34,7 @@ from sds.supervision import first_error, supervised
 from sds.workload.connected import entitlement_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from sds.agent.config import AgentConfig
     from sds.agent.policy import AgentPolicy
@@ -168,7 +168,12 @@ async def running_agent(
                 node=node,
             )
         running += _follow_files(group, policy, verification, clock)
-        stack.enter_context(_reread_on_hangup(policy, verification))
+        stack.enter_context(
+            on_hangup(
+                *(() if policy is None else (policy.files.ask,)),
+                *(() if verification is None else (verification.files.ask,)),
+            )
+        )
         if node is not None:
             await stack.enter_async_context(node.open(grace_seconds=_DRAIN_SECONDS))
         guard = SocketGuard(clock=clock, keep=config.run_dir / "kept")
@@ -245,27 +250,6 @@ def _follow_files(
     for name, run in verification.tasks() if verification is not None else ():
         tasks.append(group.create_task(supervised(name, run, clock=clock), name=name))
     return tasks
-
-
-@contextlib.contextmanager
-def _reread_on_hangup(
-    policy: AgentPolicy | None, verification: Verification | None
-) -> Iterator[None]:
-    """SIGHUP reads policy, revocation lists and collateral again."""
-
-    def reread() -> None:
-        if policy is not None:
-            policy.files.ask()
-        if verification is not None:
-            verification.files.ask()
-
-    # Without a handler SIGHUP ends the process, so there is one even without files to read.
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, reread)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)
 
 
 def _drain(service: SecretService, api: WorkloadApi) -> None:

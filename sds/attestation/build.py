@@ -62,6 +62,7 @@ class Verification:
 
     def __init__(self, section: VerificationSection, *, clock: Clock | None = None) -> None:
         self._section = section
+        self._clock = clock or SystemClock()
         roots = _certificates(section.trusted_roots)
         if roots:
             _LOGGER.warning(
@@ -75,18 +76,24 @@ class Verification:
                 revocation_lists=section.revocation_lists,
                 collateral=section.collateral,
                 filled=section.fetch is not None,
+                amd_wanted=section.fetch is not None and bool(section.fetch.products),
                 roots=roots,
                 certificates=self._helpers,
             ),
-            clock=clock or SystemClock(),
+            clock=self._clock,
         )
-        self.keeper = _keeper(section, roots, clock=clock or SystemClock())
+        self.keeper = _keeper(section, roots, clock=self._clock, missed=self._is_missed)
         # What is wrong with a root or a value is said now, and not when evidence comes.
         self.verifier()
 
     def collateral(self) -> tuple[CollateralFile, ...]:
         """Issue and end of each file by which evidence is judged now."""
         return self.files.standing
+
+    def _is_missed(self) -> bool:
+        """Whether evidence is refused now because collateral is not there, or has ended."""
+        now = self._clock.now().wall
+        return not self.files.standing or any(one.until <= now for one in self.files.standing)
 
     def collateral_failures(self) -> tuple[int, int]:
         """How often the files could not be used, and how often none could be fetched."""
@@ -152,7 +159,11 @@ class Verification:
 
 
 def _keeper(
-    section: VerificationSection, roots: tuple[bytes, ...], *, clock: Clock
+    section: VerificationSection,
+    roots: tuple[bytes, ...],
+    *,
+    clock: Clock,
+    missed: Callable[[], bool],
 ) -> CollateralKeeper | None:
     fetch, folder = section.fetch, section.collateral
     if fetch is None or folder is None:
@@ -178,7 +189,7 @@ def _keeper(
         kds=fetch.kds.rstrip("/"),
         roots=roots,
     )
-    return CollateralKeeper(Fetcher(wanted, clock=clock), folder, clock=clock)
+    return CollateralKeeper(Fetcher(wanted, clock=clock), folder, clock=clock, missed=missed)
 
 
 def make_attester(section: AttestationSection) -> Attester | None:

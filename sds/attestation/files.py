@@ -3,7 +3,9 @@
 Owns reading and following them. Invariants: at the start whatever is configured can be used, or
 nothing starts; afterwards the files count only as a whole, what cannot be used leaves what was read
 before in force, and is logged once with file and reason; an issuer's list is never replaced by an
-older one. What is in force is one value, so a verdict never mixes two states of the files.
+older one or by none, and a document never by one that was issued before it. What is in force is one
+value, so a verdict never mixes two states of the files. What is still to be fetched is missing: no
+verdict takes it for what nobody configured.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
@@ -20,12 +22,13 @@ from sds.attestation.revocation import (
     RevocationList,
     highest_numbers,
     read_revocation_list,
+    require_no_fewer,
     require_no_older,
 )
 from sds.attestation.snp.chain import amd_certificates, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
-from sds.attestation.standing import standing
+from sds.attestation.standing import documents, standing
 from sds.attestation.tdx.chain import of_intels_kind
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import Material, material_now, not_amds
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 60.0
+_ANSWER_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class Places:
         revocation_lists: files, PEM or DER.
         collateral: folder for TDX, or None.
         filled: whether this process fills the folder itself, so that it may be empty at first.
+        amd_wanted: whether it is to have AMD's lists.
         roots: DER of configured roots, of AMD's kind and of Intel's.
         certificates: DER of configured ASKs, ASVKs and ARKs.
     """
@@ -60,6 +65,7 @@ class Places:
     revocation_lists: Sequence[Path] = ()
     collateral: Path | None = None
     filled: bool = False
+    amd_wanted: bool = False
     roots: Sequence[bytes] = field(default=(), repr=False)
     certificates: Sequence[bytes] = field(default=(), repr=False)
 
@@ -128,7 +134,20 @@ def read_files(places: Places) -> InForce:
         material.require(collateral=places.collateral is not None and not places.filled)
     except EvidenceError as error:
         raise ConfigurationError(f"verification: {error.message}", advice=error.advice) from error
-    return InForce(amd=tuple(amd), intel=material)
+    amd_error = None
+    if places.amd_wanted and not amd:
+        amd_error = _awaited("AMD's revocation lists")
+    if places.filled and material.collateral is None:
+        material = replace(material, collateral_error=_awaited("collateral"))
+    return InForce(amd=tuple(amd), amd_error=amd_error, intel=material)
+
+
+def _awaited(what: str) -> EvidenceError:
+    return EvidenceError(
+        f"{what}: not fetched yet",
+        reason="collateral_missing",
+        advice="the log says why it cannot be fetched, if it cannot",
+    )
 
 
 def examined_files(places: Places) -> InForce:
@@ -189,6 +208,23 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
     return issuers, [der for der in places.roots if not is_amd_root(der)]
 
 
+def _require_no_older_documents(found: InForce, before: InForce) -> None:
+    """Hold that no signed document was issued before the one that it replaces.
+
+    Raises:
+        EvidenceError: ``collateral_untrusted``: one was.
+    """
+    issued = {one.name: one.issued for one in documents(before)}
+    for one in documents(found):
+        if one.issued < issued.get(one.name, one.issued):
+            raise EvidenceError(
+                f"{one.name} was issued at {one.issued:%FT%TZ}, and one that was issued at "
+                f"{issued[one.name]:%FT%TZ} was in force already",
+                reason="collateral_untrusted",
+                advice="put the newest one back",
+            )
+
+
 class FollowedFiles:
     """The files, and what of them is in force.
 
@@ -240,6 +276,8 @@ class FollowedFiles:
         found = read_files(self._places)
         try:
             require_no_older(found.lists, self._numbers)
+            require_no_fewer(found.lists, self._current.lists)
+            _require_no_older_documents(found, self._current)
         except EvidenceError as error:
             raise ConfigurationError(
                 f"verification: {error.message}", advice=error.advice
@@ -274,22 +312,33 @@ class FollowedFiles:
 
     async def _look(self) -> None:
         try:
-            await threads.COLLATERAL.run(self.reload)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await threads.COLLATERAL.run(self.reload)
         except ConfigurationError as error:
-            self.failures += 1
-            self.failures_in_a_row += 1
-            self.problem = str(error)
-            if str(error) != self._said:
-                self._said = str(error)
-                _LOGGER.error(  # noqa: TRY400  the reason is in the error, the trace is not news
-                    "revocation lists and collateral cannot be used, what was read before stays "
-                    "in force: %s",
-                    error,
-                    extra={"reason": error.reason},
+            self._failed(error)
+        except TimeoutError:
+            self._failed(
+                ConfigurationError(
+                    f"verification: the files did not answer within {_ANSWER_SECONDS:g} s",
+                    advice="does their file system hang?",
                 )
+            )
         else:
             self._said = self.problem = ""
             self.failures_in_a_row = 0
+
+    def _failed(self, error: ConfigurationError) -> None:
+        self.failures += 1
+        self.failures_in_a_row += 1
+        self.problem = str(error)
+        if str(error) != self._said:
+            self._said = str(error)
+            _LOGGER.error(
+                "revocation lists and collateral cannot be used, what was read before stays "
+                "in force: %s",
+                error,
+                extra={"reason": error.reason},
+            )
 
     def _folders(self) -> set[Path]:
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.

@@ -2,8 +2,9 @@
 
 Owns when to fetch. Invariants: a fetch begins long before the earliest next update and at least
 once a day, at a moment that differs from one process to the next; a failure is tried again at
-growing intervals, in hours at the most; a failure changes nothing on the disk and ends nothing:
-what is there is valid until its own next update. What is fetched reaches the verifiers through
+growing intervals, in hours at the most, and in minutes where evidence is refused until it succeeds;
+a failure changes nothing on the disk and ends nothing: what is there is valid until its own next
+update. What is fetched reaches the verifiers through
 ``attestation.files``, like any other change of the folder.
 """
 
@@ -29,6 +30,8 @@ _LOGGER = logging.getLogger(__name__)
 SOONEST: Final = timedelta(minutes=10)
 LATEST: Final = timedelta(days=1)
 AFTER_FAILURE: Final = Backoff(first=60.0, longest=6 * 3600.0)
+WHILE_MISSED: Final = Backoff(first=60.0, longest=900.0)
+"""What is there is not valid any more, or nothing is: evidence is refused."""
 _EARLIEST_PART: Final = 0.3
 _SPREAD: Final = 0.3
 
@@ -58,6 +61,7 @@ class CollateralKeeper:
         folder: that gets the files.
         clock: time.
         draw: random numbers in [0, 1).
+        missed: whether evidence is refused now because collateral is not there, or has ended.
     """
 
     def __init__(
@@ -67,11 +71,13 @@ class CollateralKeeper:
         *,
         clock: Clock,
         draw: Callable[[], float] = uniform,
+        missed: Callable[[], bool] = lambda: False,
     ) -> None:
         self._fetcher = fetcher
         self._folder = folder
         self._clock = clock
         self._draw = draw
+        self._missed = missed
         self.failures = 0
         """Failures in a row."""
         self.failed = 0
@@ -92,7 +98,8 @@ class CollateralKeeper:
         except SdsError as error:
             self.failures += 1
             self.failed += 1
-            seconds = AFTER_FAILURE.seconds(self.failures, draw=self._draw())
+            backoff = WHILE_MISSED if self._missed() else AFTER_FAILURE
+            seconds = backoff.seconds(self.failures, draw=self._draw())
             _LOGGER.warning(
                 "collateral cannot be fetched, what is stored stays: %s",
                 error,

@@ -208,10 +208,20 @@ def require_no_older(
 
     Raises:
         EvidenceError: ``revocation_list``: an issuer's highest CRL number is lower than one already
-            seen.
+            seen, or is not there any more.
     """
     lists = tuple(lists)
-    for key, number in highest_numbers(lists).items():
+    numbered = highest_numbers(lists)
+    for one in lists:
+        key = (one.issuer, one.authority)
+        if key in seen and key not in numbered:
+            raise EvidenceError(
+                f"{one.origin} has no CRL number, and number {seen[key]} of the same issuer was in "
+                "force already",
+                reason="revocation_list",
+                advice="put the newest list back",
+            )
+    for key, number in numbered.items():
         if number < seen.get(key, number):
             one = next(one for one in lists if (one.issuer, one.authority) == key)
             raise EvidenceError(
@@ -219,6 +229,28 @@ def require_no_older(
                 "issuer was in force already",
                 reason="revocation_list",
                 advice="put the newest list back",
+            )
+
+
+def require_no_fewer(lists: Iterable[RevocationList], before: Iterable[RevocationList]) -> None:
+    """Hold that every issuer of which a list is in force still has one.
+
+    Where an issuer had none, nothing would say that what it revoked is revoked.
+
+    Args:
+        lists: what is to replace the lists in force.
+        before: those.
+
+    Raises:
+        EvidenceError: ``revocation_list``: an issuer's list is gone.
+    """
+    there = {one.issuer for one in lists}
+    for one in before:
+        if one.issuer not in there:
+            raise EvidenceError(
+                f"{one.origin}: the list of {one.issuer_name} is not there any more",
+                reason="revocation_list",
+                advice="put it back; to judge without it on purpose, start again",
             )
 
 

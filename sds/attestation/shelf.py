@@ -163,8 +163,10 @@ class CollateralShelf:
             if target in self._kept:  # it was loaded after somebody asked for it
                 self._waiting.discard(target)
                 continue
-            failures = 0 if await self._fetch(target) else failures + 1
-            self._waiting.discard(target)
+            try:
+                failures = 0 if await self._fetch(target) else failures + 1
+            finally:
+                self._waiting.discard(target)  # whatever happened, it can be asked for again
             pause = AFTER_FAILURE.seconds(failures, draw=uniform()) if failures else 0.0
             await self._clock.sleep(max(self._spacing, pause))
 

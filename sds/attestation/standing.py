@@ -37,7 +37,7 @@ class CollateralFile:
 def standing(files: InForce) -> tuple[CollateralFile, ...]:
     """What judges evidence: the newest list of each issuer, and every document; one a name."""
     found: dict[str, CollateralFile] = {}
-    for one in (*_lists(files), *_documents(files)):
+    for one in (*_lists(files), *documents(files)):
         before = found.get(one.name)
         if before is None or before.until < one.until:
             found[one.name] = one
@@ -55,7 +55,8 @@ def _lists(files: InForce) -> Iterator[CollateralFile]:
         yield CollateralFile(name=name, issued=one.this_update, until=one.next_update)
 
 
-def _documents(files: InForce) -> Iterator[CollateralFile]:
+def documents(files: InForce) -> Iterator[CollateralFile]:
+    """Issue and end of each signed document, as it says itself."""
     collateral = files.intel.collateral
     if collateral is None:
         return

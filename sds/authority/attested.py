@@ -19,6 +19,13 @@ from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import answer_challenge
 from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_address
 from sds.authority.port import Issuance
+from sds.authority.replicas import (
+    ASK_ANOTHER,
+    CONNECT_ANEW,
+    is_better_asked_elsewhere,
+    most_telling,
+    places_of,
+)
 from sds.authority.session import Session, verify_challenge
 from sds.errors import (
     AuthorityAnswerError,
@@ -50,8 +57,6 @@ _RANDOM: Final = random.SystemRandom()
 _TRY_AGAIN: Final = frozenset({"nonce_expired", "nonce_unknown", "nonce_used"})
 """Refusals that a fresh nonce, which came with them, cures at once."""
 _SAY_HELLO: Final = frozenset({"challenge_stale"})
-_ASK_ANOTHER: Final = frozenset({"authority_not_ready"})
-"""Refusals that another replica may not share; one address, too, may stand for many of them."""
 
 
 class PolicyPeer(Protocol):
@@ -152,7 +157,7 @@ class AttestedAuthority:
         self._turn = asyncio.Lock()
         self._session: Session | None = None
         self._place: tuple[str, ...] = ()
-        self._places = _places(settings)
+        self._places = places_of(settings)
         # Agents that start together shall not all go to the same replica.
         shuffle(self._places)
 
@@ -194,29 +199,44 @@ class AttestedAuthority:
             await self._drop()
 
     async def _anywhere(self, use: Callable[[Session], Awaitable[_Answer]]) -> _Answer:
+        if self._session is not None and await self._session.connection.is_outdated(
+            self._settings.tls
+        ):
+            await self._drop()
         if self._session is not None:
-            # An idle stream may have died unnoticed: its failure must not cost this address.
             try:
                 return await use(self._session)
-            except (AuthorityUnavailableError, AuthorityAnswerError) as error:
-                _log_failure(error)
-            except AuthorityRefusedError as error:
-                if error.wire_reason not in _ASK_ANOTHER:
+            except SdsError as error:
+                if not self._is_the_streams(error):
                     raise
                 _log_failure(error)
-                self._last(self._place)
         failures: list[SdsError] = []
         for place in tuple(self._places):
             try:
                 session = await self._open(place)
                 return await use(session)
             except (AuthorityError, EvidenceError) as error:
-                if isinstance(error, AuthorityRefusedError) and not error.retriable:
+                if isinstance(error, AuthorityRefusedError) and not (
+                    error.retriable or error.wire_reason in ASK_ANOTHER
+                ):
                     raise
                 _log_failure(error)
                 failures.append(error)
                 self._last(place)
-        raise _most_telling(failures)
+        raise most_telling(failures)
+
+    def _is_the_streams(self, error: SdsError) -> bool:
+        """Whether what failed on the open stream may be well on a new one, here or elsewhere."""
+        if isinstance(error, AuthorityRefusedError):
+            if error.wire_reason not in ASK_ANOTHER:
+                return False
+            self._last(self._place)
+            return True
+        if isinstance(error, EvidenceError):
+            # Its key, its TLS key or its evidence may have changed under this connection.
+            return error.reason in CONNECT_ANEW
+        # An idle stream may have died unnoticed: its failure must not cost this address.
+        return isinstance(error, AuthorityUnavailableError | AuthorityAnswerError)
 
     def _last(self, place: tuple[str, ...]) -> None:
         self._places.remove(place)
@@ -295,7 +315,7 @@ class AttestedAuthority:
                 self._settings.answer_seconds,
                 f"the authority at {session.address} did not answer in time",
             ):
-                return await self._ask(session, items)
+                issuance = await self._ask(session, items)
         except AuthorityRefusedError:
             if not session.usable:
                 await self._drop()
@@ -303,6 +323,10 @@ class AttestedAuthority:
         except BaseException:
             await self._drop()
             raise
+        if any(map(is_better_asked_elsewhere, issuance.outcomes)):
+            self._last(self._place)
+            await self._drop()
+        return issuance
 
     async def _ask(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
         digests = [digest_of(item) for item in items]
@@ -407,29 +431,6 @@ class AttestedAuthority:
             )
             outcomes.append(error)
         return Issuance(outcomes=tuple(outcomes), roots=trusted.statement.roots)
-
-
-def _most_telling(failures: Sequence[SdsError]) -> SdsError:
-    """One error for all of them: invalid evidence matters more than a replica that is down."""
-    for failure in failures:
-        if isinstance(failure, EvidenceError):
-            return failure
-    if len(failures) == 1:
-        return failures[0]
-    return AuthorityUnavailableError(
-        "no authority could be asked: " + "; ".join(failure.message for failure in failures)
-    )
-
-
-def _places(settings: AuthoritySettings) -> list[tuple[str, ...]]:
-    """What to connect to, one after the other.
-
-    Attested TLS: each replica by itself. Verified: all replicas together, as often as there are
-    replicas; gRPC chooses anew each time, and never one that it knows to be down.
-    """
-    if isinstance(settings.tls, VerifiedTls):
-        return [settings.addresses] * len(settings.addresses)
-    return [(address,) for address in settings.addresses]
 
 
 def _log_failure(error: SdsError) -> None:

@@ -26,13 +26,17 @@ from typing import TYPE_CHECKING, Final
 
 import grpc.aio
 
+from sds import threads
 from sds.errors import AuthorityUnavailableError, CertificateError, ConfigurationError
 from sds.exchange.wire import SERVICE
 from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
+from sds.settings.https_url import check_host
 from sds.settings.listen import host_and_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from sds.authority.root_file import RootFile
 
 TLS_SERVER_NAME: Final = "authority.attested-sds.invalid"
 """The name in an attested authority's TLS certificate: RFC 2606 reserves the domain, so nobody can
@@ -57,12 +61,16 @@ class VerifiedTls:
     """A configured root vouches for its TLS key.
 
     Attributes:
-        root_pem: the roots, PEM.
+        roots: the roots, PEM; or the file that has them, which is read again for each connection.
         server_name: the DNS name that the certificate must carry.
     """
 
-    root_pem: bytes = field(repr=False)
+    roots: bytes | RootFile = field(repr=False)
     server_name: str
+
+    async def root_pem(self) -> bytes:
+        """The roots as they are now, PEM."""
+        return self.roots if isinstance(self.roots, bytes) else await self.roots.current()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +81,16 @@ class AuthorityConnection:
         channel: for one replica (attested TLS), or all of them (verified).
         tls_key: SHA-256 of the SubjectPublicKeyInfo that answers; None if a configured root
             vouches for it.
+        root_pem: the configured roots, PEM; nothing for attested TLS.
     """
 
     channel: grpc.aio.Channel
     tls_key: bytes | None
+    root_pem: bytes = field(default=b"", repr=False)
+
+    async def is_outdated(self, tls: AttestedTls | VerifiedTls) -> bool:
+        """Whether the configured roots are others than when it was made."""
+        return isinstance(tls, VerifiedTls) and await tls.root_pem() != self.root_pem
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -91,6 +105,13 @@ def split_address(address: str) -> tuple[str, int]:
             f"the authority's address {address!r} is not host:port",
             advice="write it as ca.example.org:8443 or [2001:db8::1]:8443",
         )
+    try:
+        check_host(found[0], bracketed="[" in address)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the authority's address {address[:300]!r} cannot be looked up: {error}",
+            advice="write it as ca.example.org:8443 or [2001:db8::1]:8443",
+        ) from error
     return found
 
 
@@ -109,10 +130,9 @@ async def connect(
     """
     if isinstance(tls, VerifiedTls):
         target = await _target(addresses, seconds)
-        channel = _channel(
-            target, tls.root_pem, tls.server_name, ("grpc.service_config", _BALANCED)
-        )
-        return AuthorityConnection(channel=channel, tls_key=None)
+        root_pem = await tls.root_pem()
+        channel = _channel(target, root_pem, tls.server_name, ("grpc.service_config", _BALANCED))
+        return AuthorityConnection(channel=channel, tls_key=None, root_pem=root_pem)
     (address,) = addresses
     der = await _served_certificate(address, seconds)
     try:
@@ -127,24 +147,33 @@ async def connect(
 
 async def _target(addresses: Sequence[str], seconds: float) -> str:
     """All addresses of the names, as one target: gRPC takes a list of IP addresses only."""
-    loop = asyncio.get_running_loop()
     found: dict[tuple[str, int], None] = {}
     failures: list[str] = []
     for address in addresses:
         host, port = split_address(address)
         try:
             async with asyncio.timeout(seconds):
-                answers = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                hosts = await _resolved(host, port)
         except (OSError, TimeoutError) as error:
             failures.append(f"{host}: {error or 'timed out'}")
             continue
-        found |= {(str(answer[4][0]), port): None for answer in answers}
+        found |= {(one, port): None for one in hosts}
     if not found:
         raise AuthorityUnavailableError(
             f"no address of the authority resolves: {'; '.join(failures)}",
             advice="does authority.addresses name it rightly, and does DNS answer?",
         )
     return balanced_target(found)
+
+
+async def _resolved(host: str, port: int) -> list[str]:
+    """The IP addresses of a host; not on the event loop's own threads, which anything may fill.
+
+    Raises:
+        OSError: it has none, or nobody can say.
+    """
+    answers = await threads.NAMES.run(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
 def balanced_target(endpoints: Iterable[tuple[str, int]]) -> str:
@@ -172,9 +201,7 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
     context.set_alpn_protocols(["h2"])
     try:
         async with asyncio.timeout(seconds):
-            _, writer = await asyncio.open_connection(
-                host, port, ssl=context, server_hostname=TLS_SERVER_NAME
-            )
+            writer = await _dialled(await _resolved(host, port), port, context)
     except ssl.SSLError as error:
         raise AuthorityUnavailableError(
             f"what answers at {address} does not speak TLS as an authority does: {error}",
@@ -193,6 +220,27 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
     if der is None:
         raise AuthorityUnavailableError(f"the authority at {address} shows no certificate")
     return der
+
+
+async def _dialled(
+    hosts: Sequence[str], port: int, context: ssl.SSLContext
+) -> asyncio.StreamWriter:
+    """A connection to the first of these IP addresses that answers.
+
+    Raises:
+        OSError: none does; as the last one failed.
+    """
+    failure = OSError("it has no address")
+    for host in hosts:
+        try:
+            _, writer = await asyncio.open_connection(
+                host, port, ssl=context, server_hostname=TLS_SERVER_NAME
+            )
+        except OSError as error:
+            failure = error
+        else:
+            return writer
+    raise failure
 
 
 def _channel(

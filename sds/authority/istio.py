@@ -21,6 +21,7 @@ from google.protobuf import struct_pb2
 from sds import threads
 from sds._proto.istio.v1.auth import ca_pb2
 from sds.authority import istio_answer
+from sds.authority.channel import split_address
 from sds.authority.istio_line import IstioLine
 from sds.authority.istio_token import bearer_problem
 from sds.authority.port import Issuance
@@ -29,8 +30,8 @@ from sds.errors import (
     AuthorityError,
     AuthorityUnavailableError,
     CertificateError,
-    ConfigurationError,
 )
+from sds.faults import report
 from sds.files import read_file
 from sds.pki import certificates_from_pem, load_certificate
 from sds.supervision import is_cancelled
@@ -53,7 +54,13 @@ class IstioAuthority:
     """An :class:`sds.authority.port.Authority` that asks Istio's. See the module."""
 
     def __init__(self, settings: IstioSettings, *, clock: Clock) -> None:
-        """Nothing is read or connected before the first exchange."""
+        """Nothing is read or connected before the first exchange.
+
+        Raises:
+            ConfigurationError: an address is not ``host:port``, or cannot be looked up.
+        """
+        for address in settings.addresses:
+            split_address(address)
         self._settings = settings
         self._clock = clock
         self._line: IstioLine | None = None
@@ -66,7 +73,7 @@ class IstioAuthority:
         Raises:
             AuthorityError: ``authority_token``: the token file cannot be read or holds no token.
             AuthorityUnavailableError: no item was answered.
-            ConfigurationError: the root file cannot be used.
+            AuthorityError: ``authority_root``: the root file cannot be used.
         """
         token = await threads.ROTATION.run(self._read_token)
         root = await threads.ROTATION.run(self._read_root)
@@ -106,6 +113,11 @@ class IstioAuthority:
                 return await self._create(line, token, item)
         except AuthorityError as error:
             return error
+        except Exception as error:  # noqa: BLE001  the boundary between one certificate and the others
+            report("issuance", error)
+            return AuthorityUnavailableError(
+                f"the client of Istio's authority failed: {type(error).__name__}: {error}"
+            )
 
     async def _create(
         self, line: IstioLine, token: str, item: CertificateItem
@@ -121,7 +133,7 @@ class IstioAuthority:
         call = line.channel.unary_unary(
             _METHOD,
             request_serializer=ca_pb2.IstioCertificateRequest.SerializeToString,
-            response_deserializer=ca_pb2.IstioCertificateResponse.FromString,
+            response_deserializer=bytes,
         )
         try:
             response = await call(
@@ -149,7 +161,7 @@ class IstioAuthority:
             raise AuthorityUnavailableError(
                 f"the call to Istio's authority at {line.address} was cut off"
             ) from None
-        answer = istio_answer.parse(tuple(response.cert_chain))
+        answer = istio_answer.parse(istio_answer.elements(response))
         istio_answer.check_identity(answer, identity, impersonating=self._settings.impersonate)
         return answer
 
@@ -167,7 +179,8 @@ class IstioAuthority:
                 reason="authority_token",
             ) from error
         text = raw.decode("ascii", errors="replace").strip()
-        if not text or not text.isascii() or len(text.split()) > 1:
+        # gRPC takes visible ASCII alone for metadata.
+        if not text or not text.isascii() or not text.isprintable() or len(text.split()) > 1:
             raise AuthorityError(
                 f"the token file {path} must contain one token",
                 advice="it must hold a single JWT and nothing else",
@@ -206,13 +219,15 @@ class IstioAuthority:
             for der in certificates_from_pem(pem):
                 load_certificate(der)
         except OSError as error:
-            raise ConfigurationError(
+            raise AuthorityError(
                 f"authority.root: {path} cannot be read: {error.strerror}",
                 advice="mount istio-ca-root-cert's root-cert.pem there",
+                reason="authority_root",
             ) from error
         except CertificateError as error:
-            raise ConfigurationError(
-                f"authority.root: {path} has no PEM certificates: {error}"
+            raise AuthorityError(
+                f"authority.root: {path} has no PEM certificates: {error}",
+                reason="authority_root",
             ) from error
         return pem
 

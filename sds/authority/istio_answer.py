@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from cryptography import x509
 
+from sds._proto.istio.v1.auth import ca_pb2
 from sds.authority.tls_failure import ISTIO, explained
 from sds.errors import (
     AuthorityAnswerError,
@@ -63,6 +64,16 @@ class IstioAnswer:
     chain: IssuedChain
     roots: tuple[bytes, ...] = field(repr=False)
     spiffe_ids: tuple[str, ...]
+
+
+def elements(raw: bytes) -> tuple[str, ...]:
+    """``cert_chain`` of an ``IstioCertificateResponse``.
+
+    Raises:
+        AuthorityUnavailableError: it is not one.
+    """
+    with reading("the answer of Istio's authority", AuthorityUnavailableError):
+        return tuple(ca_pb2.IstioCertificateResponse.FromString(raw).cert_chain)
 
 
 def parse(elements: tuple[str, ...]) -> IstioAnswer:

@@ -38,6 +38,7 @@ class IstioSettings(Settings):
     )
     cluster_id: str = Field(
         default="Kubernetes",
+        pattern=r"^[!-~]+$",
         description="The name under which istiod knows this cluster (metadata `clusterid`).",
     )
     audience: str = Field(

@@ -12,15 +12,16 @@ from pydantic import Field
 
 from sds.authority.attested import AuthoritySettings
 from sds.authority.channel import AttestedTls, VerifiedTls, split_address
+from sds.authority.root_file import RootFile
 from sds.settings.fields import DnsNameField, Duration, PathField, Settings
-from sds.settings.yamlfile import read
 
 
 class VerifiedTlsSection(Settings):
     """TLS that a configured root vouches for."""
 
     root: PathField = Field(
-        description="PEM file with the roots of the authority's TLS certificate."
+        description="PEM file with the roots of the authority's TLS certificate. Changes are "
+        "noticed."
     )
     server_name: DnsNameField = Field(
         description="The DNS name in the authority's TLS certificate."
@@ -61,7 +62,7 @@ class AuthoritySection(Settings):
             addresses=tuple(self.addresses),
             tls=AttestedTls()
             if self.tls == "attested"
-            else VerifiedTls(root_pem=read(self.tls.root), server_name=self.tls.server_name),
+            else VerifiedTls(roots=RootFile(self.tls.root), server_name=self.tls.server_name),
             connect_seconds=self.connect.total_seconds(),
             answer_seconds=self.answer.total_seconds(),
         )

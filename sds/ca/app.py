@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +24,7 @@ from sds.ca.health import AuthorityHealth, tell_health
 from sds.ca.proof import Prover
 from sds.ca.registration import RegistrationAuthority
 from sds.ca.server import ExchangeLimits, ExchangeService, handler
-from sds.ca.signers import SigningState, keep_signing
+from sds.ca.signers import SigningState, follow_roots, keep_signing, roots_teller
 from sds.errors import ConfigurationError
 from sds.exchange.challenge import NonceTable
 from sds.supervision import supervised
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sds.ca.issuance import IssuancePolicy
     from sds.ca.journal import Journal
     from sds.ca.signers import SignerSource
-    from sds.ca.tls import TlsIdentity
+    from sds.ca.tls import ServerTls
     from sds.clock import Clock
     from sds.identity import TrustDomain
 
@@ -73,7 +74,7 @@ class AuthorityParts:
 
     trust_domain: TrustDomain
     listen: str
-    tls: TlsIdentity
+    tls: ServerTls
     source: SignerSource
     policy: IssuancePolicy
     verifier: Verifier
@@ -124,7 +125,7 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
         verifier=parts.verifier,
         journal=parts.journal,
         clock=parts.clock,
-        tls_key=parts.tls.key_digest,
+        tls=parts.tls,
         backdate=parts.backdate,
     )
     prover = Prover(parts.attester, registration.statement)
@@ -168,6 +169,11 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
                 parts,
             ),
         ]
+        if (above := roots_teller(parts.source)) is not None:
+            follow = functools.partial(
+                follow_roots, signing, above, clock=parts.clock, settle=parts.max_lifetime
+            )
+            running.append(_start(tasks, "roots", follow, parts))
         await server.start()
         try:
             yield RunningAuthority(

@@ -15,7 +15,6 @@ tcp(7) and ``linux/tcp.h`` for TCP_INFO; shutdown(2), which acts on the connecti
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import enum
 import heapq
@@ -24,10 +23,10 @@ import os
 import socket
 import stat
 import struct
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from sds import threads
 from sds.ca.admission import address_and_port, owner_of_address, plain_address
 
 if TYPE_CHECKING:
@@ -171,17 +170,15 @@ class Connections:
 
     async def run(self, port: int) -> None:
         """Look again and again at the connections of this port of ours, until cancelled."""
-        loop = asyncio.get_running_loop()
         crowded, rest = False, 0
-        with ThreadPoolExecutor(1, thread_name_prefix="connections") as threads:
-            while True:
-                rest -= 1
-                if crowded or rest < 0 or _descriptors() > self._most // 2:
-                    # Who proves itself while we look may have come too late to be seen.
-                    before, self._newly = self._newly, set()
-                    crowded = await loop.run_in_executor(threads, self.look, port, before)
-                    rest = _REST
-                await self._clock.sleep(_CROWDED_SECONDS if crowded else _QUIET_SECONDS)
+        while True:
+            rest -= 1
+            if crowded or rest < 0 or _descriptors() > self._most // 2:
+                # Who proves itself while we look may have come too late to be seen.
+                before, self._newly = self._newly, set()
+                crowded = await threads.CONNECTIONS.run(self.look, port, before)
+                rest = _REST
+            await self._clock.sleep(_CROWDED_SECONDS if crowded else _QUIET_SECONDS)
 
     def look(self, port: int, proven: set[Name]) -> bool:
         """Look at all connections of this port, and end what is too much.

@@ -41,12 +41,13 @@ from sds.workload.kubernetes.settings import ServerSettings, api_server
 from sds.workload.kubernetes.watch import ListWatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from datetime import datetime
 
     from sds.attestation.evidence import ReportData, Verifier
     from sds.ca.issuance import IssuancePolicy
     from sds.clock import Clock
+    from sds.errors import KubernetesError
     from sds.identity import TrustDomain
 
 _LOGGER = logging.getLogger(__name__)
@@ -122,6 +123,8 @@ class NodeRules:
     synced: asyncio.Event
     others: IssuancePolicy
     policy_decides: bool = False
+    outage: Callable[[], KubernetesError | None] = lambda: None
+    """Why the pods cannot be watched now, or None."""
 
     @property
     def digest(self) -> bytes:
@@ -167,6 +170,7 @@ class NodeRules:
         if not self.synced.is_set():  # 1
             raise RefusedError("the cluster's pods are not known yet", reason="authority_not_ready")
         if not self.pods.runs(facts["pod_uid"], node):  # 2
+            self._require_news()
             raise RefusedError(
                 f"pod {facts['namespace']}/{facts['pod']} does not run on node {node} (any more)",
                 reason="pod_not_on_node",
@@ -186,6 +190,7 @@ class NodeRules:
             if self._fill(self.section.spiffe_id, namespace, name) == str(wanted.spiffe_id)
         ]
         if not accounts:  # 4
+            self._require_news()
             raise RefusedError(
                 f"no pod on node {node} has the identity {wanted.spiffe_id}",
                 reason="pod_not_on_node",
@@ -202,6 +207,19 @@ class NodeRules:
                     reason="dns_name_not_allowed",
                 )
         return Permit(lifetime=min(wanted.lifetime, self.section.max_lifetime))
+
+    def _require_news(self) -> None:
+        """Before a pod that is not known is refused: hold that we would have heard of it.
+
+        Raises:
+            RefusedError: ``authority_not_ready``: the API server cannot be asked now; another
+                replica may know the pod.
+        """
+        error = self.outage()
+        if error is not None:
+            raise RefusedError(
+                f"the cluster's pods cannot be watched now: {error}", reason="authority_not_ready"
+            )
 
     def _signing(self, wanted: RequestedCertificate) -> Permit:
         if wanted.spiffe_id.path or wanted.dns_names:
@@ -300,6 +318,7 @@ async def kubernetes_tokens(
                         trust_domain=trust_domain,
                         pods=pods,
                         synced=watch.synced,
+                        outage=lambda: watch.error,
                         others=policy,
                         policy_decides=policy_decides,
                     ),

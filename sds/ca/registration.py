@@ -68,6 +68,15 @@ class CertificateSigners(Protocol):
         ...
 
 
+class TlsKey(Protocol):
+    """Our TLS certificate of now."""
+
+    @property
+    def key_digest(self) -> bytes:
+        """SHA-256 of its SubjectPublicKeyInfo."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestedPeer:
     """Where a request came from, for the journal only: it decides nothing."""
@@ -108,13 +117,13 @@ class RegistrationAuthority:
         verifier: Verifier,
         journal: Journal,
         clock: Clock,
-        tls_key: bytes,
+        tls: TlsKey,
         backdate: timedelta = timedelta(seconds=30),
     ) -> None:
         """Args: whose names, who signs, who decides, who verifies, where it is written down.
 
-        ``tls_key`` is the SHA-256 of our TLS certificate's SubjectPublicKeyInfo; ``backdate`` the
-        time before now from which certificates are valid.
+        ``tls`` names the key that answers; ``backdate`` is the time before now from which
+        certificates are valid.
         """
         self._trust_domain = trust_domain
         self._signers = signers
@@ -122,7 +131,7 @@ class RegistrationAuthority:
         self._verifier = verifier
         self._journal = journal
         self._clock = clock
-        self._tls_key = tls_key
+        self._tls = tls
         self._backdate = backdate
 
     def statement(self) -> AuthorityStatement:
@@ -136,7 +145,7 @@ class RegistrationAuthority:
             issuing_chain=signer.chain,
             issuing_key=signer.key_id,
             roots=self._signers.roots,
-            tls_key=self._tls_key,
+            tls_key=self._tls.key_digest,
             policy_digest=self._policy.digest,
             policy_epoch=self._policy.epoch,
         )

@@ -2,7 +2,7 @@
 
 Invariants: everything that can be wrong with the configuration is said before the port opens; the
 first SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reads the policy, revocation
-lists and collateral again.
+lists, collateral and the TLS certificate again.
 """
 
 from __future__ import annotations
@@ -12,28 +12,29 @@ import contextlib
 import logging
 import os
 import signal
-from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sds.attestation.build import Verification, keyed, make_attester
 from sds.attestation.kubernetes.token import TokenAttester
 from sds.attestation.section import VerificationSection
 from sds.attestation.verifier import EvidenceVerifier
-from sds.authority.attested import AttestedAuthority
 from sds.backoff import QUICK, Retry
 from sds.ca.app import AuthorityParts, RunningAuthority, running_authority
 from sds.ca.capacity import connections_of
-from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
+from sds.ca.config import AuthorityConfig, OperatorSection, UpstreamSection
 from sds.ca.journal import Journal
 from sds.ca.kubernetes import check_kubernetes, kubernetes_tokens
 from sds.ca.observe import AuthorityObserver, SilentObserver
 from sds.ca.signed_policy import SignedIssuancePolicy
-from sds.ca.signers import HOPELESS_SIGNER, FromOperator, FromUpstream, SelfSigned
-from sds.ca.tls import TlsIdentity, self_signed_tls, tls_from_files
+from sds.ca.signers import HOPELESS_SIGNER
+from sds.ca.sources import signer_source, upstream_client, upstream_verification
+from sds.ca.tls import ServerTls, self_signed_tls
+from sds.ca.tls_files import FollowedTls
 from sds.clock import Clock, SystemClock
 from sds.descriptors import take_all
 from sds.errors import ConfigurationError, PolicyError
 from sds.files import replace_file
+from sds.operations.hangup import on_hangup
 from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
 from sds.operations.readiness import Readiness, authority_readiness
@@ -44,14 +45,12 @@ from sds.settings.checking import ConfigurationChecks
 from sds.supervision import first_error, supervised
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.ca.issuance import IssuancePolicy
-    from sds.ca.signers import SignerSource
 
 _LOGGER = logging.getLogger(__name__)
-_POLL: Final = timedelta(seconds=1)
 
 
 async def serve(
@@ -99,7 +98,7 @@ async def _serve(
     if attester is not None:
         attester = keyed(attester, config.attestation)
     verification = Verification(config.verification, clock=clock)
-    upstream = _upstream_verification(config, clock)
+    upstream = upstream_verification(config, clock)
     _say_what_vouches(config, attester)
     async with contextlib.AsyncExitStack() as stack:
         files, policy, verifier = _policy(config, verification, clock, observer)
@@ -119,7 +118,9 @@ async def _serve(
             listen=config.listen,
             tls=_tls(config, clock),
             source=await stack.enter_async_context(
-                _source(config, attester, upstream, None if files is None else files.holder, clock)
+                signer_source(
+                    config, attester, upstream, None if files is None else files.holder, clock
+                )
             ),
             retry=_retry(clock, files),
             policy=policy,
@@ -156,7 +157,10 @@ async def _serve(
         judging = [one for one in (verification, upstream) if one is not None]
         observer.watch_collateral(*judging)
         asked = [one.files.ask for one in judging] + ([] if files is None else [files.ask])
-        stack.enter_context(_signals(stop, asked))
+        if isinstance(parts.tls, FollowedTls):
+            asked.append(parts.tls.ask)
+        stack.enter_context(on_hangup(*asked))
+        stack.enter_context(_ended_by_signals(stop))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         running = [tasks.create_task(_tell_ready(authority, config, holder, ready), name="ready")]
         running += [
@@ -165,6 +169,9 @@ async def _serve(
             if one is not None
             for name, run in one.tasks()
         ]
+        if isinstance(parts.tls, FollowedTls):
+            follow = supervised("tls-files", parts.tls.follow, clock=clock)
+            running.append(tasks.create_task(follow, name="tls-files"))
         if config.collateral is not None:
             # An HTTP client, which only those who fetch shall hold.
             from sds.ca.collateral import collateral_listener  # noqa: PLC0415  see above
@@ -230,20 +237,12 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
             checks.problem("signer.csr_file", f"{folder} is not a writable directory")
     elif isinstance(config.signer, UpstreamSection):
         with checks.of("signer"):
-            upstream = _upstream_verification(config, clock)
-            _upstream_client(config.signer, attester, upstream, None, clock)
+            upstream = upstream_verification(config, clock)
+            upstream_client(config.signer, attester, upstream, None, clock)
     if config.kubernetes is not None:
         with checks.of("kubernetes"):
             check_kubernetes(config.kubernetes)
     checks.raise_all()
-
-
-def _upstream_verification(config: AuthorityConfig, clock: Clock) -> Verification | None:
-    """What verifies the authority above, where there is one that shows evidence."""
-    signer = config.signer
-    if not isinstance(signer, UpstreamSection) or signer.verification is None:
-        return None
-    return Verification(signer.verification, clock=clock)
 
 
 def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> None:
@@ -265,10 +264,10 @@ def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> Non
             _LOGGER.warning("projected tokens are accepted: they bind nothing")
 
 
-def _tls(config: AuthorityConfig, clock: Clock, *, write: bool = True) -> TlsIdentity:
+def _tls(config: AuthorityConfig, clock: Clock, *, write: bool = True) -> ServerTls:
     section = config.tls
     if section.certificate is not None and section.key is not None:
-        return tls_from_files(section.certificate, section.key, now=clock.now().wall)
+        return FollowedTls(section.certificate, section.key, clock=clock)
     tls = self_signed_tls(now=clock.now().wall, server_names=section.server_names)
     if section.certificate_out is not None and write:
         try:
@@ -316,69 +315,6 @@ def _retry(clock: Clock, files: PolicyFiles | None) -> Retry:
     return retry
 
 
-@contextlib.asynccontextmanager
-async def _source(
-    config: AuthorityConfig,
-    attester: Attester | None,
-    verification: Verification | None,
-    policy: PolicyHolder | None,
-    clock: Clock,
-) -> AsyncIterator[SignerSource]:
-    match config.signer:
-        case SelfSignedSection() as section:
-            yield SelfSigned(
-                trust_domain=config.trust_domain,
-                key_type=section.key_type,
-                lifetime=section.lifetime,
-                path_length=section.path_length,
-                backdate=config.backdate,
-                clock=clock,
-            )
-        case OperatorSection() as section:
-            yield FromOperator(
-                trust_domain=config.trust_domain,
-                key_type=section.key_type,
-                csr_file=section.csr_file,
-                chain_file=section.chain_file,
-                roots_file=section.roots_file,
-                clock=clock,
-                poll=_POLL,
-            )
-        case UpstreamSection() as section:
-            upstream = _upstream_client(section, attester, verification, policy, clock)
-            try:
-                yield FromUpstream(
-                    trust_domain=config.trust_domain,
-                    key_type=section.key_type,
-                    lifetime=section.lifetime,
-                    upstream=upstream,
-                    clock=clock,
-                )
-            finally:
-                await upstream.aclose()
-
-
-def _upstream_client(
-    section: UpstreamSection,
-    attester: Attester | None,
-    verification: Verification | None,
-    policy: PolicyHolder | None,
-    clock: Clock,
-) -> AttestedAuthority:
-    if attester is None:
-        raise ConfigurationError(
-            "signer.kind is upstream, and attestation.kind is missing",
-            advice="the authority above signs for measured machines only",
-        )
-    return AttestedAuthority(
-        section.authority.settings(),
-        attester=attester,
-        verifier=verification.verifier() if verification is not None else None,
-        clock=clock,
-        policy=policy,
-    )
-
-
 async def _tell_ready(
     authority: RunningAuthority,
     config: AuthorityConfig,
@@ -419,7 +355,7 @@ async def _in_force(holder: PolicyHolder) -> None:
 
 
 @contextlib.contextmanager
-def _signals(stop: asyncio.Event, asked: Sequence[Callable[[], None]]) -> Iterator[None]:
+def _ended_by_signals(stop: asyncio.Event) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     handled = [signal.SIGTERM, signal.SIGINT]
 
@@ -431,16 +367,8 @@ def _signals(stop: asyncio.Event, asked: Sequence[Callable[[], None]]) -> Iterat
 
     for number in handled:
         loop.add_signal_handler(number, end)
-
-    # Without a handler SIGHUP ends the process, so there is one even without files to read.
-    def reread() -> None:
-        for ask in asked:
-            ask()
-
-    loop.add_signal_handler(signal.SIGHUP, reread)
     try:
         yield
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-        loop.remove_signal_handler(signal.SIGHUP)

@@ -1,59 +1,63 @@
-"""Where an authority's own certificate comes from: itself, an authority above it, or an operator.
+"""The authority's own certificate over time, and the roots that it publishes.
 
-Owns the issuing key over time. Invariants: keys exist only in memory and are made anew for every
-certificate; a new root is published in the bundle for ``settle`` before anything is signed under
-it (except the very first), and an old one stays until its certificate ends; a renewal that fails
-leaves the signer of before at work and is tried again.
+Owns the issuing key over time, and two of the places where its certificate comes from: itself, and
+an authority above it (the third is :mod:`sds.ca.operator_files`). Invariants: keys exist only in
+memory and are made anew for every certificate; a new root is published in the bundle for ``settle``
+before anything is signed under it (except the very first), and as soon as the source names it, not
+only with the next certificate; an old one stays until its certificate ends, or until the source
+has not named it for as long as anything under it may live; a renewal that fails leaves the signer
+of before at work and is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import logging
+import math
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from sds import threads
+from sds.authority.port import Authority
 from sds.backoff import QUICK, Backoff, Retry
-from sds.ca.issuer import authority_name, authority_request, make_signer, self_sign
+from sds.ca.issuer import make_signer, self_sign
 from sds.clock import sleep_while
-from sds.errors import CertificateError, RefusedError, SdsError
+from sds.errors import RefusedError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
-from sds.files import read_file, replace_file
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
-from sds.pki import (
-    certificate_der,
-    certificates_from_pem,
-    complete_anchors,
-    generate_private_key,
-    load_certificate,
-    make_csr,
-    read_root,
-    verify_authority_chain,
-)
-from sds.pki.path import sorted_path
+from sds.pki import generate_private_key, make_csr, read_root, verify_authority_chain
 
 if TYPE_CHECKING:
-    from datetime import datetime
-    from pathlib import Path
+    from datetime import datetime, timedelta
 
-    from sds.authority.port import Authority
     from sds.ca.issuer import Signer
     from sds.clock import Clock, Instant
-    from sds.pki import PrivateKey
 
 _LOGGER = logging.getLogger(__name__)
-_MAX_BYTES: Final = 1024 * 1024
 _RENEW_AT: Final = 0.5
 """Part of the time from receipt to its end after which the signer is renewed."""
+_ROOTS_PART: Final = 1 / 20
+"""Of the time for which a new root settles: so often the source is asked for its roots."""
+_ROOTS_SECONDS: Final = (1.0, 30.0)
 _LEAST_SECONDS: Final = 1.0
 """Between two signers, however little is left of the authority above."""
 HOPELESS_SIGNER: Final = Backoff(first=1.0, longest=30.0)
 """Somebody has to change something at the authority above; when that is done, soon is soon."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Root:
+    """A root in the bundle.
+
+    ``since``: when it came into it, in monotonic seconds; ``named``: when the source named it last,
+    or signed under it, in seconds of boot time.
+    """
+
+    not_after: datetime
+    since: float
+    named: float
 
 
 class SigningState:
@@ -63,7 +67,7 @@ class SigningState:
         """Empty: :meth:`current` raises until a signer is activated."""
         self._clock = clock
         self._signer: Signer | None = None
-        self._roots: dict[bytes, datetime] = {}
+        self._roots: dict[bytes, _Root] = {}
         self.ready = asyncio.Event()
 
     def current(self) -> Signer:
@@ -104,24 +108,58 @@ class SigningState:
     def roots(self) -> tuple[bytes, ...]:
         """The roots that have not ended: DER, sorted."""
         now = self._clock.now().wall
-        return tuple(sorted(der for der, not_after in self._roots.items() if not_after > now))
+        return tuple(sorted(der for der, root in self._roots.items() if root.not_after > now))
 
-    def publish(self, roots: tuple[bytes, ...]) -> bool:
-        """Add roots to the bundle; whether one of them is new beside others.
+    def publish(self, roots: tuple[bytes, ...]) -> None:
+        """Add roots to the bundle: the source names them now.
 
         Raises:
-            CertificateError: one is not a root that every client can read.
+            CertificateError: one is not a root that every client can read; nothing changed.
         """
-        new = [der for der in roots if der not in self._roots]
-        for der in new:
-            read_root(der)
-        beside = bool(self._roots) and bool(new)
-        for der in new:
-            self._roots[der] = read_root(der).not_valid_after_utc
-        return beside
+        certificates = {der: read_root(der) for der in roots}
+        now = self._clock.now()
+        since = now.monotonic if self._roots else -math.inf  # nobody trusts others than the first
+        for der, certificate in certificates.items():
+            known = self._roots.get(der)
+            if known is not None:
+                known.named = now.boottime
+                continue
+            self._roots[der] = _Root(
+                not_after=certificate.not_valid_after_utc, since=since, named=now.boottime
+            )
+            _LOGGER.info("a root is in the bundle", extra={"root": _fingerprint(der)})
+
+    def follow(self, roots: tuple[bytes, ...], *, retention: timedelta) -> None:
+        """The source names these roots now, and no others.
+
+        Args:
+            roots: DER.
+            retention: how long a root that it does not name any more stays, because certificates
+                under it may live. That of the signer of now stays in any case.
+
+        Raises:
+            CertificateError: as :meth:`publish`.
+        """
+        self.publish(roots)
+        now = self._clock.now().boottime
+        for der, root in list(self._roots.items()):
+            if self._signer is not None and der == self._signer.root:
+                root.named = now
+            elif now - root.named > retention.total_seconds():
+                del self._roots[der]
+                _LOGGER.info(
+                    "a root left the bundle: its source names it no more",
+                    extra={"root": _fingerprint(der)},
+                )
+
+    def known_since(self, root: bytes) -> float:
+        """When this root came into the bundle, in monotonic seconds."""
+        return self._roots[root].since
 
     def activate(self, signer: Signer) -> None:
         """Sign with this one from now on."""
+        if self._signer is not None and self._signer.root in self._roots:
+            self._roots[self._signer.root].named = self._clock.now().boottime
         self._signer = signer
         self.ready.set()
         _LOGGER.info(
@@ -136,6 +174,10 @@ class SigningState:
         )
 
 
+def _fingerprint(der: bytes) -> str:
+    return hashlib.sha256(der).hexdigest()
+
+
 class SignerSource(Protocol):
     """Gets one signer after the other."""
 
@@ -144,6 +186,40 @@ class SignerSource(Protocol):
 
         Raises:
             SdsError: not now.
+        """
+        ...
+
+
+class RootsTeller(Protocol):
+    """A source that tells its roots between two signers, all of them."""
+
+    @property
+    def outlived(self) -> timedelta:
+        """How long certificates of others may live under a root that it does not name any more."""
+        ...
+
+    async def roots(self) -> tuple[bytes, ...]:
+        """The roots of now: DER.
+
+        Raises:
+            SdsError: not now.
+        """
+        ...
+
+
+def roots_teller(source: SignerSource) -> RootsTeller | None:
+    """The source, where it tells its roots between two signers."""
+    return source if callable(getattr(source, "roots", None)) else None  # type: ignore[return-value]
+
+
+class UpstreamAuthority(Authority, Protocol):
+    """An authority above us."""
+
+    async def roots(self) -> tuple[bytes, ...]:
+        """DER roots that it vouches for now.
+
+        Raises:
+            SdsError: it cannot be asked.
         """
         ...
 
@@ -178,8 +254,16 @@ class FromUpstream:
     trust_domain: TrustDomain
     key_type: KeyType
     lifetime: timedelta
-    upstream: Authority
+    upstream: UpstreamAuthority
     clock: Clock
+
+    @property
+    def outlived(self) -> timedelta:
+        """Authorities beside us have certificates like ours."""
+        return self.lifetime
+
+    async def roots(self) -> tuple[bytes, ...]:
+        return await self.upstream.roots()
 
     async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
         key = await threads.SIGNERS.run(generate_private_key, self.key_type)
@@ -201,108 +285,6 @@ class FromUpstream:
         chain = tuple(der for der in outcome.chain if der != root)
         signer = make_signer(key=key, chain=chain, root=root, trust_domain=self.trust_domain)
         return signer, issuance.roots
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FromOperator:
-    """An intermediate of an existing PKI or an offline root: CSR out, chain in, as PEM files.
-
-    Attributes:
-        csr_file: written anew for every key.
-        chain_file: where the operator puts the chain: issuing certificate first.
-        roots_file: the roots under which it must hold; they become the trust bundle.
-    """
-
-    trust_domain: TrustDomain
-    key_type: KeyType
-    csr_file: Path
-    chain_file: Path
-    roots_file: Path
-    clock: Clock
-    poll: timedelta = timedelta(seconds=1)
-
-    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
-        """Write the CSR and wait for its chain; a chain that does not fit is said and passed over.
-
-        Raises:
-            RefusedError: ``authority_not_ready``: the CSR cannot be written.
-        """
-        key = await threads.SIGNERS.run(generate_private_key, self.key_type)
-        self._write(authority_request(key, self.trust_domain).public_bytes(Encoding.PEM))
-        _LOGGER.warning(
-            "waiting for an operator: sign the request in %s and put the chain into %s",
-            self.csr_file,
-            self.chain_file,
-            extra={"subject": authority_name(key.public_key()).rfc4514_string()},
-        )
-        said = ""
-        while True:
-            try:
-                return self._read(key)
-            except (OSError, SdsError) as error:
-                if not isinstance(error, FileNotFoundError) and str(error) != said:
-                    said = str(error)
-                    _LOGGER.warning(
-                        "the operator's chain cannot be used: %s",
-                        error,
-                        extra={"chain_file": str(self.chain_file)},
-                    )
-            await self.clock.sleep(self.poll.total_seconds())
-
-    def _write(self, pem: bytes) -> None:
-        try:
-            replace_file(self.csr_file, pem, mode=0o644)
-        except OSError as error:
-            raise RefusedError(
-                f"the request for the operator cannot be written to {self.csr_file}: {error}",
-                advice="make the directory writable for `sds ca`",
-                reason="authority_not_ready",
-            ) from error
-
-    def _read(self, key: PrivateKey) -> tuple[Signer, tuple[bytes, ...]]:
-        chain = self._sorted(
-            self._certificates(self.chain_file),
-            roots := self._anchors(self._certificates(self.roots_file)),
-        )
-        root = verify_authority_chain(
-            chain, roots=roots, public_key=key.public_key(), now=self.clock.now().wall
-        )
-        below = tuple(der for der in chain if der != root)
-        return (
-            make_signer(key=key, chain=below, root=root, trust_domain=self.trust_domain),
-            roots,
-        )
-
-    @staticmethod
-    def _certificates(path: Path) -> tuple[bytes, ...]:
-        return certificates_from_pem(read_file(path, max_bytes=_MAX_BYTES), what=str(path))
-
-    def _anchors(self, roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """The roots, where every verifier can end a chain in each of them.
-
-        Raises:
-            CertificateError: one cannot be read, or is an intermediate without its root.
-        """
-        complete = set(complete_anchors(roots, f"root in {self.roots_file}"))
-        for der in roots:
-            if der not in complete:
-                name = read_root(der).subject.rfc4514_string()
-                raise CertificateError(
-                    f"{self.roots_file}: {name} is not self-signed, and the certificate that "
-                    "issued it is not there",
-                    reason="certificate_constraint",
-                    advice="put the self-signed root into roots_file: verifiers that want whole "
-                    "chains, such as Envoy's SPIFFE validator, refuse chains that end in an "
-                    "intermediate",
-                )
-        return roots
-
-    @staticmethod
-    def _sorted(chain: tuple[bytes, ...], roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """The path from the issuing certificate, which comes first, to a root."""
-        issuing, *others = [load_certificate(der) for der in chain]
-        path = sorted_path(issuing, others, [read_root(der) for der in roots])
-        return chain if path is None else tuple(certificate_der(one) for one in path)
 
 
 async def keep_signing(
@@ -327,7 +309,7 @@ async def keep_signing(
     while True:
         try:
             signer, roots = await source.next_signer()
-            new = signing.publish(roots)
+            signing.publish(roots)
         except SdsError as error:
             _LOGGER.warning(
                 "no certificate for the authority itself: %s",
@@ -338,11 +320,48 @@ async def keep_signing(
             continue
         retry.succeeded()
         received = clock.now()
-        if new:
-            await _settle(signing, clock, until=received.monotonic + settle.total_seconds())
+        known = signing.known_since(signer.root)
+        await _settle(signing, clock, until=known + settle.total_seconds())
         signing.activate(signer)
         await clock.sleep(_LEAST_SECONDS)
         await sleep_while(clock, functools.partial(renewal_in, signer, received))
+
+
+async def follow_roots(
+    signing: SigningState, source: RootsTeller, *, clock: Clock, settle: timedelta
+) -> None:
+    """Publish the source's roots as they are, until cancelled.
+
+    A new root above several authorities must be in the bundle of each before one of them signs
+    under it, and each has its next certificate at another time. Who trusts what an operator took
+    back must not wait for that either.
+
+    Args:
+        signing: has the bundle.
+        source: is asked.
+        clock: waits.
+        settle: as for :func:`keep_signing`.
+    """
+    shortest, longest = _ROOTS_SECONDS
+    pause = min(max(_ROOTS_PART * settle.total_seconds(), shortest), longest)
+    said = ""
+    while True:
+        await clock.sleep(pause)
+        if not signing.ready.is_set():
+            continue  # the first signer brings its roots along
+        try:
+            roots = await source.roots()
+            signing.follow(roots, retention=max(settle, source.outlived))
+        except SdsError as error:
+            if str(error) != said:
+                said = str(error)
+                _LOGGER.warning(
+                    "the roots cannot be looked at again, those of before stay: %s",
+                    error,
+                    extra={"reason": error.reason},
+                )
+        else:
+            said = ""
 
 
 async def _settle(signing: SigningState, clock: Clock, *, until: float) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
 from cryptography import x509
@@ -45,6 +45,25 @@ _ISO: Final = "%Y-%m-%dT%H:%M:%SZ"
 _BACKDATE: Final = timedelta(days=1)
 
 
+class ServerTls(Protocol):
+    """The TLS identity of the authority's port, as new connections get it.
+
+    Attributes:
+        key_digest: SHA-256 of the leaf's SubjectPublicKeyInfo.
+        not_after: when the leaf expires.
+    """
+
+    @property
+    def key_digest(self) -> bytes: ...
+
+    @property
+    def not_after(self) -> datetime: ...
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """TLS of the server side."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsIdentity:
     """A certificate and its key, as gRPC wants them.
@@ -64,6 +83,10 @@ class TlsIdentity:
     def server_credentials(self) -> grpc.ServerCredentials:
         """TLS of the server side; agents prove themselves by evidence, not by a certificate."""
         return grpc.ssl_server_credentials([(self.key_pem, self.certificate_pem)])
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """As gRPC takes it for one handshake."""
+        return grpc.ssl_server_certificate_configuration([(self.key_pem, self.certificate_pem)])
 
 
 def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsIdentity:

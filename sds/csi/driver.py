@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from sds import threads
 from sds.csi.directory import known_volumes, open_socket, remove
 from sds.csi.volume import MOST_OF_A_POD, at_target, published
 from sds.errors import SdsError, WorkloadError
@@ -55,7 +55,6 @@ class Driver:
         self._door = door
         self._volumes: dict[Path, Callable[[], None]] = {}
         self._of_pod: Counter[str] = Counter()
-        self._files = ThreadPoolExecutor(max_workers=1, thread_name_prefix="csi")
         self._one = asyncio.Lock()
 
     @property
@@ -122,7 +121,6 @@ class Driver:
         for stop in self._volumes.values():
             stop()
         self._volumes.clear()
-        self._files.shutdown(wait=False, cancel_futures=True)
 
     async def _open(self, volume: PodVolume) -> None:
         if volume.target in self._volumes:
@@ -138,4 +136,4 @@ class Driver:
         self._of_pod[volume.pod_uid] += 1
 
     async def _on_files(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._files, work)
+        return await threads.VOLUMES.run(work)

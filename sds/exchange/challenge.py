@@ -37,7 +37,9 @@ MAX_COVERED: Final = 256
 """Hello nonces under one piece of the authority's evidence."""
 _REMEMBERED: Final = 8
 """Spent nonces that a stream remembers, to say why one is refused."""
-_MAX_PER_STREAM: Final = 64
+_MAX_PER_STREAM: Final = 16
+"""Living nonces of one stream; an agent has one or two. With as many on each stream that strangers
+may have, the table has room for those of agents, so strangers take none of them away."""
 
 
 def new_nonce() -> bytes:

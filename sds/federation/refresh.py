@@ -19,6 +19,7 @@ from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
 from sds.files import read_file
+from sds.outside import is_panic
 from sds.threads import alone
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def next_wait(
     regular = max(_SOONEST, source.refresh or hint or default)
     if failures == 0:
         return regular
-    backoff = Backoff(first=2.0, longest=regular.total_seconds())
+    # However rarely a publisher wants to be asked: after an outage a new root is known soon.
+    backoff = Backoff(first=2.0, longest=min(regular, DEFAULT_REFRESH).total_seconds())
     return max(_SOONEST, timedelta(seconds=backoff.seconds(failures, draw=jitter)))
 
 
@@ -177,7 +179,9 @@ class Federation:
             except SdsError as error:
                 failures += 1
                 self._failed(source.trust_domain, error)
-            except Exception as error:  # noqa: BLE001  the boundary between one source and the others
+            except BaseException as error:  # the boundary between one source and the others
+                if not (isinstance(error, Exception) or is_panic(error)):
+                    raise
                 failures += 1
                 report("federation source", error, trust_domain=source.trust_domain)
                 self._failed(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyError
@@ -22,10 +23,12 @@ from sds.policy.standing import NO_POLICY_DIGEST
 from sds.policy.succession import MOST_OFFERED_BYTES, OfferOutcome, PolicySuccession, offer, split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     from sds.clock import Clock
+    from sds.policy.envelope import SignedPolicy
+    from sds.policy.succession import VerifiedBefore
     from sds.policy.trust import AdmittedPolicy
     from sds.policy.watcher import PolicyWatcher
 
@@ -36,6 +39,8 @@ _WARN_BEFORE_END: Final = 0.2
 """Share of the policy's time during which its end is announced."""
 _MOST_BYTES_OF_STRANGERS: Final = 4 * 1024 * 1024
 """Of signed policies that a caller sends along, unpacked: about 30,000 rules."""
+_MOST_REMEMBERED: Final = 256
+"""Documents that were read and are known by their digest."""
 _LONGEST_SLEEP: Final = 60.0
 """Seconds between two looks at the wall clock, which may be stepped."""
 
@@ -57,6 +62,8 @@ class PolicyHolder:
         self._watcher = watcher
         self._listeners: list[Callable[[], None]] = []
         self._said: set[tuple[str, bytes]] = set()
+        self._verified: OrderedDict[bytes, VerifiedBefore] = OrderedDict()
+        """By the digest of the document: what was offered here and signed by trusted people."""
         self._ended = False
         self._woken = asyncio.Event()
         self._last_error: PolicyError | None = None
@@ -129,23 +136,34 @@ class PolicyHolder:
     def take_from_stranger(self, document: bytes) -> OfferOutcome:
         """As :meth:`take`, of what a caller sent that has proven nothing: its signatures count.
 
-        It is smaller than what an operator may give, and where it is refused nothing is kept of
-        it: the caller is told, and no line is logged here.
+        It is smaller than what an operator may give, and where it is refused no line is logged
+        here: the caller is told. A document that was read before is not read again if nothing can
+        come of it.
         """
-        return self._take(document, "agent", most_bytes=_MOST_BYTES_OF_STRANGERS)
+        return self._take(document, "agent", most_bytes=_MOST_BYTES_OF_STRANGERS, again=False)
 
-    def _take(self, document: bytes, origin: str, *, most_bytes: int) -> OfferOutcome:
+    def _take(
+        self, document: bytes, origin: str, *, most_bytes: int, again: bool = True
+    ) -> OfferOutcome:
         now = self._clock.now().wall
+        state = self._state
         try:
-            state, outcome = offer(self._state, split(document, most_bytes=most_bytes), now=now)
+            parts = split(document, most_bytes=most_bytes)
+            useless = [] if again else self._useless(parts, now)
+            fresh = [part for part in parts if part not in dict(useless)]
+            if useless and not fresh:
+                max((one for _, one in useless), key=lambda one: one.epoch.number).check(state, now)
+                return OfferOutcome()
+            state, outcome = offer(state, fresh, now=now)
         except PolicyError as error:
-            state, outcome = self._state, OfferOutcome(refusal=error)
+            outcome = OfferOutcome(refusal=error)
         except Exception as error:  # noqa: BLE001  the boundary between one offer and the process
             report("policy offer", error, origin=origin)
             refusal = PolicyError(
                 f"the policy cannot be used: {type(error).__name__}", reason="policy_malformed"
             )
-            state, outcome = self._state, OfferOutcome(refusal=refusal)
+            outcome = OfferOutcome(refusal=refusal)
+        self._remember(outcome.verified)
         before, self._state = self._state, state
         if outcome.taken is not None:
             self._say_taken(before, outcome.taken, origin, now)
@@ -153,6 +171,27 @@ class PolicyHolder:
             self._tell()
             self._woken.set()
         return outcome
+
+    def _useless(
+        self, parts: Sequence[SignedPolicy], now: datetime
+    ) -> list[tuple[SignedPolicy, VerifiedBefore]]:
+        """Those that were read before, and of which nothing can come."""
+        found = []
+        for part in parts:
+            try:
+                known = self._verified.get(parse_envelope(part).digest)
+            except PolicyError:
+                continue  # offering it says what is wrong
+            if known is not None and known.is_useless(self._state, now):
+                found.append((part, known))
+        return found
+
+    def _remember(self, verified: Sequence[VerifiedBefore]) -> None:
+        for one in verified:
+            self._verified[one.epoch.digest] = one
+            self._verified.move_to_end(one.epoch.digest)
+        while len(self._verified) > _MOST_REMEMBERED:
+            self._verified.popitem(last=False)
 
     def _say_refused(self, error: PolicyError, document: bytes, origin: str) -> None:
         if self._watcher is not None:

@@ -3,7 +3,8 @@
 Owns reading and watching. Invariants: a file counts only as a whole (a half-written one fails its
 signature and changes nothing; the next event brings the rest); a replaced file, a file written in
 place, and Kubernetes' swap of the ``..data`` symlink are all seen; what cannot be read leaves the
-last good policy in force; where the kernel's events are not enough, a look every minute is.
+last good policy in force; where the kernel's events are not enough, a look every minute is; after
+the start nothing is read on the event loop.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
+from sds import threads
 from sds.errors import ConfigurationError
 from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.policy.settings import read_signed
@@ -72,7 +74,7 @@ class PolicyFiles:
             while True:
                 await self._sleep(self._wait())
                 self._asked.clear()
-                self._look()
+                await self._look()
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
@@ -84,11 +86,12 @@ class PolicyFiles:
         left = (retry_at - self._clock.now().wall).total_seconds()
         return max(0.0, min(_LOOK_EVERY, left))
 
-    def _look(self) -> None:
+    async def _look(self) -> None:
         due = self._outcome.is_worth_another_offer(self._clock.now().wall)
         try:
-            content = read_signed(self._place, max_bytes=MAX_SIGNED_BYTES)
+            content = await threads.POLICY.run(read_signed, self._place, max_bytes=MAX_SIGNED_BYTES)
         except ConfigurationError as error:
+            self._outcome = OfferOutcome()  # what it waited for is not there: nothing is due
             if self._last != b"":
                 self._last = b""
                 _LOGGER.warning(
@@ -104,7 +107,8 @@ class PolicyFiles:
     async def _watch(self) -> None:
         """Set ``_asked`` after every event around the place."""
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
-        folder = self._place if self._place.is_dir() else self._place.parent
+        is_folder = await threads.POLICY.run(self._place.is_dir)
+        folder = self._place if is_folder else self._place.parent
         await watch_folder(folder, self._asked.set, clock=self._clock)
 
     async def _sleep(self, seconds: float) -> None:

@@ -98,7 +98,7 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
     """Everything that is offered by a file or a directory, one after the other.
 
     Raises:
-        ConfigurationError: it cannot be read.
+        ConfigurationError: it cannot be read, or is too large.
     """
     try:
         if not place.is_dir():
@@ -112,4 +112,14 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
         raise ConfigurationError(f"{place} cannot be read: {error.strerror}") from error
     if not files:
         raise ConfigurationError(f"the directory {place} has no *.json file")
-    return b"\n".join(yamlfile.read(file, max_bytes=max_bytes) for file in files)
+    found: list[bytes] = []
+    left = 2 * max_bytes
+    for file in files:
+        found.append(yamlfile.read(file, max_bytes=max_bytes))
+        left -= len(found[-1])
+        if left < 0:
+            raise ConfigurationError(
+                f"the *.json files of {place} have more than {2 * max_bytes} bytes",
+                advice="leave the policy in force, the newest one, and changes of signers there",
+            )
+    return b"\n".join(found)

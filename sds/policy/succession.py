@@ -18,12 +18,12 @@ import gzip
 import json
 import re
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyError, PolicyNotInForceError
 from sds.policy.envelope import MAX_SIGNED_BYTES, SignedPolicy
-from sds.policy.trust import admit, authenticate
+from sds.policy.trust import admit, authenticate, check_epoch, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,6 +105,43 @@ class PolicySuccession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedBefore:
+    """What a policy said of itself when its signatures held: whether it is worth another look.
+
+    Anybody who has an old policy can send it again and again, in an envelope that differs by a
+    space; reading its document is what costs.
+
+    Attributes:
+        epoch: its epoch.
+        not_before: as in the document.
+        not_after: as in the document.
+        successors: who must sign later epochs, where it says so.
+    """
+
+    epoch: Epoch
+    not_before: datetime
+    not_after: datetime
+    successors: TrustedKeys | None = field(repr=False)
+
+    def is_useless(self, state: PolicySuccession, now: datetime) -> bool:
+        """Whether it can neither be taken now nor lead to other signers."""
+        leads_on = self.successors is not None and self.successors != state.trusted
+        if leads_on and self.epoch.number > state.trusted_since:
+            return False
+        is_old = state.seen is not None and self.epoch.number <= state.seen.number
+        return is_old or not self.not_before <= now < self.not_after
+
+    def check(self, state: PolicySuccession, now: datetime) -> None:
+        """Say why it is useless, as an offer of it would.
+
+        Raises:
+            PolicyError: it is refused.
+        """
+        check_epoch(self.epoch, state.seen)
+        check_window(self.not_before, self.not_after, now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OfferOutcome:
     """What came of one offer.
 
@@ -114,12 +151,14 @@ class OfferOutcome:
         retry_at: the moment at which a policy that is not yet valid can be offered again.
         retry_before: a policy that has expired can be offered again where the clock turns out to
             be before this moment (it was ahead, and was set back).
+        verified: what was offered and signed by trusted people.
     """
 
     taken: AdmittedPolicy | None = None
     refusal: PolicyError | None = None
     retry_at: datetime | None = None
     retry_before: datetime | None = None
+    verified: tuple[VerifiedBefore, ...] = ()
 
     def is_worth_another_offer(self, now: datetime) -> bool:
         """Whether what was refused for its time may be taken now: time came, or was set back."""
@@ -221,6 +260,7 @@ def offer(
         )
         return state, OfferOutcome(refusal=refusal)
     candidates, errors = _candidates(state, pool, now)
+    verified = tuple(_remembered(one.policy) for one in candidates)
     candidates.sort(key=lambda one: one.policy.epoch.number, reverse=True)
     refusals: list[PolicyError] = []
     retry_at: datetime | None = None
@@ -247,9 +287,22 @@ def offer(
             refusal=_first([*refusals, *errors]),
             retry_at=retry_at,
             retry_before=retry_before,
+            verified=verified,
         )
     return state, OfferOutcome(
-        refusal=_first([*refusals, *errors]), retry_at=retry_at, retry_before=retry_before
+        refusal=_first([*refusals, *errors]),
+        retry_at=retry_at,
+        retry_before=retry_before,
+        verified=verified,
+    )
+
+
+def _remembered(policy: Policy) -> VerifiedBefore:
+    return VerifiedBefore(
+        epoch=policy.epoch,
+        not_before=policy.not_before,
+        not_after=policy.not_after,
+        successors=policy.successors,
     )
 
 

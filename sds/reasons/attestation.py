@@ -122,7 +122,11 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "Passes when the manufacturer's service answers; a filled cache or folder avoids it.",
         retriable=True,
     ),
-    "collateral_missing": Reason("Put the TDX collateral into the configured folder."),
+    "collateral_missing": Reason(
+        "Put the TDX collateral into the configured folder. Where the process fetches it, this "
+        "passes; if it stays, the log says which publisher does not answer.",
+        retriable=True,
+    ),
     "collateral_untrusted": Reason(
         "Fetch the collateral again from Intel's service or your own cache."
     ),

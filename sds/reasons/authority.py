@@ -26,6 +26,11 @@ AUTHORITY: Final[dict[str, Reason]] = {
         "agent's user read it.",
         retriable=True,
     ),
+    "authority_root": Reason(
+        "Put PEM certificates into the file, and let the agent's user read it. It is read again "
+        "for every attempt.",
+        retriable=True,
+    ),
     "authority_answer": Reason(
         "Asked for one identity, got another or none. Set the workload's SPIFFE ID to what "
         "the authority certifies.",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime, timedelta
 
+    from sds.clock import Instant
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
@@ -28,14 +30,15 @@ class Root:
         der: the certificate.
         fingerprint: SHA-256 of it, lower-case hex.
         not_after: its own end.
-        vouched: when the authority last named it.
+        vouched: when the authority last named it, in seconds of boot time: a wall clock that is
+            ahead for a moment takes no root away, and leaves none behind.
         leaves_until: the end of the last leaf of ours under it, once there was one.
     """
 
     der: bytes = field(repr=False)
     fingerprint: str
     not_after: datetime
-    vouched: datetime
+    vouched: float
     leaves_until: datetime | None = None
 
 
@@ -50,7 +53,7 @@ class Ledger:
         """DER of all roots."""
         return tuple(root.der for root in self.roots)
 
-    def vouched(self, roots: Sequence[bytes], now: datetime) -> Ledger:
+    def vouched(self, roots: Sequence[bytes], now: Instant) -> Ledger:
         """The authority names these roots now (an empty answer names none and changes nothing).
 
         Raises:
@@ -59,7 +62,7 @@ class Ledger:
         named = {hashlib.sha256(der).hexdigest(): der for der in roots}
         known = {root.fingerprint for root in self.roots}
         kept = tuple(
-            dataclasses.replace(root, vouched=now) if root.fingerprint in named else root
+            dataclasses.replace(root, vouched=now.boottime) if root.fingerprint in named else root
             for root in self.roots
         )
         new = tuple(
@@ -67,7 +70,7 @@ class Ledger:
                 der=der,
                 fingerprint=fingerprint,
                 not_after=read_root(der).not_valid_after_utc,
-                vouched=now,
+                vouched=now.boottime,
             )
             for fingerprint, der in named.items()
             if fingerprint not in known
@@ -87,7 +90,7 @@ class Ledger:
             )
         )
 
-    def pruned(self, now: datetime, *, retention: timedelta) -> Ledger:
+    def pruned(self, now: Instant, *, retention: timedelta) -> Ledger:
         """Without the roots that are not needed any more.
 
         Args:
@@ -103,10 +106,10 @@ class Ledger:
         return Ledger(roots=kept) if kept and len(kept) < len(self.roots) else self
 
 
-def _needed(root: Root, newest: datetime, now: datetime, retention: timedelta) -> bool:
-    if root.not_after <= now:
+def _needed(root: Root, newest: float, now: Instant, retention: timedelta) -> bool:
+    if root.not_after <= now.wall:
         return False
     # While the authority is silent nothing is known to have left: its last word counts.
-    if root.vouched == newest or now < root.vouched + retention:
+    if root.vouched == newest or now.boottime < root.vouched + retention.total_seconds():
         return True
-    return root.leaves_until is not None and now < root.leaves_until
+    return root.leaves_until is not None and now.wall < root.leaves_until

@@ -76,7 +76,7 @@ class RootRollover:
                 changed.
         """
         before = {root.fingerprint for root in self._ledger.roots}
-        self._ledger = self._ledger.vouched(roots, now.wall)
+        self._ledger = self._ledger.vouched(roots, now)
         new = {root.fingerprint for root in self._ledger.roots} - before
         if not new:
             return
@@ -144,7 +144,7 @@ class RootRollover:
     def prune(self, now: Instant, *, retention: timedelta) -> None:
         """Take the roots out of the bundle under which no leaf can live."""
         before = self._ledger
-        self._ledger = before.pruned(now.wall, retention=retention)
+        self._ledger = before.pruned(now, retention=retention)
         if self._ledger is before:
             return
         version = self._store.put_bundle(self._trust_domain, self._ledger.bundle)

@@ -50,11 +50,20 @@ def _check(text: str) -> str:
         raise ValueError("there is more than the address in brackets")
     if port == 0:
         raise ValueError("port 0 cannot be connected to")
-    _check_host(parts.hostname or "", bracketed="[" in parts.netloc)
+    check_host(parts.hostname or "", bracketed="[" in parts.netloc)
     return text
 
 
-def _check_host(host: str, *, bracketed: bool) -> None:
+def check_host(host: str, *, bracketed: bool) -> None:
+    """Hold that a host can be looked up: a DNS name, or an IP address.
+
+    Args:
+        host: without brackets.
+        bracketed: whether it was in brackets, as IPv6 addresses are.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if bracketed or re.fullmatch(r"[0-9.]+", host):
         ipaddress.ip_address(host)
     elif not _HOST.fullmatch(host):

@@ -1,13 +1,16 @@
 """Watches a folder for changes of the files in it (inotify).
 
 Owns the loop around the kernel's events. Invariant: nothing is missed: what changed before the
-kernel was asked to watch counts as a change, and watching that fails begins again.
+kernel was asked to watch counts as a change, and watching that fails begins again. A folder that
+does not answer is waited for in a thread, and not on the event loop.
 """
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Final
+
+from sds import threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +36,8 @@ async def watch_folder(folder: Path, changed: Callable[[], None], *, clock: Cloc
     while True:
         began = True
         try:
+            # The library begins on the event loop.
+            await threads.alone("watch", folder.stat)
             async for changes in watchfiles.awatch(
                 folder,
                 recursive=False,

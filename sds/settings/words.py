@@ -23,6 +23,7 @@ _PATTERNS: Final[dict[str, str]] = {
     "^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$": "at most 63 lower-case letters, digits, '-' and '.', "
     "with a letter or a digit at both ends",
     "^[0-9a-fA-F]{12}$": "12 hexadecimal digits",
+    "^[!-~]+$": "visible ASCII characters without a space",
     "^sha256:[0-9a-f]{64}$": "sha256: and 64 lower-case hexadecimal digits",
     "^INTEL-SA-[0-9]{5}$": "an advisory such as INTEL-SA-00615",
 }

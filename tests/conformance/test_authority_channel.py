@@ -88,7 +88,7 @@ async def test_a_failure_of_tls_names_the_field_to_look_at(
         chain = served.certificate.public_bytes(Encoding.PEM)
         port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, chain)]))
     await server.start()
-    tls = VerifiedTls(root_pem=trusted.certificate.public_bytes(Encoding.PEM), server_name=NAME)
+    tls = VerifiedTls(roots=trusted.certificate.public_bytes(Encoding.PEM), server_name=NAME)
     connection = await connect([f"127.0.0.1:{port}"], tls, seconds=5)
     session = Session(address="the address", connection=connection)
     await session.start()

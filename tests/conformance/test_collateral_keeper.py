@@ -137,6 +137,19 @@ async def test_a_week_without_the_publisher_is_tens_of_attempts_not_thousands(
     assert 28 <= away.asked <= 70
 
 
+async def test_while_evidence_is_refused_for_want_of_collateral_an_outage_is_over_soon(
+    tmp_path: Path,
+) -> None:
+    clock, away = FakeClock(), Away()
+    missed = True
+    keeper = CollateralKeeper(away, tmp_path, clock=clock, draw=lambda: 1.0, missed=lambda: missed)
+    for _ in range(100):
+        pause = await keeper.once()
+    assert pause <= timedelta(minutes=15)
+    missed = False
+    assert await keeper.once() > timedelta(hours=5)
+
+
 def fetched(left: timedelta) -> Fetched:
     return Fetched(path=Path("x"), next_update=NOW + left, changed=True)
 

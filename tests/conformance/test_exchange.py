@@ -360,7 +360,7 @@ async def test_plain_tls_is_verified_against_root_and_name() -> None:
         def settings(root: bytes, name: str) -> AuthoritySettings:
             return AuthoritySettings(
                 addresses=(f"127.0.0.1:{authority.port}",),
-                tls=VerifiedTls(root_pem=root, server_name=name),
+                tls=VerifiedTls(roots=root, server_name=name),
                 connect_seconds=2,
             )
 

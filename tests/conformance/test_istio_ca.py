@@ -21,7 +21,6 @@ from sds.errors import (
     AuthorityError,
     AuthorityRefusedError,
     AuthorityUnavailableError,
-    ConfigurationError,
 )
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.identity import Identity, SpiffeId
@@ -327,6 +326,7 @@ async def test_an_authority_that_is_down_is_retriable_and_the_next_address_is_us
         (None, "cannot be read"),
         (b"", "must contain one token"),
         (b"a b", "one token"),
+        (b"a\x01b", "one token"),
         (b"\xff", "one"),
     ],
 )
@@ -348,8 +348,30 @@ async def test_a_root_file_that_is_no_root(
     endpoint.token().write_text("token")
     if content is not None:
         endpoint.root.write_text(content)
-    with pytest.raises(ConfigurationError, match=text):
+    with refused("authority_root", match=text) as raised:
         await ask(settings(endpoint), item())
+    # Nobody tells us when the file is mended, and to look costs the authority nothing.
+    assert raised.value.retriable
+
+
+@pytest.mark.parametrize("raw", [b"\xff" * 9, b"\x0a\x02\xff\xfe"])
+async def test_an_answer_that_is_none_costs_one_identity(tmp_path: Path, raw: bytes) -> None:
+    async def before(identity: str) -> bytes | None:
+        return raw if identity == OTHER else None
+
+    authority = istio_ca.IstioCA(folder=tmp_path, before=before)
+    endpoint = await authority.start()
+    node = tmp_path / "node.token"
+    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT))
+    given = settings(endpoint, token=node, impersonate=True)
+    try:
+        answer = await ask(given, item(OTHER), item(istio_ca.ACCOUNT))
+    finally:
+        await authority.stop()
+    garbled, good = answer.outcomes
+    assert isinstance(garbled, AuthorityUnavailableError)
+    assert "the answer of Istio's authority" in garbled.message
+    leaf_of(good)
 
 
 async def test_one_identitys_failure_cuts_off_nobody_elses_call(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData,
 from sds.attestation.kubernetes.token import BoundTokenAttester
 from sds.ca.kubernetes import KubernetesSection, NodeRules, kubernetes_tokens
 from sds.clock import SystemClock
-from sds.errors import EvidenceMalformedError, RefusedError, SdsError
+from sds.errors import EvidenceMalformedError, KubernetesError, RefusedError, SdsError
 from sds.identity import KeyType, SpiffeId, parse_trust_domain
 from sds.policy.nodes import Permit, RequestedCertificate
 from sds.workload.kubernetes.scheduled import ScheduledPods
@@ -83,7 +83,9 @@ async def test_no_token_is_a_retriable_error_that_shows_none(
         assert token not in str(caught.value)
 
 
-def rules(*pods: dict[str, Any], synced: bool = True, **section: Any) -> NodeRules:
+def rules(
+    *pods: dict[str, Any], synced: bool = True, outage: str = "", **section: Any
+) -> NodeRules:
     known = ScheduledPods()
     known.replace(pods)
     event = asyncio.Event()
@@ -95,6 +97,7 @@ def rules(*pods: dict[str, Any], synced: bool = True, **section: Any) -> NodeRul
         pods=known,
         synced=event,
         others=configured(),
+        outage=lambda: KubernetesError(outage) if outage else None,
     )
 
 
@@ -141,6 +144,9 @@ ELSEWHERE = {**pod("web-1"), "spec": {"nodeName": "node2", "serviceAccountName":
     ("policy", "asks", "wanted", "reason"),
     [
         (rules(AGENT, pod("web-1"), synced=False), claims(), wish(), "authority_not_ready"),
+        # A pod that this replica has not heard of is another one's matter while it hears nothing.
+        (rules(AGENT, outage="away"), claims(), wish(), "authority_not_ready"),
+        (rules(pod("web-1"), outage="away"), claims(), wish(), "authority_not_ready"),
         (rules(AGENT), claims(), wish(), "pod_not_on_node"),
         (rules(AGENT, OVER), claims(), wish(), "pod_not_on_node"),
         (rules(AGENT, ELSEWHERE), claims(), wish(), "pod_not_on_node"),

@@ -20,15 +20,20 @@ from sds.clock import SystemClock
 from sds.exchange.item import IssuedChain
 from sds.identity import KeyType
 from sds.pki import generate_private_key
-from tests.support.authority import TRUST_DOMAIN, World, replica_health, wish
+from sds.policy.standing import NO_POLICY_DIGEST
+from tests.support.authority import TRUST_DOMAIN, World, configured, replica_health, rule, wish
 from tests.support.node import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
 
+    from sds.attestation.evidence import Claims
     from sds.authority.attested import AttestedAuthority
     from sds.ca.app import RunningAuthority
+    from sds.ca.issuance import ConfiguredIssuance
     from sds.ca.tls import TlsIdentity
+    from sds.policy.nodes import Permit, RequestedCertificate
 
 NAME = "ca.test"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -64,7 +69,7 @@ def verified(identities: list[TlsIdentity], *ports: int) -> AuthoritySettings:
     return AuthoritySettings(
         addresses=tuple(f"127.0.0.1:{port}" for port in ports),
         tls=VerifiedTls(
-            root_pem=b"".join(one.certificate_pem for one in identities), server_name=NAME
+            roots=b"".join(one.certificate_pem for one in identities), server_name=NAME
         ),
     )
 
@@ -184,3 +189,47 @@ async def test_names_that_do_not_resolve_are_passed_over() -> None:
                 else:
                     with pytest.raises(errors.AuthorityUnavailableError, match=r"nobody\.invalid"):
                         await issued(client)
+
+
+class Over:
+    """Issuance of a replica whose policy ended: no newer one came to it."""
+
+    digest = NO_POLICY_DIGEST
+    epoch = 0
+    document = b""
+
+    def __init__(self, inner: ConfiguredIssuance) -> None:
+        self.inner = inner
+        self.over = True
+
+    def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
+        del digest, epoch, document
+        if self.over:
+            raise errors.PolicyNotInForceError("over", reason="policy_expired")
+
+    def decide(self, claims: Claims, wanted: RequestedCertificate, *, now: datetime) -> Permit:
+        return self.inner.decide(claims, wanted, now=now)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["on a stream of before", "at first"])
+async def test_a_replica_that_is_behind_keeps_nobody_from_the_others(
+    before: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
+    world, behind = World(), Over(configured(rule()))
+    async with (
+        world.running(policy=behind) as one,
+        world.running() as two,
+        world.client(one.port, two.port, shuffle=lambda places: None) as client,
+    ):
+        if before:
+            behind.over = False
+            await issued(client)
+            assert client.connected_to == f"127.0.0.1:{one.port}"
+            behind.over = True
+        await issued(client)
+        assert client.connected_to == f"127.0.0.1:{two.port}"
+    # Where all are, what it is is said.
+    async with world.running(policy=behind) as one, world.client(one.port, one.port) as client:
+        with pytest.raises(errors.AuthorityRefusedError) as refused:
+            await client.issue([wish()[1]])
+        assert refused.value.wire_reason == "policy_expired"

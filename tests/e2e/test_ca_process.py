@@ -290,7 +290,7 @@ async def test_plain_tls_for_agents_that_trust_a_root(site: Site) -> None:
         await process.line("gives no evidence")
         settings = AuthoritySettings(
             addresses=(f"127.0.0.1:{number}",),
-            tls=VerifiedTls(root_pem=certificate.read_bytes(), server_name="ca.test"),
+            tls=VerifiedTls(roots=certificate.read_bytes(), server_name="ca.test"),
         )
         authority = AttestedAuthority(
             settings,

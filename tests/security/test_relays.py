@@ -217,7 +217,7 @@ async def test_replayed_evidence_of_an_authority(cover: bool) -> None:  # noqa: 
         async with middle.listening() as port:
             settings = AuthoritySettings(
                 addresses=(f"127.0.0.1:{port}",),
-                tls=VerifiedTls(root_pem=tls.certificate_pem, server_name="ca.test"),
+                tls=VerifiedTls(roots=tls.certificate_pem, server_name="ca.test"),
             )
             reason = "report_data_mismatch" if cover else "authority_evidence"
             async with world.client(settings=settings) as client:
@@ -251,7 +251,7 @@ async def test_every_part_of_a_challenge_is_bound(part: str) -> None:
         async with middle.listening() as port:
             settings = AuthoritySettings(
                 addresses=(f"127.0.0.1:{port}",),
-                tls=VerifiedTls(root_pem=tls.certificate_pem, server_name="ca.test"),
+                tls=VerifiedTls(roots=tls.certificate_pem, server_name="ca.test"),
             )
             async with world.client(settings=settings) as client:
                 with refused("report_data_mismatch"):
@@ -274,7 +274,7 @@ async def test_an_answer_from_another_key_or_with_another_root_is_refused() -> N
         async with middle.listening() as port:
             settings = AuthoritySettings(
                 addresses=(f"127.0.0.1:{port}",),
-                tls=VerifiedTls(root_pem=tls.certificate_pem, server_name="ca.test"),
+                tls=VerifiedTls(roots=tls.certificate_pem, server_name="ca.test"),
             )
             async with world.client(settings=settings) as client:
                 with pytest.raises(errors.AuthorityAnswerError, match="than its evidence covers"):

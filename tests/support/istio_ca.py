@@ -180,7 +180,8 @@ class IstioCA:
 
     ``shape`` says how the answer's chain is laid out: ``separate`` elements, or ``one-block``.
     ``extra_roots`` stand in the last element beside the root (a root being replaced). ``before``
-    runs before each answer, with the identity that is asked for, and may refuse with a status.
+    runs before each answer, with the identity that is asked for; it may refuse with a status, or
+    give other bytes to answer with.
     """
 
     folder: Path
@@ -191,7 +192,7 @@ class IstioCA:
     root: Issuer = field(default_factory=lambda: Issuer.make("cluster.local"))
     seen: list[Mapping[str, str]] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)
-    before: Callable[[str], Awaitable[grpc.StatusCode | None]] | None = None
+    before: Callable[[str], Awaitable[grpc.StatusCode | bytes | None]] | None = None
     _jwt_key: rsa.RSAPrivateKey = field(
         default_factory=lambda: rsa.generate_private_key(65537, 2048)
     )
@@ -219,7 +220,7 @@ class IstioCA:
                         "CreateCertificate": grpc.unary_unary_rpc_method_handler(
                             self._create,
                             request_deserializer=ca_pb2.IstioCertificateRequest.FromString,
-                            response_serializer=ca_pb2.IstioCertificateResponse.SerializeToString,
+                            response_serializer=_serialized,
                         )
                     },
                 ),
@@ -282,7 +283,7 @@ class IstioCA:
         self,
         request: ca_pb2.IstioCertificateRequest,
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> ca_pb2.IstioCertificateResponse:
+    ) -> ca_pb2.IstioCertificateResponse | bytes:
         metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
         self.seen.append(metadata)
         self.peers.append(context.peer())
@@ -294,8 +295,11 @@ class IstioCA:
             csr = _csr(request.csr)
         except _RefusedError as refused:
             await context.abort(refused.code, refused.text)
-        if self.before is not None and (code := await self.before(identity)) is not None:
-            await context.abort(code, "not now")
+        instead = None if self.before is None else await self.before(identity)
+        if isinstance(instead, bytes):
+            return instead
+        if instead is not None:
+            await context.abort(instead, "not now")
         return ca_pb2.IstioCertificateResponse(cert_chain=self._sign(csr, identity, lifetime))
 
     def _sign(
@@ -343,6 +347,10 @@ class IstioCA:
                 grpc.StatusCode.UNAUTHENTICATED, "request impersonation authentication failure"
             )
         return wanted
+
+
+def _serialized(answer: ca_pb2.IstioCertificateResponse | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
 def _lifetime(seconds: int) -> dt.timedelta:

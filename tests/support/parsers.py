@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sds._proto.istio.v1.auth.ca_pb2 import IstioCertificateResponse
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.agent.config import AgentConfig
 from sds.attestation import foreign, kinds, pem, revocation
@@ -133,6 +134,7 @@ NOT_PARSERS: Final = {
     "sds.attestation.tpm.wire:sized": "writes",
     "sds.authority.attested:NoPolicy.offer": "takes nothing",
     "sds.authority.attested:PolicyPeer.offer": "a port; sds.policy parses",
+    "sds.ca.signers:SigningState.known_since": "looks a root up",
     "sds.ca.proof:Prover.prove": "binds a nonce that was checked",
     "sds.pki.der:from_octets": "writes",
     "sds.policy.envelope:PolicySigner.sign": "signs what we made",
@@ -390,6 +392,11 @@ PARSERS: Final[list[Parser]] = [
         name="sds.exchange.wire:nonce_from_wire",
         parse=wire.nonce_from_wire,
         samples=lambda: (bytes(32),),
+    ),
+    Parser(
+        name="sds.authority.istio_answer:elements",
+        parse=istio_answer.elements,
+        samples=lambda: (IstioCertificateResponse(cert_chain=["a", "b"]).SerializeToString(),),
     ),
     Parser(name="istio_answer:parse, of text", parse=_istio, samples=_istio_answers),
     Parser(

@@ -9,7 +9,9 @@ from sds.authority.channel import AttestedTls, VerifiedTls
 from sds.ca.config import AuthorityConfig, OperatorSection, SelfSignedSection, UpstreamSection
 from sds.errors import ConfigurationError
 from sds.identity import KeyType
+from sds.pki import certificate_pem
 from sds.settings import yamlfile
+from tests.support.certificates import ca_wish, self_signed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,8 +54,9 @@ def test_the_least_file() -> None:
     assert config.max_lifetime == timedelta(hours=1)
 
 
-def test_signers(tmp_path: Path) -> None:
-    (tmp_path / "root.pem").write_bytes(b"PEM")
+async def test_signers(tmp_path: Path) -> None:
+    pem = certificate_pem([self_signed(ca_wish("root")).der])
+    (tmp_path / "root.pem").write_bytes(pem)
     upstream = load(
         "trust_domain: example.org\n"
         "signer:\n  kind: upstream\n  authority:\n    addresses: ['ca:1']\n"
@@ -61,7 +64,9 @@ def test_signers(tmp_path: Path) -> None:
     ).signer
     assert isinstance(upstream, UpstreamSection)
     settings = upstream.authority.settings()
-    assert settings.tls == VerifiedTls(root_pem=b"PEM", server_name="ca.test")
+    assert isinstance(settings.tls, VerifiedTls)
+    assert settings.tls.server_name == "ca.test"
+    assert await settings.tls.root_pem() == pem
     operator = load(
         "trust_domain: example.org\n"
         "signer: {kind: operator, csr_file: a, chain_file: b, roots_file: c, key_type: ed25519}\n"
@@ -116,11 +121,11 @@ def test_what_cannot_be_used_is_named(text: str, words: str) -> None:
     assert words in str(raised.value)
 
 
-@pytest.mark.parametrize("address", ["ca", "ca:0"])
+@pytest.mark.parametrize("address", ["ca", "ca:0", f"{'x' * 64}.test:1", "c a:1", "1.2.3:1"])
 def test_an_address_that_is_none_is_said_when_it_is_used(address: str) -> None:
     signer: Any = load(
         "trust_domain: example.org\n"
         f"signer: {{kind: upstream, authority: {{addresses: ['{address}']}}, verification: {{}}}}"
     ).signer
-    with pytest.raises(ConfigurationError, match="host:port"):
+    with pytest.raises(ConfigurationError, match=r"host:port|cannot be looked up"):
         signer.authority.settings()

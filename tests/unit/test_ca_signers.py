@@ -11,10 +11,12 @@ import pytest
 from cryptography import x509
 
 from sds import errors
-from sds.ca.issuer import Signer, self_sign
-from sds.ca.signers import FromOperator, SelfSigned, SigningState, keep_signing
-from sds.identity import KeyType
-from sds.pki import certificate_pem, generate_private_key
+from sds.ca.issuer import Signer, issue, make_signer, self_sign
+from sds.ca.operator_files import FromOperator
+from sds.ca.signers import SelfSigned, SigningState, follow_roots, keep_signing
+from sds.identity import KeyType, SpiffeId
+from sds.pki import certificate_der, certificate_pem, generate_private_key
+from sds.policy.nodes import Permit, RequestedCertificate
 from tests.support.authority import TRUST_DOMAIN
 from tests.support.certificates import Wish, ca_wish, self_signed
 from tests.support.clock import FakeClock
@@ -75,6 +77,15 @@ async def signing(source: Any, clock: FakeClock) -> AsyncIterator[SigningState]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def polled(task: asyncio.Task[Any], clock: FakeClock) -> Any:
+    """What the task returns, which looks at files in a thread again and again."""
+    async with asyncio.timeout(20):
+        while not task.done():
+            await clock.advance(1)
+            await asyncio.sleep(0.005)
+    return await task
 
 
 async def test_a_new_root_stands_in_the_bundle_before_anything_is_signed_under_it() -> None:
@@ -172,8 +183,7 @@ async def test_an_operators_chain(tmp_path: Path, with_root: bool) -> None:  # n
     await clock.advance(2)
     assert not task.done()
     (tmp_path / "chain.pem").write_bytes(certificate_pem(chain))
-    await clock.advance(2)
-    signer, roots = await task
+    signer, roots = await polled(task, clock)
     assert signer.chain == (certificate.der,)
     assert (signer.root, roots) == (root.der, (root.der,))
     assert signer.path_length == 0
@@ -206,8 +216,7 @@ async def test_what_operators_tools_write(tmp_path: Path, case: str) -> None:
     if case == "intermediate-anchor":
         assert not task.done()
         (tmp_path / "roots.pem").write_bytes(certificate_pem([policy.der, offline.der]))
-        await clock.advance(2)
-    signer, _ = await task
+    signer, _ = await polled(task, clock)
     assert signer.chain[:2] == (issuing.der, between.der)
     skid = x509.SubjectKeyIdentifier.from_public_key(request.public_key())
     assert signer.identifier.key_identifier == skid.digest
@@ -222,12 +231,11 @@ async def test_a_root_that_cannot_be_used_names_its_file(
     for file in ("roots.pem", "chain.pem"):
         (tmp_path / file).write_bytes(certificate_pem([leaf]))
     task = asyncio.create_task(source.next_signer())
+    said = f"the root in {tmp_path / 'roots.pem'} is not a certificate authority"
     async with asyncio.timeout(10):
-        while not caplog.messages:
+        while said not in caplog.text:
             await asyncio.sleep(0.01)
     task.cancel()
-    said = f"the root in {tmp_path / 'roots.pem'} is not a certificate authority"
-    assert said in caplog.text
 
 
 async def test_a_bundle_that_clients_cannot_read_is_not_published() -> None:
@@ -258,11 +266,9 @@ async def test_a_long_outage_is_over_soon_after_it_ends() -> None:
     source = Source(clock)
     source.failures = 1_000_000
     async with signing(source, clock) as state:
-        for _ in range(1800):
-            await clock.advance(1)
+        await clock.advance(1800)
         source.failures = 0
-        for _ in range(6):
-            await clock.advance(1)
+        await clock.advance(6)
         assert state.ready.is_set()
 
 
@@ -331,3 +337,157 @@ async def test_a_new_root_settles_no_longer_than_the_old_signer_lives() -> None:
         assert state.current() is source.given[0]
         await clock.advance(SETTLING / 4)
         assert state.current() is source.given[1]
+
+
+class Below:
+    """An authority below another one: an intermediate from who signs there."""
+
+    outlived = timedelta(seconds=2400)
+
+    def __init__(self, above: SigningState, clock: FakeClock) -> None:
+        self.above = above
+        self.clock = clock
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        key = generate_private_key(KeyType.EC_P256)
+        signer = self.above.current()
+        wanted = RequestedCertificate(
+            spiffe_id=SpiffeId(TRUST_DOMAIN),
+            dns_names=(),
+            lifetime=self.outlived,
+            key_type=KeyType.EC_P256,
+            signing=True,
+        )
+        certificate = issue(
+            signer,
+            wanted=wanted,
+            permit=Permit(lifetime=wanted.lifetime, path_length=0),
+            public_key=key.public_key(),
+            now=self.clock.now().wall,
+            backdate=timedelta(seconds=30),
+        )
+        chain = (certificate_der(certificate),)
+        made = make_signer(key=key, chain=chain, root=signer.root, trust_domain=TRUST_DOMAIN)
+        return made, self.above.roots
+
+    async def roots(self) -> tuple[bytes, ...]:
+        return self.above.roots
+
+
+async def test_a_new_root_above_is_known_to_all_authorities_before_one_signs_under_it() -> None:
+    """Each renews its own certificate at another time; agents of all of them talk to each other."""
+    clock = FakeClock()
+    settle = timedelta(seconds=100)
+    root, one, two = (SigningState(clock=clock) for _ in range(3))
+    above = SelfSignedWithin(clock, lifetime=timedelta(seconds=4000))
+
+    def start(state: SigningState, source: Any) -> list[asyncio.Task[None]]:
+        keep = keep_signing(state, source, clock=clock, settle=settle)
+        found = [asyncio.create_task(keep)]
+        if source is not above:
+            follow = follow_roots(state, source, clock=clock, settle=settle)
+            found.append(asyncio.create_task(follow))
+        return found
+
+    tasks = start(root, above)
+    await clock.advance(1)
+    tasks += start(one, Below(root, clock))
+    await clock.advance(1900)
+    tasks += start(two, Below(root, clock))
+    await clock.advance(50)
+    first = root.current().root
+    try:
+        await clock.until(lambda: one.current().root != first, seconds=1200)
+        assert two.current().root == first  # its own renewal comes later
+        assert one.current().root in two.roots
+        assert two.current().root in one.roots
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class SelfSignedWithin(Source):
+    """Self-signed authorities with another life."""
+
+    def __init__(self, clock: FakeClock, *, lifetime: timedelta) -> None:
+        super().__init__(clock)
+        self.lifetime = lifetime
+
+    async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
+        signer = self_sign(
+            key=generate_private_key(KeyType.EC_P256),
+            trust_domain=TRUST_DOMAIN,
+            lifetime=self.lifetime,
+            path_length=1,
+            now=self.clock.now().wall,
+            backdate=timedelta(seconds=30),
+        )
+        return signer, (signer.root,)
+
+
+class Told:
+    """Roots that somebody edits."""
+
+    outlived = timedelta(0)
+
+    def __init__(self, *roots: bytes) -> None:
+        self.now: tuple[bytes, ...] | errors.SdsError = roots
+
+    async def roots(self) -> tuple[bytes, ...]:
+        if isinstance(self.now, errors.SdsError):
+            raise self.now
+        return self.now
+
+
+async def test_roots_are_followed_between_two_certificates(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    source = Source(clock)
+    more, bad = (
+        self_signed(ca_wish("more")).der,
+        self_signed(Wish(subject=ca_wish("x").subject)).der,
+    )
+    async with signing(source, clock) as state:
+        await clock.advance(1)
+        ours = state.current().root
+        told = Told(ours, more)
+        settle = timedelta(seconds=SETTLING)
+        following = asyncio.create_task(follow_roots(state, told, clock=clock, settle=settle))
+        await clock.advance(20)
+        assert state.roots == tuple(sorted((ours, more)))
+        # What cannot be read, or has a root that nobody can use, changes nothing.
+        for trouble in (errors.RefusedError("gone"), None):
+            told.now = (ours, bad) if trouble is None else trouble
+            await clock.advance(2 * SETTLING)
+            assert state.roots == tuple(sorted((ours, more)))
+        assert caplog.text.count("cannot be looked at again") == 2
+        # A root that was taken back leaves once nothing under it lives; ours never does.
+        told.now = (more,)
+        await clock.advance(SETTLING / 2)
+        told.now = ()
+        await clock.advance(SETTLING / 2 + 20)
+        assert state.roots == tuple(sorted((ours, more)))
+        await clock.advance(SETTLING)
+        assert state.roots == (ours,)
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_roots_of_an_operator_that_are_missing_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    source = operator(tmp_path, clock)
+    (tmp_path / "chain.pem").write_bytes(certificate_pem([self_signed(ca_wish("x")).der]))
+    task = asyncio.create_task(source.next_signer())
+    async with asyncio.timeout(10):
+        while "roots.pem" not in caplog.text:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with refused("authority_not_ready", match=r"roots\.pem"):
+        await source.roots()
+    root = self_signed(ca_wish("offline")).der
+    (tmp_path / "roots.pem").write_bytes(certificate_pem([root]))
+    assert await source.roots() == (root,)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from sds.clock import Instant
 from sds.secrets.ledger import Ledger
 from tests.support.certificates import NOW, Wish, ca_wish, self_signed
 from tests.support.refusals import refused
@@ -23,48 +24,61 @@ def root(days: float = 1) -> bytes:
     return self_signed(wish).der
 
 
-OLD, NEW = root(), root()
+def at(hours: float = 0, *, ahead: float = 0) -> Instant:
+    """So many hours from now; the wall clock is that many hours ahead."""
+    passed = 1000.0 + 3600 * hours
+    return Instant(wall=NOW + (hours + ahead) * HOUR, monotonic=passed, boottime=passed)
+
+
+OLD, NEW = root(days=9), root(days=9)
 
 
 def test_a_new_root_joins_and_the_old_one_stays() -> None:
-    ledger = Ledger().vouched([OLD], NOW).vouched([NEW], NOW + HOUR)
+    ledger = Ledger().vouched([OLD], at()).vouched([NEW], at(1))
     assert ledger.bundle == (OLD, NEW)
 
 
 def test_an_answer_without_roots_changes_nothing() -> None:
-    ledger = Ledger().vouched([OLD], NOW)
-    assert ledger.vouched([], NOW + HOUR) == ledger
+    ledger = Ledger().vouched([OLD], at())
+    assert ledger.vouched([], at(1)) == ledger
 
 
 def test_an_old_root_leaves_when_no_leaf_under_it_can_live() -> None:
-    ledger = Ledger().vouched([OLD], NOW).vouched([NEW], NOW + HOUR)
+    ledger = Ledger().vouched([OLD], at()).vouched([NEW], at(1))
     for hours, bundle in ((1, (OLD, NEW)), (2.9, (OLD, NEW)), (3.1, (NEW,))):
-        pruned = ledger.pruned(NOW + hours * HOUR, retention=3 * HOUR)
+        pruned = ledger.pruned(at(hours), retention=3 * HOUR)
         assert pruned.bundle == bundle
 
 
 def test_a_leaf_of_ours_keeps_its_root() -> None:
-    ledger = Ledger().vouched([OLD], NOW)
-    ledger = ledger.served(ledger.roots[0].fingerprint, NOW + 9 * HOUR).vouched([NEW], NOW + HOUR)
-    assert ledger.pruned(NOW + 8 * HOUR, retention=HOUR).bundle == (OLD, NEW)
-    assert ledger.pruned(NOW + 9 * HOUR, retention=HOUR).bundle == (NEW,)
+    ledger = Ledger().vouched([OLD], at())
+    ledger = ledger.served(ledger.roots[0].fingerprint, NOW + 9 * HOUR).vouched([NEW], at(1))
+    assert ledger.pruned(at(8), retention=HOUR).bundle == (OLD, NEW)
+    assert ledger.pruned(at(9), retention=HOUR).bundle == (NEW,)
 
 
 def test_a_silent_authority_takes_no_root_away() -> None:
-    ledger = Ledger().vouched([OLD, NEW], NOW)
-    assert ledger.pruned(NOW + 20 * HOUR, retention=HOUR) is ledger
+    ledger = Ledger().vouched([OLD, NEW], at())
+    assert ledger.pruned(at(20), retention=HOUR) is ledger
+
+
+def test_a_clock_that_was_ahead_neither_takes_a_root_away_nor_leaves_one_behind() -> None:
+    ledger = Ledger().vouched([OLD], at()).vouched([NEW], at(1))
+    # For a moment it is two days ahead: leaves of others under the old root live for hours yet.
+    assert ledger.pruned(at(1.1, ahead=48), retention=3 * HOUR) is ledger
+    # The authority last named the old root while the clock was ahead.
+    ledger = Ledger().vouched([OLD], at(ahead=48)).vouched([NEW], at(1))
+    assert ledger.pruned(at(3.1), retention=3 * HOUR).bundle == (NEW,)
 
 
 def test_an_expired_root_leaves_unless_it_is_the_last() -> None:
     short = root(days=0.1)
-    assert Ledger().vouched([short, NEW], NOW).pruned(NOW + 3 * HOUR, retention=HOUR).bundle == (
-        NEW,
-    )
-    alone = Ledger().vouched([short], NOW)
-    assert alone.pruned(NOW + 3 * HOUR, retention=HOUR) is alone
-    assert Ledger().pruned(NOW, retention=HOUR) == Ledger()
+    assert Ledger().vouched([short, NEW], at()).pruned(at(3), retention=HOUR).bundle == (NEW,)
+    alone = Ledger().vouched([short], at())
+    assert alone.pruned(at(3), retention=HOUR) is alone
+    assert Ledger().pruned(at(), retention=HOUR) == Ledger()
 
 
 def test_what_is_no_certificate_is_refused() -> None:
     with refused("certificate_malformed"):
-        Ledger().vouched([b"x"], NOW)
+        Ledger().vouched([b"x"], at())

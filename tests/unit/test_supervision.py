@@ -38,7 +38,22 @@ async def _is_cancelled_from_below() -> None:
     await below
 
 
-@pytest.mark.parametrize("run", [_returns, _raises, _is_cancelled_from_below])
+class PanicException(BaseException):
+    """What a library in Rust raises when it panics."""
+
+
+async def _panics() -> None:
+    raise PanicException("index out of bounds")
+
+
+async def _panics_in_a_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_panics())
+
+
+@pytest.mark.parametrize(
+    "run", [_returns, _raises, _is_cancelled_from_below, _panics, _panics_in_a_group]
+)
 async def test_a_task_that_ends_starts_again(
     run: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture
 ) -> None:

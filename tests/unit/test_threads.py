@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,65 @@ def of_the_default_executor(tree: ast.AST) -> Iterator[ast.Call]:
     for call in calls(tree, "run_in_executor"):
         if isinstance(call.args[0], ast.Constant):
             yield call
+
+
+JOINED_AT_THE_END = {
+    "sds/attestation/snp/simulated.py": "joined at once: it makes keys",
+    "sds/commands/demo.py": "joined at once: it loads modules",
+}
+"""Where threads that the interpreter joins before it ends do only work that ends."""
+
+
+def test_no_thread_that_the_interpreter_waits_for_may_hang() -> None:
+    found = {
+        str(path.relative_to(SOURCES[0].parents[1]))
+        for path in SOURCES
+        if "ThreadPoolExecutor(" in path.read_text()
+    }
+    assert found == JOINED_AT_THE_END.keys()
+
+
+HANGS = """
+import asyncio, os
+from sds import threads
+
+threads.END_SECONDS = 0.2
+nobody_writes, _ = os.pipe()
+
+async def main():
+    for _ in range(2):
+        asyncio.ensure_future(threads.COLLATERAL.run(os.read, nobody_writes, 1))
+    await asyncio.sleep(0.1)
+
+asyncio.run(main())
+print("ended", flush=True)
+"""
+
+
+def test_a_file_system_that_hangs_keeps_no_process_from_ending() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
+async def test_work_waits_for_a_thread_and_threads_for_work() -> None:
+    pool, release = Threads("test", 2), threading.Event()
+    held = [asyncio.ensure_future(pool.run(release.wait)) for _ in range(2)]
+    waiting = asyncio.ensure_future(pool.run(threading.current_thread))
+    given_up = asyncio.ensure_future(pool.run(release.clear))
+    await asyncio.sleep(0.05)
+    given_up.cancel()
+    assert not waiting.done()
+    release.set()
+    assert await asyncio.gather(*held) == [True, True]
+    first = await waiting
+    assert release.is_set()  # what was given up before a thread began is not done
+    assert await pool.run(threading.current_thread) in {first, *threading.enumerate()}
+    names = {thread.name for thread in threading.enumerate() if thread.name.startswith("test_")}
+    assert names == {"test_1", "test_2"}
+    with pytest.raises(ZeroDivisionError):
+        await pool.run(divmod, 1, 0)
 
 
 def test_nothing_uses_the_default_executor() -> None:

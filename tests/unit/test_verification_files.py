@@ -4,6 +4,7 @@ running."""
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from sds.attestation import files
 from sds.attestation.build import Verification
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.reference_values import ReferenceValues
-from sds.attestation.section import VerificationSection
+from sds.attestation.section import FetchSection, VerificationSection
+from sds.attestation.snp.report import Product
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
 from sds.operations.instruments import Instruments
@@ -190,6 +193,69 @@ def test_collateral_is_followed(root: SimulatedRoot, intel: Intel, tmp_path: Pat
     with pytest.raises(ConfigurationError, match="tcb_info"):
         verification.files.reload()
     assert tdx(verifier, intel) == "certificate_revoked"
+
+
+def test_a_list_that_is_taken_away_takes_nothing_back(
+    root: SimulatedRoot, intel: Intel, tmp_path: Path
+) -> None:
+    folder = intel.collateral(tmp_path / "c")
+    other = tmp_path / "intel.pem"
+    other.write_bytes(certificate_pem([intel.root_der]))
+    made = section(root, tmp_path, collateral=folder)
+    made = made.model_copy(update={"trusted_roots": [*made.trusted_roots, other]})
+    (folder / "genoa.crl").write_bytes(crl(root, ASK_SERIAL))
+    verification = Verification(made)
+    verifier = verification.verifier()
+    assert snp(verifier, root) == "certificate_revoked"
+    (folder / "genoa.crl").rename(tmp_path / "genoa.crl")
+    with pytest.raises(ConfigurationError, match=r"genoa\.crl.*not there any more"):
+        verification.files.reload()
+    assert snp(verifier, root) == "certificate_revoked"
+    (tmp_path / "genoa.crl").rename(folder / "genoa.crl")
+    verification.files.reload()
+
+
+def test_a_list_that_is_still_to_be_fetched_is_missed(root: SimulatedRoot, tmp_path: Path) -> None:
+    """Where AMD's lists are configured, nothing is accepted before the first is there."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    made = section(root, tmp_path, collateral=folder, fetch=FetchSection(products=[Product.GENOA]))
+    verification = Verification(made)
+    verifier = verification.verifier()
+    assert snp(verifier, root) == "collateral_missing"
+    (folder / "genoa.crl").write_bytes(crl(root))
+    verification.files.reload()
+    assert snp(verifier, root) == "accepted"
+
+
+def test_an_older_document_or_a_list_without_a_number_is_refused(
+    root: SimulatedRoot, intel: Intel, tmp_path: Path
+) -> None:
+    folder = intel.collateral(tmp_path / "c")
+    other = tmp_path / "intel.pem"
+    other.write_bytes(certificate_pem([intel.root_der]))
+    made = section(root, tmp_path, collateral=folder)
+    verification = Verification(made.model_copy(update={"trusted_roots": [other]}))
+    intel.collateral(folder, info={"issueDate": "2020-01-01T00:00:00Z"})
+    with pytest.raises(ConfigurationError, match=r"tcb_info\.json was issued at 2020"):
+        verification.files.reload()
+    intel.collateral(folder)
+    verification.files.reload()
+
+
+async def test_files_that_do_not_answer_are_noticed(
+    root: SimulatedRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "amd.crl"
+    path.write_bytes(crl(root))
+    verification = Verification(section(root, tmp_path, path), clock=SystemClock())
+    answers = threading.Event()
+    monkeypatch.setattr(files, "_ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(files, "read_files", lambda _: answers.wait())
+    await verification.files._look()
+    answers.set()
+    assert "did not answer" in verification.files.problem
+    assert verification.collateral_failing() == (1, 0)
 
 
 def test_a_folder_of_collateral_may_have_amds_lists(

@@ -32,21 +32,27 @@ class ScheduledPods:
     def __init__(self) -> None:
         """Knows none."""
         self._by_uid: dict[str, ScheduledPod] = {}
+        self._of_node: dict[str, dict[str, ScheduledPod]] = {}
+        """The same by node: what is asked for one costs nothing for the others."""
 
     def replace(self, items: Sequence[dict[str, Any]]) -> bool:
         """Know exactly these; whether anything changed."""
         fresh = {pod.uid: pod for item in items if (pod := _pod(item)) is not None}
         changed = fresh != self._by_uid
-        self._by_uid = fresh
+        self._by_uid, self._of_node = fresh, {}
+        for pod in fresh.values():
+            self._of_node.setdefault(pod.node, {})[pod.uid] = pod
         return changed
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
         """One event of a watch; whether anything changed."""
         pod, uid = _pod(item), item["metadata"]["uid"]
-        before = self._by_uid.get(uid)
+        before = self._by_uid.pop(uid, None)
+        if before is not None:
+            del self._of_node[before.node][uid]
         if kind == "DELETED" or pod is None:
-            return self._by_uid.pop(uid, None) is not None
-        self._by_uid[uid] = pod
+            return before is not None
+        self._by_uid[uid] = self._of_node.setdefault(pod.node, {})[uid] = pod
         return before != pod
 
     def runs(self, uid: str, node: str) -> bool:
@@ -57,9 +63,7 @@ class ScheduledPods:
     def accounts(self, node: str) -> frozenset[tuple[str, str]]:
         """Namespace and service account of every pod of the node."""
         return frozenset(
-            (pod.namespace, pod.service_account)
-            for pod in self._by_uid.values()
-            if pod.node == node
+            (pod.namespace, pod.service_account) for pod in self._of_node.get(node, {}).values()
         )
 
 

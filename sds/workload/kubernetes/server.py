@@ -6,21 +6,18 @@ Invariant: the server's certificate is verified; leaving that out is explicit, a
 
 from __future__ import annotations
 
-import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from sds import threads
 from sds.errors import ConfigurationError
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOOPBACK: Final = "127.0.0.1"
 _OFF_LOOP_BYTES: Final = 256 << 10
-_PARSER: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kubernetes-json")
-"""Its thread starts with the first long answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +72,7 @@ async def parse_json(data: bytes) -> Any:
     """
     if len(data) < _OFF_LOOP_BYTES:
         return _loads(data)
-    return await asyncio.get_running_loop().run_in_executor(_PARSER, _loads, data)
+    return await threads.KUBERNETES.run(_loads, data)
 
 
 def _loads(data: bytes) -> Any:

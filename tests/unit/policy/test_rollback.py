@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from sds.ca.signed_policy import SignedIssuancePolicy
 from sds.errors import PolicyNotInForceError
+from sds.policy import trust
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
+from sds.policy.source import parse_payload
 from sds.policy.succession import PolicySuccession
 from tests.support.clock import FakeClock
 from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
@@ -130,7 +132,7 @@ async def test_a_clock_that_was_ahead_ends_no_policy_for_good(clock: FakeClock) 
         await asyncio.gather(running, return_exceptions=True)
 
 
-def test_what_was_refused_as_expired_is_offered_again_once_the_clock_is_right(
+async def test_what_was_refused_as_expired_is_offered_again_once_the_clock_is_right(
     clock: FakeClock, tmp_path: Path
 ) -> None:
     parties = Parties(clock)
@@ -142,14 +144,14 @@ def test_what_was_refused_as_expired_is_offered_again_once_the_clock_is_right(
     files.load()
     with refused("policy_absent"):
         files.holder.in_force()
-    files._look()
+    await files._look()
     assert files.holder.epoch == 0
     clock.step(-365 * 86400)
-    files._look()
+    await files._look()
     assert files.holder.in_force().epoch.number == 2
 
 
-def test_what_the_authority_offers_does_not_end_the_wait_for_a_policy_of_tomorrow(
+async def test_what_the_authority_offers_does_not_end_the_wait_for_a_policy_of_tomorrow(
     clock: FakeClock, tmp_path: Path
 ) -> None:
     parties = Parties(clock)
@@ -165,5 +167,59 @@ def test_what_the_authority_offers_does_not_end_the_wait_for_a_policy_of_tomorro
     files.holder.take(parties.policies[2], origin="authority")
     assert files.holder.epoch == 2
     clock.step(86400)
-    files._look()
+    await files._look()
     assert files.holder.epoch == 3
+
+
+async def test_a_policy_of_tomorrow_that_was_taken_away_is_waited_for_without_haste(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    parties = Parties(clock)
+    tomorrow = (clock.wall + timedelta(days=1)).isoformat()
+    later = document(3, not_before=tomorrow, not_after=(clock.wall + LIFE).isoformat())
+    place = tmp_path / "policy.json"
+    place.write_bytes(parties.policies[1] + sign(later, ALICE))
+    memory = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    files = PolicyFiles(place, PolicyHolder(memory, clock=clock), clock=clock)
+    files.load()
+    kept = place.read_bytes()
+    place.unlink()
+    clock.step(86400)
+    assert files._wait() == 0  # its time has come
+    await files._look()
+    assert files._wait() == 60  # there is nothing to look at before something happens
+    place.write_bytes(kept)
+    await files._look()
+    assert files.holder.epoch == 3
+
+
+async def test_an_old_policy_that_callers_send_again_and_again_is_read_once(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parties = Parties(clock)
+    memory = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    holder = PolicyHolder(memory, clock=clock)
+    assert holder.take(parties.policies[2], origin="file").taken is not None
+    read: list[bytes] = []
+
+    def parse(raw: bytes) -> Any:
+        read.append(raw)
+        return parse_payload(raw)
+
+    monkeypatch.setattr(trust, "parse_payload", parse)
+    later = (clock.wall + timedelta(days=1)).isoformat()
+    future = sign(document(9, not_before=later, not_after=(clock.wall + LIFE).isoformat()), ALICE)
+    reasons = set()
+    for spaces in range(1, 9):  # the signature is over the document, and not over these
+        for policy in (parties.policies[1], parties.policies[2], future):
+            sent = policy.replace(b"{", b"{" + b" " * spaces, 1)
+            for garbage in (b"", b'{"no": "envelope"}\n'):
+                outcome = holder.take_from_stranger(sent + garbage)
+                assert outcome.taken is None
+                reasons.add(outcome.refusal and outcome.refusal.reason)
+    assert reasons == {None, "policy_epoch_lower", "policy_not_yet_valid", "policy_malformed"}
+    assert len(read) == 2  # the old one, and the one of tomorrow; that in force was read before
+    # Its time comes, and it is taken.
+    clock.step(86400)
+    assert holder.take_from_stranger(future).taken is not None
+    assert holder.epoch == 9

@@ -1,0 +1,56 @@
+"""Several replicas of one authority: where there are any, who is asked next, what failures say.
+
+Owns these decisions. Invariant: pure; a replica that cannot serve keeps nobody from the others.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sds.authority.channel import VerifiedTls
+from sds.errors import (
+    AuthorityError,
+    AuthorityRefusedError,
+    AuthorityUnavailableError,
+    EvidenceError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sds.authority.attested import AuthoritySettings
+    from sds.errors import SdsError
+    from sds.exchange.item import IssuedChain
+
+CONNECT_ANEW: Final = frozenset({"authority_evidence"})
+"""What a Challenge on a stream that was good may fail by: a new connection is judged anew."""
+ASK_ANOTHER: Final = frozenset({"authority_not_ready", "policy_absent", "policy_expired"})
+"""Refusals that another replica may not share; one address, too, may stand for many of them."""
+
+
+def is_better_asked_elsewhere(outcome: IssuedChain | AuthorityError) -> bool:
+    """Whether this replica lacks what another one may have."""
+    return isinstance(outcome, AuthorityRefusedError) and outcome.wire_reason in ASK_ANOTHER
+
+
+def most_telling(failures: Sequence[SdsError]) -> SdsError:
+    """One error for all: what a person must mend matters more than a replica that is down."""
+    proofs = [one for one in failures if isinstance(one, EvidenceError)]
+    refusals = [one for one in failures if isinstance(one, AuthorityRefusedError)]
+    final = [one for one in refusals if not one.retriable]
+    if proofs or final or len(failures) == 1:
+        return (*proofs, *final, *failures)[0]
+    return AuthorityUnavailableError(
+        "no authority could be asked: " + "; ".join(failure.message for failure in failures)
+    )
+
+
+def places_of(settings: AuthoritySettings) -> list[tuple[str, ...]]:
+    """What to connect to, one after the other.
+
+    Attested TLS: each replica by itself. Verified: all replicas together, as often as there are
+    replicas; gRPC chooses anew each time, and never one that it knows to be down.
+    """
+    if isinstance(settings.tls, VerifiedTls):
+        return [settings.addresses] * len(settings.addresses)
+    return [(address,) for address in settings.addresses]

@@ -1,0 +1,89 @@
+"""The file with the roots of an authority's TLS certificate, followed as it changes.
+
+Owns what is in force of it. Invariants: at the start it can be used, or nothing starts; afterwards
+it is read for each use, off the event loop; what cannot be used, or does not answer within
+:data:`ANSWER_SECONDS`, leaves what was read before in force, and is logged once; a file system that
+hangs takes one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from sds import threads
+from sds.errors import CertificateError, ConfigurationError
+from sds.pki import certificates_from_pem, load_certificate
+from sds.settings.yamlfile import read
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LOGGER = logging.getLogger(__name__)
+ANSWER_SECONDS: Final = 5.0
+
+
+def read_roots(path: Path) -> bytes:
+    """The content of a file of roots, PEM.
+
+    Raises:
+        ConfigurationError: it cannot be read, or has no certificate, or one that cannot be read.
+    """
+    pem = read(path)
+    try:
+        for der in certificates_from_pem(pem, what=str(path)):
+            load_certificate(der, f"certificate in {path}")
+    except CertificateError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error
+    return pem
+
+
+class RootFile:
+    """See the module.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ConfigurationError: as :func:`read_roots`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pem = read_roots(path)
+        self._said = ""
+        self._reading: asyncio.Future[bytes] | None = None
+
+    async def current(self) -> bytes:
+        """What the file has now, or what it had when it could be used last: PEM."""
+        if self._reading is None:
+            self._reading = asyncio.ensure_future(
+                threads.alone("authority-root", read_roots, self._path)
+            )
+        done, _ = await asyncio.wait((self._reading,), timeout=ANSWER_SECONDS)
+        if not done:
+            self._say(ConfigurationError(f"{self._path} does not answer"))
+            return self._pem
+        reading, self._reading = self._reading, None
+        try:
+            pem = reading.result()
+        except ConfigurationError as error:
+            self._say(error)
+            return self._pem
+        if pem != self._pem:
+            _LOGGER.info(
+                "the roots of the authority's TLS changed", extra={"path": str(self._path)}
+            )
+        self._pem, self._said = pem, ""
+        return pem
+
+    def _say(self, error: ConfigurationError) -> None:
+        if str(error) != self._said:
+            self._said = str(error)
+            _LOGGER.error(
+                "the roots of the authority's TLS cannot be used, those that were read before "
+                "stay in force: %s",
+                error,
+                extra={"reason": error.reason},
+            )

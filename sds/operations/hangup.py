@@ -1,0 +1,34 @@
+"""SIGHUP reads again what a process follows, and ends the process at no time.
+
+Owns the handler. Invariant: where the process ignored SIGHUP before (:mod:`sds.entry` sees to it),
+it ignores it again afterwards, so that a reload in the middle of a drain ends nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def on_hangup(*asked: Callable[[], None]) -> Iterator[None]:
+    """Call each of these at SIGHUP while the block runs; in the main thread."""
+    loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGHUP)
+
+    def reread() -> None:
+        for ask in asked:
+            ask()
+
+    # Without a handler SIGHUP ends the process, so there is one even without files to read.
+    loop.add_signal_handler(signal.SIGHUP, reread)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, before)

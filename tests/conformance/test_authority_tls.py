@@ -1,0 +1,210 @@
+"""TLS of the authority's port by files that change: a certificate is renewed, a root replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sds.authority import root_file
+from sds.authority.attested import AuthoritySettings
+from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls
+from sds.authority.root_file import RootFile
+from sds.ca.tls import TlsIdentity, self_signed_tls
+from sds.ca.tls_files import FollowedTls
+from sds.clock import SystemClock
+from sds.errors import AuthorityUnavailableError, ConfigurationError
+from sds.exchange.item import IssuedChain
+from tests.support.authority import World, wish
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sds.authority.attested import AttestedAuthority
+
+NAME = "ca.test"
+
+
+def tls() -> TlsIdentity:
+    return self_signed_tls(now=SystemClock().now().wall, server_names=[NAME])
+
+
+def write(folder: Path, identity: TlsIdentity) -> None:
+    (folder / "tls.crt").write_bytes(identity.certificate_pem)
+    (folder / "tls.key").write_bytes(identity.key_pem)
+
+
+def followed(folder: Path) -> FollowedTls:
+    return FollowedTls(folder / "tls.crt", folder / "tls.key", clock=SystemClock())
+
+
+def _handshake(port: int) -> bytes:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=TLS_SERVER_NAME) as connection,
+    ):
+        return ssl.DER_cert_to_PEM_cert(connection.getpeercert(binary_form=True) or b"").encode()
+
+
+async def shown(port: int) -> bytes:
+    """The certificate that a new connection gets, PEM."""
+    return await asyncio.to_thread(_handshake, port)
+
+
+async def issued(client: AttestedAuthority) -> None:
+    (outcome,) = (await client.issue([wish()[1]])).outcomes
+    assert isinstance(outcome, IssuedChain), outcome
+
+
+async def test_a_renewed_certificate_is_for_new_connections_and_costs_the_old_ones_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, first, second = World(), tls(), tls()
+    write(tmp_path, first)
+    served = followed(tmp_path)
+    roots = first.certificate_pem + second.certificate_pem
+    async with world.running(tls=served) as authority:
+        verified = AuthoritySettings(
+            addresses=(f"127.0.0.1:{authority.port}",),
+            tls=VerifiedTls(roots=roots, server_name=NAME),
+            connect_seconds=5,
+        )
+        async with world.client(settings=verified) as old, world.client(authority.port) as attested:
+            await issued(old)
+            await issued(attested)
+            assert await shown(authority.port) == first.certificate_pem
+            # The certificate came, its key did not yet.
+            (tmp_path / "tls.crt").write_bytes(second.certificate_pem)
+            for _ in range(2):
+                await served.look()
+            assert await shown(authority.port) == first.certificate_pem
+            said = [r for r in caplog.records if "the one that was read before stays" in r.message]
+            assert len(said) == 1
+            assert "is not the key of" in said[0].message
+            write(tmp_path, second)
+            await served.look()
+            for _ in range(2):
+                assert await shown(authority.port) == second.certificate_pem
+            assert served.not_after == second.not_after
+            streams = authority.service.streams
+            await issued(old)  # on the connection that it has
+            assert authority.service.streams == streams
+            # Where evidence binds the key, the connection of before proves nothing any more: a
+            # new one is made within the same request.
+            await issued(attested)
+            async with world.client(settings=verified) as new:
+                await issued(new)
+
+
+async def test_files_are_followed(tmp_path: Path) -> None:
+    first, second = tls(), tls()
+    write(tmp_path, first)
+    served = followed(tmp_path)
+    following = asyncio.create_task(served.follow())
+    try:
+        for name, content in (("tls.key", second.key_pem), ("tls.crt", second.certificate_pem)):
+            (tmp_path / f"{name}.new").write_bytes(content)
+            (tmp_path / f"{name}.new").replace(tmp_path / name)
+        async with asyncio.timeout(20):
+            while served.key_digest != second.key_digest:
+                await asyncio.sleep(0.02)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_what_has_expired_or_is_gone_takes_nothing_away(tmp_path: Path) -> None:
+    first = tls()
+    write(tmp_path, first)
+    served = followed(tmp_path)
+    long_ago = SystemClock().now().wall - timedelta(days=5000)
+    write(tmp_path, self_signed_tls(now=long_ago))
+    await served.look()
+    (tmp_path / "tls.crt").unlink()
+    await served.look()
+    assert served.key_digest == first.key_digest
+    with pytest.raises(ConfigurationError, match=r"tls\.crt cannot be read"):
+        followed(tmp_path)
+
+
+@contextlib.asynccontextmanager
+async def client_of(world: World, file: RootFile, port: int) -> AsyncIterator[AttestedAuthority]:
+    settings = AuthoritySettings(
+        addresses=(f"127.0.0.1:{port}",),
+        tls=VerifiedTls(roots=file, server_name=NAME),
+        connect_seconds=5,
+    )
+    async with world.client(settings=settings) as client:
+        yield client
+
+
+async def test_a_root_of_the_authoritys_tls_that_is_replaced_needs_no_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    world, first, second = World(), tls(), tls()
+    path = tmp_path / "root.pem"
+    path.write_bytes(first.certificate_pem)
+    file = RootFile(path)
+    async with contextlib.AsyncExitStack() as stack:
+        authority = await stack.enter_async_context(world.running(tls=first))
+        client = await stack.enter_async_context(client_of(world, file, authority.port))
+        await issued(client)
+        # What cannot be used leaves what was read before, and is said once.
+        path.write_bytes(b"-----BEGIN CERTIFICATE-----\nMIIB")
+        for _ in range(2):
+            await issued(client)
+        assert caplog.text.count("those that were read before stay in force") == 1
+        # A root that was taken back counts no longer, also for a connection that is open.
+        path.write_bytes(second.certificate_pem)
+        with pytest.raises(AuthorityUnavailableError):
+            await issued(client)
+    async with (
+        world.running(tls=second) as authority,
+        client_of(world, file, authority.port) as client,
+    ):
+        await issued(client)
+
+
+async def test_a_root_file_that_does_not_answer_takes_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "root.pem"
+    path.write_bytes(tls().certificate_pem)
+    file = RootFile(path)
+    before = await file.current()
+    answers, asked = threading.Event(), []
+
+    def hang(path: Path) -> bytes:
+        asked.append(path)
+        answers.wait()
+        return path.read_bytes()
+
+    monkeypatch.setattr(root_file, "read_roots", hang)
+    monkeypatch.setattr(root_file, "ANSWER_SECONDS", 0.02)
+    for _ in range(3):
+        assert await file.current() == before
+    assert len(asked) == 1
+    path.write_bytes(tls().certificate_pem)
+    answers.set()
+    async with asyncio.timeout(10):
+        while await file.current() == before:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("content", [b"", b"PEM", b"-----BEGIN CERTIFICATE-----\nMIIB\n"])
+def test_a_root_file_that_cannot_be_used_ends_the_start(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "root.pem"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"root\.pem"):
+        RootFile(path)

@@ -1,0 +1,27 @@
+"""A reload reads again; in the middle of an end it ends nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+
+from sds.operations.hangup import on_hangup
+
+
+async def test_a_reload_during_the_drain_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as sds.entry does
+    try:
+        read: list[str] = []
+        told = asyncio.Event()
+        with on_hangup(lambda: read.append("policy"), told.set):
+            os.kill(os.getpid(), signal.SIGHUP)
+            async with asyncio.timeout(10):
+                await told.wait()
+        assert read == ["policy"]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)
+        assert read == ["policy"]
+    finally:
+        signal.signal(signal.SIGHUP, before)
