@@ -2,10 +2,12 @@
 
 Owns the places. Invariants: at most :data:`MAX_CONNECTIONS` are served, and at most
 :data:`MAX_WAITING` wait, of which nothing is read. One more takes the place of the one that was
-silent for longest, so that probes are answered though somebody opens connections without end. Who
-waits for an answer of ours is not silent: a crowd that asks at once is answered, one after the
-other, and not ended by those who come after. Who had its answers (:class:`Patience`) makes room for
-one who waits, so that nobody keeps a place by asking without end.
+silent for longest, so that probes are answered though somebody opens connections without end. A
+connection that waits for an answer of ours is not silent: a crowd that asks at once is answered,
+one after the other, and is not ended by those who come after. A connection that had its answers
+(:class:`Patience`) makes room for one that waits, so that nobody keeps a place by asking without
+end. Time in which the event loop stood still is not silence: on a busy machine a client may have
+had no turn to speak in.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ MAX_WAITING: Final = 1024
 """Connections that wait for a place."""
 _PART_OF_DESCRIPTORS: Final = 32
 """And at most one in so many descriptors that this process may have."""
+_TICKS: Final = 10
+"""In a grace. Each is at least one turn of the loop, however late it comes."""
 
 
 def most_connections(descriptors: int) -> int:
@@ -42,7 +46,7 @@ class Patience:
 
     Attributes:
         answers: how many answers it gets.
-        grace: seconds for which who is new, or said something, is not silent yet.
+        grace: seconds for which a connection that is new, or said something, is not silent yet.
     """
 
     answers: int = 1
@@ -80,9 +84,9 @@ class Placed(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Standing:
-    """Since when a connection is silent, and how many answers it had."""
+    """Since which tick a connection is silent, and how many answers it had."""
 
-    since: float
+    since: int
     answers: int = 0
 
 
@@ -110,7 +114,9 @@ class ConnectionPlaces:
         self._served: dict[Placed, _Standing] = {}
         """The longest silent first."""
         self._waiting: dict[Placed, None] = {}
-        self._looking: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        """Counted while every place is taken."""
+        self._ticking: asyncio.TimerHandle | None = None
 
     def opened(self, connection: Placed) -> None:
         """Serve a connection that was accepted, let it wait, or end it."""
@@ -119,7 +125,6 @@ class ConnectionPlaces:
         elif len(self._waiting) < self._most_waiting:
             connection.wait()
             self._waiting[connection] = None
-            self._look_soon()
         else:
             connection.abort()
 
@@ -148,21 +153,23 @@ class ConnectionPlaces:
 
     def close(self) -> None:
         """End every connection."""
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._ticking is not None:
+            self._ticking.cancel()
         for connection in [*self._waiting, *self._served]:
             connection.abort()
 
     def _heard(self, connection: Placed) -> _Standing | None:
         standing = self._served.pop(connection, None)
         if standing is not None:
-            standing.since = self._loop.time()
+            standing.since = self._ticks
             self._served[connection] = standing
         return standing
 
     def _admit(self, connection: Placed) -> None:
-        self._served[connection] = _Standing(since=self._loop.time())
+        self._served[connection] = _Standing(since=self._ticks)
         connection.admitted()
+        if len(self._served) >= MAX_CONNECTIONS:
+            self._tick_soon()
 
     def _admit_some(self) -> None:
         while self._waiting and len(self._served) < MAX_CONNECTIONS:
@@ -172,7 +179,7 @@ class ConnectionPlaces:
 
     def _end_silent(self) -> bool:
         """End the connection that was silent for longest; whether there was one."""
-        latest = self._loop.time() - self._patience.grace
+        latest = self._ticks - _TICKS
         for connection, standing in self._served.items():
             if standing.since > latest:
                 return False
@@ -182,16 +189,17 @@ class ConnectionPlaces:
                 return True
         return False
 
-    def _look_soon(self) -> None:
-        if self._looking is None:
-            self._looking = self._loop.call_later(
-                self._patience.grace, guarded("connection", self._look)
+    def _tick_soon(self) -> None:
+        if self._ticking is None:
+            self._ticking = self._loop.call_later(
+                self._patience.grace / _TICKS, guarded("connection", self._tick)
             )
 
-    def _look(self) -> None:
-        """Find room among those that were new when others began to wait."""
-        self._looking = None
+    def _tick(self) -> None:
+        """Find room among those that have become silent."""
+        self._ticking = None
+        self._ticks += 1
         while self._waiting and self._end_silent():
             self._admit_some()
-        if self._waiting:
-            self._look_soon()
+        if len(self._served) >= MAX_CONNECTIONS:
+            self._tick_soon()
