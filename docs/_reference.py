@@ -8,6 +8,8 @@ or error that the code has and this file does not know appears all the same.
 from __future__ import annotations
 
 import ast
+import functools
+import inspect
 import json
 import re
 import sys
@@ -101,7 +103,9 @@ def _parameter(parameter: click.Parameter, context: click.Context) -> list[str]:
     if isinstance(parameter, click.Option):
         record = parameter.get_help_record(context)
         name, text = record if record is not None else ("", "")
-        text = text.removesuffix("[required]").strip()
+        text = re.sub(r"(; |\[)required\]$", lambda m: "]" if m[1] == "; " else "", text).strip()
+        text = re.sub(r"(\d+)<=x<=(\d+)", r"\1 to \2", text)
+        text = re.sub(r"x>=(\d+)", r"\1 or more", text)
         return [f"- **`{name}`**{needed}", "", *paragraph(_angles(text), "    "), ""]
     return [f"- `{parameter.make_metavar(context)}` · argument{needed}", ""]
 
@@ -109,7 +113,7 @@ def _parameter(parameter: click.Parameter, context: click.Context) -> list[str]:
 def _text(text: str) -> str:
     """A command's help as Markdown: paragraphs that click must not wrap stay as they are."""
     paragraphs = []
-    for part in text.replace("\f", "").strip().split("\n\n"):
+    for part in inspect.cleandoc(text.replace("\f", "")).split("\n\n"):
         if part.startswith("\b"):
             paragraphs.append(f"```\n{part[1:].strip(chr(10))}\n```")
         else:
@@ -120,7 +124,7 @@ def _text(text: str) -> str:
 def _angles(text: str) -> str:
     """Text whose ``<words>`` are not HTML; in code, Markdown keeps them as they are."""
     parts = " ".join(text.split()).split("`")
-    return "`".join(p if i % 2 else p.replace("<", "&lt;") for i, p in enumerate(parts))
+    return "`".join(p if i % 2 else p.replace("<", "\\<") for i, p in enumerate(parts))
 
 
 # --- configuration --------------------------------------------------------------------------------
@@ -233,6 +237,7 @@ def _labels(registry: CollectorRegistry, family: Any) -> list[str]:
 # --- errors ---------------------------------------------------------------------------------------
 
 
+@functools.cache
 def messages() -> dict[str, list[tuple[str, str]]]:
     """Reason -> (message, advice) of every place that raises it; ``…`` stands for values."""
     own = {kind.__name__: kind.reason for kind in vars(sds.errors).values() if _is_error(kind)}

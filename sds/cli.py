@@ -2,7 +2,7 @@
 
 Owns exit statuses and the last line a person sees: 0 good, 1 refused or failed, 2 usage or
 configuration. Invariant: the only place that exits. Commands are imported when they are called,
-so that ``sds --help`` is fast and a long-running command holds only what it uses.
+so that ``sds --help`` is fast and a long-running command loads only what it uses.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import gc
 import importlib
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 import sds
+from sds.commands.printable import printable
 from sds.errors import ConfigurationError, SdsError
 
 if TYPE_CHECKING:
@@ -115,8 +117,9 @@ class LazyGroup(click.Group):
         return "" if command is None else command.get_short_help_str()
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; one clear line on stderr where it raises one of our errors."""
+        """Run the command; if it raises one of our errors, say that in one line on stderr."""
         try:
+            _require_working_directory()
             return super().invoke(ctx)
         except (SdsError, BaseExceptionGroup) as raised:
             error = _ours(raised)
@@ -125,6 +128,21 @@ class LazyGroup(click.Group):
             _say(error)
             usage = isinstance(error, ConfigurationError)
             ctx.exit(EXIT_USAGE if usage else EXIT_FAILED)
+
+
+def _require_working_directory() -> None:
+    """Relative paths count from it.
+
+    Raises:
+        ConfigurationError: it was removed.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the working directory cannot be found: {error.strerror}",
+            advice="change to a directory that exists",
+        ) from error
 
 
 def _ours(raised: BaseException) -> SdsError | None:
@@ -141,7 +159,7 @@ def _say(error: SdsError) -> None:
     if logs is not None and logs.writes_json():
         logging.getLogger("sds.cli").error("%s", error, extra={"reason": error.reason})
     else:
-        click.echo(f"sds: {error}", err=True)
+        click.echo(f"sds: {printable(str(error), lines=True)}", err=True)
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

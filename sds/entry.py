@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import io
 import os
 import signal
 import sys
@@ -17,12 +18,18 @@ from typing import NoReturn
 
 from sds.secrets.allocator import has_meaning, use_wiping_allocator
 
+_STANDARD_ERROR = 2
 _ENDS_BY_ITSELF = frozenset({"--check-config", "--help", "-h"})
 """With these ``sds agent`` makes no keys."""
 
 
 def main() -> None:
     """Run the command line ``sys.argv``."""
+    _keep_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Of a file's name that is not UTF-8, or a character that the locale does not have, the
+        # escape is printed; the default is an exception.
+        sys.stdout.reconfigure(errors="backslashreplace")
     # No package that happens to be installed sees our settings, or is looked for (12 ms).
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # gRPC's C core writes lines of its own, in a form of its own, between those of the log. What
@@ -51,8 +58,20 @@ def main() -> None:
         _flush()
 
 
+def _keep_standard_descriptors() -> None:
+    """Open those of 0, 1 and 2 that are closed: no socket of ours may get such a number.
+
+    What a library prints would go to that socket's client.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        pass
+    os.close(descriptor)
+
+
 def _flush() -> None:
     """Write what is buffered, while an error can still be said in words."""
+    if sys.stdout is None:  # it was closed before the start
+        return
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -63,5 +82,5 @@ def _cannot_write(error: OSError) -> NoReturn:
     """End the process: what it was asked for cannot be written."""
     with contextlib.suppress(OSError):
         place = "stdout" if error.filename is None else error.filename
-        os.write(2, f"sds: {place} cannot be written: {error.strerror}\n".encode())
+        os.write(_STANDARD_ERROR, f"sds: {place} cannot be written: {error.strerror}\n".encode())
     os._exit(1)  # the interpreter's own end would try once more, and print a traceback

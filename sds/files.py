@@ -1,6 +1,6 @@
-"""Files that a configuration or a person names: one way to read them.
+"""Files that a configuration or a person names: one way to look at them, read and replace them.
 
-Owns :func:`read_file`. Invariants: only an ordinary file is read, so that a FIFO or a device in its
+Invariants: only an ordinary file is read, so that a FIFO or a device in its
 place is an error at once and nobody waits for it; a bounded part of it is in memory. A person may
 hand over a pipe that is open already (``/dev/stdin``, a shell's ``<(…)``): that one is read.
 """
@@ -52,6 +52,19 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes", str(path))
     return content
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a directory; a name that no file can have, such as a too long one, is none.
+
+    ``Path.is_dir`` raises for such a name.
+    """
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def is_taken(path: Path) -> bool:
+    """Whether anything has this name, even a symbolic link that leads nowhere."""
+    return os.path.lexists(path)
 
 
 def replace_file(path: Path, content: bytes, *, mode: int) -> None:

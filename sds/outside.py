@@ -51,7 +51,8 @@ def reading(
     except SdsError:
         raise
     except Exception as found:  # the boundary: see the module
-        text = str(found)[:_TEXT_LENGTH] or type(found).__name__
+        said = found.strerror if isinstance(found, OSError) and found.strerror else str(found)
+        text = said[:_TEXT_LENGTH] or type(found).__name__
         raise error(f"{what}: {text}", reason=reason, advice=advice) from found
     except BaseException as found:
         if not is_panic(found):

@@ -17,6 +17,7 @@ from sds.authority.channel import split_address
 from sds.authority.registry import authority_kind
 from sds.errors import ConfigurationError
 from sds.federation.refresh import parse_bundle_file
+from sds.files import is_folder
 from sds.operations.instruments import AgentInstruments
 from sds.secrets.store import SecretStore
 from sds.serving.generic import GenericSecretFiles
@@ -126,7 +127,7 @@ def _check_evidence(
     else:
         with checks.of("attestation.kind"):
             make_attester(section)
-        if section.certificates is not None and not section.certificates.is_dir():
+        if section.certificates is not None and not is_folder(section.certificates):
             checks.problem("attestation.certificates", f"{section.certificates} is not a directory")
 
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-
+_EVERY: Final = frozenset({"0.0.0.0", "::"})
 LONGEST_STREAM: Final = timedelta(hours=1)
+"""How long a gRPC stream, WebSocket, CONNECT or TCP connection may run: no filter acts on one that
+is already open."""
 LONGEST_CONNECTION: Final = timedelta(minutes=30)
 """Half the lifetime that certificates have by default."""
-"""How long a gRPC stream, WebSocket, CONNECT or TCP connection runs without being asked again: no
-filter acts on one that is already open."""
 
 
 class Protocol(enum.StrEnum):
@@ -57,6 +57,10 @@ class Endpoint:
     host: str
     port: int
 
+    def __str__(self) -> str:
+        """As :meth:`parse` takes it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse ``host:port`` or ``[IPv6]:port``.
@@ -79,6 +83,12 @@ class Endpoint:
         except ValueError:
             return False
         return True
+
+    def meets(self, other: Endpoint) -> bool:
+        """Whether two listeners could not have both; ``0.0.0.0`` and ``[::]`` are every address."""
+        if self.port != other.port or self.port == 0:
+            return False
+        return self.host == other.host or not _EVERY.isdisjoint({self.host, other.host})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

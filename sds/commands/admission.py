@@ -14,6 +14,7 @@ from sds.admission.script import script
 from sds.admission.server import serve
 from sds.admission.settings import AdmissionConfig
 from sds.clock import SystemClock
+from sds.commands.options import NamedPath
 from sds.errors import ConfigurationError
 from sds.faults import watch_loop
 from sds.operations import logs
@@ -27,8 +28,8 @@ _CONFIG = click.option(
     "--config",
     "path",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The YAML file of `sds admission`, which belongs into the measured image.",
+    type=NamedPath(path_type=Path, dir_okay=False),
+    help="The YAML file of `sds admission`; it belongs in the measured image.",
 )
 
 
@@ -42,12 +43,24 @@ def admission() -> None:
 
 @admission.command("serve")
 @_CONFIG
-@click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True)
-@click.option("--log-level", type=click.Choice(logs.LEVELS), default="info", show_default=True)
+@click.option(
+    "--log-format",
+    type=click.Choice(logs.FORMATS),
+    default="text",
+    show_default=True,
+    help="Log lines for people, or one JSON object a line.",
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(logs.LEVELS),
+    default="info",
+    show_default=True,
+    help="Events below this level are dropped.",
+)
 def serve_command(path: Path, log_format: str, log_level: str) -> None:
-    """Answer the wrapper. Prints "READY" once it does.
+    """Answer the wrapper. Prints "READY" when it can.
 
-    Nothing starts on the node while it does not run (if `enforce` is true).
+    While this service is down, nothing starts on the node (if `enforce` is true).
     """
     config = _checked(path)
     logs.configure(style=log_format, level=log_level)

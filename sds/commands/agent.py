@@ -21,6 +21,7 @@ import uvloop
 from sds.agent.app import run
 from sds.agent.config import AgentConfig
 from sds.clock import SystemClock
+from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
 from sds.operations.collector import only_when_told
@@ -42,7 +43,7 @@ _LOGGER = logging.getLogger("sds.commands.agent")
     "--config",
     "path",
     required=True,
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="The configuration file (YAML).",
 )
 @click.option(

@@ -1,13 +1,15 @@
 """``sds bootstrap``: prints an Envoy bootstrap for a socket of ours.
 
-Owns the command line only; what a bootstrap holds is decided in :mod:`sds.bootstrap`.
+Owns the command line only; :mod:`sds.bootstrap` decides what a bootstrap contains.
 """
 
 from __future__ import annotations
 
 import enum
 import ipaddress
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,8 @@ import click
 from sds.bootstrap.build import make_bootstrap
 from sds.bootstrap.plan import Endpoint, Inbound, Outbound, Protocol, SecretSource
 from sds.bootstrap.render import to_dict, to_yaml
+from sds.commands.options import output as output_option
+from sds.commands.options import written
 from sds.errors import ConfigurationError
 from sds.files import SOCKET_PATH_BYTES
 from sds.rules.duration import parse_duration
@@ -24,15 +28,32 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
 AUTHORIZATION = "authorization"
+"""The name by which the agent serves the filter."""
 ROOTCA = "ROOTCA"
 INBOUND = "inbound"
-"""The name by which the agent serves the filter."""
 
 
 def _duration(context: click.Context, parameter: click.Parameter, value: str) -> timedelta:
     try:
         return parse_duration(value)
     except ValueError as error:
+        raise click.BadParameter(str(error), context, parameter) from error
+
+
+def _name(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not (value and value.isprintable()):
+        raise click.BadParameter(f"{value!r} is not a name", context, parameter)
+    return value
+
+
+def _endpoint(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> Endpoint | None:
+    if value is None or (parameter.name == "admin" and value == "none"):
+        return None
+    try:
+        return Endpoint.parse(value)
+    except ConfigurationError as error:
         raise click.BadParameter(str(error), context, parameter) from error
 
 
@@ -45,6 +66,7 @@ class EnvoyRole(enum.StrEnum):
     GATEWAY = "gateway"
 
 
+_DOMAIN = re.compile(r"\*|\*?[A-Za-z0-9._-]+(?::[0-9]{1,5})?\*?", re.ASCII)
 _INBOUND = frozenset({EnvoyRole.SERVER, EnvoyRole.SIDECAR})
 _OUTBOUND = frozenset({EnvoyRole.CLIENT, EnvoyRole.SIDECAR, EnvoyRole.GATEWAY})
 _OF_INBOUND = ("inbound", "application", "tcp", "no_authorization", "longest_connection")
@@ -52,7 +74,9 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
 
 
 @click.command("bootstrap")
-@click.option("--socket", required=True, help="The workload's SDS socket (…/sds.sock).")
+@click.option(
+    "--socket", required=True, callback=_name, help="The workload's SDS socket (…/sds.sock)."
+)
 @click.option(
     "--role",
     type=click.Choice([role.value for role in EnvoyRole]),
@@ -63,16 +87,20 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
 @click.option(
     "--inbound",
     default="127.0.0.1:8443",
+    callback=_endpoint,
     show_default=True,
     help="Where the mTLS listener of a server or sidecar listens.",
 )
 @click.option(
     "--application",
-    help="Where its requests go; without it the answer says which peer was seen.",
+    callback=_endpoint,
+    help="The application of a server or sidecar, to which requests go. Without it, Envoy answers "
+    "them itself and names the peer that it saw.",
 )
 @click.option(
     "--outbound",
     default="127.0.0.1:8081",
+    callback=_endpoint,
     show_default=True,
     help="Where a client, sidecar or gateway takes plain HTTP.",
 )
@@ -81,27 +109,34 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
     "peers",
     multiple=True,
     metavar="[DOMAIN=]HOST:PORT",
-    help="The mTLS server that it goes to; with a domain, for requests to that domain only.",
+    help="The mTLS server to which requests go; with a domain, only requests to that domain. A "
+    "gateway may have several.",
 )
 @click.option(
-    "--admin", default="127.0.0.1:9901", show_default=True, help="Admin interface, or 'none'."
+    "--admin",
+    default="127.0.0.1:9901",
+    callback=_endpoint,
+    show_default=True,
+    help="Where Envoy's admin interface listens: an address of this machine alone, or 'none'.",
 )
-@click.option("--node", help="Envoy's node id.  [default: the role]")
+@click.option("--node", callback=_name, help="Envoy's node id.  [default: the role]")
 @click.option(
     "--protocol",
     type=click.Choice([protocol.value for protocol in Protocol]),
     default=Protocol.SOTW.value,
     show_default=True,
-    help="xDS variant.",
+    help="Variant of xDS: state of the world, delta, or aggregated streams of either.",
 )
 @click.option(
     "--certificate",
     default="default",
     show_default=True,
+    callback=_name,
     help="Name of the secret with the certificate and key.",
 )
 @click.option(
     "--validation",
+    callback=_name,
     help="Name of the secret that peers are verified by.  [default: ROOTCA, and inbound for the "
     "clients of a TCP listener that asks the policy]",
 )
@@ -119,7 +154,7 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
     callback=_duration,
     default="1h",
     show_default=True,
-    help="How long a stream or TCP connection runs before it must be asked for again.",
+    help="How long a stream or TCP connection may run; then the client must open a new one.",
 )
 @click.option(
     "--longest-connection",
@@ -130,17 +165,19 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
     "one, with a full handshake. Keep it shorter than the life of certificates: an open connection "
     "outlives the certificates that it began with.",
 )
-@click.option("--full-handshakes", is_flag=True, help="Outbound connections resume no TLS session.")
-@click.option("--output", type=click.Choice(["yaml", "json"]), default="yaml", show_default=True)
+@click.option(
+    "--full-handshakes", is_flag=True, help="Outbound connections never resume a TLS session."
+)
+@output_option("yaml", "json")
 def bootstrap(
     *,
     socket: str,
     role: str,
-    inbound: str,
-    application: str | None,
-    outbound: str,
+    inbound: Endpoint,
+    application: Endpoint | None,
+    outbound: Endpoint,
     peers: tuple[str, ...],
-    admin: str,
+    admin: Endpoint | None,
     node: str | None,
     protocol: str,
     certificate: str,
@@ -169,11 +206,11 @@ def bootstrap(
             certificate=certificate,
             validation=validation or ROOTCA,
         ),
-        admin=None if admin == "none" else Endpoint.parse(admin),
+        admin=admin,
         inbound=[
             Inbound(
-                listen=Endpoint.parse(inbound),
-                upstream=Endpoint.parse(application) if application else None,
+                listen=inbound,
+                upstream=application,
                 tcp=tcp,
                 authorization=None if no_authorization else AUTHORIZATION,
                 # Envoy connects a TCP client to the application before the filter decides, at its
@@ -187,7 +224,7 @@ def bootstrap(
         else [],
         outbound=[
             Outbound(
-                listen=Endpoint.parse(outbound),
+                listen=outbound,
                 upstreams=targets,
                 full_handshakes=full_handshakes,
                 longest=longest,
@@ -206,49 +243,51 @@ def _require_effect(role: EnvoyRole, *, tcp: bool) -> None:
     Raises:
         ConfigurationError: there is one.
     """
-    context = click.get_current_context()
     for options, roles in ((_OF_INBOUND, _INBOUND), (_OF_OUTBOUND, _OUTBOUND)):
         for name in options if role not in roles else ():
-            if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            if written(name):
                 raise ConfigurationError(
                     f"a {role} has no --{name.replace('_', '-')}",
                     advice="use --role sidecar for both",
                 )
-    written = context.get_parameter_source("longest_connection")
-    if tcp and written is click.core.ParameterSource.COMMANDLINE:
+    if tcp and written("longest_connection"):
         raise ConfigurationError(
             "--longest-connection is about HTTP", advice="--longest bounds a TCP connection"
         )
 
 
 def _require_places(
-    role: EnvoyRole, *, admin: str, inbound: str, outbound: str, application: str | None
+    role: EnvoyRole,
+    *,
+    admin: Endpoint | None,
+    inbound: Endpoint,
+    outbound: Endpoint,
+    application: Endpoint | None,
 ) -> None:
     """Each listener has an address of its own, and only this machine reaches the admin interface.
 
     Raises:
-        ConfigurationError: not so.
+        ConfigurationError: two share one, or others can reach the admin interface.
     """
-    taken: dict[str, str] = {}
     places = {
-        "--admin": None if admin == "none" else admin,
+        "--admin": admin,
         "--inbound": inbound if role in _INBOUND else None,
         "--outbound": outbound if role in _OUTBOUND else None,
         "--application": application,
     }
-    for option, address in places.items():
-        if address is not None and (other := taken.setdefault(address, option)) != option:
+    for (other, taken), (option, place) in itertools.combinations(places.items(), 2):
+        if taken is not None and place is not None and place.meets(taken):
             raise ConfigurationError(
-                f"{option} {address} is the address of {other} too", advice="choose another"
+                f"{option} {place} is the address of {other} too", advice="choose another"
             )
-    if admin != "none":
-        place = Endpoint.parse(admin)
-        if not (place.is_address and ipaddress.ip_address(place.host).is_loopback):
-            raise ConfigurationError(
-                f"--admin {admin} is not a loopback address",
-                advice="whoever reaches the admin interface controls this Envoy: use 127.0.0.1, or "
-                "'none'",
-            )
+    if admin is not None and not (
+        admin.is_address and ipaddress.ip_address(admin.host).is_loopback
+    ):
+        raise ConfigurationError(
+            f"--admin {admin} is not a loopback address",
+            advice="anyone who reaches the admin interface controls this Envoy: use 127.0.0.1, or "
+            "'none'",
+        )
 
 
 def _socket(text: str) -> Path:
@@ -279,7 +318,17 @@ def _targets(role: EnvoyRole, peers: tuple[str, ...]) -> dict[str, Endpoint]:
                 f"--peer {peer} of a gateway names no domain",
                 advice=f"write --peer orders.example={address}, or '*={address}' for any",
             )
+        if domain and not _DOMAIN.fullmatch(domain):
+            raise ConfigurationError(
+                f"--peer {peer}: {domain!r} is not a domain",
+                advice="write a DNS name, one with a star at its start or end, or '*'",
+            )
         if (domain or "*") in targets:
             raise ConfigurationError(f"--peer names {domain or '*'} twice")
-        targets[domain or "*"] = Endpoint.parse(address)
+        try:
+            targets[domain or "*"] = Endpoint.parse(address)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"--peer {peer}: {error.message}", advice=error.advice
+            ) from error
     return targets

@@ -11,6 +11,7 @@ import click
 from sds.ca.config import AuthorityConfig
 from sds.ca.run import check, serve
 from sds.clock import SystemClock
+from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
 from sds.operations.instruments import AuthorityInstruments
@@ -26,21 +27,20 @@ _LOGGER = logging.getLogger("sds.commands.ca")
     "--config",
     "path",
     required=True,
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The authority's YAML file; docs/exchange.md shows one.",
+    type=NamedPath(path_type=Path, dir_okay=False),
+    help="The configuration file (YAML).",
 )
 @click.option(
     "--check-config",
     is_flag=True,
-    help="Open every file that the configuration names, say whether it can be used, and end. "
-    "Nothing is asked over the network.",
+    help="Check the configuration and every file that it names, without the network, and end.",
 )
 @click.option(
     "--log-format",
     type=click.Choice(logs.FORMATS),
     default="text",
     show_default=True,
-    help="Form of the log lines on stderr.",
+    help="Log lines for people, or one JSON object a line.",
 )
 @click.option(
     "--log-level",

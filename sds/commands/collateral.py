@@ -10,6 +10,7 @@ import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import click
 
@@ -17,6 +18,7 @@ from sds.attestation.fetching import INTEL_ROOT_LIST, KDS, PCS, Fetcher, Wanted
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.report import Product
 from sds.clock import SystemClock
+from sds.commands.options import NamedPath, output, refuse_idle, written
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import read
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FMSPC_DIGITS = 12
-_URL = "https://"
+_OF_INTEL = frozenset({"authorities", "update", "recovery", "pcs", "root_list"})
 
 
 def _fmspcs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -34,9 +36,16 @@ def _fmspcs(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> t
     return values
 
 
-def _url(_: click.Context, __: click.Parameter, value: str) -> str:
-    if not value.startswith(("https://", "http://")):
-        raise click.BadParameter(f"{value!r} does not begin with {_URL}")
+def _url(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in {"https", "http"} and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not value.isprintable() or " " in value:
+        raise click.BadParameter(f"{value!r} is not a URL such as https://pccs.example.org:8081")
     return value.rstrip("/")
 
 
@@ -47,7 +56,7 @@ _ROOTS_OPTION = click.option(
     "--trusted-root",
     "roots",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=NamedPath(exists=True, dir_okay=False, path_type=Path),
     help="Root trusted beside Intel's.",
 )
 
@@ -62,7 +71,7 @@ def collateral() -> None:
     "--out",
     "folder",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=NamedPath(file_okay=False, path_type=Path),
     help="Folder that gets the files: `verification.collateral` of agent and authority.",
 )
 @click.option(
@@ -70,7 +79,8 @@ def collateral() -> None:
     "fmspcs",
     multiple=True,
     callback=_fmspcs,
-    help="Kind of TDX platform, 12 hexadecimal digits (`sds evidence show` of a verified quote).",
+    help="Kind of TDX platform: 12 hexadecimal digits, the claim `fmspc` of a verified quote; may "
+    "be repeated.",
 )
 @click.option(
     "--ca",
@@ -79,14 +89,14 @@ def collateral() -> None:
     type=click.Choice(["platform", "processor"]),
     default=("platform", "processor"),
     show_default=True,
-    help="PCK authority whose revocation list is needed.",
+    help="PCK authority whose revocation list is needed; may be repeated.",
 )
 @click.option(
     "--update",
     type=click.Choice(["standard", "early"]),
     default="standard",
     show_default=True,
-    help="Which of Intel's TCB recoveries.",
+    help="Which of Intel's TCB recoveries: the one that platforms must have by now, or the newest.",
 )
 @click.option(
     "--tcb-evaluation-data-number",
@@ -99,11 +109,12 @@ def collateral() -> None:
     "products",
     multiple=True,
     type=click.Choice([product.value for product in Product]),
-    help="AMD's product whose revocation list is needed.",
+    help="AMD's product whose revocation list is needed; may be repeated.",
 )
 @_PCS_OPTION
 @click.option(
     "--root-list",
+    callback=_url,
     help="URL of the list of Intel's root.  [default: Intel's with Intel's PCS, else the PCCS's]",
 )
 @click.option("--kds", default=KDS, show_default=True, callback=_url, help="AMD's KDS, or a cache.")
@@ -113,9 +124,9 @@ def collateral() -> None:
     type=click.FloatRange(min=0),
     default=600.0,
     show_default=True,
-    help="Seconds for which a file is waited for where its publisher says: later.",
+    help="Seconds to wait for a file whose publisher says that it should be asked for later.",
 )
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output("text", "json")
 def fetch(  # noqa: PLR0917  click passes every option
     folder: Path,
     fmspcs: tuple[str, ...],
@@ -132,11 +143,17 @@ def fetch(  # noqa: PLR0917  click passes every option
 ) -> None:
     """Fetch collateral, check it, and store it in a folder.
 
-    Each file is replaced as a whole, and only after its signature held and it was found current.
+    Each file is replaced as a whole, and only after its signature is verified and it is current.
     Run it from a timer; agent and authority follow the folder while they run.
     """
     if not fmspcs and not products:
         raise click.UsageError("give --fmspc, --product, or both")
+    if not fmspcs:
+        refuse_idle(_OF_INTEL, "is about Intel's collateral: it needs --fmspc")
+    if not products:
+        refuse_idle({"kds"}, "is about AMD's lists: it needs --product")
+    if recovery is not None and written("update"):
+        raise click.UsageError("--update and --tcb-evaluation-data-number exclude each other")
     if root_list is None and pcs == PCS:
         root_list = INTEL_ROOT_LIST
     wanted = Wanted(
@@ -170,7 +187,7 @@ def fetch(  # noqa: PLR0917  click passes every option
 @collateral.command("recoveries")
 @_PCS_OPTION
 @_ROOTS_OPTION
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output("text", "json")
 def recoveries(pcs: str, roots: Sequence[Path], output: str) -> None:
     """List Intel's TCB recoveries for TDX, the newest first; the signature is verified.
 

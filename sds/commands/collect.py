@@ -16,6 +16,7 @@ from sds.attestation.build import make_attester
 from sds.attestation.evidence import REPORT_DATA_BYTES, ReportData
 from sds.attestation.registry import KINDS
 from sds.attestation.section import AttestationSection
+from sds.commands.options import NamedPath, refuse_idle
 from sds.errors import ConfigurationError
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
@@ -24,7 +25,7 @@ from sds.settings.fields import Settings
 if TYPE_CHECKING:
     from sds.attestation.evidence import Evidence
 
-_OUT = click.Path(dir_okay=False, path_type=Path)
+_OUT = NamedPath(dir_okay=False, path_type=Path)
 
 
 class AttestationFile(Settings):
@@ -60,11 +61,11 @@ def report_data(_: click.Context, __: click.Parameter, text: str | None) -> Repo
     type=click.Choice(["auto", *(name for name, one in KINDS.items() if one.verified)]),
     default="auto",
     show_default=True,
-    help="As `attestation.kind`.",
+    help="Kind of evidence, as in `attestation.kind`.",
 )
 @click.option(
     "--attestation",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     help="In place of --kind: a YAML file with an `attestation` section.",
 )
 @click.option(
@@ -72,7 +73,7 @@ def report_data(_: click.Context, __: click.Parameter, text: str | None) -> Repo
     "data",
     metavar="HEX",
     callback=report_data,
-    help="What it is bound to, 64 bytes.  [default: zeros]",
+    help="Report data that it is bound to, 64 bytes.  [default: zeros]",
 )
 def collect(
     *,
@@ -88,6 +89,8 @@ def collect(
     evidence show` prints of the file. `sds evidence verify` judges it on any machine; the
     certificates of --chain-out go there as --leaf.
     """
+    if attestation is not None:
+        refuse_idle({"kind"}, "is in the file of --attestation")
     section = (
         AttestationSection(kind=kind)
         if attestation is None

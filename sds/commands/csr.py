@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,10 @@ from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import VerificationSection
 from sds.clock import SystemClock
 from sds.commands.collect import AttestationFile
-from sds.errors import ConfigurationError, EvidenceError, KeyTypeError, SdsError
+from sds.commands.options import MOMENT, SPIFFE_ID, NamedPath, output, refuse_idle
+from sds.errors import ConfigurationError, EvidenceError, IdentityError, KeyTypeError, SdsError
 from sds.exchange.challenge import NONCE_BYTES, attested_csr_report_data
-from sds.identity import Identity, SpiffeId
+from sds.identity import Identity
 from sds.pki import key_type_of, load_private_key, spki_sha256
 from sds.settings import yamlfile
 
@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sds.attestation.evidence import Claims, Verifier
+    from sds.identity import SpiffeId
     from sds.pki import PrivateKey
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = NamedPath(path_type=Path, dir_okay=False)
 _MAX_BYTES = 256 * 1024
 
 
@@ -69,7 +70,7 @@ def report_data(key: Path, nonce: bytes) -> None:
 
 @csr.command("new")
 @_KEY
-@click.option("--spiffe-id", required=True, help="The SPIFFE ID that is asked for.")
+@click.option("--spiffe-id", required=True, type=SPIFFE_ID, help="The SPIFFE ID to ask for.")
 @click.option("--dns-name", "dns_names", multiple=True, help="A DNS name; may be repeated.")
 @click.option("--report", type=_FILE, help="A raw report or quote that was collected already.")
 @click.option(
@@ -91,7 +92,7 @@ def report_data(key: Path, nonce: bytes) -> None:
 @click.option("--out", required=True, type=_FILE, help="Where the CSR goes, DER.")
 def new(  # noqa: PLR0917  click passes every option
     key: Path,
-    spiffe_id: str,
+    spiffe_id: SpiffeId,
     dns_names: Sequence[str],
     report: Path | None,
     kind: str,
@@ -103,6 +104,10 @@ def new(  # noqa: PLR0917  click passes every option
     """Make an attested CSR from a key and evidence."""
     if (report is None) == (attestation is None):
         raise click.UsageError("give --report or --attestation")
+    if report is not None:
+        refuse_idle({"nonce"}, "is for --attestation: a report contains its nonce already")
+    else:
+        refuse_idle({"kind", "chain"}, "is for --report: collected evidence brings its own")
     private = _read_key(key)
     if report is not None:
         evidence = Evidence(
@@ -114,11 +119,7 @@ def new(  # noqa: PLR0917  click passes every option
         evidence = _collect(attestation, private, nonce)
     else:
         raise click.UsageError("--attestation needs --nonce")
-    identity = Identity(
-        spiffe_id=SpiffeId.parse(spiffe_id),
-        dns_names=tuple(dns_names),
-        key_type=key_type_of(private),
-    )
+    identity = _identity(spiffe_id, dns_names, private)
     der = make_attested_csr(private, identity, evidence)
     try:
         out.write_bytes(der)
@@ -143,14 +144,12 @@ def new(  # noqa: PLR0917  click passes every option
 )
 @click.option(
     "--collateral",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=NamedPath(path_type=Path, exists=True, file_okay=False),
     help="Folder of signed collateral, for TDX quotes.",
 )
 @click.option("--crl", type=_FILE, multiple=True, help="Revocation list, PEM or DER.")
-@click.option(
-    "--at", type=click.DateTime(["%Y-%m-%dT%H:%M:%SZ"]), help="The time at which it must hold."
-)
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("--at", type=MOMENT, help="The time of the check.  [default: now]")
+@output("text", "json")
 def verify(  # noqa: PLR0917  click passes every option
     path: Path,
     nonce: bytes,
@@ -164,9 +163,9 @@ def verify(  # noqa: PLR0917  click passes every option
 ) -> None:
     """Check a CSR, its evidence and their binding, as the authority does.
 
-    Ends with status  0 if all of it is valid, 1 if it is refused.
+    Ends with status 0 if all of it is valid, 1 if it is refused.
     """
-    now = at.replace(tzinfo=UTC) if at is not None else SystemClock().now().wall
+    now = at or SystemClock().now().wall
     verifier = _verifier(
         reference_values, roots=roots, certificates=certificates, collateral=collateral, crl=crl
     )
@@ -213,6 +212,13 @@ def _answer(
         if claims
         else {},
     }
+
+
+def _identity(spiffe_id: SpiffeId, dns_names: Sequence[str], key: PrivateKey) -> Identity:
+    try:
+        return Identity(spiffe_id=spiffe_id, dns_names=tuple(dns_names), key_type=key_type_of(key))
+    except IdentityError as error:
+        raise ConfigurationError(error.message, advice=error.advice) from error
 
 
 def _report_data(key: PrivateKey, nonce: bytes) -> ReportData:

@@ -21,6 +21,7 @@ import click
 import sds
 from sds.bootstrap.plan import Protocol
 from sds.clock import SystemClock
+from sds.commands.options import NamedPath
 from sds.demo.dev import Dev, Programs, own_program, typed
 from sds.demo.envoys import ReservedPort, find_envoy
 from sds.demo.live import LiveReporter
@@ -64,14 +65,14 @@ _CHECKOUT: Final = Path(sds.__file__).parents[1]
     show_default=True,
     help="auto: a live view on a terminal, plain lines on a pipe.",
 )
-@click.option("--envoy", help="Envoy binary.  [default: SDS_ENVOY, .envoy/, the PATH]")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Keep sockets and logs here.")
+@click.option("--envoy", help="The Envoy binary to run.  [default: SDS_ENVOY, .envoy/, the PATH]")
+@click.option("--run-dir", type=NamedPath(path_type=Path), help="Keep sockets and logs here.")
 @click.option(
     "--protocol",
     type=click.Choice([protocol.value for protocol in Protocol]),
     default=Protocol.SOTW.value,
     show_default=True,
-    help="xDS variant of both Envoys.",
+    help="Variant of xDS that both Envoys use.",
 )
 @click.option(
     "--withdraw",
@@ -144,7 +145,7 @@ def demo(
 @click.command("dev")
 @click.option(
     "--run-dir",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="Where the sockets are.  [default: a new one under /tmp]",
 )
 @click.option(

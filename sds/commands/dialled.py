@@ -1,7 +1,7 @@
-"""The socket of an agent that a person named: looked at before it is called.
+"""The socket of an agent that a person named: checked before it is called.
 
-Owns what is said where nobody can be called. Invariant: a path that cannot lead to an agent is told
-in our words, before gRPC tells it in its own.
+Owns the errors for a path on which no agent can answer. Invariant: such a path is an error in our
+own words, before gRPC reports it in its own.
 """
 
 from __future__ import annotations

@@ -1,21 +1,20 @@
 """``sds evidence``: verifies and shows attestation evidence from files.
 
 Owns the command line and what it prints: a verdict with every check that ran. Invariants: exit
-status 0 only where everything held, 1 where evidence is refused, 2 where the command was called
-wrongly; certificates of ``--leaf`` and ``--chain`` never add trust.
+status 0 only if every check passed, 1 if evidence is refused, 2 if the command was called wrongly;
+certificates of ``--leaf`` and ``--chain`` never add trust.
 """
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from sds.attestation.checks import Checks, Verdict
-from sds.attestation.evidence import Evidence
+from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.files import Places, examined_files
 from sds.attestation.kind import Demands
 from sds.attestation.kinds import describe, kind_of
@@ -27,17 +26,19 @@ from sds.clock import SystemClock
 from sds.commands.collect import collect
 from sds.commands.collect import report_data as report_data_option
 from sds.commands.measure import measure
+from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import load_file, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
 
     from sds.attestation.checks import Check
     from sds.attestation.evidence import ReportData
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_FILE = NamedPath(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = NamedPath(exists=True, file_okay=False, path_type=Path)
 MAX_EVIDENCE_BYTES: Final = 1024 * 1024
 
 
@@ -59,15 +60,15 @@ evidence.add_command(measure)
 @click.option(
     "--product",
     type=click.Choice([product.value for product in Product]),
-    help="Product that is expected.",
+    help="AMD's product that is expected.",
 )
-@click.option("--at", metavar="RFC3339", help="Time of verification.  [default: now]")
+@click.option("--at", type=MOMENT, help="Time of verification.  [default: now]")
 @click.option(
     "--report-data",
     "data",
     metavar="HEX",
     callback=report_data_option,
-    help="Report data that is demanded, 64 bytes.",
+    help="Report data that it must contain, 64 bytes.",
 )
 @click.option("--reference-values", type=_FILE, help="What is accepted (YAML).")
 @click.option(
@@ -75,7 +76,7 @@ evidence.add_command(measure)
 )
 @click.option("--collateral", type=_FOLDER, help="Folder of signed collateral, for TDX quotes.")
 @click.option("--crl", type=_FILE, multiple=True, help="Revocation list, PEM or DER.")
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output("text", "json")
 @click.pass_context
 def verify(
     ctx: click.Context,
@@ -84,7 +85,7 @@ def verify(
     leaf: Path | None,
     chain: tuple[Path, ...],
     product: str | None,
-    at: str | None,
+    at: datetime | None,
     data: ReportData | None,
     reference_values: Path | None,
     trusted_root: tuple[Path, ...],
@@ -94,12 +95,13 @@ def verify(
 ) -> None:
     """Verify the raw report or quote in REPORT and print every check.
 
-    The exit status is 0 only where it is accepted, 1 where it is refused, 2 where the command was
-    called wrongly. Without --reference-values the strict defaults apply, and any measurement is
-    accepted.
+    The exit status is 0 only if it is accepted, 1 if it is refused, 2 if the command was called
+    wrongly. Without --reference-values the strict defaults apply, and any measurement is accepted.
     """
+    if leaf is None:
+        refuse_idle({"chain"}, "completes the chain of --leaf, which is missing")
     raw = read(report, max_bytes=MAX_EVIDENCE_BYTES)
-    now = _moment(at)
+    now = at or SystemClock().now().wall
     values = load_file(reference_values, ReferenceValues) if reference_values else ReferenceValues()
     roots = _trusted(trusted_root)
     certificates = _certificates([leaf, *chain] if leaf else [])
@@ -122,7 +124,7 @@ def verify(
 
 @evidence.command("show")
 @click.argument("report", type=_FILE)
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output("text", "json")
 def show(report: Path, output: str) -> None:
     """Decode the report or quote in REPORT. Nothing of it is verified."""
     shown = describe(read(report, max_bytes=MAX_EVIDENCE_BYTES))
@@ -210,6 +212,7 @@ def _examine(
         checks = Checks()
         checks.attempt("kind", error, found=error.message, expected="evidence that is known here")
         return Verdict(kind="unknown", checks=tuple(checks.done), claims=None)
+    _require_effect(kind)
     examiner = kind_module(kind).examiner
     if examiner is None:
         raise ConfigurationError(f"evidence of the kind {kind} is not verified from files")
@@ -222,6 +225,18 @@ def _examine(
         raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
     shown = Evidence(kind=kind, report=raw, certificates=certificates)
     return verifier.examine(shown, data=data, now=now)
+
+
+def _require_effect(kind: EvidenceKind) -> None:
+    """Refuse options that are about another kind of evidence.
+
+    Raises:
+        click.UsageError: there is one.
+    """
+    if kind == EvidenceKind.TDX:
+        refuse_idle({"leaf", "chain", "product"}, "is for SEV-SNP reports, and this is a TDX quote")
+    if kind == EvidenceKind.SEV_SNP:
+        refuse_idle({"collateral"}, "is for TDX quotes, and this is an SEV-SNP report")
 
 
 def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
@@ -243,15 +258,3 @@ def _trusted(paths: Iterable[Path]) -> tuple[bytes, ...]:
         raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
 
 
-def _moment(text: str | None) -> datetime:
-    if text is None:
-        return SystemClock().now().wall
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise ConfigurationError(
-            f"--at {text!r} is not an RFC 3339 time", advice="write it as 2026-01-31T12:00:00Z"
-        )
-    return moment.astimezone(UTC)

@@ -15,6 +15,8 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 
 from sds.commands.dialled import dialled
+from sds.commands.options import output
+from sds.commands.printable import printable
 from sds.errors import SdsError, SocketError
 from sds.serving.describe import describe, describe_extension, private_key, remaining
 
@@ -39,12 +41,7 @@ _NOT_RECOGNISED: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.PER
     metavar="PATH",
     help="The workload's Unix socket, such as RUN_DIR/workloads/NAME/sds.sock.",
 )
-@click.option(
-    "--output",
-    type=click.Choice(["table", "json", "yaml"]),
-    default="table",
-    show_default=True,
-)
+@output("table", "json", "yaml")
 @click.option(
     "--show-private-key",
     is_flag=True,
@@ -54,8 +51,8 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
     """Show the secrets that a client on this socket would receive, private keys left out.
 
     Without NAMEs: every secret that the caller may have, by long names. `authorization` and
-    `authorization-tcp` show what the caller's Envoy must enforce. Ends with status 1 where a
-    NAME does not exist for the caller.
+    `authorization-tcp` show what the caller's Envoy must enforce. Ends with status 1 if a NAME
+    does not exist for the caller.
     """
     if show_private_key and sys.stdin.isatty():
         click.confirm("Print private keys on this terminal?", abort=True, err=True)
@@ -83,7 +80,7 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
         raise SdsError(
             f"{path}: the caller has no secrets (yet)",
             reason="secret_absent",
-            advice="`sds status` tells why",
+            advice="`sds status` says why",
         )
 
 
@@ -125,7 +122,8 @@ def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
         return SdsError(
             f"{path}: the agent does not recognise this process (yet): {error.details()}",
             reason="no_match",
-            advice=f"`sds whoami --socket {path}` tells what the agent sees, and which rule lacks",
+            advice=f"`sds whoami --socket {path}` tells what the agent sees, and why no rule "
+            "matches",
         )
     return SocketError(
         f"{path}: {error.code().name}: {error.details()}",
@@ -198,6 +196,6 @@ def _table(shown: list[tuple[str, Description, str | None]], now: datetime) -> s
             rows.append(("expires", f"{remaining(secret.not_after, now)} ({when})"))
         if secret.kind == "tls_certificate":
             rows.append(("private key", "as follows" if key is not None else "[redacted]"))
-        block = "\n".join(f"{title:<12} {value}" for title, value in rows)
+        block = "\n".join(f"{title:<12} {printable(value)}" for title, value in rows)
         blocks.append(block + (f"\n{key.rstrip()}" if key is not None else ""))
     return "\n\n".join(blocks)

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 
 from sds.attestation.snp.launch import SNP_ACTIVE, Launch, launch_measurement
+from sds.commands.options import NamedPath, output
 
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FILE = NamedPath(exists=True, dir_okay=False, path_type=Path)
 _FIRMWARE_ALONE = (
     "note: the firmware alone is measured: the host can run any operating system under these "
     "measurements; boot a kernel directly (--kernel), or demand PCRs of a vTPM"
@@ -32,17 +33,27 @@ def _features(_: click.Context, __: click.Parameter, value: str) -> int:
 @click.command("measure")
 @click.option("--firmware", required=True, type=_FILE, help="Firmware (OVMF) of the guest.")
 @click.option("--kernel", type=_FILE, help="Kernel or UKI that the host boots directly.")
-@click.option("--initrd", type=_FILE, help="Its initrd.")
-@click.option("--append", "command_line", default="", help="Its command line, byte for byte.")
+@click.option("--initrd", type=_FILE, help="Initrd that the host gives to the kernel.")
+@click.option(
+    "--append", "command_line", default="", help="Command line of the kernel, byte for byte."
+)
 @click.option(
     "--vcpus",
     required=True,
     multiple=True,
     type=click.IntRange(1, 1024),
-    help="Number of vCPUs; give one for each size of guest.",
+    help="Number of vCPUs; may be repeated, once for each size of guest.",
 )
-@click.option("--vcpu-type", required=True, help="As QEMU names it, such as EPYC-v4.")
-@click.option("--vmm", type=click.Choice(["qemu", "ec2", "gce"]), default="qemu", show_default=True)
+@click.option(
+    "--vcpu-type", required=True, help="Type of the vCPUs, as QEMU names it, such as EPYC-v4."
+)
+@click.option(
+    "--vmm",
+    type=click.Choice(["qemu", "ec2", "gce"]),
+    default="qemu",
+    show_default=True,
+    help="What starts the guest: QEMU, AWS EC2 or Google Compute Engine.",
+)
 @click.option(
     "--features",
     default=f"{SNP_ACTIVE:x}",
@@ -51,7 +62,7 @@ def _features(_: click.Context, __: click.Parameter, value: str) -> int:
     metavar="HEX",
     help="SEV_FEATURES of the guest.",
 )
-@click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@output("text", "json")
 def measure(
     *,
     firmware: Path,

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sds.attestation.evidence import Claims, EvidenceKind
+from sds.commands.options import MOMENT, SPIFFE_ID, refuse_idle, written
 from sds.commands.policy_import import import_
 from sds.commands.policy_keys import (
-    MOMENT,
+    DAYS,
+    EPOCH,
     OUTPUT,
     PATH,
-    SPIFFE_ID,
     keygen,
     read_document,
     sign,
@@ -29,6 +30,7 @@ from sds.commands.policy_keys import (
 )
 from sds.commands.policy_pod import pod
 from sds.errors import ConfigurationError, IdentityError
+from sds.files import is_taken
 from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy import cases, explanation
 from sds.policy.difference import differences
@@ -62,10 +64,10 @@ policy.add_command(pod)
 
 
 @policy.command("new")
-@click.option("--trust-domain", required=True)
-@click.option("--epoch", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--days", type=click.IntRange(1, 366), default=30, show_default=True)
-@click.option("--out", type=PATH, help="File to write; standard output without it.")
+@click.option("--trust-domain", required=True, help="The trust domain that it is for.")
+@EPOCH
+@DAYS
+@click.option("--out", type=PATH, help="File to write.  [default: standard output]")
 def new(trust_domain: str, epoch: int, days: int, out: Path | None) -> None:
     """Begin a policy: a commented document that allows nothing yet."""
     try:
@@ -77,7 +79,7 @@ def new(trust_domain: str, epoch: int, days: int, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
         return
-    if out.exists():
+    if is_taken(out):
         raise ConfigurationError(f"{out} exists already", advice="choose another name")
     write(out, text.encode())
     click.echo(f"{out}: edit it, then `sds policy lint {out}`")
@@ -85,8 +87,8 @@ def new(trust_domain: str, epoch: int, days: int, out: Path | None) -> None:
 
 @policy.command("lint")
 @click.argument("path", metavar="POLICY", type=PATH)
-@click.option("--at", "moment", type=MOMENT, help="The moment to check for; now without it.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 where there is a warning.")
+@click.option("--at", "moment", type=MOMENT, help="The time of the check.  [default: now]")
+@click.option("--strict", is_flag=True, help="Exit with status 1 if there is a warning.")
 @click.pass_context
 def lint(context: click.Context, path: Path, moment: datetime | None, *, strict: bool) -> None:
     """Check a document, and name what is allowed but probably not meant.
@@ -173,8 +175,9 @@ def explain(
 ) -> None:
     """Say why something is allowed, or why not. Exit status 0: allowed; 1: not; 2: usage.
 
+    Ask one of these questions:
+
     \b
-    Three questions:
       --from ID --to ID                           may it talk to that one?
       … --method GET --path /x [--host H]         may it ask that one for this?
       --caller k8s:ns=shop … [--identity ID]      may this workload have this name?
@@ -183,11 +186,7 @@ def explain(
     Signatures are not checked here: `sds policy verify` does.
     """  # noqa: D301  click reads the character, not its escape
     document = read_document(path)
-    asked = [source is not None or target is not None, bool(selectors), measurement is not None]
-    if sum(asked) != 1:
-        raise click.UsageError("ask one question: --from and --to, --caller, or --measurement")
-    if source is None and any(part is not None for part in (method, url_path, host, port)):
-        raise click.UsageError("--method, --path, --host and --port need --from and --to")
+    _require_one_question()
     if measurement is not None:
         if identity is None:
             raise click.UsageError("--identity is needed with --measurement")
@@ -214,6 +213,29 @@ def explain(
     _print_answer(answer, output)
     if not answer.allowed:
         context.exit(1)
+
+
+def _require_one_question() -> None:
+    """Refuse a command line with no question, with several, or with options of another one.
+
+    Raises:
+        click.UsageError: it is one.
+    """
+    talk, caller, node = (
+        written("source") or written("target"),
+        written("selectors"),
+        written("measurement"),
+    )
+    if talk + caller + node != 1:
+        raise click.UsageError("ask one question: --from and --to, --caller, or --measurement")
+    if not talk:
+        refuse_idle(("method", "url_path", "host", "port"), "needs --from and --to")
+    if not caller:
+        refuse_idle({"services"}, "is about a caller: it needs --caller")
+    if not node:
+        refuse_idle({"kind", "claims", "dns_names"}, "is about a node: it needs --measurement")
+    if talk:
+        refuse_idle({"identity"}, "is about --caller or --measurement")
 
 
 def _print_answer(answer: explanation.PolicyAnswer, output: str) -> None:
@@ -260,7 +282,7 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 @OUTPUT
 @click.pass_context
 def test(context: click.Context, path: Path, case_file: Path, output: str) -> None:
-    """Decide the cases of a file and compare: exit status 0 only where all are as expected."""
+    """Decide the cases of a file and compare: exit status 0 only if all are as expected."""
     document = read_document(path)
     wanted = yamlfile.load_file(case_file, cases.CaseFile, max_bytes=_CASES_BYTES)
     results = list(cases.run(document, wanted))

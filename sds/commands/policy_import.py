@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from sds.commands.policy_keys import PATH, utc_now, write
+from sds.commands.policy_keys import DAYS, EPOCH, PATH, utc_now, write
 from sds.errors import ConfigurationError, IdentityError
+from sds.files import is_taken
 from sds.identity import parse_trust_domain
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import read_manifests
@@ -32,12 +33,18 @@ def import_() -> None:
 
 @import_.command("istio")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE…")
-@click.option("--trust-domain", default="cluster.local", show_default=True, help="Of the mesh.")
-@click.option("--root-namespace", default="istio-system", show_default=True, help="Of the mesh.")
-@click.option("--epoch", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--days", type=click.IntRange(1, 366), default=30, show_default=True)
-@click.option("--partial", is_flag=True, help="Write what can be said, which allows less.")
-@click.option("--out", type=PATH, help="File to write; standard output without it.")
+@click.option(
+    "--trust-domain", default="cluster.local", show_default=True, help="Trust domain of the mesh."
+)
+@click.option(
+    "--root-namespace", default="istio-system", show_default=True, help="The mesh's root namespace."
+)
+@EPOCH
+@DAYS
+@click.option(
+    "--partial", is_flag=True, help="Write what can be expressed, which allows less than Istio."
+)
+@click.option("--out", type=PATH, help="File to write.  [default: standard output]")
 @click.pass_context
 def istio(
     context: click.Context,
@@ -53,22 +60,22 @@ def istio(
     """Read AuthorizationPolicy and PeerAuthentication manifests, and write a policy document.
 
     Give the manifests of the workloads too (Deployment, Pod, …): rules name service accounts, and
-    selectors name labels. The document never allows more than Istio does. What it cannot say is
-    named by file and line; where it allows less for that reason, the exit status is 1 and nothing
-    is written without --partial.
+    selectors name labels. The document never allows more than Istio does. The command prints what
+    it cannot express, by file and line. If the document allows less for that reason, the exit
+    status is 1, and nothing is written without --partial.
     """
     try:
         domain = parse_trust_domain(trust_domain)
     except IdentityError as error:
         raise ConfigurationError(error.message, advice=error.advice) from error
-    if out is not None and out.exists():
+    if out is not None and is_taken(out):
         raise ConfigurationError(f"{out} exists already", advice="choose another name")
     found = convert(read_manifests(files), trust_domain=domain, root_namespace=root_namespace)
     for finding in found.findings:
         click.echo(f"{'narrower' if finding.narrows else 'note'}: {finding}", err=True)
     narrows = any(finding.narrows for finding in found.findings)
     if narrows and not partial:
-        click.echo("nothing is written: --partial writes what can be said", err=True)
+        click.echo("nothing is written: --partial writes what can be expressed", err=True)
         context.exit(1)
     start = utc_now().replace(microsecond=0)
     text = template(domain, epoch=epoch, not_before=start, not_after=start + timedelta(days=days))

@@ -1,6 +1,6 @@
 """What the policy commands share, and those that make and use keys: keygen, sign, verify.
 
-Owns command lines and files; what is signed and what holds is decided in :mod:`sds.policy`.
+Owns command lines and files; :mod:`sds.policy` decides what is signed and which signatures count.
 Invariant: ``keygen`` is the only place in the whole program that writes a private key to a file.
 It does so for the people who sign policy, on their own machine; no agent and no authority ever
 needs that file.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,9 +19,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from sds.clock import SystemClock
+from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
 from sds.errors import ConfigurationError, IdentityError, PolicyError
-from sds.identity import SpiffeId, parse_trust_domain
+from sds.files import is_folder
+from sds.identity import parse_trust_domain
 from sds.policy import examination, lint
+from sds.policy.document import MAX_EPOCH
 from sds.policy.envelope import (
     MAX_SIGNED_BYTES,
     SignedPolicy,
@@ -38,6 +40,7 @@ from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from sds.policy.document import PolicyDocument
     from sds.policy.envelope import PolicySigner
@@ -47,47 +50,22 @@ _PRIVATE_MODE: Final = 0o600
 _PUBLIC_MODE: Final = 0o644
 _DIRECTORY_MODE: Final = 0o700
 
-PATH: Final = click.Path(path_type=Path)
-OUTPUT: Final = click.option(
-    "--output", type=click.Choice(["text", "json"]), default="text", show_default=True
+PATH: Final = NamedPath(path_type=Path)
+OUTPUT: Final = output("text", "json")
+EPOCH: Final = click.option(
+    "--epoch",
+    type=click.IntRange(1, MAX_EPOCH),
+    default=1,
+    show_default=True,
+    help="Number of the policy; it rises with every change.",
 )
-
-
-class Moment(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """An RFC 3339 moment with its offset."""
-
-    name = "RFC3339"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse it."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            moment = None
-        if moment is None or moment.tzinfo is None:
-            self.fail(f"{value!r} is not like 2026-01-31T12:00:00Z", param, ctx)
-        return moment.astimezone(UTC)
-
-
-class SpiffeIdType(click.ParamType):  # type: ignore[type-arg]  # as above
-    """A SPIFFE ID."""
-
-    name = "SPIFFE-ID"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Parse it."""
-        if isinstance(value, SpiffeId):
-            return value
-        try:
-            return SpiffeId.parse(value)
-        except IdentityError as error:
-            self.fail(str(error), param, ctx)
-
-
-MOMENT: Final = Moment()
-SPIFFE_ID: Final = SpiffeIdType()
+DAYS: Final = click.option(
+    "--days",
+    type=click.IntRange(1, 366),
+    default=30,
+    show_default=True,
+    help="Days from now until the policy expires.",
+)
 
 
 def utc_now() -> datetime:
@@ -113,7 +91,7 @@ def read_document(path: Path) -> PolicyDocument:
 
 
 def _payload(path: Path) -> tuple[bytes, str]:
-    if not path.is_dir():
+    if not is_folder(path):
         content = yamlfile.read(path, max_bytes=MAX_SIGNED_BYTES)
         if content.lstrip()[:1] == b"{":
             return parse_envelope(SignedPolicy(content)).payload, f"the document in {path}"
@@ -151,6 +129,7 @@ def write(path: Path, content: bytes, *, mode: int = _PUBLIC_MODE) -> None:
     type=click.Choice(["ed25519", "ec-p256", "ec-p384"]),
     default="ed25519",
     show_default=True,
+    help="Kind of the key.",
 )
 def keygen(directory: Path, name: str, kind: str) -> None:
     """Make a key pair for signing policy: NAME.key (private, 0600) and NAME.pub.
@@ -159,7 +138,7 @@ def keygen(directory: Path, name: str, kind: str) -> None:
     it away from nodes and authorities; they need only NAME.pub. To keep it off every disk, make
     the key on a token instead and sign with --pkcs11 or --signer-command.
     """
-    if not name or name != Path(name).name or name.startswith("."):
+    if not name or not name.isprintable() or name != Path(name).name or name.startswith("."):
         raise ConfigurationError(f"{name!r} cannot name a file", advice="use letters and digits")
     private: Any
     if kind == "ed25519":
@@ -215,7 +194,9 @@ def _create(path: Path, content: bytes, mode: int) -> None:
     "--signer-command",
     help="Command that signs: the bytes to sign on stdin, the raw signature on stdout.",
 )
-@click.option("--pkcs11", help="Key on a token, as securesystemslib writes it: hsm:2?label=…")
+@click.option(
+    "--pkcs11", help="Key on a token, as securesystemslib names it, such as hsm:2?label=policy."
+)
 @click.option(
     "--public-key", type=PATH, help="Public half of the key behind --signer-command or --pkcs11."
 )
@@ -231,16 +212,18 @@ def sign(
 ) -> None:
     """Sign a policy, or add signatures to a signed one.
 
-    POLICY is a YAML file, a directory of YAML files, or a file that this command wrote: then the
-    signatures that it holds are kept, so that k of n people can sign one after the other.
+    POLICY is a YAML file, a directory of YAML files, or a file that this command wrote. Such a
+    file keeps the signatures that it has, so that k of n people can sign one after the other.
     """
+    if signer_command is None and pkcs11 is None:
+        refuse_idle({"public_key"}, "belongs to --signer-command or --pkcs11")
     path, keys = first_and_keys(files, keys, "POLICY")
     signers: list[tuple[PolicySigner, VerificationKey]] = [file_signer(key) for key in keys]
     if signer_command is not None or pkcs11 is not None:
         signers.append(_external(signer_command, pkcs11, public_key))
     if not signers:
         raise click.UsageError("name a key: --key, --signer-command or --pkcs11")
-    content = b"" if path.is_dir() else yamlfile.read(path, max_bytes=MAX_SIGNED_BYTES)
+    content = b"" if is_folder(path) else yamlfile.read(path, max_bytes=MAX_SIGNED_BYTES)
     if content.lstrip()[:1] == b"{":
         envelope = parse_envelope(SignedPolicy(content))
     else:
@@ -282,11 +265,15 @@ def _external(
     "--key", "keys", metavar="PUBLIC", multiple=True, type=PATH, help="Trusted key; may repeat."
 )
 @click.option(
-    "--threshold", type=click.IntRange(min=1), default=1, show_default=True, help="Signers needed."
+    "--threshold",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="How many of the keys must have signed.",
 )
-@click.option("--at", "moment", type=MOMENT, help="The moment to check for; now without it.")
+@click.option("--at", "moment", type=MOMENT, help="The time of the check.  [default: now]")
 @click.option("--min-epoch", type=click.IntRange(min=0), default=0, help="Lowest epoch accepted.")
-@click.option("--trust-domain", help="Trust domain that it must be for; any without it.")
+@click.option("--trust-domain", help="Trust domain that it must be for.  [default: any]")
 @OUTPUT
 @click.pass_context
 def verify(

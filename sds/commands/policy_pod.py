@@ -7,6 +7,7 @@ and in the agent's own canonical form, and compares it with the manifest that it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from sds.commands.options import NamedPath, refuse_idle
 from sds.errors import ConfigurationError
 from sds.settings import yamlfile
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical, expected_exec
@@ -32,7 +34,7 @@ DEFAULTS = CriSettings()
 
 
 @click.command("pod")
-@click.argument("manifest", type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.argument("manifest", type=NamedPath(path_type=Path, dir_okay=False, exists=True))
 @click.option("--uid", default="", help="UID of a reference pod (metadata.uid) on this node.")
 @click.option(
     "--image",
@@ -45,7 +47,7 @@ DEFAULTS = CriSettings()
 @click.option(
     "--node",
     "profile",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=NamedPath(path_type=Path, dir_okay=False),
     help="With --image: a YAML file of what the nodes add (docs/kubernetes.md).",
 )
 @click.option(
@@ -96,23 +98,31 @@ def pod(
     name = str(document["metadata"].get("name") or document["metadata"].get("generateName", ""))
     if bool(uid) == bool(images):
         raise click.UsageError("give --uid or --image, and not both")
+    if images:
+        refuse_idle({"socket", "directories"}, "is about the runtime: it needs --uid")
+    else:
+        refuse_idle({"profile"}, "is for --image")
     wrong: tuple[str, ...] = ()
     if images:
-        sandbox, found = _compute(document["spec"], images, profile)
+        with _a_pods_form(manifest):
+            sandbox, found = _compute(document["spec"], images, profile)
     else:
         sandbox, found = asyncio.run(_observe(socket, uid, directories))
-        wrong = differences(document["spec"], {key: one.lines for key, one in found.items()})
+        with _a_pods_form(manifest):
+            wrong = differences(document["spec"], {key: one.lines for key, one in found.items()})
     if wrong:
         raise ConfigurationError(
             f"the pod {uid} is not what {manifest} says: " + "; ".join(wrong),
             advice="start a fresh pod of this manifest, and wait until every container has started",
         )
+    with _a_pods_form(manifest):
+        execs = tuple(sorted(one.digest for one in _execs(document["spec"], found)))
     unmeasured = sorted(sandbox.unmeasured.union(*(one.unmeasured for one in found.values())))
     contents = PodContents(
         name=name,
         sandbox=sandbox.digest,
         containers=tuple(sorted({one.digest for one in found.values()})),
-        execs=tuple(sorted(one.digest for one in _execs(document["spec"], found))),
+        execs=execs,
         unmeasured=tuple(unmeasured),
         lines={one.digest: one.lines for one in found.values()} if keep_lines else {},
     )
@@ -125,6 +135,22 @@ def pod(
         yaml.safe_dump([contents.model_dump(mode="json", exclude_defaults=True)], sort_keys=False),
         nl=False,
     )
+
+
+@contextlib.contextmanager
+def _a_pods_form(manifest: Path) -> Iterator[None]:
+    """The block reads what a person wrote as a Pod's ``spec``.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"{manifest}: its spec does not have the form of a Pod's",
+            advice="write the pod as admission changed it: kubectl get pod NAME -o yaml",
+        ) from error
 
 
 def _compute(

@@ -13,7 +13,8 @@ from pathlib import Path
 import click
 
 from sds.attestation.snp.simulated import SIMULATED_MEASUREMENT
-from sds.demo.simulation import configuration_of, manufacturer, overlaid
+from sds.commands.options import NamedPath
+from sds.demo.simulation import configuration_of, manufacturer, overlaid, separated
 from sds.errors import ConfigurationError
 from sds.settings.fields import parse_hex
 
@@ -32,7 +33,7 @@ _MEASUREMENT_BYTES = 48
 @click.option(
     "--machines",
     "folder",
-    type=click.Path(path_type=Path),
+    type=NamedPath(path_type=Path),
     help="Folder of the simulated manufacturer; agents and authorities that share it trust each "
     "other.  [default: /tmp/sds-simulated-UID]",
 )
@@ -44,7 +45,7 @@ def simulate(command: tuple[str, ...], folder: Path | None, measurement: str | N
     machine, and `verification` trusts its manufacturer. Policy, rules and sockets are yours.
     Evidence of a simulated machine proves nothing: use this on a laptop or in tests.
     """
-    command = command[1:] if command[:1] == ("--",) else command
+    command = separated(command[1:] if command[:1] == ("--",) else command)
     where = configuration_of(command)
     measured = SIMULATED_MEASUREMENT if measurement is None else _measurement(measurement)
     machines = folder or Path("/tmp") / f"sds-simulated-{os.getuid()}"  # noqa: S108  made 0700

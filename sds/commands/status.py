@@ -28,7 +28,9 @@ from rich.text import Text
 from sds._proto.sds.agent.v1 import agent_pb2
 from sds.agent.admin import SERVICE
 from sds.commands.dialled import dialled
+from sds.commands.options import NamedPath, output
 from sds.commands.plain import plain
+from sds.commands.printable import printable
 from sds.errors import ConfigurationError, SocketError
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ _NAMES: Final = 3
 """How many Envoys one line names."""
 _TITLES: Final = ("STATE", "EXPIRES", "RENEWAL", "ROTATIONS", "STREAMS", "SERIAL", "WORKLOAD")
 _MAX_KINDS: Final = 10
-_MAX_OWNERS: Final = 8
 """Kinds of errors that are shown."""
+_MAX_OWNERS: Final = 8
 _SERIAL_CHARACTERS: Final = 16
 _WIDE: Final = 120
 """Columns of a terminal that shows serials and workloads while it watches."""
@@ -56,12 +58,14 @@ _WIDE: Final = 120
 @click.option(
     "--socket",
     "path",
-    type=click.Path(path_type=Path),
-    help="The agent's admin socket (<run_dir>/admin.sock).",
+    type=NamedPath(path_type=Path),
+    help="The agent's admin socket (RUN_DIR/admin.sock).",
 )
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Or its run directory.")
+@click.option(
+    "--run-dir", type=NamedPath(path_type=Path), help="The agent's run directory, in its place."
+)
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output("table", "json")
 def status(path: Path | None, run_dir: Path | None, *, watch: bool, output: str) -> None:
     """Show identities, expiry, rotations and errors of a running agent.
 
@@ -85,7 +89,7 @@ def status(path: Path | None, run_dir: Path | None, *, watch: bool, output: str)
 def _until_interrupted() -> Iterator[threading.Event]:
     """Set at the first Ctrl-C; the second one interrupts as usual.
 
-    KeyboardInterrupt is no help here: raised while gRPC cleans up after a call, it is dropped.
+    KeyboardInterrupt does not help here: raised while gRPC cleans up after a call, it is dropped.
     """
     interrupted = threading.Event()
 
@@ -165,7 +169,13 @@ def screen(seen: agent_pb2.Status, *, width: int, height: int) -> list[Text]:
         more = _spaced(list(part))
         if len(drawn) + len(more) <= height:
             drawn += more
-    return [_cut(line, width) for line in drawn[:height]]
+    return [_cut(_safe(line), width) for line in drawn[:height]]
+
+
+def _safe(line: Text) -> Text:
+    """The line without what a client may have written to control the terminal."""
+    text = printable(line.plain)
+    return line if text == line.plain else Text(text, style=line.style)
 
 
 def _spaced(found: list[Text]) -> list[Text]:
@@ -183,16 +193,9 @@ def _cut(line: Text, width: int) -> Text:
 
 def lines(seen: agent_pb2.Status) -> Iterator[Text]:
     """The status in lines for people."""
-    yield from _facts(seen)
-    yield Text()
-    yield from _table(seen)
-    for part in (
-        _authorizations(seen),
-        _owners(seen),
-        _memory_lines(seen),
-        _errors(seen.identities),
-    ):
-        yield from _spaced(list(part))
+    parts = (_authorizations(seen), _owners(seen), _memory_lines(seen), _errors(seen.identities))
+    spaced = itertools.chain.from_iterable(_spaced(list(part)) for part in parts)
+    yield from map(_safe, itertools.chain(_facts(seen), [Text()], _table(seen), spaced))
 
 
 def _facts(seen: agent_pb2.Status) -> Iterator[Text]:

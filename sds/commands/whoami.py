@@ -11,7 +11,9 @@ import grpc
 
 from sds._proto.sds.workload.v1 import whoami_pb2
 from sds.commands.dialled import dialled
+from sds.commands.options import output
 from sds.commands.plain import plain
+from sds.commands.printable import printable
 from sds.errors import SocketError, WorkloadError
 
 if TYPE_CHECKING:
@@ -29,11 +31,11 @@ _SECONDS: Final = 40.0  # longer than the agent holds a caller that it does not 
     metavar="PATH",
     help="The agent's Unix socket, such as /run/attested-sds/node/sds.sock.",
 )
-@click.option("--output", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@output("table", "json")
 def whoami(path: str, output: str) -> None:
     """Show what the agent recognises this process as, and why.
 
-    Ends with status 1 where no identity is given.
+    Ends with status 1 if the agent gives it no identity.
     """
     answer = asyncio.run(_describe(path))
     if output == "json":
@@ -45,7 +47,6 @@ def whoami(path: str, output: str) -> None:
 
 
 async def _describe(path: str) -> DescribeResponse:
-
     async with grpc.aio.insecure_channel(f"unix:{dialled(path)}") as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[
             whoami_pb2.DescribeRequest, whoami_pb2.DescribeResponse
@@ -76,4 +77,4 @@ def _table(answer: DescribeResponse) -> str:
     lines.append(f"why         {answer.why}")
     for number, line in enumerate(answer.details):
         lines.append(f"{'' if number else 'container':<11} {line}")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

@@ -158,7 +158,7 @@ The same with plain grpcurl:
   {grpcurl_line(str(node.admin_socket))}
 Two Envoys of your own that talk mTLS:
   {sds} bootstrap --role server --no-authorization --socket {server} \\
-      --admin 127.0.0.1:9901 > server.yaml
+      --longest-connection {node.lifetime_seconds // 2}s --admin 127.0.0.1:9901 > server.yaml
   {sds} bootstrap --role client --socket {client} --admin 127.0.0.1:9902 \\
     --peer 127.0.0.1:8443 > client.yaml
   {envoy} --disable-hot-restart --log-level error -c server.yaml &

@@ -97,7 +97,7 @@ class LiveReporter:
             Text.assemble(
                 f"{ledger.requests} requests over fresh mTLS connections, ",
                 failures,
-                "; w: its right" if self._has_key else "",
+                "; w: the client's right" if self._has_key else "",
             ),
             self._last_events(),
         )

@@ -48,6 +48,7 @@ class DemoNode:
         spiffe_ids: workload -> its SPIFFE ID.
         admin_socket: the agent's socket for people.
         logs: folder for log files.
+        lifetime_seconds: of the workloads' certificates.
         policy: the signed policy, where the node has one.
     """
 
@@ -56,6 +57,7 @@ class DemoNode:
     spiffe_ids: Mapping[str, str]
     admin_socket: Path
     logs: Path
+    lifetime_seconds: int
     policy: DemoPolicy | None = None
 
 
@@ -72,7 +74,7 @@ def simulated_node(
         policy_clock: give the node a signed policy, whose window is told by this clock.
 
     Raises:
-        ConfigurationError: the lifetime is too short.
+        ConfigurationError: the lifetime is too short, or a file cannot be written.
         SocketError: the directory cannot be used.
     """
     if lifetime_seconds < MIN_LIFETIME_SECONDS:
@@ -82,11 +84,13 @@ def simulated_node(
         )
     private_directory(run_dir)
     etc, logs = run_dir / "etc", run_dir / "log"
-    for folder in (etc, logs):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    with writing(run_dir):
+        for folder in (etc, logs):
+            folder.mkdir(mode=0o700, exist_ok=True)
     root = SimulatedRoot.create()
     ark = etc / "simulated-ark.pem"
-    ark.write_bytes(load_der_x509_certificate(root.ark_der).public_bytes(Encoding.PEM))
+    with writing(run_dir):
+        ark.write_bytes(load_der_x509_certificate(root.ark_der).public_bytes(Encoding.PEM))
     names = {name: f"spiffe://{TRUST_DOMAIN}/{name}" for name in WORKLOADS}
     with (
         _memory(root.machine(measurement=AUTHORITY_MEASUREMENT)) as authority_chip,
@@ -114,17 +118,36 @@ def simulated_node(
             policy = DemoPolicy(etc / "policy.json", mesh, clock=policy_clock)
             agent["policy"] = authority["policy"] = policy.section()
             del authority["identities"]
-        yield DemoNode(
-            policy=policy,
-            parts=[
+        with writing(run_dir):
+            parts = [
                 _part("ca", etc / "ca.yaml", authority, authority_chip),
                 _part("agent", etc / "agent.yaml", agent, node_chip),
-            ],
+            ]
+        yield DemoNode(
+            policy=policy,
+            parts=parts,
             sockets={name: run_dir / "workloads" / name / "sds.sock" for name in WORKLOADS},
             spiffe_ids=names,
             admin_socket=run_dir / "admin.sock",
             logs=logs,
+            lifetime_seconds=lifetime_seconds,
         )
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """The block writes files in a folder that a person chose.
+
+    Raises:
+        ConfigurationError: one of them cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename or folder} cannot be written: {error.strerror}",
+            advice="remove what is in its place, or choose another directory",
+        ) from error
 
 
 def private_directory(path: Path) -> None:

@@ -1,4 +1,6 @@
-"""How the demo is shown: JSON lines for tools, plain lines for pipes; :mod:`live` for terminals.
+"""How the demo is shown: JSON lines for tools, plain lines for pipes.
+
+:mod:`sds.demo.live` shows it on terminals.
 
 Invariant: the JSON reporter writes nothing but one object a line to stdout, ``ready`` first and
 ``summary`` last; what people should know besides goes to stderr.

@@ -299,7 +299,7 @@ class Demo:
     async def _count_handshakes(
         self, http: aiohttp.ClientSession, ports: envoys.DemoPorts, supervisor: Supervisor
     ) -> None:
-        """Ask the server Envoy; its counters begin anew with each process."""
+        """Ask the server Envoy; its counters start at 0 with each process."""
         pid = supervisor.pids["envoy_server"]
         url = f"http://{ports.server_admin.address}/stats?format=json&filter=inbound.ssl.handshake"
         async with http.get(url) as response:

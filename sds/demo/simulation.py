@@ -9,7 +9,9 @@ keys prove nothing to anybody who does not name this root.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
+import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from sds.attestation.snp.report import Product, SigningKey
 from sds.attestation.snp.simulated import SimulatedRoot
-from sds.demo.node import private_directory
+from sds.demo.node import private_directory, writing
 from sds.errors import ConfigurationError
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
@@ -41,12 +43,12 @@ def manufacturer(folder: Path) -> tuple[SimulatedRoot, Path]:
     """The manufacturer of this folder, made the first time, and the PEM file of its root.
 
     Raises:
-        ConfigurationError: the folder's content is not a manufacturer.
+        ConfigurationError: the folder's content is not a manufacturer, or cannot be written.
         SocketError: the folder cannot be used, or is not this user's alone.
     """
     private_directory(folder)
     ark, kept = folder / "ark.pem", folder / _MANUFACTURER
-    with (folder / "lock").open("w", encoding="ascii") as lock:
+    with writing(folder), (folder / "lock").open("w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if kept.exists():
             return _read(kept), ark
@@ -123,7 +125,8 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
     """A copy of a configuration in which the machine is simulated, and what it changes.
 
     Raises:
-        ConfigurationError: the file cannot be read, or is not a mapping.
+        ConfigurationError: the file cannot be read or is not a mapping, or its copy cannot be
+            written.
     """
     given = yamlfile.parse(yamlfile.read(path), what=str(path))
     if not isinstance(given, dict):
@@ -138,10 +141,24 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
         if isinstance(section, dict):
             _trust(section, ark)
     changes.append(f"verification: the simulated root {ark} is trusted, and nothing is revoked")
-    made = into / f"{path.stem}.simulated.yaml"
-    made.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
-    made.chmod(0o600)
+    # Two configurations of one name may be started at the same time.
+    where = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
+    made = into / f"{path.stem}-{where}.simulated.yaml"
+    with writing(into):
+        made.write_text(yaml.safe_dump(given, sort_keys=False), encoding="utf-8")
+        made.chmod(0o600)
     return made, changes
+
+
+def separated(command: Sequence[str]) -> tuple[str, ...]:
+    """The words of a command line in which ``--config=FILE`` is two of them."""
+    found: list[str] = []
+    for word in command:
+        if word.startswith(f"{_OPTION}="):
+            found += [_OPTION, word.removeprefix(f"{_OPTION}=")]
+        else:
+            found.append(word)
+    return tuple(found)
 
 
 def _trust(section: dict[str, Any], ark: Path) -> None:

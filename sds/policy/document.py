@@ -23,7 +23,7 @@ from sds.policy.ruleset import RuleSet, no_repeats
 from sds.policy.threshold import TrustedKeys
 from sds.workload.cri.settings import PodContents  # noqa: TC001  as above
 
-_MAX_EPOCH: Final = 2**63 - 1
+MAX_EPOCH: Final = 2**63 - 1
 
 
 class SignerKey(PolicyModel):
@@ -85,7 +85,7 @@ class PolicyDocument(RuleSet):
     """
 
     version: Literal[1]
-    epoch: Annotated[StrictInt, Field(ge=1, le=_MAX_EPOCH)]
+    epoch: Annotated[StrictInt, Field(ge=1, le=MAX_EPOCH)]
     not_before: Moment
     not_after: Moment
     description: str = ""

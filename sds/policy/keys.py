@@ -39,20 +39,26 @@ class VerificationKey:
     key: Any = field(repr=False, compare=False)
 
 
-def verification_key(pem: str, *, name: str) -> VerificationKey:
+def verification_key(pem: str, *, name: str, what: str = "") -> VerificationKey:
     """Read a public key in PEM (SubjectPublicKeyInfo): Ed25519, or ECDSA on P-256 or P-384.
+
+    Args:
+        pem: the key.
+        name: of the key.
+        what: how messages call it; by its name where it is left out.
 
     Raises:
         ConfigurationError: not such a key.
     """
     advice = "give a public key of Ed25519, P-256 or P-384 in PEM, as `sds policy keygen` writes it"
+    what = what or repr(name)
     if "PRIVATE KEY" in pem:
-        raise ConfigurationError(f"the policy key {name!r} is a private key", advice=advice)
+        raise ConfigurationError(f"the policy key {what} is a private key", advice=advice)
     try:
         public = serialization.load_pem_public_key(pem.encode())
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigurationError(
-            f"the policy key {name!r} cannot be read as a public key in PEM", advice=advice
+            f"the policy key {what} cannot be read as a public key in PEM", advice=advice
         ) from error
     curves = (ec.SECP256R1, ec.SECP384R1)
     usable = isinstance(public, ed25519.Ed25519PublicKey) or (
@@ -60,7 +66,7 @@ def verification_key(pem: str, *, name: str) -> VerificationKey:
     )
     if not usable:
         raise ConfigurationError(
-            f"the policy key {name!r} is of a kind that may not sign policy", advice=advice
+            f"the policy key {what} is of a kind that may not sign policy", advice=advice
         )
     key = SSlibKey.from_crypto(public)
     text = public.public_bytes(
@@ -75,7 +81,7 @@ def read_verification_key(path: Path) -> VerificationKey:
     Raises:
         ConfigurationError: the file cannot be read, or is not such a key.
     """
-    return verification_key(read_key_file(path), name=path.stem)
+    return verification_key(read_key_file(path), name=path.stem, what=str(path))
 
 
 def read_key_file(path: Path) -> str:

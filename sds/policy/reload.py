@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.errors import ConfigurationError
+from sds.files import is_folder
 from sds.policy.envelope import MAX_SIGNED_BYTES
 from sds.policy.settings import read_signed
 from sds.policy.succession import OfferOutcome
@@ -107,8 +108,8 @@ class PolicyFiles:
     async def _watch(self) -> None:
         """Set ``_asked`` after every event around the place."""
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
-        is_folder = await threads.POLICY.run(self._place.is_dir)
-        folder = self._place if is_folder else self._place.parent
+        there = await threads.POLICY.run(is_folder, self._place)
+        folder = self._place if there else self._place.parent
         await watch_folder(folder, self._asked.set, clock=self._clock)
 
     async def _sleep(self, seconds: float) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from sds.errors import ConfigurationError
+from sds.files import is_folder
 from sds.settings import yamlfile
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
         ConfigurationError: it cannot be read, or is too large.
     """
     try:
-        if not place.is_dir():
+        if not is_folder(place):
             return yamlfile.read(place, max_bytes=max_bytes)
         files = sorted(
             file

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import ConfigurationError, PolicyError
+from sds.files import is_folder
 from sds.policy.document import PolicyDocument
 from sds.settings import yamlfile
 
@@ -27,7 +28,7 @@ def read_source(path: Path) -> bytes:
     Raises:
         ConfigurationError: nothing is there, or it cannot be read or is too large.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return yamlfile.read(path, max_bytes=MAX_DOCUMENT_BYTES)
     files = sorted(
         file for file in path.iterdir() if file.suffix in _ENDINGS and not file.name.startswith(".")

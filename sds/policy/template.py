@@ -6,7 +6,10 @@ writes into it.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
+
+from sds.settings import yamlfile
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -17,7 +20,7 @@ _TEMPLATE: Final = """\
 # Policy of the trust domain {trust_domain}. docs/policy.md explains every field.
 # yaml-language-server: $schema=policy.schema.json
 version: 1
-trust_domain: {trust_domain}
+trust_domain: {scalar}
 # Raise it with every change: an epoch that was in force never comes back.
 epoch: {epoch}
 not_before: {not_before:%Y-%m-%dT%H:%M:%SZ}
@@ -80,6 +83,11 @@ def template(
     trust_domain: TrustDomain, *, epoch: int, not_before: datetime, not_after: datetime
 ) -> str:
     """A commented document for this trust domain, epoch and window (aware, UTC)."""
+    plain = yamlfile.parse(str(trust_domain).encode(), what="trust_domain") == trust_domain
     return _TEMPLATE.format(
-        trust_domain=trust_domain, epoch=epoch, not_before=not_before, not_after=not_after
+        trust_domain=trust_domain,
+        scalar=trust_domain if plain else json.dumps(trust_domain),  # such as the name 2026
+        epoch=epoch,
+        not_before=not_before,
+        not_after=not_after,
     )

@@ -12,6 +12,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from sds.errors import CertificateError, ConfigurationError, SdsError
+from sds.files import is_folder
 from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
 
@@ -94,7 +95,7 @@ class ConfigurationChecks:
         for field, address in addresses.items():
             if address is None:
                 continue
-            if address.path is not None and not address.path.parent.is_dir():
+            if address.path is not None and not is_folder(address.path.parent):
                 self.problem(field, f"the directory {address.path.parent} does not exist: make it")
             other = taken.setdefault(str(address), field)
             if other != field and address.port != 0:
@@ -104,7 +105,7 @@ class ConfigurationChecks:
         """The directory is there and can be written, or can be made."""
         with self.of(field):
             existing = path
-            while not existing.exists() and existing != existing.parent:
+            while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  of any name
                 existing = existing.parent
             if not stat.S_ISDIR(existing.stat().st_mode):
                 raise ConfigurationError(f"{existing} is not a directory", advice="name another")

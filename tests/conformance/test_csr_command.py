@@ -143,7 +143,7 @@ def test_a_tdx_quote_needs_its_collateral(site: Path) -> None:
                 "--out",
                 "out",
             ],
-            1,
+            2,
         ),
     ],
 )

@@ -183,7 +183,7 @@ async def test_on_a_terminal_it_shows_a_table_and_a_key_takes_the_clients_right_
     )
     os.close(slave)
     try:
-        await until(b"w: its right")
+        await until(b"w: the client")
         for words in (b"spiffe://demo.test/client", b"rotations", b"Ctrl-C ends the demo"):
             await until(words)
         for words in (b"answers 403", b"answers 200"):

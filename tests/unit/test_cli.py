@@ -71,14 +71,28 @@ def test_every_help_can_be_read() -> None:
     for path, text in found.items():
         assert "\\b" not in text, path
         assert "\b" not in text, path
-    with click.Context(cli.main) as context:
-        for name in cli.COMMANDS:
-            command = cli.main.get_command(context, name)
-            assert command is not None
-            for parameter in command.params:
-                if isinstance(parameter, click.Option) and not parameter.is_flag:
-                    words = (parameter.help or "").split()
-                    assert len(words) != 1, (name, parameter.name, parameter.help)
+
+
+def commands(command: click.Command) -> Iterator[click.Command]:
+    """Every command and group."""
+    yield command
+    if isinstance(command, click.Group):
+        with click.Context(command) as context:
+            for name in command.list_commands(context):
+                child = command.get_command(context, name)
+                assert child is not None
+                yield from commands(child)
+
+
+def test_every_option_says_in_a_sentence_what_it_is_for() -> None:
+    for command in commands(cli.main):
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                said = (parameter.help or "").partition("  [default:")[0]
+                where = (command.name, parameter.name, said)
+                assert said.endswith("."), where
+                assert len(said.split()) > 2, where
+                assert said[0].isupper() or said.split()[0].endswith(":"), where
 
 
 def test_every_command_has_a_line_in_the_list() -> None:

@@ -172,7 +172,7 @@ def test_what_cannot_be_measured_is_named(image: Path, monkeypatch: pytest.Monke
         return done.stderr
 
     assert "known are: EPYC," in said(vcpu_type="Xeon")
-    assert "beside a kernel only" in said("--append", "quiet")
+    assert "only together with a kernel" in said("--append", "quiet")
     assert "64 bits" in said("--features", "x")
     for content, why in (
         (b"", "not whole pages"),

@@ -55,6 +55,26 @@ def text(shown: AgentState) -> list[str]:
     return [line.plain for line in lines(encode(shown))]
 
 
+def test_what_a_client_writes_neither_ends_a_line_nor_controls_the_terminal() -> None:
+    words = "\x1b[2J\x1b]0;x\x07 no\nready  example.org"
+    client = ClientState(
+        node=f"n{words}",
+        workload="w",
+        method="stream",
+        subscriptions=(
+            SubscriptionState(
+                name="authorization", version="1-epoch1-2", state="NACKed", error=words
+            ),
+        ),
+    )
+    seen = state(clients=(client,), warnings=(words,), identities=(waiting(1, words),))
+    drawn = screen(encode(seen), width=200, height=50)
+    for shown in (text(seen), [line.plain for line in drawn]):
+        assert all(line.isprintable() for line in shown)
+        assert sum("\\x1b[2J" in line for line in shown) == 3
+        assert sum(line.startswith("ready") for line in shown) == 1
+
+
 def waiting(number: int, message: str) -> IdentityState:
     return IdentityState(
         spiffe_id=spiffe_id(number), failed_attempts=number, reason="x", message=message

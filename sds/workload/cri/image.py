@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import ConfigurationError
 from sds.files import read_file
+from sds.outside import reading
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -55,16 +56,17 @@ def read_image(place: Path) -> ImageContent:
     Raises:
         ConfigurationError: it is none, has several images, or a blob is not what its digest says.
     """
-    try:
+    with reading(
+        f"{place} is not an OCI layout or image archive that can be read",
+        ConfigurationError,
+        advice="make one with `skopeo copy docker://… oci:DIRECTORY` or `docker save`",
+    ):
         if place.is_dir():
             return _read(lambda name, most: read_file(place / name, max_bytes=most))
+        if not place.is_file():  # opening a FIFO would wait for somebody who writes
+            raise ValueError("there is no such file or directory")
         with tarfile.open(place) as archive:
             return _read(lambda name, most: _member(archive, name, most))
-    except (OSError, ValueError, LookupError, TypeError, tarfile.TarError, EOFError) as error:
-        raise ConfigurationError(
-            f"{place} is not an OCI layout or image archive that can be read: {error}",
-            advice="make one with `skopeo copy docker://… oci:DIRECTORY` or `docker save`",
-        ) from error
 
 
 def _member(archive: tarfile.TarFile, name: str, most: int) -> bytes:
@@ -75,7 +77,7 @@ def _member(archive: tarfile.TarFile, name: str, most: int) -> bytes:
             continue
         file = archive.extractfile(entry) if entry.isfile() and entry.size <= most else None
         if file is None:
-            raise ValueError(f"{name} is no file, or too large")
+            raise ValueError(f"{name} is not a file, or is too large")
         return file.read()
     raise FileNotFoundError(2, f"it has no {name}")
 

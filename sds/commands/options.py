@@ -1,0 +1,105 @@
+"""What the options of all commands share: types of values, and options that have no effect.
+
+Invariant: an option that somebody wrote and that would change nothing is an error of usage, so that
+a command never does less than its line says.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from sds.errors import IdentityError
+from sds.identity import SpiffeId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_Decorated = TypeVar("_Decorated", bound="Callable[..., Any] | click.Command")
+
+
+class NamedPath(click.Path):
+    """A path that is not empty, as one of a variable that is not set is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse it."""
+        if not os.fspath(value):
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """An RFC 3339 moment with its offset."""
+
+    name = "RFC3339"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse it."""
+        if isinstance(value, datetime):
+            return value
+        try:
+            return _utc(datetime.fromisoformat(value))
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not like 2026-01-31T12:00:00Z", param, ctx)
+
+
+def _utc(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("it has no offset")
+    return moment.astimezone(UTC)
+
+
+class SpiffeIdType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """A SPIFFE ID."""
+
+    name = "SPIFFE-ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse it."""
+        if isinstance(value, SpiffeId):
+            return value
+        try:
+            return SpiffeId.parse(value)
+        except IdentityError as error:
+            self.fail(str(error), param, ctx)
+
+
+MOMENT: Final = Moment()
+SPIFFE_ID: Final = SpiffeIdType()
+
+
+def output(*forms: str) -> Callable[[_Decorated], _Decorated]:
+    """The option ``--output``; the first of its forms is the default."""
+    return click.option(
+        "--output",
+        type=click.Choice(forms),
+        default=forms[0],
+        show_default=True,
+        help="Form of what is printed.",
+    )
+
+
+def written(name: str) -> bool:
+    """Whether the running command's line has this parameter."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def refuse_idle(names: Iterable[str], why: str) -> None:
+    """Refuse options that somebody wrote and that would change nothing.
+
+    Args:
+        names: parameters that have no effect beside the others.
+        why: in words that follow the option's name.
+
+    Raises:
+        click.UsageError: one of them was written.
+    """
+    context = click.get_current_context()
+    idle = set(names)
+    for parameter in context.command.params:
+        if parameter.name in idle and written(parameter.name):
+            raise click.UsageError(f"{parameter.opts[0]} {why}", context)
