@@ -78,12 +78,12 @@ class RuntimeAdmission:
             WorkloadError: it is refused.
         """
         if question.has_input:
-            raise bad_form("its standard input is open: whoever attaches to it can write to it")
+            raise bad_form("its standard input is open: anyone who attaches to it can write to it")
         if question.command == "exec":
             self._exec(question)
             return
         if _terminal(question.document.get("process")):
-            raise bad_form("it has a terminal: whoever attaches to it can type into it")
+            raise bad_form("it has a terminal: anyone who attaches to it can type into it")
         kind = question.annotation("container-type")
         if kind == "sandbox":
             await self._sandbox(question)

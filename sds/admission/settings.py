@@ -70,7 +70,7 @@ class AdmissionConfig(Settings):
     def _no_circle(self) -> Self:
         if self.runtime.oci == self.wrapper:
             raise ValueError(
-                "runtime.oci is the wrapper itself, which would execute itself for ever"
+                "runtime.oci is the wrapper itself, which would execute itself forever"
             )
         return self
 

@@ -53,7 +53,7 @@ _SLACK_SECONDS: Final = 1.0
 def signed_policy(
     config: AgentConfig, *, clock: Clock, instruments: AgentInstruments
 ) -> AgentPolicy | None:
-    """The signed policy, read; None if none is configured.
+    """The signed policy, read; None without one in the configuration.
 
     Raises:
         ConfigurationError: a file or a key cannot be read.

@@ -1,14 +1,15 @@
-"""The kubelet's plugin watcher learns of the CSI driver.
+"""Registers the CSI driver with the kubelet's plugin watcher.
 
 Owns the registration socket. Invariants: the kubelet sees the driver under one path at a time; an
-agent that ends well leaves none behind; the path of an agent that crashed is used again, because
-the kubelet may know the driver by it.
+agent that ends in order leaves none behind; the path of an agent that crashed is used again,
+because the kubelet may know the driver by it.
 
-A kubelet that finds a path where nobody answers, as after a reboot, tries it again after a wait
-that doubles up to two minutes, and a new socket at that path does not shorten the wait (Kubernetes
-1.34, ``pkg/util/goroutinemap/exponentialbackoff``). No volume can be mounted meanwhile. So a path
-that the kubelet does not ask about soon gives way to a new one, for which it waits for nothing. The
-two cannot stay side by side: it refuses the same version of a driver twice (``pkg/volume/csi``).
+After a reboot the kubelet may find a path where nobody answers. It tries that path again after a
+wait that doubles up to two minutes, and a new socket at the path does not shorten the wait
+(Kubernetes 1.34, ``pkg/util/goroutinemap/exponentialbackoff``). Meanwhile it mounts no volume. So
+if the kubelet does not ask about a path soon, the agent replaces it by a new one, which the kubelet
+tries at once. The two cannot exist side by side: the kubelet refuses the same version of a driver
+twice (``pkg/volume/csi``).
 """
 
 from __future__ import annotations

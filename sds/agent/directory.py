@@ -228,4 +228,6 @@ def _group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError as error:
-        raise SocketError(f"there is no group {name!r}", advice="mend sockets.group") from error
+        raise SocketError(
+            f"there is no group {name!r}", advice="create it, or change sockets.group"
+        ) from error

@@ -1,7 +1,7 @@
 """The agent's gRPC servers: one a workload socket, one on the admin socket.
 
-Who opens a workload's socket *is* that workload, so each has a server of its own with a fixed
-:class:`Entitlement` (docs/adr/0401). Invariants: a workload's socket shows nothing of
+A process that can open a workload's socket *is* that workload, so each has a server of its own with
+a fixed :class:`Entitlement` (docs/adr/0401). Invariants: a workload's socket shows nothing of
 another workload; a socket is bound before anything waits for certificates, so that an Envoy that
 starts with us does not back off.
 """

@@ -168,7 +168,7 @@ def _keeper(
     fetch, folder = section.fetch, section.collateral
     if fetch is None or folder is None:
         return None
-    # An HTTP client, which only those who fetch shall hold.
+    # An HTTP client: only a process that fetches loads it.
     from sds.attestation.fetching import (  # noqa: PLC0415  see the module
         INTEL_ROOT_LIST,
         PCS,

@@ -1,9 +1,9 @@
 """A verdict as a list of checks: what was looked at, found and demanded, and what failed.
 
 Owns :class:`Checks` and :class:`Verdict`. Invariants: every check that can run is run and listed,
-in the order of the specification; a verdict is accepted only where there is at least one check
-and every one held; :meth:`Verdict.claims_or_raise` is the only way from a verdict to claims. Text
-is made only where somebody reads it or a check fails.
+in the order of the specification; a verdict is accepted only if there is at least one check and
+every one passed; :meth:`Verdict.claims_or_raise` is the only way from a verdict to claims. Text
+is made only if somebody reads it or a check fails.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it held."""
+        """Whether it passed."""
         return self.error is None
 
     @property
@@ -93,12 +93,12 @@ class Checks:
     def attempt(
         self, name: str, error: EvidenceError | None, *, found: object, expected: object
     ) -> bool:
-        """Record one check whose error was raised elsewhere. Returns whether it held."""
+        """Record one check whose error was raised elsewhere. Returns whether it passed."""
         self.done.append(Check(name=name, found=found, expected=expected, error=error))
         return error is None
 
     def among(self, name: str, reason: str, *, found: str, accepted: Iterable[str]) -> bool:
-        """Record that ``found`` is one of the accepted ones; none accepted demands nothing."""
+        """Record whether ``found`` is one of ``accepted``; an empty one demands nothing."""
         listed = tuple(accepted)
         return self.add(
             name,
@@ -125,7 +125,7 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """Whether every check held, and there was at least one."""
+        """Whether every check passed, and there was at least one."""
         return bool(self.checks) and self.error is None and self.claims is not None
 
     @property

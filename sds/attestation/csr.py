@@ -112,7 +112,7 @@ def _sign(key: PrivateKey, data: bytes) -> bytes:
 def parse_attested_csr(encoded: bytes) -> AttestedCsr:
     """Take an attested CSR apart.
 
-    The checks, in order: 1. PKCS#10 whose signature holds, 2. exactly one URI SAN, a SPIFFE ID,
+    The checks, in order: 1. PKCS#10 with a valid signature, 2. exactly one URI SAN, a SPIFFE ID,
     and no SANs but DNS names beside it, 3. one id-aa-attestation attribute with one value, 4. one
     statement of a type that we know, an OCTET STRING, and at most eight X.509 certificates.
 
@@ -150,7 +150,7 @@ def _names(encoded: bytes) -> tuple[str, tuple[str, ...]]:
         x509.UnsupportedGeneralNameType,
     ) as error:
         raise CertificateError(
-            f"the CSR's extensions hold no SANs that can be parsed: {error}", reason="csr_invalid"
+            f"the CSR's extensions have no SANs that can be parsed: {error}", reason="csr_invalid"
         ) from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     dns_names = names.get_values_for_type(x509.DNSName)

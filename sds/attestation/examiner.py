@@ -1,7 +1,7 @@
-"""What the examiners of all kinds do alike: refuse another kind, run the checks, make a verdict.
+"""What the examiners of all kinds share: refuse another kind, run the checks, make a verdict.
 
 Owns :class:`KindExaminer`. Invariant: the checks of a kind never see evidence of another one, and
-claims come out of :meth:`KindExaminer.verify` only where every check held.
+:meth:`KindExaminer.verify` returns claims only if every check passed.
 """
 
 from __future__ import annotations

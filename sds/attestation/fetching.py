@@ -1,7 +1,7 @@
 """Public collateral from its publishers: Intel's PCS or a PCCS, and AMD's KDS.
 
 Owns what is asked, how an answer is checked, and how it reaches the disk. Invariants: nothing is
-written before its signature held and it was found current and about what was asked; a file is
+written before its signature is verified and it is current and about what was asked; a file is
 replaced as a whole, and never by an older one; sizes, times and the number of requests are bounded;
 a publisher that says "later" (429, 503 with Retry-After) is asked later, and never sooner.
 
@@ -173,7 +173,7 @@ class Fetcher:
         root_list = wanted.root_list or f"{wanted.pcs}/sgx/certification/v4/rootcacrl"
         answer = await self._get(session, root_list)
         lists.append((folder / "root.crl", self._intel(answer.body)))
-        # Everything held, and nothing is older than what is stored: only now the folder changes.
+        # Everything is verified, and nothing is older than what is stored: now the folder changes.
         for path, one in lists:
             _require_newer(path, one)
         for path, body, _ in files:
@@ -243,7 +243,7 @@ class Fetcher:
         now = self._clock.now().wall
         if not one.this_update <= now <= one.next_update:
             raise EvidenceError(
-                f"the list of {one.issuer_name} counts from {one.this_update:%FT%TZ} to "
+                f"the list of {one.issuer_name} is valid from {one.this_update:%FT%TZ} to "
                 f"{one.next_update:%FT%TZ}, the time is {now:%FT%TZ}",
                 reason="revocation_list_stale",
                 advice="look at the clock; ask another cache",

@@ -1,4 +1,4 @@
-"""Which kind of evidence raw bytes are, and what they say, for files that do not tell.
+"""Recognises the kind of evidence in a file, and shows what it says.
 
 Owns the guess. Invariant: it decides only which verifier refuses or accepts the bytes; on the
 wire the kind is named.

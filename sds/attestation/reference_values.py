@@ -149,10 +149,10 @@ class TdxReferenceValues(_Model):
             needed for those that ``mr_service_td`` names.
         permit_unchecked_revocation: accept quotes if no revocation list is configured at all.
         require_sept_ve_disable: the host must not be able to inject #VE by unmapping pages.
-        rtmr0: accepted RTMR0, hex; the others alike.
-        rtmr1: see rtmr0.
-        rtmr2: see rtmr0.
-        rtmr3: see rtmr0.
+        rtmr0: accepted RTMR0, hex: the configuration of the firmware.
+        rtmr1: accepted RTMR1, hex: boot loader and kernel.
+        rtmr2: accepted RTMR2, hex: command line and initrd.
+        rtmr3: accepted RTMR3, hex: what the guest itself extends.
         mr_config_id: accepted MRCONFIGID, hex.
         mr_owner: accepted MROWNER, hex.
         mr_owner_config: accepted MROWNERCONFIG, hex.

@@ -93,8 +93,8 @@ def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationL
 
     Raises:
         EvidenceError: ``revocation_list``: it cannot be read, has no next update, is a delta list,
-            or holds a critical extension (RFC 5280, section 5.2: who does not know it may not use
-            the list).
+            or has a critical extension (RFC 5280, section 5.2: a list with an unknown one must not
+            be used).
     """
     try:
         signed = split_signed(der, limit=MAX_LIST_BYTES)
@@ -172,7 +172,7 @@ def require_not_revoked(
     if not any(one.this_update <= now <= one.next_update for one in ours):
         newest = max(ours, key=lambda one: one.this_update)
         raise EvidenceError(
-            f"the list of {issuer.name} ({newest.origin}) counts from "
+            f"the list of {issuer.name} ({newest.origin}) is valid from "
             f"{newest.this_update:%FT%TZ} to {newest.next_update:%FT%TZ}, the time is "
             f"{now:%FT%TZ}",
             reason="revocation_list_stale",

@@ -1,8 +1,8 @@
 """The verifier of every kind of evidence: dispatches on the kind.
 
 Owns the one entry that the certificate authority and the agent call. Invariant: a kind without a
-verifier is refused; a verifier never sees evidence of another kind. A further kind is one module
-with a verifier in it, and one entry here.
+verifier is refused; a verifier never sees evidence of another kind. :mod:`sds.attestation.registry`
+lists the kinds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class EvidenceVerifier:
         self._verifiers = dict(verifiers)
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """See :class:`sds.attestation.evidence.Verifier`.
+        """Verify with the verifier of the evidence's kind.
 
         Raises:
             EvidenceError: ``evidence_kind``: nobody verifies this kind here.

@@ -1,9 +1,9 @@
 """Client of our own authority: keeps one stream open and checks who is at its other end.
 
-Owns the agent's side of the exchange. Invariants: before the authority's evidence held, nothing
-but a nonce was sent; a chain is returned only from the key that this evidence covers, and only
-roots that it covers; a stream on which anything went wrong is closed, never used on. One exchange
-runs at a time; a cancelled one closes the stream.
+Owns the agent's side of the exchange. Invariants: until the authority's evidence is verified, only
+a nonce and the policy's digest and epoch are sent; every chain returned is signed by the key that
+this evidence covers, and every root is one that it covers; a stream on which anything went wrong is
+closed and never used again. One exchange runs at a time; a cancelled one closes the stream.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class AttestedAuthority:
         Args:
             settings: addresses, TLS and time limits.
             attester: our evidence.
-            verifier: holds the reference values for the authority. None accepts an authority
-                without evidence, which only verified TLS allows.
-            clock: the time at which evidence and chains must hold.
+            verifier: of the authority's evidence. None accepts an authority without evidence,
+                which only verified TLS allows.
+            clock: the time at which evidence and chains must be valid.
             policy: our policy in force.
             shuffle: puts the replicas into an order.
 
@@ -147,7 +147,8 @@ class AttestedAuthority:
         if verifier is None and not isinstance(settings.tls, VerifiedTls):
             raise ConfigurationError(
                 "attested TLS needs reference values for the authority",
-                advice="set authority.reference_values, or authority.tls with root and server_name",
+                advice="set verification.reference_values, or authority.tls with root and "
+                "server_name",
             )
         self._settings = settings
         self._attester = attester
@@ -158,7 +159,7 @@ class AttestedAuthority:
         self._session: Session | None = None
         self._place: tuple[str, ...] = ()
         self._places = places_of(settings)
-        # Agents that start together shall not all go to the same replica.
+        # So that agents that start together do not all go to the same replica.
         shuffle(self._places)
 
     @property
@@ -175,7 +176,8 @@ class AttestedAuthority:
         Raises:
             AuthorityUnavailableError: none could be reached or answered in time.
             AuthorityRefusedError: one refused the request as a whole.
-            EvidenceError: our evidence cannot be collected, or no reachable authority's holds.
+            EvidenceError: our evidence cannot be collected, or that of every authority that was
+                reached is refused.
         """
         if not items:
             return Issuance(outcomes=(), roots=())
@@ -188,7 +190,7 @@ class AttestedAuthority:
         Raises:
             AuthorityUnavailableError: none could be reached or answered in time.
             AuthorityRefusedError: one refused.
-            EvidenceError: no reachable authority's evidence holds.
+            EvidenceError: the evidence of every authority that was reached is refused.
         """
         async with self._turn:
             return await self._anywhere(self._roots)

@@ -269,7 +269,7 @@ def verified_channel(
     """A channel of the only kind that this program makes.
 
     Its connections are its own: gRPC otherwise shares them between channels and keeps those of a
-    channel that was closed, which reconnect with its old roots for ever.
+    channel that was closed, which reconnect with its old roots forever.
 
     Args:
         target: gRPC's name of the other end.

@@ -183,7 +183,7 @@ class IstioAuthority:
         if not text or not text.isascii() or not text.isprintable() or len(text.split()) > 1:
             raise AuthorityError(
                 f"the token file {path} must contain one token",
-                advice="it must hold a single JWT and nothing else",
+                advice="it must contain a single JWT and nothing else",
                 reason="authority_token",
             )
         return text

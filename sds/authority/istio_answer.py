@@ -81,7 +81,7 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
 
     1. The first certificate is the leaf.
     2. Of several elements the last holds the roots: its self-issued certificates, or all of them
-       if none is self-issued (an operator may anchor trust at an intermediate).
+       if it has none (an operator may anchor trust at an intermediate).
     3. In one single element the roots are the self-issued certificates after the leaf.
     4. What is neither is an intermediate. They may come in any order, repeated, or without being
        needed (RFC 8446, section 4.4.2); the path from the leaf to a root is taken out of them.

@@ -35,7 +35,7 @@ _LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedAuthority:
-    """An authority whose Challenge held.
+    """An authority whose Challenge was verified.
 
     Attributes:
         statement: what it says of itself.
@@ -62,7 +62,8 @@ def verify_challenge(
 
     The checks, in order (``docs/exchange.md``): 1. it gives a nonce of 32 bytes, a chain and
     roots; 2. its evidence covers our nonce; 3. the TLS key that it names is the one that answers;
-    4. its evidence holds, and binds all of this; 5. its issuing chain holds under its own roots.
+    4. its evidence is valid, and binds all of this; 5. its issuing chain is valid under its own
+    roots.
 
     Args:
         challenge: the answer.

@@ -7,8 +7,8 @@ Invariants: at most ``limit`` members are in a :class:`Crowd` and at most ``slot
 read; if there is no room, the owner (an IP address) that has the most gives way first; no
 member keeps a turn for longer than its lease while another one waits.
 
-The newest waits the shortest: under a flood those who were kept waiting have given up, and a
-caller who means it has its message ready.
+The newest waits the shortest: under a flood, callers that waited long have given up, and an honest
+caller has its message ready.
 """
 
 from __future__ import annotations

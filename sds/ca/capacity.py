@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _PER_CONNECTION: Final = 64 * 1024
 """Bytes of one TLS connection with one stream (measured: 47 KiB and 24 KiB)."""
 _EVERYTHING_ELSE: Final = 208 * 1024 * 1024
-"""The program itself, and what strangers may fill (``docs/exchange.md``, "Limits")."""
+"""The program itself, and what strangers may fill (``docs/exchange.md``, "Under attack")."""
 _FEWEST: Final = 256
 _OTHER_DESCRIPTORS: Final = 128
 """For files, listening sockets, the clients of the authority itself and gRPC's own."""

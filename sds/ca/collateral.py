@@ -1,7 +1,7 @@
 """The listener that gives a fleet its public collateral, in the layout of its publishers.
 
-Owns what the section ``collateral:`` makes. Invariant: it gives public data alone, which who
-asks verifies by signature; so it needs neither TLS nor evidence.
+Owns what the section ``collateral:`` makes. Invariant: it serves only public data, whose signatures
+the receiver verifies; so it needs neither TLS nor evidence.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Connections of strangers: how many there may be, so that agents always find room.
 
-gRPC takes connections up to a number and closes every further one, whoever has the others, and it
-has no hook at accepting. So gRPC may take some more than there should be, and this looks at the
-process's own descriptors and ends what is too much (docs/adr/0306). Owns which TCP connections of
-the authority's port belong to agents that proved something. Invariants: a connection on which
-evidence held is never ended here; of the others, at most ``room`` are left after a look, and fewer
-where agents need the room; those who came as far as others compete with them alone; a descriptor
-is only read, and ended by shutdown(2) on a duplicate that was seen to be that very connection, so
-gRPC's own use of the number is never disturbed.
+gRPC takes connections up to a number and closes every further one, and it has no hook at accepting.
+So gRPC may take some more than there should be; this module looks at the process's own descriptors
+and ends the surplus (docs/adr/0306). Owns which TCP connections of the authority's port belong to
+agents that proved something. Invariants: a connection on which evidence was accepted is never ended
+here; of the others, at most ``room`` are left after a look, and fewer if agents need the room; a
+connection competes only with those that came as far as it did; a descriptor is only read, and ended
+by shutdown(2) on a duplicate that was seen to be that very connection, so gRPC's own use of the
+number is never disturbed.
 
 Sources: proc(5) for ``/proc/self/fd`` (its size is the number of descriptors since Linux 6.2);
 tcp(7) and ``linux/tcp.h`` for TCP_INFO; shutdown(2), which acts on the connection.
@@ -163,7 +163,7 @@ class Connections:
             self._heard.add(name)
 
     def prove(self, peer: str) -> None:
-        """Evidence held on the connection of this peer, as gRPC names it."""
+        """Evidence was accepted on the connection of this peer, as gRPC names it."""
         name = address_and_port(peer)
         if name is not None:
             self._newly.add(name)
@@ -185,7 +185,7 @@ class Connections:
 
         Args:
             port: ours.
-            proven: on which evidence held since the last look.
+            proven: on which evidence was accepted since the last look.
 
         Returns:
             Whether strangers have more than half of their room.
@@ -257,7 +257,7 @@ def _duplicate(descriptor: int) -> Iterator[socket.socket]:
     number = os.dup(descriptor)
     try:
         one = socket.socket(fileno=number)
-    except OSError:  # it is no socket any more
+    except OSError:  # it is not a socket any more
         os.close(number)
         raise
     with one:

@@ -1,4 +1,4 @@
-"""Who watches the authority work: the port, and nobody.
+"""The port through which the authority is observed, and an observer that does nothing.
 
 Invariant: an observer wraps ports and hears of results; it decides nothing.
 """
@@ -41,11 +41,11 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         ...
 
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
-        """This tells whether the authority is ready, whenever it is asked."""
+        """Ask ``readiness`` whether the authority is ready, whenever that is shown."""
         ...
 
     def watch_policy(self, holder: PolicyHolder) -> None:
-        """This holds the policy."""
+        """Show the policy that ``holder`` has in force."""
         ...
 
     def watch_collateral(self, *sources: CollateralSource) -> None:

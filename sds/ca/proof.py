@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class Statements(Protocol):
-    """Says what holds now."""
+    """Gives the authority's statement about itself."""
 
     def __call__(self) -> AuthorityStatement:
-        """The authority's statement of now.
+        """The statement as of now.
 
         Raises:
             RefusedError: ``authority_not_ready``: there is nothing that it could sign with.

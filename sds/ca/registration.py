@@ -52,10 +52,10 @@ _YIELD_EVERY: Final = 16
 
 
 class CertificateSigners(Protocol):
-    """Who signs now, and which roots hold."""
+    """Gives the signer of the moment and the roots of the trust bundle."""
 
     def current(self) -> Signer:
-        """The signer of now.
+        """The signer at this moment.
 
         Raises:
             RefusedError: ``authority_not_ready``: there is none (yet, or any more).
@@ -86,7 +86,7 @@ class AttestedPeer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
-    """A request whose evidence held.
+    """A request whose evidence was accepted.
 
     Attributes:
         claims: what the evidence proved.
@@ -159,7 +159,7 @@ class RegistrationAuthority:
         """
         if len(request.items) > MAX_ITEMS:
             raise RefusedError(
-                f"the request has {len(request.items)} items, and {MAX_ITEMS} are taken at once",
+                f"the request has {len(request.items)} items, and at most {MAX_ITEMS} are accepted",
                 reason="batch_too_large",
             )
         if not request.items:
@@ -168,8 +168,8 @@ class RegistrationAuthority:
     def accept(self, request: ca_pb2.CertificateRequest, peer: AttestedPeer) -> Accepted:
         """Checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
 
-        An agent that is behind learns that, and gets the newer policy, only after its evidence
-        held too: policy is not secret, but it is nobody else's either.
+        An agent whose policy is behind learns that, and gets the newer policy, only after its
+        evidence was accepted: a policy is no secret, but strangers need not have it either.
 
         Raises:
             RefusedError: ``policy_behind``: the agent's policy is not ours.

@@ -173,7 +173,7 @@ async def _serve(
             follow = supervised("tls-files", parts.tls.follow, clock=clock)
             running.append(tasks.create_task(follow, name="tls-files"))
         if config.collateral is not None:
-            # An HTTP client, which only those who fetch shall hold.
+            # An HTTP client: only a process that fetches loads it.
             from sds.ca.collateral import collateral_listener  # noqa: PLC0415  see above
 
             await stack.enter_async_context(

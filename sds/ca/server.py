@@ -50,7 +50,7 @@ class ExchangeLimits:
             proven.
         unproven: of these, streams at once that have proven nothing.
         unproven_bytes: of messages of unproven streams that are on their way in.
-        hello_seconds: how long a stream may live without a request whose evidence held.
+        hello_seconds: how long a stream may live before its evidence is accepted.
         write_seconds: how long a caller may take to read one answer.
         message_bytes: the largest message from a caller.
     """
@@ -122,8 +122,8 @@ class ExchangeService:
     ) -> None:
         """Args: who decides and signs, who proves us, the table of nonces, time and bounds.
 
-        ``heard`` and ``proved`` are told the name of a peer that said Hello, and whose evidence
-        held.
+        ``heard`` is told the name of each peer that said Hello; ``proved`` is told the name of each
+        peer whose evidence was accepted.
         """
         self._heard = heard
         self._proved = proved
@@ -154,7 +154,7 @@ class ExchangeService:
         if not self._make_room():
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"{self.streams} streams are open, and no more are taken",
+                f"{self.streams} streams are open, and no more are accepted",
             )
         stream: _Stream | None = None
         try:
@@ -174,8 +174,8 @@ class ExchangeService:
             if not self._draining:
                 await context.abort(
                     grpc.StatusCode.DEADLINE_EXCEEDED,
-                    f"no request whose evidence held within {self._limits.hello_seconds:g} s, or "
-                    "another had to make room",
+                    f"no evidence was accepted within {self._limits.hello_seconds:g} s, or this "
+                    "stream had to make room for another",
                 )
         finally:
             if stream is not None:
@@ -200,7 +200,7 @@ class ExchangeService:
             if self._exhausted(stream, len(data)):
                 await context.abort(
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    "too many messages, or too much in them, without evidence that held",
+                    "too many messages, or too many bytes, before any evidence was accepted",
                 )
             try:
                 answer = await self._answer_to(stream, data)
@@ -308,7 +308,7 @@ class ExchangeService:
         )
 
     def _proven(self, stream: _Stream) -> None:
-        """Evidence held: stream and connection may stay as long as they like."""
+        """Evidence was accepted: stream and connection may stay as long as they like."""
         self._proved(stream.peer.name)
         stream.proven = True
         if self._unproven.leave(stream):

@@ -5,8 +5,8 @@ an authority above it (the third is :mod:`sds.ca.operator_files`). Invariants: k
 memory and are made anew for every certificate; a new root is published in the bundle for ``settle``
 before anything is signed under it (except the very first), and as soon as the source names it, not
 only with the next certificate; an old one stays until its certificate ends, or until the source
-has not named it for as long as anything under it may live; a renewal that fails leaves the signer
-of before at work and is tried again.
+has not named it for as long as anything under it may live; a renewal that fails leaves the previous
+signer at work and is tried again.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _MAX_BYTES: Final = 1024 * 1024
 _LIFETIME: Final = timedelta(days=3650)
-"""Agents pin the key anew at every connection; the certificate's end has no meaning of its own."""
+"""Agents pin the key again at every connection, so the end of the certificate has no meaning."""
 _ISO: Final = "%Y-%m-%dT%H:%M:%SZ"
 _BACKDATE: Final = timedelta(days=1)
 

@@ -256,5 +256,3 @@ def _trusted(paths: Iterable[Path]) -> tuple[bytes, ...]:
         return tuple(der for path in paths for der in der_certificates(read(path), what=str(path)))
     except EvidenceError as error:
         raise ConfigurationError(f"--trusted-root: {error.message}", advice=error.advice) from error
-
-

@@ -63,7 +63,7 @@ def require_no_older(bundle: BundleDocument, *, seen: int | None, where: str) ->
     if seen is not None and bundle.sequence is not None and bundle.sequence < seen:
         raise BundleError(
             f"{where}: the bundle has spiffe_sequence {bundle.sequence}, and {seen} came before",
-            advice="a cache or replica lags behind; where its owner counts anew, restart the agent",
+            advice="a cache or replica lags behind; if its owner started again, restart the agent",
             reason="bundle_older",
         )
 
@@ -190,7 +190,7 @@ def _root(entry: dict[str, Any], where: str) -> bytes:
         return usable_root(base64.b64decode(chain[0], validate=True), "certificate")
     except (binascii.Error, CertificateError) as error:
         raise BundleError(
-            f"{where}: 'x5c' holds no certificate that can be used: {error}",
+            f"{where}: 'x5c' has no usable certificate: {error}",
             reason="bundle_malformed",
         ) from error
 

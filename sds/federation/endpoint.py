@@ -1,9 +1,9 @@
 """A SPIFFE bundle endpoint, fetched once (SPIFFE Federation, section 5).
 
 Owns both profiles: ``https_web`` (the public web's trust, or a root of the operator's) and
-``https_spiffe`` (an X.509-SVID of a configured SPIFFE ID, under a bundle that is held already).
-Invariants: TLS is always verified, in one of these two ways; nothing is asked for before the
-SPIFFE ID of the peer held; redirects are not followed; an answer is read up to a bound.
+``https_spiffe`` (an X.509-SVID of a configured SPIFFE ID, under a bundle that the agent has).
+Invariants: TLS is always verified, in one of these two ways; nothing is sent before the peer's
+SPIFFE ID is verified; redirects are not followed; an answer is read up to a bound.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class _Connection(http.client.HTTPSConnection):
     def cut(self) -> None:
         """End what waits for the peer, from another thread.
 
-        The socket's own timeout begins anew with every byte, and an answer can come one by one.
+        The socket's own timeout begins again with every byte, and an answer can come byte by byte.
         """
         self.is_late = True
         if self.sock is not None:
@@ -186,7 +186,7 @@ def _context(endpoint: BundleServer, roots: Sequence[bytes]) -> ssl.SSLContext:
         return context
     if not roots:
         raise BundleError(
-            f"no bundle of {endpoint.spiffe_id.trust_domain} is held, under which bundle endpoint "
+            f"there is no bundle of {endpoint.spiffe_id.trust_domain} under which bundle endpoint "
             f"{endpoint.url} could be verified",
             advice="give an initial bundle",
             reason="bundle_unavailable",

@@ -5,7 +5,7 @@ how it ends. Invariants: a Unix socket is 0600 and replaces only a dead one; onl
 answered; a connection has bounded headers, time and buffers (h11 gets what came in small pieces,
 because it parses all that it has at once), and a listener bounded connections:
 see :mod:`sds.operations.places`. Requests are answered one at a time, in turns of the
-connections, and a listener has its share of the event loop, whoever asks and however much.
+connections, and a listener has its share of the event loop, however many ask and however much.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class RepeatFilter(logging.Filter):
         self._seen.clear()
 
     def _close_windows(self, now: float) -> None:
-        # A wall clock that was set back must not keep a window open for ever.
+        # A wall clock that was set back must not keep a window open forever.
         over = [
             kind for kind, seen in self._seen.items() if not 0 <= now - seen.began < WINDOW_SECONDS
         ]

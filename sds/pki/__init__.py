@@ -1,4 +1,4 @@
-"""Keys, CSRs and certificates: what is made with them and what must hold of a chain.
+"""Keys, CSRs and certificates: how they are made, and what a chain must satisfy.
 
 Invariant: nothing here reads a clock, a file or a socket; time is an argument, and what could not
 be verified raises a :class:`sds.errors.CertificateError`. Primitives are always the library's

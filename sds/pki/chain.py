@@ -51,7 +51,7 @@ _KNOWN_EXTENSIONS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedChain:
-    """A chain that held, and the facts of its leaf.
+    """A verified chain, and the facts of its leaf.
 
     Attributes:
         chain: DER, leaf first, intermediates after it, no root.

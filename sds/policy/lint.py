@@ -47,13 +47,13 @@ def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
 
 def _window(document: PolicyDocument, now: datetime) -> Iterator[str]:
     if document.not_after <= now:
-        yield "not_after is over: nobody will accept it"
+        yield "not_after has passed: nobody will accept it"
     elif document.not_after - now < _SOON:
         yield "not_after is less than 3 days away: when it passes, nothing is allowed any more"
     if document.not_after - document.not_before > _LONG:
         yield (
-            "it is valid for more than 90 days: for that long a party that no honest peer reaches "
-            "can be held at it"
+            "it is valid for more than 90 days: for that long, somebody who cuts a party off from "
+            "every honest peer can keep it at this epoch"
         )
 
 

@@ -1,4 +1,4 @@
-"""The rules of a policy: what decides, whether somebody signed it or a configuration file holds it.
+"""The rules of a policy, of a signed document and of a configuration file alike.
 
 Owns :class:`RuleSet` and what it is made of. Invariants: every name and pattern is valid; nothing
 is decided here (:mod:`sds.policy.decision` does that), and nothing says that it was signed
@@ -71,7 +71,7 @@ class AuthorityGrant(PolicyModel):
 
 
 class NodeGroup(PolicyModel):
-    """Nodes that are treated alike, recognised by verified evidence. All conditions must hold.
+    """Nodes that are treated alike, recognised by verified evidence that meets all conditions.
 
     Attributes:
         name: names the group in logs, records and explanations.
@@ -101,7 +101,7 @@ class NodeGroup(PolicyModel):
 
 
 class RuleLimits(PolicyModel):
-    """What holds for every certificate.
+    """Limits that apply to every certificate.
 
     Attributes:
         max_lifetime: longest lifetime.
@@ -178,7 +178,7 @@ class RuleSet(PolicyModel):
         nodes: which nodes may ask for which identities.
         matching: whether the first workload rule that matches decides, or all of them.
         workloads: which callers on a node's socket have which identities.
-        limits: what holds for every certificate.
+        limits: they apply to every certificate.
         services: names for sets of identities, as ``outbound:<service>`` asks for them.
         allow: who may talk to whom; nobody else may.
         requests_enforce: false: no rule's ``requests`` are enforced, see :class:`AllowRule`.

@@ -54,7 +54,7 @@ def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[st
     """Check that enough trusted keys signed; returns the names of those that did, sorted.
 
     Raises:
-        PolicyError: ``policy_unsigned``: none of the signatures is by a trusted key and holds.
+        PolicyError: ``policy_unsigned``: no signature by a trusted key is valid.
         PolicyError: ``policy_below_threshold``: fewer distinct trusted keys than the threshold did.
     """
     names = []

@@ -24,12 +24,12 @@ both.
 The checks, in this order:
 
 1. the file is a DSSE envelope of our payload type, in canonical form, of bounded size;
-2. one signature at least is by a trusted key and holds;
+2. at least one signature by a trusted key is valid;
 3. as many distinct trusted keys signed as the threshold demands;
 4. the payload is a policy document;
 5. it is for our trust domain;
 6. where it names the signers of later epochs: as many of those signed it as they demand, so that
-   keys that nobody holds cannot lock everyone out (as TUF's root role does, TUF specification
+   keys that nobody has cannot lock everyone out (as TUF's root role does, TUF specification
    1.0.33, section 5.3.4);
 7. its epoch is not lower than the highest seen, and not equal to it with other content;
 8. now is not before ``not_before``, and before ``not_after``.

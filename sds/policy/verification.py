@@ -2,7 +2,7 @@
 
 Owns the choice of reference values at each verification. Invariants: where the policy names
 values for the role, they decide, and where the configuration names some too, both must accept;
-a change of policy holds from the next verification on.
+a change of policy applies from the next verification on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The port of those who want to know what becomes of policy.
+"""The port for observers of policy.
 
-A module of its own: those who implement it need nothing of what verifies a policy.
+A module of its own, so that an observer does not load what verifies a policy.
 """
 
 from __future__ import annotations

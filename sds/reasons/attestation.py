@@ -116,7 +116,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "evidence_unsupported": Reason(
-        "This is no such machine. Choose the right `attestation.kind`, or `auto`."
+        "This machine cannot give such evidence. Choose the right `attestation.kind`, or `auto`."
     ),
     "endorsement_unavailable": Reason(
         "Passes when the manufacturer's service answers; a filled cache or folder avoids it.",

@@ -9,8 +9,8 @@ from sds.reasons.row import Reason
 AUTHORITY: Final[dict[str, Reason]] = {
     "authority": Reason("Look at the more exact reason beside it."),
     "authority_unavailable": Reason(
-        "Is the authority running, is the address right, does TLS hold? Certificates in "
-        "service stay until they expire.",
+        "Check that the authority runs, that the address is right and that its TLS can be "
+        "verified. Certificates in service stay until they expire.",
         retriable=True,
     ),
     "authority_refused": Reason(
@@ -32,12 +32,12 @@ AUTHORITY: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "authority_answer": Reason(
-        "Asked for one identity, got another or none. Set the workload's SPIFFE ID to what "
-        "the authority certifies.",
+        "The authority certified another identity than the agent asked for, or none, or its answer "
+        "breaks the protocol. Set the workload's SPIFFE ID to what the authority certifies.",
     ),
     "refused": Reason("Look at the more exact reason beside it."),
     "request_malformed": Reason(
-        "Agent and authority speak different versions, or something else than an agent is calling.",
+        "Agent and authority speak different versions, or the caller is not an agent.",
     ),
     "batch_too_large": Reason(
         "Nothing to do in the agent's configuration; a client of your own must send fewer items.",
@@ -48,7 +48,7 @@ AUTHORITY: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "nonce_used": Reason(
-        "Passes by itself. If it comes back, somebody replays requests.",
+        "Passes by itself. If it happens again, somebody replays requests.",
         retriable=True,
     ),
     "nonce_expired": Reason(
@@ -65,8 +65,7 @@ AUTHORITY: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "evidence_kind_not_accepted": Reason(
-        "Add this kind of evidence to the authority's `attestation`, or configure the agent's "
-        "machine rightly.",
+        "The authority's version does not know this kind of evidence. Upgrade the authority.",
     ),
     "measurement_not_allowed": Reason(
         "If this image is yours, add its measurement to the policy (or `identities`) and sign "

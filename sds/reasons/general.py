@@ -15,8 +15,8 @@ GENERAL: Final[dict[str, Reason]] = {
         "without starting.",
     ),
     "socket": Reason(
-        "Choose a shorter path (a Unix socket's has at most 107 bytes), a directory that you "
-        "may write to, or end the process that holds it.",
+        "Choose a shorter path (a Unix socket's has at most 107 bytes) or a directory that you may "
+        "write to, or end the process that uses the socket.",
     ),
     "directory_not_ours": Reason(
         "Another user owns the directory, or one above it, can write to it, or put a symbolic link "
@@ -32,15 +32,15 @@ GENERAL: Final[dict[str, Reason]] = {
     ),
     "certificate": Reason("Look at the more exact reason beside it."),
     "certificate_malformed": Reason(
-        "Find out who sent it; a certificate authority that does so is broken or is not the "
-        "one that is meant.",
+        "Find out who sent it; a certificate authority that does so is broken, or is another one "
+        "than you expect.",
     ),
     "certificate_untrusted": Reason(
         "Check that the configured roots are those of this authority, and that nobody "
         "intercepts the connection.",
     ),
     "certificate_key_mismatch": Reason(
-        "An answer for another request. If it comes back, suspect the authority, or "
+        "The answer is for another request. If it happens again, suspect the authority, or "
         "something that intercepts the connection.",
     ),
     "certificate_name_mismatch": Reason(
@@ -67,9 +67,9 @@ GENERAL: Final[dict[str, Reason]] = {
         "Make the request again from the key; nothing signed it, or something changed it."
     ),
     "part_ended": Reason("The demo's output above says why that part ended."),
-    "request_failed": Reason("The demo's Envoy logs say why; they lie in its run directory."),
+    "request_failed": Reason("The demo's Envoy logs say why; they are in its run directory."),
     "demo_not_ready": Reason(
-        "A slow machine, or a port that is taken; run it again with `--output json`."
+        "The machine is slow, or a port is in use. Run it again with `--output json`."
     ),
     "secret_wiped": Reason("A fault of this program. Report it."),
     "secret_absent": Reason("Ask for a name that `sds whoami` or the policy gives this workload."),

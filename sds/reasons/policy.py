@@ -9,8 +9,8 @@ from sds.reasons.row import Reason
 POLICY: Final[dict[str, Reason]] = {
     "policy": Reason("Look at the more exact reason beside it."),
     "policy_malformed": Reason(
-        "The file is damaged or is not the signed document. Sign the policy again, distribute "
-        "the `.json`.",
+        "The file is damaged or is not the signed document. Sign the policy again, and distribute "
+        "the `.json` file.",
     ),
     "policy_unsigned": Reason("Sign it with a key whose public half the parties trust."),
     "policy_below_threshold": Reason(
@@ -25,11 +25,12 @@ POLICY: Final[dict[str, Reason]] = {
     ),
     "policy_expired": Reason("Sign and distribute a new epoch."),
     "policy_epoch_lower": Reason(
-        "An older policy was put back. Distribute the newest one; if nobody did it on "
-        "purpose, find out who.",
+        "Somebody put an older policy back. Distribute the newest one. If nobody did it on "
+        "purpose, find out who did.",
     ),
     "policy_epoch_conflict": Reason(
-        "Two documents carry one epoch. Raise the epoch of the one that shall hold and sign it.",
+        "Two documents have the same epoch. Raise the epoch of the one that you want in force, and "
+        "sign it.",
     ),
     "policy_absent": Reason(
         "Distribute a signed policy; until then nothing is issued or served.",

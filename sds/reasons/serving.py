@@ -11,19 +11,21 @@ SERVING: Final[dict[str, Reason]] = {
     "bundle": Reason("Look at the more exact reason beside it."),
     "bundle_malformed": Reason(
         "Tell the other trust domain; its document breaks the specification. The last good "
-        "bundle is used on.",
+        "bundle stays in use.",
         retriable=True,
     ),
     "bundle_older": Reason(
         "A cache or a replica of the bundle endpoint lags behind: it offers a bundle from before. "
-        "The newer one stays. If the trust domain's owner counts anew, restart the agents.",
+        "The newer one stays. If the trust domain's owner started counting again, restart the "
+        "agents.",
     ),
     "bundle_unavailable": Reason(
-        "Check the URL, the TLS root or the endpoint's SPIFFE ID. The last good bundle is used on.",
+        "Check the URL, the TLS root or the endpoint's SPIFFE ID. The last good bundle stays in "
+        "use.",
         retriable=True,
     ),
     "draining": Reason(
-        "The agent is going down or restarting; Envoy comes back by itself.",
+        "The agent is stopping or restarting; Envoy connects again by itself.",
         retriable=True,
     ),
     "limit_exceeded": Reason(
@@ -32,7 +34,7 @@ SERVING: Final[dict[str, Reason]] = {
     ),
     "owner_budget": Reason(
         "The pod or user that the message names uses more than its share of connections, streams "
-        "or memory, or is refused too often. Look what it does with the socket.",
+        "or memory, or is refused too often. Find out what it does with the socket.",
         retriable=True,
     ),
     "malformed_request": Reason(
@@ -47,7 +49,7 @@ SERVING: Final[dict[str, Reason]] = {
     ),
     "http2_stream": Reason("As `http2`, for one request."),
     "compressed_message": Reason(
-        "Send requests uncompressed (gRPC's default); nothing here gains from it."
+        "Send requests uncompressed (gRPC's default); compression gains nothing on a local socket."
     ),
     "call_ended": Reason("Nothing to do; the client had gone."),
 }

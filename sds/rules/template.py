@@ -57,7 +57,7 @@ def fill(template: str, value_of: Callable[[str], str]) -> str:
     def value(match: re.Match[str]) -> str:
         found = value_of(match[1])
         if not _VALUE.fullmatch(found):
-            raise IdentityError(f"{{{match[1]}}} is {found[:200]!r}, which no name can hold")
+            raise IdentityError(f"{{{match[1]}}} is {found[:200]!r}, which no name can contain")
         return found
 
     return _FIELD.sub(value, template)

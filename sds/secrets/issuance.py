@@ -49,7 +49,7 @@ _SLOW_KEYS: Final = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """A certificate that held, and its key.
+    """A verified certificate and its key.
 
     Attributes:
         verified: the chain.
@@ -204,7 +204,7 @@ class IssuanceQueue:
                 if batch:
                     await self._batch(batch)
             finally:
-                # Nobody waits for ever for a lane that ended in between.
+                # Nobody waits forever for a lane that ended in between.
                 ended = AuthorityUnavailableError("the request ended without an answer")
                 _answer_all(batch, NoCredentials(error=ended, draw=self._draw(), shared=True))
                 if not lane.pending:

@@ -109,7 +109,7 @@ class RootRollover:
         Args:
             fingerprint: the root.
             held: the certificate that the leaf would replace: it can be kept a little longer.
-                Where there is none, ACKs are waited for and settling is not.
+                Without one, the leaf waits for ACKs but not for settling.
         """
         introduction = self._introductions.get(fingerprint)
         if introduction is None:

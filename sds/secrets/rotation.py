@@ -94,10 +94,10 @@ class Rotation:
     Args:
         trust_domain: whose roots the authority gives.
         store: where secrets go.
-        authority: who is asked; where it is a :class:`RootsSource` too, new roots are noticed
-            before the next renewal.
+        authority: who is asked; if it is a :class:`sds.secrets.roots_poll.RootsSource` too, new
+            roots are noticed before the next renewal.
         clock: time.
-        settings: see there.
+        settings: bounds in time.
         observer: hears of failures.
         draw: uniform in [0, 1): jitter.
     """

@@ -4,7 +4,7 @@ Owns the state of one identity's rotation and :func:`decide`: state and ``now`` 
 out. Invariants: a certificate is renewed between 40 and 50 % of the time from receipt to
 not-after (never counted from not-before: authorities backdate it); jitter is drawn once per
 certificate and moves the renewal only towards earlier; a failed renewal changes nothing about the
-certificate that is held; what has expired is withdrawn before anything else is done.
+present certificate; what has expired is withdrawn before anything else is done.
 
 Wall time says when a certificate ends, for peers judge by it. It can be stepped, and monotonic
 time stands still while a guest is suspended: a renewal is due as soon as either wall time or
@@ -62,7 +62,7 @@ class Urgency(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A certificate that is held.
+    """The certificate that is served now.
 
     Attributes:
         received: when the authority's answer arrived.
@@ -126,7 +126,7 @@ class State:
 
     Attributes:
         lifetime: seconds that are asked for.
-        lease: what is held, or None.
+        lease: of the present certificate, or None.
         failure: the last failed attempt since the last success.
     """
 
@@ -187,7 +187,7 @@ def withdrawn(state: State) -> State:
 
 
 def failed(state: State, error: SdsError, *, draw: float, now: Instant) -> State:
-    """The state after a failed attempt: what is held stays.
+    """The state after a failed attempt: the present certificate stays.
 
     Args:
         state: the state before.

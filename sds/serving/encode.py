@@ -45,7 +45,7 @@ class Resource:
         receipt: name, version and parts.
         secret: the encoded message.
         type_url: of the message.
-        ttl: how long the client may use it without a heartbeat; None: for ever.
+        ttl: how long the client may use it without a heartbeat; None: forever.
     """
 
     __slots__ = ("_delta", "_secret", "_sotw", "receipt", "ttl", "type_url")

@@ -30,8 +30,8 @@ HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].fu
 # Serving works on bytes and needs no descriptor; reflection needs them loaded.
 DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR, config_discovery_pb2.DESCRIPTOR)
 _SPARE_STREAMS: Final = 100
-"""Streams that HTTP/2 admits beyond ``streams_per_connection``: what goes over that limit is
-refused with a text, and what debugs it finds room."""
+"""Streams that HTTP/2 admits beyond ``streams_per_connection``: the first ones over that limit are
+refused with a text, and tools that debug find room."""
 
 
 AnyServer: TypeAlias = "Server | grpc.aio.Server"
@@ -59,7 +59,7 @@ def make_server(
 
 
 def add_health(server: AnyServer) -> health.aio.HealthServicer:
-    """Add grpc.health.v1; tell it what holds with :func:`set_health`."""
+    """Add grpc.health.v1; set its answers with :func:`set_health`."""
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     return servicer

@@ -228,7 +228,7 @@ class Stream:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """A push failed: its reader would never hear of it, and the client would wait for ever."""
+        """A push failed: its reader would never hear of it, and the client would wait forever."""
         self._writing = False
         if isinstance(error, CallEndedError):
             # The call ended between the change and the write; its reader ends by itself.

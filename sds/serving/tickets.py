@@ -100,7 +100,7 @@ class SessionTickets:
             self._set(identity, keys)
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Rotate for ever, and call ``changed`` after each time."""
+        """Rotate forever, and call ``changed`` after each time."""
         while self._keys:
             await sleep_boottime(self._clock, self._life / KEYS)
             self.rotate()

@@ -108,7 +108,7 @@ class MessageReader:
         length = int.from_bytes(held[at + 1 : at + PREFIX_BYTES], "big")
         if length > self._most:
             raise LimitError(
-                f"a message has {length} bytes, at most {self._most} are taken",
-                advice="ask for fewer resources, or raise limits.message_bytes",
+                f"a message has {length} bytes, and at most {self._most} are accepted",
+                advice="ask for fewer resources, or raise limits.message",
             )
         return length

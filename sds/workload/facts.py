@@ -26,7 +26,7 @@ class Facts:
     """What is known about one caller at one moment.
 
     Attributes:
-        selectors: what holds.
+        selectors: the facts, as rules match them.
         unknown: selector types, or prefixes of them ending in ``:``, that could not be found out,
             with the reason. Absent types that are not listed here are known to be absent.
         services: ``(namespace, name)`` of the Kubernetes Services that select the caller's pod.

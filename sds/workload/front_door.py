@@ -271,7 +271,7 @@ class FrontDoor:
         if len(self._connections) >= self._limits.connections:
             raise WorkloadError(
                 f"there are {self._limits.connections} connections already",
-                advice="raise the limit of connections, or look who opens so many",
+                advice="raise the limit of connections, or find out who opens so many",
                 reason="connection_limit",
             )
         peer = owned.enter_context(Peer.of(accepted))

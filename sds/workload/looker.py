@@ -13,7 +13,7 @@ It reads one JSON object a line from its standard input and answers with one lin
     → the same and ``"sha256"``, if the file still has that fingerprint before and after.
 Failures: ``{"gone": true}``, or ``{"error": "words"}`` with ``"advice"`` sometimes.
 
-Invariants: nothing is opened for reading before its mount is known to be no FUSE; no file larger
+Invariants: nothing is opened for reading before its mount is known not to be FUSE; no file larger
 than ``most`` is read; what is hashed is the file that the process runs, not what has its path.
 
 Sources: proc(5) for ``exe``, ``fdinfo`` and ``mountinfo``; open(2) for O_PATH.

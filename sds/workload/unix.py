@@ -40,7 +40,7 @@ class UnixAttestor:
         self._executables = executables
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """See :class:`sds.workload.facts.Attestor`.
+        """The caller's user and groups, and its executable if ``needed`` names a fact of it.
 
         Raises:
             PeerGoneError: the process has ended.

@@ -30,6 +30,40 @@ def test_each_answer_is_one_path_that_exists(question: str, answer: str) -> None
     assert path.is_dir() == found[1].endswith("/"), found[1]
 
 
+DEFINED = {
+    "which kinds of evidence there are": "KINDS",
+    "how settings become attesters and verifiers": "make_attester",
+    "a check of SEV-SNP reports against reference values": "appraise_snp",
+    "a check of TDX quotes against reference values": "appraise_td",
+    "what evidence binds (`report_data`)": "authority_report_data",
+    "which checks the authority makes on a request, in which order": "RegistrationAuthority",
+    "the longest lifetime that the authority issues": "longest_lifetime",
+    "when a certificate is renewed, retried or withdrawn": "decide",
+    "when a retired key is wiped": "RELEASE_SECONDS",
+    "which attestors of workloads there are": "ATTESTORS",
+    "DNS names from Kubernetes Services": "service_dns_names",
+    "what client status (CSDS) redacts": "REDACTED",
+    "limits on clients of a socket": "ServingLimits",
+    "the mode and group of sockets": "open_to",
+    "readiness": "Readiness",
+    "how many signers a policy needs": "TrustedKeys",
+    "what Envoy must enforce for a workload": "authorization_of",
+    "what `sds bootstrap` prints": "make_bootstrap",
+}
+"""Question -> what its file must define, so that a row cannot stay behind when code moves."""
+
+
+@pytest.mark.parametrize("question", DEFINED)
+def test_the_file_of_a_row_defines_what_it_is_about(question: str) -> None:
+    path = dict(ROWS)[question].strip("`")
+    text = (need.ROOT / path).read_text()
+    assert re.search(
+        rf"^(?:async )?(?:def|class) {DEFINED[question]}\b|^{DEFINED[question]}\b.* = ",
+        text,
+        flags=re.MULTILINE,
+    ), path
+
+
 def test_every_folder_of_tests_is_described() -> None:
     described = set(re.findall(r"^\| `(tests/\w+)` \|", CONTRIBUTING, flags=re.MULTILINE))
     folders = {

@@ -32,6 +32,25 @@ def documented_fields() -> set[str]:
     return names
 
 
+def words_of_the_code() -> set[str]:
+    """Every string, keyword and attribute of the code: fields may be put together anywhere."""
+    found: set[str] = set()
+    for tree in modules().values():
+        for node in ast.walk(tree):
+            match node:
+                case ast.Constant(value=str(text)):
+                    found.add(text)
+                case ast.keyword(arg=str(name)) | ast.Attribute(attr=name):
+                    found.add(name)
+                case _:
+                    pass
+    return found
+
+
+def test_every_documented_field_is_in_the_code() -> None:
+    assert documented_fields() - words_of_the_code() == set()
+
+
 def test_every_logged_field_is_documented() -> None:
     missing = {k: v for k, v in logged_fields().items() if k not in documented_fields()}
     assert not missing

@@ -61,6 +61,42 @@ def test_the_checkout_has_the_reference_that_the_code_makes(reference: Any) -> N
     assert {path.name for path in FOLDER.iterdir()} == set(made)
 
 
+SETTING = r"(?<![\w/.-])[a-z_]+(?:\[\])?(?:\.[a-z_]+(?:\[\])?)+(?![\w/])"
+NOT_SETTINGS = {"node.metadata"}
+"""What messages name in the same form: parts of an Envoy's request."""
+
+
+def settings(models: Any) -> set[str]:
+    """Path of every field of every file, without the marks of lists."""
+    found: set[str] = set()
+
+    def walk(block: Any) -> None:
+        for entry in block.entries:
+            found.add(entry.path.replace("[]", ""))
+            for inner in entry.blocks:
+                walk(inner)
+
+    for which in models.MODELS:
+        walk(models.blocks(which))
+    return found
+
+
+def test_every_setting_that_an_error_names_is_one(reference: Any, models: Any) -> None:
+    known = settings(models)
+    heads = {path.partition(".")[0] for path in known if "." in path}
+    texts = [text for said in reference.messages().values() for pair in said for text in pair]
+    texts += [row.cure for row in reference.REASONS.values()]
+    named = {found.replace("[]", "") for text in texts for found in re.findall(SETTING, text)}
+    wrong = {
+        path
+        for path in named - NOT_SETTINGS
+        if path.partition(".")[0] in heads
+        and not any(one == path or one.endswith(f".{path}") for one in known)
+    }
+    assert wrong == set()
+    assert len(named) > 20
+
+
 @pytest.mark.parametrize("which", DAEMONS)
 def test_every_field_is_explained(which: str, models: Any) -> None:
     seen = 0

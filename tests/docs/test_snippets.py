@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from sds.agent.config import AgentConfig
+from sds.ca.config import AuthorityConfig
 from sds.cli import main
 from sds.settings.yamlfile import validate
 from tests.support import need
@@ -38,6 +39,27 @@ def test_the_agent_takes_every_section_that_a_page_shows(page: str) -> None:
     assert found, page
     for block in found:
         validate({**BASE, **yaml.safe_load(block)}, AgentConfig, what=page)
+
+
+WHOLE = {
+    "exchange.md": AuthorityConfig,
+    "how-to/install-on-a-host.md": AuthorityConfig,
+}
+"""Pages that show a whole file of an authority; one with `run_dir` is an agent's."""
+
+
+@pytest.mark.parametrize("page", WHOLE)
+def test_a_whole_file_that_a_page_shows_is_taken(page: str) -> None:
+    seen = 0
+    for block in blocks((DOCS / page).read_text(), "yaml"):
+        text = re.sub(r"\b([0-9a-f]{4})…", lambda digits: digits[1] * 24, block)
+        found = yaml.safe_load(text)
+        if "trust_domain" not in found:  # a part to add
+            continue
+        model = AgentConfig if "run_dir" in found else WHOLE[page]
+        validate(found, model, what=page)
+        seen += 1
+    assert seen
 
 
 def typed(page: Path) -> Iterator[list[str]]:

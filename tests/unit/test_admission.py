@@ -416,7 +416,7 @@ def test_a_wrapper_of_another_configuration(tmp_path: Path) -> None:
     lax = NodeInTest(tmp_path, **settings, enforce=False).config
     (stale,) = check_node(lax)
     assert "was made for another configuration" in stale
-    with pytest.raises(ValidationError, match="execute itself for ever"):
+    with pytest.raises(ValidationError, match="execute itself forever"):
         NodeInTest(tmp_path, wrapper="/usr/sbin/runc")
 
 

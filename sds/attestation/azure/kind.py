@@ -61,7 +61,7 @@ def vtpm_kind(
         }
 
     def attester(section: AttestationSection) -> Attester:
-        # An HTTP client, which only machines of this kind shall hold.
+        # An HTTP client: only machines of this kind load it.
         from sds.attestation.azure.attester import azure_attester  # noqa: PLC0415  see above
 
         return azure_attester(section, EvidenceKind(name))

@@ -2,7 +2,7 @@
 
 Owns the order of the checks: the hardware report (by the verifier of its own kind), then that it
 vouches for the runtime data, then the vTPM's quote by the key in that data, then what is demanded
-of PCRs and configuration. Invariant: claims are made only where every check of every part held; the
+of PCRs and configuration. Invariant: claims are made only if every check of every part passed; the
 measurement is the paravisor's, and the PCRs count only under the key that it reported.
 """
 

@@ -2,7 +2,7 @@
 
 Owns one attempt at a report: a directory of our own, the blob written, ``generation`` checked
 around every read, and the directory removed. Invariants: what comes back contains the report data
-that was asked for, whoever else writes there; nothing blocks the event loop; the number of
+that was asked for, even if others write there too; nothing blocks the event loop; the number of
 attempts is bounded.
 """
 

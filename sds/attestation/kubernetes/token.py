@@ -71,7 +71,7 @@ class BoundTokenAttester:
         self._server = server
 
     async def attest(self, data: ReportData) -> Evidence:
-        """See :class:`sds.attestation.evidence.Attester`.
+        """A token of our own pod, bound to ``data`` by its audience.
 
         Raises:
             EvidenceError: ``token_unavailable``: the API server gives none.
@@ -124,7 +124,7 @@ class ProjectedTokenAttester:
         self._path = path
 
     async def attest(self, data: ReportData) -> Evidence:
-        """See :class:`sds.attestation.evidence.Attester`.
+        """The projected token, which binds nothing.
 
         Raises:
             EvidenceError: ``token_unavailable``: the file cannot be read.
@@ -180,7 +180,7 @@ class KubernetesTokenVerifier:
         """Check a token. In this order:
 
         1. it is a JWS of bounded size with a known asymmetric algorithm and a key ID;
-        2. its signature holds under the issuer's key with that ID, which is of that algorithm;
+        2. its signature is valid under the issuer's key with that ID, which is of that algorithm;
         3. its issuer is the configured one;
         4. it is valid at ``now``;
         5. its audience is the one of this very request, alone; or, where that is allowed, the

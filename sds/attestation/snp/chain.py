@@ -1,6 +1,6 @@
 """From a VCEK or VLEK to a pinned root (AMD 57230, section 2; RFC 5280, section 6.1).
 
-Owns the pins and the decision which chain holds. Invariant: trust comes only from the SHA-256 of
+Owns the pins and decides which chain is valid. Invariant: trust comes only from the SHA-256 of
 a root's DER; certificates that arrive with evidence, or are configured as helpers, add none.
 """
 

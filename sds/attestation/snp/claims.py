@@ -1,7 +1,7 @@
 """Every field of an SEV-SNP report as text, for policies, records and people.
 
 Owns the names of ``docs/attestation.md``. Invariant: claims say what the report says, never whether
-it holds.
+it is genuine.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class KdsEndorsements:
         self._again = 0.0
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        """See :class:`Endorsements`. A VLEK is the provider's secret service: none comes."""
+        """DER, leaf first; empty for a VLEK, which only its cloud provider gives."""
         product = self._product_of(report)
         if report.signing_key != SigningKey.VCEK or product is None or not any(report.chip_id):
             return ()

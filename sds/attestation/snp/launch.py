@@ -72,7 +72,7 @@ def launch_measurement(launch: Launch, vcpus: int) -> bytes:
         )
     if launch.kernel is None and (launch.initrd is not None or launch.command_line):
         raise ConfigurationError(
-            "an initrd or a command line is measured beside a kernel only",
+            "an initrd or a command line is measured only together with a kernel",
             advice="give the kernel that the host boots directly",
         )
     try:

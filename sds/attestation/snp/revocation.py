@@ -1,8 +1,8 @@
 """Revocation in AMD's hierarchy (57230, section 4.4; RFC 5280, section 6.3).
 
 Owns whose lists a chain needs. The ARK's list covers what the ARK issued: the ASK or ASVK. A list
-by the ASK or ASVK is held where there is one; AMD publishes none, so a VCEK is revoked by raising
-the minimum TCB or by denying its chip.
+by the ASK or ASVK is used if there is one. AMD publishes none, so raise the minimum TCB or deny the
+chip to revoke a VCEK.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def of_amds_kind(one: RevocationList) -> bool:
 def read_amd_list(
     der: bytes, *, issuers: Iterable[Certificate] | None, origin: str = "the list"
 ) -> RevocationList:
-    """Read a list, and hold that an issuer that is at hand signed it.
+    """Read a list, and check that one of the issuers that we have signed it.
 
     Args:
         der: the list.

@@ -2,7 +2,7 @@
 
 Owns authenticity: the numbered checks over the raw bytes, in the order of the documents; then
 :mod:`sds.attestation.snp.appraisal` says what is accepted. Invariant: claims are made only of a
-report for which every check held.
+report that passed every check.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _UNCHECKED: Final = "not checked: no revocation list is given, and the reference
 
 
 class SnpVerifier(KindExaminer):
-    """Verifies and appraises SEV-SNP evidence; keeps chains that held."""
+    """Verifies and appraises SEV-SNP evidence; caches chains that it verified."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class SnpVerifier(KindExaminer):
         given = tuple(read_amd_list(der, issuers=None) for der in revocation_lists)
         self._lists = lists or (lambda: given)
         self._product = product
-        # Only what held is kept (an exception is never cached), and nothing about time.
+        # Only what is valid is cached (an exception never is), and nothing about time.
         self._read_leaf = functools.lru_cache(_CACHED_CHAINS)(read_leaf)
         self._link = functools.lru_cache(_CACHED_CHAINS)(self._linked)
 

@@ -214,7 +214,7 @@ def of_intels_kind(one: RevocationList) -> bool:
 def read_intel_list(
     der: bytes, *, roots: Iterable[bytes] = (), origin: str = "the list"
 ) -> RevocationList:
-    """Read a list, and hold that an issuer that is at hand signed it.
+    """Read a list, and check that one of the issuers that we have signed it.
 
     Args:
         der: the list.

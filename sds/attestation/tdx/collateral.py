@@ -1,9 +1,9 @@
 """Collateral of TDX quotes on disk: TCB info, QE identity, revocation lists (PCCS API, version 4).
 
 Owns the folder's form and the signature over a document. Invariant: a document is read only after
-the signature over its exact bytes held under a TCB signing chain to a pinned root.
+the signature over its exact bytes is verified under a TCB signing chain to a pinned root.
 
-A folder holds what Intel's API answers: ``tcb_info.json`` and ``qe_identity.json`` (whole bodies),
+A folder contains Intel's answers: ``tcb_info.json`` and ``qe_identity.json`` (whole bodies),
 ``tcb_signing_chain.pem`` (of the header TCB-Info-Issuer-Chain), and revocation lists ``*.crl`` in
 DER or PEM. A fleet of several kinds of platform has one ``tcb_info*.json`` for each.
 """
@@ -187,7 +187,7 @@ def signed_document(
     issued, until = _moment(document, "issueDate"), _moment(document, "nextUpdate")
     if now is not None and not issued <= now <= until:
         raise EvidenceError(
-            f"{expected} counts from {issued:%FT%TZ} to {until:%FT%TZ}, the time is {now:%FT%TZ}",
+            f"{expected} is valid from {issued:%FT%TZ} to {until:%FT%TZ}, and it is {now:%FT%TZ}",
             reason="collateral_stale",
             advice="fetch the newest one",
         )

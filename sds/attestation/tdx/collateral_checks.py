@@ -1,7 +1,8 @@
 """The checks of a quote against Intel's collateral (PCCS API 4; QVL, section 4.1.2.5).
 
 Owns which signed document counts for a platform and what its levels decide. Invariant: a document
-is used only after its signature held under the TCB signing chain, and only while it is current.
+is used only after its signature is verified under the TCB signing chain, and only while it is
+current.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Platform:
     Attributes:
         quote: laid out.
         pck: of the quote's chain.
-        signer: the TCB signing chain, held already.
+        signer: the TCB signing chain, verified already.
         values: what is accepted.
         now: the time at which documents must count.
     """

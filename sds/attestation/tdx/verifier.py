@@ -1,6 +1,6 @@
 """Verification and appraisal of TDX quotes (Intel TDX DCAP; TDX module ABI; PCCS API 4).
 
-Owns the order of the checks. Invariant: claims are made only of a quote for which every check held;
+Owns the order of the checks. Invariant: claims are made only of a quote that passed every check;
 a quote without collateral, or whose issuers have no current revocation list, is refused, after
 every other check ran.
 """

@@ -4,7 +4,7 @@ Owns the check of its chain. Invariant: a key is given only where every certific
 configured root is valid now and the first says that it is an endorsement key; a certificate of the
 same manufacturer for another purpose is refused. Sources: TCG, EK Credential Profile for TPM 2.0,
 section 3.2; RFC 5280, section 6.1. Manufacturers publish no revocation lists that a rule could rest
-on, so none is looked at: ``eks`` in the reference values names single keys instead.
+on, so this module looks at none: ``eks`` in the reference values names single keys instead.
 """
 
 from __future__ import annotations

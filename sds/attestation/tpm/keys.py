@@ -149,7 +149,7 @@ def _rsa(reader: TpmReader) -> rsa.RSAPublicKey:
         raise EvidenceMalformedError(
             f"the public area is of an RSA key of {bits} bits, with a modulus of {len(modulus)} "
             "bytes",
-            advice=f"keys of {MIN_RSA_BITS} to {_MAX_RSA_BITS} bits are taken",
+            advice=f"keys of {MIN_RSA_BITS} to {_MAX_RSA_BITS} bits are accepted",
         )
     return rsa_key(number, exponent)
 
@@ -165,7 +165,7 @@ def rsa_key(modulus: int, exponent: int) -> rsa.RSAPublicKey:
     try:
         return rsa.RSAPublicNumbers(exponent, modulus).public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise EvidenceMalformedError(f"an RSA key that is none: {error}") from error
+        raise EvidenceMalformedError(f"the RSA key is not valid: {error}") from error
 
 
 def _elliptic(reader: TpmReader) -> ec.EllipticCurvePublicKey:
@@ -227,13 +227,14 @@ def parse_signature(raw: bytes) -> Signature:
         value = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
     else:
         raise EvidenceMalformedError(
-            f"the signature is by scheme {scheme:#06x}", advice="RSASSA, RSAPSS and ECDSA are taken"
+            f"the signature is by scheme {scheme:#06x}",
+            advice="RSASSA, RSAPSS and ECDSA are accepted",
         )
     reader.done()
     if hashed not in STRONG:
         raise EvidenceMalformedError(
             f"the signature is over a hash by algorithm {hashed:#06x}",
-            advice="SHA-256, SHA-384 and SHA-512 are taken",
+            advice="SHA-256, SHA-384 and SHA-512 are accepted",
         )
     return Signature(scheme=scheme, hash_algorithm=Algorithm(hashed), value=value)
 

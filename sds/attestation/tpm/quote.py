@@ -45,7 +45,7 @@ class SignedQuote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedQuote:
-    """A quote for which every check held.
+    """A quote that passed every check.
 
     Attributes:
         attest: what the TPM said.
@@ -80,7 +80,7 @@ def check_quote(
         data: the report data that is demanded; None demands none.
 
     Returns:
-        The quote where every check here held (``key`` None holds none), else None.
+        The quote if it passed every check here, else None (always, if ``key`` is None).
     """
     before = len(checks.done)
     # 1. Layout, TPM_GENERATED_VALUE, type (Part 2, section 10.12.12).

@@ -61,7 +61,7 @@ Rules and where they come from (xDS protocol: Envoy's document "xDS REST and gRP
 * The empty list of a first request, and ``*``, are the wildcard ("How the client specifies what
   resources to return"). An empty list after names is an unsubscription.
 * A request with ``error_detail`` is a NACK, whatever its version ("ACK and NACK").
-* The first request of a stream begins anew: its nonce and error belong to a former stream
+* The first request of a stream starts afresh: its nonce and error belong to a former stream
   ("When to send an update": nonces are valid within one stream only). In delta its
   ``initial_resource_versions`` say what the client has kept.
 * State of the world may send the changed resources only: for every type but listeners and clusters

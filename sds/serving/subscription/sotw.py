@@ -51,7 +51,7 @@ class SotwSubscription(Subscription[R]):
 
         Its list of names is out of date, so it adds nothing and is not answered: the client sends
         its list again with the ACK of the newer response. But what it drops is dropped: the
-        client may name it again in that ACK, and then wants it sent anew.
+        client may name it again in that ACK, and then wants it sent again.
         """
         if settled or request.nonce == self._client_nonce:
             self._client_nonce = request.nonce

@@ -75,7 +75,7 @@ class CriAttestor:
         self._refused: dict[str, WorkloadError] = {}
         self._unlisted: dict[str, WorkloadError] = {}
         self._looking = asyncio.Lock()
-        self._explaining = asyncio.Lock()  # whoever asks costs the runtime one answer at a time
+        self._explaining = asyncio.Lock()  # callers that ask cost the runtime one answer at a time
         self._looked_at = float("-inf")
         self._listeners: list[Callable[[], None]] = []
 
@@ -86,7 +86,7 @@ class CriAttestor:
             await self._clock.sleep(POLL_SECONDS)
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """See :class:`sds.workload.facts.Attestor`.
+        """The caller's container and pod, as the runtime of this guest describes them.
 
         Raises:
             PeerGoneError: the process has ended.

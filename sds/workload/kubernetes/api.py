@@ -1,4 +1,4 @@
-"""Requests to a kubelet or an API server: TLS to a configured root, a token that is read anew.
+"""Requests to a kubelet or an API server: TLS to a configured root, a token read for each request.
 
 Owns :class:`ApiClient`. Invariants: the server's certificate is verified against the configured
 root; leaving that out is explicit and possible to 127.0.0.1 only; the token is read from its file
@@ -203,7 +203,8 @@ def _context(pem: str | None) -> ssl.SSLContext:
     """One context per content of the root file: connections are reused per context.
 
     Only these roots count, and never the system's: ``ssl.create_default_context`` takes those if
-    it is given an empty text. None verifies nothing (:class:`Server` permits it to loopback only).
+    it is given an empty text. None verifies nothing (:class:`KubernetesServer` permits it to
+    loopback only).
 
     Raises:
         ValueError, ssl.SSLError: there is no certificate in the text.

@@ -72,10 +72,10 @@ class KubernetesAttestor:
         self._read_cgroup = read_cgroup
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """See :class:`sds.workload.facts.Attestor`.
+        """The caller's pod, its container and the Services that select the pod.
 
-        Where a rule asks for facts of containers, one that the kubelet does not list yet (until
-        0.2 to 0.5 s after its start) is waited for.
+        If a rule asks for facts of containers, this waits for a container that the kubelet does not
+        list yet (it does so 0.2 to 0.5 s after the container's start).
 
         Raises:
             PeerGoneError: the process has ended.

@@ -145,7 +145,7 @@ class PodList:
         return self._clock.now().monotonic - self._fetched_at
 
     def _grow_gap(self, idle: float) -> None:
-        """Asked again at once: wait longer. Asked after a rest: begin anew."""
+        """Asked again at once: wait longer. Asked after a rest: start afresh."""
         most = _LONGEST_GAP if self.error is None else _LONGEST_GAP_AFTER_ERROR
         self._gap = min(self._gap * 2, most) if idle < self._gap else _FIRST_GAP
 
