@@ -106,7 +106,7 @@ class FollowedTls:
             self._current = found
             _LOGGER.info(
                 "new connections get a new TLS certificate",
-                extra={"not_after": found.not_after.isoformat(), "key": found.key_digest.hex()},
+                extra={"not_after": found.not_after.isoformat(), "tls_key": found.key_digest.hex()},
             )
 
     def _read(self) -> TlsIdentity:
