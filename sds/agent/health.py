@@ -12,8 +12,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from sds.serving.server import set_health
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
@@ -72,8 +70,8 @@ class HealthReporter:
                     identities = one.entitlement.current.identities
                     if keys is None or not keys.isdisjoint(identities):
                         served = [self._store.svid(each) is not None for each in identities]
-                        await self._say(one.listening, serving=bool(served) and all(served))
-                await self._say_ready(self._readiness())
+                        self._say(one.listening, serving=bool(served) and all(served))
+                self._say_ready(self._readiness())
                 await self._changed.wait()
         finally:
             stop()
@@ -83,14 +81,14 @@ class HealthReporter:
             self._keys |= change.keys
         self._changed.set()
 
-    async def _say(self, listening: Listening, *, serving: bool) -> None:
+    def _say(self, listening: Listening, *, serving: bool) -> None:
         if self._said.get(listening.path) is not serving:
             self._said[listening.path] = serving
-            await set_health(listening.health, serving=serving)
+            listening.health.tell(serving=serving)
 
-    async def _say_ready(self, readiness: Readiness) -> None:
+    def _say_ready(self, readiness: Readiness) -> None:
         before, self._last = self._last, readiness
-        await self._say(self._people, serving=readiness.ready)
+        self._say(self._people, serving=readiness.ready)
         if before is None or before.ready != readiness.ready:
             words = "; ".join(readiness.lacking)
             _LOGGER.info(

@@ -12,7 +12,8 @@ from sds.agent.directory import listening, make_directory
 from sds.agent.node_socket import NodeSocket
 from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
-from sds.serving.server import HEALTH_SERVICE, add_health, add_reflection, make_server, set_health
+from sds.serving.health import HEALTH_SERVICE
+from sds.serving.server import add_health, add_reflection, make_server
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
 from sds.workload import whoami
 from sds.workload.connected import entitlement_of
@@ -78,6 +79,6 @@ async def _server(service: SecretService, api: WorkloadApi, budgets: Budgets) ->
     server = make_server(service.options.limits, handlers, budgets=budgets)
     server.gate = Gate(service.refused)
     # The door is open: whose certificate is there yet differs from caller to caller.
-    await set_health(add_health(server), serving=True)
+    add_health(server).tell(serving=True)
     add_reflection(server, _SERVICES)
     return server

@@ -16,13 +16,8 @@ from sds.agent.directory import listening, make_directory
 from sds.agent.grpc_fallback import CalledBy, listen_by_grpc, make_grpc_server
 from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
-from sds.serving.server import (
-    HEALTH_SERVICE,
-    AnyServer,
-    add_health,
-    add_reflection,
-    make_server,
-)
+from sds.serving.health import HEALTH_SERVICE
+from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
@@ -32,11 +27,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import grpc
-    from grpc_health.v1 import health
 
     from sds.agent.config import AgentConfig
     from sds.agent.owners import Owners
     from sds.agent.sections import WorkloadSection
+    from sds.serving.health import SocketHealth
     from sds.serving.service import SecretService
     from sds.serving.workload_api import WorkloadApi
     from sds.transport.server import Server
@@ -66,7 +61,7 @@ class Listening:
 
     path: Path
     server: AnyServer
-    health: health.aio.HealthServicer
+    health: SocketHealth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,6 +59,14 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service here")
         return self._answer(request.service)
 
+    async def List(  # noqa: N802  gRPC's name
+        self, request: health_pb2.HealthListRequest, context: Any
+    ) -> health_pb2.HealthListResponse:
+        """The state of every service now."""
+        del request, context
+        statuses = {name: self._answer(name) for name in _NAMES}
+        return health_pb2.HealthListResponse(statuses=statuses)
+
     async def Watch(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> None:

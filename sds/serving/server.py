@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from envoy.service.discovery.v3 import ads_pb2
 from envoy.service.extension.v3 import config_discovery_pb2
 from envoy.service.secret.v3 import sds_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
+from sds.serving.health import SocketHealth
 from sds.transport.events import ConnectionLimits
 from sds.transport.server import Server, ServerLimits
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from sds.serving.limits import ServingLimits
     from sds.transport.budget import Budgets
 
-HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 # Serving works on bytes and needs no descriptor; reflection needs them loaded.
 DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR, config_discovery_pb2.DESCRIPTOR)
 _SPARE_STREAMS: Final = 100
@@ -58,22 +57,11 @@ def make_server(
     )
 
 
-def add_health(server: AnyServer) -> health.aio.HealthServicer:
-    """Add grpc.health.v1; set its answers with :func:`set_health`."""
-    servicer = health.aio.HealthServicer()
+def add_health(server: AnyServer) -> SocketHealth:
+    """Add grpc.health.v1, which says NOT_SERVING until it is told."""
+    servicer = SocketHealth()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     return servicer
-
-
-async def set_health(servicer: health.aio.HealthServicer, *, serving: bool) -> None:
-    """Tell whether secrets are served: for the server as a whole ("") and for each service."""
-    status = (
-        health_pb2.HealthCheckResponse.SERVING
-        if serving
-        else health_pb2.HealthCheckResponse.NOT_SERVING
-    )
-    for service in ("", SDS_SERVICE, ECDS_SERVICE, ADS_SERVICE):
-        await servicer.set(service, status)
 
 
 def add_reflection(server: AnyServer, services: Iterable[str]) -> None:

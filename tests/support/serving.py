@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -20,15 +20,9 @@ from sds.secrets.memory import SecretBytes
 from sds.secrets.store import SecretStore, Svid
 from sds.serving.calls import ADS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
+from sds.serving.health import HEALTH_SERVICE, SocketHealth
 from sds.serving.limits import ServingLimits
-from sds.serving.server import (
-    HEALTH_SERVICE,
-    AnyServer,
-    add_health,
-    add_reflection,
-    make_server,
-    set_health,
-)
+from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.service import SecretService, ServingOptions
 from sds.transport.server import Server
 from sds.workload.entitlement import Caller, Entitlement
@@ -114,7 +108,7 @@ class Serving:
     entitlement: Entitlement
     tally: Tally
     socket: Path
-    health: Any
+    health: SocketHealth
     target: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -125,7 +119,7 @@ class Serving:
 async def admin_socket(at: Serving, path: Path) -> AsyncIterator[Path]:
     """A socket for people beside it, with what the agent's has: CSDS of all, health."""
     server = make_server(at.service.options.limits, ClientStatus(at.service).handlers())
-    await set_health(add_health(server), serving=True)
+    add_health(server).tell(serving=True)
     add_reflection(server, (CSDS_SERVICE, HEALTH_SERVICE))
     await server.listen(listening(path, 0o600))
     try:
@@ -167,7 +161,7 @@ async def serving(
         server = make_server(options.limits, service.handlers(entitle))
         server.add_generic_rpc_handlers(ClientStatus(service, entitle).handlers())
     health = add_health(server)
-    await set_health(health, serving=True)
+    health.tell(serving=True)
     add_reflection(server, (SDS_SERVICE, ADS_SERVICE, CSDS_SERVICE, HEALTH_SERVICE))
     path = folder / name
     if isinstance(server, Server):

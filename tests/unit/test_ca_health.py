@@ -78,6 +78,10 @@ async def test_serving_is_said_while_something_can_be_signed() -> None:
         assert caller.heard == [Status.NOT_SERVING, Status.SERVING, Status.NOT_SERVING]
         answer = await health.Check(ASKED, caller)
         assert answer.status == Status.NOT_SERVING
+        listed = await health.List(health_pb2.HealthListRequest(), caller)
+        assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(
+            ("", SERVICE), Status.NOT_SERVING
+        )
     telling.cancel()
 
 

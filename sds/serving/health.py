@@ -1,0 +1,78 @@
+"""``grpc.health.v1`` on the sockets of an agent.
+
+Owns what one socket says of itself. Invariants: a watcher that does not read holds up nobody but
+itself, which grpcio-health-checking's own servicer does not give (it writes under a lock that all
+watchers of a service share with whoever tells the state); nothing of a request is kept, so names
+that clients make up take no memory.
+
+Source: gRPC's "Health Checking Protocol".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
+
+HEALTH_SERVICE: Final[str] = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+_NAMES: Final = frozenset({"", SDS_SERVICE, ECDS_SERVICE, ADS_SERVICE})
+"""The server as a whole, and the services that serve secrets: all in the same state."""
+_Answer = health_pb2.HealthCheckResponse
+
+
+class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
+    """See the module."""
+
+    def __init__(self) -> None:
+        """NOT_SERVING at first."""
+        self._serving = False
+        self._changed = asyncio.Event()
+
+    def tell(self, *, serving: bool) -> None:
+        """Say from now on whether secrets are served."""
+        if serving is not self._serving:
+            self._serving = serving
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def Check(  # noqa: N802  gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
+        """The state now; NOT_FOUND for a service that is not ours."""
+        if request.service not in _NAMES:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service here")
+        return _Answer(status=self._status())
+
+    async def List(  # noqa: N802  gRPC's name
+        self, request: health_pb2.HealthListRequest, context: Any
+    ) -> health_pb2.HealthListResponse:
+        """The state of every service now."""
+        del request, context
+        state = _Answer(status=self._status())
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(_NAMES, state))
+
+    async def Watch(  # noqa: N802  gRPC's name
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> None:
+        """The state now, and whenever it changes.
+
+        Of a service that is not ours it is SERVICE_UNKNOWN.
+        """
+        known = request.service in _NAMES
+        del request
+        said = None
+        while True:
+            changed = self._changed
+            now = self._status() if known else _Answer.SERVICE_UNKNOWN
+            if now != said:
+                said = now
+                await context.write(_Answer(status=now))
+                continue  # it may have changed while nobody read
+            await changed.wait()
+
+    def _status(self) -> Any:
+        return _Answer.SERVING if self._serving else _Answer.NOT_SERVING
