@@ -7,10 +7,9 @@ its control group allows, and descriptors stay free for its files.
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sds.control_group import memory_limit
 from sds.operations.places import most_connections
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ _FEWEST: Final = 256
 _OTHER_DESCRIPTORS: Final = 128
 """For files, listening sockets, the clients of the authority itself and gRPC's own."""
 _BETWEEN_LOOKS: Final = 1_024
-_CGROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def connections(*, streams: int, memory: int | None, descriptors: int, listeners: int) -> int:
@@ -62,40 +60,3 @@ def connections_of(config: AuthorityConfig, descriptors: int) -> int:
 def between_looks(connections: int) -> int:
     """How many more there may be until :mod:`sds.ca.connections` has looked at them."""
     return min(_BETWEEN_LOOKS, connections)
-
-
-def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The least of the memory limits of our control groups (v2 and v1) in bytes, or None.
-
-    Args:
-        root: where the hierarchies are mounted.
-        own: which groups this process is in.
-    """
-    limits = []
-    with contextlib.suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers == "":
-                folders, name = [root, root / "unified"], "memory.max"
-            elif "memory" in controllers.split(","):
-                folders, name = [root / "memory"], "memory.limit_in_bytes"
-            else:
-                continue
-            # In a control-group namespace the path is "/", and the limit is there.
-            groups = [Path(path), *Path(path).parents]
-            limits += [
-                limit
-                for folder in folders
-                for group in groups
-                if (limit := _limit(folder / str(group).lstrip("/") / name)) is not None
-            ]
-    # Where nothing is limited, v1 says the largest multiple of a page.
-    return min((limit for limit in limits if limit < 1 << 60), default=None)
-
-
-def _limit(file: Path) -> int | None:
-    try:
-        text = file.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,9 @@ from sds.serving.service import SecretService
 from sds.transport.server import Server
 from tests.support.raw_client import STREAM, connected, discovery, message
 from tests.support.serving import serving
+from tests.support.turn_counter import turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sds.serving.stream import Stream
@@ -29,43 +28,6 @@ STREAMS = 100
 MOST = 30
 """Handlers in one turn of the loop: each takes a millisecond, a turn has three; the rest is what
 the turns expect of steps before they have seen any."""
-
-
-class TurnCounter:
-    """Counts in which turns of the loop something happened.
-
-    Attributes:
-        seen: how often, by turn.
-    """
-
-    def __init__(self) -> None:
-        self.seen: Counter[int] = Counter()
-        self._turn = 0
-        self._loop = asyncio.get_running_loop()
-        self._next()
-
-    def _next(self) -> None:
-        self._turn += 1
-        self._handle = self._loop.call_soon(self._next)
-
-    def work(self) -> None:
-        """Something happened, and took a millisecond."""
-        self.seen[self._turn] += 1
-        ends = time.perf_counter() + 0.001
-        while time.perf_counter() < ends:
-            pass
-
-    def stop(self) -> None:
-        self._handle.cancel()
-
-
-@contextlib.asynccontextmanager
-async def turns() -> AsyncIterator[TurnCounter]:
-    counter = TurnCounter()
-    try:
-        yield counter
-    finally:
-        counter.stop()
 
 
 def call_many(raw: RawClient, path: bytes, data: bytes, timeout: str = "") -> list[int]:

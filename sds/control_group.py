@@ -1,0 +1,58 @@
+"""What our own control group allows.
+
+Owns the reading of its memory limit. Invariant: what cannot be read limits nothing, and a group's
+name, which may have any bytes, is no error.
+
+Sources: cgroups(7); Linux ``Documentation/admin-guide/cgroup-v2.rst``, "memory.max".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Final
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_UNLIMITED: Final = 1 << 60
+"""Where nothing is limited, v1 says the largest multiple of a page."""
+
+
+def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
+    """The least of the memory limits of our control groups (v2 and v1) in bytes, or None.
+
+    Args:
+        root: where the hierarchies are mounted.
+        own: which groups this process is in.
+    """
+    limits = []
+    with contextlib.suppress(OSError):
+        # Only a line feed ends a line: a group's name may have any other byte.
+        for line in os.fsdecode(own.read_bytes()).split("\n"):
+            _, _, rest = line.partition(":")
+            controllers, colon, path = rest.partition(":")
+            if not colon:
+                continue
+            if controllers == "":
+                folders, name = [root, root / "unified"], "memory.max"
+            elif "memory" in controllers.split(","):
+                folders, name = [root / "memory"], "memory.limit_in_bytes"
+            else:
+                continue
+            # In a control-group namespace the path is "/", and the limit is there.
+            groups = [Path(path), *Path(path).parents]
+            limits += [
+                limit
+                for folder in folders
+                for group in groups
+                if (limit := _limit(folder / str(group).lstrip("/") / name)) is not None
+            ]
+    return min((limit for limit in limits if limit < _UNLIMITED), default=None)
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        text = file.read_bytes().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
