@@ -22,6 +22,10 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "peer_gone": Reason("Nothing to do; the process had ended."),
+    "too_many_facts": Reason(
+        "The process is in more groups, or its pod has more labels, than are looked at, so no rule "
+        "on groups (or labels) is decided for it. The message says what to do.",
+    ),
     "executable_unreadable": Reason(
         "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "
         "executable selectors.",

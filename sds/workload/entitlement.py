@@ -58,7 +58,8 @@ class Entitlement:
     def __init__(self, caller: Caller) -> None:
         """Start with ``caller``."""
         self._caller = caller
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: dict[object, Callable[[], None]] = {}
+        """By what their stop knows: a caller may have thousands of streams."""
         self._ended: WorkloadError | None = None
 
     @property
@@ -85,14 +86,14 @@ class Entitlement:
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after each change until the returned function is called."""
-        self._listeners.append(listener)
+        key = object()
+        self._listeners[key] = listener
 
         def stop() -> None:
-            if listener in self._listeners:
-                self._listeners.remove(listener)
+            self._listeners.pop(key, None)
 
         return stop
 
     def _tell(self) -> None:
-        for listener in list(self._listeners):
+        for listener in list(self._listeners.values()):
             guarded("listener", listener)()

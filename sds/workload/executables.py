@@ -5,7 +5,8 @@ hashing, and what each owner may still have hashed. Invariants: neither the even
 of the agent opens a file that a caller chose; a look has a deadline, at which its looker is killed
 and another takes its place; an owner whose look hung is not looked at again before the stuck looker
 is gone; an owner has one look at a time, and a bounded number of bytes hashed in a minute, also if
-it reconnects; each file is hashed once, while its times say that it has not changed.
+it reconnects; however many owners wait with large files, a small one waits for two of them at most;
+each file is hashed once, while its times say that it has not changed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sds.errors import PeerGoneError, WorkloadError
+from sds.workload.fair_row import FairRow
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
@@ -177,7 +179,7 @@ class Executables:
     ) -> Executable:
         request = {"pid": peer.pid, "most": self.limits.largest, "digest": fingerprint}
         try:
-            said = await looker.ask(request, seconds)
+            said = await looker.ask(request, seconds, size=fingerprint[2] if fingerprint else 0)
         except TimeoutError:
             self._spawn(self._hangs(owner, looker.kill()))
             raise WorkloadError(
@@ -264,18 +266,22 @@ class _Looker:
 
     def __init__(self, *, nice: int) -> None:
         self._nice = nice
-        self._turn = asyncio.Lock()
+        self._row = FairRow()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
-    async def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """The answer; the deadline begins when it is this question's turn.
+    async def ask(
+        self, request: dict[str, Any], seconds: float, *, size: int = 0
+    ) -> dict[str, Any]:
+        """The answer to a question about ``size`` bytes.
+
+        The deadline begins when it is this question's turn.
 
         Raises:
             TimeoutError: there was none in time; kill it before anything else is awaited.
             OSError, ValueError: it ended, or cannot be started; kill it likewise.
         """
-        async with self._turn, asyncio.timeout(seconds):
+        async with self._row.turn(size), asyncio.timeout(seconds):
             loop = asyncio.get_running_loop()
             channel = self._channel or self._start()
             await loop.sock_sendall(channel, json.dumps(request).encode() + b"\n")

@@ -51,6 +51,13 @@ class Facts:
         """All values found for this type."""
         return frozenset(s.value for s in self.selectors if s.type == selector_type)
 
+    def by_type(self) -> dict[str, list[str]]:
+        """The values found for each type: for many questions about the same facts."""
+        found: dict[str, list[str]] = {}
+        for selector in self.selectors:
+            found.setdefault(selector.type, []).append(selector.value)
+        return found
+
 
 def merge(parts: Iterable[Facts]) -> Facts:
     """The facts of several attestors, tried in this order, as one."""

@@ -8,8 +8,9 @@ accepts on them in the same way, and refuses a caller that the kernel shows in a
 Invariants: a connection that this door did not take is refused; a connection lives no longer than
 the process that made it; one task a connection, all in one TaskGroup; no pod (or user, outside
 pods) takes more than its share of connections; accepting takes a bounded part of each turn of the
-loop, and while more connect than fit into it, those that connect too often are turned away
-(:mod:`sds.workload.knocking`); who is turned away is told why.
+loop, on all sockets together, and so does the end of many connections; while more connect than fit
+into it, those that connect too often are turned away (:mod:`sds.workload.knocking`); who is turned
+away is told why.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.clock import stopwatch
 from sds.errors import WorkloadError
 from sds.faults import guarded, report
 from sds.repeats import Repeats
 from sds.transport.accepting import turn_away
+from sds.transport.turns import Turns
+from sds.trickle import Trickle
 from sds.workload.knocking import Knocks
 from sds.workload.owner import owner_of, owner_of_pod
 from sds.workload.peer import Peer, credentials
@@ -41,10 +43,10 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sds.workload.front_door")
 _ACCEPTS_AT_ONCE: Final = 64
-_ACCEPT_SECONDS: Final = 0.002
-"""For accepting, in one turn of the event loop."""
 _CROWDED_SECONDS: Final = 1.0
 """How long it counts as crowded after some had to wait for the next turn."""
+ENDS_A_TURN: Final = 8
+"""Connections that one event ends in a turn of the loop: each takes about 0.3 ms."""
 _PAUSE_SECONDS: Final = 0.25  # after the process ran out of descriptors
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -142,10 +144,11 @@ class FrontDoor:
         self._limits = limits or DoorLimits()
         self._roots = roots
         self._connections: dict[_Connection, None] = {}
-        self._owners: Counter[str] = Counter()
+        self._owners: dict[str, dict[_Connection, None]] = {}
         self._said = Repeats()
         self._knocks = Knocks()
         self._crowded_until = float("-inf")
+        self._ends = Trickle("connection", ENDS_A_TURN)
         self._accept_on: Callable[[_Listener], None] | None = None
 
     @property
@@ -208,9 +211,12 @@ class FrontDoor:
             listener.socket.close()
 
     def _accept_some(self, host: Host, tasks: asyncio.TaskGroup, on: _Listener) -> None:
-        now = asyncio.get_running_loop().time()
-        ends = stopwatch() + _ACCEPT_SECONDS
-        for _ in range(_ACCEPTS_AT_ONCE):
+        loop = asyncio.get_running_loop()
+        now, turns = loop.time(), Turns.of(loop)
+        for count in range(_ACCEPTS_AT_ONCE):
+            if count and turns.accepts_no_more:
+                break
+            began = turns.now()
             try:
                 accepted, _address = on.socket.accept()
             except (BlockingIOError, InterruptedError):
@@ -223,8 +229,7 @@ class FrontDoor:
             with contextlib.ExitStack() as owned:
                 owned.callback(accepted.close)
                 self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
-            if stopwatch() > ends:
-                break
+            turns.accepted(turns.now() - began)
         self._crowded_until = now + _CROWDED_SECONDS  # perhaps some wait for the next turn
 
     def _accepted(
@@ -268,12 +273,6 @@ class FrontDoor:
     def _admit(
         self, accepted: socket.socket, owned: contextlib.ExitStack, pod_uid: str | None
     ) -> _Connection:
-        if len(self._connections) >= self._limits.connections:
-            raise WorkloadError(
-                f"there are {self._limits.connections} connections already",
-                advice="raise the limit of connections, or find out who opens so many",
-                reason="connection_limit",
-            )
         peer = owned.enter_context(Peer.of(accepted))
         owner = peer.owner = owner_of(peer, self._roots)
         if pod_uid is not None and owner != owner_of_pod(pod_uid):
@@ -282,16 +281,39 @@ class FrontDoor:
                 reason="other_pod",
                 advice="a pod's CSI volume is for that pod alone; find out who passed it on",
             )
-        if self._owners[owner] >= self._limits.connections_per_owner:
+        theirs = self._owners.get(owner, {})
+        if len(theirs) >= self._limits.connections_per_owner:
             raise WorkloadError(
                 f"{owner} has {self._limits.connections_per_owner} connections already",
                 reason="connection_limit",
             )
+        if len(self._connections) >= self._limits.connections:
+            self._make_room(len(theirs))
         connection = _Connection(owner=owner, recognition=Recognition(self._recogniser, peer))
         self._connections[connection] = None
-        self._owners[owner] += 1
+        self._owners.setdefault(owner, {})[connection] = None
         owned.callback(self._forget, connection)
         return connection
+
+    def _make_room(self, count: int) -> None:
+        """The newest connection of the owner with the most makes room for one with ``count``.
+
+        So many owners together, such as the pods of one tenant, keep nobody else out.
+
+        Raises:
+            WorkloadError: ``connection_limit``: nobody has more than twice as many.
+        """
+        most = max(self._owners.values(), key=len, default={})
+        if len(most) <= 2 * (count + 1):
+            raise WorkloadError(
+                f"there are {self._limits.connections} connections already",
+                advice="raise the limit of connections, or find out who opens so many",
+                reason="connection_limit",
+            )
+        newest = next(reversed(most))
+        self._forget(newest)  # it counts no more; its task ends in its turn
+        if newest.task is not None:
+            self._ends.add(newest.task.cancel)
 
     def _refused(self, reason: str, error: Exception) -> None:
         self.statistics.refused[reason] += 1
@@ -323,7 +345,7 @@ class FrontDoor:
                 served = host.connection(
                     caller=connection.recognition,
                     owner=connection.owner,
-                    on_close=lambda: _cancel(task),
+                    on_close=lambda: self._ends.add(task.cancel),
                 )
                 try:
                     connection.recognition.when_matched(lambda: self._matched(connection, served))
@@ -340,10 +362,13 @@ class FrontDoor:
         self._knocks.recognise(connection.peer.uid)
 
     def _forget(self, connection: _Connection) -> None:
-        """The connection is over, perhaps before it began."""
+        """The connection is over, perhaps before it began, or makes room for another."""
+        if connection not in self._connections:
+            return  # it made room for another
         del self._connections[connection]
-        self._owners[connection.owner] -= 1
-        if not self._owners[connection.owner]:
+        theirs = self._owners[connection.owner]
+        del theirs[connection]
+        if not theirs:
             del self._owners[connection.owner]
 
     @contextlib.contextmanager
@@ -355,18 +380,13 @@ class FrontDoor:
             yield
             return
 
-        loop.add_reader(pidfd, guarded("connection", _ended), loop, pidfd, task)
+        loop.add_reader(pidfd, guarded("connection", self._ended), pidfd, task)
         try:
             yield
         finally:
             loop.remove_reader(pidfd)
 
-
-def _ended(loop: asyncio.AbstractEventLoop, pidfd: int, task: asyncio.Task[None]) -> None:
-    """The process of this pidfd has ended."""
-    loop.remove_reader(pidfd)
-    task.cancel()
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
+    def _ended(self, pidfd: int, task: asyncio.Task[None]) -> None:
+        """The process of this pidfd has ended, and so do its connections: some in each turn."""
+        asyncio.get_running_loop().remove_reader(pidfd)
+        self._ends.add(task.cancel)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _DELETED: Final = " (deleted)"
 _CHUNK_BYTES: Final = 1 << 20
+MOST_MOUNTS_BYTES: Final = 4 << 20
+"""Of a mountinfo: a user with a mount namespace of its own can mount 100,000 times."""
 _FORGED: Final = "its user may serve it, and show us another content than the kernel"
 
 
@@ -81,7 +83,10 @@ def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dic
             "raise node.largest_executable, or write no rule on its content",
         )
     # Replaced while it runs, as upgrades do: it still was started from there.
-    said: dict[str, Any] = {"path": path.removesuffix(_DELETED), "fingerprint": _fingerprint(found)}
+    said: dict[str, Any] = {
+        "path": _shown(path.removesuffix(_DELETED)),
+        "fingerprint": _fingerprint(found),
+    }
     if wanted is not None:
         if said["fingerprint"] != wanted:
             raise _UnreadableError("it changed while it was looked at")
@@ -89,6 +94,11 @@ def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dic
         if _fingerprint(os.fstat(opened.fileno())) != wanted:
             raise _UnreadableError("it changed while it was read")
     return said
+
+
+def _shown(path: str) -> str:
+    """A path as text: bytes that are not UTF-8 (any may be in a file's name) are replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 def _sha256(opened: FileIO, most: int) -> str:
@@ -130,14 +140,18 @@ def _check_mount(pid: int, handle: int) -> None:
 
 
 def _kind_of_mount(whose: int | str, mount: bytes) -> str | None:
+    begins, read = mount + b" ", 0
     try:
         with open(f"/proc/{whose}/mountinfo", "rb") as file:
             for line in file:
-                # The kernel escapes spaces, tabs and line feeds in names, and nothing else: a
-                # user who may mount can put any other white space into a directory's name.
-                fields = line.split(b" ")
-                if fields[0] == mount:
+                if line.startswith(begins):
+                    # The kernel escapes spaces, tabs and line feeds in names, and nothing else: a
+                    # user who may mount can put any other white space into a directory's name.
+                    fields = line.split(b" ")
                     return fields[fields.index(b"-") + 1].decode("ascii", "replace")
+                read += len(line)
+                if read > MOST_MOUNTS_BYTES:
+                    raise _UnreadableError("its process has too many mounts")
     except PermissionError:
         pass
     return None

@@ -12,7 +12,7 @@ import enum
 import re
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 from pydantic import AfterValidator, Field
 
@@ -26,10 +26,13 @@ from sds.workload.facts import LABEL_TYPE
 from sds.workload.service_dns_names import bounded_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from sds.identity import TrustDomain
     from sds.workload.facts import Facts
+
+    _Found: TypeAlias = Mapping[str, Collection[str]]
+    """Values by selector type."""
 
 # Kubernetes: qualified names (optional DNS prefix, then at most 63 characters).
 _LABEL_KEY: Final = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
@@ -201,11 +204,12 @@ def decide(
     """
     granted: list[MatchedRule] = []
     problems: list[str] = []
+    found = facts.by_type()
     for rule in rules:
-        unknown = _unknown(rule, facts)
+        unknown = _unknown(rule, facts, found)
         if unknown is not None:
             return Decision(undetermined=unknown, problems=tuple(problems))
-        if not _matches(rule, facts):
+        if not _matches(rule, found):
             continue
         try:
             granted.append(MatchedRule(rule=rule.name, identity=_identity(rule, facts, defaults)))
@@ -226,7 +230,7 @@ def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
     return frozenset(found - {""})
 
 
-def _unknown(rule: WorkloadRule, facts: Facts) -> WorkloadError | None:
+def _unknown(rule: WorkloadRule, facts: Facts, found: _Found) -> WorkloadError | None:
     """Why the rule cannot be decided, or None if it can (a known mismatch decides it)."""
     if not facts.unknown:
         return None
@@ -236,22 +240,22 @@ def _unknown(rule: WorkloadRule, facts: Facts) -> WorkloadError | None:
         why = facts.why_unknown(selector_type)
         if why is not None:
             unknown = unknown or why
-        elif selector_type in rule.match and not _holds(rule, selector_type, facts):
+        elif selector_type in rule.match and not _holds(rule, selector_type, found):
             return None
     return unknown
 
 
-def _matches(rule: WorkloadRule, facts: Facts) -> bool:
-    return all(_holds(rule, selector_type, facts) for selector_type in rule.match)
+def _matches(rule: WorkloadRule, found: _Found) -> bool:
+    return all(_holds(rule, selector_type, found) for selector_type in rule.match)
 
 
-def _holds(rule: WorkloadRule, selector_type: str, facts: Facts) -> bool:
+def _holds(rule: WorkloadRule, selector_type: str, found: _Found) -> bool:
     wanted = rule.match[selector_type]
     patterns = [wanted] if isinstance(wanted, str) else wanted
     return any(
         text_matches(pattern, value)
         for pattern in patterns
-        for value in facts.values(selector_type)
+        for value in found.get(selector_type, ())
     )
 
 

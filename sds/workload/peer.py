@@ -1,8 +1,10 @@
 """The process at the other end of a Unix connection, as the kernel knows it.
 
 Owns :class:`Peer`: credentials that the kernel recorded when the process connected, and a handle
-that says whether that very process still lives. Invariant: a pid is never used without the check
-that it still is the process that connected (:meth:`Peer.check`), because pids are used again.
+that says whether that very process still lives. Invariants: a pid is never used without the check
+that it still is the process that connected (:meth:`Peer.check`), because pids are used again; a
+process that gave itself tens of thousands of groups, as every user with subordinate IDs can, costs
+no more than one with a few.
 
 Sources: unix(7) for SO_PEERCRED, SO_PEERGROUPS; Linux 6.5 for SO_PEERPIDFD; pidfd_open(2);
 proc_pid_stat(5) for the start time.
@@ -33,6 +35,7 @@ SO_PEERGROUPS: Final = 59
 SO_PEERPIDFD: Final = 77
 _UCRED: Final = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t
 _GROUPS_ROOM: Final = 256  # socket.getsockopt returns at most 1024 bytes
+MOST_GROUPS: Final = 1024
 _FDINFO_BYTES: Final = 4096
 _START_TIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1
 
@@ -45,7 +48,8 @@ class Peer:
         pid: in our PID namespace, at the time of the connection; never 0.
         uid: effective user ID at that time.
         gid: effective group ID at that time.
-        groups: supplementary group IDs at that time.
+        groups: supplementary group IDs at that time; None if they are more than
+            :data:`MOST_GROUPS`.
         pidfd: refers to that process whatever becomes of its pid; None if the kernel has none.
         start_time: clock ticks since boot, from /proc, if there is no pidfd.
         owner: whose share it counts against, as ``pod UID`` or ``uid NUMBER``.
@@ -55,7 +59,7 @@ class Peer:
     pid: int
     uid: int
     gid: int
-    groups: frozenset[int]
+    groups: frozenset[int] | None
     pidfd: int | None
     start_time: int | None = None
     owner: str = ""
@@ -225,8 +229,8 @@ def _pid_of(pidfd: int) -> int:
     )
 
 
-def _groups(connection: socket.socket, pid: int) -> frozenset[int]:
-    """Supplementary groups of the peer when it connected."""
+def _groups(connection: socket.socket, pid: int) -> frozenset[int] | None:
+    """Supplementary groups of the peer when it connected; None if they are too many."""
     size = struct.calcsize("I")
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_ROOM * size)
@@ -238,7 +242,7 @@ def _groups(connection: socket.socket, pid: int) -> frozenset[int]:
     return frozenset(struct.unpack(f"{len(raw) // size}I", raw))
 
 
-def _groups_from_proc(pid: int) -> frozenset[int]:
+def _groups_from_proc(pid: int) -> frozenset[int] | None:
     try:
         text = Path(f"/proc/{pid}/status").read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
@@ -248,5 +252,7 @@ def _groups_from_proc(pid: int) -> frozenset[int]:
     for line in text.split(b"\n"):
         name, _, value = line.partition(b":")
         if name == b"Groups":
+            if value.count(b" ") > MOST_GROUPS:
+                return None
             return frozenset(int(group) for group in value.split())
     raise WorkloadError(f"/proc/{pid}/status has no line 'Groups'", reason="peer_credentials")

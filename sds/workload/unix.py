@@ -17,6 +17,7 @@ from sds.errors import PeerGoneError, WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.facts import Facts
+from sds.workload.peer import MOST_GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sds.workload.peer import Peer
 
 EXECUTABLE_TYPES: Final = frozenset({"unix:path", "unix:sha256"})
+_GROUP: Final = "unix:supplementary-gid"
 _SHA256: Final = "unix:sha256"
 
 
@@ -46,15 +48,18 @@ class UnixAttestor:
             PeerGoneError: the process has ended.
         """
         found = {Selector("unix:uid", str(peer.uid)), Selector("unix:gid", str(peer.gid))}
-        found |= {Selector("unix:supplementary-gid", str(group)) for group in peer.groups}
         unknown: dict[str, WorkloadError] = {}
+        if peer.groups is None:
+            unknown[_GROUP] = _too_many_groups(peer)
+        else:
+            found |= {Selector(_GROUP, str(group)) for group in peer.groups}
         if needed & EXECUTABLE_TYPES:
             try:
                 executable = await self._executables.read(peer, digest=_SHA256 in needed)
             except PeerGoneError:
                 raise
             except WorkloadError as error:
-                unknown = dict.fromkeys(EXECUTABLE_TYPES, error)
+                unknown |= dict.fromkeys(EXECUTABLE_TYPES, error)
             else:
                 found |= _selectors(executable, peer)
         peer.check()
@@ -89,6 +94,14 @@ class _Kind:
 
 
 KIND: Final = _Kind()
+
+
+def _too_many_groups(peer: Peer) -> WorkloadError:
+    return WorkloadError(
+        f"process {peer.pid} is in more than {MOST_GROUPS} groups",
+        reason="too_many_facts",
+        advice="start it with fewer, or write no rule on unix:supplementary-gid for it",
+    )
 
 
 def _selectors(executable: Executable, peer: Peer) -> set[Selector]:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import gc
 import os
+import signal
 import socket
-from typing import TYPE_CHECKING
+import sys
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
 
 from sds.agent.directory import listening
 from sds.errors import KubernetesError
+from sds.workload import front_door as module
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
-from sds.workload.front_door import DoorLimits
+from sds.workload.front_door import ENDS_A_TURN, DoorLimits, FrontDoor
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
 from tests.support.front_door import (
@@ -28,6 +33,8 @@ from tests.support.front_door import (
     unix,
     until,
 )
+from tests.support.process import running
+from tests.support.turn_counter import turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,6 +231,84 @@ async def test_shares_of_connections(tmp_path: Path) -> None:
             await other.wait_closed()
         await until(lambda: not door.door.connections)
         assert await ask(door.path) == "spiffe://example.org/r0"
+
+
+async def test_owners_that_are_many_together_keep_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the pods of one tenant would: who has the most makes room."""
+    names = iter(("pod a", "pod a", "pod a", "pod b", "pod b", "pod b", "pod c", "pod c"))
+    monkeypatch.setattr(module, "owner_of", lambda _peer, _roots: next(names))
+    limits = DoorLimits(connections=6, connections_per_owner=3)
+    async with (
+        front_door(tmp_path, attestors=unix(), rules=rules(OURS), limits=limits) as door,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        for count in range(1, 7):
+            _, writer = await asyncio.open_unix_connection(str(door.path))
+            stack.callback(writer.close)
+            await until(functools.partial(lambda n: door.door.connections == n, count))
+        assert await ask(door.path) == "spiffe://example.org/r0"  # pod c is served
+        assert not door.door.statistics.refused
+        await until(lambda: door.door.connections == 5)
+        assert sorted(map(len, door.door._owners.values())) == [2, 3]
+
+
+async def test_accepting_takes_the_same_however_many_sockets_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod may have sixteen volumes, each with a socket."""
+
+    def accepting(*_: Any, **__: Any) -> None:
+        counter.work()
+
+    sockets = 8
+    async with (
+        front_door(tmp_path, attestors=unix(), rules=rules(OURS)) as door,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        monkeypatch.setattr(FrontDoor, "_accepted", accepting)
+        for number in range(sockets):
+            path = tmp_path / f"{number}.sock"
+            listener = listening(path, 0o600)
+            for _ in range(10):  # they wait in the queue
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.connect(str(path))
+            stack.callback(door.door.listen(listener, pod_uid="x"))
+        async with turns() as counter:
+            await until(lambda: sum(counter.seen.values()) == 10 * sockets)
+        assert counter.most <= sockets + 2
+
+
+async def test_connections_of_a_process_that_ends_end_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = (
+        "import socket, sys\n"
+        "opened = [socket.socket(socket.AF_UNIX) for _ in range(100)]\n"
+        "for one in opened: one.connect(sys.argv[1])\n"
+        "print('connected', flush=True); input()"
+    )
+    forget = FrontDoor._forget
+
+    def forgetting(door: FrontDoor, connection: Any) -> None:
+        counter.happened()
+        forget(door, connection)
+
+    monkeypatch.setattr(FrontDoor, "_forget", forgetting)
+    async with (
+        front_door(tmp_path, attestors=unix(), rules=rules(OURS)) as door,
+        running(
+            [sys.executable, "-S", "-c", opens, str(door.path)], stdin=asyncio.subprocess.PIPE
+        ) as process,
+        turns() as counter,
+    ):
+        await process.line("connected")
+        await until(lambda: door.door.connections == 100)
+        os.kill(process.pid, signal.SIGKILL)
+        await until(lambda: not door.door.connections)
+        assert sum(counter.seen.values()) == 100
+        assert counter.most <= 2 * ENDS_A_TURN
 
 
 async def test_nothing_is_left_when_callers_leave_in_every_way(tmp_path: Path) -> None:

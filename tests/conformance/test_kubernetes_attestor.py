@@ -14,7 +14,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sds.clock import SystemClock
 from sds.errors import CgroupError, ConfigurationError, KubernetesError
 from sds.workload.kubernetes.api import ApiClient
-from sds.workload.kubernetes.attestor import CONTAINER_TYPES, KubernetesAttestor, Waiting
+from sds.workload.kubernetes.attestor import (
+    CONTAINER_TYPES,
+    MOST_LABELS,
+    KubernetesAttestor,
+    Waiting,
+)
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.kubernetes.services import ServiceWatch
 from sds.workload.peer import Peer
@@ -253,6 +258,19 @@ async def test_labels_follow_the_kubelet(node: Node, peer: Peer, in_pod: InPod) 
     item["metadata"]["labels"] = {"v": "2"}
     await asyncio.sleep(SHORT.max_age + 0.05)
     assert "k8s:pod-label:v:2" in selectors(await node.attestor()(peer))
+
+
+async def test_labels_that_are_too_many_are_unknown(node: Node, peer: Peer, in_pod: InPod) -> None:
+    """The author of a pod may write tens of thousands, and each look would cost as many."""
+    item = pod("web-1", labels={f"l{number}": "1" for number in range(MOST_LABELS + 1)})
+    node.kube.pods = [item]
+    in_pod(item)
+    facts = await node.attestor()(peer)
+    assert not any(one.startswith("k8s:pod-label:") for one in selectors(facts))
+    assert "k8s:sa:web" in selectors(facts)
+    why = facts.why_unknown("k8s:pod-label:l1")
+    assert why is not None
+    assert why.reason == "too_many_facts"
 
 
 async def test_services_are_followed(node: Node, peer: Peer, in_pod: InPod) -> None:

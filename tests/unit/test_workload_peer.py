@@ -7,7 +7,7 @@ import pytest
 
 from sds.errors import PeerGoneError
 from sds.workload import peer as peer_module
-from sds.workload.peer import SO_PEERPIDFD, Peer, process_start_time
+from sds.workload.peer import MOST_GROUPS, SO_PEERPIDFD, Peer, process_start_time
 from tests.support.refusals import refused
 
 
@@ -107,6 +107,28 @@ def test_no_name_of_a_process_adds_a_group() -> None:
             name.write_bytes(before)
         peer.close()
         assert peer.groups == frozenset(os.getgroups())
+
+
+def test_a_process_in_very_many_groups_is_in_none_that_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Every user with subordinate IDs can be in 65,536."""
+    status = tmp_path / "status"
+    read = Path.read_bytes
+
+    def read_bytes(path: Path) -> bytes:
+        return read(status if path.name == "status" else path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    for groups, expected in (
+        (range(MOST_GROUPS), frozenset(range(MOST_GROUPS))),
+        (range(65_536), None),
+    ):
+        status.write_text(f"Name:\tx\nGroups:\t{' '.join(map(str, groups))} \n")
+        with refusing(peer_module.SO_PEERGROUPS, error=errno.ERANGE) as connection:
+            peer = Peer.of(connection)
+            peer.close()
+            assert peer.groups == expected
 
 
 def test_a_pid_of_nobody() -> None:

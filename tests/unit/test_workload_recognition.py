@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -11,9 +12,10 @@ from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
 from sds.workload.mapping import Decision
 from sds.workload.peer import Peer
-from sds.workload.recognition import Recogniser, Rules
+from sds.workload.recognition import LOOKS_A_TURN, Recogniser, Recognition, Rules
 from sds.workload.recognition_log import RecognitionLog
 from tests.support.front_door import Keeper, rules
+from tests.support.turn_counter import turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,6 +105,38 @@ async def test_callers_with_ever_new_facts_leave_a_bounded_memory() -> None:
         attestor.facts = Facts(selectors=frozenset({Selector("unix:path", f"/{number}")}))
         await recogniser.look(caller())
     assert len(recogniser._decided) <= 512
+
+
+async def test_a_change_wakes_a_few_recognitions_in_each_turn() -> None:
+    """One label of one pod changes, and every caller of the node is looked at again."""
+    looked = 0
+
+    class Counting(Fixed):
+        async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
+            nonlocal looked
+            looked += 1
+            counter.happened()
+            return await super().attest(peer, needed)
+
+    recogniser = Recogniser(attestors=[Counting()], rules=counted(uid="7"), keeper=Keeper())
+    async with turns() as counter, asyncio.TaskGroup() as group:
+        following = [
+            group.create_task(Recognition(recogniser, caller()).follow()) for _ in range(200)
+        ]
+        while looked < 200:
+            await asyncio.sleep(0)
+        counter.seen.clear()
+        recogniser.look_again()
+        recogniser.look_again()  # nobody is looked at twice for that
+        while looked < 400:
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert looked == 400
+        assert counter.most <= LOOKS_A_TURN
+        for task in following:
+            task.cancel()
+    recogniser.close()
 
 
 def test_an_owner_with_one_outcome_gets_one_line(caplog: pytest.LogCaptureFixture) -> None:

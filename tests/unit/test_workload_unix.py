@@ -19,10 +19,12 @@ import pytest
 
 from sds.clock import Instant, SystemClock
 from sds.errors import PeerGoneError, WorkloadError
+from sds.workload import looker
 from sds.workload.entitlement import Selector
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.peer import Peer
 from sds.workload.unix import EXECUTABLE_TYPES, UnixAttestor
+from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -64,9 +66,9 @@ class Hashed(Executables):
         self.count = 0
         real = self._hashing.ask
 
-        async def ask(request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        async def ask(request: dict[str, Any], seconds: float, *, size: int = 0) -> dict[str, Any]:
             self.count += 1
-            return await real(request, seconds)
+            return await real(request, seconds, size=size)
 
         self._hashing.ask = ask  # type: ignore[method-assign]
 
@@ -91,6 +93,18 @@ async def test_user_groups_and_executable(ourselves: Peer, executables: Executab
     assert not facts.unknown
 
 
+async def test_groups_that_are_too_many_are_unknown(
+    ourselves: Peer, executables: Executables
+) -> None:
+    """No rule on groups is decided then; rules on the user are."""
+    ourselves.groups = None
+    facts = await UnixAttestor(executables).attest(ourselves, frozenset({"unix:path"}))
+    with refused("too_many_facts", match="1024 groups"):
+        raise facts.unknown["unix:supplementary-gid"]
+    assert facts.values("unix:uid") == {str(os.geteuid())}
+    assert facts.values("unix:path") == {str(BINARY)}
+
+
 async def test_nothing_is_read_where_no_rule_asks_for_executables(
     ourselves: Peer, executables: Executables
 ) -> None:
@@ -105,6 +119,30 @@ async def test_a_rule_on_the_path_alone_has_nothing_hashed(
     facts = await UnixAttestor(executables).attest(ourselves, frozenset({"unix:path"}))
     assert facts.values("unix:path") == {str(BINARY)}
     assert executables._hashing._process is None
+
+
+def test_a_path_that_is_not_utf8_is_text_all_the_same(tmp_path: Path) -> None:
+    """It goes into answers, statuses and logs."""
+    program = tmp_path / os.fsdecode(b"x\xff\xfe")
+    shutil.copy("/bin/sleep", program)
+    process = subprocess.Popen([program, "60"])
+    try:
+        found = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+    finally:
+        process.kill()
+        process.wait()
+    assert (
+        found["path"].encode() == bytes(tmp_path / "x") + 2 * "\N{REPLACEMENT CHARACTER}".encode()
+    )
+
+
+def test_a_process_with_very_many_mounts_is_not_read_to_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(looker, "MOST_MOUNTS_BYTES", 0)
+    monkeypatch.setattr(looker, "_line", lambda *_: b"no such mount")
+    found = looker.answer({"pid": os.getpid(), "most": 1 << 30, "digest": None})
+    assert "too many mounts" in found["error"]
 
 
 async def test_a_file_is_hashed_once_when_it_has_settled(ourselves: Peer) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sds.workload.peer import Peer
 
 CONTAINER_TYPES: Final = frozenset({"k8s:container-name", "k8s:image-digest"})
+MOST_LABELS: Final = 256
+"""Of a pod that are looked at: its author may write tens of thousands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,11 +154,17 @@ class KubernetesAttestor:
 def _facts(pod: Pod, container_id: str | None) -> Facts:
     container = pod.containers.get(container_id) if container_id else None
     unknown = {}
+    if len(pod.labels) > MOST_LABELS:
+        unknown[LABEL_TYPE] = WorkloadError(
+            f"pod {pod.namespace}/{pod.name} has more than {MOST_LABELS} labels",
+            reason="too_many_facts",
+            advice="remove some, or write no rule on labels for it",
+        )
     if container is None:
         why = WorkloadError(
             f"the container in pod {pod.namespace}/{pod.name} is not known", reason="undetermined"
         )
-        unknown = dict.fromkeys(CONTAINER_TYPES, why)
+        unknown |= dict.fromkeys(CONTAINER_TYPES, why)
     return Facts(
         selectors=frozenset(_selectors(pod, container)),
         unknown=unknown,
@@ -172,8 +180,9 @@ def _selectors(pod: Pod, container: Container | None) -> Iterator[Selector]:
         yield Selector("k8s:sa", pod.service_account)
     if pod.node:
         yield Selector("k8s:node", pod.node)
-    for key, value in pod.labels.items():
-        yield Selector(LABEL_TYPE + key, value)
+    if len(pod.labels) <= MOST_LABELS:
+        for key, value in pod.labels.items():
+            yield Selector(LABEL_TYPE + key, value)
     if container is not None:
         yield Selector("k8s:container-name", container.name)
         if container.image_digest is not None:

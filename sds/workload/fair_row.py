@@ -1,0 +1,74 @@
+"""Who is next where work of very different size waits for one worker.
+
+Owners cannot be told apart where each of them is new (a user with subordinate IDs has 65,536), so
+no order among owners helps against many that each bring much work. Owns :class:`FairRow`.
+Invariants: the one that waits longest and the one with the least to do go by turns, so whoever has
+little to do waits for little more than two pieces of work, and whoever has much does not wait for
+ever while small ones come; one has the turn at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+class FairRow:
+    """See the module."""
+
+    def __init__(self) -> None:
+        """Nobody waits."""
+        self._busy = False
+        self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
+        self._by_size: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        self._oldest_next = False
+
+    @contextlib.asynccontextmanager
+    async def turn(self, size: int) -> AsyncIterator[None]:
+        """The turn of somebody with so much to do, while the block runs."""
+        if self._busy:
+            await self._wait(size)
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    async def _wait(self, size: int) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting[future] = None
+        heapq.heappush(self._by_size, (size, next(self._numbers), future))
+        try:
+            await future
+        except asyncio.CancelledError:
+            self._waiting.pop(future, None)
+            if future.done() and not future.cancelled():  # it was its turn already
+                self._pass_on()
+            raise
+
+    def _pass_on(self) -> None:
+        """Give the turn to the next one, who has it from now on."""
+        self._busy = False
+        self._oldest_next = not self._oldest_next
+        while (chosen := self._next()) is not None:
+            if not chosen.done():
+                self._busy = True
+                chosen.set_result(None)
+                return
+
+    def _next(self) -> asyncio.Future[None] | None:
+        while self._by_size and self._by_size[0][2] not in self._waiting:
+            heapq.heappop(self._by_size)
+        if not self._waiting:
+            return None
+        chosen = next(iter(self._waiting)) if self._oldest_next else self._by_size[0][2]
+        del self._waiting[chosen]
+        return chosen
