@@ -1,8 +1,8 @@
 """Accepts connections on one listening socket.
 
-Owns the socket. Invariants: at most :data:`_ACCEPTS_AT_ONCE` are taken in one turn of the loop; a
-fault with one connection ends that one; out of descriptors, callers stay in the queue for a moment,
-and the log says so.
+Owns the socket. Invariants: at most :data:`_ACCEPTS_AT_ONCE` are taken in one turn of the loop, and
+what all sockets together take is bounded (:mod:`sds.transport.turns`); a fault with one connection
+ends that one; out of descriptors, callers stay in the queue for a moment, and the log says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.transport import frames
 from sds.transport.frames import ErrorCode
+from sds.transport.turns import Turns
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,6 +48,7 @@ class Acceptor:
         listener.setblocking(False)  # noqa: FBT003  the socket's own method
         self._listener = listener
         self._loop = loop
+        self._turns = Turns.of(loop)
         self._take = take
         self._pausing: asyncio.TimerHandle | None = None
         self._said_at = float("-inf")
@@ -63,7 +65,10 @@ class Acceptor:
         self._listener.close()
 
     def _accept_some(self) -> None:
-        for _ in range(_ACCEPTS_AT_ONCE):
+        for count in range(_ACCEPTS_AT_ONCE):
+            if count and self._turns.accepts_no_more:
+                return
+            began = self._turns.now()
             try:
                 accepted, _address = self._listener.accept()
             except (BlockingIOError, InterruptedError):
@@ -78,6 +83,7 @@ class Acceptor:
             except Exception:  # noqa: BLE001  the boundary between one client and the socket
                 accepted.close()
                 _LOG.exception("an accepted connection could not be served")
+            self._turns.accepted(self._turns.now() - began)
 
     def _pause(self, error: OSError) -> None:
         """Leave callers in the queue for a moment, instead of spinning."""

@@ -155,7 +155,11 @@ class Owner:
         Raises:
             LimitError: there are too many.
         """
-        self._budgets.admit(self, give_way, now, party)
+        try:
+            self._budgets.admit(self, give_way, now, party)
+        except LimitError:
+            self._budgets.turned_away(self)
+            raise
         self._parties.setdefault(party, {})[give_way] = None
         self._add(connections=1, held=CONNECTION_BYTES)
 
@@ -337,6 +341,10 @@ class Budgets:
     def left(self, owner: Owner, give_way: Callable[[], None]) -> None:
         """A connection is over."""
         self._strange.pop(give_way, None)
+        self.turned_away(owner)
+
+    def turned_away(self, owner: Owner) -> None:
+        """An owner that nobody has recognised takes no place in the table without a connection."""
         if not owner.recognised and not owner.connections and self._owners.get(owner.name) is owner:
             self._forget(owner.name)  # what it used lately is in the strangers' account
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 import grpc
 
 from sds.errors import CallEndedError, LimitError, ProtocolError
+from sds.transport.headers import RequestHead
 from sds.transport.messages import MessageReader
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sds.transport.budget import Owner
-    from sds.transport.headers import RequestHead
     from sds.transport.turns import Turns
 
+_ENDED: Final = RequestHead(b"", "", ())
+"""The head of a call that is over: who still has the call needs none."""
 NUMBERS: Final[dict[grpc.StatusCode, int]] = {code: code.value[0] for code in grpc.StatusCode}
 
 
@@ -143,8 +145,8 @@ class Call:
         self._loop = loop
         self._reader = MessageReader(most)
         self._held = self._told = 0
-        """Bytes of requests that wait here or were given to the handler last, and what the
-        connection knows of them."""
+        """Bytes of the head, and of requests that wait here or were given to the handler last; and
+        what the connection knows of them."""
         self._given = 0
         """Of those, what the handler was given last: it has them until it asks for more."""
         self._untold = 0
@@ -303,6 +305,15 @@ class Call:
 
     # --- for the server -------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Count the head, which is there as long as the call.
+
+        Raises:
+            LimitError: the owner holds too much.
+        """
+        if self._head.held:
+            self._hold()
+
     def feed(self, payloads: list[memoryview], *, ended: bool) -> None:
         """Bytes of the request came.
 
@@ -347,6 +358,7 @@ class Call:
         self._over = True
         self._reader = MessageReader(0)
         self._given = 0
+        self._head = _ENDED
         self._hold()
         if self.deadline is not None:
             self.deadline.cancel()
@@ -375,7 +387,7 @@ class Call:
         return False
 
     def _hold(self) -> None:
-        self._held = held = self._reader.held + self._given
+        self._held = held = self._reader.held + self._given + self._head.held
         if abs(held - self._told) > _UNNOTICED_BYTES or (self._told and not held):
             difference, self._told = held - self._told, held
             self._link.hold(difference)

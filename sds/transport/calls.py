@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from sds.errors import LimitError, MalformedRequestError
+from sds.slim import SlimDict
 from sds.transport.call import Call
 from sds.transport.events import Drained, Opened, Received, Reset
 from sds.transport.handling import serve_in_turns
@@ -59,7 +60,7 @@ class Calls:
         self._server = server
         self._turns = turns
         self._loop = loop
-        self._open: dict[int, Call] = {}
+        self._open: SlimDict[int, Call] = SlimDict()
         self._ending: list[Call] = []
         """Calls that are over, whose handlers do not know it yet."""
 
@@ -88,7 +89,7 @@ class Calls:
             case Drained():
                 self.wake_writer(event.stream)
             case Reset():
-                call = self._open.pop(event.stream, None)
+                call = self._open.take(event.stream)
                 if call is not None:
                     call.close()
                     self._cancel(call)
@@ -101,13 +102,13 @@ class Calls:
 
     def finished(self, stream: int) -> None:
         """A call has its status."""
-        self._open.pop(stream, None)
+        self._open.take(stream)
 
     def end_all(self) -> None:
         """End all calls; their handlers hear of it a few at a time."""
         if self._open:
             self._ending += self._open.values()
-            self._open = {}
+            self._open = SlimDict()
             self._turns.run(self._link.owner, self._link, self._end_some)
 
     def _end_some(self) -> bool:
@@ -145,6 +146,7 @@ class Calls:
         try:
             self._link.settle()  # the stream counts already
             self._link.owner.check_stream(self._loop.time())
+            call.begin()
             timeout = head.get(b"grpc-timeout")
             seconds = None if timeout is None else timeout_seconds(timeout)
         except LimitError as error:

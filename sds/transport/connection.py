@@ -132,7 +132,7 @@ class Connection:
     def held(self) -> int:
         """Bytes of memory that grow with what the client does: received, or waiting to be sent."""
         out = self._out
-        held = self._reader.held + self._decoder.held
+        held = self._reader.held + self._decoder.held + self._streams.held
         if self._blocks.begun:
             held += self._blocks.held
         if out.waiting_chunks:

@@ -130,8 +130,12 @@ class Widest:
 
     def put(self, stream: StreamState, streams: Mapping[int, StreamState]) -> None:
         """A stream joined ``streams``, or its credit grew."""
+        heappush(self._heap, (-stream.credit, stream.number))
+        self.trim(streams)
+
+    def trim(self, streams: Mapping[int, StreamState]) -> None:
+        """Let go of most that is out of date; call this when streams leave ``streams``."""
         heap = self._heap
-        heappush(heap, (-stream.credit, stream.number))
         if len(heap) > 2 * len(streams) + _STALE_ENTRIES:  # as many calls paid for it
             numbers = {number for _, number in heap}
             heap[:] = [(-streams[number].credit, number) for number in numbers if number in streams]

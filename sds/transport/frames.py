@@ -98,6 +98,6 @@ def window_update(stream: int, increment: int) -> bytes:
 
 def goaway(last_stream: int, code: ErrorCode, text: str = "") -> bytes:
     """The end of the connection, once streams up to ``last_stream`` are over."""
-    about = text.encode()[:_MOST_DEBUG_DATA]
+    about = text.encode(errors="replace")[:_MOST_DEBUG_DATA]
     payload = last_stream.to_bytes(4, "big") + code.to_bytes(4, "big") + about
     return frame(GOAWAY, 0, 0, payload)

@@ -134,18 +134,16 @@ async def serve_call(
 
 
 async def _handle(call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
-    requests: Any = call
-    if handler.request_deserializer is not None:
-        requests = _deserialized(call, handler.request_deserializer)
-    if handler.request_streaming:
-        given = requests
+    parse = handler.request_deserializer
+    given: Any
+    if not handler.request_streaming:
+        given = await _one_request(call, parse)
     else:
-        given = await anext(aiter(requests), None)
-        if given is None:
-            await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the method takes one request")
+        given = call if parse is None else _deserialized(call, parse)
     serialize: Callable[[Any], bytes] = handler.response_serializer or _as_it_is
     context: Any = call if handler.response_serializer is None else _Serializing(call, serialize)
     answering: Any = _behaviour(handler)(given, context)
+    del given  # a handler that waits has of the request what it keeps itself
     if inspect.isasyncgen(answering):
         async with contextlib.aclosing(answering) as responses:
             async for response in responses:
@@ -198,10 +196,23 @@ class _Serializing:
 
 async def _deserialized(call: Call, parse: Callable[[bytes], Any]) -> AsyncIterator[Any]:
     async for data in call:
-        try:
-            yield parse(data)
-        except DecodeError:
-            raise MalformedRequestError("the request is not the message of this method") from None
+        parsed = [_parsed(data, parse)]
+        del data
+        yield parsed.pop()  # nothing of it stays here while this waits
+
+
+async def _one_request(call: Call, parse: Callable[[bytes], Any] | None) -> Any:
+    """The request of a method that takes one."""
+    async for data in call:
+        return data if parse is None else _parsed(data, parse)
+    return await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the method takes one request")
+
+
+def _parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:
+    try:
+        return parse(data)
+    except DecodeError:
+        raise MalformedRequestError("the request is not the message of this method") from None
 
 
 def _as_it_is(message: Any) -> Any:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _REMEMBERED_BYTES: Final = 1024
 _REMEMBERED_DEPTH: Final = 8
 _REMEMBERED_BLOCKS: Final = 512
+_REMEMBERED_FIELDS: Final = 32
+"""Of one block: a field takes an octet of a block, and a hundred here."""
 _DECODER_BYTES: Final = 8 * 1024
 _FIELD_BYTES: Final = 320
 """Memory of a decoder with a table of its own, and of each field in the table."""
@@ -37,9 +39,10 @@ class _Passage:
     Decoding depends on all blocks that were before (RFC 7541, section 2.2), and on nothing else.
     """
 
-    __slots__ = ("fields", "following")
+    __slots__ = ("block", "fields", "following")
 
-    def __init__(self, fields: Fields = ()) -> None:
+    def __init__(self, block: bytes = b"", fields: Fields = ()) -> None:
+        self.block = block
         self.fields = fields
         self.following: dict[bytes, _Passage] = {}
 
@@ -83,7 +86,7 @@ class HeaderDecoder:
             known = self._passage.following.get(block)
             if known is not None:
                 self._passage = known
-                self._said += (block,)
+                self._said += (known.block,)  # the same for every connection
                 return known.fields
             self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST)
             for earlier in self._said:
@@ -97,14 +100,15 @@ class HeaderDecoder:
 
     def _remember(self, block: bytes, fields: Fields) -> None:
         """Put a block into the tree, if it is short and early."""
-        if len(block) > _REMEMBERED_BYTES or len(self._said) >= _REMEMBERED_DEPTH:
+        short = len(block) <= _REMEMBERED_BYTES and len(fields) <= _REMEMBERED_FIELDS
+        if not short or len(self._said) >= _REMEMBERED_DEPTH:
             return
         if HeaderDecoder._known >= _REMEMBERED_BLOCKS:
             self._ROOT.forget()
             HeaderDecoder._known = 0
             return
         HeaderDecoder._known += 1
-        self._passage.following[block] = _Passage(fields)
+        self._passage.following[block] = _Passage(block, fields)
 
 
 def _decode(decoder: Decoder, block: bytes) -> Fields:

@@ -32,6 +32,8 @@ _MOST_DIGITS: Final = 15
 """Digits of a ``content-length``; one of more bytes cannot be meant."""
 _CACHED_FIELDS: Final = 16
 _CACHED_BYTES: Final = 2048
+_FIELD_BYTES: Final = 144
+"""Memory of a field beside its bytes: a tuple and two objects."""
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 _FORBIDDEN: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -53,11 +55,13 @@ class RequestHead:
         method: ``POST`` for gRPC.
         path: ``/package.Service/Method``.
         metadata: the other fields, in order; bytes as they came.
+        held: bytes of memory of all of them; 0 if other requests have the same ones.
     """
 
     method: bytes
     path: str
     metadata: tuple[tuple[bytes, bytes], ...]
+    held: int = 0
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a field."""
@@ -70,13 +74,13 @@ def request_head(fields: Fields) -> RequestHead:
     Raises:
         Http2StreamError: the request is malformed.
     """
-    few = len(fields) <= _CACHED_FIELDS
-    if few and sum(len(name) + len(value) for name, value in fields) <= _CACHED_BYTES:
+    size = sum(len(name) + len(value) for name, value in fields)
+    if len(fields) <= _CACHED_FIELDS and size <= _CACHED_BYTES:
         return _remembered_head(fields)
-    return _checked_head(fields)
+    return _checked_head(fields, size + _FIELD_BYTES * len(fields))
 
 
-def _checked_head(fields: Fields) -> RequestHead:
+def _checked_head(fields: Fields, held: int = 0) -> RequestHead:
     pseudo: dict[bytes, bytes] = {}
     metadata: list[tuple[bytes, bytes]] = []
     for name, value in fields:
@@ -90,7 +94,7 @@ def _checked_head(fields: Fields) -> RequestHead:
     if not pseudo.get(b":method") or not pseudo.get(b":scheme") or not pseudo.get(b":path"):
         raise _malformed("a request needs :method, :scheme and :path")
     path = pseudo[b":path"].decode("utf-8", "replace")
-    return RequestHead(pseudo[b":method"], path, tuple(metadata))
+    return RequestHead(pseudo[b":method"], path, tuple(metadata), held)
 
 
 _remembered_head = functools.lru_cache(maxsize=256)(_checked_head)
@@ -172,7 +176,8 @@ def trailers(status: int, message: str, *, alone: bool) -> bytes:
     if status == _UNIMPLEMENTED:  # perhaps because of its encoding ("gRPC Compression")
         block += _field(b"grpc-accept-encoding", b"identity")
     if message:
-        block += _field(b"grpc-message", quote(message, safe=_UNQUOTED).encode())
+        said = quote(message, safe=_UNQUOTED, errors="replace")  # perhaps with a half surrogate
+        block += _field(b"grpc-message", said.encode())
     return block
 
 

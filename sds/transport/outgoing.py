@@ -13,6 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2Error, Http2StreamError
+from sds.slim import SlimDict
 from sds.transport import frames
 from sds.transport.flow_control import Widest
 from sds.transport.headers import resized_table, response_head
@@ -59,7 +60,7 @@ class Outgoing:
         self._output: list[bytes | memoryview] = []
         self._streams = streams
         self._initial_window = frames.DEFAULT_WINDOW
-        self._waiting: dict[int, StreamState] = {}
+        self._waiting: SlimDict[int, StreamState] = SlimDict()
         self._widest: Widest | None = None
         """Of the streams that wait."""
         self._widened: Widest | None = None
@@ -176,10 +177,17 @@ class Outgoing:
 
     def forget(self, stream: StreamState) -> None:
         """A stream is over: what waits on it is lost."""
-        if self._waiting.pop(stream.number, None) is not None:
+        if self._waiting.take(stream.number) is not None:
             self.waiting_bytes -= sum(map(len, stream.waiting))
             self.waiting_chunks -= len(stream.waiting)
             stream.waiting.clear()
+
+    def closed(self) -> None:
+        """A stream is over: nothing remembers more of the others than they need."""
+        if self._widened is not None:
+            self._widened.trim(self._streams)
+        if self._widest is not None:
+            self._widest.trim(self._waiting)
 
     # --- windows --------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import Http2Error, Http2StreamError
+from sds.slim import SlimDict
 from sds.transport import frames
 from sds.transport.events import Reset
 from sds.transport.flow_control import StreamState
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from sds.transport.events import Event
 
 _REMEMBERED_RESETS: Final = 256
+_RESET_BYTES: Final = 72
+"""Memory of one of them."""
 
 
 class Streams:
@@ -35,7 +38,7 @@ class Streams:
 
     def __init__(self) -> None:
         """None is open."""
-        self.open: dict[int, StreamState] = {}
+        self.open: SlimDict[int, StreamState] = SlimDict()
         self.last = 0
         self.out = Outgoing(self.open)
         self._reset_by_us: dict[int, None] = {}
@@ -93,6 +96,11 @@ class Streams:
         if number not in self._reset_by_us:
             raise Http2StreamError("DATA on a closed stream", code=ErrorCode.STREAM_CLOSED)
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory of the numbers that are remembered."""
+        return _RESET_BYTES * len(self._reset_by_us)
+
     # --- the end --------------------------------------------------------------------------------
 
     def end_if_drained(self, stream: StreamState) -> None:
@@ -101,15 +109,17 @@ class Streams:
             return
         self.out.block(stream.number, stream.trailers, ends=True)
         del self.open[stream.number]
+        self.out.closed()
         if not stream.client_done:  # it need not send the rest (RFC 9113, section 8.1)
             self.say_reset(stream.number, ErrorCode.NO_ERROR)
 
     def close(self, number: int) -> bool:
         """A stream is over at once; False where it was not open."""
-        stream = self.open.pop(number, None)
+        stream = self.open.take(number)
         if stream is None:
             return False
         self.out.forget(stream)
+        self.out.closed()
         return True
 
     def close_all(self) -> None:

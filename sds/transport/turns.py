@@ -4,7 +4,8 @@ Owns the division of the loop's time between owners (see :mod:`sds.transport.bud
 that a client causes runs as a job of its owner: a bounded piece of what the client sent, or one
 step of a handler. Invariants: between two turns of the loop all jobs take about
 :data:`TURN_SECONDS` of processor time, and so do the steps, also where one event wakes thousands of
-handlers (a process exits, deadlines end together); owners that wait take one job in turn, and so do
+handlers (a process exits, deadlines end together); accepting takes :data:`ACCEPT_SECONDS`, however
+many sockets are listened on; owners that wait take one job in turn, and so do
 the connections of an owner; an owner that used up its share of the processor waits until it has
 some again, and nobody else waits for it.
 
@@ -35,6 +36,8 @@ TURN_SECONDS: Final = 0.003
 """Processor time for all jobs between two turns of the loop."""
 STEP_SECONDS: Final = 0.0005
 """Processor time after which a handler that goes on reading or writing waits for its turn."""
+ACCEPT_SECONDS: Final = 0.002
+"""For accepting on all sockets together, between two turns of the loop."""
 _UNNOTICED_SECONDS: Final = 0.0005
 """As long as so little was used, it does not matter which turn it was."""
 _LEAST_REST_SECONDS: Final = 0.001
@@ -57,6 +60,8 @@ class Turns:
         self._stepped = 0.0
         """What steps of handlers took since the last turn."""
         self._step_began = float("inf")
+        self._accepted = 0.0
+        """What accepting took since the last turn."""
         self._turn_is_due = False
         self.buffer = bytearray(BUFFER_BYTES)
         """Into which sockets of this loop read."""
@@ -72,6 +77,18 @@ class Turns:
     def now(self) -> float:
         """Seconds of the clock that turns are measured by."""
         return self._clock()
+
+    # --- accepting ------------------------------------------------------------------------------
+
+    def accepted(self, seconds: float) -> None:
+        """A connection was accepted, on whatever socket, or turned away."""
+        self._accepted += seconds
+        self._expect_turn()
+
+    @property
+    def accepts_no_more(self) -> bool:
+        """Whether accepting took its part of this turn: a socket takes one connection at most."""
+        return self._accepted >= ACCEPT_SECONDS
 
     # --- jobs -----------------------------------------------------------------------------------
 
@@ -127,6 +144,7 @@ class Turns:
 
     def _turn(self) -> None:
         self._turn_is_due = False
+        self._accepted = 0.0
         self._spent, self._stepped = self._stepped, 0.0
         done = 0
         now = self._loop.time()

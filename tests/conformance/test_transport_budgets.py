@@ -194,6 +194,51 @@ async def test_a_response_is_not_kept_beside_its_bytes(tmp_path: Path, method: b
             assert not list(Answer.alive)
 
 
+async def test_the_head_of_a_request_counts_while_its_call_lives(tmp_path: Path) -> None:
+    """Fields by index take an octet each on the wire, and 140 bytes here."""
+    async with running(tmp_path, Share()) as (path, server):
+        with connected(path) as client:
+            many = headers(b"/t.T/Hold") + b"\x90" * 200
+            client.sendall(GREETING + frame(HEADERS, 4, 1, many))
+            owner = server.budgets.owner("uid 1")
+            async with asyncio.timeout(20):
+                while owner.held < CONNECTION_BYTES + STREAM_BYTES + 200 * 144:
+                    await asyncio.sleep(0.01)
+                client.sendall(frame(3, 0, 1, bytes(4)))
+                while owner.held >= CONNECTION_BYTES + STREAM_BYTES + 200 * 144:
+                    await asyncio.sleep(0.01)
+
+
+class Question:
+    """A request that was parsed."""
+
+    alive: ClassVar[weakref.WeakSet[Question]] = weakref.WeakSet()
+
+    def __init__(self, data: bytes) -> None:
+        self.alive.add(self)
+        self.size = len(data)
+
+
+async def test_a_request_that_its_handler_let_go_of_is_gone(tmp_path: Path) -> None:
+    """Also where the handler goes on for hours, as those that tell of changes do."""
+    asked = asyncio.Event()
+
+    async def watch(request: Question, context: Any) -> None:
+        del request
+        asked.set()
+        await asyncio.Event().wait()
+
+    method: Any = grpc.unary_stream_rpc_method_handler(watch, request_deserializer=Question)
+    async with running(tmp_path, Share()) as (path, server):
+        handlers = {"Watch": method}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.W", handlers),))
+        with connected(path) as client:
+            request = frame(0, 1, 1, b"\0\0\0\0\1x")
+            client.sendall(GREETING + frame(HEADERS, 4, 1, headers(b"/t.W/Watch")) + request)
+            await asked.wait()
+            assert not list(Question.alive)
+
+
 async def test_a_request_counts_until_its_handler_asks_for_the_next(tmp_path: Path) -> None:
     """A handler that waits for a shut window still has the request that it answers."""
 

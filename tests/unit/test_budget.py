@@ -109,6 +109,19 @@ def test_strangers_have_one_account_however_many_names_they_have() -> None:
     assert pod.account.processor.rest_seconds(0.0) == 0
 
 
+def test_strangers_who_are_turned_away_take_no_place_in_the_table() -> None:
+    """Else each of many names would keep one, and who is recognised would find none."""
+    table = budgets(connections=16, owners=8)
+    for name in ("pod a", "pod b"):
+        for _ in range(8):
+            known(table, name).connect(closing(), 0.0)
+    for uid in range(20):
+        with pytest.raises(LimitError, match="no room"):
+            table.owner(f"uid {uid}").connect(closing(), 0.0)
+    assert set(table.owners) == {"pod a", "pod b"}
+    assert known(table, "pod c").recognised
+
+
 def test_the_oldest_stranger_gives_way_to_a_new_one() -> None:
     table = budgets()
     closed: list[str] = []
