@@ -23,6 +23,7 @@ from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.agent.socket_guard import SocketGuard
 from sds.agent.sockets import Listening, WorkloadListening, close, listen_for, listen_for_people
 from sds.authority.attested import AttestedAuthority
+from sds.control_group import memory_limit
 from sds.descriptors import take_all
 from sds.operations.hangup import on_hangup
 from sds.operations.health import health_listener
@@ -119,7 +120,7 @@ async def running_agent(
         SocketError: the run directory or a socket cannot be used.
     """
     take_all()
-    owners = Owners(config.node, config.budgets)
+    owners = Owners(config.node, config.budgets, memory=memory_limit())
     os.umask(_OURS_ALONE)
     instruments = AgentInstruments(clock=clock)
     store = instruments.store
@@ -132,7 +133,12 @@ async def running_agent(
     federation = build.federation(config, clock=clock, instruments=instruments)
     tickets = build.session_tickets(config, store, clock)
     service = build.secret_service(
-        config, clock=clock, instruments=instruments, tickets=tickets, policy=policy
+        config,
+        clock=clock,
+        instruments=instruments,
+        tickets=tickets,
+        policy=policy,
+        memory=owners.memory,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(config.run_dir))
@@ -197,6 +203,7 @@ async def running_agent(
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),
                 *build.warnings(config),
+                *owners.memory.notices,
                 *(() if node is None else node.status().notices),
             ),
             errors=lambda: instruments.errors,

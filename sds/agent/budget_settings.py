@@ -98,7 +98,9 @@ class BudgetsSection(Settings):
     memory: Size = Field(
         default=_TOTAL.held_bytes,
         description="Memory of all owners together. The last seventh is for owners that hold "
-        "little. What the process needs for itself comes on top: 60 to 90 MiB.",
+        "little. What the process needs for itself comes on top: 60 to 90 MiB. If no `memory` is "
+        "written under `budgets`, a control group that allows less than 256 MiB makes all of them "
+        "smaller.",
     )
 
     @model_validator(mode="after")
@@ -120,3 +122,10 @@ class BudgetsSection(Settings):
         return dataclasses.replace(
             of_descriptors, held_bytes=self.memory, spared_bytes=self.memory // 7
         )
+
+    @property
+    def fits_itself(self) -> bool:
+        """Whether nobody wrote how much memory there is: it may follow the control group."""
+        return "memory" not in self.model_fields_set | {
+            field for section in (self.owner, self.strangers) for field in section.model_fields_set
+        }

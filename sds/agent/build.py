@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sds.agent.config import AgentConfig
+    from sds.agent.memory_fit import MemoryFit
     from sds.agent.node_socket import NodeSocket
     from sds.agent.owners import Owners
     from sds.agent.policy import AgentPolicy
@@ -212,9 +213,11 @@ def secret_service(
     instruments: AgentInstruments,
     tickets: SessionTickets | None,
     policy: AgentPolicy | None,
+    memory: MemoryFit,
 ) -> SecretService:
-    """What serves the store."""
+    """What serves the store; the names that clients watch fit into ``memory``."""
     store = instruments.store
+    limits = config.limits.limits()
     aliases = config.secret_names.aliases()
     files = {
         one.name: one.generic_secrets for one in config.sockets_of_their_own if one.generic_secrets
@@ -222,7 +225,7 @@ def secret_service(
     options = ServingOptions(
         aliases=aliases,
         spiffe_validator=config.spiffe_validator,
-        limits=config.limits.limits(),
+        limits=dataclasses.replace(limits, names=memory.names(limits.names)),
         peers=None if policy is None else policy.peers,
         tickets=tickets,
         generic=GenericSecretFiles(store, files=files, aliases=aliases) if files else None,

@@ -12,11 +12,13 @@ import os
 import resource
 from typing import TYPE_CHECKING
 
+from sds.agent.memory_fit import MemoryFit
 from sds.errors import WorkloadError
 from sds.operations.collector import collect_when_quiet
 from sds.transport.accepting import user_of
 from sds.transport.budget import Budgets
 from sds.transport.shares import STRANGERS
+from sds.workload.attestors import ATTESTORS
 from sds.workload.owner import owner_of
 from sds.workload.peer import Peer
 from sds.workload.proc import pod_roots
@@ -36,23 +38,29 @@ class Owners:
 
     Attributes:
         budgets: of all owners.
+        memory: how much of the defaults fits into the control group.
     """
 
-    def __init__(self, node: NodeSettings | None, shares: BudgetsSection) -> None:
+    def __init__(
+        self, node: NodeSettings | None, shares: BudgetsSection, *, memory: int | None = None
+    ) -> None:
         """As configured.
 
         Args:
             node: says where pods are, if the agent asks for them at all.
             shares: how much each owner may use.
+            memory: bytes that the process may use; None if nothing bounds it.
         """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.memory = MemoryFit(memory)
+        fit = self.memory if shares.fits_itself else MemoryFit(None)
         self.budgets = Budgets(
-            shares.owner.share(),
-            strangers=shares.strangers.share(STRANGERS),
-            total=shares.total(limit),
+            fit.share(shares.owner.share()),
+            strangers=fit.share(shares.strangers.share(STRANGERS)),
+            total=fit.total(shares.total(limit)),
         )
         self._roots: PodRoots | None = None
-        if node is not None and "kubernetes" in node.attestors:
+        if node is not None and any(ATTESTORS[name].pods for name in node.attestors):
             settings = node.kubernetes
             self._roots = pod_roots(
                 os.environ,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sds.workload.entitlement import Caller
 
 _MAX_REMEMBERED: Final = 10_000
+_LONGEST_REMEMBERED: Final = 256
+"""Characters of a target that is remembered: clients make targets up."""
 
 
 class PolicyPeers:
@@ -57,9 +59,12 @@ class PolicyPeers:
         if decisions is None:
             return nobody(own.trust_domain)
         key = (own, target)
-        if key not in self._known:
-            self._remember(key, context(decisions.outbound(own, target), own.trust_domain))
-        return self._known[key]
+        known = self._known.get(key)
+        if known is None:
+            known = context(decisions.outbound(own, target), own.trust_domain)
+            if len(target) <= _LONGEST_REMEMBERED:
+                self._remember(key, known)
+        return known
 
     def _in_force(self) -> Decisions | None:
         try:

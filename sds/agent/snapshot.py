@@ -11,16 +11,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import sds
+from sds.agent.client_list import listed_clients
 from sds.errors import PolicyError
 from sds.identity import Identity
 from sds.operations.readiness import Readiness, agent_readiness
 from sds.operations.state import (
     AgentState,
     BundleState,
-    ClientState,
     IdentityState,
     PolicyState,
-    SubscriptionState,
     WorkloadState,
 )
 from sds.transport.usage import largest, strangers
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import Change, SecretStore
     from sds.serving.service import SecretService
-    from sds.serving.subscription import Watched
     from sds.transport.budget import Budgets
     from sds.workload.entitlement import Entitlement
 
@@ -130,11 +128,10 @@ class LivingParts:
     def refused_subscriptions(self) -> int:
         """Names whose current version a subscriber refused."""
         return sum(
-            _is_refused(watched)
+            conversation.subscription.refused()
             for session in self.service.sessions()
             for stream in session.streams
             for conversation in stream.conversations.values()
-            for watched in conversation.subscription.watched()
         )
 
     def readiness(self) -> Readiness:
@@ -150,6 +147,7 @@ class LivingParts:
         """What the agent does at this moment."""
         now = self.clock.now()
         names = _callers(self.service)
+        clients, unlisted = listed_clients(self.service)
         return AgentState(
             now=now.wall,
             started=self.started.wall,
@@ -159,13 +157,14 @@ class LivingParts:
             readiness=self.readiness(),
             draining=self.service.draining is not None,
             authority=self.authority(),
-            warnings=tuple(self.warnings()),
+            warnings=(*self.warnings(), *_left_out(unlisted)),
             identities=tuple(
                 _identity(one, self.store, names.get(one.identity, ()))
                 for one in self.rotation.status()
             ),
             workloads=tuple(_workloads(self.service, self.sockets, self.node_socket)),
-            clients=tuple(_clients(self.service)),
+            clients=clients,
+            unlisted=unlisted,
             bundles=tuple(
                 BundleState(
                     trust_domain=trust_domain,
@@ -180,6 +179,10 @@ class LivingParts:
             strangers=None if self.budgets is None else strangers(self.budgets),
             memory=self.memory,
         )
+
+
+def _left_out(streams: int) -> tuple[str, ...]:
+    return (f"{streams} more streams are open than are listed here",) if streams else ()
 
 
 def _no_policy(holder: PolicyHolder) -> str:
@@ -253,38 +256,4 @@ def _workload(entitlement: Entitlement, socket: str, streams: int) -> WorkloadSt
         socket=socket,
         spiffe_ids=tuple(str(one.spiffe_id) for one in caller.identities),
         streams=streams,
-    )
-
-
-def _clients(service: SecretService) -> Iterator[ClientState]:
-    for session in service.sessions():
-        for stream in session.streams:
-            yield ClientState(
-                node=stream.node.id,
-                workload=session.caller.name,
-                method=stream.method.value,
-                subscriptions=tuple(
-                    _subscription(watched)
-                    for conversation in stream.conversations.values()
-                    for watched in sorted(conversation.subscription.watched())
-                ),
-            )
-
-
-def _is_refused(watched: Watched) -> bool:
-    return watched.refused is not None and watched.refused == watched.sent
-
-
-def _subscription(watched: Watched) -> SubscriptionState:
-    if _is_refused(watched):
-        state = "NACKed"
-    elif watched.sent is None and watched.acked is None:
-        state = "waiting"
-    else:
-        state = "ACKed" if watched.acked == watched.sent else "sent"
-    return SubscriptionState(
-        name=watched.name,
-        version=watched.sent or watched.acked or "",
-        state=state,
-        error=watched.error if state == "NACKed" else "",
     )

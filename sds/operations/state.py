@@ -171,6 +171,8 @@ class AgentState:
     Attributes:
         warnings: what must not be overlooked: simulated evidence, memory that is not locked.
         authority: the address in use, or those configured.
+        clients: open streams.
+        unlisted: further open streams, which ``clients`` has no room for.
         memory: what protects the memory with keys, where the protections were tried.
         owners: of connections: those that exceeded their budget, and those that use the most.
         strangers: what owners that no rule recognises use together.
@@ -188,6 +190,7 @@ class AgentState:
     identities: tuple[IdentityState, ...] = ()
     workloads: tuple[WorkloadState, ...] = ()
     clients: tuple[ClientState, ...] = ()
+    unlisted: int = 0
     bundles: tuple[BundleState, ...] = ()
     policy: PolicyState | None = None
     errors: tuple[PastError, ...] = ()

@@ -23,6 +23,7 @@ from sds.errors import (
 from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.conversation import response_version
 from sds.serving.encode import SECRET_TYPE, sotw_response
+from sds.serving.held import Held
 from sds.serving.observer import Event, Method
 from sds.serving.slices import Pace
 from sds.serving.way import way_of
@@ -195,16 +196,17 @@ class SocketCalls:
                 reason="wrong_type_url",
             )
         strong = parsed.node is not None and parsed.node.wants_spiffe_validator
-        answer = await pace.run(
-            service.answer(entitlement, type_url, parsed.request, strong=strong)
-        )
-        resources = answer.resources
-        service.observer.count(Event.RESPONSE, method)
-        service.observer.count(Event.SENT, method, len(resources))
-        if answer.absent:
-            service.observer.count(Event.ABSENT, method, len(answer.absent))
-        version = response_version(resources) or service.empty_version
-        return sotw_response(resources, type_url=type_url, version=version, nonce="")
+        with Held(context, advice="ask for fewer resources at once") as held:
+            answer = await pace.run(
+                service.answer(entitlement, type_url, parsed.request, strong=strong, held=held)
+            )
+            resources = answer.resources
+            service.observer.count(Event.RESPONSE, method)
+            service.observer.count(Event.SENT, method, len(resources))
+            if answer.absent:
+                service.observer.count(Event.ABSENT, method, len(answer.absent))
+            version = response_version(resources) or service.empty_version
+            return sotw_response(resources, type_url=type_url, version=version, nonce="")
 
     async def _admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
         if self._service.draining is not None:
@@ -225,9 +227,11 @@ class SocketCalls:
         peer, way = context.peer(), way_of(context)
         entitlement = await self._admit(context)
         # grpc calls all connections of a socket alike, and limits the streams of each by itself.
-        connection = peer if isinstance(way, Call) else ""
+        connection, owner = "", f"workload {entitlement.current.name}"
+        if isinstance(way, Call):
+            connection, owner = peer, way.owner.name
         self._count_in(connection)
-        stream = service.open_stream(entitlement, method, way, peer)
+        stream = service.open_stream(entitlement, method, way, peer=peer, owner=owner)
         now = asyncio.get_running_loop().time
         try:
             async for data in requests:

@@ -1,6 +1,7 @@
 """Names: what a resource name means for one caller, at this moment.
 
-Owns the mapping from names to secrets and the cache of their bytes. Invariants: a caller sees only
+Owns the mapping from names to secrets and the cache of their bytes, which is bounded, because
+clients make up names behind ``outbound:``. Invariants: a caller sees only
 what its recognition gives it; a name that it may not have and a name that is not there yet look
 the same (None); bundles of more than one trust domain, and every foreign one, go out as the SPIFFE
 validator only, because as one ``trusted_ca`` any foreign CA could sign our own trust domain; an
@@ -33,6 +34,7 @@ from sds.identity import Identity, SpiffeId
 from sds.pki import complete_anchors
 from sds.serving import encode
 from sds.serving.encode import Resource
+from sds.serving.remembered import Remembered
 from sds.serving.subscription import WILDCARD, Receipt
 
 if TYPE_CHECKING:
@@ -46,7 +48,14 @@ if TYPE_CHECKING:
 INBOUND: Final = "inbound"
 OUTBOUND: Final = "outbound:"
 _SCHEME: Final = "spiffe://"
-_MAX_STAMPS: Final = 10_000
+_CONTEXT_BYTES: Final = 8 * 1024 * 1024
+"""Of validation contexts that are kept encoded."""
+_STAMP_BYTES: Final = 4 * 1024 * 1024
+_ENCODINGS: Final = 3
+"""A resource may be kept as it is, in a response, and as an element of a delta response."""
+_ENTRY_BYTES: Final = 1024
+_STAMP_ENTRY_BYTES: Final = 400
+"""Memory of one entry beside its bytes and its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +151,8 @@ class Catalog:
             **dict.fromkeys(aliases.session_tickets, self._session_tickets),
         }
         self._svids: dict[Identity, dict[str, Resource]] = {}
-        self._contexts: dict[tuple[object, ...], Resource] = {}
-        self._stamps: dict[tuple[object, ...], tuple[object, Version]] = {}
+        self._contexts: Remembered[Resource] = Remembered(_CONTEXT_BYTES)
+        self._stamps: Remembered[tuple[object, Version]] = Remembered(_STAMP_BYTES)
 
     def forget_svid(self, identity: Identity) -> None:
         """Drop the bytes of the identity's SVID: it was replaced or withdrawn."""
@@ -213,6 +222,11 @@ class Catalog:
         """Whether policy decides what the name stands for."""
         return name == INBOUND or name.startswith(OUTBOUND)
 
+    @staticmethod
+    def is_made_up(name: str) -> bool:
+        """Whether clients can make up such names, and there is something behind each."""
+        return name.startswith(OUTBOUND)
+
     # --- one kind each --------------------------------------------------------------------------
 
     def _default_svid(self, name: str, caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
@@ -280,7 +294,7 @@ class Catalog:
             if encoded is None:
                 return None
             receipt = Receipt(name, stored.version, ((domain, stored.version),))
-            resource = self._contexts[key] = Resource(receipt, encoded)
+            resource = self._keep(key, Resource(receipt, encoded))
         return resource
 
     def _all_bundles(self, name: str, _caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
@@ -295,7 +309,7 @@ class Catalog:
             if encoded is None:
                 return None
             receipt = Receipt(name, self._stamp((name,), parts), parts)
-            resource = self._contexts[key] = Resource(receipt, encoded)
+            resource = self._keep(key, Resource(receipt, encoded))
         return resource
 
     def _context(
@@ -321,8 +335,16 @@ class Catalog:
             encoded = _encoded(name, trusted, strong=strong, matchers=context.matchers)
             if encoded is None:
                 return None
-            version = self._stamp(scope, (context.matchers, parts))
-            resource = self._contexts[key] = Resource(Receipt(name, version, parts), encoded)
+            if not context.matchers and set(bundles) == {own}:
+                version = bundles[own].version  # what admits nobody changes with the bundle alone
+            else:
+                version = self._stamp(scope, (context.matchers, parts))
+            resource = self._keep(key, Resource(Receipt(name, version, parts), encoded))
+        return resource
+
+    def _keep(self, key: tuple[object, ...], resource: Resource) -> Resource:
+        size = _ENCODINGS * (resource.size + len(resource.receipt.name)) + _ENTRY_BYTES
+        self._contexts.put(key, resource, size)
         return resource
 
     def _session_tickets(self, name: str, caller: Caller, _strong: bool) -> Resource | None:  # noqa: FBT001  # one signature for all aliases
@@ -338,10 +360,9 @@ class Catalog:
         known = self._stamps.get(scope)
         if known is not None and known[0] == content:
             return known[1]
-        if len(self._stamps) >= _MAX_STAMPS:
-            del self._stamps[next(iter(self._stamps))]
         version = self.store.draw_version()
-        self._stamps[scope] = (content, version)
+        size = sum(len(part) for part in scope if isinstance(part, str)) + _STAMP_ENTRY_BYTES
+        self._stamps.put(scope, (content, version), size)
         return version
 
 

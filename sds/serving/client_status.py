@@ -2,7 +2,10 @@
 
 Owns the answers of ``envoy.service.status.v3.ClientStatusDiscoveryService``. Invariants: nothing
 secret is in an answer (keys are redacted as Envoy's own config_dump does it); on a workload's
-socket a caller sees the clients of its own recognition only, on the admin socket all.
+socket a caller sees the clients of its own recognition only, on the admin socket all; a request is
+bounded before it is parsed, and an answer while it is made, in slices
+(:mod:`sds.serving.slices`), because a caller chooses how many matchers a request and how many
+streams and names an answer has.
 
 Statuses (``envoy.service.status.v3.ConfigStatus``):
 
@@ -21,24 +24,40 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 from envoy.admin.v3 import config_dump_shared_pb2
 from envoy.service.status.v3 import csds_pb2
+from google.protobuf.message import DecodeError
 
-from sds.errors import MalformedRequestError, SdsError
+from sds.errors import LimitError, MalformedRequestError, SdsError
 from sds.serving.calls import status_of
 from sds.serving.encode import SECRET_TYPE
+from sds.serving.held import Held
 from sds.serving.redaction import redact
+from sds.serving.slices import Pace
+from sds.serving.way import way_of
+from sds.serving.wire import length_delimited
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Sequence
 
     from sds.serving.calls import Entitlements
     from sds.serving.conversation import Conversation
     from sds.serving.service import SecretService
     from sds.serving.session import CallerSession
+    from sds.serving.slices import Slices
     from sds.serving.stream import Stream
     from sds.serving.subscription import Watched
 
 CSDS_SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
+MOST_REQUEST_BYTES: Final = 16 * 1024
+"""A matcher of two bytes becomes an object of a hundred."""
+MOST_MATCHERS: Final = 64
+_STREAM_BYTES: Final = 128
+_NAME_BYTES: Final = 192
+"""Memory of what is known of a stream and of a name, until the answer is made."""
+_NARROW: Final = "match the clients by node_id, or set exclude_resource_contents"
+_AT_ONCE: Final = 20
+"""Streams or names between two looks at the time."""
 _Client = tuple[str, str, str]
+_from_bytes: Final = csds_pb2.ClientStatusRequest.FromString
 
 
 class ClientStatus:
@@ -55,38 +74,29 @@ class ClientStatus:
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """The handlers to add to a server."""
-        codec: dict[str, Any] = {
-            "request_deserializer": csds_pb2.ClientStatusRequest.FromString,
-            "response_serializer": csds_pb2.ClientStatusResponse.SerializeToString,
-        }
         return (
             grpc.method_handlers_generic_handler(
                 CSDS_SERVICE,
                 {
-                    "StreamClientStatus": grpc.stream_stream_rpc_method_handler(
-                        self._stream, **codec
-                    ),
-                    "FetchClientStatus": grpc.unary_unary_rpc_method_handler(self._fetch, **codec),
+                    "StreamClientStatus": grpc.stream_stream_rpc_method_handler(self._stream),
+                    "FetchClientStatus": grpc.unary_unary_rpc_method_handler(self._fetch),
                 },
             ),
         )
 
     async def _stream(
-        self,
-        requests: AsyncIterator[csds_pb2.ClientStatusRequest],
-        context: grpc.aio.ServicerContext[Any, Any],
+        self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """One answer for each request."""
         async for request in requests:
             await context.write(await self._fetch(request, context))
 
-    async def _fetch(
-        self,
-        request: csds_pb2.ClientStatusRequest,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> csds_pb2.ClientStatusResponse:
+    async def _fetch(self, request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
-            return client_status(request, await self._visible(context))
+            with Held(context, advice=_NARROW) as held:
+                parsed = _parse(request)
+                work = client_status(parsed, await self._visible(context), held)
+                return await Pace(way_of(context)).run(work)
         except SdsError as error:
             status, _ = status_of(error)
             await context.abort(status, str(error))
@@ -100,42 +110,97 @@ class ClientStatus:
         return tuple(session for session in sessions if session.caller == caller)
 
 
-def client_status(
-    request: csds_pb2.ClientStatusRequest, sessions: Iterable[CallerSession]
-) -> csds_pb2.ClientStatusResponse:
-    """The status of all clients of ``sessions`` that the request's matchers admit.
+def _parse(data: bytes) -> csds_pb2.ClientStatusRequest:
+    """The request.
 
     Raises:
+        LimitError: it is too large, or has too many matchers.
+        MalformedRequestError: it is not the message.
+    """
+    if len(data) > MOST_REQUEST_BYTES:
+        raise LimitError(
+            f"the request has {len(data)} bytes", advice=f"at most {MOST_REQUEST_BYTES} are taken"
+        )
+    try:
+        request = _from_bytes(data)
+    except DecodeError:
+        raise MalformedRequestError("the request is no ClientStatusRequest") from None
+    if len(request.node_matchers) > MOST_MATCHERS:
+        raise LimitError(f"the request has more than {MOST_MATCHERS} node_matchers")
+    return request
+
+
+def client_status(
+    request: csds_pb2.ClientStatusRequest,
+    sessions: Iterable[CallerSession],
+    held: Held,
+) -> Slices[bytes]:
+    """The status of all clients of ``sessions`` that the request's matchers admit, encoded.
+
+    Args:
+        request: what is asked.
+        sessions: of the clients that may be shown.
+        held: counts what it takes.
+
+    Raises:
+        LimitError: the answer is too large.
         MalformedRequestError: the request matches by something else than the node's id.
     """
     admits = [_node_id_matcher(matcher) for matcher in request.node_matchers]
     clients: dict[_Client, list[Stream]] = {}
     for session in sessions:
-        for stream in session.streams:
-            if not admits or any(admit(stream.node.id) for admit in admits):
-                client = (session.caller.name, stream.peer, stream.node.id)
-                clients.setdefault(client, []).append(stream)
-    response = csds_pb2.ClientStatusResponse()
-    for (name, _, _), streams in sorted(clients.items()):
-        config = response.config.add(client_scope=name)
-        node = streams[0].node
-        config.node.id = node.id
-        config.node.cluster = node.cluster
-        config.node.user_agent_name = node.user_agent
-        contents = not request.exclude_resource_contents
-        for stream in streams:
-            for conversation in stream.conversations.values():
-                for watched in sorted(conversation.subscription.watched()):
-                    _add_resource(config, conversation, watched, contents=contents)
-    return response
+        streams = tuple(session.streams)  # those of now: some end while this waits
+        held.work(_STREAM_BYTES * len(streams))
+        for at in range(0, len(streams), _AT_ONCE):
+            for stream in streams[at : at + _AT_ONCE]:
+                if not admits or any(admit(stream.node.id) for admit in admits):
+                    client = (session.caller.name, stream.peer, stream.node.id)
+                    clients.setdefault(client, []).append(stream)
+            yield _AT_ONCE
+    encoded: list[bytes] = []
+    for (name, _, _), listed in sorted(clients.items()):
+        config = _client(name, listed[0])
+        held.answer(len(config[0]))
+        for stream in listed:
+            for conversation in tuple(stream.conversations.values()):
+                held.work(_NAME_BYTES * len(conversation.subscription))
+                names = sorted(conversation.subscription.watched())
+                for at in range(0, len(names), _AT_ONCE):
+                    some = names[at : at + _AT_ONCE]
+                    parts = _resources(request, conversation, some)
+                    held.answer(sum(map(len, parts)))
+                    config += parts
+                    yield len(some)
+            yield 1
+        encoded.append(length_delimited(1, b"".join(config)))
+    return b"".join(encoded)
 
 
-def _add_resource(
-    config: Any, conversation: Conversation, watched: Watched, *, contents: bool
-) -> None:
+def _client(name: str, stream: Stream) -> list[bytes]:
+    """The beginning of a ``ClientConfig``, without its resources."""
+    node = stream.node
+    config = csds_pb2.ClientConfig(client_scope=name)
+    config.node.id = node.id
+    config.node.cluster = node.cluster
+    config.node.user_agent_name = node.user_agent
+    return [config.SerializeToString()]
+
+
+def _resources(
+    request: csds_pb2.ClientStatusRequest, conversation: Conversation, names: Sequence[Watched]
+) -> list[bytes]:
+    """Elements of ``ClientConfig.generic_xds_configs``, encoded."""
+    contents = not request.exclude_resource_contents
+    return [
+        length_delimited(3, _resource(conversation, one, contents=contents).SerializeToString())
+        for one in names
+    ]
+
+
+def _resource(conversation: Conversation, watched: Watched, *, contents: bool) -> Any:
     current = conversation.current(watched.name)
     version = current.receipt.version if current is not None else None
-    entry = config.generic_xds_configs.add(
+    entry = csds_pb2.ClientConfig.GenericXdsConfig(
         type_url=conversation.type_url, name=watched.name, version_info=watched.acked or ""
     )
     statuses = config_dump_shared_pb2
@@ -159,6 +224,7 @@ def _add_resource(
         else:
             entry.xds_config.type_url = current.type_url
             entry.xds_config.value = current.secret
+    return entry
 
 
 def _node_id_matcher(matcher: Any) -> Any:

@@ -52,6 +52,7 @@ class Conversation:
         "_deliveries",
         "_everything",
         "_observer",
+        "_passing",
         "_snapshot",
         "_version",
         "name_bytes",
@@ -70,6 +71,8 @@ class Conversation:
         self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = (
             DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
         )
+        self._passing = 0
+        """Bytes of names that are not asked for, and that nobody has looked at yet."""
         self._everything = False
         """The session knows that the client wants to hear of all names."""
         self._beats = False
@@ -100,8 +103,11 @@ class Conversation:
                 session.answered(self)
             if outcome.dropped:
                 session.unwatch(self, outcome.dropped)
-                if pace.spend(len(outcome.dropped)):
-                    await pace.turn()
+            if outcome.passing:
+                self._passing += outcome.passing
+                session.take_names(self, outcome.passing)
+            if pace.spend(SLICE if outcome.passing else len(outcome.dropped)):
+                await pace.turn()
             # What changes before a name is watched is no loss: it is looked up after that.
             for name in outcome.added:
                 session.watch(self, name)
@@ -124,6 +130,9 @@ class Conversation:
             return self._heartbeat() if self._beats else None
         nonce = next_nonce()
         answer = self.subscription.respond(self._snapshot, nonce, SLICE)
+        if self._passing and not self.subscription.has_due():
+            passing, self._passing = self._passing, 0
+            self.stream.session.give_back_names(self, passing)
         if answer is None:
             return None
         self._deliveries.answered(answer)

@@ -11,6 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from sds.serving.observer import Event
+from sds.slim import SlimDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -48,7 +49,7 @@ class Deliveries:
         self._observer = observer
         self._method = method
         self._labels = labels
-        self._subscriptions: dict[str, SubscriptionId] = {}
+        self._subscriptions: SlimDict[str, SubscriptionId] = SlimDict()
 
     def asked(self, outcome: Outcome) -> None:
         """Book what one request meant."""
@@ -134,6 +135,6 @@ class Deliveries:
             )
 
     def _close(self, name: str) -> None:
-        subscription = self._subscriptions.pop(name, None)
+        subscription = self._subscriptions.take(name)
         if subscription is not None:
             self._store.close_subscription(subscription)

@@ -1,9 +1,11 @@
-"""What the names that clients ask for may cost: memory is bounded for each workload and for all.
+"""What the names that clients ask for may cost: memory is bounded for each owner and for all.
 
 A name that is watched costs far more than its characters: a dozen objects remember what was sent,
-ACKed and refused under it. Owns that count. Invariants: a workload that stays within its guaranteed
-share is never refused, whatever others hold; beyond it, all workloads together stay within one
-bound, and each within its own; what a stream held is given back when it ends.
+ACKed and refused under it. Owns that count. An owner is whose budget the connection uses: a pod, or
+a user outside pods, so a user gains nothing by many processes (:mod:`sds.transport.budget`).
+Invariants: an owner that stays within its guaranteed share is never refused, whatever others hold;
+beyond it, all owners together stay within one bound, and each within its own; what a stream held is
+given back when it ends.
 """
 
 from __future__ import annotations
@@ -27,18 +29,18 @@ class NameLimits:
     """Bytes of names, their overhead included.
 
     Attributes:
-        workload: of one workload, over all its connections.
-        guaranteed: of one workload, even while others have used up ``everybody``.
-        everybody: of all workloads together.
+        owner: of one owner, over all its connections.
+        guaranteed: of one owner, even while others have used up ``everybody``.
+        everybody: of all owners together.
     """
 
-    workload: int = 16 * 1024 * 1024
-    guaranteed: int = 1024 * 1024
+    owner: int = 16 * 1024 * 1024
+    guaranteed: int = 256 * 1024
     everybody: int = 64 * 1024 * 1024
 
 
 class NameBudget:
-    """Counts the bytes of names that each workload's streams watch.
+    """Counts the bytes of names that each owner's streams watch.
 
     Args:
         limits: the bounds.
@@ -49,31 +51,31 @@ class NameBudget:
         self._held: dict[str, int] = {}
         self._total = 0
 
-    def held(self, workload: str) -> int:
-        """Bytes of one workload."""
-        return self._held.get(workload, 0)
+    def held(self, owner: str) -> int:
+        """Bytes of one owner."""
+        return self._held.get(owner, 0)
 
-    def take(self, workload: str, size: int) -> None:
+    def take(self, owner: str, size: int) -> None:
         """Count so many bytes more.
 
         Raises:
             LimitError: too many; they are counted all the same until they are given back.
         """
-        held = self._held[workload] = self._held.get(workload, 0) + size
+        held = self._held[owner] = self._held.get(owner, 0) + size
         self._total += size
         limits = self._limits
-        if held > limits.workload or (held > limits.guaranteed and self._total > limits.everybody):
+        if held > limits.owner or (held > limits.guaranteed and self._total > limits.everybody):
             raise LimitError(
-                f"workload {workload!r} asks for names that take {held} bytes of memory",
-                advice=f"at most {limits.workload} bytes for one workload and {limits.everybody} "
+                f"{owner} asks for names that take {held} bytes of memory",
+                advice=f"at most {limits.owner} bytes for one pod or user and {limits.everybody} "
                 "for all; ask for fewer names",
             )
 
-    def give_back(self, workload: str, size: int) -> None:
+    def give_back(self, owner: str, size: int) -> None:
         """These bytes of names are not watched any more."""
-        left = self._held.get(workload, 0) - size
+        left = self._held.get(owner, 0) - size
         self._total -= size
         if left > 0:
-            self._held[workload] = left
+            self._held[owner] = left
         else:
-            self._held.pop(workload, None)
+            self._held.pop(owner, None)

@@ -10,6 +10,7 @@ of :meth:`SecretService.handlers` with a function that tells who is at the other
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,19 +30,23 @@ from sds.serving.looks import Looks
 from sds.serving.names import NameBudget
 from sds.serving.observer import Event, Method, NullObserver, ServingObserver
 from sds.serving.session import CallerSession
-from sds.serving.slices import SLICE
+from sds.serving.slices import SLICE, sliced
 from sds.serving.snapshot import Snapshot
 from sds.serving.stream import Stream
 from sds.serving.subscription import Answer, SotwSubscription
 from sds.serving.unsent import UnsentSecrets
+from sds.trickle import Trickle
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import timedelta
 
     import grpc
 
     from sds.secrets.store import Change, SecretStore
+    from sds.serving.conversation import Conversation
     from sds.serving.encode import Resource
+    from sds.serving.held import Held
     from sds.serving.peers import PeerPolicy
     from sds.serving.slices import Slices
     from sds.serving.subscription import SotwRequest
@@ -113,6 +118,7 @@ class SecretService:
             ttl=self.options.authorization_ttl,
         )
         self._heartbeat: asyncio.TimerHandle | None = None
+        self._beats = Trickle("listener", 1)
         self._sessions: dict[Entitlement, CallerSession] = {}
         self._names = NameBudget(self.options.limits.names)
         self._looks = Looks()
@@ -163,6 +169,7 @@ class SecretService:
         self._stop_listening()
         self.unsent.close()
         self._looks.close()
+        self._beats.close()
         if self._heartbeat is not None:
             self._heartbeat.cancel()
             self._heartbeat = None
@@ -196,7 +203,9 @@ class SecretService:
                 },
             )
 
-    def open_stream(self, entitlement: Entitlement, method: Method, way: Way, peer: str) -> Stream:
+    def open_stream(
+        self, entitlement: Entitlement, method: Method, way: Way, *, peer: str, owner: str
+    ) -> Stream:
         """A stream of this caller until :meth:`close_stream`; in the task that reads it."""
         session = self._enter(entitlement)
         stream = Stream(
@@ -207,6 +216,7 @@ class SecretService:
             limits=self.options.limits,
             observer=self.observer,
             peer=peer,
+            owner=owner,
         )
         session.streams[stream] = None
         if self._crowd is None:
@@ -223,11 +233,22 @@ class SecretService:
         self.observer.count(Event.STREAM_CLOSED, stream.method)
 
     def answer(
-        self, entitlement: Entitlement, type_url: str, request: SotwRequest, *, strong: bool
+        self,
+        entitlement: Entitlement,
+        type_url: str,
+        request: SotwRequest,
+        *,
+        strong: bool,
+        held: Held,
     ) -> Slices[Answer[Resource]]:
-        """What the caller may have of a type at one moment: the answer to a single request."""
+        """What the caller may have of a type at one moment: the answer to a single request.
+
+        Raises:
+            LimitError: of ``held``, which counts it.
+        """
         catalog = self._extensions if type_url == EXTENSION_TYPE else self._catalog
         while True:
+            held.begin()
             changes = self._changes
             snapshot = Snapshot(catalog, entitlement.current, strong=strong)
             whole: Answer[Resource] = Answer()
@@ -237,6 +258,9 @@ class SecretService:
             while subscription.has_due():
                 answer = subscription.respond(snapshot, "", SLICE)
                 if answer is not None:
+                    size = sum(resource.size for resource in answer.resources)
+                    held.work(size)  # the resources themselves,
+                    held.answer(size)  # and what is made of them
                     whole.resources.extend(answer.resources)
                     whole.absent.extend(answer.absent)
                 yield SLICE
@@ -269,7 +293,8 @@ class SecretService:
         if self._sessions:
             self._expect_heartbeat()
         for session in list(self._sessions.values()):
-            session.extend_lives()
+            for some in sliced(tuple(session.conversations(EXTENSION_TYPE))):
+                self._beats.add(functools.partial(_extend_lives, some))
 
     def _enter(self, entitlement: Entitlement) -> CallerSession:
         session = self._sessions.get(entitlement)
@@ -283,3 +308,9 @@ class SecretService:
         if not session.streams and self._sessions.get(session.entitlement) is session:
             del self._sessions[session.entitlement]
             session.close()
+
+
+def _extend_lives(conversations: Iterable[Conversation]) -> None:
+    """Tell these clients that what they have of limited life is still in force."""
+    for one in conversations:
+        one.extend_lives()

@@ -1,9 +1,9 @@
 """The session of one caller: its open streams, and what they watch.
 
-Owns what is common to the streams of one caller. Invariants: the names that it watches stay within
-its budget; a change of policy reaches each of its connections in the right order
-(:mod:`sds.serving.order`); when the last stream ends, the session lets go of every secret that it
-had looked up.
+Owns what is common to the streams of one caller. Invariants: the names that its streams watch stay
+within the budgets of who owns their connections; a change of policy reaches each of its connections
+in the right order (:mod:`sds.serving.order`); when the last stream ends, the session lets go of
+every secret that it had looked up.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sds.serving.encode import SECRET_TYPE
 from sds.serving.extensions import widens_only
 from sds.serving.order import Order
 from sds.serving.watches import Watches
+from sds.slim import SlimDict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -54,11 +55,10 @@ class CallerSession:
     ) -> None:
         self.entitlement = entitlement
         self.store: SecretStore = catalog.store
-        self.streams: dict[Stream, None] = {}
+        self.streams: SlimDict[Stream, None] = SlimDict()
         self._extensions = extensions
         self._budget = budget
-        self._owner = entitlement.current.name
-        self._labels: dict[str, Any] = {"workload": self._owner}
+        self._labels: dict[str, Any] = {"workload": entitlement.current.name}
         self._order = Order(_deliver)
         caller = functools.partial(getattr, entitlement, "current")
         self._watches = {
@@ -104,14 +104,26 @@ class CallerSession:
             LimitError: the names of this workload cost too much.
         """
         size = self._watches[conversation.type_url].watch(conversation, name)
-        conversation.name_bytes += size
-        self._budget.take(self._owner, size)
+        self.take_names(conversation, size)
 
     def unwatch(self, conversation: Conversation, names: Iterable[str]) -> None:
         """The client does not want to hear of these names any more."""
         size = self._watches[conversation.type_url].unwatch(conversation, names)
+        self.give_back_names(conversation, size)
+
+    def take_names(self, conversation: Conversation, size: int) -> None:
+        """The names of a conversation take so many bytes more.
+
+        Raises:
+            LimitError: the names of its owner cost too much.
+        """
+        conversation.name_bytes += size
+        self._budget.take(conversation.stream.owner, size)
+
+    def give_back_names(self, conversation: Conversation, size: int) -> None:
+        """The names of a conversation take so many bytes less."""
         conversation.name_bytes -= size
-        self._budget.give_back(self._owner, size)
+        self._budget.give_back(conversation.stream.owner, size)
 
     def watch_everything(self, conversation: Conversation, *, on: bool) -> None:
         """The client wants to hear of all names, or of those only that it watches."""
@@ -125,12 +137,12 @@ class CallerSession:
         """The conversation is over, and watches nothing any more."""
         self._order.gone(conversation)
         # What a limit refused was counted, and may be in no list.
-        self._budget.give_back(self._owner, conversation.name_bytes)
+        self._budget.give_back(conversation.stream.owner, conversation.name_bytes)
         conversation.name_bytes = 0
 
     def leave(self, stream: Stream) -> None:
         """The stream is over, and so are its conversations."""
-        self.streams.pop(stream, None)
+        self.streams.take(stream)
 
     # --- what changed ---------------------------------------------------------------------------
 
@@ -171,11 +183,6 @@ class CallerSession:
             if watches is not first:
                 done += watches.look(most - done)
         return done
-
-    def extend_lives(self) -> None:
-        """Tell every client that what it has of limited life is still in force."""
-        for conversation in self.conversations(EXTENSION_TYPE):
-            conversation.extend_lives()
 
     # --- the end --------------------------------------------------------------------------------
 

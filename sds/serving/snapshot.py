@@ -1,8 +1,9 @@
 """What one caller may have at this moment, each name looked up once.
 
-Owns the memory of what was found for one caller. Invariant: a snapshot is emptied whenever the
+Owns the memory of what was found for one caller. Invariants: a snapshot is emptied whenever the
 content or the recognition of its caller may have changed, so nothing in it is out of date and no
-retired key stays in it; what does not exist is not remembered, because clients choose names.
+retired key stays in it; what clients can make up is not remembered: neither names behind which
+there is nothing, nor those behind which there is always something.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Snapshot:
             return self._found[name]
         except KeyError:
             found = self._catalog.find(self._caller, name, strong=self._strong)
-            if found is not None and found.ttl is None:  # what is left of a life changes
-                self._found[name] = found
+            if found is not None and found.ttl is None and not self._catalog.is_made_up(name):
+                self._found[name] = found  # but for a filter: what is left of its life changes
             return found
 
     def everything(self) -> tuple[str, ...]:

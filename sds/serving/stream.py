@@ -45,6 +45,7 @@ class Stream:
         limits: what the client may do.
         observer: who counts.
         peer: what the connection is called.
+        owner: whose names it watches: who owns the connection.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Stream:
         "ending",
         "method",
         "node",
+        "owner",
         "peer",
         "session",
         "task",
@@ -79,6 +81,7 @@ class Stream:
         limits: ServingLimits,
         observer: ServingObserver,
         peer: str,
+        owner: str,
     ) -> None:
         self._way: Way | None = way
         self._pace = Pace(way)
@@ -92,7 +95,8 @@ class Stream:
             advice="ask for all names in fewer requests, or raise limits.requests_per_second",
         )
         self._loop = asyncio.get_running_loop()
-        self._other_types: set[str] | None = None
+        self._other_types: set[int] | None = None
+        """Hashes of types that are left unanswered: clients choose the texts."""
         self._writer: asyncio.Task[None] | None = None
         self._writing = False
         self._taking = False
@@ -105,6 +109,7 @@ class Stream:
         self._met = False
         self.node = _NO_NODE
         self.peer = peer
+        self.owner = owner
 
     def labels(self) -> dict[str, Any]:
         """What a log line says about the client."""
@@ -186,8 +191,9 @@ class Stream:
         self._observer.count(Event.OTHER_TYPE, self.method)
         if self._other_types is None:
             self._other_types = set()
-        if type_url not in self._other_types and len(self._other_types) < _OTHER_TYPES_LOGGED:
-            self._other_types.add(type_url)
+        known = hash(type_url)
+        if known not in self._other_types and len(self._other_types) < _OTHER_TYPES_LOGGED:
+            self._other_types.add(known)
             _LOGGER.warning(
                 "left unanswered: another type on the aggregated stream",
                 extra={"type_url": type_url[:200], **self.labels()},

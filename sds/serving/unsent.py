@@ -13,11 +13,13 @@ grpc's core, where nobody can reach it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import weakref
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sds.identity import Identity
+from sds.trickle import Trickle
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 RESET_SECONDS: Final = 5.0
 """Between the end of a secret and the reset of a connection that still holds it."""
+_RESETS_A_TURN: Final = 8
 _GATHER_SECONDS: Final = 0.25
 """Secrets that retire within this time share one look at all connections."""
 
@@ -63,6 +66,7 @@ class UnsentSecrets:
         self._connections: weakref.WeakSet[UnsentConnection] = weakref.WeakSet()
         self._timers: set[asyncio.TimerHandle] = set()
         self._looks = False
+        self._resets = Trickle("connection", _RESETS_A_TURN)
         self._stop_listening = store.listen(self._on_change)
 
     def follow(self, context: Any) -> None:
@@ -83,6 +87,7 @@ class UnsentSecrets:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        self._resets.close()
 
     def _on_change(self, change: Change) -> None:
         if any(isinstance(key, Identity) for key in change.keys):
@@ -100,14 +105,7 @@ class UnsentSecrets:
 
     def _reset(self, marks: list[tuple[weakref.ref[UnsentConnection], Any]]) -> None:
         for reference, mark in marks:
-            connection = reference()
-            if connection is not None and connection.is_unsent(mark):
-                _LOGGER.warning(
-                    "a connection was reset: it left output with a retired secret unread for %g s",
-                    RESET_SECONDS,
-                    extra={"peer": connection.peer, "reason": "retired_secret_unread"},
-                )
-                connection.abort()
+            self._resets.add(functools.partial(_reset_one, reference, mark))
 
     def _after(self, seconds: float, call: Any, *arguments: Any) -> None:
         def run() -> None:
@@ -116,3 +114,14 @@ class UnsentSecrets:
 
         timer = asyncio.get_running_loop().call_later(seconds, run)
         self._timers.add(timer)
+
+
+def _reset_one(reference: weakref.ref[UnsentConnection], mark: Any) -> None:
+    connection = reference()
+    if connection is not None and connection.is_unsent(mark):
+        _LOGGER.warning(
+            "a connection was reset: it left output with a retired secret unread for %g s",
+            RESET_SECONDS,
+            extra={"peer": connection.peer, "reason": "retired_secret_unread"},
+        )
+        connection.abort()

@@ -16,6 +16,7 @@ from sds.faults import guarded
 from sds.serving.names import name_cost
 from sds.serving.slices import SLICE
 from sds.serving.snapshot import Snapshot
+from sds.slim import SlimDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -53,6 +54,10 @@ class ResourceCatalog(Protocol):
         """Whether policy decides what the name stands for, and stored things are part of it."""
         ...
 
+    def is_made_up(self, name: str) -> bool:
+        """Whether clients can make up such names, and there is something behind each."""
+        ...
+
 
 class _Watched:
     """One name: the version that clients were told of last, and who watches it."""
@@ -85,12 +90,12 @@ class Watches:
         self._touch = guarded("listener", touch)
         self._compare = guarded("listener", self._look_at)
         self._snapshots: dict[bool, Snapshot] = {}
-        self._watched: dict[str, _Watched] = {}
-        self._by_policy: dict[str, None] = {}
+        self._watched: SlimDict[str, _Watched] = SlimDict()
+        self._by_policy: SlimDict[str, None] = SlimDict()
         self._watching_everything: dict[Conversation, None] = {}
         self._all_stale = False
         """Conversations that watch everything were not told of a change yet."""
-        self._stale: dict[str, None] = {}
+        self._stale: SlimDict[str, None] = SlimDict()
         """Names to look at; of those, :attr:`_next` come first, the last one of them at first."""
         self._next: list[str] = []
         self._untold: deque[tuple[tuple[str, ...], list[Conversation]]] = deque()
@@ -130,7 +135,7 @@ class Watches:
             size += name_cost(name)
             if not watched.conversations:
                 del self._watched[name]
-                self._by_policy.pop(name, None)
+                self._by_policy.take(name)
         return size
 
     def watch_everything(self, conversation: Conversation, *, on: bool) -> None:

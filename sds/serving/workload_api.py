@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,9 +21,11 @@ import grpc
 from sds._proto.spiffe.workload import workload_pb2
 from sds.errors import SdsError, WorkloadError
 from sds.identity import Identity
+from sds.serving.slices import sliced
+from sds.trickle import Trickle
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from google.protobuf.message import Message
 
@@ -71,16 +74,24 @@ class WorkloadApi:
         self._store = store
         self._entitlements = entitlements
         self._unsent = unsent
-        self._waiting: set[asyncio.Event] = set()
+        self._following: dict[asyncio.Event, Entitlement] = {}
+        """What wakes each stream, and whose it is."""
+        self._wakes = Trickle("store listener", 1)
         self._draining: SdsError | None = None
+        store.listen(self._on_change)
 
     def drain(self) -> None:
         """End all streams with UNAVAILABLE; new ones are refused the same way."""
         self._draining = SdsError(
             "this agent is going down", reason="draining", advice="connect again"
         )
-        for changed in self._waiting:
+        for changed in self._following:
             changed.set()
+
+    def _on_change(self, change: Change) -> None:
+        """Wake the streams that it concerns, some in each turn: a client may have thousands."""
+        for some in sliced(tuple(self._following.items())):
+            self._wakes.add(functools.partial(_wake_some, some, change))
 
     def handler(self) -> grpc.GenericRpcHandler:
         """The handler for a ``grpc.aio`` server."""
@@ -138,13 +149,10 @@ class WorkloadApi:
             WorkloadError: the entitlement ended.
         """
         changed = asyncio.Event()
-        self._waiting.add(changed)
+        self._following[changed] = entitlement
         sent: tuple[tuple[ResourceKey, Version], ...] | None = None
         subscription = self._store.open_subscription()
-        stops = (
-            self._store.listen(lambda change: _wake(changed, change, entitlement.current)),
-            entitlement.listen(changed.set),
-        )
+        stop_listening = entitlement.listen(changed.set)
         try:
             while self._draining is None:
                 changed.clear()
@@ -167,9 +175,8 @@ class WorkloadApi:
                 answer = None  # it has private keys: nothing keeps it while this waits
                 await changed.wait()
         finally:
-            for stop in stops:
-                stop()
-            self._waiting.discard(changed)
+            stop_listening()
+            del self._following[changed]
             self._store.close_subscription(subscription)
 
     def _svids(self, caller: Caller) -> _Answer | None:
@@ -219,10 +226,12 @@ class WorkloadApi:
                 yield trust_domain, stored.version
 
 
-def _wake(changed: asyncio.Event, change: Change, caller: Caller) -> None:
-    """Wake a stream for bundles, which concern everybody, and for its own SVIDs."""
-    if any(not isinstance(key, Identity) or key in caller.identities for key in change.keys):
-        changed.set()
+def _wake_some(streams: Sequence[tuple[asyncio.Event, Entitlement]], change: Change) -> None:
+    """Wake streams for bundles, which concern everybody, and for their own SVIDs."""
+    for changed, entitlement in streams:
+        own = entitlement.current.identities
+        if any(not isinstance(key, Identity) or key in own for key in change.keys):
+            changed.set()
 
 
 def _der(pem: bytes) -> bytes:

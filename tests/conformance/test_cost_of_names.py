@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
+import os
 import tracemalloc
 from typing import TYPE_CHECKING
 
@@ -31,10 +33,11 @@ if TYPE_CHECKING:
     from tests.support.serving import Serving
 
 _PER_STREAM = 1_000
+OURSELVES = f"uid {os.geteuid()}"
 _RAISED = ServingLimits(
     requests_per_second=1e9,
     request_burst=1_000_000,
-    names=NameLimits(workload=2**40, guaranteed=2**40, everybody=2**40),
+    names=NameLimits(owner=2**40, guaranteed=2**40, everybody=2**40),
 )
 
 
@@ -216,9 +219,9 @@ async def test_a_large_answer_goes_out_in_parts(
     assert counts.most["looked up"] <= MOST, counts.most
 
 
-async def test_one_workload_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
+async def test_one_owner_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
     limits = ServingLimits(
-        names=NameLimits(workload=3_000_000, guaranteed=10_000, everybody=10_000_000)
+        names=NameLimits(owner=3_000_000, guaranteed=10_000, everybody=10_000_000)
     )
     async with serving(tmp_path, options=ServingOptions(limits=limits)) as at:
         with connected(at.socket) as client:
@@ -228,14 +231,26 @@ async def test_one_workload_is_refused_and_the_others_are_not(tmp_path: Path) ->
         async with asyncio.timeout(10):
             while at.service.sessions():
                 await asyncio.sleep(0.02)
-        assert at.service._names.held("web") == 0
+        assert at.service._names.held(OURSELVES) == 0
         with connected(at.socket) as client:
             await asyncio.to_thread(client.call, STREAM, discovery("default"))
             await asyncio.to_thread(client.read_until, b"END PRIVATE KEY")
 
 
-def test_a_workload_within_its_share_is_never_refused() -> None:
-    budget = NameBudget(NameLimits(workload=1000, guaranteed=100, everybody=1500))
+async def test_many_processes_of_one_owner_share_one_budget(tmp_path: Path) -> None:
+    """Each of them is a caller with a name of its own on the node-wide socket."""
+    async with serving(tmp_path) as at:
+        with connected(at.socket) as first, connected(at.socket) as second:
+            await asyncio.to_thread(ask, first, some(0))
+            at.entitlement.replace(dataclasses.replace(at.entitlement.current, name="another"))
+            await asyncio.to_thread(ask, second, some(1))
+            await until_watched(at, 2)
+            names = [*some(0), *some(1)]
+            assert at.service._names.held(OURSELVES) == sum(map(name_cost, names))
+
+
+def test_an_owner_within_its_share_is_never_refused() -> None:
+    budget = NameBudget(NameLimits(owner=1000, guaranteed=100, everybody=1500))
     budget.take("a", 900)
     budget.take("b", 600)
     with pytest.raises(LimitError):

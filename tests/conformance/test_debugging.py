@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from typing import TYPE_CHECKING, Any
 
@@ -9,16 +10,25 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from envoy.service.discovery.v3 import discovery_pb2
 from envoy.service.status.v3 import csds_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from sds.agent.directory import listening
+from sds.serving import client_status, held
 from sds.serving.calls import ADS_SERVICE, SDS_SERVICE
-from sds.serving.client_status import CSDS_SERVICE, ClientStatus
-from sds.serving.server import make_server, set_health
+from sds.serving.client_status import (
+    CSDS_SERVICE,
+    MOST_MATCHERS,
+    MOST_REQUEST_BYTES,
+    ClientStatus,
+)
+from sds.serving.server import make_server
+from sds.serving.slices import SLICE
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.process import PATIENCE_SECONDS
+from tests.support.raw_client import STREAM, connected, message
 from tests.support.serving import API, WEB, admin_socket, serving, svid
 from tests.support.xds_client import SECRET, Sotw, channel
 
@@ -160,10 +170,123 @@ async def test_health_tells_serving_and_not_serving(tmp_path: Path) -> None:
     async with serving(tmp_path) as at, channel(at.target) as connection:
         stub = health_pb2_grpc.HealthStub(connection)
         for serving_now in (True, False):
-            await set_health(at.health, serving=serving_now)
+            at.health.tell(serving=serving_now)
             for service in ("", SDS_SERVICE):
                 answer = await stub.Check(
                     health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE_SECONDS
                 )
                 expected = "SERVING" if serving_now else "NOT_SERVING"
                 assert answer.status == health_pb2.HealthCheckResponse.ServingStatus.Value(expected)
+
+
+WATCH = b"/grpc.health.v1.Health/Watch"
+
+
+async def test_a_watcher_that_does_not_read_holds_up_nobody(tmp_path: Path) -> None:
+    """Neither who tells the state, nor who watches the same service."""
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        with connected(at.socket, window=0) as stuck:
+            await asyncio.to_thread(stuck.call, WATCH, message(b""), ends=True)
+            stub = health_pb2_grpc.HealthStub(connection)
+            watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE_SECONDS)
+            states = health_pb2.HealthCheckResponse
+            assert (await watch.read()).status == states.SERVING
+            at.health.tell(serving=False)
+            assert (await watch.read()).status == states.NOT_SERVING
+            watch.cancel()
+
+
+async def test_all_states_are_listed_and_other_services_are_unknown(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stub = health_pb2_grpc.HealthStub(connection)
+        listed = await stub.List(health_pb2.HealthListRequest(), timeout=PATIENCE_SECONDS)
+        states = health_pb2.HealthCheckResponse
+        assert listed.statuses[SDS_SERVICE].status == states.SERVING
+        unknown = health_pb2.HealthCheckRequest(service="x" * 100_000)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await stub.Check(unknown, timeout=PATIENCE_SECONDS)
+        assert refused.value.code() == grpc.StatusCode.NOT_FOUND
+        watch = stub.Watch(unknown, timeout=PATIENCE_SECONDS)
+        assert (await watch.read()).status == states.SERVICE_UNKNOWN
+        watch.cancel()
+
+
+def matchers(count: int) -> bytes:
+    request = csds_pb2.ClientStatusRequest()
+    for _ in range(count):
+        request.node_matchers.add().node_id.exact = ""
+    encoded: bytes = request.SerializeToString()
+    return encoded
+
+
+@pytest.mark.parametrize(
+    ("request_", "word"),
+    [
+        (matchers(MOST_MATCHERS + 1), "node_matchers"),
+        (matchers(MOST_REQUEST_BYTES // 6 + 1), "bytes"),
+        (b"\x0a\x00" * 1_000_000, "bytes"),
+    ],
+    ids=["too many matchers", "far too many", "a million of two bytes"],
+)
+async def test_a_request_for_status_is_bounded(
+    tmp_path: Path, request_: bytes, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it is parsed: each matcher of two bytes would become an object of a hundred."""
+    largest = 0
+    parse = csds_pb2.ClientStatusRequest.FromString
+
+    def counting(data: bytes) -> Any:
+        nonlocal largest
+        largest = max(largest, len(data))
+        return parse(data)
+
+    monkeypatch.setattr(client_status, "_from_bytes", counting)
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        call: Any = connection.unary_unary(f"/{CSDS_SERVICE}/FetchClientStatus")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request_, timeout=PATIENCE_SECONDS)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert word in (refused.value.details() or "")
+    assert largest <= MOST_REQUEST_BYTES
+
+
+async def test_a_status_is_made_in_slices_and_within_a_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = now = 0
+    resource = client_status._resource
+
+    def counting(*args: Any, **more: Any) -> Any:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        return resource(*args, **more)
+
+    def turn() -> None:
+        nonlocal now
+        now = 0
+        handles.append(loop.call_soon(turn))
+
+    loop = asyncio.get_running_loop()
+    handles: list[asyncio.Handle] = []
+    monkeypatch.setattr(client_status, "_resource", counting)
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        with connected(at.socket) as client:
+            names = [f"{number:04}" + "n" * 1_000 for number in range(1_990)]
+            request = message(
+                discovery_pb2.DiscoveryRequest(resource_names=names[:15]).SerializeToString()
+            )
+            for _ in range(100):
+                await asyncio.to_thread(client.call, STREAM, request)
+            while sum(one.watched() for one in at.service.sessions()) < 15:
+                await asyncio.sleep(0.01)
+            turn()
+            seen = await statuses(connection)
+            assert set(seen) == set(names[:15])
+            handles[-1].cancel()
+            assert most <= 4 * SLICE
+            monkeypatch.setattr(held, "MOST_ANSWER_BYTES", 100_000)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await statuses(connection)
+            assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "node_id" in (refused.value.details() or "")

@@ -16,6 +16,7 @@ from sds.agent.owners import Owners
 from sds.commands.plain import plain
 from sds.errors import LimitError
 from sds.operations.metrics.owners import OwnersCollector
+from sds.serving.names import NameLimits
 from sds.transport.budget import CONNECTION_BYTES, Budgets
 from sds.transport.shares import RECOGNISED, STRANGERS, Share, Total
 from sds.transport.usage import LIMITS, largest
@@ -115,6 +116,33 @@ def test_what_is_written_is_in_force() -> None:
     assert (share.connections, share.held_bytes, share.processor) == (7, 8 << 20, 0.25)
     assert (strangers.streams, strangers.connections) == (9, STRANGERS.connections)
     assert section.total(1 << 20).held_bytes == 64 << 20
+
+
+@pytest.mark.parametrize("limit", [None, 256, 1024])
+def test_where_there_is_memory_enough_the_defaults_are_in_force(limit: int | None) -> None:
+    owners = Owners(None, BudgetsSection(), memory=None if limit is None else limit << 20)
+    assert owners.budgets.share == RECOGNISED
+    assert owners.memory.names(NameLimits()) == NameLimits()
+    assert owners.memory.notices == ()
+
+
+@pytest.mark.parametrize("limit", [64, 96, 128, 192])
+def test_a_small_control_group_makes_budgets_small(limit: int) -> None:
+    """The program itself, all that owners hold and all names stay below the limit."""
+    owners = Owners(None, BudgetsSection(), memory=limit << 20)
+    total, names = owners.budgets._total, owners.memory.names(NameLimits())
+    if limit > 80 + 11:
+        assert (80 << 20) + total.held_bytes + names.everybody <= limit << 20
+    assert owners.budgets.share.held_bytes < total.held_bytes
+    assert 8 * owners.budgets.strangers.share.held_bytes < total.held_bytes * 3
+    assert 0 < total.spared_bytes < total.held_bytes
+    assert (limit < 112) == bool(owners.memory.notices)
+
+
+def test_memory_that_is_written_stays_as_written() -> None:
+    section = BudgetsSection.model_validate({"memory": "90MiB"})
+    owners = Owners(None, section, memory=128 << 20)
+    assert owners.budgets._total.held_bytes == 90 << 20
 
 
 @pytest.mark.parametrize(

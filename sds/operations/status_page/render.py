@@ -48,7 +48,7 @@ def page(state: AgentState, *, nonce: str, refresh_seconds: int = 5) -> str:
         tiles=(
             ("identities", len(state.identities)),
             ("without an SVID", sum(one.not_after is None for one in state.identities)),
-            ("subscribers", len(state.clients)),
+            ("subscribers", len(state.clients) + state.unlisted),
             ("policy epoch", "none" if state.policy is None else state.policy.epoch),
         ),
         identities=identities[:MAX_ROWS],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from sds.serving.names import name_cost
 from sds.serving.slices import sliced
 from sds.serving.subscription.messages import Outcome, R
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch
@@ -40,9 +41,10 @@ class DeltaSubscription(Subscription[R]):
         yield from self._resubscribe(request)
         if first:
             for some in sliced(tuple(request.initial_versions.items())):
+                passing = 0
                 for name, version in some:
-                    self._claim(name, version)
-                yield Outcome()
+                    passing += self._claim(name, version)
+                yield Outcome(passing=passing)
 
     def _resubscribe(self, request: DeltaRequest) -> Iterator[Outcome]:
         """Apply both lists. What is in both is named again, so sent again."""
@@ -54,11 +56,10 @@ class DeltaSubscription(Subscription[R]):
         if WILDCARD in named:
             self.wildcard = self._all_due = True
         for names in sliced(request.unsubscribe):
-            yield Outcome(
-                dropped=tuple(
-                    name for name in names if name not in named and self._unsubscribe(name)
-                )
-            )
+            dropped = tuple(name for name in names if name not in named and self._unsubscribe(name))
+            # Under the wildcard they are known until the client was told what it covers.
+            passing = sum(map(name_cost, dropped)) if self.wildcard else 0
+            yield Outcome(dropped=dropped, passing=passing)
         for names in sliced(request.subscribe):
             added = dict.fromkeys(names)
             added.pop(WILDCARD, None)
@@ -85,7 +86,7 @@ class DeltaSubscription(Subscription[R]):
         covered = [name for name, watch in self._watches.items() if not watch.asked]
         for names in sliced(covered):
             for name in names:
-                del self._watches[name]
+                self._forget(name)
             yield tuple(name for name in names if name not in but)
 
     def _unsubscribe(self, name: str) -> bool:
@@ -93,7 +94,7 @@ class DeltaSubscription(Subscription[R]):
         watch = self._watches.get(name)
         if watch is None or not watch.asked:
             return False
-        del self._watches[name]
+        self._forget(name)
         if self.wildcard:
             # The client must learn whether the wildcard covers the name: sent again, or removed.
             covered = self._watches[name] = Watch(asked=False)
@@ -101,13 +102,16 @@ class DeltaSubscription(Subscription[R]):
             self._due[name] = None
         return True
 
-    def _claim(self, name: str, version: str) -> None:
-        """The client says that it has kept this version."""
+    def _claim(self, name: str, version: str) -> int:
+        """The client says that it has kept this version; bytes of memory until it is looked at."""
         watch = self._watches.get(name)
+        cost = len(version)
         if watch is None:
             if not self.wildcard:
-                return
+                return 0
             watch = self._watches[name] = Watch(asked=False)
+            cost += name_cost(name)
         watch.sent = version
         watch.claimed = True
         self._due[name] = None
+        return cost

@@ -104,6 +104,7 @@ class Outcome:
         stale: the nonce is not one that is waited for.
         added: names that are wanted from now on.
         dropped: names that are not asked for any more.
+        passing: bytes of names that are not asked for, and are known until they are looked at.
     """
 
     acked: tuple[Receipt, ...] = ()
@@ -112,6 +113,7 @@ class Outcome:
     stale: bool = False
     added: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    passing: int = 0
 
 
 @dataclass(frozen=True, slots=True)

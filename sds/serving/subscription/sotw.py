@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sds.serving.names import name_cost
 from sds.serving.slices import sliced
 from sds.serving.subscription.messages import Outcome, R
 from sds.serving.subscription.state import WILDCARD, Subscription, Watch
@@ -57,7 +58,7 @@ class SotwSubscription(Subscription[R]):
             self._client_nonce = request.nonce
             if not self._is_wildcard(request.names):
                 self.wildcard = False
-                for outcome.dropped in self._drop_all_but(set(request.names)):
+                for outcome.dropped, outcome.passing in self._drop_all_but(set(request.names)):
                     yield outcome
                     outcome = Outcome()
         else:
@@ -75,7 +76,7 @@ class SotwSubscription(Subscription[R]):
         if wildcard and not self.wildcard:
             self._all_due = True
         self.wildcard = wildcard
-        for outcome.dropped in self._drop_all_but(wanted):
+        for outcome.dropped, outcome.passing in self._drop_all_but(wanted):
             yield outcome
             outcome = Outcome()
         added = tuple(
@@ -90,14 +91,18 @@ class SotwSubscription(Subscription[R]):
             outcome = Outcome()
         yield outcome
 
-    def _drop_all_but(self, wanted: Collection[str]) -> Iterator[tuple[str, ...]]:
-        """Let go of the names that are not asked for (any more); yields them, in slices."""
+    def _drop_all_but(self, wanted: Collection[str]) -> Iterator[tuple[tuple[str, ...], int]]:
+        """Let go of the names that are not asked for (any more).
+
+        Yields them in slices, each with the bytes of those that stay known until they are looked
+        at.
+        """
         for some in sliced([name for name in self._watches if name not in wanted]):
             dropped = []
             for name in some:
                 watch = self._watches[name]
                 if not self.wildcard:
-                    del self._watches[name]
+                    self._forget(name)
                     dropped.append(name)
                 elif watch.asked:
                     # Stays if the wildcard covers it, which the next look decides; sent again
@@ -105,4 +110,4 @@ class SotwSubscription(Subscription[R]):
                     watch.asked = False
                     self._due[name] = None
                     dropped.append(name)
-            yield tuple(dropped)
+            yield tuple(dropped), sum(map(name_cost, dropped)) if self.wildcard else 0

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, Generic
 
 from sds.serving.subscription.messages import Answer, Outcome, R, Receipt, Watched
+from sds.slim import SlimDict
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 WILDCARD: Final = "*"
 MAX_OUTSTANDING: Final = 32
 """Responses whose ACK is waited for; the oldest is forgotten beyond that."""
+_KEPT_CHARACTERS: Final = 512
+"""Of what a client says when it refuses a name, for each name."""
 RESPONSE_BYTES: Final = 256 * 1024
 """Content of one response, from which on the rest goes into the next one."""
 
@@ -52,16 +55,19 @@ class Subscription(Generic[R]):
         "_due",
         "_last_nonce",
         "_outstanding",
+        "_refused",
         "_watches",
         "wildcard",
     )
 
     def __init__(self) -> None:
         """A stream begins."""
-        self._watches: dict[str, Watch] = {}
-        self._due: dict[str, None] = {}
+        self._watches: SlimDict[str, Watch] = SlimDict()
+        self._due: SlimDict[str, None] = SlimDict()
         """Names to look at, the first of them first."""
         self._all_due = False
+        self._refused: SlimDict[str, None] = SlimDict()
+        """Names that the client refused last, as far as they are watched."""
         self._outstanding: dict[str, tuple[Receipt, ...]] = {}
         self._last_nonce = ""
         self._begun = False
@@ -82,6 +88,15 @@ class Subscription(Generic[R]):
         for name, watch in self._watches.items():
             yield Watched(name, watch.sent, watch.acked, watch.refused, watch.error)
 
+    def refused(self) -> int:
+        """How many names have a current version that the client refused."""
+        found = 0
+        for name in self._refused:
+            watch = self._watches.get(name)
+            if watch is not None and watch.refused is not None and watch.refused == watch.sent:
+                found += 1
+        return found
+
     def has_due(self) -> bool:
         """Whether there is anything to look at."""
         return self._all_due or bool(self._due)
@@ -98,6 +113,12 @@ class Subscription(Generic[R]):
 
     # --- inside ---------------------------------------------------------------------------------
 
+    def _forget(self, name: str) -> None:
+        """A name is not watched any more, so nothing about it is due."""
+        del self._watches[name]
+        self._due.take(name)
+        self._refused.take(name)
+
     def _settle(self, outcome: Outcome, nonce: str, error: str | None) -> bool:
         """Book an ACK or a NACK; False where nothing waits under this nonce."""
         receipts = self._outstanding.pop(nonce, None)
@@ -108,6 +129,7 @@ class Subscription(Generic[R]):
         else:
             outcome.nacked = receipts
             outcome.error = error
+        kept = (error or "")[:_KEPT_CHARACTERS]
         for name, version, _ in receipts:
             watch = self._watches.get(name)
             if watch is None:
@@ -116,9 +138,11 @@ class Subscription(Generic[R]):
                 watch.acked = version
                 watch.refused = None
                 watch.error = ""
+                self._refused.take(name)
             else:
                 watch.refused = version
-                watch.error = error
+                watch.error = kept
+                self._refused[name] = None
         return True
 
     def respond(self, view: View[R], nonce: str, most: int = sys.maxsize) -> Answer[R] | None:
@@ -140,7 +164,9 @@ class Subscription(Generic[R]):
             if resource is not None:
                 room -= self._take_content(answer, name, resource)
                 if room <= 0 and most < sys.maxsize:
-                    self._due = dict.fromkeys(names[at + 1 :]) | self._due
+                    later, self._due = self._due, SlimDict()
+                    self._due.update(dict.fromkeys(names[at + 1 :]))
+                    self._due.update(later)
                     break
             elif watch is not None:
                 self._take_absence(answer, name, watch)
@@ -169,7 +195,7 @@ class Subscription(Generic[R]):
             due.update(dict.fromkeys(self._watches))
             due.update(dict.fromkeys(everything))
         if len(due) <= most:
-            self._due = {}
+            self._due = SlimDict()
             return sorted(due)
         some = list(islice(due, most))
         for name in some:
@@ -204,7 +230,7 @@ class Subscription(Generic[R]):
         watch.sent = None
         watch.absence_told = True
         if not watch.asked:
-            del self._watches[name]
+            self._forget(name)
 
     def _await_answer(self, nonce: str, receipts: tuple[Receipt, ...]) -> None:
         """Remember what goes out under ``nonce``."""

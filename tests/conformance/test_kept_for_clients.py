@@ -1,0 +1,326 @@
+"""What clients make the agent keep is counted, or it is not kept: in nothing that they can fill."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from envoy.service.discovery.v3 import discovery_pb2
+
+from sds.agent import client_list
+from sds.serving.encode import SECRET_TYPE
+from sds.serving.peers import PeerContext
+from sds.serving.service import ServingOptions
+from sds.serving.slices import SLICE
+from sds.serving.subscription import DeltaRequest, DeltaSubscription, SotwRequest, SotwSubscription
+from sds.serving.workload_api import WorkloadApi
+from sds.transport import frames
+from sds.transport.connection import Connection
+from sds.transport.events import ConnectionLimits
+from sds.transport.frames import PREFACE, frame
+from sds.workload.connected import entitlement_of
+from sds.workload.entitlement import Caller, Entitlement
+from tests.support.door_client import DATA
+from tests.support.raw_client import (
+    DELTA,
+    FETCH,
+    STREAM,
+    RawClient,
+    connected,
+    discovery,
+    message,
+)
+from tests.support.serving import TD, root, serving, svid
+from tests.support.turn_counter import turns
+from tests.support.xds_client import Delta, Sotw, channel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from sds.serving.stream import Stream
+    from tests.support.serving import Serving
+
+ADS = b"/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+BLOCK = bytes.fromhex("838684410130")  # POST, http, /, :authority 0
+OURSELVES = f"uid {os.geteuid()}"
+
+
+class Everybody:
+    """A policy in which every target is somebody's."""
+
+    def inbound(self, caller: Caller) -> PeerContext:
+        return self.outbound(caller, "")
+
+    def outbound(self, caller: Caller, target: str) -> PeerContext:
+        del caller, target
+        return PeerContext(matchers=(), trust_domains=(TD,))
+
+
+def in_frames(client: RawClient, path: bytes, data: bytes) -> int:
+    """A call with a message of any size."""
+    number = client.call(path, data[:16_000])
+    for at in range(16_000, len(data), 16_000):
+        client.connection.sendall(frame(DATA, 0, number, data[at : at + 16_000]))
+    return number
+
+
+async def the_stream(at: Serving) -> Stream:
+    """The only stream, once there is one."""
+    async with asyncio.timeout(20):
+        while not (found := [one for each in at.service.sessions() for one in each.streams]):
+            await asyncio.sleep(0.01)
+    (stream,) = found
+    return stream
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+async def test_targets_that_a_client_makes_up_are_kept_within_a_bound(tmp_path: Path) -> None:
+    """There is a context for each, so that one that policy forgot is taken away from Envoys."""
+    options = ServingOptions(peers=Everybody())
+    sizes = []
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        stream = Delta(connection)
+        before: list[str] = []
+        for turn in range(12):
+            names = [f"outbound:{turn}.{number}." + "x" * 1_900 for number in range(100)]
+            await stream.ask(*names, unsubscribe=before)
+            left = set(names)
+            while left:
+                response = await stream.next()
+                left -= {one.name for one in response.resources}
+                await stream.ack(response)
+            before = names
+            catalog = at.service._catalog
+            (session,) = at.service.sessions()
+            found = session.snapshot(SECRET_TYPE, strong=False)._found
+            sizes.append((len(catalog._contexts) + len(catalog._stamps), len(found)))
+        assert catalog._contexts._held <= 8 * 1024 * 1024
+    assert max(found for _, found in sizes) == 0, sizes
+    assert sizes[-1][0] < 1_100, sizes
+
+
+async def test_what_a_client_says_that_it_has_counts_until_it_is_looked_at(tmp_path: Path) -> None:
+    """Names and versions of a first request with the wildcard: nobody asked for them by name."""
+    versions = {f"{number:04}" + "n" * 400: "v" * 500 for number in range(240)}
+    request = discovery_pb2.DeltaDiscoveryRequest(initial_resource_versions=versions)
+    async with serving(tmp_path) as at:
+        with connected(at.socket, window=0) as client:
+            await asyncio.to_thread(in_frames, client, DELTA, message(request.SerializeToString()))
+            stream = await the_stream(at)
+            await until(lambda: any(stream.conversations))
+            await until(lambda: at.service._names.held(OURSELVES) > 240 * (404 + 500))
+            client.connection.sendall(frame(4, 0, 0, b"\0\4\x7f\xff\xff\xff"))
+            await until(lambda: not at.service._names.held(OURSELVES))
+            assert stream.session.streams
+
+
+@pytest.mark.parametrize("wildcard", [False, True])
+def test_names_that_come_and_go_leave_nothing_while_nothing_can_be_sent(*, wildcard: bool) -> None:
+    subscription: DeltaSubscription[Any] = DeltaSubscription()
+    if wildcard:
+        list(subscription.outcomes(DeltaRequest(subscribe=("*",))))
+    counted = 0
+    for turn in range(5):
+        names = tuple(f"{turn}.{number}" for number in range(500))
+        list(subscription.outcomes(DeltaRequest(subscribe=names)))
+        for outcome in subscription.outcomes(DeltaRequest(unsubscribe=names)):
+            counted += outcome.passing
+    known = 2_500 if wildcard else 0
+    assert len(subscription) == len(subscription._due) == known
+    assert counted >= known * 640
+    if not wildcard:
+        assert sys.getsizeof(subscription._watches) + sys.getsizeof(subscription._due) < 10_000
+
+
+def test_names_of_another_list_leave_nothing_while_nothing_can_be_sent() -> None:
+    subscription: SotwSubscription[Any] = SotwSubscription()
+    for turn in range(5):
+        names = tuple(f"{turn}.{number}" for number in range(500))
+        list(subscription.outcomes(SotwRequest(names)))
+    list(subscription.outcomes(SotwRequest(("last",))))
+    assert list(subscription._due) == ["last"]
+    assert sys.getsizeof(subscription._watches) + sys.getsizeof(subscription._due) < 10_000
+
+
+async def test_types_that_are_left_unanswered_are_not_kept(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at:
+        with connected(at.socket) as client:
+            number = client.call(ADS, b"")
+            for kind in range(40):
+                request = discovery_pb2.DiscoveryRequest(type_url=f"{kind:02}" + "t" * 2_000)
+                data = message(request.SerializeToString())
+                await asyncio.to_thread(client.send, number, data)
+            stream = await the_stream(at)
+            await until(lambda: stream._other_types is not None and len(stream._other_types) == 16)
+            assert stream._other_types is not None
+            assert sum(map(sys.getsizeof, stream._other_types)) < 1_000
+
+
+async def test_an_answer_that_is_made_counts(tmp_path: Path) -> None:
+    """Each of many single requests would have an answer of its own beside it."""
+    names = [f"outbound:{number}." + "x" * 1_900 for number in range(1_900)]
+    request = discovery_pb2.DiscoveryRequest(resource_names=names).SerializeToString()
+    options = ServingOptions(peers=Everybody())
+    async with serving(tmp_path, options=options) as at, channel(at.target) as connection:
+        call: Any = connection.unary_unary(FETCH.decode())
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request)
+        assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "fewer resources" in (refused.value.details() or "")
+        few = discovery_pb2.DiscoveryRequest(resource_names=names[:100]).SerializeToString()
+        answer = discovery_pb2.DiscoveryResponse.FromString(await call(few))
+        assert len(answer.resources) == 100
+
+
+async def test_the_state_of_the_agent_lists_so_many_streams_and_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a client decides how large the answer is that people get."""
+    monkeypatch.setattr(client_list, "MOST_OF_A_WORKLOAD", 2)
+    monkeypatch.setattr(client_list, "MOST_NAMES", 5)
+    async with serving(tmp_path) as at:
+        with connected(at.socket) as client:
+            for number in range(3):
+                names = [f"{number}{name}" + "n" * 1_000 for name in range(4)]
+                await asyncio.to_thread(in_frames, client, STREAM, discovery(*names))
+            await until(lambda: sum(one.watched() for one in at.service.sessions()) == 12)
+            clients, unlisted = client_list.listed_clients(at.service)
+            assert [len(one.subscriptions) for one in clients] == [4, 1]
+            assert unlisted == 1
+            assert {len(one.name) for each in clients for one in each.subscriptions} == {256}
+
+
+async def test_names_that_a_client_refuses_are_counted_while_it_does(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        stream = Sotw(connection)
+        await stream.ask("default", "ROOTCA")
+        response = await stream.next()
+        (subscription,) = [
+            conversation.subscription
+            for each in at.service.sessions()
+            for one in each.streams
+            for conversation in one.conversations.values()
+        ]
+        await stream.nack(response, "default", "ROOTCA", error="e" * 1_000)
+        await until(lambda: subscription.refused() == 2)
+        assert {len(one.error) for one in subscription.watched()} == {512}
+        at.store.put_svid(svid())
+        await stream.ack(await stream.next(), "default", "ROOTCA")
+        await until(lambda: subscription.refused() == 1)
+        await stream.ask("default", nonce=stream.last.nonce)
+        await until(lambda: subscription.refused() == 0)
+
+
+# --- connections --------------------------------------------------------------------------------
+
+
+def numbers(count: int) -> range:
+    return range(1, 2 * count + 1, 2)
+
+
+def test_a_connection_forgets_the_streams_that_it_had() -> None:
+    limits = ConnectionLimits(concurrent_streams=10_000, frames_per_second=1e9, frame_burst=1 << 40)
+    made = Connection(limits)
+    made.receive(PREFACE + frame(frames.SETTINGS, 0, 0), 0.0)
+    opened = b"".join(frame(frames.HEADERS, frames.END_HEADERS, n, BLOCK) for n in numbers(2_000))
+    widened = b"".join(frame(frames.WINDOW_UPDATE, 0, n, b"\0\0\0\1") for n in numbers(2_000))
+    reset = b"".join(frame(frames.RST_STREAM, 0, n, bytes(4)) for n in numbers(1_990))
+    made.receive(opened + widened + widened + reset, 0.0)
+    streams = made._streams
+    assert made.streams == 10
+    assert sys.getsizeof(streams.open) < 5_000
+    assert streams.out._widened is not None
+    assert len(streams.out._widened._heap) < 100
+
+
+def test_numbers_of_streams_that_we_reset_count() -> None:
+    made = Connection(ConnectionLimits())
+    made.receive(PREFACE + frame(frames.SETTINGS, 0, 0), 0.0)
+    first, *others = (
+        frame(frames.HEADERS, frames.END_HEADERS, n, b"\x00\x01A\x00") for n in numbers(300)
+    )
+    made.receive(first, 0.0)  # from now on it has a table of fields of its own
+    before = made.held
+    made.receive(b"".join(others), 0.0)
+    assert made.held - before == 255 * 72
+
+
+# --- turns --------------------------------------------------------------------------------------
+
+
+async def test_a_change_wakes_streams_of_the_workload_api_in_slices(tmp_path: Path) -> None:
+    async with serving(tmp_path) as at:
+        api = WorkloadApi(at.store, entitlement_of, unsent=at.service.unsent)
+        events = [asyncio.Event() for _ in range(3 * SLICE)]
+        api._following |= dict.fromkeys(events, at.entitlement)
+        at.store.put_bundle(TD, [root("another").der])
+        seen = [sum(one.is_set() for one in events)]
+        while seen[-1] < len(events):
+            await asyncio.sleep(0)
+            seen.append(sum(one.is_set() for one in events))
+        assert seen[0] == 0
+        assert max(after - before for before, after in itertools.pairwise(seen)) <= SLICE
+
+
+async def test_heartbeats_go_out_in_slices(tmp_path: Path) -> None:
+    count = 0
+
+    class Beating:
+        def extend_lives(self) -> None:
+            nonlocal count
+            count += 1
+            counter.happened()
+
+    class Session:
+        streams = ()
+
+        def conversations(self, _type_url: str) -> list[Beating]:
+            return [Beating()] * (3 * SLICE)
+
+        def end(self, _error: Exception) -> None:
+            """Nobody is here."""
+
+    async with serving(tmp_path) as at, turns() as counter:
+        session: Any = Session()
+        at.service._sessions[at.entitlement] = session
+        at.service._beat()
+        await until(lambda: count == 3 * SLICE)
+        assert counter.most <= SLICE
+
+
+def test_a_caller_with_many_streams_lets_go_of_each_alone() -> None:
+    """A listener that goes is found among thousands without a look at the others."""
+    asked = 0
+
+    class Asked:
+        def __eq__(self, other: object) -> bool:
+            nonlocal asked
+            asked += 1
+            return self is other
+
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self) -> None:
+            """Hear of a change."""
+
+    entitlement = Entitlement(Caller(name="web", selectors=frozenset(), identities=()))
+    stops = [entitlement.listen(Asked()) for _ in range(300)]
+    for stop in reversed(stops):
+        stop()
+        stop()
+    assert asked == 0
+    assert not entitlement._listeners
