@@ -279,6 +279,11 @@ def test_the_static_pod_needs_nothing_of_the_api_server() -> None:
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert mounts["config"]["readOnly"] is True
     assert mounts.keys() == {volume["name"] for volume in spec["volumes"]}
+    # It has the unit's configuration, so it needs the folder that this fills.
+    config = yamlfile.load_file(GUEST / "mkosi.extra/etc/attested-sds/agent.yaml", AgentConfig)
+    assert config.verification.collateral is not None
+    assert config.verification.collateral.is_relative_to(mounts["state"]["mountPath"])
+    assert not mounts["state"].get("readOnly")
 
 
 async def test_etcd_gets_nothing_that_could_give_anybody_anything() -> None:

@@ -131,6 +131,13 @@ def test_wrong_usage(arguments: list[str]) -> None:
     assert verify("genoa-v3", *arguments).exit_code == 2
 
 
+def test_a_chain_without_its_leaf_is_not_passed_over() -> None:
+    report, _, chain = vectors.files("genoa-v3")
+    result = run("verify", report, "--chain", chain[0])
+    assert result.exit_code == 2
+    assert "--leaf" in result.output
+
+
 def test_report_data_and_product() -> None:
     data = vectors.evidence("genoa-v3").report[0x50:0x90].hex()
     assert verify("genoa-v3", "--report-data", data, "--product", "genoa").exit_code == 0
