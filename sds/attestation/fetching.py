@@ -107,6 +107,14 @@ class Fetched:
     changed: bool
 
 
+class _UnknownThereError(Exception):
+    """The publisher answers, and does not know what was asked for."""
+
+    def __init__(self, failure: EndorsementUnavailableError) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
     body: bytes = field(repr=False)
@@ -131,36 +139,54 @@ class Fetcher:
     async def fetch(self, folder: Path) -> list[Fetched]:
         """Fetch, check and store everything; what was stored before a failure stays stored.
 
+        A platform that the publisher does not know keeps no other's documents from the disk: it is
+        said at the end.
+
         Raises:
-            EndorsementUnavailableError: a publisher does not answer, or not within the patience.
+            EndorsementUnavailableError: a publisher does not answer, or not within the patience, or
+                does not know a platform.
             EvidenceError: an answer is invalid: ``collateral_untrusted``, ``collateral_stale``,
                 ``revocation_list``, ``revocation_list_stale``, ``chain_untrusted``.
             ConfigurationError: the folder cannot be written.
         """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         found: list[Fetched] = []
+        unknown: list[EndorsementUnavailableError] = []
         async with aiohttp.ClientSession(timeout=timeout) as session:
             if self._wanted.fmspcs:
-                found += await self._tdx(session, folder)
+                found += await self._tdx(session, folder, unknown)
             for product in self._wanted.products:
                 name = product.certificate_name
                 answer = await self._get(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
                 path, one = folder / f"{product}.crl", self._amd(answer.body)
                 _require_newer(path, one)
                 found.append(_stored(path, one.der, one.next_update))
+        if unknown:
+            raise unknown[0]
         return found
 
-    async def _tdx(self, session: aiohttp.ClientSession, folder: Path) -> list[Fetched]:
+    async def _tdx(
+        self,
+        session: aiohttp.ClientSession,
+        folder: Path,
+        unknown: list[EndorsementUnavailableError],
+    ) -> list[Fetched]:
         wanted = self._wanted
         tdx = f"{wanted.pcs}/tdx/certification/v4"
         files: list[tuple[Path, bytes, datetime]] = []
         chain = b""
         for fmspc in wanted.fmspcs:
             url = f"{tdx}/tcb?fmspc={fmspc}&{wanted.which}"
-            answer = await self._get(session, url)
+            try:
+                answer = await self._known(session, url)
+            except _UnknownThereError as error:
+                unknown.append(error.failure)
+                continue
             chain = _chain(answer, "TCB-Info-Issuer-Chain")
             until = self._document(answer.body, chain, "tcbInfo", fmspc)
             files.append((folder / f"tcb_info-{fmspc.lower()}.json", answer.body, until))
+        if not files:
+            raise unknown[0]
         answer = await self._get(session, f"{tdx}/qe/identity?{wanted.which}")
         # Verified under the chain that is stored: a folder has one.
         until = self._document(answer.body, chain, "enclaveIdentity", "")
@@ -252,12 +278,24 @@ class Fetcher:
 
     async def _get(self, session: aiohttp.ClientSession, url: str) -> _Answer:
         """One answer; asks again while the publisher may answer later, within the patience."""
+        try:
+            return await self._known(session, url)
+        except _UnknownThereError as error:
+            raise error.failure from None
+
+    async def _known(self, session: aiohttp.ClientSession, url: str) -> _Answer:
+        """The same.
+
+        Raises:
+            _UnknownThereError: it says at the last attempt too that there is no such document. An
+                authority that has not fetched yet says so at first.
+        """
         waited = 0.0
         for failures in range(1, ATTEMPTS + 1):
             pause = _BACKOFF.seconds(failures, draw=uniform())
             try:
                 answer, wait = await self._ask(session, url)
-            except EndorsementUnavailableError:
+            except (EndorsementUnavailableError, _UnknownThereError):
                 if failures == ATTEMPTS:
                     raise
             else:
@@ -284,9 +322,10 @@ class Fetcher:
         if got.status in LATER:
             return None, retry_after(headers.get("Retry-After", ""), self._clock.now().wall)
         if got.status != HTTPStatus.OK or len(body) > _SIZE_LIMIT:
-            raise EndorsementUnavailableError(
+            failure = EndorsementUnavailableError(
                 f"{url} answered with status {got.status} and {len(body)} bytes"
             )
+            raise _UnknownThereError(failure) if got.status == HTTPStatus.NOT_FOUND else failure
         return _Answer(body=body, headers={k.lower(): v for k, v in headers.items()}), 0.0
 
 

@@ -169,6 +169,23 @@ async def test_an_answer_that_does_not_hold_changes_nothing(
     assert accepted(intel, tmp_path / "out")
 
 
+async def test_a_platform_that_nobody_knows_keeps_no_other_from_the_disk(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    """A typing error, or a platform that was withdrawn: the others' collateral must not end."""
+    asked = replace(wanted(publishers, intel), fmspcs=("00906ea10000", FMSPC.hex()))
+    with refused("endorsement_unavailable", match="fmspc=00906ea10000.*status 404"):
+        await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    assert content(tmp_path / "out").keys() == NAMES
+    assert accepted(intel, tmp_path / "out")
+    # A publisher that is away is another matter: it is not asked for anything else.
+    publishers.hits.clear()
+    publishers.refusals[TCB] = [(500, "")] * 99
+    with refused("endorsement_unavailable", match="status 500"):
+        await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    assert set(publishers.hits) == {TCB}
+
+
 async def test_a_clock_that_is_wrong_writes_nothing(
     publishers: Publishers, intel: Intel, tmp_path: Path
 ) -> None:
