@@ -128,7 +128,7 @@ def in_words(event: Event) -> str:
             )
             return (
                 f"{event.workload}: peer saw new serial {event.serial[:8]}, "
-                f"valid until {event.not_after:%H:%M:%S}{after}"
+                f"until {event.not_after:%H:%M:%S}{after}"
             )
         case RightChanged():
             return _right(event)

@@ -131,7 +131,7 @@ def test_the_view_fits_the_terminal_and_hides_nothing_that_must_be_seen(
     for number in range(60):
         reporter.tell(Failed(why=cause))
         reporter.tell(
-            Rotated(workload="client", serial=f"{number:08x}", not_after=NOW, seen_after_ms=12)
+            Rotated(workload="client", serial=f"{number:08x}", not_after=NOW, seen_after_ms=1234)
         )
     for _ in range(3):
         reporter.tell(Failed(why=cause))
@@ -152,5 +152,5 @@ def test_the_view_fits_the_terminal_and_hides_nothing_that_must_be_seen(
     assert "63 times: a request failed" in first
     assert "before headers." in first
     following = lines[lines.index(first) + 1]
-    assert "client: peer saw new serial" in following
-    assert "3b, valid until" in following
+    assert "client: peer saw new serial 0000003b, until " in following
+    assert "1234 ms after it came" in following
