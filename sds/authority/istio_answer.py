@@ -16,7 +16,7 @@ import grpc
 from cryptography import x509
 
 from sds._proto.istio.v1.auth import ca_pb2
-from sds.authority.tls_failure import ISTIO, explained
+from sds.authority.connection_failure import ISTIO, explained
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,

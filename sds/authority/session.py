@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from sds.authority.tls_failure import OWN_AUTHORITY, explained
+from sds.authority.connection_failure import OWN_AUTHORITY, explained
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
 from sds.exchange import wire
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data

@@ -1,4 +1,4 @@
-"""Why TLS to an authority failed, in words that name the field to look at.
+"""Why a connection to an authority failed, in words that name the field to look at.
 
 Owns the reading of gRPC's description of a failed connection. Invariant: nothing is decided by it;
 a description that is not known is shown as it is.
@@ -23,15 +23,17 @@ class TlsFields:
         root: of the file with roots.
         server_name: of the name that the certificate must have.
         addresses: of the list of addresses.
+        title: what people call the authority.
     """
 
     root: str
     server_name: str
     addresses: str = "authority.addresses"
+    title: str = "the authority"
 
 
 OWN_AUTHORITY: Final = TlsFields(root="authority.tls.root", server_name="authority.tls.server_name")
-ISTIO: Final = TlsFields(root="authority.root", server_name="authority.server_name")
+ISTIO: Final = TlsFields(root="authority.root", server_name="authority.server_name", title="istiod")
 # The first that matches counts: words of gRPC in lower case, what it means, what to do.
 _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
     (
@@ -59,6 +61,21 @@ _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
         "its TLS certificate does not verify under the roots of {0.root}",
         "put the root that issued the certificate into the file of {0.root}",
     ),
+    (
+        ("connection refused",),
+        "nothing listens there",
+        "is {0.title} running, and is its port the one in {0.addresses}?",
+    ),
+    (
+        ("no route to host", "network is unreachable", "host is unreachable", "timed out"),
+        "it cannot be reached from this machine",
+        "does a firewall or a network policy let this machine reach {0.addresses}?",
+    ),
+    (
+        ("dns resolution failed", "name resolution", "domain name not found"),
+        "its name does not resolve",
+        "is the name in {0.addresses} right, and does DNS answer on this machine?",
+    ),
 )
 
 
@@ -70,7 +87,7 @@ def explained(details: str, fields: TlsFields) -> tuple[str, str] | None:
         fields: names of the settings.
 
     Returns:
-        None if the description is not one of TLS that is known.
+        None if the description is not known.
     """
     lowered = details.lower()
     for words, what, cure in _FAILURES:
