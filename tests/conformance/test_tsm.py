@@ -10,6 +10,7 @@ import pytest
 
 from sds.attestation.evidence import EvidenceKind, ReportData
 from sds.attestation.guest.attester import guest_attester
+from sds.attestation.guest.sev_guest import SevGuestAttester
 from sds.attestation.guest.tsm import ATTEMPTS, TsmAttester
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
@@ -125,6 +126,21 @@ async def test_a_cancelled_request_leaves_nothing(mounted: Mounted) -> None:
     while mounted.told(throttle=0):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+async def test_a_kernel_without_a_driver_behind_it(mounted: Mounted, tmp_path: Path) -> None:
+    """The core makes the directory, and each mkdir in it fails: that is said at the start."""
+    mounted.told(driverless=True)
+    with refused("evidence_unsupported", match="no driver is behind it"):
+        guest_attester(SystemClock(), reports=mounted.folder, device=tmp_path / "none")
+    device = tmp_path / "sev-guest"
+    device.touch()
+    found = guest_attester(SystemClock(), reports=mounted.folder, device=device)
+    assert isinstance(found, SevGuestAttester)
+    mounted.told(driverless=False)
+    found = guest_attester(SystemClock(), reports=mounted.folder, device=device)
+    assert isinstance(found, TsmAttester)
+    assert mounted.told() == 0, "nothing is left"
 
 
 async def test_a_machine_without_it(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ class TsmFileSystem(fuse.Operations):  # type: ignore[misc]  # the library has n
             name = path.strip("/")
             if name in self.reports:
                 raise fuse.FuseOSError(errno.EEXIST)
+            if self.behaviour.get("driverless"):
+                raise fuse.FuseOSError(errno.ENXIO)
             self.reports[name] = Report()
         return 0
 

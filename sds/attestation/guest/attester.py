@@ -1,7 +1,7 @@
 """Which interface of the guest that we run in gives evidence.
 
-Owns the choice: configfs-tsm where it is, else ``/dev/sev-guest``. Invariant: evidence of another
-kind than the configured one is not given.
+Owns the choice: configfs-tsm if a driver is behind it, else ``/dev/sev-guest``. Invariant: evidence
+of another kind than the configured one is not given.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.guest.sev_guest import DEVICE, SevGuestAttester
-from sds.attestation.guest.tsm import TSM_REPORTS, TsmAttester
+from sds.attestation.guest.tsm import TSM_REPORTS, TsmAttester, has_provider
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
@@ -65,13 +65,14 @@ def guest_attester(
         EvidenceError: ``evidence_unsupported``: this machine has neither interface.
     """
     attester: Attester
-    if reports.is_dir():
+    if has_provider(reports):
         attester = TsmAttester(clock, reports=reports, privilege_level=privilege_level)
     elif device.exists() and kind is not EvidenceKind.TDX:
         attester = SevGuestAttester(clock, device=device, privilege_level=privilege_level or 0)
     else:
+        idle = " (no driver is behind it)" if reports.is_dir() else ""
         raise EvidenceError(
-            f"this machine has neither {reports} nor {device}",
+            f"this machine has neither {reports}{idle} nor {device}",
             advice="run in an SEV-SNP or TDX guest with configfs mounted, or set the kind to "
             "azure-snp-vtpm or azure-tdx-vtpm on Azure; to try things out here, put `sds "
             "simulate --` before the command",

@@ -91,6 +91,23 @@ class TsmAttester:
         raise EvidenceUnavailableError("no attempt was made")
 
 
+def has_provider(reports: Path) -> bool:
+    """Whether a driver gives reports here. It blocks.
+
+    The directory is there as soon as the kernel's core is loaded. Without a driver, no directory
+    can be made in it (ENXIO, ``tsm_report_make_item``); nothing else tells that. What forbids us to
+    make one is no answer: the first request says it.
+    """
+    folder = reports / f"sds-{os.getpid()}-{secrets.token_hex(8)}"
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        return error.errno not in {errno.ENXIO, errno.ENOENT, errno.ENOTDIR}
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return True
+
+
 def read_report(reports: Path, data: bytes, privilege_level: int | None) -> TsmReport:
     """One attempt, in a directory of its own. It blocks.
 
