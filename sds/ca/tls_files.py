@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 60.0
+_ANSWER_SECONDS: Final = 30.0
 
 
 class FollowedTls:
@@ -89,17 +90,13 @@ class FollowedTls:
     async def look(self) -> None:
         """Read the files, and take what can be used."""
         try:
-            found = await threads.TLS_FILES.run(self._read)
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                found = await threads.TLS_FILES.run(self._read)
         except ConfigurationError as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                _LOGGER.error(  # noqa: TRY400  the reason is in the error, the trace is not news
-                    "the TLS certificate cannot be used, the one that was read before stays in "
-                    "force until %s: %s",
-                    self.not_after.isoformat(),
-                    error,
-                    extra={"reason": error.reason},
-                )
+            self._say(error)
+            return
+        except TimeoutError:
+            self._say(ConfigurationError(f"{self._certificate} or its key does not answer"))
             return
         self._said = ""
         if found != self._current:
@@ -107,6 +104,17 @@ class FollowedTls:
             _LOGGER.info(
                 "new connections get a new TLS certificate",
                 extra={"not_after": found.not_after.isoformat(), "tls_key": found.key_digest.hex()},
+            )
+
+    def _say(self, error: ConfigurationError) -> None:
+        if str(error) != self._said:
+            self._said = str(error)
+            _LOGGER.error(
+                "the TLS certificate cannot be used, the one that was read before stays in force "
+                "until %s: %s",
+                self.not_after.isoformat(),
+                error,
+                extra={"reason": error.reason},
             )
 
     def _read(self) -> TlsIdentity:

@@ -33,6 +33,7 @@ _PATH: Final = "/openid/v1/jwks"
 _EVERY_SECONDS: Final = 60.0
 _SHORTEST_SECONDS: Final = 3.0
 """Between two reads that tokens ask for: anybody can send one that names a key of its own."""
+_ANSWER_SECONDS: Final = 30.0
 _RETRY: Final = Backoff(first=0.5, longest=5.0)
 _MAX_BYTES: Final = 1024 * 1024
 _MOST_MISSED: Final = 64
@@ -111,10 +112,13 @@ class TokenKeys:
             self._missed.clear()
             self._wanted.clear()
             try:
-                self._keys.replace(await self._read())
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    document = await self._read()
+                self._keys.replace(document)
             except (KubernetesError, EvidenceMalformedError, OSError) as error:
-                if str(error) != said:
-                    said = str(error)
+                why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+                if why != said:
+                    said = why
                     _LOGGER.warning(
                         "the keys of service-account tokens cannot be read", extra={"why": said}
                     )

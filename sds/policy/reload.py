@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _LOOK_EVERY: Final = 60.0
+_ANSWER_SECONDS: Final = 30.0
 
 
 class PolicyFiles:
@@ -90,7 +91,7 @@ class PolicyFiles:
     async def _look(self) -> None:
         due = self._outcome.is_worth_another_offer(self._clock.now().wall)
         try:
-            content = await threads.POLICY.run(read_signed, self._place, max_bytes=MAX_SIGNED_BYTES)
+            content = await self._read()
         except ConfigurationError as error:
             self._outcome = OfferOutcome()  # what it waited for is not there: nothing is due
             if self._last != b"":
@@ -104,6 +105,23 @@ class PolicyFiles:
         if content != self._last or due:
             self._last = content
             self._outcome = self.holder.take(content, origin=str(self._place))
+
+    async def _read(self) -> bytes:
+        """What is there.
+
+        Raises:
+            ConfigurationError: it cannot be read, or does not answer.
+        """
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                return await threads.POLICY.run(
+                    read_signed, self._place, max_bytes=MAX_SIGNED_BYTES
+                )
+        except TimeoutError as error:
+            raise ConfigurationError(
+                f"{self._place} does not answer within {_ANSWER_SECONDS:g} s",
+                advice="does its file system hang?",
+            ) from error
 
     async def _watch(self) -> None:
         """Set ``_asked`` after every event around the place."""

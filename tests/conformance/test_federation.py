@@ -355,6 +355,9 @@ def test_waits() -> None:
     assert next_wait(source, hint=None, failures=1, jitter=1) == 2 * second
     assert next_wait(source, hint=None, failures=3, jitter=0) == 4 * second
     assert next_wait(source, hint=None, failures=99, jitter=1) == 5 * minute
+    # An outage of a day is over soon, however seldom the publisher wants to be asked.
+    assert next_wait(source, hint=timedelta(days=7), failures=0, jitter=0) == timedelta(days=7)
+    assert next_wait(source, hint=timedelta(days=7), failures=99, jitter=1) == 5 * minute
 
 
 def unreadable_roots() -> list[bytes]:

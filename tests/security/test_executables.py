@@ -51,13 +51,15 @@ def shared() -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def served_by_its_user(folder: Path, name: str = "mount") -> AsyncIterator[tuple[Path, Path]]:
-    """A Python on a FUSE file system, and the file that says how that one behaves."""
+async def served_by_its_user(
+    folder: Path, name: str = "mount", *, content: Path = PYTHON
+) -> AsyncIterator[tuple[Path, Path]]:
+    """A file (Python) on a FUSE file system, and the file that says how that one behaves."""
     mount, mode = folder / name, folder / "mode"
     mount.mkdir()
     mode.write_text("ok")
     program = need.ROOT / "tests" / "support" / "executable_file_system.py"
-    command = [sys.executable, str(program), str(mount), str(PYTHON), str(mode)]
+    command = [sys.executable, str(program), str(mount), str(content), str(mode)]
     async with running(command):
         try:
             async with asyncio.timeout(10):
