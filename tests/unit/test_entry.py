@@ -1,6 +1,7 @@
 """What is loaded when (processes of their own): a start waits for nothing that it does not use."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from click.testing import CliRunner
 
 from sds import cli, entry
 
@@ -138,3 +140,50 @@ def test_a_full_disk_elsewhere_is_not_stdout(
     assert said == [
         f"sds: {place or 'stdout'} cannot be written: No space left on device\n".encode()
     ]
+
+
+CLOSED = """
+import os, sys
+for descriptor in (0, 2):
+    os.close(descriptor)
+from sds.entry import _keep_standard_descriptors
+_keep_standard_descriptors()
+left = os.open("/etc/hostname", os.O_RDONLY)
+print(*(os.readlink(f"/proc/self/fd/{each}") for each in (0, 2)), left > 2)
+"""
+
+
+def test_no_file_of_ours_gets_a_standard_descriptor() -> None:
+    assert run(CLOSED).stdout.split() == ["/dev/null", "/dev/null", "True"]
+
+
+def test_what_the_locale_cannot_write_is_escaped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A name that is not UTF-8, and a character that Latin-1 does not have."""
+    written = io.BytesIO()
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.yaml")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    for words in (
+        ["policy", "new", "--trust-domain", "a.example", "--out", out],
+        ["policy", "explain", "--help"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["sds", *words])
+        with pytest.raises(SystemExit) as ended:
+            entry.main()
+        assert ended.value.code == 0
+    said = written.getvalue()
+    assert rb"\udcff.yaml" in said
+    assert rb"\u2026 --method GET" in said
+
+
+def test_a_working_directory_that_is_gone_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = CliRunner().invoke(cli.main, ["status", "--run-dir", "x"])
+    assert result.exit_code == 2
+    assert "working directory cannot be found" in result.stderr

@@ -14,6 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from sds import cli
+from sds.policy.source import parse_source
 from tests.support.policies import Signatory, document, yaml_bytes
 
 if TYPE_CHECKING:
@@ -384,3 +385,10 @@ def test_hardware_signing_says_what_it_needs(folder: Path, monkeypatch: pytest.M
     assert result.exit_code == 2
     assert "PKCS#11" in result.stderr
     assert "123456" not in result.output
+
+
+@pytest.mark.parametrize("domain", ["-1", "1.5", "2026", "null", "true", "0x10", "a.example"])
+def test_every_trust_domain_begins_a_valid_policy(domain: str) -> None:
+    """Even one that YAML would read as a number."""
+    text = run("new", f"--trust-domain={domain}").stdout
+    assert parse_source(text.encode(), what="it").trust_domain == domain
