@@ -99,6 +99,7 @@ async def test_work_waits_for_a_thread_and_threads_for_work() -> None:
     given_up = asyncio.ensure_future(pool.run(release.clear))
     await asyncio.sleep(0.05)
     given_up.cancel()
+    await asyncio.gather(given_up, return_exceptions=True)
     assert not waiting.done()
     release.set()
     assert await asyncio.gather(*held) == [True, True]
