@@ -25,6 +25,8 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 def give_back() -> None:
     """Return free pages of the C heap to the system (glibc; elsewhere nothing happens).
 
+    Measured: 8 ms with a heap of 31 MB that was nearly all free, 36 ms with one of 118 MB.
+
     Only the heap that grows by brk(2) is unlocked for it, for some milliseconds. A copy of a key
     that is just being sent may lie there; it could go to swap only if the kernel took its page in
     these milliseconds.
