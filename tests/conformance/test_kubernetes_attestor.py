@@ -17,6 +17,7 @@ from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import (
     CONTAINER_TYPES,
     MOST_LABELS,
+    MOST_SERVICES,
     KubernetesAttestor,
     Waiting,
 )
@@ -271,6 +272,26 @@ async def test_labels_that_are_too_many_are_unknown(node: Node, peer: Peer, in_p
     why = facts.why_unknown("k8s:pod-label:l1")
     assert why is not None
     assert why.reason == "too_many_facts"
+
+
+async def test_services_that_are_too_many_give_no_names(
+    node: Node, peer: Peer, in_pod: InPod
+) -> None:
+    """An editor of one namespace decides how many select a pod of it."""
+    item = pod("web-1", labels={"app": "web"})
+    node.kube.pods = [item]
+    in_pod(item)
+    attestor = node.made(Waiting(kubelet=10, services=10, max_age=60))
+    index = node.services._index
+    await node.services._watch.synced.wait()
+    for number in range(MOST_SERVICES + 1):
+        index.put(("shop", f"s{number}"), {"app": "web"})
+    facts = await attestor.attest(peer, frozenset())
+    assert not facts.services
+    assert any("Services select" in one for one in facts.hints)
+    index.remove(("shop", "s0"))
+    facts = await attestor.attest(peer, frozenset())
+    assert len(facts.services) == MOST_SERVICES
 
 
 async def test_services_are_followed(node: Node, peer: Peer, in_pod: InPod) -> None:

@@ -6,6 +6,7 @@ answer; a process outside every pod has no ``k8s`` fact, and that is known.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 CONTAINER_TYPES: Final = frozenset({"k8s:container-name", "k8s:image-digest"})
 MOST_LABELS: Final = 256
 """Of a pod that are looked at: its author may write tens of thousands."""
+
+
+MOST_SERVICES: Final = 128
+"""Of those that select one pod: four names each are matched, and go into a certificate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +113,10 @@ class KubernetesAttestor:
         services = await self._services.selecting(
             pod.namespace, pod.labels, patience=self._waiting.services
         )
-        return Facts(
-            selectors=facts.selectors, unknown=facts.unknown, services=services, title=facts.title
-        )
+        if len(services) > MOST_SERVICES:
+            why = f"more than {MOST_SERVICES} Services select the pod: none of their names counts"
+            return dataclasses.replace(facts, hints=(*facts.hints, why))
+        return dataclasses.replace(facts, services=services)
 
     # --- a sds.workload.ahead.Foresees ----------------------------------------------------------
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
 _PATH: Final = "/api/v1/services"
+_REMEMBERED: Final = 512
+"""Pods whose Services are remembered; a node has a few hundred."""
 
 ServiceName = tuple[str, str]
 """Namespace and name."""
@@ -32,11 +34,14 @@ class ServiceIndex:
     def __init__(self) -> None:
         """Knows none."""
         self._selectors: dict[str, dict[str, dict[str, str]]] = {}
+        self._found: dict[tuple[str, frozenset[tuple[str, str]]], frozenset[ServiceName]] = {}
+        """What was asked for since the last change: each pod has many callers."""
 
     def put(self, name: ServiceName, selector: Mapping[str, str]) -> bool:
         """Add or change a Service; an empty selector selects nobody. Whether anything changed."""
         if not selector:
             return self.remove(name)
+        self._found.clear()
         services = self._selectors.setdefault(name[0], {})
         changed = services.get(name[1]) != selector
         services[name[1]] = dict(selector)
@@ -44,6 +49,7 @@ class ServiceIndex:
 
     def remove(self, name: ServiceName) -> bool:
         """Forget a Service; whether it was known."""
+        self._found.clear()
         return self._selectors.get(name[0], {}).pop(name[1], None) is not None
 
     def replace(self, items: Sequence[dict[str, Any]]) -> bool:
@@ -54,6 +60,7 @@ class ServiceIndex:
                 fresh.setdefault(namespace, {})[name] = dict(selector)
         old = {namespace: each for namespace, each in self._selectors.items() if each}
         self._selectors = fresh
+        self._found.clear()
         return fresh != old
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
@@ -63,6 +70,15 @@ class ServiceIndex:
 
     def selecting(self, namespace: str, labels: Mapping[str, str]) -> frozenset[ServiceName]:
         """The Services whose selector these labels satisfy."""
+        key = (namespace, frozenset(labels.items()))
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= _REMEMBERED:
+                self._found.clear()
+            found = self._found[key] = self._selecting(namespace, labels)
+        return found
+
+    def _selecting(self, namespace: str, labels: Mapping[str, str]) -> frozenset[ServiceName]:
         return frozenset(
             (namespace, name)
             for name, selector in self._selectors.get(namespace, {}).items()
