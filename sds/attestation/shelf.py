@@ -254,7 +254,7 @@ def _answers_of(files: InForce) -> Iterator[tuple[str, Shelved]]:
 
 
 def _number_of(body: bytes) -> str:
-    """TcbEvaluationDataNumber of a document as it is on disk; whoever asked verifies it."""
+    """TcbEvaluationDataNumber of a document as it is on disk; the caller verifies the document."""
     try:
         (document,) = (part for part in json.loads(body).values() if isinstance(part, dict))
         return str(document[_NUMBER])

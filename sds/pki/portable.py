@@ -46,7 +46,7 @@ _URI: Final = re.compile(
 
 
 def unportable(certificate: x509.Certificate) -> str:
-    """What another parser refuses in a certificate, in words; empty where there is nothing.
+    """What another parser refuses in a certificate, in words; empty if it accepts all.
 
     Args:
         certificate: of an authority, all of whose extensions our library could parse.

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MAX_ITEMS: Final = 1000
 """Items of one request (``CertificateRequest.items``)."""
 _AHEAD_ITEMS: Final = 32
-"""Of one request for those who may come: whoever comes meanwhile waits for no more than these."""
+"""Of one request for callers that may come: a caller that comes meanwhile waits only for these."""
 _CHUNK: Final = 32
 """Chains that are verified before the first of them is handed on."""
 _SLOW_KEYS_OF: Final = {

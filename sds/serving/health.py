@@ -1,9 +1,9 @@
 """``grpc.health.v1`` on the sockets of an agent.
 
-Owns what one socket says of itself. Invariants: a watcher that does not read holds up nobody but
-itself, which grpcio-health-checking's own servicer does not give (it writes under a lock that all
-watchers of a service share with whoever tells the state); nothing of a request is kept, so names
-that clients make up take no memory.
+Owns what one socket says of itself. Invariants: a watcher that does not read delays nobody but
+itself (in grpcio-health-checking's own servicer it delays all watchers of a service and the code
+that sets its state, because they share a lock); nothing of a request is kept, so names that clients
+make up take no memory.
 
 Source: gRPC's "Health Checking Protocol".
 """

@@ -2,8 +2,8 @@
 
 A client chooses how many names a request has. Owns how many are looked at before others have their
 turn. Work that may be long is a generator: it yields after each slice how many names that was, and
-returns its result. Invariants: no slice has more than :data:`SLICE` names; whoever runs the work
-decides whether it waits between two slices.
+returns its result. Invariants: no slice has more than :data:`SLICE` names; the code that runs the
+work decides whether it waits between two slices.
 """
 
 from __future__ import annotations

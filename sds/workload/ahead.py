@@ -140,7 +140,7 @@ class MintingAhead:
                 one.came.add(identity)
 
     async def run(self) -> None:
-        """Mint for whoever may come, until cancelled; then everything is released."""
+        """Mint for callers that may come, until cancelled; then everything is released."""
         stop = self._foresees.listen_coming(self.look_again)
         try:
             while True:

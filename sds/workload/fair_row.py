@@ -1,10 +1,9 @@
-"""Who is next where work of very different size waits for one worker.
+"""The order in which work of very different size gets one worker.
 
-Owners cannot be told apart where each of them is new (a user with subordinate IDs has 65,536), so
-no order among owners helps against many that each bring much work. Owns :class:`FairRow`.
-Invariants: the one that waits longest and the one with the least to do go by turns, so whoever has
-little to do waits for little more than two pieces of work, and whoever has much does not wait for
-ever while small ones come; one has the turn at a time.
+Each owner may be new (a user with subordinate IDs has 65,536), so no order among owners helps
+against many that each bring much work. Owns :class:`FairRow`. Invariants: the piece that waits
+longest and the smallest piece get turns alternately, so a small piece waits for little more than
+two others, and a large one does not wait forever while small ones come; one has the turn at a time.
 """
 
 from __future__ import annotations

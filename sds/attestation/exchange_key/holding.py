@@ -79,7 +79,7 @@ class HeldKey:
 
 
 class KeyedAttester:
-    """An attester whose evidence the held key signs.
+    """An attester whose evidence the exchange key signs.
 
     Args:
         inner: collects the evidence.

@@ -1,6 +1,6 @@
 """Numbers of the TPM library specification, and the reader of its big-endian structures.
 
-Owns bounds: a :class:`TpmReader` gives only bytes that are there, and whoever made one ends with
+Owns bounds: a :class:`TpmReader` gives only bytes that are there, and its user ends with
 :meth:`TpmReader.done`, so that no byte goes unread. Source of every number: TCG, Trusted Platform
 Module Library, Part 2 (Structures), revision 1.59; the section is named beside it.
 """
