@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds.errors import WorkloadError
 from sds.faults import guarded, report
 from sds.repeats import Repeats
-from sds.transport.accepting import turn_away
+from sds.transport.accepting import hung_up, turn_away
 from sds.transport.turns import Turns
 from sds.trickle import Trickle
 from sds.workload.knocking import Knocks
@@ -228,7 +228,8 @@ class FrontDoor:
                 return
             with contextlib.ExitStack() as owned:
                 owned.callback(accepted.close)
-                self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
+                if not hung_up(accepted):
+                    self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
             turns.accepted(turns.now() - began)
         self._crowded_until = now + _CROWDED_SECONDS  # perhaps some wait for the next turn
 
