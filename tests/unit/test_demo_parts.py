@@ -15,6 +15,7 @@ from sds.bootstrap.listeners import PEER_BODY, SERVER_CERTIFICATE_HEADER
 from sds.bootstrap.plan import Protocol
 from sds.demo import envoys, traffic
 from sds.demo.dev import own_program, typed
+from sds.demo.simulation import configuration_of, overlaid, separated
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.errors import ConfigurationError, RequestFailedError
 from tests.support import bootstrap_rules
@@ -136,3 +137,21 @@ def test_printed_commands_start_the_program_that_runs(
     module = str(here / "sds" / "__main__.py")
     assert own_program(module, executable=str(here / "python"), cwd=here) == "./python -m sds"
     assert own_program(".venv/bin/sds", executable="python", cwd=here) == ".venv/bin/sds"
+
+
+def test_two_configurations_of_one_name_are_two_simulated_ones(tmp_path: Path) -> None:
+    """Both may be started at the same moment, and each must run its own."""
+    made = {}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        file = tmp_path / name / "agent.yaml"
+        file.write_text(f"trust_domain: {name}.example\n")
+        path, changes = overlaid(file, descriptor=3, ark=tmp_path / "ark.pem", into=tmp_path)
+        made[path] = yaml.safe_load(path.read_text())["trust_domain"]
+        assert len(changes) == 2
+    assert sorted(made.values()) == ["a.example", "b.example"]
+
+
+def test_an_option_and_its_file_may_be_one_word() -> None:
+    words = separated(["sds", "agent", "--config=agent.yaml", "--log-level", "debug"])
+    assert words[configuration_of(words)] == "agent.yaml"

@@ -33,7 +33,7 @@ VALUES: Final = [
     *("{}", "/", ".", "missing/file", "/dev/null", "text", "binary", "spiffe://", "https://"),
     "unix:",
 ]
-PARTS: Final = int(os.environ.get("SDS_PARTS_OF_VALUES", "5"))
+PARTS: Final = int(os.environ.get("SDS_PARTS_OF_VALUES", "10"))
 """1 tries every value everywhere, which takes minutes."""
 JARGON: Final = re.compile(r"Traceback|pydantic|errno|Errno|<class|object at 0x|Error\(")
 NEEDED: Final = {
