@@ -52,6 +52,7 @@ class Conversation:
         "_deliveries",
         "_everything",
         "_observer",
+        "_parts",
         "_passing",
         "_snapshot",
         "_version",
@@ -71,6 +72,8 @@ class Conversation:
         self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = (
             DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
         )
+        self._parts = 0
+        """Bytes of what the deliveries hold, as they were counted."""
         self._passing = 0
         """Bytes of names that are not asked for, and that nobody has looked at yet."""
         self._everything = False
@@ -99,6 +102,7 @@ class Conversation:
         session = self.stream.session
         for outcome in outcomes:
             self._deliveries.asked(outcome)
+            self._count_parts()
             if outcome.acked or outcome.nacked:
                 session.answered(self)
             if outcome.dropped:
@@ -136,6 +140,7 @@ class Conversation:
         if answer is None:
             return None
         self._deliveries.answered(answer)
+        self._count_parts()
         if not (answer.resources or answer.removed):
             return None
         method = self.stream.method
@@ -151,6 +156,19 @@ class Conversation:
                 nonce=nonce,
             )
         return sotw_response(answer.resources, type_url=self.type_url, version=version, nonce=nonce)
+
+    def _count_parts(self) -> None:
+        """What the deliveries hold counts as the names do.
+
+        Raises:
+            LimitError: the names cost too much.
+        """
+        if difference := self._deliveries.held - self._parts:
+            self._parts += difference
+            if difference > 0:
+                self.stream.session.take_names(self, difference)
+            else:
+                self.stream.session.give_back_names(self, -difference)
 
     def extend_lives(self) -> None:
         """Send a heartbeat for what the client has, after what is due."""

@@ -8,7 +8,7 @@ gone.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sds.serving.observer import Event
 from sds.slim import SlimDict
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("sds.serving.streams")
 _NAMES_LOGGED = 10
+_FEW_PARTS: Final = 2
+_PART_BYTES: Final = 512
+"""Memory of what one stream was sent of one stored thing: a name may have a hundred bundles."""
 
 
 class Deliveries:
@@ -35,7 +38,7 @@ class Deliveries:
         labels: what log lines say about the client.
     """
 
-    __slots__ = ("_labels", "_method", "_observer", "_store", "_subscriptions")
+    __slots__ = ("_labels", "_method", "_observer", "_store", "_subscriptions", "held")
 
     def __init__(
         self,
@@ -49,7 +52,10 @@ class Deliveries:
         self._observer = observer
         self._method = method
         self._labels = labels
-        self._subscriptions: SlimDict[str, SubscriptionId] = SlimDict()
+        self._subscriptions: SlimDict[str, tuple[SubscriptionId, int]] = SlimDict()
+        """Of each name that was sent, and the bytes that count for it."""
+        self.held = 0
+        """Bytes of memory of what the store remembers, beyond what each name costs anyway."""
 
     def asked(self, outcome: Outcome) -> None:
         """Book what one request meant."""
@@ -99,31 +105,34 @@ class Deliveries:
 
     def close_all(self) -> None:
         """The stream is over: nothing that it was sent counts any more."""
-        for subscription in self._subscriptions.values():
+        for subscription, _ in self._subscriptions.values():
             self._store.close_subscription(subscription)
         self._subscriptions.clear()
+        self.held = 0
 
     def _sent(self, receipt: Receipt) -> None:
         if not receipt.parts:
             return
-        subscription = self._subscriptions.get(receipt.name)
-        if subscription is None:
-            subscription = self._subscriptions[receipt.name] = self._store.open_subscription()
+        known = self._subscriptions.get(receipt.name)
+        if known is None:
+            size = _PART_BYTES * max(0, len(receipt.parts) - _FEW_PARTS)
+            known = self._subscriptions[receipt.name] = (self._store.open_subscription(), size)
+            self.held += size
         for key, version in receipt.parts:
-            self._store.sent(subscription, key, version)
+            self._store.sent(known[0], key, version)
 
     def _acked(self, receipt: Receipt) -> None:
-        subscription = self._subscriptions.get(receipt.name)
-        if subscription is not None:
+        known = self._subscriptions.get(receipt.name)
+        if known is not None:
             for key, version in receipt.parts:
-                self._store.acked(subscription, key, version)
+                self._store.acked(known[0], key, version)
 
     def _nacked(self, receipts: Iterable[Receipt], error: str) -> None:
         for receipt in receipts:
-            subscription = self._subscriptions.get(receipt.name)
-            if subscription is not None:
+            known = self._subscriptions.get(receipt.name)
+            if known is not None:
                 for key, version in receipt.parts:
-                    self._store.nacked(subscription, key, version)
+                    self._store.nacked(known[0], key, version)
             _LOGGER.warning(
                 "client refused a secret",
                 extra={
@@ -135,6 +144,8 @@ class Deliveries:
             )
 
     def _close(self, name: str) -> None:
-        subscription = self._subscriptions.take(name)
-        if subscription is not None:
+        known = self._subscriptions.take(name)
+        if known is not None:
+            subscription, size = known
+            self.held -= size
             self._store.close_subscription(subscription)

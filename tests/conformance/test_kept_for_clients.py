@@ -13,6 +13,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 
 from sds.agent import client_list
+from sds.identity import TrustDomain
 from sds.serving import catalog
 from sds.serving.encode import SECRET_TYPE
 from sds.serving.peers import PeerContext
@@ -156,6 +157,21 @@ def test_names_of_another_list_leave_nothing_while_nothing_can_be_sent() -> None
     list(subscription.outcomes(SotwRequest(("last",))))
     assert list(subscription._due) == ["last"]
     assert sys.getsizeof(subscription._watches) + sys.getsizeof(subscription._due) < 10_000
+
+
+async def test_a_name_that_stands_for_many_bundles_costs_as_many(tmp_path: Path) -> None:
+    """The store remembers of each stream what it was sent of each of them."""
+    async with serving(tmp_path) as at, channel(at.target) as connection:
+        for number in range(20):
+            at.store.put_bundle(TrustDomain(f"d{number}.example"), [root("one").der])
+        stream = Sotw(connection)
+        await stream.ask("ALL")
+        await stream.ack(await stream.next(), "ALL")
+        assert at.service._names.held(OURSELVES) >= 19 * 512
+        await stream.ask("default", nonce=stream.last.nonce)
+        await until(lambda: 0 < at.service._names.held(OURSELVES) < 1_000)
+        stream.cancel()
+        await until(lambda: not at.service._names.held(OURSELVES))
 
 
 async def test_types_that_are_left_unanswered_are_not_kept(tmp_path: Path) -> None:
