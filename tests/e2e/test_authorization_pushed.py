@@ -18,14 +18,16 @@ from sds.bootstrap.render import to_dict
 from sds.identity import Identity, SpiffeId
 from sds.serving.service import ServingOptions
 from tests.support.envoy import NEWEST, VERSIONS
+from tests.support.kept_http2 import kept_http2
 from tests.support.policy_mesh import ANY_PORT, Author, S, client, server
-from tests.support.serving import TD, Serving, serving
+from tests.support.serving import TD, Serving, serving, svid
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sds.policy.holder import PolicyHolder
+    from tests.support.kept_http2 import KeptHttp2
     from tests.support.policy_mesh import Client
 
 pytestmark = pytest.mark.e2e
@@ -33,6 +35,7 @@ pytestmark = pytest.mark.e2e
 GET = [{"methods": ["GET"]}]
 POST = [{"methods": ["POST"]}]
 PERIOD = timedelta(hours=1)
+WEB = Identity(spiffe_id=SpiffeId(TD, "/web"))
 
 
 @contextlib.asynccontextmanager
@@ -85,7 +88,7 @@ async def mesh(
         yield at, asking
 
 
-async def until(asking: Client, status: int, *, seconds: float = 10.0) -> float:
+async def until(asking: Client | KeptHttp2, status: int, *, seconds: float = 10.0) -> float:
     """Ask until the answer is this; the seconds that it took."""
     began = time.monotonic()
     last: Any = None
@@ -143,6 +146,29 @@ async def test_a_new_epoch_is_enforced_on_a_connection_that_is_open(
         ]
         assert [one.acked for one in watched] == [one.sent for one in watched]
         assert f"-epoch{author.epoch}-" in (watched[0].acked or "")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_it_is_enforced_on_the_streams_of_one_http2_connection(
+    version: str, tmp_path: Path
+) -> None:
+    author = Author()
+    holder = author.holder()
+    allow(author, holder, GET)
+    async with (
+        workload(tmp_path, "server", holder) as at,
+        server(bootstrap(at), tmp_path, version=version) as to,
+        kept_http2(to.endpoint, svid(WEB)) as asking,
+    ):
+        await until(asking, 200, seconds=30)
+        allow(author, holder, POST)
+        await until(asking, 403)
+        allow(author, holder, GET)
+        await until(asking, 200)
+        for _ in range(20):
+            assert (await asking.ask())[0] == 200
+        author.publish(holder, allow=[])  # the client may not even connect
+        await until(asking, 403)
 
 
 @pytest.mark.parametrize("protocol", [Protocol.SOTW, Protocol.DELTA, Protocol.ADS])
