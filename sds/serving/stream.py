@@ -294,10 +294,12 @@ class Stream:
         self.task = None
         self.ending = None
         writer, self._writer = self._writer, None
-        if writer is not None and not writer.done():
-            writer.cancel()
-            await asyncio.wait([writer])
-        await self._pace.finish(self._close_conversations())
+        try:
+            if writer is not None and not writer.done():
+                writer.cancel()
+                await asyncio.wait([writer])
+        finally:  # a cancellation may come while it waits; keys must not count as held for ever
+            await self._pace.finish(self._close_conversations())
 
     def _close_conversations(self) -> Slices[None]:
         for conversation in self.conversations.values():
