@@ -19,13 +19,22 @@ from sds.pki import certificate_pem
 from sds.settings import yamlfile
 from sds.workload.mapping import NAMES_IN_NAMESPACE
 from tests.support.certificates import ca_wish, self_signed
+from tests.support.node import short_folder
 from tests.support.policies import Signatory, document, sign
 from tests.support.serving import root
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 DELETED = object()
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """pytest's own is as long as its runs are many, and paths of sockets have a bound."""
+    with short_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
