@@ -11,7 +11,6 @@ verdict takes it for what nobody configured.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
@@ -33,7 +32,7 @@ from sds.attestation.tdx.chain import of_intels_kind
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import Material, material_now, not_amds
 from sds.errors import ConfigurationError, EvidenceError
-from sds.settings.watching import watch_folder
+from sds.settings.watching import follow_folders
 from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
-_LOOK_EVERY: Final = 60.0
 _ANSWER_SECONDS: Final = 30.0
 
 
@@ -300,15 +298,7 @@ class FollowedFiles:
 
     async def follow(self) -> None:
         """Read again after every change and every minute, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            for folder in self._folders():
-                tasks.create_task(self._watch(folder), name=f"watch {folder}")
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_EVERY):
-                        await self._asked.wait()
-                self._asked.clear()
-                await self._look()
+        await follow_folders(self._folders(), self._asked, self._look, clock=self._clock)
 
     async def _look(self) -> None:
         try:
@@ -344,7 +334,3 @@ class FollowedFiles:
         # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
         found = {path.parent for path in self._places.revocation_lists}
         return found if self._places.collateral is None else found | {self._places.collateral}
-
-    async def _watch(self, folder: Path) -> None:
-        """Ask for a look after every event in the folder."""
-        await watch_folder(folder, self._asked.set, clock=self._clock)

@@ -9,7 +9,6 @@ new identity is for new connections, and those that are open stay.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING, Final, cast
 
@@ -18,7 +17,7 @@ import grpc
 from sds import threads
 from sds.ca.tls import TlsIdentity, tls_from_files
 from sds.errors import ConfigurationError
-from sds.settings.watching import watch_folder
+from sds.settings.watching import follow_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 _LOGGER = logging.getLogger(__name__)
-_LOOK_EVERY: Final = 60.0
 _ANSWER_SECONDS: Final = 30.0
 
 
@@ -75,17 +73,8 @@ class FollowedTls:
 
     async def follow(self) -> None:
         """Read again after every change and every minute, until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
-            for folder in {self._certificate.parent, self._key.parent}:
-                watch = watch_folder(folder, self._asked.set, clock=self._clock)
-                tasks.create_task(watch, name=f"watch {folder}")
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_LOOK_EVERY):
-                        await self._asked.wait()
-                self._asked.clear()
-                await self.look()
+        folders = {self._certificate.parent, self._key.parent}
+        await follow_folders(folders, self._asked, self.look, clock=self._clock)
 
     async def look(self) -> None:
         """Read the files, and take what can be used."""

@@ -14,6 +14,7 @@ from sds.admission.script import script
 from sds.admission.server import serve
 from sds.admission.settings import AdmissionConfig
 from sds.clock import SystemClock
+from sds.commands.daemon_options import log_options
 from sds.commands.options import NamedPath
 from sds.errors import ConfigurationError
 from sds.faults import watch_loop
@@ -43,20 +44,7 @@ def admission() -> None:
 
 @admission.command("serve")
 @_CONFIG
-@click.option(
-    "--log-format",
-    type=click.Choice(logs.FORMATS),
-    default="text",
-    show_default=True,
-    help="Log lines for people, or one JSON object a line.",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(logs.LEVELS),
-    default="info",
-    show_default=True,
-    help="Events below this level are dropped.",
-)
+@log_options
 def serve_command(path: Path, log_format: str, log_level: str) -> None:
     """Answer the wrapper. Prints "READY" when it can.
 

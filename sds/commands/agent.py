@@ -21,6 +21,7 @@ import uvloop
 from sds.agent.app import run
 from sds.agent.config import AgentConfig
 from sds.clock import SystemClock
+from sds.commands.daemon_options import CHECK_CONFIG, log_options
 from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
@@ -46,25 +47,8 @@ _LOGGER = logging.getLogger("sds.commands.agent")
     type=NamedPath(path_type=Path),
     help="The configuration file (YAML).",
 )
-@click.option(
-    "--check-config",
-    is_flag=True,
-    help="Check the configuration and every file that it names, without the network, and end.",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(logs.FORMATS),
-    default="text",
-    show_default=True,
-    help="Log lines for people, or one JSON object a line.",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(logs.LEVELS),
-    default="info",
-    show_default=True,
-    help="Events below this level are dropped.",
-)
+@CHECK_CONFIG
+@log_options
 def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) -> None:
     """Run the agent: serve secrets to the Envoys of this node.
 

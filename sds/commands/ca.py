@@ -11,6 +11,7 @@ import click
 from sds.ca.config import AuthorityConfig
 from sds.ca.run import check, serve
 from sds.clock import SystemClock
+from sds.commands.daemon_options import CHECK_CONFIG, log_options
 from sds.commands.options import NamedPath
 from sds.faults import watch_loop
 from sds.operations import logs
@@ -30,25 +31,8 @@ _LOGGER = logging.getLogger("sds.commands.ca")
     type=NamedPath(path_type=Path, dir_okay=False),
     help="The configuration file (YAML).",
 )
-@click.option(
-    "--check-config",
-    is_flag=True,
-    help="Check the configuration and every file that it names, without the network, and end.",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(logs.FORMATS),
-    default="text",
-    show_default=True,
-    help="Log lines for people, or one JSON object a line.",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(logs.LEVELS),
-    default="info",
-    show_default=True,
-    help="Events below this level are dropped.",
-)
+@CHECK_CONFIG
+@log_options
 def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> None:
     """Run a certificate authority that signs for measured machines.
 

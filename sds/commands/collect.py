@@ -23,15 +23,31 @@ from sds.settings import yamlfile
 from sds.settings.fields import Settings
 
 if TYPE_CHECKING:
-    from sds.attestation.evidence import Evidence
+    from sds.attestation.evidence import Attester, Evidence
 
 _OUT = NamedPath(dir_okay=False, path_type=Path)
 
 
-class AttestationFile(Settings):
+class _AttestationFile(Settings):
     """A file with nothing but the section ``attestation``."""
 
     attestation: AttestationSection
+
+
+def attester_of(path: Path) -> Attester:
+    """What the section ``attestation`` of a file describes.
+
+    Raises:
+        ConfigurationError: the file cannot be read, or names no kind.
+    """
+    return _attester(yamlfile.load_file(path, _AttestationFile).attestation, str(path))
+
+
+def _attester(section: AttestationSection, what: str) -> Attester:
+    attester = make_attester(section)
+    if attester is None:
+        raise ConfigurationError(f"{what}: attestation.kind is missing")
+    return attester
 
 
 def report_data(_: click.Context, __: click.Parameter, text: str | None) -> ReportData | None:
@@ -91,19 +107,14 @@ def collect(
     """
     if attestation is not None:
         refuse_idle({"kind"}, "is in the file of --attestation")
-    section = (
-        AttestationSection(kind=kind)
-        if attestation is None
-        else yamlfile.load_file(attestation, AttestationFile).attestation
-    )
-    attester = make_attester(section)
-    if attester is None:
-        raise ConfigurationError(f"{attestation}: attestation.kind is missing")
+        attester = attester_of(attestation)
+    else:
+        attester = _attester(AttestationSection(kind=kind), "--kind")
     wanted = data if data is not None else ReportData(bytes(REPORT_DATA_BYTES))
     evidence = asyncio.run(attester.attest(wanted))
-    _write(out, evidence.report)
+    write_output(out, evidence.report)
     if chain_out is not None:
-        _write(chain_out, certificate_pem(list(evidence.certificates)))
+        write_output(chain_out, certificate_pem(list(evidence.certificates)))
     click.echo(_said(out, evidence))
 
 
@@ -115,7 +126,12 @@ def _said(out: Path, evidence: Evidence) -> str:
     )
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_output(path: Path, content: bytes) -> None:
+    """Write what a command made to where a person wants it, which may be a pipe.
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
     try:
         path.write_bytes(content)
     except OSError as error:

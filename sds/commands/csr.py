@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sds.attestation.build import Verification, make_attester
+from sds.attestation.build import Verification
 from sds.attestation.csr import AttestedCsr, make_attested_csr, parse_attested_csr, statements
 from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import VerificationSection
 from sds.clock import SystemClock
-from sds.commands.collect import AttestationFile
+from sds.commands.collect import attester_of, write_output
 from sds.commands.options import MOMENT, SPIFFE_ID, NamedPath, output, refuse_idle
 from sds.errors import ConfigurationError, EvidenceError, IdentityError, KeyTypeError, SdsError
 from sds.exchange.challenge import NONCE_BYTES, attested_csr_report_data
@@ -121,10 +121,7 @@ def new(  # noqa: PLR0917  click passes every option
         raise click.UsageError("--attestation needs --nonce")
     identity = _identity(spiffe_id, dns_names, private)
     der = make_attested_csr(private, identity, evidence)
-    try:
-        out.write_bytes(der)
-    except OSError as error:
-        raise ConfigurationError(f"{out} cannot be written: {error.strerror}") from error
+    write_output(out, der)
     click.echo(f"{out}: {len(der)} bytes, {identity.spiffe_id}, {evidence.kind} evidence")
 
 
@@ -240,10 +237,7 @@ def _certificates(path: Path) -> list[bytes]:
 
 
 def _collect(path: Path, key: PrivateKey, nonce: bytes) -> Evidence:
-    attester = make_attester(yamlfile.load_file(path, AttestationFile).attestation)
-    if attester is None:
-        raise ConfigurationError(f"{path}: attestation.kind is missing")
-    return asyncio.run(attester.attest(_report_data(key, nonce)))
+    return asyncio.run(attester_of(path).attest(_report_data(key, nonce)))
 
 
 def _verifier(

@@ -7,13 +7,15 @@ does not answer is waited for in a thread, and not on the event loop.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from sds.clock import Clock
@@ -22,6 +24,34 @@ _LOGGER = logging.getLogger(__name__)
 _DEBOUNCE_MS: Final = 50
 _FIRST_LOOK_MS: Final = 500
 _RETRY_SECONDS: Final = 1.0
+_LOOK_EVERY: Final = 60.0
+
+
+async def follow_folders(
+    folders: Iterable[Path],
+    asked: asyncio.Event,
+    look: Callable[[], Awaitable[None]],
+    *,
+    clock: Clock,
+) -> None:
+    """Look after every event in the folders, when asked and every minute, until cancelled.
+
+    Args:
+        folders: as for :func:`watch_folder`.
+        asked: set by events, and by whoever wants a look at once.
+        look: reads again what is there.
+        clock: time.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        for folder in folders:
+            watch = watch_folder(folder, asked.set, clock=clock)
+            tasks.create_task(watch, name=f"watch {folder}")
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EVERY):
+                    await asked.wait()
+            asked.clear()
+            await look()
 
 
 async def watch_folder(folder: Path, changed: Callable[[], None], *, clock: Clock) -> None:

@@ -66,28 +66,17 @@ class Acceptor:
         self._listener.close()
 
     def _accept_some(self) -> None:
-        for count in range(_ACCEPTS_AT_ONCE):
-            if count and self._turns.accepts_no_more:
-                return
-            began = self._turns.now()
-            try:
-                accepted, _address = self._listener.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                self._pause(error)
-                return
-            try:
-                if hung_up(accepted):
-                    accepted.close()
-                else:
-                    self._take(accepted)
-            except Exception:  # noqa: BLE001  the boundary between one client and the socket
-                accepted.close()
-                _LOG.exception("an accepted connection could not be served")
-            self._turns.accepted(self._turns.now() - began)
+        try:
+            accept_some(self._listener, self._turns, self._take_one, most=_ACCEPTS_AT_ONCE)
+        except OSError as error:
+            self._pause(error)
+
+    def _take_one(self, accepted: socket.socket) -> None:
+        try:
+            self._take(accepted)
+        except Exception:  # noqa: BLE001  the boundary between one client and the socket
+            accepted.close()
+            _LOG.exception("an accepted connection could not be served")
 
     def _pause(self, error: OSError) -> None:
         """Leave callers in the queue for a moment, instead of spinning."""
@@ -105,6 +94,44 @@ class Acceptor:
     def _resume(self) -> None:
         self._pausing = None
         self._loop.add_reader(self._listener.fileno(), self._accept_some)
+
+
+def accept_some(
+    listener: socket.socket, turns: Turns, take: Callable[[socket.socket], None], *, most: int
+) -> bool:
+    """Hand on connections that wait, as many as one turn of the loop has room for.
+
+    Args:
+        listener: where they wait; does not block.
+        turns: know what all sockets together took of this turn; one connection is always taken.
+        take: is given each connection, owns it, and raises nothing. It does not get those whose
+            client is gone.
+        most: connections.
+
+    Returns:
+        Whether more may be waiting.
+
+    Raises:
+        OSError: nothing can be accepted now: most of the time, the process is out of descriptors.
+    """
+    for count in range(most):
+        if count and turns.accepts_no_more:
+            break
+        began = turns.now()
+        try:
+            accepted, _address = listener.accept()
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            if error.errno == errno.ECONNABORTED:
+                continue
+            raise
+        if hung_up(accepted):
+            accepted.close()
+        else:
+            take(accepted)
+        turns.accepted(turns.now() - began)
+    return True
 
 
 def hung_up(accepted: socket.socket) -> bool:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds.errors import WorkloadError
 from sds.faults import guarded, report
 from sds.repeats import Repeats
-from sds.transport.accepting import hung_up, turn_away
+from sds.transport.accepting import accept_some, turn_away
 from sds.transport.turns import Turns
 from sds.trickle import Trickle
 from sds.workload.knocking import Knocks
@@ -212,26 +212,20 @@ class FrontDoor:
 
     def _accept_some(self, host: Host, tasks: asyncio.TaskGroup, on: _Listener) -> None:
         loop = asyncio.get_running_loop()
-        now, turns = loop.time(), Turns.of(loop)
-        for count in range(_ACCEPTS_AT_ONCE):
-            if count and turns.accepts_no_more:
-                break
-            began = turns.now()
-            try:
-                accepted, _address = on.socket.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:
-                if error.errno == errno.ECONNABORTED:
-                    continue
-                self._pause(error, on)
-                return
+        now = loop.time()
+
+        def take(accepted: socket.socket) -> None:
             with contextlib.ExitStack() as owned:
                 owned.callback(accepted.close)
-                if not hung_up(accepted):
-                    self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
-            turns.accepted(turns.now() - began)
-        self._crowded_until = now + _CROWDED_SECONDS  # perhaps some wait for the next turn
+                self._accepted(host, tasks, accepted, owned, pod_uid=on.pod_uid)
+
+        try:
+            more = accept_some(on.socket, Turns.of(loop), take, most=_ACCEPTS_AT_ONCE)
+        except OSError as error:
+            self._pause(error, on)
+            return
+        if more:
+            self._crowded_until = now + _CROWDED_SECONDS
 
     def _accepted(
         self,

@@ -195,16 +195,21 @@ def test_collateral_is_followed(root: SimulatedRoot, intel: Intel, tmp_path: Pat
     assert tdx(verifier, intel) == "certificate_revoked"
 
 
-def test_a_list_that_is_taken_away_takes_nothing_back(
-    root: SimulatedRoot, intel: Intel, tmp_path: Path
-) -> None:
+def both_vendors(root: SimulatedRoot, intel: Intel, tmp_path: Path) -> tuple[Path, Verification]:
+    """Intel's collateral and AMD's list, which revokes the ASK, in one folder; what reads it."""
     folder = intel.collateral(tmp_path / "c")
     other = tmp_path / "intel.pem"
     other.write_bytes(certificate_pem([intel.root_der]))
     made = section(root, tmp_path, collateral=folder)
     made = made.model_copy(update={"trusted_roots": [*made.trusted_roots, other]})
     (folder / "genoa.crl").write_bytes(crl(root, ASK_SERIAL))
-    verification = Verification(made)
+    return folder, Verification(made)
+
+
+def test_a_list_that_is_taken_away_takes_nothing_back(
+    root: SimulatedRoot, intel: Intel, tmp_path: Path
+) -> None:
+    folder, verification = both_vendors(root, intel, tmp_path)
     verifier = verification.verifier()
     assert snp(verifier, root) == "certificate_revoked"
     (folder / "genoa.crl").rename(tmp_path / "genoa.crl")
@@ -261,13 +266,7 @@ async def test_files_that_do_not_answer_are_noticed(
 def test_a_folder_of_collateral_may_have_amds_lists(
     root: SimulatedRoot, intel: Intel, tmp_path: Path
 ) -> None:
-    folder = intel.collateral(tmp_path / "c")
-    other = tmp_path / "intel.pem"
-    other.write_bytes(certificate_pem([intel.root_der]))
-    made = section(root, tmp_path, collateral=folder)
-    made = made.model_copy(update={"trusted_roots": [*made.trusted_roots, other]})
-    (folder / "genoa.crl").write_bytes(crl(root, ASK_SERIAL))
-    verification = Verification(made)
+    folder, verification = both_vendors(root, intel, tmp_path)
     verifier = verification.verifier()
     assert snp(verifier, root) == "certificate_revoked"
     assert tdx(verifier, intel) == "accepted"
