@@ -21,8 +21,8 @@ from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_addre
 from sds.authority.port import Issuance
 from sds.authority.replicas import (
     ASK_ANOTHER,
-    CONNECT_ANEW,
     is_better_asked_elsewhere,
+    may_be_the_streams,
     most_telling,
     places_of,
 )
@@ -209,8 +209,10 @@ class AttestedAuthority:
             try:
                 return await use(self._session)
             except SdsError as error:
-                if not self._is_the_streams(error):
+                if not may_be_the_streams(error):
                     raise
+                if isinstance(error, AuthorityRefusedError):
+                    self._last(self._place)
                 _log_failure(error)
         failures: list[SdsError] = []
         for place in tuple(self._places):
@@ -226,19 +228,6 @@ class AttestedAuthority:
                 failures.append(error)
                 self._last(place)
         raise most_telling(failures)
-
-    def _is_the_streams(self, error: SdsError) -> bool:
-        """Whether what failed on the open stream may be well on a new one, here or elsewhere."""
-        if isinstance(error, AuthorityRefusedError):
-            if error.wire_reason not in ASK_ANOTHER:
-                return False
-            self._last(self._place)
-            return True
-        if isinstance(error, EvidenceError):
-            # Its key, its TLS key or its evidence may have changed under this connection.
-            return error.reason in CONNECT_ANEW
-        # An idle stream may have died unnoticed: its failure must not cost this address.
-        return isinstance(error, AuthorityUnavailableError | AuthorityAnswerError)
 
     def _last(self, place: tuple[str, ...]) -> None:
         self._places.remove(place)

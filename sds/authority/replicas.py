@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.authority.channel import VerifiedTls
 from sds.errors import (
+    AuthorityAnswerError,
     AuthorityError,
     AuthorityRefusedError,
     AuthorityUnavailableError,
@@ -31,6 +32,17 @@ ASK_ANOTHER: Final = frozenset({"authority_not_ready", "policy_absent", "policy_
 def is_better_asked_elsewhere(outcome: IssuedChain | AuthorityError) -> bool:
     """Whether this replica lacks what another one may have."""
     return isinstance(outcome, AuthorityRefusedError) and outcome.wire_reason in ASK_ANOTHER
+
+
+def may_be_the_streams(error: SdsError) -> bool:
+    """Whether what failed on an open stream may be well on a new one, here or elsewhere."""
+    if isinstance(error, AuthorityRefusedError):
+        return error.wire_reason in ASK_ANOTHER
+    if isinstance(error, EvidenceError):
+        # Its key, its TLS key or its evidence may have changed under this connection.
+        return error.reason in CONNECT_ANEW
+    # An idle stream may have died unnoticed: its failure must not cost this address.
+    return isinstance(error, AuthorityUnavailableError | AuthorityAnswerError)
 
 
 def most_telling(failures: Sequence[SdsError]) -> SdsError:
