@@ -86,6 +86,6 @@ def replace_file(path: Path, content: bytes, *, mode: int) -> None:
             os.fsync(file.fileno())
         os.chmod(name, mode)  # noqa: PTH101  as the rest of this function, by its name
         os.replace(name, path)  # noqa: PTH105
-    except OSError:
+    except BaseException:
         os.unlink(name)  # noqa: PTH108
         raise

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from sds.clock import SystemClock
 from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
 from sds.errors import ConfigurationError, IdentityError, PolicyError
-from sds.files import is_folder
+from sds.files import is_folder, replace_file
 from sds.identity import parse_trust_domain
 from sds.policy import examination, lint
 from sds.policy.document import MAX_EPOCH
@@ -99,20 +98,13 @@ def _payload(path: Path) -> tuple[bytes, str]:
 
 
 def write(path: Path, content: bytes, *, mode: int = _PUBLIC_MODE) -> None:
-    """Replace a file at once: who reads it sees the old content or the new one, never half."""
+    """Replace a file as a whole (:func:`sds.files.replace_file`).
+
+    Raises:
+        ConfigurationError: it cannot be written.
+    """
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as f:
-            try:
-                os.fchmod(f.fileno(), mode)
-                f.write(content)
-                f.flush()
-                os.fsync(f.fileno())
-                Path(f.name).replace(path)
-            except BaseException:
-                Path(f.name).unlink(missing_ok=True)
-                raise
+        replace_file(path, content, mode=mode)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
