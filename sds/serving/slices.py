@@ -73,7 +73,7 @@ class Pace:
     def spend(self, names: int = 1) -> bool:
         """So many names were looked at; whether to wait for the next :meth:`turn` now."""
         self._left -= names
-        return self._left <= 0 or self._way.turn_is_long
+        return self._left <= 0 or (names > 0 and self._way.turn_is_long)
 
     async def turn(self) -> None:
         """Let others have their turn."""

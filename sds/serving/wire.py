@@ -139,7 +139,7 @@ def parse_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw:
 
 def discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedSotw]:
     """As :func:`parse_discovery_request`, in slices."""
-    found = yield from _parse(request_pb2.Request, data, _SOTW_FIELDS, max_names)
+    found, node = yield from _parse(request_pb2.Request, data, _SOTW_FIELDS, max_names)
     if found.HasField("resource_locators"):
         _refuse_locators()
     names = yield from _texts(found.resource_names, _NAMES, max_names)
@@ -147,7 +147,7 @@ def discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedSotw]:
     return ParsedSotw(
         SotwRequest(names, _text(found.response_nonce, _NONCE), error),
         _text(found.type_url, _TYPE_URL),
-        _node(found.node),
+        _node(node),
     )
 
 
@@ -163,7 +163,7 @@ def parse_delta_request(data: bytes, *, max_names: int) -> ParsedDelta:
 
 def delta_discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedDelta]:
     """As :func:`parse_delta_request`, in slices."""
-    found = yield from _parse(request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names)
+    found, node = yield from _parse(request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names)
     if found.HasField("resource_locators_subscribe") or found.HasField(
         "resource_locators_unsubscribe"
     ):
@@ -176,7 +176,7 @@ def delta_discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedDelt
         _text(found.response_nonce, _NONCE),
         error,
     )
-    return ParsedDelta(request, _text(found.type_url, _TYPE_URL), _node(found.node))
+    return ParsedDelta(request, _text(found.type_url, _TYPE_URL), _node(node))
 
 
 def varint(value: int) -> bytes:
@@ -199,11 +199,12 @@ def length_delimited(number: int, payload: bytes) -> bytes:
 
 def _parse(
     kind: type[_M], data: bytes, fields: Mapping[int, _Field], max_names: int
-) -> Slices[Any]:
+) -> Slices[tuple[Any, bytes]]:
+    """The message, and the bytes of its node."""
     if len(data) <= _SMALL_BYTES:
-        found = _message(kind, data, "the request")
+        found: Any = _message(kind, data, "the request")
         if not len(UnknownFieldSet(found)):  # real clients send none; groups are among them
-            return found
+            return found, found.node
     most = 4 * max_names + _MOST_OTHER_FIELDS
     return (yield from _parse_pieces(kind, data, fields, most))
 
@@ -295,7 +296,7 @@ def _check_metadata(encoded: bytes) -> None:
         for _ in range(MAX_METADATA_FIELDS):
             if at == len(encoded):
                 return
-            at = _after_field(encoded, at, {})
+            _, _, at = _next_field(encoded, at, {})
     except MalformedRequestError as error:
         raise MalformedRequestError(f"node.metadata is not its message: {error}") from None
     if at < len(encoded):
@@ -334,31 +335,42 @@ def _refuse_locators() -> None:
 
 def _parse_pieces(
     kind: type[_M], data: bytes, fields: Mapping[int, _Field], most: int
-) -> Slices[_M]:
+) -> Slices[tuple[_M, bytes]]:
     """Parse a message in pieces of whole fields, after a look at the length of each.
 
     One message is the same as its pieces one after the other ("Protocol Buffers: Encoding", "Last
-    One Wins").
+    One Wins"). The node is nearly all of a large request: it is cut out, and not given to the
+    runtime, which would copy it twice.
+
+    Returns:
+        The message without its node, and the bytes of the node: of the last one.
 
     Raises:
         LimitError: more than ``most`` fields, or one that is too long.
         MalformedRequestError: it is not a message ("Protocol Buffers: Encoding"), or has a group.
     """
     found = kind()
+    node = range(0)
     begins = at = counted = 0
     end = len(data)
     while at < end:
         most -= 1
         if most < 0:
             raise LimitError("a message has too many fields", advice="ask for fewer resources")
-        at = _after_field(data, at, fields)
+        begun = at
+        field, value, at = _next_field(data, at, fields)
         counted += 1
+        if field is _NODE:
+            node = range(value, at)
+            if begins < begun:
+                _add(found, data[begins:begun])
+            begins = at
         if counted == SLICE or at - begins >= _PIECE_BYTES:
             _add(found, data[begins:at])
             yield counted
             begins, counted = at, 0
     _add(found, data[begins:])
-    return found
+    return found, data[node.start : node.stop]
 
 
 def _add(found: Message, piece: bytes) -> None:
@@ -368,19 +380,26 @@ def _add(found: Message, piece: bytes) -> None:
         raise MalformedRequestError(f"the request is not its message: {error}") from None
 
 
-def _after_field(data: bytes, at: int, fields: Mapping[int, _Field]) -> int:
-    """Where the field that begins at ``at`` ends; looks at its length, and not into it."""
+def _next_field(
+    data: bytes, at: int, fields: Mapping[int, _Field]
+) -> tuple[_Field | None, int, int]:
+    """The field that begins at ``at``; looks at its length, and not into it.
+
+    Returns:
+        Which it is, if it is of ``fields`` and has bytes; where its value begins, and ends.
+    """
     end = len(data)
     tag, at = _varint(data, at)
     number, kind = tag >> 3, tag & 7
     if number == 0 or number > _MAX_FIELD_NUMBER:
         raise MalformedRequestError(f"a field has number {number} at byte {at}")
+    field, value = None, at
     if kind == _BYTES:
-        length, at = _varint(data, at)
+        length, value = _varint(data, at)
         field = fields.get(number)
-        if field is not None and field.most < length <= end - at:
+        at = value + length
+        if field is not None and field.most < length <= end - value:
             _refuse_length(field, length)
-        at += length
     elif kind == _VARINT:
         _, at = _varint(data, at)
     elif kind in (_FIXED64, _FIXED32):
@@ -389,7 +408,7 @@ def _after_field(data: bytes, at: int, fields: Mapping[int, _Field]) -> int:
         raise MalformedRequestError(f"field {number} has wire type {kind}")
     if at > end:
         raise MalformedRequestError(f"the message ends within field {number}")
-    return at
+    return field, value, at
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -320,9 +320,7 @@ class Call:
         A call whose client sends what is not taken is over afterwards, and has its status.
         """
         try:
-            for payload in payloads:
-                self._reader.feed(payload)
-                self._untold += len(payload)
+            self._untold += self._reader.feed(payloads)
             if payloads and (self._told or self._reader.held > _UNNOTICED_BYTES):
                 self._hold()
             self._ended = self._ended or ended

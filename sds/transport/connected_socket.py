@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LOG: Final = logging.getLogger("sds.transport")
 _PIECE_BYTES: Final = 352
 """Memory of a piece of output that waits, beside its own bytes: its object, and a view of it."""
+_NOTHING: Final = memoryview(b"")
 _WRITE_BUFFERS: Final = 64
 """Pieces of output for one call of the kernel, which takes at most 1,024 (IOV_MAX)."""
 
@@ -107,23 +108,24 @@ class ConnectedSocket:
             self._reading = False
             self._loop.remove_reader(self._socket.fileno())
 
-    def read(self) -> bytes:
+    def read(self) -> memoryview:
         """What is there, at most the size of the buffer; nothing if there is nothing now.
 
-        At the end of the connection :meth:`SocketUser.lost` is called.
+        It is a view of the buffer, into which the next socket reads. At the end of the connection
+        :meth:`SocketUser.lost` is called.
         """
         if self._socket is None:
-            return b""
+            return _NOTHING
         try:
             count = self._socket.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
-            return b""
+            return _NOTHING
         except OSError as error:
             self._fail(error)
-            return b""
+            return _NOTHING
         if not count:
             self.abort()
-        return bytes(memoryview(self._buffer)[:count])  # as large as what came, and no larger
+        return memoryview(self._buffer)[:count]
 
     # --- writing --------------------------------------------------------------------------------
 

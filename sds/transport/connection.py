@@ -212,9 +212,16 @@ class Connection:
 
     # --- what comes in --------------------------------------------------------------------------
 
-    def feed(self, data: bytes) -> None:
-        """Take bytes as they come; :meth:`proceed` looks at them."""
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take bytes as they come; :meth:`proceed` looks at them.
+
+        Who fed memory that changes calls :meth:`keep` before it does.
+        """
         self._reader.feed(data)
+
+    def keep(self) -> None:
+        """Copy what was fed and not yet looked at: the memory that was fed may change now."""
+        self._reader.keep()
 
     def receive(self, data: bytes, now: float, most: int = sys.maxsize) -> list[Event]:
         """Take bytes as they come.
@@ -260,7 +267,7 @@ class Connection:
         return events
 
     def _on_frame(self, frame: Frame, now: float, events: list[Event]) -> None:
-        kind, flags, number, _ = frame
+        kind, flags, number, payload = frame
         if not self._greeted:
             if kind != frames.SETTINGS or flags & frames.ACK:
                 raise _broken("the first frame is not SETTINGS")
@@ -268,7 +275,7 @@ class Connection:
         if self._blocks.begun:
             self._blocks.check_order(kind, number)
         if kind == frames.DATA:
-            self._on_data(frame, now, events)
+            self._on_data(flags, number, payload, now, events)
             return
         self._bucket.take(now)
         handle = _HANDLERS.get(kind)
@@ -277,9 +284,10 @@ class Connection:
 
     # --- DATA -----------------------------------------------------------------------------------
 
-    def _on_data(self, frame: Frame, now: float, events: list[Event]) -> None:
-        _, flags, number, payload = frame
-        flow = len(payload)
+    def _on_data(
+        self, flags: int, number: int, payload: memoryview, now: float, events: list[Event]
+    ) -> None:
+        size = flow = len(payload)
         self._work -= flow // _BYTES_A_UNIT
         self._taken += flow
         if self._taken > CONNECTION_WINDOW:
@@ -297,14 +305,15 @@ class Connection:
             return
         if flags & frames.PADDED:
             payload = unpad(payload)
+            size = len(payload)
         ended = bool(flags & frames.END_STREAM)
-        if not payload and not ended:
+        if not size and not ended:
             self._bucket.take(now)
-        stream.receive(flow, len(payload))
+        stream.receive(flow, size)
         if ended:
             stream.end()
-        if padding := flow - len(payload):
-            self.take(number, padding)
+        if size < flow:
+            self.take(number, flow - size)
         add_received(events, number, payload, ended=ended)
 
     # --- HEADERS --------------------------------------------------------------------------------

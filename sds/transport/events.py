@@ -1,7 +1,7 @@
 """What a connection tells the server about what its client did.
 
 Owns the events and the limits of one connection. Invariant: an event speaks of one stream, and the
-payloads in it are views of bytes that do not change.
+payloads in it are views of what was received, which do not change before more is.
 """
 
 from __future__ import annotations

@@ -27,10 +27,12 @@ class FieldBlock(NamedTuple):
 class FieldBlocks:
     """See the module."""
 
-    __slots__ = ("_flags", "_received", "_stream")
+    __slots__ = ("_flags", "_received", "_stream", "begun")
 
     def __init__(self) -> None:
         """No block is being received."""
+        self.begun = False
+        """Whether a block goes on: asked for every frame."""
         self._received: bytearray | None = None
         self._stream = self._flags = 0
 
@@ -38,11 +40,6 @@ class FieldBlocks:
     def held(self) -> int:
         """Bytes of a block that is not whole."""
         return 0 if self._received is None else len(self._received)
-
-    @property
-    def begun(self) -> bool:
-        """Whether a block goes on."""
-        return self._received is not None
 
     def check_order(self, kind: int, number: int) -> None:
         """A frame comes.
@@ -68,6 +65,7 @@ class FieldBlocks:
         if flags & frames.END_HEADERS:
             return FieldBlock(number, flags, bytes(payload))
         self._received = bytearray(payload)
+        self.begun = True
         self._stream, self._flags = number, flags
         return None
 
@@ -86,6 +84,7 @@ class FieldBlocks:
         if not flags & frames.END_HEADERS:
             return None
         self._received = None
+        self.begun = False
         return FieldBlock(self._stream, self._flags, bytes(received))
 
 

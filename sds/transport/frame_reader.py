@@ -2,20 +2,26 @@
 
 Owns the preface and what was received and not yet looked at. Invariants: a frame is at most
 :data:`~sds.transport.frames.DEFAULT_FRAME_SIZE` long, which is known before its payload is kept; a
-byte is copied a bounded number of times, however small the pieces are in which it comes.
+byte is copied a bounded number of times, however small the pieces are in which it comes; after
+:meth:`FrameReader.keep`, nothing here refers to the memory that was fed.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sds.errors import Http2Error
 from sds.transport import frames
 from sds.transport.frames import ErrorCode
 
+_NOTHING: Final = memoryview(b"")
+_HEAD: Final = frames.HEAD.unpack_from
+_HEAD_BYTES: Final = frames.HEAD.size
+_MOST_BYTES: Final = frames.DEFAULT_FRAME_SIZE
+
 
 class Frame(NamedTuple):
-    """One frame; the payload is a view of what was received."""
+    """One frame; the payload is a view of what was received, and good until more is."""
 
     kind: int
     flags: int
@@ -26,12 +32,14 @@ class Frame(NamedTuple):
 class FrameReader:
     """See the module."""
 
-    __slots__ = ("_at", "_data", "_greeted", "_needed", "_rest")
+    __slots__ = ("_at", "_borrowed", "_data", "_greeted", "_needed", "_rest")
 
     def __init__(self) -> None:
         """Nothing was received, not even the preface."""
-        self._data = b""
+        self._data = _NOTHING
         self._at = 0
+        self._borrowed = False
+        """``_data`` is memory that was fed and may change."""
         self._rest: bytearray | None = None
         """The beginning of a frame whose end has not come."""
         self._needed = 0
@@ -50,22 +58,29 @@ class FrameReader:
         """Whether :meth:`next` may have something to give before more is fed."""
         return self._at < len(self._data)
 
-    def feed(self, data: bytes) -> None:
-        """Take bytes as they come.
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take bytes as they come. Who fed memory that changes calls :meth:`keep` before it does.
 
         While :attr:`has_frame`, each call copies what is held: call :meth:`next` first.
         """
         if self._at < len(self._data):
-            self._data = self._data[self._at :] + data
-            self._at = 0
+            self._data, self._at = memoryview(b"".join((self._data[self._at :], data))), 0
+            self._borrowed = False
         elif self._rest is None:
-            self._data = data
-            self._at = 0
+            self._data, self._at = memoryview(data), 0
+            self._borrowed = True
         else:
             self._rest += data
             if len(self._rest) >= self._needed:
-                self._data, self._at = bytes(self._rest), 0
+                self._data, self._at = memoryview(bytes(self._rest)), 0
                 self._rest = None
+
+    def keep(self) -> None:
+        """Copy what was fed and not yet looked at: the memory that was fed may change now."""
+        if self._borrowed:
+            self._borrowed = False
+            if self._at < len(self._data):
+                self._data, self._at = memoryview(bytes(self._data[self._at :])), 0
 
     def next(self) -> Frame | None:
         """The next frame, None while it is not whole.
@@ -82,31 +97,33 @@ class FrameReader:
                 return None
             at = self._at
             left = len(data) - at
-        if left < frames.HEAD_BYTES:
-            self._keep(frames.HEAD_BYTES)
+        if left < _HEAD_BYTES:
+            self._keep(_HEAD_BYTES)
             return None
-        length, kind, flags, number = frames.parse_head(data, at)
-        if length > frames.DEFAULT_FRAME_SIZE:
+        high, low, kind, flags, number = _HEAD(data, at)
+        length = high << 8 | low
+        if length > _MOST_BYTES:
             raise Http2Error(
                 f"a frame has {length} bytes, {frames.DEFAULT_FRAME_SIZE} are admitted",
                 code=ErrorCode.FRAME_SIZE_ERROR,
             )
-        size = frames.HEAD_BYTES + length
+        size = _HEAD_BYTES + length
         if left < size:
             self._keep(size)
             return None
         self._at = at + size
-        payload = memoryview(data)[at + frames.HEAD_BYTES : at + size]
+        payload = data[at + _HEAD_BYTES : at + size]
         if self._at == len(data):
-            self._data, self._at = b"", 0
-        return Frame(kind, flags, number, payload)
+            self._data, self._at = _NOTHING, 0
+        # As Frame(…), whose own constructor is a function of Python: this is for every frame.
+        return tuple.__new__(Frame, (kind, flags, number & frames.STREAM_MASK, payload))
 
     def _keep(self, needed: int) -> None:
         """Wait until ``needed`` bytes of a frame are there."""
         if self._at < len(self._data):
-            self._rest = bytearray(memoryview(self._data)[self._at :])
+            self._rest = bytearray(self._data[self._at :])
             self._needed = needed
-        self._data, self._at = b"", 0
+        self._data, self._at = _NOTHING, 0
 
     def _take_preface(self, left: int) -> bool:
         """Whether the preface is whole; it is passed then."""
@@ -116,7 +133,7 @@ class FrameReader:
         if left < size:
             self._rest = bytearray(self._data)
             self._needed = left + 1  # so that a wrong byte is noticed when it comes
-            self._data, self._at = b"", 0
+            self._data, self._at = _NOTHING, 0
             return False
         self._greeted = True
         self._at = size

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 """What a client sends first (RFC 9113, section 3.4)."""
-HEAD_BYTES: Final = 9
-_HEAD: Final = struct.Struct(">HBBBI")
+HEAD: Final = struct.Struct(">HBBBI")
+"""The nine bytes before each payload: the upper 16 and lower 8 bits of its length, type, flags and
+stream (RFC 9113, section 4.1)."""
 _SETTING: Final = struct.Struct(">HI")
 STREAM_MASK: Final = 0x7FFF_FFFF
 """The highest bit of a stream identifier or an increment is reserved."""
@@ -60,15 +61,9 @@ class ErrorCode(enum.IntEnum):
     ENHANCE_YOUR_CALM = 11
 
 
-def parse_head(data: bytes, at: int) -> tuple[int, int, int, int]:
-    """Length, type, flags and stream of the frame whose nine bytes start at ``at``."""
-    high, low, kind, flags, stream = _HEAD.unpack_from(data, at)
-    return high << 8 | low, kind, flags, stream & STREAM_MASK
-
-
 def head(length: int, kind: int, flags: int, stream: int) -> bytes:
     """The nine bytes before a payload of ``length``."""
-    return _HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream)
+    return HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:

@@ -65,7 +65,10 @@ class RequestHead:
 
     def get(self, name: bytes) -> bytes | None:
         """The first value of a field."""
-        return next((value for key, value in self.metadata if key == name), None)
+        for key, value in self.metadata:
+            if key == name:
+                return value
+        return None
 
 
 def request_head(fields: Fields) -> RequestHead:
@@ -74,7 +77,9 @@ def request_head(fields: Fields) -> RequestHead:
     Raises:
         Http2StreamError: the request is malformed.
     """
-    size = sum(len(name) + len(value) for name, value in fields)
+    size = 0
+    for name, value in fields:
+        size += len(name) + len(value)
     if len(fields) <= _CACHED_FIELDS and size <= _CACHED_BYTES:
         return _remembered_head(fields)
     return _checked_head(fields, size + _FIELD_BYTES * len(fields))

@@ -7,9 +7,12 @@ message is never larger than its limit, and that is known before a byte of it is
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import LimitError, MalformedRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PREFIX_BYTES: Final = 5
 _DROPPED_AT_ONCE: Final = 64 * 1024
@@ -39,10 +42,11 @@ class MessageReader:
     """Cuts the bytes of one stream into messages, one when it is asked for one.
 
     So what waits is the bytes that came, however many messages they are, and the work for each
-    message is done by who takes it.
+    message is done by who takes it. A message that comes alone and whole, as nearly all do, is
+    copied once.
     """
 
-    __slots__ = ("_at", "_held", "_most", "_size")
+    __slots__ = ("_at", "_held", "_most", "_size", "_whole")
 
     def __init__(self, most: int) -> None:
         """``most``: bytes of the largest message."""
@@ -52,15 +56,33 @@ class MessageReader:
         """Where the next message begins."""
         self._size = 0
         """Its bytes, with the prefix; 0 while they are not known."""
+        self._whole: bytes | None = None
+        """A message that came alone and whole, before what is in ``_held``."""
 
     @property
     def held(self) -> int:
         """Bytes that came and were not taken."""
-        return len(self._held) - self._at
+        held = len(self._held) - self._at
+        return held if self._whole is None else held + PREFIX_BYTES + len(self._whole)
 
-    def feed(self, data: memoryview) -> None:
-        """More bytes came."""
-        self._held += data
+    def feed(self, pieces: Sequence[memoryview]) -> int:
+        """More bytes came, in order; how many. They are copied: views of them are not kept."""
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+        if not self._held and self._whole is None and self._is_one(pieces, size):
+            self._whole = b"".join([pieces[0][PREFIX_BYTES:], *pieces[1:]])
+            return size
+        for piece in pieces:
+            self._held += piece
+        return size
+
+    def _is_one(self, pieces: Sequence[memoryview], size: int) -> bool:
+        """Whether the pieces are one message that is accepted, and nothing else."""
+        if size < PREFIX_BYTES or len(pieces[0]) < PREFIX_BYTES or pieces[0][0]:
+            return False
+        length = int.from_bytes(pieces[0][1:PREFIX_BYTES], "big")
+        return length == size - PREFIX_BYTES and length <= self._most
 
     def has_message(self) -> bool:
         """Whether the next message is whole.
@@ -69,6 +91,8 @@ class MessageReader:
             LimitError: it is larger than the limit.
             MalformedRequestError: ``compressed_message``: it is compressed.
         """
+        if self._whole is not None:
+            return True
         left = len(self._held) - self._at
         if not self._size:
             if left < PREFIX_BYTES:
@@ -82,6 +106,9 @@ class MessageReader:
         Raises:
             ProtocolError: as for :meth:`has_message`.
         """
+        if self._whole is not None:
+            whole, self._whole = self._whole, None
+            return whole
         if not self.has_message():
             return None
         stop = self._at + self._size

@@ -136,12 +136,13 @@ class ServedConnection:
             if self._on_close is not None:
                 self._loop.call_soon(self._on_close)
             return
-        endpoint = self._endpoint = ConnectedSocket(accepted, self._loop, self, self._turns.buffer)
+        self._endpoint = ConnectedSocket(accepted, self._loop, self, self._turns.buffer)
         self._server.joined(self)
         seconds = self._server.limits.greeting_seconds
         self._timer = self._loop.call_later(seconds, self._expect_greeting)
-        self._flush()
-        endpoint.resume_reading()
+        # Most clients have sent something by then: one answer to that, with our greeting.
+        self._working = True
+        self._turns.queue(self.owner, self, self._work)
 
     def go_away(self) -> None:
         """Tell the client to go elsewhere with its next calls."""
@@ -263,15 +264,19 @@ class ServedConnection:
             endpoint.pause_reading()
             return False
         if not self._more and not self._read(endpoint):
+            self._flush()
             endpoint.resume_reading()
             return False
         ends = self._turns.now() + _JOB_SECONDS
-        while True:
-            for event in http2.proceed(now, _WORK):
-                self._calls.on_event(event)
-            self._more = http2.busy
-            if not self._more or self._turns.now() > ends:
-                break
+        try:
+            while True:
+                for event in http2.proceed(now, _WORK):
+                    self._calls.on_event(event)
+                self._more = http2.busy
+                if not self._more or self._turns.now() > ends:
+                    break
+        finally:
+            http2.keep()  # all connections read into one buffer
         self._flush()
         self.settle()
         if endpoint.is_closed():
@@ -332,7 +337,8 @@ class ServedConnection:
 
     def hold(self, count: int) -> None:
         self._requests += count
-        self.settle()
+        # What moved here from the reader counts twice until the job is over.
+        self._use(streams=0, held=count)
         if count > 0:
             if self._requests > self._server.limits.held_bytes:
                 raise LimitError(
@@ -389,5 +395,10 @@ class ServedConnection:
             held += self._http2.held + endpoint.held
         held += STREAM_BYTES * streams
         if held != self._held or streams != self._streams:
-            self.owner.change(streams=streams - self._streams, held=held - self._held)
-            self._held, self._streams = held, streams
+            self._use(streams=streams - self._streams, held=held - self._held)
+
+    def _use(self, *, streams: int, held: int) -> None:
+        """So much more (or less) is in use; the owner is told at once."""
+        self._streams += streams
+        self._held += held
+        self.owner.change(streams=streams, held=held)

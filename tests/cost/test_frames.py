@@ -170,7 +170,7 @@ def test_a_window_that_opens_costs_what_it_sets_free() -> None:
     made.receive(settings((frames.SETTING_INITIAL_WINDOW_SIZE, 1)), 0.0)
     sent = b"".join(made.take_output())
     ack = frame(frames.SETTINGS, frames.ACK, 0)
-    assert len(sent) == len(ack) + (MANY - 1) * (frames.HEAD_BYTES + 1)
+    assert len(sent) == len(ack) + (MANY - 1) * (frames.HEAD.size + 1)
 
 
 def test_the_widest_window_is_checked_at_each_value() -> None:

@@ -90,18 +90,17 @@ def one_conversation(data: bytes) -> None:
                 readers[event.stream] = MessageReader(1024)
                 connection.send_message(event.stream, b"answer")
             elif isinstance(event, Received):
-                for payload in event.payloads:
-                    for message in messages(readers[event.stream], payload):
-                        one_input(message)
+                for message in messages(readers[event.stream], *event.payloads):
+                    one_input(message)
                 connection.finish(event.stream, status=0)
     except ProtocolError:
         pass
     assert connection.streams <= MAX_NAMES
 
 
-def messages(reader: MessageReader, data: memoryview) -> Iterator[bytes]:
+def messages(reader: MessageReader, *pieces: memoryview) -> Iterator[bytes]:
     """The messages that these bytes complete."""
-    reader.feed(data)
+    reader.feed(pieces)
     while (message := reader.take()) is not None:
         yield message
 
