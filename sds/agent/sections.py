@@ -134,10 +134,10 @@ class RotationSection(Settings):
         "serves the first certificate under it.",
     )
     root_settling: Duration = Field(
-        default=timedelta(seconds=5),
+        default=timedelta(seconds=90),
         description="How long a new root is in the bundle before a certificate under it "
-        "replaces a valid one, so that other nodes learn of the root. At most a "
-        "fifth of a lifetime.",
+        "replaces a valid one, so that other nodes learn of the root: they ask every 30 seconds at "
+        "least. At most a fifth of a lifetime, and never until the valid one ends.",
     )
     root_retention: Duration | None = Field(
         default=None,

@@ -1,8 +1,9 @@
 """Roots on their way into use: bundle first, leaves after.
 
-Owns the trust bundle of our own trust domain. Invariant: :meth:`RootRollover.introduced` returns
+Owns the trust bundle of our own trust domain. Invariants: :meth:`RootRollover.introduced` returns
 for a root only once every subscriber of the bundle has ACKed it and it has settled, or the bounded
-wait for that is over and the stragglers were logged.
+wait for that is over and the stragglers were logged; nobody waits until the certificate ends that
+the new leaf replaces.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.clock import sleep_boottime
+from sds.clock import sleep_while
 from sds.pki import complete_anchors
 from sds.secrets.ledger import Ledger
 
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _SETTLING_PART: Final = 0.2
 """A valid certificate is not held on to for longer than this part of its time."""
+_LAST_PART: Final = 0.05
+_LAST_SECONDS: Final = 5.0
+"""A certificate with less than this part of its time left, or these seconds, is replaced at once:
+a root that other nodes may not know yet is better than a certificate that has ended."""
+_LOOK_SECONDS: Final = 1.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -38,6 +44,27 @@ class _Introduction:
     since: Instant
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     acked: bool = False
+
+
+def settling_left(held: Lease, since: Instant, now: Instant, *, settling_seconds: float) -> float:
+    """How long a leaf under a new root still waits before it replaces a valid one.
+
+    Args:
+        held: the certificate that the leaf would replace.
+        since: when the root came into the bundle.
+        now: this moment.
+        settling_seconds: how long the root should be in the bundle, if the certificate admits it.
+
+    Returns:
+        Seconds; 0 or less: it waits no longer.
+    """
+    patience = min(settling_seconds, _SETTLING_PART * held.span)
+    return min(patience - (now.boottime - since.boottime), keeping_left(held, now))
+
+
+def keeping_left(held: Lease, now: Instant) -> float:
+    """Seconds for which a certificate can be kept although a new one is there; may be negative."""
+    return held.left(now) - min(_LAST_SECONDS, _LAST_PART * held.span)
 
 
 class RootRollover:
@@ -108,26 +135,40 @@ class RootRollover:
 
         Args:
             fingerprint: the root.
-            held: the certificate that the leaf would replace: it can be kept a little longer.
-                Without one, the leaf waits for ACKs but not for settling.
+            held: the certificate that the leaf would replace: it can be kept a little longer, but
+                not until it ends. Without one, the leaf waits for ACKs but not for settling.
         """
         introduction = self._introductions.get(fingerprint)
         if introduction is None:
             return
-        async with introduction.turn:
-            if not introduction.acked:
-                await self._until_acked(fingerprint, introduction)
-                introduction.acked = True
+        if not introduction.acked:
+            left = None if held is None else max(0.0, keeping_left(held, self._clock.now()))
+            try:
+                async with asyncio.timeout(left), introduction.turn:
+                    await self._until_acked(fingerprint, introduction)
+            except TimeoutError:
+                _LOGGER.warning(
+                    "a leaf under root %s is served before every subscription has ACKed the root: "
+                    "the certificate that it replaces ends",
+                    fingerprint[:16],
+                    extra={"root": fingerprint},
+                )
         if held is not None:
-            settled = self._clock.now().boottime - introduction.since.boottime
-            patience = min(self._settling_seconds, _SETTLING_PART * held.span)
-            if settled < patience:
-                await sleep_boottime(self._clock, patience - settled)
+            await sleep_while(
+                self._clock,
+                lambda now: settling_left(
+                    held, introduction.since, now, settling_seconds=self._settling_seconds
+                ),
+                look_seconds=_LOOK_SECONDS,
+            )
 
     async def _until_acked(self, fingerprint: str, introduction: _Introduction) -> None:
+        if introduction.acked:
+            return
         stragglers = await self._store.until_acked(
             self._trust_domain, introduction.version, timeout_seconds=self._ack_seconds
         )
+        introduction.acked = True
         if stragglers:
             _LOGGER.warning(
                 "%d subscriptions have not ACKed root %s after %g s; leaves under it are served",

@@ -36,6 +36,17 @@ class RootsSource(Protocol):
         ...
 
 
+def pause_seconds(lifetime: float | None) -> float:
+    """Seconds between two questions; a new root settles for longer than two of them.
+
+    Args:
+        lifetime: as for :func:`poll_roots`.
+    """
+    shortest, longest = _SECONDS
+    pause = longest if lifetime is None else schedule.RETRY_GAP * lifetime
+    return min(max(pause, shortest), longest)
+
+
 async def poll_roots(
     source: RootsSource,
     clock: Clock,
@@ -56,11 +67,8 @@ async def poll_roots(
         attempt_seconds: for one answer.
         on_roots: takes each answer.
     """
-    shortest, longest = _SECONDS
     while True:
-        seconds = lifetime()
-        pause = longest if seconds is None else schedule.RETRY_GAP * seconds
-        await clock.sleep(min(max(pause, shortest), longest))
+        await clock.sleep(pause_seconds(lifetime()))
         if not held():
             continue
         try:

@@ -54,7 +54,7 @@ class World:
     async def unharmed(self) -> None:
         """Rotation goes on, nothing failed, and every handshake was a full one."""
         await self.mesh.rotations(1)
-        assert not self.mesh.failures, self.mesh.failures[:5]
+        self.mesh.undisturbed()
         await self.mesh.no_resumption()
 
 
@@ -120,11 +120,11 @@ async def test_an_authority_that_dies_comes_back_with_another_root(
             async with node.authority():
                 await agent.line("new root")
                 await mesh.rotations(2)
-                assert not mesh.failures, mesh.failures[:5]
+                mesh.undisturbed()
                 # The old root leaves once no leaf under it can live.
                 await agent.line("left the bundle")
                 await mesh.rotations(1)
-                assert not mesh.failures, mesh.failures[:5]
+                mesh.undisturbed()
                 await mesh.no_resumption()
 
 
@@ -139,7 +139,7 @@ async def test_a_stopped_authority_and_a_stopped_agent(node: Node, tmp_path: Pat
             await asyncio.sleep(0.25 * LIFETIME)
             process.signal(signal.SIGCONT)
             await mesh.rotations(1)
-            assert not mesh.failures, mesh.failures[:5]
+            mesh.undisturbed()
 
 
 @lifetime(60)  # none ends before the next agent and both Envoys' new streams are there
@@ -155,7 +155,7 @@ async def test_a_killed_agent_comes_back_and_streams_resume_without_a_nack(
             async with asyncio.timeout(PATIENCE_SECONDS):
                 while any(mesh.seen[name][-1] == serial for name, serial in before.items()):
                     await asyncio.sleep(0.02)
-            assert not mesh.failures, mesh.failures[:5]
+            mesh.undisturbed()
             assert "NACK" not in again.text
             for envoy in (mesh.client, mesh.server):
                 stats = await envoy.stats("sds.")
@@ -204,7 +204,7 @@ async def test_a_full_disk_under_the_run_directory(node: Node, tmp_path: Path) -
                     file.flush()
             async with running_mesh(node, tmp_path) as mesh:
                 await mesh.rotations(1)
-                assert not mesh.failures, mesh.failures[:5]
+                mesh.undisturbed()
                 assert agent.returncode is None
     finally:
         await output([need.tool("umount"), "-l", node.run_dir])

@@ -60,7 +60,7 @@ async def test_another_root_after_a_crash(nodes: tuple[Node, Node], tmp_path: Pa
                 for agent, lines in agents.items():
                     await agent.line("left the bundle", after=lines)
                 await mesh.rotations(1)
-                assert not mesh.failures, mesh.failures[:5]
+                mesh.undisturbed(here, there)
                 await mesh.no_resumption()
 
 
@@ -91,5 +91,5 @@ async def test_the_next_root_of_an_authority_that_goes_on(
         for agent, lines in agents.items():
             await agent.line(f"root {first[0]} left the bundle", after=lines)
         await mesh.rotations(1)
-        assert not mesh.failures, mesh.failures[:5]
+        mesh.undisturbed(here, there)
         await mesh.no_resumption()

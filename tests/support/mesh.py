@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from sds.demo.ledger import PeerCertificate
     from tests.support.node import Node
+    from tests.support.process import Process
 
 CLIENT, SERVER = "client", "server"
 _PAUSE_SECONDS = 0.03
@@ -49,6 +51,15 @@ class Mesh:
         except TimeoutError:
             message = f"no {count} rotations within {seconds} s; failures: {self.failures[:3]}"
             raise AssertionError(message) from None
+
+    def undisturbed(self, *processes: Process) -> None:
+        """No request has failed; else, which did, and what the processes said until now."""
+        if self.failures:
+            first = "\n".join([*self.failures[:3], "…", *self.failures[-2:]])
+            said = "\n".join(f"{one.name} said:\n{one.text}" for one in processes)
+            raise AssertionError(
+                f"{len(self.failures)} of {self.requests} requests failed:\n{first}\n{said}"
+            )
 
     async def no_resumption(self) -> None:
         """Every handshake was a full one."""
@@ -110,5 +121,5 @@ async def _traffic(mesh: Mesh, http: aiohttp.ClientSession, ledger: RotationLedg
             mesh.saw(await request(http, mesh.entry, ledger))
         except RequestFailedError as error:
             mesh.requests += 1
-            mesh.failures.append(str(error))
+            mesh.failures.append(f"{datetime.now(UTC):%H:%M:%S.%f} {error}")
         await asyncio.sleep(_PAUSE_SECONDS)

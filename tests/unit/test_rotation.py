@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
 from dataclasses import dataclass
@@ -13,12 +14,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sds import faults
+from sds.clock import Instant
 from sds.errors import AuthorityUnavailableError, SdsError, SecretWipedError
 from sds.identity import Identity, KeyType, SpiffeId, TrustDomain
+from sds.secrets.roots import settling_left
+from sds.secrets.roots_poll import pause_seconds
 from sds.secrets.rotation import Rotation
 from sds.secrets.rotation_settings import RotationSettings
+from sds.secrets.schedule import Lease
 from sds.secrets.store import SecretStore
 from sds.threads import Threads
 from tests.support.clock import FakeClock
@@ -518,7 +525,54 @@ async def test_settling_holds_a_renewal_but_not_a_workload_that_waits() -> None:
         await w.clock.settle()
         assert w.serial(new) is not None
         assert w.serial() == serial
-        await w.renewed(seconds=5.1)
+        await w.clock.advance(19)
+        assert w.serial() == serial
+        await w.renewed(seconds=1.1)
+
+
+async def test_nothing_holds_a_renewal_until_its_certificate_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The authority was gone for long, and has another root: neither settling nor ACKs wait."""
+    settings = RotationSettings(ack_wait=timedelta(hours=1))
+    async with world(WEB, settings=settings) as w:
+        await w.served()
+        first = w.store.svid(WEB)
+        bundle = w.store.bundle(TD)
+        assert first is not None
+        assert bundle is not None
+        w.authority.failure = DOWN
+        await w.clock.advance(96)
+        w.store.sent(w.store.open_subscription(), TD, bundle.version)  # never ACKs
+        w.authority.restart("second")
+        w.authority.failure = None
+        await w.renewed(seconds=5)
+        assert w.clock.wall < first.svid.not_after
+        assert w.serial() is not None
+        assert "the certificate that it replaces ends" in caplog.text
+
+
+@given(
+    span=st.floats(10, 400 * 86_400),
+    age=st.floats(0, 1.1),
+    waited=st.floats(0, 200),
+)
+def test_settling_ends_before_the_certificate_does(span: float, age: float, waited: float) -> None:
+    clock = FakeClock()
+    received = clock.now()
+    ends = received.wall + timedelta(seconds=span)
+    held = Lease(received=received, valid_until=ends, valid_from=received.wall, jitter=0.5)
+    now = Instant(
+        wall=received.wall + timedelta(seconds=age * span),
+        monotonic=received.monotonic + age * span,
+        boottime=received.boottime + age * span,
+    )
+    since = dataclasses.replace(now, boottime=now.boottime - waited)
+    left = settling_left(held, since, now, settling_seconds=90)
+    assert left < max(held.left(now), 0.001)
+    if waited == 0 and age < 0.5:  # a renewal in good time: every other agent has asked twice
+        assert left > 2 * pause_seconds(span) - 0.001
+        assert left <= 0.2 * span + 0.001
 
 
 async def test_an_old_root_leaves_when_its_last_leaf_has_ended() -> None:
@@ -527,7 +581,7 @@ async def test_an_old_root_leaves_when_its_last_leaf_has_ended() -> None:
         old = w.authority.root.der
         new = w.authority.restart("second").der
         await w.renewed()
-        await w.clock.advance(40)
+        await w.clock.advance(20)
         assert bundle_of(w) == {old, new}
         await w.clock.advance(30)
         assert bundle_of(w) == {new}
