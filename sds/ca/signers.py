@@ -41,6 +41,10 @@ _RENEW_AT: Final = 0.5
 _ROOTS_PART: Final = 1 / 20
 """Of the time for which a new root settles: so often the source is asked for its roots."""
 _ROOTS_SECONDS: Final = (1.0, 30.0)
+_SPARE_PART: Final = 0.1
+_SPARE_SECONDS: Final = 30.0
+"""With less than this part of the settling time left, or these seconds, a signer is replaced before
+the new root has settled: what it signs ends with it, before agents can renew it."""
 _LEAST_SECONDS: Final = 1.0
 """Between two signers, however little is left of the authority above."""
 HOPELESS_SIGNER: Final = Backoff(first=1.0, longest=30.0)
@@ -321,7 +325,7 @@ async def keep_signing(
         retry.succeeded()
         received = clock.now()
         known = signing.known_since(signer.root)
-        await _settle(signing, clock, until=known + settle.total_seconds())
+        await _settle(signing, clock, since=known, seconds=settle.total_seconds())
         signing.activate(signer)
         await clock.sleep(_LEAST_SECONDS)
         await sleep_while(clock, functools.partial(renewal_in, signer, received))
@@ -364,17 +368,18 @@ async def follow_roots(
             said = ""
 
 
-async def _settle(signing: SigningState, clock: Clock, *, until: float) -> None:
-    """Wait until the new root is known, or what signs now can sign no longer.
+async def _settle(signing: SigningState, clock: Clock, *, since: float, seconds: float) -> None:
+    """Wait until the new root is known, or what signs now is about to end.
 
-    Agents ask while this machine runs, so that suspension does not count: ``until`` is monotonic.
+    Agents ask while this machine runs, so that suspension does not count: ``since`` is monotonic.
     """
+    spare = min(_SPARE_PART * seconds, _SPARE_SECONDS)
 
     def left(now: Instant) -> float:
         end = signing.not_after()
         if end is None or not signing.able:
             return 0.0
-        return min(until - now.monotonic, (end - now.wall).total_seconds())
+        return min(since + seconds - now.monotonic, (end - now.wall).total_seconds() - spare)
 
     await sleep_while(clock, left)
 
