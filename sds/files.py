@@ -12,6 +12,7 @@ import os
 import stat
 import tempfile
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +53,11 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {max_bytes} bytes", str(path))
     return content
+
+
+def socket_target(path: Path | str) -> str:
+    """A Unix socket's absolute path as gRPC's target, which is a URI (RFC 3986)."""
+    return f"unix:{quote(os.fsencode(path))}"
 
 
 def is_folder(path: Path) -> bool:

@@ -13,7 +13,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from sds.operations.settings import MetricsSection  # noqa: TC001  pydantic reads it
 from sds.policy.settings import PolicySettings  # noqa: TC001  as above
-from sds.settings.fields import Settings, TrustDomainField
+from sds.settings.fields import PathField, Settings, TrustDomainField
 from sds.workload.cri.settings import PodContents, RuntimePlaces
 
 AbsolutePath = Annotated[str, Field(pattern=r"^/.")]
@@ -47,7 +47,7 @@ class AdmissionConfig(Settings):
         "writes the entry.",
     )
     runtime: AdmissionRuntime = AdmissionRuntime()
-    run_dir: Path = Field(
+    run_dir: PathField = Field(
         default=Path("/run/attested-sds-admission"),
         description="Directory of the socket `admission.sock` and of what is remembered: the "
         "highest epoch and the sandboxes that run. Only root may enter it.",
@@ -56,11 +56,11 @@ class AdmissionConfig(Settings):
         default="/usr/local/sbin/attested-runc",
         description="Where the image has the wrapper (`sds admission wrapper`).",
     )
-    containerd_config: Path | None = Field(
+    containerd_config: PathField | None = Field(
         default=Path("/etc/containerd/config.toml"),
         description="Checked at start: every handler must run the wrapper. `null`: not checked.",
     )
-    kubelet_config: Path | None = Field(
+    kubelet_config: PathField | None = Field(
         default=Path("/var/lib/kubelet/config.yaml"),
         description="Checked at start: debugging handlers must be off. `null`: not checked.",
     )

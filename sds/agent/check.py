@@ -6,12 +6,15 @@ touched, nothing is bound, made or changed; every problem is said at once, with 
 
 from __future__ import annotations
 
+import contextlib
 import grp
+import os
 from typing import TYPE_CHECKING
 
 from sds.agent.build import authority_settings, signed_policy, warnings
 from sds.agent.build import verification as make_verification
 from sds.agent.config import OwnAuthoritySection
+from sds.agent.directory import expect_trusted
 from sds.attestation.build import make_attester
 from sds.authority.channel import split_address
 from sds.authority.registry import authority_kind
@@ -27,6 +30,7 @@ from sds.workload.kubernetes.settings import api_server, kubelet_server
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from sds.agent.config import AgentConfig
     from sds.clock import Clock
@@ -52,6 +56,8 @@ def check_configuration(
     """
     checks = ConfigurationChecks(what, now=clock.now().wall)
     checks.writable_directory("run_dir", config.run_dir)
+    with checks.of("run_dir"):
+        _check_owner(config.run_dir)
     _check_authority(config, checks, clock)
     _check_evidence(config, checks, environment)
     _check_policy(config, checks, clock)
@@ -87,6 +93,14 @@ def check_configuration(
     return warnings(config)
 
 
+def _check_owner(run_dir: Path) -> None:
+    """The agent may use the directory, if this is the agent's user."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.geteuid() == 0 and run_dir.lstat().st_uid != 0:
+            return  # root looks at the files of the agent's user
+    expect_trusted(run_dir, 0o700)
+
+
 def _check_authority(config: AgentConfig, checks: ConfigurationChecks, clock: Clock) -> None:
     section = config.authority
     for index, address in enumerate(section.addresses):
@@ -101,6 +115,8 @@ def _check_authority(config: AgentConfig, checks: ConfigurationChecks, clock: Cl
         checks.roots("authority.tls.root", section.tls.root)
     with checks.of("verification"):
         make_verification(config, clock=clock)
+    if config.verification.fills is not None:
+        checks.writable_directory("verification.collateral", config.verification.fills)
 
 
 def _check_evidence(
@@ -154,9 +170,26 @@ def _check_workloads(config: AgentConfig, checks: ConfigurationChecks) -> None:
     group = config.sockets.group
     if group is not None:
         try:
-            grp.getgrnam(group)
-        except KeyError:
+            number = grp.getgrnam(group).gr_gid
+        except (KeyError, ValueError):  # ValueError: a NUL
             checks.problem("sockets.group", f"there is no group {group!r} on this machine")
+        else:
+            _check_group(number, group, checks)
+
+
+def _check_group(number: int, name: str, checks: ConfigurationChecks) -> None:
+    """This user may give its files to the group; a file in memory tells, and nothing changes."""
+    descriptor = os.memfd_create("group")
+    try:
+        os.fchown(descriptor, -1, number)
+    except OSError:
+        checks.problem(
+            "sockets.group",
+            f"the user {os.geteuid()} is no member of {name!r} and may not give sockets to it: "
+            "make it one",
+        )
+    finally:
+        os.close(descriptor)
 
 
 def _check_server(server: KubernetesServer, checks: ConfigurationChecks, field: str) -> None:

@@ -227,7 +227,7 @@ def clear_socket(path: Path) -> None:
 def _group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
-    except KeyError as error:
+    except (KeyError, ValueError) as error:  # ValueError: a NUL
         raise SocketError(
             f"there is no group {name!r}", advice="create it, or change sockets.group"
         ) from error

@@ -19,6 +19,7 @@ import grpc
 
 from sds.agent.directory import clear_socket, open_to
 from sds.errors import SocketError
+from sds.files import socket_target
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -116,7 +117,7 @@ async def listen_by_grpc(
     """
     clear_socket(path)
     try:
-        server.add_insecure_port(f"unix:{path}")
+        server.add_insecure_port(socket_target(path))
     except RuntimeError as error:
         raise SocketError(
             f"the socket {path} cannot be opened",

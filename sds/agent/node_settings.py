@@ -132,4 +132,12 @@ class NodeSettings(Settings):
             raise ValueError("csi: needs an attestor that tells pods apart: 'kubernetes' or 'cri'")
         if len(set(self.attestors)) != len(self.attestors):
             raise ValueError("attestors: one is listed twice")
+        if self.cri != CriSettings() and "cri" not in self.attestors:
+            raise ValueError("cri: attestors does not name 'cri', so nothing reads this block")
+        pods = any(ATTESTORS[name].pods for name in self.attestors)
+        if self.kubernetes != KubernetesSettings() and not pods:
+            raise ValueError(
+                "kubernetes: attestors names neither 'kubernetes' nor 'cri', so nothing reads this "
+                "block"
+            )
         return self

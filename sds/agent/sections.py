@@ -17,7 +17,7 @@ from sds.identity import Identity, KeyType
 from sds.serving.catalog import Aliases
 from sds.serving.limits import ServingLimits
 from sds.settings.fields import (
-    DnsNameField,
+    CertificateDnsName,
     Duration,
     PathField,
     Settings,
@@ -65,7 +65,7 @@ class WorkloadSection(Settings):
     spiffe_id: SpiffeIdField = Field(
         description="The workload's SPIFFE ID, in the trust domain of this file."
     )
-    dns_names: list[DnsNameField] = Field(
+    dns_names: list[CertificateDnsName] = Field(
         default=[], description="DNS names in its certificate, beside the SPIFFE ID."
     )
     lifetime: Annotated[Duration, AfterValidator(_lifetime)] = Field(

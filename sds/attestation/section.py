@@ -6,7 +6,7 @@ attesters and verifiers of it.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -17,12 +17,35 @@ from sds.attestation.snp.report import Product  # noqa: TC001  pydantic reads an
 from sds.settings.fields import PathField, Settings
 from sds.workload.kubernetes.settings import ServerSettings
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 def _known_kind(name: str) -> str:
     known = ("auto", "simulated", *KINDS)
     if name not in known:
         raise ValueError(f"expected one of {', '.join(known)}")
     return name
+
+
+_SNP: Final = frozenset({"auto", "sev-snp"})
+_VTPM: Final = frozenset({"auto", "azure-snp-vtpm", "azure-tdx-vtpm"})
+_TOKEN: Final = frozenset({"kubernetes-token"})
+_OF_KINDS: Final = {
+    "descriptor": frozenset({"simulated"}),
+    "privilege_level": _SNP,
+    "certificates": _SNP | {"tpm"},
+    "certificate_server": _SNP,
+    "certificate_cache": _SNP,
+    "product": _SNP,
+    "tpm_device": _VTPM | {"tpm"},
+    "metadata_server": _VTPM,
+    "exchange_key": _VTPM | {"tdx", "tpm"},
+    "projected_token": _TOKEN,
+    "api": _TOKEN,
+}
+"""Field -> the kinds that it is for; a kind from elsewhere may use any."""
+_OWN_KINDS: Final = frozenset[str]().union(*_OF_KINDS.values())
 
 
 class ExchangeKeySection(Settings):
@@ -111,6 +134,17 @@ class AttestationSection(Settings):
         description="`kubernetes-token` only: the API server to ask for bound tokens.",
     )
 
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        """Refuse what was written and would change nothing."""
+        for name, kinds in _OF_KINDS.items():
+            unchanged = getattr(self, name) == type(self).model_fields[name].default
+            if unchanged or self.kind in kinds or self.kind not in {None, *_OWN_KINDS}:
+                continue
+            its = "kind is missing" if self.kind is None else f"kind is {self.kind}"
+            raise ValueError(f"{name}: it is for the kinds {', '.join(sorted(kinds))}, and {its}")
+        return self
+
     @property
     def is_guest(self) -> bool:
         """Whether the evidence is of a confidential guest: then the API server is not trusted."""
@@ -196,6 +230,11 @@ class VerificationSection(Settings):
         description="What evidence must show. The defaults accept any measurement, but no guest"
         " that allows debugging, migration or provisional firmware.",
     )
+
+    @property
+    def fills(self) -> Path | None:
+        """The folder that this process fills by itself."""
+        return None if self.fetch is None else self.collateral
 
     @model_validator(mode="after")
     def _somewhere(self) -> Self:

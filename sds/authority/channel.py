@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 TLS_SERVER_NAME: Final = "authority.attested-sds.invalid"
 """The name in an attested authority's TLS certificate: RFC 2606 reserves the domain, so nobody can
 hold a certificate of a public authority for it."""
+_EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
 _MAX_ANSWER: Final = 32 * 1024 * 1024
 _BALANCED: Final = json.dumps(
     {
@@ -104,6 +105,12 @@ def split_address(address: str) -> tuple[str, int]:
         raise ConfigurationError(
             f"the authority's address {address!r} is not host:port",
             advice="write it as ca.example.org:8443 or [2001:db8::1]:8443",
+        )
+    if found[0] in _EVERYWHERE:
+        raise ConfigurationError(
+            f"nobody can be called at the authority's address {address!r}",
+            advice="an authority listens there on all of its addresses: write one of them, or its "
+            "name",
         )
     try:
         check_host(found[0], bracketed="[" in address)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sds.settings.fields import Duration, PathField, Settings
+from sds.settings.fields import Duration, PathField, ServerName, Settings
 
 
 class IstioSettings(Settings):
@@ -32,7 +32,7 @@ class IstioSettings(Settings):
         description="File with the bearer token: a projected service-account token. The agent "
         "reads it again for every exchange."
     )
-    server_name: str = Field(
+    server_name: ServerName = Field(
         default="istiod.istio-system.svc",
         description="The DNS name in istiod's TLS certificate.",
     )

@@ -129,7 +129,8 @@ def _mtls_cluster(
     own_stream = replace(source, protocol=source.protocol.for_clusters)
     context = tls_v3.UpstreamTlsContext(
         common_tls_context=common_tls(own_stream),
-        sni="" if endpoint.is_address else endpoint.host,
+        # RFC 6066, section 3: without the dot at the end.
+        sni="" if endpoint.is_address else endpoint.host.removesuffix("."),
         max_session_keys=0 if exit_.full_handshakes else None,
     )
     options = upstream_v3.HttpProtocolOptions(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import enum
 import ipaddress
-import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Self
 
 from sds.errors import ConfigurationError
+from sds.settings.https_url import check_host
+from sds.settings.listen import host_and_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,14 +67,21 @@ class Endpoint:
         """Parse ``host:port`` or ``[IPv6]:port``.
 
         Raises:
-            ConfigurationError: it is not of that form, or the port is above 65535.
+            ConfigurationError: it is not of that form, the port is above 65535, or no host can have
+                that name.
         """
-        found = re.fullmatch(r"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", text)
-        if not found or int(found[3]) > 65535:  # noqa: PLR2004  the largest port
+        advice = "write it as 127.0.0.1:8080 or [::1]:8080"
+        found = host_and_port(text)
+        if found is None:
+            raise ConfigurationError(f"{text!r} is not host:port", advice=advice)
+        host, port = found
+        try:
+            check_host(host, bracketed=":" in host)
+        except ValueError as error:
             raise ConfigurationError(
-                f"{text!r} is not host:port", advice="write it as 127.0.0.1:8080 or [::1]:8080"
-            )
-        return cls(host=found[1] or found[2], port=int(found[3]))
+                f"{text!r} is not host:port: {error}", advice=advice
+            ) from error
+        return cls(host=host, port=port)
 
     @property
     def is_address(self) -> bool:

@@ -17,6 +17,7 @@ from sds.ca.issuance import ConfiguredIssuance
 from sds.ca.kubernetes import KubernetesSection  # noqa: TC001  pydantic reads it at run time
 from sds.ca.longest_lifetime import longest_lifetime
 from sds.ca.server import ExchangeLimits
+from sds.errors import ConfigurationError
 from sds.identity import KeyType
 from sds.operations.settings import (  # noqa: TC001  pydantic reads them at run time
     HealthSection,
@@ -27,7 +28,7 @@ from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleLimits, Rul
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
 from sds.rules.pattern import format_spiffe_pattern
 from sds.settings.fields import (
-    DnsNameField,
+    CertificateDnsName,
     DnsPattern,
     Duration,
     PathField,
@@ -36,6 +37,7 @@ from sds.settings.fields import (
     SpiffePattern,
     TrustDomainField,
 )
+from sds.settings.https_url import check_host
 from sds.settings.listen import ListenAddress, host_and_port
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
@@ -60,7 +62,7 @@ class TlsSection(Settings):
         default=None, description="PEM file with a TLS certificate chain of your own. Needs `key`."
     )
     key: PathField | None = Field(default=None, description="PEM file with its key, unencrypted.")
-    server_names: list[DnsNameField] = Field(
+    server_names: list[CertificateDnsName] = Field(
         default=[],
         description="DNS names in the self-signed certificate, for agents that verify TLS by a "
         "root and a name.",
@@ -263,9 +265,17 @@ class CollateralSection(Settings):
         "one in ten seconds.",
     )
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        try:
+            self.address()
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from error
+        return self
+
     def address(self) -> ListenAddress:
         """Where to listen: anywhere, since all answers are public."""
-        return ListenAddress.parse(self.listen, field="collateral.listen", remote=True)
+        return ListenAddress.parse(self.listen, field="listen", remote=True)
 
 
 class AuthorityConfig(Settings):
@@ -328,11 +338,21 @@ class AuthorityConfig(Settings):
     @field_validator("listen")
     @classmethod
     def _is_an_address(cls, text: str) -> str:
-        if host_and_port(text) is None:
-            raise ValueError(
-                f"{text!r} is not host:port: write 127.0.0.1:8443, [::]:8443 or 0.0.0.0:0"
-            )
+        advice = "write 127.0.0.1:8443, [::]:8443 or 0.0.0.0:0"
+        found = host_and_port(text)
+        if found is None:
+            raise ValueError(f"expected host:port: {advice}")
+        try:
+            check_host(found[0], bracketed=":" in found[0])
+        except ValueError as error:
+            raise ValueError(f"expected an address of this machine: {error}: {advice}") from error
         return text
+
+    @property
+    def address(self) -> ListenAddress:
+        """Where the authority listens."""
+        host, port = host_and_port(self.listen) or ("", 0)
+        return ListenAddress(host=host, port=port)
 
     @property
     def max_lifetime(self) -> timedelta:

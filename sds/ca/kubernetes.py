@@ -59,6 +59,8 @@ def _template(text: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(_template)]
+Account = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
+"""Of a service account: namespace and name."""
 
 
 class KubernetesSection(Settings):
@@ -75,10 +77,10 @@ class KubernetesSection(Settings):
     jwks_file: PathField | None = Field(
         default=None, description="File with the issuer's keys (JWKS). If unset: the API server's."
     )
-    service_accounts: Annotated[list[str], Field(min_length=1)] = Field(
+    service_accounts: Annotated[list[Account], Field(min_length=1)] = Field(
         description="The accounts of agents, as `namespace/name`."
     )
-    authorities: list[str] = Field(
+    authorities: list[Account] = Field(
         default=[],
         description="The accounts of authorities that may be below this one, as `namespace/name`.",
     )

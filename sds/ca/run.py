@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
+import stat
 from typing import TYPE_CHECKING
 
 from sds.attestation.build import Verification, keyed, make_attester
@@ -33,7 +33,7 @@ from sds.ca.tls_files import FollowedTls
 from sds.clock import Clock, SystemClock
 from sds.descriptors import take_all
 from sds.errors import ConfigurationError, PolicyError
-from sds.files import replace_file
+from sds.files import is_folder, replace_file
 from sds.operations.hangup import on_hangup
 from sds.operations.health import health_listener
 from sds.operations.notify import READY, STOPPING, notify
@@ -194,13 +194,16 @@ async def _serve(
             task.cancel()
 
 
-def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> None:
+def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> tuple[str, ...]:
     """Do everything that a start does before it opens a port, without touching the network.
 
     Args:
         config: what passed by itself.
         what: names it in errors: the file.
         clock: what is valid now; the system's if left out.
+
+    Returns:
+        What an operator should not overlook, a sentence each.
 
     Raises:
         ConfigurationError: files, devices or addresses cannot be used; every one is named.
@@ -214,9 +217,10 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
         attester = make_attester(config.attestation)
     with checks.of("verification"):
         verification = Verification(config.verification, clock=clock)
+    if config.verification.fills is not None:
+        checks.writable_directory("verification.collateral", config.verification.fills)
     if config.collateral is not None:
         with checks.of("collateral"):
-            config.collateral.address()
             if config.verification.fetch is None:
                 raise ConfigurationError(
                     "collateral: this authority fetches nothing that it could give",
@@ -229,12 +233,14 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
     out = config.tls.certificate_out
     with checks.of("tls"):
         _tls(config, clock, write=False)
-    if out is not None and not os.access(out.parent, os.W_OK):
-        checks.problem("tls.certificate_out", f"{out.parent} is not a writable directory")
+    if out is not None:
+        checks.replaceable_file("tls.certificate_out", out)
     if isinstance(config.signer, OperatorSection):
-        folder = config.signer.csr_file.parent
-        if not os.access(folder, os.W_OK):
-            checks.problem("signer.csr_file", f"{folder} is not a writable directory")
+        checks.replaceable_file("signer.csr_file", config.signer.csr_file)
+        chain = config.signer.chain_file
+        if not is_folder(chain.parent):
+            checks.problem("signer.chain_file", f"there is no directory {chain.parent}")
+        checks.roots("signer.roots_file", config.signer.roots_file)
     elif isinstance(config.signer, UpstreamSection):
         with checks.of("signer"):
             upstream = upstream_verification(config, clock)
@@ -242,10 +248,31 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
     if config.kubernetes is not None:
         with checks.of("kubernetes"):
             check_kubernetes(config.kubernetes)
+    checks.listeners(
+        {
+            "listen": config.address,
+            "health.listen": None if config.health is None else config.health.address(),
+            "metrics.listen": None if config.metrics is None else config.metrics.address(),
+            "collateral.listen": None if config.collateral is None else config.collateral.address(),
+        }
+    )
     checks.raise_all()
+    return warnings(config)
+
+
+def warnings(config: AuthorityConfig) -> tuple[str, ...]:
+    """What an operator should not overlook in this configuration and its files."""
+    key = config.tls.key
+    if key is not None:
+        with contextlib.suppress(OSError):  # reading it says more
+            if key.stat().st_mode & stat.S_IROTH:
+                return (f"everybody on this machine may read the private key {key} (tls.key)",)
+    return ()
 
 
 def _say_what_vouches(config: AuthorityConfig, attester: Attester | None) -> None:
+    for sentence in warnings(config):
+        _LOGGER.warning(sentence)
     if attester is None:
         _LOGGER.warning(
             "this authority gives no evidence: only agents that trust a configured root and "

@@ -23,6 +23,7 @@ from sds.commands.options import written
 from sds.errors import ConfigurationError
 from sds.files import SOCKET_PATH_BYTES
 from sds.rules.duration import parse_duration
+from sds.settings.paths import is_url, waits_for_a_shell
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -52,9 +53,12 @@ def _endpoint(
     if value is None or (parameter.name == "admin" and value == "none"):
         return None
     try:
-        return Endpoint.parse(value)
+        made = Endpoint.parse(value)
     except ConfigurationError as error:
         raise click.BadParameter(str(error), context, parameter) from error
+    if parameter.name == "application" and made.port == 0:
+        raise click.BadParameter("port 0 cannot be connected to", context, parameter)
+    return made
 
 
 class EnvoyRole(enum.StrEnum):
@@ -292,6 +296,11 @@ def _require_places(
 
 def _socket(text: str) -> Path:
     """The socket's absolute path; Envoy resolves a relative one against its own directory."""
+    if waits_for_a_shell(text) or is_url(text):
+        raise ConfigurationError(
+            f"--socket {text} is not the path of a socket",
+            advice="write the whole path, without unix:; the shell did not replace ~ or $NAME",
+        )
     path = Path(text).absolute()
     if len(bytes(path)) > SOCKET_PATH_BYTES:
         raise ConfigurationError(
@@ -323,12 +332,17 @@ def _targets(role: EnvoyRole, peers: tuple[str, ...]) -> dict[str, Endpoint]:
                 f"--peer {peer}: {domain!r} is not a domain",
                 advice="write a DNS name, one with a star at its start or end, or '*'",
             )
-        if (domain or "*") in targets:
-            raise ConfigurationError(f"--peer names {domain or '*'} twice")
+        domain = domain.lower() or "*"  # Envoy compares them so
+        if domain in targets:
+            raise ConfigurationError(f"--peer names {domain} twice")
         try:
-            targets[domain or "*"] = Endpoint.parse(address)
+            targets[domain] = Endpoint.parse(address)
         except ConfigurationError as error:
             raise ConfigurationError(
                 f"--peer {peer}: {error.message}", advice=error.advice
             ) from error
+        if targets[domain].port == 0:
+            raise ConfigurationError(
+                f"--peer {peer}: port 0 cannot be connected to", advice="write the server's port"
+            )
     return targets

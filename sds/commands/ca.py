@@ -41,8 +41,10 @@ def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> No
     config = yamlfile.load_file(path, AuthorityConfig)
     if check_config:
         logs.silence()
-        check(config, what=str(path))
+        found = check(config, what=str(path))
         click.echo(f"{path}: every file and reference of the configuration can be used")
+        for sentence in found:
+            click.echo(f"warning: {sentence}")
         return
     logs.configure(style=log_format, level=log_level)
     # The authority's key lives as long as the process: no dump, no reading by others, no swap.

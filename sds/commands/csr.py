@@ -23,6 +23,7 @@ from sds.exchange.challenge import NONCE_BYTES, attested_csr_report_data
 from sds.identity import Identity
 from sds.pki import key_type_of, load_private_key, spki_sha256
 from sds.settings import yamlfile
+from sds.settings.paths import expect_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -223,8 +224,10 @@ def _report_data(key: PrivateKey, nonce: bytes) -> ReportData:
 
 
 def _read_key(path: Path) -> PrivateKey:
+    content = yamlfile.read(path, max_bytes=_MAX_BYTES)
+    expect_private(path)
     try:
-        return load_private_key(yamlfile.read(path, max_bytes=_MAX_BYTES))
+        return load_private_key(content)
     except KeyTypeError as error:
         raise ConfigurationError(f"{path}: {error.message}", advice=error.advice) from None
 

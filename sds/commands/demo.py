@@ -209,7 +209,13 @@ def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
     if chosen is not None:
         yield chosen.absolute()
         return
-    made = Path(tempfile.mkdtemp(prefix=f"sds-{name}-"))
+    try:
+        made = Path(tempfile.mkdtemp(prefix=f"sds-{name}-"))
+    except OSError as error:
+        raise ConfigurationError(
+            f"no directory for sockets and logs can be made: {error.strerror}",
+            advice="name one with --run-dir",
+        ) from error
     try:
         yield made
     except BaseException:

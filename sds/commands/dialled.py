@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import Final
 
 from sds.errors import SocketError
-from sds.files import SOCKET_PATH_BYTES
+from sds.files import SOCKET_PATH_BYTES, socket_target
+from sds.settings.paths import is_url, waits_for_a_shell
 
 _WHICH: Final = "an agent's sockets are RUN_DIR/admin.sock and RUN_DIR/workloads/NAME/sds.sock"
 
 
 def dialled(path: Path | str) -> str:
-    """The absolute path of a socket that can be called.
+    """What gRPC calls: the target of a socket that a person named.
 
     Raises:
         SocketError: there is none, or this user may not open it.
     """
+    if waits_for_a_shell(str(path)) or is_url(str(path)):
+        raise SocketError(
+            f"{path} is not the path of a socket: nothing here replaces ~ or $NAME, and a path "
+            "begins without unix:",
+            advice=_WHICH,
+        )
     absolute = Path(path).absolute()
     if len(os.fsencode(absolute)) > SOCKET_PATH_BYTES:
         raise SocketError(
@@ -43,7 +50,7 @@ def dialled(path: Path | str) -> str:
         raise SocketError(f"{absolute} is {kind}, not a socket", advice=_WHICH)
     if not os.access(absolute, os.R_OK | os.W_OK):
         raise _not_allowed(absolute)
-    return str(absolute)
+    return socket_target(absolute)
 
 
 def _not_allowed(path: Path) -> SocketError:

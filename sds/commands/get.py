@@ -90,7 +90,7 @@ def _is_extension(name: str) -> bool:
 
 async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, str, bytes]]:
     """Name, version and content of each name that exists, one call each: each has a version."""
-    async with grpc.aio.insecure_channel(f"unix:{dialled(path)}") as channel:
+    async with grpc.aio.insecure_channel(dialled(path)) as channel:
 
         async def fetch(*wanted: str) -> Any:
             extension = bool(wanted) and _is_extension(wanted[0])

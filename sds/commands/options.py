@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from sds.errors import IdentityError
 from sds.identity import SpiffeId
+from sds.settings.paths import waits_for_a_shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -23,12 +24,19 @@ _Decorated = TypeVar("_Decorated", bound="Callable[..., Any] | click.Command")
 
 
 class NamedPath(click.Path):
-    """A path that is not empty, as one of a variable that is not set is."""
+    """A path as the person meant it.
+
+    It is not empty, as one of a variable that is not set is, and has nothing that a shell replaces:
+    of ``--out=~/keys`` most shells leave it.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse it."""
-        if not os.fspath(value):
+        text = os.fsdecode(value)
+        if not text:
             self.fail("the path is empty", param, ctx)
+        if waits_for_a_shell(text):
+            self.fail(f"the shell did not replace ~ or $NAME in {text!r}", param, ctx)
         return super().convert(value, param, ctx)
 
 

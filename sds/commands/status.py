@@ -74,7 +74,7 @@ def status(path: Path | None, run_dir: Path | None, *, watch: bool, output: str)
     if (path is None) == (run_dir is None):
         raise ConfigurationError("give --socket or --run-dir", advice="one of them, not both")
     socket = path if path is not None else Path(run_dir or "") / "admin.sock"
-    with grpc.insecure_channel(f"unix:{dialled(socket)}") as channel:
+    with grpc.insecure_channel(dialled(socket)) as channel:
         if watch:
             with _until_interrupted() as interrupted:
                 _watch(channel, socket, output, interrupted)

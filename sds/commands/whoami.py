@@ -47,7 +47,7 @@ def whoami(path: str, output: str) -> None:
 
 
 async def _describe(path: str) -> DescribeResponse:
-    async with grpc.aio.insecure_channel(f"unix:{dialled(path)}") as channel:
+    async with grpc.aio.insecure_channel(dialled(path)) as channel:
         call: grpc.aio.UnaryUnaryMultiCallable[
             whoami_pb2.DescribeRequest, whoami_pb2.DescribeResponse
         ] = channel.unary_unary(

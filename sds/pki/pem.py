@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import CertificateError
@@ -36,15 +37,15 @@ def pem_blocks(
     Text between blocks and blocks with another label are passed over (RFC 7468, section 2).
 
     Args:
-        text: PEM, with line ends of any kind; a NUL may end it.
+        text: PEM, with line ends of any kind; UTF-8's mark may begin it, and a NUL may end it.
         label: of the blocks that are meant, such as ``CERTIFICATE``.
         what: names the text in errors.
         most: blocks that are accepted.
 
     Raises:
         CertificateError: ``certificate_malformed``: 1. a block is not closed, or closed by another
-            label; 2. its inside is not base64; 3. there is none with this label, or more than
-            ``most``.
+            label, or has no beginning; 2. its inside is not base64; 3. there is none with this
+            label, or more than ``most``.
     """
     found = [_decoded(lines, what) for name, lines in _blocks(text, what) if name == label]
     if not found or len(found) > most:
@@ -60,12 +61,21 @@ def _blocks(text: bytes, what: str) -> Iterator[tuple[str, list[bytes]]]:
     """Label and inner lines of each block. One look at each line, so the cost is linear."""
     opened: bytes | None = None
     lines: list[bytes] = []
+    text = text.removeprefix(codecs.BOM_UTF8)
     for line in (line.strip(_AROUND_LINES) for line in text.splitlines()):
         begins = line.startswith(_BEGIN) and line.endswith(_DASHES)
         ends = line.startswith(_END) and line.endswith(_DASHES)
         if opened is None:
             if begins:
                 opened, lines = line[len(_BEGIN) : -len(_DASHES)], []
+            elif ends:
+                raise CertificateError(
+                    f"{what} has an END "
+                    f"{line[len(_END) : -len(_DASHES)][:32].decode('ascii', 'replace')} without "
+                    "its BEGIN",
+                    reason="certificate_malformed",
+                    advice="does its first line have five dashes on both sides, and nothing else?",
+                )
         elif begins or (ends and line[len(_END) : -len(_DASHES)] != opened):
             break
         elif ends:

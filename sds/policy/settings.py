@@ -10,11 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from sds.errors import ConfigurationError
 from sds.files import is_folder
 from sds.settings import yamlfile
+from sds.settings.fields import PathField  # noqa: TC001  pydantic reads it at run time
+from sds.settings.paths import parse_path
 
 if TYPE_CHECKING:
     from sds.identity import TrustDomain
@@ -23,6 +25,16 @@ if TYPE_CHECKING:
     from sds.policy.threshold import TrustedKeys
 
 _PEM = "-----BEGIN"
+
+
+def _key_place(text: str) -> str:
+    """A key's PEM text, or the path of its file."""
+    if not text.lstrip().startswith(_PEM):
+        parse_path(text)
+    return text
+
+
+KeyPlace = Annotated[str, AfterValidator(_key_place)]
 
 
 class PolicySettings(BaseModel):
@@ -39,9 +51,9 @@ class PolicySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    file: Path | None = None
-    directory: Path | None = None
-    keys: Annotated[list[str], Field(min_length=1, max_length=64)]
+    file: PathField | None = None
+    directory: PathField | None = None
+    keys: Annotated[list[KeyPlace], Field(min_length=1, max_length=64)]
     threshold: Annotated[StrictInt, Field(ge=1)] | None = None
     min_epoch: Annotated[StrictInt, Field(ge=0)] = 0
 
@@ -71,8 +83,18 @@ class PolicySettings(BaseModel):
         """What a party with this configuration starts with.
 
         Raises:
-            ConfigurationError: see :meth:`trusted`.
+            ConfigurationError: see :meth:`trusted`; or a directory has the place of the file, or a
+                file that of the directory.
         """
+        if self.file is not None and is_folder(self.file):
+            raise ConfigurationError(
+                f"policy.file: {self.file} is a directory", advice="name it as policy.directory"
+            )
+        if self.directory is not None and not is_folder(self.directory):
+            raise ConfigurationError(
+                f"policy.directory: there is no directory {self.directory}",
+                advice="name a file as policy.file",
+            )
         from sds.policy.succession import PolicySuccession  # noqa: PLC0415  as above
 
         return PolicySuccession(

@@ -16,6 +16,7 @@ from securesystemslib.signer import CryptoSigner, Signature
 
 from sds.errors import ConfigurationError, PolicyError
 from sds.policy.keys import VerificationKey, read_key_file, verification_key
+from sds.settings.paths import expect_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +35,7 @@ def file_signer(path: Path) -> tuple[PolicySigner, VerificationKey]:
     """
     advice = "give a private key in PEM (PKCS#8, without passphrase), or use --signer-command"
     pem = read_key_file(path)
+    expect_private(path)
     try:
         private = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
@@ -67,7 +69,14 @@ class CommandSigner:
         Raises:
             PolicyError: ``policy_signing``: it cannot be run, fails, or gives nothing.
         """
-        words = shlex.split(self.command)
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise PolicyError(
+                f"the signer command {self.command[:200]!r} cannot be split into words: {error}",
+                reason="policy_signing",
+                advice="does each quote have its other half?",
+            ) from error
         if not words:
             raise PolicyError("the signer command is empty", reason="policy_signing")
         try:

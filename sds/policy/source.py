@@ -8,6 +8,7 @@ signed is what was written, comments and all; the same bytes give the same docum
 
 from __future__ import annotations
 
+import codecs
 from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import ConfigurationError, PolicyError
@@ -30,9 +31,14 @@ def read_source(path: Path) -> bytes:
     """
     if not is_folder(path):
         return yamlfile.read(path, max_bytes=MAX_DOCUMENT_BYTES)
-    files = sorted(
-        file for file in path.iterdir() if file.suffix in _ENDINGS and not file.name.startswith(".")
-    )
+    try:
+        found = sorted(path.iterdir())
+    except OSError as error:
+        raise ConfigurationError(
+            f"the directory {path} cannot be read: {error.strerror}",
+            advice="check its permissions",
+        ) from error
+    files = [file for file in found if file.suffix in _ENDINGS and not file.name.startswith(".")]
     if not files:
         raise ConfigurationError(f"the directory {path} has no *.yaml or *.yml file")
     parts = []
@@ -40,13 +46,20 @@ def read_source(path: Path) -> bytes:
         content = yamlfile.read(file, max_bytes=MAX_DOCUMENT_BYTES)
         # One document a file, so that an error can name the file.
         yamlfile.parse(content, what=str(file))
-        body = content if content.endswith(b"\n") else content + b"\n"
+        # Within the stream, the mark of UTF-8 would be the beginning of a field's name.
+        body = content.removeprefix(codecs.BOM_UTF8)
+        body = body if body.endswith(b"\n") else body + b"\n"
         start = b"" if body.startswith(b"---") else b"---\n"
-        parts.append(b"# " + file.name.encode() + b"\n" + start + body)
+        parts.append(b"# " + _comment(file.name) + b"\n" + start + body)
     payload = b"".join(parts)
     if len(payload) > MAX_DOCUMENT_BYTES:
         raise ConfigurationError(f"the files of {path} have more than {MAX_DOCUMENT_BYTES} bytes")
     return payload
+
+
+def _comment(name: str) -> bytes:
+    """A file's name, which may have any character, in one line of UTF-8."""
+    return name.encode("utf-8" if name.isprintable() else "unicode_escape")
 
 
 def parse_source(payload: bytes, *, what: str) -> PolicyDocument:

@@ -20,6 +20,9 @@ _UNITS: Final = {
     "ms": timedelta(milliseconds=1),
 }
 _MAX_CHARACTERS: Final = 48
+_EXPECTED: Final = (
+    "expected a duration such as 10s, 5m, 1h30m or 250ms, or a whole number of seconds"
+)
 LONGEST: Final = timedelta(days=36525)
 """100 years: no certificate of ours lives longer, and dates stay within four digits."""
 
@@ -46,13 +49,13 @@ def parse_duration(value: object) -> timedelta:
         case timedelta():
             total = value
         case bool():
-            raise ValueError("expected text")
+            raise ValueError(_EXPECTED)
         case int():
             total = timedelta(seconds=min(max(value, 0), 2 * int(LONGEST.total_seconds())))
         case str():
             total = _parse_text(value)
         case _:
-            raise ValueError("expected text")
+            raise ValueError(_EXPECTED)
     if total <= timedelta(0):
         raise ValueError("expected a duration above 0")
     if total > LONGEST:
@@ -62,9 +65,7 @@ def parse_duration(value: object) -> timedelta:
 
 def _parse_text(text: str) -> timedelta:
     if not _WHOLE.fullmatch(text) or len(text) > _MAX_CHARACTERS:
-        raise ValueError(
-            "expected a duration such as 10s, 5m, 1h30m or 250ms, or a number of seconds"
-        )
+        raise ValueError(_EXPECTED)
     try:
         return sum(
             (int(number) * _UNITS[unit] for number, unit in _PART.findall(text)), timedelta()

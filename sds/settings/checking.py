@@ -12,7 +12,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from sds.errors import CertificateError, ConfigurationError, SdsError
-from sds.files import is_folder
+from sds.files import is_folder, is_taken
 from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
 
@@ -91,15 +91,33 @@ class ConfigurationChecks:
 
     def listeners(self, addresses: Mapping[str, ListenAddress | None]) -> None:
         """Listeners have places of their own, and directories for their Unix sockets."""
-        taken: dict[str, str] = {}
+        taken: list[tuple[str, ListenAddress]] = []
         for field, address in addresses.items():
             if address is None:
                 continue
-            if address.path is not None and not is_folder(address.path.parent):
-                self.problem(field, f"the directory {address.path.parent} does not exist: make it")
-            other = taken.setdefault(str(address), field)
-            if other != field and address.port != 0:
-                self.problem(field, f"{address} is the address of {other} too: choose another")
+            if address.path is not None:
+                self._socket_place(field, address.path)
+            for other, its in taken:
+                if address.meets(its):
+                    self.problem(field, f"{address} is the address of {other} too: choose another")
+            taken.append((field, address))
+
+    def _socket_place(self, field: str, path: Path) -> None:
+        """A Unix socket can be made there, or is there."""
+        if not is_folder(path.parent):
+            self.problem(field, f"the directory {path.parent} does not exist: make it")
+        elif not os.access(path.parent, os.W_OK | os.X_OK):
+            self.problem(field, f"{path.parent} is not writable for this user: name another place")
+        elif is_taken(path) and not path.is_socket():
+            self.problem(field, f"{path} exists and is not a socket: remove it, or name another")
+
+    def replaceable_file(self, field: str, path: Path) -> None:
+        """A file can be written there, in place of one that is there already."""
+        folder = path.parent
+        if not is_folder(folder) or not os.access(folder, os.W_OK | os.X_OK):
+            self.problem(field, f"{folder} is not a directory that this user may write")
+        elif is_folder(path):
+            self.problem(field, f"{path} is a directory: name a file")
 
     def writable_directory(self, field: str, path: Path) -> None:
         """The directory is there and can be written, or can be made."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -32,6 +33,8 @@ from sds.rules.pattern import (
     parse_dns_pattern,
     parse_spiffe_pattern,
 )
+from sds.settings.https_url import check_host
+from sds.settings.paths import parse_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +44,7 @@ _Value = TypeVar("_Value")
 _SIZE: Final = re.compile(r"(\d+)(|B|KiB|MiB|GiB)", re.ASCII)
 _SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _HEX: Final = re.compile(r"(?:[0-9a-f]{2})+", re.ASCII)
+_NUMBERS: Final = re.compile(r"[0-9.]+", re.ASCII)
 _MAX_DIGITS: Final = 12
 
 
@@ -93,20 +97,22 @@ def text_field(parse: Callable[[str], _Value], *made: type[_Value]) -> Callable[
     return validate
 
 
+def _certificate_name(text: str) -> str:
+    name = parse_dns_name(text)
+    if _NUMBERS.fullmatch(name):
+        raise ValueError("expected a DNS name: no peer finds an IP address among DNS names")
+    return name
+
+
+def _server_name(text: str) -> str:
+    check_host(text, bracketed=":" in text)
+    return text
+
+
 def _size(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int):
         return text_field(parse_size)(value)
     return value
-
-
-def _path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise ValueError("expected a path")
-    return Path(text)
-
-
-def _path_field(value: Any) -> Path:
-    return value if isinstance(value, Path) else text_field(_path)(value)
 
 
 Duration = Annotated[
@@ -160,5 +166,9 @@ DnsPattern = Annotated[
 """A pattern of DNS names, parsed."""
 DnsNameField = Annotated[str, PlainValidator(text_field(parse_dns_name))]
 """A DNS name that may be in a certificate."""
-PathField = Annotated[Path, PlainValidator(_path_field)]
+ServerName = Annotated[str, AfterValidator(_server_name)]
+"""The name in a server's certificate: a DNS name, in any case, or an IP address."""
+CertificateDnsName = Annotated[str, PlainValidator(text_field(_certificate_name))]
+"""The same, and no IP address: as a DNS name in a certificate, one matches no peer."""
+PathField = Annotated[Path, PlainValidator(text_field(parse_path, Path))]
 """A path, as written (relative ones count from the working directory)."""

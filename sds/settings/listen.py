@@ -6,11 +6,16 @@ Invariant: an address other than loopback is accepted only where the configurati
 from __future__ import annotations
 
 import ipaddress
+import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import ConfigurationError
+from sds.files import SOCKET_PATH_BYTES
+from sds.settings.paths import parse_path
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _PORTS: Final = 2**16
 
@@ -54,25 +59,51 @@ class ListenAddress:
             ConfigurationError: neither form, or not loopback and not allowed.
         """
         if text.startswith("unix:"):
-            path = Path(text.removeprefix("unix:"))
-            if not path.is_absolute():
-                raise ConfigurationError(f"{field}: {text!r} is not an absolute path")
-            return cls(path=path)
-        host, _, port = text.rpartition(":")
-        host = host.strip("[]")
+            return cls(path=_socket_path(text.removeprefix("unix:"), text, field))
+        host, number = host_and_port(text) or ("", 0)
         try:
             address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-            number = int(port)
         except ValueError as error:
             raise ConfigurationError(
-                f"{field}: {text!r} is not an address",
-                advice="write 127.0.0.1:PORT or unix:/absolute/path",
+                f"{field}: {text!r} is not an IP address and a port from 0 to 65535",
+                advice="write 127.0.0.1:PORT, [::1]:PORT or unix:/absolute/path",
             ) from error
-        if not 0 <= number < _PORTS:
-            raise ConfigurationError(f"{field}: port {number} is not between 0 and 65535")
         if not address.is_loopback and not remote:
             raise ConfigurationError(
                 f"{field}: {text!r} is not a loopback address",
                 advice="use 127.0.0.1 or unix:/path; anyone who connects sees every identity",
             )
         return cls(host=str(address), port=number)
+
+    def meets(self, other: ListenAddress) -> bool:
+        """Whether two listeners could not have both: ``0.0.0.0`` is every address of its kind."""
+        if self.path is not None or other.path is not None:
+            return self.path == other.path
+        if self.port != other.port or self.port == 0:
+            return False
+        every = "::" if ":" in self.host else "0.0.0.0"
+        alike = (":" in self.host) == (":" in other.host)
+        return self.host == other.host or (alike and every in {self.host, other.host})
+
+
+def _socket_path(text: str, whole: str, field: str) -> Path:
+    """Where a Unix socket can be bound.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    advice = "write unix:/absolute/path"
+    try:
+        path = parse_path(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{field}: {error}, found {whole!r}", advice=advice) from error
+    if not path.is_absolute():
+        raise ConfigurationError(f"{field}: {whole!r} is not an absolute path", advice=advice)
+    if text.endswith("/"):
+        raise ConfigurationError(f"{field}: {whole!r} names a directory", advice=advice)
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise ConfigurationError(
+            f"{field}: the path of a Unix socket has at most {SOCKET_PATH_BYTES} bytes",
+            advice="choose a shorter one",
+        )
+    return path

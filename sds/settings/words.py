@@ -22,6 +22,7 @@ _PATTERNS: Final[dict[str, str]] = {
     "^/.*[^/]$": "an absolute path without a slash at its end",
     "^[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?$": "at most 63 lower-case letters, digits, '-' and '.', "
     "with a letter or a digit at both ends",
+    "^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$": "namespace/name of a service account",
     "^[0-9a-fA-F]{12}$": "12 hexadecimal digits",
     "^[!-~]+$": "visible ASCII characters without a space",
     "^sha256:[0-9a-f]{64}$": "sha256: and 64 lower-case hexadecimal digits",
@@ -54,56 +55,6 @@ _FORMS: Final[dict[str, str]] = {
     "string_too_short": "{min_length} or more characters",
     "string_too_long": "at most {max_length} characters",
 }
-
-
-_SYNTAX: Final[dict[str, tuple[str, str]]] = {
-    "did not find expected key": (
-        "this line does not fit the block that it is in",
-        "give all fields of a block the same indentation, and each a ':' with a space after it",
-    ),
-    "did not find expected '-' indicator": (
-        "this line does not fit the list that it is in",
-        "give all entries of a list the same indentation",
-    ),
-    "mapping values are not allowed in this context": (
-        "a ':' where no field can begin",
-        "is a ':' missing before it, is it indented too deep, or does its value need quotes?",
-    ),
-    "could not find expected ':'": (
-        "a ':' is missing after this field, or after the one before",
-        "write each field as name: value",
-    ),
-    "did not find expected ',' or ']'": (
-        "a list that began with [ is not ended",
-        "end it with ], and put values with brackets in quotes",
-    ),
-    "did not find expected ',' or '}'": (
-        "a block that began with { is not ended",
-        "end it with }, and put values with braces in quotes",
-    ),
-    "did not find expected node content": (
-        "no value can begin here",
-        "put a value that begins with [, {, *, & or a quote in quotes",
-    ),
-    "did not find expected alphabetic or numeric character": (
-        "a value that begins with * or & means something else: * begins an alias",
-        "put the value in quotes",
-    ),
-    "found unexpected end of stream": (
-        "the file ends within a value",
-        "is a quote, ] or } missing before this line?",
-    ),
-    "found character that cannot start any token": (
-        "no value can begin with this character",
-        "put the value in quotes",
-    ),
-}
-"""What libyaml says -> what it means, and what to do."""
-
-
-def syntax_words(problem: str) -> tuple[str, str]:
-    """What is wrong with the YAML, and what to do; the parser's own words if they are not known."""
-    return _SYNTAX.get(problem, (problem, ""))
 
 
 def expected_words(pattern: str) -> str | None:

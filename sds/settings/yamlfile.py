@@ -12,24 +12,20 @@ Values are built from the parser's events, not from nodes: five times faster wit
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 import sys
-import types
-import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from sds.errors import ConfigurationError
 from sds.files import read_file
-from sds.settings.words import problem_words, syntax_words
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from sds.settings.shape import field_names, unknown_field, walk
+from sds.settings.syntax import lookalike, syntax_problem
+from sds.settings.words import problem_words
 
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 MAX_VALUES: Final = 3_000_000
@@ -47,6 +43,10 @@ _INTEGER: Final = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _BASED: Final = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+", re.ASCII)
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", re.ASCII)
 
+_NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]+")
+_LONGEST_NAME: Final = 80
+_LABEL: Final = re.compile(r"function-.*|[a-z-]+\[.*\]", re.DOTALL)
+"""What pydantic calls a step that is not in the file."""
 _TAG_DIRECTIVE: Final = re.compile("(?:^|[\r\n\x85\u2028\u2029])\ufeff?%TAG")
 """At the beginning of a line, as YAML 1.1 ends lines (libyaml still does)."""
 
@@ -118,13 +118,7 @@ def parse_all(content: bytes | str, *, what: str) -> list[Any]:
     try:
         return _Builder(what).build(content)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-        lines = content.split("\n")
-        if mark and mark.line < len(lines) and lines[mark.line][mark.column :].startswith("\t"):
-            problem = "a tab, where YAML allows spaces only: indent with spaces"
-        words, advice = syntax_words(str(problem))
+        where, words, advice = syntax_problem(content, error)
         raise ConfigurationError(f"{what}{where}: {words}", advice=advice) from error
 
 
@@ -158,7 +152,7 @@ class _Builder:
         if event.tag is not None:
             raise self._error(event, f"the tag {event.tag!r} is not allowed")
         if isinstance(event, yaml.ScalarEvent):
-            value = _scalar(event.value) if event.implicit[0] else event.value
+            value = self._plain(event) if event.implicit[0] else event.value
         elif depth == MAX_DEPTH:
             raise self._error(event, f"nested more than {MAX_DEPTH} deep")
         elif isinstance(event, yaml.SequenceStartEvent):
@@ -178,6 +172,8 @@ class _Builder:
                 raise self._error(
                     event, "a key must be plain text: put a value that begins with [ or { in quotes"
                 )
+            if event.implicit[0]:
+                self._expect_plain(event)
             key = sys.intern(event.value)
             if key == "<<" and event.implicit[0]:
                 raise self._error(event, "merge keys ('<<') are not allowed")
@@ -188,6 +184,15 @@ class _Builder:
             mapping[key] = self._value(events, next(events), depth + 1)
         return mapping
 
+    def _plain(self, event: Any) -> Any:
+        self._expect_plain(event)
+        return _scalar(event.value)
+
+    def _expect_plain(self, event: Any) -> None:
+        """Text without quotes has no character that only looks like a space or a quote."""
+        if (found := lookalike(event.value)) is not None:
+            raise self._error(event, *found)
+
     def _alias(self, event: Any) -> tuple[Any, int]:
         found = self._anchors.get(event.anchor)
         if found is None:
@@ -196,10 +201,11 @@ class _Builder:
             raise self._error(event, f"more than {MAX_VALUES} values with aliases expanded")
         return found
 
-    def _error(self, event: Any, problem: str) -> ConfigurationError:
+    def _error(self, event: Any, problem: str, advice: str = "") -> ConfigurationError:
         mark = event.start_mark
         return ConfigurationError(
-            f"{self._what}, line {mark.line + 1}, column {mark.column + 1}: {problem}"
+            f"{self._what}, line {mark.line + 1}, column {mark.column + 1}: {problem}",
+            advice=advice,
         )
 
 
@@ -262,22 +268,17 @@ def _other_form(problem: Any, problems: list[Any]) -> bool:
 def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
     *parents, last = problem["loc"] or ("",)
     unknown = problem["type"] == "extra_forbidden"
-    shown, here = _walk(model, parents if unknown else problem["loc"])
+    shown, here = walk(model, parents if unknown else problem["loc"])
     path = _path((*shown, last) if unknown else shown)
     if unknown:
-        known = _fields(here)
-        near = difflib.get_close_matches(str(last), known, n=1)
-        hint = (
-            f", did you mean {near[0]}?" if near else f"; known are {', '.join(sorted(set(known)))}"
-        )
-        return f"{path}: unknown field{hint}"
+        return f"{path}: unknown field{unknown_field(str(last), here, model)}"
     if problem["type"] == "missing":
         return f"{path}: missing"
     if not path:
         return str(problem["msg"]).removeprefix("Value error, ")
     words = problem_words(problem)
     # A rule about a whole block may begin with the field that it is about.
-    if words.partition(": ")[0] in _fields(here):
+    if words.partition(": ")[0] in field_names(here):
         return f"{path}.{words}"
     return f"{path}: {words}"
 
@@ -287,58 +288,7 @@ def _path(location: tuple[int | str, ...]) -> str:
     for step in location:
         if isinstance(step, int):
             text += f"[{step}]"
-        elif re.fullmatch(r"[A-Za-z0-9_.:/-]+", step) and not step.startswith("function-"):
-            text += f".{step}" if text else step
+        elif _LABEL.fullmatch(step) is None:
+            name = step if _NAME.fullmatch(step) else repr(step[:_LONGEST_NAME])
+            text += f".{name}" if text else name
     return text
-
-
-def _walk(
-    model: type[BaseModel], location: Iterable[int | str]
-) -> tuple[tuple[int | str, ...], list[Any]]:
-    """The location as the file has it, and the types that may stand there.
-
-    pydantic's own steps, the names of a union's members, are not in the file.
-    """
-    here: list[Any] = [model]
-    shown: list[int | str] = []
-    for step in location:
-        following = [part for kind in here for part in _inside(kind, step)]
-        if not following and len(here) > 1 and not isinstance(step, int):
-            continue
-        shown.append(step)
-        here = [part for kind in following for part in _members(kind)]
-    return tuple(shown), here
-
-
-def _inside(kind: Any, step: int | str) -> tuple[Any, ...]:
-    """Types of what stands at ``step`` in a value of this type."""
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return tuple(
-            field.annotation
-            for name, field in kind.model_fields.items()
-            if step in {name, field.alias}
-        )
-    arguments = typing.get_args(kind)
-    if typing.get_origin(kind) is dict:
-        return arguments[1:]
-    return arguments if isinstance(step, int) else ()
-
-
-def _fields(kinds: Iterable[Any]) -> list[str]:
-    """Names of the fields of the models among these types."""
-    return [
-        field.alias or name
-        for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-        for name, field in kind.model_fields.items()
-    ]
-
-
-def _members(kind: Any) -> list[Any]:
-    """A union's members and an annotated type's type, however deep; anything else itself."""
-    origin = typing.get_origin(kind)
-    if origin is typing.Annotated:
-        return _members(typing.get_args(kind)[0])
-    if origin in {typing.Union, types.UnionType}:
-        return [part for member in typing.get_args(kind) for part in _members(member)]
-    return [kind]

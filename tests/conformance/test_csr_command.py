@@ -35,6 +35,7 @@ def machine() -> SimulatedMachine:
 @pytest.fixture
 def site(tmp_path: Path, machine: SimulatedMachine) -> Path:
     key = generate_private_key(KeyType.EC_P256)
+    (tmp_path / "key.pem").touch(mode=0o600)
     (tmp_path / "key.pem").write_bytes(private_key_pem(key))
     (tmp_path / "ark.pem").write_bytes(certificate_pem([machine.ark_der]))
     (tmp_path / "chain.pem").write_bytes(certificate_pem(machine.certificates[:2]))

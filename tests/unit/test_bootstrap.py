@@ -148,6 +148,18 @@ def test_names_and_addresses_are_those_that_were_asked_for() -> None:
         (["--socket", "/s", "--role", "client", "--peer", "a:65536"], "not host:port"),
         (["--socket", "/s", "--role", "client", "--peer", "a:1", "--peer", "b:1"], "twice"),
         (["--socket", "/s", "--role", "server", "--inbound", "a:1"], "not an IP address"),
+        (["--socket", "/s", "--role", "server", "--inbound", "[127.0.0.1]:1"], "not host:port"),
+        (["--socket", "/s", "--role", "server", "--inbound", "1.2.3:1"], "not host:port"),
+        (["--socket", "/s", "--role", "server", "--inbound", "127.0.0.1:\u0661"], "not host:port"),
+        (["--socket", "/s", "--role", "server", "--application", "a:0"], "port 0 cannot be"),
+        (["--socket", "/s", "--role", "client", "--peer", "a..b:1"], "is not the name of a host"),
+        (["--socket", "/s", "--role", "client", "--peer", "a:0"], "port 0 cannot be connected to"),
+        (
+            ["--socket", "/s", "--role", "gateway", "--peer", "A.b=c:1", "--peer", "a.b=d:1"],
+            "--peer names a.b twice",
+        ),
+        (["--socket", "~/s", "--role", "server"], "the shell did not replace ~"),
+        (["--socket", "unix:/s", "--role", "server"], "without unix:"),
         (["--role", "server"], "--socket"),
         *(
             (["--socket", "/s", "--role", "client", "--peer", "a:1", *more], f"has no {more[0]}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
+import grp
+import os
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +61,9 @@ def settings(tmp_path: Path) -> dict[str, Any]:
     )
     (tmp_path / "expired.pem").write_bytes(certificate_pem([self_signed(wish).der]))
     (tmp_path / "empty").touch()
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
     return {
         "trust_domain": "example.org",
         "run_dir": str(tmp_path / "run"),
@@ -113,6 +119,31 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ("attestation", {"kind": "sev-snp"}, "attestation.kind"),
         (
             "attestation",
+            {"descriptor": 3},
+            "descriptor: it is for the kinds simulated, and kind is",
+        ),
+        (
+            "attestation",
+            {"kind": "tdx", "privilege_level": 0},
+            "attestation.privilege_level: it is for the kinds auto, sev-snp, and kind is tdx",
+        ),
+        (
+            "node",
+            {"attestors": ["unix"], "kubernetes": {"services": False}},
+            "node.kubernetes: attestors names neither",
+        ),
+        (
+            "node",
+            {"attestors": ["unix"], "cri": {"socket": "/run/x"}},
+            "node.cri: attestors does not name 'cri'",
+        ),
+        (
+            "verification",
+            {"collateral": "{f}/empty/x", "fetch": {"fmspcs": ["0" * 12]}},
+            "verification.collateral: {f}/empty is not a directory",
+        ),
+        (
+            "attestation",
             {"kind": "kubernetes-token", "projected_token": "{f}/none"},
             "attestation.projected_token: {f}/none cannot be read",
         ),
@@ -135,6 +166,21 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ("policy.keys", ["{f}/root.pem"], "policy"),
         ("policy.threshold", 4, "policy"),
         ("run_dir", "{f}/empty/run", "run_dir: {f}/empty is not a directory"),
+        ("run_dir", "{f}/link", "run_dir: directory {f}/link is not safe for sockets"),
+        ("run_dir", "{f}/open", "run_dir: directory {f}/open is not safe for sockets"),
+        ("policy", {"directory": "{f}/unsigned.json", "keys": ["{f}/alice.pub"]}, "no directory"),
+        ("policy.file", "{f}", "policy.file: {f} is a directory (name it as policy.directory)"),
+        ("policy.file", "", "policy.file: expected a path"),
+        ("policy.keys", ["~/alice.pub"], "policy.keys[0]: expected the whole path"),
+        ("workloads.0.dns_names", ["10.0.0.1"], "workloads[0].dns_names[0]: expected a DNS name"),
+        ("authority.addresses", ["0.0.0.0:1"], "nobody can be called at the authority's address"),
+        ("sockets", {"group": "a\0b"}, "sockets.group: there is no group"),
+        ("metrics", {"listen": "unix:{f}/empty"}, "metrics.listen: {f}/empty exists and is not a"),
+        (
+            "health",
+            {"listen": "0.0.0.0:9464"},
+            "health.listen: 0.0.0.0:9464 is the address of metr",
+        ),
         ("workloads.0.generic_secrets", {"x": "/none"}, "workloads[0].generic_secrets.x"),
         ("workloads.0.generic_secrets", {"x": "{f}/root.pem"}, "workloads[0].generic_secrets.x"),
         ("workloads.0.generic_secrets", {"inbound": "/none"}, "workloads[0].generic_secrets"),
@@ -162,6 +208,20 @@ def test_what_cannot_start_is_refused(
     assert said.replace("{f}", str(tmp_path)) in str(caught.value)
     found = [one.partition(": ")[2] for one in str(caught.value).split("; ")]
     assert len(set(found)) == len(found), "one problem is told twice"
+
+
+def test_the_agent_must_be_a_member_of_the_sockets_group(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = grp.getgrgid(os.getegid()).gr_name
+    check({**settings, "sockets": {"group": own}}, tmp_path)
+
+    def refuse(*_: int) -> None:  # root may give files to every group
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(ConfigurationError, match=f"is no member of '{own}' and may not give"):
+        check({**settings, "sockets": {"group": own}}, tmp_path)
 
 
 def test_a_rule_that_no_attestor_can_answer(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from typing import TYPE_CHECKING
 
+import grpc
 import pytest
 from click.testing import CliRunner
 
 from sds.cli import main
 from sds.commands.dialled import dialled
+from sds.files import socket_target
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
@@ -25,19 +28,22 @@ if TYPE_CHECKING:
         ("file", "file is a file, not a socket"),
         ("folder", "folder is a directory, not a socket"),
         ("x" * 108, "more than 107 bytes"),
+        ("~/admin.sock", "nothing here replaces ~"),
+        ("unix:/run/x/admin.sock", "a path begins without unix:"),
     ],
 )
 @pytest.mark.parametrize("command", ["get", "status", "whoami"])
 def test_every_command_says_what_is_there(
-    tmp_path: Path, command: str, name: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str, said: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with refused("socket", match=said):
-        dialled(tmp_path / name)
-    result = CliRunner().invoke(main, [command, "--socket", str(tmp_path / name)])
-    assert result.exit_code == 1
-    assert "RUN_DIR/admin.sock" in result.stderr
+        dialled(name)
+    result = CliRunner().invoke(main, [command, "--socket", name])
+    assert result.exit_code in {1, 2}
+    assert "RUN_DIR/admin.sock" in result.stderr or "the shell did not replace ~" in result.stderr
     assert "UNAVAILABLE" not in result.stderr
 
 
@@ -45,7 +51,20 @@ def test_a_socket_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("s")
-        assert dialled("s") == str(tmp_path / "s")
+        assert dialled("s") == f"unix:{tmp_path / 's'}"
         monkeypatch.setattr(os, "access", lambda *_: False)  # root may open everything
         with refused("socket", match="may not be opened by this user"):
             dialled("s")
+
+
+async def test_a_path_may_have_any_character(tmp_path: Path) -> None:
+    path = tmp_path / "my agent #1 50%41 ä?"
+    server = grpc.aio.server()
+    server.add_insecure_port(socket_target(path))
+    await server.start()
+    try:
+        assert path.is_socket()
+        async with grpc.aio.insecure_channel(dialled(path)) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 30)
+    finally:
+        await server.stop(None)

@@ -55,10 +55,10 @@ def test_values_are_the_domains_own_types() -> None:
     [
         ("trust_domain: 5", "x.yaml: trust_domain: expected text, found the number 5"),
         ("trust_domain: A", "trust domain 'A' is not valid"),
-        ("lifetime:", "lifetime: expected text, found nothing"),
+        ("lifetime:", "lifetime: expected a duration such as 10s, 5m, 1h30m or 250ms, or a"),
         ("lifetime: 0", "lifetime: expected a duration above 0"),
-        ("lifetime: 1.5", "lifetime: expected text, found the number 1.5"),
-        ("lifetime: true", "lifetime: expected text, found true"),
+        ("lifetime: 1.5", "or a whole number of seconds, found the number 1.5"),
+        ("lifetime: true", "or a whole number of seconds, found true"),
         ("lifetime: 1 hour", "expected a duration such as 10s, 5m, 1h30m or 250ms"),
         ("limit: 5kb", "limit: expected a size above 0 such as"),
         ("limit: true", "limit: expected text, found true"),
@@ -69,6 +69,17 @@ def test_values_are_the_domains_own_types() -> None:
         ("spiffe_id: a/b", "does not start with"),
         ("digest: 0FF", "digest: expected lower-case hexadecimal"),
         ("folder: ''", "folder: expected a path, found the text ''"),
+        ("folder: ~/sds", "folder: expected the whole path, because nothing here replaces ~ or"),
+        ("folder: ~alice/sds", "nothing here replaces ~ or $NAME, found the text '~alice/sds'"),
+        ("folder: $XDG_RUNTIME_DIR/sds", "nothing here replaces ~ or $NAME"),
+        ("folder: /run/sds-${USER}", "nothing here replaces ~ or $NAME"),
+        ("folder: /run/sds-$USER", "nothing here replaces ~ or $NAME"),
+        ("folder: /run/$(NODE_NAME)", "nothing here replaces ~ or $NAME"),
+        ("folder: file:///run/sds", "folder: expected a path, not a URL"),
+        ("folder: unix:/run/sds", "folder: expected a path, not a URL"),
+        ("folder: |\n  /run/sds\n", "a path of printable characters in one line"),
+        ("folder: '/run/sds '", "a path without a space at its beginning or end"),
+        ('folder: "/run/a\\0b"', "a path of printable characters in one line"),
         ("spifeid: 1", "spifeid: unknown field, did you mean spiffe_id?"),
     ],
 )
@@ -77,6 +88,11 @@ def test_values_that_are_refused_with_place_found_and_expected(text: str, said: 
         parse(text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["./~sds", "/run/a b", "/run/Outer$Inner", "run/~", "/run/ä:/b"])
+def test_unusual_paths_mean_what_they_say(path: str) -> None:
+    assert parse(f"folder: '{path}'").folder == Path(path)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 VALUES: Final = [
     *("", " ", "x", "-1", "0", "1.5", "9" * 30, "nan", "\n", "\x1b[2J", "☃", "a" * 5000, "="),
     *("{}", "/", ".", "missing/file", "/dev/null", "text", "binary", "spiffe://", "https://"),
-    "unix:",
+    *("unix:", "~/x", "'", "[::1", "a..b:1"),
 ]
 PARTS: Final = int(os.environ.get("SDS_PARTS_OF_VALUES", "10"))
 """1 tries every value everywhere, which takes minutes."""
@@ -106,6 +106,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_text("a: 1\n")
     (tmp_path / "binary").write_bytes(bytes(range(256)) * 8)
+    (tmp_path / "key").touch(mode=0o600)
     (tmp_path / "key").write_bytes(private_key_pem(generate_private_key(KeyType.EC_P256)))
     pod = {"kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": []}}
     (tmp_path / "pod").write_text(yaml.safe_dump(pod))

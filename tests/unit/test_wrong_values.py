@@ -16,8 +16,8 @@ from sds.agent.config import AgentConfig
 from sds.ca.config import AuthorityConfig
 from sds.errors import ConfigurationError
 from sds.settings import yamlfile
+from sds.settings.shape import members
 from sds.settings.words import expected_words
-from sds.settings.yamlfile import _members
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +64,11 @@ JARGON = re.compile(
 
 def models(kind: Any) -> Iterator[tuple[tuple[int, ...], type[BaseModel]]]:
     """Models among a field's types; the path has  0 if they are entries of a list."""
-    for member in _members(kind):
+    for member in members(kind):
         listed = typing.get_origin(member) in (list, tuple)
         inner = typing.get_args(member) if listed else (member,)
         for each in inner:
-            for one in _members(each):
+            for one in members(each):
                 if isinstance(one, type) and issubclass(one, BaseModel):
                     yield (0,) if listed else (), one
 

@@ -53,6 +53,10 @@ class Outer(BaseModel):
         ("a: [1, {b: c}]", [1, {"b": "c"}]),
         ("a: |\n  x\n  y\n", "x\ny\n"),
         ("x: &n [1]\na: *n", [1]),
+        ("\ufeffa: 1", 1),
+        ("a: 1\r\nb: 2\r\n", 1),
+        ("a: Zürich\u2019s ☃", "Zürich\u2019s ☃"),
+        ('a: "\xa0“x”"', "\xa0“x”"),
         ("a: !!", None),
     ],
 )
@@ -78,7 +82,18 @@ def test_values(text: str, value: Any) -> None:
         ("", "0 YAML documents"),
         ("[" * 200, "nested more than"),
         (b"a: \xff", "not UTF-8 (byte 3)"),
-        ("a: \x00", "not"),
+        ("a: 1\nb: \x00", "policy.yaml, line 2: the character U+0000 (a control character)"),
+        ("a: \x1b[2J", "policy.yaml, line 1: the character U+001B (a control character)"),
+        ("a: 1\n".encode("utf-16"), "policy.yaml is not UTF-8 (byte 0) (save it as UTF-8)"),
+        ("a: 1\n".encode("utf-16-le"), "is not allowed (save the file as UTF-8 text)"),
+        # As copied from a page or a word processor.
+        ("a: 1\n\xa0b: 2\n", "line 2, column 1: the character U+00A0 (NO-BREAK SPACE)"),
+        ("a: 1\nb:\xa0{c: 2}\nd: 1\n", "line 2, column 1: the character U+00A0"),
+        ("a:\n - b: x\n \xa0 c: y\n", "the character U+00A0 (NO-BREAK SPACE) only looks like"),
+        ("a: \u201cx\u201d", "column 4: the character U+201C (LEFT DOUBLE QUOTATION MARK)"),
+        ("a: x\u2019", "column 4: the character U+2019 (RIGHT SINGLE QUOTATION MARK)"),
+        ("a: x\u200b", "column 4: the character U+200B (ZERO WIDTH SPACE)"),
+        ("a: 1\n---\n\ufeffb: 1\n", "the character U+FEFF (ZERO WIDTH NO-BREAK SPACE)"),
     ],
 )
 def test_refusals(text: str | bytes, said: str) -> None:
@@ -115,6 +130,19 @@ def test_aliases_that_blow_up_end_soon() -> None:
             "maybe.qqq: unknown field; known are lifetime, spiffe_id",
         ),
         ({}, "trust_domain: missing"),
+        ({"TRUST_DOMAIN": "x"}, "TRUST_DOMAIN: unknown field, did you mean trust_domain?"),
+        ({"Trust-Domain": "x"}, "Trust-Domain: unknown field, did you mean trust_domain?"),
+        ({"trust domain": "x"}, "'trust domain': unknown field, did you mean trust_domain?"),
+        ({"trust_domain": "x", "\u201cmaybe\u201d": 1}, "'“maybe”': unknown field, did you mean m"),
+        # Indented too little, and too much.
+        (
+            {"trust_domain": "x", "workloads": None, "lifetime": 1},
+            "lifetime: unknown field here; there is workloads[].lifetime, maybe.lifetime: check",
+        ),
+        (
+            {"trust_domain": "x", "maybe": {"spiffe_id": "a", "workloads": []}},
+            "maybe.workloads: unknown field here; there is workloads: check the indentation",
+        ),
         ({"trust_domain": 1}, "trust_domain: expected text, found the number 1: put it in quotes"),
         (None, "x is empty"),
         ([], "no mapping"),

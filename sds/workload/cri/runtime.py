@@ -14,6 +14,7 @@ import grpc
 
 from sds._proto.cri.v1 import runtime_pb2
 from sds.errors import WorkloadError
+from sds.files import socket_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,7 @@ class Runtime:
             ("grpc.enable_http_proxy", 0),
             ("grpc.max_receive_message_length", _MOST_BYTES),
         ]
-        self._channel = grpc.aio.insecure_channel(f"unix:{self._socket}", options=options)
+        self._channel = grpc.aio.insecure_channel(socket_target(self._socket), options=options)
         return self
 
     async def __aexit__(

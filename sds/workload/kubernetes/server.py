@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from sds import threads
 from sds.errors import ConfigurationError
+from sds.settings.https_url import check_https_url
 
 SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _LOOPBACK: Final = "127.0.0.1"
@@ -44,9 +45,10 @@ class KubernetesServer:
 
     def __post_init__(self) -> None:
         """Refuse what must not be configured."""
-        parts = urlsplit(self.url)
-        if parts.scheme != "https" or not parts.hostname:
-            raise ConfigurationError(f"{self.url!r} is not an https:// URL")
+        try:
+            parts = urlsplit(check_https_url(self.url))
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
         if self.ca_file is None and not self.insecure_skip_verify:
             raise ConfigurationError(
                 f"{self.url}: there is no file of roots under which its certificate could be "

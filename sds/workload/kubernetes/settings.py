@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import Field
 
 from sds.errors import ConfigurationError
-from sds.settings.fields import PathField, Settings
+from sds.settings.fields import DnsNameField, PathField, ServerName, Settings
 from sds.workload.kubernetes.server import SERVICE_ACCOUNT, KubernetesServer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class ServerSettings(Settings):
         default=None,
         description="File with a bearer token. If unset: the token of the pod's service account.",
     )
-    server_name: str | None = Field(
+    server_name: ServerName | None = Field(
         default=None, description="The name in its certificate, if it is not the URL's host."
     )
     insecure_skip_verify: bool = Field(
@@ -76,7 +76,7 @@ class KubernetesSettings(Settings):
         default=True,
         description="Put the names of Services that select a pod into its certificate.",
     )
-    cluster_domain: str = Field(
+    cluster_domain: DnsNameField = Field(
         default="cluster.local", description="The last labels of the full names of Services."
     )
 

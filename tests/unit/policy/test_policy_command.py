@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import stat
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jsonschema
@@ -18,8 +21,6 @@ from sds.policy.source import parse_source
 from tests.support.policies import Signatory, document, yaml_bytes
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from click.testing import Result
 
 S = "spiffe://example.org"
@@ -40,6 +41,8 @@ def good(*arguments: object) -> str:
 def folder(tmp_path: Path) -> Path:
     for name in ("alice", "bob", "carol"):
         good("keygen", "--out", tmp_path, "--name", name)
+    (tmp_path / "open.key").write_bytes((tmp_path / "alice.key").read_bytes())
+    (tmp_path / "open.key").chmod(0o644)
     fields = document(
         4,
         allow=[{"from": f"{S}/a", "to": f"{S}/b"}, {"from": f"{S}/ops/*", "to": f"{S}/**"}],
@@ -149,6 +152,9 @@ def test_verify_refuses_what_is_no_signed_policy(folder: Path) -> None:
         ("sign", "missing.yaml", "--key", "alice.key", "--out", "x.json"),
         ("sign", "policy.yaml", "--key", "alice.key", "--out", "missing/x.json"),
         ("sign", "policy.yaml", "--signer-command", "cat", "--out", "x.json"),
+        ("sign", "policy.yaml", "--key", "open.key", "--out", "x.json"),
+        ("sign", "policy.yaml", "--key", "alice.key", "--out=~/x.json"),
+        ("keygen", "--out=~/keys", "--name", "dave"),
         ("explain", "signed.json"),
         ("explain", "signed.json", "--from", f"{S}/a"),
         ("explain", "signed.json", "--from", "a", "--to", "b"),
@@ -169,6 +175,45 @@ def test_usage_errors_exit_with_2(folder: Path, arguments: tuple[str, ...]) -> N
     assert result.stderr
     assert "Traceback" not in result.stderr
     assert not (folder / "x.json").exists()
+
+
+def test_a_key_that_others_may_read_signs_nothing(folder: Path) -> None:
+    for mode in (0o640, 0o604):
+        (folder / "open.key").chmod(mode)
+        result = run("sign", folder / "policy.yaml", "--key", folder / "open.key", "--out", "x")
+        assert result.exit_code == 2
+        assert f"others may read the private key {folder / 'open.key'}" in result.stderr
+        assert "chmod 600" in result.stderr
+
+
+def test_a_folder_of_files_as_editors_write_them(folder: Path) -> None:
+    parts = folder / "parts"
+    parts.mkdir()
+    whole = yaml.safe_load((folder / "policy.yaml").read_text())
+    allow = yaml.safe_dump({"allow": whole.pop("allow")})
+    rest = yaml.safe_dump(whole)
+    (parts / "1.yaml").write_bytes(rest.encode("utf-8-sig"))
+    (parts / "2.yaml").write_bytes(allow.replace("\n", "\r\n").encode("utf-8-sig"))
+    # Any bytes may be a file's name, and none ends the comment with it.
+    Path(os.fsdecode(os.fsencode(parts) + b"/3\xff\nepoch: 7\n.yaml")).write_text("services: {}\n")
+    good("sign", parts, "--key", folder / "alice.key", "--out", folder / "parts.json")
+    assert good("diff", folder / "parts.json", folder / "policy.yaml") == (
+        "nothing that is enforced changes\n"
+    )
+
+
+def test_a_folder_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:  # root may read everything
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for command in (
+        ("lint", folder),
+        ("sign", folder, "--key", folder / "alice.key", "--out", "x"),
+    ):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert "cannot be read: Permission denied" in result.stderr
 
 
 def test_several_sign_one_after_the_other(folder: Path) -> None:
@@ -210,6 +255,10 @@ def test_an_external_signer(folder: Path) -> None:
     wrong = external("carol.key", "bob.pub")
     assert wrong.exit_code == 1
     assert "is not valid under it" in wrong.stderr
+    words = ("--signer-command", "sign 'it", "--public-key", folder / "bob.pub", "--out", "x")
+    unfinished = run("sign", folder / "policy.yaml", *words)
+    assert unfinished.exit_code == 1
+    assert "cannot be split into words: No closing quotation" in unfinished.stderr
     failed = external("nothing.key", "bob.pub")
     assert failed.exit_code == 1
     assert "failed with status" in failed.stderr

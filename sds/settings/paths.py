@@ -1,0 +1,66 @@
+"""Paths as a person writes them, in a configuration or on a command line.
+
+Owns what is refused of them, and of a private key's file. Invariant: a path means what it says.
+What only a shell or a template replaces (``~``, ``$HOME``, ``${NAME}``) is refused, and never
+becomes the name of a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final
+
+from sds.errors import ConfigurationError
+
+# Elsewhere, as in "Outer$Inner.class", both characters are ordinary.
+_FOR_SHELLS: Final = re.compile(r"\A~[^/]*(?:/|\Z)|(?<![A-Za-z0-9])\$[A-Za-z_]|\$[{(]")
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/", re.ASCII)
+
+
+def parse_path(text: str) -> Path:
+    """The path that a configuration names.
+
+    Raises:
+        ValueError: it is empty or a URL, waits for a shell, begins or ends with a space, or has a
+            character that is not printable.
+    """
+    if not text:
+        raise ValueError("expected a path")
+    if not text.isprintable():
+        raise ValueError("expected a path of printable characters in one line")
+    if text != text.strip():
+        raise ValueError("expected a path without a space at its beginning or end")
+    if waits_for_a_shell(text):
+        raise ValueError("expected the whole path, because nothing here replaces ~ or $NAME")
+    if _URL.match(text):
+        raise ValueError("expected a path, not a URL")
+    return Path(text)
+
+
+def waits_for_a_shell(text: str) -> bool:
+    """Whether a shell would replace a part of this path, and did not."""
+    return _FOR_SHELLS.search(text) is not None
+
+
+def is_url(text: str) -> bool:
+    """Whether it begins with a scheme, as ``unix:/run/x`` does."""
+    return _URL.match(text) is not None
+
+
+def expect_private(path: Path) -> None:
+    """Refuse a private key's file of this user's that others may read; a pipe is nobody else's.
+
+    Raises:
+        ConfigurationError: they may.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        return
+    if found.st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        raise ConfigurationError(
+            f"others may read the private key {path} (mode {stat.S_IMODE(found.st_mode):04o})",
+            advice=f"run `chmod 600 {path}`; if somebody may have read it, make a new key",
+        )
