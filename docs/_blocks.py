@@ -76,6 +76,7 @@ EXAMPLES: Final[Mapping[str, Any]] = {
     "metrics.listen": "127.0.0.1:9464",
     "status_page.listen": "127.0.0.1:9465",
     "serve.listen": "127.0.0.1:9466",
+    "collateral.listen": "0.0.0.0:8082",
     "file": "/etc/attested-sds/policy.json",
     "directory": "/etc/attested-sds/policy.d",
     "keys": ["/etc/attested-sds/alice.pub", "/etc/attested-sds/bob.pub"],

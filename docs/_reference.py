@@ -143,13 +143,13 @@ The agent, the authority and the admission service each read one YAML file.
 | `sds ca --config FILE` | [authority](ca.md) | [ca.yaml](ca.yaml) |
 | `sds admission serve` | [admission](admission.md) | [admission.yaml](admission.yaml) |
 
-`sds agent --config FILE --check-config` checks a file, and every file that it names, without starting
-anything; so does `sds ca`. Run it as the daemon's user, who must be able to read them. Signed policy is
-a document of its own: see [policy](../policy.md).
+`sds agent --config FILE --check-config` checks a file, and every file that it names, without
+starting anything; so does `sds ca`. Run it as the daemon's user, who must be able to read them.
+Signed policy is a document of its own: see [policy](../policy.md).
 
 YAML is read strictly. An unknown or repeated field is refused; the message gives its path and the
-nearest right name. Text without quotes has no character that only looks like a space or a quote, such
-as a no-break space. A block that you leave out has its defaults.
+nearest right name. Text without quotes has no character that only looks like a space or a quote,
+such as a no-break space. A block that you leave out has its defaults.
 
 ## Types
 
@@ -164,8 +164,8 @@ A number of bytes, `65536`, or one with a unit: `64KiB`, `4MiB`, `1GiB`.
 ### Path
 
 A path of a file or directory. A relative path counts from the daemon's working directory, so prefer
-absolute ones. Write the whole path: nothing replaces `~` or `$NAME`, and a path with them is refused
-(`./~name` is a file of that name).
+absolute ones. Write the whole path: nothing replaces `~` or `$NAME`, and a path with them is
+refused (`./~name` is a file of that name).
 
 ### Mode
 

@@ -23,7 +23,15 @@ FOLDER = DOCS / "reference"
 DAEMONS = ("agent", "ca")
 INSTEAD_OF = {"policy": "identities"}
 """Fields of which a file may have one only."""
+CLUSTER = [
+    ("kind: auto", "kind: kubernetes-token"),
+    ("  tls: attested", "  tls: {root: /root.pem, server_name: ca.example.org}"),
+    ("attestors: [unix]", "attestors: [unix, kubernetes, cri]"),
+]
 TOGETHER = {
+    "descriptor": [("kind: auto", "kind: simulated")],
+    **dict.fromkeys(("projected_token", "url", "ca_file", "token_file", "server_name"), CLUSTER),
+    **dict.fromkeys(("cgroup_root", "runtime_cgroup", "pods", "capabilities"), CLUSTER),
     "certificate": [("#key:", "key:")],
     "key": [("#certificate:", "certificate:")],
     "csi": [("attestors: [unix]", "attestors: [unix, kubernetes]")],

@@ -191,7 +191,7 @@ def test_a_folder_of_files_as_editors_write_them(folder: Path) -> None:
     parts.mkdir()
     whole = yaml.safe_load((folder / "policy.yaml").read_text())
     allow = yaml.safe_dump({"allow": whole.pop("allow")})
-    rest = yaml.safe_dump(whole)
+    rest = yaml.safe_dump(whole, explicit_start=True)
     (parts / "1.yaml").write_bytes(rest.encode("utf-8-sig"))
     (parts / "2.yaml").write_bytes(allow.replace("\n", "\r\n").encode("utf-8-sig"))
     # Any bytes may be a file's name, and none ends the comment with it.
