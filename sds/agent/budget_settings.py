@@ -11,11 +11,10 @@ from typing import Annotated, Final, Self
 
 from pydantic import Field, model_validator
 
-from sds.settings.fields import Settings, Size
+from sds.settings.fields import Count, Settings, Size
 from sds.transport.shares import RECOGNISED, STRANGERS, Share, Total
 
 _TOTAL: Final = Total()
-_Count = Annotated[int, Field(gt=0)]
 _Rate = Annotated[float, Field(gt=0)]
 _Part = Annotated[float, Field(gt=0, le=1)]
 
@@ -23,10 +22,10 @@ _Part = Annotated[float, Field(gt=0, le=1)]
 class OwnerBudgetSection(Settings):
     """What one owner of connections may use: a pod, or a user outside pods."""
 
-    connections: _Count = Field(
+    connections: Count = Field(
         default=RECOGNISED.connections, description="Connections at the same time."
     )
-    streams: _Count = Field(
+    streams: Count = Field(
         default=RECOGNISED.streams, description="Streams and calls at the same time."
     )
     memory: Size = Field(
@@ -61,11 +60,11 @@ class OwnerBudgetSection(Settings):
 class StrangersBudgetSection(OwnerBudgetSection):
     """What all owners that no rule recognises may use together."""
 
-    connections: _Count = Field(
+    connections: Count = Field(
         default=STRANGERS.connections,
         description="Connections at the same time; one owner may have a quarter of them.",
     )
-    streams: _Count = Field(
+    streams: Count = Field(
         default=STRANGERS.streams, description="Streams and calls at the same time."
     )
     memory: Size = Field(

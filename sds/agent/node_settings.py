@@ -132,6 +132,14 @@ class NodeSettings(Settings):
             raise ValueError("csi: needs an attestor that tells pods apart: 'kubernetes' or 'cri'")
         if len(set(self.attestors)) != len(self.attestors):
             raise ValueError("attestors: one is listed twice")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_idle(self) -> Self:
+        """Refuse blocks that were written and that nothing would read."""
+        for name in self.others:
+            if name not in self.attestors:
+                raise ValueError(f"others: attestors does not name {name[:40]!r}")
         if self.cri != CriSettings() and "cri" not in self.attestors:
             raise ValueError("cri: attestors does not name 'cri', so nothing reads this block")
         pods = any(ATTESTORS[name].pods for name in self.attestors)

@@ -17,7 +17,9 @@ from sds.identity import Identity, KeyType
 from sds.serving.catalog import Aliases
 from sds.serving.limits import ServingLimits
 from sds.settings.fields import (
+    MOST,
     CertificateDnsName,
+    Count,
     Duration,
     PathField,
     Settings,
@@ -182,15 +184,17 @@ class SecretNamesSection(Settings):
 class ClientLimitsSection(Settings):
     """What one client on a socket may do."""
 
-    names_per_stream: Annotated[int, Field(gt=0)] = Field(
+    names_per_stream: Count = Field(
         default=_LIMITS.names_per_stream, description="How many names one stream may ask for."
     )
-    message: Size = Field(default=_LIMITS.message_bytes, description="The largest request.")
-    streams_per_connection: Annotated[int, Field(gt=0)] = Field(
+    message: Annotated[Size, Field(le=MOST)] = Field(
+        default=_LIMITS.message_bytes, description="The largest request."
+    )
+    streams_per_connection: Count = Field(
         default=_LIMITS.streams_per_connection,
         description="How many streams one connection may have.",
     )
-    streams_per_socket: Annotated[int, Field(gt=0)] = Field(
+    streams_per_socket: Count = Field(
         default=_LIMITS.streams_per_socket,
         description="How many streams all connections of one socket may have together.",
     )
@@ -198,7 +202,7 @@ class ClientLimitsSection(Settings):
         default=_LIMITS.requests_per_second,
         description="How many requests per second one stream may send on average.",
     )
-    request_burst: Annotated[int, Field(gt=0)] = Field(
+    request_burst: Count = Field(
         default=_LIMITS.request_burst, description="How many requests one stream may send at once."
     )
 

@@ -14,7 +14,7 @@ from sds.attestation.exchange_key.register import RTMR3
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import KINDS
 from sds.attestation.snp.report import Product  # noqa: TC001  pydantic reads annotations
-from sds.settings.fields import PathField, Settings
+from sds.settings.fields import MOST, Count, PathField, Settings
 from sds.workload.kubernetes.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class AttestationSection(Settings):
         "says which pod asks, not what code runs. If unset, this process gives no "
         "evidence.",
     )
-    descriptor: Annotated[int, Field(ge=3)] | None = Field(
+    descriptor: Annotated[int, Field(ge=3, le=MOST)] | None = Field(
         default=None,
         description="`simulated` only: the inherited descriptor from which to read the machine.",
     )
@@ -167,7 +167,7 @@ class FetchSection(Settings):
     update: Literal["standard", "early"] = Field(
         default="standard", description="Which of Intel's TCB recoveries."
     )
-    tcb_evaluation_data_number: Annotated[int, Field(ge=1)] | None = Field(
+    tcb_evaluation_data_number: Count | None = Field(
         default=None,
         description="Exactly this TCB recovery instead of `update`, for as long as Intel has it. "
         "`sds collateral recoveries` lists the numbers.",

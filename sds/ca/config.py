@@ -28,7 +28,9 @@ from sds.policy.ruleset import AuthorityGrant, Grant, NodeGroup, RuleLimits, Rul
 from sds.policy.settings import PolicySettings  # noqa: TC001  pydantic reads it at run time
 from sds.rules.pattern import format_spiffe_pattern
 from sds.settings.fields import (
+    MOST,
     CertificateDnsName,
+    Count,
     DnsPattern,
     Duration,
     PathField,
@@ -207,10 +209,8 @@ class IdentitySection(Settings):
 class ExchangeLimitsSection(Settings):
     """How much callers may make the authority keep."""
 
-    streams: Annotated[int, Field(ge=1)] = Field(
-        default=10_000, description="How many streams may be open."
-    )
-    unproven: Annotated[int, Field(ge=1)] = Field(
+    streams: Count = Field(default=10_000, description="How many streams may be open.")
+    unproven: Count = Field(
         default=1_000,
         description="How many of them may be open without having shown valid evidence.",
     )
@@ -218,12 +218,12 @@ class ExchangeLimitsSection(Settings):
         default=64 * 1024 * 1024,
         description="How many bytes of unfinished messages such streams may send together.",
     )
-    connections: Annotated[int, Field(ge=1)] | None = Field(
+    connections: Count | None = Field(
         default=None,
         description="Connections at once. Without it: what the memory limit of the control group "
         "and the limit on descriptors have room for, and at most one for each stream.",
     )
-    nonces: Annotated[int, Field(ge=1)] = Field(
+    nonces: Count = Field(
         default=65_536, description="How many nonces may be outstanding on all streams together."
     )
     hello: Duration = Field(
@@ -233,8 +233,10 @@ class ExchangeLimitsSection(Settings):
     write: Duration = Field(
         default=timedelta(seconds=30), description="How long a caller may take to read one answer."
     )
-    message: Size = Field(default=4 * 1024 * 1024, description="The largest message.")
-    records: Annotated[int, Field(ge=1)] = Field(
+    message: Annotated[Size, Field(le=MOST)] = Field(
+        default=4 * 1024 * 1024, description="The largest message."
+    )
+    records: Count = Field(
         default=10_000,
         description="How many records of issued and refused certificates stay in memory.",
     )

@@ -115,6 +115,10 @@ def _size(value: Any) -> Any:
     return value
 
 
+MOST: Final = 2**31 - 1
+"""The largest number that libraries in C take (gRPC's options, descriptors)."""
+Count = Annotated[int, Field(ge=1, le=MOST)]
+"""How many of something."""
 Duration = Annotated[
     timedelta,
     PlainValidator(parse_duration),

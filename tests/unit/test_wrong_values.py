@@ -172,6 +172,11 @@ def test_every_pattern_has_words(model: type[BaseModel]) -> None:
         ("workloads:\n- match: {unix:uid: 1000}", "expected text, found the number 1000: put it"),
         ("authority: {kind: istoi}", "authority.kind: expected sds, istio, found the text 'istoi'"),
         ("authority: {addresses: [a], tls: 3}", "authority.tls: expected"),
+        ("limits: {message: 4GiB}", "limits.message: expected 2147483647 or less"),
+        (
+            "limits: {request_burst: 9999999999}",
+            "limits.request_burst: expected 2147483647",
+        ),
     ],
 )
 def test_mistakes_that_people_make(text: str, said: str) -> None:
