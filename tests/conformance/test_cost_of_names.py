@@ -81,12 +81,13 @@ async def test_what_a_name_costs_is_counted(tmp_path: Path) -> None:
 
 
 async def until_watched(at: object, streams: int) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            (session,) = at.service.sessions() or (None,)  # type: ignore[attr-defined]  # a Serving
-            if session is not None and session.watched() == streams * _PER_STREAM:
-                return
-            await asyncio.sleep(0.02)
+    """Wait for so many; each time that some were taken, half a minute for more of them."""
+    seen = -1
+    while seen != streams * _PER_STREAM:
+        before = seen
+        async with asyncio.timeout(30):
+            while (seen := sum(each.watched() for each in at.service.sessions())) == before:  # type: ignore[attr-defined]  # a Serving
+                await asyncio.sleep(0.02)
 
 
 MOST = 4 * SLICE
