@@ -12,6 +12,8 @@ import logging
 import os
 import socket
 import struct
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.admission.memory import MemoryFile
@@ -20,6 +22,7 @@ from sds.admission.service import RuntimeAdmission
 from sds.agent.directory import claimed, listening
 from sds.errors import SdsError
 from sds.faults import report
+from sds.policy.copied import follow_copy
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.policy.trust import Epoch
@@ -165,6 +168,9 @@ async def serve(
             ):
                 tasks.create_task(supervised("policy", holder.run, clock=clock))
                 tasks.create_task(supervised("policy-files", files.follow, clock=clock))
+                if config.policy_copy is not None:
+                    follow = partial(follow_copy, Path(config.policy_copy), holder, clock=clock)
+                    tasks.create_task(supervised("policy-copy", follow, clock=clock))
                 ready()
 
 

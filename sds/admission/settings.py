@@ -41,6 +41,11 @@ class AdmissionConfig(Settings):
         description="`false`: what no rule allows is logged and counted, and runs.",
     )
     policy: PolicySettings = Field(description="The signed policy; its `pods` are the rules.")
+    policy_copy: AbsolutePath | None = Field(
+        default=None,
+        description="The agent's `policy_copy`: later policies that it learnt from its authority. "
+        "The service verifies them like its own; the file may be missing.",
+    )
     always: tuple[PodContents, ...] = Field(
         default=(),
         description="Pods that run without any policy: the agent's own, exactly. `sds policy pod` "

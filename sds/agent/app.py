@@ -164,6 +164,7 @@ async def running_agent(
             store=store,
             clock=clock,
             owners=owners,
+            policy=policy,
         )
         if policy is not None:
             policy.follow(

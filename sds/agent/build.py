@@ -180,6 +180,7 @@ def rotation_settings(config: AgentConfig) -> RotationSettings:
         settling=config.rotation.root_settling,
         retention=config.rotation.root_retention,
         lifetime_elsewhere=elsewhere,
+        idle_news=config.policy is not None,
     )
 
 
@@ -244,6 +245,7 @@ def node_socket(
     store: SecretStore,
     clock: Clock,
     owners: Owners,
+    policy: AgentPolicy | None,
 ) -> NodeSocket | None:
     """The node-wide socket, bound; None if it is not configured.
 
@@ -263,6 +265,7 @@ def node_socket(
         store=store,
         clock=clock,
         budgets=owners.budgets,
+        listed=tuple if policy is None else policy.pods,
     )
 
 

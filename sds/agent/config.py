@@ -141,6 +141,11 @@ class AgentConfig(Settings):
         description="The signed policy: who has which identity, and who may talk to whom. "
         "Without this block, this file alone decides.",
     )
+    policy_copy: PathField | None = Field(
+        default=None,
+        description="Where the agent copies each later policy that it learns, for `sds admission` "
+        "on the same machine, which names the same file. Its folder must exist.",
+    )
     sockets: SocketSection = Field(
         default=SocketSection(), description="Permissions of the workloads' sockets."
     )
@@ -215,6 +220,7 @@ class AgentConfig(Settings):
                 workload.identity()
             except IdentityError as error:
                 raise ValueError(f"{field}: {error}") from error
+        self._check_copy()
         self._check_transport()
         self._check_selectors()
         own = sorted(one.name for one in self.sockets_of_their_own)
@@ -235,6 +241,11 @@ class AgentConfig(Settings):
                 "server_name"
             )
         return self
+
+    def _check_copy(self) -> None:
+        """Refuse a copy of nothing."""
+        if self.policy_copy is not None and self.policy is None:
+            raise ValueError("policy_copy: there is no policy to copy; write the section policy")
 
     def _check_transport(self) -> None:
         """Refuse a transport that does not know its callers where they matter."""

@@ -20,6 +20,8 @@ from sds.workload.connected import entitlement_of
 from sds.workload.gate import Gate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sds.agent.config import AgentConfig
     from sds.agent.node_settings import NodeSettings
     from sds.clock import Clock
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from sds.serving.workload_api import WorkloadApi
     from sds.transport.budget import Budgets
     from sds.transport.server import Server
+    from sds.workload.cri.settings import PodContents
 
 _SERVICES: Final = (
     SDS_SERVICE,
@@ -52,6 +55,7 @@ def make_node_socket(
     store: SecretStore,
     clock: Clock,
     budgets: Budgets,
+    listed: Callable[[], tuple[PodContents, ...]],
 ) -> NodeSocket:
     """Bind the node-wide socket; it accepts when it is opened.
 
@@ -69,6 +73,8 @@ def make_node_socket(
         store=store,
         server=lambda: _server(service, api, budgets),
         clock=clock,
+        directory=config.run_dir,
+        listed=listed,
     )
 
 

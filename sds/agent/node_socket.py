@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sds.secrets.store import SecretStore
     from sds.transport.server import Server
     from sds.workload.cgroup import PodRoots
+    from sds.workload.cri.settings import PodContents
     from sds.workload.facts import Attestor
     from sds.workload.recognition import Rules
 
@@ -125,6 +126,7 @@ class NodeSocket:
         clock: time.
         environment: where Kubernetes says its addresses.
         directory: of our own, for what attestors remember.
+        listed: the pods that the signed policy in force lists.
     """
 
     def __init__(
@@ -139,6 +141,7 @@ class NodeSocket:
         clock: Clock,
         environment: Mapping[str, str] | None = None,
         directory: Path | None = None,
+        listed: Callable[[], tuple[PodContents, ...]] = tuple,
     ) -> None:
         self._settings = settings
         self._rules = rules
@@ -150,6 +153,7 @@ class NodeSocket:
         self._make_server = server
         self._clock = clock
         self._directory = directory
+        self._listed = listed
         self._environment = os.environ if environment is None else environment
         self._door: FrontDoor | None = None
         self._csi: Driver | None = None
@@ -259,6 +263,7 @@ class NodeSocket:
             settings=self._settings,
             roots=self._roots,
             directory=self._directory,
+            listed=self._listed,
             environment=self._environment,
             clock=self._clock,
         )

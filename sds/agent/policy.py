@@ -21,6 +21,7 @@ from sds.errors import PolicyNotInForceError, SdsError
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource
 from sds.pki import certificates_from_pem
+from sds.policy.copied import PolicyCopy
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.policy.verification import PolicyVerifier, Role
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from sds.policy.watcher import PolicyWatcher
     from sds.secrets.rotation import Rotation
     from sds.serving.service import SecretService
+    from sds.workload.cri.settings import PodContents
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -90,6 +92,9 @@ class AgentPolicy:
         )
         self.files = PolicyFiles(settings.place, self.holder, clock=clock)
         self.files.load()
+        self._copy = (
+            None if config.policy_copy is None else PolicyCopy(config.policy_copy, self.holder)
+        )
         self.peers = PolicyPeers(self.holder)
         self.authorizations = PolicyAuthorizations(self.holder)
         self._sources: dict[TrustDomain, BundleSource] = {}
@@ -112,6 +117,11 @@ class AgentPolicy:
             return self.holder.in_force()
         except PolicyNotInForceError:
             return None
+
+    def pods(self) -> tuple[PodContents, ...]:
+        """The pods that the policy in force lists."""
+        policy = self._in_force()
+        return () if policy is None else policy.pods
 
     def rules(self) -> Rules:
         """For callers of the node-wide socket."""
@@ -215,11 +225,11 @@ class AgentPolicy:
 
     async def run(self) -> None:
         """Follow files and time until cancelled."""
+        followed = [("policy files", self.files.follow), ("policy time", self.holder.run)]
+        if self._copy is not None:
+            followed.append(("policy copy", self._copy.run))
         async with asyncio.TaskGroup() as tasks:
-            for name, run in (
-                ("policy files", self.files.follow),
-                ("policy time", self.holder.run),
-            ):
+            for name, run in followed:
                 tasks.create_task(supervised(name, run, clock=self._clock), name=name)
 
 

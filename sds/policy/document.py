@@ -80,8 +80,8 @@ class PolicyDocument(RuleSet):
         signers: who must sign the epochs after this one; unchanged where absent.
         reference_values: which evidence is acceptable at all.
         federation: other trust domains.
-        pods: what the nodes' runtimes may start, as ``sds admission`` enforces it; the agent's
-            rules on ``cri:pod-digest`` are separate.
+        pods: what the nodes' runtimes may start, as ``sds admission`` enforces it. Rules on
+            ``cri:pod-digest`` may name them too.
     """
 
     version: Literal[1]

@@ -52,7 +52,7 @@ async def poll_roots(
     clock: Clock,
     *,
     lifetime: Callable[[], float | None],
-    held: Callable[[], bool],
+    may_ask: Callable[[], bool],
     attempt_seconds: float,
     on_roots: Callable[[Sequence[bytes], Instant], None],
 ) -> None:
@@ -62,14 +62,13 @@ async def poll_roots(
         source: who is asked.
         clock: waits.
         lifetime: the shortest lifetime in seconds; None while nothing is wanted.
-        held: whether there is any certificate: who waits for a first one learns of the roots with
-            it.
+        may_ask: whether to ask now.
         attempt_seconds: for one answer.
         on_roots: takes each answer.
     """
     while True:
         await clock.sleep(pause_seconds(lifetime()))
-        if not held():
+        if not may_ask():
             continue
         try:
             async with asyncio.timeout(attempt_seconds):

@@ -229,6 +229,12 @@ class Rotation:
 
     # --- running --------------------------------------------------------------------------------
 
+    def _may_ask(self) -> bool:
+        """Whether to ask for news: who waits for a first certificate hears them with it."""
+        if not self._managed:
+            return self._settings.idle_news
+        return any(one.state.lease for one in self._managed.values())
+
     async def run(self) -> None:
         """Rotate until cancelled; wipes every key at the end."""
         try:
@@ -245,7 +251,7 @@ class Rotation:
                         source,
                         self._clock,
                         lifetime=self._shortest_lifetime,
-                        held=lambda: any(one.state.lease for one in self._managed.values()),
+                        may_ask=self._may_ask,
                         attempt_seconds=self._settings.attempt.total_seconds(),
                         on_roots=self._take_roots,
                     )

@@ -24,6 +24,8 @@ class RotationSettings:
             the longest lifetime that was asked for on this node, or ``lifetime_elsewhere``.
         lifetime_elsewhere: the longest lifetime that other members of the trust domain are known
             to have.
+        idle_news: ask the authority for news also while no identity is wanted: who may have one
+            may be its news (a later policy).
     """
 
     attempt: timedelta = timedelta(seconds=30)
@@ -31,3 +33,4 @@ class RotationSettings:
     settling: timedelta = timedelta(seconds=90)
     retention: timedelta | None = None
     lifetime_elsewhere: timedelta = timedelta(0)
+    idle_news: bool = False

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
     from sds.clock import Clock
     from sds.workload.cgroup import PodRoots
+    from sds.workload.cri.settings import PodContents
     from sds.workload.facts import Attestor
 
 
@@ -93,6 +94,7 @@ class NodeContext:
         directory: of our own, for facts that outlive a restart and are no secrets; None: none.
         environment: of the agent.
         clock: time.
+        listed: the pods that the signed policy in force lists.
     """
 
     socket: str
@@ -101,6 +103,7 @@ class NodeContext:
     directory: Path | None
     environment: Mapping[str, str]
     clock: Clock
+    listed: Callable[[], tuple[PodContents, ...]] = tuple
 
 
 class AttestorKind(Protocol):

@@ -161,7 +161,8 @@ async def test_no_policy_no_pod_but_the_agents_own(
     """Absent, expired, and rolled back while nobody ran; the agent runs all the while, or not."""
     runtime = node.runtime
     agent = await reference(runtime, "agent", args=["--agent"])
-    always = {"always": [json.loads(agent.model_dump_json())]}
+    copy = runtime.folder / "copy.json"
+    always = {"always": [json.loads(agent.model_dump_json())], "policy_copy": str(copy)}
     node.publish(node.signed(listed, epoch=7, hours=-1))
     async with node.running(**always) as service:
         pod = await runtime.pod()  # the agent's sandbox is like the others
@@ -170,7 +171,8 @@ async def test_no_policy_no_pod_but_the_agents_own(
         mine = await runtime.container(pod, "agent", args=["--agent"])
         assert await why_refused(runtime.exec(mine, *PROBE))
 
-        node.publish(node.signed(listed, epoch=8))
+        # The agent learns it from its authority.
+        copy.write_bytes(node.signed(listed, epoch=8))
         await service.line("policy of epoch 8 is in force")
         await runtime.container(await runtime.pod())
         node.publish(node.signed(epoch=9))

@@ -262,7 +262,6 @@ async def test_the_node_opens_it_by_its_settings(node: CriNode) -> None:
     cri = {
         "socket": node.runtime.socket,
         "runtime_directories": list(node.runtime.directories),
-        "pods": [contents.model_dump(mode="json")],
     }
     context = NodeContext(
         socket="node",
@@ -271,6 +270,8 @@ async def test_the_node_opens_it_by_its_settings(node: CriNode) -> None:
         directory=node.folder,
         environment={},
         clock=SystemClock(),
+        # Of the signed policy; the other tests name the settings' own.
+        listed=lambda: (contents,),
     )
     async with attestor_kind("cri").open(context) as attestor:
         peer = Peer(pid=first_process(main), uid=0, gid=0, groups=frozenset(), pidfd=None)

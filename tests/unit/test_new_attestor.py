@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from sds.agent.config import AgentConfig
 from sds.agent.directory import listening
+from sds.agent.node import make_node_socket
 from sds.agent.node_settings import NodeSettings
 from sds.agent.node_socket import NodeSocket
 from sds.clock import SystemClock
@@ -16,6 +18,7 @@ from sds.secrets.store import SecretStore
 from sds.transport.server import Server
 from sds.workload import attestors
 from sds.workload.connected import entitlement_of
+from sds.workload.cri.settings import PodContents
 from tests.support import toy_attestor
 from tests.support.front_door import WHO, Keeper, ask, rules
 
@@ -61,6 +64,49 @@ async def test_a_toy_attestor_is_added_through_the_registry_alone(tmp_path: Path
     async with node.open(grace_seconds=0):
         assert await ask(path) == "spiffe://example.org/r1"
         assert "the toy attestor is in use" in node.status().notices
+
+
+@pytest.mark.usefixtures("_line")
+async def test_attestors_have_a_directory_that_outlives_the_agent_and_the_policys_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was seen in pods is remembered across a restart; the policy's pods may be named."""
+    opened: list[attestors.NodeContext] = []
+
+    class Kind(toy_attestor.ToyAttestorKind):
+        def open(self, node: attestors.NodeContext) -> Any:
+            opened.append(node)
+            return super().open(node)
+
+    monkeypatch.setattr(toy_attestor, "KIND", Kind())
+    config = AgentConfig.model_validate(
+        {
+            "trust_domain": "example.org",
+            "run_dir": str(tmp_path / "run"),
+            "authority": {"addresses": ["127.0.0.1:1"]},
+            "node": {"attestors": ["toy"], "others": {"toy": {"word": "hello"}}},
+        }
+    )
+    assert config.node is not None
+    unused: Any = None
+    digest = f"sha256:{1:064x}"
+    listed = (PodContents(sandbox=digest, containers=(digest,)),)
+    node = make_node_socket(
+        config,
+        config.node,
+        service=unused,
+        api=unused,
+        rotation=unused,
+        store=unused,
+        clock=SystemClock(),
+        budgets=unused,
+        listed=lambda: listed,
+    )
+    with node._listener:
+        async with node._opened():
+            (context,) = opened
+    assert context.directory == tmp_path / "run"
+    assert context.listed() is listed
 
 
 def test_without_the_line_it_is_unknown() -> None:

@@ -515,6 +515,16 @@ async def test_a_root_is_noticed_early_and_settles_before_it_is_used() -> None:
         assert w.authority.polls > polls  # and a failure ends nothing
 
 
+@pytest.mark.parametrize("idle_news", [True, False])
+async def test_who_follows_a_policy_hears_news_while_nobody_wants_anything(idle_news: bool) -> None:  # noqa: FBT001
+    """Otherwise a policy that recognises nobody here would stay: nobody asks, and no news comes."""
+    async with world(roots=True, settings=RotationSettings(idle_news=idle_news)) as w:
+        assert isinstance(w.authority, FakeAuthorityWithRoots)
+        await w.clock.advance(31)
+        await w.clock.settle()
+        assert w.authority.polls == (1 if idle_news else 0)
+
+
 async def test_settling_holds_a_renewal_but_not_a_workload_that_waits() -> None:
     async with world(WEB) as w:
         serial = await w.served()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sds.workload.cgroup import PodCgroup, PodRoots
     from sds.workload.cri.pods import SeenPod, SeenPods
     from sds.workload.cri.runtime import Listed, Runtime
-    from sds.workload.cri.settings import CriSettings
+    from sds.workload.cri.settings import CriSettings, PodContents
     from sds.workload.peer import Peer
 
 _LOG = logging.getLogger("sds.workload.cri")
@@ -37,6 +37,7 @@ POLL_SECONDS: Final = 1.0
 _PATIENCE_SECONDS: Final = 5.0
 _FIRST_GAP_SECONDS: Final = 0.1
 _SHOWN: Final = 3
+_COMPARED: Final = 16
 _SHOWN_TEXT: Final = 500
 _NAMESPACES: Final = ("mnt", "pid")
 
@@ -55,6 +56,7 @@ class CriAttestor:
         *,
         roots: PodRoots,
         clock: Clock,
+        listed: Callable[[], tuple[PodContents, ...]] = tuple,
     ) -> None:
         """The caller runs :meth:`run`.
 
@@ -64,10 +66,14 @@ class CriAttestor:
             settings: the pods that rules may name.
             roots: where pods may be on this node.
             clock: time.
+            listed: more such pods, by the signed policy in force.
         """
         self._runtime = runtime
         self._seen = seen
         self._settings = settings
+        self._listed = listed
+        self._indexed: tuple[PodContents, ...] | None = None
+        self._by_sandbox: dict[str, list[PodContents]] = {}
         self._roots = roots
         self._clock = clock
         self._error: WorkloadError | None = None
@@ -125,7 +131,7 @@ class CriAttestor:
             said = await self._runtime.container(identifier)
             known, around = pod.containers[identifier], self._seen.around(sandbox_id, pod)
             found = canonical(known.name, known.image, said.spec, around, container_id=identifier)
-        return compared(found.lines, self._settings.pods)
+        return compared(found.lines, self._like(pod))
 
     def notices(self) -> tuple[str, ...]:
         """Outages of the runtime, and containers that it describes in an unknown way."""
@@ -160,7 +166,7 @@ class CriAttestor:
             Selector("cri:container-digest", container.digest),
             Selector("cri:image-config", container.image),
         }
-        held = [each for each in self._settings.pods if pod.holds(each)]
+        held = [each for each in self._like(pod) if pod.holds(each)]
         found |= {Selector("cri:pod-digest", each.digest) for each in held}
         hints = self._tell_unlisted(pod, listed=bool(held))
         title = f"{container.name} of pod {pod.uid}"
@@ -168,15 +174,30 @@ class CriAttestor:
 
     def _tell_unlisted(self, pod: SeenPod, *, listed: bool) -> tuple[str, ...]:
         """Say what of a caller's pod no list has: once in the log, to people whenever they ask."""
-        if listed or not self._settings.pods:
+        pods = self._like(pod)
+        if listed or not pods:
             self._unlisted.pop(pod.uid, None)
             return ()
-        why = unlisted(pod, self._settings.pods)
+        why = unlisted(pod, pods)
         before = self._unlisted.get(pod.uid)
         self._unlisted[pod.uid] = why
         if before is None or before.message != why.message:
             _LOG.warning("a pod is not what a list says", extra={"caller": pod.uid, "why": why})
         return (f"the pod is not what a list says: {why.message[:_SHOWN_TEXT]}",)
+
+    def _like(self, pod: SeenPod) -> tuple[PodContents, ...]:
+        """What rules may name, and this pod may be; a rule binds a list by its digest.
+
+        A policy may list very many pods, so this is a look-up. Where no list has the pod's sandbox,
+        it gives some of them, so that people see what differs.
+        """
+        listed = self._listed()
+        if listed is not self._indexed:
+            self._indexed, self._by_sandbox = listed, {}
+            for each in (*self._settings.pods, *listed):
+                self._by_sandbox.setdefault(each.sandbox, []).append(each)
+        found = self._by_sandbox.get(pod.digest)
+        return tuple(found or (*self._settings.pods, *listed[:_COMPARED]))
 
     async def _pod_of(self, identifier: str) -> SeenPod:
         """The pod with this container; one that was just created or only remembered is awaited.

@@ -31,7 +31,9 @@ class _Kind:
         started_ns = int(node.clock.now().wall.timestamp() * 1e9)
         seen = SeenPods(settings, file, started_ns=started_ns)
         async with Runtime(settings.socket) as runtime, asyncio.TaskGroup() as tasks:
-            attestor = CriAttestor(runtime, seen, settings, roots=node.roots, clock=node.clock)
+            attestor = CriAttestor(
+                runtime, seen, settings, roots=node.roots, clock=node.clock, listed=node.listed
+            )
             running = tasks.create_task(supervised("cri", attestor.run, clock=node.clock))
             try:
                 yield attestor

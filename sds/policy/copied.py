@@ -1,0 +1,116 @@
+"""A copy of the newest policy, from one process of a machine to another.
+
+The agent learns later epochs from its authority; ``sds admission`` on the same machine talks to
+nobody, so it follows the agent's copy. Owns writing and following. Invariants: who follows offers
+the copy to a holder of its own, which verifies it, so that a copy of somebody else gains nothing;
+a copy that is missing is no fault, because the agent may have learnt nothing yet; nothing is read
+or written on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Final
+
+from sds import threads
+from sds.files import read_file, replace_file
+from sds.policy.succession import MOST_OFFERED_BYTES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sds.clock import Clock
+    from sds.policy.holder import PolicyHolder
+
+_LOGGER = logging.getLogger(__name__)
+_AGAIN_SECONDS: Final = 60.0
+_LOOK_SECONDS: Final = 1.0
+_Mark = tuple[int, int, int]
+
+
+class PolicyCopy:
+    """Writes the copy; :meth:`run` must run.
+
+    What the holder has at first is not written: whoever follows has it from the same files, and
+    after a restart it may be older than the copy.
+
+    Args:
+        place: the file; its folder must be there.
+        holder: has the policy.
+    """
+
+    def __init__(self, place: Path, holder: PolicyHolder) -> None:
+        self._place = place
+        self._holder = holder
+        self._written = holder.digest
+
+    async def run(self) -> None:
+        """Write after every change, until cancelled."""
+        changed = asyncio.Event()
+        stop = self._holder.listen(changed.set)
+        try:
+            while True:
+                changed.clear()
+                await self._write()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_AGAIN_SECONDS):
+                        await changed.wait()
+        finally:
+            stop()
+
+    async def _write(self) -> None:
+        digest = self._holder.digest
+        if digest == self._written:
+            return
+        try:
+            await threads.POLICY.run(replace_file, self._place, self._holder.document, mode=0o644)
+        except OSError as error:
+            _LOGGER.warning(
+                "the policy cannot be copied to %s, and is tried again: %s",
+                self._place,
+                error.strerror,
+                extra={"origin": str(self._place)},
+            )
+            return
+        self._written = digest
+
+
+async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> None:
+    """Offer the copy to a holder after every change, until cancelled.
+
+    Args:
+        place: the file, which may be missing.
+        holder: verifies and takes it.
+        clock: time.
+    """
+    seen: _Mark | None = None
+    said = ""
+    while True:
+        try:
+            seen, content = await threads.POLICY.run(_changed, place, seen)
+            said = ""
+        except OSError as error:
+            content = None
+            why = error.strerror or type(error).__name__
+            if why != said:
+                said = why
+                _LOGGER.warning(
+                    "the agent's copy of the policy cannot be read, what is in force stays: %s",
+                    why,
+                    extra={"origin": str(place)},
+                )
+        if content is not None:
+            holder.take(content, origin=str(place))
+        await clock.sleep(_LOOK_SECONDS)
+
+
+def _changed(place: Path, seen: _Mark | None) -> tuple[_Mark | None, bytes | None]:
+    """The file's mark, and its content if that is another mark than ``seen``."""
+    try:
+        found = place.stat()
+    except FileNotFoundError:
+        return None, None
+    mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+    return mark, None if mark == seen else read_file(place, max_bytes=MOST_OFFERED_BYTES)

@@ -1,0 +1,114 @@
+"""The agent's copy of the policy: later epochs reach `sds admission`, and nothing else does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from sds.agent.config import AgentConfig
+from sds.clock import SystemClock
+from sds.errors import ConfigurationError
+from sds.policy.copied import PolicyCopy, follow_copy
+from sds.policy.holder import PolicyHolder
+from sds.policy.succession import PolicySuccession
+from sds.settings import yamlfile
+from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+    from pathlib import Path
+
+ALICE, MALLORY = Signatory("alice"), Signatory("mallory")
+
+
+def epoch(number: int, by: Signatory = ALICE) -> bytes:
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    return sign(document(number, not_after=later), by)
+
+
+def holder() -> PolicyHolder:
+    start = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE))
+    return PolicyHolder(start, clock=SystemClock())
+
+
+@contextlib.asynccontextmanager
+async def running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+
+
+async def test_only_what_is_learnt_later_is_copied(tmp_path: Path) -> None:
+    place = tmp_path / "policy.json"
+    agent = holder()
+    agent.take(epoch(3), origin="file")
+    # After a restart the agent has its file's epoch, and the copy may be newer.
+    place.write_bytes(epoch(7))
+    before = place.read_bytes()
+    async with running(PolicyCopy(place, agent).run()):
+        await asyncio.sleep(0)
+        agent.take(epoch(2), origin="authority")
+        assert place.read_bytes() == before
+        agent.take(epoch(8), origin="authority")
+        async with asyncio.timeout(20):
+            while place.read_bytes() == before:
+                await asyncio.sleep(0.01)
+    assert place.read_bytes() == agent.document
+    assert place.stat().st_mode & 0o777 == 0o644
+
+
+class _Quick(SystemClock):
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0.005)
+
+
+async def test_who_follows_takes_later_epochs_and_trusts_no_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place, admission = tmp_path / "policy.json", holder()
+    admission.take(epoch(3), origin="file")
+
+    async def until_said(text: str) -> None:
+        async with asyncio.timeout(20):
+            while text not in caplog.text:
+                await asyncio.sleep(0.01)
+
+    async with running(follow_copy(place, admission, clock=_Quick())):
+        await asyncio.sleep(0.05)
+        assert not caplog.records, "a copy that is missing is no fault"
+        for content, why in (
+            (epoch(9, by=MALLORY), "no signature of the policy is valid"),
+            (b"x" * 1000, "is not a signed policy"),
+            (epoch(2), "was already seen"),
+        ):
+            place.write_bytes(content)
+            await until_said(why)
+            assert admission.epoch == 3
+        place.write_bytes(epoch(5))
+        async with asyncio.timeout(20):
+            while admission.epoch != 5:
+                await asyncio.sleep(0.01)
+        place.unlink()
+        place.mkdir()
+        await until_said("what is in force stays")
+        await asyncio.sleep(0.05)
+        assert caplog.text.count("what is in force stays") == 1
+    assert admission.epoch == 5
+
+
+def test_a_copy_needs_a_policy(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(
+        "trust_domain: example.org\nrun_dir: /run/sds\nauthority: {addresses: ['a:1']}\n"
+        "policy_copy: /run/sds/policy.json\n"
+    )
+    with pytest.raises(ConfigurationError, match="policy_copy: there is no policy to copy"):
+        yamlfile.load_file(file, AgentConfig)
