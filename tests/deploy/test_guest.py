@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -138,7 +139,7 @@ def test_containers_start_after_the_agent_and_on_measured_storage() -> None:
     assert "is-active --quiet attested-sds-%i.service" in wait["Service.ExecStart"][0]
     for one in SERVICES:
         drop_in = unit(SYSTEM / f"{one}.service.d" / "10-attested-sds.conf")
-        needed = {"attested-sds-wait@agent.service"}
+        needed = {"attested-sds-wait@agent.service", "attested-sds-wait@ca.service"}
         if one == "kubelet":
             needed.add("attested-sds-wait@admission.service")
         assert words(drop_in, "Unit.Requires") == needed
@@ -154,6 +155,33 @@ def test_containers_start_after_the_agent_and_on_measured_storage() -> None:
             assert words(mount, "Install.RequiredBy") == {f"{one}.service"}
         assert words(disk, "Unit.Requires") == {"attested-sds-storage.service"}
         assert words(disk, "Unit.After") == {"attested-sds-storage.service"}
+
+
+def test_no_boot_is_a_first_one() -> None:
+    """A first boot enables units by presets, and starts a wizard on the host's console."""
+    script = (GUEST / "mkosi.postinst.chroot").read_text()
+    assert ": > /etc/machine-id\n" in script
+    assert "> /etc/machine-id" not in script.replace(": > /etc/machine-id", "")
+
+
+def test_what_the_storage_mounts_is_seen_by_all() -> None:
+    """A service with a view of the file system of its own mounts in that view alone."""
+    storage = unit(GUEST / "disk" / "attested-sds-storage.service")
+    views = (
+        *("Private", "Protect", "ReadWrite", "ReadOnly", "Inaccessible", "Bind", "Temporary"),
+        *("Root", "Mount", "Dynamic", "State", "LoadCredential", "ImportCredential"),
+    )
+    found = [key for key in storage if key.removeprefix("Service.").startswith(views)]
+    assert found == []
+
+
+def test_later_policies_reach_admission() -> None:
+    folder = GUEST / "mkosi.extra" / "etc" / "attested-sds"
+    agent = yamlfile.load_file(folder / "agent.yaml", AgentConfig)
+    admission = yamlfile.load_file(folder / "admission.yaml", AdmissionConfig)
+    assert agent.policy_copy is not None
+    assert str(agent.policy_copy) == admission.policy_copy
+    assert agent.policy_copy.parent == agent.run_dir
 
 
 def test_the_drivers_are_there_before_their_files_are_made_writable() -> None:
@@ -284,6 +312,11 @@ def test_the_static_pod_needs_nothing_of_the_api_server() -> None:
     assert config.verification.collateral is not None
     assert config.verification.collateral.is_relative_to(mounts["state"]["mountPath"])
     assert not mounts["state"].get("readOnly")
+    assert config.node is not None
+    assert config.node.csi is not None
+    writable = {each["mountPath"] for each in mounts.values() if not each.get("readOnly")}
+    kubelet = config.node.csi.kubelet_dir
+    assert writable >= {f"{kubelet}/{each}" for each in ("pods", "plugins", "plugins_registry")}
 
 
 async def test_etcd_gets_nothing_that_could_give_anybody_anything() -> None:
@@ -310,6 +343,17 @@ def test_the_recipe_fixes_what_a_digest_depends_on() -> None:
     assert recipe["Output"]["CompressOutput"] == "no"
     assert recipe["Content"]["SourceDateEpoch"].isdigit()
     assert {"containerd", "python3", "systemd"} <= set(recipe["Content"]["Packages"].split())
+    # Security updates too: mkosi takes them from today's archive, whatever --mirror says.
+    sources = (GUEST / "mkosi.sandbox/etc/apt/sources.list.d/mkosi.sources").read_text()
+    archives = re.findall(
+        r"^URIs: \S+/(debian|debian-security)/(\d{8}T\d{6}Z)$", sources, re.MULTILINE
+    )
+    assert len(archives) == sources.count("\nURIs:") == sources.count("\nSigned-By: /") == 2
+    assert len({date for _, date in archives}) == 1
     text = (GUEST / "build").read_text()
     assert "--require-hashes -r" in text
+    # Git does not keep whole modes, and mkosi works in another folder than who calls it.
+    assert 'chmod -R u=rwX,go=rX "$work/recipe"' in text
+    assert 'mkosi --directory "$work/recipe"' in text
+    assert 'out=$(cd "$out" && pwd)' in text
     assert "SOURCE_DATE_EPOCH" in text

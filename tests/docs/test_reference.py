@@ -34,6 +34,9 @@ TOGETHER = {
     **dict.fromkeys(("cgroup_root", "runtime_cgroup", "pods", "capabilities"), CLUSTER),
     "certificate": [("#key:", "key:")],
     "key": [("#certificate:", "certificate:")],
+    "policy_copy": [
+        ("\npolicy_copy: ", "\npolicy: {file: /p.json, keys: [/alice.pub]}\npolicy_copy: ")
+    ],
     "csi": [("attestors: [unix]", "attestors: [unix, kubernetes]")],
     "ahead": [("attestors: [unix]", "attestors: [unix, kubernetes]")],
     "fetch": [("#collateral:", "collateral:"), ("products: []", "products: [genoa]")],
