@@ -50,7 +50,8 @@ class AheadSettings(Settings):
     )
     patience: Duration = Field(
         default=timedelta(seconds=60),
-        description="How long it keeps one for which nobody has come.",
+        description="How long after the start of a pod it keeps one for which nobody has come; "
+        "ten times as long where the pod does not start.",
     )
     look: Annotated[Duration, AfterValidator(_check_look)] = Field(
         default=timedelta(seconds=0.5), description="How often it asks the kubelet for its pods."

@@ -391,7 +391,7 @@ class Rotation:
 
     def _expire(self, identity: Identity, managed: _Managed) -> None:
         _LOGGER.log(
-            logging.INFO if managed.resting else logging.ERROR,
+            logging.INFO if managed.resting or managed.ahead else logging.ERROR,
             "the certificate of %s expired and was withdrawn",
             identity.spiffe_id,
             extra={"spiffe_id": str(identity.spiffe_id), "reason": "expired"},

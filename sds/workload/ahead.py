@@ -4,9 +4,10 @@ The kubelet lists a pod about half a second before its first process can connect
 :class:`MintingAhead`: what to ask the authority for in that time. Invariants: nothing here decides
 who a caller is, since every selector is looked at again when somebody connects; an identity that
 depends on a fact of the process itself (its user, its executable, its container) is not minted
-ahead; at most :attr:`AheadLimits.identities` wait for a caller, and each is released after
-:attr:`AheadLimits.patience` seconds or when its pod is gone; rotation asks for them only while
-nobody waits.
+ahead; at most :attr:`AheadLimits.identities` wait for a caller, and each is released when its pod
+is gone, or :attr:`AheadLimits.patience` seconds after a process of the pod may run; rotation asks
+for them only while nobody waits; a pod about which nothing changed costs no decision, and a turn of
+the loop makes at most :data:`DECISIONS_A_TURN` of them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
     from sds.identity import Identity
     from sds.workload.recognition import Rules
 
+DECISIONS_A_TURN: Final = 16
+"""Each takes about 0.1 ms."""
+_NOT_STARTED: Final = 10
+"""So many times its patience is kept what is for a pod that does not start: a node that starts 250
+pods at once takes minutes, and an image that cannot be pulled takes forever."""
 _OF_A_PROCESS: Final = WorkloadError("no process has connected yet", reason="undetermined")
 
 
@@ -36,6 +42,10 @@ class Foresees(Protocol):
 
     def coming(self) -> Collection[str]:
         """Who may connect now or soon, by a name that is never used again (the UID of a pod)."""
+        ...
+
+    def started(self, who: str) -> bool:
+        """Whether a process of theirs may run already."""
         ...
 
     async def expected(self, who: str) -> Facts:
@@ -68,7 +78,7 @@ class AheadLimits:
 
     Attributes:
         identities: that are kept for callers who have not come yet.
-        patience: seconds after which an identity is released.
+        patience: seconds after which an identity is released, from the start of its pod.
     """
 
     identities: int = 256
@@ -77,11 +87,27 @@ class AheadLimits:
 
 @dataclass(slots=True, kw_only=True)
 class _Expected:
-    """Somebody who may come; ``until``: monotonic seconds."""
+    """Somebody who may come.
+
+    Attributes:
+        until: monotonic seconds.
+        started: whether a process of theirs may run.
+        rules: those of the last decision.
+        judged: its facts.
+        chosen: the identities that were decided.
+        identities: those that are kept, as far as there is room.
+        came: those that a caller was given.
+        no_room: whether it was counted that there is no room.
+    """
 
     until: float
+    started: bool = False
+    rules: Rules | None = None
+    judged: tuple[object, ...] = ()
+    chosen: tuple[Identity, ...] = ()
     identities: tuple[Identity, ...] = ()
     came: set[Identity] = field(default_factory=set)
+    no_room: bool = False
 
 
 class MintingAhead:
@@ -164,16 +190,32 @@ class MintingAhead:
         coming = set(self._foresees.coming())
         for gone in self._expected.keys() - coming:
             self._keep(self._expected.pop(gone), ())
+        patience = self._limits.patience
         for who in coming - self._expected.keys():
-            self._expected[who] = _Expected(until=now + self._limits.patience)
+            self._expected[who] = _Expected(until=now + _NOT_STARTED * patience)
+        decided = 0
         for who, one in list(self._expected.items()):
+            if not one.started and self._foresees.started(who):
+                one.started, one.until = True, min(one.until, now + patience)
             if now >= one.until:
                 self._keep(one, ())
             elif not one.came:
-                facts = await self._foresees.expected(who)
-                decision = self._rules().decide(merge([facts, self._known, self._unknown]))
-                if self._expected.get(who) is one:
-                    self._keep(one, decision.identities)
+                decided += await self._decide(who, one)
+                if decided >= DECISIONS_A_TURN:
+                    decided = 0
+                    await asyncio.sleep(0)
+
+    async def _decide(self, who: str, one: _Expected) -> bool:
+        """Expect what the rules give them; whether that had to be decided."""
+        facts, rules = await self._foresees.expected(who), self._rules()
+        judged = (facts.selectors, facts.services, frozenset(facts.unknown))
+        is_news = rules is not one.rules or judged != one.judged
+        if is_news:
+            merged = merge([facts, self._known, self._unknown])
+            one.rules, one.judged, one.chosen = rules, judged, rules.decide(merged).identities
+        if self._expected.get(who) is one:
+            self._keep(one, one.chosen)
+        return is_news
 
     def _keep(self, one: _Expected, identities: tuple[Identity, ...]) -> None:
         """Expect exactly these, as far as there is room."""
@@ -187,7 +229,8 @@ class MintingAhead:
             if each in kept:
                 continue
             if self._kept >= self._limits.identities:
-                self.outcomes["no_room"] += 1
+                self.outcomes["no_room"] += not one.no_room
+                one.no_room = True
                 break
             self._keeper.expect(each)
             self._kept += 1

@@ -11,17 +11,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sds.errors import WorkloadError
-from sds.workload.ahead import AheadLimits, MintingAhead
+from sds.workload.ahead import DECISIONS_A_TURN, AheadLimits, MintingAhead
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts
+from sds.workload.recognition import Rules
 from tests.support.clock import FakeClock
 from tests.support.front_door import rules
+from tests.support.turn_counter import turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection
 
+    import pytest
+
     from sds.identity import Identity
-    from sds.workload.recognition import Rules
+    from sds.workload.mapping import Decision
 
 BY_NAME = {"k8s:ns": "shop", "spiffe_id": "spiffe://{trust_domain}/{pod_name}"}
 _CONTAINER = {"k8s:container-name": WorkloadError("not there yet", reason="undetermined")}
@@ -32,6 +36,7 @@ class Pods:
 
     def __init__(self) -> None:
         self.names: dict[str, str] = {}
+        self.pending: set[str] = set()
         self.listeners: list[Callable[[], None]] = []
 
     def list(self, **names: str) -> None:
@@ -42,6 +47,9 @@ class Pods:
 
     def coming(self) -> Collection[str]:
         return self.names
+
+    def started(self, who: str) -> bool:
+        return who not in self.pending
 
     async def expected(self, who: str) -> Facts:
         if who not in self.names:
@@ -115,6 +123,80 @@ async def test_a_listed_pod_is_minted_for_and_released_if_nobody_comes() -> None
         now.pods.list(u1="web", u2="api")  # the first one had its time
         await now.clock.settle()
         assert now.keeper.names == ["api"]
+
+
+async def test_patience_begins_when_the_pod_starts() -> None:
+    """A node that starts 250 pods at once takes minutes for the last one."""
+    async with world(rules(BY_NAME), patience=60) as now:
+        now.pods.pending = {"u1", "u2"}
+        now.pods.list(u1="web", u2="api")
+        await now.clock.advance(300)
+        assert now.keeper.names == ["api", "web"]
+        now.pods.pending = {"u2"}
+        now.pods.list(u1="web", u2="api")
+        await now.clock.advance(59)
+        assert now.keeper.names == ["api", "web"]
+        await now.clock.advance(2)
+        assert now.keeper.names == ["api"]
+        await now.clock.advance(300)  # its image cannot be pulled, perhaps
+        assert now.keeper.names == []
+
+
+async def test_what_did_not_change_is_not_decided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Facts] = []
+    decide = Rules.decide
+
+    def counted(self: Rules, facts: Facts) -> Decision:
+        made.append(facts)
+        return decide(self, facts)
+
+    monkeypatch.setattr(Rules, "decide", counted)
+    names = {f"u{number}": f"p{number}" for number in range(50)}
+    async with world(rules(BY_NAME)) as now:
+        now.pods.list(**names)
+        await now.clock.settle()
+        for number in range(50, 60):
+            names[f"u{number}"] = f"p{number}"
+            now.pods.list(**names)
+            await now.clock.settle()
+        assert len(now.keeper.names) == len(made) == 60
+        names["u1"] = "another"
+        now.pods.list(**names)
+        await now.clock.settle()
+        assert "another" in now.keeper.names
+        assert len(made) == 61
+        now.rules = rules(BY_NAME)
+        now.ahead.look_again()
+        await now.clock.settle()
+        assert len(made) == 61 + 60
+
+
+async def test_a_turn_of_the_loop_makes_few_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    decide = Rules.decide
+    async with world(rules(BY_NAME)) as now, turns() as counter:
+
+        def counted(self: Rules, facts: Facts) -> Decision:
+            counter.happened()
+            return decide(self, facts)
+
+        monkeypatch.setattr(Rules, "decide", counted)
+        now.pods.list(**{f"u{number}": f"p{number}" for number in range(200)})
+        await now.clock.settle()
+        assert counter.seen.total() == 200
+        assert counter.most <= DECISIONS_A_TURN
+
+
+async def test_a_pod_without_room_counts_once_and_gets_room_that_is_free() -> None:
+    async with world(rules(BY_NAME), identities=1) as now:
+        for _ in range(3):
+            now.pods.list(u1="web", u2="api")
+            await now.clock.settle()
+        assert now.ahead.outcomes["no_room"] == 1
+        (kept,) = now.keeper.names
+        other = "u1" if kept == "api" else "u2"
+        now.pods.list(**{other: {"u1": "web", "u2": "api"}[other]})
+        await now.clock.settle()
+        assert now.keeper.names == [{"u1": "web", "u2": "api"}[other]]
 
 
 async def test_what_came_is_counted_as_used() -> None:

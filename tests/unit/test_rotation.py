@@ -645,6 +645,23 @@ async def test_what_is_expected_is_minted_and_not_renewed_before_somebody_comes(
         assert now.serial() is None
 
 
+async def test_what_is_expected_and_ends_before_somebody_comes_is_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with world() as now:
+        now.rotation.expect(WEB)
+        await now.served()
+        await now.clock.until(lambda: now.serial() is None, seconds=101.1)
+        (said,) = (one for one in caplog.records if "withdrawn" in one.message)
+        assert said.levelno == logging.INFO
+        await now.clock.advance(60)
+        assert now.serial() is None, "perhaps nobody ever comes"
+        now.rotation.ensure(WEB)
+        await now.clock.settle()
+        assert now.serial() is not None
+
+
 async def test_whoever_waits_goes_before_what_is_asked_for_ahead() -> None:
     async with world() as now:
         now.authority.silent = asyncio.Event()

@@ -108,11 +108,16 @@ async def test_facts_of_a_pod_leave_its_containers_open() -> None:
         await clock.advance(1)
         attestor = KubernetesAttestor(pods, None, roots=ROOTS)
         assert list(attestor.coming()) == [uid]
+        assert not attestor.started(uid)
         facts = await attestor.expected(uid)
         assert facts.values("k8s:pod-name") == {"web"}
         assert facts.values("k8s:pod-label:app") == {"web"}
         assert all(facts.why_unknown(each) for each in CONTAINER_TYPES)
         assert not (await attestor.expected("another")).selectors
+        assert not attestor.started("another")
+        kubelet.pods = [pod("web", uid=uid, containers={"main": "ab" * 32})]
+        await clock.advance(1)
+        assert attestor.started(uid)
         # Without the list of Services, nobody knows which names the certificate will have.
         attestor = KubernetesAttestor(pods, ServiceWatch(Silent(), clock), roots=ROOTS)
         facts = await attestor.expected(uid)

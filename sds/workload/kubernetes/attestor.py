@@ -123,6 +123,10 @@ class KubernetesAttestor:
     def coming(self) -> Collection[str]:
         return self._pods.running()
 
+    def started(self, who: str) -> bool:
+        pod = self._pods.get(who)
+        return pod is not None and bool(pod.containers)
+
     async def expected(self, who: str) -> Facts:
         pod = self._pods.get(who)
         if pod is None:
