@@ -33,7 +33,6 @@ from tests.support.cluster import (
     check_unused,
     delete,
     kubectl,
-    merged,
     rolled_out,
     until,
 )
@@ -467,20 +466,7 @@ async def test_configurations_of_the_guest_image_that_no_configmap_changes(
     """deploy/components/measured-configuration: what etcd says of agent.yaml has no effect."""
     if not NODE:
         pytest.skip("SDS_NODE_SHELL names no command that reaches the node")
-    place = "/run/attested-sds-measured"  # of the node; /etc/attested-sds in earnest
-    for name, given in guest.settings.items():
-        text = shlex.quote(yaml.safe_dump(given))
-        write = f"mkdir -p {place} && printf %s {text} > {place}/{name}.yaml"
-        status, _, error = await output([*NODE, "sh", "-c", write])
-        assert status == 0, error
-    volume = {"name": "config", "hostPath": {"path": place, "type": "Directory"}}
-    body = {"spec": {"template": {"spec": {"volumes": [volume]}}}}
-    guest.components = (*guest.components, "measured-configuration")
-    guest.patches = (
-        merged("DaemonSet", "attested-sds-agent", body),
-        merged("Deployment", "attested-sds-issuer", body),
-        merged("StatefulSet", "attested-sds-root", body),
-    )
+    await guest.measure(NODE)
     try:
         await guest.apply()
         # Whoever writes to etcd puts a ConfigMap there again, and restarts the agent.

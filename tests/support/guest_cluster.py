@@ -37,12 +37,15 @@ from tests.support.policies import Signatory, document, sign
 from tests.support.process import output
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 AGENTS, AUTHORITIES = "aa" * 48, "cc" * 48
 SOCKET = "/run/attested-sds/node/sds.sock"
 POLICY = "/etc/attested-sds-policy"
 CONFIG = "/etc/attested-sds"
+MEASURED = "/run/attested-sds-measured"
+"""Of the node, in place of :data:`CONFIG` of a measured image."""
 IDLE = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: exit()); time.sleep(86400)"
 EVERYTHING = ("sts/attested-sds-root", "deploy/attested-sds-issuer", AGENT)
 NAMESPACES = ("shop", "claims")
@@ -188,6 +191,28 @@ class GuestCluster:
         self.write()
         await kubectl("apply", "-k", str(self.kustomization))
         await rolled_out(SYSTEM, *EVERYTHING)
+
+    async def measure(self, node: Sequence[str]) -> None:
+        """deploy/components/measured-configuration: the node has the configurations, not etcd.
+
+        Args:
+            node: runs a command on the node.
+        """
+        for name, given in self.settings.items():
+            text = shlex.quote(yaml.safe_dump(given))
+            write = f"mkdir -p {MEASURED} && printf %s {text} > {MEASURED}/{name}.yaml"
+            status, _, error = await output([*node, "sh", "-c", write])
+            assert status == 0, error
+        if "measured-configuration" in self.components:
+            return
+        volume = {"name": "config", "hostPath": {"path": MEASURED, "type": "Directory"}}
+        body = {"spec": {"template": {"spec": {"volumes": [volume]}}}}
+        self.components = (*self.components, "measured-configuration")
+        self.patches = (
+            merged("DaemonSet", "attested-sds-agent", body),
+            merged("Deployment", "attested-sds-issuer", body),
+            merged("StatefulSet", "attested-sds-root", body),
+        )
 
     # --- policy ---------------------------------------------------------------------------------
 
