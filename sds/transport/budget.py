@@ -111,6 +111,11 @@ class Owner:
         self.account = budgets.strangers
 
     @property
+    def kind(self) -> str:
+        """The first word of its name."""
+        return self.name.partition(" ")[0]
+
+    @property
     def recognised(self) -> bool:
         """Whether it has an account of its own."""
         return self.account is self._own
@@ -140,6 +145,9 @@ class Owner:
         own = self._own
         self.account.add(connections=-own.connections, streams=-own.streams, held=-own.held)
         self.account = own
+        for connections in self._parties.values():
+            for give_way in connections:
+                self._budgets.no_stranger(self, give_way)
 
     # --- what it uses now -----------------------------------------------------------------------
 
@@ -283,8 +291,8 @@ class Budgets:
         self.exceeded: dict[str, Counter[str]] = {}
         self._total = total if total is not None else Total()
         self._owners: OrderedDict[str, Owner] = OrderedDict()
-        self._strange: OrderedDict[Callable[[], None], Owner] = OrderedDict()
-        """Connections of strangers, the oldest first."""
+        self._strange: dict[str, OrderedDict[Callable[[], None], None]] = {}
+        """Connections of strangers by the kind of owner (pods, users), the oldest first."""
 
     @property
     def owners(self) -> Mapping[str, Owner]:
@@ -333,14 +341,21 @@ class Budgets:
             owner.exceeded("connections", f"no room among {total.connections} connections", now)
         if owner.recognised:
             return
-        while self.strangers.connections >= most and self._strange:
-            oldest, _ = self._strange.popitem(last=False)
+        # Not the account's count: one that gives way is counted there until it is gone.
+        while sum(map(len, self._strange.values())) >= most:
+            # Of the larger kind: a user with many names takes no place of a pod that just started.
+            oldest, _ = max(self._strange.values(), key=len).popitem(last=False)
             oldest()
-        self._strange[give_way] = owner
+        self._strange.setdefault(owner.kind, OrderedDict())[give_way] = None
+
+    def no_stranger(self, owner: Owner, give_way: Callable[[], None]) -> None:
+        """A rule recognised the owner of this connection, or it is over: it gives way to nobody."""
+        if (there := self._strange.get(owner.kind)) is not None:
+            there.pop(give_way, None)
 
     def left(self, owner: Owner, give_way: Callable[[], None]) -> None:
         """A connection is over."""
-        self._strange.pop(give_way, None)
+        self.no_stranger(owner, give_way)
         self.turned_away(owner)
 
     def turned_away(self, owner: Owner) -> None:
@@ -376,7 +391,12 @@ class Budgets:
         )
 
     def _forget_some(self, now: float, *, but: Owner) -> None:
-        """Forget owners that use nothing and whose past counts no more, a few at a time."""
+        """Forget owners that use nothing and whose past counts no more, a few at a time.
+
+        None while half of the places are free: who comes again soon is known, and no stranger.
+        """
+        if 2 * len(self._owners) < self._total.owners:
+            return
         for _ in range(min(_LOOKED_AT, len(self._owners))):
             name, owner = next(iter(self._owners.items()))
             if owner is but or not owner.account.is_forgettable(now):

@@ -161,6 +161,7 @@ class ServedConnection:
     def recognise(self) -> None:
         """The owner has a budget of its own from now on, apart from strangers."""
         self.owner.recognise()
+        self._turns.move(self, self._server.budgets.strangers, self.owner)
 
     def abort(self) -> None:
         """Close now; does nothing before :meth:`serve_on`."""

@@ -119,6 +119,14 @@ class Turns:
         lane.append(job)
         self._expect_turn()
 
+    def move(self, connection: Hashable, before: Account, owner: Owner) -> None:
+        """What waits of a connection waits for its owner's turn now, and not for strangers'."""
+        lanes = self._jobs.get(before)
+        if lanes is None or owner.account is before:
+            return
+        for job in lanes.pop(connection, ()):
+            self.queue(owner, connection, job)
+
     def _do(self, account: Account, job: Job, now: float) -> bool:
         began = self._clock()
         try:
@@ -151,6 +159,9 @@ class Turns:
         # At least one job, so that steps of handlers alone cannot hold up the rest.
         while self._row and (self._spent < TURN_SECONDS or not done):
             account = self._row.popleft()
+            if not self._jobs[account]:  # what waited was moved
+                del self._jobs[account]
+                continue
             rest = account.processor.rest_seconds(now)
             if rest > 0:
                 self._loop.call_later(max(rest, _LEAST_REST_SECONDS), self._rested, account)

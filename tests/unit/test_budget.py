@@ -145,6 +145,56 @@ def test_the_oldest_stranger_gives_way_to_a_new_one() -> None:
     assert table.strangers.connections == 8
 
 
+class Connected:
+    """A connection that is gone only a turn of the loop after it was told to go, as real ones."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.told = False
+        owner.connect(self.go, 0.0)
+
+    def go(self) -> None:
+        self.told = True
+
+
+def test_a_new_stranger_ends_one_other_though_that_one_is_gone_later() -> None:
+    table = budgets()
+    before = [Connected(table.owner(f"uid {number // 2}")) for number in range(8)]
+    Connected(table.owner("uid 8"))
+    Connected(table.owner("uid 9"))
+    assert [one.told for one in before] == [True, True] + [False] * 6
+
+
+def test_a_user_with_many_names_takes_no_place_of_a_pod_that_just_started() -> None:
+    """The kubelet lists a pod some tenths of a second after its first process connects."""
+    table = budgets()
+    pods = [Connected(table.owner(f"pod {number}")) for number in range(3)]
+    users = [Connected(table.owner(f"uid {number}")) for number in range(100)]
+    assert not any(one.told for one in pods)
+    assert [one.told for one in users] == [True] * 95 + [False] * 5
+
+
+def test_strangers_end_no_connection_of_who_was_recognised_meanwhile() -> None:
+    table = budgets()
+    victim = table.owner("pod a")
+    envoy = Connected(victim)
+    victim.recognise()
+    for uid in range(100):
+        Connected(table.owner(f"uid {uid}"))
+    assert not envoy.told
+
+
+def test_who_was_recognised_and_comes_again_is_no_stranger() -> None:
+    """Else each new connection of an Envoy would compete with the strangers of the moment."""
+    table = budgets(owners=512)
+    victim = known(table)
+    close = closing()
+    victim.connect(close, 0.0)
+    victim.disconnect(close)
+    for uid in range(100):
+        Connected(table.owner(f"uid {uid}"))
+    assert table.owner("pod a").recognised
+
+
 def test_recognition_moves_what_an_owner_uses() -> None:
     table = budgets()
     owner = table.owner("pod a")

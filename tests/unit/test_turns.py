@@ -1,0 +1,58 @@
+"""Whose turn it is: what waits among strangers does not stay there once its owner is known."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sds.transport.budget import Budgets
+from sds.transport.turns import Turns
+
+
+async def turns_of_the_loop() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_what_waits_among_strangers_goes_on_once_its_owner_is_recognised() -> None:
+    loop = asyncio.get_running_loop()
+    budgets, turns = Budgets(), Turns(loop)
+    victim, strange = budgets.owner("pod a"), budgets.owner("uid 1")
+    budgets.strangers.processor.use(100.0, loop.time())  # for a quarter of an hour nothing is left
+    done: list[str] = []
+
+    def job(name: str) -> bool:
+        done.append(name)
+        return False
+
+    turns.run(strange, "first", lambda: job("strange"))
+    turns.run(victim, "second", lambda: job("victim"))
+    turns.queue(victim, "second", lambda: job("and more"))
+    await turns_of_the_loop()
+    assert not done
+    victim.recognise()
+    turns.move("second", budgets.strangers, victim)
+    await turns_of_the_loop()
+    assert done == ["victim", "and more"]
+
+
+async def test_who_has_nothing_left_that_waits_has_its_next_turn_all_the_same() -> None:
+    loop = asyncio.get_running_loop()
+    budgets, turns = Budgets(), Turns(loop)
+    victim, strange = budgets.owner("pod a"), budgets.owner("uid 1")
+    done: list[int] = []
+
+    def job(number: int) -> bool:
+        done.append(number)
+        return False
+
+    turns.queue(victim, "a", lambda: job(1))
+    victim.recognise()
+    turns.move("a", budgets.strangers, victim)
+    turns.move("a", budgets.strangers, victim)  # nothing is there
+    turns.queue(strange, "b", lambda: job(2))
+    await turns_of_the_loop()
+    turns.queue(strange, "b", lambda: job(3))
+    await turns_of_the_loop()
+    assert sorted(done) == [1, 2, 3]
+    assert not turns._jobs
+    assert not turns._row
