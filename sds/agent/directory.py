@@ -18,6 +18,7 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sds.descriptors import refuse_passed
 from sds.errors import SocketError
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def listening(path: Path, mode: int, *, group: str | None = None) -> socket.sock
     clear_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        refuse_passed(listener)
         listener.bind(str(path))
         # The umask kept it to ourselves since it was bound.
         open_to(path, mode, group=group)

@@ -15,6 +15,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from sds.csi.volume import MAX_RECORD_BYTES, RECORD, PodVolume, recorded
+from sds.descriptors import refuse_passed
 from sds.errors import SocketError, WorkloadError
 from sds.files import read_file
 
@@ -164,6 +165,7 @@ def _bound(directory: int) -> socket.socket:
         os.unlink(_NEW, dir_fd=directory)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        refuse_passed(listener)
         listener.bind(path)
         _open_to_everybody(directory)
         listener.listen(_BACKLOG)
