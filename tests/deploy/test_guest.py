@@ -355,5 +355,6 @@ def test_the_recipe_fixes_what_a_digest_depends_on() -> None:
     # Git does not keep whole modes, and mkosi works in another folder than who calls it.
     assert 'chmod -R u=rwX,go=rX "$work/recipe"' in text
     assert 'mkosi --directory "$work/recipe"' in text
+    assert not re.search(r'\bcp (-\S+ )*"\$checkout', text), "with the checkout's modes"
     assert 'out=$(cd "$out" && pwd)' in text
     assert "SOURCE_DATE_EPOCH" in text
