@@ -16,12 +16,13 @@ PROTO_STAMP := sds/_proto/.stamp
 # What code and tests need; Envoy is another matter.
 CODE := $(VENV)/.stamp $(PROTO_STAMP)
 # uv takes a twentieth of pip's time, but reads none of pip's settings: where it fails, pip tries.
-# $(call install,WHAT,ARGUMENTS); $(call pinned,REQUIREMENT) FILE: its lines there, with the hashes
+# $(call install,WHAT,ARGUMENTS,ENVIRONMENT); $(call pinned,REQUIREMENT) FILE: its lines there, with the hashes
 pinned = awk '/^[a-z]/ {found = /^$(1) /} found'
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
 define install
 	@echo "Installing $(1) ..."
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(2) || { echo "uv failed; pip tries ..."; $(PIP) $(2); }
+	@$(BIN)/uv pip install --quiet --python $(or $(3),$(VENV))/bin/python --no-deps $(2) || { echo "uv failed; pip tries ..."; \
+	  $(BIN)/python -m pip --python $(or $(3),$(VENV))/bin/python install --quiet --disable-pip-version-check --no-deps $(2); }
 endef
 
 .PHONY: check
@@ -130,8 +131,8 @@ dist: $(CODE) ## wheel, sdist, SBOM (CycloneDX) and list of licences, into dist/
 	rm -rf dist
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || date +%s) $(BIN)/hatchling build --directory dist
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/dist-environment
-	$(BIN)/uv pip install --quiet --python $(VENV)/dist-environment/bin/python --require-hashes -r constraints-runtime.txt
-	$(BIN)/uv pip install --quiet --python $(VENV)/dist-environment/bin/python --no-deps dist/*.whl
+	$(call install,what the wheel needs,--require-hashes -r constraints-runtime.txt,$(VENV)/dist-environment)
+	$(call install,the wheel,dist/*.whl,$(VENV)/dist-environment)
 	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --mc-type application \
 	  --gather-license-texts --output-file dist/attested-sds.cdx.json $(VENV)/dist-environment
 	$(BIN)/python tools/licences.py dist/attested-sds.cdx.json > $(VENV)/licences.md

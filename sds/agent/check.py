@@ -185,8 +185,8 @@ def _check_group(number: int, name: str, checks: ConfigurationChecks) -> None:
     except OSError:
         checks.problem(
             "sockets.group",
-            f"the user {os.geteuid()} is no member of {name!r} and may not give sockets to it: "
-            "make it one",
+            f"the user {os.geteuid()} is not in the group {name!r}, so it may not give it sockets: "
+            "add it (a systemd unit of root: SupplementaryGroups=)",
         )
     finally:
         os.close(descriptor)

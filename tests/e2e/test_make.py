@@ -67,3 +67,12 @@ def test_no_pin_holds_an_address() -> None:
         text = (need.ROOT / name).read_text()
         assert "://" not in text
         assert text.count("--hash=sha256:") > text.count("==")
+
+
+def test_where_uv_fails_pip_tries() -> None:
+    """Behind a company's proxy, pip reads certificates that uv does not."""
+    makefile = (need.ROOT / "Makefile").read_text()
+    assert re.findall(r"uv pip install.*", makefile) == re.findall(
+        r"uv pip install.*\|\| \{ echo \"uv failed; pip tries \.\.\.\"; \\", makefile
+    )
+    assert "-m pip --python $(or $(3),$(VENV))/bin/python install" in makefile

@@ -220,7 +220,7 @@ def test_the_agent_must_be_a_member_of_the_sockets_group(
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     monkeypatch.setattr(os, "fchown", refuse)
-    with pytest.raises(ConfigurationError, match=f"is no member of '{own}' and may not give"):
+    with pytest.raises(ConfigurationError, match=f"is not in the group '{own}', so it may not"):
         check({**settings, "sockets": {"group": own}}, tmp_path)
 
 
