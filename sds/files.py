@@ -8,6 +8,7 @@ hand over a pipe that is open already (``/dev/stdin``, a shell's ``<(…)``): th
 from __future__ import annotations
 
 import errno
+import fnmatch
 import os
 import stat
 import tempfile
@@ -58,6 +59,20 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
 def socket_target(path: Path | str) -> str:
     """A Unix socket's absolute path as gRPC's target, which is a URI (RFC 3986)."""
     return f"unix:{quote(os.fsencode(path))}"
+
+
+def listed(folder: Path, pattern: str) -> list[Path]:
+    """What a folder has under names of this pattern, sorted; nothing if there is no folder.
+
+    ``Path.glob`` also says "nothing" of a folder that may not be read.
+
+    Raises:
+        OSError: it cannot be read, or is not a folder.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if fnmatch.fnmatch(path.name, pattern))
+    except FileNotFoundError:
+        return []
 
 
 def is_folder(path: Path) -> bool:

@@ -30,7 +30,7 @@ from sds.attestation.snp.sources import vcek_target
 from sds.attestation.tdx.collateral import QE_IDENTITY
 from sds.backoff import uniform
 from sds.errors import EvidenceError
-from sds.files import read_file, replace_file
+from sds.files import listed, read_file, replace_file
 from sds.pki import certificate_pem
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class CollateralShelf:
 
     def _load(self) -> None:
         try:
-            paths = sorted(self._folder.glob("*.vcek"))[:MAX_KEPT]
+            paths = listed(self._folder, "*.vcek")[:MAX_KEPT]
         except OSError:
             return
         for path in paths:

@@ -4,8 +4,11 @@ running."""
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import threading
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +33,6 @@ from tests.support.machines import NOW, crl, simulated
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from sds.attestation.evidence import Verifier
     from sds.attestation.snp.simulated import SimulatedRoot
@@ -135,6 +137,20 @@ def test_a_missing_list_or_folder_ends_the_start(root: SimulatedRoot, tmp_path: 
         with pytest.raises(ConfigurationError) as refused:
             Verification(section(root, tmp_path, *lists, collateral=collateral))
         assert "none" in str(refused.value)
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_one(
+    root: SimulatedRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> None:  # root may read everything
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="file cannot be read: Not a directory"):
+        Verification(section(root, tmp_path, collateral=tmp_path / "file"))
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ConfigurationError, match="cannot be read: Permission denied"):
+        Verification(section(root, tmp_path, collateral=tmp_path))
 
 
 def test_a_list_is_followed(root: SimulatedRoot, tmp_path: Path) -> None:

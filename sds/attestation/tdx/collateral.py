@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from sds.attestation.pem import der_revocation_lists
 from sds.attestation.tdx.tcb import SignedDocument
 from sds.errors import EvidenceError, EvidenceMalformedError
-from sds.files import read_file
+from sds.files import listed, read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,7 +86,7 @@ def _text(path: Path) -> bytes:
 
 def _files(folder: Path, pattern: str) -> list[Path]:
     try:
-        found = sorted(folder.glob(pattern))
+        found = listed(folder, pattern)
     except OSError as error:
         raise EvidenceError(
             f"collateral {folder} cannot be read: {error.strerror}",
