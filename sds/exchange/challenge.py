@@ -1,8 +1,8 @@
-"""Nonces, and what evidence is bound to.
+"""Nonces, and the data that evidence binds.
 
 Owns the table of nonces and the parts of ``report_data`` in all three roles. Invariants: a nonce
-is 32 random bytes, belongs to one stream, is redeemed once whatever comes of it, and lives no
-longer than its stream and ``lifetime``; the table never holds more than ``limit`` nonces. Pure:
+is 32 random bytes, belongs to one stream, can be redeemed once whatever the result, and lives no
+longer than its stream and ``lifetime``; the table never has more than ``limit`` nonces. Pure:
 ``now`` is a monotonic time in seconds.
 """
 
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 NONCE_BYTES: Final = 32
 MAX_ITEMS: Final = 1000
-"""Items in one request."""
+"""The most items in one request."""
 MAX_COVERED: Final = 256
-"""Hello nonces under one piece of the authority's evidence."""
+"""The most Hello nonces that one piece of the authority's evidence covers."""
 _REMEMBERED: Final = 8
-"""Spent nonces that a stream remembers, to say why one is refused."""
+"""How many spent nonces a stream remembers, to say why one is refused."""
 _MAX_PER_STREAM: Final = 16
-"""Living nonces of one stream; an agent has one or two. With as many on each stream that strangers
-may have, the table has room for those of agents, so strangers take none of them away."""
+"""The most live nonces of one stream; an agent has one or two. Even if every stream that strangers
+may open has as many, the table still has room for the nonces of agents."""
 
 
 def new_nonce() -> bytes:
-    """32 random bytes."""
+    """Return 32 random bytes."""
     return secrets.token_bytes(NONCE_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityStatement:
-    """What an authority says of itself; its evidence binds it.
+    """What an authority states about itself; its evidence binds this.
 
     Attributes:
         issuing_chain: DER, the issuing certificate first.
@@ -69,7 +69,7 @@ class AuthorityStatement:
 
 
 def authority_report_data(statement: AuthorityStatement, nonces: Iterable[bytes]) -> ReportData:
-    """What an authority's evidence contains (label ``attested-sds/ca/v1``).
+    """Return the report data of an authority's evidence (label ``attested-sds/ca/v1``).
 
     The parts: TLS key digest, issuing key digest, bundle digest, policy digest, policy epoch
     (8 bytes, big-endian), then every agent's nonce in order.
@@ -88,19 +88,19 @@ def authority_report_data(statement: AuthorityStatement, nonces: Iterable[bytes]
 
 
 def bundle_digest(roots: Sequence[bytes]) -> bytes:
-    """SHA-256 of a trust bundle: its roots in DER, sorted, each preceded by its length."""
+    """Return the SHA-256 of a bundle: its roots in DER, sorted, each preceded by its length."""
     return hashlib.sha256(length_prefixed(sorted(roots))).digest()
 
 
 def request_report_data(
     *, nonce: bytes, policy_digest: bytes, digests: Iterable[bytes]
 ) -> ReportData:
-    """What an agent's evidence contains (label ``attested-sds/csr/v1``)."""
+    """Return the report data of an agent's evidence (label ``attested-sds/csr/v1``)."""
     return report_data(REQUEST_LABEL, [nonce, policy_digest, *digests])
 
 
 def attested_csr_report_data(*, nonce: bytes, key_digest: bytes) -> ReportData:
-    """What evidence inside a PKCS#10 request contains (label ``attested-sds/pkcs10/v1``).
+    """Return the report data of evidence inside a PKCS#10 request (``attested-sds/pkcs10/v1``).
 
     The parts: the authority's nonce and the SHA-256 of the CSR's SubjectPublicKeyInfo. It cannot
     bind the CSR that contains it; the CSR's own signature, by the bound key, covers its names.
@@ -109,7 +109,7 @@ def attested_csr_report_data(*, nonce: bytes, key_digest: bytes) -> ReportData:
 
 
 def digest_of(item: CertificateItem) -> bytes:
-    """The item digest of what we ask for, exactly as it goes on the wire."""
+    """Return the digest of an item that we ask for, exactly as it goes on the wire."""
     return item_digest(
         csr=item.csr,
         spiffe_id=str(item.identity.spiffe_id),
@@ -120,24 +120,24 @@ def digest_of(item: CertificateItem) -> bytes:
 
 
 def lifetime_seconds(item: CertificateItem) -> int:
-    """The wanted lifetime in whole seconds, at least one."""
+    """Return the requested lifetime in whole seconds, at least one."""
     return max(1, int(item.identity.lifetime.total_seconds()))
 
 
 @dataclass(slots=True)
 class StreamNonces:
-    """The nonces of one stream: living ones with their ends, and the last that were spent."""
+    """The nonces of one stream: the live ones with their ends, and the last spent ones."""
 
     living: OrderedDict[bytes, float] = field(default_factory=OrderedDict)
     spent: deque[tuple[bytes, bool]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
 
 
 class NonceTable:
-    """All nonces of an authority; see the module.
+    """All nonces of an authority.
 
     Args:
-        lifetime: seconds that a nonce lives at most: those of the longest certificate.
-        limit: nonces in all. If there is no room the oldest one goes, wherever it is.
+        lifetime: the most seconds that a nonce lives; as long as the longest certificate.
+        limit: the most nonces in all. If there is no room, the oldest one goes, on any stream.
     """
 
     def __init__(self, *, lifetime: float, limit: int) -> None:
@@ -146,15 +146,15 @@ class NonceTable:
         self._all: OrderedDict[bytes, StreamNonces] = OrderedDict()
 
     def __len__(self) -> int:
-        """Nonces that live now."""
+        """Return how many nonces are live."""
         return len(self._all)
 
     def open(self) -> StreamNonces:
-        """The nonces of a new stream."""
+        """Return the empty table of a new stream."""
         return StreamNonces()
 
     def issue(self, stream: StreamNonces, *, now: float) -> bytes:
-        """A fresh nonce for this stream."""
+        """Make a fresh nonce for this stream."""
         self._expire(now)
         if len(stream.living) >= _MAX_PER_STREAM:
             self._spend(next(iter(stream.living)), used=False)
@@ -170,7 +170,7 @@ class NonceTable:
 
         Raises:
             RefusedError: ``nonce_used``: this stream used it before.
-            RefusedError: ``nonce_expired``: it is too old, or had to make room.
+            RefusedError: ``nonce_expired``: it is too old, or a newer one took its place.
             RefusedError: ``nonce_unknown``: this stream was never given it.
         """
         self._expire(now)
@@ -184,20 +184,20 @@ class NonceTable:
                         "this nonce was used before; each serves one request", reason="nonce_used"
                     )
                 raise RefusedError(
-                    f"this nonce is older than {self.lifetime:g} s, or had to make room",
+                    f"this nonce is older than {self.lifetime:g} s, or a newer one took its place",
                     reason="nonce_expired",
                 )
         raise RefusedError("this stream was not given this nonce", reason="nonce_unknown")
 
     def close(self, stream: StreamNonces) -> None:
-        """The stream is gone, and all its nonces with it."""
+        """Forget all nonces of a stream that is gone."""
         for nonce in stream.living:
             del self._all[nonce]
         stream.living.clear()
         stream.spent.clear()
 
     def _expire(self, now: float) -> None:
-        # All live equally long, so the oldest come first.
+        # All have the same lifetime, so the oldest come first.
         while self._all:
             nonce, stream = next(iter(self._all.items()))
             if stream.living[nonce] > now:

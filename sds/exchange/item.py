@@ -1,6 +1,6 @@
-"""What one exchange asks for and gets, item by item.
+"""The items that an exchange asks for, and the chains that it returns.
 
-Invariant: both ends of the wire share these types; neither end's code is needed to make one.
+Invariant: both ends of the wire share these types, and making one needs the code of neither end.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertificateItem:
-    """One certificate that is asked for.
+    """A request for one certificate.
 
     Attributes:
-        identity: name, DNS names and lifetime that are wanted.
+        identity: the SPIFFE ID, DNS names and lifetime that are requested.
         csr: PKCS#10 in DER, signed by the new key.
-        signing: ask for the certificate of an authority below that one (SPIFFE ID without path).
+        signing: whether the certificate is for a subordinate authority (SPIFFE ID without a path).
     """
 
     identity: Identity
@@ -29,6 +29,6 @@ class CertificateItem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedChain:
-    """What the authority returned for one item: DER, leaf first, intermediates, no root."""
+    """The chain that the authority returned for one item: DER, leaf first, without the root."""
 
     chain: tuple[bytes, ...] = field(repr=False)

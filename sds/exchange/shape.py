@@ -1,9 +1,9 @@
-"""How many parts a message has, counted before anything is built from it.
+"""Counts the parts of a message before anything is built from it.
 
 Owns the bounds on the repeated fields of requests and answers. Protobuf makes an object of each
 part of a message, and an empty part has two bytes on the wire: 4 MiB of them would become 150 MiB.
-Invariant: only tags and lengths are looked at, and counting stops at the first field that is there
-too often, so the cost is bounded by what is allowed (Protocol Buffers, "Encoding").
+Invariant: only tags and lengths are read, and counting stops at the first field that is repeated
+too often, so the allowed number bounds the cost (Protocol Buffers, "Encoding").
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _UNLISTED: Final = 32
-"""Fields of one message that are not repeated, or that this version does not know."""
+"""How often a field may appear that is not repeated or that this version does not know."""
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _MORE: Final = 0x80
 _LONGEST_VARINT: Final = 10
@@ -30,7 +30,7 @@ class Shape:
     """The fields of one kind of message that can make many objects.
 
     Attributes:
-        most: how often a repeated field may be there, by its number.
+        most: how often each repeated field may appear, by its number.
         inside: the shape of a field that is a message, by its number.
     """
 
@@ -53,14 +53,14 @@ RESPONSE: Final = Shape(
         2: Shape(most={1: 4 * MAX_ITEMS, 3: _CHAIN, 4: _ROOTS}),
     }
 )
-"""``sds.ca.v1.ExchangeResponse``: an authority may be anybody until its evidence was verified."""
+"""``sds.ca.v1.ExchangeResponse``: until its evidence is verified, an authority may be anybody."""
 
 
 def check_shape(data: bytes, shape: Shape = REQUEST) -> None:
     """Count the fields of a message and of those inside it.
 
     Raises:
-        RefusedError: ``request_malformed``: a field is there too often, or this is not a message.
+        RefusedError: ``request_malformed``: a field appears too often, or this is not a message.
     """
     _check(data, 0, len(data), shape)
 

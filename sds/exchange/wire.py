@@ -1,7 +1,8 @@
-"""Our API's messages and our types, one into the other.
+"""Converts the messages of our API to our types and back.
 
-Invariant: what comes off the wire leaves this module as checked types or as an error; it decides
-nothing. Raw bytes are parsed here, not by gRPC, so that garbage gets an answer of ours.
+Invariant: what comes off the wire leaves this module as checked types or as an error; the module
+decides nothing. It parses raw bytes itself instead of leaving that to gRPC, so that a malformed
+message gets an answer of ours.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ EXCHANGE: Final = "/sds.ca.v1.CertificateAuthority/Exchange"
 SERVICE: Final = "sds.ca.v1.CertificateAuthority"
 DIGEST_BYTES: Final = 32
 _MAX_WORDS: Final = 500
-"""Characters of the peer's own words that we repeat."""
+"""How many characters of the peer's own text we repeat."""
 _MAX_PROOF_PART: Final = 128
-"""Bytes of a key, an event or a signature in an exchange proof: the longest has 64."""
+"""The most bytes of a key, event or signature in an exchange proof; the longest real one has 64."""
 _MAX_REPORT: Final = 64 * 1024
-"""Bytes of a report, quote or token: the longest that we know are tokens, of 16 KiB."""
+"""The most bytes of a report, quote or token; the longest that we know are tokens of 16 KiB."""
 _MAX_CERTIFICATES: Final = 16
 _MAX_CERTIFICATE: Final = 64 * 1024
-"""Bytes of one piece of evidence beside the report: a certificate, or several in PEM."""
+"""The most bytes of one certificate beside the report, or of several in PEM."""
 
 
 def parse_request(data: bytes) -> ca_pb2.ExchangeRequest:
-    """An agent's message.
+    """Parse an agent's message.
 
     Raises:
-        RefusedError: ``request_malformed``: not one, or one with far too many parts.
+        RefusedError: ``request_malformed``: it is no ExchangeRequest, or has far too many parts.
     """
     check_shape(data)
     try:
@@ -60,10 +61,10 @@ def parse_request(data: bytes) -> ca_pb2.ExchangeRequest:
 
 
 def parse_response(data: bytes) -> ca_pb2.ExchangeResponse:
-    """The authority's message.
+    """Parse the authority's message.
 
     Raises:
-        AuthorityAnswerError: not one, or one with far too many parts.
+        AuthorityAnswerError: it is no ExchangeResponse, or has far too many parts.
     """
     try:
         check_shape(data, RESPONSE)
@@ -76,7 +77,7 @@ def parse_response(data: bytes) -> ca_pb2.ExchangeResponse:
 
 
 def evidence_to_wire(evidence: Evidence) -> ca_pb2.Evidence:
-    """Evidence as it travels."""
+    """Convert evidence to its message."""
     proof = evidence.proof
     return ca_pb2.Evidence(
         kind=evidence.kind,
@@ -91,11 +92,11 @@ def evidence_to_wire(evidence: Evidence) -> ca_pb2.Evidence:
 
 
 def evidence_from_wire(message: ca_pb2.Evidence) -> Evidence:
-    """Evidence as it came, unverified.
+    """Read evidence from its message; it is not verified yet.
 
     Raises:
-        RefusedError: ``evidence_kind_not_accepted``: of a kind that this version does not know.
-        EvidenceMalformedError: larger than evidence is.
+        RefusedError: ``evidence_kind_not_accepted``: this version does not know its kind.
+        EvidenceMalformedError: it is larger than any evidence.
     """
     if (
         len(message.report) > _MAX_REPORT
@@ -136,10 +137,10 @@ def _proof_from_wire(message: ca_pb2.Evidence) -> ExchangeProof:
 
 
 def nonce_from_wire(nonce: bytes) -> bytes:
-    """A nonce of the right length.
+    """Check the length of a nonce, and return it.
 
     Raises:
-        RefusedError: ``request_malformed``: another length.
+        RefusedError: ``request_malformed``: it has another length.
     """
     if len(nonce) != NONCE_BYTES:
         raise RefusedError(
@@ -151,7 +152,7 @@ def nonce_from_wire(nonce: bytes) -> bytes:
 def refusal_to_wire(
     error: SdsError, *, next_nonce: bytes = b"", signed_policy: bytes = b""
 ) -> ca_pb2.ExchangeResponse:
-    """The refusal of a whole request."""
+    """Make the message that refuses a whole request."""
     return ca_pb2.ExchangeResponse(
         refusal=ca_pb2.Refusal(
             reason=error.reason,
@@ -165,7 +166,7 @@ def refusal_to_wire(
 
 
 def item_refusal_to_wire(error: SdsError) -> ca_pb2.ItemResult:
-    """The refusal of one item."""
+    """Make the message that refuses one item."""
     return ca_pb2.ItemResult(
         refusal=ca_pb2.ItemRefusal(
             reason=error.reason, message=_words(error), retriable=error.retriable
@@ -174,12 +175,12 @@ def item_refusal_to_wire(error: SdsError) -> ca_pb2.ItemResult:
 
 
 def _words(error: SdsError) -> str:
-    """What an error says, as a protobuf string takes it: JSON lets lone surrogates through."""
+    """Return an error's text without lone surrogates: JSON permits them, protobuf does not."""
     return str(error)[:_MAX_WORDS].encode(errors="replace").decode()
 
 
 def refusal_from_wire(refusal: ca_pb2.Refusal | ca_pb2.ItemRefusal) -> AuthorityRefusedError:
-    """The authority's refusal as the error that our caller sees."""
+    """Turn the authority's refusal into the error that our caller sees."""
     return AuthorityRefusedError(
         f"the authority refused: {refusal.reason[:80]}: {refusal.message[:_MAX_WORDS]}",
         reason="authority_refused_for_now" if refusal.retriable else None,
@@ -188,14 +189,14 @@ def refusal_from_wire(refusal: ca_pb2.Refusal | ca_pb2.ItemRefusal) -> Authority
 
 
 def statement_from_wire(challenge: ca_pb2.Challenge, *, issuing_key: bytes) -> AuthorityStatement:
-    """What the authority says of itself; its evidence is to be checked against it.
+    """Read what the authority states about itself; its evidence must bind exactly this.
 
     Args:
         challenge: the message.
         issuing_key: SHA-256 of the SubjectPublicKeyInfo in its first issuing certificate.
 
     Raises:
-        AuthorityAnswerError: a digest of the wrong length.
+        AuthorityAnswerError: a digest has the wrong length.
     """
     for name in ("tls_spki_sha256", "policy_digest"):
         if len(getattr(challenge, name)) != DIGEST_BYTES:
@@ -218,7 +219,7 @@ def challenge_to_wire(
     evidence: Evidence | None,
     covered: tuple[bytes, ...],
 ) -> ca_pb2.ExchangeResponse:
-    """The answer to a Hello."""
+    """Make the answer to a Hello."""
     return ca_pb2.ExchangeResponse(
         challenge=ca_pb2.Challenge(
             nonce=nonce,

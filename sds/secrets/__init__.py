@@ -1,1 +1,1 @@
-"""Secrets in memory: the store of snapshots, the rotation that fills it, the memory they lie in."""
+"""Secrets in memory: the store of snapshots, the rotation that fills it, and the memory of keys."""

@@ -6,8 +6,8 @@ object (``PYTHONMALLOC=malloc``). Both are read at start, so the program execute
 Whether it works then is measured, not assumed: :mod:`sds.secrets.hardening`.
 
 Invariants: only ``SDS_WIPING_ALLOCATOR=no`` switches it off, and a value without a meaning is an
-error; nothing is imported here that a bare interpreter has not loaded already, because the first of
-the two starts throws everything away.
+error; this module imports only what a bare interpreter has already loaded, because the second start
+throws away everything that the first one loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SWITCH: Final = "SDS_WIPING_ALLOCATOR"
 _TUNABLES: Final = ("glibc.malloc.perturb=165", "glibc.malloc.tcache_count=0")
 _EXECUTED: Final = "_SDS_EXECUTED_AGAIN"
-"""The process that has executed itself again, by its id, which it keeps and no child has."""
+"""Names the process that executed itself again, by its id: exec keeps it, and no child has it."""
 
 
 def use_wiping_allocator() -> None:
@@ -43,7 +43,7 @@ def use_wiping_allocator() -> None:
 
 
 def is_wanted(environment: Mapping[str, str]) -> bool:
-    """Whether the environment asks for it: unless it says ``no``.
+    """Say whether the environment asks for the wiping allocator: yes, unless it says ``no``.
 
     Raises:
         ConfigurationError: the value has no meaning.
@@ -60,12 +60,12 @@ def is_wanted(environment: Mapping[str, str]) -> bool:
 
 
 def has_meaning(environment: Mapping[str, str]) -> bool:
-    """Whether the switch has a value that it knows."""
+    """Say whether the switch is unset or has a value that is known."""
     return environment.get(SWITCH, "yes") in ("yes", "no")
 
 
 def wiping_environment(environment: Mapping[str, str], *, process: int) -> dict[str, str] | None:
-    """The environment in which freed memory is overwritten.
+    """Return the environment in which the C library overwrites freed memory.
 
     Args:
         environment: the present one.
@@ -92,7 +92,7 @@ def wiping_environment(environment: Mapping[str, str], *, process: int) -> dict[
 
 
 def is_wiping(environment: Mapping[str, str]) -> bool:
-    """Whether a process with this environment overwrites what it frees."""
+    """Say whether a process with this environment overwrites what it frees."""
     tunables = environment.get("GLIBC_TUNABLES", "").split(":")
     return environment.get("PYTHONMALLOC") == "malloc" and all(
         tunable in tunables for tunable in _TUNABLES

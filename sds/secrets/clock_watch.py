@@ -1,4 +1,4 @@
-"""Once a second: what time has done, and whether somebody set a clock.
+"""A tick every second, which also notices that somebody set a clock.
 
 Owns the tick. Invariant: a wall clock that was stepped, and a guest that was suspended, are noticed
 within about a second, and are told apart from time that passed.
@@ -20,9 +20,10 @@ _STEP_SECONDS: Final = 0.5
 
 
 def steps(before: Instant, now: Instant) -> tuple[float, float]:
-    """Seconds by which the wall clock was stepped, and seconds of suspension, between two readings.
+    """Return how far the wall clock was stepped, and how long the guest was suspended, in seconds.
 
-    A suspension moves the wall clock too: it is part of the first.
+    Both lie between two readings. The first number contains the second, because a suspension moves
+    the wall clock too.
     """
     passed = now.monotonic - before.monotonic
     stepped = (now.wall - before.wall).total_seconds() - passed
@@ -42,7 +43,7 @@ async def watch_clock(
         stepped, suspended = steps(before, now)
         if abs(stepped) > _STEP_SECONDS or suspended > _STEP_SECONDS:
             _LOGGER.warning(
-                "the wall clock moved by %.1f s of which %.1f s were a suspension",
+                "the wall clock moved by %.1f s, of which %.1f s were a suspension",
                 stepped,
                 suspended,
                 extra={"stepped_seconds": stepped, "suspended_seconds": suspended},

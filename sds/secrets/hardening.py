@@ -1,9 +1,9 @@
-"""The process that holds keys: no dumps, no swap, no reading by others, freed memory overwritten.
+"""Protects a process that has keys: no dumps, no swap, no readers, freed memory overwritten.
 
-Owns what a process does to itself before the first key is made. Invariants: everything is tried;
-what is in force is looked at and not assumed, and ``sds status`` shows it; the program works
-without any of it. Freed memory is overwritten only if that was settled before anything else: see
-:mod:`sds.secrets.allocator`.
+Owns what a process does to itself before it makes the first key. Invariants: it tries every
+protection; it measures which ones are in force instead of assuming it, and ``sds status`` shows
+them; the program works without any of them. Overwriting freed memory must be set up before anything
+else: see :mod:`sds.secrets.allocator`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _libc.free.argtypes = [ctypes.c_void_p]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryProtection:
-    """What protects the memory of this process; each text says why not, and is empty if it does.
+    """Which protections are in force; each text says why one is not, and is empty if it is.
 
     Attributes:
         no_dumps: no core file, no dump and no tracing by another process of the same user.
@@ -47,9 +47,9 @@ class MemoryProtection:
     wiped: str = ""
 
     def missing(self, *, retires_keys: bool = True) -> Iterator[str]:
-        """A sentence for each protection that is not in force.
+        """Yield a sentence for each protection that is not in force.
 
-        ``retires_keys`` False: the process frees no key, and its freed memory does not matter.
+        If ``retires_keys`` is False, the process frees no key, so its freed memory does not matter.
         """
         if self.no_dumps:
             yield f"memory can be dumped: {self.no_dumps}"
@@ -60,7 +60,7 @@ class MemoryProtection:
 
 
 def harden() -> MemoryProtection:
-    """Protect this process; returns what is in force.
+    """Protect this process, and return which protections are in force.
 
     1. No core file (RLIMIT_CORE) and no dump by anybody (PR_SET_DUMPABLE; it also takes
        ``/proc/PID/mem`` and ptrace away from processes of the same user). After the exec, which
@@ -94,7 +94,7 @@ def _lock() -> str:
 
 
 def _can_be_swapped() -> bool:
-    """Whether there is swap that pages of this process can go to.
+    """Say whether pages of this process can go to swap.
 
     Containers of users other than root get no capability and lock nothing; Kubernetes gives them no
     swap either (``memory.swap.max`` 0, cgroup v2), and most nodes have none (proc(5), swaps).
@@ -112,7 +112,7 @@ def _can_be_swapped() -> bool:
 
 
 def _may_lock() -> bool:
-    """CAP_IPC_LOCK (bit 14 of the effective set, capabilities(7)): the limit does not count."""
+    """Say whether CAP_IPC_LOCK lifts the limit (bit 14 of the effective set, capabilities(7))."""
     with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123  before pathlib is loaded
         for line in status:
             if line.startswith("CapEff:"):
@@ -129,10 +129,10 @@ def _wiping() -> str:
 
 
 def _overwrites_what_is_freed() -> bool:
-    """Free a piece of memory and look at it: is what was written there gone?
+    """Free a piece of memory and look whether its content is gone.
 
-    The piece is too small to be given back to the system, and nothing else runs between the two
-    calls that could have taken it. Its first bytes belong to the allocator.
+    The piece is too small to be given back to the system, and no other code runs between the two
+    calls that could take it. Its first bytes belong to the allocator.
     """
     address = _libc.malloc(_SAMPLE_BYTES)
     ctypes.memset(address, _SAMPLE, _SAMPLE_BYTES)

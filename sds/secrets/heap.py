@@ -1,7 +1,7 @@
-"""Free memory of the C library's heap goes back to the system, also where memory is locked.
+"""Returns free memory of the C heap to the system, even if memory is locked.
 
 glibc gives free pages back by ``madvise``, which the kernel refuses for locked pages (madvise(2)).
-Owns the moment between: the heap is unlocked, trimmed and locked again. Invariants: pages that hold
+So this module unlocks the heap, trims it and locks it again. Invariants: pages that hold
 keys for long (:mod:`sds.secrets.memory`) lie outside the heap and stay locked throughout;
 a heap that was not locked before is not locked afterwards.
 """
@@ -42,14 +42,14 @@ def give_back() -> None:
     try:
         trim(0)
     finally:
-        left = heap(_lines("/proc/self/maps")) or locked  # its end may have come down
+        left = heap(_lines("/proc/self/maps")) or locked  # the trim may have moved its end
         if _libc.mlock2(*_extent(left), _MLOCK_ONFAULT) != 0:
             reason = os.strerror(ctypes.get_errno())
             _LOGGER.warning("memory may be swapped from now on", extra={"reason": reason})
 
 
 def heap(maps: Iterable[str]) -> range | None:
-    """The addresses of the heap; ``maps``: the lines of ``/proc/PID/maps`` (proc_pid_maps(5))."""
+    """Return the addresses of the heap from the lines of ``/proc/PID/maps`` (proc_pid_maps(5))."""
     line = next((line for line in maps if line.rstrip().endswith("[heap]")), None)
     if line is None:
         return None
@@ -58,7 +58,7 @@ def heap(maps: Iterable[str]) -> range | None:
 
 
 def locked_heap(maps: Iterable[str], status: Iterable[str]) -> range | None:
-    """The addresses of the heap, if it is locked.
+    """Return the addresses of the heap if it is locked, else None.
 
     Args:
         maps: as for :func:`heap`.

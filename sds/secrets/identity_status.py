@@ -1,6 +1,6 @@
-"""What people see of one identity's rotation.
+"""The state of one identity's rotation, as people see it.
 
-Owns the words. Invariant: public facts only.
+Owns the words for it. Invariant: it contains public facts only.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class IdentityStatus:
     """What ``sds status`` shows of one identity.
 
     Attributes:
-        identity: which.
+        identity: the identity in question.
         condition: ``valid`` (a certificate is served), ``waiting`` (none yet, or it expired),
             ``refused`` (none, and retrying alone will not help).
-        serial: of the certificate that is served.
-        not_after: its end.
+        serial: the serial number of the certificate that is served.
+        not_after: the end of that certificate's validity.
         renew_at: when the next renewal is due.
-        rotations: certificates that were taken into service.
-        attempts: attempts that failed since the last success.
-        reason: of the last failure.
-        message: of the last failure.
+        rotations: how many certificates were taken into service.
+        attempts: how many attempts failed since the last success.
+        reason: the reason of the last failure.
+        message: the text of the last failure.
     """
 
     identity: Identity
@@ -48,5 +48,5 @@ class IdentityStatus:
 
 
 def reason_of(error: SdsError) -> str:
-    """The reason that the authority gave, or our own."""
+    """Return the reason that the authority gave; without one, our own."""
     return error.wire_reason if isinstance(error, AuthorityRefusedError) else error.reason

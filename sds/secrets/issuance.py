@@ -1,11 +1,11 @@
-"""Asking the authority: many identities, one request.
+"""Requests to the authority: many identities share one.
 
 Owns the queue in front of the authority. Invariants: identities that ask within a short window
-share one request and so one piece of evidence; those that wait for a first certificate never queue
-behind renewals in good time, and what is asked for ahead waits until nobody else waits; keys are
-made off the event loop, fresh for every request; nothing leaves this module that was not verified
-against the key and the identity; everybody who asks gets an answer, whatever the authority's client
-raises, and a lane that ends starts again.
+share one request and so one piece of evidence; a request for a first certificate never waits behind
+early renewals, and a request ahead of need waits until nobody else waits; keys are made off the
+event loop, fresh for every request; only what was verified against the key and the identity leaves
+this module; everybody who asks gets an answer, whatever the authority's client raises; a lane that
+ends starts again.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from sds.pki import PrivateKey, VerifiedChain
 
 MAX_ITEMS: Final = 1000
-"""Items of one request (``CertificateRequest.items``)."""
+"""The most items in one request (``CertificateRequest.items``)."""
 _AHEAD_ITEMS: Final = 32
-"""Of one request for callers that may come: a caller that comes meanwhile waits only for these."""
+"""The most items in one request ahead of need; a caller that comes meanwhile waits for no more."""
 _CHUNK: Final = 32
-"""Chains that are verified before the first of them is handed on."""
+"""How many chains are verified before the first of them is handed on."""
 _SLOW_KEYS_OF: Final = {
     Urgency.WAITING: threads.SLOW_KEYS_OF_NEWCOMERS,
     Urgency.EARLY: threads.SLOW_KEYS,
@@ -53,7 +53,7 @@ class Credentials:
 
     Attributes:
         verified: the chain.
-        private_key: PKCS#8 PEM; its taker wipes it.
+        private_key: PKCS#8 PEM; the receiver wipes it.
         received: when the authority's answer arrived.
     """
 
@@ -64,12 +64,12 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoCredentials:
-    """No certificate.
+    """The answer if there is no certificate.
 
     Attributes:
-        error: why.
+        error: why there is none.
         draw: jitter for the retry, the same for all that failed together.
-        shared: the whole request failed, and not this identity alone.
+        shared: whether the whole request failed, and not this identity alone.
     """
 
     error: SdsError
@@ -87,7 +87,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answered:
-    """What the authority said to a batch, and when."""
+    """The authority's answer to a batch, and when it came."""
 
     issuance: Issuance
     received: Instant
@@ -95,25 +95,25 @@ class _Answered:
 
 
 class _Lane:
-    """Requests of one urgency."""
+    """The requests of one urgency."""
 
     def __init__(self) -> None:
         self.pending: list[_Request] = []
         self.arrived = asyncio.Event()
         self.quiet = asyncio.Event()
-        """Nobody waits in this lane."""
+        """Set while nobody waits in this lane."""
         self.quiet.set()
 
 
 class IssuanceQueue:
-    """See the module; :meth:`run` must run for :meth:`ask` to return.
+    """Collects requests and sends them; :meth:`ask` returns only while :meth:`run` runs.
 
     Args:
-        authority: who is asked.
-        clock: reads the time at which chains must hold, and waits.
-        on_roots: told of the roots of each answer before any certificate of it is handed on.
-        attempt_seconds: an authority that is silent for longer than this is unavailable.
-        draw: uniform in [0, 1).
+        authority: the authority that is asked.
+        clock: gives the time at which chains must be valid, and waits.
+        on_roots: gets the roots of each answer before any certificate of that answer is handed on.
+        attempt_seconds: how long the authority may take before it counts as unavailable.
+        draw: gives jitter, uniform in [0, 1).
     """
 
     def __init__(
@@ -138,14 +138,14 @@ class IssuanceQueue:
         """Get a certificate for a fresh key.
 
         Args:
-            identity: what for.
-            urgency: ``WAITING`` goes at once; ``EARLY`` waits for others; ``AHEAD`` until nobody
-                waits.
-            window: for how many seconds at most.
+            identity: the identity of the certificate.
+            urgency: ``WAITING`` goes at once; ``EARLY`` waits for others; ``AHEAD`` waits until
+                nobody else waits.
+            window: the longest wait for others, in seconds.
         """
         key = None
         if identity.key_type in _SLOW_KEYS:
-            # Seconds of work: nobody else's request waits for it.
+            # This takes seconds, and no other request waits for it.
             key = await _SLOW_KEYS_OF[urgency].run(generate_private_key, identity.key_type)
         request = _Request(
             identity=identity,
@@ -162,7 +162,7 @@ class IssuanceQueue:
                     lane.pending.remove(request)
 
     def hurry(self, identity: Identity) -> None:
-        """Somebody waits now for what was asked for ahead."""
+        """Move a request ahead of need to the front, because somebody waits for it now."""
         ahead = self._lanes[Urgency.AHEAD].pending
         for request in [each for each in ahead if each.identity == identity]:
             ahead.remove(request)
@@ -185,7 +185,7 @@ class IssuanceQueue:
                 )
 
     async def _serve(self, urgency: Urgency, lane: _Lane) -> None:
-        if lane.pending:  # the lane ended, and starts again
+        if lane.pending:  # the lane ended and starts again
             lane.arrived.set()
         most = MAX_ITEMS
         while True:
@@ -195,7 +195,7 @@ class IssuanceQueue:
                 await self._lanes[Urgency.WAITING].quiet.wait()
             windows = [request.window for request in lane.pending]
             early = urgency is Urgency.EARLY
-            # Even 0 seconds let everybody ask who becomes ready in this turn of the loop.
+            # Even 0 seconds let every identity ask that becomes ready in this turn of the loop.
             await self._clock.sleep(min(windows, default=0.0) if early else 0.0)
             batch, lane.pending = lane.pending[:most], lane.pending[most:]
             if not lane.pending:
@@ -204,22 +204,22 @@ class IssuanceQueue:
                 if batch:
                     await self._batch(batch)
             finally:
-                # Nobody waits forever for a lane that ended in between.
+                # Nobody may wait forever for a lane that ended in between.
                 ended = AuthorityUnavailableError("the request ended without an answer")
                 _answer_all(batch, NoCredentials(error=ended, draw=self._draw(), shared=True))
                 if not lane.pending:
                     lane.quiet.set()
 
     async def _batch(self, batch: Sequence[_Request]) -> None:
-        """One request; every answer is set when this returns or raises, whatever happened."""
+        """Send one request; every answer is set when this returns or raises, whatever happened."""
         draw = self._draw()
         try:
             await self._ask_for(batch, draw)
         except SdsError as error:
             _answer_all(batch, NoCredentials(error=error, draw=draw, shared=True))
         except (Exception, asyncio.CancelledError) as error:
-            # What a library raises, and a cancellation of its own making, are failures of this one
-            # request. A cancellation of this task itself takes effect after the answers.
+            # An error that a library raises, or a cancellation that it makes, fails this one
+            # # request. A cancellation of this task itself takes effect after the answers.
             if not is_cancelled():
                 report("issuance", error)
             failure = AuthorityUnavailableError(
@@ -259,7 +259,7 @@ class IssuanceQueue:
 
 
 def _prepare(batch: Sequence[_Request]) -> tuple[list[PrivateKey], list[CertificateItem]]:
-    """Keys and CSRs, in the order of the batch (in a thread)."""
+    """Make keys and CSRs, in the order of the batch (in a thread)."""
     keys = [request.key or generate_private_key(request.identity.key_type) for request in batch]
     items = [
         CertificateItem(identity=request.identity, csr=make_csr(key, request.identity))
@@ -305,13 +305,13 @@ def _verified(
 
 
 def _answer_all(batch: Sequence[_Request], answer: NoCredentials) -> None:
-    """Answer those that have no answer yet."""
+    """Give this answer to those that have none yet."""
     for request in batch:
         _answer(request, answer)
 
 
 def _answer(request: _Request, answer: Credentials | NoCredentials) -> None:
-    """Hand the answer on, or wipe what nobody waits for any more."""
+    """Hand the answer on, or wipe it if nobody waits for it any more."""
     if not request.answer.done():
         request.answer.set_result(answer)
     elif isinstance(answer, Credentials):

@@ -1,9 +1,9 @@
 """Which roots are in the trust bundle: decisions only.
 
-Owns the memory of roots: when each was last vouched for by the authority, and the last moment at
-which a leaf under it can live. Invariants: a root that the authority vouches for is in the bundle
-before any leaf under it is served; a root that it no longer vouches for stays until no leaf under
-it can live, ours or another node's; an expired root leaves at once (nothing under it verifies).
+Owns the memory of roots: when the authority last vouched for each, and until when a leaf under it
+can be valid. Invariants: a root that the authority vouches for is in the bundle before any leaf
+under it is served; a root that it no longer vouches for stays until no leaf under it can be valid,
+ours or another node's; an expired root leaves at once (nothing under it verifies).
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Root:
-    """One root.
+    """One root of the bundle.
 
     Attributes:
         der: the certificate.
-        fingerprint: SHA-256 of it, lower-case hex.
-        not_after: its own end.
+        fingerprint: the SHA-256 of the certificate, lower-case hex.
+        not_after: the end of the root's own validity.
         vouched: when the authority last named it, in seconds of boot time: a wall clock that is
             ahead for a moment takes no root away, and leaves none behind.
-        leaves_until: the end of the last leaf of ours under it, once there was one.
+        leaves_until: the end of our last leaf under it; None if there was none yet.
     """
 
     der: bytes = field(repr=False)
@@ -44,17 +44,17 @@ class Root:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """Every root that is still needed, by the order in which they came."""
+    """Every root that is still needed, in the order in which they came."""
 
     roots: tuple[Root, ...] = ()
 
     @property
     def bundle(self) -> tuple[bytes, ...]:
-        """DER of all roots."""
+        """Return all roots in DER."""
         return tuple(root.der for root in self.roots)
 
     def vouched(self, roots: Sequence[bytes], now: Instant) -> Ledger:
-        """The authority names these roots now (an empty answer names none and changes nothing).
+        """Note that the authority names these roots now; an empty answer changes nothing.
 
         Raises:
             CertificateError: one of them cannot be read as a whole, or is not an authority.
@@ -78,7 +78,7 @@ class Ledger:
         return Ledger(roots=kept + new)
 
     def served(self, fingerprint: str, not_after: datetime) -> Ledger:
-        """A leaf under this root is served, and lives until then."""
+        """Note that a leaf under this root is served and is valid until ``not_after``."""
         return Ledger(
             roots=tuple(
                 dataclasses.replace(
@@ -91,7 +91,7 @@ class Ledger:
         )
 
     def pruned(self, now: Instant, *, retention: timedelta) -> Ledger:
-        """Without the roots that are not needed any more.
+        """Return a ledger without the roots that are no longer needed.
 
         Args:
             now: the time.
@@ -109,7 +109,7 @@ class Ledger:
 def _needed(root: Root, newest: float, now: Instant, retention: timedelta) -> bool:
     if root.not_after <= now.wall:
         return False
-    # While the authority is silent nothing is known to have left: its last word counts.
+    # While the authority does not answer, its last answer counts: no root is known to have left.
     if root.vouched == newest or now.boottime < root.vouched + retention.total_seconds():
         return True
     return root.leaves_until is not None and now.wall < root.leaves_until

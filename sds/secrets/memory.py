@@ -1,9 +1,9 @@
 """Memory for private keys.
 
-Owns the pages in which serialized private keys lie. Invariant: a key's bytes stay in one buffer
-for as long as its version lives (locked where the system allows it, never in a core dump, gone in
-a child process), are overwritten when it retires, and never appear in a ``repr``, an exception or
-a log.
+Owns the pages that contain serialized private keys. Invariants: a key's bytes stay in one buffer
+for as long as its version lives; the buffer is locked if the system allows it, is never in a core
+dump and is not inherited by a child process; the bytes are overwritten when the key retires; they
+never appear in a ``repr``, an exception or a log.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ class SecretBytes:
         self._pages: mmap.mmap | None = pages
 
     def reveal(self) -> bytes:
-        """A copy of the secret, for the one place that puts it on the socket.
+        """Return a copy of the secret, for the one place that puts it on the socket.
 
         Raises:
-            SecretWipedError: it was wiped.
+            SecretWipedError: the secret was wiped.
         """
         if self._pages is None:
             raise SecretWipedError("this secret was wiped")
@@ -72,20 +72,20 @@ class SecretBytes:
             pages.close()
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
-        """A secret that is dropped without being wiped leaves nothing behind either.
+        """Wipe a secret that is dropped without a call of :meth:`wipe`.
 
         Args:
-            is_finalizing: kept here because names of the module are gone at the very end.
+            is_finalizing: a default argument, because the module's names are gone when Python ends.
         """
         if getattr(self, "_pages", None) is not None and not is_finalizing():
-            self.wipe()  # at the very end ctypes is gone, and the kernel takes the pages
+            self.wipe()  # when Python ends, ctypes is gone and the kernel takes the pages
 
     def __repr__(self) -> str:
-        """Never the content."""
+        """Return a text without the content."""
         return "SecretBytes(<redacted>)"
 
     def __reduce__(self) -> str:
-        """A secret is never pickled."""
+        """Refuse to pickle a secret."""
         raise TypeError("SecretBytes cannot be serialized")
 
 

@@ -1,4 +1,4 @@
-"""Keys that retired: wiped once no subscriber uses them, or after a bounded time.
+"""Retired keys, which are wiped once no subscriber uses them, or after a bounded time.
 
 Owns the keys between the moment at which they are replaced and the moment at which they are wiped.
 Invariant: :data:`RELEASE_SECONDS` after it retired, a key's pages are overwritten, whatever clients
@@ -20,13 +20,13 @@ RELEASE_SECONDS: Final = 10.0
 
 
 class RetiredKeys:
-    """The keys that wait to be wiped."""
+    """Keeps the keys that wait to be wiped."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[str, SecretBytes, float]] = []
 
     def add(self, svid: Svid, now: Instant) -> None:
-        """This SVID is not served any more."""
+        """Take the key of an SVID that is no longer served."""
         self._waiting.append((svid.key_id, svid.private_key, now.boottime))
 
     def wipe(self, now: Instant, *, held: Collection[str]) -> None:
@@ -34,7 +34,7 @@ class RetiredKeys:
 
         Args:
             now: the time.
-            held: ids of keys that subscribers may still use.
+            held: the ids of keys that subscribers may still use.
         """
         left = []
         for key_id, secret, since in self._waiting:
@@ -45,7 +45,7 @@ class RetiredKeys:
         self._waiting = left
 
     def wipe_all(self) -> None:
-        """The agent ends."""
+        """Wipe every key at once, because the agent ends."""
         for _, secret, _ in self._waiting:
             secret.wipe()
         self._waiting.clear()

@@ -1,8 +1,8 @@
-"""Roots on their way into use: bundle first, leaves after.
+"""The order in which a new root comes into use: first the bundle, then leaves.
 
 Owns the trust bundle of our own trust domain. Invariants: :meth:`RootRollover.introduced` returns
-for a root only once every subscriber of the bundle has ACKed it and it has settled, or the bounded
-wait for that is over and the stragglers were logged; nobody waits until the certificate ends that
+for a root only once every subscriber of the bundle has ACKed it and it has settled; if the bounded
+wait for that ends first, the stragglers are logged; no wait lasts until the certificate ends that
 the new leaf replaces.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _SETTLING_PART: Final = 0.2
-"""A valid certificate is not held on to for longer than this part of its time."""
+"""The longest part of a certificate's time for which it is kept only because a root settles."""
 _LAST_PART: Final = 0.05
 _LAST_SECONDS: Final = 5.0
 """A certificate with less than this part of its time left, or these seconds, is replaced at once:
@@ -38,7 +38,7 @@ _LOOK_SECONDS: Final = 1.0
 
 @dataclass(slots=True, kw_only=True)
 class _Introduction:
-    """A root that came into the bundle when it already had others."""
+    """A root that joined a bundle that already had others."""
 
     version: Version
     since: Instant
@@ -68,10 +68,10 @@ def keeping_left(held: Lease, now: Instant) -> float:
 
 
 class RootRollover:
-    """See the module.
+    """Brings roots into the bundle and takes them out again.
 
     Args:
-        trust_domain: whose roots.
+        trust_domain: the trust domain whose roots these are.
         store: where the bundle goes.
         clock: time.
         ack_seconds: how long a root waits for ACKs.
@@ -96,7 +96,7 @@ class RootRollover:
         self._introductions: dict[str, _Introduction] = {}
 
     def vouched(self, roots: Sequence[bytes], now: Instant) -> None:
-        """The authority names these roots: new ones go into the bundle at once.
+        """Note that the authority names these roots: new ones join the bundle at once.
 
         Raises:
             CertificateError: ``certificate_malformed``: one of them is not a certificate; nothing
@@ -171,7 +171,7 @@ class RootRollover:
         introduction.acked = True
         if stragglers:
             _LOGGER.warning(
-                "%d subscriptions have not ACKed root %s after %g s; leaves under it are served",
+                "%d subscriptions have not ACKed root %s after %g s; its leaves are served anyway",
                 len(stragglers),
                 fingerprint[:16],
                 self._ack_seconds,
@@ -179,11 +179,11 @@ class RootRollover:
             )
 
     def served(self, fingerprint: str, not_after: datetime) -> None:
-        """A leaf under this root is served, and lives until then."""
+        """Note that a leaf under this root is served and is valid until ``not_after``."""
         self._ledger = self._ledger.served(fingerprint, not_after)
 
     def prune(self, now: Instant, *, retention: timedelta) -> None:
-        """Take the roots out of the bundle under which no leaf can live."""
+        """Take those roots out of the bundle under which no leaf can be valid any more."""
         before = self._ledger
         self._ledger = before.pruned(now, retention=retention)
         if self._ledger is before:
@@ -194,7 +194,7 @@ class RootRollover:
             if root.fingerprint not in left:
                 self._introductions.pop(root.fingerprint, None)
                 _LOGGER.info(
-                    "root %s left the bundle of %s: no leaf under it lives",
+                    "root %s left the bundle of %s: no leaf under it can be valid any more",
                     root.fingerprint[:16],
                     self._trust_domain,
                     extra={"root": root.fingerprint, "version": version},

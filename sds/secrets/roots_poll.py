@@ -1,7 +1,7 @@
 """Asking the authority for its roots between renewals.
 
-Owns when. Invariant: a new root is noticed long before the next renewal, so that it has settled by
-then; a failure to ask changes nothing.
+Owns the moments at which it asks. Invariants: a new root is noticed long before the next renewal,
+so that it has settled by then; a failure to ask changes nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class RootsSource(Protocol):
     """An authority that can be asked for its roots alone."""
 
     async def roots(self) -> tuple[bytes, ...]:
-        """DER roots that it vouches for now.
+        """Return the roots that the authority vouches for now, in DER.
 
         Raises:
-            AuthorityError: it cannot be asked.
-            EvidenceError: its evidence is invalid.
+            AuthorityError: the authority cannot be asked.
+            EvidenceError: the authority's evidence is invalid.
         """
         ...
 
@@ -56,10 +56,10 @@ async def poll_roots(
     attempt_seconds: float,
     on_roots: Callable[[Sequence[bytes], Instant], None],
 ) -> None:
-    """Ask again and again until cancelled.
+    """Ask for the roots at intervals, until cancelled.
 
     Args:
-        source: who is asked.
+        source: the authority that is asked.
         clock: waits.
         lifetime: the shortest lifetime in seconds; None while nothing is wanted.
         may_ask: whether to ask now.
@@ -75,11 +75,11 @@ async def poll_roots(
                 roots = await source.roots()
             on_roots(roots, clock.now())
         except TimeoutError:
-            _LOGGER.debug("the authority was silent when asked for its roots")
+            _LOGGER.debug("the authority did not answer when asked for its roots")
         except SdsError as error:
-            _LOGGER.debug("the authority did not tell its roots: %s", error)
+            _LOGGER.debug("the authority did not give its roots: %s", error)
 
 
 def roots_source(authority: Authority) -> RootsSource | None:
-    """The authority, where it can be asked for its roots alone."""
+    """Return the authority if it can be asked for its roots alone, else None."""
     return authority if callable(getattr(authority, "roots", None)) else None  # type: ignore[return-value]

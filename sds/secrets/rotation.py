@@ -1,10 +1,10 @@
 """Rotation: keeps every wanted identity's certificate fresh in the store.
 
 Owns one task for each identity and carries out what :mod:`sds.secrets.schedule` (when) and
-:mod:`sds.secrets.ledger` (which roots) decide. Invariants: it is the store's only writer; what is
-stored was verified; a failed renewal takes nothing away; a root is in the bundle, and every
-subscriber has ACKed it or was waited for (bounded), before the first leaf under it is stored; keys
-of retired versions are wiped; a task that fails ends nothing else, and starts again.
+:mod:`sds.secrets.ledger` (which roots) decide. Invariants: it is the store's only writer; it stores
+only what it has verified; a failed renewal takes nothing away; a root is in the bundle, and every
+subscriber has ACKed it or a bounded wait for the ACKs is over, before the first leaf under it is
+stored; keys of retired versions are wiped; a task that fails ends nothing else, and starts again.
 
 A worked example, with a lifetime of one hour:
 
@@ -63,16 +63,16 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class RotationObserver(Protocol):
-    """Hears of what went wrong, to count it."""
+    """Is told of failures, to count them."""
 
     def renewal_failed(self, error: SdsError) -> None:
-        """One attempt for one identity failed."""
+        """Note that one attempt for one identity failed."""
         ...
 
 
 class _Deaf:
     def renewal_failed(self, error: SdsError) -> None:
-        """Nobody counts."""
+        """Do nothing: nobody counts."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,17 +89,17 @@ class _Managed:
 
 
 class Rotation:
-    """See the module; :meth:`run` must run for anything to happen.
+    """Keeps the certificates of all wanted identities fresh; nothing happens without :meth:`run`.
 
     Args:
-        trust_domain: whose roots the authority gives.
-        store: where secrets go.
-        authority: who is asked; if it is a :class:`sds.secrets.roots_poll.RootsSource` too, new
-            roots are noticed before the next renewal.
+        trust_domain: the trust domain whose roots the authority gives.
+        store: takes the secrets.
+        authority: is asked for certificates. If it is a :class:`sds.secrets.roots_poll.RootsSource`
+            too, new roots are noticed before the next renewal.
         clock: time.
         settings: bounds in time.
-        observer: hears of failures.
-        draw: uniform in [0, 1): jitter.
+        observer: is told of failures.
+        draw: gives jitter, uniform in [0, 1).
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Rotation:
         self._draw = draw
         self._managed: dict[Identity, _Managed] = {}
         self._blocked: set[Identity] = set()
-        """Those whose last attempt failed because of the authority, and not of themselves."""
+        """Identities whose last attempt failed because of the authority and not of themselves."""
         self._retired = RetiredKeys()
         self._group: asyncio.TaskGroup | None = None
         self._roots = RootRollover(
@@ -142,7 +142,7 @@ class Rotation:
     # --- what is wanted -------------------------------------------------------------------------
 
     def ensure(self, identity: Identity) -> None:
-        """Keep a certificate for this identity; every call is undone by one :meth:`release`."""
+        """Keep a certificate for this identity until :meth:`release` is called as often."""
         managed = self._managed_for(identity, ahead=False)
         if managed.ahead:
             managed.ahead = False
@@ -151,15 +151,14 @@ class Rotation:
             self._issuance.hurry(identity)
 
     def expect(self, identity: Identity) -> None:
-        """Get a certificate for somebody who may come, while nobody waits for another one.
+        """Get a certificate for a caller that may come, while nobody waits for another certificate.
 
-        It is not renewed before somebody calls :meth:`ensure`. Every call is undone by one
-        :meth:`release`.
+        It is renewed only after somebody calls :meth:`ensure`. One :meth:`release` undoes one call.
         """
         self._managed_for(identity, ahead=True)
 
     def _managed_for(self, identity: Identity, *, ahead: bool) -> _Managed:
-        """The one that is there, or a new one, with one holder more."""
+        """Return the identity's entry, made if it is new, with one more holder."""
         managed = self._managed.get(identity)
         if managed is None:
             state = State(lifetime=identity.lifetime.total_seconds())
@@ -169,7 +168,7 @@ class Rotation:
         return managed
 
     def release(self, identity: Identity) -> None:
-        """Nobody wants the identity any more where this is the last call: its secret goes."""
+        """Undo one :meth:`ensure` or :meth:`expect`; the last one withdraws the secret."""
         managed = self._managed[identity]
         managed.holders -= 1
         if managed.holders == 0:
@@ -182,8 +181,8 @@ class Rotation:
     def rest(self, identity: Identity, *, resting: bool) -> None:
         """Keep the identity's certificate without renewing it, or renew it again.
 
-        For one that nobody may have at the moment: its pod may be deleted, and an authority would
-        refuse it.
+        For an identity that nobody may have at the moment: its pod may be deleted, and then an
+        authority would refuse it.
         """
         managed = self._managed[identity]
         managed.resting = resting
@@ -193,14 +192,14 @@ class Rotation:
 
     @property
     def ready(self) -> bool:
-        """Whether every wanted identity has a valid certificate in the store."""
+        """Say whether every wanted identity has a valid certificate in the store."""
         return all(
             one.resting or one.ahead or one.state.lease is not None
             for one in self._managed.values()
         )
 
     def status(self) -> tuple[IdentityStatus, ...]:
-        """One line an identity, by name."""
+        """Return the state of each identity, sorted by name."""
         found = [self._status(identity, managed) for identity, managed in self._managed.items()]
         return tuple(sorted(found, key=lambda one: (str(one.identity.spiffe_id), one.rotations)))
 
@@ -236,7 +235,7 @@ class Rotation:
         return any(one.state.lease for one in self._managed.values())
 
     async def run(self) -> None:
-        """Rotate until cancelled; wipes every key at the end."""
+        """Rotate until cancelled, and wipe every key at the end."""
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
@@ -294,7 +293,7 @@ class Rotation:
                     await self._take(identity, managed, answer)
 
     async def _pause(self, managed: _Managed, seconds: float) -> None:
-        """Sleep; a step of a clock ends it, and anything that may cure a failure."""
+        """Sleep, until a clock is stepped or something happens that may cure a failure."""
         managed.woken.clear()
         await sleep_unless(managed.woken, self._clock, seconds)
 
@@ -350,13 +349,13 @@ class Rotation:
         )
 
     def changed(self) -> None:
-        """Something changed that may cure failures (policy, configuration): ask again now."""
+        """Ask again now: something changed that may cure failures (policy, configuration)."""
         for managed in self._managed.values():
             managed.state = schedule.hurried(managed.state)
             managed.woken.set()
 
     def _answered(self) -> None:
-        """The authority answers again: identities that wait because it did not wait no longer."""
+        """Wake the identities that waited for the authority, because it answers again."""
         blocked, self._blocked = self._blocked, set()
         for identity in blocked:
             managed = self._managed.get(identity)
@@ -371,10 +370,10 @@ class Rotation:
         if answer.shared and error.retriable:
             self._blocked.add(identity)
         self._observer.renewal_failed(error)
-        # Loud once: at the first failure and whenever the reason changes.
+        # Logged loudly at the first failure and whenever the reason changes.
         news = before is None or reason_of(before.error) != reason_of(error)
         loud = logging.WARNING if error.retriable else logging.ERROR
-        if managed.ahead:  # perhaps nobody ever comes
+        if managed.ahead:  # perhaps nobody ever asks for it
             loud = logging.DEBUG
         failure = managed.state.failure
         _LOGGER.log(
@@ -408,9 +407,9 @@ class Rotation:
     # --- the passing of time --------------------------------------------------------------------
 
     def _tick(self, now: Instant) -> None:
-        """Every second: withdraw, wipe, and prune roots."""
+        """Withdraw, wipe and prune roots; called every second."""
         for identity, managed in self._managed.items():
-            # Its own task may be waiting for an authority that is silent.
+            # The identity's own task may be waiting for an authority that does not answer.
             if isinstance(schedule.decide(managed.state, now), Withdraw):
                 self._expire(identity, managed)
         self._retired.wipe(now, held=self._store.held_keys())

@@ -1,6 +1,6 @@
-"""How rotation behaves: its bounds in time.
+"""The time limits of rotation.
 
-Invariant: every default serves one node and lifetimes from seconds to days.
+Invariant: every default suits one node and lifetimes from seconds to days.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RotationSettings:
-    """How rotation behaves; every default serves one node and lifetimes from seconds to days.
+    """The time limits of rotation; every default suits one node and lifetimes from seconds to days.
 
     Attributes:
-        attempt: an exchange that takes longer has failed.
+        attempt: how long an exchange may take before it counts as failed.
         ack_wait: how long a new root waits for the ACKs of subscribers.
         settling: how long a new root is in the bundle before a leaf under it replaces a valid
-            one, so that other nodes learn of it too; at most a fifth of the certificate's time.
+            one, so that other nodes learn of it too; at most a fifth of the certificate's lifetime.
             Agents, and the issuers that they may ask, ask for roots every 30 seconds at least
             (:mod:`sds.secrets.roots_poll`), and an answer may take that long too.
         retention: how long a root that the authority no longer names may still have leaves; None:

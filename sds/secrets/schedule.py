@@ -29,35 +29,35 @@ if TYPE_CHECKING:
     from sds.errors import SdsError
 
 EARLIEST: Final = 0.40
-"""No certificate is renewed before this part of its time has passed (unless clocks were set)."""
+"""No renewal is due before this part of a certificate's time has passed, if no clock was set."""
 LATEST: Final = 0.50
-"""In good time: every renewal has been asked for by then."""
+"""Every renewal is due once this part of a certificate's time has passed."""
 BATCH_WINDOW: Final = 0.02
 """Part of a certificate's time for which a renewal may wait for others to share its request."""
 MAX_BATCH_WINDOW_SECONDS: Final = 1.0
 RETRY_GAP: Final = 0.03
 """No gap between two attempts is longer than this part of a certificate's time."""
 LAST_GAP: Final = 1 / 8
-"""Nor longer than this part of what is left of it: many attempts fit in before it ends."""
+"""Nor is a gap longer than this part of the time that is left, so that many attempts fit in."""
 URGENT: Final = 0.25
-"""With less than this part of its time left a renewal goes before those in good time."""
+"""A renewal goes before the early ones if less than this part of its certificate's time is left."""
 MAX_WAITING_GAP_SECONDS: Final = QUICK.longest
-"""Nor longer than this while a workload has no certificate at all."""
+"""No gap between two attempts is longer than this while a workload has no certificate."""
 MAX_HELD_GAP_SECONDS: Final = 300.0
-"""Nor longer than this while it has one."""
+"""No gap between two attempts is longer than this while a workload has one."""
 _REFUSED_GAP: Final = 0.10
 _REFUSED_SECONDS: Final = (HOPELESS.first, HOPELESS.longest)
 
 
 class Urgency(enum.Enum):
-    """Whether somebody waits."""
+    """How urgent a request is: who waits for its answer."""
 
     WAITING = "waiting"
     """A workload has no certificate, or one that ends soon."""
     EARLY = "early"
-    """A renewal in good time; it may wait a moment for others."""
+    """An early renewal, which may wait a moment for others."""
     AHEAD = "ahead"
-    """For somebody who may come; it waits until nobody waits."""
+    """A certificate for a caller that may come; it waits until nobody else waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,37 +78,37 @@ class Lease:
 
     @property
     def span(self) -> float:
-        """Seconds from receipt to the end; 0 if it came too late."""
+        """Return the seconds from receipt to the end; 0 if the certificate came too late."""
         return max(0.0, (self.valid_until - self.received.wall).total_seconds())
 
     @property
     def renew_after(self) -> float:
-        """Seconds from receipt to the renewal."""
+        """Return the seconds from receipt to the renewal."""
         latest = LATEST * self.span - batch_window(self.span)
         return latest - self.jitter * (latest - EARLIEST * self.span)
 
     def age(self, now: Instant) -> float:
-        """Seconds since receipt, by the clock that says more."""
+        """Return the seconds since receipt, by whichever clock shows more."""
         return max(
             (now.wall - self.received.wall).total_seconds(),
             now.boottime - self.received.boottime,
         )
 
     def left(self, now: Instant) -> float:
-        """Seconds of wall time until it ends."""
+        """Return the seconds of wall time until the certificate ends."""
         return (self.valid_until - now.wall).total_seconds()
 
     def is_premature(self, now: Instant) -> bool:
-        """Whether it is not valid yet: it came while the clocks were ahead."""
+        """Say whether the certificate is not valid yet: it came while the clocks were ahead."""
         return now.wall < self.valid_from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """The last attempt, which failed; attempts are counted since the last success.
+    """The last failed attempt since the last success.
 
     Attributes:
-        error: why.
+        error: why the attempt failed.
         attempts: how many failed in a row.
         at: when the last one failed.
         retry_seconds: how long after that the next one starts.
@@ -122,10 +122,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """All that one identity's rotation remembers.
+    """Everything that one identity's rotation remembers.
 
     Attributes:
-        lifetime: seconds that are asked for.
+        lifetime: the seconds for which certificates are requested.
         lease: of the present certificate, or None.
         failure: the last failed attempt since the last success.
     """
@@ -158,7 +158,7 @@ Action = Ask | Withdraw | Wait
 
 
 def decide(state: State, now: Instant) -> Action:
-    """The next action of one identity."""
+    """Return the next action for one identity."""
     lease = state.lease
     if lease is not None and lease.left(now) <= 0:
         return Withdraw()
@@ -177,22 +177,22 @@ def decide(state: State, now: Instant) -> Action:
 
 
 def received(state: State, lease: Lease) -> State:
-    """The state after a success."""
+    """Return the state after a success."""
     return State(lifetime=state.lifetime, lease=lease)
 
 
 def withdrawn(state: State) -> State:
-    """The state after the withdrawal of an expired certificate; failures still count."""
+    """Return the state after an expired certificate was withdrawn; failures still count."""
     return State(lifetime=state.lifetime, failure=state.failure)
 
 
 def failed(state: State, error: SdsError, *, draw: float, now: Instant) -> State:
-    """The state after a failed attempt: the present certificate stays.
+    """Return the state after a failed attempt; the present certificate stays.
 
     Args:
         state: the state before.
-        error: why it failed; where it is not retriable, retries are slower (something must be
-            changed by a person first) but do not end.
+        error: why it failed. If it is not retriable, retries are slower, because a person must
+            change something first, but they do not end.
         draw: jitter, from 0 to 1. Identities that failed together share it, so that their next
             attempt is one request again.
         now: when it failed.
@@ -206,7 +206,7 @@ def failed(state: State, error: SdsError, *, draw: float, now: Instant) -> State
 
 
 def hurried(state: State) -> State:
-    """The state once something changed that may cure the failure: it asks again at once."""
+    """Return the state after a change that may cure the failure: to ask again at once."""
     if state.failure is None:
         return state
     failure = dataclasses.replace(state.failure, attempts=0, retry_seconds=0.0)
@@ -225,5 +225,5 @@ def _backoff(state: State, error: SdsError) -> Backoff:
 
 
 def batch_window(span: float) -> float:
-    """Seconds that a renewal in good time waits for others to share its request."""
+    """Return the seconds that an early renewal waits for others to share its request."""
     return min(BATCH_WINDOW * span, MAX_BATCH_WINDOW_SECONDS)

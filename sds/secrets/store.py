@@ -1,8 +1,8 @@
 """The store: current secrets, and what each subscription was sent, ACKed and released.
 
 Rotation writes secrets and asks two questions: has every live subscription of a bundle ACKed
-version V, and does anyone still hold key K. Serving reads secrets, listens for changes and
-reports deliveries. The two never import each other: they meet here.
+version V, and may anyone still use key K? Serving reads secrets, listens for changes and reports
+deliveries. The two never import each other: they meet here.
 
 Invariants: one writer per identity; a value once put is immutable; a version of one resource
 never repeats, also not between two runs of the agent; a put of equal content changes nothing and
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Version = NewType("Version", str)
 SubscriptionId = NewType("SubscriptionId", int)
 ResourceKey = Identity | TrustDomain
-"""What a delivery is about: an SVID by its identity, a bundle by its trust domain."""
+"""The subject of a delivery: an SVID by its identity, or a bundle by its trust domain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Svid:
     """A verified X.509-SVID with its private key.
 
     Attributes:
-        identity: what it was asked for; the key in the store.
+        identity: the identity that it was requested for; the SVID's key in the store.
         chain: DER, leaf first, intermediates after it, no root.
         private_key: PKCS#8 PEM in a buffer of its own.
         key_id: SHA-256 of the leaf's SubjectPublicKeyInfo, lower-case hex.
@@ -63,7 +63,7 @@ class Svid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustBundle:
-    """The roots of one trust domain: DER, sorted, without repeats."""
+    """The roots of one trust domain, in DER, sorted and without repeats."""
 
     trust_domain: TrustDomain
     roots: tuple[bytes, ...] = field(repr=False)
@@ -94,7 +94,7 @@ class Change:
 
 @dataclass(slots=True, kw_only=True)
 class _Delivery:
-    """What one subscription was sent of one resource and has not let go of.
+    """The versions of one resource that one subscription was sent and may still use.
 
     ``keys`` maps each version that the subscriber may still use to the key id in it (the empty
     string for a bundle): the last one ACKed and everything sent after it.
@@ -105,7 +105,7 @@ class _Delivery:
 
 
 class SecretStore:
-    """See the module.
+    """The current secrets, and what each subscription may still use.
 
     Args:
         run_id: makes versions unique between two runs of the agent; drawn where not given.
@@ -121,12 +121,12 @@ class SecretStore:
         self._subscription_ids = itertools.count(1)
         self._deliveries: dict[SubscriptionId, dict[ResourceKey, _Delivery]] = {}
         self._delivered: asyncio.Event | None = None
-        """Set when something is let go of; there is one while somebody waits for it."""
+        """Set when a subscription lets a version go; it exists only while somebody waits for it."""
 
     # --- rotation writes ------------------------------------------------------------------------
 
     def put_svid(self, svid: Svid) -> Version:
-        """Make ``svid`` the current one of its identity; returns its version."""
+        """Make ``svid`` the current one of its identity, and return its version."""
         version = self.draw_version()
         self._svids[svid.identity] = StoredSvid(version=version, svid=svid)
         self._tell(svid.identity)
@@ -156,26 +156,26 @@ class SecretStore:
     # --- serving reads --------------------------------------------------------------------------
 
     def svid(self, identity: Identity) -> StoredSvid | None:
-        """The identity's current SVID."""
+        """Return the identity's current SVID."""
         return self._svids.get(identity)
 
     def bundle(self, trust_domain: TrustDomain) -> StoredBundle | None:
-        """The trust domain's current bundle."""
+        """Return the trust domain's current bundle."""
         return self._bundles.get(trust_domain)
 
     def svids(self) -> Mapping[Identity, StoredSvid]:
-        """All current SVIDs (a read-only view that follows changes)."""
+        """Return all current SVIDs, as a read-only view that follows changes."""
         return MappingProxyType(self._svids)
 
     def bundles(self) -> Mapping[TrustDomain, StoredBundle]:
-        """All current bundles (a read-only view that follows changes)."""
+        """Return all current bundles, as a read-only view that follows changes."""
         return MappingProxyType(self._bundles)
 
     def listen(self, listener: Callable[[Change], None]) -> Callable[[], None]:
         """Call ``listener`` after every change until the returned function is called.
 
-        The listener runs inside the put, on the event loop: it must be short. What it raises is
-        reported and ends nothing.
+        The listener runs inside the put, on the event loop, so it must be short. If it raises, the
+        error is reported and ends nothing.
         """
         listener_id = next(self._listener_ids)
         self._listeners[listener_id] = listener
@@ -186,24 +186,24 @@ class SecretStore:
         return stop
 
     def draw_version(self) -> Version:
-        """A version that was never given before, for content that is made of what is stored."""
+        """Return a version that was never given before, for content derived from the store."""
         return Version(f"{self._run_id}-{next(self._counter)}")
 
     # --- serving reports deliveries -------------------------------------------------------------
 
     def open_subscription(self) -> SubscriptionId:
-        """A new stream begins; close it with :meth:`close_subscription`."""
+        """Begin the books of a new stream; end them with :meth:`close_subscription`."""
         subscription = SubscriptionId(next(self._subscription_ids))
         self._deliveries[subscription] = {}
         return subscription
 
     def close_subscription(self, subscription: SubscriptionId) -> None:
-        """The stream ended: whatever it held no longer counts."""
+        """Close the books of a stream that ended; what it was sent no longer counts."""
         self._deliveries.pop(subscription, None)
         self._wake()
 
     def sent(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
-        """A response with this version was given to the stream's transport."""
+        """Note that a response with this version was given to the stream's transport."""
         deliveries = self._deliveries[subscription]
         delivery = deliveries.get(key)
         if delivery is None:
@@ -212,7 +212,7 @@ class SecretStore:
         delivery.keys[version] = held.svid.key_id if held and held.version == version else ""
 
     def acked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
-        """The subscriber ACKed this version: it has let go of every other version up to it."""
+        """Note an ACK of this version: the subscriber has let go of every earlier version."""
         delivery = self._deliveries[subscription].get(key)
         if delivery is None or version not in delivery.keys:
             return
@@ -227,7 +227,7 @@ class SecretStore:
         self._wake()
 
     def nacked(self, subscription: SubscriptionId, key: ResourceKey, version: Version) -> None:
-        """The subscriber refused this version: it goes on using what it had ACKed before."""
+        """Note a NACK of this version: the subscriber goes on using what it ACKed before."""
         delivery = self._deliveries[subscription].get(key)
         if delivery is not None:
             delivery.keys.pop(version, None)
@@ -236,7 +236,7 @@ class SecretStore:
     # --- rotation asks --------------------------------------------------------------------------
 
     def stragglers(self, trust_domain: TrustDomain, version: Version) -> frozenset[SubscriptionId]:
-        """Live subscriptions of the bundle that have not ACKed ``version`` or a later one."""
+        """Return the bundle's live subscriptions that ACKed neither ``version`` nor a later one."""
         return frozenset(
             subscription
             for subscription, deliveries in self._deliveries.items()
@@ -245,11 +245,11 @@ class SecretStore:
         )
 
     def subscription_count(self) -> int:
-        """Names that streams subscribe to, over all streams."""
+        """Return how many names streams subscribe to, over all streams."""
         return len(self._deliveries)
 
     def held_keys(self) -> frozenset[str]:
-        """Ids of all keys that any live subscription may still use."""
+        """Return the ids of all keys that any live subscription may still use."""
         return frozenset(
             key_id
             for deliveries in self._deliveries.values()
@@ -261,7 +261,7 @@ class SecretStore:
     async def until_acked(
         self, trust_domain: TrustDomain, version: Version, *, timeout_seconds: float
     ) -> frozenset[SubscriptionId]:
-        """Wait until no straggler is left, at most ``timeout_seconds``; returns who is left."""
+        """Wait at most ``timeout_seconds`` until no straggler is left, and return who is left."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while left := self.stragglers(trust_domain, version):
@@ -283,7 +283,7 @@ class SecretStore:
                 report("store listener", error)
 
     def _wake(self) -> None:
-        """Let every waiter look again; each waits on the event that is current when it looks."""
+        """Let every waiter look again; each waits for the event that is current when it looks."""
         delivered, self._delivered = self._delivered, None
         if delivered is not None:
             delivered.set()

@@ -1,11 +1,11 @@
-"""What an Envoy must enforce, as its RBAC filters.
+"""Encodes what an Envoy must enforce as RBAC filters.
 
 Owns the encoding of :class:`sds.policy.authorized.Authorization` as
 ``envoy.extensions.filters.http.rbac.v3.RBAC`` and ``envoy.extensions.filters.network.rbac.v3.RBAC``
 in a ``envoy.config.core.v3.TypedExtensionConfig``. Invariants: ``rules`` is always present, because
-an RBAC filter without rules allows everything while one with empty rules denies everything; what a
-network filter cannot see (methods, paths, hosts) it does not allow; the same authorization gives
-the same bytes.
+an RBAC filter without rules allows everything while one with empty rules denies everything; a
+network filter allows nothing that depends on methods, paths or hosts, because it cannot see them;
+equal authorizations give equal bytes.
 
 Sources: Envoy's "Role Based Access Control" for both filters and ``envoy/config/rbac/v3``.
 """
@@ -35,14 +35,14 @@ TCP_STATISTICS: Final = "authorization."
 
 
 def http_filter(name: str, authorization: Authorization) -> bytes:
-    """The HTTP filter, as a TypedExtensionConfig under this name."""
+    """Encode the HTTP filter as a TypedExtensionConfig under this name."""
     config = http_rbac_pb2.RBAC()
     _fill(config, authorization, _http_permissions)
     return _extension(name, config)
 
 
 def tcp_filter(name: str, authorization: Authorization) -> bytes:
-    """The network filter, as a TypedExtensionConfig under this name."""
+    """Encode the network filter as a TypedExtensionConfig under this name."""
     config = network_rbac_pb2.RBAC(stat_prefix=TCP_STATISTICS)
     _fill(config, authorization, _tcp_permissions)
     return _extension(name, config)
@@ -78,7 +78,7 @@ def _add_rules(
 
 
 def _principal(glob: Glob) -> rbac_pb2.Principal:
-    """Any URI SAN of the verified certificate matches (never a header)."""
+    """Match any URI SAN of the verified certificate, never a header."""
     principal = rbac_pb2.Principal()
     if glob.is_literal:
         principal.authenticated.principal_name.exact = format_spiffe_pattern(glob)
@@ -88,7 +88,7 @@ def _principal(glob: Glob) -> rbac_pb2.Principal:
 
 
 def _first_san_is_of(condition: Any, trust_domain: str) -> None:
-    """``connection.uri_san_peer_certificate.startsWith("spiffe://<trust domain>/")`` in CEL."""
+    """Set ``connection.uri_san_peer_certificate.startsWith("spiffe://<trust domain>/")`` in CEL."""
     call = condition.call_expr
     call.function = "startsWith"
     call.target.select_expr.operand.ident_expr.name = "connection"
@@ -155,7 +155,7 @@ def _tcp_permissions(requests: tuple[RequestPattern, ...]) -> list[rbac_pb2.Perm
     granted = []
     for request in requests:
         if request.is_http:
-            continue  # a network filter cannot tell
+            continue  # a network filter cannot see it
         if not request.ports:
             return [rbac_pb2.Permission(any=True)]
         granted += [_port(port) for port in request.ports]

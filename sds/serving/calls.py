@@ -51,7 +51,7 @@ TYPES: Final[dict[Method, tuple[str, ...]]] = {
     Method.ADS_STREAM: (SECRET_TYPE, EXTENSION_TYPE),
     Method.ADS_DELTA: (SECRET_TYPE, EXTENSION_TYPE),
 }
-"""What each call serves."""
+"""The resource types that each call serves."""
 _CALLS: Final = {
     SDS_SERVICE: {
         "StreamSecrets": Method.STREAM,
@@ -74,7 +74,7 @@ METHODS: Final = {
     for service, named in _CALLS.items()
     for name, method in named.items()
 }
-"""Paths of calls to the method's name in metrics."""
+"""Maps the paths of calls to the method's name in metrics."""
 _STATUS: Final[tuple[tuple[type[SdsError], grpc.StatusCode, Event], ...]] = (
     (LimitError, grpc.StatusCode.RESOURCE_EXHAUSTED, Event.LIMIT),
     (MalformedRequestError, grpc.StatusCode.INVALID_ARGUMENT, Event.MALFORMED),
@@ -84,19 +84,19 @@ _STATUS: Final[tuple[tuple[type[SdsError], grpc.StatusCode, Event], ...]] = (
 
 
 class Entitlements(Protocol):
-    """Who is at the other end of a connection."""
+    """Tells who is at the other end of a connection."""
 
     async def __call__(self, context: Any, /) -> Entitlement:
-        """The caller behind a call's context.
+        """Return the entitlement of the caller behind a call's context.
 
         Raises:
-            WorkloadError: nobody that may be served.
+            WorkloadError: the caller may not be served.
         """
         ...
 
 
 def status_of(error: SdsError) -> tuple[grpc.StatusCode, Event]:
-    """The gRPC status and the event for an error that ends a stream."""
+    """Return the gRPC status and the event for an error that ends a stream."""
     for kind, status, event in _STATUS:
         if isinstance(error, kind):
             wrong_type = error.reason == "wrong_type_url"
@@ -105,7 +105,7 @@ def status_of(error: SdsError) -> tuple[grpc.StatusCode, Event]:
 
 
 def handlers(calls: SocketCalls) -> tuple[grpc.GenericRpcHandler, ...]:
-    """The handlers of every service, for one server."""
+    """Make the handlers of every service, for one server."""
     return tuple(
         grpc.method_handlers_generic_handler(
             service,
@@ -123,8 +123,8 @@ def handlers(calls: SocketCalls) -> tuple[grpc.GenericRpcHandler, ...]:
 def _uncancel() -> None:
     """Take back the cancellation of the current task.
 
-    A frame that had the task in a variable would keep it, and the task keeps the frames in which
-    it was cancelled, with the message that they were about to write.
+    This is a function of its own because a frame with the task in a variable keeps the task alive.
+    The task keeps the frames in which it was cancelled, and they have the message to be written.
     """
     task = asyncio.current_task()
     if task is not None:
@@ -135,8 +135,8 @@ class SocketCalls:
     """The calls of one server.
 
     Args:
-        service: what is served.
-        entitlements: who the clients of this server are.
+        service: has what is served.
+        entitlements: tells who the clients of this server are.
     """
 
     def __init__(self, service: SecretService, entitlements: Entitlements) -> None:
@@ -148,7 +148,7 @@ class SocketCalls:
     def stream(
         self, method: Method
     ) -> Callable[[AsyncIterator[bytes], grpc.aio.ServicerContext[bytes, bytes]], Awaitable[None]]:
-        """The handler of a streaming call."""
+        """Make the handler of a streaming call."""
 
         async def handle(
             requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[bytes, bytes]
@@ -156,7 +156,7 @@ class SocketCalls:
             try:
                 await self._serve(method, requests, context)
             except CallEndedError:
-                raise  # the client hung up while something was on its way to it
+                raise  # the client hung up while a message was on its way to it
             except SdsError as error:
                 await self._refuse(method, context, error)
 
@@ -165,7 +165,7 @@ class SocketCalls:
     def fetch(
         self, method: Method
     ) -> Callable[[bytes, grpc.aio.ServicerContext[bytes, bytes]], Awaitable[bytes]]:
-        """The handler of a call that answers once: what exists now, maybe nothing."""
+        """Make the handler of a call that answers once, with what exists now."""
 
         async def handle(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
             try:
@@ -226,7 +226,8 @@ class SocketCalls:
         service = self._service
         peer, way = context.peer(), way_of(context)
         entitlement = await self._admit(context)
-        # grpc calls all connections of a socket alike, and limits the streams of each by itself.
+        # grpc gives all connections of a socket the same name, and limits the streams of each
+        # itself.
         connection, owner = "", f"workload {entitlement.current.name}"
         if isinstance(way, Call):
             connection, owner = peer, way.owner.name
@@ -278,8 +279,9 @@ class SocketCalls:
         context: grpc.aio.ServicerContext[bytes, bytes],
         error: SdsError,
     ) -> None:
-        """End the call with the status that the error stands for; always raises."""
-        # It may outlive the call (the end of an entitlement); the call's frames must not.
+        """End the call with the status of this error; this always raises."""
+        # The error may outlive the call (it may be the end of an entitlement); the call's frames
+        # must not.
         error.__traceback__ = None
         status, event = status_of(error)
         self._service.observer.count(event, method)

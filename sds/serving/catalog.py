@@ -1,12 +1,11 @@
-"""Names: what a resource name means for one caller, at this moment.
+"""The meaning of a resource name for one caller, at this moment.
 
-Owns the mapping from names to secrets and the cache of their bytes, which is bounded, because
-clients make up names behind ``outbound:``. Invariants: a caller sees only
-what its recognition gives it; a name that it may not have and a name that is not there yet look
-the same (None); bundles of more than one trust domain, and every foreign one, go out as the SPIFFE
-validator only, because as one ``trusted_ca`` any foreign CA could sign our own trust domain; an
-intermediate certificate as trust anchor is served in plain contexts only, because that validator
-cannot end a chain there.
+Owns the mapping from names to secrets, and the cache of their bytes, which is bounded because
+clients make up names behind ``outbound:``. Invariants: a caller sees only what its recognition
+permits; a name that it may not have looks like a name that does not exist yet (None); bundles of
+more than one trust domain, and every foreign one, are sent as the SPIFFE validator only, because in
+one ``trusted_ca`` any foreign CA could sign for our own trust domain; an intermediate certificate
+as trust anchor is served in plain contexts only, because that validator cannot end a chain there.
 
 ==========================  ====================================================================
 name                        secret
@@ -49,13 +48,13 @@ INBOUND: Final = "inbound"
 OUTBOUND: Final = "outbound:"
 _SCHEME: Final = "spiffe://"
 _CONTEXT_BYTES: Final = 8 * 1024 * 1024
-"""Of validation contexts that are kept encoded."""
+"""The most bytes of encoded validation contexts in the cache."""
 _STAMP_BYTES: Final = 4 * 1024 * 1024
 _ENCODINGS: Final = 3
-"""A resource may be kept as it is, in a response, and as an element of a delta response."""
+"""How often a resource may be kept: alone, in a response, and in a delta response."""
 _ENTRY_BYTES: Final = 1024
 _STAMP_ENTRY_BYTES: Final = 400
-"""Memory of one entry beside its bytes and its name."""
+"""Bytes of memory of one entry beside its content and its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class Aliases:
     session_tickets: tuple[str, ...] = ("session_tickets",)
 
     def __post_init__(self) -> None:
-        """Every name means one thing, and none hides a long name."""
+        """Check that every name means one thing, and that none hides a long name."""
         seen: set[str] = set()
         for name in (*self.svid, *self.bundle, *self.all_bundles, *self.session_tickets):
             if not name or name in (WILDCARD, INBOUND) or name.startswith((_SCHEME, OUTBOUND)):
@@ -82,7 +81,7 @@ class Aliases:
             seen.add(name)
 
     def is_taken(self, name: str) -> bool:
-        """Whether the name means something already."""
+        """Say whether the name is already an alias."""
         return name in (
             *self.svid,
             *self.bundle,
@@ -93,39 +92,40 @@ class Aliases:
 
 
 class TicketKeys(Protocol):
-    """Where session ticket keys come from."""
+    """Gives session ticket keys."""
 
     def replace(self) -> None:
-        """Trust changed: no key from before may be left."""
+        """Replace every key, because trust changed."""
         ...
 
     def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
-        """Version and keys of 80 bytes, newest first; None if tickets are off."""
+        """Return version and keys of 80 bytes, newest first; None if tickets are off."""
         ...
 
 
 class GenericSecrets(Protocol):
-    """Where generic secrets come from."""
+    """Gives generic secrets."""
 
     def names(self, caller: Caller) -> Collection[str]:
-        """The names of those that the caller may have."""
+        """Return the names of the secrets that the caller may have."""
         ...
 
     def current(self, caller: Caller, name: str) -> tuple[Version, bytes] | None:
-        """Version and value; None if there is none for the caller."""
+        """Return version and value; None if there is none for the caller."""
         ...
 
 
 class Catalog:
-    """See the module.
+    """Finds the secret behind a name for a caller.
 
     Args:
-        store: where secrets come from.
+        store: has the secrets.
         aliases: the short names.
-        spiffe_validator: serve the own trust domain's bundle as the SPIFFE validator too.
+        spiffe_validator: whether to serve our own trust domain's bundle as the SPIFFE validator
+            too.
         peers: policy about peers; without it ``inbound`` and ``outbound:`` do not exist.
-        tickets: session ticket keys; without it they do not exist.
-        generic: generic secrets; without it there are none.
+        tickets: gives session ticket keys; None if there are none.
+        generic: gives generic secrets; None if there are none.
     """
 
     def __init__(
@@ -155,11 +155,11 @@ class Catalog:
         self._stamps: Remembered[tuple[object, Version]] = Remembered(_STAMP_BYTES)
 
     def forget_svid(self, identity: Identity) -> None:
-        """Drop the bytes of the identity's SVID: it was replaced or withdrawn."""
+        """Drop the bytes of the identity's SVID, which was replaced or withdrawn."""
         self._svids.pop(identity, None)
 
     def forget_contexts(self) -> None:
-        """Drop the bytes of all validation contexts, and all ticket keys: trust changed."""
+        """Drop the bytes of all validation contexts and all ticket keys, because trust changed."""
         self._contexts.clear()
         if self._tickets is not None:
             self._tickets.replace()
@@ -167,7 +167,7 @@ class Catalog:
     # --- names ----------------------------------------------------------------------------------
 
     def everything(self, caller: Caller) -> tuple[str, ...]:
-        """What the wildcard stands for: long names of what exists; no alias, ``ALL``, tickets."""
+        """Return the long names of what exists, without aliases, ``ALL`` and session tickets."""
         svids = {
             str(identity.spiffe_id)
             for identity in caller.identities
@@ -180,7 +180,7 @@ class Catalog:
         return tuple(sorted(svids | bundles | generic))
 
     def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
-        """The secret of this name for ``caller``; ``strong`` asks for the SPIFFE validator."""
+        """Return the secret of this name; ``strong`` asks for the SPIFFE validator."""
         if not caller.identities:
             return None
         kind = self._kinds.get(name)
@@ -193,7 +193,7 @@ class Catalog:
         return self._generic_secret(name, caller)
 
     def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
-        """The names whose content depends on these stored things, those of policy left out."""
+        """Return the names, except those of policy, whose content depends on these stored keys."""
         found: list[str] = []
         for key in keys:
             if isinstance(key, Identity):
@@ -209,22 +209,22 @@ class Catalog:
         return found
 
     def reloaded_names(self, caller: Caller) -> list[str]:
-        """The names whose content comes from elsewhere than the store or policy."""
+        """Return the names whose content comes from neither the store nor policy."""
         generic = self._generic.names(caller) if self._generic is not None else ()
         return [*self.aliases.session_tickets, *generic]
 
     def first_names(self) -> Collection[str]:
-        """Ticket keys: a changed context must not meet tickets from before."""
+        """Return the names of ticket keys: a changed context must not meet older tickets."""
         return self.aliases.session_tickets
 
     @staticmethod
     def is_by_policy(name: str) -> bool:
-        """Whether policy decides what the name stands for."""
+        """Say whether policy decides what the name stands for."""
         return name == INBOUND or name.startswith(OUTBOUND)
 
     @staticmethod
     def is_made_up(name: str) -> bool:
-        """Whether clients can make up such names, and there is something behind each."""
+        """Say whether clients can make up such names and every one of them has a secret."""
         return name.startswith(OUTBOUND)
 
     # --- one kind each --------------------------------------------------------------------------
@@ -336,7 +336,9 @@ class Catalog:
             if encoded is None:
                 return None
             if not context.matchers and set(bundles) == {own}:
-                version = bundles[own].version  # what admits nobody changes with the bundle alone
+                version = bundles[
+                    own
+                ].version  # it admits nobody, so it changes with the bundle alone
             else:
                 version = self._stamp(scope, (context.matchers, parts))
             resource = self._keep(key, Resource(Receipt(name, version, parts), encoded))
@@ -356,7 +358,7 @@ class Catalog:
         return Resource(Receipt(name, version), encode.session_ticket_keys(name, keys))
 
     def _stamp(self, scope: tuple[object, ...], content: object) -> Version:
-        """The version of content that is made of several stored things: new where it is new."""
+        """Return the version of content made of several stored things: new content, new version."""
         known = self._stamps.get(scope)
         if known is not None and known[0] == content:
             return known[1]
@@ -373,7 +375,7 @@ def _encoded(
     strong: bool,
     matchers: tuple[SanMatcher, ...] | None = None,
 ) -> bytes | None:
-    """A validation context; None if no bundle has an anchor that its validator can use."""
+    """Encode a validation context; None if no bundle has an anchor that its validator can use."""
     if not strong:
         return encode.trusted_ca(name, bundles[0], matchers)
     whole = [
@@ -391,5 +393,5 @@ def _parts(
 
 
 def newest(versions: Iterable[str]) -> str:
-    """The newest of the store's versions."""
+    """Return the newest of the store's versions."""
     return max(versions, key=lambda version: int(version.rpartition("-")[2]))

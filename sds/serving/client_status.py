@@ -2,17 +2,17 @@
 
 Owns the answers of ``envoy.service.status.v3.ClientStatusDiscoveryService``. Invariants: nothing
 secret is in an answer (keys are redacted as Envoy's own config_dump does it); on a workload's
-socket a caller sees the clients of its own recognition only, on the admin socket all; a request is
-bounded before it is parsed, and an answer while it is made, in slices
-(:mod:`sds.serving.slices`), because a caller chooses how many matchers a request and how many
-streams and names an answer has.
+socket, a caller sees only the clients that were recognised as the same workload, and on the admin
+socket all clients; the size of a request is checked before it is parsed, and that of an answer
+while it is made, in slices (:mod:`sds.serving.slices`), because a caller chooses how many matchers
+a request has and how many streams and names an answer has.
 
 Statuses (``envoy.service.status.v3.ConfigStatus``):
 
 * ``SYNCED``: the client has ACKed what is served now;
-* ``NOT_SENT``: it asks for something that does not exist for it;
-* ``STALE``: it was sent something newer than it has ACKed, or what it has is not served any more;
-* ``ERROR``: it has refused what is served now; ``error_state`` has its words.
+* ``NOT_SENT``: the client asks for something that does not exist for it;
+* ``STALE``: it was sent a newer version than it has ACKed, or what it has is no longer served;
+* ``ERROR``: it has refused what is served now; ``error_state`` has the client's text.
 
 An ACK proves that the client has parsed a secret, not that it is in use.
 """
@@ -48,14 +48,14 @@ if TYPE_CHECKING:
 
 CSDS_SERVICE: Final = "envoy.service.status.v3.ClientStatusDiscoveryService"
 MOST_REQUEST_BYTES: Final = 16 * 1024
-"""A matcher of two bytes becomes an object of a hundred."""
+"""The largest request; a matcher of two bytes becomes an object of a hundred."""
 MOST_MATCHERS: Final = 64
 _STREAM_BYTES: Final = 128
 _NAME_BYTES: Final = 192
-"""Memory of what is known of a stream and of a name, until the answer is made."""
+"""Bytes of memory for each stream and each name until the answer is made."""
 _NARROW: Final = "match the clients by node_id, or set exclude_resource_contents"
 _AT_ONCE: Final = 20
-"""Streams or names between two looks at the time."""
+"""How many streams or names are handled between two looks at the clock."""
 _Client = tuple[str, str, str]
 _from_bytes: Final = csds_pb2.ClientStatusRequest.FromString
 
@@ -64,8 +64,8 @@ class ClientStatus:
     """The two calls of CSDS.
 
     Args:
-        service: whose clients are shown.
-        entitlements: who the caller is; None on the admin socket, where all clients are shown.
+        service: the service whose clients are shown.
+        entitlements: tells who the caller is; None on the admin socket, which shows all clients.
     """
 
     def __init__(self, service: SecretService, entitlements: Entitlements | None = None) -> None:
@@ -87,7 +87,7 @@ class ClientStatus:
     async def _stream(
         self, requests: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
-        """One answer for each request."""
+        """Give one answer for each request."""
         async for request in requests:
             await context.write(await self._fetch(request, context))
 
@@ -111,7 +111,7 @@ class ClientStatus:
 
 
 def _parse(data: bytes) -> csds_pb2.ClientStatusRequest:
-    """The request.
+    """Parse the request.
 
     Raises:
         LimitError: it is too large, or has too many matchers.
@@ -119,12 +119,12 @@ def _parse(data: bytes) -> csds_pb2.ClientStatusRequest:
     """
     if len(data) > MOST_REQUEST_BYTES:
         raise LimitError(
-            f"the request has {len(data)} bytes", advice=f"at most {MOST_REQUEST_BYTES} are taken"
+            f"the request has {len(data)} bytes", advice=f"send at most {MOST_REQUEST_BYTES}"
         )
     try:
         request = _from_bytes(data)
     except DecodeError:
-        raise MalformedRequestError("the request is no ClientStatusRequest") from None
+        raise MalformedRequestError("the request is not a ClientStatusRequest") from None
     if len(request.node_matchers) > MOST_MATCHERS:
         raise LimitError(f"the request has more than {MOST_MATCHERS} node_matchers")
     return request
@@ -135,21 +135,21 @@ def client_status(
     sessions: Iterable[CallerSession],
     held: Held,
 ) -> Slices[bytes]:
-    """The status of all clients of ``sessions`` that the request's matchers admit, encoded.
+    """Encode the status of all clients of ``sessions`` that match the request.
 
     Args:
-        request: what is asked.
-        sessions: of the clients that may be shown.
-        held: counts what it takes.
+        request: the request.
+        sessions: the sessions of the clients that may be shown.
+        held: counts the memory of the answer.
 
     Raises:
         LimitError: the answer is too large.
-        MalformedRequestError: the request matches by something else than the node's id.
+        MalformedRequestError: the request matches by something other than the node's id.
     """
     admits = [_node_id_matcher(matcher) for matcher in request.node_matchers]
     clients: dict[_Client, list[Stream]] = {}
     for session in sessions:
-        streams = tuple(session.streams)  # those of now: some end while this waits
+        streams = tuple(session.streams)  # a copy, because some end while this waits
         held.work(_STREAM_BYTES * len(streams))
         for at in range(0, len(streams), _AT_ONCE):
             for stream in streams[at : at + _AT_ONCE]:
@@ -177,7 +177,7 @@ def client_status(
 
 
 def _client(name: str, stream: Stream) -> list[bytes]:
-    """The beginning of a ``ClientConfig``, without its resources."""
+    """Encode the beginning of a ``ClientConfig``, without its resources."""
     node = stream.node
     config = csds_pb2.ClientConfig(client_scope=name)
     config.node.id = node.id
@@ -189,7 +189,7 @@ def _client(name: str, stream: Stream) -> list[bytes]:
 def _resources(
     request: csds_pb2.ClientStatusRequest, conversation: Conversation, names: Sequence[Watched]
 ) -> list[bytes]:
-    """Elements of ``ClientConfig.generic_xds_configs``, encoded."""
+    """Encode elements of ``ClientConfig.generic_xds_configs``."""
     contents = not request.exclude_resource_contents
     return [
         length_delimited(3, _resource(conversation, one, contents=contents).SerializeToString())
@@ -228,7 +228,7 @@ def _resource(conversation: Conversation, watched: Watched, *, contents: bool) -
 
 
 def _node_id_matcher(matcher: Any) -> Any:
-    """A function that tells whether a node id matches."""
+    """Return a function that says whether a node id matches."""
     pattern = matcher.node_id.WhichOneof("match_pattern")
     if matcher.node_metadatas or pattern not in ("exact", "prefix", "suffix", "contains"):
         raise MalformedRequestError(

@@ -1,9 +1,9 @@
-"""One type of resource on one stream: what is asked, what is due, what goes out.
+"""One type of resource on one stream: what the client asks for, what is due, what is sent.
 
 Owns the subscription of one type and its books. A stream of the secret discovery service has one
 conversation, an aggregated stream one for each type. Invariant: versions, nonces and ACKs of two
-types never meet, as on two streams (Envoy's "xDS REST and gRPC protocol", "Aggregated Discovery
-Service": each type has its own versions and nonces).
+types never mix, as if they were on two streams (Envoy's "xDS REST and gRPC protocol", "Aggregated
+Discovery Service": each type has its own versions and nonces).
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _numbers: Final = itertools.count(1)
 
 
 class Conversation:
-    """See the module.
+    """What one stream says about one type.
 
     Args:
-        stream: where it happens.
-        type_url: of the resources.
+        stream: the stream that it is part of.
+        type_url: the type of the resources.
         snapshot: what the caller may have of that type.
-        observer: counts.
+        observer: counts events.
     """
 
     __slots__ = (
@@ -68,16 +68,16 @@ class Conversation:
         self.stream = stream
         self.type_url = type_url
         self.name_bytes = 0
-        """What the watched names cost: the session counts it."""
+        """Bytes of memory of the watched names; the session counts them."""
         self.subscription: SotwSubscription[Resource] | DeltaSubscription[Resource] = (
             DeltaSubscription() if stream.method in DELTA_METHODS else SotwSubscription()
         )
         self._parts = 0
-        """Bytes of what the deliveries hold, as they were counted."""
+        """Bytes of the deliveries that were counted so far."""
         self._passing = 0
-        """Bytes of names that are not asked for, and that nobody has looked at yet."""
+        """Bytes of names that are no longer asked for but still have to be looked at."""
         self._everything = False
-        """The session knows that the client wants to hear of all names."""
+        """Whether the session knows that the client watches all names."""
         self._beats = False
         self._version = ""
         self._snapshot = snapshot
@@ -90,7 +90,7 @@ class Conversation:
         """Take one request, in slices; :meth:`next` is not called meanwhile.
 
         Raises:
-            LimitError: the names cost too much.
+            LimitError: the names take too much memory.
         """
         subscription = self.subscription
         if isinstance(request, DeltaRequest):
@@ -112,7 +112,7 @@ class Conversation:
                 session.take_names(self, outcome.passing)
             if pace.spend(SLICE if outcome.passing else len(outcome.dropped)):
                 await pace.turn()
-            # What changes before a name is watched is no loss: it is looked up after that.
+            # A change before a name is watched is not lost: the name is looked up after that.
             for name in outcome.added:
                 session.watch(self, name)
                 if pace.spend():
@@ -122,13 +122,13 @@ class Conversation:
             session.watch_everything(self, on=subscription.wildcard)
 
     def has_due(self) -> bool:
-        """Whether :meth:`next` has something to look at."""
+        """Say whether :meth:`next` has something to look at."""
         return self._beats or self.subscription.has_due()
 
     def next(self) -> bytes | None:
-        """Look at a slice of what is due; the encoded and booked response, None if there is none.
+        """Make the response for a slice of what is due, and enter it in the books; None if empty.
 
-        :meth:`has_due` tells whether more is due.
+        :meth:`has_due` says whether more is due.
         """
         if not self.subscription.has_due():
             return self._heartbeat() if self._beats else None
@@ -158,10 +158,10 @@ class Conversation:
         return sotw_response(answer.resources, type_url=self.type_url, version=version, nonce=nonce)
 
     def _count_parts(self) -> None:
-        """What the deliveries hold counts as the names do.
+        """Count the memory of deliveries as that of the names.
 
         Raises:
-            LimitError: the names cost too much.
+            LimitError: the names take too much memory.
         """
         if difference := self._deliveries.held - self._parts:
             self._parts += difference
@@ -176,7 +176,7 @@ class Conversation:
         self.stream.kick()
 
     def _heartbeat(self) -> bytes | None:
-        """A response that extends the lives of what the client has, and changes nothing.
+        """Make a response that extends the lives of what the client has, and changes nothing.
 
         In delta it has no content (xDS, "TTL"). In state of the world it repeats the content,
         because Envoy 1.36 to 1.40 drop a heartbeat without content before they look at its TTL
@@ -201,11 +201,11 @@ class Conversation:
         return sotw_response(alive, type_url=self.type_url, version=self._version, nonce=nonce)
 
     def current(self, name: str) -> Resource | None:
-        """What the name stands for now."""
+        """Return the resource that the name stands for now."""
         return self._snapshot.find(name)
 
     def close(self) -> Slices[None]:
-        """The stream is over: let go of its names and of what was sent, in slices."""
+        """Let go of the stream's names and of what it was sent, in slices."""
         session = self.stream.session
         session.watch_everything(self, on=False)
         for names in sliced(self.subscription.names()):
@@ -217,12 +217,12 @@ class Conversation:
 
 
 def next_nonce() -> str:
-    """A nonce that no other response has, of this run or of another."""
+    """Return a nonce that no other response has, in this run or another."""
     return f"{_RUN}-{next(_numbers):x}"
 
 
 def response_version(resources: Sequence[Resource]) -> str:
-    """The version of a whole response: that of its newest resource."""
+    """Return the version of a whole response: that of its newest resource."""
     if len(resources) == 1:
         return resources[0].receipt.version
     if not resources:

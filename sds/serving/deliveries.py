@@ -1,8 +1,7 @@
-"""What one stream was sent, ACKed and refused, told to the store and to the observer.
+"""Reports what one stream was sent, ACKed and refused, to the store and to the observer.
 
-Owns the store's subscriptions of a stream: one for each name that was sent. Invariant: whatever is
-told to the store here is closed with the stream, so that no key counts as held by a client that has
-gone.
+Owns the store's subscriptions of a stream: one for each name that was sent. Invariant: they are all
+closed with the stream, so that no key counts as in use by a client that has gone.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ _LOGGER = logging.getLogger("sds.serving.streams")
 _NAMES_LOGGED = 10
 _FEW_PARTS: Final = 2
 _PART_BYTES: Final = 512
-"""Memory of what one stream was sent of one stored thing: a name may have a hundred bundles."""
+"""Bytes of memory for each stored thing that was sent; a name may have a hundred bundles."""
 
 
 class Deliveries:
-    """The books of one stream; see the module.
+    """The books of one stream.
 
     Args:
-        store: learns of them.
-        observer: counts.
+        store: is told of deliveries.
+        observer: counts events.
         method: which remote call the stream is.
         labels: what log lines say about the client.
     """
@@ -53,12 +52,12 @@ class Deliveries:
         self._method = method
         self._labels = labels
         self._subscriptions: SlimDict[str, tuple[SubscriptionId, int]] = SlimDict()
-        """Of each name that was sent, and the bytes that count for it."""
+        """For each name that was sent: its subscription, and the bytes that count for it."""
         self.held = 0
-        """Bytes of memory of what the store remembers, beyond what each name costs anyway."""
+        """Bytes that the store uses for this stream, beyond the usual cost of each name."""
 
     def asked(self, outcome: Outcome) -> None:
-        """Book what one request meant."""
+        """Enter the outcome of one request."""
         count = self._observer.count
         if outcome.acked:
             count(Event.ACK, self._method)
@@ -74,7 +73,7 @@ class Deliveries:
             self._close(name)
 
     def answered(self, answer: Answer[Resource]) -> None:
-        """Book what goes out."""
+        """Enter an answer that is sent."""
         count = self._observer.count
         if answer.resources:
             count(Event.SENT, self._method, len(answer.resources))
@@ -99,12 +98,12 @@ class Deliveries:
             )
 
     def close(self, names: Iterable[str]) -> None:
-        """The stream is over: what it was sent under these names counts no more."""
+        """Drop the entries of these names, because the stream is over."""
         for name in names:
             self._close(name)
 
     def close_all(self) -> None:
-        """The stream is over: nothing that it was sent counts any more."""
+        """Drop all entries, because the stream is over."""
         for subscription, _ in self._subscriptions.values():
             self._store.close_subscription(subscription)
         self._subscriptions.clear()

@@ -1,7 +1,7 @@
-"""Secrets in words: what ``sds get`` and ``sds status`` show of an encoded Secret.
+"""Describes an encoded Secret for ``sds get`` and ``sds status``.
 
-Owns the shape of the JSON. Invariant: a description contains nothing secret; a person who wants a
-private key asks for it by name (:func:`private_key`).
+Owns the shape of the JSON. Invariant: a description contains nothing secret; only
+:func:`private_key` returns a private key.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """One secret in words.
+    """The description of one secret.
 
     Attributes:
         name: the resource name.
@@ -38,14 +38,14 @@ class Description:
         uris: URI SANs of the leaf.
         dns_names: DNS SANs of the leaf.
         serial: the leaf's serial number, lower-case hex.
-        not_before: of the leaf.
-        not_after: of the leaf, or of the root that ends first.
+        not_before: the beginning of the leaf's validity.
+        not_after: the end of the leaf, or of the root that ends first.
         certificates: chain or roots, PEM.
-        trust_domains: of a SPIFFE validator: name -> number of roots.
+        trust_domains: for a SPIFFE validator: name -> number of roots.
         matchers: SAN matchers in words.
         keys: number of session ticket keys.
-        allows: of an authorization: what its rules allow, in words; empty denies everything.
-        counted: of an authorization: the same of its shadow rules.
+        allows: for an authorization: what its rules allow, in words; empty denies everything.
+        counted: for an authorization: the same for its shadow rules.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Description:
     counted: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, those that are not there left out."""
+        """Return plain values, without those that are absent."""
         raw: dict[str, Any] = {
             "name": self.name,
             "kind": self.kind,
@@ -105,7 +105,7 @@ def describe(encoded: bytes) -> Description:
 
 
 def describe_extension(encoded: bytes) -> Description:
-    """Describe an encoded TypedExtensionConfig: an authorization, of HTTP or TCP."""
+    """Describe an encoded TypedExtensionConfig: an authorization for HTTP or TCP."""
     extension = extension_pb2.TypedExtensionConfig.FromString(encoded)
     http, tcp = http_rbac_pb2.RBAC(), network_rbac_pb2.RBAC()
     config: Any = tcp if extension.typed_config.Unpack(tcp) else http
@@ -132,7 +132,7 @@ def _principal(principal: Any) -> str:
 
 
 def private_key(encoded: bytes) -> str | None:
-    """The private key of a TLS certificate as PEM; None if the Secret has none."""
+    """Return the private key of a TLS certificate as PEM; None if the Secret has none."""
     secret = secret_pb2.Secret.FromString(encoded)
     if not secret.HasField("tls_certificate"):
         return None
@@ -141,7 +141,7 @@ def private_key(encoded: bytes) -> str | None:
 
 
 def remaining(not_after: datetime, now: datetime) -> str:
-    """The time to expiry in words, of the two largest units: ``in 2 h 5 min``, ``3 s ago``."""
+    """Return the time to expiry in its two largest units: ``in 2 h 5 min``, ``3 s ago``."""
     seconds = int((not_after - now).total_seconds())
     left = abs(seconds)
     words: list[str] = []
@@ -166,7 +166,7 @@ def _certificate(secret: Any) -> Description:
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         dns_names = names.get_values_for_type(x509.DNSName)
     except x509.ExtensionNotFound:
-        pass  # a leaf of somebody else may have no name at all
+        pass  # a leaf from another issuer may have no name at all
     return Description(
         name=secret.name,
         kind="tls_certificate",

@@ -1,10 +1,10 @@
-"""Bytes of secrets and responses.
+"""Encodes secrets and responses.
 
 Owns the encoding of ``envoy.extensions.transport_sockets.tls.v3.Secret`` and of both discovery
-responses. Invariant: a resource is encoded once for its name and version; every stream gets the
+responses. Invariants: a resource is encoded once for its name and version; every stream gets the
 same bytes with its own nonce behind them (protobuf fields may come in any order), so a push
-allocates one bytes object and no protobuf message. A resource holds a private key for as long as
-somebody holds the resource: only the view of a caller does, and only while the version is current.
+allocates one bytes object and no protobuf message. A resource may contain a private key, so only
+the view of a caller keeps resources, and only while their version is current.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _RESOURCE_TYPE: Final = "type.googleapis.com/envoy.service.discovery.v3.Resource
 _SPIFFE_VALIDATOR: Final = "envoy.tls.cert_validator.spiffe"
 _SHORT_REGEX: Final = 80
 NOBODY: Final = "urn:attested-sds:nobody"
-"""No SVID has this URI: the matcher of a context that admits nobody. No matcher admits all."""
+"""The matcher of a context that admits nobody: no SVID has this URI. (No matcher admits all.)"""
 
 
 class Resource:
     """One resource under one name at one version, with its bytes.
 
     Args:
-        receipt: name, version and parts.
+        receipt: the name, version and parts.
         secret: the encoded message.
-        type_url: of the message.
-        ttl: how long the client may use it without a heartbeat; None: forever.
+        type_url: the type of the message.
+        ttl: how long the client may use it without a heartbeat; None means forever.
     """
 
     __slots__ = ("_delta", "_secret", "_sotw", "receipt", "ttl", "type_url")
@@ -66,22 +66,22 @@ class Resource:
         self._delta: bytes | None = None
 
     def __repr__(self) -> str:
-        """Never the content."""
+        """Return a text without the content."""
         return f"Resource({self.receipt.name!r}, {self.receipt.version!r})"
 
     @property
     def secret(self) -> bytes:
-        """The encoded message, private key and all."""
+        """Return the encoded message, including a private key if it has one."""
         return self._secret
 
     @property
     def size(self) -> int:
-        """Bytes of the encoded message."""
+        """Return the length of the encoded message in bytes."""
         return len(self._secret)
 
     @property
     def any(self) -> bytes:
-        """The message as ``google.protobuf.Any``.
+        """Encode the message as ``google.protobuf.Any``.
 
         With a TTL it is wrapped in an ``envoy.service.discovery.v3.Resource`` (xDS, "TTL").
         """
@@ -94,7 +94,7 @@ class Resource:
 
     @property
     def sotw(self) -> bytes:
-        """A whole DiscoveryResponse with this resource, but for the nonce."""
+        """Encode a whole DiscoveryResponse with this resource, except for the nonce."""
         if self._sotw is None:
             self._sotw = (
                 length_delimited(1, self.receipt.version.encode())
@@ -105,7 +105,7 @@ class Resource:
 
     @property
     def delta(self) -> bytes:
-        """One element of DeltaDiscoveryResponse.resources."""
+        """Encode one element of DeltaDiscoveryResponse.resources."""
         if self._delta is None:
             receipt = self.receipt
             self._delta = length_delimited(
@@ -121,7 +121,7 @@ class Resource:
 
 
 def _nonce(nonce: str) -> bytes:
-    """The field ``nonce`` of both responses (number 5); ours have less than 128 bytes."""
+    """Encode the field ``nonce`` (number 5 in both responses); ours have less than 128 bytes."""
     encoded = nonce.encode()
     return bytes((5 << 3 | 2, len(encoded))) + encoded
 
@@ -133,7 +133,7 @@ def _any(type_url: str, value: bytes) -> bytes:
 def _wrapped(
     name: str, version: str, ttl: timedelta | None, *, resource: bytes | None = None
 ) -> bytes:
-    """A ``envoy.service.discovery.v3.Resource``; without ``resource`` it is a heartbeat."""
+    """Encode an ``envoy.service.discovery.v3.Resource``; without ``resource`` it is a heartbeat."""
     encoded = length_delimited(1, version.encode())
     if resource is not None:
         encoded += length_delimited(2, resource)
@@ -144,7 +144,7 @@ def _wrapped(
 
 
 def _duration(span: timedelta) -> bytes:
-    """A ``google.protobuf.Duration`` of at least one millisecond."""
+    """Encode a ``google.protobuf.Duration`` of at least one millisecond."""
     milliseconds = max(1, span // timedelta(milliseconds=1))
     seconds, rest = divmod(milliseconds, 1000)
     encoded = b"\x08" + varint(seconds) if seconds else b""
@@ -154,7 +154,7 @@ def _duration(span: timedelta) -> bytes:
 def delta_heartbeat(
     resources: Iterable[Resource], *, type_url: str, version: str, nonce: str
 ) -> bytes:
-    """A DeltaDiscoveryResponse without content that extends the lives of these resources."""
+    """Encode a DeltaDiscoveryResponse without content, which extends these resources' lives."""
     return b"".join(
         (
             length_delimited(1, version.encode()),
@@ -171,7 +171,7 @@ def delta_heartbeat(
 def sotw_response(
     resources: Sequence[Resource], *, type_url: str, version: str, nonce: str
 ) -> bytes:
-    """A DiscoveryResponse; ``version`` is used if there is not exactly one resource."""
+    """Encode a DiscoveryResponse; ``version`` counts if there is not exactly one resource."""
     tail = _nonce(nonce) if nonce else b""
     if len(resources) == 1:
         return resources[0].sotw + tail
@@ -193,7 +193,7 @@ def delta_response(
     version: str,
     nonce: str,
 ) -> bytes:
-    """A DeltaDiscoveryResponse; ``version`` is its ``system_version_info`` (for people)."""
+    """Encode a DeltaDiscoveryResponse; ``version`` is its ``system_version_info`` (for people)."""
     return b"".join(
         (
             length_delimited(1, version.encode()),
@@ -209,7 +209,7 @@ def delta_response(
 
 
 def tls_certificate(name: str, chain: Iterable[bytes], private_key: bytes) -> bytes:
-    """A Secret with a TlsCertificate: DER chain, leaf first; PKCS#8 PEM key."""
+    """Encode a Secret with a TlsCertificate from a DER chain, leaf first, and a PKCS#8 PEM key."""
     secret = secret_pb2.Secret(name=name)
     secret.tls_certificate.certificate_chain.inline_bytes = pem(chain)
     secret.tls_certificate.private_key.inline_bytes = private_key
@@ -221,13 +221,13 @@ def tls_certificate(name: str, chain: Iterable[bytes], private_key: bytes) -> by
 def trusted_ca(
     name: str, bundle: TrustBundle, matchers: Iterable[SanMatcher] | None = None
 ) -> bytes:
-    """A Secret with a plain validation context.
+    """Encode a Secret with a plain validation context.
 
     Args:
         name: the resource name.
         bundle: the roots.
-        matchers: any of these must match a SAN of the peer; an empty sequence admits nobody; None
-            leaves names unchecked.
+        matchers: at least one of these must match a SAN of the peer; an empty sequence admits
+            nobody; None leaves names unchecked.
     """
     secret = secret_pb2.Secret(name=name)
     secret.validation_context.trusted_ca.inline_bytes = pem(bundle.roots)
@@ -239,7 +239,7 @@ def trusted_ca(
 def spiffe_validator(
     name: str, bundles: Iterable[TrustBundle], matchers: Iterable[SanMatcher] | None = None
 ) -> bytes:
-    """A Secret whose context trusts each CA for the SPIFFE IDs of its own trust domain only.
+    """Encode a Secret that trusts each CA only for the SPIFFE IDs of its own trust domain.
 
     Envoy: ``envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig``. ``matchers`` as
     in :func:`trusted_ca`.
@@ -258,7 +258,7 @@ def spiffe_validator(
 
 
 def session_ticket_keys(name: str, keys: Iterable[bytes]) -> bytes:
-    """A Secret with TlsSessionTicketKeys: 80 bytes each, newest first (Envoy encrypts with it)."""
+    """Encode a Secret with TlsSessionTicketKeys of 80 bytes; Envoy encrypts with the first."""
     secret = secret_pb2.Secret(name=name)
     for key in keys:
         secret.session_ticket_keys.keys.add(inline_bytes=key)
@@ -268,7 +268,7 @@ def session_ticket_keys(name: str, keys: Iterable[bytes]) -> bytes:
 
 
 def generic_secret(name: str, value: bytes) -> bytes:
-    """A Secret with a GenericSecret."""
+    """Encode a Secret with a GenericSecret."""
     secret = secret_pb2.Secret(name=name)
     secret.generic_secret.secret.inline_bytes = value
     encoded: bytes = secret.SerializeToString()
@@ -277,7 +277,7 @@ def generic_secret(name: str, value: bytes) -> bytes:
 
 
 def pem(certificates: Iterable[bytes]) -> bytes:
-    """DER certificates as PEM (RFC 7468), one after the other."""
+    """Encode DER certificates as PEM (RFC 7468), one after the other."""
     out = []
     for der in certificates:
         text = base64.b64encode(der)
@@ -287,11 +287,11 @@ def pem(certificates: Iterable[bytes]) -> bytes:
 
 
 def set_regex(matcher: regex_pb2.RegexMatcher, regex: str) -> None:
-    """Write an expression so that Envoy takes it whatever its length.
+    """Write a regular expression so that Envoy accepts it whatever its length.
 
     Envoy 1.36 to 1.40 refuse expressions that compile to more than 100 instructions, about one for
-    each character, unless the matcher says how many it may have. The field is deprecated (they
-    log a warning), so short expressions, which are most, go without.
+    each character, unless the matcher says how many it may have. That field is deprecated (Envoy
+    logs a warning), so short expressions, which are most, do not use it.
     """
     matcher.regex = regex
     if len(regex) > _SHORT_REGEX:

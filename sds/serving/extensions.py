@@ -1,9 +1,9 @@
-"""Names of filter configurations: what ``authorization`` stands for, for one caller.
+"""The names of filter configurations, and the filter behind each name for one caller.
 
-Owns the mapping from names to filters, and their versions. Invariants: a name that is the caller's
-always exists, and denies everything where no policy is in force or policy does not know the
-identity; the authorization of an identity that is not the caller's does not exist for it; a version
-is new wherever the content or the policy's epoch is, and contains the epoch.
+Owns the mapping from names to filters, and their versions. Invariants: the filter of a caller's own
+identity always exists, and denies everything if no policy is in force or policy does not know the
+identity; the filters of other identities do not exist for that caller; a version changes whenever
+the content or the policy's epoch changes, and contains the epoch.
 
 ===============================  ===============================================================
 name                             filter
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from sds.workload.entitlement import Caller
 
     Authorizations: TypeAlias = Mapping[SpiffeId, Authorization]
-    """What may be asked of each identity of a caller."""
+    """For each identity of a caller, which requests others may send to it."""
 
 AUTHORIZATION: Final = "authorization"
 AUTHORIZATION_TCP: Final = "authorization-tcp"
@@ -49,10 +49,10 @@ _MAX_STAMPS: Final = 10_000
 
 
 class AuthorizationPolicy(Protocol):
-    """Policy's answer; after a change call ``SecretService.refresh()``."""
+    """Gives what policy allows; call ``SecretService.refresh()`` after a change."""
 
     def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
-        """What may be asked of the identity now; denies everything where no policy is in force."""
+        """Return which requests others may send to the identity; none if no policy is in force."""
         ...
 
 
@@ -64,12 +64,12 @@ class _NoPolicy:
 
 
 class ExtensionCatalog:
-    """What filter configurations there are; see the module.
+    """Finds the filter configurations of each caller.
 
     Args:
         store: draws versions.
-        policy: decides; None: every filter denies everything.
-        clock: the time at which policy is asked.
+        policy: decides; if it is None, every filter denies everything.
+        clock: gives the time for which policy is asked.
         ttl: the longest life of a filter without a heartbeat.
     """
 
@@ -91,15 +91,15 @@ class ExtensionCatalog:
 
     @property
     def heartbeat_seconds(self) -> float:
-        """Seconds between two heartbeats."""
+        """Return the seconds between two heartbeats."""
         return self._ttl.total_seconds() / 3
 
     def everything(self, caller: Caller) -> tuple[str, ...]:
-        """What the wildcard stands for."""
+        """Return the names that the wildcard stands for."""
         return (AUTHORIZATION, AUTHORIZATION_TCP) if caller.identities else ()
 
     def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
-        """The filter under ``name`` for ``caller``; None if the name is not the caller's."""
+        """Return the filter under ``name`` for ``caller``; None if the name is not the caller's."""
         del strong
         meant = _meant(caller, name)
         if meant is None:
@@ -112,45 +112,45 @@ class ExtensionCatalog:
         )
 
     def ttl(self, allowed: Authorization) -> timedelta:
-        """How long the filter is in force without a heartbeat: never beyond the policy's end."""
+        """Return how long the filter lives without a heartbeat: never beyond the policy's end."""
         if allowed.ends_at is None:
             return self._ttl
         return max(_SHORTEST_TTL, min(self._ttl, allowed.ends_at - self._clock.now().wall))
 
     def authorizations(self, caller: Caller) -> Authorizations:
-        """What may be asked of each identity of the caller."""
+        """Return which requests others may send to each identity of the caller."""
         now = self._clock.now().wall
         own = (identity.spiffe_id for identity in caller.identities)
         return {one: self._policy.authorization(one, now=now) for one in own}
 
     def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
-        """No filter depends on what the store has."""
+        """Return no names: no filter depends on the store."""
         del caller, keys
         return []
 
     def reloaded_names(self, caller: Caller) -> list[str]:
-        """Nor on files."""
+        """Return no names: no filter depends on files."""
         del caller
         return []
 
     def first_names(self) -> Collection[str]:
-        """No name goes before another."""
+        """Return no names: no filter must go before another."""
         return ()
 
     @staticmethod
     def is_by_policy(name: str) -> bool:
-        """Policy decides all of them."""
+        """Return True: policy decides every filter."""
         del name
         return False
 
     @staticmethod
     def is_made_up(name: str) -> bool:
-        """Only the names of a caller's identities mean something."""
+        """Return False: only the names of a caller's identities mean something."""
         del name
         return False
 
     def _stamped(self, name: str, allowed: Authorization, *, tcp: bool) -> tuple[Version, bytes]:
-        """Version and bytes: new ones where what is allowed, or the policy's epoch, is new."""
+        """Return version and bytes, new ones if what is allowed or the policy's epoch changed."""
         scope = (name, allowed.identity)
         content = dataclasses.replace(allowed, ends_at=None)
         known = self._stamps.get(scope)
@@ -167,7 +167,7 @@ class ExtensionCatalog:
 
 
 def widens_only(before: Authorizations, after: Authorizations) -> bool:
-    """Whether everything that was allowed of any identity still is, by the same words."""
+    """Say whether everything that was allowed for any identity still is, by equal rules."""
     return before.keys() <= after.keys() and all(
         _grants(one) <= _grants(after[identity]) for identity, one in before.items()
     )
@@ -183,7 +183,7 @@ def _grants(allowed: Authorization) -> frozenset[object]:
 
 
 def _meant(caller: Caller, name: str) -> tuple[SpiffeId, bool] | None:
-    """The caller's identity that a name means, and whether the network filter is meant."""
+    """Return the caller's identity that a name means, and whether it means the network filter."""
     if not caller.identities:
         return None
     kind, colon, wanted = name.partition(":")

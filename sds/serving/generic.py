@@ -1,8 +1,8 @@
 """Generic secrets (API keys, passwords) from memory-backed files, served as they are.
 
-Owns reading them. Invariants: a value never comes from a disk: its file is on a tmpfs or ramfs, or
-is an anonymous memory file that was inherited; it is read once and on demand, never written; it
-is served to the workload for which it is configured and to no other.
+Owns the reading. Invariants: a value never comes from a disk: its file is on a tmpfs or ramfs, or
+is an anonymous memory file that was inherited; the file is read at the start and at a reload, and
+never written; a value is served only to the workload for which it is configured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GenericSecretFiles:
     Args:
         store: draws versions.
         files: workload name -> secret name -> file.
-        aliases: the names that are taken.
+        aliases: the names that are already taken.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class GenericSecretFiles:
         """Read all files.
 
         Raises:
-            ConfigurationError: a file cannot be read, is not in memory or too large, or a name is
-                taken by something else.
+            ConfigurationError: a file cannot be read, is not in memory or is too large, or a name
+                is
+                already taken.
         """
         self._store = store
         self._files = files
@@ -65,16 +66,16 @@ class GenericSecretFiles:
         self.reload()
 
     def names(self, caller: Caller) -> Collection[str]:
-        """The names of those that the caller may have."""
+        """Return the names of the secrets that the caller may have."""
         return tuple(self._files.get(caller.name, ()))
 
     def current(self, caller: Caller, name: str) -> tuple[Version, bytes] | None:
-        """Version and value; None if there is none for the caller."""
+        """Return version and value; None if there is none for the caller."""
         found = self._values.get((caller.name, name))
         return None if found is None else (found[0], found[1].reveal())
 
     def reload(self) -> bool:
-        """Read all files again; whether any value changed.
+        """Read all files again, and say whether any value changed.
 
         Raises:
             ConfigurationError: as in the constructor; nothing has changed then.
@@ -98,7 +99,7 @@ class GenericSecretFiles:
 
 
 def _read(path: Path, *, name: str, workload: str) -> SecretBytes:
-    """The file's content; an error names the field."""
+    """Return the file's content; an error names the field of the configuration."""
     try:
         return read_memory_file(path)
     except ConfigurationError as error:
@@ -143,7 +144,7 @@ def read_memory_file(path: Path) -> SecretBytes:
 
 
 def _content(descriptor: int, size: int, path: Path) -> SecretBytes:
-    """All of it; no other copy stays in memory."""
+    """Return the whole content, and leave no other copy in memory."""
     buffer = bytearray(size)
     try:
         read = os.preadv(descriptor, [buffer], 0)
@@ -158,11 +159,12 @@ def _content(descriptor: int, size: int, path: Path) -> SecretBytes:
 
 
 def _in_memory(descriptor: int, device: int) -> bool:
-    """Whether the file has no disk behind it: a memfd, or on a mount of tmpfs or ramfs."""
+    """Say whether the file has no disk behind it: it is a memfd, or on a tmpfs or ramfs."""
     if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(_MEMFD):
         return True
     wanted = f"{os.major(device)}:{os.minor(device)}".encode()
-    # Users who may mount choose names of directories: any byte but a line feed may be in a line.
+    # A user who may mount chooses names of directories, so a line may contain any byte but a line
+    # feed.
     with Path("/proc/self/mountinfo").open("rb") as mounts:
         for line in mounts:
             fields, _, rest = line.partition(b" - ")

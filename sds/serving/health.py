@@ -1,9 +1,9 @@
 """``grpc.health.v1`` on the sockets of an agent.
 
-Owns what one socket says of itself. Invariants: a watcher that does not read delays nobody but
-itself (in grpcio-health-checking's own servicer it delays all watchers of a service and the code
-that sets its state, because they share a lock); nothing of a request is kept, so names that clients
-make up take no memory.
+Owns the state that one socket reports. Invariants: a watcher that does not read delays only itself
+(in grpcio-health-checking's own servicer it delays all watchers of a service and the code that sets
+its state, because they share a lock); nothing of a request is kept, so names that clients make up
+take no memory.
 
 Source: gRPC's "Health Checking Protocol".
 """
@@ -25,15 +25,15 @@ _Answer = health_pb2.HealthCheckResponse
 
 
 class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
-    """See the module."""
+    """Serves ``grpc.health.v1`` on one socket."""
 
     def __init__(self) -> None:
-        """NOT_SERVING at first."""
+        """Begin with NOT_SERVING."""
         self._serving = False
         self._changed = asyncio.Event()
 
     def tell(self, *, serving: bool) -> None:
-        """Say from now on whether secrets are served."""
+        """Set whether secrets are served."""
         if serving is not self._serving:
             self._serving = serving
             self._changed.set()
@@ -42,7 +42,7 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
     async def Check(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> health_pb2.HealthCheckResponse:
-        """The state now; NOT_FOUND for a service that is not ours."""
+        """Return the state now; NOT_FOUND for a service that is not ours."""
         if request.service not in _NAMES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service here")
         return _Answer(status=self._status())
@@ -50,7 +50,7 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
     async def List(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthListRequest, context: Any
     ) -> health_pb2.HealthListResponse:
-        """The state of every service now."""
+        """Return the state of every service now."""
         del request, context
         state = _Answer(status=self._status())
         return health_pb2.HealthListResponse(statuses=dict.fromkeys(_NAMES, state))
@@ -58,9 +58,9 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
     async def Watch(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> None:
-        """The state now, and whenever it changes.
+        """Send the state now and whenever it changes.
 
-        Of a service that is not ours it is SERVICE_UNKNOWN.
+        For a service that is not ours, the state is SERVICE_UNKNOWN.
         """
         known = request.service in _NAMES
         del request
@@ -71,7 +71,7 @@ class SocketHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # gen
             if now != said:
                 said = now
                 await context.write(_Answer(status=now))
-                continue  # it may have changed while nobody read
+                continue  # the state may have changed while the client did not read
             await changed.wait()
 
     def _status(self) -> Any:

@@ -1,7 +1,7 @@
-"""Memory of an answer that is being made, on the budget of who asked.
+"""The memory of an answer that is being made, which counts for the caller that asked.
 
-A client chooses how much one answer has, and how many it asks for at once. Owns :class:`Held`.
-Invariant: what an answer takes while it is made counts for its caller, and is bounded.
+A client chooses how large one answer is, and how many it asks for at once. Owns :class:`Held`.
+Invariant: the memory of an answer counts for its caller while the answer is made, and is bounded.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any, Final, Self
 from sds.errors import LimitError
 
 MOST_ANSWER_BYTES: Final = 4 * 1024 * 1024
-"""What clients of gRPC take, unless they are told otherwise."""
+"""The largest message that gRPC clients accept by default."""
 
 
 class Held:
-    """See the module; the block in which it is used makes the answer.
+    """Counts the memory of an answer, for the length of the ``with`` block that makes it.
 
     Args:
-        context: of the call; one of ``grpc.aio`` has no connection, and no budget.
+        context: the call's context; a context of ``grpc.aio`` has no connection and no budget.
         advice: what to do about an answer that is too large.
     """
 
@@ -34,30 +34,30 @@ class Held:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """The answer is made: who sends it counts it."""
+        """Stop counting: from now on the code that sends the answer counts it."""
         self.begin()
 
     def begin(self) -> None:
-        """The answer is made anew: nothing of it is there."""
+        """Begin the answer anew, with nothing counted."""
         if self._connection is not None and self._bytes:
             self._connection.hold(-self._bytes)
         self._bytes = self._answer = 0
 
     def work(self, count: int) -> None:
-        """So many bytes more that do not go out.
+        """Count bytes of work that do not go out.
 
         Raises:
-            LimitError: the owner holds too much.
+            LimitError: the owner uses too much memory.
         """
         self._bytes += count
         if self._connection is not None:
             self._connection.hold(count)
 
     def answer(self, count: int) -> None:
-        """So many bytes more of the answer.
+        """Count bytes of the answer.
 
         Raises:
-            LimitError: the answer is too large, or the owner holds too much.
+            LimitError: the answer is too large, or the owner uses too much memory.
         """
         self.work(count)
         self._answer += count

@@ -1,7 +1,7 @@
-"""Give memory back to the system once a crowd of clients has been served.
+"""Gives memory back to the system once a crowd of clients has been served.
 
 A first request of Envoy 1.40 has 61 KB; when a node starts, hundreds arrive at once, and glibc
-keeps the pages in which they lay. Owns the moment at which they go back: when no stream has been
+keeps the pages that contained them. Owns the moment at which they go back: when no stream has been
 opened for a while. Invariant: at most one timer runs, and only after a crowd.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CROWD: Final = 32
-"""Streams opened in a row that are worth it."""
+"""How many streams, opened one soon after the other, count as a crowd."""
 QUIET_SECONDS: Final = 1.0
 
 
@@ -26,7 +26,7 @@ class CrowdTrimmer:
     def __init__(
         self, loop: asyncio.AbstractEventLoop, give_back: Callable[[], None] = give_back
     ) -> None:
-        """``loop``: where the timer runs."""
+        """Make one whose timer runs on ``loop``."""
         self._loop = loop
         self._give_back = give_back
         self._opened = 0
@@ -34,7 +34,7 @@ class CrowdTrimmer:
         self._timer: asyncio.TimerHandle | None = None
 
     def opened(self) -> None:
-        """A stream was opened."""
+        """Note that a stream was opened."""
         self._opened += 1
         if self._timer is None and self._opened >= CROWD:
             self._seen = self._opened

@@ -1,7 +1,7 @@
 """Limits that keep one client from harming the others.
 
-Owns the numbers. Invariant: a limit that is hit ends one stream with
-RESOURCE_EXHAUSTED and a text that names the limit; nobody else notices. The defaults let one Envoy
+Owns the numbers. Invariant: exceeding a limit ends one stream with RESOURCE_EXHAUSTED and a text
+that names the limit; no other stream notices. The defaults let one Envoy
 hold 1,000 secrets, one stream each, on one connection.
 """
 
@@ -18,14 +18,15 @@ class ServingLimits:
     """What one client may do.
 
     Attributes:
-        names_per_stream: names that one request may list, and one stream may watch.
-        message_bytes: size of one request.
-        streams_per_connection: streams of one connection.
-        streams_per_socket: streams of all connections of one socket.
-        requests_per_second: requests of one stream, in the long run.
-        request_burst: requests of one stream at once. State of the world over ADS sends one for
+        names_per_stream: the most names that one request may list, and that one stream may watch.
+        message_bytes: the largest request.
+        streams_per_connection: the most open streams on one connection.
+        streams_per_socket: the most open streams on all connections of one socket.
+        requests_per_second: the most requests on one stream each second, on average.
+        request_burst: the most requests on one stream at once. State of the world over ADS sends
+            one for
             each secret that is added.
-        names: memory that watched names may take.
+        names: how much memory watched names may take.
     """
 
     names_per_stream: int = 2_000
@@ -37,7 +38,7 @@ class ServingLimits:
     names: NameLimits = field(default_factory=NameLimits)
 
     def __post_init__(self) -> None:
-        """Every limit is positive."""
+        """Check that every limit is positive."""
         for name in self.__slots__:
             if name != "names" and getattr(self, name) <= 0:
                 raise ConfigurationError(f"limits.{name} is not positive")

@@ -1,8 +1,8 @@
-"""Names to look at again after a change, of all callers: some of each in each turn of the loop.
+"""Looks up names again after a change, for all callers, a few in each turn of the loop.
 
-A rotation or a change of policy makes names stale that clients chose, as many as they like. Owns
-the order in which callers' names are looked at. Invariants: at most
-:data:`~sds.serving.slices.SLICE` names and conversations are looked at in one turn; a caller with
+A rotation or a change of policy makes names stale, and clients choose how many there are. Owns the
+order in which callers' names are looked up again. Invariants: at most
+:data:`~sds.serving.slices.SLICE` names and conversations are handled in one turn; a caller with
 many names waits longer for its last one, and no other caller waits for it.
 """
 
@@ -16,41 +16,41 @@ from sds.faults import guarded
 from sds.serving.slices import SLICE
 
 _EACH: Final = 20
-"""Names of one caller before the next one's."""
+"""How many names of one caller are handled before the next caller's."""
 
 
 class Stale(Protocol):
-    """The names of one caller."""
+    """The stale names of one caller."""
 
     @property
     def has_stale(self) -> bool:
-        """Whether there is one to look at."""
+        """Say whether there is a name to look up."""
         ...
 
     def look(self, most: int) -> int:
-        """Look at some, at most ``most``; how many that were."""
+        """Look up at most ``most`` names, and return how many that were."""
         ...
 
 
 class Looks:
-    """See the module."""
+    """Runs the look-ups of all callers in turns."""
 
     def __init__(self) -> None:
-        """Nobody has stale names."""
+        """Begin without callers."""
         self._row: OrderedDict[Stale, None] = OrderedDict()
         self._handle: asyncio.Handle | None = None
 
     def add(self, stale: Stale) -> None:
-        """A caller has stale names."""
+        """Add a caller that has stale names."""
         self._row.setdefault(stale)
         self._expect()
 
     def remove(self, stale: Stale) -> None:
-        """A caller is gone."""
+        """Remove a caller that is gone."""
         self._row.pop(stale, None)
 
     def close(self) -> None:
-        """Look at nothing more."""
+        """Stop all look-ups."""
         self._row.clear()
         if self._handle is not None:
             self._handle.cancel()

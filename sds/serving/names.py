@@ -1,11 +1,10 @@
-"""What the names that clients ask for may cost: memory is bounded for each owner and for all.
+"""The memory of names that clients ask for, bounded for each owner and for all together.
 
 A name that is watched costs far more than its characters: a dozen objects remember what was sent,
-ACKed and refused under it. Owns that count. An owner is whose budget the connection uses: a pod, or
-a user outside pods, so a user gains nothing by many processes (:mod:`sds.transport.budget`).
-Invariants: an owner that stays within its guaranteed share is never refused, whatever others hold;
-beyond it, all owners together stay within one bound, and each within its own; what a stream held is
-given back when it ends.
+ACKed and refused under it. Owns that count. An owner is a pod, or a user outside pods, so a user
+gains nothing by many processes (:mod:`sds.transport.budget`). Invariants: an owner that stays
+within its guaranteed share is never refused, however much others use; beyond that share, all owners
+together stay within one bound, and each within its own; a stream that ends gives back what it used.
 """
 
 from __future__ import annotations
@@ -16,22 +15,22 @@ from typing import Final
 from sds.errors import LimitError
 
 NAME_OVERHEAD: Final = 640
-"""Bytes that one watched name holds beside its characters; measured: 500."""
+"""Bytes of memory that one watched name takes beside its characters; measured: 500."""
 
 
 def name_cost(name: str) -> int:
-    """Bytes of memory that a watched name holds."""
+    """Return the bytes of memory that a watched name takes."""
     return len(name) + NAME_OVERHEAD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NameLimits:
-    """Bytes of names, their overhead included.
+    """The most bytes that names may take, overhead included.
 
     Attributes:
-        owner: of one owner, over all its connections.
-        guaranteed: of one owner, even while others have used up ``everybody``.
-        everybody: of all owners together.
+        owner: for one owner, over all its connections.
+        guaranteed: for one owner, even while others have used up ``everybody``.
+        everybody: for all owners together.
     """
 
     owner: int = 16 * 1024 * 1024
@@ -52,14 +51,14 @@ class NameBudget:
         self._total = 0
 
     def held(self, owner: str) -> int:
-        """Bytes of one owner."""
+        """Return the bytes that one owner uses."""
         return self._held.get(owner, 0)
 
     def take(self, owner: str, size: int) -> None:
-        """Count so many bytes more.
+        """Add bytes to an owner's count.
 
         Raises:
-            LimitError: too many; they are counted all the same until they are given back.
+            LimitError: that is too many; they count all the same until they are given back.
         """
         held = self._held[owner] = self._held.get(owner, 0) + size
         self._total += size
@@ -72,7 +71,7 @@ class NameBudget:
             )
 
     def give_back(self, owner: str, size: int) -> None:
-        """These bytes of names are not watched any more."""
+        """Subtract the bytes of names that are no longer watched."""
         left = self._held.get(owner, 0) - size
         self._total -= size
         if left > 0:

@@ -1,7 +1,7 @@
-"""What happens on the streams, for those who count it.
+"""The events on streams, and the port for the code that counts them.
 
-Owns the names of the events and the port. Invariant: an observer hears of an event after it
-happened and cannot change it; no event carries a secret.
+Owns the names of the events and the port. Invariants: an observer is told of an event after it
+happened and cannot change it; no event contains a secret.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ ADS_METHODS: Final = frozenset({Method.ADS_STREAM, Method.ADS_DELTA})
 
 
 class Event(enum.StrEnum):
-    """What can happen, by the label that metrics use."""
+    """The kinds of events, by the label that metrics use."""
 
     STREAM_OPENED = "stream_opened"
     STREAM_CLOSED = "stream_closed"
     STREAM_REFUSED = "stream_refused"
-    """Ended by us with a status: malformed, wrong type, limit, not recognised, withdrawn."""
+    """We ended a stream with a status: malformed, wrong type, limit, not recognised, withdrawn."""
     REQUEST = "request"
     RESPONSE = "response"
     SENT = "resource_sent"
     REMOVED = "resource_removed"
     HEARTBEAT = "heartbeat"
-    """A response that only extends the lives of what the client has."""
+    """We sent a response that only extends the lives of what the client has."""
     HELD = "resource_held"
-    """Not sent again: the client had kept it from an earlier stream."""
+    """We did not send a resource again, because the client kept it from an earlier stream."""
     ACK = "ack"
     NACK = "nack"
     STALE_NONCE = "stale_nonce"
     ABSENT = "absent"
-    """A name was asked for that does not exist for this caller (yet)."""
+    """The client asked for a name that does not exist for it (yet)."""
     OTHER_TYPE = "other_type"
-    """A request of another type on the aggregated stream, left unanswered."""
+    """We left a request for another type on the aggregated stream unanswered."""
     LIMIT = "limit"
     MALFORMED = "malformed"
     WRONG_TYPE = "wrong_type"
 
 
 class ServingObserver(Protocol):
-    """The port: counts events."""
+    """Counts events."""
 
     def count(self, event: Event, method: Method, amount: int = 1) -> None:
-        """``amount`` of these happened."""
+        """Count ``amount`` events of this kind."""
         ...
 
     def nacked(self, words: str) -> None:
-        """A client refused a secret, in these words of its own."""
+        """Note that a client refused a secret; ``words`` are the client's own."""
         ...
 
 

@@ -1,11 +1,11 @@
 """The order in which a change of policy reaches one Envoy.
 
-A policy decides about two things that an Envoy gets apart: who may connect (validation contexts)
-and what they may ask for (authorization). Owns the order: on a change that narrows, or does both,
-authorization goes first, on one that only widens, contexts go first, so that at no moment more is
-allowed than one of the two policies allows. Invariants: the second part goes to a connection once
-it has ACKed or NACKed the first, at the latest :data:`PATIENCE_SECONDS` later; a connection waits
-only for itself.
+A policy decides two things that an Envoy receives separately: who may connect (validation contexts)
+and which requests they may send (authorization). Owns the order. If a change only widens what is
+allowed, contexts go first; otherwise authorization goes first. So at no moment more is allowed than
+one of the two policies allows. Invariants: the second part goes to a connection once it has ACKed
+or NACKed the first, at the latest :data:`PATIENCE_SECONDS` later; a connection waits only for
+itself.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ PATIENCE_SECONDS: Final = 0.2
 
 
 class Order:
-    """What waits on each connection, and for what.
+    """Holds back the second part of a change for each connection.
 
     Args:
-        deliver: gives a conversation the names that changed for it.
+        deliver: tells a conversation which names changed for it.
     """
 
     def __init__(self, deliver: Callable[[Conversation, tuple[str, ...]], None]) -> None:
@@ -38,14 +38,14 @@ class Order:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, first: str) -> None:
-        """A change of policy begins: resources of the type ``first`` go before all others."""
+        """Begin a change of policy; resources of the type ``first`` go before all others."""
         self.release_all()
         self._first = first
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(PATIENCE_SECONDS, guarded("listener", self.release_all))
 
     def touch(self, conversation: Conversation, names: tuple[str, ...]) -> None:
-        """Names changed for a conversation: deliver it now, or when it is its turn."""
+        """Deliver changed names to a conversation now, or when it is its turn."""
         peer = conversation.stream.peer
         if self._first is None:
             self._deliver(conversation, names)
@@ -58,7 +58,7 @@ class Order:
             self._deliver(conversation, names)
 
     def answered(self, conversation: Conversation) -> None:
-        """The client ACKed or NACKed something of this conversation."""
+        """Note that the client ACKed or NACKed something in this conversation."""
         peer = conversation.stream.peer
         awaited = self._awaited.get(peer)
         if awaited is not None and conversation in awaited:
@@ -67,14 +67,14 @@ class Order:
                 self._release(peer)
 
     def gone(self, conversation: Conversation) -> None:
-        """The conversation is over."""
+        """Forget a conversation that is over."""
         self.answered(conversation)
         waiting = self._waiting.get(conversation.stream.peer)
         if waiting is not None:
             waiting[:] = [one for one in waiting if one[0] is not conversation]
 
     def release_all(self) -> None:
-        """Nobody is waited for any longer."""
+        """Deliver everything that still waits."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""Who may be at the other end of a connection: the seam between serving and policy.
+"""Who may be at the other end of a connection: the interface between serving and policy.
 
 Owns the types that a policy fills. Invariant: a :class:`PeerContext` never widens trust by being
 empty: no matcher admits nobody.
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SanMatcher:
-    """One alternative: a URI SAN that matches admits the peer.
+    """A matcher that admits a peer by one of its URI SANs.
 
     Attributes:
-        kind: how ``value`` is compared (Envoy's StringMatcher; ``regex`` is RE2, the whole name).
+        kind: how ``value`` is compared (Envoy's StringMatcher); ``regex`` is RE2 over the whole
+            name.
         value: the text.
     """
 
@@ -32,8 +33,9 @@ class PeerContext:
     """Which peers a connection may have.
 
     Attributes:
-        matchers: alternatives; an empty tuple admits nobody.
-        trust_domains: whose bundles count; where any is foreign the SPIFFE validator is used.
+        matchers: a peer must match one of them; an empty tuple admits nobody.
+        trust_domains: the trust domains whose bundles count; if one is foreign, the SPIFFE
+            validator is used.
     """
 
     matchers: tuple[SanMatcher, ...]
@@ -41,12 +43,12 @@ class PeerContext:
 
 
 class PeerPolicy(Protocol):
-    """Policy's answers about peers; after a change call ``SecretService.refresh()``."""
+    """Gives what policy says about peers; call ``SecretService.refresh()`` after a change."""
 
     def inbound(self, caller: Caller) -> PeerContext | None:
-        """Who may connect to the caller; None if no policy speaks of it."""
+        """Return who may connect to the caller; None if no policy mentions it."""
         ...
 
     def outbound(self, caller: Caller, target: str) -> PeerContext | None:
-        """Who may answer when the caller connects to ``target`` (a service or a SPIFFE ID)."""
+        """Return who may answer if the caller connects to ``target``, a service or a SPIFFE ID."""
         ...

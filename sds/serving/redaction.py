@@ -1,6 +1,7 @@
 """Secrets without anything secret, as client status shows them.
 
-Invariant: no private key, ticket key or generic secret passes; everything else is as it is served.
+Invariant: the result has no private key, ticket key or generic secret; everything else is
+    unchanged.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ REDACTED: Final = "[redacted]"
 
 
 def redact(secret: bytes) -> secret_pb2.Secret:
-    """The Secret without anything secret, as Envoy's own config_dump shows it."""
+    """Return the Secret without anything secret, as Envoy's own config_dump shows it."""
     shown = secret_pb2.Secret.FromString(secret)
     if shown.HasField("tls_certificate"):
         shown.tls_certificate.private_key.inline_string = REDACTED

@@ -1,7 +1,7 @@
-"""What was worked out under names that clients make up, within a bound of memory.
+"""A cache of values for names that clients make up, bounded in memory.
 
-Invariant: however many names clients ask for, one after the other or at once, what is remembered
-of them takes no more than its bound; what was used last stays.
+Invariant: however many names clients ask for, one after the other or at once, the cache takes no
+more memory than its bound; the values that were used last stay.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ _V = TypeVar("_V")
 
 
 class Remembered(Generic[_V]):
-    """The values that were used last.
+    """Keeps the values that were used last.
 
     Args:
-        most: bytes of all together.
+        most: the most bytes of all values together.
     """
 
     __slots__ = ("_held", "_most", "_values")
 
     def __init__(self, most: int) -> None:
-        """Nothing is remembered."""
+        """Begin with an empty cache."""
         self._most = most
         self._held = 0
         self._values: OrderedDict[Hashable, tuple[_V, int]] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many are remembered."""
+        """Return how many values are in the cache."""
         return len(self._values)
 
     def get(self, key: Hashable) -> _V | None:
-        """The value, which was used now; None if it is not (or no longer) known."""
+        """Return the value and mark it as used; None if the cache does not have it."""
         found = self._values.get(key)
         if found is None:
             return None
@@ -43,7 +43,7 @@ class Remembered(Generic[_V]):
         return found[0]
 
     def put(self, key: Hashable, value: _V, size: int) -> None:
-        """Remember a value of ``size`` bytes, and forget what was not used for the longest time."""
+        """Keep a value of ``size`` bytes, and drop the values that were used least recently."""
         before = self._values.pop(key, None)
         if before is not None:
             self._held -= before[1]
@@ -54,6 +54,6 @@ class Remembered(Generic[_V]):
             self._held -= freed
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Empty the cache."""
         self._values.clear()
         self._held = 0

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 # Serving works on bytes and needs no descriptor; reflection needs them loaded.
 DESCRIBED: Final = (sds_pb2.DESCRIPTOR, ads_pb2.DESCRIPTOR, config_discovery_pb2.DESCRIPTOR)
 _SPARE_STREAMS: Final = 100
-"""Streams that HTTP/2 admits beyond ``streams_per_connection``: the first ones over that limit are
-refused with a text, and tools that debug find room."""
+"""How many streams HTTP/2 admits beyond ``streams_per_connection``: the first ones over that limit
+are refused with a text, and debugging tools find room."""
 
 
 AnyServer: TypeAlias = "Server | grpc.aio.Server"
@@ -42,12 +42,13 @@ def make_server(
     *,
     budgets: Budgets | None = None,
 ) -> Server:
-    """A server for the clients of a workload's or a node's socket; give it sockets yourself.
+    """Make a server for the clients of a workload's or a node's socket; the caller adds sockets.
 
     Args:
-        limits: of each client.
+        limits: the limits of each client.
         handlers: the methods.
-        budgets: of the owners of connections, shared with other servers; its own if left out.
+        budgets: the budgets of connections' owners, shared with other servers; new ones if left
+            out.
     """
     connection = ConnectionLimits(concurrent_streams=limits.streams_per_connection + _SPARE_STREAMS)
     return Server(
@@ -58,7 +59,7 @@ def make_server(
 
 
 def add_health(server: AnyServer) -> SocketHealth:
-    """Add grpc.health.v1, which says NOT_SERVING until it is told."""
+    """Add grpc.health.v1, which says NOT_SERVING until it is told otherwise."""
     servicer = SocketHealth()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     return servicer

@@ -1,10 +1,10 @@
-"""What all sockets of an agent serve: the sessions of callers, and what a change means to them.
+"""The service behind all sockets of an agent: the sessions of callers, and changes for them.
 
 Owns the sessions. Invariants: one session for each caller that has a stream; a change of the store,
 of policy or of files reaches every session that it concerns, and no other.
 
 One :class:`SecretService` serves all sockets of an agent. Each socket's server gets the handlers
-of :meth:`SecretService.handlers` with a function that tells who is at the other end.
+of :meth:`SecretService.handlers`, made with a function that tells who its clients are.
 """
 
 from __future__ import annotations
@@ -58,11 +58,12 @@ logger = logging.getLogger("sds.serving.service")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
-    """What is served, and how much of it.
+    """Which resources are served, and how.
 
     Attributes:
         aliases: the short names.
-        spiffe_validator: serve the own trust domain's bundle as the SPIFFE validator too.
+        spiffe_validator: whether to serve our own trust domain's bundle as the SPIFFE validator
+            too.
         limits: what one client may do.
         peers: policy about peers.
         tickets: session ticket keys.
@@ -83,13 +84,13 @@ class ServingOptions:
 
 
 class SecretService:
-    """See the module.
+    """Serves the store's secrets to all callers.
 
     Args:
-        store: what is served.
-        options: what is served of it, and how.
-        observer: who counts what happens.
-        clock: for the rate of requests.
+        store: has the secrets.
+        options: which of them are served, and how.
+        observer: counts what happens.
+        clock: gives the time for the rate of requests.
     """
 
     def __init__(
@@ -123,27 +124,27 @@ class SecretService:
         self._names = NameBudget(self.options.limits.names)
         self._looks = Looks()
         self._changes = 0
-        """How often what is served changed."""
+        """Counts the changes of what is served."""
         self._crowd: CrowdTrimmer | None = None
         self.unsent = UnsentSecrets(store)
         self._said = Repeats()
         self.draining: SdsError | None = None
         self.empty_version = store.draw_version()
-        """The version of an answer without resources."""
+        """The version of a response without resources."""
         self._stop_listening = store.listen(self._on_change)
 
     # --- for the agent --------------------------------------------------------------------------
 
     def handlers(self, entitlements: Entitlements) -> tuple[grpc.GenericRpcHandler, ...]:
-        """The handlers for one server; ``entitlements`` tells who its clients are."""
+        """Make the handlers for one server; ``entitlements`` tells who its clients are."""
         return handlers(SocketCalls(self, entitlements))
 
     def refresh(self, *, trust_changed: bool = True) -> None:
-        """Something else than the store changed: push what differs.
+        """Push what differs, after something other than the store changed.
 
         Args:
-            trust_changed: policy changed, so session tickets from before must not be accepted any
-                more; False where only ticket keys or generic secrets are new.
+            trust_changed: whether policy changed, so that older session tickets must no longer be
+                accepted; False if only ticket keys or generic secrets are new.
         """
         self._changes += 1
         if trust_changed:
@@ -158,7 +159,7 @@ class SecretService:
     def drain(self) -> None:
         """End all streams with UNAVAILABLE; new ones are refused the same way."""
         self.draining = SdsError(
-            "this agent is going down", reason="draining", advice="connect again"
+            "this agent is stopping", reason="draining", advice="connect again"
         )
         for session in list(self._sessions.values()):
             session.end(self.draining)
@@ -177,15 +178,15 @@ class SecretService:
             self._crowd.close()
 
     def sessions(self) -> tuple[CallerSession, ...]:
-        """The callers that have a stream now."""
+        """Return the sessions of the callers that have a stream now."""
         return tuple(self._sessions.values())
 
     def refused(self, path: str, error: SdsError) -> None:
-        """A call was refused before its handler: count it, and log it once in an interval.
+        """Count a call that was refused before its handler, and log it once in an interval.
 
         Args:
             path: ``/service/Method``, as the caller wrote it.
-            error: why.
+            error: why it was refused.
         """
         method = METHODS.get(path)
         if method is not None:
@@ -206,7 +207,7 @@ class SecretService:
     def open_stream(
         self, entitlement: Entitlement, method: Method, way: Way, *, peer: str, owner: str
     ) -> Stream:
-        """A stream of this caller until :meth:`close_stream`; in the task that reads it."""
+        """Open a stream of this caller, in the task that reads it; :meth:`close_stream` ends it."""
         session = self._enter(entitlement)
         stream = Stream(
             way,
@@ -227,7 +228,7 @@ class SecretService:
         return stream
 
     def close_stream(self, stream: Stream) -> None:
-        """The stream is over."""
+        """Forget a stream that is over."""
         stream.session.leave(stream)
         self._leave(stream.session)
         self.observer.count(Event.STREAM_CLOSED, stream.method)
@@ -241,10 +242,10 @@ class SecretService:
         strong: bool,
         held: Held,
     ) -> Slices[Answer[Resource]]:
-        """What the caller may have of a type at one moment: the answer to a single request.
+        """Answer a single request: what the caller may have of a type at one moment.
 
         Raises:
-            LimitError: of ``held``, which counts it.
+            LimitError: ``held``, which counts the memory, raised it.
         """
         catalog = self._extensions if type_url == EXTENSION_TYPE else self._catalog
         while True:
@@ -264,7 +265,7 @@ class SecretService:
                     whole.resources.extend(answer.resources)
                     whole.absent.extend(answer.absent)
                 yield SLICE
-            if changes == self._changes:  # else parts of it are from before, and parts from after
+            if changes == self._changes:  # else the answer mixes two states
                 return whole
 
     # --- inside ---------------------------------------------------------------------------------
@@ -282,7 +283,7 @@ class SecretService:
                 session.changed(change.keys)
 
     def _expect_heartbeat(self) -> None:
-        """While there are streams, the lives of authorizations are extended in time."""
+        """Start the timer that extends the lives of authorizations while there are streams."""
         if self._heartbeat is None:
             seconds = self._extensions.heartbeat_seconds
             loop = asyncio.get_running_loop()
@@ -311,6 +312,6 @@ class SecretService:
 
 
 def _extend_lives(conversations: Iterable[Conversation]) -> None:
-    """Tell these clients that what they have of limited life is still in force."""
+    """Tell these clients that their resources with a time to live are still in force."""
     for one in conversations:
         one.extend_lives()

@@ -1,9 +1,9 @@
 """The session of one caller: its open streams, and what they watch.
 
-Owns what is common to the streams of one caller. Invariants: the names that its streams watch stay
-within the budgets of who owns their connections; a change of policy reaches each of its connections
-in the right order (:mod:`sds.serving.order`); when the last stream ends, the session lets go of
-every secret that it had looked up.
+Owns what the streams of one caller have in common. Invariants: the names that its streams watch
+stay within the budgets of the connections' owners; a change of policy reaches each of its
+connections in the right order (:mod:`sds.serving.order`); when the last stream ends, the session
+lets go of every secret that it looked up.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 class CallerSession:
-    """The streams of one caller; see the module.
+    """The open streams of one caller.
 
     Args:
-        entitlement: who the caller is, over time.
-        catalog: where secrets are found.
-        extensions: where filter configurations are found.
-        budget: what names may cost.
+        entitlement: tells who the caller is, over time.
+        catalog: finds secrets.
+        extensions: finds filter configurations.
+        budget: bounds the memory of names.
         looks: says when names are looked at again.
     """
 
@@ -68,28 +68,28 @@ class CallerSession:
         self._authorizations: Authorizations = extensions.authorizations(self.caller)
         self._looks = looks
         self._first_type = SECRET_TYPE
-        """Whose names are looked at before those of other types."""
+        """The type whose names are looked up before those of other types."""
         self._stop_listening = entitlement.listen(self._on_recognition)
 
     @property
     def caller(self) -> Caller:
-        """Who the caller is now."""
+        """Return who the caller is now."""
         return self.entitlement.current
 
     def labels(self) -> dict[str, Any]:
-        """What a log line says about the caller."""
+        """Return what a log line says about the caller."""
         return self._labels
 
     def watched(self) -> int:
-        """How many names are watched, of all types."""
+        """Return how many names of all types are watched."""
         return sum(map(len, self._watches.values()))
 
     def snapshot(self, type_url: str, *, strong: bool) -> Snapshot:
-        """What the caller may have of a type; one snapshot for all streams."""
+        """Return what the caller may have of a type; all streams share one snapshot."""
         return self._watches[type_url].snapshot(strong=strong)
 
     def conversations(self, type_url: str) -> Iterator[Conversation]:
-        """Those about one type, on all streams."""
+        """Yield the conversations about one type, on all streams."""
         for stream in self.streams:
             found = stream.conversations.get(type_url)
             if found is not None:
@@ -98,67 +98,67 @@ class CallerSession:
     # --- who watches what -----------------------------------------------------------------------
 
     def watch(self, conversation: Conversation, name: str) -> None:
-        """The client wants to hear of this name.
+        """Watch this name for a conversation.
 
         Raises:
-            LimitError: the names of this workload cost too much.
+            LimitError: the names of its owner take too much memory.
         """
         size = self._watches[conversation.type_url].watch(conversation, name)
         self.take_names(conversation, size)
 
     def unwatch(self, conversation: Conversation, names: Iterable[str]) -> None:
-        """The client does not want to hear of these names any more."""
+        """Stop watching these names for a conversation."""
         size = self._watches[conversation.type_url].unwatch(conversation, names)
         self.give_back_names(conversation, size)
 
     def take_names(self, conversation: Conversation, size: int) -> None:
-        """The names of a conversation take so many bytes more.
+        """Count bytes that the names of a conversation take in addition.
 
         Raises:
-            LimitError: the names of its owner cost too much.
+            LimitError: the names of the owner take too much memory.
         """
         conversation.name_bytes += size
         self._budget.take(conversation.stream.owner, size)
 
     def give_back_names(self, conversation: Conversation, size: int) -> None:
-        """The names of a conversation take so many bytes less."""
+        """Give back bytes that the names of a conversation no longer take."""
         conversation.name_bytes -= size
         self._budget.give_back(conversation.stream.owner, size)
 
     def watch_everything(self, conversation: Conversation, *, on: bool) -> None:
-        """The client wants to hear of all names, or of those only that it watches."""
+        """Watch all names for a conversation, or again only those that it asked for."""
         self._watches[conversation.type_url].watch_everything(conversation, on=on)
 
     def answered(self, conversation: Conversation) -> None:
-        """The client ACKed or NACKed."""
+        """Note an ACK or a NACK of the client."""
         self._order.answered(conversation)
 
     def gone(self, conversation: Conversation) -> None:
-        """The conversation is over, and watches nothing any more."""
+        """Forget a conversation that is over."""
         self._order.gone(conversation)
-        # What a limit refused was counted, and may be in no list.
+        # Names that a limit refused were counted, but may be in no list.
         self._budget.give_back(conversation.stream.owner, conversation.name_bytes)
         conversation.name_bytes = 0
 
     def leave(self, stream: Stream) -> None:
-        """The stream is over, and so are its conversations."""
+        """Forget a stream that is over, and its conversations."""
         self.streams.take(stream)
 
     # --- what changed ---------------------------------------------------------------------------
 
     def changed(self, keys: Collection[ResourceKey]) -> None:
-        """These stored things changed: look at what they are in, push what differs."""
+        """Look up again what contains these changed stored things, and push what differs."""
         bundles = not all(isinstance(key, Identity) for key in keys)
         self._watches[SECRET_TYPE].changed(keys, with_policy=bundles)
         self._expect_look()
 
     def reloaded(self) -> None:
-        """Ticket keys or generic secrets changed."""
+        """Note that ticket keys or generic secrets changed."""
         self._watches[SECRET_TYPE].reloaded()
         self._expect_look()
 
     def refresh(self) -> None:
-        """Policy or recognition changed: any name may stand for something else."""
+        """Look up every name again, because policy or recognition changed."""
         before = self._authorizations
         self._authorizations = self._extensions.authorizations(self.caller)
         widens = widens_only(before, self._authorizations)
@@ -192,9 +192,9 @@ class CallerSession:
             stream.end(error)
 
     def close(self) -> None:
-        """The last stream is over: let go of every secret that was looked up."""
+        """Let go of every secret that was looked up, because the last stream is over."""
         self._stop_listening()
-        self._stop_listening = _already_stopped  # the other one refers to us
+        self._stop_listening = _already_stopped  # the old function refers to this session
         self._looks.remove(self)
         self._order.release_all()
         for watches in self._watches.values():
@@ -209,7 +209,7 @@ class CallerSession:
 
 
 def _deliver(conversation: Conversation, names: tuple[str, ...]) -> None:
-    """Names changed for a conversation; none: any may have."""
+    """Tell a conversation which names changed; without names, any may have."""
     if names:
         conversation.subscription.touch(names)
     else:

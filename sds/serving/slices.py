@@ -1,9 +1,9 @@
 """Work on many names, done in slices with other work in between.
 
-A client chooses how many names a request has. Owns how many are looked at before others have their
-turn. Work that may be long is a generator: it yields after each slice how many names that was, and
-returns its result. Invariants: no slice has more than :data:`SLICE` names; the code that runs the
-work decides whether it waits between two slices.
+A client chooses how many names a request has. Owns how many names are handled before other work
+gets its turn. Work that may be long is a generator: after each slice it yields the number of names,
+and at the end it returns its result. Invariants: no slice has more than :data:`SLICE` names; the
+code that runs the work decides whether it waits between two slices.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 SLICE: Final = 200
-"""Names that are looked at between two turns of the event loop: 1 to 3 ms."""
+"""The most names that are handled in one turn of the event loop; they take 1 to 3 ms."""
 
 _T = TypeVar("_T")
 Slices: TypeAlias = Generator[int, None, _T]
-"""Yields the names of each slice, and returns the result."""
+"""Yields the number of names in each slice, and returns the result."""
 
 
 def sliced(names: Sequence[_T]) -> Iterator[Sequence[_T]]:
@@ -34,7 +34,7 @@ def sliced(names: Sequence[_T]) -> Iterator[Sequence[_T]]:
 
 
 def at_once(work: Slices[_T]) -> _T:
-    """Do all the work now; what it returns."""
+    """Do all the work now, and return its result."""
     while True:
         try:
             next(work)
@@ -44,11 +44,11 @@ def at_once(work: Slices[_T]) -> _T:
 
 
 class TurnTaker(Protocol):
-    """What makes work wait."""
+    """Makes work wait for its turn."""
 
     @property
     def turn_is_long(self) -> bool:
-        """Whether what runs now has run for so long that others should have their turn."""
+        """Say whether the running work has run for so long that others should have their turn."""
         ...
 
     async def turn(self) -> None:
@@ -57,7 +57,7 @@ class TurnTaker(Protocol):
 
 
 class Pace:
-    """How much work was done since others had their turn.
+    """Counts the work since others had their turn.
 
     Args:
         way: makes the work wait.
@@ -66,12 +66,12 @@ class Pace:
     __slots__ = ("_left", "_way")
 
     def __init__(self, way: TurnTaker) -> None:
-        """A turn begins."""
+        """Begin a turn."""
         self._way = way
         self._left = SLICE
 
     def spend(self, names: int = 1) -> bool:
-        """So many names were looked at; whether to wait for the next :meth:`turn` now."""
+        """Count names that were handled, and say whether to wait for the next :meth:`turn` now."""
         self._left -= names
         return self._left <= 0 or (names > 0 and self._way.turn_is_long)
 
@@ -81,7 +81,7 @@ class Pace:
         await self._way.turn()
 
     async def run(self, work: Slices[_T]) -> _T:
-        """Do the work, with turns of others in between; what it returns."""
+        """Do the work, with turns of others in between, and return its result."""
         while True:
             try:
                 names = next(work)
@@ -92,10 +92,10 @@ class Pace:
                 await self.turn()
 
     async def finish(self, work: Slices[None]) -> None:
-        """As :meth:`run`, also where the task is cancelled meanwhile: it hears of that at the end.
+        """Do the work to its end, even if the task is cancelled meanwhile.
 
         Raises:
-            CancelledError: it was cancelled.
+            CancelledError: the task was cancelled; raised at the end.
         """
         cancelled = False
         try:
@@ -106,6 +106,6 @@ class Pace:
                     except asyncio.CancelledError:
                         cancelled = True
         finally:
-            at_once(work)  # nothing is left, but where the loop itself is closed
+            at_once(work)  # something is left only if the loop itself is closed
         if cancelled:
             raise asyncio.CancelledError

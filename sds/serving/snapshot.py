@@ -2,8 +2,8 @@
 
 Owns the memory of what was found for one caller. Invariants: a snapshot is emptied whenever the
 content or the recognition of its caller may have changed, so nothing in it is out of date and no
-retired key stays in it; what clients can make up is not remembered: neither names behind which
-there is nothing, nor those behind which there is always something.
+retired key stays in it; names that clients can make up are not remembered, whether there is nothing
+behind them or always something.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Snapshot:
     """The catalog as one caller sees it, until :meth:`renew`.
 
     Args:
-        catalog: where names are looked up.
-        caller: for whom.
-        strong: the client asked for the SPIFFE validator.
+        catalog: finds the resources behind names.
+        caller: the caller that looks.
+        strong: whether the client asked for the SPIFFE validator.
     """
 
     __slots__ = ("_caller", "_catalog", "_found", "_strong")
@@ -34,20 +34,20 @@ class Snapshot:
         self._found: dict[str, Resource] = {}
 
     def find(self, name: str) -> Resource | None:
-        """What the name stands for; None if it does not exist for this caller (yet)."""
+        """Return the resource behind a name; None if it does not exist for this caller (yet)."""
         try:
             return self._found[name]
         except KeyError:
             found = self._catalog.find(self._caller, name, strong=self._strong)
             if found is not None and found.ttl is None and not self._catalog.is_made_up(name):
-                self._found[name] = found  # but for a filter: what is left of its life changes
+                self._found[name] = found  # not a filter, because its remaining life changes
             return found
 
     def everything(self) -> tuple[str, ...]:
-        """What the wildcard stands for."""
+        """Return the names that the wildcard stands for."""
         return self._catalog.everything(self._caller)
 
     def renew(self, caller: Caller) -> None:
-        """Look everything up again, for the caller as it is recognised now."""
+        """Forget what was found, and use the caller as it is recognised now."""
         self._caller = caller
         self._found.clear()

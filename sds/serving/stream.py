@@ -1,10 +1,10 @@
 """One live stream of one client: requests in, responses out.
 
 Owns the way from a change to a write. Invariants: a stream has at most one write under way and no
-queue; while it is under way, or a request is being taken, changes only mark names as due, so a slow
-reader costs nobody else anything and gets the latest when it reads; names are looked at in slices
-(:mod:`sds.serving.slices`), and a later request waits for the whole of the one before; a stream
-keeps of a request only names, nonces and a few texts of the node.
+queue; while a write is under way, or a request is being taken, changes only mark names as due, so a
+slow reader costs nobody else anything and gets the latest content when it reads; names are looked
+up in slices (:mod:`sds.serving.slices`), and a later request waits until the one before is done; of
+a request, a stream keeps only names, nonces and a few texts of the node.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Stream:
     """One stream of one client; made in the task that reads it.
 
     Args:
-        way: where responses go.
-        session: the caller's.
+        way: takes the responses.
+        session: the caller's session.
         method: which remote call it is.
         types: the resource types that the call serves.
         limits: what the client may do.
-        observer: who counts.
-        peer: what the connection is called.
-        owner: whose names it watches: who owns the connection.
+        observer: counts events.
+        peer: the name of the connection.
+        owner: the owner of the connection, whose budget pays for the watched names.
     """
 
     __slots__ = (
@@ -96,11 +96,11 @@ class Stream:
         )
         self._loop = asyncio.get_running_loop()
         self._other_types: set[int] | None = None
-        """Hashes of types that are left unanswered: clients choose the texts."""
+        """Hashes of the types that were left unanswered; clients choose the texts."""
         self._writer: asyncio.Task[None] | None = None
         self._writing = False
         self._taking = False
-        """A request is being taken: nothing is due before it is."""
+        """Whether a request is being taken; nothing is due until that is done."""
         self.conversations: dict[str, Conversation] = {}
         self.task = asyncio.current_task()
         self.ending: SdsError | None = None
@@ -112,7 +112,7 @@ class Stream:
         self.owner = owner
 
     def labels(self) -> dict[str, Any]:
-        """What a log line says about the client."""
+        """Return what a log line says about the client."""
         return {"node": self.node.id, **self.session.labels()}
 
     # --- requests -------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ class Stream:
             )
 
     def _conversation(self, type_url: str) -> Conversation | None:
-        """The conversation about a type; None if the stream ignores the type."""
+        """Return the conversation about a type; None if the stream ignores the type."""
         if not type_url and self.method not in ADS_METHODS:
             (type_url,) = self._types  # the method says which type is meant
         found = self.conversations.get(type_url)
@@ -202,19 +202,19 @@ class Stream:
     # --- responses ------------------------------------------------------------------------------
 
     def kick(self) -> None:
-        """Something may be due: write it soon, unless what is under way will look again."""
+        """Write what may be due soon, unless work that is under way will look anyway."""
         if not (self._writing or self._taking or self._way is None):
             self._writing = True
             self._way.soon(self._push)
 
     def _push(self) -> bool:
-        """A job: send one response of what is due; whether to run it again."""
+        """Send one response of what is due, as a job; say whether to run it again."""
         try:
             way = self._way
             idle = way is None or self._taking or self.ending is not None
             message = None if idle else self._next()
             if way is None or idle:
-                self._writing = False  # whatever takes a request will look
+                self._writing = False  # the code that takes the request will look
             elif message is not None and not way.send(message):
                 self._writer = self._loop.create_task(self._write_in_background(way))
             elif self._has_due():
@@ -234,10 +234,10 @@ class Stream:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        """A push failed: its reader would never hear of it, and the client would wait forever."""
+        """End the stream after a failed push; otherwise the client would wait forever."""
         self._writing = False
         if isinstance(error, CallEndedError):
-            # The call ended between the change and the write; its reader ends by itself.
+            # The call ended between the change and the write; the reader ends by itself.
             _LOGGER.debug("a stream ended before a push", extra=self.session.labels())
         elif isinstance(error, LimitError):
             self.end(error)
@@ -246,7 +246,7 @@ class Stream:
             self.end(SdsError("a push failed; the server's log says why", reason="internal"))
 
     async def _write_what_is_due(self) -> None:
-        """Write until nothing is due, or a request is being taken, which will look again."""
+        """Write until nothing is due, or until a request is being taken."""
         try:
             while self._way is not None and not self._taking and self._has_due():
                 message = self._next()
@@ -266,7 +266,7 @@ class Stream:
         return False
 
     def _next(self) -> bytes | None:
-        """The next response; None if a slice of what is due needs none."""
+        """Make the next response; None if a slice of what is due needs none."""
         for conversation in self.conversations.values():
             message = conversation.next()
             if message is not None:
@@ -276,20 +276,20 @@ class Stream:
     # --- the end --------------------------------------------------------------------------------
 
     def end(self, error: SdsError) -> None:
-        """End the stream with this error (from outside of its task)."""
+        """End the stream with this error, from outside of its task."""
         if self.ending is not None or self._way is None:
             return
-        self.ending = error  # nothing is taken or sent any more
-        self._way.soon(self._end_reader)  # thousands may end together: in turns
+        self.ending = error  # from now on the stream takes and sends nothing
+        self._way.soon(self._end_reader)  # thousands may end together, so in turns
 
     def _end_reader(self) -> bool:
-        """A job: let the reader end with :attr:`ending`; nothing is left afterwards."""
+        """Let the reader end with :attr:`ending`, as a job that runs once."""
         if self.task is not None:
             self.task.cancel()
         return False
 
     async def close(self) -> None:
-        """The call is over: let go of everything that was sent, and of the writer."""
+        """Let go of everything that was sent and of the writer, because the call is over."""
         self._way = None
         self.task = None
         self.ending = None
@@ -298,12 +298,12 @@ class Stream:
             if writer is not None and not writer.done():
                 writer.cancel()
                 await asyncio.wait([writer])
-        finally:  # a cancellation may come while it waits; keys must not count as held for ever
+        finally:  # a cancellation may come while this waits; keys must not count as in use for ever
             await self._pace.finish(self._close_conversations())
 
     def _close_conversations(self) -> Slices[None]:
         for conversation in self.conversations.values():
             yield from conversation.close()
-        # Circles of references end here, not when the garbage collector runs: what a snapshot has
-        # found includes private keys.
+        # Break circles of references here instead of waiting for the garbage collector, because a
+        # # snapshot contains private keys.
         self.conversations.clear()

@@ -1,10 +1,10 @@
-"""TLS session ticket keys: made here, per identity, replaced as soon as they could outlive trust.
+"""TLS session ticket keys, made for each identity and replaced before they could outlive trust.
 
 Anyone who has a ticket key can forge the session of any client, and a resumed session checks
 neither expiry nor, with the SPIFFE validator, policy. So tickets are off unless configured, and
-these invariants hold for those that are on: keys of two identities are never the same; no key is
+these invariants are for those that are on: keys of two identities are never the same; no key is
 older than the shortest certificate lifetime; after a change of bundle, validation context or
-policy not one key from before is left, and the new ones are pushed before the changed context.
+policy no older key is left, and the new ones are pushed before the changed context.
 Keys are newest first: Envoy encrypts with the first and decrypts with all
 (``envoy.extensions.transport_sockets.tls.v3.TlsSessionTicketKeys``).
 """
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from sds.secrets.store import SecretStore, Version
 
 KEY_BYTES: Final = 80
-"""Envoy: 16 bytes of name, 32 of HMAC key, 32 of AES key."""
+"""The length of a key in Envoy: 16 bytes of name, 32 of HMAC key, 32 of AES key."""
 KEYS: Final = 4
-"""Keys of one identity: one that encrypts, the others for tickets from before."""
+"""How many keys an identity has: one that encrypts, and others that decrypt older tickets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class TicketKey:
 def rotated(
     keys: tuple[TicketKey, ...], new: SecretBytes, *, now: float, longest_life: float
 ) -> tuple[TicketKey, ...]:
-    """``keys`` with ``new`` in front, without those that could grow too old before the next time.
+    """Put ``new`` in front of ``keys``, without those that would be too old before the next call.
 
     Args:
         keys: newest first.
@@ -61,9 +61,9 @@ class SessionTickets:
 
     Args:
         store: draws versions.
-        identities: for whom tickets are on.
+        identities: the identities for which tickets are on.
         longest_life: the shortest lifetime of any certificate: no key outlives it.
-        clock: tells how old keys are.
+        clock: gives the age of keys.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class SessionTickets:
             self._set(identity, ())
 
     def current(self, identity: Identity) -> tuple[Version, tuple[bytes, ...]] | None:
-        """Version and keys, newest first; None if tickets are off for the identity."""
+        """Return version and keys, newest first; None if tickets are off for the identity."""
         found = self._keys.get(identity)
         if found is None:
             return None
@@ -90,17 +90,17 @@ class SessionTickets:
         return version, tuple(key.key.reveal() for key in keys)
 
     def replace(self) -> None:
-        """Trust changed: new keys for all, none kept."""
+        """Make new keys for all and keep no old one, because trust changed."""
         for identity in self._keys:
             self._set(identity, ())
 
     def rotate(self) -> None:
-        """Time passed: a new key in front for all, the oldest one out."""
+        """Put a new key in front for all and drop the oldest, because time passed."""
         for identity, (_, keys) in list(self._keys.items()):
             self._set(identity, keys)
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Rotate forever, and call ``changed`` after each time."""
+        """Rotate at intervals until cancelled, and call ``changed`` after each rotation."""
         while self._keys:
             await sleep_boottime(self._clock, self._life / KEYS)
             self.rotate()

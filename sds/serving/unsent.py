@@ -1,13 +1,13 @@
-"""Output in which a key retired: a connection that does not take it is reset.
+"""Resets connections that do not read output with a retired key.
 
 Once a key is replaced or withdrawn, the copies that remain are in output that a client does not
 read, or for which it opens no HTTP/2 window. Owns the bound on their life. Invariant:
-:data:`RESET_SECONDS` after a secret retired, no connection holds output from before that moment: it
-was sent, or the connection is reset. Which output carries a secret is not told apart: a client that
-took none of its output for so long loses nothing but its place.
+:data:`RESET_SECONDS` after a secret retired, no connection has output from before that moment: the
+output was sent, or the connection is reset. The module does not tell which output carries a secret:
+a client that read nothing for so long loses little by a reset.
 
-Only connections of our own transport are known here; output of ``grpc.aio`` lies in the memory of
-grpc's core, where nobody can reach it.
+Only connections of our own transport are followed here; output of ``grpc.aio`` is in the memory of
+grpc's core, which cannot be reached.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 RESET_SECONDS: Final = 5.0
-"""Between the end of a secret and the reset of a connection that still holds it."""
+"""Seconds from the end of a secret to the reset of a connection that still has it."""
 _RESETS_A_TURN: Final = 8
 _GATHER_SECONDS: Final = 0.25
 """Secrets that retire within this time share one look at all connections."""
 
 
 class UnsentConnection(Protocol):
-    """A connection, as far as it has to be known here."""
+    """What this module needs of a connection."""
 
     @property
     def peer(self) -> str:
-        """What it is called in logs."""
+        """Return the connection's name in logs."""
         ...
 
     def unsent(self) -> Hashable | None:
-        """A mark for the output that the kernel does not have yet; None if there is none."""
+        """Return a mark for the output that the kernel has not taken yet; None if there is none."""
         ...
 
     def is_unsent(self, before: Any, /) -> bool:
-        """Whether any of the output of that mark is still there."""
+        """Say whether any output of that mark is still unsent."""
         ...
 
     def abort(self) -> None:
-        """Reset it, and drop its output."""
+        """Reset the connection, and drop its output."""
         ...
 
 
 class UnsentSecrets:
-    """The connections that were given secrets; see the module.
+    """Follows the connections that were given secrets.
 
     Args:
         store: tells when an SVID retires. Call :meth:`retired` for other secrets.
@@ -70,19 +70,19 @@ class UnsentSecrets:
         self._stop_listening = store.listen(self._on_change)
 
     def follow(self, context: Any) -> None:
-        """The call of this context is given secrets."""
+        """Follow the connection of a call that is given secrets."""
         connection = getattr(context, "connection", None)
         if connection is not None:
             self._connections.add(connection)
 
     def retired(self) -> None:
-        """A secret was replaced or withdrawn."""
+        """Note that a secret was replaced or withdrawn."""
         if self._connections and not self._looks:
             self._looks = True
             self._after(_GATHER_SECONDS, self._look)
 
     def close(self) -> None:
-        """Stop."""
+        """Stop following connections."""
         self._stop_listening()
         for timer in self._timers:
             timer.cancel()

@@ -1,9 +1,9 @@
-"""Which conversations of one caller watch which name of one type.
+"""Which conversations of one caller watch which names of one type.
 
-Owns the way from a change to the conversations that it concerns. Invariants: a change looks only at
-names whose content it can have changed, in slices (:mod:`sds.serving.looks`); names that must go
-before others (session ticket keys) are looked at first, so that a changed context never meets
-tickets from before.
+Owns the way from a change to the conversations that it concerns. Invariants: after a change, only
+those names are looked up again whose content it may have changed, in slices
+(:mod:`sds.serving.looks`); names that must go before others (session ticket keys) come first, so
+that a changed context never meets older tickets.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ if TYPE_CHECKING:
 
 
 class ResourceCatalog(Protocol):
-    """What there is of one type."""
+    """Finds resources of one type."""
 
     def find(self, caller: Caller, name: str, *, strong: bool = False) -> Resource | None:
-        """What the name stands for, for this caller."""
+        """Return the resource that the name stands for, for this caller."""
         ...
 
     def everything(self, caller: Caller) -> tuple[str, ...]:
-        """What the wildcard stands for."""
+        """Return the names that the wildcard stands for."""
         ...
 
     def names_of(self, caller: Caller, keys: Collection[ResourceKey]) -> list[str]:
-        """The names whose content depends on these stored things, those of policy left out."""
+        """Return the names, except those of policy, whose content depends on these stored keys."""
         ...
 
     def reloaded_names(self, caller: Caller) -> list[str]:
-        """The names whose content comes from elsewhere than the store or policy."""
+        """Return the names whose content comes from neither the store nor policy."""
         ...
 
     def first_names(self) -> Collection[str]:
-        """The names that must be looked at before others."""
+        """Return the names that must be looked up before others."""
         ...
 
     def is_by_policy(self, name: str) -> bool:
-        """Whether policy decides what the name stands for, and stored things are part of it."""
+        """Say whether policy decides what the name stands for, with stored things as a part."""
         ...
 
     def is_made_up(self, name: str) -> bool:
-        """Whether clients can make up such names, and there is something behind each."""
+        """Say whether clients can make up such names and every one of them has a resource."""
         ...
 
 
@@ -70,12 +70,12 @@ class _Watched:
 
 
 class Watches:
-    """The watched names of one caller and one type; see the module.
+    """The watched names of one caller and one type.
 
     Args:
-        catalog: where names are looked up.
-        caller: who the caller is now.
-        touch: told of each conversation and the names that changed for it.
+        catalog: finds the resources behind names.
+        caller: the caller as it is recognised now.
+        touch: is told of each conversation and the names that changed for it.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Watches:
     ) -> None:
         self._catalog = catalog
         self._caller = caller
-        # One name's or conversation's fault holds up no other.
+        # A fault with one name or conversation does not hold up any other.
         self._touch = guarded("listener", touch)
         self._compare = guarded("listener", self._look_at)
         self._snapshots: dict[bool, Snapshot] = {}
@@ -94,26 +94,26 @@ class Watches:
         self._by_policy: SlimDict[str, None] = SlimDict()
         self._watching_everything: dict[Conversation, None] = {}
         self._all_stale = False
-        """Conversations that watch everything were not told of a change yet."""
+        """Whether conversations that watch everything still have to be told of a change."""
         self._stale: SlimDict[str, None] = SlimDict()
-        """Names to look at; of those, :attr:`_next` come first, the last one of them at first."""
+        """Names to look up again; those in :attr:`_next` come first, its last one at first."""
         self._next: list[str] = []
         self._untold: deque[tuple[tuple[str, ...], list[Conversation]]] = deque()
-        """Names that changed, and the conversations that were not told yet."""
+        """Names that changed, and the conversations that still have to be told."""
 
     def __len__(self) -> int:
-        """How many names are watched."""
+        """Return how many names are watched."""
         return len(self._watched)
 
     def snapshot(self, *, strong: bool) -> Snapshot:
-        """What the caller may have; one snapshot for all streams."""
+        """Return what the caller may have; all streams share one snapshot."""
         found = self._snapshots.get(strong)
         if found is None:
             found = self._snapshots[strong] = Snapshot(self._catalog, self._caller(), strong=strong)
         return found
 
     def watch(self, conversation: Conversation, name: str) -> int:
-        """The client wants to hear of this name; returns its bytes if it is new."""
+        """Watch this name for a conversation; return the name's bytes if it is new."""
         watched = self._watched.get(name)
         if watched is None:
             watched = self._watched[name] = _Watched(self._version(name))
@@ -125,7 +125,7 @@ class Watches:
         return name_cost(name)
 
     def unwatch(self, conversation: Conversation, names: Iterable[str]) -> int:
-        """The client does not want to hear of these names any more; returns their bytes."""
+        """Stop watching these names for a conversation; return their bytes."""
         size = 0
         for name in names:
             watched = self._watched.get(name)
@@ -139,27 +139,27 @@ class Watches:
         return size
 
     def watch_everything(self, conversation: Conversation, *, on: bool) -> None:
-        """The client wants to hear of all names, or of those only that it watches."""
+        """Watch all names for a conversation, or again only those that it asked for."""
         if on:
             self._watching_everything[conversation] = None
         else:
             self._watching_everything.pop(conversation, None)
 
     def changed(self, keys: Collection[ResourceKey], *, with_policy: bool) -> None:
-        """These stored things changed."""
+        """Note that these stored things changed."""
         names = self._catalog.names_of(self._caller(), keys)
         self._refresh(names, self._by_policy if with_policy else ())
 
     def reloaded(self) -> None:
-        """What comes from files, or is made here, changed."""
+        """Note that content changed that comes from files or is made here."""
         self._refresh(self._catalog.reloaded_names(self._caller()))
 
     def refresh(self) -> None:
-        """Any name may stand for something else."""
+        """Note that any name may stand for something else now."""
         self._refresh((), self._watched)
 
     def close(self) -> None:
-        """Let go of everything that was looked up."""
+        """Forget everything that was looked up."""
         self._all_stale = False
         self._stale.clear()
         self._next.clear()
@@ -171,9 +171,9 @@ class Watches:
     # --- looking again --------------------------------------------------------------------------
 
     def _refresh(self, names: Collection[str], many: Iterable[str] = ()) -> None:
-        """Look at these names again, in :meth:`look`: at ``names`` and then at ``many``.
+        """Queue names for :meth:`look`: first ``names``, then ``many``.
 
-        ``many`` may be all names that clients chose: nothing is done with each of them here.
+        ``many`` may be all names that clients chose, so this method does no work for each of them.
         """
         for snapshot in self._snapshots.values():
             snapshot.renew(self._caller())
@@ -187,11 +187,11 @@ class Watches:
 
     @property
     def has_stale(self) -> bool:
-        """Whether there is something to look at."""
+        """Say whether there is something to look up or to tell."""
         return bool(self._untold or self._next or self._stale or self._all_stale)
 
     def look(self, most: int) -> int:
-        """Look at some names and tell some conversations, at most ``most``; how many that were."""
+        """Look up names and tell conversations, at most ``most``; return how many that were."""
         done = 0
         while done < most:
             if self._untold:

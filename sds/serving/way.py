@@ -1,9 +1,9 @@
-"""A stream's way out: what its call gives it to write, to wait, and to be run later.
+"""The output side of a stream's call: to write, to wait, and to run work later.
 
 Owns the difference between our own transport and ``grpc.aio``. Our own
-:class:`~sds.transport.call.Call` has all of :class:`Way`: what a stream does runs in the turns of
-its owner, and a response that nothing holds back is sent without a task. grpc tells neither whose a
-call is nor whether a write would wait, so there each push takes a task.
+:class:`~sds.transport.call.Call` implements :class:`Way` itself: the work of a stream runs in the
+turns of its owner, and a response that need not wait is sent without a task. grpc tells neither who
+owns a call nor whether a write would wait, so there each push takes a task.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Way(Protocol):
-    """See the module."""
+    """What a stream needs of its call."""
 
     @property
     def turn_is_long(self) -> bool:
-        """Whether what runs now should wait for the next turn of its owner."""
+        """Say whether the running work should wait for its owner's next turn."""
         ...
 
     async def turn(self) -> None:
@@ -30,11 +30,11 @@ class Way(Protocol):
         ...
 
     def soon(self, job: Callable[[], bool]) -> None:
-        """Run a job in the owner's turns, until it says that nothing is left."""
+        """Run a job in the owner's turns until it says that nothing is left."""
         ...
 
     def send(self, message: bytes) -> bool:
-        """Send a message at once; False: another one has to wait for :meth:`ready`.
+        """Send a message at once; return False if the next one has to wait for :meth:`ready`.
 
         Raises:
             CallEndedError: the call is over.
@@ -60,15 +60,15 @@ class Way(Protocol):
 
 
 QUIET_SECONDS: Final = 1.0
-"""For which a status waits for a write of ``grpc.aio``; a client that takes longer to read may not
-get it."""
+"""How long a status waits for a write of ``grpc.aio``. A client that reads more slowly may not get
+it."""
 
 
 class GrpcWay:
     """The way out of a call of ``grpc.aio``.
 
     Args:
-        context: of the call.
+        context: the call's context.
     """
 
     turn_is_long = False
@@ -99,8 +99,8 @@ class GrpcWay:
             await self.write(message)
 
     async def write(self, message: bytes) -> None:
-        # grpc loses the status of a call that is cancelled in a write, so only the wait for the
-        # write is: see quiet().
+        # grpc loses the status of a call whose write is cancelled, so only the wait for the write
+        # is cancelled: see quiet().
         self._writing = asyncio.ensure_future(self._context.write(message))
         await asyncio.shield(self._writing)
 
@@ -111,5 +111,5 @@ class GrpcWay:
 
 
 def way_of(context: Any) -> Way:
-    """The way out of the call with this context."""
+    """Return the output side of the call with this context."""
     return context if isinstance(context, Call) else GrpcWay(context)

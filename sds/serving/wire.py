@@ -1,4 +1,4 @@
-"""Discovery requests, read within bounds; and the two encodings that responses are made of.
+"""Reads discovery requests within bounds, and has the two encodings that responses need.
 
 Owns the reading of DiscoveryRequest and DeltaDiscoveryRequest. The official protobuf runtime parses
 them, with a trimmed schema (``proto/sds/serving/v1/request.proto``): Envoy 1.40 puts 61 KB of node
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 MAX_NAME_BYTES: Final = 2048 + len("outbound:")
-"""A SPIFFE ID has at most 2048 bytes (SPIFFE-ID, section 2.3)."""
+"""The longest name; a SPIFFE ID has at most 2048 bytes (SPIFFE-ID, section 2.3)."""
 VALIDATOR_KEY: Final = "attested-sds.validator"
 """Node metadata: ``spiffe`` asks for the SPIFFE validator where a plain CA would be served."""
 MAX_VERSION_BYTES: Final = 1024
@@ -45,9 +45,9 @@ _MAX_VALUE_BYTES: Final = 1024
 _VALIDATOR_KEY_BYTES: Final = VALIDATOR_KEY.encode()
 _SHOWN_BYTES: Final = 256
 _SMALL_BYTES: Final = 2 * 1024
-"""A request up to here has at most 1,024 fields, and is parsed at once."""
+"""The longest request that is parsed at once; it has at most 1,024 fields."""
 _PIECE_BYTES: Final = 64 * 1024
-"""Of a larger one, what is parsed in one slice, but for the last field of the piece."""
+"""How much of a longer request is parsed in one slice, apart from the piece's last field."""
 _MOST_OTHER_FIELDS: Final = 256
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -61,7 +61,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """Who a client says that it is: for people only, decides nothing about identity.
+    """Who a client claims to be: shown to people, and never used to decide its identity.
 
     Attributes:
         id: ``node.id``.
@@ -97,7 +97,7 @@ class ParsedDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Field:
-    """One field of a request: its name in errors, and the bytes that it may have."""
+    """One field of a request: its name in errors, and the most bytes that it may have."""
 
     name: str
     most: int
@@ -138,7 +138,7 @@ def parse_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw:
 
 
 def discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedSotw]:
-    """As :func:`parse_discovery_request`, in slices."""
+    """Do the work of :func:`parse_discovery_request` in slices."""
     found, node = yield from _parse(request_pb2.Request, data, _SOTW_FIELDS, max_names)
     if found.HasField("resource_locators"):
         _refuse_locators()
@@ -162,7 +162,7 @@ def parse_delta_request(data: bytes, *, max_names: int) -> ParsedDelta:
 
 
 def delta_discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedDelta]:
-    """As :func:`parse_delta_request`, in slices."""
+    """Do the work of :func:`parse_delta_request` in slices."""
     found, node = yield from _parse(request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names)
     if found.HasField("resource_locators_subscribe") or found.HasField(
         "resource_locators_unsubscribe"
@@ -213,7 +213,7 @@ def _message(kind: type[_M], data: bytes, what: str) -> _M:
     try:
         return kind.FromString(data)
     except DecodeError as error:
-        raise MalformedRequestError(f"{what} is not its message: {error}") from None
+        raise MalformedRequestError(f"{what} cannot be parsed: {error}") from None
 
 
 def _texts(values: Any, field: _Field, max_names: int) -> Slices[tuple[str, ...]]:
@@ -249,13 +249,13 @@ def _version(encoded: bytes) -> tuple[str, str]:
 
 
 def _words(encoded: bytes) -> str:
-    """The message of a ``google.rpc.Status``, clipped: it is shown and logged, nothing else."""
+    """Return the message of a ``google.rpc.Status``, clipped; it is only shown and logged."""
     words = _message(request_pb2.Status, encoded, "error_detail").message
     return words[: 4 * MAX_ERROR_CHARACTERS].decode(errors="replace")[:MAX_ERROR_CHARACTERS]
 
 
 def _node(encoded: bytes) -> NodeInfo | None:
-    """What is kept of a ``envoy.config.core.v3.Node``: its texts, clipped, and one wish."""
+    """Return what is kept of an ``envoy.config.core.v3.Node``: clipped texts, and one option."""
     if not encoded:
         return None
     if len(encoded) > MAX_NODE_BYTES:
@@ -270,7 +270,7 @@ def _node(encoded: bytes) -> NodeInfo | None:
 
 
 def _wants_validator(encoded: bytes) -> bool:
-    """Whether the Struct maps :data:`VALIDATOR_KEY` to the string ``spiffe``."""
+    """Say whether the Struct maps :data:`VALIDATOR_KEY` to the string ``spiffe``."""
     if _VALIDATOR_KEY_BYTES not in encoded:
         return False
     _check_metadata(encoded)
@@ -279,16 +279,16 @@ def _wants_validator(encoded: bytes) -> bool:
         if _VALIDATOR_KEY_BYTES in field:
             entry = _message(request_pb2.Entry, field, "node.metadata")
             if entry.key == _VALIDATOR_KEY_BYTES:
-                value = entry.value  # of a key that repeats the last one counts
+                value = entry.value  # if a key repeats, the last one counts
     found = _message(struct_pb2.Value, value[:_MAX_VALUE_BYTES], "node.metadata")
     return bool(found.string_value == "spiffe")
 
 
 def _check_metadata(encoded: bytes) -> None:
-    """Count the fields before one of them becomes an object.
+    """Count the fields before any of them becomes an object.
 
     Raises:
-        LimitError: they are too many.
+        LimitError: there are too many.
         MalformedRequestError: it is not a message, or has a group.
     """
     at = 0
@@ -298,11 +298,11 @@ def _check_metadata(encoded: bytes) -> None:
                 return
             _, _, at = _next_field(encoded, at, {})
     except MalformedRequestError as error:
-        raise MalformedRequestError(f"node.metadata is not its message: {error}") from None
+        raise MalformedRequestError(f"node.metadata cannot be parsed: {error}") from None
     if at < len(encoded):
         raise LimitError(
             f"node.metadata has more than {MAX_METADATA_FIELDS} fields",
-            advice="leave out those that nobody reads",
+            advice="leave out fields that nobody reads",
         )
 
 
@@ -323,7 +323,8 @@ def _admit(count: int, max_names: int) -> None:
 
 def _refuse_length(field: _Field, length: int) -> None:
     raise LimitError(
-        f"{field.name} has a value of {length} bytes", advice=f"at most {field.most} are served"
+        f"{field.name} has a value of {length} bytes",
+        advice=f"at most {field.most} bytes are accepted",
     )
 
 
@@ -377,16 +378,16 @@ def _add(found: Message, piece: bytes) -> None:
     try:
         found.MergeFromString(piece)
     except DecodeError as error:
-        raise MalformedRequestError(f"the request is not its message: {error}") from None
+        raise MalformedRequestError(f"the request cannot be parsed: {error}") from None
 
 
 def _next_field(
     data: bytes, at: int, fields: Mapping[int, _Field]
 ) -> tuple[_Field | None, int, int]:
-    """The field that begins at ``at``; looks at its length, and not into it.
+    """Find the field that begins at ``at``; read its length, not its content.
 
     Returns:
-        Which it is, if it is of ``fields`` and has bytes; where its value begins, and ends.
+        The field, if it is one of ``fields`` and has bytes; where its value begins, and ends.
     """
     end = len(data)
     tag, at = _varint(data, at)
@@ -412,7 +413,7 @@ def _next_field(
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The varint at ``at`` and where it ends."""
+    """Return the varint at ``at``, and where it ends."""
     if at < len(data) and (value := data[at]) < _CONTINUES:
         return value, at + 1
     value = 0

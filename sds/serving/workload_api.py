@@ -1,9 +1,9 @@
 """The SPIFFE Workload API, for programs that speak mTLS without an Envoy.
 
 Owns the streams FetchX509SVID and FetchX509Bundles. Invariants: the header
-``workload.spiffe.io: true`` is required (a browser or a proxy fooled into a request cannot send
-it); what a caller gets is its entitlement, nothing in the request changes it; a stream waits while
-there is nothing to send, and one answer at most waits for a slow reader (the latest wins).
+``workload.spiffe.io: true`` is required (a browser or a proxy that is tricked into a request cannot
+send it); a caller gets its entitlement, and nothing in the request changes that; a stream waits
+while there is nothing to send, and at most one answer waits for a slow reader (the latest wins).
 
 Source: SPIFFE Workload API and Workload Endpoint specifications.
 """
@@ -43,7 +43,7 @@ class CallerEntitlements(Protocol):
     """Finds the caller behind a connection."""
 
     async def __call__(self, context: Any, /) -> Entitlement:
-        """The entitlement of the caller behind a call's context.
+        """Return the entitlement of the caller behind a call's context.
 
         Raises:
             WorkloadError: there is none.
@@ -60,11 +60,11 @@ class _Answer:
 
 
 class WorkloadApi:
-    """Serves the two streams; see the module. One serves all sockets of an agent.
+    """Serves the two streams on all sockets of an agent.
 
     Args:
-        store: has what callers get.
-        entitlements: decides who they are.
+        store: has the secrets that callers get.
+        entitlements: tells who they are.
         unsent: resets connections that leave retired secrets unread.
     """
 
@@ -75,7 +75,7 @@ class WorkloadApi:
         self._entitlements = entitlements
         self._unsent = unsent
         self._following: dict[asyncio.Event, Entitlement] = {}
-        """What wakes each stream, and whose it is."""
+        """Maps the event that wakes each stream to the entitlement of its caller."""
         self._wakes = Trickle("store listener", 1)
         self._draining: SdsError | None = None
         store.listen(self._on_change)
@@ -83,18 +83,18 @@ class WorkloadApi:
     def drain(self) -> None:
         """End all streams with UNAVAILABLE; new ones are refused the same way."""
         self._draining = SdsError(
-            "this agent is going down", reason="draining", advice="connect again"
+            "this agent is stopping", reason="draining", advice="connect again"
         )
         for changed in self._following:
             changed.set()
 
     def _on_change(self, change: Change) -> None:
-        """Wake the streams that it concerns, some in each turn: a client may have thousands."""
+        """Wake the streams of a change, a few in each turn: a client may have thousands."""
         for some in sliced(tuple(self._following.items())):
             self._wakes.add(functools.partial(_wake_some, some, change))
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler for a ``grpc.aio`` server."""
+        """Make the handler for a ``grpc.aio`` server."""
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -112,12 +112,12 @@ class WorkloadApi:
         )
 
     async def fetch_x509_svid(self, request: Message, context: _Context) -> None:
-        """All SVIDs of the caller with their keys and bundles, now and after each change."""
+        """Send all SVIDs of the caller with keys and bundles, now and after each change."""
         del request
         await self._serve(context, self._svids)
 
     async def fetch_x509_bundles(self, request: Message, context: _Context) -> None:
-        """All bundles that the caller needs to verify others, now and after each change."""
+        """Send all bundles that the caller needs to verify others, now and after each change."""
         del request
         await self._serve(context, self._bundles)
 
@@ -132,7 +132,7 @@ class WorkloadApi:
             self._unsent.follow(context)
             await self._follow(entitlement, build, context)
         except WorkloadError as error:
-            error.__traceback__ = None  # it may outlive the call; the call's frames must not
+            error.__traceback__ = None  # the error may outlive the call; the call's frames must not
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if self._draining is not None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(self._draining))
@@ -160,7 +160,8 @@ class WorkloadApi:
                     raise entitlement.ended
                 answer = build(entitlement.current)
                 if answer is None:
-                    # It cannot take a new root before it has an SVID, and must not be waited for.
+                    # A caller cannot take a new root before it has an SVID, so nobody must wait for
+                    # it.
                     sent = None
                     self._store.close_subscription(subscription)
                     subscription = self._store.open_subscription()
@@ -168,11 +169,12 @@ class WorkloadApi:
                     sent = answer.delivered
                     await context.write(answer.message)
                     for key, version in sent:
-                        # There is no ACK in this API: written is the most that can be known.
+                        # This API has no ACK: that the answer was written is the most that can be
+                        # known.
                         self._store.sent(subscription, key, version)
                         self._store.acked(subscription, key, version)
                     continue  # something may have changed meanwhile
-                answer = None  # it has private keys: nothing keeps it while this waits
+                answer = None  # it has private keys, so nothing may keep it while this waits
                 await changed.wait()
         finally:
             stop_listening()
@@ -180,7 +182,7 @@ class WorkloadApi:
             self._store.close_subscription(subscription)
 
     def _svids(self, caller: Caller) -> _Answer | None:
-        """None while the default identity has no certificate, or no bundle is there."""
+        """Make the answer; None while the default identity has no certificate or no bundle."""
         message = workload_pb2.X509SVIDResponse()
         delivered: list[tuple[ResourceKey, Version]] = []
         own: dict[TrustDomain, None] = {}
@@ -209,7 +211,7 @@ class WorkloadApi:
         return _Answer(message=message, delivered=tuple(delivered))
 
     def _bundles(self, caller: Caller) -> _Answer | None:
-        """None while the own trust domain's bundle is not there."""
+        """Make the answer; None while our own trust domain has no bundle."""
         if self._store.bundle(caller.identities[0].spiffe_id.trust_domain) is None:
             return None
         message = workload_pb2.X509BundlesResponse()
@@ -219,7 +221,7 @@ class WorkloadApi:
     def _fill(
         self, bundles: Any, *, skip: dict[TrustDomain, None]
     ) -> Iterator[tuple[TrustDomain, Version]]:
-        """Put every trust domain's bundle into the map; yields what was put."""
+        """Put every trust domain's bundle into the map, and yield what was put."""
         for trust_domain, stored in sorted(self._store.bundles().items()):
             if trust_domain not in skip:
                 bundles[f"spiffe://{trust_domain}"] = b"".join(stored.bundle.roots)
@@ -227,7 +229,7 @@ class WorkloadApi:
 
 
 def _wake_some(streams: Sequence[tuple[asyncio.Event, Entitlement]], change: Change) -> None:
-    """Wake streams for bundles, which concern everybody, and for their own SVIDs."""
+    """Wake streams for changed bundles, which concern everybody, and for their own SVIDs."""
     for changed, entitlement in streams:
         own = entitlement.current.identities
         if any(not isinstance(key, Identity) or key in own for key in change.keys):
@@ -235,5 +237,5 @@ def _wake_some(streams: Sequence[tuple[asyncio.Event, Entitlement]], change: Cha
 
 
 def _der(pem: bytes) -> bytes:
-    """The DER of one PEM block (RFC 7468)."""
+    """Return the DER of one PEM block (RFC 7468)."""
     return base64.b64decode(b"".join(pem.split(b"-----")[2].split()))

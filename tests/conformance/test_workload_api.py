@@ -275,6 +275,6 @@ async def test_a_workloads_own_socket_serves_it_until_the_agent_drains(
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await stream.read()
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            with pytest.raises(grpc.aio.AioRpcError, match="going down"):
+            with pytest.raises(grpc.aio.AioRpcError, match="is stopping"):
                 await call(workload_pb2.X509SVIDRequest(), metadata=HEADER).read()
         await close(opened.listening, grace_seconds=0)

@@ -282,7 +282,7 @@ async def test_sigterm_drains_and_streams_are_told(node: Node) -> None:
         agent.signal(signal.SIGTERM)
         code, details = await stream.status()
         assert code is grpc.StatusCode.UNAVAILABLE
-        assert "going down" in details
+        assert "stopping" in details
         assert await agent.wait() == 0
         assert not node.admin.exists()
 

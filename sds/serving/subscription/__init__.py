@@ -21,7 +21,8 @@ slow reader never has a queue: while one response is on its way any number of ch
 one set of due names (the latest wins). And because a name is sent only where its version differs
 from the version sent last, nothing unchanged is ever sent twice, an ACK and a NACK are both
 answered by silence, and refused content is never repeated: only new content has a new version. The
-one exception is a name that is subscribed (again): its memory is erased, so it is sent always.
+one exception is a name that is subscribed (again): what is known of it is erased, so it is always
+sent.
 
 A worked example, state of the world, with what each call returns:
 

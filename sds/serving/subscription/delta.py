@@ -1,7 +1,7 @@
-"""Delta: each request says which names come and which go.
+"""The delta protocol: each request says which names come and which go.
 
-Invariant: both lists of a request always apply, whatever its nonce; a name that the client asked
-for is told once as removed where it does not exist.
+Invariants: both lists of a request always apply, whatever its nonce; a name that the client asked
+for and that does not exist is reported once as removed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DeltaSubscription(Subscription[R]):
     __slots__ = ()
 
     def outcomes(self, request: DeltaRequest) -> Iterator[Outcome]:
-        """Take one request in slices; book each before the next, and take no other meanwhile."""
+        """Take one request in slices; finish it before taking the next one."""
         outcome = Outcome()
         first = not self._begun
         self._begun = True
@@ -47,9 +47,10 @@ class DeltaSubscription(Subscription[R]):
                 yield Outcome(passing=passing)
 
     def _resubscribe(self, request: DeltaRequest) -> Iterator[Outcome]:
-        """Apply both lists. What is in both is named again, so sent again."""
+        """Apply both lists. A name in both counts as asked for again, so it is sent again."""
         named = frozenset(request.subscribe)
-        # The wildcard goes first: a name that is dropped while it comes is told what it covers.
+        # The wildcard goes first, so that a name dropped in the same request is reported as it
+        # covers it.
         if WILDCARD in request.unsubscribe:
             for dropped in self._drop_wildcard(but=named):
                 yield Outcome(dropped=dropped)
@@ -57,7 +58,7 @@ class DeltaSubscription(Subscription[R]):
             self.wildcard = self._all_due = True
         for names in sliced(request.unsubscribe):
             dropped = tuple(name for name in names if name not in named and self._unsubscribe(name))
-            # Under the wildcard they are known until the client was told what it covers.
+            # Under the wildcard, names are kept until the client was told whether it covers them.
             passing = sum(map(name_cost, dropped)) if self.wildcard else 0
             yield Outcome(dropped=dropped, passing=passing)
         for names in sliced(request.subscribe):
@@ -69,10 +70,10 @@ class DeltaSubscription(Subscription[R]):
             yield Outcome(added=tuple(added))
 
     def _disown(self, acked: tuple[Receipt, ...]) -> None:
-        """Tell what the wildcard does not cover of what the client has just taken.
+        """Report which of the names that the client has just ACKed the wildcard does not cover.
 
-        It had dropped the name before the response reached it, and has the wildcard since: it
-        cannot know that the name is not covered.
+        The client dropped such a name before the response reached it, and has the wildcard since,
+        so it cannot know that the name is not covered.
         """
         for name, version, _ in acked:
             if name not in self._watches:
@@ -81,7 +82,7 @@ class DeltaSubscription(Subscription[R]):
                 self._due[name] = None
 
     def _drop_wildcard(self, *, but: Collection[str]) -> Iterator[tuple[str, ...]]:
-        """Let go of the names that nothing but the wildcard covers; yields them, in slices."""
+        """Let go of the names that only the wildcard covers, and yield them in slices."""
         self.wildcard = False
         covered = [name for name, watch in self._watches.items() if not watch.asked]
         for names in sliced(covered):
@@ -90,20 +91,21 @@ class DeltaSubscription(Subscription[R]):
             yield tuple(name for name in names if name not in but)
 
     def _unsubscribe(self, name: str) -> bool:
-        """Let go of a name; whether it was asked for."""
+        """Let go of a name, and say whether it was asked for."""
         watch = self._watches.get(name)
         if watch is None or not watch.asked:
             return False
         self._forget(name)
         if self.wildcard:
-            # The client must learn whether the wildcard covers the name: sent again, or removed.
+            # The client must learn whether the wildcard covers the name: it is sent again, or
+            # removed.
             covered = self._watches[name] = Watch(asked=False)
             covered.sent = ""
             self._due[name] = None
         return True
 
     def _claim(self, name: str, version: str) -> int:
-        """The client says that it has kept this version; bytes of memory until it is looked at."""
+        """Note a version that the client claims to have; return the bytes that this takes."""
         watch = self._watches.get(name)
         cost = len(version)
         if watch is None:

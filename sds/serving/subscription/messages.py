@@ -1,7 +1,7 @@
-"""What goes into a subscription and what comes out of it: requests, outcomes, answers.
+"""The input and output of a subscription: requests, outcomes, answers.
 
-Owns the types. Invariant: none of them has the content of a resource but :class:`Answer`, which is
-written at once.
+Owns the types. Invariant: only :class:`Answer` has the content of resources, and it is written at
+once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Receipt(NamedTuple):
-    """What remains of a resource once it was sent: never its content.
+    """What is kept of a resource once it was sent: never its content.
 
     Attributes:
         name: the resource name.
@@ -30,16 +30,16 @@ class Receipt(NamedTuple):
 
 
 class Named(Protocol):
-    """A resource, as far as a subscription has to know it."""
+    """What a subscription needs of a resource."""
 
     @property
     def receipt(self) -> Receipt:
-        """Name, version and parts."""
+        """Return name, version and parts."""
         ...
 
     @property
     def size(self) -> int:
-        """Bytes of the content, about."""
+        """Return the approximate length of the content in bytes."""
         ...
 
 
@@ -51,17 +51,17 @@ class View(Protocol[R_co]):
     """What a caller may have at this moment."""
 
     def find(self, name: str) -> R_co | None:
-        """The resource under a name; None if it is not there (yet) or not the caller's."""
+        """Return the resource under a name; None if it does not exist or is not the caller's."""
         ...
 
     def everything(self) -> Collection[str]:
-        """The names that the wildcard stands for."""
+        """Return the names that the wildcard stands for."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SotwRequest:
-    """A DiscoveryRequest, as far as a subscription has to know it.
+    """What a subscription needs of a DiscoveryRequest.
 
     Attributes:
         names: ``resource_names``.
@@ -76,7 +76,7 @@ class SotwRequest:
 
 @dataclass(frozen=True, slots=True)
 class DeltaRequest:
-    """A DeltaDiscoveryRequest, as far as a subscription has to know it.
+    """What a subscription needs of a DeltaDiscoveryRequest.
 
     Attributes:
         subscribe: ``resource_names_subscribe``.
@@ -95,16 +95,16 @@ class DeltaRequest:
 
 @dataclass(slots=True)
 class Outcome:
-    """What one request meant, or a slice of it (:mod:`sds.serving.slices`).
+    """The meaning of one request, or of a slice of it (:mod:`sds.serving.slices`).
 
     Attributes:
-        acked: what the client has taken.
-        nacked: what it has refused, with ``error`` in its own words.
-        error: why, for ``nacked``; None if nothing was refused.
-        stale: the nonce is not one that is waited for.
-        added: names that are wanted from now on.
-        dropped: names that are not asked for any more.
-        passing: bytes of names that are not asked for, and are known until they are looked at.
+        acked: what the client has accepted.
+        nacked: what the client has refused.
+        error: the client's own text about ``nacked``; None if it refused nothing.
+        stale: whether the nonce is not one that an ACK is expected for.
+        added: names that the client asks for from now on.
+        dropped: names that the client no longer asks for.
+        passing: bytes of names that are not asked for but are kept until they are looked at.
     """
 
     acked: tuple[Receipt, ...] = ()
@@ -122,9 +122,10 @@ class Answer(Generic[R]):
 
     Attributes:
         resources: new content.
-        removed: names to tell as removed (delta only).
-        absent: names that were asked for and do not exist for this caller; told once per request.
-        held: what the client had kept from an earlier stream and need not be sent (delta only).
+        removed: names to report as removed (delta only).
+        absent: names that were asked for and do not exist for this caller; reported once per
+            request.
+        held: what the client kept from an earlier stream, so it is not sent again (delta only).
     """
 
     resources: list[R] = field(default_factory=list)
@@ -141,7 +142,7 @@ class Watched(NamedTuple):
         sent: version sent last, or None.
         acked: version ACKed last, or None.
         refused: version NACKed last, or None.
-        error: the client's words about ``refused``.
+        error: the client's text about ``refused``.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""State of the world: each request has the whole list of names.
+"""The state-of-the-world protocol: each request has the whole list of names.
 
-Invariant: a list that crossed a newer response on the way adds nothing; what it drops is dropped.
+Invariant: a list that crossed a newer response can drop names but never add any.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class SotwSubscription(Subscription[R]):
     __slots__ = ("_client_nonce", "_named")
 
     def __init__(self) -> None:
-        """A stream begins."""
+        """Begin a stream that has named nothing."""
         super().__init__()
         self._named = False
-        """The client has named a resource on this stream: an empty list is not a wildcard now."""
+        """Whether the client named a resource on this stream; then an empty list is no wildcard."""
         self._client_nonce = ""
-        """The nonce that the client has taken last."""
+        """The nonce that the client answered last."""
 
     def outcomes(self, request: SotwRequest) -> Iterator[Outcome]:
-        """Take one request in slices; book each before the next, and take no other meanwhile."""
+        """Take one request in slices; finish it before taking the next one."""
         outcome = Outcome()
-        # True of a request that is ignored, too: the client knows that it has named something.
+        # This counts for an ignored request too: the client knows that it has named something.
         self._named = self._named or bool(request.names)
         if self._begun and request.nonce and self._last_nonce:
             settled = self._settle(outcome, request.nonce, request.error)
@@ -48,11 +48,11 @@ class SotwSubscription(Subscription[R]):
     def _take_overtaken(
         self, outcome: Outcome, request: SotwRequest, *, settled: bool
     ) -> Iterator[Outcome]:
-        """Take a request that a newer response has crossed on the way, or that is none of ours.
+        """Take a request that crossed a newer response, or that answers no response of ours.
 
         Its list of names is out of date, so it adds nothing and is not answered: the client sends
-        its list again with the ACK of the newer response. But what it drops is dropped: the
-        client may name it again in that ACK, and then wants it sent again.
+        its list again with the ACK of the newer response. But names that are missing from it are
+        dropped, because the client may name them again in that ACK and then wants them sent again.
         """
         if settled or request.nonce == self._client_nonce:
             self._client_nonce = request.nonce
@@ -94,8 +94,8 @@ class SotwSubscription(Subscription[R]):
     def _drop_all_but(self, wanted: Collection[str]) -> Iterator[tuple[tuple[str, ...], int]]:
         """Let go of the names that are not asked for (any more).
 
-        Yields them in slices, each with the bytes of those that stay known until they are looked
-        at.
+        Yields them in slices, each with the bytes of those names that are kept until they are
+        looked at.
         """
         for some in sliced([name for name in self._watches if name not in wanted]):
             dropped = []
@@ -105,8 +105,8 @@ class SotwSubscription(Subscription[R]):
                     self._forget(name)
                     dropped.append(name)
                 elif watch.asked:
-                    # Stays if the wildcard covers it, which the next look decides; sent again
-                    # never.
+                    # It stays if the wildcard covers it, which the next look decides; it is not
+                    # sent again.
                     watch.asked = False
                     self._due[name] = None
                     dropped.append(name)

@@ -1,8 +1,8 @@
-"""What is watched on one stream, what was sent, and what is due: common to both protocols.
+"""The state that both protocols share: what a stream watches, what was sent, what is due.
 
-Owns the state of names and of responses without an answer. Invariants: a name is sent only where
-its version differs from the one sent last; at most :data:`MAX_OUTSTANDING` responses wait for an
-ACK; of a resource that was sent, only its receipt is kept.
+Owns the state of names and of responses without an answer. Invariants: a name is sent only if its
+version differs from the one sent last; at most :data:`MAX_OUTSTANDING` responses wait for an ACK;
+only the receipt of a resource is kept once it was sent.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 WILDCARD: Final = "*"
 MAX_OUTSTANDING: Final = 32
-"""Responses whose ACK is waited for; the oldest is forgotten beyond that."""
+"""The most responses that wait for an ACK; beyond that the oldest one is forgotten."""
 _KEPT_CHARACTERS: Final = 512
-"""Of what a client says when it refuses a name, for each name."""
+"""How many characters of a client's refusal are kept for each name."""
 RESPONSE_BYTES: Final = 256 * 1024
-"""Content of one response, from which on the rest goes into the next one."""
+"""Once a response has this much content, the rest goes into the next one."""
 
 
 class Watch:
@@ -35,18 +35,18 @@ class Watch:
 
     def __init__(self, *, asked: bool) -> None:
         self.asked = asked
-        """Asked for by name, not only by the wildcard."""
+        """Whether the client asked for it by name, not only by the wildcard."""
         self.sent: str | None = None
         self.acked: str | None = None
         self.refused: str | None = None
         self.error = ""
         self.claimed = False
-        """``sent`` is what the client says that it has kept from an earlier stream."""
+        """Whether ``sent`` is what the client claims to have kept from an earlier stream."""
         self.absence_told = False
 
 
 class Subscription(Generic[R]):
-    """What state of the world and delta have in common."""
+    """The state and decisions that state of the world and delta share."""
 
     _TELLS_REMOVALS: ClassVar[bool] = False
     __slots__ = (
@@ -61,13 +61,13 @@ class Subscription(Generic[R]):
     )
 
     def __init__(self) -> None:
-        """A stream begins."""
+        """Begin a stream that watches nothing."""
         self._watches: SlimDict[str, Watch] = SlimDict()
         self._due: SlimDict[str, None] = SlimDict()
-        """Names to look at, the first of them first."""
+        """Names to look at, in the order in which they became due."""
         self._all_due = False
         self._refused: SlimDict[str, None] = SlimDict()
-        """Names that the client refused last, as far as they are watched."""
+        """Watched names whose last answer from the client was a refusal."""
         self._outstanding: dict[str, tuple[Receipt, ...]] = {}
         self._last_nonce = ""
         self._begun = False
@@ -76,20 +76,20 @@ class Subscription(Generic[R]):
     # --- asked from outside ---------------------------------------------------------------------
 
     def names(self) -> tuple[str, ...]:
-        """Names that are watched: asked for, or sent under the wildcard."""
+        """Return the watched names: asked for, or sent under the wildcard."""
         return tuple(self._watches)
 
     def __len__(self) -> int:
-        """How many names are watched."""
+        """Return how many names are watched."""
         return len(self._watches)
 
     def watched(self) -> Iterator[Watched]:
-        """The state of each name."""
+        """Yield the state of each name."""
         for name, watch in self._watches.items():
             yield Watched(name, watch.sent, watch.acked, watch.refused, watch.error)
 
     def refused(self) -> int:
-        """How many names have a current version that the client refused."""
+        """Return how many names have a current version that the client refused."""
         found = 0
         for name in self._refused:
             watch = self._watches.get(name)
@@ -98,29 +98,29 @@ class Subscription(Generic[R]):
         return found
 
     def has_due(self) -> bool:
-        """Whether there is anything to look at."""
+        """Say whether there is anything to look at."""
         return self._all_due or bool(self._due)
 
     def touch(self, names: Iterable[str]) -> None:
-        """The content under these names may have changed (or come, or gone)."""
+        """Mark these names as due: their content may have changed, come or gone."""
         for name in names:
             if self.wildcard or name in self._watches:
                 self._due[name] = None
 
     def touch_all(self) -> None:
-        """Any content may have changed."""
+        """Mark every name as due: any content may have changed."""
         self._all_due = True
 
     # --- inside ---------------------------------------------------------------------------------
 
     def _forget(self, name: str) -> None:
-        """A name is not watched any more, so nothing about it is due."""
+        """Forget a name that is no longer watched."""
         del self._watches[name]
         self._due.take(name)
         self._refused.take(name)
 
     def _settle(self, outcome: Outcome, nonce: str, error: str | None) -> bool:
-        """Book an ACK or a NACK; False where nothing waits under this nonce."""
+        """Enter an ACK or a NACK; return False if no response with this nonce waits for one."""
         receipts = self._outstanding.pop(nonce, None)
         if receipts is None:
             return False
@@ -146,7 +146,7 @@ class Subscription(Generic[R]):
         return True
 
     def respond(self, view: View[R], nonce: str, most: int = sys.maxsize) -> Answer[R] | None:
-        """What to send now, under ``nonce``; None if there is nothing to send or tell.
+        """Return what to send now under ``nonce``; None if there is nothing to send or report.
 
         At most ``most`` names are looked at, and content beyond :data:`RESPONSE_BYTES` waits; what
         was left out stays due (:meth:`has_due`).
@@ -176,7 +176,7 @@ class Subscription(Generic[R]):
         return answer if answer.absent or answer.held else None
 
     def beat(self, nonce: str) -> list[tuple[str, str]]:
-        """Names and versions of what the client has, whose life a heartbeat extends.
+        """Return names and versions of what the client has, whose lives a heartbeat extends.
 
         The heartbeat goes out under ``nonce``; its ACK means nothing.
         """
@@ -188,7 +188,7 @@ class Subscription(Generic[R]):
         return known
 
     def _take_due(self, everything: Collection[str], most: int) -> list[str]:
-        """The names to look at now, at most ``most``."""
+        """Return the names to look at now, at most ``most``."""
         due = self._due
         if self._all_due:
             self._all_due = False
@@ -203,7 +203,7 @@ class Subscription(Generic[R]):
         return sorted(some)
 
     def _take_content(self, answer: Answer[R], name: str, resource: R) -> int:
-        """There is content under a name that is watched; the bytes of it that go out."""
+        """Take content under a watched name into the answer; return how many bytes of it go out."""
         watch = self._watches.get(name)
         if watch is None:
             watch = self._watches[name] = Watch(asked=False)
@@ -221,7 +221,7 @@ class Subscription(Generic[R]):
         return size
 
     def _take_absence(self, answer: Answer[R], name: str, watch: Watch) -> None:
-        """There is nothing (any more) under a name that is watched."""
+        """Note that there is nothing (any more) under a watched name."""
         never_told = watch.asked and not watch.absence_told
         if never_told and watch.sent is None:
             answer.absent.append(name)
@@ -233,7 +233,7 @@ class Subscription(Generic[R]):
             self._forget(name)
 
     def _await_answer(self, nonce: str, receipts: tuple[Receipt, ...]) -> None:
-        """Remember what goes out under ``nonce``."""
+        """Remember what is sent under ``nonce``."""
         self._last_nonce = nonce
         if len(self._outstanding) >= MAX_OUTSTANDING:
             del self._outstanding[next(iter(self._outstanding))]
