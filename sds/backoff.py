@@ -51,7 +51,7 @@ class Backoff:
     longest: float
 
     def seconds(self, failures: int, *, draw: float) -> float:
-        """Seconds between the last failure and the next attempt.
+        """Return the seconds between the last failure and the next attempt.
 
         Args:
             failures: failures in a row, the last one included: 1 or more.

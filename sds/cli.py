@@ -82,7 +82,7 @@ class LazyGroup(click.Group):
     """A click group that imports a command only when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, sorted."""
+        """Return all names, sorted."""
         return sorted({*super().list_commands(ctx), *COMMANDS})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -102,7 +102,7 @@ class LazyGroup(click.Group):
             formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Names of commands and options, without importing any command."""
+        """Return names of commands and options, without importing any command."""
         found = [
             CompletionItem(name, help=self._summary(ctx, name))
             for name in self.list_commands(ctx)
@@ -146,7 +146,7 @@ def _require_working_directory() -> None:
 
 
 def _ours(raised: BaseException) -> SdsError | None:
-    """Our error, also where tasks that ran side by side raised it in groups; else None."""
+    """Return our error, even if tasks that ran side by side raised it in groups; else None."""
     if isinstance(raised, BaseExceptionGroup):
         found = [_ours(each) for each in raised.exceptions]
         return next((each for each in found if each is not None), None)

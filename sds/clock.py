@@ -35,7 +35,7 @@ class Instant:
 
 
 def stopwatch() -> float:
-    """Seconds of a clock that only measures how long something took; it decides nothing."""
+    """Read a clock that only measures how long something took, in seconds; it decides nothing."""
     return time.perf_counter()
 
 

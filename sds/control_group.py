@@ -19,7 +19,7 @@ _UNLIMITED: Final = 1 << 60
 
 
 def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
-    """The least of the memory limits of our control groups (v2 and v1) in bytes, or None.
+    """Return the lowest memory limit of our control groups (v2 and v1) in bytes, or None.
 
     Args:
         root: where the hierarchies are mounted.

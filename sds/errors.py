@@ -37,12 +37,12 @@ class SdsError(Exception):
 
     @property
     def retriable(self) -> bool:
-        """Whether the same call can succeed later with nothing changed by a person."""
+        """Say whether the same call can succeed later with nothing changed by a person."""
         row = REASONS.get(self.reason)
         return row is not None and row.retriable
 
     def __str__(self) -> str:
-        """The message, then the advice in parentheses."""
+        """Return the message, then the advice in parentheses."""
         return f"{self.message} ({self.advice})" if self.advice else self.message
 
 

@@ -74,7 +74,7 @@ def count(where: str) -> None:
 
 
 def counts() -> Mapping[str, int]:
-    """How often each place failed since the start."""
+    """Return how often each place failed since the start."""
     return dict(_counts)
 
 

@@ -76,7 +76,7 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is a directory; a name that no file can have, such as a too long one, is none.
+    """Say whether there is a directory; a name that no file can have is not one.
 
     ``Path.is_dir`` raises for such a name.
     """
@@ -84,7 +84,7 @@ def is_folder(path: Path) -> bool:
 
 
 def is_taken(path: Path) -> bool:
-    """Whether anything has this name, even a symbolic link that leads nowhere."""
+    """Say whether anything has this name, even a symbolic link that leads nowhere."""
     return os.path.lexists(path)
 
 

@@ -106,7 +106,7 @@ class SpiffeId:
         return cls(trust_domain, path)
 
     def __str__(self) -> str:
-        """The ID as a URI."""
+        """Return the ID as a URI."""
         return f"{_SCHEME}{self.trust_domain}{self.path}"
 
 

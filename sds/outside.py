@@ -21,7 +21,7 @@ _TEXT_LENGTH = 300
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library in Rust panicked (PyO3's class is no Exception).
+    """Say whether a library in Rust panicked (PyO3's class is no Exception).
 
     It unwound, so nothing is half done. A group of errors is one where nothing else in it would end
     the process.

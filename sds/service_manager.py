@@ -23,7 +23,7 @@ _BARRIER_SECONDS: Final = 5.0
 
 
 def address(environment: Mapping[str, str]) -> str | None:
-    """The service manager's socket, as ``connect`` takes it; None if there is none."""
+    """Return the service manager's socket, as ``connect`` takes it; None if there is none."""
     named = environment.get("NOTIFY_SOCKET", "")
     if not named.startswith(("/", "@")):
         return None
@@ -68,7 +68,7 @@ def keep(place: str, name: str, descriptor: int) -> None:
 
 
 def kept(name: str, environment: Mapping[str, str], *, pid: int) -> tuple[int, ...]:
-    """The descriptors of this name that came with our start, close-on-exec from now on.
+    """Return the descriptors of this name that came with our start, close-on-exec from now on.
 
     Source: sd_listen_fds_with_names(3). Variables that are meant for another process, or that are
     not numbers, count as absent.

@@ -76,13 +76,13 @@ async def supervised(
 
 
 def is_cancelled() -> bool:
-    """Whether somebody cancelled this very task, and not only what it waits for."""
+    """Say whether somebody cancelled this very task, and not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error that was raised on purpose, else the first: the others follow from it."""
+    """Return the first error that was raised on purpose, else the first of all."""
     flat: list[BaseException] = []
     todo: list[BaseException] = [group]
     while todo:

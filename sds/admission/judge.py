@@ -58,7 +58,7 @@ class AdmittedSandbox:
     def with_container(
         self, identifier: str, name: str, found: CanonicalContainer
     ) -> AdmittedSandbox:
-        """The sandbox after one more container."""
+        """Return the sandbox with one more container."""
         unmeasured = tuple(sorted(found.unmeasured))
         new = AdmittedContainer(name=name, digest=found.digest, unmeasured=unmeasured)
         return replace(self, containers={**self.containers, identifier: new})

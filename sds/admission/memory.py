@@ -44,7 +44,7 @@ class Memory:
     sandboxes: dict[str, AdmittedSandbox] = field(default_factory=dict)
 
     def floor(self, start: PolicySuccession) -> PolicySuccession:
-        """What a holder starts with: nothing older than what was seen is accepted."""
+        """Return the initial memory: nothing older than what was seen is accepted."""
         return replace(start, seen=self.seen)
 
 
@@ -55,7 +55,7 @@ class MemoryFile:
         self._path = folder / "memory.json"
 
     def read(self) -> Memory:
-        """What the last write said; an empty memory before the first one.
+        """Read what the last write stored; return an empty memory before the first one.
 
         Raises:
             ConfigurationError: it cannot be read.

@@ -30,7 +30,7 @@ _STREAMING: Final = "127.0.0.1"
 
 
 def check_node(config: AdmissionConfig) -> tuple[str, ...]:
-    """What lets a container past the wrapper, in words; empty if nothing was found.
+    """Return, in words, what lets a container bypass the wrapper; empty if nothing was found.
 
     Raises:
         ConfigurationError: a file cannot be read.
@@ -61,7 +61,7 @@ def parse_toml(content: bytes, where: Path) -> dict[str, Any]:
 
 
 def containerd_findings(config: Mapping[str, Any], *, wrapper: str) -> Iterator[str]:
-    """What of containerd's configuration lets a container past the wrapper.
+    """Return what in containerd's configuration lets a container bypass the wrapper.
 
     Args:
         config: decoded.
@@ -105,7 +105,7 @@ def _handler(name: str, handler: Mapping[str, Any], wrapper: str) -> Iterator[st
 
 
 def kubelet_findings(config: Any) -> Iterator[str]:
-    """What of the kubelet's configuration reaches into containers without the OCI runtime.
+    """Return what in the kubelet's configuration affects containers without the OCI runtime.
 
     Args:
         config: its ``KubeletConfiguration``, decoded.

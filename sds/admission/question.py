@@ -41,7 +41,7 @@ class Question:
     document: dict[str, Any]
 
     def annotation(self, name: str) -> str:
-        """What containerd says of a container in ``io.kubernetes.cri.NAME``.
+        """Return what containerd writes about a container in ``io.kubernetes.cri.NAME``.
 
         Raises:
             WorkloadError: ``admission_form``: it says nothing, as for a container that no kubelet
@@ -54,7 +54,7 @@ class Question:
         return value
 
     def pod_uid(self) -> str:
-        """The pod's UID.
+        """Return the pod's UID.
 
         Raises:
             WorkloadError: ``admission_form``.
@@ -115,5 +115,5 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def bad_form(why: str) -> WorkloadError:
-    """The error for what cannot be judged."""
+    """Make the error for a question that cannot be judged."""
     return WorkloadError(why, reason="admission_form")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def script(config: AdmissionConfig, *, python: str) -> str:
-    """The whole file.
+    """Return the whole script.
 
     Args:
         config: gives the constants.
@@ -36,7 +36,7 @@ def script(config: AdmissionConfig, *, python: str) -> str:
 
 
 def script_findings(config: AdmissionConfig) -> Iterator[str]:
-    """What is wrong with the file at ``config.wrapper``; its interpreter does not matter."""
+    """Return what is wrong with the file at ``config.wrapper``; its interpreter does not matter."""
     try:
         found = yamlfile.read(Path(config.wrapper)).decode(errors="replace")
     except ConfigurationError as error:

@@ -90,7 +90,7 @@ class QuestionServer:
             writer.close()
 
     async def _decide(self, reader: asyncio.StreamReader) -> str:
-        """Why not, or the empty string."""
+        """Return why the answer is no; the empty string means yes."""
         question: Question | None = None
         try:
             question = await read_question(reader)

@@ -38,7 +38,7 @@ class RulesInForce(Protocol):
     """The policy holder, as far as this module asks it."""
 
     def in_force(self) -> AdmittedPolicy:
-        """The policy in force; raises a :class:`PolicyError` while there is none."""
+        """Return the policy in force; raise a :class:`PolicyError` if there is none."""
         ...
 
 
@@ -93,7 +93,7 @@ class RuntimeAdmission:
             raise bad_form(f"{kind[:80]!r} is neither a sandbox nor a container")
 
     def _rules(self) -> tuple[tuple[PodContents, ...], str]:
-        """The rules, and why there are none of the policy's."""
+        """Return the rules, and why the policy has none of them."""
         try:
             return (*self._config.always, *self._policy.in_force().pods), ""
         except PolicyError as error:
@@ -164,7 +164,7 @@ class RuntimeAdmission:
         admit_exec(sandbox, found, pods, what=what, about=about)
 
     async def _image_of(self, identifier: str) -> str:
-        """The image's configuration digest, by the runtime's word.
+        """Return the digest of the image's configuration, as the runtime reports it.
 
         Raises:
             WorkloadError: the runtime does not answer, or does not list the container.
@@ -214,7 +214,7 @@ def _terminal(process: object) -> bool:
 
 
 def _pid_in(path: str) -> int:
-    """The pid that runc wrote.
+    """Return the pid that runc wrote.
 
     Raises:
         WorkloadError: ``admission_form``.

@@ -81,5 +81,5 @@ class AdmissionConfig(Settings):
 
     @property
     def socket(self) -> Path:
-        """Where the service listens."""
+        """Return where the service listens."""
         return self.run_dir / "admission.sock"

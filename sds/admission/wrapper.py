@@ -130,7 +130,7 @@ class CommandLine:
 
     @property
     def document(self) -> str:
-        """Path of what decides: the bundle's configuration, or the process of an ``exec``."""
+        """Return the path of what decides: the bundle's configuration, or an ``exec``'s process."""
         if self.command == "exec":
             if "--process" not in self.inner:
                 raise NotRead("exec without --process is nothing that the runtime's shim asks for")
@@ -139,7 +139,7 @@ class CommandLine:
 
 
 def read_document(path: str) -> bytes:
-    """An ordinary file of bounded size.
+    """Read an ordinary file of bounded size.
 
     Raises:
         NotRead: it is not one, or cannot be read.
@@ -158,7 +158,7 @@ def read_document(path: str) -> bytes:
 
 
 def has_input() -> bool:
-    """Whether the container's standard input is anything but ``/dev/null`` (null(4): 1, 3)."""
+    """Say whether the container's standard input is anything but ``/dev/null`` (null(4): 1, 3)."""
     try:
         found = os.fstat(0)
     except OSError:

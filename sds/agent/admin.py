@@ -26,7 +26,7 @@ SERVICE: Final[str] = agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name
 
 
 def handler(look: Callable[[], AgentState]) -> grpc.GenericRpcHandler:
-    """The service's handler; ``look`` reads the state."""
+    """Make the service's handler; ``look`` reads the state."""
 
     async def get_status(
         _request: agent_pb2.GetStatusRequest, _context: grpc.aio.ServicerContext[Any, Any]
@@ -46,7 +46,7 @@ def handler(look: Callable[[], AgentState]) -> grpc.GenericRpcHandler:
 
 
 def encode(state: AgentState) -> agent_pb2.Status:
-    """The state as the message that goes to people."""
+    """Encode the state as the message for ``sds status``."""
     policy = state.policy
     return agent_pb2.Status(
         version=state.version,

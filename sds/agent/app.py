@@ -107,7 +107,7 @@ async def running_agent(
     memory: MemoryProtection | None = None,
     told: Callable[[Readiness], None] = _nobody,
 ) -> AsyncIterator[RunningAgent]:
-    """An agent while the block runs.
+    """Run an agent while the block runs.
 
     Args:
         config: the configuration.
@@ -251,7 +251,7 @@ def _follow_files(
     verification: Verification | None,
     clock: Clock,
 ) -> list[asyncio.Task[None]]:
-    """The tasks that follow policy, and revocation lists and collateral, where there are any."""
+    """Make the tasks that follow policy, revocation lists and collateral, if configured."""
     tasks = []
     if policy is not None:
         tasks.append(group.create_task(policy.run(), name="policy"))

@@ -35,7 +35,7 @@ class PolicyAuthorizations:
         self._known: dict[SpiffeId, Authorization] = {}
 
     def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
-        """What may be asked of the identity now."""
+        """Return which requests others may send to the identity now."""
         try:
             policy = self._holder.in_force()
         except PolicyNotInForceError:

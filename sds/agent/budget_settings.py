@@ -112,7 +112,7 @@ class BudgetsSection(Settings):
         return self
 
     def total(self, descriptors: int) -> Total:
-        """What all may use together.
+        """Return what all owners together may use.
 
         Args:
             descriptors: that the process may have (RLIMIT_NOFILE).
@@ -124,7 +124,7 @@ class BudgetsSection(Settings):
 
     @property
     def fits_itself(self) -> bool:
-        """Whether nobody wrote how much memory there is: it may follow the control group."""
+        """Say whether no amount of memory is configured, so that the control group may decide."""
         return "memory" not in self.model_fields_set | {
             field for section in (self.owner, self.strangers) for field in section.model_fields_set
         }

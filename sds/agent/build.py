@@ -54,7 +54,7 @@ _SLACK_SECONDS: Final = 1.0
 def signed_policy(
     config: AgentConfig, *, clock: Clock, instruments: AgentInstruments
 ) -> AgentPolicy | None:
-    """The signed policy, read; None without one in the configuration.
+    """Read the signed policy; None if none is configured.
 
     Raises:
         ConfigurationError: a file or a key cannot be read.
@@ -69,7 +69,7 @@ def signed_policy(
 def verification(
     config: AgentConfig, *, clock: Clock, instruments: AgentInstruments | None = None
 ) -> Verification | None:
-    """What the authority's evidence is verified by; None if it need not show any.
+    """Make the verifier of the authority's evidence; None if the authority need not show any.
 
     Raises:
         ConfigurationError: a root, a list or collateral cannot be used.
@@ -95,7 +95,7 @@ def authority_client(
     policy: AgentPolicy | None,
     verified_by: Verification | None,
 ) -> AuthorityClient:
-    """The client of the authority that the configuration names.
+    """Make the client of the authority that the configuration names.
 
     Raises:
         ConfigurationError: evidence or addresses cannot be used.
@@ -122,7 +122,7 @@ def authority_client(
 
 
 def authority_settings(config: AgentConfig, section: OwnAuthoritySection) -> AuthoritySettings:
-    """How to reach our authority; time limits that were not written fit the lifetimes.
+    """Return how to reach our authority; time limits that are not configured fit the lifetimes.
 
     Raises:
         ConfigurationError: an address is not ``host:port``, or the root cannot be read.
@@ -185,7 +185,7 @@ def rotation_settings(config: AgentConfig) -> RotationSettings:
 
 
 def federation(config: AgentConfig, *, clock: Clock, instruments: AgentInstruments) -> Federation:
-    """What fetches the bundles of other trust domains."""
+    """Make the part that fetches the bundles of other trust domains."""
     sources = config.federation.sources()
     instruments.watch_federation(one.trust_domain for one in sources)
     return Federation(
@@ -216,7 +216,7 @@ def secret_service(
     policy: AgentPolicy | None,
     memory: MemoryFit,
 ) -> SecretService:
-    """What serves the store; the names that clients watch fit into ``memory``."""
+    """Make the service that serves the store; the names that clients watch fit into ``memory``."""
     store = instruments.store
     limits = config.limits.limits()
     aliases = config.secret_names.aliases()
@@ -247,7 +247,7 @@ def node_socket(
     owners: Owners,
     policy: AgentPolicy | None,
 ) -> NodeSocket | None:
-    """The node-wide socket, bound; None if it is not configured.
+    """Bind the node-wide socket; None if it is not configured.
 
     Raises:
         SocketError: it cannot be bound.
@@ -270,7 +270,7 @@ def node_socket(
 
 
 def warnings(config: AgentConfig) -> tuple[str, ...]:
-    """What an operator should not overlook in this configuration."""
+    """Return what an operator should not overlook in this configuration."""
     found = []
     if config.attestation.kind == "simulated":
         found.append("SIMULATED machine: our evidence proves nothing")
@@ -284,7 +284,7 @@ def warnings(config: AgentConfig) -> tuple[str, ...]:
 
 
 def _names_of_services(config: AgentConfig) -> Iterator[str]:
-    """What a guest does with names that the API server asserts; see ``docs/kubernetes.md``."""
+    """Return what a guest does with names that the API server asserts (docs/kubernetes.md)."""
     node = config.node
     asked = node is not None and "kubernetes" in node.attestors and node.kubernetes.services
     if not (asked and config.attestation.is_guest):

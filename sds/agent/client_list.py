@@ -30,7 +30,7 @@ _SHOWN: Final = 256
 
 
 def listed_clients(service: SecretService) -> tuple[tuple[ClientState, ...], int]:
-    """The subscribers to list, and how many streams are left out."""
+    """Return the subscribers to list, and how many streams are left out."""
     found: list[ClientState] = []
     of_workload: Counter[str] = Counter()
     names, streams = MOST_NAMES, 0

@@ -300,25 +300,25 @@ class AgentConfig(Settings):
 
     @property
     def node_socket(self) -> Path:
-        """The node-wide socket."""
+        """Return the node-wide socket."""
         return self.run_dir / "node" / "sds.sock"
 
     @property
     def admin_socket(self) -> Path:
-        """The socket for people."""
+        """Return the admin socket."""
         return self.run_dir / "admin.sock"
 
     @property
     def workloads_directory(self) -> Path:
-        """Where each workload with a socket of its own has a directory."""
+        """Return the directory in which each workload with a socket of its own has a directory."""
         return self.run_dir / "workloads"
 
     def workload_socket(self, name: str) -> Path:
-        """The socket of the workload of this name."""
+        """Return the socket of the workload of this name."""
         return self.workloads_directory / name / "sds.sock"
 
     def identities(self) -> tuple[Identity, ...]:
-        """What is asked for, in the order of the workloads."""
+        """Return the identities that are requested, in the order of the workloads."""
         return tuple(workload.identity() for workload in self.sockets_of_their_own)
 
 

@@ -36,7 +36,7 @@ def node_name(environment: Mapping[str, str]) -> str:
 
 @contextlib.asynccontextmanager
 async def csi_driver(settings: CsiSettings, door: PodDoor) -> AsyncIterator[Driver]:
-    """The driver while the block runs.
+    """Run the driver while the block runs.
 
     Args:
         settings: its section.

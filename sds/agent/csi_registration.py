@@ -70,7 +70,7 @@ async def registered(
 
 
 def _left_behind(registry: Path, name: str) -> list[Path]:
-    """Paths of agents that crashed."""
+    """Return the paths that crashed agents left behind."""
     return sorted(registry.glob(f"{name}-*reg.sock"))
 
 

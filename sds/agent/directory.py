@@ -166,7 +166,7 @@ def open_to(path: Path, mode: int, *, group: str | None = None) -> None:
 
 
 def listening(path: Path, mode: int, *, group: str | None = None) -> socket.socket:
-    """A Unix stream socket that listens at ``path``, in place of a dead agent's.
+    """Make a Unix stream socket that listens at ``path``, in place of a dead agent's.
 
     Raises:
         SocketError: it cannot be opened, or somebody listens there.

@@ -43,7 +43,7 @@ class CalledBy(grpc.GenericRpcHandler):
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method, None if there is none."""
+        """Return the handler of a method, None if there is none."""
         for handler in self._handlers:
             found = handler.service(handler_call_details)
             if found is not None:

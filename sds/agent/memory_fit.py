@@ -37,7 +37,7 @@ class MemoryFit:
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What an operator should know of it."""
+        """Return what an operator should know about it."""
         if self._limit is None or self._limit >= _LEAST:
             return ()
         allowed, enough, least = (each // _MIB for each in (self._limit, _ENOUGH, _LEAST))
@@ -46,7 +46,7 @@ class MemoryFit:
         )
 
     def total(self, total: Total) -> Total:
-        """What all owners may hold."""
+        """Return what all owners together may hold."""
         return dataclasses.replace(
             total,
             held_bytes=self._fitted(total.held_bytes),
@@ -54,11 +54,11 @@ class MemoryFit:
         )
 
     def share(self, share: Share) -> Share:
-        """What one owner may hold, or all strangers together."""
+        """Return what one owner may hold, or all strangers together."""
         return dataclasses.replace(share, held_bytes=self._fitted(share.held_bytes))
 
     def names(self, limits: NameLimits) -> NameLimits:
-        """What names may take."""
+        """Return how much memory names may take."""
         return dataclasses.replace(
             limits,
             owner=self._fitted(limits.owner),

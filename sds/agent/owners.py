@@ -69,11 +69,11 @@ class Owners:
             )
 
     def collect(self, clock: Clock) -> Callable[[], Awaitable[None]]:
-        """What the garbage collector does while the agent runs."""
+        """Return what the garbage collector does while the agent runs."""
         return functools.partial(collect_when_quiet, lambda: self.budgets.all.streams, clock)
 
     def name(self, accepted: socket.socket) -> str:
-        """The owner of an accepted connection: its pod, or its user outside pods."""
+        """Return the owner of an accepted connection: its pod, or its user outside pods."""
         if self._roots is None:
             return user_of(accepted)
         try:

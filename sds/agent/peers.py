@@ -42,7 +42,7 @@ class PolicyPeers:
         self._known: dict[tuple[object, ...], PeerContext] = {}
 
     def inbound(self, caller: Caller) -> PeerContext | None:
-        """Who may connect to the caller, as its first identity."""
+        """Say who may connect to the caller, as its first identity."""
         own = caller.identities[0].spiffe_id
         decisions = self._in_force()
         if decisions is None:
@@ -53,7 +53,7 @@ class PolicyPeers:
         return self._known[key]
 
     def outbound(self, caller: Caller, target: str) -> PeerContext | None:
-        """Who may answer when the caller, as its first identity, connects to ``target``."""
+        """Say who may answer when the caller, as its first identity, connects to ``target``."""
         own = caller.identities[0].spiffe_id
         decisions = self._in_force()
         if decisions is None:
@@ -83,12 +83,12 @@ class PolicyPeers:
 
 
 def nobody(trust_domain: TrustDomain) -> PeerContext:
-    """A context that admits nobody."""
+    """Make a context that admits nobody."""
     return PeerContext(matchers=(), trust_domains=(trust_domain,))
 
 
 def context(globs: Iterable[Glob], own: TrustDomain) -> PeerContext:
-    """A context that admits exactly the SPIFFE IDs that match one of the patterns."""
+    """Make a context that admits exactly the SPIFFE IDs that match one of the patterns."""
     patterns = tuple(globs)
     if not patterns:
         return nobody(own)

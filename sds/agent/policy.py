@@ -100,7 +100,7 @@ class AgentPolicy:
         self._sources: dict[TrustDomain, BundleSource] = {}
 
     def verifier(self, make: Callable[[ReferenceValues], Verifier]) -> Verifier:
-        """What verifies the authority's evidence: by the policy's reference values too.
+        """Make the verifier of the authority's evidence, with the policy's reference values too.
 
         Args:
             make: a verifier with the configuration's roots and the given reference values.
@@ -134,7 +134,7 @@ class AgentPolicy:
         return DecidedRules.of(policy.decisions, configured.defaults)
 
     def identities(self, workload: WorkloadSection) -> tuple[Identity, ...]:
-        """What the processes that can open this workload's socket may have.
+        """Return the identities of the processes that can open this workload's socket.
 
         While no policy is in force it is what the configuration says: the authority issues
         nothing then, and what was issued before ends by itself.
@@ -192,7 +192,7 @@ class AgentPolicy:
         followers.service.refresh()
 
     def _usable(self, signed: Sequence[FederatedDomain]) -> dict[TrustDomain, BundleSource]:
-        """The sources of these domains; what cannot be used leaves that one as it was."""
+        """Return the sources of these domains; an unusable one leaves its domain as it was."""
         sources: dict[TrustDomain, BundleSource] = {}
         for domain in signed:
             name = domain.trust_domain
@@ -234,7 +234,7 @@ class AgentPolicy:
 
 
 def _source(domain: FederatedDomain) -> BundleSource:
-    """A signed entry as federation takes it."""
+    """Convert a signed entry to a source of federation."""
     endpoint = None
     if domain.endpoint is not None:
         endpoint = BundleServer(

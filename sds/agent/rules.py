@@ -28,7 +28,7 @@ class DecidedRules(Rules):
 
     @classmethod
     def of(cls, decisions: Decisions, defaults: Defaults) -> Self:
-        """The rules of these decisions; ``defaults`` are what they leave open."""
+        """Return the rules of these decisions; ``defaults`` fill in what they leave open."""
         return cls(
             rules=tuple(decisions.workload_rules),
             defaults=defaults,
@@ -40,7 +40,7 @@ class DecidedRules(Rules):
     def configured(
         cls, rules: Iterable[WorkloadRule], *, matching: Matching, defaults: Defaults
     ) -> Self:
-        """The rules of a configuration file, as an unsigned policy's."""
+        """Turn the rules of a configuration file into those of an unsigned policy."""
         ruleset = RuleSet(
             trust_domain=defaults.trust_domain, workloads=list(rules), matching=matching
         )

@@ -95,7 +95,7 @@ class WorkloadSection(Settings):
     )
 
     def identity(self) -> Identity:
-        """What is asked for."""
+        """Return the identity that is requested."""
         return Identity(
             spiffe_id=self.spiffe_id,
             dns_names=tuple(self.dns_names),

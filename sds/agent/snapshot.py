@@ -122,11 +122,11 @@ class LivingParts:
     errors: Callable[[], Iterable[PastError]] = field(default=tuple)
 
     def identities(self) -> Sequence[IdentityStatus]:
-        """Every identity that is wanted."""
+        """Return every identity that is wanted."""
         return self.rotation.status()
 
     def refused_subscriptions(self) -> int:
-        """Names whose current version a subscriber refused."""
+        """Return the names whose current version a subscriber refused."""
         return sum(
             conversation.subscription.refused()
             for session in self.service.sessions()
@@ -135,7 +135,7 @@ class LivingParts:
         )
 
     def readiness(self) -> Readiness:
-        """Whether the agent does what its configuration asks for."""
+        """Say whether the agent does what its configuration asks for."""
         return agent_readiness(
             unserved=self.unserved.spiffe_ids,
             no_policy="" if self.policy is None else _no_policy(self.policy),
@@ -144,7 +144,7 @@ class LivingParts:
         )
 
     def state(self) -> AgentState:
-        """What the agent does at this moment."""
+        """Return what the agent does at this moment."""
         now = self.clock.now()
         names = _callers(self.service)
         clients, unlisted = listed_clients(self.service)
@@ -226,7 +226,7 @@ def _identity(one: IdentityStatus, store: SecretStore, workloads: Iterable[str])
 
 
 def _callers(service: SecretService) -> dict[Identity, set[str]]:
-    """Names of the workloads that are connected, by identity."""
+    """Return the names of the workloads that are connected, by identity."""
     found: dict[Identity, set[str]] = {}
     for session in service.sessions():
         for identity in session.caller.identities:
@@ -237,7 +237,7 @@ def _callers(service: SecretService) -> dict[Identity, set[str]]:
 def _workloads(
     service: SecretService, sockets: Sequence[WorkloadListening], node_socket: str
 ) -> Iterator[WorkloadState]:
-    """Every socket of the configuration, then everyone who is connected to the node's."""
+    """Return every socket of the configuration, then every caller on the node's socket."""
     streams = {
         session.entitlement: len(session.streams)
         for session in service.sessions()

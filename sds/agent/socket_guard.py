@@ -80,7 +80,7 @@ class SocketGuard:
 
     @property
     def lost(self) -> tuple[str, ...]:
-        """Paths that do not lead to our sockets, or did not a moment ago."""
+        """Return the paths that do not lead to our sockets now, or did not a moment ago."""
         return tuple(str(path) for path, one in self._sockets.items() if one.lost_at is not None)
 
     def look(self) -> bool:

@@ -80,7 +80,7 @@ class WorkloadListening:
 
     @property
     def path(self) -> str:
-        """Where the socket is."""
+        """Return where the socket is."""
         return str(self.listening.path)
 
 

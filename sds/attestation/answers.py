@@ -25,7 +25,7 @@ AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
 
 
 async def read_body(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body; of a larger one, so much that it has more than ``most`` bytes."""
+    """Read the body; if it is longer than ``most`` bytes, read only a little more than that."""
     body = await answer.content.read(most + 1)
     while len(body) <= most and not answer.content.at_eof():
         body += await answer.content.read(most + 1)
@@ -33,7 +33,7 @@ async def read_body(answer: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def retry_after(value: str, now: datetime) -> float:
-    """Seconds of a Retry-After (RFC 9110, section 10.2.3); 0 if it says nothing."""
+    """Return the seconds of a Retry-After (RFC 9110, section 10.2.3); 0 if it gives none."""
     if value.isascii() and value.isdigit() and len(value) < 7:  # noqa: PLR2004  eleven days
         return float(value)
     try:

@@ -91,31 +91,31 @@ class Verification:
         return self.files.standing
 
     def _is_missed(self) -> bool:
-        """Whether evidence is refused now because collateral is not there, or has ended."""
+        """Say whether evidence is refused now because collateral is missing or has expired."""
         now = self._clock.now().wall
         return not self.files.standing or any(one.until <= now for one in self.files.standing)
 
     def collateral_failures(self) -> tuple[int, int]:
-        """How often the files could not be used, and how often none could be fetched."""
+        """Return how often the files could not be used, and how often they could not be fetched."""
         return self.files.failures, 0 if self.keeper is None else self.keeper.failed
 
     def collateral_failing(self) -> tuple[int, int]:
-        """The same, in a row: 0 after a success."""
+        """Return the same numbers since the last success."""
         return self.files.failures_in_a_row, 0 if self.keeper is None else self.keeper.failures
 
     @property
     def section(self) -> VerificationSection:
-        """The configuration."""
+        """Return the configuration."""
         return self._section
 
     @property
     def certificates(self) -> tuple[bytes, ...]:
-        """DER of the configured issuers."""
+        """Return the DER of the configured issuers."""
         return self._helpers
 
     @property
     def roots(self) -> tuple[bytes, ...]:
-        """DER of the configured roots, of every kind."""
+        """Return the DER of the configured roots, of every kind."""
         return self._roots
 
     def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
@@ -133,7 +133,7 @@ class Verification:
         return found
 
     def verifier(self, values: ReferenceValues | None = None) -> Verifier:
-        """A verifier of every kind of evidence, by the files that are in force.
+        """Make a verifier of every kind of evidence from the files that are in force.
 
         Args:
             values: reference values in place of the section's (a signed policy's).
@@ -193,7 +193,7 @@ def _keeper(
 
 
 def make_attester(section: AttestationSection) -> Attester | None:
-    """What gives our evidence, or None if the section names no kind.
+    """Make the attester of our evidence, or return None if the section names no kind.
 
     Raises:
         ConfigurationError: it cannot be had.
@@ -208,7 +208,7 @@ def make_attester(section: AttestationSection) -> Attester | None:
 
 
 def keyed(attester: Attester, section: AttestationSection) -> Attester:
-    """The attester with the exchange key of this boot, if the section asks for one.
+    """Give the attester the exchange key of this boot, if the section asks for one.
 
     Only a real start calls it: it extends the register, which nothing undoes until the machine
     starts again.
@@ -231,7 +231,7 @@ def keyed(attester: Attester, section: AttestationSection) -> Attester:
 
 
 def _register(section: AttestationSection, key: ExchangeKeySection) -> tuple[Register, str]:
-    """The register that a section names, and its name for people."""
+    """Return the register that a section names, and its name for people."""
     if key.pcr is None:
         return MeasurementRegister(key.runtime_register), str(key.runtime_register)
     device = section.tpm_device or RESOURCE_MANAGER
@@ -278,7 +278,7 @@ def _guest(section: AttestationSection) -> Attester:
 
 
 def _through_vtpm(section: AttestationSection, missing: EvidenceError) -> Attester | None:
-    """The attester of an Azure confidential VM, if this is one: it has no other interface.
+    """Make the attester of an Azure confidential VM, if this is one: it has no other interface.
 
     Args:
         section: the configuration.

@@ -41,22 +41,22 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether it passed."""
+        """Say whether the check passed."""
         return self.error is None
 
     @property
     def found_text(self) -> str:
-        """What the evidence says, as text."""
+        """Return what the evidence says, as text."""
         return text(self.found)
 
     @property
     def expected_text(self) -> str:
-        """What is demanded, as text."""
+        """Return what is demanded, as text."""
         return text(self.expected)
 
 
 def text(said: object | Callable[[], object]) -> str:
-    """A value, or what a function makes, as text."""
+    """Return a value as text; a function is called for its value."""
     return str(said() if callable(said) else said)
 
 
@@ -125,16 +125,16 @@ class Verdict:
 
     @property
     def accepted(self) -> bool:
-        """Whether every check passed, and there was at least one."""
+        """Say whether every check passed, and there was at least one."""
         return bool(self.checks) and self.error is None and self.claims is not None
 
     @property
     def error(self) -> EvidenceError | None:
-        """The error of the first check that failed."""
+        """Return the error of the first check that failed."""
         return next((check.error for check in self.checks if check.error is not None), None)
 
     def claims_or_raise(self) -> Claims:
-        """The claims of accepted evidence.
+        """Return the claims of accepted evidence.
 
         Raises:
             EvidenceError: the error of the first check that failed.

@@ -36,7 +36,7 @@ _ATTRIBUTES: Final = 0xA0
 
 
 def statements() -> dict[EvidenceKind, str]:
-    """The kinds that may travel inside a CSR -> the object identifier of their statement."""
+    """Map each kind that may travel inside a CSR to the object identifier of its statement."""
     return {
         EvidenceKind(name): registered.statement
         for name, registered in KINDS.items()
@@ -61,7 +61,7 @@ class AttestedCsr:
     evidence: Evidence
 
     def identity(self, lifetime: timedelta) -> Identity:
-        """The identity that is asked for, with this lifetime."""
+        """Return the identity that is requested, with this lifetime."""
         return Identity(
             spiffe_id=self.spiffe_id,
             dns_names=self.dns_names,

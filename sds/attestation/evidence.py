@@ -62,12 +62,12 @@ class EvidenceKind(str):
 
     @property
     def value(self) -> str:
-        """The name as a plain ``str``."""
+        """Return the name as a plain ``str``."""
         return str.__str__(self)
 
     @classmethod
     def all(cls) -> tuple[Self, ...]:
-        """Every kind, in the order of the registry."""
+        """Return every kind, in the order of the registry."""
         return tuple(map(cls, KINDS))
 
     @classmethod
@@ -132,7 +132,7 @@ class Evidence:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the report in hex: names this evidence in logs and records."""
+        """Return the SHA-256 of the report in hex; it names this evidence in logs and records."""
         return hashlib.sha256(self.report).hexdigest()
 
 
@@ -219,7 +219,7 @@ def item_digest(
     lifetime: int,
     signing: bool = False,
 ) -> bytes:
-    """SHA-256 of one item of a request.
+    """Return the SHA-256 of one item of a request.
 
     Its parts: CSR (DER), SPIFFE ID, lifetime in seconds (8 bytes), number of DNS names (8 bytes),
     the DNS names in order, and ``signing`` as one more part where an authority's certificate is
@@ -237,7 +237,7 @@ def item_digest(
 
 
 def report_data(label: bytes, parts: Iterable[bytes]) -> ReportData:
-    """The 64 bytes that evidence must contain: SHA-512 over the label and the parts.
+    """Return the 64 bytes that evidence must contain: SHA-512 over the label and the parts.
 
     For :data:`REQUEST_LABEL` the parts are: nonce, policy digest, then one
     :func:`item_digest` per item in the order of the request. For :data:`AUTHORITY_LABEL` and

@@ -86,7 +86,7 @@ class Wanted:
 
     @property
     def which(self) -> str:
-        """The part of a query that says which TCB recovery (PCS 4: one of the two)."""
+        """Return the part of a query that names the TCB recovery (PCS 4: one of the two forms)."""
         if self.recovery is not None:
             return f"tcbEvaluationDataNumber={self.recovery}"
         return f"update={self.update}"
@@ -210,7 +210,7 @@ class Fetcher:
         return found + [_stored(path, one.der, one.next_update) for path, one in lists]
 
     async def recoveries(self) -> list[Recovery]:
-        """The TCB recoveries for which the publisher has documents now, the newest first.
+        """Fetch the TCB recoveries for which the publisher has documents now, the newest first.
 
         Raises:
             EndorsementUnavailableError: it does not answer.
@@ -277,18 +277,18 @@ class Fetcher:
         return one
 
     async def _get(self, session: aiohttp.ClientSession, url: str) -> _Answer:
-        """One answer; asks again while the publisher may answer later, within the patience."""
+        """Fetch one answer; an unknown document is an error in the caller's terms."""
         try:
             return await self._known(session, url)
         except _UnknownThereError as error:
             raise error.failure from None
 
     async def _known(self, session: aiohttp.ClientSession, url: str) -> _Answer:
-        """The same.
+        """Ask until the publisher answers, a bounded number of times within the patience.
 
         Raises:
-            _UnknownThereError: it says at the last attempt too that there is no such document. An
-                authority that has not fetched yet says so at first.
+            _UnknownThereError: the publisher said at the last attempt too that it has no such
+                document. An authority that has not fetched yet says so at first.
         """
         waited = 0.0
         for failures in range(1, ATTEMPTS + 1):
@@ -312,7 +312,7 @@ class Fetcher:
         raise EndorsementUnavailableError(f"{url} does not answer")
 
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> tuple[_Answer | None, float]:
-        """An answer, or None and the seconds to wait."""
+        """Ask once: return an answer, or None and the seconds to wait."""
         try:
             async with session.get(url, allow_redirects=False) as got:
                 body = await read_body(got, _SIZE_LIMIT)
@@ -330,7 +330,7 @@ class Fetcher:
 
 
 def asker(url: str) -> Callable[[str], Awaitable[tuple[int, bytes]]]:
-    """What asks a publisher for a path and gives status and body, in a connection of its own.
+    """Make a function that asks a publisher for a path, each time over a connection of its own.
 
     Raises (when called):
         EndorsementUnavailableError: it does not answer.
@@ -380,7 +380,7 @@ def _require_no_older_document(path: Path, body: bytes) -> None:
 
 
 def _chain(answer: _Answer, header: str) -> bytes:
-    """A chain in a header, URL-encoded PEM."""
+    """Read a chain from a header: URL-encoded PEM."""
     return unquote_to_bytes(answer.headers.get(header.lower(), ""))
 
 

@@ -69,7 +69,7 @@ class Places:
 
     @property
     def any(self) -> bool:
-        """Whether there is any file to follow."""
+        """Say whether there is any file to follow."""
         return bool(self.revocation_lists) or self.collateral is not None
 
 
@@ -89,11 +89,11 @@ class InForce:
 
     @property
     def lists(self) -> tuple[RevocationList, ...]:
-        """Every list."""
+        """Return every list."""
         return self.amd + self.intel.lists
 
     def amd_lists(self) -> tuple[RevocationList, ...]:
-        """AMD's lists.
+        """Return AMD's lists.
 
         Raises:
             EvidenceError: ``revocation_list``: they cannot be used.
@@ -183,7 +183,7 @@ def examined_files(places: Places) -> InForce:
 
 
 def _amds_of_folder(folder: Path | None, issuers: Sequence[Certificate]) -> list[RevocationList]:
-    """AMD's lists in a folder of collateral."""
+    """Return AMD's lists in a folder of collateral."""
     lists = load_lists(folder) if folder is not None else ()
     intels = not_amds(lists)
     return [
@@ -252,7 +252,7 @@ class FollowedFiles:
 
     @property
     def any(self) -> bool:
-        """Whether there is any file to follow."""
+        """Say whether there is any file to follow."""
         return self._places.any
 
     @property
@@ -262,7 +262,7 @@ class FollowedFiles:
 
     @property
     def current(self) -> InForce:
-        """What is in force."""
+        """Return the files that are in force."""
         return self._current
 
     def reload(self) -> None:

@@ -112,7 +112,7 @@ def parse_hcl(raw: bytes) -> HclBlob:
 
 
 def describe_td_report(raw: bytes) -> dict[str, str]:
-    """A TDREPORT as text (TDX module ABI, TDREPORT_STRUCT): what only its own machine can check."""
+    """Describe a TDREPORT as text (TDX module ABI, TDREPORT_STRUCT), which proves nothing here."""
     info = raw[_TD_INFO:]
     return {
         "report_data": raw[128:192].hex(),
@@ -129,12 +129,12 @@ def describe_td_report(raw: bytes) -> dict[str, str]:
 
 
 def is_td_report(raw: bytes) -> bool:
-    """Whether these bytes are a TDREPORT (TDX module ABI, REPORTTYPE): no quote of it."""
+    """Say whether these bytes are a TDREPORT (TDX module ABI, REPORTTYPE) and not a quote."""
     return len(raw) == _TD_REPORT_BYTES and raw[0] == _TD_REPORT_TYPE and not raw[3]
 
 
 def is_snp_report(raw: bytes) -> bool:
-    """Whether these bytes begin as an SEV-SNP report, whatever their number (56860, table 23)."""
+    """Say whether these bytes begin like an SEV-SNP report, of any length (56860, table 23)."""
     if len(raw) < _ALGORITHM_OFFSET + 4:
         return False
     version, _, policy = struct.unpack_from("<IIQ", raw)
@@ -147,7 +147,7 @@ def is_snp_report(raw: bytes) -> bool:
 
 
 def snp_report_within(raw: bytes) -> int | None:
-    """Where in these bytes an SNP report is that is not alone, or is cut short; None if none is.
+    """Return where these bytes contain an SNP report that is not alone or is cut short, else None.
 
     It is first where a host's certificates follow, and after 32 bytes in the firmware's answer
     (MSG_REPORT_RSP, 56860, table 26).
@@ -160,7 +160,7 @@ def snp_report_within(raw: bytes) -> int | None:
 
 
 def from_text(raw: bytes) -> tuple[str, bytes] | None:
-    """How a text encodes bytes, and which; None if it does not.
+    """Return how a text encodes bytes, and the bytes; None if it does not.
 
     Both alphabets of base64 (RFC 4648, sections 4 and 5), with or without padding, and
     hexadecimal; white space and quotation marks around do not count.
@@ -177,7 +177,7 @@ def from_text(raw: bytes) -> tuple[str, bytes] | None:
 
 
 def is_sgx_quote(raw: bytes) -> bool:
-    """Whether these bytes begin as a quote of an SGX enclave.
+    """Say whether these bytes begin like a quote of an SGX enclave.
 
     Since version 5, a quote names the form of its body: 1 is an enclave's. An SNP report of version
     3 or 4 begins as an EPID quote.
@@ -194,7 +194,7 @@ def is_sgx_quote(raw: bytes) -> bool:
 
 
 def describe_sgx_quote(raw: bytes) -> dict[str, str]:
-    """An SGX quote as text (Intel SGX ECDSA Quote Library API, appendix A.4).
+    """Describe an SGX quote as text (Intel SGX ECDSA Quote Library API, appendix A.4).
 
     Raises:
         EvidenceMalformedError: it is cut short.

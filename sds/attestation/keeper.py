@@ -37,7 +37,7 @@ _SPREAD: Final = 0.3
 
 
 def next_fetch(now: datetime, found: Iterable[Fetched], *, draw: float) -> timedelta:
-    """How long after a success the next fetch begins.
+    """Return how long after a success the next fetch begins.
 
     Args:
         now: the moment of the success, aware.

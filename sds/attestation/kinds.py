@@ -48,7 +48,7 @@ class Described:
 
 
 def kind_of(raw: bytes) -> EvidenceKind:
-    """The kind whose header these bytes have.
+    """Return the kind whose header these bytes have.
 
     Raises:
         EvidenceMalformedError: they have none, or that of evidence which this program cannot
@@ -70,7 +70,7 @@ def _recognised(raw: bytes) -> EvidenceKind | None:
 
 
 def _other(raw: bytes) -> EvidenceMalformedError:
-    """What these bytes are instead, as far as that can be told."""
+    """Return what these bytes are instead, as far as that can be told."""
     if is_sgx_quote(raw):
         return EvidenceMalformedError(
             "this is a quote of an Intel SGX enclave, not of a confidential VM",
@@ -115,7 +115,7 @@ def _not_by_itself(blob: HclBlob) -> EvidenceMalformedError:
 
 
 def describe(raw: bytes) -> Described:
-    """The platform in words, and every field as text; nothing is verified.
+    """Describe the platform and every field as text; nothing is verified.
 
     Raises:
         EvidenceError: it cannot be laid out as anything that is known.

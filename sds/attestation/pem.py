@@ -28,7 +28,7 @@ UNREADABLE: Final = (
 
 
 def der_certificates(content: bytes, *, what: str) -> tuple[bytes, ...]:
-    """Every certificate of a PEM text, or the one that DER is.
+    """Return every certificate of a PEM text, or the one that the content itself is in DER.
 
     Raises:
         EvidenceMalformedError: it is neither.
@@ -37,7 +37,7 @@ def der_certificates(content: bytes, *, what: str) -> tuple[bytes, ...]:
 
 
 def der_revocation_lists(content: bytes, *, what: str) -> tuple[bytes, ...]:
-    """Every revocation list of a PEM text, or the one that DER is, as it is or in hexadecimal.
+    """Return every revocation list of a PEM text, or the one that the content is in DER or hex.
 
     Raises:
         EvidenceMalformedError: it is none of these.
@@ -46,7 +46,7 @@ def der_revocation_lists(content: bytes, *, what: str) -> tuple[bytes, ...]:
 
 
 def unhexed(content: bytes) -> bytes:
-    """DER that is written in hexadecimal, as a PCCS gives the root's list; else the same bytes."""
+    """Decode DER that is written in hexadecimal, as a PCCS gives the root's list."""
     text = content.strip(b" \t\r\n\0")
     if text.startswith(b"30"):
         with contextlib.suppress(ValueError):

@@ -55,7 +55,7 @@ KINDS: Final[dict[str, Registered]] = {
 
 
 def kind_module(name: str) -> KindOfEvidence:
-    """The kind of this name, loaded.
+    """Load the kind of this name.
 
     Raises:
         KeyError: there is no such kind.

@@ -57,7 +57,7 @@ class RevocationList:
 
     @property
     def issuer_name(self) -> str:
-        """The issuer for people."""
+        """Return the issuer's name for people."""
         return x509.load_der_x509_crl(self.der).issuer.rfc4514_string()
 
 

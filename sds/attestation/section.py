@@ -147,7 +147,7 @@ class AttestationSection(Settings):
 
     @property
     def is_guest(self) -> bool:
-        """Whether the evidence is of a confidential guest: then the API server is not trusted."""
+        """Say whether the evidence is of a confidential guest, so the API server is untrusted."""
         return self.kind is not None and self.kind != "kubernetes-token"
 
 

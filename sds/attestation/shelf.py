@@ -109,7 +109,7 @@ class CollateralShelf:
         self._waiting: set[str] = set()
 
     def answer(self, path: str, query: str) -> Shelved:
-        """What a GET of a path gives."""
+        """Return the answer to a GET of a path."""
         if path.startswith(_VCEKS):
             return self._amd(path.removeprefix(_VCEKS), query)
         asked = parse_qs(query)
@@ -129,7 +129,7 @@ class CollateralShelf:
         return self._answers().get(name, _ABSENT)
 
     def _answers(self) -> dict[str, Shelved]:
-        """The answers that the files in force give, by the name of the file."""
+        """Return the answers that the files in force give, by the name of the file."""
         files = self._files()
         if self._made is None or self._made[0] is not files:
             self._made = (files, dict(_answers_of(files)))
@@ -171,7 +171,7 @@ class CollateralShelf:
             await self._clock.sleep(max(self._spacing, pause))
 
     async def _fetch(self, target: str) -> bool:
-        """Whether the publisher answered, be it with a certificate or without."""
+        """Fetch a certificate, and say whether the publisher answered, with or without one."""
         try:
             status, body = await self._ask(target)
         except EvidenceError as error:
@@ -233,7 +233,7 @@ def _first(asked: Mapping[str, Sequence[str]], name: str) -> str:
 
 
 def _answers_of(files: InForce) -> Iterator[tuple[str, Shelved]]:
-    """Each file's name and its answer; the first of a name counts."""
+    """Return each file's name and its answer; the first of equal names counts."""
     for one in reversed(files.lists):
         name = PurePath(one.origin).name
         # A PCCS gives the root's list in hexadecimal.

@@ -35,7 +35,7 @@ class CollateralFile:
 
 
 def standing(files: InForce) -> tuple[CollateralFile, ...]:
-    """What judges evidence: the newest list of each issuer, and every document; one a name."""
+    """Return the newest list of each issuer, and one document of each name."""
     found: dict[str, CollateralFile] = {}
     for one in (*_lists(files), *documents(files)):
         before = found.get(one.name)

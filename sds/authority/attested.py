@@ -64,17 +64,17 @@ class PolicyPeer(Protocol):
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the policy in force (of the empty string if there is none)."""
+        """Return the SHA-256 of the policy in force (of the empty string if there is none)."""
         ...
 
     @property
     def epoch(self) -> int:
-        """Its epoch; 0 if there is none."""
+        """Return the epoch of that policy; 0 if there is none."""
         ...
 
     @property
     def document(self) -> bytes:
-        """The signed policy, to hand to an authority that is behind, or nothing."""
+        """Return the signed policy, to hand to an authority that is behind, or nothing."""
         ...
 
     async def offer(self, document: bytes) -> bool:
@@ -164,7 +164,7 @@ class AttestedAuthority:
 
     @property
     def connected_to(self) -> str | None:
-        """Where the open stream leads (one replica, or those that gRPC chose from), or None."""
+        """Return where the open stream leads: one replica, or several that gRPC chose from."""
         return self._session.address if self._session is not None else None
 
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
@@ -185,7 +185,7 @@ class AttestedAuthority:
             return await self._anywhere(lambda session: self._exchange(session, items))
 
     async def roots(self) -> tuple[bytes, ...]:
-        """DER roots that the authority vouches for now: a Hello, and nothing is asked for.
+        """Ask for the roots that the authority vouches for now, in DER, by a Hello alone.
 
         Raises:
             AuthorityUnavailableError: none could be reached or answered in time.
@@ -340,7 +340,7 @@ class AttestedAuthority:
         raise refused
 
     async def _curable(self, session: Session, refusal: ca_pb2.Refusal) -> bool:
-        """Whether asking again at once can help."""
+        """Say whether asking again at once can help."""
         if refusal.reason in _TRY_AGAIN:
             return session.usable
         if refusal.evidence_challenge:

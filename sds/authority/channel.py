@@ -70,7 +70,7 @@ class VerifiedTls:
     server_name: str
 
     async def root_pem(self) -> bytes:
-        """The roots as they are now, PEM."""
+        """Return the roots as they are now, in PEM."""
         return self.roots if isinstance(self.roots, bytes) else await self.roots.current()
 
 
@@ -90,7 +90,7 @@ class AuthorityConnection:
     root_pem: bytes = field(default=b"", repr=False)
 
     async def is_outdated(self, tls: AttestedTls | VerifiedTls) -> bool:
-        """Whether the configured roots are others than when it was made."""
+        """Say whether the configured roots differ from those with which it was made."""
         return isinstance(tls, VerifiedTls) and await tls.root_pem() != self.root_pem
 
 
@@ -153,7 +153,7 @@ async def connect(
 
 
 async def _target(addresses: Sequence[str], seconds: float) -> str:
-    """All addresses of the names, as one target: gRPC takes a list of IP addresses only."""
+    """Return all addresses of the names as one target: gRPC takes a list of IP addresses only."""
     found: dict[tuple[str, int], None] = {}
     failures: list[str] = []
     for address in addresses:
@@ -174,7 +174,7 @@ async def _target(addresses: Sequence[str], seconds: float) -> str:
 
 
 async def _resolved(host: str, port: int) -> list[str]:
-    """The IP addresses of a host; not on the event loop's own threads, which anything may fill.
+    """Resolve a host to IP addresses, outside the event loop's own threads.
 
     Raises:
         OSError: it has none, or nobody can say.
@@ -232,7 +232,7 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
 async def _dialled(
     hosts: Sequence[str], port: int, context: ssl.SSLContext
 ) -> asyncio.StreamWriter:
-    """A connection to the first of these IP addresses that answers.
+    """Connect to the first of these IP addresses that answers.
 
     Raises:
         OSError: none does; as the last one failed.
@@ -273,7 +273,7 @@ def _channel(
 def verified_channel(
     target: str, root_pem: bytes, server_name: str, *more: tuple[str, object]
 ) -> grpc.aio.Channel:
-    """A channel of the only kind that this program makes.
+    """Make a channel with verified TLS, the only kind that this program makes.
 
     Its connections are its own: gRPC otherwise shares them between channels and keeps those of a
     channel that was closed, which reconnect with its old roots forever.

@@ -80,7 +80,7 @@ _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
 
 
 def explained(details: str, fields: TlsFields) -> tuple[str, str] | None:
-    """What a failed connection means, and what to do.
+    """Turn a failed connection into an error that says what it means and what to do.
 
     Args:
         details: of gRPC's status.

@@ -189,7 +189,7 @@ class IstioAuthority:
         return text
 
     def _connected(self, root: bytes) -> IstioLine:
-        """The connection; a new one where the root file's content changed."""
+        """Return the connection, a new one if the root file's content changed."""
         if self._line is not None and root != self._line.root:
             self._line.retire()
             self._line = None
@@ -233,7 +233,7 @@ class IstioAuthority:
 
 
 def request(item: CertificateItem, *, impersonate: bool) -> ca_pb2.IstioCertificateRequest:
-    """The message that asks for one certificate."""
+    """Make the message that asks for one certificate."""
     csr = x509.load_der_x509_csr(item.csr).public_bytes(serialization.Encoding.PEM)
     message = ca_pb2.IstioCertificateRequest(
         csr=csr.decode("ascii"),

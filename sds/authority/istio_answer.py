@@ -147,7 +147,7 @@ def refusal(
     token_problem: TokenProblem | None,
     impersonating: bool,
 ) -> AuthorityError:
-    """The error that a gRPC status of istiod means.
+    """Return the error that a gRPC status of istiod means.
 
     Args:
         code: the status.

@@ -34,7 +34,7 @@ class TokenProblem:
 
 
 def bearer_problem(token: str, *, audience: str, now: datetime) -> TokenProblem | None:
-    """What is visibly wrong with the token at the time ``now``, or None.
+    """Return what is visibly wrong with the token at the time ``now``, or None.
 
     Claims as RFC 7519, section 4.1, has them; the rules are those of Istio's JWT authenticator.
     """
@@ -94,7 +94,7 @@ def _no_account(claims: Mapping[str, object]) -> TokenProblem | None:
 
 
 def _time(value: object) -> datetime | None:
-    """A NumericDate (seconds since the epoch) as a time."""
+    """Convert a NumericDate (seconds since the epoch) to a time."""
     if not isinstance(value, int | float):
         return None
     try:

@@ -46,7 +46,7 @@ class AuthorityKind(Protocol):
     def elsewhere(self) -> timedelta: ...
 
     def client(self, section: Any, *, clock: Clock) -> AuthorityClient:
-        """The client; nothing is connected before its first exchange.
+        """Make the client; nothing is connected before its first exchange.
 
         Args:
             section: the ``authority:`` section of the configuration.
@@ -68,7 +68,7 @@ class AuthorityKind(Protocol):
 
 
 def authority_kind(name: str) -> AuthorityKind:
-    """The authority of this name, loaded.
+    """Load the authority of this name.
 
     Raises:
         KeyError: there is none.

@@ -30,7 +30,7 @@ ASK_ANOTHER: Final = frozenset({"authority_not_ready", "policy_absent", "policy_
 
 
 def is_better_asked_elsewhere(outcome: IssuedChain | AuthorityError) -> bool:
-    """Whether this replica lacks what another one may have."""
+    """Say whether this replica lacks something that another one may have."""
     return isinstance(outcome, AuthorityRefusedError) and outcome.wire_reason in ASK_ANOTHER
 
 
@@ -46,7 +46,7 @@ def may_be_the_streams(error: SdsError) -> bool:
 
 
 def most_telling(failures: Sequence[SdsError]) -> SdsError:
-    """One error for all: what a person must mend matters more than a replica that is down."""
+    """Choose one error for all: what a person must mend goes before a replica that is down."""
     proofs = [one for one in failures if isinstance(one, EvidenceError)]
     refusals = [one for one in failures if isinstance(one, AuthorityRefusedError)]
     final = [one for one in refusals if not one.retriable]
@@ -58,7 +58,7 @@ def most_telling(failures: Sequence[SdsError]) -> SdsError:
 
 
 def places_of(settings: AuthoritySettings) -> list[tuple[str, ...]]:
-    """What to connect to, one after the other.
+    """Return the addresses to connect to, one after the other.
 
     Attested TLS: each replica by itself. Verified: all replicas together, as often as there are
     replicas; gRPC chooses anew each time, and never one that it knows to be down.

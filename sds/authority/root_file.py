@@ -25,7 +25,7 @@ ANSWER_SECONDS: Final = 5.0
 
 
 def read_roots(path: Path) -> bytes:
-    """The content of a file of roots, PEM.
+    """Read a file of roots in PEM.
 
     Raises:
         ConfigurationError: it cannot be read, or has no certificate, or one that cannot be read.
@@ -56,7 +56,7 @@ class RootFile:
         self._reading: asyncio.Future[bytes] | None = None
 
     async def current(self) -> bytes:
-        """What the file has now, or what it had when it could be used last: PEM."""
+        """Return the file's content now, or the last content that could be used, in PEM."""
         if self._reading is None:
             self._reading = asyncio.ensure_future(
                 threads.alone("authority-root", read_roots, self._path)

@@ -131,12 +131,12 @@ class Session:
 
     @property
     def usable(self) -> bool:
-        """Whether another request can be sent: the authority gave a nonce for it."""
+        """Say whether another request can be sent: the authority gave a nonce for it."""
         return len(self.nonce) == NONCE_BYTES
 
     @property
     def trusted(self) -> TrustedAuthority:
-        """The authority at the other end.
+        """Return the authority at the other end.
 
         Raises:
             AuthorityAnswerError: its evidence was not verified yet.
@@ -148,7 +148,7 @@ class Session:
     def says_the_same(
         self, challenge: ca_pb2.Challenge, *, nonce: bytes, policy: bytes, now: Instant
     ) -> bool:
-        """Whether a Challenge repeats what was verified on this stream a short while ago.
+        """Say whether a Challenge repeats what was verified on this stream a short while ago.
 
         Nothing is to be learnt from one that does, so its evidence need not be verified. That this
         stream leads to the authority that was verified is TLS's to say, whose key was part of it.

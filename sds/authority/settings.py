@@ -51,7 +51,7 @@ class AuthoritySection(Settings):
     )
 
     def settings(self) -> AuthoritySettings:
-        """What the client takes.
+        """Return the settings of the client.
 
         Raises:
             ConfigurationError: an address is not ``host:port``, or the root cannot be read.

@@ -41,7 +41,7 @@ def make_bootstrap(
     outbound: Sequence[Outbound] = (),
     admin_reuse_port: bool = False,
 ) -> bootstrap_v3.Bootstrap:
-    """A complete bootstrap.
+    """Make a complete bootstrap.
 
     Args:
         node: Envoy's node id and cluster; it names the Envoy in ``sds status`` and decides
@@ -113,7 +113,7 @@ def _sds_cluster(socket: Path) -> cluster_v3.Cluster:
 
 
 def _plain_cluster(name: str, endpoint: Endpoint) -> cluster_v3.Cluster:
-    """The application behind an mTLS listener."""
+    """Make the cluster of the application behind an mTLS listener."""
     kind = cluster_v3.ClusterDiscoveryType
     return cluster_v3.Cluster(
         name=name,

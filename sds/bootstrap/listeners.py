@@ -50,7 +50,7 @@ SERVER_CERTIFICATE_HEADER: Final = "x-sds-server-certificate"
 
 
 def inbound_listener(name: str, entry: Inbound, source: SecretSource) -> listener_v3.Listener:
-    """An mTLS listener before an application, or one that answers which peer it saw."""
+    """Make an mTLS listener before an application, or one that answers which peer it saw."""
     alpn = [] if entry.tcp else ["h2", "http/1.1"]
     verified_by = replace(source, validation=entry.validation or source.validation)
     context = tls_v3.DownstreamTlsContext(
@@ -126,7 +126,7 @@ def _tcp_filters(name: str, entry: Inbound, source: SecretSource) -> list[listen
 def _discovered(
     source: SecretSource, type_url: str, default: AnyMessage
 ) -> core_v3.ExtensionConfigSource:
-    """A filter that the agent serves; until it comes, and when it ends, ``default``."""
+    """Make a filter that the agent serves; ``default`` counts while there is none."""
     return core_v3.ExtensionConfigSource(
         config_source=config_source(source), type_urls=[type_url], default_config=default
     )
@@ -135,7 +135,7 @@ def _discovered(
 def outbound_listener(
     name: str, exit_: Outbound, targets: Mapping[str, str]
 ) -> listener_v3.Listener:
-    """A plain HTTP listener of this machine; the peer's own Envoy asks what may be requested."""
+    """Make a plain HTTP listener of this machine; the peer's own Envoy decides about requests."""
     manager = _manager(name, targets, longest=exit_.longest)
     if exit_.fresh_connections and manager.route_config is not None:
         manager.route_config.response_headers_to_add = [
@@ -151,7 +151,7 @@ def outbound_listener(
 def _manager(
     name: str, targets: Mapping[str, str | None], *, longest: timedelta
 ) -> hcm_v3.HttpConnectionManager:
-    """An HTTP connection manager that sends each domain to its cluster, or answers itself."""
+    """Make an HTTP connection manager that sends each domain to its cluster, or answers itself."""
     hosts = [
         route_v3.VirtualHost(
             name=target or name,

@@ -37,17 +37,17 @@ class Protocol(enum.StrEnum):
 
     @property
     def is_ads(self) -> bool:
-        """Whether one aggregated stream carries everything."""
+        """Say whether one aggregated stream carries everything."""
         return self in {Protocol.ADS, Protocol.DELTA_ADS}
 
     @property
     def is_delta(self) -> bool:
-        """Whether responses carry only what changed."""
+        """Say whether responses carry only what changed."""
         return self in {Protocol.DELTA, Protocol.DELTA_ADS}
 
     @property
     def for_clusters(self) -> Protocol:
-        """The same variant on streams of its own, as ``render.ADS_AND_CLUSTERS`` tells."""
+        """Return the same variant on streams of its own (see ``render.ADS_AND_CLUSTERS``)."""
         return Protocol.DELTA if self.is_delta else Protocol.SOTW
 
 
@@ -85,7 +85,7 @@ class Endpoint:
 
     @property
     def is_address(self) -> bool:
-        """Whether the host is an IP address, not a name to be resolved."""
+        """Say whether the host is an IP address and not a name."""
         try:
             ipaddress.ip_address(self.host)
         except ValueError:
@@ -93,7 +93,7 @@ class Endpoint:
         return True
 
     def meets(self, other: Endpoint) -> bool:
-        """Whether two listeners could not have both; ``0.0.0.0`` and ``[::]`` are every address."""
+        """Say whether two listeners exclude each other; ``0.0.0.0`` and ``[::]`` match any."""
         if self.port != other.port or self.port == 0:
             return False
         return self.host == other.host or not _EVERY.isdisjoint({self.host, other.host})

@@ -75,7 +75,7 @@ REASONS: Final[dict[str, str]] = {
 
 
 def to_dict(bootstrap: bootstrap_v3.Bootstrap) -> dict[str, Any]:
-    """The bootstrap as Envoy's JSON form, with the field names that Envoy's documents use."""
+    """Return the bootstrap in Envoy's JSON form, with the field names of Envoy's documents."""
     rendered = bootstrap.to_dict(casing=betterproto2.Casing.SNAKE)
     return {key: rendered[key] for key in sorted(rendered, key=_ORDER.index)}
 
@@ -84,7 +84,7 @@ _ORDER: Final = ["node", "admin", "dynamic_resources", "static_resources"]
 
 
 def to_yaml(bootstrap: bootstrap_v3.Bootstrap) -> str:
-    """The bootstrap as YAML; the first use of every rule of ours carries its reason."""
+    """Return the bootstrap as YAML, with the reason of each of our rules at its first use."""
     told: set[str] = set()
     lines = _comment(ADS_AND_CLUSTERS, "") if bootstrap.dynamic_resources is not None else []
     for line in yaml.safe_dump(to_dict(bootstrap), sort_keys=False, width=1000).splitlines():

@@ -21,14 +21,14 @@ SDS_CLUSTER: Final = "sds"
 
 
 def socket_address(endpoint: Endpoint) -> core_v3.Address:
-    """The endpoint as Envoy writes it."""
+    """Return the endpoint as Envoy writes it."""
     return core_v3.Address(
         socket_address=core_v3.SocketAddress(address=endpoint.host, port_value=endpoint.port)
     )
 
 
 def config_source(source: SecretSource) -> core_v3.ConfigSource:
-    """Where this Envoy asks for what it discovers, in the source's variant of xDS."""
+    """Say where this Envoy asks for what it discovers, in the source's variant of xDS."""
     config = core_v3.ConfigSource(resource_api_version=core_v3.ApiVersion.V3)
     if source.protocol.is_ads:
         config.ads = core_v3.AggregatedConfigSource()
@@ -38,7 +38,7 @@ def config_source(source: SecretSource) -> core_v3.ConfigSource:
 
 
 def api_config_source(*, delta: bool) -> core_v3.ApiConfigSource:
-    """A gRPC stream of its own to the agent."""
+    """Make a gRPC stream of its own to the agent."""
     kind = core_v3.ApiConfigSourceApiType
     back_off = core_v3.BackoffStrategy(
         base_interval=timedelta(milliseconds=100), max_interval=timedelta(seconds=1)
@@ -63,7 +63,7 @@ def _secret(name: str, source: SecretSource) -> tls_v3.SdsSecretConfig:
 
 
 def common_tls(source: SecretSource, *, alpn: Sequence[str] = ()) -> tls_v3.CommonTlsContext:
-    """Certificate and validation context by SDS, TLS 1.3."""
+    """Make a TLS context: certificate and validation context by SDS, TLS 1.3."""
     return tls_v3.CommonTlsContext(
         tls_params=tls_v3.TlsParameters(
             tls_minimum_protocol_version=tls_v3.TlsParametersTlsProtocol.TLSv1_3,

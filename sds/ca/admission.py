@@ -36,7 +36,7 @@ class Member(Protocol):
 
     @property
     def owner(self) -> str:
-        """Who opened it (:func:`owner_of`)."""
+        """Return who opened the stream (:func:`owner_of`)."""
         ...
 
     def end(self) -> None:
@@ -49,7 +49,7 @@ class Reader(Member, Protocol):
 
     @property
     def lease(self) -> float:
-        """Seconds that it may take for that message while others wait."""
+        """Return the seconds that the stream may take for that message while others wait."""
         ...
 
 
@@ -57,7 +57,7 @@ _MemberT = TypeVar("_MemberT", bound=Member)
 
 
 def owner_of(peer: str) -> str:
-    """The owner of a connection: its IPv4 address, or the /64 of its IPv6 address.
+    """Return the owner of a connection: its IPv4 address, or the /64 of its IPv6 address.
 
     Args:
         peer: as gRPC writes it: ``ipv4:192.0.2.1:4711``, ``ipv6:%5B2001:db8::1%5D:4711``, ….
@@ -75,7 +75,7 @@ def address_and_port(peer: str) -> tuple[str, int] | None:
 
 
 def plain_address(text: str) -> Address | None:
-    """The address in its shortest family and without a zone; None if it is none."""
+    """Return the address in its shortest family, without a zone; None if it is not one."""
     try:
         found = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -85,7 +85,7 @@ def plain_address(text: str) -> Address | None:
 
 
 def owner_of_address(address: Address) -> str:
-    """The owner of an address: itself, or its /64 (IPv6)."""
+    """Return the owner of an address: itself, or its /64 (IPv6)."""
     if isinstance(address, ipaddress.IPv4Address):
         return str(address)
     return str(ipaddress.ip_network((address, _IPV6_NETWORK), strict=False))
@@ -108,7 +108,7 @@ class Crowd(Generic[_MemberT]):
         return self._size
 
     def __contains__(self, member: _MemberT) -> bool:
-        """Whether this one is among them."""
+        """Say whether this stream is among them."""
         return member in self._by_owner.get(member.owner, ())
 
     def join(self, member: _MemberT) -> None:

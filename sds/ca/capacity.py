@@ -26,7 +26,7 @@ _BETWEEN_LOOKS: Final = 1_024
 
 
 def connections(*, streams: int, memory: int | None, descriptors: int, listeners: int) -> int:
-    """Connections at once.
+    """Return how many connections may be open at once.
 
     Args:
         streams: that the configuration allows; each agent needs one connection.
@@ -42,7 +42,7 @@ def connections(*, streams: int, memory: int | None, descriptors: int, listeners
 
 
 def connections_of(config: AuthorityConfig, descriptors: int) -> int:
-    """Connections at once: as many as the configuration says, or as there is room for.
+    """Return how many connections may be open: as configured, or as many as there is room for.
 
     Args:
         config: the configuration.
@@ -58,5 +58,5 @@ def connections_of(config: AuthorityConfig, descriptors: int) -> int:
 
 
 def between_looks(connections: int) -> int:
-    """How many more there may be until :mod:`sds.ca.connections` has looked at them."""
+    """Return how many more there may be until :mod:`sds.ca.connections` has looked at them."""
     return min(_BETWEEN_LOOKS, connections)

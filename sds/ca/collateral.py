@@ -61,7 +61,7 @@ class _Everything(Mapping[str, HttpHandler]):
 def collateral_shelf(
     section: CollateralSection, verification: Verification, clock: Clock
 ) -> CollateralShelf:
-    """What is given: the files in force, and VCEKs that are asked for once.
+    """Make the shelf that is served: the files in force, and VCEKs that are fetched once.
 
     Raises:
         ConfigurationError: this authority fetches nothing.

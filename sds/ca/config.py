@@ -179,7 +179,7 @@ class IdentitySection(Settings):
         return self
 
     def group(self, number: int) -> NodeGroup:
-        """The same as an entry under ``nodes:`` of a policy."""
+        """Return the same as an entry under ``nodes:`` of a policy."""
         grants = (
             [
                 Grant(
@@ -394,7 +394,7 @@ class AuthorityConfig(Settings):
         return self
 
     def rules(self) -> RuleSet:
-        """The rules of this file, as an unsigned policy's."""
+        """Turn the rules of this file into those of an unsigned policy."""
         return RuleSet(
             trust_domain=self.trust_domain,
             nodes=[section.group(number) for number, section in enumerate(self.identities)],
@@ -407,5 +407,5 @@ class AuthorityConfig(Settings):
         )
 
     def issuance(self) -> ConfiguredIssuance:
-        """The decision that this file makes."""
+        """Make the decision that this file describes."""
         return ConfiguredIssuance.by(self.rules())

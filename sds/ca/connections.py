@@ -110,7 +110,7 @@ class AcceptedConnection:
 
 
 def surplus(strangers: Sequence[AcceptedConnection], *, room: int) -> list[AcceptedConnection]:
-    """Which of these are too much.
+    """Return which of these connections are too many.
 
     One after the other, the oldest of the largest group; a group is what one address has at one
     stage. So connections that only wait do not drive out those that get on, nor the reverse.
@@ -206,7 +206,7 @@ class Connections:
         return 2 * self.strangers > room
 
     def _found(self, port: int, now: float, heard: set[Name]) -> dict[int, AcceptedConnection]:
-        """The accepted connections that are open, by descriptor; known ones are the same object."""
+        """Return the open accepted connections by descriptor; known ones are the same object."""
         found: dict[int, AcceptedConnection] = {}
         for text in os.listdir(_DESCRIPTORS):  # noqa: PTH208  thousands, many times a second
             descriptor = int(text)
@@ -225,7 +225,7 @@ class Connections:
 
 
 def _accepted(descriptor: int, inode: int, ours: int, now: float) -> AcceptedConnection | None:
-    """What this socket is, if it was accepted on our port.
+    """Return what this socket is, if it was accepted on our port.
 
     Raises:
         OSError: it was closed meanwhile, or is a listener.
@@ -239,7 +239,7 @@ def _accepted(descriptor: int, inode: int, ours: int, now: float) -> AcceptedCon
 
 
 def _name(one: socket.socket) -> Name | None:
-    """The caller's address and port; None for a socket of another family.
+    """Return the caller's address and port; None for a socket of another family.
 
     Raises:
         OSError: it is not connected.
@@ -253,7 +253,7 @@ def _name(one: socket.socket) -> Name | None:
 
 @contextlib.contextmanager
 def _duplicate(descriptor: int) -> Iterator[socket.socket]:
-    """A descriptor of our own for the same connection."""
+    """Make a descriptor of our own for the same connection."""
     number = os.dup(descriptor)
     try:
         one = socket.socket(fileno=number)
@@ -265,5 +265,5 @@ def _duplicate(descriptor: int) -> Iterator[socket.socket]:
 
 
 def _descriptors() -> int:
-    """How many descriptors are open; more than any bound, if the kernel does not say."""
+    """Return how many descriptors are open; more than any bound if the kernel does not say."""
     return os.stat(_DESCRIPTORS).st_size or 1 << 30  # noqa: PTH116  as above

@@ -50,7 +50,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
     async def Check(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> health_pb2.HealthCheckResponse:
-        """The state now.
+        """Return the state now.
 
         Raises:
             grpc.aio.AbortError: NOT_FOUND, for a service that is not ours.
@@ -62,7 +62,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
     async def List(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthListRequest, context: Any
     ) -> health_pb2.HealthListResponse:
-        """The state of every service now."""
+        """Return the state of every service now."""
         del request, context
         statuses = {name: self._answer(name) for name in _NAMES}
         return health_pb2.HealthListResponse(statuses=statuses)

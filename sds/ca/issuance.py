@@ -54,7 +54,7 @@ class IssuancePolicy(Protocol):
         ...
 
     def decide(self, claims: Claims, wanted: RequestedCertificate, *, now: datetime) -> Permit:
-        """What of the certificate that is asked for may be issued.
+        """Decide what may be issued of the requested certificate.
 
         Raises:
             RefusedError: a subclass that names what is not allowed.
@@ -80,6 +80,6 @@ class ConfiguredIssuance:
         """Admit every agent: without a signed policy none can be out of date."""
 
     def decide(self, claims: Claims, wanted: RequestedCertificate, *, now: datetime) -> Permit:
-        """The first rule that allows the whole certificate."""
+        """Apply the first rule that allows the whole certificate."""
         del now
         return self.decisions.permit(claims, wanted)

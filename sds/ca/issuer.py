@@ -84,7 +84,7 @@ class Signer:
 
     @property
     def presented(self) -> tuple[bytes, ...]:
-        """What follows a leaf on the wire: the chain without a root."""
+        """Return what follows a leaf on the wire: the chain without a root."""
         return tuple(der for der in self.chain if der != self.root)
 
 
@@ -136,7 +136,7 @@ def self_sign(
     now: datetime,
     backdate: timedelta,
 ) -> Signer:
-    """A root of its own: a new name for every key, so that no two roots share a subject."""
+    """Make a root: a new name for every key, so that no two roots share a subject."""
     public_key = key.public_key()
     name = authority_name(public_key)
     start = (now - backdate).replace(microsecond=0)
@@ -215,7 +215,7 @@ def validity(
 
 
 def path_length_below(signer: Signer, wanted: int) -> int:
-    """The path length of an authority right below ``signer`` (RFC 5280, section 4.2.1.9).
+    """Return the path length of an authority right below ``signer`` (RFC 5280, section 4.2.1.9).
 
     Raises:
         RefusedError: ``signing_not_allowed``: no CA may be below this one.
@@ -230,7 +230,7 @@ def path_length_below(signer: Signer, wanted: int) -> int:
 
 
 def authority_name(key: PublicKey) -> x509.Name:
-    """The subject of an authority: names its key, so that equal names mean equal keys."""
+    """Return the subject of an authority; it names the key, so that equal names mean equal keys."""
     return x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "attested-sds"),
@@ -240,7 +240,7 @@ def authority_name(key: PublicKey) -> x509.Name:
 
 
 def authority_request(key: PrivateKey, trust_domain: TrustDomain) -> x509.CertificateSigningRequest:
-    """The request that an operator signs: it has everything that the certificate needs."""
+    """Make the request that an operator signs, with everything that the certificate needs."""
     name = x509.UniformResourceIdentifier(str(SpiffeId(trust_domain)))
     return (
         x509.CertificateSigningRequestBuilder(authority_name(key.public_key()))

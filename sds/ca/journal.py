@@ -74,16 +74,16 @@ class Journal:
         self._left_out = 0
 
     def __iter__(self) -> Iterator[Record]:
-        """The records that are here, oldest first."""
+        """Yield the records that are kept, oldest first."""
         return iter(tuple(self._records))
 
     def __len__(self) -> int:
-        """How many were ever appended."""
+        """Return how many records were ever appended."""
         return self._next - 1
 
     @property
     def first(self) -> int:
-        """The number of the oldest record that is still here."""
+        """Return the number of the oldest record that is kept."""
         return self._next - len(self._records)
 
     def append(
@@ -140,7 +140,7 @@ class Journal:
                 _LOGGER.warning("certificate refused: %s", message or reason, extra=fields)
 
     def _may_log(self, now: float) -> bool:
-        """Whether one more line about a whole request is within the bound (a token bucket)."""
+        """Say whether one more line about a whole request is within the bound (a token bucket)."""
         passed = max(0.0, now - self._lines_at)
         self._lines = min(_LINES_AT_ONCE, self._lines + passed * _LINES_A_SECOND)
         self._lines_at = now

@@ -103,7 +103,7 @@ class KubernetesSection(Settings):
     )
 
     def rules(self) -> TokenRules:
-        """What a token must be."""
+        """Return what a token must satisfy."""
         return TokenRules(
             issuer=self.issuer,
             accounts=frozenset([*self.service_accounts, *self.authorities]),

@@ -18,7 +18,7 @@ WITHOUT_RULES: Final = timedelta(hours=1)
 
 
 def longest_lifetime(rules: RuleSet, *, tokens: timedelta | None, signed_policy: bool) -> timedelta:
-    """The longest lifetime that can be granted.
+    """Return the longest lifetime that can be granted.
 
     Args:
         rules: of the configuration.

@@ -25,11 +25,11 @@ class AuthorityObserver(PolicyWatcher, Protocol):
     """Measures the authority (metrics)."""
 
     def attester(self, inner: Attester) -> Attester:
-        """The attester, measured."""
+        """Wrap the attester, to measure it."""
         ...
 
     def verifier(self, inner: Verifier) -> Verifier:
-        """The verifier, measured."""
+        """Wrap the verifier, to measure it."""
         ...
 
     def decided(self, reason: str) -> None:
@@ -112,16 +112,16 @@ class TimedContext:
         self._arrived = timer()
 
     def __getattr__(self, name: str) -> object:
-        """What is not timed."""
+        """Return an attribute of the wrapped context that is not timed."""
         return getattr(self._inner, name)
 
     async def read(self) -> object:
-        """The next message; its time begins."""
+        """Return the next message, and start its time."""
         message = await self._inner.read()  # type: ignore[attr-defined]  # gRPC's context
         self._arrived = self._timer()
         return message
 
     async def write(self, message: object) -> None:
-        """The answer; its time ends before the caller has read it."""
+        """Write the answer; its time ends before the caller has read it."""
         self._answered(self._timer() - self._arrived)
         await self._inner.write(message)  # type: ignore[attr-defined]  # gRPC's context

@@ -89,11 +89,11 @@ class FromOperator:
 
     @property
     def outlived(self) -> timedelta:
-        """Which roots count is the operator's to say; what we signed lives no longer than that."""
+        """Return no time: the operator's file alone says which roots count."""
         return timedelta(0)
 
     async def roots(self) -> tuple[bytes, ...]:
-        """The roots in the file.
+        """Read the roots in the file.
 
         Raises:
             RefusedError: ``authority_not_ready``: it cannot be read.
@@ -109,7 +109,7 @@ class FromOperator:
             ) from error
 
     def _is_awaited(self, error: Exception) -> bool:
-        """Whether it only says that the operator has not answered yet."""
+        """Say whether an error means only that the operator has not answered yet."""
         missing = str(error.filename) if isinstance(error, FileNotFoundError) else ""
         return missing == str(self.chain_file)
 
@@ -145,7 +145,7 @@ class FromOperator:
         return certificates_from_pem(read_file(path, max_bytes=_MAX_BYTES), what=str(path))
 
     def _anchors(self, roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """The roots, where every verifier can end a chain in each of them.
+        """Return the roots, if every verifier can end a chain in each of them.
 
         Raises:
             CertificateError: one cannot be read, or is an intermediate without its root.
@@ -166,7 +166,7 @@ class FromOperator:
 
     @staticmethod
     def _sorted(chain: tuple[bytes, ...], roots: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """The path from the issuing certificate, which comes first, to a root."""
+        """Return the path from the issuing certificate, which comes first, to a root."""
         issuing, *others = [load_certificate(der) for der in chain]
         path = sorted_path(issuing, others, [read_root(der) for der in roots])
         return chain if path is None else tuple(certificate_der(one) for one in path)

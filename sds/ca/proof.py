@@ -25,7 +25,7 @@ class Statements(Protocol):
     """Gives the authority's statement about itself."""
 
     def __call__(self) -> AuthorityStatement:
-        """The statement as of now.
+        """Return the statement as of now.
 
         Raises:
             RefusedError: ``authority_not_ready``: there is nothing that it could sign with.

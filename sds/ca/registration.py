@@ -55,7 +55,7 @@ class CertificateSigners(Protocol):
     """Gives the signer of the moment and the roots of the trust bundle."""
 
     def current(self) -> Signer:
-        """The signer at this moment.
+        """Return the signer at this moment.
 
         Raises:
             RefusedError: ``authority_not_ready``: there is none (yet, or any more).
@@ -64,7 +64,7 @@ class CertificateSigners(Protocol):
 
     @property
     def roots(self) -> tuple[bytes, ...]:
-        """The trust bundle: DER."""
+        """Return the trust bundle: DER."""
         ...
 
 
@@ -73,7 +73,7 @@ class TlsKey(Protocol):
 
     @property
     def key_digest(self) -> bytes:
-        """SHA-256 of its SubjectPublicKeyInfo."""
+        """Return the SHA-256 of the key's SubjectPublicKeyInfo."""
         ...
 
 
@@ -135,7 +135,7 @@ class RegistrationAuthority:
         self._backdate = backdate
 
     def statement(self) -> AuthorityStatement:
-        """What we say of ourselves now.
+        """Return what we state about ourselves now.
 
         Raises:
             RefusedError: ``authority_not_ready``: we have nothing to sign with.
@@ -217,7 +217,7 @@ class RegistrationAuthority:
         )
 
     async def issue(self, accepted: Accepted) -> list[ca_pb2.ItemResult]:
-        """A certificate or a refusal per item, in order; yields to the loop now and then."""
+        """Issue or refuse each item, in order; let the event loop run now and then."""
         results = []
         for index, item in enumerate(accepted.items):
             if index and index % _YIELD_EVERY == 0:
@@ -228,7 +228,7 @@ class RegistrationAuthority:
     def issue_attested_csr(
         self, request: ca_pb2.AttestedCsr, peer: AttestedPeer
     ) -> tuple[Accepted, ca_pb2.ItemResult]:
-        """A CSR that carries its own evidence; its nonce was redeemed.
+        """Issue for a CSR that carries its own evidence; its nonce was redeemed.
 
         Raises:
             CertificateError: ``csr_invalid``: it cannot be parsed.
@@ -281,7 +281,7 @@ class RegistrationAuthority:
         )
 
     def policy_for(self, error: SdsError) -> bytes:
-        """The signed policy to hand to a caller that was refused with ``error``."""
+        """Return the signed policy to hand to a caller that was refused with ``error``."""
         return self._policy.document if error.reason == "policy_behind" else b""
 
     def _item(self, accepted: Accepted, item: ca_pb2.Item) -> ca_pb2.ItemResult:

@@ -360,7 +360,7 @@ async def _tell_ready(
 
 
 def _no_policy(holder: PolicyHolder) -> str:
-    """Why no policy is in force; empty while one is."""
+    """Return why no policy is in force; empty while one is."""
     try:
         holder.in_force()
     except PolicyError as error:

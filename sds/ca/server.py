@@ -97,7 +97,7 @@ class _Stream:
 
     @property
     def lease(self) -> float:
-        """Seconds that its next message may take while other unproven streams wait."""
+        """Return the seconds that its next message may take while other unproven streams wait."""
         return _HELLO_LEASE if self.statement is None else _REQUEST_LEASE
 
     def end(self) -> None:
@@ -186,7 +186,7 @@ class ExchangeService:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the authority is stopping")
 
     def _make_room(self) -> bool:
-        """Whether one more stream may be served; where all are open, an unproven one goes."""
+        """Say whether one more stream may be served; if all are open, an unproven one ends."""
         return self.streams < self._limits.streams or self._unproven.make_room()
 
     async def _converse(self, stream: _Stream, context: _Context) -> None:
@@ -228,7 +228,7 @@ class ExchangeService:
         return contextlib.nullcontext() if stream.proven else self._turns.turn(stream)
 
     def _exhausted(self, stream: _Stream, size: int) -> bool:
-        """Whether a stream that has proven nothing has sent more than it may."""
+        """Say whether a stream that has proven nothing has sent more than it may."""
         if stream.proven:
             return False
         stream.messages += 1
@@ -322,7 +322,7 @@ def _tell_nobody(_seconds: float) -> None:
 def handler(
     service: ExchangeService, answered: Callable[[float], None] | None = None
 ) -> grpc.GenericRpcHandler:
-    """The service as gRPC wants it: raw bytes in and out (see ``sds.exchange.wire``).
+    """Make the service's handler for gRPC: raw bytes in and out (see ``sds.exchange.wire``).
 
     Args:
         service: who answers.

@@ -30,17 +30,17 @@ class SignedIssuancePolicy:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the newest document that was in force here."""
+        """Return the SHA-256 of the newest document that was in force here."""
         return self._holder.digest
 
     @property
     def epoch(self) -> int:
-        """Its epoch; 0 if there is none."""
+        """Return the epoch of that document; 0 if there is none."""
         return self._holder.epoch
 
     @property
     def document(self) -> bytes:
-        """What an agent that is behind needs to catch up."""
+        """Return what an agent that is behind needs to catch up."""
         return self._holder.document
 
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:

@@ -75,7 +75,7 @@ class SigningState:
         self.ready = asyncio.Event()
 
     def current(self) -> Signer:
-        """The signer of now.
+        """Return the signer of now.
 
         Raises:
             RefusedError: ``authority_not_ready``: none was activated, it has ended, or it is not
@@ -100,17 +100,17 @@ class SigningState:
 
     @property
     def able(self) -> bool:
-        """Whether something can be signed now: a signer is there and is valid."""
+        """Say whether a certificate can be signed now: there is a valid signer."""
         signer = self._signer
         return signer is not None and signer.not_before <= self._clock.now().wall < signer.not_after
 
     def not_after(self) -> datetime | None:
-        """The end of the signer's chain; None before there is one."""
+        """Return the end of the signer's chain; None before there is one."""
         return None if self._signer is None else self._signer.not_after
 
     @property
     def roots(self) -> tuple[bytes, ...]:
-        """The roots that have not ended: DER, sorted."""
+        """Return the roots that have not expired: DER, sorted."""
         now = self._clock.now().wall
         return tuple(sorted(der for der, root in self._roots.items() if root.not_after > now))
 
@@ -186,7 +186,7 @@ class SignerSource(Protocol):
     """Gets one signer after the other."""
 
     async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
-        """A signer with a fresh key, and the roots of its bundle.
+        """Make a signer with a fresh key, and return it with the roots of its bundle.
 
         Raises:
             SdsError: not now.
@@ -199,11 +199,11 @@ class RootsTeller(Protocol):
 
     @property
     def outlived(self) -> timedelta:
-        """How long certificates of others may live under a root that it does not name any more."""
+        """Return how long others' certificates may live under a root that is no longer named."""
         ...
 
     async def roots(self) -> tuple[bytes, ...]:
-        """The roots of now: DER.
+        """Return the roots of now in DER.
 
         Raises:
             SdsError: not now.
@@ -212,7 +212,7 @@ class RootsTeller(Protocol):
 
 
 def roots_teller(source: SignerSource) -> RootsTeller | None:
-    """The source, where it tells its roots between two signers."""
+    """Return the source if it tells its roots between two signers."""
     return source if callable(getattr(source, "roots", None)) else None  # type: ignore[return-value]
 
 
@@ -220,7 +220,7 @@ class UpstreamAuthority(Authority, Protocol):
     """An authority above us."""
 
     async def roots(self) -> tuple[bytes, ...]:
-        """DER roots that it vouches for now.
+        """Return the roots that it vouches for now, in DER.
 
         Raises:
             SdsError: it cannot be asked.
@@ -385,7 +385,7 @@ async def _settle(signing: SigningState, clock: Clock, *, since: float, seconds:
 
 
 def renewal_in(signer: Signer, received: Instant, now: Instant) -> float:
-    """Seconds until a signer is renewed, by the clock that says less; 0 or less: now.
+    """Return the seconds until a signer is renewed, by whichever clock gives less; 0 or less: now.
 
     Args:
         signer: which.

@@ -29,7 +29,7 @@ _POLL: Final = timedelta(seconds=1)
 
 
 def upstream_verification(config: AuthorityConfig, clock: Clock) -> Verification | None:
-    """What verifies the authority above, where there is one that shows evidence."""
+    """Make the verifier of the authority above, if there is one that shows evidence."""
     signer = config.signer
     if not isinstance(signer, UpstreamSection) or signer.verification is None:
         return None
@@ -44,7 +44,7 @@ async def signer_source(
     policy: PolicyHolder | None,
     clock: Clock,
 ) -> AsyncIterator[SignerSource]:
-    """What gives our certificates, while the block runs.
+    """Make the source of our certificates, while the block runs.
 
     Args:
         config: its section ``signer`` chooses.
@@ -97,7 +97,7 @@ def upstream_client(
     policy: PolicyHolder | None,
     clock: Clock,
 ) -> AttestedAuthority:
-    """The client of the authority above; arguments as of :func:`signer_source`.
+    """Make the client of the authority above; arguments as for :func:`signer_source`.
 
     Raises:
         ConfigurationError: we have no evidence, or its addresses or root cannot be used.

@@ -90,7 +90,7 @@ class TlsIdentity:
 
 
 def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsIdentity:
-    """A fresh P-256 key with a self-signed certificate.
+    """Make a fresh P-256 key with a self-signed certificate.
 
     Args:
         now: valid from a day before.
@@ -139,7 +139,7 @@ def _read(path: Path, field: str) -> bytes:
 
 
 def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentity:
-    """The identity that an operator provides.
+    """Read the identity that an operator provides.
 
     Raises:
         ConfigurationError: a file cannot be read or parsed, the two do not belong together, or the

@@ -44,7 +44,7 @@ class KeySetServer(Protocol):
     """Gives the document."""
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
-        """The body of a GET.
+        """Return the body of a GET.
 
         Raises:
             KubernetesError: there is none.
@@ -83,7 +83,7 @@ class TokenKeys:
         self._wanted = asyncio.Event()
 
     def key(self, key_id: str) -> jwt.PyJWK:
-        """The key with this ID.
+        """Return the key with this ID.
 
         Raises:
             RefusedError: ``authority_not_ready``: it is not known, and the set is read again now.

@@ -86,7 +86,7 @@ def _configuration(path: Path) -> AgentConfig:
 
 @contextlib.contextmanager
 def _made_to_stay() -> Iterator[None]:
-    """What was made until the end of the block stays for as long as the process does.
+    """Keep what the block makes for as long as the process lives.
 
     The garbage collector would look through all of it again and again, a tenth of a cold start;
     it is kept from it now and later. No secret is among it. What loading needed and freed goes

@@ -51,7 +51,7 @@ def _attester(section: AttestationSection, what: str) -> Attester:
 
 
 def report_data(_: click.Context, __: click.Parameter, text: str | None) -> ReportData | None:
-    """The 64 bytes of an option, or None if it was left out.
+    """Return the 64 bytes of an option, or None if it was left out.
 
     Raises:
         ConfigurationError: these are not 64 bytes in hexadecimal.

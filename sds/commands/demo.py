@@ -182,7 +182,7 @@ def dev(*, run_dir: Path | None, lifetime: int) -> None:
 
 
 def _programs() -> Programs:
-    """How the person who reads it starts ``sds`` and Envoy."""
+    """Return how the person who reads it starts ``sds`` and Envoy."""
     cwd = Path.cwd()
     try:
         binary = find_envoy(None, environment=os.environ, folders=[cwd, _CHECKOUT])
@@ -205,7 +205,7 @@ def _reporter(output: str, *, terminal: bool, has_key: bool) -> Reporter:
 
 @contextlib.contextmanager
 def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
-    """The run directory; one that we made leaves with us, unless something went wrong."""
+    """Make the run directory; one of our own is removed at the end, unless something went wrong."""
     if chosen is not None:
         yield chosen.absolute()
         return

@@ -144,7 +144,7 @@ def show(report: Path, output: str) -> None:
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as ``--output json`` prints it."""
+    """Return the verdict as ``--output json`` prints it."""
     claims = verdict.claims
     return {
         "verdict": "accepted" if verdict.accepted else "refused",
@@ -170,7 +170,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
 
 
 def verdict_text(verdict: Verdict, now: datetime, *, defaults: bool, demanded: bool) -> str:
-    """The verdict as people read it: the reason first, then a line a check."""
+    """Return the verdict as people read it: the reason first, then one line for each check."""
     error = verdict.error
     lines = [
         f"{verdict.kind} evidence at {now:%FT%TZ}: "
@@ -240,7 +240,7 @@ def _require_effect(kind: EvidenceKind) -> None:
 
 
 def _certificates(paths: Iterable[Path]) -> tuple[bytes, ...]:
-    """DER of evidence's certificates; what cannot be read is evidence too, and refused as such."""
+    """Return the evidence's certificates in DER; one that cannot be read is refused as evidence."""
     found: list[bytes] = []
     for path in paths:
         content = read(path)

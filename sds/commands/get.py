@@ -117,7 +117,7 @@ async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, str, byte
 
 
 def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
-    """What a person can do about a call that failed."""
+    """Return what a person can do about a call that failed."""
     if error.code() in _NOT_RECOGNISED:
         return SdsError(
             f"{path}: the agent does not recognise this process (yet): {error.details()}",
@@ -133,7 +133,7 @@ def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
 
 
 def _content(resource: Any) -> bytes:
-    """The message in an Any, which is wrapped where it has a limited life."""
+    """Return the message in an Any; one with a limited life is wrapped."""
     wrapped = discovery_pb2.Resource()
     return bytes(wrapped.resource.value if resource.Unpack(wrapped) else resource.value)
 

@@ -81,7 +81,7 @@ SPIFFE_ID: Final = SpiffeIdType()
 
 
 def output(*forms: str) -> Callable[[_Decorated], _Decorated]:
-    """The option ``--output``; the first of its forms is the default."""
+    """Make the option ``--output``; the first of its forms is the default."""
     return click.option(
         "--output",
         type=click.Choice(forms),
@@ -92,7 +92,7 @@ def output(*forms: str) -> Callable[[_Decorated], _Decorated]:
 
 
 def written(name: str) -> bool:
-    """Whether the running command's line has this parameter."""
+    """Say whether the running command's line has this parameter."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 

@@ -23,7 +23,7 @@ _WIDE = frozenset(
 
 
 def plain(message: Message) -> dict[str, Any]:
-    """The message's fields, nested messages as dictionaries."""
+    """Return the message's fields, nested messages as dictionaries."""
     fields: dict[str, Any] = json_format.MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )

@@ -68,14 +68,14 @@ DAYS: Final = click.option(
 
 
 def utc_now() -> datetime:
-    """The wall clock."""
+    """Read the wall clock."""
     return SystemClock().now().wall
 
 
 def first_and_keys(
     files: tuple[Path, ...], keys: tuple[Path, ...], what: str
 ) -> tuple[Path, tuple[Path, ...]]:
-    """The file that is meant, and all keys: ``--key A B`` means the same as ``--key A --key B``."""
+    """Return the policy file and all keys: ``--key A B`` means the same as ``--key A --key B``."""
     if not files:
         raise click.UsageError(f"Missing argument '{what}'.")
     if len(files) > 1 and not keys:
@@ -84,7 +84,7 @@ def first_and_keys(
 
 
 def read_document(path: Path) -> PolicyDocument:
-    """The document in a YAML file, a directory of them or a signed file (not verified)."""
+    """Read the document in a YAML file, a directory of them or a signed file (not verified)."""
     payload, what = _payload(path)
     return parse_source(payload, what=what)
 

@@ -139,7 +139,7 @@ def pod(
 
 @contextlib.contextmanager
 def _a_pods_form(manifest: Path) -> Iterator[None]:
-    """The block reads what a person wrote as a Pod's ``spec``.
+    """Turn errors in the block into errors about a Pod's ``spec`` that a person wrote.
 
     Raises:
         ConfigurationError: it is something else.
@@ -156,7 +156,7 @@ def _a_pods_form(manifest: Path) -> Iterator[None]:
 def _compute(
     spec: dict[str, Any], images: tuple[str, ...], profile: Path | None
 ) -> tuple[CanonicalContainer, dict[str, CanonicalContainer]]:
-    """The sandbox and the containers of a pod, by name, as they would be."""
+    """Compute the sandbox and the containers of a pod by name."""
     node = NodeProfile() if profile is None else yamlfile.load_file(profile, NodeProfile)
     read = {}
     for each in images:
@@ -197,7 +197,7 @@ def _pod_of(manifest: Path) -> dict[str, Any]:
 async def _observe(
     socket: str, uid: str, directories: tuple[str, ...]
 ) -> tuple[CanonicalContainer, dict[str, CanonicalContainer]]:
-    """The sandbox and the containers of a pod, by name, as the runtime tells them."""
+    """Read the sandbox and the containers of a pod by name from the runtime."""
     async with Runtime(socket) as runtime:
         for identifier in await runtime.sandboxes():
             said = await runtime.sandbox(identifier)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """The text with an escape in place of what a terminal would obey, such as ESC.
+    """Return the text with escapes in place of what a terminal would obey, such as ESC.
 
     Args:
         text: from anywhere.

@@ -149,7 +149,7 @@ def _ask(channel: grpc.Channel, socket: Path) -> agent_pb2.Status:
 
 
 def screen(seen: agent_pb2.Status, *, width: int, height: int) -> list[Text]:
-    """The status in at most ``height`` lines of at most ``width`` cells.
+    """Return the status in at most ``height`` lines of at most ``width`` cells.
 
     What is cut: first who owns connections, memory and authorization, then identities in good
     health. Errors and what is missing stay.
@@ -173,7 +173,7 @@ def screen(seen: agent_pb2.Status, *, width: int, height: int) -> list[Text]:
 
 
 def _safe(line: Text) -> Text:
-    """The line without what a client may have written to control the terminal."""
+    """Return the line without what a client may have written to control the terminal."""
     text = printable(line.plain)
     return line if text == line.plain else Text(text, style=line.style)
 
@@ -184,7 +184,7 @@ def _spaced(found: list[Text]) -> list[Text]:
 
 
 def _cut(line: Text, width: int) -> Text:
-    """One line of this width without its middle: names and causes differ at their end."""
+    """Cut the middle out of a line: names and causes differ at their end."""
     if line.cell_len <= width:
         return line
     keep = width * 3 // 5
@@ -192,14 +192,14 @@ def _cut(line: Text, width: int) -> Text:
 
 
 def lines(seen: agent_pb2.Status) -> Iterator[Text]:
-    """The status in lines for people."""
+    """Return the status in lines for people."""
     parts = (_authorizations(seen), _owners(seen), _memory_lines(seen), _errors(seen.identities))
     spaced = itertools.chain.from_iterable(_spaced(list(part)) for part in parts)
     yield from map(_safe, itertools.chain(_facts(seen), [Text()], _table(seen), spaced))
 
 
 def _facts(seen: agent_pb2.Status) -> Iterator[Text]:
-    """What concerns the whole agent."""
+    """Return what concerns the whole agent."""
     yield _headline(seen)
     if seen.HasField("policy"):
         yield _policy(seen)
@@ -242,7 +242,7 @@ def _memory(memory: agent_pb2.Memory) -> Text:
 
 
 def _owners(seen: agent_pb2.Status) -> Iterator[Text]:
-    """Who uses the most of its budget, and who exceeded it."""
+    """Say who uses the most of its budget, and who exceeded it."""
     if seen.owners:
         most = max(seen.owners, key=lambda one: one.held_bytes)
         yield Text(f"owners of connections: the most memory: {most.name}: {_usage(most)}")
@@ -267,7 +267,7 @@ def _policy(seen: agent_pb2.Status) -> Text:
 
 
 def _authorizations(seen: agent_pb2.Status) -> Iterator[Text]:
-    """Which policy's authorization the Envoys of each workload have taken, and which refused it."""
+    """Say which epoch the Envoys of each workload enforce, and which Envoys refused it."""
     found: dict[tuple[str, str, str, str], dict[str, None]] = {}
     for client in seen.clients:
         for one in client.subscriptions:
@@ -292,13 +292,13 @@ def _authorizations(seen: agent_pb2.Status) -> Iterator[Text]:
 
 
 def _some(names: Collection[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     first = ", ".join(itertools.islice(names, _NAMES))
     return f"{first} and {len(names) - _NAMES} more" if len(names) > _NAMES else first
 
 
 def _table(seen: agent_pb2.Status, *, width: int | None = None) -> Iterator[Text]:
-    """The titles, then one line an identity; the SPIFFE ID is last.
+    """Return the titles, then one line for each identity; the SPIFFE ID is last.
 
     Args:
         seen: what is shown.
@@ -348,7 +348,7 @@ def _cells(row: Iterable[str], widths: Iterable[int]) -> str:
 
 
 def _first(names: Iterable[str]) -> str:
-    """The first name, and how many more there are."""
+    """Return the first name, and how many more there are."""
     first, *more = sorted(names) or ["-"]
     return f"{first} +{len(more)}" if more else first
 

@@ -34,7 +34,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_socket(volume: PodVolume, *, kubelet: Path) -> socket.socket:
-    """A listening socket in the volume's directory, which is made if it is missing.
+    """Make a listening socket in the volume's directory, and the directory if it is missing.
 
     Raises:
         SocketError: it cannot be made.
@@ -81,7 +81,7 @@ def remove(volume: PodVolume, *, kubelet: Path) -> None:
 
 
 def known_volumes(kubelet: Path, *, driver: str) -> Iterator[PodVolume | WorkloadError]:
-    """Every volume of this driver that the kubelet has a record of; a broken one as its error.
+    """Return every volume of this driver that the kubelet recorded; a broken one as its error.
 
     Raises:
         SocketError: the kubelet's directory cannot be listed.
@@ -109,7 +109,7 @@ def known_volumes(kubelet: Path, *, driver: str) -> Iterator[PodVolume | Workloa
 
 
 def _known(record: Path, *, driver: str, kubelet: Path) -> PodVolume | WorkloadError | None:
-    """The volume of one record; None if it is another driver's, or has just gone."""
+    """Return the volume of one record; None if it is another driver's, or has just gone."""
     try:
         content = read_file(record, max_bytes=MAX_RECORD_BYTES)
         return recorded(content, target=record.parent / "mount", driver=driver, kubelet=kubelet)
@@ -123,7 +123,7 @@ def _known(record: Path, *, driver: str, kubelet: Path) -> PodVolume | WorkloadE
 
 @contextlib.contextmanager
 def _above(volume: PodVolume, *, kubelet: Path) -> Iterator[int]:
-    """The directory above the volume's, reached step by step without following links."""
+    """Open the directory above the volume's, step by step without following links."""
     here = os.open(kubelet, _DIRECTORY & ~os.O_NOFOLLOW)
     try:
         for step in volume.target.parent.relative_to(kubelet).parts:
@@ -146,7 +146,7 @@ def _below(above: int, name: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _made(volume: PodVolume, above: int) -> Iterator[int]:
-    """The volume's directory, which is made if it is missing."""
+    """Open the volume's directory, and make it if it is missing."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(volume.target.name, _DIRECTORY_MODE, dir_fd=above)
     with _below(above, volume.target.name) as directory:
@@ -155,7 +155,7 @@ def _made(volume: PodVolume, above: int) -> Iterator[int]:
 
 
 def _bound(directory: int) -> socket.socket:
-    """A socket that listens under a temporary name in the directory.
+    """Make a socket that listens under a temporary name in the directory.
 
     A path through /proc reaches it: the kubelet's paths are longer than the 107 bytes of an
     address (unix(7)).

@@ -113,7 +113,7 @@ class Driver:
         _LOGGER.warning("a CSI volume failed: %s", error, extra={"reason": error.reason})
 
     def failed_counts(self) -> Mapping[str, int]:
-        """How many volumes failed since the start, by reason."""
+        """Return how many volumes failed since the start, by reason."""
         return dict(self.failures)
 
     def close(self) -> None:

@@ -51,7 +51,7 @@ class CsiServices:
         self._version = version
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, grpc.GenericRpcHandler]:
-        """The handlers of both services."""
+        """Make the handlers of both services."""
         identity = {
             "GetPluginInfo": _method(csi_pb2.GetPluginInfoRequest, self._info),
             "GetPluginCapabilities": _method(
@@ -129,7 +129,7 @@ class RegistrationService:
         )
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler of the service."""
+        """Make the handler of the service."""
         methods = {
             "GetInfo": _method(registration_pb2.InfoRequest, self._who),
             "NotifyRegistrationStatus": _method(registration_pb2.RegistrationStatus, self._told),

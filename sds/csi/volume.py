@@ -53,7 +53,7 @@ class PodVolume:
 
 
 def published(request: csi_pb2.NodePublishVolumeRequest, *, kubelet: Path) -> PodVolume:
-    """The volume that a request asks for.
+    """Read the volume that a request asks for.
 
     Args:
         request: of ``NodePublishVolume``.
@@ -90,7 +90,7 @@ def published(request: csi_pb2.NodePublishVolumeRequest, *, kubelet: Path) -> Po
 
 
 def at_target(target: str, *, kubelet: Path) -> PodVolume:
-    """The volume at a path: ``<kubelet>/pods/UID/volumes/kubernetes.io~csi/NAME/mount``.
+    """Return the volume at a path: ``<kubelet>/pods/UID/volumes/kubernetes.io~csi/NAME/mount``.
 
     Raises:
         WorkloadError: ``csi_volume``: the path is another one.
@@ -118,7 +118,7 @@ def at_target(target: str, *, kubelet: Path) -> PodVolume:
 
 
 def recorded(record: bytes, *, target: Path, driver: str, kubelet: Path) -> PodVolume | None:
-    """The volume that a ``vol_data.json`` of the kubelet is about, if it is of this driver.
+    """Return the volume of the kubelet's ``vol_data.json``, if it is of this driver.
 
     Args:
         record: its content.

@@ -37,7 +37,7 @@ class Programs:
 
 
 def own_program(argv0: str, *, executable: str, cwd: Path) -> str:
-    """How the running ``sds`` is started again from ``cwd``, as text for a shell.
+    """Return how the running ``sds`` is started again from ``cwd``, as text for a shell.
 
     Args:
         argv0: what the process was started as (``sys.argv[0]``).
@@ -50,7 +50,7 @@ def own_program(argv0: str, *, executable: str, cwd: Path) -> str:
 
 
 def typed(program: Path, *, cwd: Path) -> str:
-    """A program as a person types it in ``cwd``: its name if it is on the PATH, else its path."""
+    """Return a program as a person types it in ``cwd``: its name if on the PATH, else its path."""
     program = cwd / program
     on_path = shutil.which(program.name)
     if on_path is not None and Path(on_path).samefile(program):
@@ -138,7 +138,7 @@ class Dev:
 
 
 def what_next(node: DemoNode, programs: Programs) -> str:
-    """The commands that a person would try next."""
+    """Return the commands that a person would try next."""
     sds, envoy = programs.sds, programs.envoy
     server, client = (shlex.quote(str(node.sockets[name])) for name in ("server", "client"))
     admin = shlex.quote(str(node.admin_socket))

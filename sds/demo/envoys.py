@@ -38,7 +38,7 @@ class ReservedPort:
 
     @property
     def endpoint(self) -> Endpoint:
-        """The port on loopback."""
+        """Return the port on loopback."""
         return Endpoint(host=LOOPBACK, port=self.number)
 
     @property
@@ -67,7 +67,7 @@ class DemoPorts:
 
 
 def find_envoy(chosen: str | None, *, environment: Mapping[str, str], folders: list[Path]) -> Path:
-    """The Envoy binary to run.
+    """Find the Envoy binary to run.
 
     In this order: ``chosen`` (``--envoy``), ``SDS_ENVOY``, the newest version under ``.envoy/`` of
     one of ``folders``, ``envoy`` on the PATH.
@@ -147,7 +147,7 @@ def bootstraps(
 
 
 def command(envoy: Path, bootstrap: Path) -> list[str]:
-    """The command line of one demo Envoy: one worker, no shared memory between the two."""
+    """Return the command line of one demo Envoy: one worker, no memory shared between the two."""
     return [
         str(envoy),
         *("--config-path", str(bootstrap)),

@@ -34,7 +34,7 @@ class Ready:
     admin_socket: str = ""
 
     def as_json(self) -> str:
-        """One line."""
+        """Return the event as one line of JSON."""
         return _line(
             "ready",
             pids=dict(self.pids),
@@ -62,7 +62,7 @@ class Rotated:
     seen_after_ms: float | None
 
     def as_json(self) -> str:
-        """One line."""
+        """Return the event as one line of JSON."""
         return _line(
             "rotated",
             workload=self.workload,
@@ -81,7 +81,7 @@ class Exited:
     status: int
 
     def as_json(self) -> str:
-        """One line."""
+        """Return the event as one line of JSON."""
         return _line("exited", process=self.process, pid=self.pid, status=self.status)
 
 
@@ -93,7 +93,7 @@ class Started:
     pid: int
 
     def as_json(self) -> str:
-        """One line."""
+        """Return the event as one line of JSON."""
         return _line("started", process=self.process, pid=self.pid)
 
 
@@ -112,7 +112,7 @@ class RightChanged:
     seen_after_ms: float
 
     def as_json(self) -> str:
-        """One line."""
+        """Return the event as one line of JSON."""
         return _line(
             "right",
             allowed=self.allowed,
@@ -145,7 +145,7 @@ class Summary:
     handshakes: int
 
     def as_json(self) -> str:
-        """One line."""
+        """Return the event as one line of JSON."""
         return _line(
             "summary",
             requests=self.requests,

@@ -64,7 +64,7 @@ class RotationLedger:
         self._arrivals[serial] = at
 
     def succeeded(self, seen: dict[str, PeerCertificate], *, at: datetime) -> list[Rotated]:
-        """A request came back; ``seen`` is workload -> its certificate in that connection."""
+        """Note that a request came back; ``seen`` maps a workload to its certificate."""
         self.requests += 1
         return [
             rotated
@@ -82,11 +82,11 @@ class RotationLedger:
         return {name: state.rotations for name, state in self.workloads.items()}
 
     def reached(self, rotations: int) -> bool:
-        """Whether every workload was seen to rotate at least this often."""
+        """Say whether every workload was seen to rotate at least this often."""
         return all(count >= rotations for count in self.rotations().values())
 
     def wrong_identities(self, seen: dict[str, PeerCertificate]) -> Iterable[str]:
-        """One text for each workload whose certificate names somebody else."""
+        """Return one text for each workload whose certificate names another one."""
         for name, certificate in seen.items():
             wanted = self.workloads[name].spiffe_id
             if certificate.spiffe_id != wanted:

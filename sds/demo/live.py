@@ -86,7 +86,7 @@ class LiveReporter:
             self._live.update(self.screen(ledger, now), refresh=True)
 
     def screen(self, ledger: RotationLedger, now: Instant) -> RenderableType:
-        """What is drawn at ``now``."""
+        """Return what is drawn at ``now``."""
         failures = Text(f"{ledger.failed} failed", style="bold red" if ledger.failed else "green")
         return Group(
             Text.assemble(
@@ -115,7 +115,7 @@ class LiveReporter:
 
 
 def _fitted(words: str, width: int) -> str:
-    """One line of this width: the middle is left out, since a failure's cause is at its end."""
+    """Cut the middle out of a line, because a failure's cause is at its end."""
     words = " ".join(words.split())
     if len(words) <= width:
         return words

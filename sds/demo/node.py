@@ -136,7 +136,7 @@ def simulated_node(
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """The block writes files in a folder that a person chose.
+    """Turn failures to write into errors about a folder that a person chose.
 
     Raises:
         ConfigurationError: one of them cannot be written.
@@ -168,7 +168,7 @@ def private_directory(path: Path) -> None:
 def authority_configuration(
     spiffe_ids: Iterable[str], ark: Path, descriptor: int, port: int, lifetime_seconds: int
 ) -> dict[str, Any]:
-    """The file of ``sds ca``: who signs for the simulated node, and what it may ask for."""
+    """Return the file of ``sds ca``: who signs for the simulated node, and what it may ask for."""
     return {
         "trust_domain": TRUST_DOMAIN,
         "listen": f"127.0.0.1:{port}",
@@ -196,7 +196,7 @@ def agent_configuration(
     port: int,
     lifetime_seconds: int,
 ) -> dict[str, Any]:
-    """The file of ``sds agent``: two workloads, each with a socket of its own."""
+    """Return the file of ``sds agent``: two workloads, each with a socket of its own."""
     return {
         "trust_domain": TRUST_DOMAIN,
         "run_dir": str(run_dir),
@@ -215,7 +215,7 @@ def agent_configuration(
 
 @contextlib.contextmanager
 def _memory(machine: SimulatedMachine) -> Iterator[int]:
-    """A descriptor from which children read the machine, at every start."""
+    """Make a descriptor from which children read the machine, at every start."""
     descriptor = machine.send()
     try:
         yield descriptor

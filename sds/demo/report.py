@@ -107,7 +107,7 @@ class PlainReporter(_Lines):
 
 
 def in_words(event: Event) -> str:
-    """An event as a line (``ready`` as several) for people."""
+    """Return an event as a line (``ready`` as several) for people."""
     match event:
         case Ready():
             processes = ", ".join(f"{name} ({pid})" for name, pid in event.pids.items())
@@ -158,6 +158,6 @@ def _process(event: Exited | Started) -> str:
 
 
 def grpcurl_line(admin_socket: str) -> str:
-    """Who is subscribed to what, at which version, ACKed or not; works as printed."""
+    """Return a command that shows who is subscribed to what; it works as printed."""
     method = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus"
     return f"grpcurl -plaintext -unix -d '{{}}' {shlex.quote(admin_socket)} {method}"

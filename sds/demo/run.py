@@ -100,7 +100,7 @@ class Demo:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the first request went through."""
+        """Say whether the first request went through."""
         return self.ledger.requests > 0
 
     async def run(self) -> bool:
@@ -157,12 +157,12 @@ class Demo:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed and every workload was seen to rotate often enough."""
+        """Say whether nothing failed and every workload was seen to rotate often enough."""
         reached = self.ledger.reached(self._plan.rotations or 0)
         return self.ledger.failed == 0 and reached and self._cycled
 
     def summary(self) -> Summary:
-        """What was seen so far."""
+        """Return what was seen so far."""
         return Summary(
             requests=self.ledger.requests,
             failed=self.ledger.failed,
@@ -258,7 +258,7 @@ class Demo:
             self._enough.set()
 
     def _against_policy(self, *, allowed: bool) -> str:
-        """What is wrong with this answer, or nothing; tells of the first by a new epoch."""
+        """Return what is wrong with this answer, or nothing; report the first by a new epoch."""
         if self._right is None:
             return "" if allowed else "HTTP 403, and there is no policy that denies it"
         try:
@@ -271,7 +271,7 @@ class Demo:
 
     @property
     def _cycled(self) -> bool:
-        """Whether the right was taken away and given back as often as planned."""
+        """Say whether the right was withdrawn and given back as often as planned."""
         return self._right is None or self._right.changes >= 2 * self._plan.cycles
 
     async def _cycles(self) -> None:
@@ -308,7 +308,7 @@ class Demo:
 
 
 def first_error(group: BaseExceptionGroup[SdsError]) -> SdsError:
-    """The first error in a group of groups: the others are its consequences."""
+    """Return the first error in a group of groups: the others are its consequences."""
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
@@ -316,7 +316,7 @@ def first_error(group: BaseExceptionGroup[SdsError]) -> SdsError:
 
 
 def arrival(text: str) -> Arrival | None:
-    """What this line of the agent's log (JSON) tells of a new certificate, if it does."""
+    """Return what this line of the agent's log (JSON) says about a new certificate, if it does."""
     try:
         event = json.loads(text)
         return Arrival(

@@ -40,7 +40,7 @@ _OPTION: Final = "--config"
 
 
 def manufacturer(folder: Path) -> tuple[SimulatedRoot, Path]:
-    """The manufacturer of this folder, made the first time, and the PEM file of its root.
+    """Return the manufacturer of this folder, made the first time, and the PEM file of its root.
 
     Raises:
         ConfigurationError: the folder's content is not a manufacturer, or cannot be written.
@@ -101,7 +101,7 @@ def _key(pem: str) -> rsa.RSAPrivateKey:
 
 
 def configuration_of(command: Sequence[str]) -> int:
-    """Where the command line names its configuration file.
+    """Return where the command line names its configuration file.
 
     Args:
         command: such as ``["sds", "agent", "--config", "agent.yaml"]``.
@@ -122,7 +122,7 @@ def configuration_of(command: Sequence[str]) -> int:
 
 
 def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Path, list[str]]:
-    """A copy of a configuration in which the machine is simulated, and what it changes.
+    """Write a copy of a configuration with a simulated machine, and return what it changes.
 
     Raises:
         ConfigurationError: the file cannot be read or is not a mapping, or its copy cannot be
@@ -151,7 +151,7 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
 
 
 def separated(command: Sequence[str]) -> tuple[str, ...]:
-    """The words of a command line in which ``--config=FILE`` is two of them."""
+    """Split ``--config=FILE`` of a command line into two words."""
     found: list[str] = []
     for word in command:
         if word.startswith(f"{_OPTION}="):

@@ -104,7 +104,7 @@ class Supervisor:
         self._settled = True
 
     def last_lines(self, name: str) -> str:
-        """The last lines that a part said."""
+        """Return the last lines that a part printed."""
         return "\n".join(self._last[name])
 
     async def _keep(self, part: Part) -> None:

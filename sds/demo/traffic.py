@@ -43,7 +43,7 @@ async def request(
 async def ask(
     http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
 ) -> dict[str, PeerCertificate] | None:
-    """One request; workload -> the certificate that the other side saw.
+    """Send one request; return workload -> the certificate that the other side saw.
 
     None: the server's Envoy denied it (403).
 
@@ -69,7 +69,7 @@ async def ask(
 
 
 def client_certificate(body: str) -> PeerCertificate:
-    """The client's certificate, as the server Envoy's answer describes it.
+    """Return the client's certificate, as the server Envoy's answer describes it.
 
     Raises:
         RequestFailedError: the answer is not of that form.
@@ -86,7 +86,7 @@ def client_certificate(body: str) -> PeerCertificate:
 
 
 def server_certificate(header: str) -> PeerCertificate:
-    """The server's certificate, from the PEM (percent-encoded) that the client Envoy reports.
+    """Return the server's certificate, from the percent-encoded PEM of the client's Envoy.
 
     Raises:
         RequestFailedError: the header holds no certificate with one URI SAN.

@@ -138,7 +138,7 @@ class Withdrawal:
         self._policy.publish(allowed=self._allowed)
 
     def saw(self, *, allowed: bool) -> RightChanged | None:
-        """A request was let through, or denied; the event where it is the first to show a change.
+        """Note that a request was let through or denied; return the event of a first change.
 
         Raises:
             ValueError: the answer is not what the policy in force says.

@@ -94,7 +94,7 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
 
 
 def usable_root(der: bytes, what: str) -> bytes:
-    """The root itself, where every client of a bundle can use it.
+    """Return the root itself, if every client of a bundle can use it.
 
     Raises:
         CertificateError: ``certificate_malformed``, ``certificate_constraint``: it cannot be read,
@@ -149,7 +149,7 @@ def _from_json(content: bytes, where: str) -> BundleDocument:
 
 
 def render(roots: Iterable[bytes], *, refresh_hint: timedelta | None = None) -> bytes:
-    """The bundle document of these DER roots, as JSON.
+    """Render these DER roots as a bundle document (JSON).
 
     Raises:
         BundleError: ``bundle_malformed``: a root's key has no JWK form that consumers know.
@@ -161,7 +161,7 @@ def render(roots: Iterable[bytes], *, refresh_hint: timedelta | None = None) -> 
 
 
 def _entry(root: bytes) -> dict[str, Any]:
-    """One JWK (RFC 7517) with ``use`` and ``x5c`` as section 4.2 of the specification says."""
+    """Make one JWK (RFC 7517) with ``use`` and ``x5c`` (the specification, section 4.2)."""
     import jwt.algorithms  # noqa: PLC0415  only where our bundle is published
 
     key = x509.load_der_x509_certificate(root).public_key()

@@ -141,7 +141,7 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    """The body, up to the bound of its size."""
+    """Read the body, up to its largest size."""
     body = bytearray()
     while len(body) <= MAX_DOCUMENT_BYTES and (part := response.read1(65536)):
         body += part

@@ -74,7 +74,7 @@ class FederationObserver(Protocol):
 def next_wait(
     source: BundleSource, *, hint: timedelta | None, failures: int, jitter: float
 ) -> timedelta:
-    """How long to wait before the next fetch.
+    """Return how long to wait before the next fetch.
 
     Args:
         source: whose turn it is.
@@ -240,7 +240,7 @@ class Random(Protocol):
     """Draws jitter."""
 
     def random(self) -> float:
-        """A number of at least 0 and less than 1."""
+        """Return a number of at least 0 and less than 1."""
         ...
 
 
@@ -249,7 +249,7 @@ def _fetch(given: endpoint.BundleServer, roots: tuple[bytes, ...]) -> BundleDocu
 
 
 def parse_bundle_file(path: Path) -> BundleDocument:
-    """A bundle document or PEM roots from a file.
+    """Read a bundle document or PEM roots from a file.
 
     Raises:
         BundleError: it cannot be read, or is neither.

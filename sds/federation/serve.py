@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def bundle_documents(
     store: SecretStore, trust_domain: TrustDomain, *, refresh_hint: timedelta
 ) -> Callable[[], bytes | None]:
-    """What gives the document of the domain's current bundle (JSON); None before there is one.
+    """Make a function that gives the document of the domain's bundle; None before it exists.
 
     It is made once for each bundle: a fleet of other domains asks for it, and each root is parsed.
     """

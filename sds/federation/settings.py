@@ -69,7 +69,7 @@ class BundleSettings(Settings):
         return self
 
     def source(self) -> BundleSource:
-        """What this entry means."""
+        """Return what this entry means."""
         endpoint = None
         if self.endpoint is not None:
             endpoint = BundleServer(
@@ -113,5 +113,5 @@ class FederationSettings(Settings):
     )
 
     def sources(self) -> tuple[BundleSource, ...]:
-        """What the entries mean."""
+        """Return what the entries mean."""
         return tuple(entry.source() for entry in self.bundles)

@@ -158,7 +158,7 @@ class _Listener:
         self._turns.run(self._owner, connection, job)
 
     def connection(self) -> _Connection:
-        """A protocol for a connection that was accepted."""
+        """Make a protocol for a connection that was accepted."""
         return _Connection(self)
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def working(self) -> bool:
-        """Whether it waits for us: it asked, or sent something that is not read yet."""
+        """Say whether it waits for us: it asked, or sent something that was not read yet."""
         if self._working or self._blocked or self._transport is None:
             return self._working
         looked = select.poll()

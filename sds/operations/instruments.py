@@ -64,11 +64,11 @@ class HeldPolicy(Protocol):
 
     @property
     def last_error(self) -> PolicyError | None:
-        """Why the document that was offered last is refused."""
+        """Return why the document that was offered last is refused."""
         ...
 
     def in_force(self) -> AdmittedPolicy:
-        """The policy in force; raises a :class:`PolicyError` while there is none."""
+        """Return the policy in force; raise a :class:`PolicyError` if there is none."""
         ...
 
 
@@ -77,17 +77,17 @@ class AgentParts(Protocol):
 
     @property
     def service(self) -> SecretService:
-        """What serves."""
+        """Return the service."""
         ...
 
     @property
     def policy(self) -> HeldPolicy | None:
-        """The signed policy; None if none is configured."""
+        """Return the signed policy; None if none is configured."""
         ...
 
     @property
     def ahead(self) -> MintedAhead | None:
-        """What mints before callers ask; None if nothing does."""
+        """Return the part that mints before callers ask; None if nothing does."""
         ...
 
     @property
@@ -96,15 +96,15 @@ class AgentParts(Protocol):
         ...
 
     def readiness(self) -> Readiness:
-        """Whether the agent is ready."""
+        """Say whether the agent is ready."""
         ...
 
     def identities(self) -> Sequence[IdentityStatus]:
-        """Every identity that is wanted."""
+        """Return every identity that is wanted."""
         ...
 
     def refused_subscriptions(self) -> int:
-        """Names whose current version a subscriber refused."""
+        """Return the names whose current version a subscriber refused."""
         ...
 
     @property
@@ -129,11 +129,11 @@ class Instruments:
         self._policy_reasons = Reasons(POLICY)
 
     def attester(self, inner: Attester) -> Attester:
-        """The attester, timed."""
+        """Wrap the attester, to time it."""
         return MeteredAttester(inner, self.process)
 
     def verifier(self, inner: Verifier) -> Verifier:
-        """The verifier, its verdicts counted."""
+        """Wrap the verifier, to count its verdicts."""
         return MeteredVerifier(inner, self.process)
 
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
@@ -175,7 +175,7 @@ class Instruments:
 
 
 def _no_policy(holder: HeldPolicy) -> str:
-    """Why no policy is in force; empty while one is."""
+    """Return why no policy is in force; empty while one is."""
     try:
         holder.in_force()
     except PolicyError as error:
@@ -219,7 +219,7 @@ class AgentInstruments(Instruments):
         self._stored = StoreCollector(self.store, clock, self.registry)
 
     def authority(self, inner: Authority) -> Authority:
-        """The authority, timed and counted."""
+        """Wrap the authority, to time and count it."""
         kind = MeteredRootsAuthority if hasattr(inner, "roots") else MeteredAuthority
         return kind(inner, self.families)
 
@@ -288,7 +288,7 @@ class AuthorityInstruments(Instruments):
 
 
 def connected_workloads(service: SecretService) -> Iterator[str]:
-    """Names of workloads with open streams, with repeats."""
+    """Return the names of workloads with open streams, with repeats."""
     for session in service.sessions():
         if session.streams:
             yield session.caller.name

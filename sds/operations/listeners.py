@@ -49,7 +49,7 @@ async def metrics_listener(
 async def status_page_listener(
     section: StatusPageSection | None, look: Callable[[], AgentState]
 ) -> AsyncIterator[ListenAddress | None]:
-    """The status page, where it is configured; yields where it is.
+    """Open the status page's listener, if it is configured, and yield where it is.
 
     Raises:
         SocketError: the address cannot be bound.
@@ -71,7 +71,7 @@ async def status_page_listener(
 async def bundle_listener(
     section: ServeSettings | None, store: SecretStore, trust_domain: TrustDomain
 ) -> AsyncIterator[ListenAddress | None]:
-    """Our bundle document, where it is configured; yields where it is.
+    """Open the listener of our bundle document, if it is configured, and yield where it is.
 
     Raises:
         SocketError: the address cannot be bound.

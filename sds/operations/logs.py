@@ -32,7 +32,7 @@ _JSON: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, object]:
-    """The fields of an event: the ``extra`` of the call."""
+    """Return the fields of an event: the ``extra`` of the call."""
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
@@ -93,7 +93,7 @@ def configure(*, style: str = "text", level: str = "info", stream: TextIO | None
 
 
 def writes_json() -> bool:
-    """Whether every line of this process on stderr is JSON now."""
+    """Say whether every line of this process on stderr is JSON now."""
     return any(isinstance(one.formatter, JsonFormatter) for one in logging.getLogger().handlers)
 
 
@@ -143,5 +143,5 @@ def _quoted(value: object) -> str:
 
 
 def _quoted_message(text: str) -> str:
-    """A message from anywhere never breaks the line, and never forges a second one."""
+    """Quote a message from anywhere, so that it never breaks the line nor forges a second one."""
     return text if text.isprintable() else json.dumps(text)

@@ -38,7 +38,7 @@ def notify(state: str) -> None:
 
 
 def readiness_notifier(*, at_once: bool = False) -> Callable[[Readiness], None]:
-    """What to call with every change of the readiness: READY=1 at the first good one, and STATUS.
+    """Make the function that reports readiness: READY=1 at the first good one, and STATUS always.
 
     ``systemctl status`` shows the status; a start (``Type=notify``) waits for READY=1.
 

@@ -32,7 +32,7 @@ _TICKS: Final = 10
 
 
 def most_connections(descriptors: int) -> int:
-    """How many connections one listener has open at most, served or waiting.
+    """Return how many connections one listener has open at most, served or waiting.
 
     Args:
         descriptors: that this process may have.
@@ -62,7 +62,7 @@ class Placed(Protocol):
 
     @property
     def working(self) -> bool:
-        """Whether it waits for us: it asked, or sent something that is not read yet."""
+        """Say whether it waits for us: it asked, or sent something that was not read yet."""
         ...
 
     def wait(self) -> None:

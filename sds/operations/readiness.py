@@ -33,7 +33,7 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether nothing is missing."""
+        """Say whether nothing is missing."""
         return not self.lacking
 
 
@@ -44,7 +44,7 @@ def agent_readiness(
     lost_sockets: Sequence[str] = (),
     draining: bool = False,
 ) -> Readiness:
-    """The readiness of an agent.
+    """Return the readiness of an agent.
 
     Args:
         unserved: SPIFFE IDs that workloads with a socket of their own lack.
@@ -67,7 +67,7 @@ def agent_readiness(
 def authority_readiness(
     *, able: bool, no_policy: str = "", tls_ended: bool = False, draining: bool = False
 ) -> Readiness:
-    """The readiness of a certificate authority.
+    """Return the readiness of a certificate authority.
 
     Args:
         able: whether it has a signer whose chain is valid now.
@@ -88,7 +88,7 @@ def authority_readiness(
 
 
 def admission_readiness(*, no_policy: str) -> Readiness:
-    """The readiness of ``sds admission``, which answers either way.
+    """Return the readiness of ``sds admission``, which answers either way.
 
     Args:
         no_policy: why no policy is in force; empty while one is.
@@ -97,6 +97,6 @@ def admission_readiness(*, no_policy: str) -> Readiness:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -47,7 +47,7 @@ class RepeatFilter(logging.Filter):
         self._look_at = 0.0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to write the event."""
+        """Say whether to write the event."""
         now = record.created
         if now >= self._look_at:
             self._close_windows(now)

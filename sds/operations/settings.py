@@ -34,7 +34,7 @@ class MetricsSection(Settings):
         return self
 
     def address(self) -> ListenAddress:
-        """Where to listen."""
+        """Return where to listen."""
         return _parse(self.listen, remote=self.remote)
 
 
@@ -52,7 +52,7 @@ class StatusPageSection(Settings):
         return self
 
     def address(self) -> ListenAddress:
-        """Where to listen."""
+        """Return where to listen."""
         return _parse(self.listen, remote=False)
 
 
@@ -77,5 +77,5 @@ class HealthSection(Settings):
         return self
 
     def address(self) -> ListenAddress:
-        """Where to listen: anywhere, since the answers tell nothing but "ready"."""
+        """Return where to listen: anywhere, because the answers say nothing but "ready"."""
         return _parse(self.listen, remote=True)

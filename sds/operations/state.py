@@ -67,7 +67,7 @@ class IdentityState:
     message: str = ""
 
     def remaining(self, now: datetime) -> float:
-        """The part of its life that is left: 1 new, 0 expired or none."""
+        """Return the part of its life that is left: 1 is new, 0 is expired or none."""
         if self.not_after is None or self.received_at is None:
             return 0.0
         span = (self.not_after - self.received_at).total_seconds()
@@ -200,5 +200,5 @@ class AgentState:
 
     @property
     def uptime(self) -> timedelta:
-        """How long the agent has run."""
+        """Return how long the agent has run."""
         return self.now - self.started

@@ -173,7 +173,7 @@ def verify_authority_chain(
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def _fingerprint(root: x509.Certificate) -> str:
-    """SHA-256 of its DER, lower-case hex."""
+    """Return the SHA-256 of its DER, lower-case hex."""
     return hashlib.sha256(certificate_der(root)).hexdigest()
 
 

@@ -27,7 +27,7 @@ _Extension = TypeVar("_Extension", bound=x509.ExtensionType)
 
 
 def extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
-    """The value of an extension, or None if the certificate has none."""
+    """Return the value of an extension, or None if the certificate has none."""
     try:
         return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
@@ -82,7 +82,7 @@ def _names(below: Sequence[x509.Certificate]) -> Iterator[tuple[type[object], st
 
 
 def _uri_within(host: str, tree: str) -> bool:
-    """A tree with a leading dot holds hosts below it; one without holds that host alone."""
+    """Say whether a host is in a tree: a leading dot means hosts below, else that host alone."""
     return host.endswith(tree) if tree.startswith(".") else host == tree
 
 

@@ -47,7 +47,7 @@ def all_elements(content: bytes) -> list[tuple[int, bytes]]:
 
 
 def content_of(der: bytes, tag: int) -> bytes:
-    """The content of the one element that ``der`` is.
+    """Return the content of the one element that ``der`` is.
 
     Raises:
         ValueError: it is not one element with this tag.
@@ -59,7 +59,7 @@ def content_of(der: bytes, tag: int) -> bytes:
 
 
 def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
-    """The elements of a SEQUENCE (or of what ``tag`` names), each with its header.
+    """Return the elements of a SEQUENCE (or of what ``tag`` names), each with its header.
 
     Raises:
         ValueError: not one such element, or one inside is not DER.
@@ -68,7 +68,7 @@ def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
 
 
 def integer(der: bytes) -> int:
-    """An INTEGER.
+    """Read an INTEGER.
 
     Raises:
         ValueError: not one.
@@ -77,7 +77,7 @@ def integer(der: bytes) -> int:
 
 
 def object_identifier(der: bytes) -> str:
-    """An OBJECT IDENTIFIER in dotted form.
+    """Read an OBJECT IDENTIFIER in dotted form.
 
     Raises:
         ValueError: not one.
@@ -86,7 +86,7 @@ def object_identifier(der: bytes) -> str:
 
 
 def ia5_string(der: bytes) -> str:
-    """An IA5String.
+    """Read an IA5String.
 
     Raises:
         ValueError: not one.
@@ -95,7 +95,7 @@ def ia5_string(der: bytes) -> str:
 
 
 def whole_bytes(der: bytes) -> bytes:
-    """A BIT STRING of whole bytes.
+    """Read a BIT STRING of whole bytes.
 
     Raises:
         ValueError: not one, or it does not end at a whole byte (X.690, section 11.2.1).
@@ -107,7 +107,7 @@ def whole_bytes(der: bytes) -> bytes:
 
 
 def moment(der: bytes) -> datetime:
-    """A UTCTime or GeneralizedTime (RFC 5280, section 4.1.2.5), aware, UTC.
+    """Read a UTCTime or GeneralizedTime (RFC 5280, section 4.1.2.5), aware, UTC.
 
     Raises:
         ValueError: neither.
@@ -122,7 +122,7 @@ def moment(der: bytes) -> datetime:
 
 
 def emit(tag: int, content: bytes) -> bytes:
-    """One element: tag, length in its shortest form (X.690, section 10.1), content."""
+    """Encode one element: tag, length in its shortest form (X.690, section 10.1), content."""
     if len(content) < 0x80:  # noqa: PLR2004  X.690, section 8.1.3: the short form
         return bytes([tag, len(content)]) + content
     length = len(content).to_bytes((len(content).bit_length() + 7) // 8, "big")
@@ -130,42 +130,42 @@ def emit(tag: int, content: bytes) -> bytes:
 
 
 def sequence(*parts: bytes) -> bytes:
-    """A SEQUENCE of elements."""
+    """Encode a SEQUENCE of elements."""
     return emit(SEQUENCE, b"".join(parts))
 
 
 def set_of(*parts: bytes) -> bytes:
-    """A SET OF elements, sorted (X.690, section 11.6)."""
+    """Encode a SET OF elements, sorted (X.690, section 11.6)."""
     return emit(SET, b"".join(sorted(parts)))
 
 
 def from_integer(value: int) -> bytes:
-    """An INTEGER."""
+    """Encode an INTEGER."""
     return asn1.encode_der(value)
 
 
 def from_object_identifier(dotted: str) -> bytes:
-    """An OBJECT IDENTIFIER."""
+    """Encode an OBJECT IDENTIFIER."""
     return asn1.encode_der(x509.ObjectIdentifier(dotted))
 
 
 def from_ia5_string(text: str) -> bytes:
-    """An IA5String."""
+    """Encode an IA5String."""
     return asn1.encode_der(asn1.IA5String(text))
 
 
 def from_utf8_string(text: str) -> bytes:
-    """A UTF8String."""
+    """Encode a UTF8String."""
     return emit(UTF8_STRING, text.encode())
 
 
 def from_octets(value: bytes) -> bytes:
-    """An OCTET STRING."""
+    """Encode an OCTET STRING."""
     return emit(OCTET_STRING, value)
 
 
 def from_whole_bytes(value: bytes) -> bytes:
-    """A BIT STRING of whole bytes."""
+    """Encode a BIT STRING of whole bytes."""
     return emit(BIT_STRING, b"\0" + value)
 
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def certificate_der(certificate: x509.Certificate) -> bytes:
-    """The certificate in DER."""
+    """Return the certificate in DER."""
     return certificate.public_bytes(Encoding.DER)
 
 
 def certificate_pem(certificates: Iterable[bytes]) -> bytes:
-    """DER certificates as one PEM text, in order (RFC 7468, section 5)."""
+    """Encode DER certificates as one PEM text, in order (RFC 7468, section 5)."""
     blocks = (
         "-----BEGIN CERTIFICATE-----\n"
         + "\n".join(textwrap.wrap(base64.b64encode(der).decode(), 64))
@@ -37,7 +37,7 @@ def certificate_pem(certificates: Iterable[bytes]) -> bytes:
 
 
 def certificates_from_pem(pem: bytes, *, what: str = "the PEM text") -> tuple[bytes, ...]:
-    """Every certificate of a PEM text as DER, in order; ``what`` names it in errors.
+    """Return every certificate of a PEM text as DER, in order; ``what`` names it in errors.
 
     Raises:
         CertificateError: ``certificate_malformed``: there is none, or one cannot be parsed.

@@ -50,7 +50,7 @@ def generate_private_key(key_type: KeyType) -> PrivateKey:
 
 
 def key_type_of(key: object) -> KeyType:
-    """The kind of a private or public key: the one place that says which keys are accepted.
+    """Return the kind of a key; this is the only place that says which keys are accepted.
 
     Raises:
         KeyTypeError: it is none of those that we know (another curve, RSA size, DSA, ...), or an
@@ -92,7 +92,7 @@ def _exponent(key: rsa.RSAPrivateKey | rsa.RSAPublicKey) -> int:
 
 
 def signature_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
-    """The hash with which this key signs certificates and CSRs (RFC 5758, RFC 8410)."""
+    """Return the hash with which this key signs certificates and CSRs (RFC 5758, RFC 8410)."""
     match key_type_of(key):
         case KeyType.ED25519:
             return None
@@ -103,7 +103,7 @@ def signature_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
 
 
 def private_key_pem(key: PrivateKey) -> bytes:
-    """The key as PKCS#8 PEM without encryption (RFC 5958), as Envoy wants it."""
+    """Encode the key as PKCS#8 PEM without encryption (RFC 5958), as Envoy wants it."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
@@ -113,12 +113,12 @@ def spki_der(key: PublicKey) -> bytes:
 
 
 def spki_sha256(key: PublicKey) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo, 32 bytes: names a key wherever we name one."""
+    """Return the SHA-256 of the SubjectPublicKeyInfo (32 bytes), which names a key everywhere."""
     return hashlib.sha256(spki_der(key)).digest()
 
 
 def subject_alternative_name(identity: Identity) -> x509.SubjectAlternativeName:
-    """The SANs of an identity: its SPIFFE ID first, its DNS names in order."""
+    """Return the SANs of an identity: its SPIFFE ID first, then its DNS names in order."""
     return x509.SubjectAlternativeName(
         [
             x509.UniformResourceIdentifier(str(identity.spiffe_id)),
@@ -128,7 +128,7 @@ def subject_alternative_name(identity: Identity) -> x509.SubjectAlternativeName:
 
 
 def make_csr(key: PrivateKey, identity: Identity) -> bytes:
-    """A PKCS#10 request (RFC 2986) in DER: empty subject, the SANs of the identity.
+    """Make a PKCS#10 request (RFC 2986) in DER: empty subject, the SANs of the identity.
 
     The names are there for authorities that read them from the request; ours reads only the key.
     """
@@ -141,7 +141,7 @@ def make_csr(key: PrivateKey, identity: Identity) -> bytes:
 
 
 def csr_public_key(csr: bytes) -> PublicKey:
-    """The key of a PKCS#10 request in DER, after its own signature was verified.
+    """Return the key of a PKCS#10 request in DER, after its own signature was verified.
 
     Raises:
         CertificateError: ``csr_invalid``: it cannot be parsed, or its signature is invalid (RFC
@@ -169,7 +169,7 @@ def csr_public_key(csr: bytes) -> PublicKey:
 
 
 def supported_key(certificate: x509.Certificate) -> PublicKey:
-    """The key of a certificate, of a kind that we know.
+    """Return the key of a certificate, if it is of a supported kind.
 
     Raises:
         CertificateError: ``certificate_malformed``: it cannot be parsed.
@@ -187,7 +187,7 @@ def supported_key(certificate: x509.Certificate) -> PublicKey:
 
 
 def load_private_key(pem: bytes) -> PrivateKey:
-    """An unencrypted private key in PEM.
+    """Read an unencrypted private key in PEM.
 
     Raises:
         KeyTypeError: it is none, or of a kind that we do not know. The message never repeats

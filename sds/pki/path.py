@@ -29,7 +29,7 @@ def sorted_path(
     others: Sequence[x509.Certificate],
     roots: Sequence[x509.Certificate],
 ) -> tuple[x509.Certificate, ...] | None:
-    """The shortest path from the leaf to a certificate that a root issued.
+    """Return the shortest path from the leaf to a certificate that a root issued.
 
     Args:
         leaf: where it begins.
@@ -62,7 +62,7 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _has_another_key(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
-    """Whether both name the issuer's key, and differently (RFC 5280, 4.2.1.1 and 4.2.1.2)."""
+    """Say whether both name the issuer's key, and differ (RFC 5280, 4.2.1.1 and 4.2.1.2)."""
     try:
         with reading("key identifiers cannot be read", CertificateError):
             names = extension(certificate, x509.AuthorityKeyIdentifier)

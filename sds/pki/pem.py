@@ -32,7 +32,7 @@ _AROUND_LINES: Final = b" \t\v\f\0"
 def pem_blocks(
     text: bytes, *, label: str, what: str = "the PEM text", most: int = MAX_BLOCKS
 ) -> tuple[bytes, ...]:
-    """The DER inside every block with this label, in order.
+    """Return the DER inside every block with this label, in order.
 
     Text between blocks and blocks with another label are passed over (RFC 7468, section 2).
 
@@ -93,7 +93,7 @@ def _blocks(text: bytes, what: str) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def der_blocks(content: bytes, *, label: str, what: str) -> tuple[bytes, ...]:
-    """The DER inside PEM, or the content itself where it is DER (it begins with a SEQUENCE).
+    """Return the DER inside PEM, or the content itself if it is DER (it begins with a SEQUENCE).
 
     Raises:
         CertificateError: ``certificate_malformed``: as :func:`pem_blocks`.

@@ -46,7 +46,7 @@ _URI: Final = re.compile(
 
 
 def unportable(certificate: x509.Certificate) -> str:
-    """What another parser refuses in a certificate, in words; empty if it accepts all.
+    """Return what another parser refuses in a certificate, in words; empty if it accepts all.
 
     Args:
         certificate: of an authority, all of whose extensions our library could parse.
@@ -109,7 +109,7 @@ def _of_constraints(certificate: x509.Certificate) -> Iterator[str]:
 
 
 def _is_tree(tree: x509.DNSName | x509.UniformResourceIdentifier | x509.RFC822Name) -> bool:
-    """Whether a constraint names a domain (RFC 5280, section 4.2.1.10), or one mailbox."""
+    """Say whether a constraint names a domain (RFC 5280, section 4.2.1.10), or one mailbox."""
     text = tree.value
     if isinstance(tree, x509.RFC822Name) and "@" in text:
         mailbox, _, text = text.rpartition("@")
@@ -132,7 +132,7 @@ def _of_policies(certificate: x509.Certificate) -> Iterator[str]:
 
 
 def _are_mappings(content: bytes) -> bool:
-    """Whether this is a sequence of pairs of object identifiers."""
+    """Say whether this is a sequence of pairs of object identifiers."""
     try:
         pairs = [der.elements(pair) for pair in der.elements(content)]
         for pair in pairs:

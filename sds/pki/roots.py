@@ -83,7 +83,7 @@ def read_root(der: bytes, what: str = "root") -> x509.Certificate:
 
 
 def is_self_signed(certificate: x509.Certificate) -> bool:
-    """Whether it is a root, and not an intermediate that somebody trusts."""
+    """Say whether it is a root, and not an intermediate that somebody trusts."""
     if certificate.subject != certificate.issuer:
         return False
     try:
@@ -95,7 +95,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def complete_anchors(roots: tuple[bytes, ...], what: str = "root") -> tuple[bytes, ...]:
-    """Those under which a verifier that wants whole chains can verify.
+    """Return those under which a verifier that requires whole chains can verify.
 
     A chain must end in a self-signed certificate, unless the verifier accepts partial chains
     (OpenSSL's ``X509_V_FLAG_PARTIAL_CHAIN``). Envoy's default validator does; its SPIFFE validator

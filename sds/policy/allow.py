@@ -107,7 +107,7 @@ class AllowTable:
         }
 
     def terms_of(self, target: tuple[str, ...]) -> dict[Terms, set[Glob]]:
-        """Who may ask ``target`` for what."""
+        """Return who may ask ``target`` for what."""
         found: dict[Terms, set[Glob]] = {}
         for number in self._to.find(target):
             for source in self._sources[number]:
@@ -131,7 +131,7 @@ def members(values: tuple[_Member, ...]) -> Collection[_Member]:
 
 
 def shortest(globs: Iterable[Glob]) -> tuple[Glob, ...]:
-    """The patterns without those that others cover, sorted: small and stable on the wire."""
+    """Return the patterns without those that others cover, sorted: small and stable on the wire."""
     unique = sorted(set(globs), key=lambda glob: (glob.parts, glob.rest))
     wild = [glob for glob in unique if not glob.is_literal]
     if not wild:

@@ -43,7 +43,7 @@ _NAME_LENGTH: Final = 80
 
 
 def authorization_of(policy: Policy | None, identity: SpiffeId, *, now: datetime) -> Authorization:
-    """What may be asked of ``identity`` at this moment.
+    """Return which requests ``identity`` accepts, and from whom, at this moment.
 
     Args:
         policy: the policy in force; None if none is.
@@ -65,7 +65,7 @@ def authorization_of(policy: Policy | None, identity: SpiffeId, *, now: datetime
 def rules_for(
     decisions: Decisions, identity: SpiffeId
 ) -> tuple[tuple[AuthorizationRule, ...], tuple[AuthorizationRule, ...] | None]:
-    """The rules that are enforced and those that are counted, whatever the time."""
+    """Return the rules that are enforced and those that are only counted, whatever the time."""
     terms = decisions.terms(identity)
     enforced = _rules((_in_effect(one), globs) for one, globs in terms.items())
     if all(one.enforced for one in terms):
@@ -100,7 +100,7 @@ def _named(
 
 
 def _short(text: str) -> str:
-    """The text itself, or its start and a digest that keeps long ones apart."""
+    """Return the text itself, or its start and a digest that tells long ones apart."""
     if len(text) <= _NAME_LENGTH:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]

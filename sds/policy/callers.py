@@ -68,5 +68,5 @@ class WorkloadTable:
 
 
 def rule_values(values: str | list[str]) -> list[str]:
-    """The values of one condition as a list."""
+    """Return the values of one condition as a list."""
     return [values] if isinstance(values, str) else values

@@ -54,7 +54,7 @@ class Decisions:
     # --- nodes: what the authority enforces -----------------------------------------------------
 
     def permit(self, claims: Claims, wanted: RequestedCertificate) -> Permit:
-        """What a node with these verified claims may have of the certificate that it asks for.
+        """Decide what a node with these verified claims may have of the requested certificate.
 
         Raises:
             RefusedError: a subclass that says what is not allowed.
@@ -64,7 +64,7 @@ class Decisions:
     # --- workloads: what the agent enforces -----------------------------------------------------
 
     def recognise(self, facts: Facts, *, defaults: Defaults | None = None) -> Decision:
-        """Which identities a caller about whom ``facts`` are known may have (pure).
+        """Decide which identities a caller about whom ``facts`` are known may have (pure).
 
         ``defaults``: lifetime, kind of key and cluster domain where rules leave them open; the
         trust domain is always the policy's.
@@ -73,21 +73,21 @@ class Decisions:
 
     @property
     def workload_rules(self) -> Sequence[WorkloadRule]:
-        """The rules in the order of the document."""
+        """Return the rules in the order of the document."""
         return self._workloads.rules
 
     # --- peers: what goes into the handshake ----------------------------------------------------
 
     def may_talk(self, source: SpiffeId, target: SpiffeId) -> bool:
-        """Whether ``source`` may open connections to ``target``."""
+        """Say whether ``source`` may open connections to ``target``."""
         return self._allow.allows(spiffe_parts(source), spiffe_parts(target))
 
     def inbound(self, own: SpiffeId) -> tuple[Glob, ...]:
-        """Patterns of exactly those who may open connections to ``own``; empty: nobody."""
+        """Return patterns of exactly those who may connect to ``own``; empty means nobody."""
         return shortest(self._allow.sources_of(spiffe_parts(own)))
 
     def may_request(self, source: SpiffeId, target: SpiffeId, request: Request) -> bool:
-        """Whether ``target``'s Envoy lets this request of ``source`` through.
+        """Say whether ``target``'s Envoy lets this request of ``source`` through.
 
         ``request`` is normalized (:func:`sds.policy.normal_path.normalized_path`).
         """
@@ -99,12 +99,12 @@ class Decisions:
         )
 
     def terms(self, own: SpiffeId) -> dict[Terms, tuple[Glob, ...]]:
-        """Patterns of those who may ask ``own``, by what they may ask for; empty: nobody."""
+        """Return patterns of those who may send requests to ``own``, by request."""
         found = self._allow.terms_of(spiffe_parts(own))
         return {terms: shortest(globs) for terms, globs in found.items()}
 
     def outbound(self, own: SpiffeId, target: str) -> tuple[Glob, ...]:
-        """Patterns of exactly those that ``own`` may reach as ``target``; empty: nobody.
+        """Return patterns of exactly those that ``own`` may reach as ``target``, or none.
 
         ``target`` is a SPIFFE ID or the name of one of the policy's services; a service that the
         policy does not know has nobody behind it.
@@ -122,5 +122,5 @@ class Decisions:
 
     @property
     def services(self) -> Mapping[str, tuple[Glob, ...]]:
-        """Names of services and who is behind each."""
+        """Return the names of services, and the identities of each."""
         return self._services

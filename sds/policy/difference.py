@@ -24,7 +24,7 @@ _MOST: Final = 200
 
 
 def differences(old: PolicyDocument, new: PolicyDocument) -> list[str]:
-    """What changes from ``old`` to ``new``, a line each."""
+    """Return what changes from ``old`` to ``new``, one line each."""
     lines: list[str] = []
     for name in ("trust_domain", "epoch", "not_before", "not_after", "matching"):
         lines += _changed(name, _text(getattr(old, name)), _text(getattr(new, name)))

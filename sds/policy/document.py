@@ -45,7 +45,7 @@ class Signers(PolicyModel):
         return self
 
     def trusted(self) -> TrustedKeys:
-        """The keys as verification takes them."""
+        """Return the keys as verification takes them."""
         try:
             return TrustedKeys(
                 keys=tuple(verification_key(key.public_key, name=key.name) for key in self.keys),
@@ -105,7 +105,7 @@ class PolicyDocument(RuleSet):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the document, for editors."""
+    """Return the JSON Schema of the document, for editors."""
     schema = PolicyDocument.model_json_schema(by_alias=True)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

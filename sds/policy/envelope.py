@@ -40,7 +40,7 @@ class PolicySigner(Protocol):
     """Signs the pre-authentication encoding of an envelope (securesystemslib's ``Signer``)."""
 
     def sign(self, payload: bytes) -> Any:
-        """A securesystemslib ``Signature`` over these bytes."""
+        """Make a securesystemslib ``Signature`` over these bytes."""
         ...
 
 
@@ -59,7 +59,7 @@ class SignedEnvelope:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the document: 32 bytes that name this policy in evidence and logs."""
+        """Return the SHA-256 of the document, 32 bytes, which names this policy in evidence."""
         return hashlib.sha256(self.payload).digest()
 
 
@@ -156,7 +156,7 @@ def _canonical_base64(text: str, where: str) -> bytes:
 
 
 def new_envelope(payload: bytes) -> SignedEnvelope:
-    """An envelope around a policy document, without signatures yet."""
+    """Make an envelope around a policy document, without signatures yet."""
     return SignedEnvelope(payload=payload, key_ids=(), envelope=Envelope(payload, PAYLOAD_TYPE, {}))
 
 
@@ -185,7 +185,7 @@ def add_signatures(
 
 
 def serialize(envelope: Any) -> SignedPolicy:
-    """The envelope as a file: compact JSON, signatures by key id, one newline at the end."""
+    """Encode the envelope as a file: compact JSON, signatures by key id, one newline at the end."""
     outer = envelope.to_dict()
     outer["signatures"].sort(key=lambda entry: entry["keyid"])
     text = json.dumps(outer, separators=(",", ":"), sort_keys=True)

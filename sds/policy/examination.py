@@ -85,7 +85,7 @@ class Examination:
 
     @property
     def error(self) -> PolicyError | None:
-        """Why the first check that failed did, or None."""
+        """Return why the first failed check failed, or None."""
         return next((check.error for check in self.checks if check.error is not None), None)
 
 
@@ -134,7 +134,7 @@ def _run(name: str, check: Callable[[], str]) -> PolicyCheck:
 def _rest(
     document: PolicyDocument, envelope: SignedEnvelope, demands: PolicyDemands
 ) -> dict[str, Callable[[], str]]:
-    """The checks that need the document; each can run whatever the others say."""
+    """Run the checks that need the document; each can run whatever the others say."""
 
     def trust_domain() -> str:
         check_trust_domain(document, demands.trust_domain or document.trust_domain)

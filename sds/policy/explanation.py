@@ -51,7 +51,7 @@ class PolicyAnswer:
 
 
 def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -> PolicyAnswer:
-    """Whether ``source`` may open connections to ``target``."""
+    """Explain whether ``source`` may open connections to ``target``."""
     allowed = Decisions(document).may_talk(source, target)
     from_side, to_side = spiffe_parts(source), spiffe_parts(target)
     because: list[str] = []
@@ -76,7 +76,7 @@ def explain_talk(document: PolicyDocument, source: SpiffeId, target: SpiffeId) -
 def explain_request(
     document: PolicyDocument, source: SpiffeId, target: SpiffeId, request: Request
 ) -> PolicyAnswer:
-    """Whether ``target``'s Envoy lets a request of ``source`` through.
+    """Explain whether ``target``'s Envoy lets a request of ``source`` through.
 
     Args:
         document: the policy.
@@ -118,7 +118,7 @@ def explain_request(
 
 
 def _differs(patterns: Sequence[RequestPattern], request: Request) -> str:
-    """What keeps a request from the nearest pattern."""
+    """Return what keeps a request from the nearest pattern."""
     reasons = []
     for pattern in patterns:
         wrong = [
@@ -137,7 +137,7 @@ def _differs(patterns: Sequence[RequestPattern], request: Request) -> str:
 
 
 def explain_service(document: PolicyDocument, source: SpiffeId, service: str) -> PolicyAnswer:
-    """Whom ``source`` may reach under the name of a service."""
+    """Explain whom ``source`` may reach under the name of a service."""
     reachable = Decisions(document).outbound(source, service)
     behind = document.services.get(service)
     if behind is None:
@@ -155,7 +155,7 @@ def explain_service(document: PolicyDocument, source: SpiffeId, service: str) ->
 
 
 def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | None) -> PolicyAnswer:
-    """Which identities a caller with these selectors has, or whether it has ``wanted``."""
+    """Explain which identities a caller with these selectors has, or whether it has ``wanted``."""
     decision = Decisions(document).recognise(facts)
     found = decision.identities
     because = [
@@ -179,7 +179,7 @@ def explain_caller(document: PolicyDocument, facts: Facts, wanted: SpiffeId | No
 
 
 def _names_of_services(document: PolicyDocument, granting: set[str]) -> list[str]:
-    """Which names of Services the rules add, a line for each rule that says so."""
+    """Return which names of Services the rules add, one line for each rule that does."""
     said = []
     for rule in document.workloads:
         if rule.name not in granting:
@@ -204,7 +204,7 @@ def explain_node(
     dns_names: Sequence[str],
     lifetime: timedelta,
 ) -> PolicyAnswer:
-    """Whether a node with these claims may ask for a certificate."""
+    """Explain whether a node with these claims may ask for a certificate."""
     question = f"may a node with {claims.kind} measurement {claims.measurement} ask for {wanted}?"
     try:
         permit = Decisions(document).permit(
@@ -224,7 +224,7 @@ def explain_node(
 
 
 def _claims(document: PolicyDocument, rules: set[str]) -> list[str]:
-    """What of these rules anyone who can write to etcd can make true."""
+    """Return which parts of these rules anyone who can write to etcd can satisfy."""
     lines = []
     for rule in document.workloads:
         if rule.name not in rules:

@@ -47,7 +47,7 @@ def _utc(moment: datetime) -> datetime:
 
 
 def _listed(value: object) -> object:
-    """One pattern may be written without a list."""
+    """Turn a single pattern into a list."""
     return [value] if isinstance(value, str) else value
 
 

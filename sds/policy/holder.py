@@ -71,7 +71,7 @@ class PolicyHolder:
     # --- what is in force -----------------------------------------------------------------------
 
     def in_force(self) -> AdmittedPolicy:
-        """The policy in force now.
+        """Return the policy in force now.
 
         Raises:
             PolicyNotInForceError: ``policy_absent``: none ever was.
@@ -81,22 +81,22 @@ class PolicyHolder:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the newest document that was in force here; of nothing where none was."""
+        """Return the SHA-256 of the newest document that was in force; of nothing if none was."""
         return NO_POLICY_DIGEST if self._state.seen is None else self._state.seen.digest
 
     @property
     def epoch(self) -> int:
-        """The highest epoch that was in force here; 0 if none was."""
+        """Return the highest epoch that was in force here; 0 if none was."""
         return 0 if self._state.seen is None else self._state.seen.number
 
     @property
     def document(self) -> bytes:
-        """What another party needs to take our policy; nothing if there is none."""
+        """Return what another party needs to take our policy; nothing if there is none."""
         return self._state.handover
 
     @property
     def last_error(self) -> PolicyError | None:
-        """Why the last offer was not (wholly) good, or None if it was."""
+        """Return why the last offer was not (wholly) good, or None if it was."""
         return self._last_error
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -175,7 +175,7 @@ class PolicyHolder:
     def _useless(
         self, parts: Sequence[SignedPolicy], now: datetime
     ) -> list[tuple[SignedPolicy, VerifiedBefore]]:
-        """Those that were read before, and of which nothing can come."""
+        """Return those that were read before and can have no effect."""
         found = []
         for part in parts:
             try:

@@ -85,7 +85,7 @@ def read_verification_key(path: Path) -> VerificationKey:
 
 
 def read_key_file(path: Path) -> str:
-    """The text of a key file.
+    """Read the text of a key file.
 
     Raises:
         ConfigurationError: it cannot be read, or is not ASCII.

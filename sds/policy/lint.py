@@ -28,12 +28,12 @@ _FEW: Final = 1000
 
 
 def errors(document: PolicyDocument) -> list[str]:
-    """What breaks a promise of docs/threat-model.md, a line each."""
+    """Return what breaks a promise of docs/threat-model.md, one line each."""
     return list(guest_errors(document))
 
 
 def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
-    """What a careful colleague would ask about, a line each."""
+    """Return what a careful colleague would ask about, one line each."""
     return [
         *_window(document, now),
         *_signers(document),
@@ -97,7 +97,7 @@ def _allow(document: PolicyDocument) -> Iterator[str]:
 
 
 def _idle(rules: Sequence[AllowRule]) -> Iterator[str]:
-    """Rules that another one makes superfluous; of two equal ones the later is."""
+    """Return rules that another one makes superfluous; of two equal ones, the later."""
     for number, rule in enumerate(rules):
         for other, wider in enumerate(rules):
             equal = rule == wider

@@ -37,7 +37,7 @@ _RTMRS: Final = ("rtmr0", "rtmr1", "rtmr2", "rtmr3")
 
 
 def guest_errors(document: PolicyDocument) -> Iterator[str]:
-    """Rules of confidential guests that rest on claims alone: etcd's writer passes them."""
+    """Return rules of guests that rest on claims alone, which a writer of etcd can satisfy."""
     guests = [group for group in document.nodes if is_measured(group) and group.grants]
     for rule in document.workloads:
         if not all(kind.startswith(CLAIM) for kind in rule.match):
@@ -93,14 +93,14 @@ def claimed_fields(rule: WorkloadRule) -> tuple[str, ...]:
 
 
 def is_measured(group: NodeGroup) -> bool:
-    """Whether the group holds machines with confidential hardware (or may)."""
+    """Say whether the group has, or may have, machines with confidential hardware."""
     if group.kinds:
         return any(kind is not _TOKEN for kind in group.kinds)
     return bool(group.measurements)
 
 
 def _names_of(rule: WorkloadRule, trust_domain: str) -> Glob | None:
-    """A pattern of every name that the rule gives, or None if that cannot be told."""
+    """Return a pattern of every name that the rule gives, or None if that cannot be told."""
     text = rule.spiffe_id.replace("{trust_domain}", trust_domain)
     text = _FIELD.sub("*", text)
     try:
@@ -110,7 +110,7 @@ def _names_of(rule: WorkloadRule, trust_domain: str) -> Glob | None:
 
 
 def evidence_warnings(document: PolicyDocument) -> Iterator[str]:
-    """What the reference values accept that proves little."""
+    """Return what the reference values accept although it proves little."""
     for role, values in (
         ("agents", document.reference_values.agents),
         ("authorities", document.reference_values.authorities),

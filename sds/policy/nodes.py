@@ -73,7 +73,7 @@ class _GrantTable:
     dns_globs: tuple[Glob, ...]
 
     def uncovered(self, dns_names: Iterable[str]) -> list[str]:
-        """The names that no pattern of the grant matches."""
+        """Return the names that no pattern of the grant matches."""
         return [
             name
             for name in dns_names
@@ -105,7 +105,7 @@ class NodeTable:
                 self._groups_of_any.append(table)
 
     def permit(self, claims: Claims, wanted: RequestedCertificate) -> Permit:
-        """What a node with these claims may have of what it asks for.
+        """Decide what a node with these claims may have of what it asks for.
 
         Raises:
             RefusedError: a subclass that says what is not allowed: the lifetime, the measurement,
@@ -228,7 +228,7 @@ def _grant_table(number: int, group: str, grant: Grant, rules: RuleSet) -> _Gran
 
 @functools.cache
 def _both(own: tuple[KeyType, ...], limits: tuple[KeyType, ...]) -> frozenset[KeyType]:
-    """The kinds that a grant and the limits allow; few combinations exist, each kept once."""
+    """Return the kinds of key that both the grant and the limits allow; each set is kept once."""
     return frozenset(own or limits) & frozenset(limits)
 
 
@@ -245,5 +245,5 @@ def _in_group(group: NodeGroup, claims: Claims) -> bool:
 
 
 def describe_dns(grant: Grant) -> str:
-    """The DNS patterns of a grant as people read them."""
+    """Return the DNS patterns of a grant as people read them."""
     return ", ".join(format_dns_pattern(glob) for glob in grant.dns_names) or "none"

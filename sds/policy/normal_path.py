@@ -24,7 +24,7 @@ _ESCAPED: Final = re.compile(r'["<>`{}|^]')
 
 
 def normalized_path(path: str) -> str:
-    """The path as Envoy's filters match it: without query, dot segments and repeated slashes.
+    """Normalize the path as Envoy's filters do: without query, dot segments and repeated slashes.
 
     Args:
         path: as in the request line or ``:path``.

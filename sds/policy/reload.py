@@ -107,7 +107,7 @@ class PolicyFiles:
             self._outcome = self.holder.take(content, origin=str(self._place))
 
     async def _read(self) -> bytes:
-        """What is there.
+        """Read what is there.
 
         Raises:
             ConfigurationError: it cannot be read, or does not answer.

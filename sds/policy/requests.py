@@ -76,7 +76,7 @@ class PathMatch:
     value: str
 
     def matches(self, path: str) -> bool:
-        """Whether this condition is met."""
+        """Say whether this condition is met."""
         match self.kind:
             case "exact":
                 return path == self.value
@@ -106,11 +106,11 @@ class RequestPattern:
 
     @property
     def is_http(self) -> bool:
-        """Whether only an HTTP filter can tell: a TCP filter then allows nothing by it."""
+        """Say whether only an HTTP filter can check it; then it allows nothing to a TCP filter."""
         return bool(self.methods or self.paths or self.hosts)
 
     def matches(self, request: Request) -> bool:
-        """Whether this request is allowed."""
+        """Say whether this request is allowed."""
         return (
             (not self.methods or request.method in self.methods)
             and (not self.ports or request.port in self.ports)
@@ -119,7 +119,7 @@ class RequestPattern:
         )
 
     def matches_port(self, port: int | None) -> bool:
-        """Whether a TCP connection to this port is allowed."""
+        """Say whether a TCP connection to this port is allowed."""
         return not self.is_http and (not self.ports or port in self.ports)
 
     def __str__(self) -> str:
@@ -137,7 +137,7 @@ class RequestPattern:
 
 
 def parse_method(text: str) -> str:
-    """An HTTP method (RFC 9110, section 9.1): upper case, because methods are case-sensitive.
+    """Parse an HTTP method (RFC 9110, section 9.1): upper case, because methods are case-sensitive.
 
     Raises:
         IdentityError: it is not written so.
@@ -153,7 +153,7 @@ def parse_method(text: str) -> str:
 
 
 def path_parts(path: str) -> tuple[str, ...]:
-    """The segments of a path that begins with ``/``; ``/`` has one, which is empty."""
+    """Split a path that begins with ``/`` into segments; ``/`` has one, which is empty."""
     return tuple(path.split("/")[1:])
 
 
@@ -201,13 +201,13 @@ def parse_path_pattern(text: str) -> Glob:
 
 
 def format_path_pattern(glob: Glob) -> str:
-    """The pattern as text; :func:`parse_path_pattern` gives the same pattern back."""
+    """Return the pattern as text; :func:`parse_path_pattern` gives the same pattern back."""
     return "/" + "/".join((*glob.parts, _REST) if glob.rest else glob.parts)
 
 
 @functools.lru_cache(maxsize=4096)
 def path_match(glob: Glob) -> tuple[PathMatch, ...]:
-    """The conditions on a path, without query and fragment, that are this pattern together."""
+    """Return the conditions on a path, without query and fragment, that make up the pattern."""
     if glob.is_literal:
         return (PathMatch(kind="exact", value=format_path_pattern(glob)),)
     first = next((n for n, part in enumerate(glob.parts) if part.endswith("*")), len(glob.parts))
@@ -232,7 +232,7 @@ _SHARED: Final = {PLAIN_REGEX, DOTS_REGEX}
 
 
 def path_matches(glob: Glob, path: str) -> bool:
-    """Whether this path, normalized and without query, matches."""
+    """Say whether this path, normalized and without query, matches."""
     return all(condition.matches(path) for condition in path_match(glob))
 
 
@@ -243,7 +243,7 @@ def _part_regex(part: str) -> str:
 
 
 def _size(regex: str) -> int:
-    """An upper estimate of the size of a compiled expression: classes and counts included."""
+    """Return an upper estimate of the size of a compiled expression, with classes and counts."""
     counted = re.search(r"\){(\d+)}", regex)
     repeated = int(counted[1]) if counted else 0
     return len(regex.replace("\\", "")) + repeated * 6
@@ -285,11 +285,11 @@ def host_regex(glob: Glob) -> str:
 
 
 def host_matches(glob: Glob, host: str) -> bool:
-    """Whether the ``:authority`` of a request matches."""
+    """Say whether the ``:authority`` of a request matches."""
     return _compiled(host_regex(glob)).fullmatch(host) is not None
 
 
 def matches_any(patterns: Iterable[RequestPattern], request: Request) -> bool:
-    """Whether one of the patterns matches; no pattern at all stands for every request."""
+    """Say whether one of the patterns matches; no pattern at all matches every request."""
     listed = tuple(patterns)
     return not listed or any(pattern.matches(request) for pattern in listed)

@@ -165,7 +165,7 @@ class AllowRule(PolicyModel):
     requests_enforce: StrictBool = True
 
     def request_patterns(self) -> tuple[RequestPattern, ...]:
-        """What they may ask for, each once; empty: everything."""
+        """Return what they may ask for, each once; empty means everything."""
         patterns = {requests.pattern(): None for requests in self.requests or ()}
         return tuple(sorted(patterns, key=str))
 

@@ -66,7 +66,7 @@ class PolicySettings(BaseModel):
         return self
 
     def trusted(self) -> TrustedKeys:
-        """The keys, read.
+        """Read the keys.
 
         Raises:
             ConfigurationError: one cannot be read, or the threshold cannot be reached.
@@ -80,7 +80,7 @@ class PolicySettings(BaseModel):
         )
 
     def start(self, trust_domain: TrustDomain) -> PolicySuccession:
-        """What a party with this configuration starts with.
+        """Return what an agent or authority with this configuration starts with.
 
         Raises:
             ConfigurationError: see :meth:`trusted`; or a directory has the place of the file, or a
@@ -103,7 +103,7 @@ class PolicySettings(BaseModel):
 
     @property
     def place(self) -> Path:
-        """The file or directory."""
+        """Return the file or directory."""
         place = self.file or self.directory
         assert place is not None
         return place
@@ -118,7 +118,7 @@ def _key(text: str, number: int) -> VerificationKey:
 
 
 def read_signed(place: Path, *, max_bytes: int) -> bytes:
-    """Everything that is offered by a file or a directory, one after the other.
+    """Read everything that a file or a directory offers, one after the other.
 
     Raises:
         ConfigurationError: it cannot be read, or is too large.

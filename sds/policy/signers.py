@@ -28,7 +28,7 @@ _SIGNER_SECONDS: Final = 300
 
 
 def file_signer(path: Path) -> tuple[PolicySigner, VerificationKey]:
-    """A signer from an unencrypted private key file (PKCS#8, PEM), and its public half.
+    """Make a signer from an unencrypted private key file (PKCS#8, PEM), and return its public half.
 
     Raises:
         ConfigurationError: the file cannot be read, or is not a private key that may sign.

@@ -27,7 +27,7 @@ class Standing(enum.Enum):
 
 
 def standing(own: Epoch, peer: Epoch) -> Standing:
-    """How a party with ``own`` stands to one with ``peer``."""
+    """Compare the policy ``own`` with the policy ``peer`` of the other side."""
     if own.number > peer.number:
         return Standing.AHEAD
     if own.number < peer.number:

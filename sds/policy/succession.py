@@ -70,7 +70,7 @@ class PolicySuccession:
     min_epoch: int = 0
 
     def in_force(self, now: datetime) -> AdmittedPolicy:
-        """The policy in force at this moment.
+        """Return the policy in force at this moment.
 
         Raises:
             PolicyNotInForceError: ``policy_absent``: none ever was.
@@ -93,7 +93,7 @@ class PolicySuccession:
 
     @property
     def handover(self) -> bytes:
-        """What another party needs to take this policy: the line and the policy itself.
+        """Return what another party needs to take this policy: the chain and the policy itself.
 
         Large ones are compressed (gzip, RFC 1952), so that they fit into one message.
         """
@@ -124,7 +124,7 @@ class VerifiedBefore:
     successors: TrustedKeys | None = field(repr=False)
 
     def is_useless(self, state: PolicySuccession, now: datetime) -> bool:
-        """Whether it can neither be taken now nor lead to other signers."""
+        """Say whether a policy can neither be taken now nor lead to other signers."""
         leads_on = self.successors is not None and self.successors != state.trusted
         if leads_on and self.epoch.number > state.trusted_since:
             return False
@@ -161,7 +161,7 @@ class OfferOutcome:
     verified: tuple[VerifiedBefore, ...] = ()
 
     def is_worth_another_offer(self, now: datetime) -> bool:
-        """Whether what was refused for its time may be taken now: time came, or was set back."""
+        """Say whether a policy that was refused for its time may be taken now."""
         return (self.retry_at is not None and now >= self.retry_at) or (
             self.retry_before is not None and now < self.retry_before
         )
@@ -174,7 +174,7 @@ class _Candidate:
 
 
 def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPolicy]:
-    """The signed policies in a file or a message: JSON objects, one after the other.
+    """Split a file or a message into the signed policies in it: JSON objects one after the other.
 
     Nothing is believed before signatures are checked, so the cost is bounded first: compressed data
     may not grow beyond ``most_bytes``, nor by more than policy does; and envelopes are a few fields
@@ -327,7 +327,7 @@ def _check_alone(policy: Policy, candidates: Sequence[_Candidate]) -> None:
 def _candidates(
     state: PolicySuccession, pool: list[SignedPolicy], now: datetime
 ) -> tuple[list[_Candidate], list[PolicyError]]:
-    """Everything that authenticates, under today's signers or under those of a later link.
+    """Return every policy that authenticates, under today's signers or under those of a later link.
 
     Each candidate comes with the state in which it would leave us; ``seen`` and ``policy`` are
     filled in when it is taken.
@@ -369,7 +369,7 @@ def _authenticated(signed: SignedPolicy, state: PolicySuccession) -> Policy:
 
 
 def _after(state: PolicySuccession, policy: Policy) -> PolicySuccession:
-    """The state after this policy, as far as signers go."""
+    """Return the state after this policy, as far as signers are concerned."""
     successors = policy.successors
     if successors is None or policy.epoch.number <= state.trusted_since:
         return state

@@ -82,7 +82,7 @@ allow: []
 def template(
     trust_domain: TrustDomain, *, epoch: int, not_before: datetime, not_after: datetime
 ) -> str:
-    """A commented document for this trust domain, epoch and window (aware, UTC)."""
+    """Make a commented document for this trust domain, epoch and validity period (aware, UTC)."""
     plain = yamlfile.parse(str(trust_domain).encode(), what="trust_domain") == trust_domain
     return _TEMPLATE.format(
         trust_domain=trust_domain,

@@ -174,7 +174,7 @@ def verify(
     now: datetime,
     seen: Epoch | None = None,
 ) -> AdmittedPolicy:
-    """All checks; see :func:`authenticate` and :func:`admit`."""
+    """Run all checks; see :func:`authenticate` and :func:`admit`."""
     policy = authenticate(signed, trusted=trusted, trust_domain=trust_domain)
     return admit(policy, seen=seen, now=now)
 
@@ -260,7 +260,7 @@ def make_policy(
     document: PolicyDocument,
     signed_by: tuple[str, ...],
 ) -> Policy:
-    """The policy of these parts; only for callers that ran checks 1 to 6."""
+    """Make the policy of these parts; only for callers that ran checks 1 to 6."""
     return Policy(
         trust_domain=document.trust_domain,
         epoch=Epoch(number=document.epoch, digest=envelope.digest),

@@ -75,7 +75,7 @@ def _parse_text(text: str) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """The duration in the largest unit that fits; :func:`parse_duration` gives it back."""
+    """Write the duration in the largest unit that fits; :func:`parse_duration` gives it back."""
     for unit, length in _UNITS.items():
         if duration % length == timedelta(0):
             return f"{duration // length}{unit}"

@@ -18,17 +18,17 @@ T = TypeVar("T")
 
 
 def has_star(pattern: str) -> bool:
-    """Whether the pattern stands for more than itself."""
+    """Say whether the pattern stands for more than itself."""
     return pattern.endswith("*")
 
 
 def text_matches(pattern: str, text: str) -> bool:
-    """Whether ``text`` is the pattern itself or, where that ends in a star, starts so."""
+    """Say whether ``text`` is the pattern itself or, if that ends in a star, starts like it."""
     return text.startswith(pattern[:-1]) if has_star(pattern) else text == pattern
 
 
 def check_text_pattern(pattern: str) -> str:
-    """The pattern itself, if it is a value, ``text*`` or ``*``.
+    """Return the pattern itself, if it is a value, ``text*`` or ``*``.
 
     Raises:
         ValueError: it is empty, or has a star that is not its end.
@@ -54,11 +54,11 @@ class Glob:
 
     @property
     def is_literal(self) -> bool:
-        """Whether exactly one name matches."""
+        """Say whether exactly one name matches."""
         return not self.rest and not any(map(has_star, self.parts))
 
     def matches(self, name: tuple[str, ...]) -> bool:
-        """Whether these literal parts match."""
+        """Say whether these literal parts match."""
         if len(name) < len(self.parts) + self.rest:
             return False
         if not self.rest and len(name) != len(self.parts):
@@ -66,7 +66,7 @@ class Glob:
         return all(map(text_matches, self.parts, name))
 
     def intersection(self, other: Glob) -> Glob | None:
-        """The pattern of exactly the names that match both, or None if there is none."""
+        """Return the pattern of exactly the names that match both, or None if there is none."""
         short, long = sorted((self, other), key=lambda glob: len(glob.parts))
         if len(short.parts) < len(long.parts):
             if not short.rest:
@@ -86,7 +86,7 @@ class Glob:
         return Glob((*parts, *long.parts[len(parts) :]), rest)
 
     def covers(self, other: Glob) -> bool:
-        """Whether every name that matches ``other`` matches this too."""
+        """Say whether every name that matches ``other`` matches this too."""
         return self.intersection(other) == other
 
 
@@ -138,7 +138,7 @@ class GlobIndex(Generic[T]):
         (node.rests if glob.rest else node.ends).append(value)
 
     def find(self, name: tuple[str, ...]) -> list[T]:
-        """The values of all patterns that match, literal ones first."""
+        """Return the values of all patterns that match, literal ones first."""
         found = list(self._literal.get(name, ()))
         nodes = [self._root]
         for part in name:

@@ -34,7 +34,7 @@ _MAX_PATTERN: Final = 2048
 
 
 def spiffe_parts(name: SpiffeId) -> tuple[str, ...]:
-    """The parts of a SPIFFE ID: trust domain, then path segments."""
+    """Split a SPIFFE ID into its parts: trust domain, then path segments."""
     return (name.trust_domain, *name.path.split("/")[1:])
 
 
@@ -68,12 +68,12 @@ def parse_spiffe_pattern(text: str) -> Glob:
 
 
 def format_spiffe_pattern(glob: Glob) -> str:
-    """The pattern as text; :func:`parse_spiffe_pattern` gives the same pattern back."""
+    """Return the pattern as text; :func:`parse_spiffe_pattern` gives the same pattern back."""
     return _SCHEME + "/".join((*glob.parts, _REST) if glob.rest else glob.parts)
 
 
 def spiffe_regex(glob: Glob) -> str:
-    """A regular expression (RE2 syntax, to be matched as a whole) of the same SPIFFE IDs."""
+    """Return a regular expression (RE2, for the whole name) that matches the same SPIFFE IDs."""
     parts = [
         re.escape(part[:-1]) + _SEGMENT_CLASS + ("*" if len(part) > 1 else "+")
         if has_star(part)
@@ -88,7 +88,7 @@ def spiffe_regex(glob: Glob) -> str:
 
 
 def dns_parts(name: str) -> tuple[str, ...]:
-    """The parts of a DNS name: its labels from the last to the first."""
+    """Split a DNS name into its parts: its labels from the last to the first."""
     return tuple(reversed(name.split(".")))
 
 
@@ -115,5 +115,5 @@ def parse_dns_pattern(text: str) -> Glob:
 
 
 def format_dns_pattern(glob: Glob) -> str:
-    """The pattern as text; :func:`parse_dns_pattern` gives the same pattern back."""
+    """Return the pattern as text; :func:`parse_dns_pattern` gives the same pattern back."""
     return ".".join(reversed((*glob.parts, _REST) if glob.rest else glob.parts))

@@ -20,14 +20,14 @@ _VALUE: Final = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,255}", re.ASCII)
 
 
 def template_fields(template: str) -> list[str]:
-    """The names of the fields, in their order."""
+    """Return the names of the fields, in their order."""
     return _FIELD.findall(template)
 
 
 def check_template(
     template: str, *, known: Iterable[str], is_known: Callable[[str], bool] | None = None
 ) -> str:
-    """The template itself, if each of its fields is known.
+    """Return the template itself, if each of its fields is known.
 
     Args:
         template: what somebody wrote.
@@ -48,7 +48,7 @@ def check_template(
 
 
 def fill(template: str, value_of: Callable[[str], str]) -> str:
-    """The template with each field replaced by ``value_of`` its name.
+    """Fill the template: replace each field by ``value_of`` its name.
 
     Raises:
         IdentityError: a value is not part of a name; and whatever ``value_of`` raises.

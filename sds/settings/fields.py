@@ -78,7 +78,7 @@ def parse_hex(text: str) -> bytes:
 
 
 def text_field(parse: Callable[[str], _Value], *made: type[_Value]) -> Callable[[Any], _Value]:
-    """A validator that takes text only and says our errors' words.
+    """Make a validator that takes text only and fails with our errors' words.
 
     Give it to ``PlainValidator`` where the type is the domain's own; a value that is ``made``
     already passes as it is.

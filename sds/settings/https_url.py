@@ -22,7 +22,7 @@ _HOST: Final = re.compile(
 
 
 def check_https_url(text: str) -> str:
-    """The URL itself, if it can be fetched as far as can be told without the network.
+    """Return the URL itself, if it can be fetched, as far as that can be told without the network.
 
     Raises:
         ValueError: another scheme, no host, a host that is neither a DNS name nor an address, a

@@ -58,14 +58,14 @@ _FORMS: Final[dict[str, str]] = {
 
 
 def expected_words(pattern: str) -> str | None:
-    """What a pattern stands for; None if nobody has written it down."""
+    """Return what a pattern stands for; None if that is not written down."""
     if (found := _HEX.fullmatch(pattern)) is not None:
         return f"{found[1]} lower-case hexadecimal digits"
     return _PATTERNS.get(pattern)
 
 
 def problem_words(problem: dict[str, Any]) -> str:
-    """One of pydantic's errors: what was expected, and what was found.
+    """Return one of pydantic's errors in words: what was expected, and what was found.
 
     Args:
         problem: an entry of ``ValidationError.errors()``, with its context.
@@ -97,7 +97,7 @@ def _expected(kind: str, context: dict[str, Any], message: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """What the file has, short enough for a line."""
+    """Return what the file has, short enough for a line."""
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
     if isinstance(value, dict):

@@ -140,7 +140,7 @@ class _Builder:
         return documents
 
     def _value(self, events: Any, event: Any, depth: int) -> Any:
-        """The value that starts with ``event``; reads on to its end."""
+        """Read the value that starts with ``event``, to its end."""
         self._count += 1
         before = self._count
         if self._count > MAX_VALUES:
@@ -210,7 +210,7 @@ class _Builder:
 
 
 def _scalar(text: str) -> Any:
-    """A plain scalar by the core schema, with the limits that the module names."""
+    """Read a plain scalar by the core schema, with the limits that the module names."""
     if text in _WORDS:
         return _WORDS[text]
     if len(text) > _LONGEST_NUMBER or text[0] not in "0123456789+-.":
@@ -256,7 +256,7 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
 
 
 def _other_form(problem: Any, problems: list[Any]) -> bool:
-    """Whether a word was possible where the file has a block, and the block's faults are told."""
+    """Say whether a word was possible instead of a block, so that the block's faults are told."""
     above = problem["loc"][:-1]
     return (
         problem["type"] == "literal_error"

@@ -135,7 +135,7 @@ def accept_some(
 
 
 def hung_up(accepted: socket.socket) -> bool:
-    """Whether the client has closed its end already: whoever waits behind it is worth more.
+    """Say whether the client has already closed its end; then others are served first.
 
     Serving a connection costs ten times as much as finding this out, and a client that connects
     and leaves again and again fills the queue. One that has only ended its own sending still reads,
@@ -147,14 +147,14 @@ def hung_up(accepted: socket.socket) -> bool:
 
 
 def user_of(accepted: socket.socket) -> str:
-    """The owner of a connection, where nobody says it better: the user who connected."""
+    """Return the owner of a connection if nobody says it better: the user who connected."""
     data = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(data)
     return f"uid {uid}"
 
 
 def process_of(accepted: socket.socket) -> int:
-    """The process that connected."""
+    """Return the process that connected."""
     data = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid: int = _CREDENTIALS.unpack(data)[0]
     return pid
@@ -179,5 +179,5 @@ def turn_away(accepted: socket.socket, text: str) -> None:
 
 @functools.lru_cache(maxsize=64)
 def _farewell(text: str) -> bytes:
-    """The same for all of a crowd, which is when it must cost little."""
+    """Make the farewell of a whole crowd once, because then it must cost little."""
     return frames.goaway(0, ErrorCode.ENHANCE_YOUR_CALM, text)

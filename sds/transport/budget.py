@@ -83,7 +83,7 @@ class Account:
         self.step_seconds = max(seconds, less)
 
     def is_forgettable(self, now: float) -> bool:
-        """Whether a new account would not differ."""
+        """Say whether a new account would not differ."""
         return not self.connections and all(
             one.is_full(now) for one in (self.processor, self.refusals, self.lines)
         )
@@ -117,7 +117,7 @@ class Owner:
 
     @property
     def recognised(self) -> bool:
-        """Whether it has an account of its own."""
+        """Say whether the owner has an account of its own."""
         return self.account is self._own
 
     @property
@@ -132,7 +132,7 @@ class Owner:
 
     @property
     def held(self) -> int:
-        """Bytes of memory."""
+        """Return the bytes of memory that the owner uses."""
         return self._own.held
 
     def recognise(self) -> None:
@@ -238,7 +238,7 @@ class Owner:
             self.exceeded("refused calls", f"more than {rate:g} refused calls a second", now)
 
     def may_log(self, now: float) -> bool:
-        """Whether one more line of the log may tell of this owner; uses it up."""
+        """Say whether one more log line may mention this owner, and use it up."""
         lines = self.account.lines
         if lines.rest_seconds(now):
             self.suppressed += 1
@@ -296,11 +296,11 @@ class Budgets:
 
     @property
     def owners(self) -> Mapping[str, Owner]:
-        """Those that have connections, or used something lately."""
+        """Return the owners that have connections or used something lately."""
         return self._owners
 
     def owner(self, name: str) -> Owner:
-        """The owner of this name."""
+        """Return the owner of this name."""
         found = self._owners.get(name)
         if found is None:
             found = Owner(name, self)
@@ -309,7 +309,7 @@ class Budgets:
         return found
 
     def remember(self, owner: Owner) -> bool:
-        """Whether there is room in the table for an owner that was recognised."""
+        """Say whether the table has room for an owner that was recognised."""
         if self._owners.get(owner.name) is owner:
             return True
         if owner.name in self._owners or len(self._owners) >= self._total.owners:

@@ -47,17 +47,17 @@ class Link(Protocol):
 
     @property
     def peer(self) -> str:
-        """What the connection is called."""
+        """Return the connection's name."""
         ...
 
     @property
     def caller(self) -> object:
-        """What the connection was given at accept."""
+        """Return the object that the connection was given at accept."""
         ...
 
     @property
     def owner(self) -> Owner:
-        """Whose budget it uses."""
+        """Return the owner whose budget the connection uses."""
         ...
 
     def send(self, stream: int, message: bytes) -> bool:
@@ -69,7 +69,7 @@ class Link(Protocol):
         ...
 
     def blocked(self, stream: int) -> bool:
-        """Whether something of this stream, or of the whole connection, waits to be sent."""
+        """Say whether something of this stream, or of the whole connection, waits to be sent."""
         ...
 
     def finish(self, stream: int, status: int, message: str) -> None:
@@ -160,21 +160,21 @@ class Call:
     # --- for handlers ---------------------------------------------------------------------------
 
     def peer(self) -> str:
-        """What the client's connection is called; no two connections are called alike."""
+        """Return the name of the client's connection; no two connections have the same name."""
         return self._link.peer
 
     @property
     def connection(self) -> Link:
-        """The connection of the call."""
+        """Return the connection of the call."""
         return self._link
 
     @property
     def owner(self) -> Owner:
-        """Whose budget the call uses."""
+        """Return the owner whose budget the call uses."""
         return self._link.owner
 
     def caller(self) -> Any:
-        """The object that the connection was given at accept: who is at its other end.
+        """Return the object that the connection was given at accept: who is at its other end.
 
         Only the code that accepts and the handlers know its type; this package never looks at it.
         """
@@ -186,7 +186,7 @@ class Call:
         return self._head.path
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        """The request's fields as text; those that end in ``-bin`` are left as they came."""
+        """Return the request's fields as text; those that end in ``-bin`` are left as they came."""
         return tuple(
             (name.decode(), value.decode("latin-1")) for name, value in self._head.metadata
         )
@@ -224,7 +224,7 @@ class Call:
 
     @property
     def turn_is_long(self) -> bool:
-        """Whether the handler should wait for its owner's next :meth:`turn`."""
+        """Say whether the handler should wait for its owner's next :meth:`turn`."""
         return self._turns.step_is_long
 
     async def turn(self) -> None:
@@ -251,11 +251,11 @@ class Call:
         raise AbortedError
 
     def __aiter__(self) -> Call:
-        """The requests, each as the bytes of one message."""
+        """Return the requests, each as the bytes of one message."""
         return self
 
     async def __anext__(self) -> bytes:
-        """The next request.
+        """Return the next request.
 
         Raises:
             AbortedError: the client sent something that is not accepted; the call has its status.
@@ -280,7 +280,7 @@ class Call:
         return message
 
     def _next_message(self) -> bytes | None:
-        """The next message, None while it is not whole."""
+        """Return the next message, None while it is incomplete."""
         if self._over:
             return None
         try:
@@ -336,7 +336,7 @@ class Call:
 
     @property
     def over(self) -> bool:
-        """Whether the call has its status, or lost its stream."""
+        """Say whether the call has its status, or lost its stream."""
         return self._over
 
     def wake_writer(self) -> None:
@@ -376,7 +376,7 @@ class Call:
     # --- inside ---------------------------------------------------------------------------------
 
     def _expire(self) -> bool:
-        """A job: end the call; nothing is left afterwards."""
+        """End the call, as a job that runs once."""
         if not self._over:
             self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the time that the client gave is over")
             if self.task is not None:

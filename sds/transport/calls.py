@@ -112,7 +112,7 @@ class Calls:
             self._turns.run(self._link.owner, self._link, self._end_some)
 
     def _end_some(self) -> bool:
-        """A job: cancel some of the handlers whose calls are over; whether there are more."""
+        """Cancel some handlers whose calls are over, as a job; say whether there are more."""
         for call in self._ending[-_ENDED_AT_ONCE:]:
             call.close()
             self._cancel(call)

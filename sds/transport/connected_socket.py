@@ -86,12 +86,12 @@ class ConnectedSocket:
         self.written = 0
 
     def is_closed(self) -> bool:
-        """Whether it is over, or will be once its output is taken."""
+        """Say whether the socket is closed, or will be once its output is taken."""
         return self._socket is None or self._closing
 
     @property
     def held(self) -> int:
-        """Bytes of memory of the output that waits: the answer to a PING has 17 of its own."""
+        """Return the bytes of memory of waiting output; the answer to a PING has 17 of its own."""
         return self.unsent + _PIECE_BYTES * len(self._output or ())
 
     # --- reading --------------------------------------------------------------------------------

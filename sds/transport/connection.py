@@ -115,7 +115,7 @@ class Connection:
 
     @property
     def greeted(self) -> bool:
-        """The client has shown that it speaks HTTP/2: its preface and SETTINGS came."""
+        """Say whether the client has shown that it speaks HTTP/2: its preface and SETTINGS came."""
         return self._greeted
 
     @property
@@ -125,12 +125,12 @@ class Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether :meth:`proceed` has something to do before more is received."""
+        """Say whether :meth:`proceed` has something to do before more is received."""
         return self._reader.has_frame or self._out.can_push
 
     @property
     def held(self) -> int:
-        """Bytes of memory that grow with what the client does: received, or waiting to be sent."""
+        """Return the bytes of memory that depend on the client: received, or waiting to be sent."""
         out = self._out
         held = self._reader.held + self._decoder.held + self._streams.held
         if self._blocks.begun:
@@ -140,7 +140,7 @@ class Connection:
         return held
 
     def take_output(self) -> list[bytes | memoryview]:
-        """What is to be written now, in order."""
+        """Return what is to be written now, in order."""
         return self._out.take()
 
     # --- answers --------------------------------------------------------------------------------
@@ -182,12 +182,12 @@ class Connection:
             self._streams.say_reset(number, code)
 
     def waits(self, number: int) -> bool:
-        """Whether something on this stream waits for the client's windows."""
+        """Say whether something on this stream waits for the client's windows."""
         stream = self._streams.open.get(number)
         return stream is not None and bool(stream.waiting)
 
     def waiting(self) -> dict[int, int]:
-        """The streams on which something waits, each with how often it was drained before."""
+        """Return the streams on which something waits, each with how often it was drained."""
         return self._out.waiting()
 
     def take(self, number: int, count: int) -> None:
@@ -423,7 +423,7 @@ _HANDLERS: Final = {
 
 @functools.lru_cache(maxsize=8)
 def _greeting(limits: ConnectionLimits) -> bytes:
-    """What we send first: the same for every connection of a server."""
+    """Make what we send first: the same for every connection of a server."""
     values = {
         frames.SETTING_MAX_CONCURRENT_STREAMS: limits.concurrent_streams,
         frames.SETTING_INITIAL_WINDOW_SIZE: STREAM_WINDOW,

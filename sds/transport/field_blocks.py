@@ -38,7 +38,7 @@ class FieldBlocks:
 
     @property
     def held(self) -> int:
-        """Bytes of a block that is not whole."""
+        """Return the bytes of an incomplete block."""
         return 0 if self._received is None else len(self._received)
 
     def check_order(self, kind: int, number: int) -> None:
@@ -89,7 +89,7 @@ class FieldBlocks:
 
 
 def unpad(payload: memoryview) -> memoryview:
-    """The content of a padded frame (RFC 9113, section 6.1).
+    """Return the content of a padded frame (RFC 9113, section 6.1).
 
     Raises:
         Http2Error: the padding is as long as the frame.

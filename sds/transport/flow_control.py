@@ -142,7 +142,7 @@ class Widest:
             heapify(heap)
 
     def top(self, streams: Mapping[int, StreamState]) -> StreamState | None:
-        """The stream with the most credit of those that were put in and are in ``streams``."""
+        """Return the stream with the most credit among those put in that are in ``streams``."""
         heap = self._heap
         while heap:
             negated, number = heap[0]

@@ -48,14 +48,14 @@ class FrameReader:
 
     @property
     def held(self) -> int:
-        """Bytes that were received and not yet looked at."""
+        """Return the bytes that were received and not yet looked at."""
         if self._rest is not None:
             return len(self._rest)
         return len(self._data) - self._at
 
     @property
     def has_frame(self) -> bool:
-        """Whether :meth:`next` may have something to give before more is fed."""
+        """Say whether :meth:`next` may have a frame to give before more is fed."""
         return self._at < len(self._data)
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -83,7 +83,7 @@ class FrameReader:
                 self._data, self._at = memoryview(bytes(self._data[self._at :])), 0
 
     def next(self) -> Frame | None:
-        """The next frame, None while it is not whole.
+        """Return the next frame, None while it is incomplete.
 
         Raises:
             Http2Error: the preface is wrong, or the frame is too large.
@@ -126,7 +126,7 @@ class FrameReader:
         self._data, self._at = _NOTHING, 0
 
     def _take_preface(self, left: int) -> bool:
-        """Whether the preface is whole; it is passed then."""
+        """Say whether the preface is complete, and skip it then."""
         size = len(frames.PREFACE)
         if self._data[:size] != frames.PREFACE[:left]:
             raise Http2Error("what the client speaks is not HTTP/2", code=ErrorCode.PROTOCOL_ERROR)

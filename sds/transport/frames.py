@@ -67,12 +67,12 @@ def head(length: int, kind: int, flags: int, stream: int) -> bytes:
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """A whole frame."""
+    """Encode a whole frame."""
     return head(len(payload), kind, flags, stream) + payload
 
 
 def settings(values: dict[int, int]) -> bytes:
-    """A SETTINGS frame."""
+    """Encode a SETTINGS frame."""
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*item) for item in values.items()))
 
 
@@ -82,7 +82,7 @@ def iter_settings(payload: memoryview) -> Iterator[tuple[int, int]]:
 
 
 def rst_stream(stream: int, code: ErrorCode) -> bytes:
-    """The end of one stream."""
+    """Encode the end of one stream."""
     return frame(RST_STREAM, 0, stream, code.to_bytes(4, "big"))
 
 
@@ -92,7 +92,7 @@ def window_update(stream: int, increment: int) -> bytes:
 
 
 def goaway(last_stream: int, code: ErrorCode, text: str = "") -> bytes:
-    """The end of the connection, once streams up to ``last_stream`` are over."""
+    """Encode the end of the connection, once streams up to ``last_stream`` are over."""
     about = text.encode(errors="replace")[:_MOST_DEBUG_DATA]
     payload = last_stream.to_bytes(4, "big") + code.to_bytes(4, "big") + about
     return frame(GOAWAY, 0, 0, payload)

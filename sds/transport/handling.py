@@ -202,7 +202,7 @@ async def _deserialized(call: Call, parse: Callable[[bytes], Any]) -> AsyncItera
 
 
 async def _one_request(call: Call, parse: Callable[[bytes], Any] | None) -> Any:
-    """The request of a method that takes one."""
+    """Return the request of a method that takes one."""
     async for data in call:
         return data if parse is None else _parsed(data, parse)
     return await call.abort(grpc.StatusCode.UNIMPLEMENTED, "the method takes one request")

@@ -75,7 +75,7 @@ class HeaderDecoder:
         """Bytes of memory of the table."""
 
     def decode(self, block: bytes) -> Fields:
-        """The fields of one block.
+        """Decode the fields of one block.
 
         Raises:
             Http2Error: the block cannot be decoded, so no later one can be either (RFC 9113,
@@ -149,7 +149,7 @@ def _check_lengths(block: bytes) -> None:
 
 
 def _integer(block: bytes, at: int, limit: int) -> tuple[int, int]:
-    """The integer at ``at`` whose prefix has the bits ``limit``, and where it ends."""
+    """Return the integer at ``at`` whose prefix has the bits ``limit``, and where it ends."""
     value = block[at] & limit
     at += 1
     if value < limit:

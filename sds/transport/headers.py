@@ -119,7 +119,7 @@ def check_trailers(fields: Fields) -> None:
 
 
 def content_length(head: RequestHead) -> int | None:
-    """The ``content-length``, None if there is none.
+    """Return the ``content-length``, None if there is none.
 
     Raises:
         Http2StreamError: it is not a number, or there are two that differ.
@@ -155,7 +155,7 @@ def _string(text: bytes) -> bytes:
 
 
 def _field(name: bytes | int, value: bytes) -> bytes:
-    """A literal field without indexing; ``name`` may be an index of the static table."""
+    """Encode a literal field without indexing; ``name`` may be an index of the static table."""
     if isinstance(name, int):
         return _integer(name, 4, 0) + _string(value)
     return b"\0" + _string(name) + _string(value)
@@ -165,12 +165,12 @@ _GRPC_HEAD: Final = _INDEXED_STATUS_200 + _field(_INDEX_CONTENT_TYPE, b"applicat
 
 
 def response_head() -> bytes:
-    """The block that starts a gRPC response."""
+    """Encode the block that starts a gRPC response."""
     return _GRPC_HEAD
 
 
 def trailers(status: int, message: str, *, alone: bool) -> bytes:
-    """The block that ends a gRPC response.
+    """Encode the block that ends a gRPC response.
 
     Args:
         status: number of a ``grpc.StatusCode``.
@@ -191,7 +191,7 @@ _UNQUOTED: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) 
 
 
 def plain_response(status: int, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
-    """The block of an answer to something that is not a gRPC request: an HTTP status alone."""
+    """Encode an answer to something that is not a gRPC request: an HTTP status alone."""
     return _field(_INDEX_STATUS, str(status).encode()) + b"".join(_field(*field) for field in more)
 
 

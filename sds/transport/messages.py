@@ -22,12 +22,12 @@ _UNIT_SECONDS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1
 
 
 def prefix(length: int) -> bytes:
-    """The prefix of an uncompressed message of ``length`` bytes."""
+    """Encode the prefix of an uncompressed message of ``length`` bytes."""
     return b"\0" + length.to_bytes(4, "big")
 
 
 def timeout_seconds(value: bytes) -> float:
-    """The seconds of a ``grpc-timeout``.
+    """Return the seconds of a ``grpc-timeout``.
 
     Raises:
         MalformedRequestError: not of the form that gRPC prescribes.
@@ -85,7 +85,7 @@ class MessageReader:
         return length == size - PREFIX_BYTES and length <= self._most
 
     def has_message(self) -> bool:
-        """Whether the next message is whole.
+        """Say whether the next message is complete.
 
         Raises:
             LimitError: it is larger than the limit.
@@ -101,7 +101,7 @@ class MessageReader:
         return left >= self._size
 
     def take(self) -> bytes | None:
-        """The next message, None while it is not whole.
+        """Take the next message, None while it is incomplete.
 
         Raises:
             ProtocolError: as for :meth:`has_message`.
@@ -124,7 +124,7 @@ class MessageReader:
         return message
 
     def _length(self) -> int:
-        """The length that the next message's prefix says."""
+        """Return the length that the next message's prefix says."""
         held, at = self._held, self._at
         if held[at]:
             raise MalformedRequestError(

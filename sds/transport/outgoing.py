@@ -70,7 +70,7 @@ class Outgoing:
         self.waiting_bytes = self.waiting_chunks = 0
 
     def take(self) -> list[bytes | memoryview]:
-        """What is to be written now, in order."""
+        """Return what is to be written now, in order."""
         output, self._output = self._output, []
         return output
 
@@ -164,12 +164,12 @@ class Outgoing:
         return stream
 
     def waiting(self) -> dict[int, int]:
-        """The streams on which something waits, each with how often it was drained before."""
+        """Return the streams on which something waits, each with how often it was drained."""
         return {number: stream.drained for number, stream in self._waiting.items()}
 
     @property
     def can_push(self) -> bool:
-        """Whether the windows admit something of what waits."""
+        """Say whether the windows admit some of what waits."""
         if self.window <= 0 or self._widest is None:
             return False
         stream = self._widest.top(self._waiting)

@@ -22,7 +22,7 @@ class OwnerLines(logging.Filter):
     """Lets lines pass that no owner causes, or that its allowance has room for."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the line is written."""
+        """Say whether the line is written."""
         owner = RUNS_FOR.get()
         if owner is None:
             return True

@@ -30,12 +30,12 @@ class Allowance:
         self._full_at = begins + amount * self._seconds_each
 
     def rest_seconds(self, now: float) -> float:
-        """Seconds until it is not overdrawn any more; 0 if it is not."""
+        """Return the seconds until it is no longer overdrawn; 0 if it is not."""
         rest = self._full_at - now - self._window
         return max(0.0, rest)
 
     def is_full(self, now: float) -> bool:
-        """Whether nothing of it counts any more."""
+        """Say whether no earlier use counts any more."""
         return self._full_at <= now
 
 

@@ -235,7 +235,7 @@ class ServedConnection:
             self._turns.run(self.owner, self, self._work)
 
     def _work(self) -> bool:
-        """A job: look at some of what the client sent; whether more is there."""
+        """Look at some of what the client sent, as a job; say whether more is there."""
         try:
             self._working = self._work_some(self._loop.time())
         except Http2Error as error:
@@ -289,7 +289,7 @@ class ServedConnection:
         return self._more
 
     def _read(self, endpoint: ConnectedSocket) -> bool:
-        """Whether there was something to read."""
+        """Read, and say whether there was something to read."""
         data = endpoint.read()
         if data:
             self._http2.feed(data)
@@ -362,7 +362,7 @@ class ServedConnection:
     # --- output that nobody takes ---------------------------------------------------------------
 
     def unsent(self) -> Unsent | None:
-        """What has not been given to the kernel yet; None if all of it has."""
+        """Return what was not given to the kernel yet; None if all of it was."""
         endpoint = self._endpoint
         streams = self._http2.waiting()
         if endpoint is None or not (streams or endpoint.unsent):
@@ -370,7 +370,7 @@ class ServedConnection:
         return Unsent(endpoint.written, streams)
 
     def is_unsent(self, before: Unsent) -> bool:
-        """Whether any of what was unsent then still is."""
+        """Say whether any of what was unsent then still is."""
         endpoint = self._endpoint
         if endpoint is None:
             return False

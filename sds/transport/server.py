@@ -93,7 +93,7 @@ class Server:
         self._first_call = prepare
 
     def method(self, path: str) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a method, None if there is none."""
+        """Return the handler of a method, None if there is none."""
         if self._first_call is not None:
             prepare, self._first_call = self._first_call, None
             prepare(self)
@@ -137,7 +137,7 @@ class Server:
     def connection(
         self, *, caller: object, owner: str, on_close: Callable[[], None]
     ) -> ServedConnection:
-        """A connection for a socket that somebody else accepted.
+        """Make a connection for a socket that somebody else accepted.
 
         Args:
             caller: what ``context.caller()`` gives to the handlers.

@@ -98,7 +98,7 @@ class Streams:
 
     @property
     def held(self) -> int:
-        """Bytes of memory of the numbers that are remembered."""
+        """Return the bytes of memory of the numbers that are remembered."""
         return _RESET_BYTES * len(self._reset_by_us)
 
     # --- the end --------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Streams:
             self.say_reset(stream.number, ErrorCode.NO_ERROR)
 
     def close(self, number: int) -> bool:
-        """A stream is over at once; False where it was not open."""
+        """Close a stream at once; return False if it was not open."""
         stream = self.open.take(number)
         if stream is None:
             return False

@@ -68,14 +68,14 @@ class Turns:
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Turns:
-        """The turns of a loop."""
+        """Return the turns of a loop."""
         found = cls._of.get(loop)
         if found is None:
             found = cls._of[loop] = cls(loop)
         return found
 
     def now(self) -> float:
-        """Seconds of the clock that turns are measured by."""
+        """Read the clock by which turns are measured, in seconds."""
         return self._clock()
 
     # --- accepting ------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ class Turns:
 
     @property
     def accepts_no_more(self) -> bool:
-        """Whether accepting took its part of this turn: a socket takes one connection at most."""
+        """Say whether accepting used its part of this turn, so that a socket takes one at most."""
         return self._accepted >= ACCEPT_SECONDS
 
     # --- jobs -----------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class Turns:
 
     @property
     def is_over(self) -> bool:
-        """Whether steps of handlers took all of this turn: the next one waits."""
+        """Say whether steps of handlers took all of this turn, so that the next one waits."""
         return self._stepped >= TURN_SECONDS
 
     def step_begins(self) -> None:
@@ -241,5 +241,5 @@ class Turns:
 
     @property
     def step_is_long(self) -> bool:
-        """Whether the handler that runs should wait for its next turn."""
+        """Say whether the handler that runs should wait for its next turn."""
         return self._clock() - self._step_began > STEP_SECONDS

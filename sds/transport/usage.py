@@ -37,7 +37,7 @@ class Usage:
 
 
 def largest(budgets: Budgets, most: int) -> tuple[Usage, ...]:
-    """The owners that exceeded a limit or hold the most memory, those first."""
+    """Return the owners that exceeded a limit, then those that use the most memory."""
     found = heapq.nlargest(
         most,
         budgets.owners.values(),
@@ -47,12 +47,12 @@ def largest(budgets: Budgets, most: int) -> tuple[Usage, ...]:
 
 
 def strangers(budgets: Budgets) -> Usage:
-    """What all owners that nobody has recognised use together."""
+    """Return what all owners that nobody has recognised use together."""
     return _sum(budgets.strangers)
 
 
 def recognised(budgets: Budgets) -> Usage:
-    """What all others use together."""
+    """Return what all recognised owners use together."""
     every, strange = budgets.all, budgets.strangers
     return Usage(
         connections=every.connections - strange.connections,
@@ -62,7 +62,7 @@ def recognised(budgets: Budgets) -> Usage:
 
 
 def times_exceeded(budgets: Budgets) -> Iterator[tuple[str, int]]:
-    """How often each limit was exceeded, by all owners together."""
+    """Yield how often each limit was exceeded, by all owners together."""
     for limit in LIMITS:
         yield limit, sum(counted[limit] for counted in budgets.exceeded.values())
 

@@ -41,7 +41,7 @@ class Foresees(Protocol):
     """An attestor that knows of callers before they connect."""
 
     def coming(self) -> Collection[str]:
-        """Who may connect now or soon, by a name that is never used again (the UID of a pod)."""
+        """Return who may connect now or soon, by a name that is never used again (a pod's UID)."""
         ...
 
     def started(self, who: str) -> bool:
@@ -49,7 +49,7 @@ class Foresees(Protocol):
         ...
 
     async def expected(self, who: str) -> Facts:
-        """What it would find about a process of theirs; waits only a short, bounded time.
+        """Return what it would find about a process of theirs; wait only a short, bounded time.
 
         What it says of the process alone is unknown. Somebody who is gone has no facts.
         """
@@ -152,7 +152,7 @@ class MintingAhead:
 
     @property
     def waiting(self) -> int:
-        """Identities that are kept now."""
+        """Return how many identities are kept now."""
         return self._kept
 
     def look_again(self) -> None:

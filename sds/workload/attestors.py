@@ -110,7 +110,7 @@ class AttestorKind(Protocol):
     """One kind of attestor: the ``KIND`` of its module."""
 
     def open(self, node: NodeContext) -> AbstractAsyncContextManager[Attestor]:
-        """The attestor while the block runs.
+        """Open the attestor while the block runs.
 
         Raises:
             ConfigurationError: the settings do not fit this machine.
@@ -119,7 +119,7 @@ class AttestorKind(Protocol):
 
 
 def attestor_kind(name: str) -> AttestorKind:
-    """The attestor of this name, loaded.
+    """Load the attestor of this name.
 
     Raises:
         KeyError: there is no such attestor.
@@ -129,5 +129,5 @@ def attestor_kind(name: str) -> AttestorKind:
 
 
 def selector_types() -> frozenset[str]:
-    """Every selector type that an attestor finds; prefixes end in ``:``."""
+    """Return every selector type that an attestor finds; prefixes end in ``:``."""
     return frozenset[str]().union(*(each.types for each in ATTESTORS.values()))

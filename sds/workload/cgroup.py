@@ -131,7 +131,7 @@ class PodRoots:
         cgroup_root: str | None = None,
         runtime_cgroup: str | None = None,
     ) -> PodRoots:
-        """The roots of the node whose first process is in the control groups ``init``.
+        """Return the roots of the node whose first process is in the control groups ``init``.
 
         Args:
             init: content of ``/proc/1/cgroup`` in the node's PID namespace.
@@ -153,7 +153,7 @@ class PodRoots:
         )
 
     def find(self, text: str) -> PodCgroup | None:
-        """The pod in the content of a ``/proc/PID/cgroup``, or None for a process outside pods.
+        """Find the pod in the content of a ``/proc/PID/cgroup``; None for a process outside pods.
 
         Every line is ``hierarchy:controllers:path`` (cgroups(7)).
 
@@ -202,7 +202,7 @@ class PodRoots:
         return None
 
     def _below(self, base: _Path, root: Names, path: _Path) -> _Place | None:
-        """Where ``path`` is below ``root``, or None if it is elsewhere."""
+        """Return where ``path`` is below ``root``, or None if it is elsewhere."""
         top = (*base.names, *root)
         if path.ups == base.ups:
             if path.names[: len(top)] != top:
@@ -232,7 +232,7 @@ class _Place:
 
 
 def _kubelets(place: _Place) -> PodCgroup | None:
-    """The pod, if the kubelet's drivers would put one here."""
+    """Return the pod, if the kubelet's drivers would put one here."""
     if place.hidden > 1 or not place.names:
         return None
     first, *rest = place.names
@@ -264,7 +264,7 @@ def _systemd_pod(place: _Place) -> PodCgroup | None:
 
 
 def _mismatched(place: _Place) -> PodCgroup | None:
-    """The pod, if a runtime with another driver than the kubelet's would put one here."""
+    """Return the pod, if a runtime with another driver than the kubelet's would put one here."""
     if place.hidden or not place.names:
         return None
     match = _MISMATCHED_POD.fullmatch(place.names[0])
@@ -330,7 +330,7 @@ def _without_init(path: _Path) -> _Path:
 
 
 def _kubepods(root: Names) -> Iterator[Names]:
-    """The directory of all pods below this ``--cgroup-root``, by each driver."""
+    """Return the directory of all pods below this ``--cgroup-root``, for each driver."""
     names = (*root, "kubepods")
     yield names
     plain = [name.removesuffix(".slice").replace("-", "_") for name in names]
@@ -338,6 +338,6 @@ def _kubepods(root: Names) -> Iterator[Names]:
 
 
 def _beside(runtime_cgroup: str) -> tuple[Names, ...]:
-    """The runtime's own group (cgroup v1) and the one that it is in (v2; runc's choice)."""
+    """Return the runtime's own group (cgroup v1) and the one that it is in (v2; runc's choice)."""
     names = _names(runtime_cgroup)
     return (names, names[:-1])

@@ -45,7 +45,7 @@ class Connected(Protocol):
     """The caller of a connection."""
 
     async def entitlement(self) -> Entitlement:
-        """What it may have; waits a bounded time until that is known.
+        """Return what it may have; wait a bounded time until that is known.
 
         Raises:
             WorkloadError: it is not recognised; the text says what was found about it.
@@ -53,7 +53,7 @@ class Connected(Protocol):
         ...
 
     async def describe(self) -> CallerDescription:
-        """What to tell it about itself; waits a bounded time for the first look.
+        """Return what to tell it about itself; wait a bounded time for the first look.
 
         Raises:
             WorkloadError: its process has ended.
@@ -62,7 +62,7 @@ class Connected(Protocol):
 
 
 def connected(context: Any) -> Connected:
-    """Who is at the other end of a call's connection: ``context.caller()`` of our transport.
+    """Return who is at the other end of a call's connection: ``context.caller()`` of our transport.
 
     Raises:
         WorkloadError: ``unknown_connection``: the connection carries no caller.
@@ -76,7 +76,7 @@ def connected(context: Any) -> Connected:
 
 
 async def entitlement_of(context: Any) -> Entitlement:
-    """The entitlement of the caller behind a call; waits for a match, bounded.
+    """Return the entitlement of the caller behind a call; wait for a match, bounded.
 
     Raises:
         WorkloadError: the caller is not recognised; the text says what was found about it.

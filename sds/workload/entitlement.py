@@ -64,12 +64,12 @@ class Entitlement:
 
     @property
     def current(self) -> Caller:
-        """Who the caller is now."""
+        """Return who the caller is now."""
         return self._caller
 
     @property
     def ended(self) -> WorkloadError | None:
-        """Why streams of this caller must end, or None while they may live."""
+        """Return why streams of this caller must end, or None while they may live."""
         return self._ended
 
     def replace(self, caller: Caller) -> None:

@@ -123,7 +123,7 @@ class Executables:
                     await _reaped(process)
 
     async def read(self, peer: Peer, *, digest: bool) -> Executable:
-        """What the caller runs; call :meth:`Peer.check` afterwards.
+        """Return what the caller runs; call :meth:`Peer.check` afterwards.
 
         Args:
             peer: the caller.
@@ -273,7 +273,7 @@ class _Looker:
     async def ask(
         self, request: dict[str, Any], seconds: float, *, size: int = 0
     ) -> dict[str, Any]:
-        """The answer to a question about ``size`` bytes.
+        """Return the answer to a question about ``size`` bytes.
 
         The deadline begins when it is this question's turn.
 

@@ -29,7 +29,7 @@ class Explaining(Protocol):
 
 
 async def explained(attestors: Iterable[object], peer: Peer) -> tuple[str, ...]:
-    """What these attestors say of the caller.
+    """Return what these attestors say about the caller.
 
     Raises:
         PeerGoneError: the process has ended.

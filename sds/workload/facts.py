@@ -41,18 +41,18 @@ class Facts:
     hints: tuple[str, ...] = ()
 
     def why_unknown(self, selector_type: str) -> WorkloadError | None:
-        """Why this type is unknown, or None if it is known (present or absent)."""
+        """Return why this type is unknown, or None if it is known (present or absent)."""
         for name, error in self.unknown.items():
             if selector_type == name or (name.endswith(":") and selector_type.startswith(name)):
                 return error
         return None
 
     def values(self, selector_type: str) -> frozenset[str]:
-        """All values found for this type."""
+        """Return all values found for this type."""
         return frozenset(s.value for s in self.selectors if s.type == selector_type)
 
     def by_type(self) -> dict[str, list[str]]:
-        """The values found for each type: for many questions about the same facts."""
+        """Return the values found for each type, for many questions about the same facts."""
         found: dict[str, list[str]] = {}
         for selector in self.selectors:
             found.setdefault(selector.type, []).append(selector.value)
@@ -60,7 +60,7 @@ class Facts:
 
 
 def merge(parts: Iterable[Facts]) -> Facts:
-    """The facts of several attestors, tried in this order, as one."""
+    """Merge the facts of several attestors, tried in this order."""
     selectors: set[Selector] = set()
     unknown: dict[str, WorkloadError] = {}
     services: set[tuple[str, str]] = set()
@@ -95,7 +95,7 @@ class Attestor(Protocol):
         ...
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """Everything that can be known about ``peer`` now; waits only a short, bounded time.
+        """Return everything that can be known about ``peer`` now; wait only a short, bounded time.
 
         What cannot be found out is in :attr:`Facts.unknown`, never left out.
 
@@ -110,7 +110,7 @@ class Attestor(Protocol):
         ...
 
     def notices(self) -> tuple[str, ...]:
-        """What an operator should know of it now, in words."""
+        """Return what an operator should know about it now, in words."""
         ...
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:

@@ -32,7 +32,7 @@ class FairRow:
 
     @contextlib.asynccontextmanager
     async def turn(self, size: int) -> AsyncIterator[None]:
-        """The turn of somebody with so much to do, while the block runs."""
+        """Wait for the turn of an owner with this much work, and keep it while the block runs."""
         if self._busy:
             await self._wait(size)
         self._busy = True

@@ -92,7 +92,7 @@ class Host(Protocol):
     """Who serves on accepted sockets."""
 
     def connection(self, *, caller: object, owner: str, on_close: Callable[[], None]) -> Served:
-        """A connection of this caller, on the budget of this owner.
+        """Make a connection of this caller, on the budget of this owner.
 
         ``on_close`` is called once, when it is over.
         """

@@ -38,11 +38,11 @@ class GatedCall(Protocol):
 
     @property
     def owner(self) -> BudgetOwner:
-        """Whose budget it uses."""
+        """Return the owner whose budget it uses."""
         ...
 
     def caller(self) -> object:
-        """What its connection was given at accept."""
+        """Return what its connection was given at accept."""
         ...
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:

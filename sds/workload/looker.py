@@ -49,7 +49,7 @@ class _UnreadableError(Exception):
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """The answer to one request."""
+    """Answer one request."""
     pid, most, wanted = request["pid"], request["most"], request["digest"]
     try:
         path = os.readlink(f"/proc/{pid}/exe")
@@ -97,7 +97,7 @@ def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dic
 
 
 def _shown(path: str) -> str:
-    """A path as text: bytes that are not UTF-8 (any may be in a file's name) are replaced."""
+    """Return a path as text; bytes that are not UTF-8 (a file's name may have any) are replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

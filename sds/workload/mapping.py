@@ -60,7 +60,7 @@ class Matching(enum.StrEnum):
 
 
 def check_selector_type(selector_type: str) -> str:
-    """The selector type itself, if rules can ask for it.
+    """Return the selector type itself, if rules can ask for it.
 
     Raises:
         ValueError: it is not one of the types that attestation finds (pydantic shows the text).
@@ -188,14 +188,14 @@ class Decision:
 
     @property
     def identities(self) -> tuple[Identity, ...]:
-        """The identities, without repeats."""
+        """Return the identities, without repeats."""
         return tuple(dict.fromkeys(grant.identity for grant in self.granted))
 
 
 def decide(
     rules: Sequence[WorkloadRule], facts: Facts, *, matching: Matching, defaults: Defaults
 ) -> Decision:
-    """Which identities the rules give to a caller about whom ``facts`` are known.
+    """Decide which identities the rules give to a caller about whom ``facts`` are known.
 
     With :attr:`Matching.FIRST` the first rule that matches decides alone; a rule before it that
     cannot be decided yet holds everything up. With :attr:`Matching.ALL` every rule that matches
@@ -221,7 +221,7 @@ def decide(
 
 
 def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
-    """Every selector type that the rules ask for, in conditions and in templates."""
+    """Return every selector type that the rules ask for, in conditions and in templates."""
     found: set[str] = set()
     for rule in rules:
         found |= set(rule.match)
@@ -231,7 +231,7 @@ def selector_types(rules: Iterable[WorkloadRule]) -> frozenset[str]:
 
 
 def _unknown(rule: WorkloadRule, facts: Facts, found: _Found) -> WorkloadError | None:
-    """Why the rule cannot be decided, or None if it can (a known mismatch decides it)."""
+    """Return why the rule cannot be decided, or None if it can (a known mismatch decides it)."""
     if not facts.unknown:
         return None
     unknown: WorkloadError | None = None
@@ -278,7 +278,7 @@ def _identity(rule: WorkloadRule, facts: Facts, defaults: Defaults) -> Identity:
 
 
 def selector_of_field(name: str) -> str:
-    """The selector type that a template's field reads, or the empty string for the trust domain."""
+    """Return the selector type that a template's field reads; empty for the trust domain."""
     if name.startswith(_LABEL_FIELD):
         return LABEL_TYPE + name.removeprefix(_LABEL_FIELD)
     return _FIELDS.get(name, "")

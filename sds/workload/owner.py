@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def owner_of(peer: Peer, roots: PodRoots | None) -> str:
-    """Whose share this caller counts against: a pod's, or a user's outside pods.
+    """Return whose budget this caller counts against: a pod's, or a user's outside pods.
 
     Args:
         peer: the caller.
@@ -35,5 +35,5 @@ def owner_of(peer: Peer, roots: PodRoots | None) -> str:
 
 
 def owner_of_pod(pod_uid: str) -> str:
-    """What :func:`owner_of` calls a pod."""
+    """Return the name that :func:`owner_of` gives a pod."""
     return f"pod {pod_uid}"

@@ -68,7 +68,7 @@ class Peer:
 
     @classmethod
     def of(cls, connection: socket.socket) -> Peer:
-        """Who connected to this accepted Unix socket.
+        """Find out who connected to this accepted Unix socket.
 
         Raises:
             WorkloadError: ``peer_credentials``: the kernel shows pid 0 (the caller is in a PID
@@ -109,7 +109,7 @@ class Peer:
         self.check()
 
     def __enter__(self) -> Self:
-        """The peer; the block owns its descriptor."""
+        """Return the peer; the block owns its descriptor."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,7 +177,7 @@ def _readable(pid: int) -> Iterator[None]:
 
 
 def process_start_time(pid: int) -> int:
-    """The start time of a process in clock ticks since boot.
+    """Return the start time of a process in clock ticks since boot.
 
     Raises:
         PeerGoneError: there is no such process, or it is a zombie.
@@ -194,7 +194,7 @@ def process_start_time(pid: int) -> int:
 
 
 def _pidfd(connection: socket.socket) -> int | None:
-    """The peer's pidfd, or None if this kernel (before 6.5) has no SO_PEERPIDFD."""
+    """Return the peer's pidfd, or None if this kernel (before 6.5) has no SO_PEERPIDFD."""
     try:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError as error:
@@ -214,7 +214,7 @@ def _pidfd(connection: socket.socket) -> int | None:
 
 
 def _pid_of(pidfd: int) -> int:
-    """The pid in our namespace: -1 once reaped,  0 if we do not see the process."""
+    """Return the pid in our namespace: -1 once reaped,  0 if we do not see the process."""
     descriptor = os.open(f"/proc/self/fdinfo/{pidfd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         text = os.read(descriptor, _FDINFO_BYTES)

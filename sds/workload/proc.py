@@ -24,7 +24,7 @@ _IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"
 
 
 def read_cgroup(peer: Peer) -> str:
-    """The content of the caller's ``/proc/PID/cgroup``; call :meth:`Peer.check` afterwards.
+    """Read the caller's ``/proc/PID/cgroup``; call :meth:`Peer.check` afterwards.
 
     Bytes that are not UTF-8 (any byte may be in a control group's name) are replaced.
 
@@ -45,7 +45,7 @@ def read_cgroup(peer: Peer) -> str:
 
 
 def read_cgroup_of(pid: int) -> str:
-    """The content of the ``/proc/PID/cgroup`` of a process that is not a caller.
+    """Read the ``/proc/PID/cgroup`` of a process that is not a caller.
 
     Raises:
         OSError: there is no such process, or it cannot be read.
@@ -59,7 +59,7 @@ def pod_roots(
     cgroup_root: str | None = None,
     runtime_cgroup: str | None = None,
 ) -> PodRoots:
-    """Where pods may be on this node, by the control groups of its first process.
+    """Return where pods may be on this node, by the control groups of its first process.
 
     Args:
         environment: of this process; it tells whether we are in a pod.

@@ -70,7 +70,7 @@ class Rules:
     matching: Matching = Matching.FIRST
 
     def decide(self, facts: Facts) -> Decision:
-        """Which identities a caller about whom ``facts`` are known may have."""
+        """Decide which identities a caller about whom ``facts`` are known may have."""
         return decide(self.rules, facts, matching=self.matching, defaults=self.defaults)
 
 
@@ -191,7 +191,7 @@ class Recogniser:
     async def _gather(
         self, peer: Peer, attestors: Iterable[Attestor], needed: frozenset[str]
     ) -> tuple[Facts, WorkloadError | None]:
-        """What these attestors find, and why that is not all."""
+        """Return what these attestors find, and why that is not all."""
         found: list[Facts] = []
         failed: WorkloadError | None = None
         for attestor in attestors:
@@ -249,7 +249,7 @@ class Recogniser:
             )
 
     async def until_ready(self, identities: Iterable[Identity]) -> bool:
-        """Whether all can be served; waits a bounded time."""
+        """Wait a bounded time, and say whether all can be served."""
         try:
             async with asyncio.timeout(self.timing.replace):
                 for identity in identities:
@@ -284,7 +284,7 @@ class Recognition:
         self._on_match = call
 
     async def entitlement(self) -> Entitlement:
-        """The caller's entitlement; waits for a match for :attr:`Timing.hold` seconds.
+        """Return the caller's entitlement; wait for a match for :attr:`Timing.hold` seconds.
 
         Raises:
             WorkloadError: ``no_match``: no rule matches; the text says what was found about the
@@ -309,7 +309,7 @@ class Recognition:
         return self._entitlement
 
     async def describe(self) -> CallerDescription:
-        """What is known about the caller now; waits for the first look, bounded.
+        """Return what is known about the caller now; wait for the first look, bounded.
 
         Raises:
             PeerGoneError: the process has ended.

@@ -60,7 +60,7 @@ class RecognitionLog:
                 _LOG.warning("a workload rule gave no valid name", extra=about)
 
     def _times(self, about: str, decision: Decision, now: float) -> int | None:
-        """How often this was decided about so since the last line, if one is due."""
+        """Return how often this decision was made since the last log line, if one is due."""
         undetermined = decision.undetermined
         why = decision.granted if undetermined is None else undetermined.reason
         return self._said.due((about, why), now=now)
@@ -79,7 +79,7 @@ def _tell(decision: Decision, extra: dict[str, object]) -> None:
 
 
 def _same(one: Decision, other: Decision) -> bool:
-    """Whether both are undetermined for the same reason; each look makes an error of its own."""
+    """Say whether both are undetermined for the same reason; each look makes a new error."""
     return str(one.undetermined) == str(other.undetermined) and one.problems == other.problems
 
 

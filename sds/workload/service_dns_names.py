@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def service_dns_names(
     services: Iterable[tuple[str, str]], *, cluster_domain: str
 ) -> frozenset[str]:
-    """The names by which pods reach these ``(namespace, name)`` Services.
+    """Return the names by which pods reach these ``(namespace, name)`` Services.
 
     Kubernetes, "DNS for Services and Pods": the full name and its shorter forms, of which the
     bare name depends on who asks and is proposed too; patterns bound what is used.
@@ -39,7 +39,7 @@ def service_dns_names(
 def bounded_names(
     services: Iterable[tuple[str, str]], *, cluster_domain: str, patterns: Iterable[str]
 ) -> frozenset[str]:
-    """Those of the Services' names that match a pattern.
+    """Return those of the Services' names that match a pattern.
 
     Args:
         services: ``(namespace, name)``.
@@ -55,7 +55,7 @@ def bounded_names(
 
 
 def wildcards(templates: Iterable[str]) -> tuple[str, ...]:
-    """Those templates of patterns that leave open which Service is meant."""
+    """Return those templates of patterns that leave open which Service is meant."""
     return tuple(one for one in templates if "*" in one or "{" in one.split(".")[0])
 
 

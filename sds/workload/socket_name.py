@@ -29,12 +29,12 @@ class SocketAttestor:
         self._facts = Facts(selectors=frozenset({Selector("socket:name", socket_name)}))
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """The same for every caller of this socket."""
+        """Return the same facts for every caller of this socket."""
         del peer, needed
         return self._facts
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """A socket's name never changes."""
+        """Return a function that does nothing: a socket's name never changes."""
         del listener
         return lambda: None
 

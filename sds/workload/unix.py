@@ -42,7 +42,7 @@ class UnixAttestor:
         self._executables = executables
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """The caller's user and groups, and its executable if ``needed`` names a fact of it.
+        """Return the caller's user and groups, and its executable if ``needed`` names a fact of it.
 
         Raises:
             PeerGoneError: the process has ended.
@@ -72,7 +72,7 @@ class UnixAttestor:
         await self._executables.aclose()
 
     def notices(self) -> tuple[str, ...]:
-        """What an operator should know is in each caller's own facts."""
+        """Return nothing: what an operator should know is in each caller's own facts."""
         return ()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -105,7 +105,7 @@ def _too_many_groups(peer: Peer) -> WorkloadError:
 
 
 def _selectors(executable: Executable, peer: Peer) -> set[Selector]:
-    """Path and digest; none for a process that executed another file since its first look."""
+    """Return path and digest; none if the process has executed another file since."""
     file = executable.fingerprint[:2]
     if peer.executed is None:
         peer.executed = file

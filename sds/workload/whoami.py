@@ -25,7 +25,7 @@ class WhoamiService:
     """Serves :data:`SERVICE`."""
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """The handler for a ``grpc.aio`` server."""
+        """Make the handler for a ``grpc.aio`` server."""
         method = grpc.unary_unary_rpc_method_handler(
             self.describe,
             request_deserializer=whoami_pb2.DescribeRequest.FromString,

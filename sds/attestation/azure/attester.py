@@ -127,7 +127,7 @@ class VtpmAttester:
 
 
 def _collect(device: Path, data: ReportData) -> tuple[bytes, HclBlob, SignedQuote]:
-    """One attempt. It blocks."""
+    """Make one attempt. It blocks."""
     with open_tpm(device) as tpm:
         raw = read_blob(tpm)
         blob = parse_hcl(raw)
@@ -140,7 +140,7 @@ def _collect(device: Path, data: ReportData) -> tuple[bytes, HclBlob, SignedQuot
 
 
 def azure_attester(section: AttestationSection, kind: EvidenceKind) -> VtpmAttester:
-    """The attester that a section describes; nothing is opened yet."""
+    """Make the attester that a section describes; nothing is opened yet."""
     clock = SystemClock()
     service = MetadataService(section.metadata_server, clock)
     return VtpmAttester(

@@ -26,7 +26,7 @@ _KINDS: Final = {"sev-snp": "azure-snp-vtpm", "tdx": "azure-tdx-vtpm"}
 
 
 def read_blob(tpm: Tpm) -> bytes:
-    """The paravisor's blob, as it was at one moment. It blocks.
+    """Read the paravisor's blob, all of it as of one moment. It blocks.
 
     It is read in pieces, and a paravisor may put a new report there in between: at most every two
     seconds (OpenHCL, REPORT_TIMER_PERIOD). So it counts once two readings give the same.
@@ -45,7 +45,7 @@ def read_blob(tpm: Tpm) -> bytes:
 
 
 def azure_kind(device: Path) -> str | None:
-    """The kind of evidence of this machine, or None if its TPM has no paravisor's blob.
+    """Return the kind of evidence of this machine, or None if its TPM has no paravisor's blob.
 
     It blocks.
 

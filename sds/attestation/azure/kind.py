@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def vtpm_kind(
     name: str, hardware: KindOfEvidence, hardware_name: str, title: str
 ) -> KindOfEvidence:
-    """The kind of evidence through a vTPM around one kind of hardware report."""
+    """Make the kind of evidence through a vTPM around one kind of hardware report."""
 
     def examiner(demands: Demands) -> VtpmVerifier:
         own = own_values(name, AzureValues, demands.values)

@@ -53,7 +53,7 @@ class MetadataService:
         self._clock = clock
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        """The VCEK of this machine, ASK and ARK, where they belong to the report.
+        """Fetch the VCEK of this machine, ASK and ARK, if they belong to the report.
 
         Raises:
             EndorsementUnavailableError: it does not answer, or with something else.
@@ -72,7 +72,7 @@ class MetadataService:
         return (leaf, *issuers) if fits_report(leaf, report) else ()
 
     async def td_quote(self, report: bytes) -> bytes:
-        """The quote of a TDREPORT of this machine.
+        """Fetch the quote for a TDREPORT of this machine.
 
         Raises:
             EndorsementUnavailableError: it does not answer, or with something else.
@@ -103,7 +103,7 @@ class MetadataService:
         raise EndorsementUnavailableError(f"{self._url}{path} says: later, {ATTEMPTS} times")
 
     async def _once(self, method: str, path: str, document: object) -> bytes | None:
-        """One answer, or None where the service says: later."""
+        """Fetch one answer, or None if the service says: later."""
         what = f"{self._url}{path}"
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
         try:

@@ -46,7 +46,7 @@ class RuntimeData:
 
 
 def report_data_of(runtime: bytes, hash_type: int) -> bytes:
-    """The report data that vouches for runtime data: its hash, and zeros.
+    """Return the report data that vouches for runtime data: its hash, and zeros.
 
     Raises:
         EvidenceMalformedError: the type of hash is not known.
@@ -99,7 +99,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _number(text: str) -> int:
-    """A Base64urlUInt (RFC 7518, section 2)."""
+    """Read a Base64urlUInt (RFC 7518, section 2)."""
     if len(text) > _MAX_NUMBER_CHARACTERS:
         raise ValueError(f"a number of {len(text)} characters")
     try:

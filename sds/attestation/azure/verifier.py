@@ -160,7 +160,7 @@ def _check_runtime(checks: Checks, blob: HclBlob, said: bytes) -> RuntimeData | 
 
 
 def hardware_report(blob: HclBlob, td_quote: bytes | None) -> bytes:
-    """What the hardware's manufacturer can vouch for: the SNP report, or the TDREPORT's quote.
+    """Return what the manufacturer vouches for: the SNP report, or the quote of the TDREPORT.
 
     Raises:
         EvidenceMalformedError: there is no quote beside a TDREPORT, or one beside an SNP report.
@@ -174,7 +174,7 @@ def hardware_report(blob: HclBlob, td_quote: bytes | None) -> bytes:
 
 
 def reported_data(blob: HclBlob, report: bytes) -> bytes:
-    """The report data of a hardware report.
+    """Return the report data of a hardware report.
 
     Raises:
         EvidenceError: it cannot be laid out.

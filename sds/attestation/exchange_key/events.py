@@ -37,7 +37,7 @@ _MISSING: Final = "none"
 
 
 def key_event(public_key: bytes, *, algorithm: str) -> bytes:
-    """The digest that names a key in the register.
+    """Return the digest that names a key in the register.
 
     Args:
         public_key: SubjectPublicKeyInfo, DER.
@@ -47,12 +47,12 @@ def key_event(public_key: bytes, *, algorithm: str) -> bytes:
 
 
 def cap_event(*, algorithm: str) -> bytes:
-    """The digest after which no key counts."""
+    """Return the digest after which no key counts."""
     return hashlib.new(algorithm, length_prefixed([CAP_LABEL])).digest()
 
 
 def replay(events: Iterable[bytes], *, algorithm: str) -> bytes:
-    """The register's value after these events; it starts as zeros."""
+    """Compute the register's value after these events; it starts as zeros."""
     value = bytes(hashlib.new(algorithm).digest_size)
     for event in events:
         value = hashlib.new(algorithm, value + event).digest()
@@ -60,12 +60,12 @@ def replay(events: Iterable[bytes], *, algorithm: str) -> bytes:
 
 
 def signed_text(report_data: bytes) -> bytes:
-    """What the exchange key signs: a label and the evidence's report data."""
+    """Return what the exchange key signs: a label and the evidence's report data."""
     return length_prefixed([SIGNATURE_LABEL, report_data])
 
 
 def key_digest(public_key: bytes) -> str:
-    """SHA-256 of a key's SubjectPublicKeyInfo in hex: the claim ``exchange_key``."""
+    """Return the SHA-256 of a key's SubjectPublicKeyInfo in hex: the claim ``exchange_key``."""
     return hashlib.sha256(public_key).hexdigest()
 
 
@@ -127,7 +127,7 @@ def check_exchange_key(
 
 
 def _wrong_events(proof: ExchangeProof, *, register: bytes, algorithm: str) -> str | None:
-    """Why the events do not show this key, or None if they do."""
+    """Return why the events do not show this key, or None if they do."""
     size = len(register)
     if len(proof.events) > MAX_EVENTS or any(len(event) != size for event in proof.events):
         return f"{len(proof.events)} events that are too many, or not {size} bytes long"

@@ -48,7 +48,7 @@ class Register(Protocol):
     def algorithm(self) -> str: ...
 
     def read(self) -> bytes:
-        """The value now."""
+        """Read the register's value now."""
         ...
 
     def extend(self, event: bytes) -> None:
@@ -70,7 +70,7 @@ class HeldKey:
     events: tuple[bytes, ...]
 
     def proof(self, report_data: bytes) -> ExchangeProof:
-        """What travels with evidence that contains ``report_data``."""
+        """Make the proof that travels with evidence that contains ``report_data``."""
         return ExchangeProof(
             public_key=self.public_key,
             events=self.events,
@@ -96,7 +96,7 @@ class KeyedAttester:
 
 
 def hold_key(register: Register, *, environment: Mapping[str, str], pid: int) -> HeldKey:
-    """The key of this boot: the one that the service manager kept, or a new one.
+    """Return the key of this boot: the one that the service manager kept, or a new one.
 
     Args:
         register: where it is measured.
@@ -156,7 +156,7 @@ def _new_key(environment: Mapping[str, str]) -> Ed25519PrivateKey:
 
 
 def _received(descriptors: tuple[int, ...]) -> Ed25519PrivateKey | None:
-    """The key in the descriptor that came with our start; None if none came."""
+    """Return the key in the descriptor that came with our start; None if none came."""
     if not descriptors:
         return None
     seeds = []

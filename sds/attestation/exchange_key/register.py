@@ -40,7 +40,7 @@ class MeasurementRegister:
         self._size = hashlib.new(self.algorithm).digest_size
 
     def read(self) -> bytes:
-        """The value now.
+        """Read the register's value now.
 
         Raises:
             ConfigurationError: ``runtime_register``: there is no such register, or it cannot be

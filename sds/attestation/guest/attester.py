@@ -52,7 +52,7 @@ def guest_attester(
     reports: Path = TSM_REPORTS,
     device: Path = DEVICE,
 ) -> Attester:
-    """The attester of this machine; the interfaces are looked at now, and used later.
+    """Make the attester of this machine; it looks at the interfaces now, and uses them later.
 
     Args:
         clock: for pauses between attempts.

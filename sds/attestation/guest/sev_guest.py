@@ -57,7 +57,7 @@ class Ioctl(Protocol):
 
 
 def system_ioctl(descriptor: int, request: int, argument: bytearray) -> int:
-    """The real one."""
+    """Call the kernel's ioctl."""
     result: int = fcntl.ioctl(descriptor, request, argument, True)  # noqa: FBT003  mutate_flag
     return result
 

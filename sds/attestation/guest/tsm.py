@@ -92,7 +92,7 @@ class TsmAttester:
 
 
 def has_provider(reports: Path) -> bool:
-    """Whether a driver gives reports here. It blocks.
+    """Say whether a driver gives reports here. It blocks.
 
     The directory is there as soon as the kernel's core is loaded. Without a driver, no directory
     can be made in it (ENXIO, ``tsm_report_make_item``); nothing else tells that. What forbids us to
@@ -109,7 +109,7 @@ def has_provider(reports: Path) -> bool:
 
 
 def read_report(reports: Path, data: bytes, privilege_level: int | None) -> TsmReport:
-    """One attempt, in a directory of its own. It blocks.
+    """Make one attempt in a directory of its own. It blocks.
 
     Raises:
         EvidenceError: ``evidence_unsupported``: there is no such interface here, or it refuses what
@@ -153,7 +153,7 @@ def _exchange(folder: Path, data: bytes, privilege_level: int | None) -> TsmRepo
 
 
 def evidence_of(report: TsmReport, data: bytes) -> Evidence:
-    """The evidence in a report, once it is known to be the one that was asked for.
+    """Return the evidence in a report, once it is known to be the requested one.
 
     Raises:
         EvidenceError: ``evidence_unsupported``: a provider that is not known.
@@ -202,7 +202,7 @@ def _read(path: Path) -> bytes:
 
 
 def _optional(path: Path) -> bytes:
-    """A blob that older kernels do not have, and that hosts may leave empty."""
+    """Read a blob that older kernels do not have and that hosts may leave empty."""
     try:
         return _read(path)
     except OSError as error:

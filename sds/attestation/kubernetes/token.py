@@ -71,7 +71,7 @@ class BoundTokenAttester:
         self._server = server
 
     async def attest(self, data: ReportData) -> Evidence:
-        """A token of our own pod, bound to ``data`` by its audience.
+        """Fetch a token of our own pod, bound to ``data`` by its audience.
 
         Raises:
             EvidenceError: ``token_unavailable``: the API server gives none.
@@ -124,7 +124,7 @@ class ProjectedTokenAttester:
         self._path = path
 
     async def attest(self, data: ReportData) -> Evidence:
-        """The projected token, which binds nothing.
+        """Read the projected token, which binds nothing.
 
         Raises:
             EvidenceError: ``token_unavailable``: the file cannot be read.
@@ -144,7 +144,7 @@ class KeySet(Protocol):
     """The issuer's keys."""
 
     def key(self, key_id: str) -> jwt.PyJWK:
-        """The key with this ID.
+        """Return the key with this ID.
 
         Raises:
             EvidenceError: ``signature_invalid``: there is none.
@@ -298,7 +298,7 @@ def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
 
 
 def _seconds(claim: object) -> float | None:
-    """A NumericDate (RFC 7519, section 2); None if it is not a finite number.
+    """Read a NumericDate (RFC 7519, section 2); None if it is not a finite number.
 
     Python's JSON also gives NaN, Infinity and whole numbers that no float can be.
     """

@@ -112,7 +112,7 @@ class Certificate:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the DER in hex: how roots are pinned."""
+        """Return the SHA-256 of the DER in hex, by which roots are pinned."""
         return hashlib.sha256(self.der).hexdigest()
 
     @classmethod
@@ -158,7 +158,7 @@ class Certificate:
         )
 
     def signed_by(self, issuer: Certificate) -> bool:
-        """Whether the issuer's key made this signature (57230, section 2.1). Names are not read."""
+        """Say whether the issuer's key made this signature (57230, section 2.1), by key alone."""
         return signature_holds(self.signed, issuer.public_key)
 
     def require_issuer(self) -> None:
@@ -196,7 +196,7 @@ class Certificate:
 
 
 def signature_holds(signed: Signed, key: PublicKeyTypes) -> bool:
-    """Whether this RSA-4096 key made the signature, with AMD's parameters."""
+    """Say whether this RSA-4096 key made the signature, with AMD's parameters."""
     if not isinstance(key, rsa.RSAPublicKey) or key.key_size != RSA_BITS:
         return False
     try:
@@ -223,7 +223,7 @@ def split_signed(encoded: bytes, *, limit: int = MAX_CERTIFICATE_BYTES) -> Signe
 
 
 def _common_name(name: bytes) -> str:
-    """The one common name of a distinguished name: RDNs of one attribute each, as AMD writes."""
+    """Return the only common name of a distinguished name, whose RDNs have one attribute each."""
     found: list[str] = []
     for relative in der.elements(name):
         (attribute,) = der.elements(relative, der.SET)

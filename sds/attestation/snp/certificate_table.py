@@ -45,7 +45,7 @@ def parse_certificate_table(raw: bytes) -> dict[uuid.UUID, bytes]:
 
 
 def chain_of_table(table: dict[uuid.UUID, bytes], *, vlek: bool) -> tuple[bytes, ...]:
-    """DER, leaf first: VLEK or VCEK, then ASK and ARK where they are; empty without the leaf.
+    """Return DER, leaf first: VLEK or VCEK, then ASK and ARK if present; empty without a leaf.
 
     An entry is DER by the document; hosts put in files as they find them, PEM too.
     """
@@ -64,7 +64,7 @@ def _ders(entry: bytes) -> tuple[bytes, ...]:
 
 
 def build_certificate_table(entries: dict[uuid.UUID, bytes]) -> bytes:
-    """The reverse of :func:`parse_certificate_table`, as hosts write it."""
+    """Build a certificate table as hosts write it, the reverse of parsing."""
     offset = (len(entries) + 1) * _ENTRY.size
     head, body = b"", b""
     for guid, der in entries.items():

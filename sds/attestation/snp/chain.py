@@ -105,7 +105,7 @@ def pinned_roots(
 
 @functools.cache
 def amd_certificates() -> tuple[Certificate, ...]:
-    """AMD's roots and the issuers of VCEKs and VLEKs, which ship with this package.
+    """Return AMD's roots and the issuers of VCEKs and VLEKs, which ship with this package.
 
     They complete chains and add no trust: that comes from the pins alone.
     """
@@ -171,7 +171,7 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
 
 
 def _readable(offered: Iterable[bytes]) -> list[Certificate]:
-    """Those that can be read: a helper that cannot is as good as none."""
+    """Return those that can be read; a helper certificate that cannot is left out."""
     found = []
     for der in tuple(offered)[:MAX_HELPERS]:
         try:

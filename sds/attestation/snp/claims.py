@@ -19,7 +19,7 @@ KEY_NAMES: Final = {0: "VCEK", 1: "VLEK", 7: "none"}
 
 
 def claims_of(report: Report, leaf: Leaf | None, product: Product | None) -> dict[str, str]:
-    """Every field of a report as text, by the names of ``docs/attestation.md``."""
+    """Return every field of a report as text, by the names of ``docs/attestation.md``."""
     policy = GuestPolicy(report.policy & ~0xFFFF & POLICY_KNOWN)
     claims = {
         "report_version": str(report.version),

@@ -41,7 +41,7 @@ class KeptEndorsements:
         self._kept = DirectoryEndorsements(folder)
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        """Those that are kept, or those of the source, which are kept from then on.
+        """Return the stored certificates, or fetch them from the source and store them.
 
         A folder that cannot be read or written costs a request each time, and one line in the log.
         """
@@ -70,7 +70,7 @@ class KeptEndorsements:
 
 
 def endorsed(attester: Attester, section: AttestationSection, clock: Clock) -> Attester:
-    """An attester whose evidence is completed from the sources that a section names, if any."""
+    """Make an attester that completes its evidence from the sources of a section, if any."""
     sources = endorsements_of(section, clock)
     return EndorsedAttester(attester, sources) if sources else attester
 
@@ -78,7 +78,7 @@ def endorsed(attester: Attester, section: AttestationSection, clock: Clock) -> A
 def endorsements_of(
     section: AttestationSection, clock: Clock, *, host: Endorsements | None = None
 ) -> tuple[Endorsements, ...]:
-    """The sources that a section names, in order: folder, host, server.
+    """Make the sources that a section names, in order: folder, host, server.
 
     Args:
         section: the configuration.

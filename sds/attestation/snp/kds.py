@@ -63,7 +63,7 @@ class KdsEndorsements:
         self._again = 0.0
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        """DER, leaf first; empty for a VLEK, which only its cloud provider gives."""
+        """Return DER, leaf first; empty for a VLEK, which only its cloud provider gives."""
         product = self._product_of(report)
         if report.signing_key != SigningKey.VCEK or product is None or not any(report.chip_id):
             return ()
@@ -148,5 +148,5 @@ class KdsEndorsements:
 
 
 def vcek_path(report: Report, product: Product) -> str:
-    """Path and query of a report's VCEK."""
+    """Return path and query of a report's VCEK."""
     return vcek_target(product, report.chip_id, report.reported_tcb)

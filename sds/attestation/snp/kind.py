@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def is_amd_root(der: bytes) -> bool:
-    """Whether a root is of this hierarchy (RSASSA-PSS)."""
+    """Say whether a root is of this hierarchy (RSASSA-PSS)."""
     try:
         Certificate.parse(der)
     except EvidenceError:

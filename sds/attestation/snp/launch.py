@@ -51,7 +51,7 @@ class Launch:
 
 
 def launch_measurement(launch: Launch, vcpus: int) -> bytes:
-    """The 48 bytes of MEASUREMENT for so many vCPUs. It blocks: it reads the files.
+    """Compute the 48 bytes of MEASUREMENT for this number of vCPUs. It blocks, to read the files.
 
     Raises:
         ConfigurationError: 1. the library is not installed; 2. the type of vCPU is not known;

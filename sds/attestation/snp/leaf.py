@@ -78,7 +78,7 @@ class Leaf:
 
     @property
     def issuer_common_name(self) -> str:
-        """CN of the ASK or ASVK of this product and kind."""
+        """Return the CN of the ASK or ASVK of this product and kind."""
         name = self.product.certificate_name
         return f"SEV-{name}" if self.kind is SigningKey.VCEK else f"SEV-VLEK-{name}"
 
@@ -187,5 +187,5 @@ def _csp_id(value: bytes) -> str:
 
 
 def describe_components(raw: bytes, product: Product) -> str:
-    """A TCB by component, for messages."""
+    """Describe a TCB by component, for messages."""
     return " ".join(f"{name}={raw[index]}" for name, index in TCB_COMPONENTS[product].items())

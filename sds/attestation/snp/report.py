@@ -107,7 +107,7 @@ class Tcb:
         return {name: self.raw[index] for name, index in TCB_COMPONENTS[product].items()}
 
     def reserved(self, product: Product) -> bytes:
-        """The bytes that no component of this product owns."""
+        """Return the bytes that no component of this product owns."""
         used = TCB_COMPONENTS[product].values()
         return bytes(value for index, value in enumerate(self.raw) if index not in used)
 
@@ -207,7 +207,7 @@ class Report:
 
     @property
     def signed(self) -> bytes:
-        """What the signature covers."""
+        """Return the bytes that the signature covers."""
         return self.raw[:SIGNED_BYTES]
 
     @property
@@ -234,7 +234,7 @@ class Report:
         return (self.key_info >> 2) & 7
 
     def reserved_spans(self) -> dict[str, bytes]:
-        """Every reserved span of this version, by its offsets: all must be zero."""
+        """Return every reserved span of this version, by its offsets; all must be zero."""
         raw = self.raw
         spans = {
             "0x04C-0x04F": raw[0x4C:0x50],
@@ -253,7 +253,7 @@ class Report:
 
 
 def product_of_cpuid(family: int, model: int) -> Product:
-    """The product that a report of version 3 or later names.
+    """Return the product that a report of version 3 or later names.
 
     Milan is family 19h, models 00h-0Fh; Genoa 10h-1Fh, with Siena and Bergamo (A0h-AFh); Turin is
     family 1Ah, models 00h-1Fh (AMD's processor programming references; 57230, section 4).

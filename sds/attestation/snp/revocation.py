@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def of_amds_kind(one: RevocationList) -> bool:
-    """Whether a list is signed with AMD's algorithm, RSASSA-PSS."""
+    """Say whether a list is signed with AMD's algorithm, RSASSA-PSS."""
     return one.signed.algorithm in PSS_ALGORITHMS
 
 

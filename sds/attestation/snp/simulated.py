@@ -240,11 +240,11 @@ class SimulatedMachine:
 
     @property
     def ark_der(self) -> bytes:
-        """The root's certificate, DER."""
+        """Return the root's certificate in DER."""
         return self.certificates[-1]
 
     def changed(self, **fields: object) -> SimulatedMachine:
-        """The same chip with other report fields (same VCEK)."""
+        """Return the same chip with other report fields (same VCEK)."""
         return replace(self, **fields)  # type: ignore[arg-type]  # names are checked by replace
 
     async def attest(self, data: ReportData) -> Evidence:
@@ -252,17 +252,17 @@ class SimulatedMachine:
         return self.evidence(data)
 
     def evidence(self, data: bytes) -> Evidence:
-        """What :meth:`attest` gives, without a loop."""
+        """Make what :meth:`attest` gives, without an event loop."""
         return Evidence(
             kind=EvidenceKind.SEV_SNP, report=self.report(data), certificates=self.certificates
         )
 
     def report(self, data: bytes) -> bytes:
-        """The 1184 bytes of a signed report (56860, table 23)."""
+        """Make the 1184 bytes of a signed report (56860, table 23)."""
         return self.sign(self.body(data))
 
     def body(self, data: bytes) -> bytes:
-        """Bytes 0 to 0x29F of a report, which is what the signature covers."""
+        """Make bytes 0 to 0x29F of a report, which the signature covers."""
         body = bytearray(SIGNED_BYTES)
         for offset, value in self._fields(data):
             body[offset : offset + len(value)] = value
@@ -307,7 +307,7 @@ class SimulatedMachine:
         return fields
 
     def to_bytes(self) -> bytes:
-        """Everything another process needs to be this machine: the chip's private key too.
+        """Encode everything that another process needs to be this machine, the chip's key too.
 
         What :meth:`changed` changed does not travel, only chip, guest measurement and TCB do.
         """
@@ -329,7 +329,7 @@ class SimulatedMachine:
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> Self:
-        """The reverse of :meth:`to_bytes`.
+        """Decode a machine; the reverse of :meth:`to_bytes`.
 
         Raises:
             EvidenceError: these bytes are not a machine.
@@ -355,7 +355,7 @@ class SimulatedMachine:
             ) from None
 
     def send(self) -> int:
-        """A descriptor, inheritable, from which a child reads this machine.
+        """Make an inheritable descriptor from which a child reads this machine.
 
         It is an anonymous memory file: nothing reaches a disk. The caller closes it after the
         child was started.

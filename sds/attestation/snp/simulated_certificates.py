@@ -47,7 +47,7 @@ def certificate(
     serial: int,
     validity: tuple[datetime, datetime],
 ) -> bytes:
-    """A certificate signed with RSASSA-PSS as AMD signs; any serial number, any extensions."""
+    """Make a certificate signed as AMD signs (RSASSA-PSS), with any serial and extensions."""
     algorithm = PSS_ALGORITHMS[0]
     content = der.sequence(
         b"\xa0\x03\x02\x01\x02",
@@ -94,7 +94,7 @@ def authority_extensions(
     key: rsa.RSAPublicKey,
     issuer: rsa.RSAPublicKey | None,
 ) -> tuple[tuple[str, bool, bytes], ...]:
-    """Every extension of an ARK (``issuer`` None), ASK or ASVK, in AMD's order.
+    """Make every extension of an ARK (``issuer`` None), ASK or ASVK, in AMD's order.
 
     Args:
         product: names the revocation list.
@@ -121,7 +121,7 @@ def _key_identifier(key: rsa.RSAPublicKey) -> bytes:
 def leaf_extensions(
     product: Product, kind: SigningKey, *, tcb: bytes, identity: bytes | str
 ) -> tuple[tuple[str, bool, bytes], ...]:
-    """AMD's extensions of a VCEK or VLEK (57230, section 3).
+    """Make AMD's extensions of a VCEK or VLEK (57230, section 3).
 
     Args:
         product: productName.
@@ -152,7 +152,7 @@ def leaf_extensions(
 
 
 def name(common_name: str) -> bytes:
-    """A distinguished name in DER, as AMD writes it."""
+    """Make a distinguished name in DER, as AMD writes it."""
     attributes = (
         ("2.5.4.11", "Engineering"),
         ("2.5.4.6", "US"),

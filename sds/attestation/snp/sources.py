@@ -43,7 +43,7 @@ class Endorsements(Protocol):
     """Where certificates for a report come from."""
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
-        """DER, leaf first, then whatever helps; empty if there is none for this report.
+        """Return DER, leaf first, then whatever helps; empty if there is none for this report.
 
         Raises:
             EndorsementUnavailableError: they cannot be had now.
@@ -118,7 +118,7 @@ class DirectoryEndorsements:
 
 
 def vcek_target(product: Product, chip_id: bytes, tcb: Tcb) -> str:
-    """Path and query of a VCEK in the layout of AMD's KDS (57230, section 4.1)."""
+    """Return path and query of a VCEK in the layout of AMD's KDS (57230, section 4.1)."""
     size = TURIN_CHIP_ID_BYTES if product is Product.TURIN else len(chip_id)
     versions = {
         _QUERY[component]: f"{version:02}" for component, version in tcb.components(product).items()
@@ -134,7 +134,7 @@ def _leaf(der: bytes) -> Leaf | None:
 
 
 def fits_report(der: bytes, report: Report) -> bool:
-    """Whether this is a leaf for the report's kind of key, chip and reported TCB."""
+    """Say whether this is a leaf for the report's kind of key, chip and reported TCB."""
     leaf = _leaf(der)
     return (
         leaf is not None

@@ -67,12 +67,12 @@ class IntelChain:
 
     @property
     def leaf(self) -> x509.Certificate:
-        """The first one."""
+        """Return the first certificate."""
         return self.certificates[0]
 
     @property
     def root(self) -> x509.Certificate:
-        """The last one."""
+        """Return the last certificate."""
         return self.certificates[-1]
 
 
@@ -207,7 +207,7 @@ def issuer_of_lists(certificate: x509.Certificate) -> Issuer:
 
 
 def of_intels_kind(one: RevocationList) -> bool:
-    """Whether a list is signed with Intel's algorithm, ECDSA with SHA-256."""
+    """Say whether a list is signed with Intel's algorithm, ECDSA with SHA-256."""
     return one.signed.algorithm == _ECDSA_SHA256
 
 
@@ -258,7 +258,7 @@ def intel_certificates() -> tuple[x509.Certificate, ...]:
 
 
 def root_digest(der: bytes) -> bytes:
-    """How a configured root is recognised.
+    """Return the digest by which a configured root is recognised.
 
     Raises:
         EvidenceError: ``certificate_malformed``: it is not a certificate.
@@ -278,6 +278,6 @@ def root_digest(der: bytes) -> bytes:
 
 
 def common_name(certificate: x509.Certificate) -> str:
-    """CN of the subject; empty if there is not exactly one."""
+    """Return the CN of the subject; empty if there is not exactly one."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""

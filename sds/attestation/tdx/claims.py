@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def claims_of_quote(
     quote: Quote, pck: Pck | None, levels: Mapping[str, TcbLevel]
 ) -> dict[str, str]:
-    """Every field of a quote as text, by the names of ``docs/attestation.md``."""
+    """Return every field of a quote as text, by the names of ``docs/attestation.md``."""
     body = quote.body
     claims = {
         "quote_version": str(quote.version),

@@ -80,7 +80,7 @@ def load_collateral(folder: Path) -> Collateral:
 
 
 def _text(path: Path) -> bytes:
-    """A text, without the NUL with which Intel's quote provider library ends it."""
+    """Read a text, without the NUL with which Intel's quote provider library ends it."""
     return _read(path).rstrip(b"\0")
 
 
@@ -139,7 +139,7 @@ def _read(path: Path) -> bytes:
 def signed_document(
     raw: bytes, *, key: ec.EllipticCurvePublicKey, expected: str, now: datetime | None
 ) -> SignedDocument:
-    """The document inside a signed body, verified over its exact bytes.
+    """Return the document inside a signed body, after verifying its exact bytes.
 
     Args:
         raw: ``{"tcbInfo": {…}, "signature": "…"}``, or ``enclaveIdentity`` or

@@ -97,7 +97,7 @@ def _key(chain: IntelChain) -> ec.EllipticCurvePublicKey:
 
 
 def _tcb_info(checks: Checks, platform: Platform, collateral: Collateral) -> TcbInfo | None:
-    """The TCB info of this kind of platform; if there is none, the reason of the best match."""
+    """Return the TCB info of this kind of platform; without one, add the best match's reason."""
     failure: EvidenceError | None = None
     other: TcbInfo | None = None
     for _, raw in collateral.tcb_infos:

@@ -40,7 +40,7 @@ class Material:
 
     @property
     def nothing(self) -> bool:
-        """Whether neither collateral nor lists are at hand."""
+        """Say whether there is neither collateral nor a list."""
         return self.collateral is None and not self.lists and self.lists_error is None
 
     def require(self, *, collateral: bool) -> None:
@@ -59,7 +59,7 @@ class Material:
 
 
 def not_amds(lists: Iterable[tuple[Path, bytes]]) -> list[tuple[Path, bytes]]:
-    """Those that AMD's algorithm did not sign: a folder may have AMD's lists too."""
+    """Return the lists that AMD's algorithm did not sign: a folder may have AMD's lists too."""
     found = []
     for origin, der in lists:
         try:

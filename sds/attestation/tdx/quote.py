@@ -84,7 +84,7 @@ class TdReport:
 
     @property
     def bound_service_td(self) -> bytes | None:
-        """A hash of bound service TDs, or None if none is bound."""
+        """Return a hash of bound service TDs, or None if none is bound."""
         extended = self.service_tds
         hashes = (
             self.mr_service_td,

@@ -186,7 +186,7 @@ _Document = TypeVar("_Document", TcbInfo, EnclaveIdentity, _Recoveries)
 
 
 def read_tcb_info(document: SignedDocument) -> TcbInfo:
-    """The document as typed values.
+    """Read the document into typed values.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: it is not TDX's TCB info of version 3, or not of
@@ -196,7 +196,7 @@ def read_tcb_info(document: SignedDocument) -> TcbInfo:
 
 
 def read_enclave_identity(document: SignedDocument) -> EnclaveIdentity:
-    """The document as typed values.
+    """Read the document into typed values.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: it is not the TD quoting enclave's identity of
@@ -206,7 +206,7 @@ def read_enclave_identity(document: SignedDocument) -> EnclaveIdentity:
 
 
 def read_recoveries(document: SignedDocument) -> list[Recovery]:
-    """The TCB recoveries of a document, the newest first.
+    """Read the TCB recoveries of a document, the newest first.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: it is not TDX's list of version 1, or not of its
@@ -233,7 +233,7 @@ def _first(error: ValidationError | RecursionError) -> str:
 
 
 def platform_level(info: TcbInfo, pck: Pck, tee_tcb_svn: bytes) -> TcbLevel:
-    """The first level that the platform reaches (QVL, 4.1.2.5.2.1).
+    """Return the first level that the platform reaches (QVL, 4.1.2.5.2.1).
 
     Every SGX component of the PCK, its PCE security version and every TDX component of the quote
     must reach the level's. With a TDX module of 1.5 or later the first two TDX components are the
@@ -259,7 +259,7 @@ def platform_level(info: TcbInfo, pck: Pck, tee_tcb_svn: bytes) -> TcbLevel:
 def module_level(
     info: TcbInfo, *, tee_tcb_svn: bytes, mr_signer: bytes, attributes: bytes
 ) -> TcbLevel | None:
-    """The TDX module's level; None for modules before 1.5, which have none of their own.
+    """Return the TDX module's level; None for modules before 1.5, which have no level of their own.
 
     Raises:
         EvidenceError: ``tdx_module``: the collateral knows no such module, or its signer or
@@ -287,7 +287,7 @@ def module_level(
 
 
 def enclave_level(identity: EnclaveIdentity, security_version: int) -> TcbLevel:
-    """The quoting enclave's level.
+    """Return the quoting enclave's level.
 
     Raises:
         EvidenceError: ``tcb_status``: it reaches none (QVL, "TCB not supported").
@@ -341,7 +341,7 @@ def _advised(level: TcbLevel, platform: str) -> TcbLevel:
 
 
 def _newest(info: TcbInfo, svn: bytes) -> bool:
-    """Whether the module that runs now reaches the newest level of everything it counts in."""
+    """Say whether the running module reaches the newest level in everything that it counts in."""
     if not info.levels:
         return False
     tdx = info.levels[0].tcb.tdx
@@ -375,7 +375,7 @@ def _level(level: _Level) -> TcbLevel:
 
 
 def same_under_mask(value: bytes, mask: str, wanted: str) -> bool:
-    """Whether the bits of ``mask`` are those of ``wanted`` (both hex), all of one length."""
+    """Say whether the bits of ``mask`` equal those of ``wanted`` (both hex, of one length)."""
     bits, right = bytes.fromhex(mask), bytes.fromhex(wanted)
     return len(value) == len(bits) == len(right) and right == bytes(
         have & keep for have, keep in zip(value, bits, strict=True)

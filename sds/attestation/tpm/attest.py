@@ -128,7 +128,7 @@ def _banks(reader: TpmReader) -> tuple[Bank, ...]:
 
 
 def describe_attest(raw: bytes) -> dict[str, str]:
-    """A TPM's statement as text; nothing is verified.
+    """Describe a TPM's statement as text; nothing is verified.
 
     Raises:
         EvidenceMalformedError: it cannot be laid out.
@@ -148,7 +148,7 @@ def describe_attest(raw: bytes) -> dict[str, str]:
 
 
 def selection(banks: tuple[Bank, ...]) -> bytes:
-    """A TPML_PCR_SELECTION (section 10.9.7)."""
+    """Encode a TPML_PCR_SELECTION (section 10.9.7)."""
     written = len(banks).to_bytes(4, "big")
     for bank in banks:
         bits = sum(1 << pcr for pcr in bank.pcrs)

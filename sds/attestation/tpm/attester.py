@@ -132,7 +132,7 @@ class TpmAttester:
 
 
 def _endorsement(tpm: Tpm) -> tuple[bytes, bytes]:
-    """Certificate (or nothing) and template of the endorsement key."""
+    """Return certificate (or nothing) and template of the endorsement key."""
     for index, template in _ENDORSEMENTS:
         try:
             contents = commands.nv_read(tpm, index)
@@ -147,7 +147,7 @@ def _endorsement(tpm: Tpm) -> tuple[bytes, bytes]:
 
 
 def tpm_attester(section: AttestationSection) -> TpmAttester:
-    """The attester that a section describes; nothing is opened yet."""
+    """Make the attester that a section describes; nothing is opened yet."""
     return TpmAttester(
         section.tpm_device or RESOURCE_MANAGER, SystemClock(), certificates=section.certificates
     )

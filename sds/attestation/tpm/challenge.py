@@ -27,7 +27,7 @@ _PROCESS_KEY: Final = os.urandom(32)
 
 
 def credential_for(endorsement: AttestationKey, name: bytes, now: datetime) -> bytes:
-    """A credential that only the TPM with both keys opens, as it travels.
+    """Make a credential that only the TPM with both keys opens, as it travels.
 
     Args:
         endorsement: the endorsement key.
@@ -51,7 +51,7 @@ def split_credential(challenge: bytes) -> tuple[bytes, bytes]:
 
 
 def proves(proof: bytes, endorsement: AttestationKey, name: bytes, now: datetime) -> bool:
-    """Whether this is the secret of a recent credential for these keys."""
+    """Say whether this is the secret of a recent credential for these keys."""
     window = _window(now)
     return any(
         hmac.compare_digest(proof, _secret(endorsement, name, each))

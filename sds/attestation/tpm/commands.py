@@ -199,7 +199,7 @@ def _nv_public(tpm: Tpm, index: int) -> tuple[int, int]:
 
 
 def nv_read(tpm: Tpm, index: int) -> bytes:
-    """All of an NV index (TPM2_NV_Read, section 31.13).
+    """Read all of an NV index (TPM2_NV_Read, section 31.13).
 
     Raises:
         EvidenceUnavailableError: it is longer than any that is read, or gives less than it says.

@@ -37,13 +37,13 @@ _EK_CERTIFICATE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 
 
 def key_digest(key: AttestationKey) -> str:
-    """SHA-256 of a key's SubjectPublicKeyInfo in hex: what ``eks`` names."""
+    """Return the SHA-256 of a key's SubjectPublicKeyInfo in hex, as ``eks`` names it."""
     spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).hexdigest()
 
 
 def endorsement_key(der: bytes) -> AttestationKey:
-    """The key of an endorsement certificate; nothing is verified.
+    """Return the key of an endorsement certificate; nothing is verified.
 
     Raises:
         EvidenceError: ``certificate_malformed``: it cannot be read, or its key cannot be used.

@@ -74,7 +74,7 @@ class PublicArea:
 
     @property
     def name(self) -> bytes:
-        """The object's name (Part 1, section 16): algorithm, and the hash of the public area."""
+        """Return the object's name (Part 1, section 16): algorithm and hash of the public area."""
         digest = hashlib.new(HASHES[self.name_algorithm], self.raw).digest()
         return self.name_algorithm.to_bytes(2, "big") + digest
 
@@ -155,7 +155,7 @@ def _rsa(reader: TpmReader) -> rsa.RSAPublicKey:
 
 
 def rsa_key(modulus: int, exponent: int) -> rsa.RSAPublicKey:
-    """An RSA key of a size that may attest.
+    """Make an RSA key of a size that may attest.
 
     Raises:
         EvidenceMalformedError: modulus and exponent are no key, or one that is too small or large.

@@ -43,7 +43,7 @@ class Piece(IntEnum):
 
 
 def pack(parts: Mapping[Piece, bytes]) -> bytes:
-    """The parts in one value."""
+    """Pack the parts into one value."""
     written = MARK
     for part, content in sorted(parts.items()):
         written += bytes([part]) + len(content).to_bytes(4, "big") + content
@@ -51,7 +51,7 @@ def pack(parts: Mapping[Piece, bytes]) -> bytes:
 
 
 def unpack(raw: bytes) -> dict[Piece, bytes]:
-    """The parts of a value.
+    """Unpack the parts of a value.
 
     Raises:
         EvidenceMalformedError: it has another layout, or a part that is not known.
@@ -78,7 +78,7 @@ def unpack(raw: bytes) -> dict[Piece, bytes]:
 
 
 def quote_of(parts: Mapping[Piece, bytes]) -> SignedQuote:
-    """The quote among the parts.
+    """Return the quote among the parts.
 
     Raises:
         EvidenceMalformedError: one of its parts is missing.
@@ -96,7 +96,7 @@ def quote_of(parts: Mapping[Piece, bytes]) -> SignedQuote:
 
 
 def parts_of(quote: SignedQuote) -> dict[Piece, bytes]:
-    """The parts of a quote."""
+    """Return the parts of a quote."""
     return {
         Piece.ATTEST: quote.attest,
         Piece.SIGNATURE: quote.signature,

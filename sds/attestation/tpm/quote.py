@@ -59,7 +59,7 @@ class VerifiedQuote:
 
 
 def qualifying_data(data: ReportData) -> bytes:
-    """What a quote is bound to, for 64 bytes of report data: their SHA-256.
+    """Return what a quote binds for 64 bytes of report data: their SHA-256.
 
     A TPM takes as many bytes as its longest digest has and two more (Part 2, section 10.4.3,
     TPM2B_DATA): 64 are too many for one without SHA-512.
@@ -127,7 +127,7 @@ def check_quote(
 
 
 def describe_quote(quote: SignedQuote) -> dict[str, str]:
-    """A quote as text, with the PCR values beside it; nothing is verified.
+    """Describe a quote as text, with the PCR values beside it; nothing is verified.
 
     Raises:
         EvidenceMalformedError: it cannot be laid out.

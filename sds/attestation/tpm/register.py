@@ -37,7 +37,7 @@ class PcrRegister:
         self._pcr = pcr
 
     def read(self) -> bytes:
-        """The value now.
+        """Read the register's value now.
 
         Raises:
             ConfigurationError: ``runtime_register``: the TPM does not give it.

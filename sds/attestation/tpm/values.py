@@ -66,7 +66,7 @@ _Values = TypeVar("_Values", bound=BaseModel)
 
 
 def own_values(kind: str, model: type[_Values], values: ReferenceValues) -> _Values:
-    """What ``others`` demands of one kind.
+    """Return what ``others`` demands of one kind.
 
     Raises:
         EvidenceError: it is not what may be demanded of it.

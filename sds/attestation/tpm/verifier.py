@@ -64,7 +64,7 @@ class TpmValues(PcrValues):
 
     @property
     def roots(self) -> tuple[bytes, ...]:
-        """DER of ``ek_roots``."""
+        """Return the DER of ``ek_roots``."""
         return tuple(
             der
             for text in self.ek_roots
@@ -160,7 +160,7 @@ class TpmVerifier(KindExaminer):
     def _endorsement(
         self, evidence: Evidence, parts: Mapping[Piece, bytes], now: datetime
     ) -> AttestationKey:
-        """The endorsement key, where policy trusts it."""
+        """Return the endorsement key, if policy trusts it."""
         if evidence.certificates:
             key = endorsement_key(evidence.certificates[0])
         elif Piece.ENDORSEMENT in parts:

@@ -68,7 +68,7 @@ class TpmReader:
         self._at = 0
 
     def take(self, size: int) -> bytes:
-        """The next ``size`` bytes.
+        """Take the next ``size`` bytes.
 
         Raises:
             EvidenceMalformedError: there are fewer.
@@ -83,11 +83,11 @@ class TpmReader:
         return found
 
     def number(self, size: int) -> int:
-        """An unsigned number of ``size`` bytes."""
+        """Read an unsigned number of ``size`` bytes."""
         return int.from_bytes(self.take(size), "big")
 
     def sized(self) -> bytes:
-        """A TPM2B: its size in two bytes, and so many bytes (section 10.4.1).
+        """Read a TPM2B: its size in two bytes, and then its content (section 10.4.1).
 
         Raises:
             EvidenceMalformedError: there are fewer, or it is longer than any that is used.
@@ -98,7 +98,7 @@ class TpmReader:
         return self.take(size)
 
     def rest(self) -> bytes:
-        """Every byte that is left."""
+        """Return all remaining bytes."""
         return self.take(len(self._raw) - self._at)
 
     def done(self) -> None:
@@ -114,5 +114,5 @@ class TpmReader:
 
 
 def sized(content: bytes) -> bytes:
-    """A TPM2B of ``content`` (section 10.4.1)."""
+    """Encode ``content`` as a TPM2B (section 10.4.1)."""
     return struct.pack(">H", len(content)) + content

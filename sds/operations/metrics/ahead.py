@@ -24,12 +24,12 @@ class MintedAhead(Protocol):
 
     @property
     def waiting(self) -> int:
-        """Identities that are kept for callers who may come."""
+        """Return how many identities are kept for callers that may come."""
         ...
 
     @property
     def outcomes(self) -> Mapping[str, int]:
-        """What became of others: how many by outcome."""
+        """Return what became of the others: how many by outcome."""
         ...
 
 

@@ -23,15 +23,15 @@ class CollateralSource(Protocol):
     """What judges evidence by files."""
 
     def collateral(self) -> Sequence[CollateralFile]:
-        """The files in force."""
+        """Return the files in force."""
         ...
 
     def collateral_failures(self) -> tuple[int, int]:
-        """How often the files could not be used, and how often none could be fetched."""
+        """Return how often the files could not be used, and how often they could not be fetched."""
         ...
 
     def collateral_failing(self) -> tuple[int, int]:
-        """The same, in a row: 0 after a success."""
+        """Return the same numbers since the last success."""
         ...
 
 
@@ -82,7 +82,7 @@ class CollateralCollector(Collector):
 
 
 def first_to_end(files: Iterable[CollateralFile]) -> Iterable[CollateralFile]:
-    """One file for each name: of two folders, the one that ends first."""
+    """Return one file for each name: of two folders, the one that expires first."""
     found: dict[str, CollateralFile] = {}
     for one in files:
         before = found.get(one.name)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def handler(registry: CollectorRegistry) -> HttpHandler:
-    """A handler: OpenMetrics where ``Accept`` asks for it, else Prometheus text."""
+    """Make a handler: OpenMetrics if ``Accept`` asks for it, else Prometheus text."""
 
     def metrics(request: HttpRequest) -> HttpAnswer:
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))

@@ -53,7 +53,7 @@ class Reasons:
         self._seen: set[str] = set()
 
     def label(self, value: str) -> str:
-        """The value itself, or ``other`` if there are too many already."""
+        """Return the value itself, or ``other`` if there are too many already."""
         if value in self._known or value in self._seen:
             return value
         if len(self._seen) >= MAX_REASONS:

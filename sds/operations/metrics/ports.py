@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def reason_of(error: BaseException) -> str:
-    """The label of an error: the authority's own reason, ours, ``cancelled`` or ``internal``."""
+    """Return an error's label: the authority's reason, ours, ``cancelled`` or ``internal``."""
     if isinstance(error, AuthorityRefusedError):
         return error.wire_reason
     if isinstance(error, SdsError):

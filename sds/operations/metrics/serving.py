@@ -30,7 +30,7 @@ NACK_REASONS: Final = (*dict.fromkeys(reason for _, reason in _WORDS), OTHER_REA
 
 
 def nack_reason(words: str) -> str:
-    """The reason label for what a client wrote when it refused a secret."""
+    """Return the reason label for what a client wrote when it refused a secret."""
     lowered = words.lower()
     return next((reason for word, reason in _WORDS if word in lowered), OTHER_REASON)
 

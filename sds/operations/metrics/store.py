@@ -110,7 +110,7 @@ class StoreCollector:
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """The samples of this moment (prometheus-client's custom collector)."""
+        """Collect the samples of this moment (prometheus-client's custom collector)."""
         served = list(self._store.svids().values())
         wanted = self.wanted()
         yield _gauge("sds_svids", "SVIDs that are served.", len(served))
@@ -176,7 +176,7 @@ class StoreCollector:
         yield left
 
     def describe(self) -> Iterable[Metric]:
-        """Names without values, so that registering does not read the store."""
+        """Return names without values, so that registering does not read the store."""
         return []
 
 
@@ -185,5 +185,5 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 
 def _is_expired(one: IdentityStatus) -> bool:
-    """Whether an identity had an SVID and has none now."""
+    """Say whether an identity had an SVID and has none now."""
     return one.rotations > 0 and one.not_after is None

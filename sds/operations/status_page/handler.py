@@ -26,7 +26,7 @@ _REST: Final = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def handler(look: Callable[[], AgentState]) -> HttpHandler:
-    """A handler; ``look`` reads the agent's state."""
+    """Make a handler; ``look`` reads the agent's state."""
 
     def status(request: HttpRequest) -> HttpAnswer:
         host = request.headers.get("host", "")

@@ -36,7 +36,7 @@ _TEMPLATE: Final = Environment(autoescape=True, undefined=StrictUndefined).from_
 
 
 def page(state: AgentState, *, nonce: str, refresh_seconds: int = 5) -> str:
-    """The whole document; ``nonce`` admits our style sheet to the page's own policy."""
+    """Render the whole document; ``nonce`` admits our style sheet to the page's own policy."""
     identities = sorted(state.identities, key=lambda i: (i.remaining(state.now), i.spiffe_id))
     clients = sorted(state.clients, key=lambda c: (c.workload, c.node))
     return _TEMPLATE.render(
@@ -63,7 +63,7 @@ def page(state: AgentState, *, nonce: str, refresh_seconds: int = 5) -> str:
 
 
 def duration(value: timedelta) -> str:
-    """A length of time for people: the two largest units, ``0 s`` where it is over."""
+    """Return a length of time for people: the two largest units, ``0 s`` if it is over."""
     seconds = int(value.total_seconds())
     if seconds <= 0:
         return "0 s"

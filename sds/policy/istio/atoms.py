@@ -69,7 +69,7 @@ class Denial:
 
 
 def remainder(atom: Atom, denial: Denial) -> list[Atom]:
-    """What the atom still allows."""
+    """Return what the atom still allows."""
     if not any(target.intersection(atom.target) for target in denial.targets):
         return [atom]
     left: dict[Atom, None] = {}
@@ -80,7 +80,7 @@ def remainder(atom: Atom, denial: Denial) -> list[Atom]:
 
 
 def _unmet(atom: Atom, condition: Condition) -> Iterator[Atom]:
-    """The part of the atom that does not meet the condition."""
+    """Return the part of the atom that does not meet the condition."""
     if condition.what == "never":
         yield atom
     elif condition.what == "source":
@@ -128,5 +128,5 @@ def _rest(globs: Iterable[Glob], condition: Condition) -> Iterator[Glob]:
 
 
 def _without_empty(both: Glob, glob: Glob) -> bool:
-    """A star of a path stands for no empty segment, which an intersection cannot know."""
+    """Say whether no star stands for an empty segment, which an intersection cannot know."""
     return all(part or not has_star(own) for own, part in zip(glob.parts, both.parts, strict=False))

@@ -43,7 +43,7 @@ class Conditions:
     def of(
         self, manifest: Manifest, rule: Spot, *, denies: bool
     ) -> Iterator[tuple[Condition, ...]]:
-        """Each combination of ``from`` and ``to``, with every ``when``."""
+        """Return each combination of ``from`` and ``to``, with every ``when``."""
         nothing = Spot({}, rule.file, rule.node)
         sources = [one.get("source") for one in rule.get("from").items()] or [nothing]
         operations = [one.get("operation") for one in rule.get("to").items()] or [nothing]
@@ -76,7 +76,7 @@ class Conditions:
     def _condition(
         self, manifest: Manifest, name: str, spot: Spot, known: set[str], *, denies: bool
     ) -> Condition | None:
-        """One field; None if it cannot be said (found and told)."""
+        """Convert one field; None if it cannot be expressed (found and reported)."""
         plain = f"{name[3:4].lower()}{name[4:]}" if name.startswith("not") else name
         effect = "more is denied" if denies else "the rule is left out"
         if plain not in known:

@@ -153,7 +153,7 @@ class _Converter:
             ]
 
     def _targets(self, manifest: Manifest, spec: Spot) -> tuple[list[Glob], bool]:
-        """Whom it applies to, and whether that is all that is known (else it is wider)."""
+        """Return whom it applies to, and whether that is exact (else it is wider)."""
         namespace = "*" if manifest.namespace == self._root else manifest.namespace
         whole = [self._names.target(namespace)]
         for name in ("targetRef", "targetRefs"):
@@ -236,7 +236,7 @@ class _Converter:
 
 
 def _written(atoms: list[Atom]) -> Iterator[dict[str, Any]]:
-    """The atoms as few rules, in the form of a policy document."""
+    """Write the atoms as few rules, in the form of a policy document."""
     by_pair: dict[tuple[Glob, Glob], dict[RequestPattern, None]] = {}
     for atom in atoms:
         by_pair.setdefault((atom.source, atom.target), {})[atom.request] = None

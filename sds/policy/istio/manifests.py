@@ -55,7 +55,7 @@ class Spot:
         return 1 if self.node is None else int(self.node.start_mark.line) + 1
 
     def get(self, name: str) -> Spot:
-        """The field of this name; its value is None if there is none."""
+        """Return the field of this name; its value is None if there is none."""
         if not isinstance(self.value, dict) or name not in self.value:
             return Spot(None, self.file, self.node)
         for key, node in getattr(self.node, "value", ()):
@@ -64,27 +64,27 @@ class Spot:
         return Spot(self.value[name], self.file, self.node)
 
     def at(self, *names: str) -> Spot:
-        """The field at the end of this path."""
+        """Return the field at the end of this path."""
         spot = self
         for name in names:
             spot = spot.get(name)
         return spot
 
     def items(self) -> Iterator[Spot]:
-        """The members of a list; none where it is not one."""
+        """Return the members of a list; none where it is not one."""
         if isinstance(self.value, list):
             nodes = getattr(self.node, "value", [None] * len(self.value))
             for value, node in zip(self.value, nodes, strict=False):
                 yield Spot(value, self.file, node)
 
     def fields(self) -> Iterator[tuple[str, Spot]]:
-        """The fields of a mapping; none where it is not one."""
+        """Return the fields of a mapping; none where it is not one."""
         if isinstance(self.value, dict):
             for name in self.value:
                 yield str(name), self.get(str(name))
 
     def finding(self, text: str, *, narrows: bool = True) -> Finding:
-        """A finding about this value."""
+        """Make a finding about this value."""
         return Finding(file=self.file, line=self.line, text=text, narrows=narrows)
 
 
@@ -112,7 +112,7 @@ class Manifest:
 
 
 def read_manifests(paths: Sequence[Path]) -> list[Manifest]:
-    """Every object in these files, those of a ``List`` one by one.
+    """Return every object in these files, those of a ``List`` one by one.
 
     Raises:
         ConfigurationError: a file cannot be read, is not strict YAML, or is too large.
@@ -125,7 +125,7 @@ def read_manifests(paths: Sequence[Path]) -> list[Manifest]:
 
 
 def parse_manifests(content: bytes, *, file: str) -> list[Manifest]:
-    """Every object in the content of one file.
+    """Return every object in the content of one file.
 
     Raises:
         ConfigurationError: it is not strict YAML.
@@ -151,12 +151,12 @@ class Workload:
     labels: Mapping[str, str]
 
     def is_selected(self, labels: Mapping[str, str]) -> bool:
-        """Whether a selector with these labels selects its pods."""
+        """Say whether a selector with these labels selects its pods."""
         return all(self.labels.get(name) == value for name, value in labels.items())
 
 
 def workloads_of(manifests: Sequence[Manifest]) -> list[Workload]:
-    """The workloads among the manifests (Pod, Deployment, StatefulSet, DaemonSet, Job, CronJob)."""
+    """Return the workloads among the manifests: a Pod, or an object that makes Pods."""
     paths = {
         "Pod": (),
         "CronJob": ("spec", "jobTemplate", "spec", "template"),

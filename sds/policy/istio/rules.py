@@ -40,7 +40,7 @@ class Names:
     foreign: tuple[str, ...] = ()
 
     def principal(self, text: str, *, denies: bool) -> list[Glob] | None:
-        """A value of ``principals`` as patterns of SPIFFE IDs; None: everybody.
+        """Convert a value of ``principals`` to patterns of SPIFFE IDs; None means everybody.
 
         Raises:
             CannotSayError: it has no pattern.
@@ -57,19 +57,19 @@ class Names:
         return [self._parsed(text, self._domain(domain), path)]
 
     def namespace(self, text: str, *, denies: bool) -> list[Glob]:
-        """A value of ``namespaces``: every account of these namespaces."""
+        """Convert a value of ``namespaces``: every account of these namespaces."""
         if "*" in text[:-1]:
             raise CannotSayError(f"{text!r}: a star may only end a part")
         return self._everywhere(text, f"ns/{text}/sa/*", denies=denies)
 
     def account(self, text: str, namespace: str, *, denies: bool) -> list[Glob]:
-        """A value of ``serviceAccounts``: ``account`` or ``namespace/account``."""
+        """Convert a value of ``serviceAccounts``: ``account`` or ``namespace/account``."""
         first, slash, second = text.partition("/")
         where, name = (first, second) if slash else (namespace, first)
         return self._everywhere(text, f"ns/{where}/sa/{name}", denies=denies)
 
     def _everywhere(self, text: str, path: str, *, denies: bool) -> list[Glob]:
-        """The path in our trust domain and, for a denial, in every one that a rule names."""
+        """Return the path in our trust domain and, for a denial, in every one that a rule names."""
         domains = (self.trust_domain, *(self.foreign if denies else ()))
         return [self._parsed(text, domain, path, closed=True) for domain in domains]
 
@@ -106,7 +106,7 @@ class Names:
 
 
 def paths(text: str) -> list[Glob] | None:
-    """A value of ``paths`` as patterns; None: every path.
+    """Convert a value of ``paths`` to patterns; None means every path.
 
     Raises:
         CannotSayError: it has no pattern.
@@ -136,7 +136,7 @@ def _path(text: str) -> Glob:
 
 
 def host(text: str, *, denies: bool) -> Glob | None:
-    """A value of ``hosts`` as a pattern; None: every host."""
+    """Convert a value of ``hosts`` to a pattern; None means every host."""
     if text == "*":
         return None
     plain, colon, port_ = text.lower().partition(":")
@@ -153,7 +153,7 @@ def host(text: str, *, denies: bool) -> Glob | None:
 
 
 def method(text: str) -> str | None:
-    """A value of ``methods``; None: every method."""
+    """Convert a value of ``methods``; None means every method."""
     if text == "*":
         return None
     try:
@@ -163,7 +163,7 @@ def method(text: str) -> str | None:
 
 
 def port(text: str) -> int:
-    """A value of ``ports``."""
+    """Convert a value of ``ports``."""
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 65535:  # noqa: PLR2004
         raise CannotSayError(f"{text!r} is not a port")
     return int(text)

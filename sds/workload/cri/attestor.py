@@ -92,7 +92,7 @@ class CriAttestor:
             await self._clock.sleep(POLL_SECONDS)
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """The caller's container and pod, as the runtime of this guest describes them.
+        """Return the caller's container and pod, as the runtime of this guest describes them.
 
         Raises:
             PeerGoneError: the process has ended.
@@ -112,7 +112,7 @@ class CriAttestor:
             return Facts(unknown={"cri:": error, "k8s:": error}, title=f"pid {peer.pid}")
 
     async def explain(self, peer: Peer) -> tuple[str, ...]:
-        """The caller's container line by line, compared with the list that comes nearest.
+        """Compare the caller's container, line by line, with the closest list.
 
         Raises:
             WorkloadError: the runtime does not answer, or describes it in an unknown way.
@@ -142,7 +142,7 @@ class CriAttestor:
         return tuple(found)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Every new container is announced."""
+        """Announce every new container."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
@@ -200,7 +200,7 @@ class CriAttestor:
         return tuple(found or (*self._settings.pods, *listed[:_COMPARED]))
 
     async def _pod_of(self, identifier: str) -> SeenPod:
-        """The pod with this container; one that was just created or only remembered is awaited.
+        """Find the pod with this container; wait if it was just created or is only remembered.
 
         Raises:
             WorkloadError: the runtime does not list it, or describes it in an unknown way.

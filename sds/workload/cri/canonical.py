@@ -142,7 +142,7 @@ class CanonicalContainer:
 def canonical(
     name: str, image: str, spec: Any, around: Surroundings, *, container_id: str
 ) -> CanonicalContainer:
-    """The canonical form of one container.
+    """Write the canonical form of one container.
 
     Args:
         name: of the container in its pod; ``""`` for the sandbox.
@@ -171,7 +171,7 @@ def canonical(
 
 
 def executed(name: str, process: Any) -> CanonicalContainer:
-    """The canonical form of a process that is started inside a container, by a probe or a hook.
+    """Write the canonical form of a process started inside a container, by a probe or a hook.
 
     Args:
         name: of the container in its pod.
@@ -267,7 +267,7 @@ def _mount(
 
 
 def _source(source: str, destination: str, around: Surroundings, container_id: str) -> str:
-    """Where a bind mount comes from, without what differs from pod to pod."""
+    """Return where a bind mount comes from, without what differs from pod to pod."""
     for each in around.runtime:
         own = f"{each}/io.containerd.grpc.v1.cri/containers/{container_id}/volumes/"
         if source.startswith(own) and _IMAGE_VOLUME.fullmatch(source.removeprefix(own)):
@@ -283,7 +283,7 @@ def _source(source: str, destination: str, around: Surroundings, container_id: s
 
 
 def _kubelets(rest: str, destination: str) -> str | None:
-    """A place below the kubelet's directory of the pod; None if it is none that we know."""
+    """Return a known place below the kubelet's directory of the pod; None for any other."""
     if (rest, destination) == ("etc-hosts", "/etc/hosts"):
         return "kubelet etc-hosts"
     if _TERMINATION.fullmatch(rest):
@@ -298,7 +298,7 @@ def _kubelets(rest: str, destination: str) -> str | None:
 
 
 def _annotations(found: Mapping[str, Any], name: str, around: Surroundings) -> Iterator[str]:
-    """What may change how a runtime or a hook runs the container; the runtime's own are checked."""
+    """Return annotations that may change how a container runs; the runtime's own are checked."""
     expected = {
         "sandbox-id": around.sandbox_id,
         "sandbox-uid": around.pod_uid,

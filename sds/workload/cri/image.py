@@ -114,7 +114,7 @@ def _read(read: Any) -> ImageContent:
 
 
 def _one(manifests: list[dict[str, Any]]) -> str:
-    """The one image for Linux on this architecture's nodes; attestations beside it do not count."""
+    """Return the one image for Linux on this architecture; attestations beside it do not count."""
     found = [
         each
         for each in manifests

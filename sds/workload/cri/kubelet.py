@@ -124,7 +124,7 @@ class AskedContainer:
 
 
 def asked(spec: Mapping[str, Any], *, kubelet: str) -> tuple[AskedContainer, ...]:
-    """Every container and init container of a Pod.
+    """Return every container and init container of a Pod.
 
     Args:
         spec: of the Pod as admission left it, decoded.

@@ -21,7 +21,7 @@ _PROBES: Final = ("livenessProbe", "readinessProbe", "startupProbe")
 
 
 def differences(spec: Mapping[str, Any], seen: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
-    """What differs, in words; empty if nothing does.
+    """Return what differs, in words; empty if nothing does.
 
     Args:
         spec: of the Pod, decoded.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compared(seen: Sequence[str], pods: Iterable[PodContents]) -> tuple[str, ...]:
-    """The container's lines, marked.
+    """Return the container's lines, each marked as equal, missing or additional.
 
     Args:
         seen: its canonical form.

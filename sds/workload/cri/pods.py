@@ -71,11 +71,11 @@ class SeenPod:
     containers: dict[str, SeenContainer] = field(default_factory=dict)
 
     def holds(self, contents: PodContents) -> bool:
-        """Whether the pod is what ``contents`` lists, and nothing was missed."""
+        """Say whether the pod is what ``contents`` lists, and nothing was missed."""
         return not self.missed and not self.differs(contents)
 
     def differs(self, contents: PodContents) -> tuple[str, ...]:
-        """What of the pod is not listed, in words."""
+        """Return what of the pod is not listed, in words."""
         found = [] if self.digest == contents.sandbox else [f"the sandbox {self.digest}"]
         found += [
             f"container {each.name} (attempt {each.attempt}) {each.digest}"
@@ -114,7 +114,7 @@ class SeenPods:
         self._read()
 
     def around(self, sandbox_id: str, pod: SeenPod) -> Surroundings:
-        """What containers of this pod are compared with."""
+        """Return what containers of this pod are compared with."""
         return Surroundings(
             pod_uid=pod.uid,
             sandbox_id=sandbox_id,
@@ -124,7 +124,7 @@ class SeenPods:
         )
 
     def add_sandbox(self, sandbox_id: str, said: DescribedContainer) -> SeenPod:
-        """A sandbox is seen for the first time.
+        """Note a sandbox that is seen for the first time.
 
         Raises:
             WorkloadError: its description is of an unknown form.
@@ -143,7 +143,7 @@ class SeenPods:
     def add_container(
         self, pod: SeenPod, listed: Listed, said: DescribedContainer
     ) -> CanonicalContainer:
-        """A container is seen for the first time.
+        """Note a container that is seen for the first time.
 
         Raises:
             WorkloadError: its description is of an unknown form.
@@ -237,7 +237,7 @@ def _pod(value: dict[str, Any]) -> SeenPod:
 
 
 def unlisted(pod: SeenPod, contents: Iterable[PodContents]) -> WorkloadError:
-    """Why a pod is none of these, for people: the list that it is nearest to."""
+    """Explain to people why a pod is none of these: compare it with the closest list."""
     differences = [each.differs(one) for each, one in ((pod, one) for one in contents)]
     nearest = min(differences, key=len, default=("no pod is listed",))
     return WorkloadError(

@@ -106,7 +106,7 @@ def predicted_containers(
     *,
     kubelet: str = "/var/lib/kubelet",
 ) -> dict[str, CanonicalContainer]:
-    """Each container of a Pod in canonical form, by its name.
+    """Compute each container of a Pod in canonical form, by its name.
 
     Args:
         spec: of the Pod as admission left it, decoded.
@@ -134,7 +134,7 @@ def predicted_containers(
 def predicted_sandbox(
     spec: Mapping[str, Any], image: ImageContent, node: NodeProfile
 ) -> CanonicalContainer:
-    """The sandbox of a Pod in canonical form; arguments as for :func:`predicted_containers`."""
+    """Compute the sandbox of a Pod in canonical form, from the same arguments."""
     shared = spec.get("securityContext") or {}
     config = image.config
     kinds = [
@@ -351,7 +351,7 @@ def _user(security: Mapping[str, Any], image: ImageContent, *, sandbox: bool) ->
 
 
 def _entry(table: tuple[tuple[str, ...], ...], name: str) -> tuple[str, ...] | None:
-    """The line of a user or group, by its name or number."""
+    """Return the line of a user or group, by its name or number."""
     place = 2 if name.isdecimal() else 0
     for line in table:
         if len(line) > place and line[place] == name:

@@ -89,7 +89,7 @@ class Runtime:
             await self._channel.close()
 
     async def containers(self, identifier: str = "") -> tuple[Listed, ...]:
-        """Every container that the runtime has, of every sandbox and in every state.
+        """List every container that the runtime has, of every sandbox and in every state.
 
         Args:
             identifier: only this one, if it is not empty.
@@ -115,7 +115,7 @@ class Runtime:
         )
 
     async def sandboxes(self) -> frozenset[str]:
-        """The IDs of all sandboxes that the runtime has, in every state.
+        """List the IDs of all sandboxes that the runtime has, in every state.
 
         Raises:
             WorkloadError: ``cri_unavailable``.
@@ -128,7 +128,7 @@ class Runtime:
         return frozenset(each.id for each in answer.items)
 
     async def container(self, identifier: str) -> DescribedContainer:
-        """One container.
+        """Describe one container.
 
         Raises:
             WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
@@ -141,7 +141,7 @@ class Runtime:
         return _described(answer, pod_uid="")
 
     async def sandbox(self, identifier: str) -> DescribedContainer:
-        """One sandbox.
+        """Describe one sandbox.
 
         Raises:
             WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.

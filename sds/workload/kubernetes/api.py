@@ -70,7 +70,7 @@ class ApiClient:
             await self._session.close()
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
-        """The body of a successful GET.
+        """Return the body of a successful GET.
 
         Raises:
             KubernetesError: not reached, not verified, refused, late.
@@ -79,7 +79,7 @@ class ApiClient:
             return await self._body(response, path)
 
     async def post(self, path: str, document: Mapping[str, Any]) -> bytes:
-        """The body of a successful POST of a JSON document.
+        """Return the body of a successful POST of a JSON document.
 
         Raises:
             KubernetesError: as :meth:`get`.
@@ -90,7 +90,7 @@ class ApiClient:
     async def lines(
         self, path: str, params: Mapping[str, str], *, idle_seconds: float
     ) -> AsyncIterator[bytes]:
-        """The lines of an answer that does not end, such as a watch.
+        """Yield the lines of an answer that does not end, such as a watch.
 
         Args:
             path: of the request.
@@ -181,7 +181,7 @@ class ApiClient:
         return b"".join(chunks)
 
     def _tls(self) -> ssl.SSLContext:
-        """A context with the root as it is now: certificate authorities are rotated too."""
+        """Make a context with the root as it is now: certificate authorities are rotated too."""
         server = self._server
         if server.insecure_skip_verify or server.ca_file is None:
             return _context(None)
@@ -200,7 +200,7 @@ _contexts: dict[str | None, ssl.SSLContext] = {}
 
 
 def _context(pem: str | None) -> ssl.SSLContext:
-    """One context per content of the root file: connections are reused per context.
+    """Return one context for each content of the root file: connections are reused per context.
 
     Only these roots count, and never the system's: ``ssl.create_default_context`` takes those if
     it is given an empty text. None verifies nothing (:class:`KubernetesServer` permits it to

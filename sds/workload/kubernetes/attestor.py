@@ -79,7 +79,7 @@ class KubernetesAttestor:
         self._read_cgroup = read_cgroup
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
-        """The caller's pod, its container and the Services that select the pod.
+        """Return the caller's pod, its container and the Services that select the pod.
 
         If a rule asks for facts of containers, this waits for a container that the kubelet does not
         list yet (it does so 0.2 to 0.5 s after the container's start).
@@ -107,7 +107,7 @@ class KubernetesAttestor:
         return await self._with_services(_facts(pod, group.container_id), pod)
 
     async def _with_services(self, facts: Facts, pod: Pod) -> Facts:
-        """The facts, with the Services that select the pod."""
+        """Add the Services that select the pod to the facts."""
         if self._services is None:
             return facts
         services = await self._services.selecting(

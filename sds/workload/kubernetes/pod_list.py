@@ -34,7 +34,7 @@ class KubeletPods(Protocol):
     """The kubelet."""
 
     async def get(self, path: str) -> bytes:
-        """The body of ``GET path``.
+        """Return the body of ``GET path``.
 
         Raises:
             KubernetesError: ``kubelet``: there is none.
@@ -65,15 +65,15 @@ class PodList:
 
     @property
     def size(self) -> int:
-        """How many pods are known."""
+        """Return how many pods are known."""
         return len(self._pods)
 
     def running(self) -> dict[str, Pod]:
-        """The pods of the last list that have not ended, by UID."""
+        """Return the pods of the last list that have not ended, by UID."""
         return {uid: pod for uid, pod in self._pods.items() if not pod.over}
 
     def get(self, uid: str) -> Pod | None:
-        """The pod with this UID in the last list."""
+        """Return the pod with this UID in the last list."""
         return self._pods.get(uid)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -106,7 +106,7 @@ class PodList:
         max_age: float,
         patience: float,
     ) -> Pod:
-        """The pod with this UID.
+        """Return the pod with this UID.
 
         Args:
             uid: of the pod.
@@ -180,7 +180,7 @@ class PodList:
 
 
 async def _parsed(body: bytes) -> dict[str, Pod]:
-    """The pods of an answer.
+    """Parse the pods of an answer.
 
     Raises:
         KubernetesError: ``kubelet``: it is no list of pods.

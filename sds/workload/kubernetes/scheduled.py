@@ -45,7 +45,7 @@ class ScheduledPods:
         return changed
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
-        """One event of a watch; whether anything changed."""
+        """Apply one event of a watch, and say whether anything changed."""
         pod, uid = _pod(item), item["metadata"]["uid"]
         before = self._by_uid.pop(uid, None)
         if before is not None:
@@ -56,7 +56,7 @@ class ScheduledPods:
         return before != pod
 
     def runs(self, uid: str, node: str) -> bool:
-        """Whether the pod with this UID is on this node."""
+        """Say whether the pod with this UID is on this node."""
         pod = self._by_uid.get(uid)
         return pod is not None and pod.node == node
 

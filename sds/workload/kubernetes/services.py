@@ -64,12 +64,12 @@ class ServiceIndex:
         return fresh != old
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
-        """One event of a watch; whether anything changed."""
+        """Apply one event of a watch, and say whether anything changed."""
         name, selector = _service(item)
         return self.remove(name) if kind == "DELETED" else self.put(name, selector)
 
     def selecting(self, namespace: str, labels: Mapping[str, str]) -> frozenset[ServiceName]:
-        """The Services whose selector these labels satisfy."""
+        """Return the Services whose selector these labels satisfy."""
         key = (namespace, frozenset(labels.items()))
         found = self._found.get(key)
         if found is None:
@@ -96,12 +96,12 @@ class ServiceWatch:
 
     @property
     def error(self) -> KubernetesError | None:
-        """Why Services are not followed now."""
+        """Return why Services are not followed now."""
         return self._watch.error
 
     @property
     def synced(self) -> bool:
-        """Whether a whole list was read once."""
+        """Say whether a whole list was read once."""
         return self._watch.synced.is_set()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -115,7 +115,7 @@ class ServiceWatch:
     async def selecting(
         self, namespace: str, labels: Mapping[str, str], *, patience: float
     ) -> frozenset[ServiceName]:
-        """The Services that select such a pod; waits for the first list, bounded.
+        """Return the Services that select such a pod; wait for the first list, bounded.
 
         Without a list in time the answer is empty: the SPIFFE ID, not a DNS name, is what callers
         are authenticated by, and the names follow as soon as the list is there.

@@ -82,7 +82,7 @@ class KubernetesSettings(Settings):
 
 
 def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> KubernetesServer:
-    """Where the kubelet is.
+    """Return where the kubelet is.
 
     Raises:
         ConfigurationError: neither configured nor in the environment, or not allowed.
@@ -100,7 +100,7 @@ def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> 
 
 
 def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> KubernetesServer:
-    """Where the API server is.
+    """Return where the API server is.
 
     Raises:
         ConfigurationError: neither configured nor in the environment, or not allowed.
@@ -136,7 +136,7 @@ def _server(
 
 
 def _host(address: str) -> str:
-    """The address as a URL writes it: IPv6 in brackets."""
+    """Return the address as a URL writes it: IPv6 in brackets."""
     try:
         version = ipaddress.ip_address(address).version
     except ValueError:

@@ -48,7 +48,7 @@ class WatchedServer(Protocol):
     """The API server."""
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
-        """The body of a GET.
+        """Return the body of a GET.
 
         Raises:
             KubernetesError: ``kubernetes_api``: there is none.
@@ -58,7 +58,7 @@ class WatchedServer(Protocol):
     def lines(
         self, path: str, params: Mapping[str, str], *, idle_seconds: float
     ) -> AsyncIterator[bytes]:
-        """The lines of a watch.
+        """Yield the lines of a watch.
 
         Raises:
             KubernetesError: ``kubernetes_api``: it broke.
