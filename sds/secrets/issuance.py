@@ -219,7 +219,7 @@ class IssuanceQueue:
             _answer_all(batch, NoCredentials(error=error, draw=draw, shared=True))
         except (Exception, asyncio.CancelledError) as error:
             # An error that a library raises, or a cancellation that it makes, fails this one
-            # # request. A cancellation of this task itself takes effect after the answers.
+            # request. A cancellation of this task itself takes effect after the answers.
             if not is_cancelled():
                 report("issuance", error)
             failure = AuthorityUnavailableError(

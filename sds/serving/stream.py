@@ -305,5 +305,5 @@ class Stream:
         for conversation in self.conversations.values():
             yield from conversation.close()
         # Break circles of references here instead of waiting for the garbage collector, because a
-        # # snapshot contains private keys.
+        # snapshot contains private keys.
         self.conversations.clear()

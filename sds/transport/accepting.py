@@ -1,8 +1,9 @@
 """Accepts connections on one listening socket.
 
-Owns the socket. Invariants: at most :data:`_ACCEPTS_AT_ONCE` are taken in one turn of the loop, and
-what all sockets together take is bounded (:mod:`sds.transport.turns`); a fault with one connection
-ends that one; out of descriptors, callers stay in the queue for a moment, and the log says so.
+Owns the socket. Invariants: it takes at most :data:`_ACCEPTS_AT_ONCE` connections in one turn of
+the loop, and the time for all sockets together is bounded (:mod:`sds.transport.turns`); a fault
+with one connection ends that one; if the process has no descriptors left, callers stay in the queue
+for a moment, and the log says so.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ _CREDENTIALS: Final = struct.Struct("3i")
 
 
 class Acceptor:
-    """See the module.
+    """Accepts on one listening socket.
 
     Args:
-        listener: bound and listening; ours from now on.
-        loop: where it is watched.
-        take: is given each connection, which it owns.
+        listener: a bound and listening socket, which this object owns from now on.
+        loop: the event loop that watches it.
+        take: gets each connection, and owns it.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Acceptor:
         loop.add_reader(listener.fileno(), self._accept_some)
 
     def close(self) -> None:
-        """Accept nobody new; a second call does nothing."""
+        """Accept no new connection; a second call does nothing."""
         if self._listener.fileno() == -1:
             return
         if self._pausing is not None:
@@ -137,12 +138,12 @@ def accept_some(
 def hung_up(accepted: socket.socket) -> bool:
     """Say whether the client has already closed its end; then others are served first.
 
-    Serving a connection costs ten times as much as finding this out, and a client that connects
-    and leaves again and again fills the queue. One that has only ended its own sending still reads,
+    Serving a connection costs ten times as much as this check, and a client that connects and
+    leaves again and again fills the queue. A client that only ended its own sending still reads,
     and is served (unix(7) and poll(2): POLLHUP, not POLLRDHUP).
     """
     poll = select.poll()
-    poll.register(accepted, 0)  # POLLHUP is always told
+    poll.register(accepted, 0)  # POLLHUP is always reported
     return bool(poll.poll(0))
 
 
@@ -161,18 +162,18 @@ def process_of(accepted: socket.socket) -> int:
 
 
 def turn_away(accepted: socket.socket, text: str) -> None:
-    """Close a connection that nobody serves, and tell the client why.
+    """Close a connection that is not served, and tell the client why.
 
-    Only GOAWAY is sent, and no SETTINGS before it: a client that was greeted counts as connected.
-    Those of gRPC's C core then connect again at once, with a whole processor, for as long as their
-    calls may wait. Without SETTINGS the attempt has failed: calls end with UNAVAILABLE, and the
-    next attempts are a second and more apart ("gRPC Connection Backoff Protocol").
+    Only GOAWAY is sent, without SETTINGS before it, because SETTINGS make a client count as
+    connected. Clients of gRPC's C core would then connect again at once, over and over, for as long
+    as their calls may wait. Without SETTINGS the attempt has failed: calls end with UNAVAILABLE,
+    and the next attempts are a second and more apart ("gRPC Connection Backoff Protocol").
     """
     try:
         accepted.setblocking(False)  # noqa: FBT003  the socket's own method
         accepted.send(_farewell(text))
     except OSError:
-        pass  # it does not listen
+        pass  # the client does not listen
     finally:
         accepted.close()
 

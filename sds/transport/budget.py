@@ -1,16 +1,17 @@
-"""What each owner of connections may use: one budget, on all sockets, that survives reconnecting.
+"""The budget of each owner of connections: one for all sockets, and it survives reconnecting.
 
 An owner is a pod, or a user outside pods; the code that accepts says which. Owns what each uses
 now (connections, streams, bytes) and what it used lately (processor time, refused calls, log
 lines). Invariants:
 
-* all owners that nobody has recognised share one account, the strangers';
-* what was used lately is forgotten only when it counts no more, so no owner gains by going away,
-  and none by coming under many names;
-* an owner that exceeds its budget gets a :class:`~sds.errors.LimitError` that says what and how
-  much; this is counted by owner and logged once in :data:`SAID_SECONDS`.
+* all owners that nobody has recognised share one account, that of strangers;
+* what was used lately is forgotten only when it no longer counts, so an owner gains nothing by
+going
+  away, nor by coming under many names;
+* an owner that exceeds its budget gets a :class:`~sds.errors.LimitError` that names the limit; this
+  is counted by owner and logged once in :data:`SAID_SECONDS`.
 
-Nothing here reads a clock: ``now`` is seconds of a monotonic one.
+Nothing here reads a clock: ``now`` is seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("sds.transport")
 SAID_SECONDS: Final = 10.0
-"""Between two log lines about the same owner and the same limit."""
+"""Seconds between two log lines about the same owner and the same limit."""
 CONNECTION_BYTES: Final = 8 * 1024
-"""Memory of a connection with nothing on it."""
+"""Bytes of memory of a connection with nothing on it."""
 STREAM_BYTES: Final = 6 * 1024
-"""Memory of an open stream, its call and what its handler keeps of it."""
+"""Bytes of memory of an open stream, its call and what its handler keeps."""
 _MIB: Final = 1024 * 1024
 _STEP_GUESS_SECONDS: Final = 500e-6
 _STEP_WEIGHT: Final = 1 / 32
 _OTHERS: Final = "others"
 _LOOKED_AT: Final = 16
-"""Owners that are looked at to find one that can be forgotten."""
+"""How many owners are looked at to find one that can be forgotten."""
 
 
 class Account:
-    """What somebody uses now and used lately; strangers have one together."""
+    """What an owner uses now and used lately; all strangers share one account."""
 
     __slots__ = (
         "connections",
@@ -59,25 +60,25 @@ class Account:
     )
 
     def __init__(self, share: Share) -> None:
-        """Nothing is used."""
+        """Begin with nothing used."""
         self.share = share
         self.connections = self.streams = self.held = 0
         self.processor = Allowance(share.processor, share.processor_burst_seconds)
         self.refusals = Allowance(share.refusals_per_second, share.refusal_burst)
         self.lines = Allowance(share.lines_per_second, share.line_burst)
         self.step_seconds = _STEP_GUESS_SECONDS
-        """What a step of a handler may take: follows longer ones at once, shorter ones slowly."""
+        """The expected time of a handler's step; it rises at once and falls slowly."""
         self.said: dict[str, tuple[float, int]] = {}
-        """By limit: when the log last told of it, and how often it was exceeded since."""
+        """For each limit: when the log last mentioned it, and how often it was exceeded since."""
 
     def add(self, *, connections: int = 0, streams: int = 0, held: int = 0) -> None:
-        """Use so much more now."""
+        """Add to what is in use now."""
         self.connections += connections
         self.streams += streams
         self.held += held
 
     def stepped(self, seconds: float, now: float) -> None:
-        """A step of a handler took this much processor time."""
+        """Count the processor time of a handler's step."""
         self.processor.use(seconds, now)
         less = self.step_seconds + _STEP_WEIGHT * (seconds - self.step_seconds)
         self.step_seconds = max(seconds, less)
@@ -93,21 +94,21 @@ class Owner:
     """One pod, or one user outside pods; :meth:`Budgets.owner` gives it.
 
     Attributes:
-        name: for people, as ``pod 1234…`` or ``uid 1000``.
-        account: who pays: the strangers' account, until :meth:`recognise`.
-        suppressed: log lines since the last one that were too many.
+        name: for people, such as ``pod 1234…`` or ``uid 1000``.
+        account: the account that pays: that of strangers until :meth:`recognise`.
+        suppressed: how many log lines were left out since the last one.
     """
 
     __slots__ = ("_budgets", "_own", "_parties", "account", "name", "suppressed")
 
     def __init__(self, name: str, budgets: Budgets) -> None:
-        """An owner that nobody has recognised yet."""
+        """Make an owner that nobody has recognised yet."""
         self.name = name
         self.suppressed = 0
         self._budgets = budgets
         self._own = Account(budgets.share)
         self._parties: dict[str, dict[Callable[[], None], None]] = {}
-        """Connections of each process on each socket."""
+        """The connections of each process on each socket."""
         self.account = budgets.strangers
 
     @property
@@ -136,9 +137,9 @@ class Owner:
         return self._own.held
 
     def recognise(self) -> None:
-        """It has an account of its own from now on. A second call does nothing.
+        """Give the owner an account of its own from now on. A second call does nothing.
 
-        An owner for which the table of owners has no room stays a stranger.
+        If the table of owners has no room, the owner stays a stranger.
         """
         if self.recognised or not self._budgets.remember(self):
             return
@@ -152,12 +153,12 @@ class Owner:
     # --- what it uses now -----------------------------------------------------------------------
 
     def connect(self, give_way: Callable[[], None], now: float, *, party: str = "") -> None:
-        """A connection begins.
+        """Count a connection that begins.
 
         Args:
-            give_way: closes it; called where another needs the room more.
-            now: seconds.
-            party: the process and the socket. Where an owner has no room, the party with the most
+            give_way: closes the connection; called if another one needs the room more.
+            now: seconds of a monotonic clock.
+            party: the process and the socket. If the owner has no room, the party with the most
                 connections gives way to one that has less than half as many.
 
         Raises:
@@ -172,7 +173,7 @@ class Owner:
         self._add(connections=1, held=CONNECTION_BYTES)
 
     def make_room(self, party: str) -> bool:
-        """Close a connection of the greediest party, for one that has much less; whether it did."""
+        """Close one of the greediest party's connections for a smaller party; say if it did."""
         greediest = max(self._parties.values(), key=len, default={})
         if 2 * (len(self._parties.get(party, ())) + 1) > len(greediest):
             return False
@@ -192,10 +193,10 @@ class Owner:
         self._budgets.left(self, give_way)
 
     def check_stream(self, now: float) -> None:
-        """Look whether a stream that was just opened may be.
+        """Check that a stream that was just opened is within the budget.
 
         Raises:
-            LimitError: there are too many, or too much memory is held.
+            LimitError: there are too many, or too much memory is in use.
         """
         most = self.account.share.streams
         if self.account.streams > most:
@@ -203,7 +204,7 @@ class Owner:
         self.check_room(0, now)
 
     def check_room(self, count: int, now: float) -> None:
-        """Look whether ``count`` more bytes may be held.
+        """Check that ``count`` more bytes are within the budget.
 
         Raises:
             LimitError: too many would be.
@@ -214,7 +215,7 @@ class Owner:
         self._budgets.check_held(self, count, now)
 
     def change(self, *, streams: int, held: int) -> None:
-        """So many streams and bytes more (or fewer) are in use; :data:`STREAM_BYTES` included."""
+        """Count additional streams and bytes (negative: fewer); includes :data:`STREAM_BYTES`."""
         self._add(streams=streams, held=held)
 
     def _add(self, *, connections: int = 0, streams: int = 0, held: int = 0) -> None:
@@ -226,10 +227,10 @@ class Owner:
     # --- what it used lately --------------------------------------------------------------------
 
     def refused(self, now: float) -> None:
-        """A call was refused.
+        """Count a refused call.
 
         Raises:
-            LimitError: too many were, lately.
+            LimitError: too many were refused lately.
         """
         refusals = self.account.refusals
         refusals.use(1, now)
@@ -247,7 +248,7 @@ class Owner:
         return True
 
     def exceeded(self, limit: str, what: str, now: float) -> NoReturn:
-        """The owner exceeds its budget.
+        """Report that the owner exceeds its budget.
 
         Raises:
             LimitError: always; it names the owner and ``what`` it has too much of.
@@ -263,16 +264,16 @@ class Owner:
 
 
 class Budgets:
-    """All owners, and what they use together.
+    """The budgets of all owners, and what they use together.
 
     Args:
-        share: of one owner that is recognised.
-        strangers: of all others together.
-        total: of all.
+        share: the share of each recognised owner.
+        strangers: the share of all others together.
+        total: what all use together at most.
 
     Attributes:
         share: as given.
-        strangers: the account of those that nobody has recognised.
+        strangers: the account of owners that nobody has recognised.
         all: what all use together.
         exceeded: how often each limit was exceeded, by owner. Owners that are forgotten count as
             ``others``.
@@ -320,14 +321,14 @@ class Budgets:
     def admit(
         self, owner: Owner, give_way: Callable[[], None], now: float, party: str = ""
     ) -> None:
-        """A connection of this owner begins.
+        """Count a connection of this owner that begins.
 
         Raises:
             LimitError: there are too many.
         """
         self._forget_some(now, but=owner)
         total = self._total
-        # Shares are of a process with many descriptors: with few, nobody has all that there are.
+        # Shares assume a process with many descriptors; with few, no owner may take all of them.
         part = total.connections // (2 if owner.recognised else 4)
         most = min(owner.account.share.connections, part)
         if owner.recognised:
@@ -359,15 +360,15 @@ class Budgets:
         self.turned_away(owner)
 
     def turned_away(self, owner: Owner) -> None:
-        """An owner that nobody has recognised takes no place in the table without a connection."""
+        """Remove an unrecognised owner without a connection from the table."""
         if not owner.recognised and not owner.connections and self._owners.get(owner.name) is owner:
-            self._forget(owner.name)  # what it used lately is in the strangers' account
+            self._forget(owner.name)  # the strangers' account has what it used lately
 
     def check_held(self, owner: Owner, count: int, now: float) -> None:
-        """Look whether all together may hold ``count`` bytes more.
+        """Check that all owners together may use ``count`` bytes more.
 
         Raises:
-            LimitError: they may not, and the owner holds more than the part that is spared.
+            LimitError: they may not, and the owner uses more than the reserved part.
         """
         total = self._total
         after = self.all.held + count

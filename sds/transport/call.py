@@ -1,15 +1,15 @@
-"""One remote call: what a handler reads from and writes to.
+"""One remote call, from which a handler reads and to which it writes.
 
 Owns :class:`Call`, which takes the place of grpc's own ``ServicerContext``. It has the part of
 that interface that our handlers and grpc's health and reflection services use: ``peer``,
 ``invocation_metadata``, ``write``, ``abort``, and the requests as an asynchronous iterator. One
-method is ours alone: ``caller``.
+method is our own: ``caller``.
 
-Invariants: what wakes a handler is a job of its owner, and a handler that reads or writes much in
-one step waits for its owner's next turn (:mod:`sds.transport.turns`); messages that wait for a slow
-handler are not more than the stream's window and the message that is being received; a write
-returns when the transport can take another, so a slow reader holds its own handler only; after the
-call is over a write raises :class:`~sds.errors.CallEndedError`, and nothing more is sent.
+Invariants: a handler is woken by a job of its owner, and a handler that reads or writes much in one
+step waits for its owner's next turn (:mod:`sds.transport.turns`); the messages that wait for a slow
+handler take no more than the stream's window and the message that is being received; a write
+returns when the transport can take another, so a slow reader holds up only its own handler; after
+the call is over, a write raises :class:`~sds.errors.CallEndedError`, and nothing more is sent.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
     from sds.transport.turns import Turns
 
 _ENDED: Final = RequestHead(b"", "", ())
-"""The head of a call that is over: who still has the call needs none."""
+"""The head of a call that is over, which nobody needs."""
 NUMBERS: Final[dict[grpc.StatusCode, int]] = {code: code.value[0] for code in grpc.StatusCode}
 
 
 _UNNOTICED_BYTES: Final = 512
-"""Of requests that wait on one stream; :data:`~sds.transport.budget.STREAM_BYTES` has them."""
+"""Bytes of waiting requests that need no counting: they are in ``budget.STREAM_BYTES``."""
 
 
 class AbortedError(Exception):
-    """The handler ended the call with a status; raised by :meth:`Call.abort` to leave it."""
+    """Raised by :meth:`Call.abort` to leave a handler that ended its call with a status."""
 
 
 class Link(Protocol):
-    """The connection of a call, as far as the call has to know it."""
+    """What a call needs of its connection."""
 
     @property
     def peer(self) -> str:
@@ -61,7 +61,7 @@ class Link(Protocol):
         ...
 
     def send(self, stream: int, message: bytes) -> bool:
-        """Send a message, or queue what cannot be sent yet; whether another one may follow.
+        """Send a message, or queue what cannot be sent yet; say whether another one may follow.
 
         Raises:
             LimitError: it would have to wait, and the owner may not hold so much.
@@ -77,24 +77,24 @@ class Link(Protocol):
         ...
 
     def taken(self, stream: int, count: int) -> None:
-        """So many bytes of the request need no room any more."""
+        """Note that a handler took bytes of the request, so that they need no room any more."""
         ...
 
     def hold(self, count: int) -> None:
-        """So many bytes more (or less) are held for this connection.
+        """Count bytes that are held in addition for this connection; negative ones were let go.
 
         Raises:
-            LimitError: too many; they are counted nevertheless.
+            LimitError: that is too many; they count nevertheless.
         """
         ...
 
     def wake(self, future: asyncio.Future[None]) -> None:
-        """Let the handler that waits for it go on when it is the owner's turn."""
+        """Let the handler that waits for ``future`` go on when it is the owner's turn."""
         ...
 
     @property
     def turns(self) -> Turns:
-        """Of the event loop."""
+        """Return the turns of the event loop."""
         ...
 
     async def turn(self) -> None:
@@ -107,7 +107,7 @@ class Link(Protocol):
 
 
 class Call:
-    """See the module."""
+    """One call of a client; the context that its handler gets."""
 
     __slots__ = (
         "_ended",
@@ -137,7 +137,7 @@ class Call:
         most: int,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """``most``: bytes of the largest message that is taken."""
+        """Begin a call whose messages have at most ``most`` bytes."""
         self._link = link
         self._turns = link.turns
         self._stream = stream
@@ -145,10 +145,10 @@ class Call:
         self._loop = loop
         self._reader = MessageReader(most)
         self._held = self._told = 0
-        """Bytes of the head, and of requests that wait here or were given to the handler last; and
-        what the connection knows of them."""
+        """Bytes of the head and of requests that wait here or were given to the handler last; and
+        how many of them the connection was told of."""
         self._given = 0
-        """Of those, what the handler was given last: it has them until it asks for more."""
+        """Of those, the bytes that the handler was given last and has until it asks for more."""
         self._untold = 0
         self._ended = False
         self._over = False
@@ -176,13 +176,13 @@ class Call:
     def caller(self) -> Any:
         """Return the object that the connection was given at accept: who is at its other end.
 
-        Only the code that accepts and the handlers know its type; this package never looks at it.
+        Only the accepting code and the handlers know its type; this package never looks at it.
         """
         return self._link.caller
 
     @property
     def path(self) -> str:
-        """``/service/Method``."""
+        """Return ``/service/Method``."""
         return self._head.path
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
@@ -192,7 +192,7 @@ class Call:
         )
 
     async def write(self, message: bytes) -> None:
-        """Send one message; returns when the transport can take another.
+        """Send one message, and return when the transport can take another.
 
         Raises:
             CallEndedError: the call is over.
@@ -203,7 +203,7 @@ class Call:
             await self.ready()
 
     def send(self, message: bytes) -> bool:
-        """Send one message; False: before another one, wait until the call is :meth:`ready`.
+        """Send one message; return False if the next one has to wait for :meth:`ready`.
 
         Raises:
             CallEndedError: the call is over.
@@ -232,7 +232,7 @@ class Call:
         await self._link.turn()
 
     async def quiet(self) -> None:
-        """Return at once: here a status follows whatever was sent, also if the wait was cancelled.
+        """Return at once: here a status follows what was sent, even after a cancelled wait.
 
         ``grpc.aio`` needs a moment for that, and handlers run on both.
         """
@@ -251,7 +251,7 @@ class Call:
         raise AbortedError
 
     def __aiter__(self) -> Call:
-        """Return the requests, each as the bytes of one message."""
+        """Iterate over the requests, each as the bytes of one message."""
         return self
 
     async def __anext__(self) -> bytes:
@@ -306,18 +306,19 @@ class Call:
     # --- for the server -------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Count the head, which is there as long as the call.
+        """Count the head, which stays as long as the call.
 
         Raises:
-            LimitError: the owner holds too much.
+            LimitError: the owner uses too much memory.
         """
         if self._head.held:
             self._hold()
 
     def feed(self, payloads: list[memoryview], *, ended: bool) -> None:
-        """Bytes of the request came.
+        """Take bytes of the request.
 
-        A call whose client sends what is not taken is over afterwards, and has its status.
+        If the client sent something that is not accepted, the call is over afterwards and has its
+        status.
         """
         try:
             self._untold += self._reader.feed(payloads)
@@ -340,19 +341,19 @@ class Call:
         return self._over
 
     def wake_writer(self) -> None:
-        """Something that was blocked may be free now."""
+        """Wake the handler, because output that was blocked may be free now."""
         if self._wake_writer is not None:
             waiting, self._wake_writer = self._wake_writer, None
             self._link.wake(waiting)
 
     def finish(self, code: grpc.StatusCode, details: str = "") -> None:
-        """End the call with this status; does nothing where it is over."""
+        """End the call with this status; do nothing if it is over."""
         if not self._over:
             self._link.finish(self._stream, NUMBERS[code], details)
             self.close()
 
     def close(self) -> None:
-        """The stream is over, with or without a status."""
+        """Close the call, because its stream is over, with or without a status."""
         self._over = True
         self._reader = MessageReader(0)
         self._given = 0
@@ -362,15 +363,15 @@ class Call:
             self.deadline.cancel()
 
     def forget_task(self, _: asyncio.Task[None]) -> None:
-        """The handler's task is done.
+        """Forget the handler's task, which is done.
 
-        A task that was cancelled keeps the frames in which that happened, and they keep this call
-        and what it was about to write: nothing but the garbage collector would end that circle.
+        A task that was cancelled keeps the frames in which that happened. They keep this call and
+        what it was about to write, so only the garbage collector would end that circle.
         """
         self.task = None
 
     def expire(self) -> None:
-        """The client's ``grpc-timeout`` is over, perhaps that of many calls together."""
+        """End the call after the client's ``grpc-timeout``; many calls may end together."""
         self._link.soon(self._expire)
 
     # --- inside ---------------------------------------------------------------------------------
@@ -378,7 +379,7 @@ class Call:
     def _expire(self) -> bool:
         """End the call, as a job that runs once."""
         if not self._over:
-            self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the time that the client gave is over")
+            self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the client's grpc-timeout has passed")
             if self.task is not None:
                 self.task.cancel()
                 self._turns.promise(self._link.owner)

@@ -1,8 +1,8 @@
-"""The calls of one connection: opened, fed and ended as its client wants.
+"""Opens, feeds and ends the calls of one connection, as its client asks.
 
-Owns which streams carry a call and the task of each. Invariants: a call that its client or we ended
-gets nothing more at once; it is closed, and its handler hears of it, in its owner's turn, a few in
-each, however many calls end together.
+Owns the map from streams to calls, and the task of each call. Invariants: a call that its client or
+we ended gets no more input from that moment; it is closed, and its handler is told, in its owner's
+turn, a few in each turn, however many calls end together.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from sds.transport.turns import Turns
 
 _ENDED_AT_ONCE: Final = 8
-"""Handlers that hear in one job that their calls are over."""
+"""How many handlers are told in one job that their calls are over."""
 _NOT_POST: Final = plain_response(405, [(b"allow", b"POST")])
 _NOT_GRPC: Final = plain_response(415, [(b"accept", b"application/grpc")])
 
 
 class Calls:
-    """See the module.
+    """The calls of one connection.
 
     Args:
         link: the connection.
-        http2: its protocol.
-        server: whose methods it has.
-        turns: of the loop.
+        http2: the connection's protocol.
+        server: has the methods.
+        turns: the turns of the event loop.
     """
 
     __slots__ = ("_ending", "_http2", "_link_reference", "_loop", "_open", "_server", "_turns")
@@ -55,14 +55,14 @@ class Calls:
         turns: Turns,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._link_reference = weakref.ref(link)  # it owns us: no circle is left
+        self._link_reference = weakref.ref(link)  # weak, because the link owns this object
         self._http2 = http2
         self._server = server
         self._turns = turns
         self._loop = loop
         self._open: SlimDict[int, Call] = SlimDict()
         self._ending: list[Call] = []
-        """Calls that are over, whose handlers do not know it yet."""
+        """Calls that are over, whose handlers were not told yet."""
 
     @property
     def _link(self) -> ServedConnection:
@@ -72,11 +72,11 @@ class Calls:
 
     @property
     def ending(self) -> int:
-        """Calls that are over, but whose handlers still run."""
+        """Return how many calls are over while their handlers still run."""
         return len(self._ending)
 
     def on_event(self, event: Event) -> None:
-        """The client did something."""
+        """Act on what the client did."""
         match event:
             case Received():
                 call = self._open.get(event.stream)
@@ -95,17 +95,17 @@ class Calls:
                     self._cancel(call)
 
     def wake_writer(self, stream: int) -> None:
-        """What waited on a stream has been handed on."""
+        """Wake the handler of a stream on which nothing waits any more."""
         call = self._open.get(stream)
         if call is not None:
             call.wake_writer()
 
     def finished(self, stream: int) -> None:
-        """A call has its status."""
+        """Forget a call that has its status."""
         self._open.take(stream)
 
     def end_all(self) -> None:
-        """End all calls; their handlers hear of it a few at a time."""
+        """End all calls, and tell their handlers a few at a time."""
         if self._open:
             self._ending += self._open.values()
             self._open = SlimDict()
@@ -127,7 +127,7 @@ class Calls:
 
     def _feed(self, call: Call, payloads: list[memoryview], *, ended: bool) -> None:
         call.feed(payloads, ended=ended)
-        if call.over:  # what came is not a message that is taken
+        if call.over:  # the client sent something that is not accepted
             self._cancel(call)
 
     # --- a new call -----------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Calls:
             call.finish(grpc.StatusCode.INTERNAL, str(error))
             return
         if self._server.stopping:
-            call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
+            call.finish(grpc.StatusCode.UNAVAILABLE, "this server is stopping: connect again")
             return
         self._open[event.stream] = call
         if event.ended:

@@ -1,9 +1,9 @@
-"""One connected socket: reads when it is asked to, writes at once what the kernel takes.
+"""One connected socket: it reads when asked to, and writes at once what the kernel takes.
 
-Owns the descriptor and the output that the kernel has not taken. Invariants: nothing is read that
-was not asked for, so what a client sends too fast stays in the kernel; output is written in order
-and held here only, as the objects that were given; the descriptor is closed once, and nothing of
-the event loop refers to it afterwards.
+Owns the descriptor and the output that the kernel has not taken. Invariants: it reads only when
+asked to, so what a client sends too fast stays in the kernel; output is written in order and kept
+only here, as the objects that were given; the descriptor is closed once, and the event loop does
+not refer to it afterwards.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ _PIECE_BYTES: Final = 352
 """Memory of a piece of output that waits, beside its own bytes: its object, and a view of it."""
 _NOTHING: Final = memoryview(b"")
 _WRITE_BUFFERS: Final = 64
-"""Pieces of output for one call of the kernel, which takes at most 1,024 (IOV_MAX)."""
+"""The most pieces of output for one call of the kernel, which takes up to 1,024 (IOV_MAX)."""
 
 
 class SocketUser(Protocol):
-    """Who uses the socket."""
+    """The user of the socket."""
 
     def readable(self) -> None:
-        """There is something to read, or the end; asked again until it is read or paused."""
+        """Read what is there, or the end; called again until it is read or paused."""
         ...
 
     def drained(self) -> None:
-        """All output was taken, after some was not."""
+        """Note that the kernel took all output, after some had to wait."""
         ...
 
     def lost(self) -> None:
-        """The connection is over; called once, in a later turn of the loop."""
+        """Note that the connection is over; called once, in a later turn of the loop."""
         ...
 
 
 class ConnectedSocket:
-    """See the module.
+    """A connected socket on the event loop.
 
     Args:
-        connected: the socket, which is ours from now on.
-        loop: where it is watched.
-        reader: who uses it; hears of it after :meth:`resume_reading`.
-        buffer: into which it reads; sockets of one loop may share it.
+        connected: the socket, which this object owns from now on.
+        loop: the event loop that watches it.
+        reader: the user of the socket; is told of input after :meth:`resume_reading`.
+        buffer: takes what is read; sockets of one loop may share it.
 
     Attributes:
         unsent: bytes of output that the kernel has not taken.
-        written: bytes of output that were given here, since the beginning.
+        written: bytes of output that were given to this object since the beginning.
     """
 
     __slots__ = (
@@ -103,7 +103,7 @@ class ConnectedSocket:
             self._loop.add_reader(self._socket.fileno(), self._reader.readable)
 
     def pause_reading(self) -> None:
-        """Do not tell the reader."""
+        """Stop telling the reader that there is something to read."""
         if self._reading and self._socket is not None:
             self._reading = False
             self._loop.remove_reader(self._socket.fileno())
@@ -145,7 +145,7 @@ class ConnectedSocket:
             except OSError as error:
                 self._fail(error)
                 return
-            if sent == size:  # nearly always: most connections never have to keep any
+            if sent == size:  # nearly always: most connections never have to keep output
                 return
             self.unsent = size
             self._output = deque(memoryview(piece) for piece in pieces)
@@ -159,7 +159,7 @@ class ConnectedSocket:
             self._send()
 
     def _drop(self, count: int) -> None:
-        """The kernel took so many bytes of the output."""
+        """Drop bytes of the output that the kernel took."""
         output = self._output
         self.unsent -= count
         while output and count >= len(output[0]):
@@ -168,7 +168,7 @@ class ConnectedSocket:
             output[0] = output[0][count:]
 
     def _send(self) -> None:
-        """Give the kernel what it takes."""
+        """Give the kernel as much output as it takes."""
         output = self._output
         if output is None:
             return
@@ -203,7 +203,7 @@ class ConnectedSocket:
     # --- the end --------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Read no more; close once the output is taken. Who calls sets the time for that."""
+        """Read no more, and close once the output is taken; the caller limits the time."""
         if self.is_closed():
             return
         self.pause_reading()

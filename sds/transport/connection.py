@@ -3,24 +3,24 @@
 Theory of operation
 ===================
 
-``receive(data, now)`` takes bytes as they come and returns what they meant, as events;
-``take_output()`` gives the bytes that are to be written, in order. In between, the server answers
-on streams: ``send_message``, ``finish``, ``reset``. Nothing here waits: what a client's windows do
+``receive(data, now)`` takes bytes as they come and returns what they mean, as events;
+``take_output()`` gives the bytes to be written, in order. In between, the server answers on
+streams: ``send_message``, ``finish``, ``reset``. Nothing here waits: what a client's windows do
 not admit is kept in the stream's state and is sent when a WINDOW_UPDATE comes.
 
 ``receive(data, now, most)`` ends after about ``most`` units of work (:data:`FRAME_WORK` and the
 other constants). While ``busy`` is true, ``proceed(now, most)`` continues: a client that sends much
 at once waits for its own turns.
 
-Of HTTP/2 (RFC 9113) there is what a gRPC server needs: no push, no priorities (they are checked
-and ignored, section 5.3), no upgrade from HTTP/1.1. Errors of a stream are answered by RST_STREAM
-and the connection goes on; errors of the connection raise :class:`~sds.errors.Http2Error` after
-GOAWAY was queued.
+The module implements the part of HTTP/2 (RFC 9113) that a gRPC server needs: no push, no
+priorities (they are checked and ignored, section 5.3), no upgrade from HTTP/1.1. An error of a
+stream is answered by RST_STREAM and the connection goes on; an error of the connection raises
+:class:`~sds.errors.Http2Error` after GOAWAY was queued.
 
-Invariants: no state of a stream outlives it, but for the numbers of the last streams that we reset
-(frames that were on their way are ignored); what a client can make us hold is bounded by windows,
-by the size of header blocks, by ``concurrent_streams`` and by the rate of its frames; the work for
-a frame is proportional to the bytes of the frame, whatever else is open.
+Invariants: only the numbers of the last streams that we reset outlive a stream (frames that were on
+their way are ignored); windows, the size of header blocks, ``concurrent_streams`` and the rate of
+frames bound how much a client can make us keep; the work for a frame is proportional to its bytes,
+whatever else is open.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ if TYPE_CHECKING:
     from sds.transport.frame_reader import Frame
 
 FRAME_WORK: Final = 1
-"""Units of work for any frame. One is about two microseconds."""
+"""Units of work for any frame; one unit is about two microseconds."""
 OPENED_WORK: Final = 16
-"""More units for a request that begins."""
+"""Additional units for a request that begins."""
 RESET_WORK: Final = 8
-"""More units for a request that is cancelled."""
+"""Additional units for a request that is cancelled."""
 SENT_WORK: Final = 2
-"""Units for a DATA frame that a window set free."""
+"""Units for a DATA frame that a window update set free."""
 _BYTES_A_UNIT: Final = 1024
-"""Bytes of DATA that cost another unit. Their messages are taken elsewhere, by the handlers."""
+"""Bytes of DATA that cost another unit; taking the messages out of them is not counted here."""
 _BLOCK_BYTES_A_UNIT: Final = 8
 """Bytes of a header block that cost another unit, if they are Huffman's or indexes."""
 _FIELD_WORK: Final = 3
 _SETTINGS_BYTES_A_UNIT: Final = 32
 _CHUNK_OVERHEAD: Final = 256
-"""Bytes of memory for a piece that waits, beside its own."""
+"""Bytes of memory of a waiting piece beside its content."""
 _NUMBER_BYTES: Final = 4
 _PING_BYTES: Final = 8
 _GOAWAY_BYTES: Final = 8
 
 
 class Connection:
-    """See the module."""
+    """The protocol of one connection."""
 
     __slots__ = (
         "_blocks",
@@ -97,7 +97,7 @@ class Connection:
     )
 
     def __init__(self, limits: ConnectionLimits) -> None:
-        """Our settings are queued."""
+        """Begin a connection, and queue our settings."""
         self._limits = limits
         self._bucket = TokenBucket(per_second=limits.frames_per_second, burst=limits.frame_burst)
         self._decoder = HeaderDecoder()
@@ -107,7 +107,7 @@ class Connection:
         self._greeted = False
         self._taken = 0
         self._work = 0
-        """Units left of this call."""
+        """Units of work that are left for this call."""
         self._out = self._streams.out
         self._out.frame(_greeting(limits))
 
@@ -120,7 +120,7 @@ class Connection:
 
     @property
     def streams(self) -> int:
-        """Open streams."""
+        """Return how many streams are open."""
         return len(self._streams.open)
 
     @property
@@ -146,9 +146,9 @@ class Connection:
     # --- answers --------------------------------------------------------------------------------
 
     def send_message(self, number: int, message: bytes) -> bool:
-        """Send one gRPC message; False where part of it waits for the client's windows.
+        """Send one gRPC message; return False if part of it waits for the client's windows.
 
-        A stream that is over takes nothing and says True.
+        A stream that is over drops the message and returns True.
         """
         stream = self._streams.open.get(number)
         if stream is None or stream.trailers is not None:
@@ -156,14 +156,14 @@ class Connection:
         return self._out.message(stream, message)
 
     def send_now(self, number: int, message: bytes) -> bool:
-        """As :meth:`send_message`, if none of it has to wait; else False, and nothing is done."""
+        """Send one gRPC message if none of it has to wait; else do nothing and return False."""
         stream = self._streams.open.get(number)
         if stream is None or stream.trailers is not None:
             return True
         return self._out.message_now(stream, message)
 
     def finish(self, number: int, *, status: int, message: str = "") -> None:
-        """End a stream with a gRPC status, after all that waits on it."""
+        """End a stream with a gRPC status, after everything that waits on it."""
         stream = self._streams.open.get(number)
         if stream is not None and stream.trailers is None:
             stream.trailers = trailers(status, message, alone=not stream.head_sent)
@@ -191,7 +191,7 @@ class Connection:
         return self._out.waiting()
 
     def take(self, number: int, count: int) -> None:
-        """``count`` bytes of a request were taken: the client may send as many more."""
+        """Note that bytes of a request were taken, so that the client may send as many more."""
         stream = self._streams.open.get(number)
         if stream is not None and (increment := stream.take(count)):
             self._out.frame(frames.window_update(number, increment))
@@ -201,12 +201,12 @@ class Connection:
         self._out.frame(frames.goaway(self._streams.last, code, text))
 
     def drop(self) -> None:
-        """The connection is over: let go of everything that waits."""
+        """Drop everything that waits, because the connection is over."""
         self.drop_streams()
         self._out.take()
 
     def drop_streams(self) -> None:
-        """End all streams at once, and look at nothing more that was received."""
+        """End all streams at once, and ignore what was received but not looked at."""
         self._reader = FrameReader()
         self._streams.close_all()
 
@@ -224,12 +224,12 @@ class Connection:
         self._reader.keep()
 
     def receive(self, data: bytes, now: float, most: int = sys.maxsize) -> list[Event]:
-        """Take bytes as they come.
+        """Take bytes as they come, and return what they mean.
 
         Args:
             data: the next bytes of the connection.
             now: seconds of a monotonic clock.
-            most: units of work after which to stop.
+            most: stop after about this many units of work.
 
         Raises:
             Http2Error: the connection is over; GOAWAY is in the output.
@@ -252,7 +252,7 @@ class Connection:
                     self._on_frame(frame, now, events)
                 except Http2StreamError as error:
                     self._streams.drop(frame.stream, error, events)
-            # Once for all the frames, and only the streams of which something can be sent.
+            # This is done once for all frames, and only for streams on which something can be sent.
             while self._work > 0 and (stream := self._out.push()) is not None:
                 self._work -= SENT_WORK
                 if not stream.waiting:
@@ -294,7 +294,7 @@ class Connection:
             raise Http2Error(
                 "more DATA than the connection's window admits", code=ErrorCode.FLOW_CONTROL_ERROR
             )
-        # What streams hold is bounded by their own windows: the connection's opens at once.
+        # The streams' own windows bound what is kept, so the connection's window opens at once.
         if self._taken >= CONNECTION_WINDOW // 2:
             self._out.frame(frames.window_update(0, self._taken))
             self._taken = 0
@@ -332,7 +332,7 @@ class Connection:
 
     def _on_block(self, block: bytes, flags: int, number: int, events: list[Event]) -> None:
         self._work -= len(block) // _BLOCK_BYTES_A_UNIT
-        fields = self._decoder.decode(block)  # always: the tables of both sides must stay alike
+        fields = self._decoder.decode(block)  # always, to keep the tables of both sides equal
         self._work -= len(fields) * _FIELD_WORK
         ended = bool(flags & frames.END_STREAM)
         stream = self._streams.open.get(number)
@@ -400,7 +400,7 @@ class Connection:
         check_priority(frame.payload, frame.stream, Http2StreamError)
 
     def _on_goaway(self, frame: Frame, _events: list[Event]) -> None:
-        """The client opens no more streams: those that are open go on."""
+        """Do nothing: the client opens no more streams, and the open ones go on."""
         if frame.stream or len(frame.payload) < _GOAWAY_BYTES:
             raise _broken("GOAWAY is malformed")
 

@@ -1,4 +1,4 @@
-"""What a connection tells the server about what its client did.
+"""The events by which a connection tells the server what its client did.
 
 Owns the events and the limits of one connection. Invariant: an event speaks of one stream, and the
 payloads in it are views of what was received, which do not change before more is.
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """What one connection may do.
+    """The limits of one connection.
 
     Attributes:
-        concurrent_streams: streams that are open at the same time; one more is refused.
-        frames_per_second: frames other than DATA, in the long run.
-        frame_burst: such frames at once.
+        concurrent_streams: the most streams that are open at the same time; one more is refused.
+        frames_per_second: the most frames other than DATA each second, on average.
+        frame_burst: the most such frames at once.
     """
 
     concurrent_streams: int = 2_100
@@ -52,7 +52,7 @@ class Reset(NamedTuple):
 
 
 class Drained(NamedTuple):
-    """What waited on a stream has been handed on."""
+    """Nothing waits on a stream any more."""
 
     stream: int
 
@@ -61,7 +61,7 @@ Event = Opened | Received | Reset | Drained
 
 
 def add_received(events: list[Event], number: int, payload: memoryview, *, ended: bool) -> None:
-    """A large message comes in many frames; they are one event, so that its price is paid once."""
+    """Add bytes to the events; frames of one message become one event, handled once."""
     last = events[-1] if events else None
     if type(last) is Received and last.stream == number:
         last.payloads.append(payload)

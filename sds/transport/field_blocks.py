@@ -17,7 +17,7 @@ _PRIORITY_BYTES: Final = 5
 
 
 class FieldBlock(NamedTuple):
-    """A whole block, with the flags of its HEADERS frame."""
+    """A complete block, with the flags of its HEADERS frame."""
 
     stream: int
     flags: int
@@ -25,7 +25,7 @@ class FieldBlock(NamedTuple):
 
 
 class FieldBlocks:
-    """See the module."""
+    """Joins the pieces of field blocks."""
 
     __slots__ = ("_flags", "_received", "_stream", "begun")
 
@@ -42,7 +42,7 @@ class FieldBlocks:
         return 0 if self._received is None else len(self._received)
 
     def check_order(self, kind: int, number: int) -> None:
-        """A frame comes.
+        """Check that a frame may come now.
 
         Raises:
             Http2Error: it interrupts a block.
@@ -51,11 +51,11 @@ class FieldBlocks:
             raise Http2Error("a header block is interrupted", code=ErrorCode.PROTOCOL_ERROR)
 
     def headers(self, payload: memoryview, flags: int, number: int) -> FieldBlock | None:
-        """HEADERS came; the block, None while it goes on.
+        """Take HEADERS; return the block, None while it is incomplete.
 
         Raises:
-            Http2Error: the frame is malformed. The block cannot be decoded then, so it is the
-                connection's error.
+            Http2Error: the frame is malformed. The block cannot be decoded then, so it is an error
+                of the connection.
         """
         if flags & frames.PADDED:
             payload = unpad(payload)
@@ -70,7 +70,7 @@ class FieldBlocks:
         return None
 
     def continuation(self, payload: memoryview, flags: int) -> FieldBlock | None:
-        """CONTINUATION came; the block, None while it goes on.
+        """Take CONTINUATION; return the block, None while it is incomplete.
 
         Raises:
             Http2Error: it continues nothing, or the block is too large.
@@ -100,10 +100,10 @@ def unpad(payload: memoryview) -> memoryview:
 
 
 def check_priority(payload: memoryview, number: int, kind: type[Http2Error]) -> None:
-    """Priorities are ignored, but not what is malformed about them (RFC 9113, section 5.3).
+    """Refuse a malformed priority; a valid one is ignored (RFC 9113, section 5.3).
 
     Raises:
-        Http2Error: of the class ``kind``, or the connection's where no stream is named.
+        Http2Error: an error of the class ``kind``; of the connection if no stream is named.
     """
     if not number:
         raise Http2Error("PRIORITY of the connection", code=ErrorCode.PROTOCOL_ERROR)

@@ -1,9 +1,9 @@
 """What may be sent and received on one stream, and which stream sends next.
 
 Owns the state of one HTTP/2 stream (RFC 9113, section 5.1), its two windows (section 5.2), and the
-order of streams by the width of their windows. Invariants: what was queued on a stream goes out in
+order of streams by the width of their windows. Invariants: what was queued on a stream is sent in
 the order in which it came, the trailers last; a change of the client's initial window (section
-6.9.2) touches no stream, because a stream keeps only its difference to it.
+6.9.2) touches no stream, because a stream keeps only its difference to that window.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 STREAM_WINDOW: Final = 256 * 1024
-"""Bytes that a client may send on one stream before they are taken: a first request of Envoy
-(61 KB) never waits."""
+"""How many bytes a client may send on one stream before they are taken, so that a first request of
+Envoy (61 KB) never waits."""
 CONNECTION_WINDOW: Final = 16 * 1024 * 1024
 _STALE_ENTRIES: Final = 64
 
@@ -29,13 +29,13 @@ class StreamState:
     """One open stream, from the server's side.
 
     Attributes:
-        number: its identifier.
-        head_sent: the response has begun.
-        client_done: the client will send no more.
+        number: the stream's identifier.
+        head_sent: whether the response has begun.
+        client_done: whether the client has sent everything.
         credit: the send window, less the client's initial window: what WINDOW_UPDATE added and
             DATA took away. Negative once DATA was sent.
         waiting: what could not be sent yet.
-        drained: how often all that waited has been sent.
+        drained: how often everything that waited was sent.
         trailers: the block that ends the response, once nothing waits any more.
         expected: bytes that ``content-length`` still promises; None if it says nothing.
     """
@@ -54,7 +54,7 @@ class StreamState:
     )
 
     def __init__(self, number: int) -> None:
-        """A stream that a request has just opened."""
+        """Make a stream that a request has just opened."""
         self.number = number
         self.head_sent = False
         self.client_done = False
@@ -70,8 +70,8 @@ class StreamState:
         """Count a DATA frame: ``flow`` bytes of window, ``payload`` of content without padding.
 
         Raises:
-            Http2StreamError: the window is too small, the client had said that it was done, or
-                there is more than ``content-length`` says.
+            Http2StreamError: the window is too small, the client had ended the request, or there is
+                more than ``content-length`` says.
         """
         if self.client_done:
             raise Http2StreamError("DATA after the end of a stream", code=ErrorCode.STREAM_CLOSED)
@@ -86,7 +86,7 @@ class StreamState:
                 raise _length_mismatch()
 
     def end(self) -> None:
-        """The client is done.
+        """Note that the client has ended the request.
 
         Raises:
             Http2StreamError: there is less than ``content-length`` says.
@@ -96,7 +96,7 @@ class StreamState:
         self.client_done = True
 
     def take(self, count: int) -> int:
-        """``count`` received bytes were taken; the increment to announce, 0 for none yet."""
+        """Note that received bytes were taken; return the increment to announce, 0 for none yet."""
         self._taken += count
         if self._taken < STREAM_WINDOW // 2 or self.client_done:
             return 0
@@ -105,7 +105,7 @@ class StreamState:
         return increment
 
     def next_chunk(self, most: int) -> memoryview:
-        """Take at most ``most`` bytes of what waits; something waits."""
+        """Take at most ``most`` bytes of what waits; call it only if something waits."""
         first = self.waiting[0]
         if len(first) <= most:
             self.waiting.popleft()
@@ -117,24 +117,24 @@ class StreamState:
 class Widest:
     """Finds the stream with the most credit among some streams.
 
-    A heap whose entries may be out of date: a stream whose credit grew is put in again, one whose
-    credit shrank is found out when it comes to the top. So each call costs a logarithm of the
-    number of calls of :meth:`put`, whatever else is open.
+    This is a heap whose entries may be out of date: a stream whose credit grew is put in again,
+    and one whose credit shrank is corrected when it comes to the top. So each call costs the
+    logarithm of the number of calls of :meth:`put`, whatever else is open.
     """
 
     __slots__ = ("_heap",)
 
     def __init__(self) -> None:
-        """No stream is known."""
+        """Begin without streams."""
         self._heap: list[tuple[int, int]] = []
 
     def put(self, stream: StreamState, streams: Mapping[int, StreamState]) -> None:
-        """A stream joined ``streams``, or its credit grew."""
+        """Note that a stream joined ``streams``, or that its credit grew."""
         heappush(self._heap, (-stream.credit, stream.number))
         self.trim(streams)
 
     def trim(self, streams: Mapping[int, StreamState]) -> None:
-        """Let go of most that is out of date; call this when streams leave ``streams``."""
+        """Drop most entries that are out of date; call this when streams leave ``streams``."""
         heap = self._heap
         if len(heap) > 2 * len(streams) + _STALE_ENTRIES:  # as many calls paid for it
             numbers = {number for _, number in heap}

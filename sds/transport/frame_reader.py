@@ -30,7 +30,7 @@ class Frame(NamedTuple):
 
 
 class FrameReader:
-    """See the module."""
+    """Reads the frames of one connection."""
 
     __slots__ = ("_at", "_borrowed", "_data", "_greeted", "_needed", "_rest")
 
@@ -41,9 +41,9 @@ class FrameReader:
         self._borrowed = False
         """``_data`` is memory that was fed and may change."""
         self._rest: bytearray | None = None
-        """The beginning of a frame whose end has not come."""
+        """The beginning of an incomplete frame."""
         self._needed = 0
-        """Bytes that ``_rest`` has when there is something to see."""
+        """How many bytes ``_rest`` must have before it is looked at again."""
         self._greeted = False
 
     @property
@@ -61,7 +61,7 @@ class FrameReader:
     def feed(self, data: bytes | memoryview) -> None:
         """Take bytes as they come. Who fed memory that changes calls :meth:`keep` before it does.
 
-        While :attr:`has_frame`, each call copies what is held: call :meth:`next` first.
+        While :attr:`has_frame` is true, each call copies what is held, so call :meth:`next` first.
         """
         if self._at < len(self._data):
             self._data, self._at = memoryview(b"".join((self._data[self._at :], data))), 0
@@ -104,7 +104,7 @@ class FrameReader:
         length = high << 8 | low
         if length > _MOST_BYTES:
             raise Http2Error(
-                f"a frame has {length} bytes, {frames.DEFAULT_FRAME_SIZE} are admitted",
+                f"a frame has {length} bytes, more than {frames.DEFAULT_FRAME_SIZE}",
                 code=ErrorCode.FRAME_SIZE_ERROR,
             )
         size = _HEAD_BYTES + length
@@ -119,7 +119,7 @@ class FrameReader:
         return tuple.__new__(Frame, (kind, flags, number & frames.STREAM_MASK, payload))
 
     def _keep(self, needed: int) -> None:
-        """Wait until ``needed`` bytes of a frame are there."""
+        """Keep what is there until ``needed`` bytes of a frame have come."""
         if self._at < len(self._data):
             self._rest = bytearray(self._data[self._at :])
             self._needed = needed

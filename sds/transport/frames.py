@@ -1,8 +1,7 @@
 """The layout of HTTP/2 frames.
 
-Owns numbers and byte layouts of RFC 9113, sections 4, 6 and 7, and nothing that remembers.
-Invariant: what is written here can be read by any HTTP/2 peer with its settings as they are at
-the start of a connection.
+Owns numbers and byte layouts of RFC 9113, sections 4, 6 and 7, and no state. Invariant: any HTTP/2
+peer can read these frames with the initial settings of a connection.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ HEAD: Final = struct.Struct(">HBBBI")
 stream (RFC 9113, section 4.1)."""
 _SETTING: Final = struct.Struct(">HI")
 STREAM_MASK: Final = 0x7FFF_FFFF
-"""The highest bit of a stream identifier or an increment is reserved."""
+"""Masks the highest bit of a stream identifier or an increment, which is reserved."""
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY = range(8)
 WINDOW_UPDATE, CONTINUATION = 8, 9
@@ -47,7 +46,7 @@ _MOST_DEBUG_DATA: Final = 256
 
 
 class ErrorCode(enum.IntEnum):
-    """RFC 9113, section 7."""
+    """The error codes of RFC 9113, section 7."""
 
     NO_ERROR = 0
     PROTOCOL_ERROR = 1
@@ -77,7 +76,7 @@ def settings(values: dict[int, int]) -> bytes:
 
 
 def iter_settings(payload: memoryview) -> Iterator[tuple[int, int]]:
-    """Identifiers and values, in order; ``payload`` is a multiple of six bytes."""
+    """Yield identifiers and values, in order; ``payload`` is a multiple of six bytes."""
     return _SETTING.iter_unpack(payload)
 
 
@@ -87,7 +86,7 @@ def rst_stream(stream: int, code: ErrorCode) -> bytes:
 
 
 def window_update(stream: int, increment: int) -> bytes:
-    """More may be sent; stream 0 means the connection."""
+    """Encode a WINDOW_UPDATE; stream 0 means the connection."""
     return frame(WINDOW_UPDATE, 0, stream, increment.to_bytes(4, "big"))
 
 

@@ -1,8 +1,8 @@
-"""A handler run for one call, as grpc runs it.
+"""Runs a handler for one call, as grpc does.
 
 Owns how the four kinds of methods (``grpc.RpcMethodHandler``) are called, with messages or bytes.
-Invariant: when :func:`serve_call` returns, the call has a status; a handler that fails ends its own
-call only, and its error goes to the log, not to the client.
+Invariants: when :func:`serve_call` returns, the call has a status; a handler that fails ends only
+its own call; its error goes to the log, not to the client.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ async def serve_in_turns(
     gate: Admission | None,
     turns: Turns,
 ) -> None:
-    """As :func:`serve_call`; the owner of the call pays for each step."""
-    RUNS_FOR.set(call.owner)  # of this task, and of those that it starts
+    """Do what :func:`serve_call` does, and let the owner of the call pay for each step."""
+    RUNS_FOR.set(call.owner)  # for this task and those that it starts
     await _Steps(serve_call(call, handler, gate), call, turns)
 
 
 class _Steps:
     """Awaits a coroutine, and measures the processor time of each step.
 
-    Whatever wakes it: a step begins only while the turn of the loop has time for it, and else in
-    the owner's next turn.
+    Whatever wakes the coroutine, a step begins only while the turn of the loop has time for it;
+    otherwise it waits for the owner's next turn.
     """
 
     __slots__ = ("_call", "_coroutine", "_owner", "_turns")
@@ -83,13 +83,13 @@ class _Steps:
                 except BaseException as thrown:  # noqa: BLE001  the handler decides about it
                     error = thrown
         finally:
-            error = None  # it refers to this frame: no circle is left
+            error = None  # it refers to this frame; this breaks the circle
             coroutine.close()
 
     def _until_turn(
         self, error: BaseException | None
     ) -> Generator[Any, None, BaseException | None]:
-        """Wait for the owner's turn; what the handler has to hear then, perhaps a cancellation."""
+        """Wait for the owner's turn; return what the handler must be told, maybe a cancellation."""
         while True:
             try:
                 yield from self._call.turn().__await__()
@@ -102,12 +102,12 @@ class _Steps:
 async def serve_call(
     call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None, gate: Admission | None = None
 ) -> None:
-    """Run a handler to its end; the call has a status afterwards.
+    """Run a handler to its end, so that the call has a status afterwards.
 
     Args:
         call: the call.
-        handler: of its method; None if there is none.
-        gate: asked first; it may wait, and may abort the call. No message is read before it.
+        handler: the method's handler; None if there is none.
+        gate: is asked first; it may wait, and may abort the call. No message is read before that.
     """
     try:
         if gate is not None:
@@ -117,7 +117,7 @@ async def serve_call(
         await _handle(call, handler)
         call.finish(grpc.StatusCode.OK)
     except AbortedError:
-        pass  # it has its status
+        pass  # the call has its status
     except CallEndedError:
         _LOG.debug("a client went during a write", extra={"peer": call.peer()})
         call.finish(grpc.StatusCode.CANCELLED)
@@ -126,7 +126,7 @@ async def serve_call(
     except ProtocolError as error:
         call.finish(grpc.StatusCode.INVALID_ARGUMENT, str(error))
     except asyncio.CancelledError:
-        call.finish(grpc.StatusCode.UNAVAILABLE, "this server is going down: connect again")
+        call.finish(grpc.StatusCode.UNAVAILABLE, "this server is stopping: connect again")
         raise
     except Exception:  # noqa: BLE001  the boundary between one client's call and the whole agent
         _LOG.exception("a handler failed", extra={"peer": call.peer()})
@@ -143,12 +143,12 @@ async def _handle(call: Call, handler: grpc.RpcMethodHandler[Any, Any]) -> None:
     serialize: Callable[[Any], bytes] = handler.response_serializer or _as_it_is
     context: Any = call if handler.response_serializer is None else _Serializing(call, serialize)
     answering: Any = _behaviour(handler)(given, context)
-    del given  # a handler that waits has of the request what it keeps itself
+    del given  # a handler that waits keeps only what it needs of the request
     if inspect.isasyncgen(answering):
         async with contextlib.aclosing(answering) as responses:
             async for response in responses:
                 data = serialize(response)
-                del response  # not kept while its bytes wait: only they are counted
+                del response  # only its bytes wait, because only they are counted
                 await call.write(data)
     else:
         response = await answering
@@ -198,7 +198,7 @@ async def _deserialized(call: Call, parse: Callable[[bytes], Any]) -> AsyncItera
     async for data in call:
         parsed = [_parsed(data, parse)]
         del data
-        yield parsed.pop()  # nothing of it stays here while this waits
+        yield parsed.pop()  # nothing of the message stays here while this waits
 
 
 async def _one_request(call: Call, parse: Callable[[bytes], Any] | None) -> Any:

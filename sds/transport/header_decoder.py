@@ -1,9 +1,9 @@
-"""Decodes field blocks (HPACK, RFC 7541) by the library ``hpack``.
+"""Decodes field blocks (HPACK, RFC 7541) with the library ``hpack``.
 
-Owns the decoder of each connection and what all connections remember together: Envoys of a version
-say the same few blocks in the same order, so what these mean is decoded once. Invariants: what is
-remembered is bounded, and is what decoding says; the work for a block is proportional to its
-bytes, whatever it says.
+Owns the decoder of each connection and a memory that all connections share: Envoys of one version
+send the same few blocks in the same order, so these are decoded once. Invariants: the memory is
+bounded, and gives the same result as decoding; the work for a block is proportional to its bytes,
+whatever its content.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _REMEMBERED_BYTES: Final = 1024
 _REMEMBERED_DEPTH: Final = 8
 _REMEMBERED_BLOCKS: Final = 512
 _REMEMBERED_FIELDS: Final = 32
-"""Of one block: a field takes an octet of a block, and a hundred here."""
+"""The most fields of a remembered block; one octet of a block may become 100 bytes here."""
 _DECODER_BYTES: Final = 8 * 1024
 _FIELD_BYTES: Final = 320
-"""Memory of a decoder with a table of its own, and of each field in the table."""
+"""Bytes of memory of a decoder with its own table, and of each field in the table."""
 _MOST_RESIZES: Final = 2
 _INTEGER_OCTETS: Final = 5
-"""Octets after the prefix of an integer (RFC 7541, section 5.1): enough for 2**35."""
+"""The most octets after the prefix of an integer (RFC 7541, section 5.1), enough for 2**35."""
 
 
 class _Passage:
-    """What one field block means at one point of a conversation, and the points behind it.
+    """The meaning of one field block at one point of a conversation, and what may follow it.
 
-    Decoding depends on all blocks that were before (RFC 7541, section 2.2), and on nothing else.
+    Decoding depends on all earlier blocks (RFC 7541, section 2.2), and on nothing else.
     """
 
     __slots__ = ("block", "fields", "following")
@@ -47,7 +47,7 @@ class _Passage:
         self.following: dict[bytes, _Passage] = {}
 
     def forget(self) -> None:
-        """Let go of all points behind this one, at most :data:`_REMEMBERED_BLOCKS`."""
+        """Forget everything that may follow, at most :data:`_REMEMBERED_BLOCKS` entries."""
         following, self.following = self.following, {}
         for passage in following.values():
             passage.forget()
@@ -56,9 +56,9 @@ class _Passage:
 class HeaderDecoder:
     """Decodes the field blocks of one connection, in order.
 
-    What the first blocks of connections mean is remembered for all of them: a tree of
-    :class:`_Passage`, of bounded size. A decoder with a table of its own is made for the connection
-    that says something else. A full tree is forgotten, so that nobody can fill it for good.
+    The meaning of the first blocks is remembered for all connections, in a tree of
+    :class:`_Passage` of bounded size. A connection that sends other blocks gets a decoder with its
+    own table. A full tree is forgotten, so that nobody can fill it for good.
     """
 
     __slots__ = ("_decoder", "_passage", "_said", "held")
@@ -67,7 +67,7 @@ class HeaderDecoder:
     _known: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        """The table is empty."""
+        """Begin with an empty table."""
         self._decoder: Decoder | None = None
         self._passage = self._ROOT
         self._said: tuple[bytes, ...] = ()
@@ -86,7 +86,7 @@ class HeaderDecoder:
             known = self._passage.following.get(block)
             if known is not None:
                 self._passage = known
-                self._said += (known.block,)  # the same for every connection
+                self._said += (known.block,)  # all connections share this object
                 return known.fields
             self._decoder = Decoder(max_header_list_size=MAX_HEADER_LIST)
             for earlier in self._said:
@@ -120,10 +120,10 @@ def _decode(decoder: Decoder, block: bytes) -> Fields:
 
 
 def _check_lengths(block: bytes) -> None:
-    """Refuse what the library would take long for.
+    """Refuse blocks for which the library would take long.
 
     It reads integers of any length, in time that grows with the square of the length, and any
-    number of changes of the table's size, of which two mean something (RFC 7541, section 4.2).
+    number of changes of the table's size, of which at most two make sense (RFC 7541, section 4.2).
 
     Raises:
         Http2Error: an integer is too long, or the table's size changes too often.
@@ -156,7 +156,7 @@ def _integer(block: bytes, at: int, limit: int) -> tuple[int, int]:
         return value, at
     for shift in range(0, 7 * _INTEGER_OCTETS, 7):
         if at >= len(block):
-            return value, at  # the library says what is wrong
+            return value, at  # the library reports what is wrong
         octet = block[at]
         at += 1
         value += (octet & 0x7F) << shift

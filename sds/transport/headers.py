@@ -1,8 +1,8 @@
-"""Heads of requests and responses.
+"""Header fields of requests and responses.
 
 Owns the rules of RFC 9113, section 8, and of "gRPC over HTTP2" about header fields. Encoding needs
-no state: every field that is sent is a literal without indexing (RFC 7541, section 6.2.2), so
-nothing that a client says about tables matters.
+no state: every field that is sent is a literal without indexing (RFC 7541, section 6.2.2), so the
+client's table settings do not matter.
 
 Invariant: a request that breaks a rule raises :class:`~sds.errors.Http2StreamError`, which ends its
 stream only.
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 Fields = tuple[tuple[bytes, bytes], ...]
 """Names and values, in order."""
 MAX_HEADER_LIST: Final = 16 * 1024
-"""Bytes of all fields of one request together, as RFC 9113, section 6.5.2, counts them."""
+"""The most bytes of one request's fields together, as RFC 9113, section 6.5.2, counts them."""
 MAX_HEADER_BLOCK: Final = 16 * 1024
-"""Bytes of the encoded fields, which are not more than those of the fields as counted above."""
+"""The most bytes of encoded fields, which are never more than those of the fields above."""
 _MOST_DIGITS: Final = 15
-"""Digits of a ``content-length``; one of more bytes cannot be meant."""
+"""The most digits of a ``content-length``; a longer one cannot be meant."""
 _CACHED_FIELDS: Final = 16
 _CACHED_BYTES: Final = 2048
 _FIELD_BYTES: Final = 144
-"""Memory of a field beside its bytes: a tuple and two objects."""
+"""Bytes of memory of a field beside its content: a tuple and two objects."""
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":path", b":authority"})
 _FORBIDDEN: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -49,13 +49,13 @@ _TABLE_SIZE_0: Final = b"\x20"
 
 @dataclass(frozen=True, slots=True)
 class RequestHead:
-    """What a request starts with.
+    """The header fields that start a request.
 
     Attributes:
         method: ``POST`` for gRPC.
         path: ``/package.Service/Method``.
         metadata: the other fields, in order; bytes as they came.
-        held: bytes of memory of all of them; 0 if other requests have the same ones.
+        held: bytes of memory of all fields; 0 if they are shared with other requests.
     """
 
     method: bytes
@@ -103,14 +103,14 @@ def _checked_head(fields: Fields, held: int = 0) -> RequestHead:
 
 
 _remembered_head = functools.lru_cache(maxsize=256)(_checked_head)
-"""Every stream of every Envoy opens with the same few fields."""
+"""Remembers heads, because every stream of every Envoy opens with the same few fields."""
 
 
 def check_trailers(fields: Fields) -> None:
     """Check the fields that end a request (RFC 9113, section 8.1).
 
     Raises:
-        Http2StreamError: they are malformed.
+        Http2StreamError: the trailers are malformed.
     """
     for name, value in fields:
         _check(name, value)
@@ -122,7 +122,7 @@ def content_length(head: RequestHead) -> int | None:
     """Return the ``content-length``, None if there is none.
 
     Raises:
-        Http2StreamError: it is not a number, or there are two that differ.
+        Http2StreamError: it is not a number, or there are two different ones.
     """
     values = {value for name, value in head.metadata if name == b"content-length"}
     if not values:
@@ -137,7 +137,7 @@ def content_length(head: RequestHead) -> int | None:
 
 
 def _integer(value: int, prefix: int, first: int) -> bytes:
-    """RFC 7541, section 5.1: ``value`` in the lower ``prefix`` bits of the octet ``first``."""
+    """Encode ``value`` in the lower ``prefix`` bits of the octet ``first`` (RFC 7541, 5.1)."""
     limit = (1 << prefix) - 1
     if value < limit:
         return bytes((first | value,))
@@ -173,21 +173,21 @@ def trailers(status: int, message: str, *, alone: bool) -> bytes:
     """Encode the block that ends a gRPC response.
 
     Args:
-        status: number of a ``grpc.StatusCode``.
+        status: the number of a ``grpc.StatusCode``.
         message: for people; percent-encoded as "gRPC over HTTP2" says.
-        alone: no head was sent, so this is a "Trailers-Only" response.
+        alone: whether no head was sent, so that this is a "Trailers-Only" response.
     """
     block = (_GRPC_HEAD if alone else b"") + _field(b"grpc-status", str(status).encode())
-    if status == _UNIMPLEMENTED:  # perhaps because of its encoding ("gRPC Compression")
+    if status == _UNIMPLEMENTED:  # perhaps because of the encoding ("gRPC Compression")
         block += _field(b"grpc-accept-encoding", b"identity")
     if message:
-        said = quote(message, safe=_UNQUOTED, errors="replace")  # perhaps with a half surrogate
+        said = quote(message, safe=_UNQUOTED, errors="replace")  # it may have a lone surrogate
         block += _field(b"grpc-message", said.encode())
     return block
 
 
 _UNQUOTED: Final = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
-"""Percent-Encoded: every octet but 0x20 to 0x7E without ``%``."""
+"""The octets that are not percent-encoded: 0x20 to 0x7E without ``%``."""
 
 
 def plain_response(status: int, more: Iterable[tuple[bytes, bytes]] = ()) -> bytes:
@@ -196,9 +196,9 @@ def plain_response(status: int, more: Iterable[tuple[bytes, bytes]] = ()) -> byt
 
 
 def resized_table(block: bytes) -> bytes:
-    """``block`` behind the news that we keep no table (RFC 7541, section 4.2).
+    """Put an update of the table's size to 0 before ``block`` (RFC 7541, section 4.2).
 
-    Some decoders insist on it after they have changed the size of theirs.
+    Some decoders require it after they have changed the size of their table.
     """
     return _TABLE_SIZE_0 + block
 

@@ -1,7 +1,7 @@
-"""gRPC's messages in the bytes of a stream.
+"""Finds gRPC's messages in the bytes of a stream.
 
 Owns the length-prefixed message and the ``grpc-timeout`` field of "gRPC over HTTP2". Invariant: a
-message is never larger than its limit, and that is known before a byte of it is kept.
+message is never larger than its limit, which is checked before a byte of it is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PREFIX_BYTES: Final = 5
 _DROPPED_AT_ONCE: Final = 64 * 1024
-"""Bytes that were taken before the rest is moved."""
+"""The rest is moved to the front once this many bytes before it were taken."""
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNIT_SECONDS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 
@@ -30,7 +30,7 @@ def timeout_seconds(value: bytes) -> float:
     """Return the seconds of a ``grpc-timeout``.
 
     Raises:
-        MalformedRequestError: not of the form that gRPC prescribes.
+        MalformedRequestError: it does not have the form that gRPC prescribes.
     """
     match = _TIMEOUT.fullmatch(value)
     if match is None:
@@ -49,11 +49,11 @@ class MessageReader:
     __slots__ = ("_at", "_held", "_most", "_size", "_whole")
 
     def __init__(self, most: int) -> None:
-        """``most``: bytes of the largest message."""
+        """Make a reader for messages of at most ``most`` bytes."""
         self._most = most
         self._held = bytearray()
         self._at = 0
-        """Where the next message begins."""
+        """The offset at which the next message begins."""
         self._size = 0
         """Its bytes, with the prefix; 0 while they are not known."""
         self._whole: bytes | None = None
@@ -116,7 +116,7 @@ class MessageReader:
             message = bytes(view[self._at + PREFIX_BYTES : stop])
         self._at, self._size = stop, 0
         if stop == len(self._held):
-            self._held = bytearray()  # what was large gives its memory back
+            self._held = bytearray()  # a large buffer gives its memory back
             self._at = 0
         elif stop >= _DROPPED_AT_ONCE:
             del self._held[:stop]

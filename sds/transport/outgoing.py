@@ -1,10 +1,10 @@
-"""What one connection sends: frames in order, within the client's windows.
+"""The output of one connection: frames in order, within the client's windows.
 
 Owns the output, the window of the connection, the client's initial window, and which streams wait.
-Invariants: DATA never exceeds the connection's window, the stream's or the frame size that every
-client takes (a larger one, which a client may offer, would gain nothing); a stream is looked at
-only when something of it can be sent, so no change of a window costs more than the frames that it
-sets free.
+Invariants: DATA never exceeds the connection's window, the stream's window or the frame size that
+every client accepts (the larger sizes that some clients offer would gain nothing); a stream is
+looked at only when something of it can be sent, so a change of a window costs no more than the
+frames that it sets free.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 _START: Final = struct.Struct(">HBBBIBI")
 """The head of a DATA frame (:func:`sds.transport.frames.head`) and the prefix of a message
-(:func:`sds.transport.messages.prefix`), for what goes out most often."""
+(:func:`sds.transport.messages.prefix`), which together are sent most often."""
 
 
 class Outgoing:
-    """See the module.
+    """Queues what a connection sends.
 
     Args:
         streams: the open streams of the connection, by number; read only.
 
     Attributes:
-        window: bytes that the client still takes on all streams together.
-        table_changed: the client changed the size of its header table, which the next header
-            block must answer.
+        window: how many bytes the client still accepts on all streams together.
+        table_changed: whether the client changed the size of its header table, so that the next
+            header block must answer it.
         waiting_bytes: bytes that wait for windows.
         waiting_chunks: pieces in which they wait.
     """
@@ -62,9 +62,9 @@ class Outgoing:
         self._initial_window = frames.DEFAULT_WINDOW
         self._waiting: SlimDict[int, StreamState] = SlimDict()
         self._widest: Widest | None = None
-        """Of the streams that wait."""
+        """The streams that wait."""
         self._widened: Widest | None = None
-        """Of the open streams that had a WINDOW_UPDATE."""
+        """The open streams that had a WINDOW_UPDATE."""
         self.window = frames.DEFAULT_WINDOW
         self.table_changed = False
         self.waiting_bytes = self.waiting_chunks = 0
@@ -89,14 +89,14 @@ class Outgoing:
     # --- messages -------------------------------------------------------------------------------
 
     def message(self, stream: StreamState, message: bytes) -> bool:
-        """Send one gRPC message, and the head before the first; whether all of it is queued."""
+        """Send one gRPC message, and the head before the first; say whether all of it is queued."""
         if not self.message_now(stream, message):
             self._begin(stream)
             self._wait(stream, message)
         return not stream.waiting
 
     def message_now(self, stream: StreamState, message: bytes) -> bool:
-        """As :meth:`message`, if the windows admit all of it; else False, and nothing is done."""
+        """Send one gRPC message if the windows admit all of it; else only return False."""
         size = PREFIX_BYTES + len(message)
         if stream.waiting or size > self.window or size > stream.credit + self._initial_window:
             return False
@@ -105,7 +105,7 @@ class Outgoing:
         if size > frames.DEFAULT_FRAME_SIZE:
             self._wait(stream, message)
             return True
-        # The usual case: one frame, and the message itself is not copied.
+        # In the usual case there is one frame, and the message itself is not copied.
         self.window -= size
         stream.credit -= size
         length = size - PREFIX_BYTES
@@ -136,7 +136,7 @@ class Outgoing:
             pass
 
     def _send_chunk(self, stream: StreamState) -> bool:
-        """Send one frame of what waits on a stream; whether the windows admitted any."""
+        """Send one frame of what waits on a stream, and say whether the windows admitted any."""
         window = stream.credit + self._initial_window
         most = min(frames.DEFAULT_FRAME_SIZE, self.window, window)
         if most <= 0:
@@ -155,7 +155,7 @@ class Outgoing:
         return True
 
     def push(self) -> StreamState | None:
-        """Send one frame of the stream whose window is widest; that stream, None without one."""
+        """Send one frame of the stream with the widest window; return that stream, or None."""
         if self.window <= 0 or self._widest is None:
             return None
         stream = self._widest.top(self._waiting)
@@ -176,14 +176,14 @@ class Outgoing:
         return stream is not None and stream.credit + self._initial_window > 0
 
     def forget(self, stream: StreamState) -> None:
-        """A stream is over: what waits on it is lost."""
+        """Drop what waits on a stream that is over."""
         if self._waiting.take(stream.number) is not None:
             self.waiting_bytes -= sum(map(len, stream.waiting))
             self.waiting_chunks -= len(stream.waiting)
             stream.waiting.clear()
 
     def closed(self) -> None:
-        """A stream is over: nothing remembers more of the others than they need."""
+        """Release the memory that a stream that is over needed."""
         if self._widened is not None:
             self._widened.trim(self._streams)
         if self._widest is not None:
@@ -192,7 +192,7 @@ class Outgoing:
     # --- windows --------------------------------------------------------------------------------
 
     def widen(self, increment: int) -> None:
-        """WINDOW_UPDATE of the connection.
+        """Apply a WINDOW_UPDATE of the connection.
 
         Raises:
             Http2Error: the increment is 0, or the window exceeds its largest size.
@@ -206,7 +206,7 @@ class Outgoing:
             )
 
     def widen_stream(self, stream: StreamState, increment: int) -> None:
-        """WINDOW_UPDATE of a stream.
+        """Apply a WINDOW_UPDATE of a stream.
 
         Raises:
             Http2StreamError: the increment is 0, or the window exceeds its largest size.
@@ -225,7 +225,7 @@ class Outgoing:
             self._widest.put(stream, self._waiting)
 
     def set_initial_window(self, value: int) -> None:
-        """SETTINGS_INITIAL_WINDOW_SIZE: every stream's window changes by the difference.
+        """Apply SETTINGS_INITIAL_WINDOW_SIZE: every stream's window changes by the difference.
 
         Raises:
             Http2Error: a window exceeds its largest size (RFC 9113, section 6.9.2).

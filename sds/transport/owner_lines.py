@@ -1,7 +1,8 @@
-"""Log lines that an owner of connections causes: each owner has an allowance of them.
+"""Limits the log lines that each owner of connections causes.
 
-Owns which owner a handler runs for. Invariant: whatever a handler of a client logs counts against
-the client's owner; lines beyond its allowance are counted, and the next line says how many.
+Owns the record of which owner a handler runs for. Invariant: whatever the handler of a client logs
+counts against the client's owner; lines beyond the owner's allowance are left out, and the next
+line says how many.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RUNS_FOR: Final[ContextVar[Owner | None]] = ContextVar("RUNS_FOR", default=None)
 
 
 class OwnerLines(logging.Filter):
-    """Lets lines pass that no owner causes, or that its allowance has room for."""
+    """Lets a line pass if no owner causes it, or if the owner's allowance has room for it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether the line is written."""

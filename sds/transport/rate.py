@@ -1,6 +1,6 @@
-"""How often, or how much, something may happen: buckets that fill with time.
+"""Limits of rates: buckets that fill with time.
 
-Invariant: nothing here reads a clock; time comes in as seconds of a monotonic one.
+Invariant: nothing here reads a clock; the caller passes seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from sds.errors import LimitError
 
 
 class Allowance:
-    """An amount per second, with a burst; it may be overdrawn, and then takes time to recover.
+    """Allows an amount per second with a burst; it may be overdrawn, and then recovers with time.
 
     Args:
         per_second: in the long run.
@@ -19,13 +19,13 @@ class Allowance:
     __slots__ = ("_full_at", "_seconds_each", "_window")
 
     def __init__(self, per_second: float, burst: float) -> None:
-        """Nothing was used yet."""
+        """Begin with nothing used."""
         self._seconds_each = 1.0 / per_second
         self._window = burst / per_second
         self._full_at = float("-inf")
 
     def use(self, amount: float, now: float) -> None:
-        """Use an amount, whether it is there or not."""
+        """Use an amount, even if it is not available."""
         begins = max(now, self._full_at)
         self._full_at = begins + amount * self._seconds_each
 
@@ -40,12 +40,12 @@ class Allowance:
 
 
 class TokenBucket:
-    """Events per second, with a burst.
+    """Allows events per second with a burst.
 
     Args:
         per_second: in the long run.
         burst: at once.
-        what: the events, and ``advice`` what to do about too many of them, for the error.
+        what: names the events in the error; ``advice`` says what to do about too many.
     """
 
     __slots__ = ("_advice", "_full_at", "_interval", "_what", "_window")
@@ -53,7 +53,7 @@ class TokenBucket:
     def __init__(
         self, *, per_second: float, burst: int, what: str = "frames a second", advice: str = ""
     ) -> None:
-        """A full bucket."""
+        """Begin with a full bucket."""
         self._interval = 1.0 / per_second
         self._window = burst * self._interval
         self._full_at = float("-inf")

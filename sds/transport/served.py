@@ -1,10 +1,10 @@
-"""One connection that is served: bytes in, events to calls, bytes out.
+"""Serves one connection: it turns bytes into events for calls, and answers into bytes.
 
-Owns the calls of the connection, its endpoint and what it uses of its owner's budget. Invariants:
+Owns the calls of the connection, its socket and its part of the owner's budget. Invariants:
 everything that the client causes runs as a bounded job in its owner's turn (:meth:`_work`), and
-nothing is read meanwhile; a connection that does not greet, breaks HTTP/2 or exceeds its owner's
-budget is told so and gone within :data:`CLOSING_SECONDS`, whether the client reads or not; when it
-is over, its calls are, and its budget is given back.
+nothing is read meanwhile; a client that does not greet, breaks HTTP/2 or exceeds its owner's budget
+is told so, and its connection is closed within :data:`CLOSING_SECONDS`, whether it reads or not;
+when the connection is over, so are its calls, and its budget is given back.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("sds.transport")
 CLOSING_SECONDS: Final = 0.5
-"""For the client to read what it was told, before the connection is gone."""
+"""How long a client has to read what it was told before the connection is closed."""
 _JOB_SECONDS: Final = 0.0005
-"""For one job."""
+"""Time for one job."""
 _WORK: Final = 64
-"""Units of work (see :mod:`sds.transport.connection`) between two looks at the time."""
+"""Units of work (see :mod:`sds.transport.connection`) between two looks at the clock."""
 _HIGH_WATER: Final = 64 * 1024
-"""Output that the kernel did not take, from which on handlers wait."""
+"""Handlers wait if the kernel did not take this many bytes of output."""
 _UNNOTICED_BYTES: Final = 4 * 1024
-"""So little is not a reason to look at the owner's budget."""
+"""A change of fewer bytes is no reason to look at the owner's budget."""
 _MOST_UNREAD: Final = 1024 * 1024
-"""Memory of output that the kernel did not take, from which on nothing more is read: beyond one
-message it is answers to the client's own frames."""
+"""Nothing more is read if output that the kernel did not take uses this many bytes: beyond one
+message, such output is answers to the client's own frames."""
 _REFUSALS: Final = frozenset(
     code.value[0]
     for code in grpc.StatusCode
@@ -58,15 +58,15 @@ _REFUSALS: Final = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
     )
 )
-"""Statuses that count as a refused call."""
+"""The statuses that count as a refused call."""
 _number: Final = itertools.count(1)
 
 
 class Unsent(NamedTuple):
-    """What one connection had not given to the kernel at one moment.
+    """The output that one connection had not given to the kernel at one moment.
 
     Attributes:
-        end: bytes of output, from the connection's beginning, up to the last one of it.
+        end: the position of its last byte, counted from the connection's beginning.
         streams: the streams on which something waited, each with how often it was drained before.
     """
 
@@ -75,14 +75,14 @@ class Unsent(NamedTuple):
 
 
 class ServedConnection:
-    """See the module.
+    """One connection and its calls.
 
     Args:
-        server: whose methods and limits it has.
+        server: has the methods and the limits.
         caller: what ``context.caller()`` gives to handlers.
-        owner: whose budget it uses.
-        on_close: called once, when it is over.
-        party: its process and socket (see :meth:`~sds.transport.budget.Owner.connect`).
+        owner: the owner whose budget it uses.
+        on_close: is called once, when the connection is over.
+        party: the client's process and socket (see :meth:`~sds.transport.budget.Owner.connect`).
     """
 
     def __init__(
@@ -104,13 +104,13 @@ class ServedConnection:
         self._writers: set[int] = set()
         """Streams whose handlers wait until the kernel took our output."""
         self._requests = 0
-        """Bytes of requests that nobody has taken."""
+        """Bytes of requests that no handler has taken."""
         self._held = self._streams = 0
-        """What the owner knows of."""
+        """The bytes and streams that the owner was told of."""
         self._working = self._more = False
-        """A job is under way; and it has something to look at without reading."""
+        """Whether a job is under way, and whether it has something to look at without reading."""
         self._stuck = False
-        """Nothing is read because too much output is unread."""
+        """Whether nothing is read because the client leaves too much output unread."""
         self._loop = asyncio.get_running_loop()
         self.turns = self._turns = Turns.of(self._loop)
         self._calls = Calls(self, self._http2, server, self._turns, self._loop)
@@ -121,14 +121,14 @@ class ServedConnection:
     # --- the beginning and the end --------------------------------------------------------------
 
     async def serve_on(self, accepted: socket.socket) -> None:
-        """Serve on an accepted socket, which is ours from now on; returns when it has begun.
+        """Serve on an accepted socket, which this owns from now on; return once it has begun.
 
-        It is turned away, and over, where the owner has too many connections.
+        If the owner has too many connections, this one is turned away and is over.
         """
         self.begin(accepted)
 
     def begin(self, accepted: socket.socket) -> None:
-        """As :meth:`serve_on`."""
+        """Do what :meth:`serve_on` does, without waiting."""
         try:
             self.owner.connect(self.abort, self._loop.time(), party=self._party)
         except LimitError as error:
@@ -150,7 +150,7 @@ class ServedConnection:
         self._flush()
 
     async def close(self) -> None:
-        """Close once all is written, or after a moment."""
+        """Close once everything is written, or after a moment."""
         if self._endpoint is None:
             return
         if self._lost is None:
@@ -159,17 +159,17 @@ class ServedConnection:
         await self._lost
 
     def recognise(self) -> None:
-        """The owner has a budget of its own from now on, apart from strangers."""
+        """Give the owner a budget of its own from now on, apart from strangers."""
         self.owner.recognise()
         self._turns.move(self, self._server.budgets.strangers, self.owner)
 
     def abort(self) -> None:
-        """Close now; does nothing before :meth:`serve_on`."""
+        """Close now; do nothing before :meth:`serve_on`."""
         if self._endpoint is not None:
             self._endpoint.abort()
 
     def _close_soon(self) -> None:
-        """Close once all is written, at the latest after :data:`CLOSING_SECONDS`."""
+        """Close once everything is written, at the latest after :data:`CLOSING_SECONDS`."""
         if self._endpoint is None:
             return
         self._endpoint.close()
@@ -178,7 +178,7 @@ class ServedConnection:
         self._timer = self._loop.call_later(CLOSING_SECONDS, self._endpoint.abort)
 
     def _end(self, code: ErrorCode, text: str) -> None:
-        """Tell the client why the connection is over, and close it; its calls end now."""
+        """Tell the client why the connection is over, end its calls now, and close it."""
         self._http2.go_away(text, code)
         self._end_told(text)
 
@@ -201,7 +201,7 @@ class ServedConnection:
 
     def readable(self) -> None:
         self._start_work()
-        if self._working and self._endpoint is not None:  # it waits for its turn
+        if self._working and self._endpoint is not None:  # a job waits for its turn
             self._endpoint.pause_reading()
 
     def drained(self) -> None:
@@ -215,10 +215,10 @@ class ServedConnection:
     def lost(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        # Whatever happens to its calls, the owner gets its budget back and the door its task.
+        # Whatever happens to the calls, the owner gets its budget back and ``on_close`` is called.
         guarded("connection", self._calls.end_all)()
         guarded("connection", self._http2.drop)()
-        self._endpoint = None  # it refers to us: no circle is left
+        self._endpoint = None  # it refers to this object; this breaks the circle
         self.settle()
         self.owner.disconnect(self.abort, party=self._party)
         self._server.left(self)
@@ -251,11 +251,11 @@ class ServedConnection:
         return self._working
 
     def _work_some(self, now: float) -> bool:
-        """As :meth:`_work`.
+        """Do the work of :meth:`_work`.
 
         Raises:
             Http2Error: the client broke HTTP/2.
-            LimitError: the owner holds too much.
+            LimitError: the owner uses too much memory.
         """
         endpoint, http2 = self._endpoint, self._http2
         if endpoint is None or endpoint.is_closed():
@@ -327,7 +327,7 @@ class ServedConnection:
         self.settle()
 
     def refused(self) -> None:
-        """A call was refused; too many end the connection."""
+        """Count a refused call; too many end the connection."""
         try:
             self.owner.refused(self._loop.time())
         except LimitError as error:

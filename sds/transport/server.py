@@ -2,7 +2,7 @@
 
 Owns the methods and the connections of one server and the task of each call. Invariants: every call
 has one task, which ends with its stream and at the latest with :meth:`Server.stop`; a handler that
-fails ends its own call only; every connection has an owner, whose budget it uses.
+fails ends only its own call; every connection has an owner, whose budget it uses.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """What the clients of one server may do, beside the budgets of their owners.
+    """The limits of one server's clients, beside the budgets of their owners.
 
     Attributes:
-        message_bytes: of one request.
-        held_bytes: of requests that one connection has sent and nobody has taken yet.
-        greeting_seconds: after which a connection that does not speak HTTP/2 is closed.
-        connection: of HTTP/2 itself.
+        message_bytes: the largest request.
+        held_bytes: the most bytes of requests on one connection that no handler has taken yet.
+        greeting_seconds: how long a connection may take until it speaks HTTP/2.
+        connection: the limits of HTTP/2 itself.
     """
 
     message_bytes: int = 4 * 1024 * 1024
@@ -43,20 +43,20 @@ class ServerLimits:
 
 
 class _Details(NamedTuple):
-    """What ``grpc.GenericRpcHandler.service`` is asked with."""
+    """The argument of ``grpc.GenericRpcHandler.service``."""
 
     method: str
     invocation_metadata: tuple[tuple[str, str], ...] = ()
 
 
 class Server:
-    """Serves handlers on sockets that are given to it; see the module.
+    """Serves handlers on sockets that are given to it.
 
     Args:
         handlers: the methods.
-        limits: of its clients.
-        budgets: of the owners of its connections; servers of one process share them. Its own where
-            they are left out.
+        limits: the limits of its clients.
+        budgets: the budgets of its connections' owners, which servers of one process share; new
+            ones if left out.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Server:
         limits: ServerLimits | None = None,
         budgets: Budgets | None = None,
     ) -> None:
-        """Nothing is served before :meth:`listen`, or on a :meth:`connection`."""
+        """Make a server that serves nothing before :meth:`listen` or :meth:`connection`."""
         self.limits = limits if limits is not None else ServerLimits()
         self.budgets = budgets if budgets is not None else Budgets()
         self.stopping = False
         self.tasks: set[asyncio.Task[None]] = set()
         self._handlers = list(handlers)
         self.gate: Admission | None = None
-        """Asked before every call, also one without a handler."""
+        """Is asked before every call, even one without a handler."""
         self._first_call: Callable[[Server], None] | None = None
         self._methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._connections: dict[ServedConnection, None] = {}
@@ -82,14 +82,14 @@ class Server:
     # --- as grpc.aio.Server ---------------------------------------------------------------------
 
     def add_generic_rpc_handlers(self, handlers: Iterable[grpc.GenericRpcHandler]) -> None:
-        """See ``grpc.aio.Server``; generated ``add_…_to_server`` functions call it."""
+        """Add handlers, as ``grpc.aio.Server`` does; generated code calls this."""
         self._handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: Any) -> None:
-        """See ``grpc.aio.Server``: the same handlers again, for a path that only grpc has."""
+        """Do nothing: grpc adds the same handlers again, for a path that only grpc has."""
 
     def before_first_call(self, prepare: Callable[[Server], None]) -> None:
-        """Let ``prepare`` add handlers when a call comes: most of many sockets wait for theirs."""
+        """Let ``prepare`` add handlers at the first call, because many sockets never get one."""
         self._first_call = prepare
 
     def method(self, path: str) -> grpc.RpcMethodHandler[Any, Any] | None:
@@ -116,11 +116,11 @@ class Server:
         owner_of: Callable[[socket.socket], str] = user_of,
         recognised: bool = True,
     ) -> None:
-        """Accept on a bound and listening Unix stream socket, which is ours from now on.
+        """Accept on a bound and listening Unix stream socket, which the server owns from now on.
 
         Args:
             listener: the socket.
-            caller: what ``context.caller()`` gives to handlers of every connection.
+            caller: what ``context.caller()`` gives to the handlers, for every connection.
             owner_of: names the owner of an accepted connection.
             recognised: whether everybody who can open the socket may use it.
         """
@@ -141,15 +141,15 @@ class Server:
 
         Args:
             caller: what ``context.caller()`` gives to the handlers.
-            owner: name of the owner whose budget it uses.
-            on_close: called once, when the connection is over.
+            owner: the name of the owner whose budget it uses.
+            on_close: is called once, when the connection is over.
         """
         return ServedConnection(
             self, caller=caller, owner=self.budgets.owner(owner), on_close=on_close
         )
 
     async def stop(self, grace_seconds: float) -> None:
-        """Accept nobody new; calls that are open then have so many seconds to end."""
+        """Accept no new connection, and give open calls ``grace_seconds`` to end."""
         self.stopping = True
         for acceptor in self._acceptors:
             acceptor.close()
@@ -166,9 +166,9 @@ class Server:
             await asyncio.wait(closed)
 
     def joined(self, served: ServedConnection) -> None:
-        """A connection is there."""
+        """Note a new connection."""
         self._connections[served] = None
 
     def left(self, served: ServedConnection) -> None:
-        """A connection is over."""
+        """Note that a connection is over."""
         self._connections.pop(served, None)

@@ -1,7 +1,7 @@
 """The client's settings (RFC 9113, section 6.5).
 
-Owns how a SETTINGS frame is checked and what it changes. Invariant: each value is checked in its
-order and none is skipped, also where a later one of the same frame replaces it.
+Owns how a SETTINGS frame is checked and what it changes. Invariant: the values are checked in order
+and none is skipped, even if a later one of the same frame replaces it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _SETTING_BYTES: Final = 6
 
 
 def apply_settings(payload: memoryview, out: Outgoing) -> None:
-    """Take the settings of one frame.
+    """Apply the settings of one frame.
 
     Args:
-        payload: of a SETTINGS frame without ACK.
-        out: what the connection sends, which follows them.
+        payload: the payload of a SETTINGS frame without ACK.
+        out: the connection's output, which obeys the settings.
 
     Raises:
         Http2Error: the frame or a value is not allowed.
@@ -45,8 +45,8 @@ def apply_settings(payload: memoryview, out: Outgoing) -> None:
                         "ENABLE_PUSH is neither 0 nor 1", code=ErrorCode.PROTOCOL_ERROR
                     )
             case frames.SETTING_HEADER_TABLE_SIZE:
-                # The next block says that our table has size 0. That honours the smallest of the
-                # values that came in between (RFC 7541, section 4.2), whichever it was.
+                # The next block sets our table's size to 0, which is never above the smallest value
+                # that came in between (RFC 7541, section 4.2).
                 out.table_changed = True
             case _:
                 pass

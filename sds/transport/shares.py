@@ -1,7 +1,7 @@
-"""How much an owner of connections may use; the numbers of :mod:`sds.transport.budget`.
+"""How much each owner of connections may use: the numbers of :mod:`sds.transport.budget`.
 
-Invariant: what all owners may hold together, with what the process needs for itself, stays well
-under the memory that it may have (256 MiB for the agent).
+Invariant: what all owners may use together, with what the process needs for itself, stays well
+under the memory limit of the process (256 MiB for the agent).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ class Share:
     """What one owner may use.
 
     Attributes:
-        connections: at the same time.
-        streams: at the same time, on all connections.
-        held_bytes: memory of connections, streams, messages and output that waits.
-        processor: of the event loop's processor, in the long run; 1.0 is all of it.
-        processor_burst_seconds: of its time at once.
-        refusals_per_second: calls that are refused, in the long run.
-        refusal_burst: such calls at once.
-        lines_per_second: of the log, in the long run.
-        line_burst: such lines at once.
+        connections: how many may be open at the same time.
+        streams: how many may be open at the same time, on all connections.
+        held_bytes: memory of connections, streams, messages and waiting output, in bytes.
+        processor: the part of the event loop's processor time, on average; 1.0 is all of it.
+        processor_burst_seconds: how much of that time it may use at once.
+        refusals_per_second: how many calls may be refused each second, on average.
+        refusal_burst: how many calls may be refused at once.
+        lines_per_second: how many log lines it may cause each second, on average.
+        line_burst: how many log lines it may cause at once.
     """
 
     connections: int = 4_096
@@ -59,11 +59,11 @@ class Total:
     """What all owners may use together.
 
     Attributes:
-        connections: at the same time; each takes two descriptors of the process.
-        spared_connections: the last so many are for owners that have few.
-        held_bytes: of memory.
-        spared_bytes: the last so many are for owners that hold little.
-        owners: whose use is remembered.
+        connections: how many may be open at the same time; each takes two descriptors.
+        spared_connections: how many of these are reserved for owners that have few.
+        held_bytes: bytes of memory.
+        spared_bytes: how many of these bytes are reserved for owners that use little.
+        owners: the most owners whose use is remembered.
     """
 
     connections: int = _CONNECTIONS
@@ -74,11 +74,11 @@ class Total:
 
     @classmethod
     def of_descriptors(cls, limit: int, *, reserved: int = 256) -> Total:
-        """As many connections as the process may have descriptors for.
+        """Return totals with as many connections as the process may have descriptors for.
 
         Args:
-            limit: descriptors of the process (RLIMIT_NOFILE).
-            reserved: descriptors that are left for everything else.
+            limit: how many descriptors the process may have (RLIMIT_NOFILE).
+            reserved: how many descriptors are left for everything else.
         """
         most = max(16, min(_CONNECTIONS, (limit - reserved) // 2))
         return cls(connections=most, spared_connections=min(_SPARED_CONNECTIONS, most // 8))

@@ -1,8 +1,8 @@
-"""The streams of one connection (RFC 9113, section 5.1): which are open, and which were.
+"""The streams of one connection (RFC 9113, section 5.1): the open ones, and those we reset.
 
-Owns the table of open streams and the numbers of the last ones that we reset. Invariants: no state
-of a stream outlives it, but for those numbers, because frames that were on their way to a stream
-that we reset are ignored; a stream's number is higher than those of all before it.
+Owns the table of open streams and the numbers of the last ones that we reset. Invariants: only
+those numbers outlive a stream, so that frames that were on their way to it can be ignored; a
+stream's number is higher than those of all streams before it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 _REMEMBERED_RESETS: Final = 256
 _RESET_BYTES: Final = 72
-"""Memory of one of them."""
+"""Bytes of memory of one remembered number."""
 
 
 class Streams:
-    """See the module.
+    """The streams of one connection.
 
     Attributes:
         open: the open streams, by number.
@@ -37,14 +37,14 @@ class Streams:
     __slots__ = ("_reset_by_us", "last", "open", "out")
 
     def __init__(self) -> None:
-        """None is open."""
+        """Begin without streams."""
         self.open: SlimDict[int, StreamState] = SlimDict()
         self.last = 0
         self.out = Outgoing(self.open)
         self._reset_by_us: dict[int, None] = {}
 
     def check_new(self, number: int, most: int) -> bool:
-        """HEADERS come for a stream that is not open; whether they open it.
+        """Say whether HEADERS for a stream that is not open open it.
 
         Raises:
             Http2Error: the stream is closed.
@@ -60,15 +60,15 @@ class Streams:
         return True
 
     def add(self, number: int, *, expected: int | None, ended: bool) -> None:
-        """A request opens a stream.
+        """Add the stream that a request opens.
 
         Args:
-            number: of the stream.
-            expected: its ``content-length``.
-            ended: it has no body.
+            number: the stream's number.
+            expected: the request's ``content-length``.
+            ended: whether the request has no body.
 
         Raises:
-            Http2StreamError: it has none, but a ``content-length``.
+            Http2StreamError: it has no body, but a ``content-length`` above 0.
         """
         stream = StreamState(number)
         stream.expected = expected
@@ -77,7 +77,7 @@ class Streams:
         self.open[number] = stream
 
     def check_known(self, number: int) -> None:
-        """A stream that is over may be spoken of; one that never was may not.
+        """Check that a stream that is not open was open once.
 
         Raises:
             Http2Error: it never was.
@@ -86,11 +86,11 @@ class Streams:
             raise Http2Error(f"stream {number} was never opened", code=ErrorCode.PROTOCOL_ERROR)
 
     def check_data_may_come(self, number: int) -> None:
-        """DATA comes for a stream that is not open.
+        """Check whether DATA for a stream that is not open can be ignored.
 
         Raises:
             Http2Error: it never was.
-            Http2StreamError: it was, and we did not reset it.
+            Http2StreamError: it was open, and we did not reset it.
         """
         self.check_known(number)
         if number not in self._reset_by_us:
@@ -104,13 +104,13 @@ class Streams:
     # --- the end --------------------------------------------------------------------------------
 
     def end_if_drained(self, stream: StreamState) -> None:
-        """Send the end of a stream on which nothing waits any more."""
+        """Send the end of a stream if nothing waits on it any more."""
         if stream.waiting or stream.trailers is None:
             return
         self.out.block(stream.number, stream.trailers, ends=True)
         del self.open[stream.number]
         self.out.closed()
-        if not stream.client_done:  # it need not send the rest (RFC 9113, section 8.1)
+        if not stream.client_done:  # the client need not send the rest (RFC 9113, section 8.1)
             self.say_reset(stream.number, ErrorCode.NO_ERROR)
 
     def close(self, number: int) -> bool:
@@ -123,19 +123,19 @@ class Streams:
         return True
 
     def close_all(self) -> None:
-        """All streams are over at once."""
+        """Close all streams at once."""
         for stream in self.open.values():
             self.out.forget(stream)
         self.open.clear()
 
     def drop(self, number: int, error: Http2StreamError, events: list[Event]) -> None:
-        """A client broke a rule on one stream."""
+        """End a stream on which the client broke a rule."""
         self.say_reset(number, ErrorCode(error.code))
         if self.close(number):
             events.append(Reset(number, error.message))
 
     def say_reset(self, number: int, code: ErrorCode) -> None:
-        """Tell the client that a stream is over."""
+        """Send RST_STREAM to the client."""
         if len(self._reset_by_us) >= _REMEMBERED_RESETS:
             del self._reset_by_us[next(iter(self._reset_by_us))]
         self._reset_by_us[number] = None

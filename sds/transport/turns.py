@@ -1,16 +1,15 @@
-"""Whose turn it is on the event loop.
+"""Divides the event loop's time between owners of connections.
 
-Owns the division of the loop's time between owners (see :mod:`sds.transport.budget`). Everything
-that a client causes runs as a job of its owner: a bounded piece of what the client sent, or one
-step of a handler. Invariants: between two turns of the loop all jobs take about
-:data:`TURN_SECONDS` of processor time, and so do the steps, also where one event wakes thousands of
-handlers (a process exits, deadlines end together); accepting takes :data:`ACCEPT_SECONDS`, however
-many sockets are listened on; owners that wait take one job in turn, and so do
-the connections of an owner; an owner that used up its share of the processor waits until it has
-some again, and nobody else waits for it.
+Everything that a client causes runs as a job of its owner (see :mod:`sds.transport.budget`): a
+bounded piece of what the client sent, or one step of a handler. Owns the order of these jobs.
+Invariants: in one turn of the loop, all jobs together take about :data:`TURN_SECONDS` of processor
+time, and so do all steps, even if one event wakes thousands of handlers (a process exits, deadlines
+end together); accepting takes :data:`ACCEPT_SECONDS`, however many sockets listen; owners that wait
+take turns, one job each, and so do the connections of an owner; an owner that used up its share of
+the processor waits until it has some again, and nobody else waits for it.
 
-Time is measured by the monotonic clock: the thread's processor time costs ten times as much to ask
-for. On a busy machine that counts the time of others too, so turns become shorter, not longer.
+Time is measured by the monotonic clock, because reading the thread's processor time costs ten times
+as much. On a busy machine this also counts the time of others, so turns become shorter, not longer.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ if TYPE_CHECKING:
     from sds.transport.budget import Account, Owner
 
     Job: TypeAlias = Callable[[], bool]
-    """Does a bounded piece of work; whether more is left."""
+    """Does a bounded piece of work, and says whether more is left."""
 
 _LOG: Final = logging.getLogger("sds.transport")
 BUFFER_BYTES: Final = 128 * 1024
 TURN_SECONDS: Final = 0.003
-"""Processor time for all jobs between two turns of the loop."""
+"""Processor time for all jobs in one turn of the loop."""
 STEP_SECONDS: Final = 0.0005
 """Processor time after which a handler that goes on reading or writing waits for its turn."""
 ACCEPT_SECONDS: Final = 0.002
-"""For accepting on all sockets together, between two turns of the loop."""
+"""Time for accepting on all sockets together, in one turn of the loop."""
 _UNNOTICED_SECONDS: Final = 0.0005
-"""As long as so little was used, it does not matter which turn it was."""
+"""Time too short to matter for any turn."""
 _LEAST_REST_SECONDS: Final = 0.001
 
 
 class Turns:
-    """See the module; one for each event loop: :meth:`of`."""
+    """The turns of one event loop; :meth:`of` gives them."""
 
     _of: ClassVar[weakref.WeakKeyDictionary[Any, Turns]] = weakref.WeakKeyDictionary()
 
@@ -52,19 +51,19 @@ class Turns:
         self._loop = loop
         self._clock = time.perf_counter
         self._jobs: dict[Account, OrderedDict[Hashable, deque[Job]]] = {}
-        """What waits, by who pays and by connection."""
+        """Waiting jobs, by the account that pays and by connection."""
         self._row: deque[Account] = deque()
-        """Who has jobs; those that used up their share are not in it."""
+        """Accounts that have jobs, without those that used up their share."""
         self._spent = 0.0
-        """Of this turn, with what steps of handlers were promised."""
+        """Seconds of this turn that were used, or promised to steps of handlers."""
         self._stepped = 0.0
-        """What steps of handlers took since the last turn."""
+        """Seconds that steps of handlers took since the last turn."""
         self._step_began = float("inf")
         self._accepted = 0.0
-        """What accepting took since the last turn."""
+        """Seconds that accepting took since the last turn."""
         self._turn_is_due = False
         self.buffer = bytearray(BUFFER_BYTES)
-        """Into which sockets of this loop read."""
+        """The buffer into which all sockets of this loop read."""
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop) -> Turns:
@@ -81,7 +80,7 @@ class Turns:
     # --- accepting ------------------------------------------------------------------------------
 
     def accepted(self, seconds: float) -> None:
-        """A connection was accepted, on whatever socket, or turned away."""
+        """Count the time of a connection that was accepted, on any socket, or turned away."""
         self._accepted += seconds
         self._expect_turn()
 
@@ -95,7 +94,7 @@ class Turns:
     def run(self, owner: Owner, connection: Hashable, job: Job) -> None:
         """Run a job now, if this turn has time and nothing of the owner waits; else in its turn.
 
-        It runs until it says that nothing is left.
+        The job is repeated until it says that nothing is left.
         """
         account, now = owner.account, self._loop.time()
         free = (
@@ -140,7 +139,7 @@ class Turns:
             account.processor.use(took, now)
 
     def _spend(self, seconds: float) -> None:
-        """So much of this turn was used, or promised."""
+        """Count seconds of this turn that were used or promised."""
         self._spent += seconds
         if self._spent > _UNNOTICED_SECONDS and not self._turn_is_due:
             self._expect_turn()
@@ -156,7 +155,7 @@ class Turns:
         self._spent, self._stepped = self._stepped, 0.0
         done = 0
         now = self._loop.time()
-        # At least one job, so that steps of handlers alone cannot hold up the rest.
+        # At least one job runs, so that steps of handlers alone cannot hold up the rest.
         while self._row and (self._spent < TURN_SECONDS or not done):
             account = self._row.popleft()
             if not self._jobs[account]:  # what waited was moved
@@ -176,7 +175,7 @@ class Turns:
         self._expect_turn()
 
     def _next_job(self, account: Account, now: float) -> None:
-        """Run one job; its connection and its owner go to the end of their rows."""
+        """Run one job, and put its connection and its owner at the end of their queues."""
         lanes = self._jobs[account]
         connection, lane = next(iter(lanes.items()))
         job = lane.popleft()
@@ -194,13 +193,13 @@ class Turns:
     # --- steps of handlers ----------------------------------------------------------------------
 
     def promise(self, owner: Owner) -> None:
-        """A handler of the owner will run a step in the next turn of the loop."""
+        """Reserve time for a step of the owner's handler in the next turn of the loop."""
         self._spend(owner.account.step_seconds)
 
     def wake(self, owner: Owner, connection: Hashable, future: asyncio.Future[None]) -> None:
         """Let the handler that waits for ``future`` go on: now, or in its turn.
 
-        Who calls is a job of the owner: while the turn has time, it is the handler's turn too.
+        The caller is a job of the owner, so it is the handler's turn too while the turn has time.
         """
         if self._spent >= TURN_SECONDS:
             self.later(owner, connection, future)
@@ -227,11 +226,11 @@ class Turns:
         return self._stepped >= TURN_SECONDS
 
     def step_begins(self) -> None:
-        """A handler runs until :meth:`step_ends`."""
+        """Note that a handler runs until :meth:`step_ends`."""
         self._step_began = self._clock()
 
     def step_ends(self, owner: Owner) -> None:
-        """The handler waits or is done: its owner pays for it."""
+        """Note that the handler waits or is done, and let its owner pay for the step."""
         took = self._clock() - self._step_began
         self._step_began = float("inf")
         self._stepped += took

@@ -1,4 +1,4 @@
-"""What owners of connections use, in plain values for people and metrics."""
+"""The use of each owner of connections, in plain values for people and metrics."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from sds.transport.budget import Account, Budgets, Owner
 
 LIMITS: Final = ("connections", "memory", "refused calls", "streams")
-"""What an owner can exceed."""
+"""The limits that an owner can exceed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What somebody uses now.
+    """What one owner, or several together, use now.
 
     Attributes:
-        name: ``pod 1234…`` or ``uid 1000``; empty where it is that of several.
+        name: ``pod 1234…`` or ``uid 1000``; empty for several owners together.
         recognised: whether a rule matched one of its callers, so that it has a budget of its own.
-        connections: open ones.
-        streams: open ones.
-        held_bytes: of memory, as it is counted against the budget.
+        connections: open connections.
+        streams: open streams.
+        held_bytes: bytes of memory that count against the budget.
         exceeded: how often each limit was exceeded, since the start.
     """
 
