@@ -1,4 +1,4 @@
-"""Certificates that are there before their pod asks.
+"""Mints certificates before their pods ask.
 
 The kubelet lists a pod about half a second before its first process can connect. Owns
 :class:`MintingAhead`: what to ask the authority for in that time. Invariants: nothing here decides
@@ -51,12 +51,12 @@ class Foresees(Protocol):
     async def expected(self, who: str) -> Facts:
         """Return what it would find about a process of theirs; wait only a short, bounded time.
 
-        What it says of the process alone is unknown. Somebody who is gone has no facts.
+        Facts of the process itself are unknown. A caller that is gone has no facts.
         """
         ...
 
     def listen_coming(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener`` when any of it changed, until the result is called."""
+        """Call ``listener`` when any of this changed, until the result is called."""
         ...
 
 
@@ -64,17 +64,17 @@ class AheadKeeper(Protocol):
     """Rotation, as minting ahead uses it."""
 
     def expect(self, identity: Identity) -> None:
-        """Get a certificate while nobody waits for another; undone by one :meth:`release`."""
+        """Get a certificate while nobody waits for another; one :meth:`release` undoes this."""
         ...
 
     def release(self, identity: Identity) -> None:
-        """It is no longer expected."""
+        """Give up an identity that is no longer expected."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AheadLimits:
-    """Bounds.
+    """The bounds of minting ahead.
 
     Attributes:
         identities: that are kept for callers who have not come yet.
@@ -111,19 +111,20 @@ class _Expected:
 
 
 class MintingAhead:
-    """See the module; :meth:`run` must run for anything to happen.
+    """Mints for callers that may come; nothing happens without :meth:`run`.
 
     Args:
-        foresees: who may come, and what will be found about them.
-        rules: those in force now.
-        known: what is known of every caller of the socket.
-        of_a_process: selector types that other attestors find about a process.
+        foresees: knows who may come, and what will be found about them.
+        rules: gives the rules in force.
+        known: the facts that are known about every caller of the
+            socket.
+        of_a_process: the selector types that other attestors find about a process.
         keeper: rotation.
-        limits: bounds.
+        limits: the bounds.
         clock: time.
 
     Attributes:
-        outcomes: what became of identities: ``used``, ``unused``, and ``no_room`` for those that
+        outcomes: counts what became of identities: ``used``, ``unused``, or ``no_room`` if they
             were not minted.
     """
 
@@ -156,17 +157,17 @@ class MintingAhead:
         return self._kept
 
     def look_again(self) -> None:
-        """Rules, pods or what is known of them changed."""
+        """Look again, because rules, pods or facts about them changed."""
         self._changed.set()
 
     def wanted(self, identity: Identity) -> None:
-        """A caller was given this identity."""
+        """Note that a caller was given this identity."""
         for one in self._expected.values():
             if identity in one.identities:
                 one.came.add(identity)
 
     async def run(self) -> None:
-        """Mint for callers that may come, until cancelled; then everything is released."""
+        """Mint for callers that may come, until cancelled; then release everything."""
         stop = self._foresees.listen_coming(self.look_again)
         try:
             while True:
@@ -180,7 +181,7 @@ class MintingAhead:
             self._expected.clear()
 
     def _seconds_left(self) -> float:
-        """Until the next one is released."""
+        """Return the seconds until the next identity is released."""
         now = self._clock.now().monotonic
         ends = [one.until for one in self._expected.values() if one.identities]
         return max(0.0, min(ends, default=now + self._limits.patience) - now)
@@ -218,7 +219,7 @@ class MintingAhead:
         return is_news
 
     def _keep(self, one: _Expected, identities: tuple[Identity, ...]) -> None:
-        """Expect exactly these, as far as there is room."""
+        """Expect exactly these identities, as far as there is room."""
         kept = [each for each in one.identities if each in identities]
         for each in one.identities:
             if each not in identities:

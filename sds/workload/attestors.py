@@ -1,9 +1,8 @@
-"""Every attestor of workloads that this program knows: one line each.
+"""The registry of workload attestors: one line for each.
 
 Owns the list, and what an attestor gets when it is opened. An attestor is one module with a
 ``KIND`` in it (:class:`AttestorKind`) and one line here; ``docs/extending.md`` has the recipe.
-Invariant: this module loads none of them, so that a node does not pay for attestors that it does
-not use.
+Invariant: this module loads no attestor, so a node does not pay for those that it does not use.
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredAttestor:
-    """What is known of an attestor without its module.
+    """What is known of an attestor without loading its module.
 
     Attributes:
-        module: has ``KIND``.
-        types: selector types that it finds; one that ends in ``:`` stands for all that begin so.
-        alone: whether it says anything about a caller of the node-wide socket by itself.
+        module: the module that has ``KIND``.
+        types: selector types that it finds; one that ends in ``:`` means every type with that
+            prefix.
+        alone: whether it can recognise a caller of the node-wide socket without other attestors.
         pods: whether it needs to know where pods may be.
     """
 
@@ -79,7 +79,7 @@ ATTESTORS: Final[dict[str, RegisteredAttestor]] = {
         pods=True,
     ),
 }
-"""Name in configuration -> the attestor."""
+"""The attestors, by their names in the configuration."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +91,9 @@ class NodeContext:
         settings: the section ``node:`` of the agent's configuration, with one field for each
             attestor that has settings, and ``others`` for those that have no field.
         roots: where pods may be; None unless an attestor asks for it.
-        directory: of our own, for facts that outlive a restart and are no secrets; None: none.
-        environment: of the agent.
+        directory: a directory of our own for facts that outlive a restart and are not secret, or
+            None.
+        environment: the agent's environment variables.
         clock: time.
         listed: the pods that the signed policy in force lists.
     """

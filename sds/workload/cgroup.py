@@ -1,4 +1,4 @@
-"""Which pod and container a process belongs to, read from the text of its ``/proc/PID/cgroup``.
+"""Finds a process's pod and container in the text of its ``/proc/PID/cgroup``.
 
 Owns the forms of control-group paths: cgroup v1, v2 and hybrid; the cgroupfs and systemd drivers;
 a kubelet and a runtime whose drivers differ; private cgroup namespaces; containerd, CRI-O, Docker
@@ -7,7 +7,7 @@ and Podman.
 Invariants: a pod counts only directly below a directory that the kubelet or its runtime owns
 (:class:`PodRoots`), never by its name alone, because every user with a delegated control group can
 choose names below it; the *outermost* pod of a path counts; every hierarchy that the kubelet
-manages must name the same pod and container; a path that looks like a pod's and is elsewhere is
+manages must name the same pod and container; a path that looks like a pod's but is elsewhere is
 an error, not "outside pods"; a group's name can neither end a line of the text nor hide a group.
 
 Sources: cgroups(7), cgroup_namespaces(7); Kubernetes ``pkg/kubelet/cm/cgroup_manager_linux.go``
@@ -38,7 +38,7 @@ _SYSTEMD_POD: Final = re.compile(
     rf"(?P<parent>(?:[a-z0-9_.]+-)*kubepods){_QOS}-pod{_POD_UID}\.slice", re.ASCII
 )
 # A runtime that manages control groups itself takes the slice that a kubelet with the systemd
-# driver gives it, and makes one directory 'slice:prefix:id' beside or below its own group.
+# driver names, and makes one directory 'slice:prefix:id' beside or below its own group.
 _MISMATCHED_POD: Final = re.compile(
     rf"(?:[a-z0-9_.]+-)*kubepods{_QOS}-pod{_POD_UID}\.slice"
     r":(?:cri-containerd|crio|docker):(?P<container>[0-9a-f]{64})",
@@ -49,7 +49,7 @@ _CONTAINER: Final = re.compile(
 )
 _CGROUPFS_QOS: Final = frozenset({"besteffort", "burstable"})
 _DEFAULT_ROOTS: Final = ("/", "/kubelet")
-"""Values of the kubelet's ``--cgroup-root``: its default, and kind's."""
+"""The usual values of the kubelet's ``--cgroup-root``: its default, and that of kind."""
 _RUNTIME_UNITS: Final = (
     "containerd.service",
     "crio.service",
@@ -65,13 +65,13 @@ _RUNTIME_UNITS: Final = (
     "snap.microk8s.daemon-kubelite.service",
 )
 _MANAGED: Final = frozenset({"cpu", "cpuacct", "cpuset", "memory", "name=systemd", "pids"})
-"""Controllers of cgroup v1 that the kubelet creates pods in (its ``allowlistControllers``)."""
+"""The cgroup v1 controllers in which the kubelet creates pods (``allowlistControllers``)."""
 _UNIFIED: Final = ""
 _INIT: Final = frozenset({"init", "init.scope"})
-"""Where the first process moves itself (systemd; the entry points of kind and k3d)."""
+"""The groups to which the first process moves itself (systemd; entry points of kind and k3d)."""
 _UP: Final = ".."
 MOST_CHARACTERS: Final = 64 << 10
-"""Of a ``/proc/PID/cgroup``: a line for each hierarchy, each path at most 4096 bytes."""
+"""The longest ``/proc/PID/cgroup``: a line for each hierarchy, each path at most 4096 bytes."""
 _SHOWN: Final = 200
 
 Names = tuple[str, ...]
@@ -79,7 +79,7 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodCgroup:
-    """The pod and, where the path tells it, the container of a process.
+    """The pod of a process and, if the path shows it, the container.
 
     Attributes:
         pod_uid: the pod's UID as the kubelet writes it: with dashes, or 32 hexadecimal digits for
@@ -93,7 +93,7 @@ class PodCgroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Path:
-    """A path as the kernel shows it: up from our namespace's root, then down by these names."""
+    """A path as the kernel shows it: up from our namespace's root, then down these names."""
 
     ups: int
     names: Names
@@ -109,8 +109,8 @@ class PodRoots:
     Attributes:
         bases: hierarchy to the group under which the node's first process lives: the root of the
             node, seen from our own cgroup namespace.
-        kubelet: below a base, the directories that hold pods and nothing but what the kubelet
-            makes, such as ``("kubepods",)``.
+        kubelet: below a base, the directories that contain only what the kubelet makes for pods,
+            such as ``("kubepods",)``.
         runtime: below a base, the directories in which a runtime with another driver than the
             kubelet's makes one directory for each container.
         inside: whether we run in a pod of this kubelet. Then the directories above our own
@@ -158,7 +158,7 @@ class PodRoots:
         Every line is ``hierarchy:controllers:path`` (cgroups(7)).
 
         Raises:
-            CgroupError: hierarchies disagree, a path looks like a pod's and is where no kubelet
+            CgroupError: hierarchies disagree, a path looks like a pod's but is where no kubelet
                 puts pods, or the text is malformed.
         """
         lines = list(_lines(text))
@@ -192,7 +192,7 @@ class PodRoots:
                 return pod
         if any(_looks_like_a_pod(name) for name in path.names):
             raise CgroupError(
-                f"the control group {str(path)[:_SHOWN]!r} has a pod's name and is not directly "
+                f"the control group {str(path)[:_SHOWN]!r} has a pod's name but is not directly "
                 "below the kubelet's root: a user with a delegated control group can choose that "
                 "name",
                 reason="cgroup_not_the_kubelets",
@@ -208,8 +208,8 @@ class PodRoots:
             if path.names[: len(top)] != top:
                 return None
             return _Place(parent=top[-1] if top else "", hidden=0, names=path.names[len(top) :])
-        # The path branches off from our own, below the base. Our cgroup namespace hides the names
-        # above the branch. In a pod the kubelet made those groups, so only their number matters.
+        # The path branches off from ours, below the base. Our cgroup namespace hides the names
+        # above the branch. In a pod, the kubelet made those groups, so only their number matters.
         hidden = base.ups - path.ups - len(top)
         if not self.inside or path.ups == 0 or base.names or hidden < 0:
             return None
@@ -248,7 +248,7 @@ def _kubelets(place: _Place) -> PodCgroup | None:
 
 
 def _systemd_pod(place: _Place) -> PodCgroup | None:
-    """``[kubepods-burstable.slice/]kubepods-burstable-pod<uid>.slice/…`` below its parent slice."""
+    """Match ``[kubepods-burstable.slice/]kubepods-burstable-pod<uid>.slice/…``."""
     names = place.names
     match = _SYSTEMD_POD.fullmatch(names[0])
     if match is None and len(names) > 1 and place.hidden == 0:
@@ -285,7 +285,7 @@ def _looks_like_a_pod(name: str) -> bool:
 
 
 def _lines(text: str) -> Iterator[tuple[str, _Path]]:
-    """Controllers and path of each line.
+    """Yield controllers and path of each line.
 
     Raises:
         CgroupError: a line is malformed, or the text is too long.

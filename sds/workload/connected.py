@@ -1,4 +1,4 @@
-"""What a connection carries from accept to the handlers: who is at its other end.
+"""The object that a connection carries from accept to the handlers: its caller.
 
 Owns the port :class:`Connected`, :func:`entitlement_of` that handlers use, and
 :class:`OwnSocket`, the caller of a socket that belongs to one workload. Invariant: a handler finds
@@ -23,12 +23,13 @@ class CallerDescription:
     """What is known about a caller.
 
     Attributes:
-        name: what people call it.
-        pid:  0 if the socket alone decides.
-        selectors: what was found.
-        granted: the identities with the rules that gave them; the first is ``default``.
+        name: its name for people.
+        pid: the process; 0 if the socket alone decides.
+        selectors: the facts that were found.
+        granted: the identities with the rules that gave them;
+            the first is ``default``.
         state: ``recognised``, ``no_match`` or ``undetermined``.
-        why: in words.
+        why: the reason for the state, in words.
         details: lines about the caller for people, such as its container in canonical form.
     """
 
@@ -88,7 +89,7 @@ class OwnSocket:
     """The caller of one workload's socket: a process that can open it is that workload."""
 
     def __init__(self, entitlement: Entitlement) -> None:
-        """``entitlement``: what everybody on the socket may have."""
+        """Make the caller of a socket on which everybody has this entitlement."""
         self._entitlement = entitlement
 
     async def entitlement(self) -> Entitlement:

@@ -2,7 +2,7 @@
 
 Owns :class:`Selector`, :class:`Caller` and the :class:`Entitlement` that lets a recognition
 change while streams live (a Service was added, the policy changed). Invariant: the caller chooses
-nothing; all of this comes from the socket it connected to, the kernel, the kubelet and policy.
+none of this: it comes from the socket that it connected to, the kernel, the kubelet and policy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Selector:
     value: str
 
     def __str__(self) -> str:
-        """``type:value``."""
+        """Return ``type:value``."""
         return f"{self.type}:{self.value}"
 
 
@@ -40,10 +40,11 @@ class Caller:
     """A recognised caller.
 
     Attributes:
-        name: what people call it: the socket's workload name, or ``namespace/pod``.
-        selectors: what was found.
-        identities: what it may have; the first is its ``default``.
-        pid: the process, where it is known.
+        name: its name for people: the socket's workload name, or ``namespace/pod``.
+        selectors: the facts that were found.
+        identities: what it may have; the first is its
+            ``default``.
+        pid: the process, if it is known.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Entitlement:
         """Start with ``caller``."""
         self._caller = caller
         self._listeners: dict[object, Callable[[], None]] = {}
-        """By what their stop knows: a caller may have thousands of streams."""
+        """Listeners by the key that their stop function has; a caller may have thousands."""
         self._ended: WorkloadError | None = None
 
     @property
@@ -73,13 +74,13 @@ class Entitlement:
         return self._ended
 
     def replace(self, caller: Caller) -> None:
-        """The recognition changed; every listener is called once. Equal is not a change."""
+        """Replace the caller and call every listener once; an equal caller is no change."""
         if caller != self._caller:
             self._caller = caller
             self._tell()
 
     def end(self, error: WorkloadError) -> None:
-        """The caller is gone or no longer entitled: its streams end with this error."""
+        """End the entitlement: the caller's streams end with this error."""
         if self._ended is None:
             self._ended = error
             self._tell()

@@ -1,12 +1,12 @@
-"""What processes execute: looked at by a process of its own, hashed within a budget.
+"""Identifies what processes execute: a separate process opens and hashes it within a budget.
 
 Owns :class:`Executables`: two lookers (:mod:`sds.workload.looker`), one for short looks and one for
-hashing, and what each owner may still have hashed. Invariants: neither the event loop nor a thread
-of the agent opens a file that a caller chose; a look has a deadline, at which its looker is killed
-and another takes its place; an owner whose look hung is not looked at again before the stuck looker
-is gone; an owner has one look at a time, and a bounded number of bytes hashed in a minute, also if
-it reconnects; however many owners wait with large files, a small one waits for two of them at most;
-each file is hashed once, while its times say that it has not changed.
+hashing, and how many bytes each owner may still have hashed. Invariants: neither the event loop nor
+a thread of the agent opens a file that a caller chose; a look has a deadline, after which its
+looker is killed and replaced; if a look hangs, its owner gets no other look until the stuck looker
+is gone; an owner has one look at a time, and a bounded number of bytes hashed in a minute, even if
+it reconnects; however many owners wait with large files, a small one waits for at most two of them;
+a file is hashed once, as long as its times say that it has not changed.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Executable:
     Attributes:
         path: from which it was started, as the process's own mount namespace names it; another
             file may have that path now, and a process that can mount can choose it.
-        sha256: of its content, lower-case hexadecimal; None if nobody asked.
+        sha256: the SHA-256 of its content, lower-case hexadecimal; None if nobody asked.
         fingerprint: device, inode, size and times of the file.
     """
 
@@ -64,14 +64,14 @@ class Executable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutableLimits:
-    """Bounds of the work that callers cause.
+    """The bounds of the work that callers cause.
 
     Attributes:
-        largest: bytes of a file that is hashed.
-        burst: bytes that one owner may have hashed at once.
-        rate: bytes a second that its budget grows by, up to ``burst``.
-        look_seconds: deadline of a look without hashing.
-        slowest: bytes a second that a disk must give: the deadline of hashing follows from it.
+        largest: the size of the largest file that is hashed, in bytes.
+        burst: how many bytes one owner may have hashed at once.
+        rate: by how many bytes its budget grows each second, up to ``burst``.
+        look_seconds: the deadline of a look without hashing.
+        slowest: how many bytes a disk must deliver each second; this sets the deadline of hashing.
     """
 
     largest: int = 512 * _MIB
@@ -83,12 +83,12 @@ class ExecutableLimits:
 
 @dataclass(slots=True)
 class _Owner:
-    """What one owner may do.
+    """What one owner may still do.
 
     Attributes:
-        left: bytes that may be hashed, at :attr:`at`.
-        turn: held while one of its processes is looked at.
-        stuck: a killed looker of this owner still hangs in a file system.
+        left: how many bytes may be hashed, as of :attr:`at`.
+        turn: a lock, taken while one of its processes is looked at.
+        stuck: whether a killed looker of this owner still hangs in a file system.
     """
 
     left: float
@@ -98,10 +98,10 @@ class _Owner:
 
 
 class Executables:
-    """Reads executables of processes; :meth:`aclose` ends its lookers."""
+    """Identifies executables of processes; :meth:`aclose` ends its lookers."""
 
     def __init__(self, clock: Clock, limits: ExecutableLimits | None = None) -> None:
-        """No looker is started before somebody asks; ``clock`` tells how old a change is."""
+        """Start no looker before somebody asks; ``clock`` tells how old a change is."""
         self.limits = limits or ExecutableLimits()
         self._clock = clock
         self._looking = _Looker(nice=0)
@@ -138,7 +138,8 @@ class Executables:
         """
         owner = self._owner(peer.owner)
         await owner.turn.acquire()
-        # A caller that goes meanwhile leaves the look running: its answer is not the next one's.
+        # If the caller leaves, the look goes on, so that its answer is not taken for the next
+        # one's.
         look = self._spawn(self._read(owner, peer, digest=digest))
         look.add_done_callback(lambda _: owner.turn.release())
         return await asyncio.shield(look)
@@ -146,7 +147,7 @@ class Executables:
     async def _read(self, owner: _Owner, peer: Peer, *, digest: bool) -> Executable:
         if owner.stuck or self._stuck >= _MOST_STUCK:
             raise WorkloadError(
-                "another look at an executable still hangs in its file system",
+                "an earlier look at this owner's executables still hangs in a file system",
                 reason="executable_late",
             )
         found = await self._ask(self._looking, owner, peer, None, self.limits.look_seconds)
@@ -185,7 +186,7 @@ class Executables:
             raise WorkloadError(
                 f"the executable of process {peer.pid} gave no answer in {seconds:.0f} s",
                 reason="executable_late",
-                advice="is its file system there?",
+                advice="check that its file system responds",
             ) from None
         except (OSError, ValueError) as error:
             self._spawn(_reaped(looker.kill()))
@@ -205,7 +206,7 @@ class Executables:
         )
 
     async def _hangs(self, owner: _Owner, process: subprocess.Popen[bytes] | None) -> None:
-        """Let the owner wait until the kernel lets go of its killed looker."""
+        """Let the owner wait until the kernel releases its killed looker."""
         owner.stuck = True
         self._stuck += 1
         try:
@@ -223,7 +224,7 @@ class Executables:
     def _over(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: the caller may have left
+            task.exception()  # read it, because the caller may have left
 
     # --- budgets --------------------------------------------------------------------------------
 
@@ -234,14 +235,14 @@ class Executables:
             if len(self._owners) >= _OWNERS:
                 self._forget_idle(now)
             if len(self._owners) >= _OWNERS:
-                name = _OTHERS  # they share one budget: being many buys nothing
+                name = _OTHERS  # they share one budget, so many names gain nothing
             owner = self._owners.get(name)
         if owner is None:
             owner = self._owners[name] = _Owner(self.limits.burst, now, asyncio.Lock())
         return owner
 
     def _forget_idle(self, now: float) -> None:
-        """Forget owners whose budget is full anyway, so that forgetting refills none."""
+        """Forget owners whose budget is full, so that forgetting refills none."""
         for name, owner in list(self._owners.items()):
             full = owner.left + (now - owner.at) * self.limits.rate >= self.limits.burst
             if full and not owner.turn.locked() and not owner.stuck:
@@ -253,16 +254,16 @@ class Executables:
         owner.left, owner.at = left, now
         if size > left:
             raise WorkloadError(
-                f"{peer.owner} has had too much of executables hashed; {size // _MIB} MiB more "
+                f"{peer.owner} has used up its budget for hashing executables; {size // _MIB} MiB "
                 "have to wait",
                 reason="executable_late",
-                advice="it passes; files that do not change are hashed once",
+                advice="wait; the agent hashes a file that does not change only once",
             )
         owner.left -= size
 
 
 class _Looker:
-    """One looker process, started when it is first asked, with one question at a time."""
+    """One looker process, started at the first question, with one question at a time."""
 
     def __init__(self, *, nice: int) -> None:
         self._nice = nice
@@ -275,11 +276,12 @@ class _Looker:
     ) -> dict[str, Any]:
         """Return the answer to a question about ``size`` bytes.
 
-        The deadline begins when it is this question's turn.
+        The deadline begins with this question's turn.
 
         Raises:
-            TimeoutError: there was none in time; kill it before anything else is awaited.
-            OSError, ValueError: it ended, or cannot be started; kill it likewise.
+            TimeoutError: there was no answer in time; kill the looker before awaiting anything
+                else.
+            OSError, ValueError: the looker ended or cannot be started; kill it too.
         """
         async with self._row.turn(size), asyncio.timeout(seconds):
             loop = asyncio.get_running_loop()
@@ -295,7 +297,7 @@ class _Looker:
             return said
 
     def kill(self) -> subprocess.Popen[bytes] | None:
-        """End it now, whatever it waits for; the next question starts another one."""
+        """End the looker now, whatever it waits for; the next question starts another one."""
         process, self._process = self._process, None
         channel, self._channel = self._channel, None
         if channel is not None:
@@ -323,7 +325,7 @@ class _Looker:
 
 
 async def _reaped(process: subprocess.Popen[bytes] | None) -> None:
-    """Wait until a killed process is gone; one that hangs in the kernel may take long."""
+    """Wait until a killed process is gone, which may take long if it hangs in the kernel."""
     pause = _FIRST_PAUSE_SECONDS
     while process is not None and process.poll() is None:
         await asyncio.sleep(pause)

@@ -1,6 +1,7 @@
-"""What attestors tell a caller about itself beyond selectors, for people who look for a difference.
+"""What attestors tell a caller about itself beyond selectors, for people who search a difference.
 
-Owns the port :class:`Explaining`. Invariant: nothing here decides anything; what fails is left out.
+Owns the port :class:`Explaining`. Invariant: nothing here decides anything; an attestor that fails
+is left out.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Explaining(Protocol):
-    """An attestor that can say more."""
+    """An attestor that can explain more."""
 
     async def explain(self, peer: Peer) -> tuple[str, ...]:
-        """Lines about ``peer`` itself; waits a bounded time.
+        """Return lines about ``peer`` itself; wait a bounded time.
 
         Raises:
             WorkloadError: they cannot be found out.

@@ -1,4 +1,4 @@
-"""What attestation found out about a caller: typed selectors, and what could not be found out.
+"""The facts about a caller: typed selectors, and what could not be found out.
 
 Owns :class:`Facts` and the port :class:`Attestor`. Invariant: a selector is here only if the
 kernel or the kubelet said so; a type that is *unknown* is neither present nor absent, and no
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sds.workload.peer import Peer
 
 LABEL_TYPE: Final = "k8s:pod-label:"
-"""Prefix of the types whose rest is a label's key."""
+"""The prefix of selector types that end with a label's key."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +30,8 @@ class Facts:
         unknown: selector types, or prefixes of them ending in ``:``, that could not be found out,
             with the reason. Absent types that are not listed here are known to be absent.
         services: ``(namespace, name)`` of the Kubernetes Services that select the caller's pod.
-        title: what people call the caller (``namespace/pod``), or the empty string.
-        hints: why a selector that people may expect is absent, in words.
+        title: the caller's name for people (``namespace/pod``), or the empty string.
+        hints: reasons, in words, why selectors that people may expect are absent.
     """
 
     selectors: frozenset[Selector] = frozenset()
@@ -86,23 +86,23 @@ class Attestor(Protocol):
 
     @property
     def name(self) -> str:
-        """As configuration names it (:mod:`sds.workload.attestors`)."""
+        """Return the attestor's name in the configuration (:mod:`sds.workload.attestors`)."""
         ...
 
     @property
     def costly(self) -> frozenset[str]:
-        """Selector types that are looked for only if they can decide about a caller."""
+        """Return the selector types that are gathered only if they can decide about a caller."""
         ...
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """Return everything that can be known about ``peer`` now; wait only a short, bounded time.
 
-        What cannot be found out is in :attr:`Facts.unknown`, never left out.
+        A fact that cannot be found out is in :attr:`Facts.unknown`, never left out.
 
         Args:
             peer: the caller.
-            needed: selector types that rules ask for; what is costly and not among them may be
-                left out.
+            needed: the selector types that rules ask for; costly ones that are not among them may
+                be left out.
 
         Raises:
             PeerGoneError: the process has ended.

@@ -1,9 +1,10 @@
-"""The order in which work of very different size gets one worker.
+"""Gives one worker to pieces of work of very different size in a fair order.
 
-Each owner may be new (a user with subordinate IDs has 65,536), so no order among owners helps
-against many that each bring much work. Owns :class:`FairRow`. Invariants: the piece that waits
-longest and the smallest piece get turns alternately, so a small piece waits for little more than
-two others, and a large one does not wait forever while small ones come; one has the turn at a time.
+Each owner may be new (a user with subordinate IDs has 65,536 of them), so an order among owners
+does not help against many that each bring much work. Owns :class:`FairRow`. Invariants: the piece
+that has waited longest and the smallest piece get turns alternately, so a small piece waits for
+little more than two others, and a large one does not wait forever; one piece has the turn at a
+time.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class FairRow:
-    """See the module."""
+    """Gives turns to pieces of work."""
 
     def __init__(self) -> None:
-        """Nobody waits."""
+        """Begin with nobody waiting."""
         self._busy = False
         self._waiting: OrderedDict[asyncio.Future[None], None] = OrderedDict()
         self._by_size: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -49,12 +50,12 @@ class FairRow:
             await future
         except asyncio.CancelledError:
             self._waiting.pop(future, None)
-            if future.done() and not future.cancelled():  # it was its turn already
+            if future.done() and not future.cancelled():  # it already had its turn
                 self._pass_on()
             raise
 
     def _pass_on(self) -> None:
-        """Give the turn to the next one, who has it from now on."""
+        """Give the turn to the next piece of work."""
         self._busy = False
         self._oldest_next = not self._oldest_next
         while (chosen := self._next()) is not None:

@@ -1,16 +1,16 @@
-"""The node-wide socket: accepts, asks the kernel who it is, and hands the caller to the server.
+"""The node-wide socket: accepts callers, asks the kernel who they are, and has them served.
 
-The door accepts, takes the credentials that the kernel recorded, and lets the server serve on that
-very socket. The connection carries its :class:`Recognition` from accept to the handlers
-(:mod:`sds.workload.connected`). Further sockets may belong to one pod each (CSI volumes): the door
-accepts on them in the same way, and refuses a caller that the kernel shows in another pod.
+The door accepts a connection, takes the credentials that the kernel recorded, and lets the server
+serve on that same socket. The connection carries its :class:`Recognition` from accept to the
+handlers (:mod:`sds.workload.connected`). Further sockets may belong to one pod each (CSI volumes):
+the door accepts on them in the same way, and refuses a caller that the kernel shows in another pod.
 
-Invariants: a connection that this door did not take is refused; a connection lives no longer than
-the process that made it; one task a connection, all in one TaskGroup; no pod (or user, outside
+Invariants: a connection that this door did not accept is refused; a connection ends with the
+process that made it; each connection has one task, all in one TaskGroup; no pod (or user, outside
 pods) takes more than its share of connections; accepting takes a bounded part of each turn of the
-loop, on all sockets together, and so does the end of many connections; while more connect than fit
-into it, those that connect too often are turned away (:mod:`sds.workload.knocking`); who is turned
-away is told why.
+loop, on all sockets together, and so does the end of many connections; while more connections come
+than fit into that part, those that connect too often are turned away
+(:mod:`sds.workload.knocking`); a caller that is turned away is told why.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("sds.workload.front_door")
 _ACCEPTS_AT_ONCE: Final = 64
 _CROWDED_SECONDS: Final = 1.0
-"""How long it counts as crowded after some had to wait for the next turn."""
+"""How long the door counts as crowded after some had to wait for the next turn."""
 ENDS_A_TURN: Final = 8
-"""Connections that one event ends in a turn of the loop: each takes about 0.3 ms."""
+"""How many connections one event ends in a turn of the loop; each takes about 0.3 ms."""
 _PAUSE_SECONDS: Final = 0.25  # after the process ran out of descriptors
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorLimits:
-    """How many connections are held; each takes two descriptors of the process.
+    """How many connections may be open; each takes two descriptors of the process.
 
     Attributes:
-        connections: at the same time, from everybody.
-        connections_per_owner: from one pod, or from one user outside pods.
+        connections: the most connections at the same time, from everybody.
+        connections_per_owner: the most connections of one pod, or of one user outside pods.
     """
 
     connections: int = 4096
@@ -76,20 +76,20 @@ class Served(Protocol):
     """A connection that can be served."""
 
     async def serve_on(self, accepted: socket.socket) -> None:
-        """Begin to serve on this socket; returns when it has begun."""
+        """Serve on this socket; return once that has begun."""
         ...
 
     def recognise(self) -> None:
-        """The caller has a budget of its own from now on, apart from strangers."""
+        """Give the caller a budget of its own from now on, apart from strangers."""
         ...
 
     def abort(self) -> None:
-        """Close it now."""
+        """Close the connection now."""
         ...
 
 
 class Host(Protocol):
-    """Who serves on accepted sockets."""
+    """Serves on accepted sockets."""
 
     def connection(self, *, caller: object, owner: str, on_close: Callable[[], None]) -> Served:
         """Make a connection of this caller, on the budget of this owner.
@@ -129,12 +129,12 @@ class FrontDoor:
         limits: DoorLimits | None = None,
         roots: PodRoots | None = None,
     ) -> None:
-        """Nothing happens before :meth:`run`.
+        """Make a door that does nothing before :meth:`run`.
 
         Args:
-            listener: bound and listening Unix stream socket; closed by :meth:`run`.
+            listener: a bound and listening Unix stream socket, which :meth:`run` closes.
             recogniser: finds out who callers are.
-            limits: of connections.
+            limits: the limits of connections.
             roots: where pods may be, so that each has a share of its own; None: users have one.
         """
         listener.settimeout(0)
@@ -153,11 +153,11 @@ class FrontDoor:
 
     @property
     def connections(self) -> int:
-        """Open connections."""
+        """Return how many connections are open."""
         return len(self._connections)
 
     def stop_accepting(self) -> None:
-        """Accept no further connections; those that are open stay. A second call does nothing."""
+        """Accept no further connections; open ones stay. A second call does nothing."""
         while self._listeners:
             self._close(self._listeners.pop())
 
@@ -165,7 +165,7 @@ class FrontDoor:
         """Accept on the socket of one pod as well, until the result is called.
 
         Args:
-            listener: bound and listening Unix stream socket; it is the door's from now on.
+            listener: a bound and listening Unix stream socket, which the door owns from now on.
             pod_uid: callers that the kernel shows outside this pod are refused.
         """
         listener.settimeout(0)
@@ -183,7 +183,7 @@ class FrontDoor:
     # --- accepting ------------------------------------------------------------------------------
 
     async def run(self, host: Host) -> None:
-        """Accept for ``host`` until cancelled; then every connection is closed."""
+        """Accept for ``host`` until cancelled, and then close every connection."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._accept_on = guarded("accept", lambda on: self._accept_some(host, tasks, on))
@@ -200,7 +200,7 @@ class FrontDoor:
             self._recogniser.close()
 
     def _watch(self, listener: _Listener) -> None:
-        """Accept when somebody connects; a door that does not run yet does so later."""
+        """Accept when somebody connects; before :meth:`run`, only remember the listener."""
         if self._accept_on is not None and listener.socket.fileno() != -1:
             loop = asyncio.get_running_loop()
             loop.add_reader(listener.socket, self._accept_on, listener)
@@ -236,7 +236,7 @@ class FrontDoor:
         *,
         pod_uid: str | None,
     ) -> None:
-        """Admit one connection; what it owns is closed with ``owned``, or with its task."""
+        """Admit one connection; ``owned`` or the connection's task closes what it owns."""
         accepted.settimeout(0)
         try:
             self._count(accepted)
@@ -256,7 +256,7 @@ class FrontDoor:
         connection.task.add_done_callback(guarded("connection", lambda _: kept.close()))
 
     def _count(self, accepted: socket.socket) -> None:
-        """Turn away who connects too often, before anything is found out about it.
+        """Turn away callers that connect too often, before anything is found out about them.
 
         Raises:
             WorkloadError: ``connection_rate``.
@@ -291,12 +291,12 @@ class FrontDoor:
         return connection
 
     def _make_room(self, count: int) -> None:
-        """The newest connection of the owner with the most makes room for one with ``count``.
+        """Close the newest connection of the owner with the most, for an owner with ``count``.
 
-        So many owners together, such as the pods of one tenant, keep nobody else out.
+        So many owners together, such as the pods of one tenant, cannot keep others out.
 
         Raises:
-            WorkloadError: ``connection_limit``: nobody has more than twice as many.
+            WorkloadError: ``connection_limit``: no owner has more than twice as many.
         """
         most = max(self._owners.values(), key=len, default={})
         if len(most) <= 2 * (count + 1):
@@ -306,7 +306,7 @@ class FrontDoor:
                 reason="connection_limit",
             )
         newest = next(reversed(most))
-        self._forget(newest)  # it counts no more; its task ends in its turn
+        self._forget(newest)  # it no longer counts; its task ends in its turn
         if newest.task is not None:
             self._ends.add(newest.task.cancel)
 
@@ -319,7 +319,7 @@ class FrontDoor:
             )
 
     def _pause(self, error: OSError, on: _Listener) -> None:
-        """Out of descriptors, most of the time: leave callers in the queue for a moment."""
+        """Leave callers in the queue for a moment, mostly because no descriptors are left."""
         out = error.errno in _OUT_OF_DESCRIPTORS
         self._refused("descriptors" if out else "unexpected", error)
         loop = asyncio.get_running_loop()
@@ -329,9 +329,9 @@ class FrontDoor:
     # --- one connection -------------------------------------------------------------------------
 
     async def _serve(self, host: Host, connection: _Connection, accepted: socket.socket) -> None:
-        """Let it be served and follow the caller, until the connection or the process ends.
+        """Have the connection served and follow its caller, until either ends.
 
-        Whatever is raised meanwhile ends this connection and nothing else.
+        Any error meanwhile ends this connection and nothing else.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -352,12 +352,12 @@ class FrontDoor:
             report("connection", error, pid=connection.peer.pid, owner=connection.owner)
 
     def _matched(self, connection: _Connection, served: Served) -> None:
-        """A rule matches the caller: it has its own budget, also of connecting."""
+        """Give a caller that a rule matches its own budget, also for connecting."""
         served.recognise()
         self._knocks.recognise(connection.peer.uid)
 
     def _forget(self, connection: _Connection) -> None:
-        """The connection is over, perhaps before it began, or makes room for another."""
+        """Forget a connection that is over, perhaps before it began, or that makes room."""
         if connection not in self._connections:
             return  # it made room for another
         del self._connections[connection]
@@ -371,7 +371,7 @@ class FrontDoor:
         """Cancel the task when the process ends (pidfds become readable: pidfd_open(2))."""
         pidfd = connection.peer.pidfd
         loop = asyncio.get_running_loop()
-        if pidfd is None:  # the recheck of the recognition finds it, later
+        if pidfd is None:  # the recognition's next look finds the end, later
             yield
             return
 
@@ -382,6 +382,6 @@ class FrontDoor:
             loop.remove_reader(pidfd)
 
     def _ended(self, pidfd: int, task: asyncio.Task[None]) -> None:
-        """The process of this pidfd has ended, and so do its connections: some in each turn."""
+        """End the connections of a process that has ended, a few in each turn."""
         asyncio.get_running_loop().remove_reader(pidfd)
         self._ends.add(task.cancel)

@@ -1,7 +1,7 @@
-"""Recognition before any handler: nothing but "who am I?" is answered to a caller that is nobody.
+"""Refuses every call of an unrecognised caller, except "who am I?", before any handler runs.
 
 Owns :class:`Gate`, which a server asks before each call. Invariant: no handler runs, and no message
-of a call is parsed, for a caller that is not recognised; reflection and health are no exceptions.
+of a call is parsed, for a caller that is not recognised; that includes reflection and health.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _PUBLIC = frozenset({whoami.METHOD})
 
 
 class BudgetOwner(Protocol):
-    """Whose budget a call uses."""
+    """The owner whose budget a call uses."""
 
     def recognise(self) -> None:
-        """It shares a budget with strangers no longer."""
+        """Give the owner a budget of its own, apart from strangers."""
         ...
 
 
@@ -33,7 +33,7 @@ class GatedCall(Protocol):
 
     @property
     def path(self) -> str:
-        """``/service/Method``."""
+        """Return ``/service/Method``."""
         ...
 
     @property
@@ -46,7 +46,7 @@ class GatedCall(Protocol):
         ...
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
-        """End it with this status."""
+        """End the call with this status."""
         ...
 
 
@@ -54,7 +54,7 @@ class Gate:
     """Lets recognised callers pass; waits for those that may still be recognised."""
 
     def __init__(self, refused: Callable[[str, WorkloadError], None]) -> None:
-        """``refused`` gets the path of each call that was refused, and why."""
+        """Make a gate; ``refused`` gets the path of each refused call, and why."""
         self._refused = refused
 
     async def __call__(self, call: GatedCall) -> None:
@@ -66,7 +66,7 @@ class Gate:
             if entitlement.ended is not None:
                 raise entitlement.ended
         except WorkloadError as error:
-            error.__traceback__ = None  # the error may outlive the call; its frames must not
+            error.__traceback__ = None  # the error may outlive the call; the call's frames must not
             self._refused(call.path, error)
             await call.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         call.owner.recognise()

@@ -1,12 +1,12 @@
-"""Who may connect while more connections come than can be looked at.
+"""Decides who may connect while more connections come than can be handled.
 
 Owns :class:`Knocks`: how often each process, each user, and all users that nobody has recognised
-together connected lately. Invariants: a crowd at the door costs a few microseconds each, because
-those that knock too often are turned away before anything is found out about them; a user that was
-recognised shares nothing with those that were not; the tables are bounded, and a name that is
-forgotten gains nothing, since the next larger account counts it too.
+together connected lately. Invariants: each connection of a crowd costs a few microseconds, because
+those that connect too often are turned away before anything is found out about them; a recognised
+user shares no account with unrecognised ones; the tables are bounded, and a forgotten name gains
+nothing, because the next larger account counts it too.
 
-Nothing here reads a clock: ``now`` is seconds of a monotonic one.
+Nothing here reads a clock: ``now`` is seconds of a monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
 _PROCESS: Final = (20.0, 128.0)
-"""Connections a second of one process, and at once."""
+"""How many connections one process may open: each second on average, and at once."""
 _USER: Final = (200.0, 1024.0)
 _STRANGERS: Final = (300.0, 1024.0)
 _KEYS: Final = 4096
 
 
 class Knocks:
-    """See the module."""
+    """Counts connections by process and user."""
 
     def __init__(self) -> None:
-        """Nobody has knocked."""
+        """Begin with nothing counted."""
         self._accounts: OrderedDict[Hashable, Allowance] = OrderedDict()
         self._known: OrderedDict[int, None] = OrderedDict()
         self._strangers = Allowance(*_STRANGERS)
 
     def recognise(self, uid: int) -> None:
-        """Somebody with this user ID has an identity."""
+        """Give this user an account of its own, because one of its processes has an identity."""
         self._known[uid] = None
         self._known.move_to_end(uid)
         if len(self._known) > _KEYS:
             self._known.popitem(last=False)
 
     def count(self, pid: int, uid: int, now: float, *, crowded: bool) -> None:
-        """A process connected.
+        """Count a connection of a process.
 
         Args:
-            pid: of it; 0 if this program does not see it.
-            uid: its user.
-            now: seconds.
-            crowded: whether more connections come than can be looked at.
+            pid: the process; 0 if this program does not see it.
+            uid: the user of the process.
+            now: seconds of a monotonic clock.
+            crowded: whether more connections come than can be handled.
 
         Raises:
             WorkloadError: ``connection_rate``: it is crowded, and the process or its user connects
-                too often. What is turned away uses up nothing of the larger accounts.
+                too often. A connection that is turned away uses up nothing of the larger accounts.
         """
         accounts = [
             (f"process {pid}", self._account((uid, pid), _PROCESS)),

@@ -1,20 +1,21 @@
 """The looker: a small process that opens what callers execute, so that the agent never does.
 
 This file runs as a program of its own (``python -I -S looker.py``, standard library only, an empty
-environment); :mod:`sds.workload.executables` starts it, talks to it and kills it. A file system
-that hangs, or that lies, is then the looker's trouble: a thread in a hung file system cannot be
-ended, a process can.
+environment); :mod:`sds.workload.executables` starts it, talks to it and kills it. So a file system
+that hangs or lies harms only the looker: a thread in a hung file system cannot be ended, but a
+process can be killed.
 
-It reads one JSON object a line from its standard input and answers with one line each:
+It reads JSON objects from its standard input, one on each line, and answers each with one line:
 
 ``{"pid": 7, "most": 536870912, "digest": null}``
-    → ``{"path": …, "fingerprint": […]}``: what process 7 executes, and the file's identity.
+    → ``{"path": …, "fingerprint": […]}``: the file that process 7 executes, and its identity.
 ``{"pid": 7, "most": …, "digest": [fingerprint]}``
-    → the same and ``"sha256"``, if the file still has that fingerprint before and after.
-Failures: ``{"gone": true}``, or ``{"error": "words"}`` with ``"advice"`` sometimes.
+    → the same and ``"sha256"``, if the file has that fingerprint before and after hashing.
+Failures: ``{"gone": true}``, or ``{"error": "text"}``, sometimes with ``"advice"``.
 
-Invariants: nothing is opened for reading before its mount is known not to be FUSE; no file larger
-than ``most`` is read; what is hashed is the file that the process runs, not what has its path.
+Invariants: a file is opened for reading only if its mount is known not to be FUSE; no file larger
+than ``most`` is read; the hashed file is the one that the process runs, not the one that has its
+path now.
 
 Sources: proc(5) for ``exe``, ``fdinfo`` and ``mountinfo``; open(2) for O_PATH.
 """
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
 _DELETED: Final = " (deleted)"
 _CHUNK_BYTES: Final = 1 << 20
 MOST_MOUNTS_BYTES: Final = 4 << 20
-"""Of a mountinfo: a user with a mount namespace of its own can mount 100,000 times."""
-_FORGED: Final = "its user may serve it, and show us another content than the kernel"
+"""The longest mountinfo; a user with its own mount namespace can mount 100,000 times."""
+_FORGED: Final = "its user may serve it, and show us other content than the kernel"
 
 
 class _UnreadableError(Exception):
-    """Nothing can be said about this executable: why, and what to do."""
+    """Nothing can be said about this executable; has the reason and an advice."""
 
     def __init__(self, why: str, advice: str = "") -> None:
         super().__init__(why)
@@ -56,7 +57,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         handle = os.open(f"/proc/{pid}/exe", os.O_PATH | os.O_CLOEXEC)
         try:
             _check_mount(pid, handle)
-            # The same file again, now for reading: never another one that has its path.
+            # Open the same file again for reading, and never another one that has its path.
             file = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(handle)
@@ -79,10 +80,10 @@ def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dic
         raise _UnreadableError("it is not an ordinary file")
     if found.st_size > most:
         raise _UnreadableError(
-            f"it has {found.st_size} bytes, and {most} are the most",
+            f"it has {found.st_size} bytes, more than {most}",
             "raise node.largest_executable, or write no rule on its content",
         )
-    # Replaced while it runs, as upgrades do: it still was started from there.
+    # The file was replaced while it runs, as upgrades do, but it was started from there.
     said: dict[str, Any] = {
         "path": _shown(path.removesuffix(_DELETED)),
         "fingerprint": _fingerprint(found),
@@ -117,16 +118,16 @@ def _fingerprint(found: os.stat_result) -> list[int]:
 
 
 def _check_mount(pid: int, handle: int) -> None:
-    """Refuse file systems whose content their own user can forge; nothing is asked of them."""
+    """Refuse file systems whose content their own user can forge, without accessing them."""
     mount = _line(f"/proc/self/fdinfo/{handle}", "mnt_id:")
-    # The process's own mounts; those of the process that started it, before a chroot; the node's.
+    # Look at the process's own mounts, then at ours (it may be in a chroot), then at the node's.
     for whose in (pid, "self", 1):
         kind = _kind_of_mount(whose, mount)
         if kind is not None:
             break
     else:
         raise _UnreadableError(
-            "its mount is visible to no one", "run it from an ordinary file system"
+            "the agent cannot see its mount", "run it from an ordinary file system"
         )
     if kind in {"fuse", "fuseblk", "virtiofs"} or kind.startswith("fuse."):
         raise _UnreadableError(
@@ -145,8 +146,8 @@ def _kind_of_mount(whose: int | str, mount: bytes) -> str | None:
         with open(f"/proc/{whose}/mountinfo", "rb") as file:
             for line in file:
                 if line.startswith(begins):
-                    # The kernel escapes spaces, tabs and line feeds in names, and nothing else: a
-                    # user who may mount can put any other white space into a directory's name.
+                    # The kernel escapes only spaces, tabs and line feeds in names, so a user who
+                    # may mount can put any other white space into a directory's name.
                     fields = line.split(b" ")
                     return fields[fields.index(b"-") + 1].decode("ascii", "replace")
                 read += len(line)
@@ -170,7 +171,7 @@ def _line(path: str, name: str) -> bytes:
 
 
 def main() -> None:
-    """Answer until the agent hangs up; the argument is how nice to be meanwhile (nice(2))."""
+    """Answer until the agent hangs up; the argument is the niceness of the process (nice(2))."""
     os.nice(int(sys.argv[1]))
     for line in sys.stdin.buffer:
         sys.stdout.buffer.write(json.dumps(answer(json.loads(line))).encode() + b"\n")

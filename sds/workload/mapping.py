@@ -1,9 +1,9 @@
-"""From what was found about a caller to the identities that it may have.
+"""Maps what was found about a caller to the identities that it may have.
 
-Owns the form of ``workloads:`` rules (as configuration and, signed, as policy) and their
-evaluation. Invariants: evaluation is pure; a rule that asks for something unknown is neither
-matched nor passed over, so a fact that arrives late never turns one identity into another; a
-template is filled only from facts, and what comes out is parsed as strictly as anything else.
+Owns the form of ``workloads:`` rules (in the configuration and in a signed policy) and their
+evaluation. Invariants: evaluation is pure; a rule that asks for an unknown fact neither matches nor
+fails, so a fact that arrives late never turns one identity into another; a template is filled only
+from facts, and its result is parsed as strictly as any other name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sds.workload.facts import Facts
 
     _Found: TypeAlias = Mapping[str, Collection[str]]
-    """Values by selector type."""
+    """The values that were found, by selector type."""
 
 # Kubernetes: qualified names (optional DNS prefix, then at most 63 characters).
 _LABEL_KEY: Final = re.compile(r"(?:[a-z0-9.-]{1,253}/)?[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
@@ -76,7 +76,7 @@ def check_selector_type(selector_type: str) -> str:
     if any(each.endswith(":") and selector_type.startswith(each) for each in types):
         return selector_type
     known = ", ".join(sorted(each + "KEY" if each.endswith(":") else each for each in types))
-    raise ValueError(f"unknown selector {selector_type[:200]!r}; there are {known}")
+    raise ValueError(f"unknown selector {selector_type[:200]!r}; known are {known}")
 
 
 def _check_template(template: str) -> str:
@@ -92,7 +92,7 @@ def _check_template(template: str) -> str:
 
 def _check_lifetime(lifetime: timedelta) -> timedelta:
     if lifetime < _SHORTEST_LIFETIME or lifetime.microseconds:
-        raise ValueError("certificates tell time in whole seconds: use 2s or more")
+        raise ValueError("a certificate's times are whole seconds: use 2s or more")
     return lifetime
 
 
@@ -142,17 +142,17 @@ NAMES_IN_NAMESPACE: Final = (
     "*.{namespace}.svc",
     "*.{namespace}",
 )
-"""Names of Services that a pod gets where the API server is trusted with them."""
+"""The Service names that a pod gets if the API server is trusted with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What rules leave open.
+    """The defaults for what rules leave open.
 
     Attributes:
-        trust_domain: ``{trust_domain}`` in templates.
-        lifetime: of certificates.
-        key_type: of keys.
+        trust_domain: the value of ``{trust_domain}`` in templates.
+        lifetime: the lifetime of certificates.
+        key_type: the kind of keys.
         cluster_domain: the last labels of a Service's full name.
         service_dns_names: templates of patterns; empty in a confidential guest.
     """
@@ -177,8 +177,8 @@ class Decision:
     """The outcome for one caller at one moment.
 
     Attributes:
-        granted: identities in the order of the rules; the first is ``default``. Empty: none.
-        undetermined: why it cannot be decided yet; nothing is granted then.
+        granted: identities in the order of the rules; the first is ``default``. It may be empty.
+        undetermined: why it cannot be decided yet; then nothing is granted.
         problems: rules that matched but whose templates gave no valid name, as text.
     """
 
@@ -197,10 +197,10 @@ def decide(
 ) -> Decision:
     """Decide which identities the rules give to a caller about whom ``facts`` are known.
 
-    With :attr:`Matching.FIRST` the first rule that matches decides alone; a rule before it that
-    cannot be decided yet holds everything up. With :attr:`Matching.ALL` every rule that matches
+    With :attr:`Matching.FIRST`, the first rule that matches decides alone; if a rule before it
+    cannot be decided yet, nothing is decided. With :attr:`Matching.ALL`, every rule that matches
     gives an identity, and all rules must be decided. A rule whose template gives no valid name
-    grants nothing and, with ``first``, does not pass the caller on to the next rule.
+    grants nothing and, with ``first``, also ends the search.
     """
     granted: list[MatchedRule] = []
     problems: list[str] = []

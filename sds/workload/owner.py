@@ -1,6 +1,6 @@
 """Whose share a connection counts against: a pod's, or a user's outside pods.
 
-Invariant: what cannot be found out about pods falls back to the user, never to nobody.
+Invariant: every connection counts against somebody; if the pod cannot be found out, it is the user.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The process at the other end of a Unix connection, as the kernel knows it.
 
-Owns :class:`Peer`: credentials that the kernel recorded when the process connected, and a handle
-that says whether that very process still lives. Invariants: a pid is never used without the check
-that it still is the process that connected (:meth:`Peer.check`), because pids are used again; a
-process that gave itself tens of thousands of groups, as every user with subordinate IDs can, costs
-no more than one with a few.
+Owns :class:`Peer`: the credentials that the kernel recorded when the process connected, and a
+handle that says whether that process still lives. Invariants: a pid is never used without the check
+that it is still the process that connected (:meth:`Peer.check`), because pids are used again; a
+process with tens of thousands of groups, as every user with subordinate IDs can make, costs no more
+than one with a few.
 
 Sources: unix(7) for SO_PEERCRED, SO_PEERGROUPS; Linux 6.5 for SO_PEERPIDFD; pidfd_open(2);
 proc_pid_stat(5) for the start time.
@@ -45,15 +45,15 @@ class Peer:
     """A process that connected. Close it when the connection ends.
 
     Attributes:
-        pid: in our PID namespace, at the time of the connection; never 0.
-        uid: effective user ID at that time.
-        gid: effective group ID at that time.
-        groups: supplementary group IDs at that time; None if they are more than
+        pid: the process ID in our PID namespace at the time of the connection; never 0.
+        uid: the effective user ID at that time.
+        gid: the effective group ID at that time.
+        groups: the supplementary group IDs at that time; None if there are more than
             :data:`MOST_GROUPS`.
         pidfd: refers to that process whatever becomes of its pid; None if the kernel has none.
-        start_time: clock ticks since boot, from /proc, if there is no pidfd.
-        owner: whose share it counts against, as ``pod UID`` or ``uid NUMBER``.
-        executed: device and inode of what it executed when that was first looked at.
+        start_time: the start time in clock ticks since boot, from /proc, if there is no pidfd.
+        owner: the owner whose share it counts against: ``pod UID`` or ``uid NUMBER``.
+        executed: device and inode of the file that it executed at the first look.
     """
 
     pid: int
@@ -99,7 +99,7 @@ class Peer:
         return peer  # with its descriptor, which is the caller's from now on
 
     def _begin(self, connection: socket.socket) -> None:
-        """Read what belongs to the pid, and make sure that the process is the one of the pidfd."""
+        """Read what belongs to the pid, and check that the process is the one of the pidfd."""
         with _readable(self.pid):
             if self.pidfd is None:
                 self.start_time = process_start_time(self.pid)
@@ -113,20 +113,20 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the peer."""
         self.close()
 
     def check(self) -> None:
-        """Make sure that the process that connected lives and that :attr:`pid` is its pid.
+        """Check that the process that connected lives and that :attr:`pid` is its pid.
 
         Facts read from ``/proc/<pid>`` count only if this was called after they were read. While
         a pidfd is not readable, its process has not been reaped (pidfd_open(2)), so its pid, which
         :meth:`of` compared with the pidfd's, belongs to no other process.
 
         Raises:
-            PeerGoneError: it has ended (also if nobody has reaped it yet).
-            WorkloadError: ``process_unreadable``: ``/proc`` does not say so now, for lack of
-                descriptors or of rights.
+            PeerGoneError: the process has ended, even if it was not reaped yet.
+            WorkloadError: ``process_unreadable``: ``/proc`` cannot be read now, for lack of
+                descriptors or rights.
         """
         if self._closed:
             raise PeerGoneError(f"the connection of process {self.pid} is closed")
@@ -149,10 +149,10 @@ class Peer:
 
 
 def credentials(connection: socket.socket) -> tuple[int, int, int]:
-    """pid, uid and gid of the process that connected; pid 0 if we do not see it.
+    """Return pid, uid and gid of the process that connected; pid 0 if we do not see it.
 
     Raises:
-        WorkloadError: ``peer_credentials``: the kernel has none for this socket.
+        WorkloadError: ``peer_credentials``: the kernel has no credentials for this socket.
     """
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
@@ -166,7 +166,7 @@ def credentials(connection: socket.socket) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def _readable(pid: int) -> Iterator[None]:
-    """Turn what ``/proc`` and the kernel refuse to tell into an error of ours."""
+    """Turn an error of ``/proc`` or of the kernel in the block into one of ours."""
     try:
         yield
     except OSError as error:
@@ -186,7 +186,7 @@ def process_start_time(pid: int) -> int:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError) as error:
         raise PeerGoneError(f"process {pid} has ended") from error
-    # The second field is the command in parentheses, and may itself hold ')' and spaces.
+    # The second field is the command in parentheses, and may itself contain ')' and spaces.
     fields = stat[stat.rindex(b")") + 2 :].split()
     if fields[0] in {b"Z", b"X"}:
         raise PeerGoneError(f"process {pid} has ended")
@@ -230,14 +230,15 @@ def _pid_of(pidfd: int) -> int:
 
 
 def _groups(connection: socket.socket, pid: int) -> frozenset[int] | None:
-    """Supplementary groups of the peer when it connected; None if they are too many."""
+    """Return the peer's supplementary groups when it connected; None if there are too many."""
     size = struct.calcsize("I")
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, _GROUPS_ROOM * size)
     except OSError as error:
         if error.errno != errno.ERANGE:
             raise
-        # More than Python's getsockopt can return: what the process has now (checked afterwards).
+        # There are more than Python's getsockopt returns: read what the process has now (checked
+        # later).
         return _groups_from_proc(pid)
     return frozenset(struct.unpack(f"{len(raw) // size}I", raw))
 

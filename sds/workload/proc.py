@@ -1,8 +1,9 @@
-"""The control groups of processes, read from ``/proc`` within a bound.
+"""Reads the control groups of processes from ``/proc``, within a bound.
 
-Invariants: only files that the kernel itself writes are read here, so a read never waits for a
-file system that a caller mounted (``exe``, ``root``, ``cwd``, ``cmdline`` and ``environ`` can: they
-are the looker's); whatever a caller calls its control groups, reading them raises our errors only.
+Invariants: this module reads only files that the kernel itself writes, so a read never waits for a
+file system that a caller mounted (``exe``, ``root``, ``cwd``, ``cmdline`` and ``environ`` can, so
+only the looker reads them); whatever names a caller gives its control groups, reading them raises
+only our errors.
 
 Source: proc(5), with the mount option ``hidepid``.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from sds.workload.peer import Peer
 
 _IN_A_POD: Final = "KUBERNETES_SERVICE_HOST"
-"""Environment variable that the kubelet sets in every container."""
+"""The environment variable that Kubernetes sets in every container."""
 
 
 def read_cgroup(peer: Peer) -> str:
@@ -39,7 +40,7 @@ def read_cgroup(peer: Peer) -> str:
         raise CgroupError(
             f"/proc/{peer.pid}/cgroup cannot be read: {error.strerror}",
             reason="cgroup_unreadable",
-            advice="is /proc mounted with hidepid? Then give the agent the group of its option "
+            advice="if /proc is mounted with hidepid, give the agent the group of its option "
             "gid=, or CAP_SYS_PTRACE",
         ) from error
 
@@ -62,7 +63,7 @@ def pod_roots(
     """Return where pods may be on this node, by the control groups of its first process.
 
     Args:
-        environment: of this process; it tells whether we are in a pod.
+        environment: the environment of this process, which tells whether we are in a pod.
         cgroup_root: the kubelet's ``--cgroup-root``; None for the usual ones.
         runtime_cgroup: the runtime's own control group; None for the usual services.
 

@@ -1,10 +1,10 @@
-"""Recognising callers, and following them for as long as they are connected.
+"""Recognises callers, and follows them for as long as they are connected.
 
-Owns :class:`Recogniser` (attestors, rules, which identities somebody wants) and one
-:class:`Recognition` a connection. Invariants: facts count only if the process that connected was
-seen alive after they were gathered; a caller of whom something becomes unknown keeps what it had
-(an outage of the kubelet changes nobody); a new identity replaces an old one only when it can be
-served; an identity is kept by rotation exactly while a caller may have it, and a little longer.
+Owns :class:`Recogniser` (attestors, rules, wanted identities) and one :class:`Recognition` for each
+connection. Invariants: facts count only if the process that connected was seen alive after they
+were gathered; if a fact about a caller becomes unknown, the caller keeps what it had (an outage of
+the kubelet changes nobody); a new identity replaces an old one only when it can be served; rotation
+keeps an identity exactly while a caller may have it, and a little longer.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from sds.workload.peer import Peer
 
 _REMEMBERED: Final = 512
-"""Decisions; callers of one pod, or of one user, show the same facts again and again."""
+"""How many decisions are remembered; callers of one pod or user often show the same facts."""
 LOOKS_A_TURN: Final = 16
-"""Recognitions that one change wakes in a turn of the loop: a look takes about 0.2 ms."""
-_POSTPONED: Final = WorkloadError("it was not looked for yet", reason="undetermined")
+"""How many recognitions one change wakes in a turn of the loop; a look takes about 0.2 ms."""
+_POSTPONED: Final = WorkloadError("it has not been looked for yet", reason="undetermined")
 
 
 class IdentityKeeper(Protocol):
@@ -49,11 +49,11 @@ class IdentityKeeper(Protocol):
         ...
 
     def release(self, identity: Identity) -> None:
-        """Nobody may have this identity any more."""
+        """Give up an identity that no caller may have any more."""
         ...
 
     def rest(self, identity: Identity, *, resting: bool) -> None:
-        """Keep what there is without renewing it, since nobody may have it now; or renew it."""
+        """Keep a certificate without renewing it, as no caller may have it; or renew it again."""
         ...
 
     async def until_ready(self, identity: Identity) -> None:
@@ -63,7 +63,7 @@ class IdentityKeeper(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """How callers are mapped; replaced as a whole when the policy changes."""
+    """Maps callers to identities; replaced as a whole when the policy changes."""
 
     rules: tuple[WorkloadRule, ...]
     defaults: Defaults
@@ -76,13 +76,13 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Bounds of waiting, in seconds.
+    """The bounds of waiting, in seconds.
 
     Attributes:
         hold: how long a stream of an unrecognised caller waits before PERMISSION_DENIED.
-        retry_first: gap before facts are gathered again for a caller that nothing matched.
-        retry_most: the gap grows up to this.
-        recheck: gap between two looks at a recognised caller where nothing announced a change.
+        retry_first: the first gap between two looks at a caller that no rule matched.
+        retry_most: the longest such gap.
+        recheck: the gap between two looks at a recognised caller if no change was announced.
         replace: how long a new identity may take to get its certificate before we look again.
         linger: how long an identity is kept after its last caller left (an Envoy that restarts).
     """
@@ -97,14 +97,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecognitionOutcome:
-    """What one look at a caller gave."""
+    """The result of one look at a caller."""
 
     facts: Facts = field(default_factory=Facts)
     decision: Decision = field(default_factory=Decision)
 
 
 class Recogniser:
-    """Recognises callers by the attestors in order, and keeps their identities in rotation."""
+    """Recognises callers by attestors and rules, and keeps their identities in rotation."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Recogniser:
         keeper: IdentityKeeper,
         timing: Timing | None = None,
     ) -> None:
-        """Nothing starts here; each connection runs :meth:`Recognition.follow`."""
+        """Start nothing; each connection runs :meth:`Recognition.follow`."""
         self.timing = timing or Timing()
         self.rules = rules
         self._needed = selector_types(rules.rules)
@@ -131,19 +131,19 @@ class Recogniser:
         self._stops = [attestor.listen(self.look_again) for attestor in self.attestors]
 
     def replace_rules(self, rules: Rules) -> None:
-        """The policy changed: every caller is looked at again now."""
+        """Use new rules, and look at every caller again now."""
         self.rules = rules
         self._needed = selector_types(rules.rules)
         self._decided.clear()
         self.look_again()
 
     def look_again(self) -> None:
-        """Facts or rules may have changed: wake every recognition, some in each turn."""
+        """Wake every recognition, a few in each turn, because facts or rules may have changed."""
         waiting, self._waiting = self._waiting, {}
         self._looking.add_all(functools.partial(_wake, future) for future in waiting)
 
     def close(self) -> None:
-        """Stop listening, and release what lingers."""
+        """Stop listening, and release identities that are kept a little longer."""
         for stop in self._stops:
             stop()
         self._looking.close()
@@ -154,8 +154,8 @@ class Recogniser:
     async def look(self, peer: Peer) -> RecognitionOutcome:
         """Gather facts about ``peer`` and decide.
 
-        Whatever else an attestor raises is reported, and leaves the decision open: it changes
-        nobody who was recognised, and recognises nobody.
+        If an attestor raises anything else, the error is reported and the decision stays open: a
+        recognised caller keeps what it has, and no caller becomes recognised.
 
         Raises:
             PeerGoneError: the process that connected has ended; nothing gathered counts.
@@ -163,7 +163,7 @@ class Recogniser:
         costly = self._needed & _costly(self.attestors)
         cheap, failed = await self._gather(peer, self.attestors, self._needed - costly)
         if failed is None and costly:
-            # What is costly is looked for only if it can decide: not for callers that no rule
+            # Costly facts are gathered only if they can decide, and not for a caller that no rule
             # would match anyway.
             postponed = Facts(unknown=dict.fromkeys(costly, _POSTPONED))
             decision = self.rules.decide(merge([cheap, postponed]))
@@ -177,7 +177,7 @@ class Recogniser:
         return RecognitionOutcome(facts=cheap, decision=self._decide(cheap))
 
     def _decide(self, facts: Facts) -> Decision:
-        """As the rules do, which say the same of the same facts."""
+        """Decide by the rules; equal facts give equal decisions, so these are remembered."""
         if facts.unknown:
             return self.rules.decide(facts)
         key = (facts.selectors, facts.services)
@@ -211,7 +211,7 @@ class Recogniser:
         return merge(found), failed
 
     async def wait_for_change(self, seconds: float) -> None:
-        """Until somebody called :meth:`look_again`, at most so long."""
+        """Wait until somebody calls :meth:`look_again`, at most ``seconds``."""
         changed = asyncio.get_running_loop().create_future()
         self._waiting[changed] = None
         try:
@@ -223,11 +223,11 @@ class Recogniser:
             self._waiting.pop(changed, None)
 
     def when_wanted(self, call: Callable[[Identity], None]) -> None:
-        """Call this for each caller that is given an identity."""
+        """Call a function for each caller that is given an identity."""
         self._on_want = call
 
     def want(self, identity: Identity) -> None:
-        """One more caller may have this identity."""
+        """Note that one more caller may have this identity."""
         self._on_want(identity)
         self._wanted[identity] += 1
         if (timer := self._lingering.pop(identity, None)) is not None:
@@ -237,11 +237,11 @@ class Recogniser:
             self._keeper.ensure(identity)
 
     def unwant(self, identity: Identity) -> None:
-        """One caller fewer may have this identity."""
+        """Note that one caller fewer may have this identity."""
         self._wanted[identity] -= 1
         if self._wanted[identity] == 0:
             del self._wanted[identity]
-            # Kept for an Envoy that restarts, and not renewed: its pod may be gone for good.
+            # It is kept for an Envoy that restarts, but not renewed, because its pod may be gone.
             self._keeper.rest(identity, resting=True)
             loop = asyncio.get_running_loop()
             self._lingering[identity] = loop.call_later(
@@ -267,7 +267,7 @@ class Recognition:
     """One connected process, followed from its connection to its end."""
 
     def __init__(self, recogniser: Recogniser, peer: Peer) -> None:
-        """Nothing happens before :meth:`follow`; ``peer`` is closed by what opened it."""
+        """Do nothing before :meth:`follow`; whoever opened ``peer`` closes it."""
         self.peer = peer
         self.outcome = RecognitionOutcome()
         self._recogniser = recogniser
@@ -280,7 +280,7 @@ class Recognition:
         self._on_match: Callable[[], None] = lambda: None
 
     def when_matched(self, call: Callable[[], None]) -> None:
-        """Call this as soon as a rule matches the caller, before it asks for anything."""
+        """Call a function as soon as a rule matches the caller, before it asks for anything."""
         self._on_match = call
 
     async def entitlement(self) -> Entitlement:
@@ -336,7 +336,7 @@ class Recognition:
         )
 
     async def follow(self) -> None:
-        """Look at the caller, again and again, until cancelled or until its process ended."""
+        """Look at the caller at intervals, until cancelled or until its process has ended."""
         timing = self._recogniser.timing
         gap = timing.retry_first
         try:
@@ -355,7 +355,7 @@ class Recognition:
             self._end(PeerGoneError(f"the connection of process {self.peer.pid} ended"))
 
     async def _apply(self, outcome: RecognitionOutcome) -> bool:
-        """Let the outcome take effect; whether nothing is left to wait for."""
+        """Apply the outcome, and say whether there is nothing left to wait for."""
         now = asyncio.get_running_loop().time()
         self._recogniser.log.tell(self.peer, outcome.facts, outcome.decision, self._told, now=now)
         self._told = outcome.decision

@@ -1,7 +1,7 @@
-"""What the log says of recognised and refused callers.
+"""Logs recognised and refused callers.
 
-Owns :class:`RecognitionLog`. Invariant: an owner that connects again and again, with the same
-outcome, gets one line in an interval, which says how often that was.
+Owns :class:`RecognitionLog`. Invariant: an owner that connects again and again with the same
+outcome causes one line in an interval, which says how often that happened.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _TEXT_CHARACTERS: Final = 1500
 
 
 class RecognitionLog:
-    """See the module."""
+    """Logs each change of a decision about a caller."""
 
     def __init__(self) -> None:
         self._said = Repeats()
@@ -36,10 +36,10 @@ class RecognitionLog:
         """Log a decision that differs from the one ``before``.
 
         Args:
-            peer: about whom it was taken.
-            facts: from which it was taken.
-            decision: what was decided.
-            before: what was decided about the same connection until now.
+            peer: the caller that it is about.
+            facts: the facts that it rests on.
+            decision: the decision.
+            before: the last decision about the same connection.
             now: monotonic seconds.
         """
         if decision == before or (decision.undetermined and _same(decision, before)):
@@ -84,7 +84,7 @@ def _same(one: Decision, other: Decision) -> bool:
 
 
 def describe_selectors(selectors: Iterable[Selector]) -> str:
-    """Selectors as one bounded line, for logs and for the caller itself."""
+    """Return selectors as one bounded line, for logs and for the caller itself."""
     texts = sorted(str(selector) for selector in selectors)
     shown = ", ".join(texts[:_TEXT_SELECTORS])
     if len(shown) > _TEXT_CHARACTERS:

@@ -1,7 +1,7 @@
 """DNS names that a pod gets from the Kubernetes Services that select it.
 
-Owns which names a Service has and which of them go into a certificate. Invariant: the Services say
-only which names are proposed; patterns of the rule bound what is used.
+Owns which names a Service has and which of them go into a certificate. Invariant: the Services only
+propose names; the rule's patterns decide which of them are used.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def service_dns_names(
 ) -> frozenset[str]:
     """Return the names by which pods reach these ``(namespace, name)`` Services.
 
-    Kubernetes, "DNS for Services and Pods": the full name and its shorter forms, of which the
-    bare name depends on who asks and is proposed too; patterns bound what is used.
+    Kubernetes, "DNS for Services and Pods": the full name and its shorter forms. The bare name is
+    proposed too, although its meaning depends on who resolves it; patterns decide what is used.
     """
     names: set[str] = set()
     for namespace, name in services:
@@ -44,7 +44,7 @@ def bounded_names(
     Args:
         services: ``(namespace, name)``.
         cluster_domain: the last labels of a Service's full name.
-        patterns: of DNS names, filled; text that is not a pattern matches no name.
+        patterns: filled patterns of DNS names; text that is not a pattern matches no name.
     """
     globs = _parsed(patterns)
     return frozenset(
@@ -65,6 +65,6 @@ def _parsed(patterns: Iterable[str]) -> Sequence[Glob]:
         try:
             globs.append(parse_dns_pattern(pattern))
         except IdentityError:
-            # A label of the pod with a value that no DNS name can hold: nothing matches it.
+            # A label of the pod has a value that no DNS name can contain, so nothing matches it.
             continue
     return globs

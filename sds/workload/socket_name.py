@@ -1,4 +1,4 @@
-"""The ``socket`` attestor: which socket was connected to.
+"""The ``socket`` attestor: the socket to which a caller connected.
 
 Owns the selector ``socket:name``. Invariant: a socket's name never changes.
 """
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class SocketAttestor:
-    """Selector ``socket:name``: which socket was connected to."""
+    """Finds the selector ``socket:name``."""
 
     name = "socket"
     costly: frozenset[str] = frozenset()
 
     def __init__(self, socket_name: str) -> None:
-        """``socket_name``: the name that configuration gives to the socket."""
+        """Make the attestor of the socket with this name in the configuration."""
         self._facts = Facts(selectors=frozenset({Selector("socket:name", socket_name)}))
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
@@ -39,7 +39,7 @@ class SocketAttestor:
         return lambda: None
 
     def notices(self) -> tuple[str, ...]:
-        """Nothing can be wrong with a name."""
+        """Return nothing: nothing can be wrong with a name."""
         return ()
 
 

@@ -1,11 +1,11 @@
 """The ``unix`` attestor: user, groups and executable of the calling process.
 
-Invariants: the executable is the file that the process runs (opened by a process of its own, see
-:mod:`sds.workload.executables`), never the file that has its path now; a caller whose executable
-cannot be read has an unknown path and digest, so no rule on them is decided; a process that
-executes another program after its first look is nobody on that connection from then on.
+Invariants: the executable is the file that the process runs (a separate process opens it, see
+:mod:`sds.workload.executables`), never the file that has its path now; if an executable cannot be
+read, path and digest are unknown, so no rule on them is decided; a process that executes another
+program after its first look has no identity on that connection from then on.
 
-What these selectors bind, and what not, is in docs/adr/0605-what-an-executable-proves.md.
+docs/adr/0605-what-an-executable-proves.md says what these selectors prove and what not.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHA256: Final = "unix:sha256"
 
 
 class UnixAttestor:
-    """Selectors ``unix:uid``, ``:gid``, ``:supplementary-gid``, and ``unix:path``, ``:sha256``."""
+    """Finds ``unix:uid``, ``:gid``, ``:supplementary-gid``, and ``unix:path``, ``:sha256``."""
 
     name = "unix"
     costly = EXECUTABLE_TYPES
@@ -68,7 +68,7 @@ class UnixAttestor:
         )
 
     async def aclose(self) -> None:
-        """End what looks at executables."""
+        """End the processes that look at executables."""
         await self._executables.aclose()
 
     def notices(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class UnixAttestor:
         return ()
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Nothing announces a changed executable; the caller asks again from time to time."""
+        """Return a function that does nothing: no event announces a changed executable."""
         del listener
         return lambda: None
 
@@ -110,7 +110,7 @@ def _selectors(executable: Executable, peer: Peer) -> set[Selector]:
     if peer.executed is None:
         peer.executed = file
     if file != peer.executed:
-        peer.executed = ()  # for good: executing the first file again brings nothing back
+        peer.executed = ()  # for good, even if the process executes the first file again
         return set()
     found = {Selector("unix:path", executable.path)}
     if executable.sha256 is not None:

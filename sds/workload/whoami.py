@@ -1,7 +1,8 @@
-"""What a caller learns about itself, over the socket that it uses.
+"""Tells a caller what is known about it, over the socket that it uses.
 
-Owns the service ``sds.workload.v1.Whoami``. Invariant: the answer holds what was found about the
-calling process and what it got for it; no rule's condition, and nothing about any other caller.
+Owns the service ``sds.workload.v1.Whoami``. Invariant: the answer contains what was found about the
+calling process and which identities it has; it contains no rule's condition and nothing about any
+other caller.
 """
 
 from __future__ import annotations

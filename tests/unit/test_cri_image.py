@@ -86,7 +86,7 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     (odd / "index.json").write_text('{"manifests": [{"digest": "sha256:../../x"}]}')
     for name, why in (
         ("two", "2 images for linux/amd64"),
-        ("changed", "is not what its digest"),
+        ("changed", "does not have its digest"),
         ("text", "cannot be read|could not be opened|not an OCI layout"),
         ("empty", "not an OCI layout"),
         ("odd", "is not a SHA-256"),
@@ -164,7 +164,7 @@ def test_lines_that_differ_from_the_nearest_list() -> None:
     ]
     assert compared(seen, (contents(*seen),))[0].startswith("# as listed for pod")
     assert compared(seen, (contents(seen[0], *seen[:0:-1]),))[0].endswith("in another order")
-    assert compared(seen, (other,))[0] == "# no list keeps the lines of a container of this name"
+    assert compared(seen, (other,))[0] == "# no list has the lines of a container of this name"
 
 
 def test_lines_must_have_their_digest() -> None:

@@ -187,7 +187,7 @@ def test_the_types_that_rules_ask_for() -> None:
     ("change", "text"),
     [
         ({"match": {}}, "at least 1 item"),
-        ({"match": {"k8s:nss": "x"}}, "unknown selector 'k8s:nss'; there are"),
+        ({"match": {"k8s:nss": "x"}}, "unknown selector 'k8s:nss'; known are"),
         ({"match": {"k8s:pod-label:": "x"}}, "not a Kubernetes label key"),
         ({"match": {"k8s:ns": "a*b"}}, "a star only at the end"),
         ({"match": {"k8s:ns": ""}}, "write a value"),

@@ -1,7 +1,7 @@
 """The attestor itself: a caller's container and its whole pod as facts.
 
-Invariants: a caller counts as its container's only if it shares mount and PID namespace with the
-container's first process, so a process that moved itself into another control group is nobody; a
+Invariants: a caller belongs to a container only if it shares mount and PID namespace with the
+container's first process, so a process that moved itself into another control group gets nothing; a
 container that is not in a pod's list takes ``cri:pod-digest`` from every caller of the pod, within
 :data:`POLL_SECONDS` and for as long as the sandbox exists.
 """
@@ -43,7 +43,7 @@ _NAMESPACES: Final = ("mnt", "pid")
 
 
 class CriAttestor:
-    """Selectors ``cri:…``; :meth:`run` must run."""
+    """Finds the selectors ``cri:…``, while :meth:`run` runs."""
 
     name = "cri"
     costly: frozenset[str] = frozenset()
@@ -58,11 +58,11 @@ class CriAttestor:
         clock: Clock,
         listed: Callable[[], tuple[PodContents, ...]] = tuple,
     ) -> None:
-        """The caller runs :meth:`run`.
+        """Make an attestor; the caller runs :meth:`run`.
 
         Args:
-            runtime: of this node.
-            seen: what was seen in pods.
+            runtime: the runtime of this node.
+            seen: remembers what was seen in pods.
             settings: the pods that rules may name.
             roots: where pods may be on this node.
             clock: time.
@@ -81,12 +81,12 @@ class CriAttestor:
         self._refused: dict[str, WorkloadError] = {}
         self._unlisted: dict[str, WorkloadError] = {}
         self._looking = asyncio.Lock()
-        self._explaining = asyncio.Lock()  # callers that ask cost the runtime one answer at a time
+        self._explaining = asyncio.Lock()  # the runtime answers one caller's question at a time
         self._looked_at = float("-inf")
         self._listeners: list[Callable[[], None]] = []
 
     async def run(self) -> None:
-        """Look at every pod again and again, until cancelled."""
+        """Look at every pod at intervals, until cancelled."""
         while True:
             await self._look()
             await self._clock.sleep(POLL_SECONDS)
@@ -108,7 +108,7 @@ class CriAttestor:
             raise
         except WorkloadError as error:
             peer.check()
-            # A process that is not its container's is not its pod's either.
+            # A process that does not belong to the container does not belong to the pod either.
             return Facts(unknown={"cri:": error, "k8s:": error}, title=f"pid {peer.pid}")
 
     async def explain(self, peer: Peer) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ class CriAttestor:
         return compared(found.lines, self._like(pod))
 
     def notices(self) -> tuple[str, ...]:
-        """Outages of the runtime, and containers that it describes in an unknown way."""
+        """Return outages of the runtime, and containers that it describes in an unknown way."""
         found = [] if self._error is None else [f"containers are not followed: {self._error}"]
         found += [str(error) for error in list(self._refused.values())[:_SHOWN]]
         for uid, error in list(self._unlisted.items())[:_SHOWN]:
@@ -151,12 +151,12 @@ class CriAttestor:
     async def _facts(self, peer: Peer, group: PodCgroup) -> Facts:
         identifier = group.container_id
         if identifier is None:
-            raise WorkloadError("the caller is in a pod and in no container", reason="cri_unseen")
+            raise WorkloadError("the caller is in a pod but in no container", reason="cri_unseen")
         pod = await self._pod_of(identifier)
         container = pod.containers[identifier]
         if pod.uid != group.pod_uid:
             raise WorkloadError(
-                f"the runtime's pod {pod.uid} is not the control group's {group.pod_uid}",
+                f"the runtime says pod {pod.uid}, and the control group pod {group.pod_uid}",
                 reason="cgroup_ambiguous",
             )
         self._expect_same_namespaces(peer, identifier)
@@ -243,19 +243,19 @@ class CriAttestor:
         except CgroupError as error:
             raise WorkloadError(str(error), reason="cri_unseen") from error
         if group is None or group.container_id != identifier:
-            raise WorkloadError("the container's first process is another's", reason="cri_unseen")
+            raise WorkloadError("the container's first pid is another's now", reason="cri_unseen")
         if ours != theirs:
             raise WorkloadError(
-                f"process {peer.pid} is in the control group of container {identifier[:12]} and "
+                f"process {peer.pid} is in the control group of container {identifier[:12]} but "
                 "not in its mount and PID namespaces: it moved itself there",
                 reason="cri_other_namespaces",
-                advice="processes that make namespaces of their own get no identity by cri:",
+                advice="if it made namespaces of its own, serve it by another rule",
             )
 
     # --- all pods -------------------------------------------------------------------------------
 
     async def _look(self, *, not_before: float = float("-inf")) -> None:
-        """See what is new; all that ask meanwhile share one look."""
+        """Look for new containers; all callers that ask meanwhile share one look."""
         asked_at = self._clock.now().monotonic
         async with self._looking:
             if self._looked_at > asked_at:
@@ -264,7 +264,8 @@ class CriAttestor:
             if rest > 0:
                 await self._clock.sleep(rest)
             try:
-                # In this order: a sandbox that is listed first cannot hide a container of its own.
+                # The order matters: a sandbox that is listed first cannot hide one of its
+                # containers.
                 sandboxes = await self._runtime.sandboxes()
                 changed = await self._see(sandboxes, await self._runtime.containers())
                 self._error = None
@@ -280,7 +281,7 @@ class CriAttestor:
                 guarded("listener", listener)()
 
     async def _see(self, sandboxes: frozenset[str], listed: tuple[Listed, ...]) -> bool:
-        """Take in what the runtime lists; whether anything is new."""
+        """Take in what the runtime lists, and say whether anything is new."""
         changed = False
         for sandbox in sandboxes - set(self._seen.pods) - set(self._refused):
             try:
@@ -310,7 +311,7 @@ class CriAttestor:
         return changed
 
     def _refuse(self, identifier: str, error: WorkloadError) -> None:
-        """Its pod gets nothing; an outage of the runtime is not a verdict.
+        """Take the identity from the container's pod; an outage of the runtime does not count.
 
         Raises:
             WorkloadError: the runtime did not answer.

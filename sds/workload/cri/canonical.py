@@ -1,8 +1,8 @@
-"""A container as lines of text that are the same for every pod of one manifest, and their digest.
+"""Writes a container as lines that are equal for every pod of one manifest, with a digest.
 
-Owns the canonical form. Invariants: nothing is ignored by its name alone: what is left out has a
-value that this module checked; a key that it does not know is an error, because a runtime of
-another version may mean something by it; strings are JSON, so no value can forge a line.
+Owns the canonical form. Invariants: nothing is ignored by its name alone: a part that is left out
+has a value that this module checked; an unknown key is an error, because it may mean something in
+another version of the runtime; strings are JSON, so no value can forge a line.
 
 The input is the ``info`` of a verbose ``ContainerStatus`` or ``PodSandboxStatus``, with the OCI
 ``runtimeSpec`` in it. Its form is containerd's own. Tested: containerd 1.6 and 2.1.
@@ -98,12 +98,13 @@ _MEASURED_VOLUMES: Final = frozenset({"empty-dir", "downward-api"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What a container's values are compared with before they are left out.
+    """The values with which a container's are compared before they are left out.
 
     Attributes:
         pod_uid: the pod's UID.
-        sandbox_id: its sandbox.
-        sandbox_pid: the sandbox's first process, whose namespaces containers join; 0 for itself.
+        sandbox_id: the pod's sandbox.
+        sandbox_pid: the sandbox's first process, whose namespaces containers join; 0 for the
+            sandbox.
         kubelet: the kubelet's directory.
         runtime: the runtime's directories, for files that it makes itself.
     """
@@ -125,8 +126,8 @@ class CanonicalContainer:
     """A container in canonical form.
 
     Attributes:
-        lines: what it is.
-        unmeasured: volumes and host paths whose *content* no line tells.
+        lines: the canonical form.
+        unmeasured: volumes and host paths whose *content* is in no line.
     """
 
     lines: tuple[str, ...]
@@ -134,7 +135,7 @@ class CanonicalContainer:
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` of the lines."""
+        """Return ``sha256:…`` of the lines."""
         text = "".join(line + "\n" for line in self.lines)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
@@ -145,14 +146,14 @@ def canonical(
     """Write the canonical form of one container.
 
     Args:
-        name: of the container in its pod; ``""`` for the sandbox.
-        image: its image's configuration digest; of the sandbox its name.
+        name: the container's name in its pod; ``""`` for the sandbox.
+        image: the digest of its image's configuration; for the sandbox, the image's name.
         spec: the OCI runtime specification, decoded.
-        around: its pod.
-        container_id: of the container.
+        around: the values of its pod.
+        container_id: the container's ID.
 
     Raises:
-        WorkloadError: ``cri_unknown_shape``: something in it is not of the expected form.
+        WorkloadError: ``cri_unknown_shape``: some part does not have the expected form.
     """
     spec = _object(spec, "runtimeSpec", _SPEC)
     unmeasured: set[str] = set()
@@ -174,8 +175,8 @@ def executed(name: str, process: Any) -> CanonicalContainer:
     """Write the canonical form of a process started inside a container, by a probe or a hook.
 
     Args:
-        name: of the container in its pod.
-        process: OCI ``process``, decoded.
+        name: the container's name in its pod.
+        process: the OCI ``process``, decoded.
 
     Raises:
         WorkloadError: ``cri_unknown_shape``.
@@ -187,9 +188,9 @@ def executed(name: str, process: Any) -> CanonicalContainer:
 def expected_exec(
     name: str, container: CanonicalContainer, command: Sequence[str]
 ) -> CanonicalContainer:
-    """As :func:`executed`, of a command that a manifest names for this container.
+    """Do what :func:`executed` does for a command that a manifest names for this container.
 
-    A runtime takes everything but the arguments from the container's own process.
+    A runtime takes everything except the arguments from the container's own process.
     """
     kept = [line for line in container.lines if line.startswith(_OF_PROCESS)]
     lines = [f"exec in container {_json(name)}", *(f"arg {_json(each)}" for each in command), *kept]
@@ -231,7 +232,7 @@ def _linux(linux: Mapping[str, Any], around: Surroundings, container_id: str) ->
     resources = _object(linux.get("resources") or {}, "resources", _RESOURCES)
     yield f"device rules {_json(resources.get('devices') or None)}"
     path = linux.get("cgroupsPath")
-    # Its place is what the attestor found the caller by; it says nothing about the manifest.
+    # By this place the attestor found the caller; it says nothing about the manifest.
     if not isinstance(path, str) or container_id not in path:
         _unknown(f"cgroupsPath {path!r} does not end in the container's ID")
 

@@ -1,4 +1,4 @@
-"""An image from an OCI layout or a registry archive: its configuration and its users.
+"""Reads configuration and users of an image from an OCI layout or a registry archive.
 
 Owns :func:`read_image`. Invariants: each blob has the digest that names it; nothing is unpacked
 to a disk; sizes are bounded. The configuration's digest is what containerd calls the image's ID.
@@ -32,10 +32,10 @@ _USERS: Final = ("etc/passwd", "etc/group")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageContent:
-    """What of an image a container's specification depends on.
+    """The parts of an image on which a container's specification depends.
 
     Attributes:
-        digest: of its configuration, ``sha256:…``.
+        digest: the digest of its configuration, ``sha256:…``.
         config: the configuration's ``config``: Entrypoint, Cmd, Env, User, WorkingDir, Volumes.
         passwd: the lines of its ``/etc/passwd``, split.
         group: the lines of its ``/etc/group``, split.
@@ -54,7 +54,8 @@ def read_image(place: Path) -> ImageContent:
         place: a directory (OCI layout) or a tar of one, or what ``docker save`` writes.
 
     Raises:
-        ConfigurationError: it is none, has several images, or a blob is not what its digest says.
+        ConfigurationError: it is neither, it has several images, or a blob is not what its digest
+            says.
     """
     with reading(
         f"{place} is not an OCI layout or image archive that can be read",
@@ -63,7 +64,7 @@ def read_image(place: Path) -> ImageContent:
     ):
         if place.is_dir():
             return _read(lambda name, most: read_file(place / name, max_bytes=most))
-        if not place.is_file():  # opening a FIFO would wait for somebody who writes
+        if not place.is_file():  # opening a FIFO would wait for a writer
             raise ValueError("there is no such file or directory")
         with tarfile.open(place) as archive:
             return _read(lambda name, most: _member(archive, name, most))
@@ -89,7 +90,7 @@ def _read(read: Any) -> ImageContent:
             raise ValueError(f"{digest!r} is not a SHA-256")
         content: bytes = read(f"blobs/sha256/{value}", most)
         if hashlib.sha256(content).hexdigest() != value:
-            raise ValueError(f"a blob is not what its digest {digest} says")
+            raise ValueError(f"a blob does not have its digest {digest}")
         return content
 
     try:
@@ -127,7 +128,7 @@ def _one(manifests: list[dict[str, Any]]) -> str:
 
 
 def _users(layers: Iterable[bytes]) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """``/etc/passwd`` and ``/etc/group`` as the layers leave them."""
+    """Return ``/etc/passwd`` and ``/etc/group`` as the layers leave them."""
     files: dict[str, bytes] = {}
     for layer in layers:
         with tarfile.open(fileobj=BytesIO(layer)) as tar:

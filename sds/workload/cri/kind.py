@@ -1,4 +1,4 @@
-"""The ``cri`` attestor with its client of the runtime, as one thing.
+"""Opens the ``cri`` attestor with its client of the runtime.
 
 Owns the order in which they start and end.
 """

@@ -1,8 +1,8 @@
-"""What a kubelet asks of the runtime for a Pod's manifest: its defaults for environment and mounts.
+"""Computes what a kubelet asks of the runtime for a Pod: environment and mounts with defaults.
 
-Owns :func:`asked`. Invariants: a field that this module does not know is an error, as is a value
-that no manifest tells (a ConfigMap's in the environment, a claim's volume): then only a reference
-pod shows what runs.
+Owns :func:`asked`. Invariant: a field that this module does not know is an error, and so is a value
+that the manifest does not contain (a ConfigMap's in the environment, a claim's volume). In both
+cases, only a reference pod shows what runs.
 
 Sources: Kubernetes 1.34 ``pkg/kubelet/kubelet_pods.go`` (``makeMounts``,
 ``makeEnvironmentVariables``), ``pkg/kubelet/kuberuntime/kuberuntime_container.go``.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 POD_UID: Final = "00000000-0000-4000-8000-000000000000"
-"""Stands for the pod's UID, which the canonical form leaves out."""
+"""A placeholder for the pod's UID, which the canonical form leaves out."""
 _POD: Final = frozenset(
     [
         "containers",
@@ -85,13 +85,13 @@ _VOLUMES: Final = {
     "projected": ("projected", True),
     "downwardAPI": ("downward-api", True),
 }
-"""Kind of volume -> its name in the kubelet's directory, and whether it is always read-only."""
+"""For each kind of volume: its name in the kubelet's directory, and whether it is read-only."""
 _REFERENCE: Final = re.compile(r"\$(?:\$|\(([^)]*)\))")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskedMount:
-    """A bind mount of the CRI."""
+    """A bind mount as CRI describes it."""
 
     destination: str
     source: str
@@ -103,14 +103,14 @@ class AskedContainer:
     """A container as CRI's CreateContainer asks for it.
 
     Attributes:
-        name: in the pod.
-        image: as the manifest names it.
+        name: the container's name in the pod.
+        image: the image as the manifest names it.
         command: replaces the image's Entrypoint unless empty.
         args: replaces the image's Cmd unless empty.
-        environment: in order.
-        working_dir: empty: the image's.
-        mounts: in order.
-        security: the container's ``securityContext`` over the pod's.
+        environment: the variables, in order.
+        working_dir: the working directory; the image's if empty.
+        mounts: the mounts, in order.
+        security: the container's ``securityContext``, merged over the pod's.
     """
 
     name: str
@@ -127,7 +127,7 @@ def asked(spec: Mapping[str, Any], *, kubelet: str) -> tuple[AskedContainer, ...
     """Return every container and init container of a Pod.
 
     Args:
-        spec: of the Pod as admission left it, decoded.
+        spec: the ``spec`` of the Pod as admission left it, decoded.
         kubelet: the kubelet's directory.
 
     Raises:
@@ -188,7 +188,7 @@ def _environment(variables: Any, where: str) -> Iterator[tuple[str, str]]:
 
 
 def _expanded(text: str, values: Mapping[str, str], where: str) -> str:
-    """``$(NAME)`` replaced, ``$$`` halved (Kubernetes ``third_party/forked/golang/expansion``)."""
+    """Replace ``$(NAME)`` and halve ``$$`` (Kubernetes ``third_party/forked/golang/expansion``)."""
 
     def replace(matched: re.Match[str]) -> str:
         name = matched[1]
@@ -243,18 +243,18 @@ def _source(volume: Mapping[str, Any], where: str, places: _Places) -> tuple[str
     if kind == "csi":
         return f"{folder}~csi/{volume['name']}/mount", content.get("readOnly") is True
     if kind not in _VOLUMES:
-        cannot(f"{where}: where a volume of the kind {kind} is, the manifest does not say")
+        cannot(f"{where}: the manifest does not say where a volume of the kind {kind} is")
     plain, read_only = _VOLUMES[kind]
     return f"{folder}~{plain}/{volume['name']}", read_only
 
 
 def _known(found: Mapping[str, Any], keys: frozenset[str], where: str) -> None:
     if more := sorted(key for key in set(found) - keys if found[key] not in (None, False, [], {})):
-        cannot(f"{where}: what {more[0]} makes of it, the manifest does not say")
+        cannot(f"{where}: the manifest does not say what {more[0]} makes of it")
 
 
 def cannot(why: str) -> NoReturn:
-    """The error for a manifest that does not tell what runs."""
+    """Raise the error for a manifest that does not say what runs."""
     raise ConfigurationError(
         f"this pod cannot be computed from its manifest: {why}",
         advice="start a reference pod, and give its UID (--uid)",

@@ -1,11 +1,11 @@
-"""Whether a pod in canonical form is what its manifest says.
+"""Compares a pod in canonical form with its manifest.
 
 Owns :func:`differences`, a pure comparison for people who make a pod's list from a reference pod.
-Invariant: a value that the manifest states must be in the container's lines; a container or an init
-container that only one of both has is a difference. What the manifest leaves to the image or to the
-runtime is not judged here: the digests bind it.
+Invariants: a value that the manifest states must be in the container's lines; a container or an
+init container that only one of the two has is a difference. The comparison does not judge what the
+manifest leaves to the image or to the runtime: the digests cover that.
 
-Also :func:`exec_commands`, what a manifest has the kubelet start inside containers.
+Also owns :func:`exec_commands`, the commands that the kubelet starts inside containers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def differences(spec: Mapping[str, Any], seen: Mapping[str, Sequence[str]]) -> t
     """Return what differs, in words; empty if nothing does.
 
     Args:
-        spec: of the Pod, decoded.
-        seen: canonical lines of each container, by its name.
+        spec: the Pod's ``spec``, decoded.
+        seen: the canonical lines of each container, by its name.
     """
     wanted = {
         str(each.get("name")): each
@@ -42,10 +42,10 @@ def differences(spec: Mapping[str, Any], seen: Mapping[str, Sequence[str]]) -> t
 
 
 def exec_commands(spec: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Containers' names and the commands that their exec probes and hooks start.
+    """Yield containers' names and the commands that their exec probes and hooks start.
 
     Args:
-        spec: of the Pod, decoded.
+        spec: the Pod's ``spec``, decoded.
     """
     for container in (_table(each) for kind in _KINDS for each in spec.get(kind) or ()):
         hooks = _table(container.get("lifecycle"))

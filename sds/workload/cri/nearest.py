@@ -1,7 +1,7 @@
-"""Which lines of a container differ from the list that comes nearest, for people.
+"""Shows people which lines of a container differ from the closest list.
 
 Owns :func:`compared`. Invariants: the digests decide, never these lines; each line is looked at a
-fixed number of times, since a pod's author chooses how many there are.
+fixed number of times, because a pod's author chooses how many there are.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def compared(seen: Sequence[str], pods: Iterable[PodContents]) -> tuple[str, ...
     """Return the container's lines, each marked as equal, missing or additional.
 
     Args:
-        seen: its canonical form.
-        pods: lists; those that keep lines are compared with.
+        seen: the container's canonical form.
+        pods: the lists; those that keep lines are used.
 
     Returns:
-        A line of ``#`` that says with what it was compared, and one for each line: ``+`` only the
-        container has it, ``-`` only the list has it, two spaces: both.
+        A first line with ``#`` names the list. Then each line follows ``+`` if only the container
+        has it, ``-`` if only the list has it, and two spaces if both have it.
     """
     near = [
         (_distance(seen, lines), f"pod {pod.name or pod.digest}", lines)
@@ -33,7 +33,7 @@ def compared(seen: Sequence[str], pods: Iterable[PodContents]) -> tuple[str, ...
         if lines[:1] == tuple(seen[:1])
     ]
     if not near:
-        return ("# no list keeps the lines of a container of this name", *_marked("  ", seen))
+        return ("# no list has the lines of a container of this name", *_marked("  ", seen))
     _, title, listed = min(near, key=lambda each: each[0])
     missing, more = Counter(listed) - Counter(seen), Counter(seen) - Counter(listed)
     if not missing and not more:

@@ -1,7 +1,7 @@
-"""Everything that was ever seen in each pod, remembered across a restart of the agent.
+"""Remembers everything that was ever seen in each pod, also across a restart of the agent.
 
 Owns :class:`SeenPods`. Invariants: what was seen in a pod is never forgotten before its sandbox is
-gone; a pod of which something may have been missed is *incomplete*, and no rule holds for it: its
+gone; a pod in which something may have been missed is *incomplete*, and no rule matches it: its
 sandbox is older than our memory, or an attempt of one of its containers was never seen.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("sds.workload.cri")
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 64 << 20
-"""Of what was seen: some hundred bytes for each container."""
+"""The most bytes of what was seen; a container takes some hundred."""
 IMAGE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
@@ -36,11 +36,12 @@ class SeenContainer:
     """A container that was seen.
 
     Attributes:
-        name: in its pod.
-        attempt: counted from 0 by the kubelet.
+        name: the container's name in its pod.
+        attempt: the number of the attempt, which the kubelet
+            counts from 0.
         image: its image's configuration digest.
-        digest: of its canonical form.
-        unmeasured: what of it nothing measures.
+        digest: the digest of its canonical form.
+        unmeasured: which parts of it nothing measures.
     """
 
     name: str
@@ -57,10 +58,10 @@ class SeenPod:
     Attributes:
         uid: the pod's UID, as the runtime was told it.
         pid: the sandbox's first process.
-        digest: of the sandbox's canonical form.
-        unmeasured: what of the sandbox nothing measures.
+        digest: the digest of the sandbox's canonical form.
+        unmeasured: which parts of the sandbox nothing measures.
         missed: why something may have been missed, or the empty string.
-        containers: by ID.
+        containers: the containers, by ID.
     """
 
     uid: str
@@ -87,7 +88,7 @@ class SeenPod:
         return tuple(found)
 
     def find_gaps(self) -> None:
-        """Note an attempt that was never seen: it ran, and is gone."""
+        """Note an attempt that was never seen because it ran before we looked."""
         attempts: dict[str, set[int]] = {}
         for each in self.containers.values():
             attempts.setdefault(each.name, set()).add(each.attempt)
@@ -97,15 +98,15 @@ class SeenPod:
 
 
 class SeenPods:
-    """Pods by sandbox ID; kept in a file of ours if there is a directory for it."""
+    """The pods by sandbox ID, also kept in a file if there is a directory for it."""
 
     def __init__(self, settings: CriSettings, file: Path | None, *, started_ns: int) -> None:
-        """Read what an agent before us saw.
+        """Read what the agent before this one saw.
 
         Args:
-            settings: directories of kubelet and runtime.
-            file: what was seen, in a directory that only we can write; it holds nothing secret.
-            started_ns: since when we look, in nanoseconds since 1970.
+            settings: the directories of kubelet and runtime.
+            file: what was seen, in a directory that only we can write; it contains nothing secret.
+            started_ns: when we began to look, in nanoseconds since 1970.
         """
         self.pods: dict[str, SeenPod] = {}
         self._settings = settings
@@ -127,7 +128,7 @@ class SeenPods:
         """Note a sandbox that is seen for the first time.
 
         Raises:
-            WorkloadError: its description is of an unknown form.
+            WorkloadError: its description has an unknown form.
         """
         pod = SeenPod(uid=said.pod_uid, pid=0, digest="", unmeasured=())
         found = canonical(
@@ -146,7 +147,7 @@ class SeenPods:
         """Note a container that is seen for the first time.
 
         Raises:
-            WorkloadError: its description is of an unknown form.
+            WorkloadError: its description has an unknown form.
         """
         if not IMAGE_DIGEST.fullmatch(listed.image):
             raise WorkloadError(
@@ -171,14 +172,14 @@ class SeenPods:
             del self.pods[gone]
 
     def write(self) -> None:
-        """Remember for the next agent; a failure is logged, and costs pods their identity then."""
+        """Write what was seen for the next agent; if that fails, pods lose their identity then."""
         if self._file is None:
             return
         document = {"format": _FORMAT, "pods": {key: _plain(pod) for key, pod in self.pods.items()}}
         try:
             replace_file(self._file, json.dumps(document).encode(), mode=0o600)
         except OSError as error:
-            _LOG.warning("what was seen in pods cannot be kept", extra={"why": error.strerror})
+            _LOG.warning("what was seen in pods cannot be stored", extra={"why": error.strerror})
 
     def _read(self) -> None:
         if self._file is None:

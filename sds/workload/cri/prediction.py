@@ -1,8 +1,8 @@
-"""The specification that containerd makes of a container, computed from manifest and image alone.
+"""Computes the specification that containerd makes of a container, from manifest and image.
 
-Owns :func:`predicted_containers` and :func:`predicted_sandbox`. Invariant: what is computed passes
-through the same canonical form as what a runtime tells, so one test compares both; what depends on
-the node is in :class:`NodeProfile` and nowhere else.
+Owns :func:`predicted_containers` and :func:`predicted_sandbox`. Invariants: a computed
+specification passes through the same canonical form as one that a runtime reports, so one test
+compares both; everything that depends on the node is in :class:`NodeProfile`.
 
 Source: containerd 1.6 ``pkg/cri/server`` (``container_create_linux.go``, ``sandbox_run_linux.go``),
 ``pkg/cri/opts/spec_linux.go``, ``oci/spec.go``, ``oci/spec_opts.go``.
@@ -109,13 +109,13 @@ def predicted_containers(
     """Compute each container of a Pod in canonical form, by its name.
 
     Args:
-        spec: of the Pod as admission left it, decoded.
-        images: by the names that the manifest uses.
+        spec: the ``spec`` of the Pod as admission left it, decoded.
+        images: the images, by the names that the manifest uses.
         node: what the nodes add.
         kubelet: the kubelet's directory.
 
     Raises:
-        ConfigurationError: manifest, images and profile do not tell it.
+        ConfigurationError: manifest, images and profile do not determine it.
     """
     around = Surroundings(
         pod_uid=POD_UID, sandbox_id=_SANDBOX, sandbox_pid=_PID, kubelet=kubelet, runtime=("/r",)
@@ -151,7 +151,7 @@ def predicted_sandbox(
     user = _user(shared, image, sandbox=True)
     groups = {*(shared.get("supplementalGroups") or ()), *_fs_group(shared)}
     if shared.get("runAsUser") is not None or config.get("User"):
-        user["additionalGids"] = [user["gid"]]  # containerd sets the user last, and forgets others
+        user["additionalGids"] = [user["gid"]]  # containerd sets the user last; no others stay
     elif groups:
         user["additionalGids"] = sorted(groups)
     made = {
@@ -194,9 +194,7 @@ def _container(
 ) -> dict[str, Any]:
     security, config = each.security, image.config
     if more := sorted(key for key in set(security) - _SECURITY if security[key]):
-        cannot(
-            f"{each.name}: what securityContext.{more[0]} makes of it, the manifest does not say"
-        )
+        cannot(f"{each.name}: the manifest does not say what securityContext.{more[0]} makes of it")
     command = list(each.command) or list(config.get("Entrypoint") or ())
     args = list(each.args) or ([] if each.command else list(config.get("Cmd") or ()))
     shared = spec.get("hostPID") or spec.get("shareProcessNamespace")
@@ -232,7 +230,7 @@ def _container(
 
 
 def _environment(each: AskedContainer, config: Mapping[str, Any]) -> list[str]:
-    """As ``oci.WithEnv`` joins them: a known variable keeps its place."""
+    """Join the variables as ``oci.WithEnv`` does: a known variable keeps its place."""
     found = [_PATH, "HOSTNAME=h"]
     places = {entry.partition("=")[0]: number for number, entry in enumerate(found)}
     named = [f"{name}={value}" for name, value in each.environment]
@@ -268,7 +266,7 @@ def _default_mounts(*, shm: bool) -> Iterator[dict[str, Any]]:
 
 
 def _mounts(each: AskedContainer, image: ImageContent) -> list[dict[str, Any]]:
-    """As ``WithMounts`` orders them: by depth, those of the CRI first."""
+    """Order the mounts as ``WithMounts`` does: by depth, those of the CRI first."""
     read_only = each.security.get("readOnlyRootFilesystem") is True
     mounts = list(each.mounts)
     taken = {_clean(mount.destination) for mount in mounts}
@@ -283,7 +281,7 @@ def _mounts(each: AskedContainer, image: ImageContent) -> list[dict[str, Any]]:
         if _clean(destination) not in taken:
             mounts.append(AskedMount(destination=destination, source=source, read_only=sealed))
     if len(image.config.get("Volumes") or ()) > 1:
-        cannot(f"{each.name}: its image has several volumes, whose order is drawn by the runtime")
+        cannot(f"{each.name}: its image has several volumes, and the runtime orders them at random")
     mounts.sort(key=lambda mount: _clean(mount.destination).count("/"))
     taken = {_clean(mount.destination) for mount in mounts}
     found = [
@@ -321,10 +319,10 @@ def _sets(capabilities: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _user(security: Mapping[str, Any], image: ImageContent, *, sandbox: bool) -> dict[str, Any]:
-    """As ``oci.WithUser`` finds user and group: names, and a user's group, are in the image.
+    """Find user and group as ``oci.WithUser`` does: names, and a user's group, are in the image.
 
-    For containers the kubelet hands the image's user on as if the manifest named it, and drops the
-    image's group (``determineEffectiveSecurityContext``); the sandbox's image keeps both.
+    For containers, the kubelet passes the image's user on as if the manifest named it, and drops
+    the image's group (``determineEffectiveSecurityContext``); the sandbox's image keeps both.
     """
     user, group = security.get("runAsUser"), security.get("runAsGroup")
     text = str(image.config.get("User") or "") if user is None else str(user)

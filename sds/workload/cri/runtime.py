@@ -1,7 +1,7 @@
-"""The runtime's CRI socket, asked for what runs.
+"""Asks the runtime, over its CRI socket, what runs.
 
 Owns :class:`Runtime`. Invariants: every question has a deadline and every answer a bounded size;
-the runtime's JSON is decoded here and nowhere else; only our errors leave this module.
+only this module decodes the runtime's JSON; only our errors leave it.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Listed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DescribedContainer:
-    """What the runtime says at length about a container or a sandbox.
+    """The runtime's verbose description of a container or a sandbox.
 
     Attributes:
-        pid: of its first process; 0 if it does not run.
+        pid: its first process; 0 if it does not run.
         spec: its OCI runtime specification, decoded.
-        image: as the answer names it.
-        pod_uid: of a sandbox; the empty string for a container.
-        created_at: in nanoseconds since 1970.
+        image: the image as the answer names it.
+        pod_uid: the pod's UID for a sandbox; the empty string for a container.
+        created_at: its creation in nanoseconds since 1970.
     """
 
     pid: int
@@ -64,12 +64,12 @@ class Runtime:
     """The runtime of this node; an asynchronous context manager."""
 
     def __init__(self, socket: str) -> None:
-        """``socket``: path of its Unix socket."""
+        """Use the runtime's Unix socket at this path."""
         self._socket = socket
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
-        """Nothing is connected before the first question."""
+        """Connect nothing before the first question."""
         options = [
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0),
@@ -92,7 +92,7 @@ class Runtime:
         """List every container that the runtime has, of every sandbox and in every state.
 
         Args:
-            identifier: only this one, if it is not empty.
+            identifier: the ID of the only container to list; empty for all.
 
         Raises:
             WorkloadError: ``cri_unavailable``.
@@ -167,7 +167,7 @@ class Runtime:
                 f"the runtime at {self._socket} does not answer {method}: "
                 f"{error.code().name}: {(error.details() or '')[:200]}",
                 reason="cri_unavailable",
-                advice="is node.cri.socket the runtime's, and may the agent open it?",
+                advice="check that node.cri.socket is the runtime's and that the agent may open it",
             ) from None
 
 
@@ -177,7 +177,7 @@ def _described(answer: Any, *, pod_uid: str) -> DescribedContainer:
         pid, spec, image = info["pid"], info["runtimeSpec"], info.get("image", "")
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise WorkloadError(
-            f"the runtime's verbose information is not containerd's: {error!r}",
+            f"the runtime's verbose information does not have containerd's form: {error!r}",
             reason="cri_unknown_shape",
         ) from error
     if not isinstance(pid, int) or not isinstance(image, str):

@@ -1,8 +1,8 @@
 """Settings of the ``cri`` attestor: where the runtime is, and which pods rules may name.
 
 Owns :class:`CriSettings` and the digest of a pod's list. Invariant: a rule names a pod by the
-digest of its list, so the list itself may come from anywhere: one that was altered has another
-digest, which no signed rule names.
+digest of its list, so the list itself may come from anywhere: an altered list has another digest,
+which no signed rule names.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class PodContents(Settings):
         for digest, lines in self.lines.items():
             found = CanonicalContainer(lines=lines, unmeasured=frozenset()).digest
             if found != digest:
-                raise ValueError(f"lines: those of {digest} have the digest {found}")
+                raise ValueError(f"lines: the lines of {digest} have the digest {found}")
         return self
 
     @property
     def digest(self) -> str:
-        """``sha256:…`` of the list; the value of ``cri:pod-digest``."""
+        """Return ``sha256:…`` of the list, the value of ``cri:pod-digest``."""
         listed = {
             "containers": sorted(set(self.containers)),
             "sandbox": self.sandbox,

@@ -5,6 +5,6 @@ service account, labels, image digest; Services that select the pod come from a 
 server. The official client library is not used: importing it takes 100 MB and seconds on every
 node, for one GET and one watch (docs/adr/0601-kubernetes-without-the-client-library.md).
 
-Invariant of the package: a pod is matched by its UID only; nothing is taken from the container ID
-but facts about that container.
+Invariant of the package: a pod is matched by its UID only; the container ID leads only to facts
+about that container.
 """

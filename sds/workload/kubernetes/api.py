@@ -1,11 +1,11 @@
 """Requests to a kubelet or an API server: TLS to a configured root, a token read for each request.
 
 Owns :class:`ApiClient`. Invariants: the server's certificate is verified against the configured
-root; leaving that out is explicit and possible to 127.0.0.1 only; the token is read from its file
-for every request (kubelets renew projected tokens) and appears in no message; an answer has a
-bounded size and a bounded time.
+root, and skipping that must be configured and works for 127.0.0.1 only; the token is read from its
+file for every request (kubelets renew projected tokens) and appears in no message; the size and the
+time of an answer are bounded.
 
-aiohttp takes 8 MB: only those who open a client import this module.
+aiohttp takes 8 MB, so only code that opens a client imports this module.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class ApiClient:
     """GETs and POSTs JSON; an asynchronous context manager."""
 
     def __init__(self, server: KubernetesServer, *, timeout_seconds: float = 10.0) -> None:
-        """Nothing is opened before the context is entered."""
+        """Open nothing before the context is entered."""
         self._server = server
         self._timeout_seconds = timeout_seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        """Open the session; the root is read when the first connection is made."""
+        """Open the session; the first connection reads the root."""
         if self._server.insecure_skip_verify:
             _LOG.warning(
                 "the server's certificate is NOT verified: any process on this machine that "
@@ -73,7 +73,7 @@ class ApiClient:
         """Return the body of a successful GET.
 
         Raises:
-            KubernetesError: not reached, not verified, refused, late.
+            KubernetesError: the server is not reached, is not verified, refuses or is late.
         """
         async with self._request("GET", path, params=params) as response:
             return await self._body(response, path)
@@ -82,7 +82,7 @@ class ApiClient:
         """Return the body of a successful POST of a JSON document.
 
         Raises:
-            KubernetesError: as :meth:`get`.
+            KubernetesError: as for :meth:`get`.
         """
         async with self._request("POST", path, document=document) as response:
             return await self._body(response, path)
@@ -93,12 +93,12 @@ class ApiClient:
         """Yield the lines of an answer that does not end, such as a watch.
 
         Args:
-            path: of the request.
-            params: of the query.
-            idle_seconds: longest silence; a connection that is dead unnoticed ends then.
+            path: the path of the request.
+            params: the parameters of the query.
+            idle_seconds: the longest silence, after which a dead connection ends.
 
         Raises:
-            KubernetesError: as :meth:`get`.
+            KubernetesError: as for :meth:`get`.
         """
         limits = aiohttp.ClientTimeout(
             total=None, sock_connect=self._timeout_seconds, sock_read=idle_seconds
@@ -202,9 +202,9 @@ _contexts: dict[str | None, ssl.SSLContext] = {}
 def _context(pem: str | None) -> ssl.SSLContext:
     """Return one context for each content of the root file: connections are reused per context.
 
-    Only these roots count, and never the system's: ``ssl.create_default_context`` takes those if
-    it is given an empty text. None verifies nothing (:class:`KubernetesServer` permits it to
-    loopback only).
+    Only these roots count, and never the system's, which ``ssl.create_default_context`` takes if
+    its text is empty. None verifies nothing (:class:`KubernetesServer` permits that for loopback
+    only).
 
     Raises:
         ValueError, ssl.SSLError: there is no certificate in the text.

@@ -1,7 +1,7 @@
 """The attestor itself: one caller's control group, pod, container and Services as facts.
 
-Invariant: what the kubelet does not say yet is *unknown*, so that no rule takes its absence for an
-answer; a process outside every pod has no ``k8s`` fact, and that is known.
+Invariants: a fact that the kubelet does not report yet is *unknown*, so that no rule takes its
+absence for an answer; a process outside all pods is known to have no ``k8s`` fact.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ if TYPE_CHECKING:
 
 CONTAINER_TYPES: Final = frozenset({"k8s:container-name", "k8s:image-digest"})
 MOST_LABELS: Final = 256
-"""Of a pod that are looked at: its author may write tens of thousands."""
+"""The most labels of a pod that are looked at; its author may write tens of thousands."""
 
 
 MOST_SERVICES: Final = 128
-"""Of those that select one pod: four names each are matched, and go into a certificate."""
+"""The most Services of one pod that count; each adds four names to match and to certify."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """Bounds of one look at a caller, in seconds.
+    """The bounds of one look at a caller, in seconds.
 
     Attributes:
-        kubelet: for the kubelet to list the pod (the caller is looked at again after it).
-        services: for the first list of Services.
-        max_age: of a pod list whose labels still count.
+        kubelet: how long to wait until the kubelet lists the pod (then the caller is looked at
+            again).
+        services: how long to wait for the first list of Services.
+        max_age: the age up to which the labels of a pod list count.
     """
 
     kubelet: float = 5.0
@@ -49,7 +50,7 @@ class Waiting:
 
 
 class KubernetesAttestor:
-    """Selectors ``k8s:…``; see the package."""
+    """Finds the selectors ``k8s:…``."""
 
     name = "kubernetes"
     costly: frozenset[str] = frozenset()
@@ -63,14 +64,14 @@ class KubernetesAttestor:
         waiting: Waiting | None = None,
         read_cgroup: Callable[[Peer], str] = read_cgroup,
     ) -> None:
-        """The caller runs ``pods`` and ``services``.
+        """Make an attestor; the caller runs ``pods`` and ``services``.
 
         Args:
             pods: the kubelet's list.
             services: None if certificates carry no names of Services.
             roots: where pods may be on this node.
-            waiting: bounds.
-            read_cgroup: text of a process's control groups.
+            waiting: the bounds of a look.
+            read_cgroup: gives the text of a process's control groups.
         """
         self._pods = pods
         self._services = services
@@ -146,7 +147,7 @@ class KubernetesAttestor:
         return stop
 
     def notices(self) -> tuple[str, ...]:
-        """Outages of the kubelet and of the API server."""
+        """Return outages of the kubelet and of the API server, in words."""
         found = []
         if self._pods.error:
             found.append(f"new pods are not recognised: {self._pods.error}")
@@ -155,7 +156,7 @@ class KubernetesAttestor:
         return tuple(found)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Changes of Services are announced; those of labels are found by looking again."""
+        """Announce changes of Services; changes of labels are found by looking again."""
         if self._services is None:
             return lambda: None
         return self._services.listen(listener)

@@ -1,7 +1,7 @@
-"""The ``kubernetes`` attestor with its clients of the kubelet and the API server, as one thing.
+"""Opens the ``kubernetes`` attestor with its clients of the kubelet and the API server.
 
 Owns the order in which they start and end. Invariant: a task that follows the kubelet or the API
-server and ends by a surprise is started again.
+server and ends unexpectedly is started again.
 """
 
 from __future__ import annotations

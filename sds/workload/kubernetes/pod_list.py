@@ -1,8 +1,8 @@
-"""A pod list that many may ask for at once, and that asks the kubelet seldom.
+"""A pod list that many callers can ask for while the kubelet is asked rarely.
 
-Owns the cache and the one task that fetches. Invariants: all who wait share one fetch; between two
-fetches lies a gap that grows while somebody still waits; an entry found in an older list stays good
-for what cannot change in a pod (UID, namespace, account), and no failure ever empties the list.
+Owns the cache and the one task that fetches. Invariants: all callers that wait share one fetch; the
+gap between two fetches grows while somebody still waits; an older list still counts for what cannot
+change in a pod (UID, namespace, account); no failure empties the list.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LONGEST_GAP_AFTER_ERROR = 5.0
 
 
 class KubeletPods(Protocol):
-    """The kubelet."""
+    """The kubelet, as the pod list uses it."""
 
     async def get(self, path: str) -> bytes:
         """Return the body of ``GET path``.
@@ -43,15 +43,15 @@ class KubeletPods(Protocol):
 
 
 class PodList:
-    """The pods of this node; :meth:`run` fetches, everybody else asks."""
+    """The pods of this node, which :meth:`run` fetches."""
 
     def __init__(
         self, kubelet: KubeletPods, clock: Clock, *, every_seconds: float | None = None
     ) -> None:
-        """Nothing is fetched before somebody asks; with ``every_seconds``, also so often."""
+        """Fetch when somebody asks and, with ``every_seconds``, at that interval too."""
         self._every = every_seconds
         self._read: bytes | None = None
-        """SHA-256 of the answer that was read last."""
+        """The SHA-256 of the answer that was read last."""
         self._listeners: list[Callable[[], None]] = []
         self.fetches = 0
         self.error: KubernetesError | None = None
@@ -82,7 +82,7 @@ class PodList:
         return lambda: self._listeners.remove(listener)
 
     async def run(self) -> None:
-        """Fetch whenever somebody waits, and so often as was said, until cancelled."""
+        """Fetch whenever somebody waits, and at the interval if there is one, until cancelled."""
         ended = float("-inf")
         while True:
             if self._every is None:
@@ -109,11 +109,11 @@ class PodList:
         """Return the pod with this UID.
 
         Args:
-            uid: of the pod.
-            enough: whether this entry says all that is needed.
-            max_age: oldest list that is good enough, in seconds; an older one still is where
-                the kubelet does not answer.
-            patience: longest wait, in seconds.
+            uid: the pod's UID.
+            enough: says whether an entry has everything that is needed.
+            max_age: the oldest list that is good enough, in seconds; if the kubelet does not
+                answer, an older one is too.
+            patience: the longest wait, in seconds.
 
         Raises:
             KubernetesError: ``kubelet``: the kubelet does not list the pod (or not enough about it)
@@ -145,7 +145,7 @@ class PodList:
         return self._clock.now().monotonic - self._fetched_at
 
     def _grow_gap(self, idle: float) -> None:
-        """Asked again at once: wait longer. Asked after a rest: start afresh."""
+        """Wait longer if asked again at once, and start afresh after a rest."""
         most = _LONGEST_GAP if self.error is None else _LONGEST_GAP_AFTER_ERROR
         self._gap = min(self._gap * 2, most) if idle < self._gap else _FIRST_GAP
 
@@ -158,11 +158,11 @@ class PodList:
             pods = self._pods if read == self._read else await _parsed(body)
         except KubernetesError as error:
             if self.error is None or str(self.error) != str(error):
-                _LOG.warning("the kubelet does not give its pods", extra={"why": error})
+                _LOG.warning("the kubelet's list of pods cannot be read", extra={"why": error})
             self.error = error
             return
         if self.error is not None:
-            _LOG.info("the kubelet gives its pods again", extra={"pods": len(pods)})
+            _LOG.info("the kubelet's list of pods can be read again", extra={"pods": len(pods)})
         self.error = None
         self._fetched_at = began
         if read != self._read:
@@ -183,7 +183,7 @@ async def _parsed(body: bytes) -> dict[str, Pod]:
     """Parse the pods of an answer.
 
     Raises:
-        KubernetesError: ``kubelet``: it is no list of pods.
+        KubernetesError: ``kubelet``: it is not a list of pods.
     """
     try:
         document = await parse_json(body)

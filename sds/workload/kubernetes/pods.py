@@ -1,4 +1,4 @@
-"""The kubelet's pod list, read into what attestation needs.
+"""Reads from the kubelet's pod list what attestation needs.
 
 Owns the form of the answer to ``GET /pods`` (a ``v1.PodList``). Invariant: pods are found by
 ``metadata.uid`` and by nothing else; labels and annotations, which a pod's author writes, never
@@ -28,10 +28,10 @@ class Container:
     """A container that runs or ran.
 
     Attributes:
-        name: in the pod.
+        name: the container's name in the pod.
         image_digest: ``sha256:…`` of what runs, as the runtime verified it, or None. It is the
-            manifest's digest for an image that was pulled by a registry's name, and the
-            configuration's for one that was loaded from an archive.
+            manifest's digest if the image was pulled from a registry, and the configuration's
+            digest if it was loaded from an archive.
     """
 
     name: str
@@ -43,13 +43,14 @@ class Pod:
     """A pod of this node.
 
     Attributes:
-        uid: as in control-group paths: for a static pod the kubelet's own, not the API's.
-        namespace: of the pod.
-        name: of the pod.
+        uid: the UID as in control-group paths; for a static pod it is the kubelet's own, not the
+            API's.
+        namespace: the pod's namespace.
+        name: the pod's name.
         service_account: None for static pods, which have none.
         node: the node's name.
-        labels: of the pod.
-        containers: container ID (64 hexadecimal digits) to container, of every kind.
+        labels: the pod's labels.
+        containers: maps container IDs (64 hexadecimal digits) to containers of every kind.
         over: whether it has ended for good.
     """
 
@@ -64,10 +65,10 @@ class Pod:
 
 
 def parse_pod_list(document: Any) -> dict[str, Pod]:
-    """Pods by UID, from the decoded JSON of a ``v1.PodList``.
+    """Return pods by UID from the decoded JSON of a ``v1.PodList``.
 
     Raises:
-        KubernetesError: ``kubelet``: it is not one.
+        KubernetesError: ``kubelet``: it is not a pod list.
     """
     if not isinstance(document, dict) or document.get("kind") != "PodList":
         raise KubernetesError("the kubelet's answer is not a PodList", reason="kubelet")
@@ -108,7 +109,7 @@ def _containers(status: dict[str, Any]) -> Iterator[tuple[str, Container]]:
     for kind in _STATUSES:
         for each in status.get(kind) or ():
             match = _CONTAINER_ID.fullmatch(_text(each.get("containerID") or ""))
-            if match is None:  # not created yet, or a runtime whose IDs have another form
+            if match is None:  # it is not created yet, or the runtime's IDs have another form
                 continue
             digest = _DIGEST.fullmatch(_text(each.get("imageID") or ""))
             yield (
@@ -119,5 +120,5 @@ def _containers(status: dict[str, Any]) -> Iterator[tuple[str, Container]]:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} where text belongs")
+        raise TypeError(f"{type(value).__name__} in place of text")
     return value

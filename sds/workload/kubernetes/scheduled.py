@@ -1,7 +1,7 @@
 """Which pods run on which node, for an authority that certifies them.
 
 Owns :class:`ScheduledPods`. Invariant: a pod counts from its scheduling to its deletion, under the
-node and account that the API server tells; static pods have no account and never count.
+node and account that the API server reports; static pods have no account and never count.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class ScheduledPod:
 
 
 class ScheduledPods:
-    """Pods by node; a :class:`sds.workload.kubernetes.watch.Collection`."""
+    """Keeps pods by node; a :class:`sds.workload.kubernetes.watch.Collection`."""
 
     def __init__(self) -> None:
-        """Knows none."""
+        """Begin without pods."""
         self._by_uid: dict[str, ScheduledPod] = {}
         self._of_node: dict[str, dict[str, ScheduledPod]] = {}
-        """The same by node: what is asked for one costs nothing for the others."""
+        """The same pods by node, so that a question about one node costs nothing for the others."""
 
     def replace(self, items: Sequence[dict[str, Any]]) -> bool:
-        """Know exactly these; whether anything changed."""
+        """Keep exactly these pods, and say whether anything changed."""
         fresh = {pod.uid: pod for item in items if (pod := _pod(item)) is not None}
         changed = fresh != self._by_uid
         self._by_uid, self._of_node = fresh, {}
@@ -61,14 +61,14 @@ class ScheduledPods:
         return pod is not None and pod.node == node
 
     def accounts(self, node: str) -> frozenset[tuple[str, str]]:
-        """Namespace and service account of every pod of the node."""
+        """Return namespace and service account of every pod of the node."""
         return frozenset(
             (pod.namespace, pod.service_account) for pod in self._of_node.get(node, {}).values()
         )
 
 
 def _pod(item: dict[str, Any]) -> ScheduledPod | None:
-    """None for a pod that is not on a node, is over, or has no account."""
+    """Read a pod; None if it is not on a node, is over, or has no account."""
     metadata, spec = item["metadata"], item.get("spec") or {}
     node, account = spec.get("nodeName"), spec.get("serviceAccountName")
     if not node or not account or (item.get("status") or {}).get("phase") in _OVER:

@@ -1,7 +1,7 @@
-"""A kubelet or an API server as it is configured, and how its answers are read.
+"""The configuration of a kubelet or an API server, and the parser of its answers.
 
-Invariant: the server's certificate is verified; leaving that out is explicit, and possible to
-127.0.0.1 only.
+Invariant: the server's certificate is verified; skipping that must be configured, and works for
+    127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class KubernetesServer:
     Attributes:
         url: ``https://host:port``.
         ca_file: PEM roots under which the server's certificate must verify.
-        token_file: bearer token; None sends none.
-        server_name: the name in the server's certificate where it is not the URL's host.
-        insecure_skip_verify: do not verify the certificate; only to 127.0.0.1.
+        token_file: the file with a bearer token; None sends no token.
+        server_name: the name in the server's certificate if it is not the URL's host.
+        insecure_skip_verify: whether to skip verification; for 127.0.0.1 only.
         advice: what to do when access is denied.
-        reason: of the errors that this server causes: ``kubelet`` or ``kubernetes_api``.
+        reason: the reason of errors that this server causes: ``kubelet`` or ``kubernetes_api``.
     """
 
     url: str
@@ -64,10 +64,10 @@ class KubernetesServer:
 
 
 async def parse_json(data: bytes) -> Any:
-    """Parse JSON; off the event loop if it is long, in a thread that nothing else uses.
+    """Parse JSON, outside the event loop if it is long, in a pool of threads of its own.
 
-    Callers on a socket cause requests to the kubelet, so these answers never take a thread that
-    rotation needs.
+    Callers on a socket cause requests to the kubelet, so these answers must never take a thread
+    that rotation needs.
 
     Raises:
         ValueError: it is not JSON, or nested too deeply.

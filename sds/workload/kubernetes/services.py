@@ -1,7 +1,7 @@
 """Which Services select a pod, kept up to date by a watch on the API server.
 
 Owns :class:`ServiceIndex` (pure) and :class:`ServiceWatch`. Invariant: a Service without a
-selector, or one that stands for an outside name, selects nobody.
+selector, or one that stands for an outside name, selects no pod.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger("sds.workload.kubernetes")
 _PATH: Final = "/api/v1/services"
 _REMEMBERED: Final = 512
-"""Pods whose Services are remembered; a node has a few hundred."""
+"""How many pods' Services are remembered; a node has a few hundred."""
 
 ServiceName = tuple[str, str]
-"""Namespace and name."""
+"""Namespace and name of a Service."""
 
 
 class ServiceIndex:
-    """Selectors of Services by namespace."""
+    """Keeps the selectors of Services by namespace."""
 
     def __init__(self) -> None:
-        """Knows none."""
+        """Begin without Services."""
         self._selectors: dict[str, dict[str, dict[str, str]]] = {}
         self._found: dict[tuple[str, frozenset[tuple[str, str]]], frozenset[ServiceName]] = {}
-        """What was asked for since the last change: each pod has many callers."""
+        """Answers since the last change, kept because each pod has many callers."""
 
     def put(self, name: ServiceName, selector: Mapping[str, str]) -> bool:
-        """Add or change a Service; an empty selector selects nobody. Whether anything changed."""
+        """Add or change a Service (an empty selector selects no pod); say if anything changed."""
         if not selector:
             return self.remove(name)
         self._found.clear()
@@ -48,12 +48,12 @@ class ServiceIndex:
         return changed
 
     def remove(self, name: ServiceName) -> bool:
-        """Forget a Service; whether it was known."""
+        """Forget a Service, and say whether it was known."""
         self._found.clear()
         return self._selectors.get(name[0], {}).pop(name[1], None) is not None
 
     def replace(self, items: Sequence[dict[str, Any]]) -> bool:
-        """Know exactly these Services; whether anything changed."""
+        """Keep exactly these Services, and say whether anything changed."""
         fresh: dict[str, dict[str, dict[str, str]]] = {}
         for (namespace, name), selector in map(_service, items):
             if selector:
@@ -90,7 +90,7 @@ class ServiceWatch:
     """Keeps a :class:`ServiceIndex` as the API server has it."""
 
     def __init__(self, api: WatchedServer, clock: Clock) -> None:
-        """Nothing is asked before :meth:`run`."""
+        """Ask nothing before :meth:`run`."""
         self._index = ServiceIndex()
         self._watch = ListWatch(api, clock, _PATH, self._index)
 
@@ -117,15 +117,15 @@ class ServiceWatch:
     ) -> frozenset[ServiceName]:
         """Return the Services that select such a pod; wait for the first list, bounded.
 
-        Without a list in time the answer is empty: the SPIFFE ID, not a DNS name, is what callers
-        are authenticated by, and the names follow as soon as the list is there.
+        Without a list in time, the answer is empty: callers are authenticated by the SPIFFE ID and
+        not by a DNS name, and the names follow as soon as the list is there.
         """
         try:
             async with asyncio.timeout(patience):
                 await self._watch.synced.wait()
         except TimeoutError:
             _LOG.warning(
-                "the Services are not known: a certificate goes without their names for now",
+                "the Services are not known: certificates do not have their names for now",
                 extra={"namespace": namespace, "why": self.error},
             )
         return self._index.selecting(namespace, labels)
@@ -134,7 +134,7 @@ class ServiceWatch:
 def _service(item: dict[str, Any]) -> tuple[ServiceName, Mapping[str, str]]:
     metadata, spec = item["metadata"], item.get("spec") or {}
     selector: dict[str, str] = spec.get("selector") or {}
-    if spec.get("type") == "ExternalName":  # stands for a name outside; selects nobody
+    if spec.get("type") == "ExternalName":  # stands for a name outside; selects no pod
         selector = {}
     if not all(isinstance(text, str) for pair in selector.items() for text in pair):
         raise TypeError("a selector that is not text")

@@ -1,7 +1,7 @@
 """Settings that say where a kubelet or an API server is.
 
-Invariant: inside a pod nothing has to be written: addresses come from the environment that
-Kubernetes gives, root and token from the pod's service account.
+Invariant: inside a pod nothing has to be configured: addresses come from the environment that
+    Kubernetes sets, and root and token from the pod's service account.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 NODE_ADDRESS: Final = "NODE_IP"
-"""Environment variable with the node's address (downward API: ``status.hostIP``)."""
+"""The environment variable with the node's address (downward API: ``status.hostIP``)."""
 _KUBELET_PORT: Final = 10250
 _KUBELET_ADVICE: Final = (
     "the agent's service account needs `get` on `nodes/pods` (deploy/base/agent-rbac.yaml); "
@@ -85,7 +85,7 @@ def kubelet_server(settings: ServerSettings, environment: Mapping[str, str]) -> 
     """Return where the kubelet is.
 
     Raises:
-        ConfigurationError: neither configured nor in the environment, or not allowed.
+        ConfigurationError: it is neither configured nor in the environment, or is not allowed.
     """
     url = settings.url
     if url is None:
@@ -103,7 +103,7 @@ def api_server(settings: ServerSettings, environment: Mapping[str, str]) -> Kube
     """Return where the API server is.
 
     Raises:
-        ConfigurationError: neither configured nor in the environment, or not allowed.
+        ConfigurationError: it is neither configured nor in the environment, or is not allowed.
     """
     url = settings.url
     if url is None:

@@ -1,7 +1,7 @@
-"""List and watch: a collection of the API server, followed.
+"""Follows a collection of the API server by list and watch.
 
-Owns :class:`ListWatch`. Invariants: a list replaces everything, so nothing that was removed while
-we did not watch stays; an outage changes nothing; the pause between two attempts grows.
+Owns :class:`ListWatch`. Invariants: a list replaces everything, so an object that was removed while
+we did not watch does not stay; an outage changes nothing; the pause between two attempts grows.
 
 Source: Kubernetes API concepts, "Efficient detection of changes" (list, then watch from its
 resourceVersion; 410 means list again).
@@ -29,7 +29,7 @@ _PAGE: Final = "500"
 _WATCH_SECONDS: Final = 240  # the server ends the watch then; it sends bookmarks in between
 _IDLE_SECONDS: Final = 300.0
 _MOST_OBJECTS: Final = 150_000
-"""In one list: the pods of the largest clusters that Kubernetes supports."""
+"""The most objects in one list: the pods of the largest clusters that Kubernetes supports."""
 _MOST_PAGES: Final = 2_000
 _MALFORMED: Final = (
     ValueError,
@@ -39,7 +39,7 @@ _MALFORMED: Final = (
     OverflowError,
     RecursionError,
 )
-"""What reading a document of an unexpected shape raises."""
+"""The errors that reading a document of an unexpected shape raises."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 
@@ -51,7 +51,7 @@ class WatchedServer(Protocol):
         """Return the body of a GET.
 
         Raises:
-            KubernetesError: ``kubernetes_api``: there is none.
+            KubernetesError: ``kubernetes_api``: there is no good answer.
         """
         ...
 
@@ -61,20 +61,20 @@ class WatchedServer(Protocol):
         """Yield the lines of a watch.
 
         Raises:
-            KubernetesError: ``kubernetes_api``: it broke.
+            KubernetesError: ``kubernetes_api``: the watch broke.
         """
         ...
 
 
 class Collection(Protocol):
-    """What is kept of the collection; anything but a good object raises one of Python's errors."""
+    """Keeps what is needed of the collection; a malformed object raises one of Python's errors."""
 
     def replace(self, items: Sequence[dict[str, Any]]) -> bool:
-        """Keep exactly these; whether anything changed."""
+        """Keep exactly these objects, and say whether anything changed."""
         ...
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
-        """``ADDED``, ``MODIFIED`` or ``DELETED``; whether anything changed."""
+        """Apply ``ADDED``, ``MODIFIED`` or ``DELETED``, and say whether anything changed."""
         ...
 
 
@@ -82,7 +82,7 @@ class ListWatch:
     """Keeps a :class:`Collection` as the API server has it; :meth:`run` runs it."""
 
     def __init__(self, api: WatchedServer, clock: Clock, path: str, collection: Collection) -> None:
-        """``path``: of the collection, such as ``/api/v1/services``."""
+        """Follow the collection at ``path``, such as ``/api/v1/services``."""
         self.error: KubernetesError | None = None
         self.synced = asyncio.Event()
         self._api = api
@@ -117,7 +117,7 @@ class ListWatch:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _list(self) -> str:
-        """Read everything; the version from which to watch."""
+        """Read everything, and return the version from which to watch."""
         items: list[dict[str, Any]] = []
         params = {"limit": _PAGE}
         pages = 0
@@ -127,9 +127,9 @@ class ListWatch:
                 items += document.get("items") or []
                 metadata = document["metadata"]
                 more, version = metadata.get("continue"), metadata["resourceVersion"]
-                pages += 1  # an empty one may have more behind it
+                pages += 1  # more pages may follow an empty one
                 if len(items) > _MOST_OBJECTS or pages > _MOST_PAGES:
-                    raise ValueError("it does not end")
+                    raise ValueError("the list does not end")
             except _MALFORMED as error:
                 raise KubernetesError(
                     f"{self._path}: a malformed list: {error!r}", reason="kubernetes_api"
@@ -154,12 +154,12 @@ class ListWatch:
         return str(version)
 
     async def _watch(self, version: str) -> str | None:
-        """Follow changes until the server ends the watch; the version to go on from.
+        """Follow changes until the server ends the watch, and return the version to go on from.
 
-        None: list again.
+        None means: list again.
 
         Raises:
-            KubernetesError: ``kubernetes_api``: the watch broke, or said what no watch says.
+            KubernetesError: ``kubernetes_api``: the watch broke, or an event is malformed.
         """
         params = {
             "watch": "1",
