@@ -1,4 +1,4 @@
-"""Certificate authorities, seen from the agent: the port that rotation uses and its clients.
+"""Certificate authorities as the agent sees them: the port that rotation uses, and its clients.
 
-Invariant: no client knows the server (``sds.ca``); ``sds.exchange`` has what both ends share.
+Invariant: no client imports the server (``sds.ca``); ``sds.exchange`` has what both ends share.
 """

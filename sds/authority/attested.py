@@ -1,8 +1,8 @@
-"""Client of our own authority: keeps one stream open and checks who is at its other end.
+"""The client of our own authority: it keeps one stream open and verifies its other end.
 
 Owns the agent's side of the exchange. Invariants: until the authority's evidence is verified, only
-a nonce and the policy's digest and epoch are sent; every chain returned is signed by the key that
-this evidence covers, and every root is one that it covers; a stream on which anything went wrong is
+a nonce and the policy's digest and epoch are sent; every returned chain is signed by the key that
+this evidence covers, and the evidence covers every root; a stream on which anything went wrong is
 closed and never used again. One exchange runs at a time; a cancelled one closes the stream.
 """
 
@@ -55,12 +55,12 @@ _LOGGER = logging.getLogger(__name__)
 _TRIES_ON_A_STREAM: Final = 3
 _RANDOM: Final = random.SystemRandom()
 _TRY_AGAIN: Final = frozenset({"nonce_expired", "nonce_unknown", "nonce_used"})
-"""Refusals that a fresh nonce, which came with them, cures at once."""
+"""Refusals that the fresh nonce in the same answer cures at once."""
 _SAY_HELLO: Final = frozenset({"challenge_stale"})
 
 
 class PolicyPeer(Protocol):
-    """The agent's policy in force, and where a newer one that the authority hands down goes."""
+    """Gives the agent's policy in force, and takes a newer one that the authority hands over."""
 
     @property
     def digest(self) -> bytes:
@@ -78,7 +78,7 @@ class PolicyPeer(Protocol):
         ...
 
     async def offer(self, document: bytes) -> bool:
-        """Take a signed policy from the authority; whether it is in force now."""
+        """Take a signed policy from the authority, and say whether it is in force now."""
         ...
 
 
@@ -90,7 +90,7 @@ class NoPolicy:
     document = b""
 
     async def offer(self, document: bytes) -> bool:
-        """Nothing is taken: there are no keys to verify it with."""
+        """Take nothing: there are no keys to verify it with."""
         del document
         return False
 
@@ -100,11 +100,11 @@ class AuthoritySettings:
     """How to reach our authority.
 
     Attributes:
-        addresses: ``host:port`` of each replica; the first is drawn, and others are asked where it
+        addresses: ``host:port`` of each replica. The first one is drawn, and others are asked if it
             fails.
         tls: attested, or verified against a configured root.
-        connect_seconds: for one address: handshake, Hello and Challenge.
-        answer_seconds: for one request, evidence included.
+        connect_seconds: the time for handshake, Hello and Challenge with one address.
+        answer_seconds: the time for one request, evidence included.
     """
 
     addresses: tuple[str, ...]
@@ -114,7 +114,7 @@ class AuthoritySettings:
 
 
 class AttestedAuthority:
-    """An :class:`sds.authority.port.Authority` that asks ``sds ca``. See the module."""
+    """An :class:`sds.authority.port.Authority` that asks ``sds ca``."""
 
     def __init__(
         self,
@@ -126,15 +126,15 @@ class AttestedAuthority:
         policy: PolicyPeer | None = None,
         shuffle: Callable[[list[tuple[str, ...]]], None] = _RANDOM.shuffle,
     ) -> None:
-        """Nothing is connected before the first exchange.
+        """Make a client that connects nothing before the first exchange.
 
         Args:
             settings: addresses, TLS and time limits.
-            attester: our evidence.
-            verifier: of the authority's evidence. None accepts an authority without evidence,
+            attester: gives our evidence.
+            verifier: verifies the authority's evidence. None accepts an authority without evidence,
                 which only verified TLS allows.
-            clock: the time at which evidence and chains must be valid.
-            policy: our policy in force.
+            clock: gives the time at which evidence and chains must be valid.
+            policy: gives our policy in force.
             shuffle: puts the replicas into an order.
 
         Raises:
@@ -159,7 +159,7 @@ class AttestedAuthority:
         self._session: Session | None = None
         self._place: tuple[str, ...] = ()
         self._places = places_of(settings)
-        # So that agents that start together do not all go to the same replica.
+        # Shuffle, so that agents that start together do not all go to the same replica.
         shuffle(self._places)
 
     @property
@@ -170,12 +170,12 @@ class AttestedAuthority:
     async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
         """Ask for a certificate for each item, in one exchange.
 
-        Every replica is tried once; an authority that ends in the middle of an exchange costs
+        Every replica is tried once. If an authority ends in the middle of an exchange, that costs
         only the time until the next one has answered.
 
         Raises:
-            AuthorityUnavailableError: none could be reached or answered in time.
-            AuthorityRefusedError: one refused the request as a whole.
+            AuthorityUnavailableError: no replica could be reached, or none answered in time.
+            AuthorityRefusedError: a replica refused the request as a whole.
             EvidenceError: our evidence cannot be collected, or that of every authority that was
                 reached is refused.
         """
@@ -188,8 +188,8 @@ class AttestedAuthority:
         """Ask for the roots that the authority vouches for now, in DER, by a Hello alone.
 
         Raises:
-            AuthorityUnavailableError: none could be reached or answered in time.
-            AuthorityRefusedError: one refused.
+            AuthorityUnavailableError: no replica could be reached, or none answered in time.
+            AuthorityRefusedError: a replica refused.
             EvidenceError: the evidence of every authority that was reached is refused.
         """
         async with self._turn:

@@ -1,14 +1,14 @@
-"""The connection to an authority: TLS in one of two ways, never a third.
+"""The connection to an authority, with TLS in one of two ways.
 
-``attested``: the authority's certificate is self-signed; it is fetched by a bare handshake and
+``attested``: the authority's certificate is self-signed. A bare handshake fetches it, and it
 becomes the only root of the connection, so the server that answers has that certificate's key. That
 proves nothing yet: the caller checks that the authority's evidence covers the key. ``verified``: an
-operator chose a root and a server name, and the certificate must verify under them.
+operator chose a root and a server name, and the certificate must be valid under them.
 
 A ``verified`` connection spans all replicas: gRPC's own ``round_robin`` chooses, and only among
 those whose ``grpc.health.v1`` says SERVING (gRPC's client-side health checking). An ``attested``
-one leads to one replica, because its single root is how we know which key answers; there Hello
-tells whether it can issue (``docs/adr/0405-which-replica.md``).
+connection leads to one replica, because its single root is how we know which key answers; there the
+answer to Hello says whether the replica can issue (``docs/adr/0405-which-replica.md``).
 
 Invariant: a connection never trusts the system's roots, a proxy from the environment, or a name
 that was not configured.
@@ -46,7 +46,7 @@ _MAX_ANSWER: Final = 32 * 1024 * 1024
 _BALANCED: Final = json.dumps(
     {
         "loadBalancingConfig": [{"round_robin": {}}],
-        # A replica without this service, or without room to watch it, counts as healthy.
+        # A replica that lacks this service, or has no room for another watcher, counts as healthy.
         "healthCheckConfig": {"serviceName": SERVICE},
     }
 )
@@ -54,16 +54,16 @@ _BALANCED: Final = json.dumps(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestedTls:
-    """The authority's evidence vouches for its TLS key."""
+    """TLS whose key the authority's evidence vouches for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedTls:
-    """A configured root vouches for its TLS key.
+    """TLS whose key a configured root vouches for.
 
     Attributes:
-        roots: the roots, PEM; or the file that has them, which is read again for each connection.
-        server_name: the DNS name that the certificate must carry.
+        roots: the roots in PEM, or the file that has them, which is read again for each connection.
+        server_name: the DNS name that the certificate must have.
     """
 
     roots: bytes | RootFile = field(repr=False)
@@ -76,10 +76,10 @@ class VerifiedTls:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityConnection:
-    """A channel, and which key answers on it.
+    """A channel, and the key that answers on it.
 
     Attributes:
-        channel: for one replica (attested TLS), or all of them (verified).
+        channel: leads to one replica (attested TLS) or to all of them (verified).
         tls_key: SHA-256 of the SubjectPublicKeyInfo that answers; None if a configured root
             vouches for it.
         root_pem: the configured roots, PEM; nothing for attested TLS.
@@ -95,10 +95,10 @@ class AuthorityConnection:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """``host:port``, with brackets around an IPv6 address.
+    """Split ``host:port``; an IPv6 address has brackets.
 
     Raises:
-        ConfigurationError: not of this form.
+        ConfigurationError: the address does not have this form.
     """
     found = host_and_port(address)
     if found is None or found[1] == 0:
@@ -128,12 +128,12 @@ async def connect(
     """Prepare a connection; for attested TLS one bare handshake is made.
 
     Args:
-        addresses: of the replicas; for attested TLS exactly one.
-        tls: what must hold of the certificate that answers.
-        seconds: for names to be resolved, or the bare handshake.
+        addresses: the replicas' addresses; for attested TLS exactly one.
+        tls: what the certificate that answers must satisfy.
+        seconds: the time to resolve names, or for the bare handshake.
 
     Raises:
-        AuthorityUnavailableError: nobody answers there in that many seconds, or no name resolves.
+        AuthorityUnavailableError: nothing answers there in that time, or no name resolves.
     """
     if isinstance(tls, VerifiedTls):
         target = await _target(addresses, seconds)
@@ -168,7 +168,7 @@ async def _target(addresses: Sequence[str], seconds: float) -> str:
     if not found:
         raise AuthorityUnavailableError(
             f"no address of the authority resolves: {'; '.join(failures)}",
-            advice="does authority.addresses name it rightly, and does DNS answer?",
+            advice="check authority.addresses, and that DNS answers",
         )
     return balanced_target(found)
 
@@ -177,17 +177,17 @@ async def _resolved(host: str, port: int) -> list[str]:
     """Resolve a host to IP addresses, outside the event loop's own threads.
 
     Raises:
-        OSError: it has none, or nobody can say.
+        OSError: it has none, or no server can say.
     """
     answers = await threads.NAMES.run(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 
 
 def balanced_target(endpoints: Iterable[tuple[str, int]]) -> str:
-    """GRPC's target for these IP addresses and ports; IPv4 beside IPv6 is written as mapped IPv6.
+    """Return gRPC's target for these addresses; IPv4 beside IPv6 is written as mapped IPv6.
 
     Raises:
-        ValueError: one is not an IP address.
+        ValueError: one of them is not an IP address.
     """
     listed = [(ipaddress.ip_address(host), port) for host, port in endpoints]
     if all(isinstance(host, ipaddress.IPv4Address) for host, _ in listed):
@@ -200,7 +200,7 @@ def balanced_target(endpoints: Iterable[tuple[str, int]]) -> str:
 
 async def _served_certificate(address: str, seconds: float) -> bytes:
     host, port = split_address(address)
-    # Not the default context: it reads every root of the system, which takes a tenth of a second.
+    # The default context would read every root of the system, which takes a tenth of a second.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     # Nothing is trusted here: the certificate is only fetched, to be pinned and then attested.
     context.check_hostname = False
@@ -212,12 +212,12 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
     except ssl.SSLError as error:
         raise AuthorityUnavailableError(
             f"what answers at {address} does not speak TLS as an authority does: {error}",
-            advice="does authority.addresses name the authority's own port?",
+            advice="check that authority.addresses names the authority's own port",
         ) from error
     except (OSError, TimeoutError) as error:
         raise AuthorityUnavailableError(
             f"the authority at {address} does not answer: {error or 'timed out'}",
-            advice="is it running, and is this its address?",
+            advice="check that it is running and that this is its address",
         ) from error
     try:
         tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
@@ -235,9 +235,9 @@ async def _dialled(
     """Connect to the first of these IP addresses that answers.
 
     Raises:
-        OSError: none does; as the last one failed.
+        OSError: none answers; the error is that of the last one.
     """
-    failure = OSError("it has no address")
+    failure = OSError("the name has no address")
     for host in hosts:
         try:
             _, writer = await asyncio.open_connection(
@@ -260,7 +260,7 @@ def _channel(
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.max_receive_message_length", _MAX_ANSWER),
         ("grpc.max_send_message_length", _MAX_ANSWER),
-        # A dead authority must be found out between two renewals, not at the next one.
+        # A dead authority must be noticed between two renewals, not at the next one.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 0),
@@ -275,29 +275,29 @@ def verified_channel(
 ) -> grpc.aio.Channel:
     """Make a channel with verified TLS, the only kind that this program makes.
 
-    Its connections are its own: gRPC otherwise shares them between channels and keeps those of a
-    channel that was closed, which reconnect with its old roots forever.
+    The channel shares no connections: gRPC would otherwise share them between channels, and keep
+    those of a closed channel, which reconnect with its old roots forever.
 
     Args:
-        target: gRPC's name of the other end.
-        root_pem: the roots that its certificate must verify under; never empty, since gRPC would
-            then take its own.
-        server_name: the DNS name that it must carry.
-        more: further options.
+        target: the other end, as gRPC names it.
+        root_pem: the roots under which its certificate must be valid; never empty, because gRPC
+            would then take its own.
+        server_name: the DNS name that the certificate must have.
+        more: further options of the channel.
 
     Raises:
         ConfigurationError: there is no root.
     """
     if b"-----BEGIN CERTIFICATE-----" not in root_pem:
-        raise ConfigurationError("there is no root that the authority's TLS could verify under")
+        raise ConfigurationError("there is no root for the authority's TLS")
     options: Sequence[tuple[str, object]] = (
         ("grpc.ssl_target_name_override", server_name),
         ("grpc.default_authority", server_name),
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),
-        # How long one connection may take. gRPC's 20 s are too long where nobody answers at an
-        # address: the replica there was rolled, and the next attempt would find another one.
+        # How long one connection may take. gRPC's 20 s are too long if nothing answers at an
+        # address: the replica there was replaced, and the next attempt would find another one.
         ("grpc.min_reconnect_backoff_ms", 5_000),
         *more,
     )

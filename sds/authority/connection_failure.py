@@ -1,7 +1,7 @@
-"""Why a connection to an authority failed, in words that name the field to look at.
+"""Explains why a connection to an authority failed, and names the field to look at.
 
-Owns the reading of gRPC's description of a failed connection. Invariant: nothing is decided by it;
-a description that is not known is shown as it is.
+Owns the interpretation of gRPC's description of a failed connection. Invariants: nothing is decided
+by it; an unknown description is shown unchanged.
 
 Source: the texts of gRPC's core (``ssl_transport_security.cc``) and of BoringSSL's errors.
 """
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFields:
-    """Names of the settings that TLS is verified by.
+    """The names of the settings by which TLS is verified.
 
     Attributes:
-        root: of the file with roots.
-        server_name: of the name that the certificate must have.
-        addresses: of the list of addresses.
-        title: what people call the authority.
+        root: the setting of the file with roots.
+        server_name: the setting of the name that the certificate must have.
+        addresses: the setting of the list of addresses.
+        title: the authority's name for people.
     """
 
     root: str
@@ -34,7 +34,7 @@ class TlsFields:
 
 OWN_AUTHORITY: Final = TlsFields(root="authority.tls.root", server_name="authority.tls.server_name")
 ISTIO: Final = TlsFields(root="authority.root", server_name="authority.server_name", title="istiod")
-# The first that matches counts: words of gRPC in lower case, what it means, what to do.
+# The first match counts: gRPC's words in lower case, what they mean, what to do.
 _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
     (
         ("hostname verification", "peer name"),
@@ -44,37 +44,37 @@ _FAILURES: Final[Sequence[tuple[tuple[str, ...], str, str]]] = (
     (
         ("certificate has expired",),
         "its TLS certificate, or one above it, has expired",
-        "renew it on the authority's host; is this machine's clock right?",
+        "renew it on the authority's host, and check this machine's clock",
     ),
     (
         ("certificate is not yet valid",),
         "its TLS certificate is not valid yet",
-        "are the clocks of both machines right?",
+        "check the clocks of both machines",
     ),
     (
         ("wrong_version_number",),
         "what answers there does not speak TLS",
-        "does {0.addresses} name the authority's own port?",
+        "check that {0.addresses} names the authority's own port",
     ),
     (
         ("certificate_verify_failed", "bad_signature", "certificate signature failure"),
-        "its TLS certificate does not verify under the roots of {0.root}",
+        "its TLS certificate is not valid under the roots of {0.root}",
         "put the root that issued the certificate into the file of {0.root}",
     ),
     (
         ("connection refused",),
         "nothing listens there",
-        "is {0.title} running, and is its port the one in {0.addresses}?",
+        "check that {0.title} is running and that its port is the one in {0.addresses}",
     ),
     (
         ("no route to host", "network is unreachable", "host is unreachable", "timed out"),
         "it cannot be reached from this machine",
-        "does a firewall or a network policy let this machine reach {0.addresses}?",
+        "check that firewalls and network policies let this machine reach {0.addresses}",
     ),
     (
         ("dns resolution failed", "name resolution", "domain name not found"),
         "its name does not resolve",
-        "is the name in {0.addresses} right, and does DNS answer on this machine?",
+        "check the name in {0.addresses}, and that DNS answers on this machine",
     ),
 )
 
@@ -83,8 +83,8 @@ def explained(details: str, fields: TlsFields) -> tuple[str, str] | None:
     """Turn a failed connection into an error that says what it means and what to do.
 
     Args:
-        details: of gRPC's status.
-        fields: names of the settings.
+        details: the details of gRPC's status.
+        fields: the names of the settings.
 
     Returns:
         None if the description is not known.

@@ -1,11 +1,11 @@
-"""Client of Istio's certificate authority (``istio.v1.auth.IstioCertificateService``).
+"""The client of Istio's certificate authority (``istio.v1.auth.IstioCertificateService``).
 
-Owns the exchange with istiod: one ``CreateCertificate`` call per certificate over TLS that is
-verified against a configured root and server name, a bearer token that is read again for every
-exchange (the kubelet replaces a projected token long before it expires), and the reading of the
-answer. Invariant: a chain is returned only for the SPIFFE ID that was asked for. istiod ignores
-the names in a CSR and answers with its caller's own identity, so a chain for anybody else is an
-error here; the caller verifies everything else of the chain (``sds.pki``).
+Owns the exchange with istiod: one ``CreateCertificate`` call for each certificate, over TLS that is
+verified against a configured root and server name, with a bearer token that is read again for every
+exchange (the kubelet replaces a projected token long before it expires). Invariant: a chain is
+returned only for the requested SPIFFE ID. istiod ignores the names in a CSR and answers with its
+caller's own identity, so a chain for any other name is an error here; the caller verifies the rest
+of the chain (``sds.pki``).
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ if TYPE_CHECKING:
 
 _METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _CONCURRENT_CALLS: Final = 16
-"""Calls under way at once: a cold start of a node must not look like an attack on istiod."""
+"""The most calls at once: a cold start of a node must not look like an attack on istiod."""
 _MAX_TOKEN_BYTES: Final = 64 * 1024
 _MAX_ROOT_BYTES: Final = 1024 * 1024
 
 
 class IstioAuthority:
-    """An :class:`sds.authority.port.Authority` that asks Istio's. See the module."""
+    """An :class:`sds.authority.port.Authority` that asks Istio's authority."""
 
     def __init__(self, settings: IstioSettings, *, clock: Clock) -> None:
-        """Nothing is read or connected before the first exchange.
+        """Make a client that reads and connects nothing before the first exchange.
 
         Raises:
             ConfigurationError: an address is not ``host:port``, or cannot be looked up.
@@ -71,7 +71,7 @@ class IstioAuthority:
         """Ask for a certificate for each item; see :class:`sds.authority.port.Authority`.
 
         Raises:
-            AuthorityError: ``authority_token``: the token file cannot be read or holds no token.
+            AuthorityError: ``authority_token``: the token file cannot be read or has no token.
             AuthorityUnavailableError: no item was answered.
             AuthorityError: ``authority_root``: the root file cannot be used.
         """
@@ -153,11 +153,12 @@ class IstioAuthority:
                     token, audience=self._settings.audience, now=self._clock.now().wall
                 ),
                 impersonating=self._settings.impersonate,
-            ) from None  # ours has code and details; the rest is gRPC's debugging
+            ) from None  # our error has code and details; the rest is gRPC's debugging
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            # gRPC ends a call like this when its channel is closed; nobody cancelled the task.
+            # gRPC ends a call like this if its channel is closed, although nobody cancelled the
+            # task.
             raise AuthorityUnavailableError(
                 f"the call to Istio's authority at {line.address} was cut off"
             ) from None
@@ -179,7 +180,7 @@ class IstioAuthority:
                 reason="authority_token",
             ) from error
         text = raw.decode("ascii", errors="replace").strip()
-        # gRPC takes visible ASCII alone for metadata.
+        # gRPC accepts only visible ASCII in metadata.
         if not text or not text.isascii() or not text.isprintable() or len(text.split()) > 1:
             raise AuthorityError(
                 f"the token file {path} must contain one token",
@@ -204,8 +205,8 @@ class IstioAuthority:
     def _move_on(self, line: IstioLine) -> None:
         """Give up a connection that did not answer, unless another call did so before.
 
-        The next exchange makes a new one, to the next address where there are several: behind one
-        address, too, stand several replicas, and the one that was connected may be gone.
+        The next exchange makes a new connection, to the next address if there are several. Even
+        behind one address there may be several replicas, and the connected one may be gone.
         """
         if line is self._line:
             self._address = (self._address + 1) % len(self._settings.addresses)

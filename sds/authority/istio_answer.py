@@ -1,10 +1,10 @@
-"""What istiod answered, read and judged: chain, roots, identity, refusals (pure functions).
+"""Reads and checks istiod's answers: chain, roots, identity, refusals (pure functions).
 
-Owns the reading of ``cert_chain`` and the meaning of istiod's statuses. Invariants: the roots are
-only what the authority put at the end of the chain; a refusal is retriable exactly where the same
-call can succeed later with nothing changed by a person. The statuses are those that istiod 1.29
-was seen to give; it says "request authenticate failure" for every bad token, so the token itself
-is looked at to say which fault it is.
+Owns the reading of ``cert_chain`` and the meaning of istiod's statuses. Invariants: only what the
+authority put at the end of the chain is a root; a refusal is retriable exactly if the same call can
+succeed later without a change by a person. The statuses are those that istiod 1.29 was seen to
+give. It says "request authenticate failure" for every bad token, so this module looks at the token
+to explain the fault.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _MAX_ANSWER_CHARACTERS: Final = 1_000_000
 _MAX_CERTIFICATES: Final = 1 + MAX_CANDIDATES + MAX_BLOCKS
-"""The leaf, what a path is looked for in, and as many roots as one PEM text may have."""
+"""The most certificates: the leaf, those in which a path is sought, and a PEM text's roots."""
 _BEGIN: Final = "-----BEGIN CERTIFICATE-----"
 _NO_ANSWER: Final = frozenset(
     {
@@ -57,7 +57,7 @@ class IstioAnswer:
 
     Attributes:
         chain: leaf and intermediates.
-        roots: DER of the roots that came with it.
+        roots: the roots that came with it, in DER.
         spiffe_ids: the URI SANs of the leaf, unchanged.
     """
 
@@ -67,30 +67,30 @@ class IstioAnswer:
 
 
 def elements(raw: bytes) -> tuple[str, ...]:
-    """``cert_chain`` of an ``IstioCertificateResponse``.
+    """Return ``cert_chain`` of an ``IstioCertificateResponse``.
 
     Raises:
-        AuthorityUnavailableError: it is not one.
+        AuthorityUnavailableError: it is not such a response.
     """
     with reading("the answer of Istio's authority", AuthorityUnavailableError):
         return tuple(ca_pb2.IstioCertificateResponse.FromString(raw).cert_chain)
 
 
 def parse(elements: tuple[str, ...]) -> IstioAnswer:
-    """Read ``cert_chain``: leaf first, root last, any element with several PEM certificates.
+    """Read ``cert_chain``: leaf first, root last; an element may have several PEM certificates.
 
     1. The first certificate is the leaf.
-    2. Of several elements the last holds the roots: its self-issued certificates, or all of them
-       if it has none (an operator may anchor trust at an intermediate).
-    3. In one single element the roots are the self-issued certificates after the leaf.
-    4. What is neither is an intermediate. They may come in any order, repeated, or without being
-       needed (RFC 8446, section 4.4.2); the path from the leaf to a root is taken out of them.
+    2. If there are several elements, the last one has the roots: its self-issued certificates, or
+    all of them if none is self-issued (an operator may anchor trust at an intermediate).
+    3. If there is one element, the roots are the self-issued certificates after the leaf.
+    4. All others are intermediates. They may come in any order, repeatedly or needlessly (RFC 8446,
+    section 4.4.2); the path from the leaf to a root is taken out of them.
 
     Raises:
-        AuthorityAnswerError: no certificate, too many, bad PEM, or no root.
+        AuthorityAnswerError: there is no certificate, no root, bad PEM, or too many certificates.
     """
     if not elements or sum(map(len, elements)) > _MAX_ANSWER_CHARACTERS:
-        raise AuthorityAnswerError("Istio's authority answered with no chain, or a huge one")
+        raise AuthorityAnswerError("Istio's authority answered without a chain, or with a huge one")
     count = sum(element.count(_BEGIN) for element in elements)
     if count > _MAX_CERTIFICATES:
         raise AuthorityAnswerError(
@@ -113,7 +113,7 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
             advice="the root must be the last certificate of cert_chain",
         )
     between = [certificate for certificate in rest if certificate not in roots]
-    # Where no path is found, the chain is left as it came: verifying it says what is missing.
+    # If no path is found, the chain stays as it came, and its verification says what is missing.
     path = sorted_path(leaf, between, roots) or (leaf, *between)
     return IstioAnswer(
         chain=IssuedChain(chain=tuple(certificate_der(one) for one in path)),
@@ -123,10 +123,10 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
 
 
 def check_identity(answer: IstioAnswer, identity: Identity, *, impersonating: bool) -> None:
-    """The leaf names exactly the SPIFFE ID that was asked for (X.509-SVID, section 2).
+    """Check that the leaf names exactly the requested SPIFFE ID (X.509-SVID, section 2).
 
     Raises:
-        AuthorityAnswerError: it names somebody else, several, or nobody.
+        AuthorityAnswerError: it names another one, several or none.
     """
     if answer.spiffe_ids != (str(identity.spiffe_id),):
         got = ", ".join(answer.spiffe_ids) or "nobody"
@@ -151,7 +151,7 @@ def refusal(
 
     Args:
         code: the status.
-        details: its text, as istiod gave it.
+        details: the status's text, as istiod gave it.
         where: which authority answered.
         token_problem: what is visibly wrong with the token, to explain UNAUTHENTICATED.
         impersonating: whether the call named an ``ImpersonatedIdentity``.
@@ -191,8 +191,8 @@ def _unauthenticated(
         return AuthorityRefusedError(
             said,
             wire_reason="unauthenticated",
-            advice="the token looks right: does istiod trust its issuer, and can it reach the "
-            "issuer's keys?",
+            advice="the token looks right: check that istiod trusts its issuer and can reach the "
+            "issuer's keys",
             reason="authority_refused_for_now",
         )
     return AuthorityRefusedError(
@@ -209,7 +209,7 @@ def _connection_advice(details: str) -> str:
         return f"{found[0]}: {found[1]}"
     if any(word in details.lower() for word in ("certificate", "handshake", "ssl", "verification")):
         return "istiod's TLS certificate cannot be verified: check authority.root and server_name"
-    return "is istiod running, and is authority.addresses right?"
+    return "check that istiod is running and that authority.addresses is right"
 
 
 def _certificates(index: int, element: str) -> list[x509.Certificate]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
 
 ISTIO_LIFETIME: Final = timedelta(hours=24)
-"""What pilot-agent asks for (``SECRET_TTL``), and istiod's ``DEFAULT_WORKLOAD_CERT_TTL``."""
+"""The lifetime that pilot-agent asks for (``SECRET_TTL``), and istiod's default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

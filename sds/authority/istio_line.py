@@ -1,8 +1,8 @@
 """One connection to istiod, shared by exchanges that do not know each other.
 
-Owns when it is closed. Invariant: a connection that is not wanted any more (its address failed, its
-roots changed) is closed when the last call on it is done, never under a call: one identity's
-failure must not end another one's renewal.
+Owns the moment at which it is closed. Invariant: a connection that is no longer wanted (its address
+failed, its roots changed) is closed when the last call on it is done, never during a call, because
+one identity's failure must not end another one's renewal.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class IstioLine:
-    """A channel and who uses it; made on the event loop.
+    """A channel and its users; made on the event loop.
 
     Attributes:
         address: ``host:port`` of istiod.
-        root: PEM of the roots that its TLS verifies under.
+        root: the roots in PEM under which its TLS must be valid.
         channel: the connection.
     """
 
     def __init__(self, address: str, *, root: bytes, server_name: str) -> None:
-        """Nothing is connected before the first call.
+        """Make a connection that is opened at the first call.
 
         Args:
             address: ``host:port`` of istiod.
-            root: PEM of the roots that its TLS must verify under.
-            server_name: the DNS name that its certificate must carry.
+            root: the roots in PEM under which its TLS must be valid.
+            server_name: the DNS name that its certificate must have.
         """
         self.address = address
         self.root = root
@@ -42,8 +42,8 @@ class IstioLine:
             address,
             root,
             server_name,
-            # istiod takes a ping in 15 s. The timeout is TCP's too: a replica that is gone and
-            # acknowledges nothing for so long ends the connection, before the call's deadline.
+            # istiod permits a ping every 15 s. The timeout counts for TCP too: if a replica is gone
+            # and acknowledges nothing, the connection ends before the call's deadline.
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 3_000),
             ("grpc.initial_reconnect_backoff_ms", 200),
@@ -55,7 +55,7 @@ class IstioLine:
 
     @contextlib.contextmanager
     def used(self) -> Iterator[IstioLine]:
-        """Keep it open while the block runs."""
+        """Keep the connection open while the block runs."""
         self._users += 1
         try:
             yield self
@@ -69,7 +69,7 @@ class IstioLine:
         self._close_if_done()
 
     async def closed(self) -> None:
-        """Wait until a retired one that nobody uses is closed."""
+        """Wait until a retired connection that nobody uses is closed."""
         if self._closing is not None:
             await self._closing
 

@@ -1,7 +1,7 @@
 """The ``authority:`` section of an agent that asks Istio's certificate authority.
 
-Owns that section's form alone: a configuration that names another authority loads no client of
-Istio's (:mod:`sds.authority.istio`).
+Owns only that section's form, so that a configuration with another authority does not load Istio's
+client (:mod:`sds.authority.istio`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Says what is wrong with a service-account token, for authorities that only say "no".
+"""Explains what is wrong with a service-account token, for authorities that only say "no".
 
-Owns one diagnosis. Invariant: it decides nothing: the signature is not checked, the token is sent
-whatever it holds, and only after a refusal is the diagnosis put into words. No part of the token
-but its audience, subject and times is ever repeated.
+Owns one diagnosis. Invariants: it decides nothing: it does not check the signature, the token is
+sent whatever its content, and the diagnosis is used only after a refusal; it repeats no part of the
+token except its audience, subject and times.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _SERVICE_ACCOUNT_PARTS: Final = 4
-"""``system:serviceaccount:<namespace>:<name>`` (Kubernetes, service-account user names)."""
+"""The parts of ``system:serviceaccount:<namespace>:<name>`` (Kubernetes' user names)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenProblem:
-    """What a refused token shows.
+    """A visible fault of a refused token.
 
     Attributes:
         text: what is wrong, in words.
-        passes: whether it goes away by itself (the kubelet replaces a token that runs out).
+        passes: whether it passes by itself (the kubelet replaces a token that expires).
     """
 
     text: str
@@ -36,7 +36,7 @@ class TokenProblem:
 def bearer_problem(token: str, *, audience: str, now: datetime) -> TokenProblem | None:
     """Return what is visibly wrong with the token at the time ``now``, or None.
 
-    Claims as RFC 7519, section 4.1, has them; the rules are those of Istio's JWT authenticator.
+    The claims are those of RFC 7519, section 4.1, and the rules those of Istio's JWT authenticator.
     """
     try:
         claims = jwt.decode(
@@ -59,7 +59,7 @@ def _out_of_time(claims: Mapping[str, object], now: datetime) -> TokenProblem | 
     if expires is not None and expires <= now:
         return TokenProblem(
             text=f"the token expired at {expires:%Y-%m-%dT%H:%M:%SZ}; "
-            "is the token volume still refreshed?",
+            "check that the token volume is still refreshed",
             passes=True,
         )
     if begins is not None and begins > now:

@@ -1,7 +1,7 @@
 """The port to a certificate authority, as rotation uses it and every client implements it.
 
-Owns the types of one exchange. Invariant: an answer carries one outcome per item, in the order
-of the request; nothing in it has been verified against what was asked (rotation does that).
+Owns the types of one exchange. Invariants: an answer has one outcome for each item, in the order
+of the request; nothing in it was verified against the request yet (rotation does that).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Issuance:
     """The authority's answer to one request.
 
     Attributes:
-        outcomes: per item, in order, a chain or the error that says why there is none.
-        roots: DER roots of the trust bundle that the authority vouches for.
+        outcomes: for each item, in order, a chain or the error that says why there is none.
+        roots: the trust bundle that the authority vouches for, in DER.
     """
 
     outcomes: tuple[IssuedChain | AuthorityError, ...]
@@ -36,7 +36,8 @@ class Authority(Protocol):
         """Ask for a certificate for each item, in one exchange.
 
         Raises:
-            AuthorityError: the exchange as a whole failed; ``retriable`` says whether to go on.
+            AuthorityError: the exchange as a whole failed; ``retriable`` says whether a retry can
+                help.
             EvidenceError: our evidence cannot be collected, or the authority's is invalid.
         """
         ...

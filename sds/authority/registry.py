@@ -1,10 +1,10 @@
-"""Authorities of others that an agent may ask: one line each.
+"""The registry of other authorities that an agent may ask: one line each.
 
-Owns the list, and what such an authority is to the agent. It is one module with a ``KIND`` in it
-(:class:`AuthorityKind`) and one line here; ``docs/extending.md`` has the recipe. Our own authority
-is not among them: it is asked with evidence, and :mod:`sds.agent.build` makes its client.
-Invariant: this module loads none of them, so that an agent does not pay for clients that it does
-not use.
+Owns the list, and what the agent needs to know of such an authority. It is one module with a
+``KIND`` in it (:class:`AuthorityKind`) and one line here; ``docs/extending.md`` has the recipe. Our
+own authority is not on the list: it is asked with evidence, and :mod:`sds.agent.build` makes its
+client. Invariant: this module loads no client, so an agent does not pay for those that it does not
+use.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 AUTHORITIES: Final[dict[str, str]] = {
     "istio": "sds.authority.istio_kind",
 }
-"""``authority.kind`` in the agent's configuration -> the module that has ``KIND``."""
+"""Maps ``authority.kind`` in the agent's configuration to the module that has ``KIND``."""
 
 
 class AuthorityClient(Authority, Protocol):
-    """An authority that a running agent asks."""
+    """The client of an authority, as a running agent uses it."""
 
     async def aclose(self) -> None:
         """Close its connections; a later exchange opens new ones."""
@@ -35,11 +35,11 @@ class AuthorityClient(Authority, Protocol):
 
 
 class AuthorityKind(Protocol):
-    """What the agent needs to know of an authority of others.
+    """What the agent needs to know of another authority.
 
     Attributes:
-        elsewhere: the longest life of certificates that it gives to others under the same roots:
-            so long an old root is kept. Zero where all of them are this agent's.
+        elsewhere: the longest lifetime of certificates that it gives to others under the same
+            roots; an old root is kept for that time. Zero if it serves only this agent.
     """
 
     @property
@@ -62,7 +62,7 @@ class AuthorityKind(Protocol):
 
         Args:
             section: as for :meth:`client`.
-            problem: notes one: the field, and what is wrong with it.
+            problem: is called for each problem with the field and what is wrong with it.
         """
         ...
 

@@ -1,6 +1,7 @@
-"""Several replicas of one authority: where there are any, who is asked next, what failures say.
+"""Several replicas of one authority: which is asked next, and what their failures mean.
 
-Owns these decisions. Invariant: pure; a replica that cannot serve keeps nobody from the others.
+Owns these decisions, as pure functions. Invariant: a replica that cannot serve does not keep an
+agent from the others.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from sds.exchange.item import IssuedChain
 
 CONNECT_ANEW: Final = frozenset({"authority_evidence"})
-"""What a Challenge on a stream that was good may fail by: a new connection is judged anew."""
+"""Failures of a Challenge on a good stream after which a new connection is verified anew."""
 ASK_ANOTHER: Final = frozenset({"authority_not_ready", "policy_absent", "policy_expired"})
-"""Refusals that another replica may not share; one address, too, may stand for many of them."""
+"""Refusals that another replica may not share; even one address may stand for several."""
 
 
 def is_better_asked_elsewhere(outcome: IssuedChain | AuthorityError) -> bool:
@@ -60,8 +61,9 @@ def most_telling(failures: Sequence[SdsError]) -> SdsError:
 def places_of(settings: AuthoritySettings) -> list[tuple[str, ...]]:
     """Return the addresses to connect to, one after the other.
 
-    Attested TLS: each replica by itself. Verified: all replicas together, as often as there are
-    replicas; gRPC chooses anew each time, and never one that it knows to be down.
+    With attested TLS, each replica stands alone. With verified TLS, all replicas stand together, as
+    often as there are replicas: gRPC chooses anew each time, and never one that it knows to be
+    down.
     """
     if isinstance(settings.tls, VerifiedTls):
         return [settings.addresses] * len(settings.addresses)

@@ -1,9 +1,9 @@
-"""The file with the roots of an authority's TLS certificate, followed as it changes.
+"""Follows the file with the roots of an authority's TLS certificate.
 
-Owns what is in force of it. Invariants: at the start it can be used, or nothing starts; afterwards
-it is read for each use, off the event loop; what cannot be used, or does not answer within
-:data:`ANSWER_SECONDS`, leaves what was read before in force, and is logged once; a file system that
-hangs takes one thread.
+Owns which of its contents is in force. Invariants: if the file cannot be used at the start, nothing
+starts; afterwards it is read for each use, outside the event loop; if it cannot be used or does not
+answer within :data:`ANSWER_SECONDS`, the earlier content stays in force and the problem is logged
+once; a file system that hangs takes one thread.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def read_roots(path: Path) -> bytes:
     """Read a file of roots in PEM.
 
     Raises:
-        ConfigurationError: it cannot be read, or has no certificate, or one that cannot be read.
+        ConfigurationError: the file cannot be read, has no certificate, or has one that cannot be
+            read.
     """
     pem = read(path)
     try:
@@ -40,13 +41,13 @@ def read_roots(path: Path) -> bytes:
 
 
 class RootFile:
-    """See the module.
+    """The roots in one file.
 
     Args:
-        path: of the file.
+        path: the file's path.
 
     Raises:
-        ConfigurationError: as :func:`read_roots`.
+        ConfigurationError: as for :func:`read_roots`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""One stream to an authority, and what is trusted of its other end.
+"""One stream to an authority, and whether its other end is trusted.
 
 Invariants: only :func:`verify_challenge` makes a :class:`TrustedAuthority`; a session without one
-sends nothing but Hellos.
+sends only Hellos.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sds.clock import Instant
 
 VERIFIED_SECONDS: Final = 150.0
-"""For so long a Challenge that repeats another one is not verified again."""
+"""How long a Challenge that repeats a verified one is not verified again."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -38,10 +38,10 @@ class TrustedAuthority:
     """An authority whose Challenge was verified.
 
     Attributes:
-        statement: what it says of itself.
+        statement: what the authority states about itself.
         claims: what its evidence proved; None if plain verified TLS alone vouches for it.
-        presented: its chain as it follows a leaf: no root.
-        nonce: the first one that it gave.
+        presented: its chain without the root, as it follows a leaf.
+        nonce: the first nonce that it gave.
     """
 
     statement: AuthorityStatement
@@ -58,7 +58,7 @@ def verify_challenge(
     verifier: Verifier | None,
     now: datetime,
 ) -> TrustedAuthority:
-    """Check what an authority answered to our Hello.
+    """Check an authority's answer to our Hello.
 
     The checks, in order (``docs/exchange.md``): 1. it gives a nonce of 32 bytes, a chain and
     roots; 2. its evidence covers our nonce; 3. the TLS key that it names is the one that answers;
@@ -67,10 +67,10 @@ def verify_challenge(
 
     Args:
         challenge: the answer.
-        nonce: ours.
+        nonce: our own nonce.
         tls_key: SHA-256 of the key that answers; None if a configured root vouches for it.
-        verifier: with the reference values for authorities; None if none are configured.
-        now: the time at which evidence and chain must hold.
+        verifier: has the reference values for authorities; None if none are configured.
+        now: the time at which evidence and chain must be valid.
 
     Raises:
         AuthorityAnswerError: it is not a Challenge that we can use.
@@ -120,7 +120,7 @@ class Session:
     """One open stream; used by one task at a time."""
 
     def __init__(self, *, address: str, connection: AuthorityConnection) -> None:
-        """Takes over the connection; :meth:`close` closes it."""
+        """Take over the connection; :meth:`close` closes it."""
         self.address = address
         self.connection = connection
         self.nonce = b""
@@ -150,9 +150,9 @@ class Session:
     ) -> bool:
         """Say whether a Challenge repeats what was verified on this stream a short while ago.
 
-        Nothing is to be learnt from one that does, so its evidence need not be verified. That this
-        stream leads to the authority that was verified is TLS's to say, whose key was part of it.
-        Anything else is verified as a whole, and everything under another policy or after
+        Such a Challenge says nothing new, so its evidence need not be verified: TLS, whose key the
+        evidence covered, shows that this stream still leads to the same authority. Any other
+        Challenge is verified as a whole. So is every Challenge under another policy or after
         :data:`VERIFIED_SECONDS`, so that revocations take effect.
         """
         known = self._trusted
@@ -167,13 +167,13 @@ class Session:
         return wire.statement_from_wire(challenge, issuing_key=key) == known.statement
 
     def trust(self, authority: TrustedAuthority, *, policy: bytes, now: Instant) -> None:
-        """The authority's Challenge was verified, under the policy with this digest."""
+        """Trust the authority, whose Challenge was verified under the policy with this digest."""
         known = self._trusted
         self._trusted, self._verified_at, self._verified_by = authority, now.boottime, policy
         self.nonce = authority.nonce
         claims = authority.claims
         if known is not None and known.statement.issuing_key == authority.statement.issuing_key:
-            return  # a fresh Challenge of the authority that we know: nothing new to say
+            return  # a fresh Challenge of a known authority is not worth a log line
         fields = {
             "address": self.address,
             "measurement": claims.measurement if claims else "",
@@ -198,12 +198,12 @@ class Session:
             _LOGGER.info("the authority at %s is attested", self.address, extra=fields)
 
     async def start(self) -> None:
-        """Open the stream (the connection is made with the first message)."""
+        """Open the stream; the first message makes the connection."""
         method: Any = self.connection.channel.stream_stream(wire.EXCHANGE)
         self._call = method()
 
     async def ask(self, request: ca_pb2.ExchangeRequest) -> ca_pb2.ExchangeResponse:
-        """Send one message and read its answer.
+        """Send one message, and read the answer to it.
 
         Raises:
             AuthorityUnavailableError: the stream broke.

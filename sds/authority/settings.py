@@ -1,6 +1,6 @@
 """The ``authority:`` section: how to reach an ``sds ca``, for agents and for authorities below one.
 
-Invariant: a section that passed is one of the two ways of TLS, never both, never none.
+Invariant: a valid section chooses exactly one of the two ways of TLS.
 """
 
 from __future__ import annotations

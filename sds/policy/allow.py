@@ -1,7 +1,7 @@
-"""Who may talk to whom and ask for what: tables of the ``allow`` rules, found from either side.
+"""Tables of the ``allow`` rules: who may talk to whom, and which requests they may send.
 
-Owns :class:`AllowTable`. Invariant: a lookup takes time in the length of the names and in the
-number of patterns that match them, not in the number of rules.
+Owns :class:`AllowTable`. Invariant: the time of a lookup depends on the length of the names and on
+the number of patterns that match them, not on the number of rules.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _Member = TypeVar("_Member")
 
 _FEW: Final = 8
 _MANY: Final = 512
-"""More wildcards than this are not compared with each other when a list is shortened."""
+"""If a list has more wildcards than this, it is not shortened by comparing them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a rule allows of requests.
+    """The requests that a rule allows.
 
     Attributes:
-        requests: patterns, of which one must match; empty: every request.
-        enforced: False where the patterns only count what they would deny.
+        requests: patterns, of which one must match; empty allows every request.
+        enforced: whether Envoy denies other requests, or only counts them.
     """
 
     requests: tuple[RequestPattern, ...] = ()
@@ -41,10 +41,10 @@ ANYTHING: Final = Terms()
 
 
 class AllowTable:
-    """Who may talk to whom, found from either side, and what they may ask for.
+    """Who may talk to whom, found from either side, with the allowed requests.
 
-    Each distinct pattern of a side has a number; a rule is a pair of numbers. A decision looks
-    both names up and asks for each pair of patterns that match whether a rule joins them.
+    Each distinct pattern of a side has a number, and a rule is a pair of numbers. A decision looks
+    both names up and checks for each pair of matching patterns whether a rule joins them.
     """
 
     def __init__(self, rules: Sequence[AllowRule], *, enforce: bool) -> None:
@@ -126,7 +126,7 @@ class AllowTable:
 
 
 def members(values: tuple[_Member, ...]) -> Collection[_Member]:
-    """For few values a tuple, which is a fifth of a set's size and as fast."""
+    """Return a tuple for few values: it has a fifth of a set's size and is as fast."""
     return values if len(values) <= _FEW else frozenset(values)
 
 

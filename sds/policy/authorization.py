@@ -1,23 +1,24 @@
-"""What one workload's Envoy must enforce on requests and connections, by the policy in force.
+"""Computes what one workload's Envoy must enforce under the policy in force.
 
 Owns how a policy becomes an :class:`~sds.policy.authorized.Authorization`, from which serving makes
 Envoy's RBAC filters.
-Invariants: :func:`authorization_of` is pure; without a policy in force, after its end, and for a
-name that no rule allows anybody to reach, it denies everything (no rule at all is a denial, never
-an absence); the same policy gives an equal value, whatever the order of its rules.
+Invariants: :func:`authorization_of` is pure; it denies everything if no policy is in force, after
+the policy's end, and for a name that no rule allows anybody to reach (no rule at all is a denial,
+never an absence); the same policy gives an equal value, whatever the order of its rules.
 
-How an Envoy must read it: a request is allowed where one rule of ``enforced`` matches. A rule
-matches where
+How an Envoy must read it: a request is allowed if one rule of ``enforced`` matches. A rule matches
+if all of these are true:
 
-* the trust domain of the peer's *first* URI SAN is the rule's: Envoy's SPIFFE validator verified
-  the certificate with that one's bundle, and principals match any URI SAN. Without it a foreign
-  authority writes one of its own names first and one of ours second (measured on Envoy 1.36 and
-  1.40: 200 without, 403 with the CEL condition
+* the trust domain of the peer's *first* URI SAN is the rule's. Envoy's SPIFFE validator verifies
+the
+  certificate with the bundle of that trust domain, but principals match any URI SAN. Without this
+  condition, a foreign authority could write one of its own names first and one of ours second
+  (measured on Envoy 1.36 and 1.40: 200 without, 403 with the CEL condition
   ``connection.uri_san_peer_certificate.startsWith("spiffe://<trust domain>/")``);
 * one of its principals matches a URI SAN (:func:`sds.rules.pattern.spiffe_regex`);
 * one of its requests matches, or it has none.
 
-``shadow`` says the same of what is counted but not denied; None if nothing is.
+``shadow`` has the same form for requests that are counted but not denied; it is None if nothing is.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def authorization_of(policy: Policy | None, identity: SpiffeId, *, now: datetime
     Args:
         policy: the policy in force; None if none is.
         identity: the workload that is asked.
-        now: aware.
+        now: the present time, aware.
     """
     if policy is None or not policy.not_before <= now < policy.not_after:
         return Authorization(identity=identity)

@@ -1,7 +1,7 @@
-"""What may be asked of one workload, as data.
+"""The requests that one workload accepts, as data.
 
-Owns the types that policy fills and serving turns into Envoy's filters, and nothing that decides or
-encodes. Invariant: no rule at all is a denial, never an absence.
+Owns the types that policy fills and serving turns into Envoy's filters; this module decides and
+encodes nothing. Invariant: no rule at all is a denial, never an absence.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorizationRule:
-    """One thing that is allowed.
+    """One rule that allows requests.
 
     Attributes:
-        name: for Envoy's statistics and access logs; unique within its list, and the same
-            wherever the rule says the same.
-        trust_domain: of every principal.
+        name: names the rule in Envoy's statistics and access logs; unique within its list, and
+            equal
+            for equal rules.
+        trust_domain: the trust domain of every principal.
         principals: patterns of SPIFFE IDs; never empty.
-        requests: what they may ask for; empty: everything.
+        requests: the requests that they may send; empty allows every request.
     """
 
     name: str
@@ -37,14 +38,15 @@ class AuthorizationRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authorization:
-    """Everything that may be asked of one identity.
+    """Everything that one identity accepts.
 
     Attributes:
         identity: the workload that is asked.
-        enforced: what is allowed, in the order of names; empty: nothing.
+        enforced: the rules that allow, in the order of names;
+            empty allows nothing.
         shadow: what would be allowed if every rule's requests were enforced; None if they are.
-        epoch: of the policy; 0 if none is in force.
-        ends_at: from this moment on everything is denied (aware); None if it is already.
+        epoch: the policy's epoch; 0 if none is in force.
+        ends_at: the moment from which everything is denied (aware); None if everything is already.
     """
 
     identity: SpiffeId

@@ -1,7 +1,7 @@
-"""Which callers have which identities: a table of the ``workloads`` rules.
+"""A table of the ``workloads`` rules: which callers have which identities.
 
-Owns :class:`WorkloadTable`. Invariant: it decides as :func:`sds.workload.mapping.decide` over all
-rules does, and looks only at those that can match.
+Owns :class:`WorkloadTable`. Invariant: it decides like :func:`sds.workload.mapping.decide` over all
+rules, and looks only at those that can match.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class WorkloadTable:
     """Workload rules, found by one selector each.
 
     Each rule is filed under one of its conditions: a literal value of the type that has the most
-    different values in the policy. A rule none of whose values under that type was found, while
-    the type is known, does not match; every other rule is decided by :func:`decide`.
+    different values in the policy. If that type is known and none of the rule's values was found,
+    the rule does not match; :func:`decide` decides every other rule.
     """
 
     def __init__(self, rules: Sequence[WorkloadRule], matching: Matching) -> None:
@@ -56,7 +56,7 @@ class WorkloadTable:
                 self._by_selector.setdefault((kind, value), []).append(number)
 
     def decide(self, facts: Facts, defaults: Defaults) -> Decision:
-        """As :func:`sds.workload.mapping.decide` over all rules."""
+        """Decide like :func:`sds.workload.mapping.decide` over all rules."""
         candidates = set(self._always)
         for kind, numbers in self._by_type.items():
             if facts.why_unknown(kind) is not None:

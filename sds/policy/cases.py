@@ -1,6 +1,6 @@
 """Cases that a policy must decide as its author expects: ``sds policy test``.
 
-Owns the form of a file of cases. Invariant: each case is decided by the code that enforces.
+Owns the form of a file of cases. Invariant: the code that enforces decides each case.
 """
 
 from __future__ import annotations
@@ -62,20 +62,20 @@ class AskedRequest(_Model):
 
 
 class Case(_Model):
-    """One question and the answer that is expected, in exactly one of three forms.
+    """One question and the expected answer, in exactly one of three forms.
 
     Attributes:
-        name: for the report.
-        caller: selector type to value or values, with ``identities`` expected in their order
-            (an empty list: none).
+        name: names the case in the report.
+        caller: maps selector types to a value or values; ``identities`` are expected in their order
+            (an empty list means none).
         services: ``namespace/name`` of Kubernetes Services that select the caller's pod.
         identities: SPIFFE IDs that the caller has.
-        dns_names: DNS names of the caller's first identity, where they matter.
+        dns_names: DNS names of the caller's first identity, if they matter.
         node: a node, with what it ``asks`` for and ``expect``.
         asks: see ``node``.
         from: a SPIFFE ID, with ``to`` and ``expect``.
         to: a SPIFFE ID, or the name of a service.
-        request: what ``from`` asks ``to`` for, which is a SPIFFE ID then.
+        request: the request from ``from`` to ``to``, which must be a SPIFFE ID then.
         expect: ``allowed`` or ``refused``.
     """
 

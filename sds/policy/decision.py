@@ -1,10 +1,10 @@
-"""What rules allow: pure decisions over tables made once from a rule set.
+"""Decides what rules allow, by pure functions over tables made once from a rule set.
 
-Owns :class:`Decisions`, the one engine: rules of a configuration file, of a document that nobody
-signed (to lint, test and explain it) and of a signed policy are all decided here. Invariants: no
-clock, no socket; what is not allowed is refused; a decision takes time in the length of the names
-and in the number of patterns that match them, not in the number of rules. Where a signature is
-demanded, enforcement takes it only out of a :class:`sds.policy.trust.Policy`.
+Owns :class:`Decisions`, the only engine: it decides by the rules of a configuration file, of an
+unsigned document (to lint, test and explain it) and of a signed policy. Invariants: there is no
+clock and no socket; what is not allowed is refused; the time of a decision depends on the length of
+the names and on the number of patterns that match them, not on the number of rules. If a signature
+is required, enforcement takes a decision only from a :class:`sds.policy.trust.Policy`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ OUTBOUND_SCHEME: Final = "spiffe://"
 
 
 class Decisions:
-    """What a rule set allows.
+    """Decides what a rule set allows.
 
     Args:
-        rules: it is not kept, only tables made from it.
+        rules: the rule set; only tables made from it are kept.
     """
 
     def __init__(self, rules: RuleSet) -> None:
@@ -57,7 +57,7 @@ class Decisions:
         """Decide what a node with these verified claims may have of the requested certificate.
 
         Raises:
-            RefusedError: a subclass that says what is not allowed.
+            RefusedError: the reason says what is not allowed.
         """
         return self._nodes.permit(claims, wanted)
 
@@ -66,7 +66,7 @@ class Decisions:
     def recognise(self, facts: Facts, *, defaults: Defaults | None = None) -> Decision:
         """Decide which identities a caller about whom ``facts`` are known may have (pure).
 
-        ``defaults``: lifetime, kind of key and cluster domain where rules leave them open; the
+        ``defaults`` give lifetime, kind of key and cluster domain if rules leave them open; the
         trust domain is always the policy's.
         """
         return self._workloads.decide(facts, defaults or self._defaults)
@@ -106,8 +106,8 @@ class Decisions:
     def outbound(self, own: SpiffeId, target: str) -> tuple[Glob, ...]:
         """Return patterns of exactly those that ``own`` may reach as ``target``, or none.
 
-        ``target`` is a SPIFFE ID or the name of one of the policy's services; a service that the
-        policy does not know has nobody behind it.
+        ``target`` is a SPIFFE ID or the name of one of the policy's services; an unknown service
+        has no members.
         """
         if target.startswith(OUTBOUND_SCHEME):
             try:

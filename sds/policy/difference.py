@@ -1,8 +1,8 @@
-"""What changes between two epochs of a policy, in words.
+"""Describes what changes between two epochs of a policy.
 
-Owns the lines of ``sds policy diff``, which are also what is logged when a new policy comes into
-force. Invariant: no line means that nothing that is enforced differs; lines are in the order of
-the document's fields.
+Owns the lines of ``sds policy diff``, which are also logged when a new policy comes into force.
+Invariants: if there is no line, nothing that is enforced differs; lines are in the order of the
+document's fields.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _EVERYTHING: Final = ""
 _MOST: Final = 200
-"""Lines of one field; a sum stands for the rest."""
+"""The most lines of one field; beyond that, a line says how many more there are."""
 
 
 def differences(old: PolicyDocument, new: PolicyDocument) -> list[str]:
@@ -101,7 +101,7 @@ def _allow(old: PolicyDocument, new: PolicyDocument) -> list[str]:
 
 
 def _pairs(document: PolicyDocument) -> dict[tuple[str, str], tuple[str, ...]]:
-    """For each pair of patterns what may be asked, in words; nothing: everything."""
+    """Return for each pair of patterns the allowed requests in words; nothing means all."""
     found: dict[tuple[str, str], set[str]] = {}
     for rule in document.allow:
         counted = rule.requests_enforce and document.requests_enforce

@@ -1,9 +1,9 @@
-"""The policy document: what its author writes, as typed and checked data.
+"""The policy document as typed and checked data.
 
 Owns the model, and through it the JSON Schema in ``docs/policy.schema.json``: the rules
-(:mod:`sds.policy.ruleset`) and what signing adds: an epoch, a window of time, the next signers,
-reference values and federation. Invariants: an unknown field is an error; times are aware; nothing
-here says that it was signed (:mod:`sds.policy.trust` does that).
+(:mod:`sds.policy.ruleset`) and what signing adds: an epoch, a validity period, the next signers,
+reference values and federation. Invariants: an unknown field is an error; times are aware; a
+document says nothing about whether it was signed (:mod:`sds.policy.trust` does that).
 """
 
 # ruff: noqa: RUF012  pydantic copies the defaults of fields
@@ -27,7 +27,7 @@ MAX_EPOCH: Final = 2**63 - 1
 
 
 class SignerKey(PolicyModel):
-    """One who may sign the next epochs."""
+    """The key of one signer of later epochs."""
 
     name: Name
     public_key: Annotated[str, Field(description="Ed25519, P-256 or P-384, PEM")]
@@ -59,9 +59,10 @@ class RoleReferenceValues(PolicyModel):
     """What evidence must show, by the role of the party that gives it (RFC 9334: reference values).
 
     Attributes:
-        agents: of nodes that ask an authority; its configuration alone says where absent.
-        authorities: of authorities, as agents see them; the agent's configuration alone says
-            where absent.
+        agents: what nodes that ask an authority must show; if absent, only the authority's
+            configuration decides.
+        authorities: what authorities must show to agents; if absent, only the agent's configuration
+            decides.
     """
 
     agents: ReferenceValues | None = None
@@ -72,13 +73,13 @@ class PolicyDocument(RuleSet):
     """One epoch of the policy of one trust domain.
 
     Attributes:
-        version: of this format.
+        version: the version of this format.
         epoch: rises with every change; a lower one is never accepted after a higher one.
-        not_before: before this moment it is refused.
-        not_after: from this moment on it is no longer in force, and nothing is allowed.
-        description: for people.
-        signers: who must sign the epochs after this one; unchanged where absent.
-        reference_values: which evidence is acceptable at all.
+        not_before: the moment before which the policy is refused.
+        not_after: the moment from which the policy is no longer in force and nothing is allowed.
+        description: a note for people.
+        signers: who must sign the epochs after this one; unchanged if absent.
+        reference_values: which evidence is acceptable.
         federation: other trust domains.
         pods: what the nodes' runtimes may start, as ``sds admission`` enforces it. Rules on
             ``cri:pod-digest`` may name them too.

@@ -1,13 +1,13 @@
 """The signed policy's file: a DSSE envelope around the document's bytes.
 
-Owns the outer format. A signed policy is a DSSE envelope in JSON
+Owns this outer format. A signed policy is a DSSE envelope in JSON
 (https://github.com/secure-systems-lab/dsse, protocol 1.0.2): ``payload`` is the policy document's
 bytes as its author wrote them, ``signatures`` has one entry for each signer. securesystemslib makes
 and checks the signatures; this module adds what that library leaves open: strict JSON without
 repeated or unknown fields, and canonical base64.
 
-Invariant: only :class:`sds.errors.PolicyError` comes out of :func:`parse_envelope`, and what it
-returns can be shown to a person.
+Invariants: :func:`parse_envelope` raises only :class:`sds.errors.PolicyError`, and its result can
+    be shown to a person.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sds.policy.keys import VerificationKey
 
 SignedPolicy = NewType("SignedPolicy", bytes)
-"""A signed policy file's bytes: nothing in it has been checked."""
+"""The bytes of a signed policy file; nothing in them was checked."""
 
 PAYLOAD_TYPE: Final = "application/vnd.attested-sds.policy.v1+yaml"
 MAX_SIGNED_BYTES: Final = 12 * 1024 * 1024
@@ -68,7 +68,8 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
 
     Raises:
         PolicyError: ``policy_unsigned``: a YAML document, or an envelope without a signature.
-        PolicyError: ``policy_malformed``: not a DSSE envelope of a policy: too large, not JSON, a
+        PolicyError: ``policy_malformed``: it is not a DSSE envelope of a policy: too large, not
+            JSON, a
             repeated, missing or unknown field, base64 that is not canonical, another payload type.
     """
     if len(signed) > MAX_SIGNED_BYTES:
@@ -105,7 +106,7 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
         _canonical_base64(signature["sig"], f"{where}.sig")
         key_id = signature["keyid"]
         if not key_id.isprintable():
-            # JSON can spell a lone surrogate or a control character: neither may reach a log.
+            # JSON can contain a lone surrogate or a control character; neither may reach a log.
             raise PolicyError(f"{where}.keyid is not printable text", reason="policy_malformed")
         key_ids.append(key_id)
     if len(set(key_ids)) != len(key_ids):
@@ -163,7 +164,7 @@ def new_envelope(payload: bytes) -> SignedEnvelope:
 def add_signatures(
     envelope: SignedEnvelope, signers: Iterable[tuple[PolicySigner, VerificationKey]]
 ) -> SignedPolicy:
-    """Sign, keep the signatures that are there, and return the signed file's bytes.
+    """Add signatures to the present ones, and return the signed file's bytes.
 
     Raises:
         PolicyError: ``policy_signing``: a signer gave a signature that is not valid under its

@@ -1,7 +1,7 @@
-"""Every check of :mod:`sds.policy.trust`, run as far as possible, for people.
+"""Runs every check of :mod:`sds.policy.trust` that can run, for people.
 
-Owns the list that ``sds policy verify`` prints. Invariants: the same functions check here and in
-enforcement; a document that no threshold of trusted people signed is not parsed.
+Owns the list that ``sds policy verify`` prints. Invariants: enforcement uses the same functions;
+a document is parsed only if enough trusted keys signed it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHECKS: Final = (
     "epoch",
     "window",
 )
-"""Names of the checks, in their order."""
+"""The names of the checks, in their order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +61,13 @@ class PolicyCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyDemands:
-    """What a signed policy is checked against.
+    """The requirements that a signed policy is checked against.
 
     Attributes:
-        trusted: keys and threshold.
-        trust_domain: which it must be for; any where None.
+        trusted: the trusted keys and the threshold.
+        trust_domain: the trust domain that it must be for; None means any.
         min_epoch: the lowest epoch that is accepted.
-        now: aware.
+        now: the time of the check, aware.
     """
 
     trusted: TrustedKeys
@@ -78,7 +78,7 @@ class PolicyDemands:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
-    """The outcomes in order, and the policy only where all of them are good."""
+    """The outcomes in order, and the policy only if all of them are good."""
 
     checks: tuple[PolicyCheck, ...]
     policy: Policy | None

@@ -1,8 +1,8 @@
-"""Why a policy allows something, or does not, in words.
+"""Explains why a policy allows something or does not.
 
 Owns the answers of ``sds policy explain``. Invariant: the verdict comes from
 :mod:`sds.policy.decision`, the code that enforces; the words beside it name the rules of the
-document that led to it, or those that came nearest.
+document that led to it, or the closest ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class PolicyAnswer:
     Attributes:
         allowed: the verdict.
         question: what was asked, as a sentence.
-        because: what led to the verdict, a line each.
+        because: what led to the verdict, one line each.
     """
 
     allowed: bool
@@ -82,7 +82,7 @@ def explain_request(
         document: the policy.
         source: who asks.
         target: who is asked.
-        request: as it is sent; its path is normalized here, as Envoy does it.
+        request: the request as it is sent; its path is normalized here, as in Envoy.
     """
     question = f"may {source} ask {target} for {request.method} {request.path}"
     question += f" of {request.host}?" if request.host else "?"
@@ -276,4 +276,4 @@ def _rule(rule: AllowRule) -> str:
 
 def _some(lines: list[str]) -> list[str]:
     more = len(lines) - _NEAREST
-    return [*lines[:_NEAREST], *([f"and {more} more that come as near"] if more > 0 else [])]
+    return [*lines[:_NEAREST], *([f"and {more} more that come equally close"] if more > 0 else [])]

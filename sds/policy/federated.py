@@ -1,7 +1,7 @@
 """Other trust domains that a policy names: their roots, or where their bundles are served.
 
-Owns that part of the document. Invariant: what passed can be used: roots parse, and an endpoint
-is an address that can be connected to.
+Owns that part of the document. Invariant: a valid entry can be used: its roots parse, and its
+endpoint is an address to which one can connect.
 """
 
 # ruff: noqa: RUF012  pydantic copies the defaults of fields
@@ -46,8 +46,8 @@ class FederatedDomain(PolicyModel):
 
     Attributes:
         trust_domain: its name.
-        roots: its root certificates, PEM; they are what is trusted where no endpoint is named,
-            and how an https_spiffe endpoint is recognised the first time.
+        roots: its root certificates in PEM. Without an endpoint they are its bundle; an
+            https_spiffe endpoint is verified with them the first time.
         endpoint: where to fetch newer bundles.
     """
 

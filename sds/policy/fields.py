@@ -1,6 +1,6 @@
 """The types of the fields of a policy's rules.
 
-Invariant: a value that passed is parsed; nothing behind the model parses text again.
+Invariant: a valid value is parsed, so no code behind the model parses text again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _utc(moment: datetime) -> datetime:
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        # The first or last hours of the calendar in another zone.
+        # These are the first or last hours of the calendar in another zone.
         raise ValueError("this moment is outside of the years 1 to 9999 in UTC") from None
 
 

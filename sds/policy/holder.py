@@ -1,9 +1,9 @@
-"""The policy that one process has in force: takes offers, tells who listens, says what happened.
+"""Holds the policy that one process has in force, takes offers, and tells listeners.
 
 Owns the one mutable reference to :class:`sds.policy.succession.PolicySuccession`. Invariants: only
 :func:`sds.policy.succession.offer` changes it; listeners are told after every change of what is in
-force, also when the last good policy ends; every refusal is said once in the log for each
-offered content, and counted each time. Everything runs on one event loop.
+force, also when the last good policy ends; every refusal is logged once for each offered content,
+and counted each time. Everything runs on one event loop.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_LINES: Final = 50
-"""Lines of a change that are logged; `sds policy diff` shows all of them."""
+"""How many lines of a change are logged; `sds policy diff` shows all of them."""
 _WARN_BEFORE_END: Final = 0.2
-"""Share of the policy's time during which its end is announced."""
+"""The last part of the policy's validity period, in which its end is announced."""
 _MOST_BYTES_OF_STRANGERS: Final = 4 * 1024 * 1024
-"""Of signed policies that a caller sends along, unpacked: about 30,000 rules."""
+"""The most unpacked bytes of signed policies that a caller sends: about 30,000 rules."""
 _MOST_REMEMBERED: Final = 256
-"""Documents that were read and are known by their digest."""
+"""How many documents that were read are remembered by their digest."""
 _LONGEST_SLEEP: Final = 60.0
-"""Seconds between two looks at the wall clock, which may be stepped."""
+"""The most seconds between two looks at the wall clock, which may be stepped."""
 
 
 class PolicyHolder:
-    """See the module. Serves an agent as ``sds.authority.attested.PolicyPeer``.
+    """The policy in force; serves an agent as ``sds.authority.attested.PolicyPeer``.
 
     Args:
-        start: trust domain, signers and lowest epoch, as configured.
+        start: the configured trust domain, signers and lowest epoch.
         clock: time.
-        watcher: told of what happens.
+        watcher: is told of what happens.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class PolicyHolder:
         self._listeners: list[Callable[[], None]] = []
         self._said: set[tuple[str, bytes]] = set()
         self._verified: OrderedDict[bytes, VerifiedBefore] = OrderedDict()
-        """By the digest of the document: what was offered here and signed by trusted people."""
+        """What was offered here and signed by trusted keys, by the digest of the document."""
         self._ended = False
         self._woken = asyncio.Event()
         self._last_error: PolicyError | None = None
@@ -74,8 +74,8 @@ class PolicyHolder:
         """Return the policy in force now.
 
         Raises:
-            PolicyNotInForceError: ``policy_absent``: none ever was.
-            PolicyNotInForceError: ``policy_expired``: the last good one is over.
+            PolicyNotInForceError: ``policy_absent``: none was ever in force.
+            PolicyNotInForceError: ``policy_expired``: the last good one has expired.
         """
         return self._state.in_force(self._clock.now().wall)
 
@@ -102,8 +102,8 @@ class PolicyHolder:
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` whenever what is in force changed, until the result is called.
 
-        It runs on the event loop, right after the change; it must be short. What it raises is
-        reported and keeps nobody else from hearing of the change.
+        It runs on the event loop, right after the change, so it must be short. If it raises, the
+        error is reported and other listeners are still told.
         """
         guarded_listener = guarded("policy listener", listener)
         self._listeners.append(guarded_listener)
@@ -117,7 +117,7 @@ class PolicyHolder:
     # --- offers ---------------------------------------------------------------------------------
 
     async def offer(self, document: bytes) -> bool:
-        """Take what a peer hands over; whether that is in force now (see :meth:`take`)."""
+        """Take what a peer hands over, and say whether it is in force now (see :meth:`take`)."""
         return self.take(document, origin="authority").refusal is None
 
     def take(self, document: bytes, *, origin: str) -> OfferOutcome:
@@ -134,11 +134,10 @@ class PolicyHolder:
         return outcome
 
     def take_from_stranger(self, document: bytes) -> OfferOutcome:
-        """As :meth:`take`, of what a caller sent that has proven nothing: its signatures count.
+        """Do what :meth:`take` does for a caller that has proven nothing; only signatures count.
 
-        It is smaller than what an operator may give, and where it is refused no line is logged
-        here: the caller is told. A document that was read before is not read again if nothing can
-        come of it.
+        The size limit is lower than for an operator. A refusal is told to the caller and not logged
+        here. A document that was read before is not read again if it can have no effect.
         """
         return self._take(document, "agent", most_bytes=_MOST_BYTES_OF_STRANGERS, again=False)
 
@@ -246,7 +245,7 @@ class PolicyHolder:
     # --- time -----------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Watch the end of what is in force: announce it, and tell everyone when it has come."""
+        """Announce the end of the policy in force, and tell listeners when it has come."""
         announced: bytes | None = None
         while True:
             self._woken.clear()
@@ -273,7 +272,7 @@ class PolicyHolder:
             await self._sleep(wait)
 
     async def _sleep(self, seconds: float) -> None:
-        """Until the time is over, or something was offered."""
+        """Sleep until the time is over or something was offered."""
         sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
         woken = asyncio.ensure_future(self._woken.wait())
         try:
@@ -296,7 +295,7 @@ class PolicyHolder:
         self._tell()
 
     def _resume(self, policy: AdmittedPolicy, now: datetime) -> None:
-        """The wall clock was ahead and was set back: what had ended is in force."""
+        """Put a policy that had ended into force again, because the wall clock was set back."""
         self._ended = False
         if self._watcher is not None:
             self._watcher.taken(policy, now=now)

@@ -1,4 +1,4 @@
-"""Public keys whose signatures on policy may count, and how they are read.
+"""The public keys whose signatures on policy may count.
 
 Owns :class:`VerificationKey`. Invariant: a key is named by the SHA-256 that securesystemslib gives
 it, so two files with one key are one key.
@@ -28,9 +28,9 @@ class VerificationKey:
     """A public key whose signatures may count.
 
     Attributes:
-        name: what people call it: the file's name, or the name in the policy.
-        key_id: SHA-256 that names the key in envelopes, lower-case hex.
-        pem: SubjectPublicKeyInfo in PEM.
+        name: the key's name for people: that of its file, or the name in the policy.
+        key_id: the SHA-256 that names the key in envelopes, lower-case hex.
+        pem: the key's SubjectPublicKeyInfo in PEM.
     """
 
     name: str
@@ -44,11 +44,11 @@ def verification_key(pem: str, *, name: str, what: str = "") -> VerificationKey:
 
     Args:
         pem: the key.
-        name: of the key.
-        what: how messages call it; by its name where it is left out.
+        name: the key's name.
+        what: the key's name in messages; ``name`` if left out.
 
     Raises:
-        ConfigurationError: not such a key.
+        ConfigurationError: it is not such a key.
     """
     advice = "give a public key of Ed25519, P-256 or P-384 in PEM, as `sds policy keygen` writes it"
     what = what or repr(name)
@@ -76,7 +76,7 @@ def verification_key(pem: str, *, name: str, what: str = "") -> VerificationKey:
 
 
 def read_verification_key(path: Path) -> VerificationKey:
-    """Read a public key file; its name without ending is the key's name.
+    """Read a public key file; the file's name without its suffix names the key.
 
     Raises:
         ConfigurationError: the file cannot be read, or is not such a key.

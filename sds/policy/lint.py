@@ -1,8 +1,7 @@
-"""What is allowed in a policy but probably not meant.
+"""Finds what is valid in a policy but probably not meant.
 
-Owns the findings of ``sds policy lint``. Invariant: a finding never depends on anything but the
-document and the moment; what makes a document unusable is the model's business
-(:mod:`sds.policy.document`).
+Owns the findings of ``sds policy lint``. Invariant: a finding depends only on the document and the
+moment. The model (:mod:`sds.policy.document`) refuses documents that cannot be used.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 _SOON: Final = timedelta(days=3)
 _LONG: Final = timedelta(days=90)
 _FEW: Final = 1000
-"""Rules are compared with each other only up to this number."""
+"""The most rules that are compared with each other."""
 
 
 def errors(document: PolicyDocument) -> list[str]:
@@ -47,13 +46,13 @@ def warnings(document: PolicyDocument, *, now: datetime) -> list[str]:
 
 def _window(document: PolicyDocument, now: datetime) -> Iterator[str]:
     if document.not_after <= now:
-        yield "not_after has passed: nobody will accept it"
+        yield "not_after has passed: no agent and no authority accepts it"
     elif document.not_after - now < _SOON:
         yield "not_after is less than 3 days away: when it passes, nothing is allowed any more"
     if document.not_after - document.not_before > _LONG:
         yield (
-            "it is valid for more than 90 days: for that long, somebody who cuts a party off from "
-            "every honest peer can keep it at this epoch"
+            "it is valid for more than 90 days: an attacker who cuts a party off from "
+            "every honest peer can keep it at this epoch for that long"
         )
 
 

@@ -1,8 +1,8 @@
-"""What a policy accepts of machines and callers that proves less than its author may think.
+"""Finds evidence that a policy accepts although it proves less than its author may think.
 
 Owns the part of ``sds policy lint`` about evidence (docs/measurements.md) and about confidential
-guests. Invariant: as in :mod:`sds.policy.lint`, only the document is looked at; what a hexadecimal
-measurement covers cannot be told from it, so warnings name only what the document shows.
+guests. Invariant: as in :mod:`sds.policy.lint`, only the document counts. A hexadecimal measurement
+does not show what it covers, so warnings name only what the document shows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sds.workload.mapping import WorkloadRule
 
 CLAIM: Final = "k8s:"
-"""Selector types whose values the kubelet or the API server says: etcd's writer can change them."""
+"""The prefix of selectors that the API server asserts, so that a writer of etcd can change them."""
 _FIELD: Final = re.compile(r"[^/{}]*\{[^{}]*\}[^/]*")
 _ROLLBACK: Final = timedelta(days=31)
 _TOKEN: Final = EvidenceKind.KUBERNETES_TOKEN
@@ -56,12 +56,12 @@ def guest_errors(document: PolicyDocument) -> Iterator[str]:
 
 
 def guest_warnings(document: PolicyDocument) -> Iterator[str]:
-    """Checks for policies about measured machines."""
+    """Yield warnings about policies for measured machines."""
     if not any(map(is_measured, document.nodes)):
         return
     if document.not_after - document.not_before > _ROLLBACK:
         yield (
-            "it is valid for more than 31 days: where every party restarts at once, an older "
+            "it is valid for more than 31 days: if every party restarts at once, an older "
             "policy is accepted again until its not_after"
         )
     for rule in document.workloads:
@@ -70,7 +70,7 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
         if claims and not rests_on_claims:
             yield (
                 f"workloads: the name that {rule.name} gives is filled from the API server's "
-                f"claims ({', '.join(claims)}); write it out where etcd is not trusted"
+                f"claims ({', '.join(claims)}); write it out if etcd is not trusted"
             )
 
         if rule.service_dns_names and (left := wildcards(rule.service_dns_names)):
@@ -82,7 +82,7 @@ def guest_warnings(document: PolicyDocument) -> Iterator[str]:
 
 
 def claimed_fields(rule: WorkloadRule) -> tuple[str, ...]:
-    """Fields of the rule's SPIFFE ID and DNS names that claims fill, in their order."""
+    """Return the fields of the rule's SPIFFE ID and DNS names that claims fill, in order."""
     fields = (
         name
         for template in (rule.spiffe_id, *rule.dns_names)
@@ -122,9 +122,9 @@ def evidence_warnings(document: PolicyDocument) -> Iterator[str]:
 
 
 def _refused_groups(document: PolicyDocument) -> Iterator[str]:
-    """Groups whose nodes are refused before anybody looks at the groups.
+    """Yield groups whose nodes are refused before their group counts.
 
-    Issuing replicas ask the root as agents ask them, so ``agents`` judges them too.
+    Issuing replicas ask the root as agents do, so ``agents`` applies to them too.
     """
     asking = document.reference_values.agents
     if asking is None or not asking.measurements or asking.others:
@@ -161,8 +161,8 @@ def _of_values(values: ReferenceValues, document: PolicyDocument) -> Iterator[st
                 isinstance(named_pcrs, dict) and "7" in map(str, named_pcrs)
             ):
                 yield (
-                    f"{kind} requires Secure Boot by the paravisor's word, which repeats what the "
-                    "host configured: name PCR 7"
+                    f"{kind} requires Secure Boot as the paravisor reports it, which repeats what "
+                    "the host configured: name PCR 7"
                 )
             if kind.endswith("-vtpm") and not demands.get("measurements"):
                 yield (

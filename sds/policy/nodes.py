@@ -1,9 +1,9 @@
-"""Which nodes may ask for which certificates: tables of the ``nodes`` rules.
+"""Tables of the ``nodes`` rules: which nodes may ask for which certificates.
 
-Owns :class:`NodeTable` and the two types of its question and answer. Invariants: only verified
-claims decide, never evidence; a certificate is permitted by one grant as a whole, names of two are
-never mixed, and of several grants that permit it the first in the document sets the lifetime; the
-refusal is that of the grant that came nearest.
+Owns :class:`NodeTable` and the types of its question and answer. Invariants: only verified claims
+decide, never evidence; one grant must permit a certificate as a whole, and names of two grants are
+never combined; if several grants permit it, the first in the document sets the lifetime; a refusal
+is that of the closest grant.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _WHERE: Final = "under nodes: in the policy, or under identities: in the authori
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestedCertificate:
-    """What one item asks for, parsed; its CSR's signature was verified.
+    """The certificate that one item asks for; its CSR's signature was verified.
 
     Attributes:
         spiffe_id: the only URI SAN.
-        dns_names: DNS SANs, valid names.
-        lifetime: as asked for.
-        key_type: kind of the CSR's key; None if it cannot be told.
-        signing: an authority's certificate is asked for.
+        dns_names: the DNS SANs, which are valid names.
+        lifetime: the requested lifetime.
+        key_type: the kind of the CSR's key; None if it is unknown.
+        signing: whether an authority's certificate is requested.
     """
 
     spiffe_id: SpiffeId
@@ -50,12 +50,12 @@ class RequestedCertificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Permit:
-    """What a node may have of what it asked for.
+    """The permission for one requested certificate.
 
     Attributes:
         group: the node group that allows it.
-        lifetime: what was asked for, cut to the longest that policy allows.
-        path_length: of an authority's certificate; None for a workload's.
+        lifetime: the requested lifetime, cut to the longest that policy allows.
+        path_length: the path length of an authority's certificate; None for a workload's.
     """
 
     group: str = ""
@@ -92,7 +92,7 @@ class NodeTable:
     """The node groups of a rule set, found by measurement and by pattern."""
 
     def __init__(self, rules: RuleSet) -> None:
-        """Only tables made from ``rules`` are kept."""
+        """Make tables from ``rules``, which are not kept."""
         self._groups: dict[str, list[_GroupTable]] = {}
         self._groups_of_any: list[_GroupTable] = []
         self._key_types = frozenset(rules.limits.key_types)
@@ -108,7 +108,7 @@ class NodeTable:
         """Decide what a node with these claims may have of what it asks for.
 
         Raises:
-            RefusedError: a subclass that says what is not allowed: the lifetime, the measurement,
+            RefusedError: the reason says what is not allowed: the lifetime, the measurement,
                 signing, the SPIFFE ID, a DNS name or the kind of key.
         """
         if wanted.lifetime <= timedelta(0):

@@ -1,11 +1,11 @@
 """A request's path after the normalization that our bootstraps switch on in Envoy.
 
 Owns that one function. It does what Envoy does with ``normalize_path``, ``merge_slashes`` and
-``path_with_escaped_slashes_action: REJECT_REQUEST``, measured on 1.36 to 1.40. Invariant: what an
-Envoy answers by itself with 400 has no normal form.
+``path_with_escaped_slashes_action: REJECT_REQUEST``, measured on 1.36 to 1.40. Invariant: a path
+that Envoy itself answers with 400 has no normal form.
 
 Envoy 1.39 and later also drop what follows ``;`` in a dot segment (``/a/..;x/b`` is ``/b``).
-Earlier ones keep such a segment, which no pattern matches: they deny where this gives a path.
+Earlier versions keep such a segment, which no pattern matches, so they deny such a request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def normalized_path(path: str) -> str:
     """Normalize the path as Envoy's filters do: without query, dot segments and repeated slashes.
 
     Args:
-        path: as in the request line or ``:path``.
+        path: the path as in the request line or ``:path``.
 
     Raises:
         IdentityError: Envoy refuses such a request before any filter sees it.
@@ -51,7 +51,7 @@ def normalized_path(path: str) -> str:
 
 
 def _without_dots(path: str) -> str:
-    """RFC 3986, section 5.2.4."""
+    """Remove dot segments (RFC 3986, section 5.2.4)."""
     kept: list[str] = []
     parts = path.split("/")[1:]
     for number, part in enumerate(parts):

@@ -1,10 +1,10 @@
-"""Follows the policy's file or directory, and offers what is there to the holder.
+"""Follows the policy's file or directory, and offers its content to the holder.
 
-Owns reading and watching. Invariants: a file counts only as a whole (a half-written one fails its
-signature and changes nothing; the next event brings the rest); a replaced file, a file written in
-place, and Kubernetes' swap of the ``..data`` symlink are all seen; what cannot be read leaves the
-last good policy in force; where the kernel's events are not enough, a look every minute is; after
-the start nothing is read on the event loop.
+Owns reading and watching. Invariants: a file counts only as a whole (the signature of a
+half-written one is invalid, so it changes nothing, and the next event brings the rest); a replaced
+file, a file written in place, and Kubernetes' swap of the ``..data`` symlink are all noticed, by
+the kernel's events or by a look every minute; a file that cannot be read leaves the last good
+policy in force; after the start nothing is read on the event loop.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ class PolicyFiles:
 
     Args:
         place: a signed file, or a directory of them.
-        holder: gets what is there.
+        holder: gets the content.
         clock: time.
     """
 
     def __init__(self, place: Path, holder: PolicyHolder, *, clock: Clock) -> None:
-        """Nothing is read yet: call :meth:`load`, then run :meth:`follow`."""
+        """Read nothing yet: call :meth:`load`, then run :meth:`follow`."""
         self.holder = holder
         self._place = place
         self._clock = clock
         self._last: bytes | None = None
         self._outcome = OfferOutcome()
-        """Of the last offer from here: the authority offers to the holder too."""
+        """The outcome of the last offer from here (the authority offers to the holder too)."""
         self._asked = asyncio.Event()
 
     def load(self) -> None:
-        """Read and offer what is there, whether it changed or not.
+        """Read and offer the content, whether it changed or not.
 
         Raises:
             ConfigurationError: it cannot be read.
@@ -93,7 +93,7 @@ class PolicyFiles:
         try:
             content = await self._read()
         except ConfigurationError as error:
-            self._outcome = OfferOutcome()  # what it waited for is not there: nothing is due
+            self._outcome = OfferOutcome()  # the file that it waited for is gone, so nothing is due
             if self._last != b"":
                 self._last = b""
                 _LOGGER.warning(
@@ -107,10 +107,10 @@ class PolicyFiles:
             self._outcome = self.holder.take(content, origin=str(self._place))
 
     async def _read(self) -> bytes:
-        """Read what is there.
+        """Read the content.
 
         Raises:
-            ConfigurationError: it cannot be read, or does not answer.
+            ConfigurationError: the place cannot be read, or does not answer.
         """
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -120,12 +120,13 @@ class PolicyFiles:
         except TimeoutError as error:
             raise ConfigurationError(
                 f"{self._place} does not answer within {_ANSWER_SECONDS:g} s",
-                advice="does its file system hang?",
+                advice="check whether its file system hangs",
             ) from error
 
     async def _watch(self) -> None:
         """Set ``_asked`` after every event around the place."""
-        # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
+        # Watch the parent: a replaced file has another inode, and a swapped symlink is in the
+        # parent.
         there = await threads.POLICY.run(is_folder, self._place)
         folder = self._place if there else self._place.parent
         await watch_folder(folder, self._asked.set, clock=self._clock)

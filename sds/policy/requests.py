@@ -1,14 +1,15 @@
-"""Requests that a rule allows: methods, paths, hosts and ports, and how each is matched.
+"""The requests that a rule allows: methods, paths, hosts and ports, and how each is matched.
 
 Owns :class:`RequestPattern`, and as conditions for Envoy :func:`path_match` and
 :func:`host_regex`. A path's pattern is a :class:`sds.rules.pattern.Glob` over its segments:
 ``/orders`` is this path alone, ``/orders/*`` one segment below it, ``/orders/v*`` one segment that
 starts so, and ``/orders/**`` everything that begins with ``/orders/``.
 
-Invariants: a rule only allows, so what a pattern cannot say for certain it does not match. A star
-stands for plain characters only: never for ``;``, a backslash, a dot segment or an escape that
-stands for one of them, for ``/``, ``%`` or a control character, because servers disagree about
-what those mean. Matching here and in Envoy is by the same expressions.
+Invariants: a rule only allows, so a pattern does not match in case of doubt; a star stands for
+    plain
+characters only, never for ``;``, a backslash, a dot segment, or an escape of one of them, of ``/``,
+``%`` or a control character, because servers interpret those differently; matching here and in
+Envoy uses the same expressions.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ _ANY: Final = "[!-.0-~]"
 _REST: Final = "**"
 _MAX_PATH: Final = 1024
 _MAX_SIZE: Final = 95
-"""Of an expression, by :func:`_size`: Envoy 1.36 to 1.40 refuse those that compile to more than
-100 instructions (``re2.max_program_size.error_level``), about one for each character."""
+"""The largest expression by :func:`_size`: Envoy 1.36 to 1.40 refuse those that compile to more
+than 100 instructions (``re2.max_program_size.error_level``), about one for each character."""
 _LITERAL: Final = re.compile(PLAIN_REGEX, re.ASCII)
 _METHOD: Final = re.compile(r"[A-Z][A-Z0-9_-]{0,31}", re.ASCII)
 
@@ -50,10 +51,10 @@ class Request:
     """One request as Envoy's filters see it, after normalization.
 
     Attributes:
-        method: upper case.
-        path: without query and fragment.
-        host: the ``:authority``, with a port where one was given.
-        port: on which the server's listener took the connection; None if it is not asked.
+        method: the method in upper case.
+        path: the path without query and fragment.
+        host: the ``:authority``, with a port if one was given.
+        port: the port of the server's listener; None if it does not matter.
     """
 
     method: str = "GET"
@@ -93,10 +94,10 @@ class RequestPattern:
     """Requests that are allowed together: each part that is not empty must match.
 
     Attributes:
-        methods: of HTTP, upper case.
+        methods: HTTP methods in upper case.
         paths: patterns, as :func:`parse_path_pattern` makes them.
         hosts: patterns of DNS names; case, port and one final dot of the request do not count.
-        ports: of the server's listener, for HTTP and TCP.
+        ports: ports of the server's listener, for HTTP and TCP.
     """
 
     methods: tuple[str, ...] = ()
@@ -123,7 +124,7 @@ class RequestPattern:
         return not self.is_http and (not self.ports or port in self.ports)
 
     def __str__(self) -> str:
-        """As people read it: ``GET,HEAD /orders/* on shop.example.org port 8443``."""
+        """Return text for people: ``GET,HEAD /orders/* on shop.example.org port 8443``."""
         words = []
         if self.methods:
             words.append(",".join(self.methods))
@@ -140,7 +141,7 @@ def parse_method(text: str) -> str:
     """Parse an HTTP method (RFC 9110, section 9.1): upper case, because methods are case-sensitive.
 
     Raises:
-        IdentityError: it is not written so.
+        IdentityError: it does not have this form.
     """
     if not _METHOD.fullmatch(text):
         raise IdentityError(
@@ -161,8 +162,8 @@ def parse_path_pattern(text: str) -> Glob:
     """Parse a pattern of paths, such as ``/orders``, ``/orders/*/items`` or ``/static/**``.
 
     Raises:
-        IdentityError: not a normalized path with stars at the places that the module names, or
-            one whose part after the first star is too long for Envoy.
+        IdentityError: it is not a normalized path with stars at the places that the module names,
+            or the part after the first star is too long for Envoy.
     """
     advice = (
         "write a path as servers see it after normalization: it begins with '/', without '//', "
@@ -261,7 +262,7 @@ def parse_host_pattern(text: str) -> Glob:
     """Parse a pattern of hosts: a DNS name with stars, as in :mod:`sds.rules.pattern`.
 
     Raises:
-        IdentityError: not such a pattern, or too long for Envoy.
+        IdentityError: it is not such a pattern, or is too long for Envoy.
     """
     glob = parse_dns_pattern(text)
     if _size(host_regex(glob)) > _MAX_SIZE:
@@ -273,7 +274,7 @@ def parse_host_pattern(text: str) -> Glob:
 
 
 def host_regex(glob: Glob) -> str:
-    """RE2, matched as a whole, of ``:authority`` values: any case, port and one final dot."""
+    """Return a regular expression (RE2) for ``:authority``: any case, port and one final dot."""
     labels = [
         re.escape(part[:-1]) + "[a-z0-9_-]" + ("+" if part == "*" else "*")
         if part.endswith("*")

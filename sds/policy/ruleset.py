@@ -1,7 +1,7 @@
-"""The rules of a policy, of a signed document and of a configuration file alike.
+"""The rules of a policy document or of a configuration file.
 
-Owns :class:`RuleSet` and what it is made of. Invariants: every name and pattern is valid; nothing
-is decided here (:mod:`sds.policy.decision` does that), and nothing says that it was signed
+Owns :class:`RuleSet` and its parts. Invariants: every name and pattern is valid; nothing is decided
+here (:mod:`sds.policy.decision` does that); a rule set says nothing about whether it was signed
 (:mod:`sds.policy.trust` does that).
 """
 
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 
 class Grant(PolicyModel):
-    """Identities that a group of nodes may ask for, and what their certificates may hold.
+    """Identities that a group of nodes may ask for, and what their certificates may contain.
 
     Attributes:
         spiffe_ids: patterns of the SPIFFE IDs.
-        dns_names: patterns of the DNS names; none where empty.
-        max_lifetime: longest lifetime; a longer one that is asked for is cut to it.
-        key_types: kinds of key; those of the policy's ``limits`` where empty.
+        dns_names: patterns of the DNS names; empty permits none.
+        max_lifetime: the longest lifetime, to which longer requests are cut.
+        key_types: kinds of key; those of the policy's ``limits`` if empty.
     """
 
     spiffe_ids: Patterns
@@ -57,12 +57,12 @@ class Grant(PolicyModel):
 
 
 class AuthorityGrant(PolicyModel):
-    """Nodes that may be authorities below the one that they ask.
+    """The right of nodes to be authorities below the one that they ask.
 
     Attributes:
         path_length: how many levels of authorities may be below them.
-        max_lifetime: longest lifetime of their signing certificate.
-        key_types: kinds of key; those of the policy's ``limits`` where empty.
+        max_lifetime: the longest lifetime of their signing certificate.
+        key_types: kinds of key; those of the policy's ``limits`` if empty.
     """
 
     path_length: Annotated[StrictInt, Field(ge=0, le=8)] = 0
@@ -75,14 +75,14 @@ class NodeGroup(PolicyModel):
 
     Attributes:
         name: names the group in logs, records and explanations.
-        kinds: kinds of evidence; any where empty.
-        measurements: launch measurements (SEV-SNP MEASUREMENT, TDX MRTD), lower-case hex; any
-            that the reference values accept where empty.
+        kinds: kinds of evidence; any if empty.
+        measurements: launch measurements (SEV-SNP MEASUREMENT, TDX MRTD), lower-case hex; if empty,
+            any that the reference values accept.
         nodes: node names (``*`` at the end allowed), for evidence that names a node.
-        attributes: claim to value or values (``*`` at the end allowed), by the names of
+        attributes: maps claims to a value or values (``*`` at the end allowed), by the names of
             docs/attestation.md.
         grants: what they may ask for.
-        authority: set where they may be authorities themselves.
+        authority: set if they may be authorities themselves.
     """
 
     name: Name
@@ -104,7 +104,7 @@ class RuleLimits(PolicyModel):
     """Limits that apply to every certificate.
 
     Attributes:
-        max_lifetime: longest lifetime.
+        max_lifetime: the longest lifetime.
         key_types: kinds of key.
     """
 
@@ -120,7 +120,7 @@ class Requests(PolicyModel):
         paths: patterns of paths after normalization: ``*`` for (the rest of) one segment, ``**``
             at the end for everything below.
         hosts: patterns of hosts; the request's case, port and final dot do not count.
-        ports: of the server's listener; the only field that a TCP filter can ask.
+        ports: ports of the server's listener; the only field that a TCP filter sees.
     """
 
     methods: Annotated[list[Method], Field(min_length=1)] | None = None
@@ -135,7 +135,7 @@ class Requests(PolicyModel):
         return self
 
     def pattern(self) -> RequestPattern:
-        """As decisions take it; the order of what is listed means nothing."""
+        """Return the pattern as decisions take it; the order of listed values has no meaning."""
         return RequestPattern(
             methods=tuple(sorted(set(self.methods or ()))),
             paths=_in_order(self.paths),
@@ -154,9 +154,9 @@ class AllowRule(PolicyModel):
     Attributes:
         from: patterns of clients.
         to: patterns of servers.
-        requests: what they may ask for; everything where absent.
-        requests_enforce: false: requests that ``requests`` does not allow are counted (Envoy's
-            shadow rules) and let through; who may connect is enforced all the same.
+        requests: which requests they may send; every request if absent.
+        requests_enforce: false counts requests that ``requests`` does not allow (Envoy's shadow
+            rules) and lets them through; who may connect is always enforced.
     """
 
     from_: Annotated[Patterns, Field(alias="from")]
@@ -174,14 +174,14 @@ class RuleSet(PolicyModel):
     """Rules of one trust domain.
 
     Attributes:
-        trust_domain: for which they are.
+        trust_domain: the trust domain that they are for.
         nodes: which nodes may ask for which identities.
         matching: whether the first workload rule that matches decides, or all of them.
         workloads: which callers on a node's socket have which identities.
-        limits: they apply to every certificate.
-        services: names for sets of identities, as ``outbound:<service>`` asks for them.
+        limits: limits that apply to every certificate.
+        services: names for sets of identities, as in ``outbound:<service>``.
         allow: who may talk to whom; nobody else may.
-        requests_enforce: false: no rule's ``requests`` are enforced, see :class:`AllowRule`.
+        requests_enforce: false enforces no rule's ``requests``, see :class:`AllowRule`.
     """
 
     trust_domain: TrustDomainField

@@ -1,8 +1,7 @@
-"""The ``policy:`` section of a configuration, and what a party starts with by it.
+"""The ``policy:`` section of a configuration, and the initial state that follows from it.
 
-Owns that section's form, for the agent and the authority alike. Invariant: which keys may sign
-comes from here (in a confidential guest: from the measured image), never from the policy's own
-file.
+Owns that section's form, for the agent and the authority. Invariant: the keys that may sign come
+from here (in a confidential guest: from the measured image), never from the policy's own file.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ class PolicySettings(BaseModel):
 
     Attributes:
         file: a file that `sds policy sign` wrote.
-        directory: a directory of such files (``*.json``): all are offered, the highest epoch that
-            may be in force wins; for key changes, and for Kubernetes' mounted ConfigMaps.
-        keys: public keys, each a path or the PEM text itself.
+        directory: a directory of such files (``*.json``). All are offered, and the highest epoch
+            that may be in force wins. For key changes, and for Kubernetes' mounted ConfigMaps.
+        keys: the public keys, each a path or the PEM text itself.
         threshold: how many of them must have signed; may be left out with one key.
         min_epoch: lower epochs are never accepted, even after a restart.
     """
@@ -69,7 +68,7 @@ class PolicySettings(BaseModel):
         """Read the keys.
 
         Raises:
-            ConfigurationError: one cannot be read, or the threshold cannot be reached.
+            ConfigurationError: a key cannot be read, or the threshold cannot be reached.
         """
         # Imported lazily, so that an agent without a signed policy never loads the verifier.
         from sds.policy.threshold import TrustedKeys  # noqa: PLC0415  as above

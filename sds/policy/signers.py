@@ -1,6 +1,6 @@
-"""Who makes signatures on policy: a key file, a command, a PKCS#11 token.
+"""Makes signatures on policy with a key file, a command or a PKCS#11 token.
 
-Owns the signers. Invariant: no message quotes what a private key's file holds.
+Owns the signers. Invariant: no message quotes the content of a private key's file.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def file_signer(path: Path) -> tuple[PolicySigner, VerificationKey]:
     try:
         private = serialization.load_pem_private_key(pem.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        # The cause is left out: parsers quote what they read.
+        # The cause is left out, because parsers quote what they read.
         raise ConfigurationError(
             f"{path} cannot be read as a private key", advice=advice
         ) from error.with_traceback(None)
@@ -67,7 +67,7 @@ class CommandSigner:
         """Run the command.
 
         Raises:
-            PolicyError: ``policy_signing``: it cannot be run, fails, or gives nothing.
+            PolicyError: ``policy_signing``: the command cannot be run, fails, or gives nothing.
         """
         try:
             words = shlex.split(self.command)
@@ -108,8 +108,8 @@ class TokenSigner:
     """A signer on a PKCS#11 token, through securesystemslib's ``HSMSigner``; ECDSA only.
 
     Attributes:
-        uri: as securesystemslib writes it: ``hsm:2?label=…``. The path of the PKCS#11 module is
-            taken from the environment variable ``PYKCS11LIB``.
+        uri: the key's URI in securesystemslib's form: ``hsm:2?label=…``. The environment variable
+            ``PYKCS11LIB`` has the path of the PKCS#11 module.
         key: the public half of the token's key.
         pin: the user's PIN.
     """
@@ -122,11 +122,10 @@ class TokenSigner:
         """Sign on the token.
 
         Raises:
-            ConfigurationError: python-pkcs11 is not installed, or the URI, key or module does not
-                fit.
+            ConfigurationError: python-pkcs11 is not installed, or the URI, key or module is wrong.
             PolicyError: ``policy_signing``: the token refused.
         """
-        # Late: these load the PKCS#11 binding, which is an extra.
+        # Imported late, because these load the PKCS#11 binding, which is an extra.
         try:
             from pkcs11.exceptions import PKCS11Error  # noqa: PLC0415
             from securesystemslib.signer import HSMSigner  # noqa: PLC0415

@@ -1,9 +1,9 @@
-"""From the author's YAML, in one file or a directory of several, to bytes to sign and a document.
+"""Turns the author's YAML, in one file or several, into bytes to sign and a document.
 
 Owns the payload's form: one YAML document, or several in one stream, which are joined: lists are
-appended, mappings united, and a field of any other kind may be in only one of them. A
-directory becomes such a stream, file by file in the order of their names. Invariant: what is
-signed is what was written, comments and all; the same bytes give the same document.
+appended, mappings merged, and a field of any other kind may be in only one of them. A directory
+becomes such a stream, file by file in the order of their names. Invariants: the signed bytes are
+the author's own, including comments; the same bytes give the same document.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_source(path: Path) -> bytes:
     """Read the author's file, or the ``*.yaml`` and ``*.yml`` files of a directory.
 
     Raises:
-        ConfigurationError: nothing is there, or it cannot be read or is too large.
+        ConfigurationError: there is no file, or it cannot be read or is too large.
     """
     if not is_folder(path):
         return yamlfile.read(path, max_bytes=MAX_DOCUMENT_BYTES)
@@ -44,7 +44,7 @@ def read_source(path: Path) -> bytes:
     parts = []
     for file in files:
         content = yamlfile.read(file, max_bytes=MAX_DOCUMENT_BYTES)
-        # One document a file, so that an error can name the file.
+        # One document for each file, so that an error can name the file.
         yamlfile.parse(content, what=str(file))
         # Within the stream, the mark of UTF-8 would be the beginning of a field's name.
         body = content.removeprefix(codecs.BOM_UTF8)
@@ -63,7 +63,7 @@ def _comment(name: str) -> bytes:
 
 
 def parse_source(payload: bytes, *, what: str) -> PolicyDocument:
-    """Parse a document that its author has before him; ``what`` names it in errors.
+    """Parse a document for its author; ``what`` names it in errors.
 
     Raises:
         ConfigurationError: it breaks YAML's rules or the document's.

@@ -1,7 +1,7 @@
-"""How two parties stand to each other by the policies that they have in force.
+"""Compares the policies that two parties have in force.
 
-Owns the comparison that both sides of an exchange make. Invariant: it is symmetric (one is ahead
-exactly where the other is behind), and only equal content counts as equal.
+Owns the comparison that both sides of an exchange make. Invariants: it is symmetric (one side is
+ahead exactly if the other is behind), and only equal content counts as equal.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NO_POLICY_DIGEST: Final = hashlib.sha256(b"").digest()
 
 
 class Standing(enum.Enum):
-    """How we stand to a peer."""
+    """The result of comparing our policy with a peer's."""
 
     EQUAL = "equal"
     AHEAD = "ahead"

@@ -1,14 +1,15 @@
-"""Which policy is in force: a pure state machine over what was offered so far.
+"""Decides which policy is in force: a pure state machine over what was offered so far.
 
 Owns :class:`PolicySuccession` (the state) and :func:`offer` (the only step). Invariants:
 
 * the epoch in force never goes down, and two policies of one epoch never follow each other;
-* what is refused changes nothing: the last good policy stays in force until its own end;
-* who may sign only changes by a policy that is taken into force, or by one on the way to it that
-  names the next signers and was itself in its time (its ``not_before`` has passed), in the order
-  of their epochs, as TUF's root does (TUF specification 1.0.33, section 5.3).
+* a refused policy changes nothing: the last good policy stays in force until its own end;
+* only a policy that is taken into force changes who may sign, or an earlier one on the way to it
+that
+  names the next signers and whose ``not_before`` has passed; these apply in the order of their
+  epochs, as TUF's root does (TUF specification 1.0.33, section 5.3).
 
-``seen`` lives in memory. After a restart it is what the files and the peers say: see
+``seen`` is kept in memory only. After a restart it follows from the files and the peers: see
 docs/policy.md, "Rollback".
 """
 
@@ -34,28 +35,28 @@ if TYPE_CHECKING:
     from sds.policy.trust import AdmittedPolicy, Epoch, Policy
 
 MAX_OFFERED: Final = 64
-"""Signed policies that are looked at in one offer; a line of key changes is far shorter."""
+"""The most signed policies in one offer; a chain of key changes is far shorter."""
 
 _PLAIN_BYTES: Final = 64 * 1024
 _GZIP: Final = b"\x1f\x8b"
 MOST_OFFERED_BYTES: Final = 2 * MAX_SIGNED_BYTES
 _MOST_GROWTH: Final = 64
-"""Times that compressed policies may grow; those of 100,000 like rules grow about tenfold."""
+"""The highest factor by which compressed policies may grow; 100,000 equal rules grow tenfold."""
 _STRUCTURE: Final = (b"{", b"[", b",", b":")
 _MOST_STRUCTURE: Final = 16_384
-"""Of these in all envelopes together: 64 envelopes with 50 signatures each have fewer."""
+"""The most of these characters in all envelopes; 64 envelopes with 50 signatures have fewer."""
 _NOT_SPACE: Final = re.compile(r"\S")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicySuccession:
-    """What a party knows about policy.
+    """What an agent or authority knows about policy.
 
     Attributes:
         trust_domain: the only one whose policy counts.
         trusted: who may sign the next epoch.
-        trusted_since: the epoch that named them; 0 if configuration did.
-        line: the signed policies that led from configuration's signers to ``trusted``.
+        trusted_since: the epoch that named them; 0 if the configuration did.
+        line: the signed policies that led from the configured signers to ``trusted``.
         seen: the highest epoch that was in force here.
         policy: the policy of that epoch.
         min_epoch: lower epochs are never accepted, whatever was seen.
@@ -95,7 +96,7 @@ class PolicySuccession:
     def handover(self) -> bytes:
         """Return what another party needs to take this policy: the chain and the policy itself.
 
-        Large ones are compressed (gzip, RFC 1952), so that they fit into one message.
+        A large result is compressed (gzip, RFC 1952), so that it fits into one message.
         """
         if self.policy is None:
             return b""
@@ -106,16 +107,16 @@ class PolicySuccession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifiedBefore:
-    """What a policy said of itself when its signatures held: whether it is worth another look.
+    """What is known of a policy whose signatures were valid: whether it is worth another look.
 
     Anybody who has an old policy can send it again and again, in an envelope that differs by a
-    space; reading its document is what costs.
+    space, and reading its document is expensive.
 
     Attributes:
         epoch: its epoch.
         not_before: as in the document.
         not_after: as in the document.
-        successors: who must sign later epochs, where it says so.
+        successors: who must sign later epochs, if it says so.
     """
 
     epoch: Epoch
@@ -132,10 +133,10 @@ class VerifiedBefore:
         return is_old or not self.not_before <= now < self.not_after
 
     def check(self, state: PolicySuccession, now: datetime) -> None:
-        """Say why it is useless, as an offer of it would.
+        """Check whether offering the policy again can have an effect.
 
         Raises:
-            PolicyError: it is refused.
+            PolicyError: it would be refused; the error is that of an offer.
         """
         check_epoch(self.epoch, state.seen)
         check_window(self.not_before, self.not_after, now)
@@ -143,15 +144,15 @@ class VerifiedBefore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferOutcome:
-    """What came of one offer.
+    """The result of one offer.
 
     Attributes:
-        taken: the policy that came into force by it, or None.
-        refusal: why nothing better than what is in force was found, where something was wrong.
+        taken: the policy that came into force, or None.
+        refusal: why there is nothing better than the policy in force, if something was wrong.
         retry_at: the moment at which a policy that is not yet valid can be offered again.
-        retry_before: a policy that has expired can be offered again where the clock turns out to
-            be before this moment (it was ahead, and was set back).
-        verified: what was offered and signed by trusted people.
+        retry_before: an expired policy can be offered again if the clock is set back before this
+            moment.
+        verified: the offered policies that trusted keys signed.
     """
 
     taken: AdmittedPolicy | None = None
@@ -176,16 +177,17 @@ class _Candidate:
 def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPolicy]:
     """Split a file or a message into the signed policies in it: JSON objects one after the other.
 
-    Nothing is believed before signatures are checked, so the cost is bounded first: compressed data
-    may not grow beyond ``most_bytes``, nor by more than policy does; and envelopes are a few fields
-    around text in base64, which has none of the characters that JSON's structure is made of.
+    The cost is bounded before signatures are checked. Compressed data may not grow beyond
+    ``most_bytes``, nor by a higher factor than policy does. Characters of JSON's structure are
+    counted: an envelope has few of them, because it is a few fields around text in base64.
 
     Args:
-        data: plain, or compressed with gzip.
-        most_bytes: of the plain data.
+        data: the bytes, plain or compressed with gzip.
+        most_bytes: the most bytes of the plain data.
 
     Raises:
-        PolicyError: ``policy_malformed``: not JSON, too large, or more than :data:`MAX_OFFERED`.
+        PolicyError: ``policy_malformed``: it is not JSON, is too large, or has more than
+            :data:`MAX_OFFERED` policies.
     """
     try:
         plain = _unpacked(data, most_bytes)
@@ -201,7 +203,7 @@ def split(data: bytes, *, most_bytes: int = MOST_OFFERED_BYTES) -> list[SignedPo
         position = _past_space(text, 0)
         while position < len(text):
             if text[position] != "{":
-                # Parsing the envelope says what it is.
+                # Parsing the envelope reports what it is.
                 found.append(SignedPolicy(text[position:].encode()))
                 break
             _, end = decoder.raw_decode(text, position)
@@ -242,10 +244,10 @@ def _unpacked(data: bytes, most_bytes: int) -> bytes:
 def offer(
     state: PolicySuccession, offered: Iterable[SignedPolicy], *, now: datetime
 ) -> tuple[PolicySuccession, OfferOutcome]:
-    """Take the highest epoch that may be in force now out of what is offered, in any order.
+    """Take the highest offered epoch that may be in force now; offers may come in any order.
 
     Returns:
-        The new state (the old one where nothing was taken) and what came of it.
+        The new state (the old one if nothing was taken), and the result.
     """
     known = set(state.line) - ({state.policy.signed} if state.policy is not None else set())
     pool = [signed for signed in dict.fromkeys(offered) if signed not in known]
@@ -268,7 +270,7 @@ def offer(
     for candidate in candidates:
         policy = candidate.policy
         if state.policy is not None and policy.epoch == state.policy.epoch:
-            # What is in force is among them: everything lower is old, and no error.
+            # The policy in force is among them, so a lower one is old and not an error.
             break
         try:
             _check_alone(policy, candidates)
@@ -311,7 +313,7 @@ def _first(errors: list[PolicyError]) -> PolicyError | None:
 
 
 def _check_alone(policy: Policy, candidates: Sequence[_Candidate]) -> None:
-    """Two policies of one epoch: neither may be the one."""
+    """Refuse two different policies of one epoch: neither may come into force."""
     if any(
         other.policy.epoch.number == policy.epoch.number
         and other.policy.epoch.digest != policy.epoch.digest
@@ -329,8 +331,8 @@ def _candidates(
 ) -> tuple[list[_Candidate], list[PolicyError]]:
     """Return every policy that authenticates, under today's signers or under those of a later link.
 
-    Each candidate comes with the state in which it would leave us; ``seen`` and ``policy`` are
-    filled in when it is taken.
+    Each candidate comes with the state that it would lead to; ``seen`` and ``policy`` are filled in
+    when it is taken.
     """
     candidates: list[_Candidate] = []
     errors: list[PolicyError] = []
@@ -354,7 +356,7 @@ def _candidates(
         if not links:
             return candidates, errors
         link = min(links, key=lambda one: one.policy.epoch.number)
-        # From that epoch on the former signers' word no longer counts.
+        # From that epoch on, the former signers no longer count.
         late = [one for one in candidates if one.policy.epoch.number > link.policy.epoch.number]
         candidates = [one for one in candidates if one not in late]
         here = link.state
@@ -362,7 +364,7 @@ def _candidates(
 
 
 def _authenticated(signed: SignedPolicy, state: PolicySuccession) -> Policy:
-    # What is in force was parsed before; a reload that brings it again costs nothing.
+    # The policy in force was parsed before, so a reload that brings it again costs nothing.
     if state.policy is not None and state.policy.signed == signed:
         return state.policy
     return authenticate(signed, trusted=state.trusted, trust_domain=state.trust_domain)

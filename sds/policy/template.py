@@ -1,7 +1,7 @@
 """The document that ``sds policy new`` begins with.
 
-Owns that text only. Invariant: it is a valid policy that allows nothing but what its author
-writes into it.
+Owns that text only. Invariant: it is a valid policy that allows only what its author writes into
+it.
 """
 
 from __future__ import annotations

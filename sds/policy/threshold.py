@@ -1,4 +1,4 @@
-"""The threshold: how many of the trusted keys must have signed a policy.
+"""The threshold: how many trusted keys must have signed a policy.
 
 Owns :class:`TrustedKeys` and the check. Invariant: a threshold counts distinct public keys, never
 names, key ids or signatures.
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrustedKeys:
-    """Who may sign: ``threshold`` distinct ones of ``keys`` must have."""
+    """The keys that may sign; ``threshold`` distinct ones of them must sign."""
 
     keys: tuple[VerificationKey, ...]
     threshold: int
 
     def __post_init__(self) -> None:
-        """Hold the invariant: distinct keys, and a threshold that they can reach.
+        """Check that the keys are distinct and that they can reach the threshold.
 
         Raises:
-            ConfigurationError: no key, a repeated key, or a threshold out of range.
+            ConfigurationError: there is no key, a repeated key, or a threshold out of range.
         """
         if not self.keys:
             raise ConfigurationError(
@@ -51,11 +51,12 @@ class TrustedKeys:
 
 
 def check_signatures(envelope: SignedEnvelope, trusted: TrustedKeys) -> tuple[str, ...]:
-    """Check that enough trusted keys signed; returns the names of those that did, sorted.
+    """Check that enough trusted keys signed, and return the names of those that did, sorted.
 
     Raises:
         PolicyError: ``policy_unsigned``: no signature by a trusted key is valid.
-        PolicyError: ``policy_below_threshold``: fewer distinct trusted keys than the threshold did.
+        PolicyError: ``policy_below_threshold``: fewer distinct trusted keys than the threshold
+            signed.
     """
     names = []
     encoded = envelope.envelope.pae()

@@ -1,13 +1,13 @@
-"""From a signed policy's bytes to a policy that may be enforced.
+"""Turns a signed policy's bytes into a policy that may be enforced.
 
 Owns the checks and their order, and the types that say how far a policy has come:
 
 ``SignedPolicy`` (bytes, nothing checked) → :func:`authenticate` → :class:`Policy` (checks 1 to 6:
 trusted people signed exactly this, for us) → :func:`admit` → :class:`AdmittedPolicy` (checks 7 and
-8: it may be in force at this moment, after what was seen). Invariant: no other code makes the last
-two, so code that has one need not check again.
+8: it may be in force at this moment, given the epoch that was seen). Invariant: no other code makes
+    the last two types, so code that has one need not check again.
 
-Example: a policy file that one of two trusted people signed, for a party that saw epoch 6 before::
+Example: a policy file that one of two trusted keys signed, for a party that has seen epoch 6::
 
     trusted = TrustedKeys(keys=(alice, bob), threshold=1)
     policy = authenticate(SignedPolicy(file), trusted=trusted, trust_domain=example_org)
@@ -15,22 +15,21 @@ Example: a policy file that one of two trusted people signed, for a party that s
     admitted = admit(policy, seen=Epoch(number=6, digest=...), now=now)
     admitted.decisions.may_talk(web, db)
 
-The same file on another day, after epoch 8 was in force: ``authenticate`` returns it as before, and
-``admit`` raises ``policy_epoch_lower``. One byte of it changed: ``authenticate`` raises
-``policy_unsigned``, and nothing of the document is parsed. Signed by Carol alone: the same. A party
-that keeps state from one offer to the next uses :func:`sds.policy.succession.offer`, which calls
-both.
+If the same file is offered on another day, after epoch 8 was in force, ``authenticate`` returns it
+as before and ``admit`` raises ``policy_epoch_lower``. If one byte of it was changed,
+``authenticate`` raises ``policy_unsigned``, and nothing of the document is parsed; the same happens
+if only Carol signed it. A party that keeps state from one offer to the next uses
+:func:`sds.policy.succession.offer`, which calls both.
 
 The checks, in this order:
 
 1. the file is a DSSE envelope of our payload type, in canonical form, of bounded size;
 2. at least one signature by a trusted key is valid;
-3. as many distinct trusted keys signed as the threshold demands;
+3. at least as many distinct trusted keys signed as the threshold demands;
 4. the payload is a policy document;
 5. it is for our trust domain;
-6. where it names the signers of later epochs: as many of those signed it as they demand, so that
-   keys that nobody has cannot lock everyone out (as TUF's root role does, TUF specification
-   1.0.33, section 5.3.4);
+6. if it names the signers of later epochs, enough of those signed it too, so that keys that nobody
+   has cannot lock everyone out (as TUF's root role does, TUF specification 1.0.33, section 5.3.4);
 7. its epoch is not lower than the highest seen, and not equal to it with other content;
 8. now is not before ``not_before``, and before ``not_after``.
 """
@@ -61,37 +60,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
-    """One epoch with its content: what parties compare.
+    """One epoch with its content, which parties compare.
 
     Attributes:
         number: the document's epoch.
-        digest: SHA-256 of the document's bytes, 32 bytes.
+        digest: the SHA-256 of the document, 32 bytes.
     """
 
     number: int
     digest: bytes
 
     def __str__(self) -> str:
-        """Number and the start of the digest."""
+        """Return the number and the start of the digest."""
         return f"{self.number} ({self.digest.hex()[:12]})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """A policy that trusted people signed for our trust domain (checks 1 to 6).
+    """A policy that enough trusted keys signed for our trust domain (checks 1 to 6).
 
     Attributes:
-        trust_domain: for which it is.
-        epoch: number and digest.
-        not_before: aware, UTC.
-        not_after: aware, UTC.
+        trust_domain: the trust domain that it is for.
+        epoch: its number and digest.
+        not_before: the beginning of its validity period, aware, UTC.
+        not_after: the end of its validity period, aware, UTC.
         signed: the signed file's bytes, to hand on.
-        signed_by: names of the trusted keys that signed.
-        successors: who must sign later epochs, where it says so.
+        signed_by: the names of the trusted keys that signed.
+        successors: who must sign later epochs, if it says so.
         reference_values: which evidence is acceptable, by role.
         federation: other trust domains.
         pods: what runtimes may start.
-        decisions: what it allows.
+        decisions: decide what it allows.
     """
 
     trust_domain: TrustDomain
@@ -114,10 +113,10 @@ AdmittedPolicy = NewType("AdmittedPolicy", Policy)
 def authenticate(
     signed: SignedPolicy, *, trusted: TrustedKeys, trust_domain: TrustDomain
 ) -> Policy:
-    """Checks 1 to 6.
+    """Run checks 1 to 6.
 
     Raises:
-        PolicyError: a subclass that names the first check that failed.
+        PolicyError: the reason names the first check that failed.
     """
     envelope = parse_envelope(signed)  # 1
     signed_by = check_signatures(envelope, trusted)  # 2, 3
@@ -130,9 +129,9 @@ def authenticate(
 
 @contextlib.contextmanager
 def _no_collections() -> Iterator[None]:
-    """Keep the garbage collector from walking what is being built, again and again.
+    """Keep the garbage collector from walking over and over what is being built.
 
-    With 10,000 rules that took a third of the time; nothing that is built here is cyclic.
+    With 10,000 rules, that took a third of the time. Nothing that is built here is cyclic.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -146,17 +145,18 @@ def _no_collections() -> Iterator[None]:
 def admit(
     policy: Policy, *, seen: Epoch | None, now: datetime, min_epoch: int = 0
 ) -> AdmittedPolicy:
-    """Checks 7 and 8.
+    """Run checks 7 and 8.
 
     Args:
         policy: what :func:`authenticate` returned.
         seen: the highest epoch seen so far, with its content.
-        now: aware.
-        min_epoch: the lowest epoch that is accepted, whatever was seen.
+        now: the present time, aware.
+        min_epoch: the lowest epoch that is accepted, whatever was
+            seen.
 
     Raises:
-        PolicyError: ``policy_epoch_lower``: its epoch is lower than one seen.
-        PolicyError: ``policy_epoch_conflict``: it is another policy of the epoch already seen.
+        PolicyError: ``policy_epoch_lower``: its epoch is lower than the highest seen.
+        PolicyError: ``policy_epoch_conflict``: it is another policy of the highest epoch seen.
         PolicyError: ``policy_not_yet_valid``: ``not_before`` has not come.
         PolicyNotInForceError: ``policy_expired``: ``not_after`` has passed.
     """
@@ -199,14 +199,14 @@ def check_epoch(offered: Epoch, seen: Epoch | None) -> None:
 
 
 def check_floor(offered: Epoch, min_epoch: int) -> None:
-    """Check 7 against a number that an operator gave.
+    """Run check 7 against a number that an operator gave.
 
     Raises:
         PolicyError: ``policy_epoch_lower``: the epoch is lower.
     """
     if offered.number < min_epoch:
         raise PolicyError(
-            f"the policy is of epoch {offered.number}, and at least {min_epoch} is demanded",
+            f"the policy is of epoch {offered.number}, and min_epoch is {min_epoch}",
             advice="distribute the newest policy",
             reason="policy_epoch_lower",
         )

@@ -1,8 +1,8 @@
-"""Evidence verified by the policy in force: its reference values, beside the configuration's.
+"""Verifies evidence by the reference values of the policy in force and of the configuration.
 
-Owns the choice of reference values at each verification. Invariants: where the policy names
-values for the role, they decide, and where the configuration names some too, both must accept;
-a change of policy applies from the next verification on.
+Owns the choice of reference values at each verification. Invariants: if the policy names values for
+the role, they decide; if the configuration names some too, both must accept; a change of policy
+applies from the next verification on.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 
 class Role(enum.StrEnum):
-    """Whose evidence is verified."""
+    """The party whose evidence is verified."""
 
     AGENTS = "agents"
     AUTHORITIES = "authorities"
 
 
 class PolicyVerifier:
-    """Implements :class:`sds.attestation.evidence.Verifier`; see the module.
+    """A :class:`sds.attestation.evidence.Verifier` that uses the policy in force.
 
     Args:
-        holder: the policy in force.
-        role: whose evidence it is.
+        holder: has the policy in force.
+        role: the party whose evidence is verified.
         configured: the configuration's reference values.
-        make: a verifier with the configuration's roots and the given reference values.
+        make: makes a verifier with the configured roots and the given reference values.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class PolicyVerifier:
         self._by_policy: Verifier | None = None
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        """See the class and the port.
+        """Verify evidence by the policy's and the configuration's reference values.
 
         Raises:
-            EvidenceError: a subclass that names the first check that failed.
+            EvidenceError: the reason names the first check that failed.
         """
         by_policy = self._current()
         if by_policy is None:

@@ -1,6 +1,6 @@
 """The port for observers of policy.
 
-A module of its own, so that an observer does not load what verifies a policy.
+It is a module of its own, so that an observer does not load the code that verifies policies.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class PolicyWatcher(Protocol):
-    """Wants to know what becomes of policy, for metrics."""
+    """Is told what becomes of policy, for metrics."""
 
     def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
-        """This policy came into force."""
+        """Note that this policy came into force."""
         ...
 
     def refused(self, error: PolicyError) -> None:
-        """An offered policy was refused."""
+        """Note that an offered policy was refused."""
         ...
 
     def ended(self) -> None:
-        """The last good policy ended: none is in force."""
+        """Note that the last good policy ended, so none is in force."""
         ...

@@ -1,6 +1,6 @@
-"""From Istio's AuthorizationPolicy and PeerAuthentication to a policy document.
+"""Converts Istio's AuthorizationPolicy and PeerAuthentication to a policy document.
 
-Reading manifests (:mod:`.manifests`), what one field says in our language (:mod:`.rules`), what is
-left under a denial (:mod:`.atoms`), and the whole mesh (:mod:`.conversion`). Invariant: the result
-never allows more than Istio did; what it cannot say is named with its file and line.
+:mod:`.manifests` reads manifests, :mod:`.rules` converts one field, :mod:`.atoms` computes what a
+denial leaves, and :mod:`.conversion` converts the whole mesh. Invariants: the result never allows
+more than Istio did; what cannot be expressed is reported with its file and line.
 """

@@ -1,8 +1,7 @@
 """The smallest things that a mesh allows, and what is left of them under a denial.
 
 Owns :class:`Atom` and :class:`Denial`. Invariant: :func:`remainder` returns only what the atom
-allows and the denial does not touch; where our language has no words for a part of that, the part
-is left out, never added.
+allows and the denial does not touch; a part that our rules cannot express is left out, never added.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 EVERYTHING: Final = RequestPattern()
 METHODS: Final = ("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
-"""Methods of RFC 9110 and RFC 5789: what "every method but these" is said with."""
+"""The methods of RFC 9110 and RFC 5789, which express "every method except these"."""
 
 
 ANY_PATH: Final = Glob((), rest=True)
@@ -27,12 +26,12 @@ ANY_PATH: Final = Glob((), rest=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Atom:
-    """``source`` may ask ``target`` for ``request``.
+    """One permission: ``source`` may send ``request`` to ``target``.
 
     Attributes:
         source: a pattern of clients.
         target: a pattern of servers.
-        request: what it may ask for; empty: everything.
+        request: the allowed requests; empty allows every request.
     """
 
     source: Glob
@@ -45,12 +44,12 @@ class Condition:
     """One condition of a rule.
 
     Attributes:
-        what: ``source``, ``methods``, ``paths``, ``hosts`` or ``ports``; ``always`` where every
-            request meets it, ``never`` where none does.
+        what: ``source``, ``methods``, ``paths``, ``hosts`` or ``ports``; ``always`` if every
+            request meets it, ``never`` if none does.
         globs: patterns of a source, of paths or of hosts.
         texts: methods.
         numbers: ports.
-        negated: it matches everything but these.
+        negated: whether it matches everything except these.
     """
 
     what: str
@@ -74,7 +73,7 @@ def remainder(atom: Atom, denial: Denial) -> list[Atom]:
         return [atom]
     left: dict[Atom, None] = {}
     for condition in denial.conditions:
-        # Not all of the conditions: one of them is not met.
+        # A request escapes the denial if it does not meet one of the conditions.
         left.update(dict.fromkeys(_unmet(atom, condition)))
     return list(left)
 
@@ -112,7 +111,7 @@ def _unmet_requests(request: RequestPattern, condition: Condition) -> Iterator[R
 
 
 def _rest(globs: Iterable[Glob], condition: Condition) -> Iterator[Glob]:
-    """Of these patterns what does not meet the condition."""
+    """Yield the part of these patterns that does not meet the condition."""
     for glob in globs:
         met = [
             both

@@ -1,7 +1,7 @@
-"""The conditions of one of Istio's rules, and which of them cannot be said.
+"""Reads the conditions of one of Istio's rules, and finds those that cannot be expressed.
 
-Owns the reading of ``from``, ``to`` and ``when``. Invariant: a field that cannot be said is a
-finding with its place; in an ALLOW policy its rule is left out, in a DENY policy the field is.
+Owns the reading of ``from``, ``to`` and ``when``. Invariant: a field that cannot be expressed is a
+finding with its place; an ALLOW policy then loses the rule, a DENY policy only the field.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEYS: Final = {
 
 
 class Conditions:
-    """Reads rules; what cannot be said goes into ``findings``."""
+    """Reads rules; a field that cannot be expressed goes into ``findings``."""
 
     def __init__(self, names: Names, findings: list[Finding]) -> None:
         self._names = names

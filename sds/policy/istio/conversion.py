@@ -1,8 +1,8 @@
-"""Istio's policies of a whole mesh as the ``allow`` rules of one policy document.
+"""Converts Istio's policies of a whole mesh to the ``allow`` rules of one policy document.
 
 Owns :func:`convert`. Invariants: the rules never allow more than the manifests did; every field
-that cannot be said is a finding with its place. In an ALLOW policy such a rule is left out; in a
-DENY policy the field is, so that more is denied.
+that cannot be expressed is a finding with its place. Then an ALLOW policy loses the rule; a DENY
+policy loses only the field, so that more is denied.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _SILENT: Final = frozenset(
 
 @dataclass(slots=True, kw_only=True)
 class Conversion:
-    """What came of the manifests.
+    """The result of a conversion.
 
     Attributes:
-        allow: rules as a policy document has them.
-        findings: what was not said, in the order of the files.
+        allow: the rules as a policy document has them.
+        findings: what was not expressed, in the order of the files.
     """
 
     allow: list[dict[str, Any]] = field(default_factory=list)
@@ -53,20 +53,21 @@ def convert(
     trust_domain: TrustDomain,
     root_namespace: str = "istio-system",
 ) -> Conversion:
-    """Convert what the manifests say of one mesh.
+    """Convert the manifests of one mesh.
 
     Args:
         manifests: AuthorizationPolicy and PeerAuthentication, and the workloads that their
             selectors select.
-        trust_domain: of the mesh; in principals ``cluster.local`` stands for it too.
-        root_namespace: where a policy without selector applies to the whole mesh.
+        trust_domain: the mesh's trust domain; principals may write ``cluster.local`` for it.
+        root_namespace: the namespace in which a policy without a selector applies to the whole
+            mesh.
     """
     names = Names(trust_domain=trust_domain, foreign=_foreign(manifests, trust_domain))
     return _Converter(manifests, names, root_namespace).run()
 
 
 def _foreign(manifests: Sequence[Manifest], own: TrustDomain) -> tuple[str, ...]:
-    """Trust domains that principals name beside the mesh's own."""
+    """Return the trust domains that principals name beside the mesh's own."""
     found = set()
     for manifest in manifests:
         for rule in manifest.root.at("spec", "rules").items():
@@ -193,7 +194,7 @@ class _Converter:
         return globs, not shared
 
     def _open(self, restricted: list[Glob]) -> Iterator[Atom]:
-        """In Istio, workloads without an ALLOW policy take everything."""
+        """Yield permissions for everything to workloads without an ALLOW policy, as in Istio."""
         seen: set[Glob] = set()
         for workload in self._workloads:
             target = self._names.target(workload.namespace, workload.account)
@@ -205,7 +206,7 @@ class _Converter:
 
     def _allowed(self, manifest: Manifest, rule: Spot, targets: list[Glob]) -> Iterator[Atom]:
         for conditions in self._conditions.of(manifest, rule, denies=False):
-            # What the rule allows is what a denial of everything else leaves.
+            # The rule allows what a denial of everything else leaves.
             atoms = [
                 Atom(source=Glob((domain,), rest=True), target=target)
                 for domain in (self._names.trust_domain, *self._names.foreign)

@@ -1,4 +1,4 @@
-"""Kubernetes manifests as data whose places are known.
+"""Kubernetes manifests as data that know their places.
 
 Owns :class:`Manifest`, :class:`Spot` and :class:`Finding`. Invariant: every value can be traced to
 its file and line, so that a message can say where something cannot be converted.
@@ -22,13 +22,13 @@ _MAX_BYTES: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Something that the policy document does not say as Istio did.
+    """Something that the policy document does not express as Istio did.
 
     Attributes:
-        file: the file that it is in.
-        line: from 1.
-        text: what it is, and why.
-        narrows: the document allows less than Istio by it; False where nothing changes.
+        file: the file in which it is.
+        line: the line, counted from 1.
+        text: what it is, and the cause.
+        narrows: whether the document therefore allows less than Istio.
     """
 
     file: str
@@ -37,7 +37,7 @@ class Finding:
     narrows: bool = True
 
     def __str__(self) -> str:
-        """As people and editors read it."""
+        """Return the finding as people and editors read it."""
         return f"{self.file}:{self.line}: {self.text}"
 
 
@@ -51,7 +51,7 @@ class Spot:
 
     @property
     def line(self) -> int:
-        """From 1."""
+        """Return the line, counted from 1."""
         return 1 if self.node is None else int(self.node.start_mark.line) + 1
 
     def get(self, name: str) -> Spot:
@@ -128,7 +128,7 @@ def parse_manifests(content: bytes, *, file: str) -> list[Manifest]:
     """Return every object in the content of one file.
 
     Raises:
-        ConfigurationError: it is not strict YAML.
+        ConfigurationError: the content is not strict YAML.
     """
     documents = yamlfile.parse_all(content, what=file)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -144,7 +144,7 @@ def parse_manifests(content: bytes, *, file: str) -> list[Manifest]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A workload as its manifest describes it: who its pods are and which labels they carry."""
+    """A workload as its manifest describes it: the account and the labels of its pods."""
 
     namespace: str
     account: str

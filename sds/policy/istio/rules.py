@@ -1,4 +1,4 @@
-"""What one field of Istio's rules says in our patterns, or why it cannot be said.
+"""Converts one field of Istio's rules to our patterns, or says why it cannot be expressed.
 
 Owns the mapping of names, hosts, paths, methods and ports
 (https://istio.io/latest/docs/reference/config/security/authorization-policy/). In Istio a value is
@@ -20,20 +20,21 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
 
 LOCAL: Final = "cluster.local"
-"""Istio's word for the mesh's own trust domain, whatever its name is."""
+"""Istio's name for the mesh's own trust domain, whatever that is called."""
 
 
 class CannotSayError(ValueError):
-    """Our language has no words for it; the text says why."""
+    """Our rules cannot express it; the text says why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Names:
-    """How names of the mesh are written here.
+    """Writes names of the mesh as patterns.
 
     Attributes:
-        trust_domain: of the mesh.
-        foreign: other trust domains that some principal names.
+        trust_domain: the mesh's trust domain.
+        foreign: other trust domains that some principal
+            names.
     """
 
     trust_domain: TrustDomain
@@ -43,7 +44,7 @@ class Names:
         """Convert a value of ``principals`` to patterns of SPIFFE IDs; None means everybody.
 
         Raises:
-            CannotSayError: it has no pattern.
+            CannotSayError: no pattern expresses it.
         """
         if text == "*":
             return None if denies else [Glob((self.trust_domain,), rest=True)]
@@ -74,7 +75,7 @@ class Names:
         return [self._parsed(text, domain, path, closed=True) for domain in domains]
 
     def target(self, namespace: str, account: str = "*") -> Glob:
-        """Workloads of an account, or of every account, of a namespace (``*``: of all)."""
+        """Return a pattern of the workloads of an account or namespace; ``*`` means every one."""
         return self._parsed(account, self.trust_domain, f"ns/{namespace}/sa/{account}", closed=True)
 
     def _domain(self, domain: str) -> str:
@@ -90,7 +91,7 @@ class Names:
         return self._parsed(f"*{rest}", self.trust_domain, path, closed=True)
 
     def _parsed(self, text: str, domain: str, path: str, *, closed: bool = False) -> Glob:
-        """``path`` may end in a star, which in Istio's words crosses every ``/`` after it."""
+        """Parse a name whose ``path`` may end in a star, which in Istio matches across ``/``."""
         if path.endswith("*") and not closed:
             *before, last = path.split("/")
             if last == "*":
@@ -109,7 +110,7 @@ def paths(text: str) -> list[Glob] | None:
     """Convert a value of ``paths`` to patterns; None means every path.
 
     Raises:
-        CannotSayError: it has no pattern.
+        CannotSayError: no pattern expresses it.
     """
     if text in {"*", "/*"}:
         return None
@@ -121,7 +122,7 @@ def paths(text: str) -> list[Glob] | None:
     if "{" in text:
         raise CannotSayError(f"{text!r}: '{{**}}' may only come last")
     if not text.endswith("*") or "*" in text[:-1]:
-        # Exact, or a template whose star stands for one segment there and here.
+        # It is exact, or a template whose star stands for one segment in both languages.
         return [_path(text)]
     if text.endswith("/*"):
         return [_path(text + "*")]
