@@ -1,1 +1,1 @@
-"""Evidence: who produced it, what it is bound to, and what it must show to be accepted."""
+"""Evidence: how it is collected, what it binds, and what it must show to be accepted."""

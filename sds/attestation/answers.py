@@ -1,8 +1,8 @@
-"""Answers of publishers: how much of one is read, and how long one is left alone that gave none.
+"""Answers of publishers: how much is read, and how long a publisher without one is left alone.
 
 Owns which answers mean "later", and for how long (RFC 9110, sections 10.2.3 and 15.6.4; RFC 6585,
-section 4). Invariants: a header that cannot be read says nothing; no more of a body is kept than
-one byte beyond what its caller takes.
+section 4). Invariants: a header that cannot be read is ignored; at most one byte more of a body is
+kept than its caller accepts.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""From the sections ``attestation:`` and ``verification:`` to what attests and verifies.
+"""Makes attesters and verifiers from the sections ``attestation:`` and ``verification:``.
 
 Owns what the composition roots of agent, authority and command line share. Invariants: nothing is
 simulated unless the section says so, and a simulation is loudly logged; a root that is not the
-manufacturer's counts only where the section names it; what is configured can be used, or nothing
+manufacturer's counts only if the section names it; if something configured cannot be used, nothing
 starts.
 
-A node has one kind of evidence. What collects the others is loaded only where the section names it.
+A node has one kind of evidence, so the code for other kinds is loaded only if the section names
+them.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class Verification:
-    """What verifies the other side's evidence, and the files that it is judged by.
+    """Verifies the other side's evidence, and follows the files that this needs.
 
     Args:
         section: the configuration.
@@ -83,11 +84,11 @@ class Verification:
             clock=self._clock,
         )
         self.keeper = _keeper(section, roots, clock=self._clock, missed=self._is_missed)
-        # What is wrong with a root or a value is said now, and not when evidence comes.
+        # Report a wrong root or value now, and not when evidence comes.
         self.verifier()
 
     def collateral(self) -> tuple[CollateralFile, ...]:
-        """Issue and end of each file by which evidence is judged now."""
+        """Return issue and end of each file that is used to verify evidence now."""
         return self.files.standing
 
     def _is_missed(self) -> bool:
@@ -119,7 +120,7 @@ class Verification:
         return self._roots
 
     def tasks(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
-        """Name and function of what runs beside the verifiers: it follows and fills the files.
+        """Return name and function of each task that follows or fills the files.
 
         Raises:
             ConfigurationError: the folder that is to be filled cannot be made.
@@ -136,7 +137,7 @@ class Verification:
         """Make a verifier of every kind of evidence from the files that are in force.
 
         Args:
-            values: reference values in place of the section's (a signed policy's).
+            values: reference values to use instead of the section's (a signed policy's).
         """
         demands = Demands(
             values=self._section.reference_values if values is None else values,
@@ -168,7 +169,7 @@ def _keeper(
     fetch, folder = section.fetch, section.collateral
     if fetch is None or folder is None:
         return None
-    # An HTTP client: only a process that fetches loads it.
+    # This loads an HTTP client, so only a process that fetches imports it.
     from sds.attestation.fetching import (  # noqa: PLC0415  see the module
         INTEL_ROOT_LIST,
         PCS,
@@ -196,7 +197,7 @@ def make_attester(section: AttestationSection) -> Attester | None:
     """Make the attester of our evidence, or return None if the section names no kind.
 
     Raises:
-        ConfigurationError: it cannot be had.
+        ConfigurationError: it cannot be made.
     """
     if section.kind is None:
         return None
@@ -210,8 +211,8 @@ def make_attester(section: AttestationSection) -> Attester | None:
 def keyed(attester: Attester, section: AttestationSection) -> Attester:
     """Give the attester the exchange key of this boot, if the section asks for one.
 
-    Only a real start calls it: it extends the register, which nothing undoes until the machine
-    starts again.
+    Only a real start calls this, because it extends the register, and nothing undoes that until the
+    machine starts again.
 
     Raises:
         ConfigurationError: the register cannot be used, or the key cannot be kept.
@@ -282,7 +283,7 @@ def _through_vtpm(section: AttestationSection, missing: EvidenceError) -> Attest
 
     Args:
         section: the configuration.
-        missing: says that there is none.
+        missing: the error that says that there is no other interface.
     """
     device = section.tpm_device or RESOURCE_MANAGER
     try:

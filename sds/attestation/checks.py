@@ -1,4 +1,4 @@
-"""A verdict as a list of checks: what was looked at, found and demanded, and what failed.
+"""A verdict as a list of checks: what was checked, found and required, and what failed.
 
 Owns :class:`Checks` and :class:`Verdict`. Invariants: every check that can run is run and listed,
 in the order of the specification; a verdict is accepted only if there is at least one check and
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Claims
 
 ANY: Final = "any"
-"""What is demanded where nothing is."""
+"""The text of a requirement that requires nothing."""
 _SHOWN: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One check: what was looked at, found and demanded.
+    """One check: what was checked, found and required.
 
     Attributes:
-        name: stable, ``snake_case``.
-        found: what the evidence says, or a function that says it.
-        expected: what is demanded, likewise.
+        name: a stable name in ``snake_case``.
+        found: what the evidence says, or a function that returns it.
+        expected: what is required, or a function that returns it.
         error: why it failed, or None.
     """
 
@@ -51,7 +51,7 @@ class Check:
 
     @property
     def expected_text(self) -> str:
-        """Return what is demanded, as text."""
+        """Return what is required, as text."""
         return text(self.expected)
 
 
@@ -76,9 +76,9 @@ class Checks:
         expected: object,
         advice: str = "",
     ) -> bool:
-        """Record one check; the error says field, found and expected. Returns ``ok``.
+        """Record one check, whose error names field, found and expected; return ``ok``.
 
-        ``found`` and ``expected`` are values, or functions that make the text when it is read.
+        ``found`` and ``expected`` are values, or functions that are called when the text is read.
         """
         failure = None
         if not ok:
@@ -93,12 +93,12 @@ class Checks:
     def attempt(
         self, name: str, error: EvidenceError | None, *, found: object, expected: object
     ) -> bool:
-        """Record one check whose error was raised elsewhere. Returns whether it passed."""
+        """Record one check whose error was raised elsewhere, and say whether it passed."""
         self.done.append(Check(name=name, found=found, expected=expected, error=error))
         return error is None
 
     def among(self, name: str, reason: str, *, found: str, accepted: Iterable[str]) -> bool:
-        """Record whether ``found`` is one of ``accepted``; an empty one demands nothing."""
+        """Record whether ``found`` is one of ``accepted``; an empty one requires nothing."""
         listed = tuple(accepted)
         return self.add(
             name,
@@ -114,7 +114,7 @@ class Verdict:
     """The outcome of an examination.
 
     Attributes:
-        kind: kind of the evidence, by its name on the wire.
+        kind: the kind of the evidence, by its name on the wire.
         checks: all checks that ran, in order.
         claims: what the evidence says; only for display while :attr:`accepted` is False.
     """
@@ -147,7 +147,7 @@ class Verdict:
 
 
 def one_of(values: Iterable[object]) -> str:
-    """``a or b or c`` for a message, shortened where there are many."""
+    """Return ``a or b or c`` for a message, shortened if there are many."""
     listed = [str(value) for value in values]
     more = f" or {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     return " or ".join(listed[:_SHOWN]) + more or "nothing"

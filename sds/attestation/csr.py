@@ -46,13 +46,13 @@ def statements() -> dict[EvidenceKind, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestedCsr:
-    """What an attested CSR holds. Its signature was verified; its evidence was not.
+    """The content of an attested CSR. Its signature was verified; its evidence was not.
 
     Attributes:
-        public_key: the key that asks.
+        public_key: the key to be certified.
         spiffe_id: its only URI SAN.
         dns_names: its DNS SANs, in order.
-        evidence: unverified.
+        evidence: its evidence, unverified.
     """
 
     public_key: PublicKey = field(repr=False)
@@ -71,12 +71,12 @@ class AttestedCsr:
 
 
 def make_attested_csr(key: PrivateKey, identity: Identity, evidence: Evidence) -> bytes:
-    """PKCS#10 in DER with ``evidence`` in it.
+    """Make a PKCS#10 request in DER with ``evidence`` in it.
 
     Args:
         key: signs the CSR; ``evidence`` must bind its public half.
-        identity: the SANs that are asked for.
-        evidence: bound to the authority's nonce and to ``key``.
+        identity: the requested SANs.
+        evidence: binds the authority's nonce and ``key``.
 
     Raises:
         CertificateError: ``csr_invalid``: this kind of evidence has no statement type.
@@ -110,16 +110,16 @@ def _sign(key: PrivateKey, data: bytes) -> bytes:
 
 
 def parse_attested_csr(encoded: bytes) -> AttestedCsr:
-    """Take an attested CSR apart.
+    """Parse and check an attested CSR.
 
     The checks, in order: 1. PKCS#10 with a valid signature, 2. exactly one URI SAN, a SPIFFE ID,
     and no SANs but DNS names beside it, 3. one id-aa-attestation attribute with one value, 4. one
     statement of a type that we know, an OCTET STRING, and at most eight X.509 certificates.
 
     Raises:
-        CertificateError: ``csr_invalid``: one of them fails.
+        CertificateError: ``csr_invalid``: one of these checks failed.
         IdentityError: a name is not valid.
-        KeyTypeError: the key is of a kind that we do not know.
+        KeyTypeError: the key is of an unknown kind.
     """
     public_key = csr_public_key(encoded)  # 1
     spiffe_id, dns_names = _names(encoded)  # 2
@@ -199,7 +199,7 @@ def _evidence(encoded: bytes) -> Evidence:
             reason="csr_invalid",
         )
     for certificate in certificates:
-        # LimitedCertChoices: of its alternatives we make and take the X.509 certificate.
+        # LimitedCertChoices: of its alternatives, we use only the X.509 certificate.
         der.elements(certificate)
     kind, report = _statement(given[0])
     return Evidence(kind=kind, report=report, certificates=tuple(certificates))

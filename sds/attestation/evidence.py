@@ -1,4 +1,4 @@
-"""Evidence, claims, and the binding of both to what is asked for (RATS, RFC 9334).
+"""Evidence, claims, and how evidence binds a request (RATS, RFC 9334).
 
 Owns the types that every kind of evidence shares and the two ports: an :class:`Attester`
 produces evidence, a :class:`Verifier` turns it into :class:`Claims`. Invariant: only a verifier
@@ -30,11 +30,11 @@ ReportData = NewType("ReportData", bytes)
 """Exactly 64 bytes, made by :func:`report_data`."""
 
 REQUEST_LABEL: Final = b"attested-sds/csr/v1"
-"""Role label of evidence that an agent (or an authority asking upstream) gives with CSRs."""
+"""The role label of evidence that an agent, or an authority that asks upstream, gives with CSRs."""
 AUTHORITY_LABEL: Final = b"attested-sds/ca/v1"
-"""Role label of the evidence by which an authority proves itself."""
+"""The role label of the evidence by which an authority proves itself."""
 CSR_LABEL: Final = b"attested-sds/pkcs10/v1"
-"""Role label of evidence inside a PKCS#10 request that travels alone (``attestation.csr``)."""
+"""The role label of evidence inside a PKCS#10 request that travels alone (``attestation.csr``)."""
 
 REPORT_DATA_BYTES: Final = 64
 
@@ -99,12 +99,12 @@ EvidenceKind.KUBERNETES_TOKEN = EvidenceKind("kubernetes-token")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeProof:
-    """Shows that the holder of the measured exchange key made evidence; nothing in it is checked.
+    """A proof that the holder of the measured exchange key made evidence; not checked yet.
 
     Attributes:
         public_key: the exchange key's SubjectPublicKeyInfo, DER.
         events: the digests that were extended into the runtime register, in order.
-        signature: by the key, over the evidence's report data
+        signature: the key's signature over the evidence's report data
             (:mod:`sds.attestation.exchange_key.events`).
     """
 
@@ -118,10 +118,10 @@ class Evidence:
     """Evidence as it travels: nothing in it has been checked.
 
     Attributes:
-        kind: what ``report`` is.
+        kind: the kind of ``report``.
         report: the raw bytes: an SNP attestation report, a TDX quote, a token.
         certificates: DER certificates that help to verify it (leaf first); they add no trust.
-        proof: that the holder of the measured exchange key made it, for platforms with runtime
+        proof: shows that the holder of the measured exchange key made it, on platforms with runtime
             registers.
     """
 
@@ -142,9 +142,9 @@ class Claims:
 
     Attributes:
         kind: the kind of evidence.
-        measurement: launch measurement (SNP MEASUREMENT, TDX MRTD) in lower-case hex; the node's
-            name for kinds without a measurement.
-        simulated: the chain ends in a configured root that is not the manufacturer's.
+        measurement: the launch measurement (SNP MEASUREMENT, TDX MRTD) in lower-case hex; for kinds
+            without one, the node's name.
+        simulated: whether the chain ends in a configured root that is not the manufacturer's.
         attributes: every other claim, by the names that ``docs/attestation.md`` lists.
     """
 
@@ -168,13 +168,13 @@ class Attester(Protocol):
 
 @runtime_checkable
 class ChallengedAttester(Protocol):
-    """An attester that can prove more, when it is asked in a second round."""
+    """An attester that can prove more if it is asked in a second round."""
 
     async def answer_challenge(self, challenge: bytes) -> None:
-        """Work out the answer; the evidence from now on contains it.
+        """Compute the answer, which all later evidence contains.
 
         Raises:
-            EvidenceError: it cannot be answered.
+            EvidenceError: the challenge cannot be answered.
         """
         ...
 
@@ -183,8 +183,8 @@ async def answer_challenge(attester: object, challenge: bytes) -> None:
     """Let an attester answer.
 
     Raises:
-        EvidenceError: ``evidence_unsupported``: it is of a kind that answers nothing; else as it
-            raises.
+        EvidenceError: ``evidence_unsupported``: its kind answers no challenges; else the attester's
+            error.
     """
     if not isinstance(attester, ChallengedAttester):
         raise EvidenceError(
@@ -201,7 +201,7 @@ class Verifier(Protocol):
         """Check authenticity, binding to ``data`` and the reference values, at the time ``now``.
 
         Raises:
-            EvidenceError: a subclass that names the first check that failed.
+            EvidenceError: the reason names the first check that failed.
         """
         ...
 
@@ -221,9 +221,9 @@ def item_digest(
 ) -> bytes:
     """Return the SHA-256 of one item of a request.
 
-    Its parts: CSR (DER), SPIFFE ID, lifetime in seconds (8 bytes), number of DNS names (8 bytes),
-    the DNS names in order, and ``signing`` as one more part where an authority's certificate is
-    asked for.
+    Its parts are CSR (DER), SPIFFE ID, lifetime in seconds (8 bytes), number of DNS names (8
+    bytes), the DNS names in order, and the word ``signing`` if an authority's certificate is
+    requested.
     """
     parts = [
         csr,

@@ -1,4 +1,4 @@
-"""What the examiners of all kinds share: refuse another kind, run the checks, make a verdict.
+"""The common part of all examiners: refuse other kinds, run the checks, make a verdict.
 
 Owns :class:`KindExaminer`. Invariant: the checks of a kind never see evidence of another one, and
 :meth:`KindExaminer.verify` returns claims only if every check passed.
@@ -35,8 +35,8 @@ class KindExaminer(ABC):
 
         Args:
             evidence: the evidence.
-            data: the report data that is demanded; None demands none.
-            now: the time at which certificates, lists and collateral must count.
+            data: the required report data; None requires none.
+            now: the time at which certificates, lists and collateral must be valid.
         """
         checks = Checks()
         claims = None
@@ -54,4 +54,4 @@ class KindExaminer(ABC):
     def _check(
         self, checks: Checks, evidence: Evidence, data: ReportData | None, now: datetime
     ) -> Claims | None:
-        """Record the checks of this kind; what the evidence says, None if nothing can be read."""
+        """Record this kind's checks; return what the evidence says, None if it cannot be read."""

@@ -1,9 +1,9 @@
-"""Public collateral from its publishers: Intel's PCS or a PCCS, and AMD's KDS.
+"""Fetches public collateral from its publishers: Intel's PCS or a PCCS, and AMD's KDS.
 
-Owns what is asked, how an answer is checked, and how it reaches the disk. Invariants: nothing is
-written before its signature is verified and it is current and about what was asked; a file is
-replaced as a whole, and never by an older one; sizes, times and the number of requests are bounded;
-a publisher that says "later" (429, 503 with Retry-After) is asked later, and never sooner.
+Owns the requests, the checks of answers, and how they reach the disk. Invariants: nothing is
+written before its signature is verified, and before it is known to be current and to be what was
+requested; a file is replaced as a whole, and never by an older one; sizes, times and the number of
+requests are bounded; a publisher that says "later" (429, 503 with Retry-After) is not asked sooner.
 
 Sources: Intel's PCS API, version 4 (``/tdx/certification/v4/tcb``, ``/qe/identity``,
 ``/sgx/certification/v4/pckcrl``, ``/rootcacrl`` of a PCCS); AMD 57230, section 4.4 (``/crl``).
@@ -60,18 +60,18 @@ _SIZE_LIMIT: Final = MAX_DOCUMENT_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is to be fetched.
+    """The collateral to be fetched.
 
     Attributes:
-        fmspcs: kinds of TDX platform, FMSPC in hex; none asks for no TDX collateral.
+        fmspcs: kinds of TDX platform, FMSPC in hex; without any, no TDX collateral is fetched.
         authorities: PCK authorities whose lists are needed: ``platform``, ``processor``.
         update: Intel's ``standard`` or ``early`` TCB recovery.
-        recovery: exactly this TCB recovery instead, by its tcbEvaluationDataNumber.
+        recovery: the tcbEvaluationDataNumber of the TCB recovery to fetch instead.
         products: AMD's products whose lists are needed.
         pcs: Intel's PCS, or a PCCS.
-        root_list: where the root's list is; the PCCS's own where None.
+        root_list: the URL of the root's list; None means the PCCS's own.
         kds: AMD's KDS, or a cache in its layout.
-        roots: DER of roots trusted beside Intel's and AMD's: those of simulations.
+        roots: roots that are trusted beside Intel's and AMD's, in DER: those of simulations.
     """
 
     fmspcs: tuple[str, ...] = ()
@@ -97,8 +97,8 @@ class Fetched:
     """A file that is up to date now.
 
     Attributes:
-        path: of the file.
-        next_update: until when it counts.
+        path: the file.
+        next_update: until when it is valid.
         changed: whether this call wrote it.
     """
 
@@ -108,7 +108,7 @@ class Fetched:
 
 
 class _UnknownThereError(Exception):
-    """The publisher answers, and does not know what was asked for."""
+    """The publisher answers, but does not know the document."""
 
     def __init__(self, failure: EndorsementUnavailableError) -> None:
         super().__init__(failure.message)
@@ -125,9 +125,10 @@ class Fetcher:
     """Fetches public collateral into a folder.
 
     Args:
-        wanted: what.
-        clock: time, and the pauses between attempts.
-        patience: seconds for which one file may be waited for in all.
+        wanted: the collateral to fetch.
+        clock: gives the time, and makes the pauses between
+            attempts.
+        patience: the most seconds to wait for one file.
     """
 
     def __init__(self, wanted: Wanted, *, clock: Clock, patience: float = 600.0) -> None:
@@ -139,8 +140,8 @@ class Fetcher:
     async def fetch(self, folder: Path) -> list[Fetched]:
         """Fetch, check and store everything; what was stored before a failure stays stored.
 
-        A platform that the publisher does not know keeps no other's documents from the disk: it is
-        said at the end.
+        A platform that the publisher does not know does not keep others' documents from the disk:
+        the error comes at the end.
 
         Raises:
             EndorsementUnavailableError: a publisher does not answer, or not within the patience, or
@@ -188,7 +189,7 @@ class Fetcher:
         if not files:
             raise unknown[0]
         answer = await self._get(session, f"{tdx}/qe/identity?{wanted.which}")
-        # Verified under the chain that is stored: a folder has one.
+        # Verified under the stored chain, because a folder has only one.
         until = self._document(answer.body, chain, "enclaveIdentity", "")
         files.append((folder / QE_IDENTITY, answer.body, until))
         lists = []
@@ -199,7 +200,8 @@ class Fetcher:
         root_list = wanted.root_list or f"{wanted.pcs}/sgx/certification/v4/rootcacrl"
         answer = await self._get(session, root_list)
         lists.append((folder / "root.crl", self._intel(answer.body)))
-        # Everything is verified, and nothing is older than what is stored: now the folder changes.
+        # Everything is verified, and nothing is older than what is stored, so the folder may change
+        # now.
         for path, one in lists:
             _require_newer(path, one)
         for path, body, _ in files:
@@ -214,7 +216,7 @@ class Fetcher:
 
         Raises:
             EndorsementUnavailableError: it does not answer.
-            EvidenceError: as :meth:`fetch`.
+            EvidenceError: as for :meth:`fetch`.
         """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session:
@@ -232,7 +234,7 @@ class Fetcher:
             what="TCB signing chain",
         )
         key = signer.leaf.public_key()
-        assert isinstance(key, ec.EllipticCurvePublicKey)  # held by link_chain
+        assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
         return signed_document(body, key=key, expected=expected, now=self._clock.now().wall)
 
     def _document(self, body: bytes, chain: bytes, expected: str, fmspc: str) -> datetime:
@@ -272,7 +274,7 @@ class Fetcher:
                 f"the list of {one.issuer_name} is valid from {one.this_update:%FT%TZ} to "
                 f"{one.next_update:%FT%TZ}, the time is {now:%FT%TZ}",
                 reason="revocation_list_stale",
-                advice="look at the clock; ask another cache",
+                advice="check the clock, or ask another cache",
             )
         return one
 
@@ -304,7 +306,7 @@ class Fetcher:
                 pause = max(pause, wait)
             if waited + pause > self._patience:
                 raise EndorsementUnavailableError(
-                    f"{url} says: later, in {pause:.0f} s at the soonest",
+                    f"{url} says: later, in {pause:.0f} s at the earliest",
                     advice="run this again then; what is cached stays valid until its next update",
                 )
             waited += pause
@@ -351,7 +353,7 @@ def asker(url: str) -> Callable[[str], Awaitable[tuple[int, bytes]]]:
 
 
 def _require_newer(path: Path, one: RevocationList) -> None:
-    """Hold that a list is not older than the one that is stored, where that can be read."""
+    """Check that a list is not older than the stored one, if that can be read."""
     try:
         before = read_revocation_list(read_file(path, max_bytes=_SIZE_LIMIT), origin=str(path))
     except (OSError, EvidenceError):
@@ -360,7 +362,7 @@ def _require_newer(path: Path, one: RevocationList) -> None:
 
 
 def _require_no_older_document(path: Path, body: bytes) -> None:
-    """Hold that a document was not issued before the one that is stored."""
+    """Check that a document was not issued before the stored one."""
     try:
         (before,) = (
             part
@@ -385,7 +387,7 @@ def _chain(answer: _Answer, header: str) -> bytes:
 
 
 def _stored(path: Path, content: bytes, next_update: datetime) -> Fetched:
-    """Write a file as a whole (RFC: rename), where its content changed."""
+    """Write a file as a whole (by rename), if its content changed."""
     try:
         if path.is_file() and path.read_bytes() == content:
             return Fetched(path=path, next_update=next_update, changed=False)

@@ -1,11 +1,11 @@
-"""What evidence is judged by, from files that change under us: revocation lists and collateral.
+"""Reads and follows the files that verification needs: revocation lists and collateral.
 
-Owns reading and following them. Invariants: at the start whatever is configured can be used, or
-nothing starts; afterwards the files count only as a whole, what cannot be used leaves what was read
-before in force, and is logged once with file and reason; an issuer's list is never replaced by an
-older one or by none, and a document never by one that was issued before it. What is in force is one
-value, so a verdict never mixes two states of the files. What is still to be fetched is missing: no
-verdict takes it for what nobody configured.
+Invariants: if a configured file cannot be used at the start, nothing starts; afterwards the files
+count only as a whole, and if one cannot be used, the earlier content stays in force and the problem
+is logged once with file and reason; an issuer's list is never replaced by an older one or by none,
+and a document never by one that was issued before it. The content in force is one value, so a
+verdict never mixes two states of the files. A file that is still to be fetched counts as missing,
+and not as unconfigured.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Places:
     """Where the files are, and who may have signed lists.
 
     Attributes:
-        revocation_lists: files, PEM or DER.
-        collateral: folder for TDX, or None.
+        revocation_lists: files with lists, in PEM or DER.
+        collateral: the folder for TDX, or None.
         filled: whether this process fills the folder itself, so that it may be empty at first.
-        amd_wanted: whether it is to have AMD's lists.
-        roots: DER of configured roots, of AMD's kind and of Intel's.
-        certificates: DER of configured ASKs, ASVKs and ARKs.
+        amd_wanted: whether the folder is to have AMD's lists.
+        roots: configured roots in DER, of AMD's kind and of Intel's.
+        certificates: configured ASKs, ASVKs and ARKs, in DER.
     """
 
     revocation_lists: Sequence[Path] = ()
@@ -75,7 +75,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
-    """What the files said when they were read last.
+    """The content of the files when they were last read.
 
     Attributes:
         amd: AMD's lists.
@@ -107,8 +107,8 @@ def read_files(places: Places) -> InForce:
     """Read everything. It blocks.
 
     Raises:
-        ConfigurationError: a file cannot be read, is not what it must be, or is a list by an
-            unknown issuer, or whose signature is invalid. The message names the file.
+        ConfigurationError: a file cannot be read, has the wrong form, or is a list of an unknown
+            issuer or with an invalid signature. The message names the file.
     """
     try:
         amd_issuers, intel_roots = _issuers(places)
@@ -149,12 +149,12 @@ def _awaited(what: str) -> EvidenceError:
 
 
 def examined_files(places: Places) -> InForce:
-    """Read everything for one examination, where what cannot be used is part of the verdict.
+    """Read everything for one examination; a file that cannot be used becomes part of the verdict.
 
-    Every list is checked against the rules of AMD and of Intel; a verifier looks at its own alone.
+    Every list is checked against the rules of AMD and of Intel; a verifier uses only its own lists.
 
     Raises:
-        ConfigurationError: a configured root cannot be used, or a file not be opened.
+        ConfigurationError: a configured root cannot be used, or a file cannot be opened.
     """
     amd_issuers, intel_roots = _issuers(places)
     lists: list[tuple[Path, bytes]] = []
@@ -207,7 +207,7 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
 
 
 def _require_no_older_documents(found: InForce, before: InForce) -> None:
-    """Hold that no signed document was issued before the one that it replaces.
+    """Check that no signed document was issued before the one that it replaces.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: one was.
@@ -224,19 +224,19 @@ def _require_no_older_documents(found: InForce, before: InForce) -> None:
 
 
 class FollowedFiles:
-    """The files, and what of them is in force.
+    """The files, and the content of them that is in force.
 
     Args:
         places: where they are.
         clock: time.
 
     Attributes:
-        problem: why the files cannot be used as they were last found; empty while they can.
+        problem: why the files cannot be used as they are now; empty if they can.
         failures: how often they could not be used.
-        failures_in_a_row: the same since they last could.
+        failures_in_a_row: how often they could not be used since they last could.
 
     Raises:
-        ConfigurationError: as :func:`read_files`.
+        ConfigurationError: as for :func:`read_files`.
     """
 
     def __init__(self, places: Places, *, clock: Clock) -> None:
@@ -257,7 +257,7 @@ class FollowedFiles:
 
     @property
     def standing(self) -> tuple[CollateralFile, ...]:
-        """Issue and end of each file in force."""
+        """Return issue and end of each file in force."""
         return self._standing
 
     @property
@@ -269,7 +269,7 @@ class FollowedFiles:
         """Read the files again. It blocks.
 
         Raises:
-            ConfigurationError: they cannot be used; what was read before stays in force.
+            ConfigurationError: they cannot be used; the earlier content stays in force.
         """
         found = read_files(self._places)
         try:
@@ -310,7 +310,7 @@ class FollowedFiles:
             self._failed(
                 ConfigurationError(
                     f"verification: the files did not answer within {_ANSWER_SECONDS:g} s",
-                    advice="does their file system hang?",
+                    advice="check whether their file system hangs",
                 )
             )
         else:
@@ -331,6 +331,7 @@ class FollowedFiles:
             )
 
     def _folders(self) -> set[Path]:
-        # The parent: a replaced file has another inode, and a swapped symlink is the parent's.
+        # Watch the parent: a replaced file has another inode, and a swapped symlink is in the
+        # parent.
         found = {path.parent for path in self._places.revocation_lists}
         return found if self._places.collateral is None else found | {self._places.collateral}

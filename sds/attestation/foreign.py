@@ -1,9 +1,9 @@
-"""Evidence that this program shows in words and does not verify as it is.
+"""Formats that this program describes but does not verify.
 
 Owns the layouts of what is often given in place of evidence: the blob of an Azure paravisor (HCL),
-which wraps a hardware report and what its vTPM vouches for; SGX quotes; TDREPORTs; an SNP report
-with other bytes around it; evidence written as text. Invariant: only offsets are read, within the
-bytes that are there.
+which wraps a hardware report and the runtime data that it vouches for; SGX quotes; TDREPORTs; an
+SNP report with other bytes around it; evidence written as text. Invariant: only offsets within the
+given bytes are read.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ _SGX_KEY_TYPES: Final = {0: "EPID", 1: "EPID", 2: "ECDSA P-256", 3: "ECDSA P-384
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HclBlob:
-    """An Azure paravisor's blob, laid out.
+    """An Azure paravisor's blob, parsed.
 
     Attributes:
-        kind: of the hardware report: ``sev-snp`` or ``tdx``.
+        kind: the kind of the hardware report: ``sev-snp`` or ``tdx``.
         report: an SNP report (1184 bytes) or a TDREPORT (1024 bytes).
-        runtime: the JSON that the hardware report's report data is the hash of.
+        runtime: the JSON whose hash is the hardware report's report data.
         hash_type: 1 is SHA-256, 2 SHA-384, 3 SHA-512.
     """
 
@@ -70,11 +70,11 @@ class HclBlob:
 
 
 def parse_hcl(raw: bytes) -> HclBlob:
-    """Lay out an Azure paravisor's blob.
+    """Parse an Azure paravisor's blob.
 
     Raises:
-        EvidenceMalformedError: it is cut short, or its report is of a type, or its runtime data of
-            a version, that is not known.
+        EvidenceMalformedError: it is cut short, or the type of its report or the version of its
+            runtime data is unknown.
     """
     if len(raw) < _RUNTIME_OFFSET + _RUNTIME.size or not raw.startswith(HCL_MAGIC):
         raise EvidenceMalformedError(
@@ -149,7 +149,7 @@ def is_snp_report(raw: bytes) -> bool:
 def snp_report_within(raw: bytes) -> int | None:
     """Return where these bytes contain an SNP report that is not alone or is cut short, else None.
 
-    It is first where a host's certificates follow, and after 32 bytes in the firmware's answer
+    It comes first if a host's certificates follow, and after 32 bytes in the firmware's answer
     (MSG_REPORT_RSP, 56860, table 26).
     """
     if is_snp_report(raw):
@@ -162,8 +162,8 @@ def snp_report_within(raw: bytes) -> int | None:
 def from_text(raw: bytes) -> tuple[str, bytes] | None:
     """Return how a text encodes bytes, and the bytes; None if it does not.
 
-    Both alphabets of base64 (RFC 4648, sections 4 and 5), with or without padding, and
-    hexadecimal; white space and quotation marks around do not count.
+    It may be base64 in both alphabets (RFC 4648, sections 4 and 5), with or without padding, or
+    hexadecimal; white space and quotation marks around it are ignored.
     """
     text = b"".join(raw.split()).strip(b"\"'")
     if not text or not text.isascii():
@@ -179,8 +179,8 @@ def from_text(raw: bytes) -> tuple[str, bytes] | None:
 def is_sgx_quote(raw: bytes) -> bool:
     """Say whether these bytes begin like a quote of an SGX enclave.
 
-    Since version 5, a quote names the form of its body: 1 is an enclave's. An SNP report of version
-    3 or 4 begins as an EPID quote.
+    Since version 5, a quote names the form of its body, and 1 is an enclave's. An SNP report of
+    version 3 or 4 begins like an EPID quote.
     """
     if len(raw) < _SGX_HEADER_BYTES + _SGX_BODY_BYTES or len(raw) == REPORT_BYTES:
         return False

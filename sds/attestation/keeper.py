@@ -1,11 +1,11 @@
-"""Collateral that keeps itself: fetched in the background, long before it is needed.
+"""Keeps collateral current: fetches it in the background, long before it is needed.
 
-Owns when to fetch. Invariants: a fetch begins long before the earliest next update and at least
-once a day, at a moment that differs from one process to the next; a failure is tried again at
-growing intervals, in hours at the most, and in minutes where evidence is refused until it succeeds;
-a failure changes nothing on the disk and ends nothing: what is there is valid until its own next
-update. What is fetched reaches the verifiers through
-``attestation.files``, like any other change of the folder.
+Owns the time of a fetch. Invariants: a fetch begins long before the earliest next update and at
+least once a day, at a moment that differs from process to process; after a failure it is tried
+again at growing intervals of at most hours, or minutes if evidence is refused until it succeeds; a
+failure changes nothing on the disk and ends nothing, because the stored files are valid until their
+own next update. Fetched files reach the verifiers through ``attestation.files``, like any other
+change of the folder.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SOONEST: Final = timedelta(minutes=10)
 LATEST: Final = timedelta(days=1)
 AFTER_FAILURE: Final = Backoff(first=60.0, longest=6 * 3600.0)
 WHILE_MISSED: Final = Backoff(first=60.0, longest=900.0)
-"""What is there is not valid any more, or nothing is: evidence is refused."""
+"""The pauses while evidence is refused because files are missing or no longer valid."""
 _EARLIEST_PART: Final = 0.3
 _SPREAD: Final = 0.3
 
@@ -42,11 +42,11 @@ def next_fetch(now: datetime, found: Iterable[Fetched], *, draw: float) -> timed
     Args:
         now: the moment of the success, aware.
         found: what was fetched.
-        draw: in [0, 1), from a random source: spreads a fleet over time.
+        draw: a random number in [0, 1), which spreads a fleet over time.
 
     Returns:
-        Between 30 and 60 % of what is left until the earliest next update, within ten minutes and
-        a day; a day itself is spread too.
+        Between 30 and 60 % of the time until the earliest next update, at least ten minutes and at
+        most about a day.
     """
     left = min((one.next_update - now for one in found), default=LATEST)
     part = _EARLIEST_PART + _SPREAD * draw
@@ -58,10 +58,10 @@ class CollateralKeeper:
 
     Args:
         fetcher: fetches, checks and stores.
-        folder: that gets the files.
+        folder: gets the files.
         clock: time.
-        draw: random numbers in [0, 1).
-        missed: whether evidence is refused now because collateral is not there, or has ended.
+        draw: gives random numbers in [0, 1).
+        missed: says whether evidence is refused now because collateral is missing or has expired.
     """
 
     def __init__(

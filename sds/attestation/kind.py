@@ -1,7 +1,7 @@
-"""What a kind of evidence is to the rest of the program: the contract of one module per kind.
+"""The contract of a kind of evidence, which one module for each kind fulfils.
 
-Owns the contract alone; :mod:`sds.attestation.registry` lists who fulfils it. Invariant: nothing
-outside a kind's own module asks which kind it is in order to parse, describe or verify it.
+Owns only the contract; :mod:`sds.attestation.registry` lists the modules. Invariant: no code
+outside a kind's own module parses, describes or verifies it by its kind.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class Examiner(Verifier, Protocol):
     """A verifier that can also list every check, for ``sds evidence verify``."""
 
     def examine(self, evidence: Evidence, *, data: ReportData | None, now: datetime) -> Verdict:
-        """Run every check that can run; ``data`` None demands no report data."""
+        """Run every check that can run; if ``data`` is None, any report data is accepted."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demands:
-    """What a verifier of one kind is made from.
+    """The parts from which a verifier of one kind is made.
 
     Attributes:
-        values: what is demanded; ``values.others`` has what is demanded of this kind alone.
-        roots: DER of configured roots, of every kind; each kind takes its own.
-        certificates: DER of certificates that evidence may come without; they add no trust.
-        files: revocation lists and collateral that are in force now.
-        product: the only product that is expected, by name, or None.
+        values: the reference values; ``values.others`` has those of this kind alone.
+        roots: configured roots of every kind, in DER; each kind takes its own.
+        certificates: certificates in DER that evidence may lack; they add no trust.
+        files: gives the revocation lists and collateral in force.
+        product: the only expected product, by name, or None.
     """
 
     values: ReferenceValues
@@ -54,11 +54,11 @@ class KindOfEvidence:
     """One kind of evidence.
 
     Attributes:
-        title: for people: the platform in words.
-        examiner: makes its verifier; None if another part of the program verifies it. Raises an
-            :class:`sds.errors.EvidenceError` where a root cannot be used.
-        recognises: whether raw bytes of a file are of this kind, by their header.
-        describe: every field of raw bytes as text; nothing is verified. Raises an
+        title: the platform in words, for people.
+        examiner: makes its verifier; None if another part of the program verifies it. It raises an
+            :class:`sds.errors.EvidenceError` if a root cannot be used.
+        recognises: says whether raw bytes of a file are of this kind, by their header.
+        describe: returns every field of raw bytes as text, unverified. It may raise an
             :class:`sds.errors.EvidenceError`.
         contained: for kinds of configfs-tsm: the report data inside ``outblob``, and the
             certificates that ``outblob`` and ``auxblob`` give. Raises an ``EvidenceError``.

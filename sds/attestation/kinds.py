@@ -1,7 +1,7 @@
 """Recognises the kind of evidence in a file, and shows what it says.
 
-Owns the guess. Invariant: it decides only which verifier refuses or accepts the bytes; on the
-wire the kind is named.
+Owns the guess. Invariant: it decides only which verifier gets the bytes; on the wire, the kind is
+named.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _SHOWN: Final = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """What bytes are and say; nothing of it is verified.
+    """What bytes are and say, unverified.
 
     Attributes:
-        kind: the kind's name, or that of a format that is shown and not verified.
+        kind: the kind's name, or that of a format that is described but not verified.
         platform: the platform in words.
         claims: every field as text.
     """
@@ -51,8 +51,8 @@ def kind_of(raw: bytes) -> EvidenceKind:
     """Return the kind whose header these bytes have.
 
     Raises:
-        EvidenceMalformedError: they have none, or that of evidence which this program cannot
-            verify; the message names it.
+        EvidenceMalformedError: they have none, or that of a format that this program cannot verify;
+            the message names it.
     """
     if raw.startswith(HCL_MAGIC):
         raise _not_by_itself(parse_hcl(raw))
@@ -97,7 +97,7 @@ def _other(raw: bytes) -> EvidenceMalformedError:
     known = [name for name, registered in KINDS.items() if registered.verified]
     titles = ", ".join(kind_module(name).title for name in known)
     return EvidenceMalformedError(
-        f"{len(raw)} bytes that are no evidence that is known here", advice=f"known are: {titles}"
+        f"{len(raw)} bytes that are no known evidence", advice=f"known are: {titles}"
     )
 
 
@@ -118,7 +118,7 @@ def describe(raw: bytes) -> Described:
     """Describe the platform and every field as text; nothing is verified.
 
     Raises:
-        EvidenceError: it cannot be laid out as anything that is known.
+        EvidenceError: it cannot be parsed as any known format.
     """
     if raw.startswith(HCL_MAGIC):
         return _describe_hcl(raw)

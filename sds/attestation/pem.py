@@ -1,7 +1,7 @@
-"""Certificates and revocation lists of endorsements, from PEM or DER files.
+"""Reads certificates and revocation lists of endorsements from PEM or DER files.
 
-Owns the step from a file's bytes to DER. Invariant: nothing is parsed here, so that a VCEK's
-serial number 0 troubles nobody; what the DER means is the chain's question.
+Owns the step from a file's bytes to DER. Invariant: nothing is parsed here, so a VCEK's serial
+number 0 does no harm; the modules of chains read the DER.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNREADABLE: Final = (
     x509.DuplicateExtension,
     x509.UnsupportedGeneralNameType,
 )
-"""What ``cryptography`` raises for certificates and lists that it cannot read."""
+"""The errors of ``cryptography`` for certificates and lists that it cannot read."""
 
 
 def der_certificates(content: bytes, *, what: str) -> tuple[bytes, ...]:

@@ -1,8 +1,7 @@
 """Reference values: what the evidence of an acceptable machine shows (RATS, RFC 9334).
 
 Owns the model that configuration files and the signed policy share; its JSON Schema is published
-in ``docs/``. Invariant: the defaults are the strict ones, and a list that is empty demands
-nothing of its field.
+in ``docs/``. Invariants: the defaults are strict; an empty list requires nothing of its field.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ class SnpReferenceValues(_Model):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        # Zero is what the firmware writes if there is nothing: it identifies nobody.
+        # The firmware writes zeros if there is nothing, so zeros identify nobody.
         for name in ("id_key_digests", "author_key_digests", "chip_ids"):
             if any(not value.strip("0") for value in getattr(self, name)):
                 raise ValueError(f"{name}: all zero means that there is none; leave it out")
@@ -162,8 +161,8 @@ class TdxReferenceValues(_Model):
         platform_instance_ids: accepted platforms, hex (PCKs of the Platform CA only).
         ppids: accepted processor packages, hex.
         tcb_statuses: accepted statuses of the platform's TCB, of the TDX module and of the quoting
-            enclave. TDRelaunchAdvised is a TD that an older module launched, on a platform that is
-            up to date now; OutOfDate accepts it too.
+            enclave. TDRelaunchAdvised means that an older module launched the TD, and the platform
+            is up to date now; OutOfDate includes it.
         permitted_advisories: INTEL-SA numbers that are accepted together with an accepted status
             other than UpToDate; if empty, any.
         minimum_tcb_evaluation_number: lowest tcbEvaluationDataNumber of TCB info and QE identity.
@@ -209,10 +208,10 @@ class ReferenceValues(_Model):
     Attributes:
         measurements: accepted launch measurements (SNP MEASUREMENT, TDX MRTD), lower-case hex;
             if empty, any.
-        snp: of SEV-SNP reports.
-        tdx: of TDX quotes.
-        others: of evidence of further kinds, by the kind's name; the kind's own module says what
-            may be demanded.
+        snp: what SEV-SNP reports must show.
+        tdx: what TDX quotes must show.
+        others: what evidence of further kinds must show, by the kind's name; the kind's own module
+            defines the fields.
     """
 
     measurements: list[Hex48] = []

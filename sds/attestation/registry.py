@@ -1,8 +1,8 @@
-"""Every kind of evidence that this program knows: one line each.
+"""The registry of kinds of evidence: one line for each.
 
 Owns the list. A kind is one module with a ``KIND`` in it (``sds.attestation.kind.KindOfEvidence``)
-and one line here; ``docs/extending.md`` has the recipe. Invariant: this module loads none of them,
-so that an attester does not pay for kinds that it does not give.
+and one line here; ``docs/extending.md`` has the recipe. Invariant: this module loads no kind, so an
+attester does not pay for kinds that it does not give.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """What is known of a kind without its module.
+    """What is known of a kind without loading its module.
 
     Attributes:
-        module: has ``KIND``.
-        provider: the driver's name in configfs-tsm, for kinds that come by it.
-        statement: object identifier of its statement inside a CSR (``attestation.csr``), for kinds
-            that may travel so.
-        verified: whether its module makes a verifier; another part of the program does otherwise.
+        module: the module that has ``KIND``.
+        provider: the driver's name in configfs-tsm, for kinds that come from there.
+        statement: the object identifier of its statement inside a CSR (``attestation.csr``), for
+            kinds that may travel in one.
+        verified: whether its module makes a verifier; otherwise another part of the program does.
     """
 
     module: str
@@ -51,7 +51,7 @@ KINDS: Final[dict[str, Registered]] = {
     "tpm": Registered(module="sds.attestation.tpm.kind"),
     "kubernetes-token": Registered(module="sds.attestation.kubernetes.kind", verified=False),
 }
-"""Name on the wire, in policy and in metrics -> the kind."""
+"""The kinds, by their names on the wire, in policy and in metrics."""
 
 
 def kind_module(name: str) -> KindOfEvidence:

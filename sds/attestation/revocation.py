@@ -1,12 +1,11 @@
 """Revocation lists of every hierarchy that vouches for evidence (RFC 5280, sections 5 and 6.3).
 
-Owns how a list is read and when it speaks. Invariant: nothing counts as "not revoked" unless a list
-that this issuer signed is current at the moment of verification. A list that somebody else signed
-under the same name says nothing. An expired list beside a current one of the same issuer takes
-nothing away: what it revoked stays revoked. A damaged, delta or partial list is never read.
+Owns how a list is read and when it counts. Invariants: a certificate counts as "not revoked" only
+if a list that its issuer signed is current at the moment of verification; a list that another
+issuer signed under the same name is ignored; if there is an expired list beside a current one of
+the same issuer, what it revoked stays revoked; a damaged, delta or partial list is never used.
 
-Which issuers must have a list is the question of each hierarchy: ``snp.verifier``,
-``tdx.verifier``.
+Each hierarchy decides which issuers must have a list: ``snp.verifier``, ``tdx.verifier``.
 """
 
 from __future__ import annotations
@@ -34,15 +33,15 @@ class RevocationList:
     """A revocation list, read; whether its issuer signed it is not checked yet.
 
     Attributes:
-        der: all of it.
+        der: the whole list.
         origin: the file that it came from, for messages.
         signed: its signed part, algorithm and signature, for the check of the signature.
         issuer: the issuer's name in DER.
-        authority: the issuer's key identifier, or nothing where the list names none.
+        authority: the issuer's key identifier, or nothing if the list names none.
         number: the CRL number, or None.
         this_update: when it was made.
-        next_update: until when it counts.
-        serials: what it revokes.
+        next_update: until when it is valid.
+        serials: the serial numbers that it revokes.
     """
 
     der: bytes = field(repr=False)
@@ -63,12 +62,12 @@ class RevocationList:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Issuer:
-    """Who must have signed a list.
+    """The issuer that must have signed a list.
 
     Attributes:
-        name: for messages.
+        name: its name in messages.
         subject: its name in DER.
-        signed: whether its key made the signature of a list.
+        signed: says whether its key made the signature of a list.
     """
 
     name: str
@@ -143,16 +142,16 @@ def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationL
 def require_not_revoked(
     lists: Iterable[RevocationList], issuer: Issuer, issued: Iterable[Issued], now: datetime
 ) -> None:
-    """Hold that a current list of this issuer revokes none of what it issued.
+    """Check that a current list of this issuer revokes none of these certificates.
 
     Args:
         lists: every list at hand, of any issuer.
-        issuer: whose lists count.
+        issuer: the issuer whose lists count.
         issued: the certificates that this issuer signed.
         now: the moment of verification.
 
     Raises:
-        EvidenceError: ``revocation_list``: 1. no list names this issuer and is signed by it.
+        EvidenceError: ``revocation_list``: 1. no list names this issuer and was signed by it.
         EvidenceError: ``revocation_list_stale``: 2. none of them is current.
         EvidenceError: ``certificate_revoked``: 3. one of them, current or not, revokes a
             certificate.
@@ -188,7 +187,7 @@ def require_not_revoked(
 
 
 def highest_numbers(lists: Iterable[RevocationList]) -> dict[tuple[bytes, bytes], int]:
-    """Issuer (name and key identifier) -> the highest CRL number among its lists."""
+    """Return the highest CRL number of each issuer (name and key identifier)."""
     found: dict[tuple[bytes, bytes], int] = {}
     for one in lists:
         if one.number is not None:
@@ -200,15 +199,15 @@ def highest_numbers(lists: Iterable[RevocationList]) -> dict[tuple[bytes, bytes]
 def require_no_older(
     lists: Iterable[RevocationList], seen: Mapping[tuple[bytes, bytes], int]
 ) -> None:
-    """Hold that no issuer's newest list is older than one that was in force before.
+    """Check that no issuer's newest list is older than one that was in force before.
 
     Args:
-        lists: what is to replace the lists in force.
-        seen: what :func:`highest_numbers` said of every set before.
+        lists: the lists that are to replace those in force.
+        seen: the result of :func:`highest_numbers` for every earlier set.
 
     Raises:
         EvidenceError: ``revocation_list``: an issuer's highest CRL number is lower than one already
-            seen, or is not there any more.
+            seen, or is missing now.
     """
     lists = tuple(lists)
     numbered = highest_numbers(lists)
@@ -233,13 +232,13 @@ def require_no_older(
 
 
 def require_no_fewer(lists: Iterable[RevocationList], before: Iterable[RevocationList]) -> None:
-    """Hold that every issuer of which a list is in force still has one.
+    """Check that every issuer that has a list in force still has one.
 
-    Where an issuer had none, nothing would say that what it revoked is revoked.
+    If an issuer had none, nothing would show that the certificates it revoked are revoked.
 
     Args:
-        lists: what is to replace the lists in force.
-        before: those.
+        lists: the lists that are to replace those in force.
+        before: the lists in force.
 
     Raises:
         EvidenceError: ``revocation_list``: an issuer's list is gone.
@@ -248,7 +247,7 @@ def require_no_fewer(lists: Iterable[RevocationList], before: Iterable[Revocatio
     for one in before:
         if one.issuer not in there:
             raise EvidenceError(
-                f"{one.origin}: the list of {one.issuer_name} is not there any more",
+                f"{one.origin}: the list of {one.issuer_name} is gone",
                 reason="revocation_list",
                 advice="put it back; to judge without it on purpose, start again",
             )

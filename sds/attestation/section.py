@@ -1,7 +1,7 @@
 """The sections ``attestation:`` (our own evidence) and ``verification:`` (what others' must show).
 
-Owns what the configurations of agent and authority share: data only. ``attestation.build`` makes
-attesters and verifiers of it.
+Owns what the configurations of agent and authority share. It is data only; ``attestation.build``
+makes attesters and verifiers from it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Public collateral as its publishers give it, for a fleet that asks one place (PCS 4, AMD 57230).
+"""Serves public collateral as its publishers do, to a fleet (PCS 4, AMD 57230).
 
-Owns what is answered to which request. Invariants: an answer is what the files in force say, or a
-VCEK whose chain was verified; nothing that a caller names is opened: what is not at hand is asked
-for by a task of its own, one after the other, each once, and the caller is told to come again.
-Answers add no trust: who asks verifies them like the publisher's own. An answer is made once, when
-the files change, and not once for each caller: a fleet that starts at once asks for the same ones.
+Owns the answer to each request. Invariants: an answer is the content of files in force, or a VCEK
+whose chain was verified; no file that a caller names is opened; if a VCEK is missing, a separate
+task asks for it, one after the other and each once, and the caller is told to come again. Answers
+add no trust: callers verify them like the publisher's own. An answer is made once, when the files
+change, and not for each caller, because a fleet that starts at once asks for the same ones.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 4
-"""What a caller is told to wait for while its VCEK is asked for."""
+"""How many seconds a caller is told to wait while its VCEK is being fetched."""
 MAX_WAITING: Final = 256
 MAX_KEPT: Final = 20_000
 _MAX_DER: Final = 16 * 1024
@@ -71,11 +71,11 @@ class CollateralShelf:
 
     Args:
         files: what is in force now.
-        ask: asks AMD's service, or a cache, for a path and its query; gives status and body.
+        ask: asks AMD's service, or a cache, for a path with its query; returns status and body.
         folder: keeps VCEKs.
-        clock: for pauses.
-        roots: DER of configured roots, beside the manufacturers'.
-        certificates: DER of configured issuers; AMD's own are at hand.
+        clock: makes the pauses.
+        roots: configured roots beside the manufacturers', in DER.
+        certificates: configured issuers in DER; AMD's own ship with the program.
         spacing: seconds between two requests to AMD.
     """
 
@@ -125,7 +125,7 @@ class CollateralShelf:
             case _:
                 return _ABSENT
         if number := _first(asked, _NUMBER):
-            name = f"{number}/{name}"  # of that TCB recovery, or nothing
+            name = f"{number}/{name}"  # the file of that TCB recovery, if there is one
         return self._answers().get(name, _ABSENT)
 
     def _answers(self) -> dict[str, Shelved]:
@@ -160,13 +160,13 @@ class CollateralShelf:
         failures = 0
         while True:
             target = await self._wanted.get()
-            if target in self._kept:  # it was loaded after somebody asked for it
+            if target in self._kept:  # it was stored after somebody asked for it
                 self._waiting.discard(target)
                 continue
             try:
                 failures = 0 if await self._fetch(target) else failures + 1
             finally:
-                self._waiting.discard(target)  # whatever happened, it can be asked for again
+                self._waiting.discard(target)  # whatever happened, it may be asked for again
             pause = AFTER_FAILURE.seconds(failures, draw=uniform()) if failures else 0.0
             await self._clock.sleep(max(self._spacing, pause))
 
@@ -190,7 +190,7 @@ class CollateralShelf:
         return True
 
     def _verify(self, target: str, der: bytes) -> None:
-        """Demand a VCEK of this chip under a pinned root."""
+        """Require a VCEK of this chip under a pinned root."""
         leaf = read_leaf(der)
         link(leaf, (), self._roots)
         chip = leaf.hardware_id
@@ -215,7 +215,7 @@ class CollateralShelf:
                 target, _, der = read_file(path, max_bytes=_MAX_DER).partition(b"\n")
                 self._verify(target.decode(), der)
             except (OSError, ValueError, EvidenceError) as error:
-                _LOGGER.warning("a kept VCEK is passed over: %s: %s", path, error)
+                _LOGGER.warning("a stored VCEK is ignored: %s: %s", path, error)
             else:
                 self._keep(target.decode(), der)
 
@@ -225,7 +225,7 @@ class CollateralShelf:
             self._folder.mkdir(parents=True, exist_ok=True)
             replace_file(self._folder / f"{name}.vcek", target.encode() + b"\n" + der, mode=0o644)
         except OSError as error:
-            _LOGGER.warning("a VCEK cannot be kept on disk: %s", error)
+            _LOGGER.warning("a VCEK cannot be stored on disk: %s", error)
 
 
 def _first(asked: Mapping[str, Sequence[str]], name: str) -> str:
@@ -254,7 +254,7 @@ def _answers_of(files: InForce) -> Iterator[tuple[str, Shelved]]:
 
 
 def _number_of(body: bytes) -> str:
-    """TcbEvaluationDataNumber of a document as it is on disk; the caller verifies the document."""
+    """Return the document's TcbEvaluationDataNumber; the caller verifies the document."""
     try:
         (document,) = (part for part in json.loads(body).values() if isinstance(part, dict))
         return str(document[_NUMBER])
@@ -263,7 +263,7 @@ def _number_of(body: bytes) -> str:
 
 
 def _issuers(product: Product, certificates: Iterable[Certificate]) -> Shelved:
-    """ASK and ARK of a product, as PEM."""
+    """Return ASK and ARK of a product, as PEM."""
     name = product.certificate_name
     chain = [one for one in certificates if one.common_name in {f"SEV-{name}", f"ARK-{name}"}]
     chain.sort(key=lambda one: one.common_name, reverse=True)

@@ -1,7 +1,7 @@
-"""How current the collateral in force is: for metrics and for people.
+"""Shows how current the collateral in force is, for metrics and for people.
 
-Owns the reading of issue and end of each file. Invariant: nothing is decided by it; a document that
-cannot be read is left out, because the verifier refuses it with a reason.
+Owns the reading of issue and end of each file. Invariants: nothing is decided by it; a document
+that cannot be read is left out, because the verifier refuses it with a reason.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class CollateralFile:
     """One file of collateral.
 
     Attributes:
-        name: of the file, without its folder.
+        name: the file's name, without its folder.
         issued: when its publisher made it.
-        until: until when it counts.
+        until: until when it is valid.
     """
 
     name: str
@@ -56,7 +56,7 @@ def _lists(files: InForce) -> Iterator[CollateralFile]:
 
 
 def documents(files: InForce) -> Iterator[CollateralFile]:
-    """Issue and end of each signed document, as it says itself."""
+    """Yield issue and end of each signed document, as it states them."""
     collateral = files.intel.collateral
     if collateral is None:
         return

@@ -1,4 +1,4 @@
-"""The verifier of every kind of evidence: dispatches on the kind.
+"""Verifies every kind of evidence, by dispatching on the kind.
 
 Owns the one entry that the certificate authority and the agent call. Invariant: a kind without a
 verifier is refused; a verifier never sees evidence of another kind. :mod:`sds.attestation.registry`
@@ -23,14 +23,14 @@ class EvidenceVerifier:
     """Hands each piece of evidence to the verifier of its kind."""
 
     def __init__(self, verifiers: Mapping[EvidenceKind, Verifier]) -> None:
-        """``verifiers``: kind -> who verifies it, such as an ``SnpVerifier``."""
+        """Dispatch to ``verifiers``: kind -> verifier, such as an ``SnpVerifier``."""
         self._verifiers = dict(verifiers)
 
     def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
         """Verify with the verifier of the evidence's kind.
 
         Raises:
-            EvidenceError: ``evidence_kind``: nobody verifies this kind here.
+            EvidenceError: ``evidence_kind``: this kind has no verifier here.
         """
         verifier = self._verifiers.get(evidence.kind)
         if verifier is None:
@@ -43,10 +43,10 @@ class EvidenceVerifier:
 
 
 class LateVerifier:
-    """A verifier that is made for the first evidence of its kind, which may never come.
+    """A verifier that is made when the first evidence of its kind comes.
 
     Args:
-        make: makes it; must not fail, since nobody would learn of it before.
+        make: makes the verifier; it must not fail, because nobody would notice that before.
     """
 
     def __init__(self, make: Callable[[], Verifier]) -> None:

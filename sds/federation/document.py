@@ -48,7 +48,7 @@ class BundleDocument:
 
 
 def require_no_older(bundle: BundleDocument, *, seen: int | None, where: str) -> None:
-    """Hold that a document is not older than one that came before (section 4.1.1).
+    """Check that a document is not older than one that came before (section 4.1.1).
 
     A cache or a replica that lags behind would bring back a root that its owner has withdrawn.
 

@@ -229,7 +229,7 @@ def check_window(not_before: datetime, not_after: datetime, now: datetime) -> No
 
 
 def check_trust_domain(document: PolicyDocument, trust_domain: TrustDomain) -> None:
-    """Check 5: see the module."""
+    """Run check 5."""
     if document.trust_domain != trust_domain:
         raise PolicyError(
             f"the policy is for the trust domain {document.trust_domain}, not {trust_domain}",
@@ -239,7 +239,7 @@ def check_trust_domain(document: PolicyDocument, trust_domain: TrustDomain) -> N
 
 
 def check_next_signers(document: PolicyDocument, envelope: SignedEnvelope) -> None:
-    """Check 6: see the module."""
+    """Run check 6."""
     if document.signers is None:
         return
     try:

@@ -55,7 +55,7 @@ def _check(text: str) -> str:
 
 
 def check_host(host: str, *, bracketed: bool) -> None:
-    """Hold that a host can be looked up: a DNS name, or an IP address.
+    """Check that a host can be looked up: a DNS name, or an IP address.
 
     Args:
         host: without brackets.

@@ -151,7 +151,7 @@ async def test_certificates_are_kept_over_a_restart(
         kds.machine = machine
         full = KeptEndorsements(KdsEndorsements(url, PauseCounter()), tmp_path / "file")
         await holds(machine, full)
-    assert "cannot be kept" in caplog.text
+    assert "cannot be stored" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", bytes(100_000)])

@@ -2,9 +2,9 @@
 
 Owns one attempt: the paravisor's blob from NV, the vTPM's quote over our data, and what only the
 host can give: certificates or a TDX quote, which are kept for as long as they belong to the
-hardware report. Invariants: what goes out is bound to the data that was asked for and to the key
-that the blob names; a blob that the paravisor replaced while it was read is read again; nothing
-blocks the event loop; the number of attempts is bounded.
+hardware report. Invariants: the evidence binds the requested data and the key that the blob names;
+a blob that the paravisor replaced while it was read is read again; nothing blocks the event loop;
+the number of attempts is bounded.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class VtpmAttester:
         kind: ``azure-snp-vtpm`` or ``azure-tdx-vtpm``.
         device: the vTPM.
         service: the instance metadata service.
-        sources: where the VCEK may come from, in order.
-        clock: for the pauses between attempts.
+        sources: the sources of the VCEK, in order.
+        clock: makes the pauses between attempts.
     """
 
     def __init__(
@@ -70,18 +70,19 @@ class VtpmAttester:
         self._service = service
         self._sources = tuple(sources)
         self._clock = clock
-        # A paravisor signs a new report for every reader: the certificates of one belong to the
-        # next. A TDREPORT is the same until the TD changes, and so is its quote.
+        # A paravisor signs a new report for every reader, but the certificates stay the same. A
+        # TDREPORT is the same until the TD changes, and so is its quote.
         self._certified: tuple[bytes, ...] = ()
         self._quoted = (b"", b"")
 
     async def attest(self, data: ReportData) -> Evidence:
-        """Collect evidence whose quote is bound to ``data``; tries again where it can help.
+        """Collect evidence whose quote binds ``data``; try again if that can help.
 
         Raises:
             EvidenceError: ``evidence_unsupported``: this is another machine; ``tpm_refused``.
             EvidenceUnavailableError: the vTPM was busy or its PCRs changed at every attempt.
-            EndorsementUnavailableError: neither the host nor a source has what belongs to it.
+            EndorsementUnavailableError: neither the host nor a source has the certificates or the
+                quote.
         """
         for failures in range(1, ATTEMPTS + 1):
             try:
@@ -135,7 +136,7 @@ def _collect(device: Path, data: ReportData) -> tuple[bytes, HclBlob, SignedQuot
     checks = Checks()
     if check_quote(checks, quote, parse_runtime(blob.runtime).key, data) is None:
         wrong = next(check.error for check in checks.done if check.error is not None)
-        raise EvidenceUnavailableError(f"the vTPM's quote is not what was asked for: {wrong}")
+        raise EvidenceUnavailableError(f"the vTPM's quote does not fit the request: {wrong}")
     return raw, blob, quote
 
 

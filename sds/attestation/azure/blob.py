@@ -1,8 +1,8 @@
-"""The paravisor's blob in the vTPM: how it is read, and what it says of the machine that we run in.
+"""Reads the paravisor's blob in the vTPM, and what it says about this machine.
 
-Owns reading it, and the question whether this is an Azure confidential VM. Invariants: a blob that
+Owns the reading, and the decision whether this is an Azure confidential VM. Invariants: a blob that
 the paravisor replaced while it was read is read again; a TPM that cannot be asked now is an error
-that says so, and never a "no": the next start may find another answer.
+that says so, and never a "no", because the next start may find another answer.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _KINDS: Final = {"sev-snp": "azure-snp-vtpm", "tdx": "azure-tdx-vtpm"}
 def read_blob(tpm: Tpm) -> bytes:
     """Read the paravisor's blob, all of it as of one moment. It blocks.
 
-    It is read in pieces, and a paravisor may put a new report there in between: at most every two
-    seconds (OpenHCL, REPORT_TIMER_PERIOD). So it counts once two readings give the same.
+    It is read in pieces, and a paravisor may write a new report in between, at most every two
+    seconds (OpenHCL, REPORT_TIMER_PERIOD). So it counts once two readings are equal.
 
     Raises:
-        EvidenceError: ``tpm_refused``: there is none.
+        EvidenceError: ``tpm_refused``: there is no blob.
         EvidenceUnavailableError: it changed during every reading.
     """
     before = commands.nv_read(tpm, NV_INDEX)
@@ -53,8 +53,8 @@ def azure_kind(device: Path) -> str | None:
         device: the TPM.
 
     Raises:
-        EvidenceUnavailableError: the TPM is there, and cannot be asked now.
-        EvidenceMalformedError: the blob is of a kind of VM that is not known here.
+        EvidenceUnavailableError: there is a TPM, but it cannot be asked now.
+        EvidenceMalformedError: the blob is of an unknown kind of VM.
     """
     if not device.exists():
         return None

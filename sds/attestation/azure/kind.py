@@ -1,6 +1,6 @@
-"""Azure's confidential VMs as kinds of evidence: what both kinds share.
+"""The common part of both kinds of evidence of Azure's confidential VMs.
 
-Owns how each is made of the kind of its hardware report. The registry names
+Owns how each kind is made from the kind of its hardware report. The registry names
 ``sds.attestation.azure.snp`` and ``sds.attestation.azure.tdx``.
 """
 
@@ -35,7 +35,7 @@ def vtpm_kind(
         if own.measurements:
             values = values.model_copy(update={"measurements": own.measurements})
         if own.exchange_key_pcr is not None:
-            # The key is in the vTPM's register: what is demanded of RTMR3 is demanded of that.
+            # The key is in the vTPM's register, so what is required of RTMR3 is required of that.
             tdx = values.tdx.model_copy(update={"require_exchange_key": False})
             values = values.model_copy(update={"tdx": tdx})
         assert hardware.examiner is not None
@@ -61,7 +61,7 @@ def vtpm_kind(
         }
 
     def attester(section: AttestationSection) -> Attester:
-        # An HTTP client: only machines of this kind load it.
+        # This loads an HTTP client, so only machines of this kind import it.
         from sds.attestation.azure.attester import azure_attester  # noqa: PLC0415  see above
 
         return azure_attester(section, EvidenceKind(name))

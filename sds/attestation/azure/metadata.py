@@ -2,8 +2,8 @@
 
 Owns two requests to the link-local service of the guest's own host. Invariants: an answer adds no
 trust; sizes, times and the number of requests are bounded; a service that says "later" is asked
-later. Sources: Microsoft, "Azure Instance Metadata Service" (header ``Metadata``, throttling);
-Azure's guest attestation (``/metadata/THIM/amd/certification``, ``/acc/tdquote``).
+again later. Sources: Microsoft, "Azure Instance Metadata Service" (header ``Metadata``,
+throttling); Azure's guest attestation (``/metadata/THIM/amd/certification``, ``/acc/tdquote``).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MetadataService:
         """Fetch the VCEK of this machine, ASK and ARK, if they belong to the report.
 
         Raises:
-            EndorsementUnavailableError: it does not answer, or with something else.
+            EndorsementUnavailableError: it does not answer, or answers something else.
         """
         path = "/metadata/THIM/amd/certification"
         answer = await self._ask("GET", path, None)
@@ -67,15 +67,15 @@ class MetadataService:
             raise EndorsementUnavailableError(
                 f"{self._url}{path} gave no vcekCert and certificateChain: {error!r}"[:300]
             ) from error
-        # After an update of the firmware, it has the certificate of a TCB that the report of this
-        # boot does not name yet.
+        # After a firmware update, the service has the certificate of a TCB that this boot's
+        # report does not name yet.
         return (leaf, *issuers) if fits_report(leaf, report) else ()
 
     async def td_quote(self, report: bytes) -> bytes:
         """Fetch the quote for a TDREPORT of this machine.
 
         Raises:
-            EndorsementUnavailableError: it does not answer, or with something else.
+            EndorsementUnavailableError: it does not answer, or answers something else.
         """
         encoded = base64.urlsafe_b64encode(report).rstrip(b"=").decode()
         answer = await self._ask("POST", "/acc/tdquote", {"report": encoded})
@@ -107,7 +107,7 @@ class MetadataService:
         what = f"{self._url}{path}"
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
         try:
-            # Proxies would send the request away from this host.
+            # No proxy: it would send the request to another host.
             async with (
                 aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
                 session.request(

@@ -34,11 +34,11 @@ _MAX_NUMBER_CHARACTERS: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuntimeData:
-    """Runtime data, laid out.
+    """Runtime data, parsed.
 
     Attributes:
         key: the vTPM's attestation key.
-        configuration: what the paravisor says of the VM: name -> value, as text.
+        configuration: what the paravisor says about the VM: name -> value, as text.
     """
 
     key: rsa.RSAPublicKey = field(repr=False)
@@ -49,7 +49,7 @@ def report_data_of(runtime: bytes, hash_type: int) -> bytes:
     """Return the report data that vouches for runtime data: its hash, and zeros.
 
     Raises:
-        EvidenceMalformedError: the type of hash is not known.
+        EvidenceMalformedError: the type of hash is unknown.
     """
     name = _HASHES.get(hash_type)
     if name is None:
@@ -61,10 +61,10 @@ def report_data_of(runtime: bytes, hash_type: int) -> bytes:
 
 
 def parse_runtime(raw: bytes) -> RuntimeData:
-    """Lay out the JSON of runtime data.
+    """Parse the JSON of runtime data.
 
     Raises:
-        EvidenceMalformedError: it is no such JSON, or has no attestation key or several.
+        EvidenceMalformedError: it is not such JSON, or does not have exactly one attestation key.
     """
     try:
         if len(raw) > MAX_BYTES:

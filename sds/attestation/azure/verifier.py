@@ -1,9 +1,9 @@
 """Verification of evidence through an Azure paravisor's vTPM.
 
-Owns the order of the checks: the hardware report (by the verifier of its own kind), then that it
-vouches for the runtime data, then the vTPM's quote by the key in that data, then what is demanded
-of PCRs and configuration. Invariant: claims are made only if every check of every part passed; the
-measurement is the paravisor's, and the PCRs count only under the key that it reported.
+Owns the order of the checks: first the hardware report (by the verifier of its own kind), then that
+it vouches for the runtime data, then the vTPM's quote by the key in that data, then the reference
+values of PCRs and configuration. Invariants: claims are made only if every check of every part
+passed; the measurement is the paravisor's, and the PCRs count only under the key that it reported.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ VmId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class AzureValues(PcrValues):
-    """What ``others`` may demand of a vTPM kind.
+    """The reference values of a vTPM kind under ``others``.
 
     Attributes:
         measurements: accepted paravisors, hex, in place of ``measurements`` above it: a guest
             without a paravisor can make up a vTPM, so its measurement must not count here.
-        require_secure_boot: the paravisor must say that Secure Boot is on.
+        require_secure_boot: whether the paravisor must say that Secure Boot is on.
         vm_ids: accepted ``vmUniqueId``.
     """
 
@@ -64,7 +64,7 @@ class VtpmVerifier(KindExaminer):
         kind: the kind's name.
         hardware: the kind of the hardware report: ``sev-snp`` or ``tdx``.
         examiner: verifies the hardware report.
-        values: what is demanded beside it.
+        values: the reference values beside those of the hardware report.
     """
 
     def __init__(
@@ -101,12 +101,12 @@ class VtpmVerifier(KindExaminer):
         hardware = replace(evidence, kind=self._hardware, report=report, proof=None)
         inner = self._examiner.examine(hardware, data=None, now=now)
         checks.done += [check for check in inner.checks if check.name != "kind"]
-        # 3. - 4. It vouches for the runtime data, which names the vTPM's key.
+        # 3. - 4. The report vouches for the runtime data, which names the vTPM's key.
         runtime = _check_runtime(checks, blob, said)
         # 5. - 8. The quote by that key, over our data and the PCRs.
         key = runtime.key if runtime is not None else None
         verified = check_quote(checks, quote, key, data)
-        # 9. What is demanded.
+        # 9. The reference values.
         appraise_pcrs(checks, verified, self._values)
         keyed = appraise_exchange_key(
             checks, verified, self._values, proof=evidence.proof, data=data
@@ -177,7 +177,7 @@ def reported_data(blob: HclBlob, report: bytes) -> bytes:
     """Return the report data of a hardware report.
 
     Raises:
-        EvidenceError: it cannot be laid out.
+        EvidenceError: it cannot be parsed.
     """
     if blob.kind == "tdx":
         return parse_quote(report).body.report_data

@@ -1,4 +1,4 @@
-"""What a runtime register shows after a guest measured its exchange key, and how to check it.
+"""The events by which a guest measures its exchange key, and the check of the proof.
 
 Owns the two events, their replay, and the check of the proof that travels with evidence. Pure.
 
@@ -7,8 +7,8 @@ the TDX module; TPM2_PCR_Extend). Early boot, which the launch measurement cover
 events before any container runs: the digest of the exchange key, and the cap. Invariants: evidence
 with a proof is accepted only if the events replay to the register, the cap is among them once, as
 the last one, the key's event is directly before it, and the key signed this evidence's report data.
-So who comes later can neither add a key nor hide one: an event after the cap changes the register,
-and a second cap is refused.
+So software that runs later can neither add a key nor hide one: an event after the cap changes the
+register, and a second cap is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ KEY_LABEL: Final = b"attested-sds/exchange-key/v1"
 CAP_LABEL: Final = b"attested-sds/exchange-cap/v1"
 SIGNATURE_LABEL: Final = b"attested-sds/exchange-signature/v1"
 MAX_EVENTS: Final = 64
-"""Events in one proof: ours are two, and measured boot may extend others before them."""
+"""The most events in one proof: two are ours, and measured boot may extend others before them."""
 _MISSING: Final = "none"
 
 
@@ -78,16 +78,16 @@ def check_exchange_key(
     algorithm: str,
     required: bool,
 ) -> dict[str, str]:
-    """Record the checks of a proof; returns the claim ``exchange_key`` if there is one.
+    """Record the checks of a proof, and return the claim ``exchange_key`` if there is one.
 
-    A proof that comes without being required is checked all the same.
+    A proof that is not required is checked too.
 
     Args:
         checks: collects the checks.
-        proof: came with the evidence, unverified.
+        proof: the proof that came with the evidence, unverified.
         register: the register's value in the evidence, whose signature the caller checks.
-        report_data: of the evidence.
-        algorithm: the register's.
+        report_data: the evidence's report data.
+        algorithm: the register's hash.
         required: whether evidence without a proof is refused.
     """
     if proof is None:

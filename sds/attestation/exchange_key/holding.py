@@ -3,10 +3,10 @@
 Owns the key and the order of its making. Invariants: the key is in the service manager's
 descriptor store before its digest is in the register, so that no crash between the two loses it; a
 key that the register does not show is never used; a register that something else extended is an
-error, because nobody would accept our evidence.
+error, because no verifier would accept our evidence.
 
-The key is a seed in a sealed memfd. A file would be in reach of a root container that mounts a
-directory of the node; a memfd has no name there. systemd keeps it while the service restarts
+The key is a seed in a sealed memfd. A root container that mounts a directory of the node could read
+a file, but a memfd has no name there. systemd keeps it while the service restarts
 (``FileDescriptorStoreMax=``, ``FileDescriptorStorePreserve=yes``) and gives it to the next process.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sds.attestation.evidence import Attester, Evidence, ReportData
 
 NAME: Final = "exchange-key"
-"""Of the descriptor in the service manager's store."""
+"""The name of the descriptor in the service manager's store."""
 _SEED_BYTES: Final = 32
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -52,7 +52,7 @@ class Register(Protocol):
         ...
 
     def extend(self, event: bytes) -> None:
-        """Extend it by one digest."""
+        """Extend the register by one digest."""
         ...
 
 
@@ -62,7 +62,7 @@ class HeldKey:
 
     Attributes:
         public_key: SubjectPublicKeyInfo, DER.
-        events: what replays to the register.
+        events: the events that replay to the register's value.
     """
 
     key: Ed25519PrivateKey = field(repr=False)
@@ -99,9 +99,9 @@ def hold_key(register: Register, *, environment: Mapping[str, str], pid: int) ->
     """Return the key of this boot: the one that the service manager kept, or a new one.
 
     Args:
-        register: where it is measured.
+        register: the register in which it is measured.
         environment: names the service manager's socket and the descriptors that came from it.
-        pid: ours.
+        pid: our process ID.
 
     Raises:
         ConfigurationError: ``runtime_register``: the register cannot be used.
@@ -113,12 +113,12 @@ def hold_key(register: Register, *, environment: Mapping[str, str], pid: int) ->
     key = _received(descriptors)
     if key is None:
         if value != replay((), algorithm=register.algorithm):
-            raise _lost("the register is in use already, and no key came with this start")
+            raise _lost("the register is already in use, and no key came with this start")
         key = _new_key(environment)
     public_key = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     algorithm = register.algorithm
     events = (key_event(public_key, algorithm=algorithm), cap_event(algorithm=algorithm))
-    # A process before us may have ended between two steps.
+    # An earlier process may have ended between two steps.
     done = next(
         (
             count
@@ -169,7 +169,7 @@ def _received(descriptors: tuple[int, ...]) -> Ed25519PrivateKey | None:
         finally:
             os.close(descriptor)
     if len(seeds) != 1 or len(seeds[0]) != _SEED_BYTES:
-        raise _lost(f"{len(seeds)} descriptors {NAME} came with this start, none or not one a key")
+        raise _lost(f"{len(seeds)} descriptors {NAME} came with this start, not one with a key")
     return Ed25519PrivateKey.from_private_bytes(seeds[0])
 
 

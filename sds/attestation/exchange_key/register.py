@@ -1,4 +1,4 @@
-"""A runtime register of the guest, by the kernel's files of measurement registers (Linux 6.16).
+"""A runtime register of the guest, through the kernel's files (Linux 6.16).
 
 Owns reading and extending one register. Source: Documentation/ABI/testing/
 sysfs-devices-virtual-misc-tdx_guest and drivers/virt/coco/guest/tsm-mr.c: reading gives the
@@ -16,17 +16,17 @@ from typing import Final
 from sds.errors import ConfigurationError
 
 RTMR3: Final = Path("/sys/class/misc/tdx_guest/measurements/rtmr3:sha384")
-"""RTMR3 of a TDX guest: firmware and boot loader leave it alone."""
+"""RTMR3 of a TDX guest, which firmware and boot loader leave alone."""
 
 
 class MeasurementRegister:
-    """A register by its file.
+    """A register behind its file.
 
     Args:
         path: the file; its name ends with a colon and the algorithm.
 
     Raises:
-        ConfigurationError: the name has no algorithm that we know.
+        ConfigurationError: the name has no known algorithm.
     """
 
     def __init__(self, path: Path = RTMR3) -> None:
@@ -62,7 +62,7 @@ class MeasurementRegister:
         return value
 
     def extend(self, event: bytes) -> None:
-        """Extend it by one digest. What was extended stays until the machine starts again.
+        """Extend the register by one digest, which stays until the machine starts again.
 
         Raises:
             ConfigurationError: ``runtime_register``: it cannot be written.

@@ -1,7 +1,7 @@
-"""Which interface of the guest that we run in gives evidence.
+"""Chooses the interface of this guest that gives evidence.
 
-Owns the choice: configfs-tsm if a driver is behind it, else ``/dev/sev-guest``. Invariant: evidence
-of another kind than the configured one is not given.
+Owns the choice: configfs-tsm if a driver is behind it, else ``/dev/sev-guest``. Invariant: it never
+gives evidence of another kind than the configured one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class OneKindAttester:
     """An attester of one kind only."""
 
     def __init__(self, inner: Attester, kind: EvidenceKind) -> None:
-        """``kind``: what the inner attester must give."""
+        """Wrap ``inner``, which must give evidence of this kind."""
         self._inner = inner
         self._kind = kind
 
     async def attest(self, data: ReportData) -> Evidence:
-        """As the inner attester.
+        """Return the inner attester's evidence, if it is of this kind.
 
         Raises:
-            EvidenceError: ``evidence_unsupported``: it gave evidence of another kind.
+            EvidenceError: ``evidence_unsupported``: it is evidence of another kind.
         """
         evidence = await self._inner.attest(data)
         if evidence.kind is not self._kind:
@@ -55,9 +55,9 @@ def guest_attester(
     """Make the attester of this machine; it looks at the interfaces now, and uses them later.
 
     Args:
-        clock: for pauses between attempts.
-        kind: the kind that is demanded; any where None.
-        privilege_level: VMPL to ask for.
+        clock: makes the pauses between attempts.
+        kind: the required kind; None means any.
+        privilege_level: the VMPL to ask for.
         reports: configfs-tsm's directory.
         device: the device of kernels without it.
 

@@ -1,8 +1,8 @@
 """Evidence through ``/dev/sev-guest``, for kernels without configfs-tsm.
 
 Owns the ioctl SNP_GET_EXT_REPORT (Linux, include/uapi/linux/sev-guest.h; AMD 56421, extended
-guest request). Invariant: buffers outlive the call; the size of the certificates is bounded; what
-comes back contains the report data that was asked for.
+guest request). Invariants: buffers outlive the call; the size of the certificates is bounded; the
+answer contains the requested report data.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Ioctl(Protocol):
     """The system call."""
 
     def __call__(self, descriptor: int, request: int, argument: bytearray) -> int:
-        """As ``fcntl.ioctl`` with a buffer that is changed."""
+        """Call ``fcntl.ioctl`` with a buffer that it changes."""
         ...
 
 
@@ -63,7 +63,7 @@ def system_ioctl(descriptor: int, request: int, argument: bytearray) -> int:
 
 
 class SevGuestAttester:
-    """Evidence of an SEV-SNP guest by its device."""
+    """Collects evidence of an SEV-SNP guest through its device."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class SevGuestAttester:
         self._ioctl = ioctl
 
     async def attest(self, data: ReportData) -> Evidence:
-        """Collect evidence that contains ``data``; tries again where the host throttles.
+        """Collect evidence that contains ``data``; try again if the host throttles.
 
         Raises:
             EvidenceError: ``evidence_unsupported``: there is no such device, or it refuses the
@@ -143,5 +143,5 @@ class SevGuestAttester:
                 reason="evidence_unsupported",
             )
         report = response.raw[_REPORT_OFFSET : _REPORT_OFFSET + REPORT_BYTES]
-        # A host without certificates leaves the table as it was: zeros.
+        # A host without certificates leaves the table unchanged, which is zeros.
         return report, table.raw if any(table.raw[:24]) else b""

@@ -1,9 +1,9 @@
 """Evidence through configfs-tsm (Linux, Documentation/ABI/testing/configfs-tsm-report).
 
 Owns one attempt at a report: a directory of our own, the blob written, ``generation`` checked
-around every read, and the directory removed. Invariants: what comes back contains the report data
-that was asked for, even if others write there too; nothing blocks the event loop; the number of
-attempts is bounded.
+around every read, and the directory removed. Invariants: the answer contains the requested report
+data, even if others write there too; nothing blocks the event loop; the number of attempts is
+bounded.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ LONGEST_PAUSE_SECONDS: Final = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TsmReport:
-    """What one directory gave.
+    """The answer in one directory.
 
     Attributes:
         provider: the driver, such as ``sev_guest``.
         outblob: report or quote.
-        auxblob: the host's certificates, empty if there are none.
+        auxblob: the host's certificates; empty if there are none.
     """
 
     provider: str
@@ -52,7 +52,7 @@ class TsmReport:
 
 
 class TsmAttester:
-    """Evidence of the guest that we run in, SEV-SNP or TDX, by the kernel's common interface."""
+    """Collects evidence of this guest, SEV-SNP or TDX, through the kernel's common interface."""
 
     def __init__(
         self, clock: Clock, *, reports: Path = TSM_REPORTS, privilege_level: int | None = None
@@ -60,21 +60,22 @@ class TsmAttester:
         """Configure it; nothing is touched yet.
 
         Args:
-            clock: for the pauses between attempts.
+            clock: makes the pauses between attempts.
             reports: the directory of reports.
-            privilege_level: VMPL to ask for; the driver's default where None.
+            privilege_level: the VMPL to ask for; None means the driver's default.
         """
         self._clock = clock
         self._reports = reports
         self._privilege_level = privilege_level
 
     async def attest(self, data: ReportData) -> Evidence:
-        """Collect evidence that contains ``data``; tries again where the failure can pass.
+        """Collect evidence that contains ``data``; try again if the failure can pass.
 
         Raises:
             EvidenceError: ``evidence_unsupported``: there is no such interface, or an unknown
                 provider.
-            EvidenceUnavailableError: it was busy, throttled or disturbed at every attempt.
+            EvidenceUnavailableError: the interface was busy, throttled or disturbed at every
+                attempt.
         """
         pause = FIRST_PAUSE_SECONDS
         for attempt in range(1, ATTEMPTS + 1):
@@ -94,9 +95,9 @@ class TsmAttester:
 def has_provider(reports: Path) -> bool:
     """Say whether a driver gives reports here. It blocks.
 
-    The directory is there as soon as the kernel's core is loaded. Without a driver, no directory
-    can be made in it (ENXIO, ``tsm_report_make_item``); nothing else tells that. What forbids us to
-    make one is no answer: the first request says it.
+    The directory exists as soon as the kernel's core is loaded. Without a driver, no directory can
+    be made in it (ENXIO, ``tsm_report_make_item``), and there is no other sign. If another error
+    prevents us from making one, that is no answer: the first request reports it.
     """
     folder = reports / f"sds-{os.getpid()}-{secrets.token_hex(8)}"
     try:
@@ -114,7 +115,7 @@ def read_report(reports: Path, data: bytes, privilege_level: int | None) -> TsmR
     Raises:
         EvidenceError: ``evidence_unsupported``: there is no such interface here, or it refuses what
             we write.
-        EvidenceUnavailableError: it is busy, or somebody else wrote into our directory.
+        EvidenceUnavailableError: it is busy, or another process wrote into our directory.
     """
     folder = reports / f"sds-{os.getpid()}-{secrets.token_hex(8)}"
     try:
@@ -126,7 +127,7 @@ def read_report(reports: Path, data: bytes, privilege_level: int | None) -> TsmR
     except OSError as error:
         raise _failure(error, f"{error.filename or folder} does not answer") from error
     finally:
-        # The kernel's attributes go with the directory.
+        # The kernel removes the attributes with the directory.
         with contextlib.suppress(OSError):
             folder.rmdir()
 
@@ -143,10 +144,10 @@ def _exchange(folder: Path, data: bytes, privilege_level: int | None) -> TsmRepo
     provider = _read(folder / "provider").decode("ascii", "replace").strip()
     auxblob = _optional(folder / "auxblob")
     after = _generation(folder)
-    # Every write of an attribute raises it by one, from zero: ours are counted.
+    # Every write of an attribute raises it by one, from zero; we count our own writes.
     if before != writes or after != writes:
         raise EvidenceUnavailableError(
-            f"{folder} was written to by somebody else: generation {before}, then {after}, "
+            f"another process wrote to {folder}: generation {before}, then {after}, "
             f"after {writes} writes of ours"
         )
     return TsmReport(provider=provider, outblob=outblob, auxblob=auxblob)
@@ -156,8 +157,8 @@ def evidence_of(report: TsmReport, data: bytes) -> Evidence:
     """Return the evidence in a report, once it is known to be the requested one.
 
     Raises:
-        EvidenceError: ``evidence_unsupported``: a provider that is not known.
-        EvidenceUnavailableError: it contains other report data, or it cannot be laid out.
+        EvidenceError: ``evidence_unsupported``: the provider is unknown.
+        EvidenceUnavailableError: it contains other report data, or it cannot be parsed.
     """
     providers = {one.provider: name for name, one in KINDS.items() if one.provider}
     kind = providers.get(report.provider)
@@ -179,7 +180,7 @@ def evidence_of(report: TsmReport, data: bytes) -> Evidence:
 
 
 def _write(path: Path, content: bytes) -> None:
-    # One write; the kernel hands a binary attribute to the driver at close, so errors come there.
+    # One write: the kernel hands a binary attribute to the driver at close, which reports errors.
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         written = os.write(descriptor, content)

@@ -1,13 +1,13 @@
 """A Kubernetes service-account token as evidence, for nodes without confidential hardware.
 
 Owns both sides: an attester that asks for a token of its own pod (bound, by its audience, to the
-nonce and every item of one request) or reads a projected one, and the verifier. Invariants: a
-token is a bearer credential: it is sent only over TLS verified against a configured root, and
-is in no log, message or ``repr``; a bound token counts for exactly one request; a projected one
-binds nothing and is accepted only where the verifier says so on purpose.
+nonce and every item of one request) or reads a projected one, and the verifier. Invariants: because
+a token is a bearer credential, it is sent only over TLS verified against a configured root, and is
+in no log, message or ``repr``; a bound token counts for exactly one request; a projected one binds
+nothing and is accepted only if the verifier's configuration says so.
 
 Trust: anyone who controls the API server (or its signing key) can make such evidence for any node.
-It says which pod asks, not what code runs. Sources: RFC 7519; Kubernetes, "Managing Service
+It says which pod asks, not which code runs. Sources: RFC 7519; Kubernetes, "Managing Service
 Accounts" (bound tokens, ``kubernetes.io`` claims, node name since 1.32).
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sds.workload.kubernetes.server import KubernetesServer
 
 AUDIENCE_PREFIX: Final = "attested-sds:"
-"""Audience of a bound token: this and the report data in lower-case hexadecimal."""
+"""The prefix of a bound token's audience; the report data in lower-case hexadecimal follows."""
 UNBOUND_AUDIENCE: Final = "attested-sds"
 PROJECTED_TOKEN: Final = Path("/var/run/secrets/attested-sds/token")
 _MAX_TOKEN_BYTES: Final = 16_384
@@ -53,7 +53,7 @@ _UNREADABLE: Final = (
     RecursionError,
     UnsupportedAlgorithm,
 )
-"""What PyJWT and the parsers below it raise for tokens and key sets that they cannot read."""
+"""The errors of PyJWT and its parsers for tokens and key sets that they cannot read."""
 _NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", re.ASCII)
 
 
@@ -67,7 +67,7 @@ class BoundTokenAttester:
     """
 
     def __init__(self, server: KubernetesServer) -> None:
-        """``server``: the API server; its token file says which account and pod we are."""
+        """Ask this API server; its token file says which account and pod we are."""
         self._server = server
 
     async def attest(self, data: ReportData) -> Evidence:
@@ -98,7 +98,7 @@ class BoundTokenAttester:
                 },
             }
             path = f"/api/v1/namespaces/{_name(namespace)}/serviceaccounts/{_name(account)}/token"
-            # A connection for each request: there is one in minutes.
+            # Each request has a connection of its own, because requests are minutes apart.
             async with ApiClient(self._server) as api:
                 body = await api.post(path, document)
             token = json.loads(body)["status"]["token"].encode("ascii")
@@ -107,7 +107,7 @@ class BoundTokenAttester:
                 error.message, advice=error.advice, reason="token_unavailable"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            # Only the kind of error: some show what they failed on, which may be the token.
+            # Show only the kind of error, because the text of some errors may contain the token.
             raise EvidenceError(
                 "our own token or the answer to TokenRequest is not as expected: "
                 f"{type(error).__name__}",
@@ -120,7 +120,7 @@ class ProjectedTokenAttester:
     """Reads a projected token; it is the same for every request and binds nothing."""
 
     def __init__(self, path: Path = PROJECTED_TOKEN) -> None:
-        """``path``: read for each request, because the kubelet renews the file."""
+        """Read this file for each request, because the kubelet renews it."""
         self._path = path
 
     async def attest(self, data: ReportData) -> Evidence:
@@ -134,7 +134,7 @@ class ProjectedTokenAttester:
 
 
 TokenAttester = BoundTokenAttester | ProjectedTokenAttester
-"""Attesters whose evidence is a bearer credential: never shown to those who ask."""
+"""The attesters whose evidence is a bearer credential, which is never shown to people."""
 
 
 # --- the verifier -------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class KeySet(Protocol):
         """Return the key with this ID.
 
         Raises:
-            EvidenceError: ``signature_invalid``: there is none.
+            EvidenceError: ``signature_invalid``: there is no such key.
         """
         ...
 
@@ -160,7 +160,7 @@ class TokenRules:
         issuer: the cluster's service-account issuer.
         accounts: ``namespace/name`` of accounts that agents and authorities run as.
         unbound: whether a projected token is accepted.
-        audience: that a projected token must have.
+        audience: the audience that a projected token must have.
     """
 
     issuer: str
@@ -225,7 +225,7 @@ class KubernetesTokenVerifier:
         except _UNREADABLE as error:
             raise EvidenceMalformedError("the evidence is not a JSON web token") from error
         algorithm, key_id = header.get("alg"), header.get("kid")
-        # JSON gives any type here, also one that no set can look up.
+        # JSON may give any type here, even one that is not hashable.
         if not isinstance(algorithm, str) or algorithm not in _ALGORITHMS:
             raise EvidenceMalformedError(
                 f"the token's algorithm {str(algorithm)[:20]!r} is not accepted"
@@ -244,7 +244,7 @@ class KubernetesTokenVerifier:
                 algorithms=[algorithm],
                 options={
                     "verify_signature": True,
-                    # Checked by us, at the time that we are given:
+                    # We check these ourselves, at the given time:
                     "verify_exp": False,
                     "verify_nbf": False,
                     "verify_iat": False,
@@ -292,7 +292,7 @@ def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
             until = f"{expires:g}"
         raise EvidenceError(
             f"the token is not valid now (it is until {until})",
-            advice="do the clocks of the cluster agree?",
+            advice="check the clocks of the cluster",
             reason="token_time",
         )
 
@@ -300,7 +300,7 @@ def _check_time(claims: Mapping[str, Any], now: datetime) -> None:
 def _seconds(claim: object) -> float | None:
     """Read a NumericDate (RFC 7519, section 2); None if it is not a finite number.
 
-    Python's JSON also gives NaN, Infinity and whole numbers that no float can be.
+    Python's JSON also gives NaN, Infinity and integers that do not fit into a float.
     """
     if isinstance(claim, bool) or not isinstance(claim, int | float):
         return None
@@ -347,7 +347,7 @@ class JwksKeys:
         """Take the keys of this document; a bad one changes nothing.
 
         Raises:
-            EvidenceMalformedError: it is not a JWKS, or holds no key that we can use.
+            EvidenceMalformedError: it is not a JWKS, or has no key that we can use.
         """
         try:
             found = jwt.PyJWKSet.from_json(document.decode()).keys
@@ -363,14 +363,14 @@ class JwksKeys:
         if found is None:
             raise EvidenceError(
                 "the token is signed with a key that is not in the cluster's key set",
-                advice="is the token of this cluster, and are its keys up to date?",
+                advice="check that the token is of this cluster, and that its keys are up to date",
                 reason="signature_invalid",
             )
         return found
 
 
 def _unverified(token: bytes) -> dict[str, Any]:
-    """Claims of our own token; only the server's answer to it matters."""
+    """Return the claims of our own token, unverified: only the server's answer to it matters."""
     try:
         claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
     except _UNREADABLE:
@@ -386,12 +386,12 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise EvidenceError(
             f"the token {path} cannot be read: {error.strerror}",
-            advice="is it mounted into this pod?",
+            advice="check that it is mounted into this pod",
             reason="token_unavailable",
         ) from error
 
 
 def _name(text: Any) -> str:
     if not isinstance(text, str) or not _NAME.fullmatch(text):
-        raise ValueError("a name that is none")
+        raise ValueError("a malformed name")
     return text

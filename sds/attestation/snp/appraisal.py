@@ -1,9 +1,9 @@
 """Appraisal of an authentic SEV-SNP report: reference values in, checks out. Pure.
 
-Owns the decision whether a machine that is what it says it is, is one that we accept. Invariants:
-what weakens the guest is refused by default (debugging, migration agents, other privilege levels,
-firmware that is not committed); versions are compared component by component, never as one
-integer; every check names the field, what was found and what is demanded.
+Owns the decision whether to accept a machine whose report is authentic. Invariants: properties that
+weaken the guest are refused by default (debugging, migration agents, other privilege levels,
+firmware that is not committed); versions are compared component by component, never as one integer;
+every check names the field, what was found and what is required.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endorsed:
-    """What the certificate of a report says besides.
+    """What a report's certificate says.
 
     Attributes:
-        product: of report and chain; None if neither says it.
+        product: the product of report and chain; None if neither names it.
         csp_id: the provider of a VLEK, None for a VCEK or without a certificate.
     """
 
@@ -48,9 +48,9 @@ def appraise_snp(
 
     Args:
         checks: where the outcome goes.
-        report: laid out; authenticity is checked elsewhere.
+        report: the report, parsed; its authenticity is checked elsewhere.
         endorsed: what its certificate says.
-        values: what is demanded.
+        values: the reference values.
     """
     _guest_policy(checks, report, values.snp)
     _firmware(checks, report, endorsed.product, values.snp)
@@ -231,7 +231,7 @@ def _platform(checks: Checks, report: Report, endorsed: Endorsed, snp: SnpRefere
 def _endorsement_key(
     checks: Checks, report: Report, endorsed: Endorsed, snp: SnpReferenceValues
 ) -> None:
-    # 12. Whose key vouches: a chip's (VCEK) or a cloud provider's (VLEK), and which provider's.
+    # 12. The key that signed: a chip's (VCEK) or a cloud provider's (VLEK), and which provider's.
     if report.signing_key == SigningKey.VLEK:
         checks.add(
             "vlek_permitted",
@@ -257,7 +257,7 @@ def _endorsement_key(
 
 
 def _properties(checks: Checks, report: Report, snp: SnpReferenceValues) -> None:
-    # 13. Bits of platform and policy (tables 9 and 24): who demands it, the bit, what it must be.
+    # 13. Bits of platform and policy (tables 9 and 24): the reference value, the bit, its value.
     rows: Sequence[tuple[bool, PlatformInfo | GuestPolicy, bool]] = (
         (snp.forbid_smt, GuestPolicy.SMT, False),
         (snp.forbid_smt, PlatformInfo.SMT_EN, False),

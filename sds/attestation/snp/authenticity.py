@@ -1,7 +1,7 @@
-"""What an SEV-SNP report says of itself, and what its VCEK or VLEK says of it (AMD 56860, 57230).
+"""Checks an SEV-SNP report by itself and against its VCEK or VLEK (AMD 56860, 57230).
 
 Owns the checks over the report's own bytes and against its certificate. Invariant: nothing here
-asks whether the guest is one that we accept; that is ``snp.appraisal``.
+decides whether the guest is accepted; ``snp.appraisal`` does that.
 """
 
 from __future__ import annotations

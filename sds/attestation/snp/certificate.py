@@ -1,8 +1,8 @@
 """AMD's certificates, read byte by byte: ARK, ASK or ASVK, VCEK and VLEK (AMD 57230).
 
-Owns how such a certificate is parsed and how its signature is checked. Invariant: what is parsed
-is exactly what was signed: one DER encoding, the algorithm outside equal to the one inside, no
-byte left over.
+Owns how such a certificate is parsed and how its signature is checked. Invariant: exactly the
+signed bytes are parsed: one DER encoding, the outer algorithm equal to the inner one, no byte left
+over.
 
 ``cryptography`` warns of a VCEK's serial number 0 and will refuse it one day, so the structure is
 read element by element (``sds.pki.der``); keys and signatures are ``cryptography``'s.
@@ -54,7 +54,7 @@ _KEY_CERT_SIGN: Final = 0x04  # bit 5 of the first byte (RFC 5280, section 4.2.1
 _TRUE: Final = b"\x01\x01\xff"
 _TEXT_TAGS: Final = frozenset({der.UTF8_STRING, der.PRINTABLE_STRING})
 UNREADABLE_DER: Final = (ValueError, TypeError, OverflowError, UnsupportedAlgorithm)
-"""What ``sds.pki.der`` and ``cryptography`` raise for odd DER."""
+"""The errors of ``sds.pki.der`` and ``cryptography`` for malformed DER."""
 
 BASIC_CONSTRAINTS: Final = "2.5.29.19"
 KEY_USAGE: Final = "2.5.29.15"
@@ -87,16 +87,16 @@ class Certificate:
     """A certificate of AMD's hierarchy, or of one made like it; its signature is not checked.
 
     Attributes:
-        der: all of it.
+        der: the whole certificate.
         signed: its signed part, algorithm and signature.
         serial: the serial number, 0 in a VCEK.
         issuer: the issuer's name in DER.
         subject: the subject's name in DER.
-        common_name: CN of the subject.
-        not_before: first moment of validity.
-        not_after: last moment of validity.
+        common_name: the CN of the subject.
+        not_before: the first moment of its validity.
+        not_after: the last moment of its validity.
         public_key: the subject's key.
-        extensions: in order, none twice.
+        extensions: the extensions in order, none twice.
     """
 
     der: bytes = field(repr=False)
@@ -120,7 +120,7 @@ class Certificate:
         """Read a certificate.
 
         Raises:
-            EvidenceError: ``certificate_malformed``: it is not X.509 version 3 in DER, holds an
+            EvidenceError: ``certificate_malformed``: it is not X.509 version 3 in DER, has an
                 extension twice, or is signed with another algorithm than AMD's.
         """
         try:
@@ -162,11 +162,11 @@ class Certificate:
         return signature_holds(self.signed, issuer.public_key)
 
     def require_issuer(self) -> None:
-        """Hold what a certificate that signs others must say (RFC 5280, section 4.2.1).
+        """Check what a certificate that signs others must say (RFC 5280, section 4.2.1).
 
         Raises:
-            EvidenceError: ``certificate_malformed``: not a CA, may not sign certificates, an
-                unknown extension, or another key than RSA-4096.
+            EvidenceError: ``certificate_malformed``: it is not a CA, may not sign certificates, has
+                an unknown extension, or has another key than RSA-4096.
         """
         found = {extension.oid: extension for extension in self.extensions}
         unknown = found.keys() - _ISSUER_EXTENSIONS
@@ -207,10 +207,10 @@ def signature_holds(signed: Signed, key: PublicKeyTypes) -> bool:
 
 
 def split_signed(encoded: bytes, *, limit: int = MAX_CERTIFICATE_BYTES) -> Signed:
-    """Split a certificate or revocation list; refuse everything but its one DER encoding.
+    """Split a certificate or revocation list; refuse any encoding except DER.
 
     Args:
-        encoded: all of it.
+        encoded: the whole structure.
         limit: the most bytes that it may have.
 
     Raises:

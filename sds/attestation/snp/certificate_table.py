@@ -1,6 +1,6 @@
 """The table of certificates that a host gives with a report (AMD 56421, GHCB, section 4.1.8.1).
 
-Owns its layout. Invariant: offsets and lengths stay inside the table; what is in it adds no trust.
+Owns its layout. Invariants: offsets and lengths stay inside the table; its entries add no trust.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ARK: Final = uuid.UUID("c0b406a4-a803-4952-9743-3fb6014cd0ae")
 
 
 def parse_certificate_table(raw: bytes) -> dict[uuid.UUID, bytes]:
-    """GUID -> DER of each entry; an empty table for no bytes.
+    """Return the DER of each entry by its GUID; no bytes are an empty table.
 
     Raises:
         EvidenceMalformedError: an entry points outside, or the table has no end.
@@ -47,7 +47,7 @@ def parse_certificate_table(raw: bytes) -> dict[uuid.UUID, bytes]:
 def chain_of_table(table: dict[uuid.UUID, bytes], *, vlek: bool) -> tuple[bytes, ...]:
     """Return DER, leaf first: VLEK or VCEK, then ASK and ARK if present; empty without a leaf.
 
-    An entry is DER by the document; hosts put in files as they find them, PEM too.
+    By the document, an entry is DER; hosts put in files as they find them, even PEM.
     """
     leaf = table.get(VLEK if vlek else VCEK)
     if not leaf:
@@ -60,7 +60,7 @@ def _ders(entry: bytes) -> tuple[bytes, ...]:
     try:
         return der_certificates(entry, what="an entry of the certificate table")
     except EvidenceError:
-        return (entry,)  # refused as a certificate that cannot be read
+        return (entry,)  # the verifier refuses it as a certificate that cannot be read
 
 
 def build_certificate_table(entries: dict[uuid.UUID, bytes]) -> bytes:

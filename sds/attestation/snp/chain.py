@@ -1,4 +1,4 @@
-"""From a VCEK or VLEK to a pinned root (AMD 57230, section 2; RFC 5280, section 6.1).
+"""Finds the chain from a VCEK or VLEK to a pinned root (AMD 57230, section 2; RFC 5280, 6.1).
 
 Owns the pins and decides which chain is valid. Invariant: trust comes only from the SHA-256 of
 a root's DER; certificates that arrive with evidence, or are configured as helpers, add none.
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from sds.attestation.snp.leaf import Leaf
 
 MAX_HELPERS: Final = 16
-"""Certificates that are looked at beside the leaf: a bound on work."""
+"""The most certificates that are looked at beside the leaf, to bound the work."""
 
 AMD_ROOTS: Final = {
     "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd": Product.MILAN,
     "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1": Product.GENOA,
     "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a": Product.TURIN,
 }
-"""SHA-256 of each ARK's DER, as the KDS serves it (/vcek/v1/{product}/cert_chain)."""
+"""The SHA-256 of each ARK's DER, as the KDS serves it (/vcek/v1/{product}/cert_chain)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roots:
-    """What may end a chain.
+    """The roots that may end a chain.
 
     Attributes:
-        pins: SHA-256 of a root's DER -> its product.
-        configured: those of them that are not AMD's: a chain to one is called simulated.
-        certificates: roots and helpers that are at hand.
+        pins: maps the SHA-256 of a root's DER to its product.
+        configured: the pins that are not AMD's; a chain to one of them is called simulated.
+        certificates: the available roots and helpers.
     """
 
     pins: Mapping[str, Product]
@@ -49,13 +49,13 @@ class Roots:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A chain whose signatures hold and which ends in a pin; times are not checked yet.
+    """A chain with valid signatures that ends in a pinned root; times are not checked yet.
 
     Attributes:
         leaf: VCEK or VLEK.
         issuer: ASK or ASVK.
         root: ARK.
-        simulated: the root is configured, not AMD's.
+        simulated: whether the root is configured and not AMD's.
     """
 
     leaf: Leaf
@@ -65,18 +65,18 @@ class Chain:
 
     @property
     def certificates(self) -> tuple[Certificate, ...]:
-        """Leaf first."""
+        """Return the certificates, leaf first."""
         return self.leaf.certificate, self.issuer, self.root
 
 
 def pinned_roots(
     *, trusted_roots: Iterable[bytes] = (), helpers: Iterable[bytes] = (), amd: bool = True
 ) -> Roots:
-    """Pins of AMD's roots, and of configured ones.
+    """Return the pins of AMD's roots and of configured ones.
 
     Args:
-        trusted_roots: DER of roots that are trusted besides; the product is in their common name.
-        helpers: DER of certificates that may complete a chain and add no trust.
+        trusted_roots: further trusted roots in DER; their common names have the product.
+        helpers: certificates in DER that may complete a chain; they add no trust.
         amd: whether AMD's roots are trusted.
 
     Raises:
@@ -107,7 +107,7 @@ def pinned_roots(
 def amd_certificates() -> tuple[Certificate, ...]:
     """Return AMD's roots and the issuers of VCEKs and VLEKs, which ship with this package.
 
-    They complete chains and add no trust: that comes from the pins alone.
+    They complete chains and add no trust, which comes from the pins alone.
     """
     text = resources.files(__package__).joinpath("amd.pem").read_bytes()
     return tuple(map(Certificate.parse, der_certificates(text, what="amd.pem")))
@@ -118,13 +118,13 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
 
     Args:
         leaf: the leaf, read.
-        offered: DER of certificates that came with the evidence, in any order.
-        roots: what is trusted, and what is at hand.
+        offered: the certificates that came with the evidence, in DER, in any order.
+        roots: the trusted roots and the available certificates.
 
     Raises:
-        EvidenceError: ``chain_untrusted``: 1. no issuer whose name and signature fit; 2. the
-            issuer's name is not that of the leaf's product and kind; 3. no root of that name which
-            is pinned and signed the issuer; 4. the root's product is not the leaf's.
+        EvidenceError: ``chain_untrusted``: 1. there is no issuer with fitting name and signature;
+            2. the issuer's name is not that of the leaf's product and kind; 3. no pinned root of
+            that name signed the issuer; 4. the root's product is not the leaf's.
         EvidenceError: ``certificate_malformed``: 5. issuer or root may not sign certificates.
     """
     known = [*_readable(offered), *roots.certificates]
@@ -164,7 +164,7 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
             f"the root is {root.common_name}, the leaf is for {leaf.product.certificate_name}",
             reason="chain_untrusted",
         )
-    # 5. What issuers must say.
+    # 5. The extensions that issuers must have.
     issuer.require_issuer()
     root.require_issuer()
     return Chain(leaf=leaf, issuer=issuer, root=root, simulated=root.digest in roots.configured)

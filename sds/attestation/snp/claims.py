@@ -1,4 +1,4 @@
-"""Every field of an SEV-SNP report as text, for policies, records and people.
+"""Returns every field of an SEV-SNP report as text, for policies, records and people.
 
 Owns the names of ``docs/attestation.md``. Invariant: claims say what the report says, never whether
 it is genuine.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sds.attestation.snp.report import Product, Report
 
 KEY_NAMES: Final = {0: "VCEK", 1: "VLEK", 7: "none"}
-"""SIGNING_KEY in words."""
+"""The names of SIGNING_KEY."""
 
 
 def claims_of(report: Report, leaf: Leaf | None, product: Product | None) -> dict[str, str]:

@@ -1,6 +1,6 @@
-"""Which sources of certificates a section names, and the folder that keeps what one gave.
+"""The sources of certificates that a section names, and the folder that stores certificates.
 
-Owns their order, and the cache on disk. Invariant: a cache that cannot be used costs requests, and
+Owns their order, and the cache on disk. Invariant: a cache that cannot be used costs requests, but
 never evidence.
 """
 
@@ -28,11 +28,11 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class KeptEndorsements:
-    """Certificates of another source, kept in a folder: they are public, and outlive a restart.
+    """Stores another source's certificates in a folder: they are public, and outlive a restart.
 
     Args:
-        inner: where they come from.
-        folder: one file for each leaf; it is made when the first comes.
+        inner: the source.
+        folder: has one file for each leaf; it is made for the first one.
     """
 
     def __init__(self, inner: Endorsements, folder: Path) -> None:
@@ -49,7 +49,7 @@ class KeptEndorsements:
             if found := await self._kept.certificates(report):
                 return found
         except EndorsementUnavailableError as error:
-            _LOGGER.debug("no kept certificates: %s", error)
+            _LOGGER.debug("no stored certificates: %s", error)
         found = await self._inner.certificates(report)
         if found:
             await threads.ENDORSEMENTS.run(self._keep, found)
@@ -63,7 +63,7 @@ class KeptEndorsements:
                 replace_file(self._folder / f"{name}-{count}.der", der, mode=0o644)
         except OSError as error:
             _LOGGER.warning(
-                "a certificate cannot be kept, and will be asked for again: %s",
+                "a certificate cannot be stored, and will be fetched again: %s",
                 error,
                 extra={"path": str(self._folder)},
             )
@@ -82,8 +82,9 @@ def endorsements_of(
 
     Args:
         section: the configuration.
-        clock: for pauses.
-        host: who else may give certificates: a cloud's metadata service.
+        clock: makes the pauses.
+        host: another source of certificates, such as a cloud's metadata
+            service.
     """
     sources: list[Endorsements] = []
     if section.certificates is not None:

@@ -1,9 +1,9 @@
-"""A server in the layout of AMD's KDS, most often a cache of one's own (AMD 57230).
+"""Fetches certificates from a server in the layout of AMD's KDS (AMD 57230).
 
-Owns the request for a VCEK and its chain. Invariants: what does not belong to the report is not
-taken; requests, sizes and times are bounded; a server that failed, or said "later", is asked
-nothing until it is time, however often evidence is needed. A process that asks no server does not
-load this module: its HTTP client takes 6 MB.
+Owns the request for a VCEK and its chain. Invariants: a certificate that does not belong to the
+report is refused; requests, sizes and times are bounded; a server that failed, or said "later", is
+not asked until that time has passed, however often evidence is needed. A process that asks no
+server does not load this module, because its HTTP client takes 6 MB.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 ATTEMPTS: Final = 4
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 5.0
-"""The longest Retry-After that is waited for; a longer one ends the attempt, and is kept to."""
+"""The longest Retry-After to wait for; a longer one ends the attempt, and is respected later."""
 TIMEOUT_SECONDS: Final = 10.0
 
 
 class _LaterError(Exception):
-    """The server says "later", and perhaps in how many seconds."""
+    """The server says "later", perhaps with a number of seconds."""
 
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class KdsEndorsements:
         Args:
             url: everything before ``/vcek/v1/…``.
             clock: for the pauses between attempts.
-            product: for reports of version 2, which name none.
+            product: the product for reports of version 2, which name none.
         """
         self._url = url.rstrip("/")
         self._clock = clock
@@ -112,7 +112,7 @@ class KdsEndorsements:
                     raise self._give_up(error, 0.0) from error
             else:
                 self._failures = 0
-                # One leaf and one chain: what an older TCB asked for is not needed again.
+                # Keep one leaf and one chain, because those of an older TCB are not needed again.
                 if len(self._kept) >= ATTEMPTS:
                     self._kept.clear()
                 self._kept[path] = content

@@ -1,8 +1,8 @@
-"""The launch measurement that a guest will have, from its firmware and what that firmware boots.
+"""Computes the launch measurement of a guest from its firmware and what that firmware boots.
 
 Owns the call of the library sev-snp-measure (the extra ``measure``), which computes what the
-processor computes (AMD 56860, section 8.17, and QEMU's initial state of a vCPU). Invariant: what
-cannot be measured is an error that names the file: no value comes from a guess.
+processor computes (AMD 56860, section 8.17, and QEMU's initial state of a vCPU). Invariant: a file
+that cannot be measured is an error that names it; no value is guessed.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ SNP_ACTIVE: Final = 0x1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """What a guest is started with.
+    """The files and settings with which a guest is started.
 
     Attributes:
         firmware: the file that the host maps below 4 GB.
-        kernel: for direct boot with kernel hashes; None if the firmware boots from a disk.
-        initrd: beside the kernel.
-        command_line: of the kernel.
-        vcpu_type: as QEMU names it: EPYC-v4, EPYC-Milan, ….
-        vmm: ``qemu``, ``ec2`` or ``gce``: they differ in what they add in which order.
+        kernel: the kernel for direct boot with kernel hashes; None if the firmware boots from a
+            disk.
+        initrd: the initrd beside the kernel.
+        command_line: the kernel's command line.
+        vcpu_type: the type as QEMU names it: EPYC-v4, EPYC-Milan, ….
+        vmm: ``qemu``, ``ec2`` or ``gce``, which differ in what they add and in which order.
         features: SEV_FEATURES.
     """
 
@@ -105,7 +106,7 @@ def _vmm(name: str) -> object:
 
 
 def _require_measurable(launch: Launch) -> None:
-    """Hold what the library takes for granted."""
+    """Check what the library assumes."""
     size = launch.firmware.stat().st_size
     if size == 0 or size % PAGE_BYTES or size > LARGEST_FIRMWARE:
         raise _not_measurable(launch.firmware, f"it has {size} bytes, not whole pages")

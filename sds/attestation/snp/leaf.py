@@ -1,6 +1,6 @@
 """The certificate of the key that signs reports: VCEK or VLEK (AMD 57230, sections 2 and 3).
 
-Owns the meaning of AMD's extensions. Invariant: a :class:`Leaf` holds every extension that its
+Owns the meaning of AMD's extensions. Invariant: a :class:`Leaf` has every extension that its
 product and kind must have, each once, and no other.
 """
 
@@ -46,7 +46,7 @@ TCB_EXTENSIONS: Final[dict[Product, dict[str, int]]] = {
         f"{_ARC}.3.8": 7,
     },
 }
-"""Product -> extension -> the byte of REPORTED_TCB (file order) that it must equal."""
+"""For each product and extension: the byte of REPORTED_TCB (file order) that it must equal."""
 STRUCTURE_VERSIONS: Final = {Product.MILAN: 0, Product.GENOA: 0, Product.TURIN: 1}
 CHIP_ID_BYTES: Final = 64
 # "Milan-B0", "Genoa", "Turin": the name, and in older certificates the stepping.
@@ -56,16 +56,16 @@ _KINDS: Final = {"SEV-VCEK": SigningKey.VCEK, "SEV-VLEK": SigningKey.VLEK}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """What a VCEK or VLEK says; whether it is genuine is the chain's question.
+    """The content of a VCEK or VLEK; the chain shows whether it is genuine.
 
     Attributes:
         certificate: the certificate.
         kind: VCEK (of one chip) or VLEK (of one cloud provider).
         product: the product that it was made for.
         tcb: the TCB that it was made for, as eight bytes in the order of REPORTED_TCB.
-        hardware_id: CHIP_ID that the report must hold, padded to 64 bytes; None in a VLEK.
-        csp_id: the provider, in a VLEK only.
-        public_key: P-384.
+        hardware_id: the CHIP_ID that the report must have, padded to 64 bytes; None in a VLEK.
+        csp_id: the provider; in a VLEK only.
+        public_key: the key, on P-384.
     """
 
     certificate: Certificate = field(repr=False)
@@ -152,7 +152,7 @@ def _read(certificate: Certificate) -> Leaf:
 
 
 def _integer(value: bytes) -> int:
-    # One byte, so there is one encoding: two length bytes and at most a leading zero.
+    # A value of one byte has one encoding: two header bytes and at most one leading zero.
     native = der.integer(value)
     if not 0 <= native <= 0xFF:  # noqa: PLR2004  a byte
         raise EvidenceError(
@@ -163,7 +163,7 @@ def _integer(value: bytes) -> int:
 
 
 def _hardware_id(value: bytes, product: Product) -> bytes:
-    # 57230: 64 bytes; Turin's chips have eight, CHIP_ID holds them first and zeros after.
+    # 57230: 64 bytes. Turin's chips have eight, which CHIP_ID has first, with zeros after them.
     # Some of AMD's certificates wrap it in another OCTET STRING.
     length = TURIN_CHIP_ID_BYTES if product is Product.TURIN else CHIP_ID_BYTES
     if len(value) == length + 2 and value.startswith(bytes([4, length])):

@@ -1,8 +1,8 @@
-"""The SEV-SNP attestation report as its fields (AMD 56860, ATTESTATION_REPORT, table 23).
+"""Reads the fields of an SEV-SNP attestation report (AMD 56860, table 23).
 
 Owns the layout of versions 2 to 5 and of TCB_VERSION (table 3, and the Turin layout of 57230).
-Invariant: a :class:`Report` is a view of exactly 1184 bytes; nothing in it has been verified, and
-what is verified later is the bytes themselves, never a rebuilt structure.
+Invariants: a :class:`Report` is a view of exactly 1184 bytes; nothing in it was verified, and later
+verification uses the bytes themselves, never a rebuilt structure.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ REPORT_BYTES: Final = 0x4A0
 SIGNED_BYTES: Final = 0x2A0
 KNOWN_VERSIONS: Final = range(2, 6)
 CPUID_VERSION: Final = 3
-"""First version that names the processor (family, model, stepping)."""
+"""The first version that names the processor (family, model, stepping)."""
 MITIGATION_VERSION: Final = 5
-"""First version that may hold the mitigation vectors (56860, table 23)."""
+"""The first version that may have the mitigation vectors (56860, table 23)."""
 ALGORITHM_ECDSA_P384_SHA384: Final = 1
 NO_MIGRATION_AGENT: Final = (b"\xff" * 32, bytes(32))
-"""REPORT_ID_MA where no migration agent is associated."""
+"""The values of REPORT_ID_MA if no migration agent is associated."""
 HIGHEST_VMPL: Final = 3
 TURIN_CHIP_ID_BYTES: Final = 8
 _COMPONENT: Final = 8
@@ -34,7 +34,7 @@ _FIXED = struct.Struct("<IIQ16s16sIIQQII64s48s32s48s48s32s32sQBBB21s64sQBBBBBBBB
 
 
 class Product(enum.StrEnum):
-    """Products, by the name in AMD's certificates (lower case) and in reference values."""
+    """The products, by their names in AMD's certificates (lower case) and in reference values."""
 
     MILAN = "milan"
     GENOA = "genoa"
@@ -42,12 +42,12 @@ class Product(enum.StrEnum):
 
     @property
     def certificate_name(self) -> str:
-        """As AMD's certificates and the KDS write it."""
+        """Return the name as AMD's certificates and the KDS write it."""
         return self.value.capitalize()
 
 
 class SigningKey(enum.IntEnum):
-    """KEY_INFO.SIGNING_KEY (56860, table 23, offset 0x48, bits 4:2)."""
+    """The values of KEY_INFO.SIGNING_KEY (56860, table 23, offset 0x48, bits 4:2)."""
 
     VCEK = 0
     VLEK = 1
@@ -55,7 +55,7 @@ class SigningKey(enum.IntEnum):
 
 
 class GuestPolicy(enum.IntFlag):
-    """Bits of the guest's policy above the ABI version (56860, table 9)."""
+    """The bits of the guest's policy above the ABI version (56860, table 9)."""
 
     SMT = 1 << 16
     RESERVED_ONE = 1 << 17
@@ -70,7 +70,7 @@ class GuestPolicy(enum.IntFlag):
 
 
 class PlatformInfo(enum.IntFlag):
-    """Bits of PLATFORM_INFO (56860, table 24)."""
+    """The bits of PLATFORM_INFO (56860, table 24)."""
 
     SMT_EN = 1 << 0
     TSME_EN = 1 << 1
@@ -93,7 +93,7 @@ TCB_COMPONENTS: Final[dict[Product, dict[str, int]]] = {
     Product.GENOA: {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7},
     Product.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
 }
-"""Product -> component -> its byte in TCB_VERSION (in file order)."""
+"""For each product and component: its byte in TCB_VERSION (in file order)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Tcb:
     raw: bytes
 
     def components(self, product: Product) -> dict[str, int]:
-        """Component -> security version, in this product's layout."""
+        """Return the security version of each component, in this product's layout."""
         return {name: self.raw[index] for name, index in TCB_COMPONENTS[product].items()}
 
     def reserved(self, product: Product) -> bytes:
@@ -112,7 +112,7 @@ class Tcb:
         return bytes(value for index, value in enumerate(self.raw) if index not in used)
 
     def describe(self, product: Product | None) -> str:
-        """For people: by component, or raw where the product is not known."""
+        """Return text for people: by component, or raw if the product is unknown."""
         if product is None:
             return self.raw.hex()
         return " ".join(f"{name}={value}" for name, value in self.components(product).items())
@@ -123,7 +123,7 @@ class Report:
     """An attestation report, unverified. Names and meanings are those of 56860, table 23.
 
     Attributes:
-        raw: the 1184 bytes. All digests and identifiers are bytes in file order; integers were
+        raw: the 1184 bytes. Digests and identifiers are bytes in file order; integers were
             little-endian.
     """
 
@@ -162,13 +162,13 @@ class Report:
         """Read the fields.
 
         Raises:
-            EvidenceMalformedError: ``report_length``: not 1184 bytes long. Nothing else is checked
-                here.
+            EvidenceMalformedError: ``report_length``: it is not 1184 bytes long. Nothing else is
+                checked here.
         """
         if len(raw) != REPORT_BYTES:
             raise EvidenceMalformedError(
                 f"an SEV-SNP report is {REPORT_BYTES} bytes long, this is {len(raw)}",
-                advice="give the raw report, as configfs-tsm's outblob holds it",
+                advice="give the raw report, which is configfs-tsm's outblob",
                 reason="report_length",
             )
         fields = _FIXED.unpack_from(raw)
@@ -212,7 +212,7 @@ class Report:
 
     @property
     def signature(self) -> tuple[int, int]:
-        """R and S, each little-endian in 72 bytes (56860, table 141)."""
+        """Return R and S, each little-endian in 72 bytes (56860, table 141)."""
         return (
             int.from_bytes(self.raw[0x2A0:0x2E8], "little"),
             int.from_bytes(self.raw[0x2E8:0x330], "little"),
@@ -220,17 +220,17 @@ class Report:
 
     @property
     def author_key_enabled(self) -> bool:
-        """AUTHOR_KEY_EN: AUTHOR_KEY_DIGEST holds a digest."""
+        """Return AUTHOR_KEY_EN: whether AUTHOR_KEY_DIGEST is a digest."""
         return bool(self.key_info & _AUTHOR_KEY_EN)
 
     @property
     def chip_key_masked(self) -> bool:
-        """MASK_CHIP_KEY: the firmware signs nothing and writes zeros."""
+        """Return MASK_CHIP_KEY: whether the firmware signs nothing and writes zeros."""
         return bool(self.key_info & _MASK_CHIP_KEY)
 
     @property
     def signing_key(self) -> int:
-        """SIGNING_KEY, a :class:`SigningKey` where it is known."""
+        """Return SIGNING_KEY, a :class:`SigningKey` if it is known."""
         return (self.key_info >> 2) & 7
 
     def reserved_spans(self) -> dict[str, bytes]:
@@ -259,7 +259,7 @@ def product_of_cpuid(family: int, model: int) -> Product:
     family 1Ah, models 00h-1Fh (AMD's processor programming references; 57230, section 4).
 
     Raises:
-        EvidenceError: ``product_mismatch``: another processor.
+        EvidenceError: ``product_mismatch``: it is another processor.
     """
     upper = model >> 4
     if family == _FAMILY_ZEN3_4:

@@ -1,6 +1,7 @@
 """Revocation in AMD's hierarchy (57230, section 4.4; RFC 5280, section 6.3).
 
-Owns whose lists a chain needs. The ARK's list covers what the ARK issued: the ASK or ASVK. A list
+Owns the decision which lists a chain needs. The ARK's list covers what the ARK issued: the ASK or
+ASVK. A list
 by the ASK or ASVK is used if there is one. AMD publishes none, so raise the minimum TCB or deny the
 chip to revoke a VCEK.
 """
@@ -34,17 +35,17 @@ def of_amds_kind(one: RevocationList) -> bool:
 def read_amd_list(
     der: bytes, *, issuers: Iterable[Certificate] | None, origin: str = "the list"
 ) -> RevocationList:
-    """Read a list, and check that one of the issuers that we have signed it.
+    """Read a list, and check that one of our issuers signed it.
 
     Args:
         der: the list.
-        issuers: ARKs, ASKs and ASVKs that are at hand; None leaves the signature to the moment
-            when a chain is checked against the list.
+        issuers: the available ARKs, ASKs and ASVKs; if None, the signature is checked later, when a
+            chain is checked against the list.
         origin: where the list came from, for messages.
 
     Raises:
         EvidenceError: ``revocation_list``: it cannot be read, is signed with another algorithm, is
-            by an issuer that is not known, or its signature is invalid.
+            by an unknown issuer, or its signature is invalid.
     """
     one = read_revocation_list(der, origin=origin)
     if not of_amds_kind(one):
@@ -68,7 +69,7 @@ def read_amd_list(
 
 
 def check_revocation(chain: Chain, lists: tuple[RevocationList, ...], now: datetime) -> None:
-    """Hold that nothing in the chain is revoked at the time ``now``.
+    """Check that nothing in the chain is revoked at the time ``now``.
 
     Raises:
         EvidenceError: ``revocation_list``: 1. the chain's root has no list that it signed.

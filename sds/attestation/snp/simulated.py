@@ -1,9 +1,9 @@
 """A simulated SEV-SNP machine: for the demo, for development and for tests.
 
 Owns a key hierarchy of its own, ARK -> ASK -> VCEK, shaped as AMD's (57230), and makes reports
-that are byte-exact to AMD 56860. Invariants: its reports go through the same verification as
-real ones; only a configuration that names its root trusts it; everything here logs
-a warning that it is a simulation, because anybody who holds these keys can claim to be any guest.
+that are byte-exact to AMD 56860. Invariants: its reports go through the same verification as real
+ones; only a configuration that names its root trusts it; everything here logs a warning that it is
+a simulation, because anybody who has these keys can claim to be any guest.
 
 ARK and ASK are RSA-4096 like AMD's, so that verification has one rule; both keys are made at the
 same time, and one root serves any number of chips. A chip's key reaches another process by an
@@ -71,9 +71,9 @@ _MAX_BYTES: Final = 65_536
 _AUTHOR_KEY_EN: Final = 1
 
 SIMULATED_MEASUREMENT: Final = b"attested-sds simulated guest".ljust(48, b"\0")
-"""Launch measurement of a simulated guest that was given none."""
+"""The launch measurement of a simulated guest that was given none."""
 SIMULATED_CSP_ID: Final = "CN=simulated.invalid"
-"""Provider of a simulated VLEK."""
+"""The provider of a simulated VLEK."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +81,11 @@ class SimulatedRoot:
     """A manufacturer of simulated chips: ARK, and ASK (or ASVK, for VLEKs) of one product.
 
     Attributes:
-        product: what its chips are.
+        product: the product of its chips.
         kind: whether they sign with a VCEK or a VLEK.
-        ark_der: certificate of the root key: what a configuration names to trust it.
-        ask_der: certificate of the key that signs the chips' certificates.
-        start: when all its certificates begin to be valid.
+        ark_der: the certificate of the root key, which a configuration names to trust it.
+        ask_der: the certificate of the key that signs the chips' certificates.
+        start: the beginning of all its certificates' validity.
     """
 
     product: Product
@@ -152,9 +152,10 @@ class SimulatedRoot:
         """Make one chip with its VCEK or VLEK, running a guest with this measurement (48 bytes).
 
         Args:
-            measurement: 48 bytes.
-            chip_id: 64 bytes, of which Turin has eight; random where None.
-            tcb: eight bytes as in REPORTED_TCB; a plausible one where None.
+            measurement: the guest's measurement, 48 bytes.
+            chip_id: 64 bytes, of which Turin has
+                eight; random if None.
+            tcb: eight bytes as in REPORTED_TCB; a plausible one if None.
         """
         size = TURIN_CHIP_ID_BYTES if self.product is Product.TURIN else CHIP_ID_BYTES
         hardware_id = secrets.token_bytes(size) if chip_id is None else chip_id[:size]
@@ -178,7 +179,7 @@ class SimulatedRoot:
         return SimulatedMachine(
             product=self.product,
             measurement=measurement,
-            # With a VLEK the firmware does not tell the chip.
+            # With a VLEK, the firmware does not report the chip.
             chip_id=hardware_id.ljust(CHIP_ID_BYTES, b"\0") if vcek else bytes(CHIP_ID_BYTES),
             tcb=reported,
             vcek_key=key,
@@ -197,8 +198,8 @@ class SimulatedMachine:
     """One simulated chip and the guest on it; an :class:`~sds.attestation.evidence.Attester`.
 
     The fields from ``version`` on are what its reports say, by the names of 56860; tests change
-    them. TCBs are eight bytes, ``tcb`` (what is reported) where None; firmware versions are
-    (major, minor, build).
+    them. TCBs are eight bytes, or ``tcb`` (the reported one) if None; firmware versions are (major,
+    minor, build).
     """
 
     product: Product
@@ -309,7 +310,7 @@ class SimulatedMachine:
     def to_bytes(self) -> bytes:
         """Encode everything that another process needs to be this machine, the chip's key too.
 
-        What :meth:`changed` changed does not travel, only chip, guest measurement and TCB do.
+        Only chip, guest measurement and TCB travel, not what :meth:`changed` changed.
         """
         key = self.vcek_key.private_bytes(
             serialization.Encoding.DER,
@@ -347,7 +348,7 @@ class SimulatedMachine:
                 certificates=tuple(base64.b64decode(der) for der in fields["certificates"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError, UnsupportedAlgorithm):
-            # Without the cause: its text could show what was read, the key among it.
+            # Leave out the cause, because its text could contain the key.
             raise EvidenceError(
                 "the descriptor has no simulated machine",
                 advice="start this process from `sds demo` or `sds dev`, or pass a machine by "
@@ -371,7 +372,7 @@ class SimulatedMachine:
         """Read a machine from an inherited descriptor and close it.
 
         Raises:
-            EvidenceError: the descriptor is not open or holds no machine.
+            EvidenceError: the descriptor is not open or has no machine.
         """
         try:
             with os.fdopen(descriptor, "rb") as stream:

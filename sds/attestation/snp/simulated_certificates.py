@@ -2,8 +2,8 @@
 
 Owns the DER that no library writes: serial number 0, and a leaf without key usage and basic
 constraints (AMD 57230, sections 2 and 3). Names, extensions and their order are AMD's to the byte,
-so that other verifiers accept them too. Invariant: whatever it is told to write it writes, so that
-tests make certificates that no real machine shows; trust is the verifier's business.
+so that other verifiers accept them too. Invariant: it writes whatever it is told to write, so that
+tests can make certificates that no real machine has; the verifier decides about trust.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 _STEPPINGS: Final = {Product.MILAN: "-B0", Product.GENOA: "-B1"}
-"""What VCEKs name beside the product. AMD's newer VCEKs for Genoa leave it out; go-sev-guest needs
-it to judge a report of version 2, which does not name the processor."""
+"""The steppings that VCEKs name beside the product. AMD's newer VCEKs for Genoa leave them out;
+go-sev-guest needs them for a report of version 2, which does not name the processor."""
 
 
 def certificate(
@@ -76,7 +76,7 @@ def certificate(
 
 
 def issuer_extensions(*, path_length: int | None) -> tuple[tuple[str, bool, bytes], ...]:
-    """Basic constraints and key usage, as in AMD's ARK (CRL signing too) and ASK."""
+    """Make basic constraints and key usage, as in AMD's ARK (CRL signing too) and ASK."""
     constraints = b"\x01\x01\xff" + (
         der.from_integer(path_length) if path_length is not None else b""
     )
@@ -98,9 +98,9 @@ def authority_extensions(
 
     Args:
         product: names the revocation list.
-        kind: of what the certificate's key signs in the end.
-        key: the certificate's own.
-        issuer: the ARK's, for ASK and ASVK.
+        kind: the kind of leaf that the certificate's key signs in the end.
+        key: the certificate's own key.
+        issuer: the ARK's key, for ASK and ASVK.
     """
     usage, constraints = issuer_extensions(path_length=None if issuer is None else 0)
     own = ("2.5.29.14", False, der.from_octets(_key_identifier(key)))

@@ -1,8 +1,8 @@
-"""Certificates that the host did not give: from a directory, or a cache server (AMD 57230).
+"""Finds certificates that the host did not give, in a directory or at a cache (AMD 57230).
 
-Owns where a VCEK is looked for. Invariants: what is found adds no trust, it only completes
-evidence that the other side verifies; what does not belong to the report is not taken; requests,
-sizes and times are bounded.
+Owns where a VCEK is sought. Invariants: a found certificate adds no trust and only completes
+evidence that the other side verifies; a certificate that does not belong to the report is not used;
+requests, sizes and times are bounded.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ _SUFFIXES: Final = frozenset({".cer", ".crt", ".der", ".pem"})
 
 
 class Endorsements(Protocol):
-    """Where certificates for a report come from."""
+    """A source of certificates for a report."""
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:
         """Return DER, leaf first, then whatever helps; empty if there is none for this report.
 
         Raises:
-            EndorsementUnavailableError: they cannot be had now.
+            EndorsementUnavailableError: they are not available now.
         """
         ...
 
 
 class EndorsedAttester:
-    """An attester whose SEV-SNP evidence is completed where the host gave no certificates.
+    """An attester that completes SEV-SNP evidence if the host gave no fitting certificates.
 
-    Hosts keep the certificates that they give in a table of their own, and may forget to renew it
-    after an update of the firmware: a leaf of another chip or TCB is as good as none.
+    Hosts keep their certificates in a table, and may forget to renew it after a firmware update: a
+    leaf of another chip or TCB is as useless as none.
     """
 
     def __init__(self, inner: Attester, sources: Iterable[Endorsements]) -> None:
-        """``sources`` are asked in order."""
+        """Complete the evidence of ``inner``; ``sources`` are asked in order."""
         self._inner = inner
         self._sources = tuple(sources)
 
     async def attest(self, data: ReportData) -> Evidence:
-        """As the inner attester; certificates that belong to the report are never replaced.
+        """Collect evidence; certificates that belong to the report are never replaced.
 
         Raises:
-            EvidenceError: as the inner one, or the last source's where nobody had any.
+            EvidenceError: the inner attester's error, or that of the last source if none had any.
         """
         evidence = await self._inner.attest(data)
         if evidence.kind is not EvidenceKind.SEV_SNP:
@@ -85,7 +85,7 @@ class EndorsedAttester:
             if found:
                 return replace(evidence, certificates=found)
         if evidence.certificates:
-            return evidence  # the verifier says what of them does not fit
+            return evidence  # the verifier reports what does not fit
         raise failure or EndorsementUnavailableError(
             "no source has the certificate of this chip and TCB",
             advice="put the VCEK into the directory, or configure a cache server",
@@ -93,10 +93,10 @@ class EndorsedAttester:
 
 
 class DirectoryEndorsements:
-    """Certificates of a directory: PEM or DER, any names; read at every request."""
+    """Finds certificates in a directory: PEM or DER, any names; read at every request."""
 
     def __init__(self, directory: Path) -> None:
-        """``directory``: holds VCEKs, ASKs, ARKs."""
+        """Use a directory that has VCEKs, ASKs and ARKs."""
         self._directory = directory
 
     async def certificates(self, report: Report) -> tuple[bytes, ...]:

@@ -1,8 +1,8 @@
 """Verification of SEV-SNP reports (AMD 56860, ABI; 57230, VCEK and KDS).
 
 Owns authenticity: the numbered checks over the raw bytes, in the order of the documents; then
-:mod:`sds.attestation.snp.appraisal` says what is accepted. Invariant: claims are made only of a
-report that passed every check.
+:mod:`sds.attestation.snp.appraisal` decides what is accepted. Invariant: claims are made only from
+a report that passed every check.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ class SnpVerifier(KindExaminer):
         """Configure it.
 
         Args:
-            values: what is accepted; the strict defaults where None.
-            trusted_roots: DER of roots beside AMD's: simulated machines. Their claims say so.
-            revocation_lists: DER, in force at every verification.
-            lists: in place of ``revocation_lists``: those that are at hand, read already.
-            certificates: DER of ASKs, ASVKs and ARKs that evidence may come without; they add no
-                trust.
-            product: the only product that is expected, or None.
+            values: the reference values; the strict defaults if None.
+            trusted_roots: roots beside AMD's in DER, of simulated machines; claims under them say
+                so.
+            revocation_lists: lists in DER that count at every verification.
+            lists: gives the lists in force, already read; used instead of ``revocation_lists``.
+            certificates: ASKs, ASVKs and ARKs in DER that evidence may lack; they add no trust.
+            product: the only expected product, or None.
 
         Raises:
             EvidenceError: a configured certificate or list cannot be read.
@@ -80,7 +80,7 @@ class SnpVerifier(KindExaminer):
         given = tuple(read_amd_list(der, issuers=None) for der in revocation_lists)
         self._lists = lists or (lambda: given)
         self._product = product
-        # Only what is valid is cached (an exception never is), and nothing about time.
+        # Only valid results are cached (never exceptions), and nothing about time.
         self._read_leaf = functools.lru_cache(_CACHED_CHAINS)(read_leaf)
         self._link = functools.lru_cache(_CACHED_CHAINS)(self._linked)
 
@@ -195,7 +195,7 @@ class SnpVerifier(KindExaminer):
     def _check_product(
         self, checks: Checks, report: Report, named: Product | None, leaf: Leaf | None
     ) -> Product | None:
-        # 13. One product: of report (version 3), chain, and what the caller expects.
+        # 13. One product: that of the report (version 3), of the chain, and of the caller.
         found = {
             product for product in (named, leaf.product if leaf else None) if product is not None
         }

@@ -1,7 +1,7 @@
 """Appraisal of an authentic TDX quote: reference values in, checks out. Pure.
 
-Owns the decision whether a TD that is what it says it is, is one that we accept. Invariant: what
-weakens the TD is refused by default: debugging, migration, and service TDs, which may move it.
+Owns the decision whether to accept a TD whose quote is authentic. Invariant: properties that weaken
+the TD are refused by default: debugging, migration, and service TDs, which may move it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _service_td(checks: Checks, body: TdReport, values: ReferenceValues) -> None
 
 
 def appraise_platform(checks: Checks, pck: Pck, values: TdxReferenceValues) -> None:
-    """Add check 13: the platform is one of those that the reference values list, where they do."""
+    """Add check 13: the platform is one of those that the reference values list, if any."""
     for name, found, accepted in (
         ("fmspc", pck.fmspc, values.fmspcs),
         ("ppid", pck.ppid, values.ppids),

@@ -1,7 +1,7 @@
-"""Who signed a TDX quote: quoting enclave, attestation key, and the fields that only Intel sets.
+"""Checks who signed a TDX quote: quoting enclave, attestation key, and fields that Intel sets.
 
 Owns the checks over the quote's own bytes (Intel TDX DCAP, appendix A.3; TDX module ABI).
-Invariant: nothing here asks whether the TD is one that we accept; that is ``tdx.appraisal``.
+Invariant: nothing here decides whether the TD is accepted; ``tdx.appraisal`` does that.
 """
 
 from __future__ import annotations

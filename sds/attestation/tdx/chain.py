@@ -1,8 +1,8 @@
-"""Intel's certificate chains: PCK chain and TCB signing chain (Intel SGX PCK profile 1.5).
+"""Checks Intel's certificate chains: PCK chain and TCB signing chain (PCK profile 1.5).
 
 Owns the pin of the Intel SGX root, what each certificate may be, and whose revocation lists count.
-Invariant: trust comes only from the SHA-256 of a root's DER; what travels with quote or collateral,
-and what ships with this package, adds none.
+Invariant: trust comes only from the SHA-256 of a root's DER; certificates that travel with quote or
+collateral, or ship with this package, add none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 INTEL_ROOT: Final = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
-"""SHA-256 of the DER of "Intel SGX Root CA"."""
+"""The SHA-256 of the DER of "Intel SGX Root CA"."""
 PCK_NAME: Final = "Intel SGX PCK Certificate"
 PCK_ISSUERS: Final = frozenset({"Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA"})
 TCB_SIGNER_NAME: Final = "Intel SGX TCB Signing"
@@ -60,7 +60,7 @@ _SUBJECT: Final = 5  # in TBSCertificate (RFC 5280, section 4.1), after the vers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IntelChain:
-    """A chain whose signatures hold and which ends in a pinned root; times are checked apart."""
+    """A chain with valid signatures that ends in a pinned root; times are checked elsewhere."""
 
     certificates: tuple[x509.Certificate, ...]
     simulated: bool
@@ -88,9 +88,9 @@ def link_chain(
         what: names the chain in errors.
 
     Raises:
-        EvidenceError: ``certificate_malformed``: 1. it cannot be parsed; 2. it is not of the
-            expected length and names; 3. a certificate's constraints, key usage, extensions or key
-            are not as specified.
+        EvidenceError: ``certificate_malformed``: 1. it cannot be parsed; 2. it has another length
+            or other names; 3. a certificate's constraints, key usage, extensions or key are not as
+            specified.
         EvidenceError: ``chain_untrusted``: 4. the root is not pinned; 5. a signature is invalid.
     """
     # 1.
@@ -165,7 +165,7 @@ def _require_extensions(certificate: x509.Certificate, *, below: int, what: str)
 
 
 def check_revocation(chain: IntelChain, lists: Iterable[RevocationList], now: datetime) -> None:
-    """Hold that no certificate of the chain is revoked (Intel's QVL, step 4.1.2.5.7).
+    """Check that no certificate of the chain is revoked (Intel's QVL, step 4.1.2.5.7).
 
     Every issuer in the chain must have a list of its own: the root for the authority below it and
     for the TCB signing certificate, the Platform or Processor CA for the PCK.
@@ -189,7 +189,7 @@ def check_revocation(chain: IntelChain, lists: Iterable[RevocationList], now: da
 
 
 def issuer_of_lists(certificate: x509.Certificate) -> Issuer:
-    """This certificate's subject as the issuer of revocation lists."""
+    """Return this certificate's subject as the issuer of revocation lists."""
     key = certificate.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)
 
@@ -214,17 +214,17 @@ def of_intels_kind(one: RevocationList) -> bool:
 def read_intel_list(
     der: bytes, *, roots: Iterable[bytes] = (), origin: str = "the list"
 ) -> RevocationList:
-    """Read a list, and check that one of the issuers that we have signed it.
+    """Read a list, and check that one of our issuers signed it.
 
     Args:
         der: the list.
-        roots: DER of configured roots. The authorities below them come with evidence only, so a
-            list that names one of them is checked against it when the evidence is verified.
+        roots: configured roots in DER. The authorities below them come only with evidence, so a
+            list that names one of them is checked when the evidence is verified.
         origin: where the list came from, for messages.
 
     Raises:
         EvidenceError: ``revocation_list``: it cannot be read, is signed with another algorithm, is
-            by an issuer that is not known, or its signature is invalid.
+            by an unknown issuer, or its signature is invalid.
     """
     one = read_revocation_list(der, origin=origin)
     if not of_intels_kind(one):
@@ -251,7 +251,7 @@ def read_intel_list(
 
 @functools.cache
 def intel_certificates() -> tuple[x509.Certificate, ...]:
-    """Intel's root and PCK authorities, which ship with this package. They add no trust."""
+    """Return Intel's root and PCK authorities, which ship with this package and add no trust."""
     text = resources.files(__package__).joinpath("intel.pem").read_bytes()
     ders = der_certificates(text, what="intel.pem")
     return tuple(map(x509.load_der_x509_certificate, ders))

@@ -1,4 +1,4 @@
-"""Every field of a TDX quote as text, for policies, records and people.
+"""Returns every field of a TDX quote as text, for policies, records and people.
 
 Owns the names of ``docs/attestation.md``. Invariant: claims say what the quote says, never whether
 it is genuine.

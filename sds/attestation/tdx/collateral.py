@@ -1,4 +1,4 @@
-"""Collateral of TDX quotes on disk: TCB info, QE identity, revocation lists (PCCS API, version 4).
+"""Reads the collateral of TDX quotes: TCB info, QE identity, revocation lists (PCCS API 4).
 
 Owns the folder's form and the signature over a document. Invariant: a document is read only after
 the signature over its exact bytes is verified under a TCB signing chain to a pinned root.
@@ -44,12 +44,12 @@ _ADVICE: Final = "fetch it from Intel's PCS or a PCCS, see docs/attestation.md"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collateral:
-    """Files of a folder, unverified.
+    """The files of a folder, unverified.
 
     Attributes:
-        tcb_infos: file name -> signed body, one for each kind of platform.
-        qe_identity: signed body.
-        signing_chain: PEM, TCB signing certificate first.
+        tcb_infos: file name and signed body, one for each kind of platform.
+        qe_identity: the signed body.
+        signing_chain: the chain in PEM, the TCB signing certificate first.
     """
 
     tcb_infos: tuple[tuple[str, bytes], ...] = field(repr=False)
@@ -102,11 +102,11 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def load_lists(folder: Path) -> tuple[tuple[Path, bytes], ...]:
-    """File and DER of every revocation list of a folder.
+    """Return file and DER of every revocation list of a folder.
 
     Raises:
         EvidenceError: ``collateral_missing``: a file cannot be read. ``collateral_untrusted``: one
-            is too large, or there are too many. ``revocation_list``: one holds no list.
+            is too large, or there are too many. ``revocation_list``: one has no list.
     """
     found: list[tuple[Path, bytes]] = []
     for path in _files(folder, LISTS):
@@ -144,16 +144,16 @@ def signed_document(
     Args:
         raw: ``{"tcbInfo": {…}, "signature": "…"}``, or ``enclaveIdentity`` or
             ``tcbEvaluationDataNumbers`` likewise.
-        key: of the TCB signing certificate.
+        key: the key of the TCB signing certificate.
         expected: the name of the document.
-        now: the time at which it must count; None leaves that for later.
+        now: the time at which it must be valid; None leaves that check for later.
 
     Raises:
-        EvidenceError: ``collateral_untrusted``: 1. not of this form; 2. the signature does not
-            hold.
+        EvidenceError: ``collateral_untrusted``: 1. it does not have this form; 2. the signature is
+            invalid.
         EvidenceError: ``collateral_stale``: 3. it is not current.
     """
-    # 1. The signature covers the document as it is written: find where it begins and ends.
+    # 1. The signature covers the document as it is written, so find where it begins and ends.
     start = _SIGNED.match(raw)
     if start is None or start[1].decode() != expected:
         raise EvidenceError(

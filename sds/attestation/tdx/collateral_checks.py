@@ -1,4 +1,4 @@
-"""The checks of a quote against Intel's collateral (PCCS API 4; QVL, section 4.1.2.5).
+"""Checks a quote against Intel's collateral (PCCS API 4; QVL, section 4.1.2.5).
 
 Owns which signed document counts for a platform and what its levels decide. Invariant: a document
 is used only after its signature is verified under the TCB signing chain, and only while it is
@@ -46,14 +46,14 @@ _KNOWN_TCB_TYPE: Final = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Platform:
-    """What is judged, and what by.
+    """A quote, and what it is checked against.
 
     Attributes:
-        quote: laid out.
-        pck: of the quote's chain.
-        signer: the TCB signing chain, verified already.
-        values: what is accepted.
-        now: the time at which documents must count.
+        quote: parsed.
+        pck: the PCK of the quote's chain.
+        signer: the TCB signing chain, already verified.
+        values: the reference values.
+        now: the time at which documents must be valid.
     """
 
     quote: Quote
@@ -66,12 +66,12 @@ class Platform:
 def check_collateral(
     checks: Checks, platform: Platform, collateral: Collateral
 ) -> dict[str, TcbLevel]:
-    """Add checks 15 to 19, and give the levels by ``platform``, ``module`` and ``qe``."""
+    """Add checks 15 to 19, and return the levels of ``platform``, ``module`` and ``qe``."""
     levels: dict[str, TcbLevel] = {}
     # 15. Signature, form and time of each document.
     info = _tcb_info(checks, platform, collateral)
     identity = _identity(checks, platform, collateral)
-    # 16. - 18. What they say of this platform and this quoting enclave.
+    # 16. - 18. What they say about this platform and this quoting enclave.
     if info is not None:
         levels |= _platform_levels(checks, platform, info)
     if identity is not None:
@@ -92,7 +92,7 @@ def check_collateral(
 
 def _key(chain: IntelChain) -> ec.EllipticCurvePublicKey:
     key = chain.leaf.public_key()
-    assert isinstance(key, ec.EllipticCurvePublicKey)  # held by link_chain
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
     return key
 
 
@@ -126,7 +126,7 @@ def _same_platform(info: TcbInfo, pck: Pck) -> bool:
 
 
 def _of_this_platform(checks: Checks, platform: Platform, info: TcbInfo) -> TcbInfo:
-    # 16. It is about this platform, composed as we know, not older than is accepted.
+    # 16. It is about this platform, of a known TCB type, and not older than is accepted.
     pck = platform.pck
     checks.add(
         "tcb_info_platform",
@@ -238,7 +238,7 @@ def _enclave_levels(
 
 def _status(checks: Checks, name: str, level: TcbLevel, values: TdxReferenceValues) -> None:
     accepted: tuple[str, ...] = tuple(values.tcb_statuses)
-    # A TD that only its launch makes out of date is accepted where one out of date is.
+    # A TD that is out of date only by its launch is accepted if an out-of-date one is.
     as_out_of_date = level.status.replace(_RELAUNCH, _OUT_OF_DATE)
     unknown = (
         set(level.advisories) - set(values.permitted_advisories)

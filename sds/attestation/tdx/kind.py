@@ -30,15 +30,15 @@ def _examiner(demands: Demands) -> TdxVerifier:
 
 
 def _recognises(raw: bytes) -> bool:
-    # An SNP report of version 4 begins as a quote of version 4; offset 4 holds GUEST_SVN there,
-    # and a report has a length of its own.
+    # An SNP report of version 4 begins like a quote of version 4, but has GUEST_SVN at offset 4 and
+    # a fixed length.
     return len(raw) != REPORT_BYTES and int.from_bytes(raw[4:8], "little") == TEE_TYPE_TDX
 
 
 def _describe(raw: bytes) -> dict[str, str]:
     quote = parse_quote(raw)
     pck: Pck | None = None
-    # What the platform is, as far as the quote's first certificate can be read.
+    # Name the platform, as far as the quote's first certificate can be read.
     with contextlib.suppress(EvidenceError, *UNREADABLE):
         leaf, *_ = der_certificates(quote.pck_chain, what="the PCK chain")
         pck = read_pck(x509.load_der_x509_certificate(leaf))

@@ -1,7 +1,7 @@
-"""What a TDX quote is judged by beside itself: collateral and revocation lists that are at hand.
+"""The collateral and revocation lists against which TDX quotes are checked.
 
-Owns how a folder and configured lists become one value. Invariant: what cannot be used is an error
-that a verdict shows, never a list or document that is left out.
+Owns how a folder and configured lists become one value. Invariant: a list or document that cannot
+be used is an error that a verdict shows, and is never left out.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Material:
         return self.collateral is None and not self.lists and self.lists_error is None
 
     def require(self, *, collateral: bool) -> None:
-        """Hold that everything that was configured can be used.
+        """Check that everything that was configured can be used.
 
         Args:
             collateral: whether a folder is configured.
 
         Raises:
-            EvidenceError: it cannot.
+            EvidenceError: something cannot be used.
         """
         if self.lists_error is not None:
             raise self.lists_error
@@ -66,7 +66,7 @@ def not_amds(lists: Iterable[tuple[Path, bytes]]) -> list[tuple[Path, bytes]]:
             if of_amds_kind(read_revocation_list(der, origin=str(origin))):
                 continue
         except EvidenceError:
-            pass  # refused as one of Intel's, with the reason
+            pass  # it is refused as one of Intel's, with the reason
         found.append((origin, der))
     return found
 
@@ -80,9 +80,9 @@ def material_now(
     """Read the folder and the lists as they are now.
 
     Args:
-        folder: of collateral, or None.
-        lists: file and DER of each list besides the folder's.
-        roots: DER of configured roots that lists may be by.
+        folder: the folder of collateral, or None.
+        lists: file and DER of each list beside the folder's.
+        roots: configured roots in DER that may have signed lists.
     """
     collateral: Collateral | None = None
     missing: EvidenceError | None = None

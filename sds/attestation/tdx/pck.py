@@ -1,7 +1,7 @@
-"""The PCK certificate: what Intel certifies of one platform (Intel SGX PCK profile 1.5, 1.3.5).
+"""Reads the PCK certificate, Intel's certificate of one platform (PCK profile 1.5, 1.3.5).
 
-Owns the meaning of its extension. Invariant: a :class:`Pck` holds every part that the profile
-demands, each once and of its length.
+Owns the meaning of its extension. Invariant: a :class:`Pck` has every part that the profile
+requires, each once and of its length.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _PLATFORM_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pck:
-    """What the PCK certificate says of the platform.
+    """What the PCK certificate says about the platform.
 
     Attributes:
         fmspc: family, model, stepping, platform type: names the platform's TCB info.
-        pce_id: of the provisioning certification enclave.
+        pce_id: the ID of the provisioning certification enclave.
         components: the 16 security versions of the SGX TCB.
-        pce_svn: security version of that enclave.
+        pce_svn: the security version of that enclave.
         ppid: names the processor package for the provisioning service, 16 bytes, or None.
         platform_instance_id: names this platform, 16 bytes, or None: Processor CAs name none.
-        public_key: P-256.
+        public_key: the key, on P-256.
     """
 
     fmspc: bytes
@@ -51,7 +51,7 @@ def read_pck(certificate: x509.Certificate) -> Pck:
     """Read Intel's extension of a PCK certificate (PCK profile, section 1.3.5).
 
     Raises:
-        EvidenceError: ``certificate_malformed``: it is missing, or not of its form.
+        EvidenceError: ``certificate_malformed``: it is missing or malformed.
     """
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey):
@@ -84,7 +84,7 @@ def read_pck(certificate: x509.Certificate) -> Pck:
 
 
 def _pairs(encoded: bytes) -> dict[str, bytes]:
-    """Object identifier -> value, in DER, of each pair of a SEQUENCE OF pairs."""
+    """Return object identifier -> value, in DER, of each pair of a SEQUENCE OF pairs."""
     pairs: dict[str, bytes] = {}
     for entry in der.elements(encoded):
         name, value = der.elements(entry)

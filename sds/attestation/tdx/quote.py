@@ -1,9 +1,9 @@
-"""The layout of a TDX quote, versions 4 and 5 (Intel TDX DCAP Quoting Library API, appendix A.3).
+"""Parses TDX quotes, versions 4 and 5 (Intel TDX DCAP Quoting Library API, appendix A.3).
 
 Owns offsets. A quote of version 5 names the form of its body: 2 is TDX 1.0, 3 is TDX 1.5, and 4 is
 TDX 1.5 with the fields about service TDs (ATTRIBUTES.SERVTD_EXT). Invariant: a :class:`Quote` is a
-view of bytes; nothing in it has been verified. A quote says how long it is; what comes after its
-end is not part of it and is ignored, since hosts pad their buffers.
+view of bytes; nothing in it was verified. A quote says how long it is; bytes after its end are not
+part of it and are ignored, because hosts pad their buffers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _VERSION_5: Final = 5
 _BODIES: Final = {2: BODY_1_0_BYTES, 3: BODY_1_5_BYTES, 4: BODY_SERVICE_TD_BYTES}
 
 DEBUG_BITS: Final = 0xFF
-"""ATTRIBUTES.TUD: any bit set makes the TD untrusted; bit 0 is DEBUG."""
+"""The bits of ATTRIBUTES.TUD: any set bit makes the TD untrusted; bit 0 is DEBUG."""
 SEPT_VE_DISABLE: Final = 1 << 28
 MIGRATABLE: Final = 1 << 29
 # TUD; ICSSD (16), SERVTD_EXT (17); LASS, SEPT_VE_DISABLE, MIGRATABLE, PKS, KL (27 to 31); TPA,
@@ -41,7 +41,7 @@ ATTRIBUTES_KNOWN: Final = DEBUG_BITS | 0x3 << 16 | 0x1F << 27 | 0x3 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceTds:
-    """What a body of type 4 says besides of the service TDs that are bound to the TD."""
+    """The further fields of a body of type 4, about the service TDs that are bound to the TD."""
 
     vmid: int
     td_id: bytes
@@ -57,12 +57,12 @@ class ServiceTds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TdReport:
-    """The body of a quote: what the TDX module says of the TD; names are Intel's.
+    """The body of a quote: what the TDX module says about the TD; names are Intel's.
 
     Attributes:
-        tee_tcb_svn: of the TDX module that launched the TD.
-        tee_tcb_svn_2: of the module that runs now (TDX 1.5, TD-preserving updates), or None.
-        mr_service_td: hash over the bound service TDs, zero without any (TDX 1.5), or None.
+        tee_tcb_svn: the security versions of the TDX module that launched the TD.
+        tee_tcb_svn_2: those of the module that runs now (TDX 1.5, TD-preserving updates), or None.
+        mr_service_td: the hash over the bound service TDs, zero without any (TDX 1.5), or None.
         service_tds: the further fields of a body of type 4, or None.
     """
 
@@ -114,14 +114,14 @@ class Quote:
     Attributes:
         version: 4 or 5.
         signed: header and body, which the attestation key signed.
-        body: what is said of the TD.
+        body: what is said about the TD.
         signature: R and S, each 32 bytes, big-endian.
         attestation_key: X and Y on P-256, each 32 bytes, big-endian.
         qe_report: the quoting enclave's report, which vouches for the attestation key.
         qe_signature: R and S of the PCK's signature over that report.
-        authentication: data that is hashed with the attestation key.
-        pck_chain: PEM text, leaf first.
-        trailing: bytes after the end.
+        authentication: the data that is hashed with the attestation key.
+        pck_chain: the PCK chain as PEM text, leaf first.
+        trailing: the bytes after the end.
     """
 
     version: int
@@ -138,7 +138,7 @@ class Quote:
 
 
 class _Reader:
-    """Takes bytes off the front; never reads past the end."""
+    """Takes bytes off the front, and never reads past the end."""
 
     def __init__(self, raw: bytes, what: str) -> None:
         self._raw = raw
@@ -167,13 +167,12 @@ class _Reader:
 
 
 def parse_quote(raw: bytes) -> Quote:
-    """Lay out a quote.
+    """Parse a quote.
 
     Raises:
-        EvidenceMalformedError: it is cut short, or a length inside is not what it must be.
-        EvidenceMalformedError: ``report_version``: its version, TEE or kind of body is not known
-            here.
-        EvidenceError: ``signature_algorithm``: not ECDSA P-256.
+        EvidenceMalformedError: it is cut short, or an inner length is wrong.
+        EvidenceMalformedError: ``report_version``: its version, TEE or kind of body is unknown.
+        EvidenceError: ``signature_algorithm``: it is not ECDSA P-256.
     """
     if len(raw) > MAX_QUOTE_BYTES:
         raise EvidenceMalformedError(f"a quote longer than {MAX_QUOTE_BYTES} bytes")
@@ -287,10 +286,10 @@ def _qe_report(raw: bytes) -> QeReport:
 
 
 def require_known_attributes(body: TdReport) -> None:
-    """Hold that no reserved bit is set (TDX module ABI, ATTRIBUTES).
+    """Check that no reserved bit is set (TDX module ABI, ATTRIBUTES).
 
     Raises:
-        EvidenceMalformedError: ``reserved_bytes``: one is.
+        EvidenceMalformedError: ``reserved_bytes``: one of them is set.
     """
     if unknown := body.attributes & ~ATTRIBUTES_KNOWN:
         raise EvidenceMalformedError(

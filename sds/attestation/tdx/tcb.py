@@ -1,8 +1,8 @@
-"""Intel's signed documents as typed values, and the TCB level that a platform has (PCCS API 4).
+"""Reads Intel's signed documents, and finds the TCB level of a platform (PCCS API 4).
 
 Owns the form of TCB info and QE identity, and the algorithm of Intel's quote verification library
-(QVL, section 4.1.2.5). Invariants: a document is of its form to the last number before any of it
-is compared; levels are compared component by component, in the order of the document.
+(QVL, section 4.1.2.5). Invariants: the form of a document is checked completely before any of it is
+compared; levels are compared component by component, in the order of the document.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sds.attestation.tdx.pck import Pck
 
 SignedDocument = NewType("SignedDocument", dict[str, object])
-"""A document whose signature was verified; its form was not."""
+"""A document whose signature was verified, but not its form."""
 
 _COMPONENTS: Final = 16
 _UP_TO_DATE: Final = "UpToDate"
@@ -47,7 +47,7 @@ Moment = Annotated[
 
 
 class _Part(BaseModel):
-    # Strict: a number is a JSON integer, never a float, a text or a bool.
+    # Strict: a number is a JSON integer, never a float, text or bool.
     model_config = ConfigDict(
         strict=True, frozen=True, extra="ignore", alias_generator=to_camel, allow_inf_nan=False
     )
@@ -102,12 +102,12 @@ class TcbInfo(_Part):
 
     Attributes:
         fmspc: the kind of platform.
-        pce_id: of its provisioning certification enclave.
-        tcb_type: how levels are composed; 0 is the only one that Intel defines.
+        pce_id: the ID of its provisioning certification enclave.
+        tcb_type: the composition of levels; Intel defines only 0.
         evaluation_number: tcbEvaluationDataNumber.
         module: the TDX module of TDX 1.0.
         modules: the TDX modules of later versions.
-        levels: newest first.
+        levels: the levels, newest first.
     """
 
     id: Literal["TDX"]
@@ -126,10 +126,10 @@ class EnclaveIdentity(_Part):
 
     Attributes:
         evaluation_number: tcbEvaluationDataNumber.
-        misc_select: MISCSELECT under ``misc_select_mask``; attributes likewise.
+        misc_select: MISCSELECT under ``misc_select_mask``; the same for attributes.
         signer: MRSIGNER.
         product_id: ISVPRODID.
-        levels: newest first.
+        levels: the levels, newest first.
     """
 
     id: Literal["TD_QE"]
@@ -150,7 +150,7 @@ class Recovery(_Part):
     Attributes:
         number: tcbEvaluationDataNumber of its TCB info and QE identity.
         event: when it was announced, RFC 3339.
-        tcb_date: the oldest TCB date that is up to date by it.
+        tcb_date: the oldest TCB date that counts as up to date.
     """
 
     number: Annotated[int, Field(ge=0, alias="tcbEvaluationDataNumber")]
@@ -159,7 +159,7 @@ class Recovery(_Part):
 
 
 class _Recoveries(_Part):
-    """TCB evaluation data numbers of TDX, version 1."""
+    """The document of TCB evaluation data numbers of TDX, version 1."""
 
     id: Literal["TDX"]
     version: Literal[1]
@@ -168,11 +168,11 @@ class _Recoveries(_Part):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcbLevel:
-    """What a document says of the level that matched.
+    """What a document says about the level that matched.
 
     Attributes:
-        status: Intel's word, such as UpToDate; TDRelaunchAdvised where the module was updated
-            under the running TD and only the TD's launch was by an older one.
+        status: Intel's name, such as UpToDate; TDRelaunchAdvised if the module was updated under
+            the running TD and only the TD's launch was by an older one.
         advisories: INTEL-SA numbers.
         date: tcbDate, as it is written.
     """
@@ -189,8 +189,8 @@ def read_tcb_info(document: SignedDocument) -> TcbInfo:
     """Read the document into typed values.
 
     Raises:
-        EvidenceError: ``collateral_untrusted``: it is not TDX's TCB info of version 3, or not of
-            its form.
+        EvidenceError: ``collateral_untrusted``: it is not TDX's TCB info of version 3, or is
+            malformed.
     """
     return _read(TcbInfo, document, "tcbInfo")
 
@@ -200,7 +200,7 @@ def read_enclave_identity(document: SignedDocument) -> EnclaveIdentity:
 
     Raises:
         EvidenceError: ``collateral_untrusted``: it is not the TD quoting enclave's identity of
-            version 2, or not of its form.
+            version 2, or is malformed.
     """
     return _read(EnclaveIdentity, document, "enclaveIdentity")
 
@@ -209,8 +209,7 @@ def read_recoveries(document: SignedDocument) -> list[Recovery]:
     """Read the TCB recoveries of a document, the newest first.
 
     Raises:
-        EvidenceError: ``collateral_untrusted``: it is not TDX's list of version 1, or not of its
-            form.
+        EvidenceError: ``collateral_untrusted``: it is not TDX's list of version 1, or is malformed.
     """
     found = _read(_Recoveries, document, "tcbEvaluationDataNumbers").recoveries
     return sorted(found, key=lambda one: one.number, reverse=True)
@@ -221,7 +220,7 @@ def _read(form: type[_Document], document: Mapping[str, object], name: str) -> _
         return form.model_validate(document)
     except (ValidationError, RecursionError) as error:
         raise EvidenceError(
-            f"{name} is not of its form: {_first(error)}", reason="collateral_untrusted"
+            f"{name} is malformed: {_first(error)}", reason="collateral_untrusted"
         ) from None
 
 
@@ -241,8 +240,8 @@ def platform_level(info: TcbInfo, pck: Pck, tee_tcb_svn: bytes) -> TcbLevel:
 
     Args:
         info: the platform's TCB info.
-        pck: of the platform.
-        tee_tcb_svn: 16 bytes, of the quote.
+        pck: the platform's PCK.
+        tee_tcb_svn: the 16 bytes of the quote.
 
     Raises:
         EvidenceError: ``tcb_status``: it reaches none.
@@ -273,9 +272,9 @@ def module_level(
             f"the collateral knows no TDX module of version {version}", reason="tdx_module"
         )
     if mr_signer != bytes.fromhex(module.signer):
-        raise EvidenceError("the TDX module's signer is another one", reason="tdx_module")
+        raise EvidenceError("the TDX module has another signer", reason="tdx_module")
     if not same_under_mask(attributes, module.mask, module.attributes):
-        raise EvidenceError("the TDX module's attributes are others", reason="tdx_module")
+        raise EvidenceError("the TDX module has other attributes", reason="tdx_module")
     if later is None or version == 0:
         return None
     found = _enclave_level(later.levels, svn)
@@ -304,16 +303,16 @@ def enclave_level(identity: EnclaveIdentity, security_version: int) -> TcbLevel:
 def with_relaunch_advised(
     levels: Mapping[str, TcbLevel], info: TcbInfo, pck: Pck, tee_tcb_svn_2: bytes | None
 ) -> dict[str, TcbLevel]:
-    """Levels ``platform``, ``module`` and ``qe``, where only the TD's launch is out of date.
+    """Return the levels, with another status if only the TD's launch is out of date.
 
     A TD-preserving update replaced the TDX module under the running TD: the module that launched
     it is out of date, the one that runs now (TEE_TCB_SVN_2) reaches the newest level, and the rest
     of the platform is good. Intel's QVL calls that "TD relaunch advised" (4.1.2.4.17.4.3).
 
     Args:
-        levels: the levels of the launch.
+        levels: the levels of the launch, by ``platform``, ``module`` and ``qe``.
         info: the platform's TCB info.
-        pck: of the platform.
+        pck: the platform's PCK.
         tee_tcb_svn_2: 16 bytes, or None for quotes of TDX 1.0.
     """
     platform = next((one.status for one in info.levels if _sgx_reached(one, pck)), "")

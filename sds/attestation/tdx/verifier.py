@@ -1,8 +1,8 @@
 """Verification and appraisal of TDX quotes (Intel TDX DCAP; TDX module ABI; PCCS API 4).
 
-Owns the order of the checks. Invariant: claims are made only of a quote that passed every check;
-a quote without collateral, or whose issuers have no current revocation list, is refused, after
-every other check ran.
+Owns the order of the checks. Invariants: claims are made only from a quote that passed every check;
+a quote without collateral, or whose issuers have no current revocation list, is refused after every
+other check ran.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class TdxVerifier(KindExaminer):
     """Verifies and appraises TDX quotes.
 
     Args:
-        values: what is accepted; the strict defaults where None.
-        trusted_roots: DER of roots beside Intel's; claims under them say *simulated*.
-        collateral: folder that is read at every verification.
-        revocation_lists: DER, besides those of the folder.
-        material: in place of the two before: collateral and lists that are at hand.
+        values: the reference values; the strict defaults if None.
+        trusted_roots: roots beside Intel's in DER; claims under them say *simulated*.
+        collateral: the folder that is read at every verification.
+        revocation_lists: lists in DER beside those of the folder.
+        material: gives collateral and lists; used instead of the two before.
 
     Raises:
         EvidenceError: a configured root cannot be read.
@@ -113,7 +113,7 @@ class TdxVerifier(KindExaminer):
                 expected=data.hex,
                 advice="it was made for another request, or relayed",
             )
-        # Who in the guest asked: the holder of the key that RTMR3 shows.
+        # Check who in the guest asked: the holder of the key that RTMR3 shows.
         keyed = check_exchange_key(
             checks,
             evidence.proof,
@@ -197,7 +197,7 @@ class TdxVerifier(KindExaminer):
         self, checks: Checks, name: str, chain: IntelChain, material: Material, now: datetime
     ) -> None:
         if material.nothing:
-            # Check 14 refuses the quote for it: there is nothing that could say more here.
+            # Check 14 refuses the quote for this, so nothing is added here.
             return
         failure: EvidenceError | None = material.lists_error
         found = "not revoked"

@@ -1,6 +1,7 @@
-"""What a TPM attests: quotes of PCRs (TCG Part 2, section 10.12).
+"""Parses what a TPM attests: quotes of PCRs (TCG Part 2, section 10.12).
 
-Owns the layout of TPMS_ATTEST. Invariant: what does not begin with TPM_GENERATED_VALUE is never an
+Owns the layout of TPMS_ATTEST. Invariant: bytes that do not begin with TPM_GENERATED_VALUE are
+never an
 :class:`Attest`, so that a restricted key's signature over it means that its TPM made it.
 """
 
@@ -13,7 +14,7 @@ from sds.attestation.tpm.wire import ATTEST_QUOTE, GENERATED, Algorithm, TpmRead
 from sds.errors import EvidenceMalformedError
 
 PCRS: Final = 24
-"""PCRs of the PC client profile (TCG PC Client Platform TPM Profile, section 3.3)."""
+"""The number of PCRs in the PC client profile (PC Client Platform TPM Profile, section 3.3)."""
 _MAX_BANKS: Final = 16
 
 
@@ -22,7 +23,7 @@ class Bank:
     """PCRs of one bank (TPMS_PCR_SELECTION, section 10.6.1).
 
     Attributes:
-        algorithm: TPM_ALG_ID of the bank's hash, as a number: a bank may be of any.
+        algorithm: the TPM_ALG_ID of the bank's hash; a number, because a bank may have any.
         pcrs: indices, ascending.
     """
 
@@ -35,7 +36,7 @@ class Quoted:
     """TPMS_QUOTE_INFO (section 10.12.4).
 
     Attributes:
-        banks: what was quoted.
+        banks: the banks that were quoted.
         digest: the hash over the values, bank by bank, in ascending order.
     """
 
@@ -45,18 +46,18 @@ class Quoted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attest:
-    """A TPMS_ATTEST (section 10.12.12), laid out.
+    """A TPMS_ATTEST (section 10.12.12), parsed.
 
     Attributes:
-        raw: all of it: what is signed.
-        signer: qualified name of the key that signed.
-        data: the caller's data: what it is bound to.
+        raw: the whole structure, which is signed.
+        signer: the qualified name of the key that signed.
+        data: the caller's data, which the quote binds.
         resets: how often the TPM was reset: a boot, or a resume from hibernation.
-        restarts: how often it was resumed since.
-        clock: milliseconds that the TPM was powered.
-        safe: whether no such clock was given before.
-        firmware: version of the TPM's firmware.
-        quoted: what is quoted.
+        restarts: how often it was resumed since then.
+        clock: for how many milliseconds the TPM was powered.
+        safe: whether the TPM never gave a higher clock before.
+        firmware: the version of the TPM's firmware.
+        quoted: the quoted PCRs.
     """
 
     raw: bytes = field(repr=False)
@@ -71,11 +72,11 @@ class Attest:
 
 
 def parse_attest(raw: bytes) -> Attest:
-    """Lay out a TPMS_ATTEST of a quote.
+    """Parse a TPMS_ATTEST of a quote.
 
     Raises:
-        EvidenceMalformedError: it is cut short or too long, was not made by a TPM, or attests
-            something else than PCRs.
+        EvidenceMalformedError: it is cut short or too long, was not made by a TPM, or does not
+            attest PCRs.
     """
     reader = TpmReader(raw, what="the TPM's statement")
     magic, kind = reader.number(4), reader.number(2)
@@ -131,7 +132,7 @@ def describe_attest(raw: bytes) -> dict[str, str]:
     """Describe a TPM's statement as text; nothing is verified.
 
     Raises:
-        EvidenceMalformedError: it cannot be laid out.
+        EvidenceMalformedError: it cannot be parsed.
     """
     said = parse_attest(raw)
     return {

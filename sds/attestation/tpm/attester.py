@@ -1,8 +1,8 @@
-"""Evidence of a machine with a TPM 2.0: a quote of its PCRs by a key that never leaves it.
+"""Collects evidence of a machine with a TPM 2.0: a quote of its PCRs by a key inside it.
 
 Owns one attempt, and the answer to an authority's credential. Invariants: nothing blocks the event
-loop; what goes out is bound to the data that was asked for; the number of attempts is bounded; the
-attestation key is the same at every start, because its template and the TPM's seed are.
+loop; the evidence binds the requested data; the number of attempts is bounded; the attestation key
+is the same at every start, because its template and the TPM's seed are.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _LONG_FORM: Final = b"\x30\x82"
 
 
 class TpmAttester:
-    """Evidence by a TPM.
+    """Collects evidence from a TPM.
 
     Args:
         device: the TPM.
-        clock: for the pauses between attempts.
-        certificates: folder of the endorsement certificate's issuers, PEM or DER, or None.
+        clock: makes the pauses between attempts.
+        certificates: the folder of the endorsement certificate's issuers, in PEM or DER, or None.
     """
 
     def __init__(self, device: Path, clock: Clock, *, certificates: Path | None = None) -> None:
@@ -59,11 +59,11 @@ class TpmAttester:
         self._proof = b""
 
     async def attest(self, data: ReportData) -> Evidence:
-        """Collect evidence whose quote is bound to ``data``; tries again where it can help.
+        """Collect evidence whose quote binds ``data``; try again if that can help.
 
         Raises:
             EvidenceError: ``evidence_unsupported``: there is no TPM; ``tpm_refused``.
-            EvidenceUnavailableError: it was busy or its PCRs changed at every attempt.
+            EvidenceUnavailableError: the TPM was busy, or its PCRs changed at every attempt.
         """
         for failures in range(1, ATTEMPTS + 1):
             try:
@@ -75,7 +75,7 @@ class TpmAttester:
         raise EvidenceUnavailableError("no attempt was made")
 
     async def answer_challenge(self, challenge: bytes) -> None:
-        """Open an authority's credential; the evidence from now on proves that.
+        """Open an authority's credential; all later evidence proves that.
 
         Raises:
             EvidenceError: ``tpm_refused``: it is not for these keys; ``evidence_malformed``.
@@ -140,7 +140,7 @@ def _endorsement(tpm: Tpm) -> tuple[bytes, bytes]:
             raise
         except EvidenceError:
             continue  # the TPM has no such index
-        # Manufacturers pad the index: the certificate says how long it is.
+        # Manufacturers pad the index, and the certificate says how long it is.
         if contents.startswith(_LONG_FORM):
             return contents[: 4 + int.from_bytes(contents[2:4], "big")], template
     return b"", commands.EK_RSA_TEMPLATE

@@ -1,9 +1,10 @@
-"""Whether an attestation key is in the TPM of an endorsement key: asked and proven in two rounds.
+"""Proves in two rounds that an attestation key is in the TPM of an endorsement key.
 
 Owns the secret of a credential. Invariant: a proof is the secret of a credential that this process
-made for this pair of keys within the last :data:`WINDOW_SECONDS` to twice of that, and only the TPM
-with both can have decrypted it. No state is kept for it: the secret is derived from a key of this
-process (TCG Part 1, section 24; NIST SP 800-108 is not needed, because it is used once as a MAC).
+made for this pair of keys, at most one to two times :data:`WINDOW_SECONDS` ago, and only the TPM
+with both keys can have decrypted it. No state is kept for it, because the secret is derived from a
+key of this process (TCG Part 1, section 24; NIST SP 800-108 is not needed, because the key is used
+only as that of a MAC).
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ def credential_for(endorsement: AttestationKey, name: bytes, now: datetime) -> b
 
     Args:
         endorsement: the endorsement key.
-        name: of the attestation key.
-        now: the time, which the secret is bound to.
+        name: the name of the attestation key.
+        now: the time, which the secret binds.
     """
     credential, seed = make_credential(endorsement, name, _secret(endorsement, name, _window(now)))
     return sized(credential) + sized(seed)
 
 
 def split_credential(challenge: bytes) -> tuple[bytes, bytes]:
-    """Credential and encrypted seed.
+    """Split a challenge into credential and encrypted seed.
 
     Raises:
         EvidenceMalformedError: these are not two buffers.

@@ -1,7 +1,7 @@
 """The TPM 2.0 commands that attestation needs (TCG Part 3, revision 1.59).
 
-Owns how each is written and read; the section is named beside it. All block. Authorizations are
-empty passwords: the keys and indices that attest have none.
+Owns how each is written and read, with its section of the specification. All of them block.
+Authorizations are empty passwords, because the keys and indices that attest have none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OWNER: Final = 0x4000_0001
 ENDORSEMENT: Final = 0x4000_000B
 _NULL: Final = 0x4000_0007
 _NO_SCHEME: Final = struct.pack(">H", Algorithm.NULL)
-_NV_BLOCK: Final = 512  # every TPM gives so much at once (TPM_PT_NV_BUFFER_MAX)
+_NV_BLOCK: Final = 512  # every TPM gives this much at once (TPM_PT_NV_BUFFER_MAX)
 _MAX_NV_BYTES: Final = 32 * 1024
 _OWNER_READ: Final = 1 << 17  # TPMA_NV_OWNERREAD (Part 2, section 13.4)
 _POLICY_SESSION: Final = b"\1"  # TPM_SE_POLICY
@@ -50,7 +50,7 @@ AK_TEMPLATE: Final = (
     + sized(b"")
     + sized(b"")
 )
-"""A restricted signing key on P-256. A primary key of this template is the same at every boot."""
+"""A restricted signing key on P-256; a primary key of this template is the same at every boot."""
 
 # TCG EK Credential Profile, B.3.3 and B.3.4: PolicySecret(TPM_RH_ENDORSEMENT).
 _EK_POLICY: Final = bytes.fromhex(
@@ -89,8 +89,8 @@ class Loaded:
     """A key in the TPM.
 
     Attributes:
-        handle: names it in commands.
-        public: its TPMT_PUBLIC.
+        handle: names the key in commands.
+        public: the key's TPMT_PUBLIC.
     """
 
     handle: int
@@ -98,13 +98,13 @@ class Loaded:
 
 
 def read_public(tpm: Tpm, handle: int) -> Loaded:
-    """TPM2_ReadPublic (section 12.4)."""
+    """Run TPM2_ReadPublic (section 12.4)."""
     answer = tpm.execute(0x173, handles=(handle,))
     return Loaded(handle=handle, public=answer.parameters.sized())
 
 
 def create_primary(tpm: Tpm, hierarchy: int, template: bytes) -> Loaded:
-    """TPM2_CreatePrimary (section 24.1); the key is flushed at the end."""
+    """Run TPM2_CreatePrimary (section 24.1); the key is flushed at the end."""
     sensitive = sized(b"") + sized(b"")
     parameters = sized(sensitive) + sized(template) + sized(b"") + selection(())
     answer = tpm.execute(
@@ -119,10 +119,10 @@ def create_primary(tpm: Tpm, hierarchy: int, template: bytes) -> Loaded:
 
 
 def read_pcrs(tpm: Tpm, bank: Bank) -> dict[int, bytes]:
-    """TPM2_PCR_Read (section 22.4), as often as it takes: it gives a few at once.
+    """Run TPM2_PCR_Read (section 22.4) as often as needed, because it gives a few at once.
 
     Raises:
-        EvidenceUnavailableError: the TPM does not give all of them: it may lack the bank.
+        EvidenceUnavailableError: the TPM does not give all of them; it may lack the bank.
     """
     found: dict[int, bytes] = {}
     for _ in range(_READS):
@@ -143,7 +143,7 @@ def read_pcrs(tpm: Tpm, bank: Bank) -> dict[int, bytes]:
 
 
 def extend_pcr(tpm: Tpm, pcr: int, algorithm: Algorithm, digest: bytes) -> None:
-    """TPM2_PCR_Extend (section 22.2) of one bank; what was extended stays until the next boot."""
+    """Run TPM2_PCR_Extend (section 22.2) on one bank; this stays until the next boot."""
     tpm.execute(
         0x182,
         handles=(pcr,),
@@ -162,9 +162,9 @@ def _given(reader: TpmReader) -> list[int]:
 
 
 def quote(tpm: Tpm, key: int, data: bytes, bank: Bank) -> SignedQuote:
-    """TPM2_Quote (section 18.4), and the values that it is over.
+    """Run TPM2_Quote (section 18.4), and return the quote with the quoted values.
 
-    The values are read before and after: they are those that were quoted if both agree.
+    The values are read before and after the quote; if both agree, they are the quoted ones.
 
     Raises:
         EvidenceUnavailableError: a PCR changed during every attempt.
@@ -188,7 +188,7 @@ def _joined(pcrs: Mapping[int, bytes]) -> bytes:
 
 
 def _nv_public(tpm: Tpm, index: int) -> tuple[int, int]:
-    """TPMA_NV and size of an NV index (TPM2_NV_ReadPublic, section 31.6)."""
+    """Return TPMA_NV and size of an NV index (TPM2_NV_ReadPublic, section 31.6)."""
     raw = tpm.execute(0x169, handles=(index,)).parameters.sized()
     # TPMS_NV_PUBLIC (Part 2, section 13.5).
     reader = TpmReader(raw, what=f"the public area of NV index {index:#x}")
@@ -202,12 +202,12 @@ def nv_read(tpm: Tpm, index: int) -> bytes:
     """Read all of an NV index (TPM2_NV_Read, section 31.13).
 
     Raises:
-        EvidenceUnavailableError: it is longer than any that is read, or gives less than it says.
+        EvidenceUnavailableError: it is too long, or gives less than it says.
     """
     attributes, length = _nv_public(tpm, index)
     if length > _MAX_NV_BYTES:
         raise EvidenceUnavailableError(f"NV index {index:#x} has {length} bytes")
-    # Who may read it: the owner, or the index itself, each with an empty password.
+    # The owner or the index itself may read it, each with an empty password.
     authority = OWNER if attributes & _OWNER_READ else index
     contents = b""
     while len(contents) < length:
@@ -229,17 +229,17 @@ def nv_read(tpm: Tpm, index: int) -> bytes:
 def activate_credential(
     tpm: Tpm, *, key: int, endorsement: int, credential: bytes, secret: bytes
 ) -> bytes:
-    """TPM2_ActivateCredential (section 12.5): what only the TPM of both keys can decrypt.
+    """Run TPM2_ActivateCredential (section 12.5), which only the TPM with both keys can.
 
     Args:
         tpm: the TPM.
         key: the attestation key.
         endorsement: the endorsement key, made from one of the profile's templates.
-        credential: TPMS_ID_OBJECT.
+        credential: the TPMS_ID_OBJECT.
         secret: the encrypted seed.
 
     Returns:
-        What the credential contains.
+        The content of the credential.
     """
     # PolicySecret of the endorsement hierarchy authorizes the key (EK Credential Profile, B.3).
     opened = tpm.execute(

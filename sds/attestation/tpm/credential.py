@@ -1,4 +1,4 @@
-"""Credentials that only one TPM can open: MakeCredential in software (TCG Part 1, section 24).
+"""Makes credentials that only one TPM can open: MakeCredential in software (TCG Part 1, 24).
 
 Owns the encryption of a secret to an endorsement key, bound to the name of another key. Invariant:
 a TPM gives the secret back only if it has the private parts of both, and the second has exactly
@@ -33,11 +33,11 @@ def make_credential(endorsement: AttestationKey, name: bytes, secret: bytes) -> 
 
     Args:
         endorsement: RSA 2048 or P-256, with SHA-256 and AES-128-CFB.
-        name: of the key that must be in the same TPM.
-        secret: at most as long as the key's digest: 32 bytes.
+        name: the name of the key that must be in the same TPM.
+        secret: at most as long as the key's digest, which is 32 bytes.
 
     Returns:
-        TPMS_ID_OBJECT (Part 2, section 12.4.3), and the encrypted seed.
+        The TPMS_ID_OBJECT (Part 2, section 12.4.3), and the encrypted seed.
     """
     seed, encrypted = _seed(endorsement)
     key = _kdf_a(seed, b"STORAGE", name, _KEY_BITS)
@@ -64,11 +64,11 @@ def _seed(endorsement: AttestationKey) -> tuple[bytes, bytes]:
 
 
 def _kdf_a(key: bytes, label: bytes, context: bytes, bits: int) -> bytes:
-    """KDFa with SHA-256 and one block (Part 1, section 11.4.10.2; SP 800-108, counter mode)."""
+    """Compute KDFa with SHA-256, one block (Part 1, 11.4.10.2; SP 800-108, counter mode)."""
     message = b"\0\0\0\1" + label + b"\0" + context + bits.to_bytes(4, "big")
     return hmac.digest(key, message, "sha256")[: bits // 8]
 
 
 def _kdf_e(shared: bytes, label: bytes, ours: bytes, theirs: bytes) -> bytes:
-    """KDFe with SHA-256 and one block (Part 1, section 11.4.10.3; SP 800-56A)."""
+    """Compute KDFe with SHA-256 and one block (Part 1, section 11.4.10.3; SP 800-56A)."""
     return hashlib.sha256(b"\0\0\0\1" + shared + label + ours + theirs).digest()

@@ -1,8 +1,8 @@
-"""A TPM that this process can reach, and the frame of every command (TCG Part 1, section 18).
+"""Sends commands to a TPM, in the frame that they all share (TCG Part 1, section 18).
 
 Owns one open connection: the kernel's resource manager (``/dev/tpmrm0``), or the socket of a TPM
-in software (swtpm). It blocks: callers use a thread. Invariants: sizes and times are bounded;
-an answer counts only if its header fits it; transient objects of ours are flushed at the end.
+in software (swtpm). It blocks, so callers use a thread. Invariants: sizes and times are bounded; an
+answer counts only if its header is right; our transient objects are flushed at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 RESOURCE_MANAGER: Final = Path("/dev/tpmrm0")
-"""The device that is used where the configuration names none."""
+"""The device that is used if the configuration names none."""
 _HEADER: Final = struct.Struct(">HII")
 _NO_SESSIONS: Final = 0x8001
 _SESSIONS: Final = 0x8002
@@ -41,7 +41,7 @@ _PASSING: Final = frozenset(
     {0x901, 0x902, 0x903, 0x904, 0x905, 0x906, 0x907, 0x908, 0x909, 0x90A, 0x920, 0x922, 0x923}
 )
 _RESUBMIT: Final = frozenset({0x908, 0x90A, 0x922})
-"""YIELDED, TESTING, RETRY: the command was not started, and is to be sent again as it is."""
+"""YIELDED, TESTING, RETRY: the command was not started and must be sent again unchanged."""
 _RESUBMISSIONS: Final = 10
 _FIRST_PAUSE_SECONDS: Final = 0.005
 _PASSING_ERRORS: Final = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT})
@@ -51,7 +51,7 @@ class TpmTransport(Protocol):
     """Carries one command to a TPM, and its answer back."""
 
     def transmit(self, command: bytes) -> bytes:
-        """Send a whole command, and give the whole answer.
+        """Send a whole command, and return the whole answer.
 
         Raises:
             OSError: the TPM cannot be reached any more.
@@ -64,7 +64,7 @@ class TpmTransport(Protocol):
 
 
 class _File:
-    """A character device: one write is one command, one read one answer."""
+    """A character device, where one write is one command and one read is one answer."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -79,7 +79,7 @@ class _File:
 
 
 class _Socket:
-    """The Unix socket of a TPM in software: answers are cut by the size in their header."""
+    """The Unix socket of a TPM in software, where the header says how long an answer is."""
 
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -109,11 +109,11 @@ class _Socket:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TpmAnswer:
-    """What a command gave.
+    """The answer to a command.
 
     Attributes:
         handle: the handle that it made, or None.
-        parameters: reads the rest, whose layout each command knows.
+        parameters: reads the rest; each command knows its layout.
     """
 
     handle: int | None
@@ -132,7 +132,7 @@ class Tpm:
 
     Args:
         transport: carries commands.
-        pause: waits so many seconds before a command is sent again.
+        pause: waits a number of seconds before a command is sent again.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Tpm:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # The resource manager forgets them itself; a TPM behind a socket does not.
+        # The resource manager flushes them itself; a TPM behind a socket does not.
         while self._ours:
             with contextlib.suppress(EvidenceError):
                 self.flush(self._ours[-1])
@@ -159,12 +159,12 @@ class Tpm:
             self._transport.close()
 
     def keep(self, handle: int) -> int:
-        """Flush this transient handle at the end. Returns it."""
+        """Note a transient handle to flush at the end, and return it."""
         self._ours.append(handle)
         return handle
 
     def flush(self, handle: int) -> None:
-        """TPM2_FlushContext of one of ours (Part 3, section 28.4)."""
+        """Run TPM2_FlushContext on one of our handles (Part 3, section 28.4)."""
         self._ours.remove(handle)
         self.execute(_FLUSH_CONTEXT, parameters=struct.pack(">I", handle))
 
@@ -180,15 +180,15 @@ class Tpm:
         """Run one command.
 
         Args:
-            code: TPM_CC.
-            handles: those with an authorization first.
-            authorizations: one for each of these; None is an empty password.
-            parameters: marshalled.
+            code: the TPM_CC.
+            handles: the handles, those with an authorization first.
+            authorizations: one for each of those; None is an empty password.
+            parameters: the parameters, marshalled.
             makes_handle: whether the answer begins with a handle.
 
         Raises:
-            EvidenceError: ``tpm_refused``: the TPM refuses it.
-            EvidenceUnavailableError: it is busy, or does not answer.
+            EvidenceError: ``tpm_refused``: the TPM refuses the command.
+            EvidenceUnavailableError: the TPM is busy, or does not answer.
         """
         body = b"".join(struct.pack(">I", handle) for handle in handles)
         if authorizations:
@@ -253,8 +253,8 @@ def open_tpm(path: Path) -> Tpm:
     """Open the TPM at a device file, or at a Unix socket.
 
     Raises:
-        EvidenceError: ``evidence_unsupported``: it is not there, or this user may not open it.
-        EvidenceUnavailableError: somebody else uses it now.
+        EvidenceError: ``evidence_unsupported``: there is none, or this user may not open it.
+        EvidenceUnavailableError: another process uses it now.
     """
     try:
         kind = path.stat().st_mode
@@ -268,7 +268,7 @@ def open_tpm(path: Path) -> Tpm:
         raise EvidenceError(
             f"the TPM at {path} cannot be opened: {error.strerror or error}",
             reason="evidence_unsupported",
-            advice="name a device that is there, and let this user read and write it (group tss)",
+            advice="name an existing device, and let this user read and write it (group tss)",
         ) from error
     raise EvidenceError(
         f"{path} is neither a device nor a socket",

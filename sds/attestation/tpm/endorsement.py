@@ -1,10 +1,10 @@
-"""Endorsement keys: the certificate by which a manufacturer vouches for a TPM.
+"""Verifies endorsement certificates, by which a manufacturer vouches for a TPM.
 
-Owns the check of its chain. Invariant: a key is given only where every certificate of a path to a
-configured root is valid now and the first says that it is an endorsement key; a certificate of the
-same manufacturer for another purpose is refused. Sources: TCG, EK Credential Profile for TPM 2.0,
-section 3.2; RFC 5280, section 6.1. Manufacturers publish no revocation lists that a rule could rest
-on, so this module looks at none: ``eks`` in the reference values names single keys instead.
+Owns the check of the chain. Invariant: a key counts only if every certificate of a path to a
+configured root is valid now and the first is for an endorsement key; a certificate of the same
+manufacturer for another purpose is refused. Sources: TCG, EK Credential Profile for TPM 2.0,
+section 3.2; RFC 5280, section 6.1. Manufacturers publish no dependable revocation lists, so this
+module uses none; ``eks`` in the reference values names single keys instead.
 """
 
 from __future__ import annotations
@@ -65,17 +65,17 @@ def verify_endorsement(
     """Find and check the path of an endorsement certificate.
 
     Args:
-        chain: DER, the endorsement certificate first, then issuers in any order.
-        roots: DER of the roots that are trusted for TPMs.
+        chain: the chain in DER: the endorsement certificate first, then issuers in any order.
+        roots: the roots that are trusted for TPMs, in DER.
         now: the moment at which every certificate must be valid.
 
     Returns:
         The path, root last.
 
     Raises:
-        EvidenceError: ``chain_untrusted``: 1. no path to a root; 2. the first is not for an
-            endorsement key; 3. an issuer may not issue. ``certificate_validity``: 4. one is not
-            valid now. ``certificate_malformed``: one cannot be read.
+        EvidenceError: ``chain_untrusted``: 1. there is no path to a root; 2. the first one is not
+            for an endorsement key; 3. an issuer may not issue. ``certificate_validity``: 4. one is
+            not valid now. ``certificate_malformed``: one cannot be read.
     """
     leaf, *others = map(_read, chain)
     trusted = {one.fingerprint(_SHA256): one for one in map(_read, roots)}

@@ -1,7 +1,7 @@
-"""A TPM's public areas and signatures (TCG Part 2, sections 11 and 12).
+"""Parses a TPM's public areas and signatures (TCG Part 2, sections 11 and 12).
 
 Owns their layout, names, and the check of a signature. Invariant: :func:`require_restricted_signer`
-says which keys sign nothing but what their TPM made itself; no other key may attest.
+decides which keys sign only what their TPM made itself; no other key may attest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HASHES: Final[dict[Algorithm, hashes.HashAlgorithm]] = {
 
 
 class Attribute(IntFlag):
-    """TPMA_OBJECT (section 8.3)."""
+    """The bits of TPMA_OBJECT (section 8.3)."""
 
     FIXED_TPM = 1 << 1
     ST_CLEAR = 1 << 2
@@ -58,11 +58,11 @@ _SIGNER: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicArea:
-    """A TPMT_PUBLIC (section 12.2.4), laid out.
+    """A TPMT_PUBLIC (section 12.2.4), parsed.
 
     Attributes:
-        raw: all of it.
-        name_algorithm: the hash of its name.
+        raw: the whole structure.
+        name_algorithm: the hash in its name.
         attributes: TPMA_OBJECT.
         key: the public key.
     """
@@ -81,7 +81,7 @@ class PublicArea:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """A TPMT_SIGNATURE (section 11.3.4), laid out.
+    """A TPMT_SIGNATURE (section 11.3.4), parsed.
 
     Attributes:
         scheme: RSASSA, RSAPSS or ECDSA.
@@ -95,10 +95,10 @@ class Signature:
 
 
 def parse_public(raw: bytes) -> PublicArea:
-    """Lay out a TPMT_PUBLIC of an RSA or elliptic-curve key.
+    """Parse a TPMT_PUBLIC of an RSA or elliptic-curve key.
 
     Raises:
-        EvidenceMalformedError: it is something else, is cut short, or its key is no key.
+        EvidenceMalformedError: it is something else, is cut short, or its key is invalid.
     """
     reader = TpmReader(raw, what="the public area")
     kind, named = reader.number(2), reader.number(2)
@@ -158,7 +158,8 @@ def rsa_key(modulus: int, exponent: int) -> rsa.RSAPublicKey:
     """Make an RSA key of a size that may attest.
 
     Raises:
-        EvidenceMalformedError: modulus and exponent are no key, or one that is too small or large.
+        EvidenceMalformedError: modulus and exponent are not a key, or one that is too small or
+            large.
     """
     if not MIN_RSA_BITS <= modulus.bit_length() <= _MAX_RSA_BITS:
         raise EvidenceMalformedError(f"an RSA key of {modulus.bit_length()} bits")
@@ -190,10 +191,11 @@ def _elliptic(reader: TpmReader) -> ec.EllipticCurvePublicKey:
 
 
 def require_restricted_signer(public: PublicArea) -> None:
-    """Demand a key that signs only what its TPM made, and that never left that TPM.
+    """Require a key that signs only what its TPM made, and that never left its TPM.
 
-    fixedTPM, fixedParent and sensitiveDataOrigin: born in this TPM and bound to it; restricted and
-    sign: it signs no data from outside that begins as a TPM's own (Part 1, section 25.1.4).
+    fixedTPM, fixedParent and sensitiveDataOrigin mean that it was made in this TPM and is bound to
+    it; restricted and sign mean that it signs no outside data that begins like the TPM's own (Part
+    1, section 25.1.4).
 
     Raises:
         EvidenceError: ``tpm_key``: it is another kind of key.
@@ -209,10 +211,10 @@ def require_restricted_signer(public: PublicArea) -> None:
 
 
 def parse_signature(raw: bytes) -> Signature:
-    """Lay out a TPMT_SIGNATURE.
+    """Parse a TPMT_SIGNATURE.
 
     Raises:
-        EvidenceMalformedError: it is cut short, or by a scheme or hash that is not taken.
+        EvidenceMalformedError: it is cut short, or its scheme or hash is not accepted.
     """
     reader = TpmReader(raw, what="the signature")
     scheme, hashed = reader.number(2), reader.number(2)
@@ -252,7 +254,8 @@ def verify_signature(key: AttestationKey, signature: Signature, signed: bytes) -
                 key.verify(signature.value, signed, padding.PKCS1v15(), algorithm)
                 return
             if signature.scheme == Algorithm.RSAPSS:
-                # The salt is as long as it can be, or as the hash (FIPS): the TPM's choice.
+                # The TPM chooses the length of the salt: the largest possible, or that of the hash
+                # (FIPS).
                 pss = padding.PSS(mgf=padding.MGF1(algorithm), salt_length=padding.PSS.AUTO)
                 key.verify(signature.value, signed, pss, algorithm)
                 return

@@ -1,8 +1,8 @@
-"""Evidence that a TPM takes part in, as it travels: several parts in one value.
+"""Packs evidence with a TPM's quote for travel: several parts in one value.
 
 Owns the layout: a mark, then each part as its number (one byte), its length (four bytes,
-big-endian) and its content, in ascending order of numbers. Invariant: a part is there once or not
-at all, and no byte belongs to none; so two different lists of parts never give the same bytes.
+big-endian) and its content, in ascending order of numbers. Invariant: each part occurs at most
+once, and every byte belongs to a part, so two different lists of parts never give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _MAX_PART: Final = 48 * 1024
 
 
 class Piece(IntEnum):
-    """What a part is."""
+    """The kinds of parts."""
 
     ATTEST = 1
-    """TPMS_ATTEST of the quote."""
+    """The TPMS_ATTEST of the quote."""
     SIGNATURE = 2
-    """TPMT_SIGNATURE over it."""
+    """The TPMT_SIGNATURE over it."""
     PCRS = 3
     """The quoted PCRs' values."""
     HCL = 4
@@ -35,11 +35,11 @@ class Piece(IntEnum):
     TD_QUOTE = 5
     """The TDX quote of the blob's TDREPORT."""
     PUBLIC = 6
-    """TPMT_PUBLIC of the attestation key."""
+    """The TPMT_PUBLIC of the attestation key."""
     ENDORSEMENT = 7
-    """TPMT_PUBLIC of the endorsement key."""
+    """The TPMT_PUBLIC of the endorsement key."""
     PROOF = 8
-    """What TPM2_ActivateCredential gave for the authority's last credential."""
+    """The result of TPM2_ActivateCredential for the authority's last credential."""
 
 
 def pack(parts: Mapping[Piece, bytes]) -> bytes:
@@ -54,7 +54,7 @@ def unpack(raw: bytes) -> dict[Piece, bytes]:
     """Unpack the parts of a value.
 
     Raises:
-        EvidenceMalformedError: it has another layout, or a part that is not known.
+        EvidenceMalformedError: it has another layout, or an unknown part.
     """
     if not raw.startswith(MARK):
         raise EvidenceMalformedError(
@@ -86,7 +86,7 @@ def quote_of(parts: Mapping[Piece, bytes]) -> SignedQuote:
     missing = [one for one in (Piece.ATTEST, Piece.SIGNATURE, Piece.PCRS) if one not in parts]
     if missing:
         raise EvidenceMalformedError(
-            f"evidence with a TPM's quote is without {', '.join(one.name for one in missing)}"
+            f"evidence with a TPM's quote lacks {', '.join(one.name for one in missing)}"
         )
     return SignedQuote(
         attest=parts[Piece.ATTEST],

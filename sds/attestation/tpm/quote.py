@@ -1,8 +1,8 @@
-"""Verification of a TPM's quote (TCG Part 2, section 10.12; Part 3, TPM2_Quote).
+"""Verifies a TPM's quote (TCG Part 2, section 10.12; Part 3, TPM2_Quote).
 
 Owns the numbered checks of a quote against its key, our challenge and the PCR values beside it.
-Invariant: PCR values are given only where the digest that the key signed covers every one of them.
-Whose key it is, and whether it may attest, is for the kind of evidence that calls.
+Invariant: PCR values count only if the digest that the key signed covers every one of them. The
+calling kind of evidence decides whose key it is and whether it may attest.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class VerifiedQuote:
 
     Attributes:
         attest: what the TPM said.
-        bank: hash of the bank, by its name in ``hashlib``.
-        pcrs: index -> value; only those that were quoted.
+        bank: the hash of the bank, by its name in ``hashlib``.
+        pcrs: the values of the quoted PCRs, by index.
     """
 
     attest: Attest
@@ -61,8 +61,8 @@ class VerifiedQuote:
 def qualifying_data(data: ReportData) -> bytes:
     """Return what a quote binds for 64 bytes of report data: their SHA-256.
 
-    A TPM takes as many bytes as its longest digest has and two more (Part 2, section 10.4.3,
-    TPM2B_DATA): 64 are too many for one without SHA-512.
+    A TPM accepts two bytes more than its longest digest has (Part 2, section 10.4.3, TPM2B_DATA),
+    so 64 are too many for one without SHA-512.
     """
     return hashlib.sha256(data).digest()
 
@@ -75,9 +75,8 @@ def check_quote(
     Args:
         checks: where the outcome goes.
         quote: the quote.
-        key: the key that must have signed it; None where it is not known, which another check
-            refuses.
-        data: the report data that is demanded; None demands none.
+        key: the key that must have signed it; None if it is unknown, which another check refuses.
+        data: the required report data; None requires none.
 
     Returns:
         The quote if it passed every check here, else None (always, if ``key`` is None).
@@ -130,7 +129,7 @@ def describe_quote(quote: SignedQuote) -> dict[str, str]:
     """Describe a quote as text, with the PCR values beside it; nothing is verified.
 
     Raises:
-        EvidenceMalformedError: it cannot be laid out.
+        EvidenceMalformedError: it cannot be parsed.
     """
     said = describe_attest(quote.attest)
     banks = [bank for bank in parse_attest(quote.attest).quoted.banks if bank.pcrs]

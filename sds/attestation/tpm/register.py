@@ -1,7 +1,7 @@
 """A PCR of a vTPM as a runtime register (TCG Part 1, section 17; PC Client Profile, section 3.3).
 
-Owns reading and extending one PCR of the SHA-256 bank. Invariant: only PCRs 0 to 15 count: the
-others can be reset while the machine runs, and a register that can be reset proves nothing.
+Owns reading and extending one PCR of the SHA-256 bank. Invariant: only PCRs 0 to 15 count, because
+the others can be reset while the machine runs, and a register that can be reset proves nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ALGORITHM: Final = "sha256"
 
 
 class PcrRegister:
-    """A register of :mod:`sds.attestation.exchange_key`, by TPM commands. It blocks.
+    """A register of :mod:`sds.attestation.exchange_key`, through TPM commands. It blocks.
 
     Args:
         device: the TPM.
-        pcr: 0 to 15, one that the boot chain leaves at zero.
+        pcr: a PCR from 0 to 15 that the boot chain leaves at zero.
     """
 
     algorithm = ALGORITHM
@@ -40,7 +40,7 @@ class PcrRegister:
         """Read the register's value now.
 
         Raises:
-            ConfigurationError: ``runtime_register``: the TPM does not give it.
+            ConfigurationError: ``runtime_register``: the TPM does not return it.
         """
         try:
             with open_tpm(self._device) as tpm:
@@ -50,10 +50,10 @@ class PcrRegister:
             raise self._failure("read", error) from error
 
     def extend(self, event: bytes) -> None:
-        """Extend it by one digest.
+        """Extend the register by one digest.
 
         Raises:
-            ConfigurationError: ``runtime_register``: the TPM does not take it.
+            ConfigurationError: ``runtime_register``: the TPM does not accept it.
         """
         try:
             with open_tpm(self._device) as tpm:

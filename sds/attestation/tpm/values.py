@@ -1,7 +1,7 @@
-"""What may be demanded of PCRs, and the checks of it.
+"""The reference values of PCRs, and the checks against them.
 
 Owns the model that the vTPM kinds and ``tpm`` share in ``reference_values.others``. Invariant: a
-PCR that is demanded and was not quoted is a refusal, and never passed over.
+required PCR that was not quoted is refused, never ignored.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def own_values(kind: str, model: type[_Values], values: ReferenceValues) -> _Val
     """Return what ``others`` demands of one kind.
 
     Raises:
-        EvidenceError: it is not what may be demanded of it.
+        EvidenceError: the kind does not have such reference values.
     """
     try:
         return model.model_validate(values.others.get(kind, {}))
@@ -83,7 +83,7 @@ def own_values(kind: str, model: type[_Values], values: ReferenceValues) -> _Val
 
 
 def appraise_pcrs(checks: Checks, quote: VerifiedQuote | None, values: PcrValues) -> None:
-    """Add one check for each PCR that is demanded."""
+    """Add one check for each required PCR."""
     for pcr, accepted in sorted(values.pcrs.items()):
         found = quote.pcrs.get(pcr) if quote is not None else None
         checks.among(
@@ -102,19 +102,19 @@ def appraise_exchange_key(
     proof: ExchangeProof | None,
     data: ReportData | None,
 ) -> dict[str, str]:
-    """Add the checks of the exchange key if one is demanded; returns its claim.
+    """Add the checks of the exchange key if one is required, and return its claim.
 
     Args:
         checks: where the outcome goes.
         quote: the verified quote; without it, another check refuses.
-        values: what is demanded.
-        proof: came with the evidence.
-        data: the report data that the quote is bound to.
+        values: the reference values.
+        proof: the proof that came with the evidence.
+        data: the report data that the quote binds.
     """
     if values.exchange_key_pcr is None or quote is None:
         return {}
     register = quote.pcrs.get(values.exchange_key_pcr, b"")
-    # Only this bank was capped: the same PCR of another bank is still open to anybody.
+    # Only this bank was capped; any process can still extend the same PCR of another bank.
     if not checks.add(
         "exchange_key_bank",
         "exchange_key_register",
@@ -134,7 +134,7 @@ def appraise_exchange_key(
 
 
 def claims_of_quote(quote: VerifiedQuote | None) -> dict[str, str]:
-    """Attributes of a verified quote: the PCRs, the bank, and how often the TPM started."""
+    """Return the claims of a verified quote: PCRs, bank, and how often the TPM started."""
     if quote is None:
         return {}
     return {

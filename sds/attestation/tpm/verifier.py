@@ -1,9 +1,9 @@
-"""Verification of a TPM's evidence on an ordinary machine: the kind ``tpm``.
+"""Verifies a TPM's evidence on an ordinary machine: the kind ``tpm``.
 
-Owns the order of the checks. Invariant: claims are made only of a quote by a restricted key that
-policy lists, or that its TPM proved to share with an endorsement key that policy trusts. What a TPM
-proves is the boot of a machine to somebody who trusts its owner not to open it: not that the memory
-is private.
+Owns the order of the checks. Invariant: claims are made only from a quote by a restricted key that
+policy lists, or that is proven to be in the TPM of an endorsement key that policy trusts. A TPM
+proves how a machine booted, to somebody who trusts its owner; it does not prove that the memory is
+private.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TpmValues(PcrValues):
-    """What ``others.tpm`` may demand; one of ``aks``, ``eks`` and ``ek_roots`` must name something.
+    """The reference values ``others.tpm``; one of ``aks``, ``eks``, ``ek_roots`` must not be empty.
 
     Attributes:
-        aks: accepted attestation keys: SHA-256 of their public area (the digest in their name).
-        eks: accepted endorsement keys: SHA-256 of their SubjectPublicKeyInfo.
-        ek_roots: PEM of manufacturers' roots, whose endorsement certificates are accepted.
+        aks: accepted attestation keys, by the SHA-256 of their public area (the digest in their
+            name).
+        eks: accepted endorsement keys, by the SHA-256 of their SubjectPublicKeyInfo.
+        ek_roots: manufacturers' roots in PEM, whose endorsement certificates are accepted.
     """
 
     aks: list[Hex32] = Field(default=[])
@@ -76,7 +77,7 @@ class TpmVerifier(KindExaminer):
     """Verifies and appraises a TPM's evidence.
 
     Args:
-        values: what is demanded.
+        values: the reference values.
     """
 
     def __init__(self, values: TpmValues) -> None:
@@ -108,9 +109,9 @@ class TpmVerifier(KindExaminer):
         )
         # 2. - 5. The quote.
         verified = check_quote(checks, quote, public.key, data)
-        # 6. What is demanded of PCRs.
+        # 6. The reference values of PCRs.
         appraise_pcrs(checks, verified, self._values)
-        # 7. Whose key it is: last, because it may ask the other side for another round.
+        # 7. The owner of the key. This comes last, because it may need another round.
         digest = hashlib.sha256(public.raw).hexdigest()
         endorsed = self._check_owner(checks, evidence, parts, public=public, now=now)
         return Claims(
@@ -133,7 +134,7 @@ class TpmVerifier(KindExaminer):
         public: PublicArea,
         now: datetime,
     ) -> str:
-        """Digest of the endorsement key that the key is bound to, or nothing."""
+        """Return the digest of the endorsement key that the key is bound to, or nothing."""
         digest = hashlib.sha256(public.raw).hexdigest()
         if digest in self._values.aks:
             checks.attempt("tpm_owner", None, found=f"key {digest}, listed", expected=_LISTED)
@@ -146,7 +147,7 @@ class TpmVerifier(KindExaminer):
                 raise EvidenceError(  # noqa: TRY301  one of several refusals of this check
                     "the TPM has not proven that the attestation key is in it",
                     reason="credential_needed",
-                    # Work for nobody whose evidence fails anyway.
+                    # Do no work for evidence that fails anyway.
                     challenge=credential_for(endorsement, public.name, now) if held else b"",
                     advice="the agent answers by itself (TPM2_ActivateCredential)",
                 )

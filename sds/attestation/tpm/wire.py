@@ -1,6 +1,6 @@
-"""Numbers of the TPM library specification, and the reader of its big-endian structures.
+"""The numbers of the TPM library specification, and the reader of its structures.
 
-Owns bounds: a :class:`TpmReader` gives only bytes that are there, and its user ends with
+Owns the bounds: a :class:`TpmReader` gives only existing bytes, and its user ends with
 :meth:`TpmReader.done`, so that no byte goes unread. Source of every number: TCG, Trusted Platform
 Module Library, Part 2 (Structures), revision 1.59; the section is named beside it.
 """
@@ -14,15 +14,15 @@ from typing import Final
 from sds.errors import EvidenceMalformedError
 
 GENERATED: Final = 0xFF544347
-"""TPM_GENERATED_VALUE (section 6.2): begins what only a TPM makes."""
+"""TPM_GENERATED_VALUE (section 6.2), with which only a TPM's own data begins."""
 ATTEST_QUOTE: Final = 0x8018
 """TPM_ST_ATTEST_QUOTE (section 6.9)."""
 MAX_BUFFER: Final = 4096
-"""Bytes of one sized buffer that are read: above every key, digest and signature."""
+"""The most bytes of one sized buffer: more than any key, digest or signature has."""
 
 
 class Algorithm(IntEnum):
-    """TPM_ALG_ID (section 6.3)."""
+    """The algorithms of TPM_ALG_ID (section 6.3)."""
 
     RSA = 0x0001
     SHA1 = 0x0004
@@ -49,9 +49,9 @@ HASHES: Final = {
     Algorithm.SHA384: "sha384",
     Algorithm.SHA512: "sha512",
 }
-"""Algorithm -> its name in ``hashlib``."""
+"""The names of algorithms in ``hashlib``."""
 STRONG: Final = frozenset({Algorithm.SHA256, Algorithm.SHA384, Algorithm.SHA512})
-"""Hashes that evidence may rest on."""
+"""The hashes that evidence may use."""
 
 
 class TpmReader:
@@ -90,7 +90,7 @@ class TpmReader:
         """Read a TPM2B: its size in two bytes, and then its content (section 10.4.1).
 
         Raises:
-            EvidenceMalformedError: there are fewer, or it is longer than any that is used.
+            EvidenceMalformedError: there are fewer bytes, or it is too long.
         """
         size = self.number(2)
         if size > MAX_BUFFER:
@@ -102,7 +102,7 @@ class TpmReader:
         return self.take(len(self._raw) - self._at)
 
     def done(self) -> None:
-        """Demand that every byte was read.
+        """Check that every byte was read.
 
         Raises:
             EvidenceMalformedError: there are more.
