@@ -1,1 +1,1 @@
-"""The agent: rotation, store and serving put together, with its sockets and its end."""
+"""The agent: rotation, store and serving put together, with its sockets and its shutdown."""

@@ -1,7 +1,8 @@
-"""The admin socket: what the agent tells people and ``sds status``.
+"""The admin socket, which serves the agent's state to people and ``sds status``.
 
-Owns the service ``sds.agent.v1.Agent``, which is the agent's state as protobuf. Invariant: public
-facts only (names, times, serials, versions, errors in words); nothing can be changed through it.
+Owns the service ``sds.agent.v1.Agent``, which is the agent's state as protobuf. Invariants: it
+shows public facts only (names, times, serials, versions, error texts); nothing can be changed
+through it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The agent as a running thing: parts joined, one TaskGroup, drain.
+"""Runs the agent: joins its parts, owns the TaskGroup, drains.
 
 Invariants: every task lives in one TaskGroup and ends with it; sockets are open before the first
-certificate arrives; at the end streams are told first (UNAVAILABLE, so that Envoys come back to
-the next agent), then rotation ends and every key is wiped.
+certificate arrives; at the end, streams are told first (UNAVAILABLE, so that Envoys come back to
+the next agent), and then rotation ends and every key is wiped.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ class RunningAgent:
     """An agent whose sockets are open.
 
     Attributes:
-        store: what it serves.
-        rotation: what fills that.
-        service: what serves it.
-        workloads: the sockets.
+        store: has what it serves.
+        rotation: fills the store.
+        service: serves the store.
+        workloads: the workloads' sockets.
     """
 
     store: SecretStore
@@ -78,14 +78,14 @@ async def run(
     stop: asyncio.Event,
     memory: MemoryProtection | None = None,
 ) -> None:
-    """Run until ``stop`` is set, then drain; ``sds status`` shows what protects ``memory``.
+    """Run until ``stop`` is set, then drain; ``sds status`` shows the protections of ``memory``.
 
     Raises:
-        SdsError: it could not start, or a part of it failed.
+        SdsError: the agent could not start, or a part of it failed.
     """
     try:
         # Containers wait for the start of an agent that measures its key, and the authority may be
-        # one of them: so the start is complete once the sockets are open.
+        # one of them, so the start is complete once the sockets are open.
         told = readiness_notifier(at_once=config.attestation.exchange_key is not None)
         async with running_agent(config, clock=clock, memory=memory, told=told):
             await stop.wait()
@@ -96,7 +96,7 @@ async def run(
 
 
 def _nobody(_readiness: Readiness) -> None:
-    """Tells no service manager."""
+    """Do nothing: there is no service manager."""
 
 
 @contextlib.asynccontextmanager
@@ -112,8 +112,8 @@ async def running_agent(
     Args:
         config: the configuration.
         clock: time.
-        memory: what protects it; shown by ``sds status``.
-        told: hears of every change of the readiness.
+        memory: the protections of memory, which ``sds status`` shows.
+        told: is told of every change of the readiness.
 
     Raises:
         ConfigurationError: the configuration does not fit this machine.
@@ -144,7 +144,7 @@ async def running_agent(
         stack.enter_context(claimed(config.run_dir))
         stack.push_async_callback(client.aclose)
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        # Certificates are asked for while the sockets are opened.
+        # Certificates are requested while the sockets are opened.
         running = [
             group.create_task(rotation.run(), name="rotation"),
             group.create_task(federation.run(), name="federation"),
@@ -228,7 +228,7 @@ async def running_agent(
             group.create_task(supervised("garbage collector", owners.collect(clock), clock=clock)),
         ]
         stack.callback(_drain, service, api)
-        # The guard ends before our own sockets are closed.
+        # The guard must end before our own sockets are closed.
         look = functools.partial(guard.run, health.look_again)
         stack.callback(group.create_task(supervised("socket guard", look, clock=clock)).cancel)
         for listener in (
@@ -261,7 +261,7 @@ def _follow_files(
 
 
 def _drain(service: SecretService, api: WorkloadApi) -> None:
-    """Tell all streams, before their sockets are closed."""
+    """Tell all streams before their sockets are closed."""
     api.drain()
     service.close()
 

@@ -1,4 +1,4 @@
-"""Policy into Envoy's filters: what may be asked of a workload.
+"""Answers serving's questions about requests from policy: what each workload accepts.
 
 Owns the answers of :class:`sds.serving.extensions.AuthorizationPolicy`. Invariant: without a policy
 in force, and from the end of the last one on, everything is denied.
@@ -23,10 +23,10 @@ _MAX_REMEMBERED: Final = 10_000
 
 
 class PolicyAuthorizations:
-    """What the policy in force allows to be asked; worked out once for each identity and policy.
+    """The requests that the policy in force allows, computed once for each identity and policy.
 
     Args:
-        holder: has the policy. Call ``SecretService.refresh()`` after it told of a change.
+        holder: has the policy. Call ``SecretService.refresh()`` after it reports a change.
     """
 
     def __init__(self, holder: PolicyHolder) -> None:

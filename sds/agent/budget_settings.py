@@ -1,7 +1,7 @@
 """Settings of the budgets of the owners of connections: the section ``budgets:``.
 
 Owns how :mod:`sds.transport.shares` is written in the agent's configuration. Invariant: without the
-section the defaults are in force, which fit the agent's 256 MiB.
+section, the defaults are in force, which fit the agent's 256 MiB.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class OwnerBudgetSection(Settings):
     )
 
     def share(self, default: Share = RECOGNISED) -> Share:
-        """As the transport takes it; bursts are those of ``default``."""
+        """Return the share as the transport takes it; bursts are those of ``default``."""
         return dataclasses.replace(
             default,
             connections=self.connections,
@@ -115,7 +115,7 @@ class BudgetsSection(Settings):
         """Return what all owners together may use.
 
         Args:
-            descriptors: that the process may have (RLIMIT_NOFILE).
+            descriptors: how many descriptors the process may have (RLIMIT_NOFILE).
         """
         of_descriptors = Total.of_descriptors(descriptors)
         return dataclasses.replace(

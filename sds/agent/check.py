@@ -1,7 +1,8 @@
-"""``sds agent --check-config``: opens every file, resolves every reference, cross-checks.
+"""Implements ``sds agent --check-config``: opens every file, and checks every reference.
 
-Invariants: what passes here can start, as far as this machine alone can tell; the network is not
-touched, nothing is bound, made or changed; every problem is said at once, with its field.
+Invariants: a configuration that passes can start, as far as this machine alone can tell; the check
+    does not touch the network, and binds, makes and changes nothing; it reports every problem at
+    once, with its field.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ def check_configuration(
     """Check everything that the configuration names.
 
     Args:
-        config: what passed by itself.
+        config: the configuration, which is valid by itself.
         what: names it in errors: the file.
-        clock: what is valid now.
-        environment: of the agent, where addresses of Kubernetes may come from.
+        clock: gives the time at which files must be valid.
+        environment: the agent's environment, which may have the addresses of Kubernetes.
 
     Returns:
-        What an operator should not overlook, a sentence each.
+        What an operator should not overlook, one sentence each.
 
     Raises:
-        ConfigurationError: with every problem.
+        ConfigurationError: there are problems; the text has all of them.
     """
     checks = ConfigurationChecks(what, now=clock.now().wall)
     checks.writable_directory("run_dir", config.run_dir)
@@ -130,7 +131,7 @@ def _check_evidence(
             "attestation.kind", "it is missing, and our own authority certifies only what attests"
         )
     elif section.kind == "simulated":
-        # The machine comes by a descriptor of the real start; what it holds cannot be seen here.
+        # A real start passes the machine in a descriptor, so its content cannot be checked here.
         if section.descriptor is None:
             with checks.of("attestation"):
                 make_attester(section)
@@ -193,7 +194,7 @@ def _check_group(number: int, name: str, checks: ConfigurationChecks) -> None:
 
 
 def _check_server(server: KubernetesServer, checks: ConfigurationChecks, field: str) -> None:
-    """The files of a kubelet or an API server can be read."""
+    """Check that the files of a kubelet or an API server can be read."""
     if not server.insecure_skip_verify and server.ca_file is not None:
         checks.roots(f"{field}.ca_file", server.ca_file)
     if server.token_file is not None:

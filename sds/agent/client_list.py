@@ -1,9 +1,9 @@
 """The subscribers that the agent's state lists.
 
-Clients choose how many streams they have and which names they ask for. Owns how many of them people
-are shown. Invariants: a workload lists so many streams and names, and all together so many, so that
-the state stays small enough to be made in one go and to be sent in one message; what is left out is
-counted.
+Clients choose how many streams they have and which names they ask for. Owns how many of them the
+state lists. Invariants: the number of listed streams and names is bounded for each workload and for
+all together, so that the state is small enough to be made at once and sent in one message; the rest
+is counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST_OF_A_WORKLOAD: Final = 1_000
 MOST_NAMES: Final = 4_000
 _NAMES_OF_A_STREAM: Final = 100
 _SHOWN: Final = 256
-"""Characters of a name, and of what a client says of it."""
+"""How many characters of a name, and of a client's text about it, are shown."""
 
 
 def listed_clients(service: SecretService) -> tuple[tuple[ClientState, ...], int]:

@@ -1,7 +1,7 @@
 """The configuration of ``sds agent``: read once, frozen.
 
-Invariant: what passed is complete and does not contradict itself; every refusal names the field
-and says what to write instead. Nothing is opened here but the file itself.
+Invariants: a valid configuration is complete and consistent; every refusal names the field and says
+    what to write instead; only the configuration file itself is opened here.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class AgentConfig(Settings):
             raise ValueError("policy_copy: there is no policy to copy; write the section policy")
 
     def _check_transport(self) -> None:
-        """Refuse a transport that does not know its callers where they matter."""
+        """Refuse a transport that does not know its callers if the configuration needs them."""
         if self.transport == "grpc" and self.node is not None:
             raise ValueError(
                 "transport: grpc.aio cannot tell the callers of the node-wide socket apart; remove "
@@ -281,12 +281,12 @@ class AgentConfig(Settings):
 
     @property
     def sockets_of_their_own(self) -> tuple[WorkloadSection, ...]:
-        """Workloads with a socket each."""
+        """Return the workloads that have a socket of their own."""
         return tuple(one for one in self.workloads if isinstance(one, WorkloadSection))
 
     @property
     def rules(self) -> Rules:
-        """For callers of the node-wide socket."""
+        """Return the rules for callers of the node-wide socket."""
         node = self.node
         return DecidedRules.configured(
             (one for one in self.workloads if isinstance(one, WorkloadRule)),
@@ -323,7 +323,7 @@ class AgentConfig(Settings):
 
 
 def check_socket_path(path: Path) -> None:
-    """A Unix socket can have this path.
+    """Check that a Unix socket can have this path.
 
     Raises:
         ValueError: it is too long (unix(7): ``sun_path`` has 108 bytes, the last one NUL).

@@ -1,7 +1,7 @@
-"""The CSI driver as the agent opens it: its two sockets in the kubelet's directories.
+"""Opens the CSI driver: its two sockets in the kubelet's directories.
 
-Owns the order of starting: sockets of pods come back first, then the kubelet may ask for new ones.
-Invariant: the sockets that the kubelet calls are ours alone (0600).
+Owns the order of starting: the sockets of pods are opened again first, and then the kubelet may ask
+for new ones. Invariant: only our user may open the sockets that the kubelet calls (0600).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STOP_SECONDS: Final = 1.0
 
 
 def node_name(environment: Mapping[str, str]) -> str:
-    """This node's name: ``NODE_NAME`` from the downward API, else the host's."""
+    """Return this node's name: ``NODE_NAME`` from the downward API, else the host's name."""
     return environment.get("NODE_NAME") or socket.gethostname()
 
 
@@ -39,8 +39,8 @@ async def csi_driver(settings: CsiSettings, door: PodDoor) -> AsyncIterator[Driv
     """Run the driver while the block runs.
 
     Args:
-        settings: its section.
-        door: who serves on the sockets of pods.
+        settings: the driver's section.
+        door: serves on the sockets of pods.
 
     Raises:
         SocketError: a socket cannot be opened, or the kubelet's directory cannot be listed.

@@ -1,10 +1,10 @@
 """Registers the CSI driver with the kubelet's plugin watcher.
 
 Owns the registration socket. Invariants: the kubelet sees the driver under one path at a time; an
-agent that ends in order leaves none behind; the path of an agent that crashed is used again,
+agent that ends in order leaves no path behind; the path of an agent that crashed is used again,
 because the kubelet may know the driver by it.
 
-After a reboot the kubelet may find a path where nobody answers. It tries that path again after a
+After a reboot, the kubelet may find a path where nothing answers. It tries that path again after a
 wait that doubles up to two minutes, and a new socket at the path does not shorten the wait
 (Kubernetes 1.34, ``pkg/util/goroutinemap/exponentialbackoff``). Meanwhile it mounts no volume. So
 if the kubelet does not ask about a path soon, the agent replaces it by a new one, which the kubelet
@@ -35,7 +35,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 _OURS_ALONE: Final = 0o600
 _STOP_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 5.0
-"""The kubelet looks once a second (``pkg/kubelet/pluginmanager``)."""
+"""How long to wait for the kubelet, which looks once a second (``pkg/kubelet/pluginmanager``)."""
 
 
 @contextlib.asynccontextmanager
@@ -46,8 +46,8 @@ async def registered(
 
     Args:
         registration: answers the kubelet.
-        registry: its ``plugins_registry``.
-        patience: seconds until a path that the kubelet does not ask about gives way.
+        registry: the kubelet's ``plugins_registry``.
+        patience: the seconds after which a path is replaced if the kubelet does not ask about it.
 
     Raises:
         SocketError: the socket cannot be opened.
@@ -75,7 +75,7 @@ def _left_behind(registry: Path, name: str) -> list[Path]:
 
 
 class _Offer:
-    """One path at a time."""
+    """The offer of the driver, at one path at a time."""
 
     def __init__(self, registration: RegistrationService, path: Path) -> None:
         self._registration = registration
@@ -86,7 +86,7 @@ class _Offer:
         await self._server.listen(listening(self._path, _OURS_ALONE))
 
     async def move_unless_asked(self, fresh: Path, patience: float) -> None:
-        """Wait so long for the kubelet, and then offer the driver at ``fresh``."""
+        """Wait ``patience`` seconds for the kubelet, and then offer the driver at ``fresh``."""
         try:
             async with asyncio.timeout(patience):
                 await self._registration.asked.wait()

@@ -1,9 +1,10 @@
-"""The run directory: who owns it, and where its sockets are.
+"""The run directory: its owner, its lock and its sockets.
 
-Invariants: one living agent a run directory (a lock that the kernel gives back when its holder
-dies); a socket that a dead agent left is removed, one on which anybody listens never; directories
-are made with their mode before a socket is in them; no directory is used that another user than
-root could have put there, or could exchange.
+Invariants: one live agent for each run directory (by a lock that the kernel releases when its
+    holder
+dies); a socket that a dead agent left is removed, but never one on which a process listens;
+directories get their mode before a socket is in them; a directory is not used if a user other than
+root could have put it there or could exchange it.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _MOST_STEPS: Final = 256
 
 @contextlib.contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Own the run directory while the block runs; it is made where it is missing.
+    """Own the run directory while the block runs; make it if it is missing.
 
     Raises:
-        SocketError: it cannot be made or written, or a living agent owns it.
+        SocketError: it cannot be made or written, or a live agent owns it.
     """
     make_directory(run_dir, 0o700, exact=False)
     lock = run_dir / "agent.lock"
@@ -60,7 +61,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
                 f"run directory {run_dir} cannot be locked: {error.strerror}",
                 advice="set a run_dir on a local file system",
             ) from error
-        # The number is for people: where the disk is full, sockets can be made all the same.
+        # The number is only for people; sockets can be made even if the disk is full.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
@@ -73,10 +74,10 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
     """Make a directory, and its parents, with this mode.
 
     Args:
-        path: which.
-        mode: permission bits.
-        exact: set them on a directory that is there already, too.
-        group: name of the group that it is given.
+        path: the directory.
+        mode: the permission bits.
+        exact: whether to set them on an existing directory too.
+        group: the name of the group that it gets.
 
     Raises:
         SocketError: it cannot be made, or is not a directory.
@@ -86,7 +87,7 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
         existed = path.is_dir()
         path.mkdir(mode=mode, parents=True, exist_ok=True)
         if exact or not existed:
-            path.chmod(mode)  # mkdir's mode passes through the umask
+            path.chmod(mode)  # the umask applies to mkdir's mode
         if group is not None:
             os.chown(path, -1, _group(group))
     except OSError as error:
@@ -98,16 +99,16 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
 
 
 def expect_trusted(path: Path, mode: int) -> None:
-    """Refuse a directory that somebody else could have put there, or could exchange.
+    """Refuse a directory that another user could have put there, or could exchange.
 
-    The directory itself must be this user's, no symbolic link, and writable for nobody else than
-    ``mode`` says. Each
-    one above it must be this user's or root's, and writable for others only with the sticky bit.
-    Links above it must be root's, in directories that only root can write (``/var/run``). What does
-    not exist yet is not a fault.
+    The directory itself must belong to this user, must not be a symbolic link, and must be writable
+    only as ``mode`` says. Each directory above it must belong to this user or root, and may be
+    writable for others only with the sticky bit. Links above it must belong to root and be in
+    directories that only root can write (``/var/run``). A directory that does not exist yet is
+    fine.
 
     Raises:
-        SocketError: ``directory_not_ours``: another user has power over it.
+        SocketError: ``directory_not_ours``: another user controls it.
     """
     ours = os.geteuid()
     here, names = Path("/"), [name for name in str(path.absolute()).split("/") if name]
@@ -155,7 +156,7 @@ def open_to(path: Path, mode: int, *, group: str | None = None) -> None:
     """Give a socket its group and mode.
 
     Raises:
-        SocketError: that is not allowed.
+        SocketError: this is not allowed.
     """
     try:
         if group is not None:
@@ -169,21 +170,21 @@ def listening(path: Path, mode: int, *, group: str | None = None) -> socket.sock
     """Make a Unix stream socket that listens at ``path``, in place of a dead agent's.
 
     Raises:
-        SocketError: it cannot be opened, or somebody listens there.
+        SocketError: it cannot be opened, or another process listens there.
     """
     clear_socket(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         refuse_passed(listener)
         listener.bind(str(path))
-        # The umask kept it to ourselves since it was bound.
+        # The umask kept the socket private since it was bound.
         open_to(path, mode, group=group)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
         raise SocketError(
             f"the socket {path} cannot be opened: {error.strerror or error}",
-            advice="is the directory writable, and is the limit of open files high enough?",
+            advice="check that the directory is writable, and raise the limit of open files",
         ) from error
     except SocketError:
         listener.close()
@@ -195,7 +196,7 @@ def clear_socket(path: Path) -> None:
     """Remove the socket of a dead agent.
 
     Raises:
-        SocketError: somebody listens on it, it is not a socket, or it cannot be removed.
+        SocketError: a process listens on it, it is not a socket, or it cannot be removed.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):

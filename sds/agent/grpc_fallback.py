@@ -1,13 +1,13 @@
-"""The same handlers on ``grpc.aio``: the fallback of the sockets of workloads.
+"""Serves workloads' sockets by ``grpc.aio``: the fallback for our own transport.
 
-Owns what grpc's own server needs in place of :class:`sds.transport.server.Server`. Invariant: a
+Owns what grpc's own server needs in place of :class:`sds.transport.server.Server`. Invariants: a
 handler cannot tell the two apart; each call has the caller of its socket, because grpc does not
-tell connections apart. So there are no budgets of owners here, and no node-wide socket.
+tell connections apart. So this transport has no budgets of owners and no node-wide socket.
 
-What else differs, because grpc's core does it: a stream beyond ``streams_per_connection`` waits
-until another one ends, where our own transport refuses it with a text; a request that is too large
-is refused in grpc's words; and a stream that we end gets its status only if its client reads within
-:data:`sds.serving.way.QUIET_SECONDS` what was being written.
+grpc's core differs in three further points: a stream beyond ``streams_per_connection`` waits until
+another one ends, while our own transport refuses it with a text; a request that is too large is
+refused with grpc's text; and a stream that we end gets its status only if its client reads the
+pending output within :data:`sds.serving.way.QUIET_SECONDS`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class CalledBy(grpc.GenericRpcHandler):
-    """Handlers whose calls all have one caller.
+    """Handlers whose calls all have the same caller.
 
     Args:
         handlers: the methods.
@@ -52,7 +52,7 @@ class CalledBy(grpc.GenericRpcHandler):
 
 
 class _ContextOf:
-    """A context of grpc's, with a caller."""
+    """A context of grpc with a caller."""
 
     __slots__ = ("_caller", "_context")
 
@@ -96,12 +96,12 @@ def _with_caller(
 
 
 def make_grpc_server(limits: ServingLimits) -> grpc.aio.Server:
-    """Grpc's own server; bind it by :func:`listen_by_grpc`."""
+    """Make a server of grpc itself; :func:`listen_by_grpc` binds it."""
     return grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", limits.message_bytes),
             ("grpc.max_concurrent_streams", limits.streams_per_connection),
-            # One process owns a socket; two that share it would each see half of the clients.
+            # One process owns a socket; if two shared it, each would see half of the clients.
             ("grpc.so_reuseport", 0),
         ]
     )

@@ -1,9 +1,10 @@
-"""What the agent says about its health, on every socket and to everyone who watches it.
+"""Reports the agent's health, on every socket and to everyone who watches it.
 
-Owns two facts and their spreading: whether each workload's socket serves its workload (its health
+Owns two facts and their distribution: whether each workload's socket serves its workload (its
+health
 is SERVING while every identity that the workload may have, at least one, has a valid certificate),
 and whether the agent as a whole is ready (:mod:`sds.operations.readiness`). Invariants: a change is
-told once; after a change in the store only the sockets that it concerns are looked at.
+told once; after a change in the store, only the sockets that it concerns are checked.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class HealthReporter:
-    """Follows the store, and tells what changed.
+    """Follows the store, and reports what changed.
 
     Args:
-        store: what is served.
+        store: has what is served.
         people: the admin socket.
         sockets: the workloads' sockets.
-        readiness: reads the readiness now.
-        told: called with the readiness at the start, and after each change of it.
+        readiness: gives the readiness now.
+        told: is called with the readiness at the start and after each change of it.
     """
 
     def __init__(
@@ -52,15 +53,15 @@ class HealthReporter:
         self._last: Readiness | None = None
         self._changed = asyncio.Event()
         self._keys: set[ResourceKey] | None = None
-        """What changed in the store; None if anything may have."""
+        """The keys that changed in the store; None if anything may have changed."""
 
     def look_again(self) -> None:
-        """Something else than the store changed: the policy, a socket."""
+        """Check everything: something other than the store changed (the policy, a socket)."""
         self._keys = None
         self._changed.set()
 
     async def run(self) -> None:
-        """Tell every change until cancelled."""
+        """Report every change until cancelled."""
         stop = self._store.listen(self._on_change)
         try:
             while True:

@@ -1,8 +1,8 @@
-"""What callers may make the agent hold, fitted to the memory that its control group allows.
+"""Fits what callers may make the agent keep to the memory that its control group allows.
 
 Owns :class:`MemoryFit`. Invariant: with the defaults, the program itself and all that callers can
 fill (budgets of owners, and the names that they watch) stay below the limit of the control group,
-also where that is less than the 256 MiB for which the defaults are made.
+even if that is less than the 256 MiB for which the defaults are made.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 _MIB: Final = 1024 * 1024
 _ITSELF: Final = 80 * _MIB
-"""Of the program itself (measured: 60 to 90 MiB)."""
+"""The memory of the program itself (measured: 60 to 90 MiB)."""
 _ENOUGH: Final = 256 * _MIB
 _LEAST: Final = 112 * _MIB
-"""With less there is hardly room for callers."""
+"""The least memory; with less there is hardly room for callers."""
 _LEAST_PART: Final = 1 / 16
 
 
 class MemoryFit:
-    """See the module.
+    """The bounds that fit into the memory.
 
     Args:
-        limit: bytes that the process may use; None if nothing bounds it.
+        limit: how many bytes the process may use; None if nothing bounds it.
     """
 
     def __init__(self, limit: int | None) -> None:

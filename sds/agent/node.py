@@ -1,7 +1,7 @@
-"""The node-wide socket as the agent opens it: its file, its directory, and what is served on it.
+"""Makes the node-wide socket: its file, its directory, and what is served on it.
 
-Invariant: everybody on the node may connect (0666 in a 0755 directory); who they are, and what they
-get, the front door decides.
+Invariant: everybody on the node may connect (0666 in a 0755 directory); the front door decides who
+    they are and what they get.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def make_node_socket(
     budgets: Budgets,
     listed: Callable[[], tuple[PodContents, ...]],
 ) -> NodeSocket:
-    """Bind the node-wide socket; it accepts when it is opened.
+    """Bind the node-wide socket; opening it accepts connections.
 
     Raises:
         SocketError: it cannot be bound.
     """
     path = config.node_socket
-    make_directory(config.run_dir, 0o711)  # others pass through, and see no names
+    make_directory(config.run_dir, 0o711)  # others may pass through, but see no names
     make_directory(path.parent, 0o755)
     return NodeSocket(
         settings,
@@ -84,7 +84,7 @@ async def _server(service: SecretService, api: WorkloadApi, budgets: Budgets) ->
     handlers = (*service.handlers(entitlement_of), *status.handlers(), api.handler(), mine)
     server = make_server(service.options.limits, handlers, budgets=budgets)
     server.gate = Gate(service.refused)
-    # The door is open: whose certificate is there yet differs from caller to caller.
+    # The door is open; whether a certificate exists yet differs from caller to caller.
     add_health(server).tell(serving=True)
     add_reflection(server, _SERVICES)
     return server

@@ -1,7 +1,7 @@
 """Settings of the node-wide socket: attestors, how long to wait, where Kubernetes is.
 
-Owns the section ``node:`` of the agent's configuration. Invariant: inside a pod nothing but the
-list of attestors has to be written.
+Owns the section ``node:`` of the agent's configuration. Invariant: inside a pod, only the list of
+attestors must be configured.
 """
 
 from __future__ import annotations

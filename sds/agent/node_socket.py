@@ -1,8 +1,8 @@
 """Opens the node-wide socket: attestors, recognition, front door and the server that it feeds.
 
-Owns the order of starting and ending. Invariants: nobody is accepted before everything is there to
-serve them; at the end nobody new is taken, the server tells its streams, and only then are
-connections closed and the attestors ended.
+Owns the order of starting and ending. Invariants: no connection is accepted before everything is
+ready to serve it; at the end, first no new connection is accepted, then the server tells its
+streams, and then connections are closed and the attestors end.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from sds.workload.recognition import Rules
 
 _FORESEEN: Final = frozenset({"kubernetes", "socket"})
-"""Attestors whose facts are known before a process connects, apart from those of its container."""
+"""The attestors whose facts, except those of the container, are known before a process connects."""
 SOCKET_NAME: Final = "node"
-"""``socket:name`` of every caller of this socket."""
+"""The selector ``socket:name`` of every caller of this socket."""
 
 
 class RotationPort(Protocol):
@@ -53,23 +53,23 @@ class RotationPort(Protocol):
         ...
 
     def release(self, identity: Identity) -> None:
-        """No longer keep one."""
+        """Give up the certificate of this identity."""
         ...
 
     def rest(self, identity: Identity, *, resting: bool) -> None:
-        """Keep it without renewing it, or renew it again."""
+        """Keep a certificate without renewing it, or renew it again."""
         ...
 
     def expect(self, identity: Identity) -> None:
-        """Get one for somebody who may come."""
+        """Get a certificate for a caller that may come."""
         ...
 
 
 class StoreKeeper:
-    """Rotation and store together, as recognition sees them."""
+    """Joins rotation and store, as recognition uses them."""
 
     def __init__(self, rotation: RotationPort, store: SecretStore) -> None:
-        """``rotation`` fills ``store``."""
+        """Join ``rotation`` with the ``store`` that it fills."""
         self._rotation = rotation
         self._store = store
 
@@ -96,13 +96,13 @@ class StoreKeeper:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
-    """What ``sds status`` and metrics show of the node socket.
+    """What ``sds status`` and metrics show about the node socket.
 
     Attributes:
-        connections: open ones.
-        accepted: since the start.
-        refused: reason to count, since the start.
-        csi_volumes: volumes with a socket, or None without the CSI driver.
+        connections: how many are open.
+        accepted: how many were accepted since the start.
+        refused: how many were refused since the start, by reason.
+        csi_volumes: how many volumes have a socket; None without the CSI driver.
         notices: what an operator should know, in words.
     """
 
@@ -117,11 +117,11 @@ class NodeSocket:
     """The node-wide socket; :meth:`open` opens it.
 
     Args:
-        settings: of the socket.
-        rules: which callers may have which identities.
-        listener: bound and listening; closed at the end.
-        rotation: keeps certificates of the identities that callers have.
-        store: where they are.
+        settings: the socket's settings.
+        rules: say which callers may have which identities.
+        listener: a bound and listening socket, which is closed at the end.
+        rotation: keeps the certificates of the callers' identities.
+        store: has the certificates.
         server: makes the server.
         clock: time.
         environment: where Kubernetes says its addresses.
@@ -149,7 +149,7 @@ class NodeSocket:
         self._keeper = StoreKeeper(rotation, store)
         self._rotation = rotation
         self.ahead: MintingAhead | None = None
-        """Mints for pods that may ask, once the socket is open; None without the setting."""
+        """Mints for pods that may ask, once the socket is open; None if not configured."""
         self._make_server = server
         self._clock = clock
         self._directory = directory
@@ -162,7 +162,7 @@ class NodeSocket:
         self._attestors: Sequence[Attestor] = ()
 
     def replace_rules(self, rules: Rules) -> None:
-        """The configuration or the policy changed: every caller is looked at again."""
+        """Use new rules of configuration or policy, and look at every caller again."""
         self._rules = rules
         if self._recogniser is not None:
             self._recogniser.replace_rules(rules)

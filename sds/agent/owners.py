@@ -1,7 +1,7 @@
-"""Who owns the connections to workloads' sockets, and what each owner may use.
+"""The owners of connections to workloads' sockets, and their budgets.
 
-Owns the one table of budgets of the agent. Invariants: a pod, or a user outside pods, has the same
-budget on all sockets but the admin socket, which has its own; descriptors are left for everything
+Owns the agent's only table of budgets. Invariants: a pod, or a user outside pods, has one budget on
+all sockets except the admin socket, which has its own; some descriptors are left for everything
 that is not a connection.
 """
 
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 
 
 class Owners:
-    """See the module.
+    """Names the owner of a connection, and has the budgets.
 
     Attributes:
-        budgets: of all owners.
-        memory: how much of the defaults fits into the control group.
+        budgets: the budgets of all owners.
+        memory: fits the defaults into the control group.
     """
 
     def __init__(
         self, node: NodeSettings | None, shares: BudgetsSection, *, memory: int | None = None
     ) -> None:
-        """As configured.
+        """Make the budgets as configured.
 
         Args:
-            node: says where pods are, if the agent asks for them at all.
+            node: says where pods are, if the agent recognises pods at all.
             shares: how much each owner may use.
-            memory: bytes that the process may use; None if nothing bounds it.
+            memory: how many bytes the process may use; None if nothing bounds it.
         """
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.memory = MemoryFit(memory)

@@ -1,9 +1,9 @@
-"""Policy into the handshake: which peers a workload's connections may have.
+"""Answers serving's questions about peers from policy: with whom a workload may connect.
 
 Owns the mapping from a policy's decisions to what serving puts into validation contexts
-(:class:`sds.serving.peers.PeerPolicy`). Invariants: without a policy in force nobody is admitted,
-never everybody; a target that policy does not know has nobody behind it, so that a service that
-is taken out of the policy is taken away from Envoys, which keep what is merely no longer sent.
+(:class:`sds.serving.peers.PeerPolicy`). Invariants: without a policy in force, nobody is admitted,
+never everybody; a target that policy does not know admits nobody, so that a service that leaves the
+policy is taken from Envoys, which would keep a context that is merely no longer sent.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 _MAX_REMEMBERED: Final = 10_000
 _LONGEST_REMEMBERED: Final = 256
-"""Characters of a target that is remembered: clients make targets up."""
+"""The longest target that is remembered, because clients make targets up."""
 
 
 class PolicyPeers:
     """Implements :class:`sds.serving.peers.PeerPolicy` from a :class:`PolicyHolder`.
 
-    A context is worked out once for each identity and target, and again when the policy in force
-    is another one.
+    A context is computed once for each identity and target, and again when another policy is in
+    force.
     """
 
     def __init__(self, holder: PolicyHolder) -> None:
-        """The server must refresh its contexts after ``holder`` reports a change."""
+        """Answer from ``holder``; after it reports a change, contexts must be refreshed."""
         self._holder = holder
         self._decisions: Decisions | None = None
         self._known: dict[tuple[object, ...], PeerContext] = {}

@@ -1,10 +1,10 @@
-"""Signed policy in the agent: what follows it, and when.
+"""The signed policy in the agent, and the parts that change with it.
 
 Owns the agent's :class:`PolicyHolder` and everything that changes with it: rules of the node-wide
 socket, identities of workloads with a socket of their own, federation, session tickets and
-validation contexts. Invariants: where the policy has rules under ``workloads:``, they alone say
-who has which identity, and the configuration can only have fewer; without a policy in force nobody
-new is recognised, and nobody is admitted in a handshake.
+validation contexts. Invariants: if the policy has rules under ``workloads:``, they alone say who
+has which identity, and the configuration can only have fewer; without a policy in force, no new
+caller is recognised, and nobody is admitted in a handshake.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class AgentPolicy:
         settings: the configuration's section.
         config: the whole configuration.
         clock: time.
-        watcher: metrics.
+        watcher: is told what happens, for metrics.
 
     Raises:
         ConfigurationError: the file or a key cannot be read.
@@ -103,7 +103,7 @@ class AgentPolicy:
         """Make the verifier of the authority's evidence, with the policy's reference values too.
 
         Args:
-            make: a verifier with the configuration's roots and the given reference values.
+            make: makes a verifier with the configured roots and the given reference values.
         """
         return PolicyVerifier(
             self.holder,
@@ -124,7 +124,7 @@ class AgentPolicy:
         return () if policy is None else policy.pods
 
     def rules(self) -> Rules:
-        """For callers of the node-wide socket."""
+        """Return the rules for callers of the node-wide socket."""
         configured = self._config.rules
         policy = self._in_force()
         if policy is None:
@@ -136,8 +136,8 @@ class AgentPolicy:
     def identities(self, workload: WorkloadSection) -> tuple[Identity, ...]:
         """Return the identities of the processes that can open this workload's socket.
 
-        While no policy is in force it is what the configuration says: the authority issues
-        nothing then, and what was issued before ends by itself.
+        While no policy is in force, the configuration decides: the authority issues nothing then,
+        and certificates that were issued before expire by themselves.
         """
         configured = workload.identity()
         policy = self._in_force()
@@ -188,7 +188,7 @@ class AgentPolicy:
             signed = [one for one in policy.federation if one.trust_domain not in known]
             self._sources = self._usable(signed)
             followers.federation.replace([*configured, *self._sources.values()])
-        # Replaces session ticket keys too: a session from before must not outlive its peer's right.
+        # This replaces session ticket keys too, because no session may outlive its peer's right.
         followers.service.refresh()
 
     def _usable(self, signed: Sequence[FederatedDomain]) -> dict[TrustDomain, BundleSource]:

@@ -1,7 +1,7 @@
 """Rules for callers of the node-wide socket, from the configuration or from a signed policy.
 
-Owns :class:`DecidedRules`. Invariant: one engine decides, :class:`sds.policy.decision.Decisions`,
-whether the rules were signed or are in the configuration file.
+Owns :class:`DecidedRules`. Invariant: one engine, :class:`sds.policy.decision.Decisions`, decides
+by signed rules and by those of the configuration file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecidedRules(Rules):
-    """Rules and the decisions over them."""
+    """Rules, and the decisions by them."""
 
     decisions: Decisions
 

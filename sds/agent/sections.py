@@ -1,7 +1,7 @@
-"""Blocks of the agent's configuration that are the agent's own: workloads, sockets, bounds, names.
+"""The blocks of the configuration that only the agent has: workloads, sockets, limits, names.
 
-Invariant: settings are data; a value that passed is the domain's own type, and every refusal says
-what to write instead.
+Invariants: settings are data; a valid value has the domain's own type; every refusal says what to
+    write instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _served_to_envoy(key_type: KeyType) -> KeyType:
 
 def _lifetime(lifetime: timedelta) -> timedelta:
     if lifetime < _SHORTEST_LIFETIME or lifetime.microseconds:
-        raise ValueError("certificates tell time in whole seconds: use 2s or more")
+        raise ValueError("a certificate's times are whole seconds: use 2s or more")
     return lifetime
 
 
@@ -168,7 +168,7 @@ class SecretNamesSection(Settings):
     )
 
     def aliases(self) -> Aliases:
-        """As serving takes them.
+        """Return the names as serving takes them.
 
         Raises:
             ConfigurationError: a name has two meanings.
@@ -207,7 +207,7 @@ class ClientLimitsSection(Settings):
     )
 
     def limits(self) -> ServingLimits:
-        """As serving takes them."""
+        """Return the limits as serving takes them."""
         return ServingLimits(
             names_per_stream=self.names_per_stream,
             message_bytes=self.message,

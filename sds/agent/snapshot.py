@@ -1,6 +1,6 @@
-"""Reads the living parts of an agent into plain values: its state, and its readiness.
+"""Reads the state and the readiness of a running agent into plain values.
 
-Invariant: reads only; nothing secret is copied (the model's types have no place for it).
+Invariants: it only reads; it copies nothing secret (the model's types have no field for it).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
     from sds.workload.entitlement import Entitlement
 
 _OWNERS: Final = 32
-"""Owners of connections that the state names."""
+"""How many owners of connections the state names."""
 
 
 class UnservedIdentities:
-    """Which identities of workloads with a socket of their own have no certificate now.
+    """The identities of workloads with a socket of their own that have no certificate now.
 
-    It follows the store and the policy, and looks at what changed only: a start with a thousand
-    identities asks a thousand times.
+    It follows the store and the policy, and looks only at what changed, because a start with a
+    thousand identities asks a thousand times.
 
     Args:
         entitlements: what each workload may have.
@@ -68,7 +68,7 @@ class UnservedIdentities:
 
     @property
     def spiffe_ids(self) -> list[str]:
-        """Their SPIFFE IDs."""
+        """Return their SPIFFE IDs."""
         return [str(one.spiffe_id) for one in self._unserved]
 
     def _look(self) -> None:
@@ -88,19 +88,19 @@ class UnservedIdentities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivingParts:
-    """What the state is read from.
+    """The running parts from which the state is read.
 
     Attributes:
-        unserved: identities of workloads with a socket of their own that have no certificate.
-        authority: the address in use, or those configured.
-        sockets: workloads with a socket of their own.
+        unserved: the identities of workloads with a socket of their own that have no certificate.
+        authority: the address in use, or the configured ones.
+        sockets: the sockets of single workloads.
         node_socket: the path of the node-wide socket; empty without one.
         lost_sockets: paths of our sockets that are no longer ours.
-        memory: what protects it, where the protections were tried.
-        ahead: what mints before callers ask, if anything does.
-        budgets: of the owners of connections.
+        memory: the protections of memory, if they were tried.
+        ahead: mints before callers ask, if configured.
+        budgets: the budgets of connections' owners.
         warnings: what must not be overlooked.
-        errors: the errors that were seen.
+        errors: the recent errors.
     """
 
     trust_domain: TrustDomain

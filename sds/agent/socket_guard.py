@@ -1,11 +1,11 @@
-"""Notices when a socket of ours is removed, or replaced by somebody else's, and puts it back.
+"""Notices when a socket of ours is removed or replaced, and puts it back.
 
 Owns what each socket's path led to when we bound it, and a second name for it in a directory that
 only we can enter: a hard link, from which the first name is made again. Invariants: a path that no
 longer leads to our socket is reported within :data:`PERIOD_SECONDS` and put back at once; it stays
-reported for :data:`REMEMBERED_SECONDS` after that, so that readiness falls and an alert fires even
-if the socket was away for a moment only. Clients that connected meanwhile reached nobody, or
-somebody else.
+reported for :data:`REMEMBERED_SECONDS` after that, so that the agent is not ready and an alert
+fires even if the socket was gone only for a moment. Clients that connected meanwhile reached
+nothing, or another process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Guarded:
 
     Attributes:
         file: its device and inode.
-        kept: its second name; None if there can be none.
+        kept: its second name; None if it cannot have one.
         lost_at: when its path was last seen to lead elsewhere, in monotonic seconds.
     """
 
@@ -45,15 +45,15 @@ class _Guarded:
 
 
 class SocketGuard:
-    """Looks at every path again and again."""
+    """Compares every path at intervals."""
 
     def __init__(self, *, clock: Clock, keep: Path | None = None) -> None:
-        """Nothing is watched yet.
+        """Watch nothing yet.
 
         Args:
             clock: time.
-            keep: a directory for second names, on the file system of the sockets; it is made.
-                None: nothing can be put back.
+            keep: a directory for second names, on the file system of the sockets; it is made. With
+                None, nothing can be put back.
 
         Raises:
             SocketError: the directory cannot be made.
@@ -63,16 +63,16 @@ class SocketGuard:
         self._keep = keep
         if keep is not None:
             make_directory(keep, 0o700)
-            for left in keep.iterdir():  # by an agent that died
+            for left in keep.iterdir():  # left by an agent that died
                 left.unlink()
 
     def add(self, *paths: Path) -> None:
-        """Watch these paths; our sockets are bound there now."""
+        """Watch these paths, where our sockets are bound now."""
         for path in paths:
             self._sockets[path] = _Guarded(file=_file(path), kept=self._second_name(path))
 
     def close(self) -> None:
-        """Forget everything; the sockets' own names stay."""
+        """Forget everything; the sockets' own paths stay."""
         for guarded in self._sockets.values():
             if guarded.kept is not None:
                 guarded.kept.unlink(missing_ok=True)
@@ -84,7 +84,7 @@ class SocketGuard:
         return tuple(str(path) for path, one in self._sockets.items() if one.lost_at is not None)
 
     def look(self) -> bool:
-        """Compare every path with what it led to at first; returns whether :attr:`lost` changed."""
+        """Compare every path with its first target, and say whether :attr:`lost` changed."""
         before = self.lost
         now = self._clock.now().monotonic
         for path, guarded in self._sockets.items():
@@ -97,7 +97,7 @@ class SocketGuard:
         return self.lost != before
 
     async def run(self, changed: Callable[[], None]) -> None:
-        """Look until cancelled; ``changed`` is called when :attr:`lost` changed."""
+        """Look until cancelled, and call ``changed`` when :attr:`lost` changed."""
         while True:
             await self._clock.sleep(PERIOD_SECONDS)
             if self.look():
@@ -126,7 +126,7 @@ class SocketGuard:
             try:
                 fresh.unlink(missing_ok=True)
                 os.link(guarded.kept, fresh, follow_symlinks=False)
-                fresh.rename(path)  # in one step: nobody finds no socket
+                fresh.rename(path)  # in one step, so that there is always a socket
                 why = ""
             except OSError as error:
                 why = error.strerror or str(error)
@@ -144,7 +144,7 @@ class SocketGuard:
 
 
 def _file(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the socket at this path; None if there is none."""
+    """Return device and inode of the socket at this path; None if there is none."""
     try:
         found = path.lstat()
     except OSError:

@@ -1,4 +1,4 @@
-"""The agent's gRPC servers: one a workload socket, one on the admin socket.
+"""The agent's gRPC servers: one for each workload's socket, and one for the admin socket.
 
 A process that can open a workload's socket *is* that workload, so each has a server of its own with
 a fixed :class:`Entitlement` (docs/adr/0401). Invariants: a workload's socket shows nothing of
@@ -54,9 +54,8 @@ class Listening:
     """One socket with its server.
 
     Attributes:
-        path: of the socket.
-        server: started.
-        health: what it says of itself.
+        path: the socket's path.
+        server: the server, started. health: its health.
     """
 
     path: Path
@@ -94,11 +93,11 @@ async def listen_for(
     """Open a workload's socket, in :attr:`AgentConfig.workloads_directory`, which exists.
 
     Args:
-        workload: whose.
-        config: the agent's.
-        service: what is served to Envoys.
-        api: what is served to other programs.
-        owners: who connects, and what each may use.
+        workload: the workload.
+        config: the agent's configuration.
+        service: serves Envoys.
+        api: serves other programs.
+        owners: names the owners of connections, and has their budgets.
 
     Raises:
         SocketError: it cannot be opened.
@@ -149,11 +148,11 @@ async def listen_for(
 async def listen_for_people(
     path: Path, service: SecretService, more: tuple[tuple[str, grpc.GenericRpcHandler], ...]
 ) -> Listening:
-    """Open the admin socket, with budgets of its own: nothing that callers fill is shared with it.
+    """Open the admin socket, which has budgets of its own and shares nothing with callers.
 
     Args:
-        path: where.
-        service: whose clients CSDS shows.
+        path: the socket's path.
+        service: the service whose clients CSDS shows.
         more: further services, by full name.
 
     Raises:
@@ -170,7 +169,7 @@ async def listen_for_people(
 
 
 async def close(listening: Listening, *, grace_seconds: float) -> None:
-    """Stop serving; calls still open then have this long."""
+    """Stop serving; open calls have this long to end."""
     await listening.server.stop(grace_seconds)
     with contextlib.suppress(FileNotFoundError):
         listening.path.unlink()

@@ -36,7 +36,7 @@ def is_better_asked_elsewhere(outcome: IssuedChain | AuthorityError) -> bool:
 
 
 def may_be_the_streams(error: SdsError) -> bool:
-    """Whether what failed on an open stream may be well on a new one, here or elsewhere."""
+    """Say whether a failure on an open stream may not occur on a new one."""
     if isinstance(error, AuthorityRefusedError):
         return error.wire_reason in ASK_ANOTHER
     if isinstance(error, EvidenceError):

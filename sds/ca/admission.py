@@ -1,11 +1,11 @@
-"""Callers who have proven nothing: how many of them there may be, and whose message is read next.
+"""Callers that have proven nothing: how many there may be, and whose message is read next.
 
-Owns what such callers may take of the authority. gRPC keeps a message that has not wholly arrived
-in memory that no setting bounds across streams, so the bound is here: gRPC holds no more than its
-look-ahead for a stream that nobody reads, and :class:`ReadingTurns` reads few streams at a time.
-Invariants: at most ``limit`` members are in a :class:`Crowd` and at most ``slots`` of them are
-read; if there is no room, the owner (an IP address) that has the most gives way first; no
-member keeps a turn for longer than its lease while another one waits.
+Owns how much of the authority such callers may use. No setting of gRPC bounds the memory of
+half-received messages across streams, so the bound is here: gRPC keeps only its look-ahead for a
+stream that nobody reads, and :class:`ReadingTurns` reads few streams at a time. Invariants: at most
+``limit`` members are in a :class:`Crowd` and at most ``slots`` of them are read; if there is no
+room, the owner (an IP address) that has the most gives way first; no member keeps a turn for longer
+than its lease while another one waits.
 
 The newest waits the shortest: under a flood, callers that waited long have given up, and an honest
 caller has its message ready.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _IPV6_NETWORK: Final = 64
-"""Bits of an IPv6 address that name one owner: a site gives a host any address below them."""
+"""The bits of an IPv6 address that name one owner: a host may have any address below them."""
 
 
 _LOOK_SECONDS: Final = 0.01
@@ -40,7 +40,7 @@ class Member(Protocol):
         ...
 
     def end(self) -> None:
-        """Let it end as soon as it can."""
+        """Let the stream end as soon as it can."""
         ...
 
 
@@ -60,7 +60,8 @@ def owner_of(peer: str) -> str:
     """Return the owner of a connection: its IPv4 address, or the /64 of its IPv6 address.
 
     Args:
-        peer: as gRPC writes it: ``ipv4:192.0.2.1:4711``, ``ipv6:%5B2001:db8::1%5D:4711``, ….
+        peer: the peer as gRPC writes it: ``ipv4:192.0.2.1:4711``, ``ipv6:%5B2001:db8::1%5D:4711``,
+            ….
     """
     found = address_and_port(peer)
     ip = None if found is None else plain_address(found[0])
@@ -68,7 +69,7 @@ def owner_of(peer: str) -> str:
 
 
 def address_and_port(peer: str) -> tuple[str, int] | None:
-    """Address and port in gRPC's name of a peer; None if it has none, as for a Unix socket."""
+    """Return address and port of gRPC's name of a peer; None if it has none (a Unix socket)."""
     host, _, port = urllib.parse.unquote(peer).partition(":")[2].rpartition(":")
     ip = plain_address(host.removeprefix("[").removesuffix("]"))
     return (str(ip), int(port)) if ip is not None and port.isdecimal() else None
@@ -92,10 +93,10 @@ def owner_of_address(address: Address) -> str:
 
 
 class Crowd(Generic[_MemberT]):
-    """A bounded number of members, oldest first for each owner.
+    """A bounded set of members, the oldest first for each owner.
 
     Args:
-        limit: members at once.
+        limit: the most members at once.
     """
 
     def __init__(self, limit: int) -> None:
@@ -104,7 +105,7 @@ class Crowd(Generic[_MemberT]):
         self._size = 0
 
     def __len__(self) -> int:
-        """Members now."""
+        """Return how many members there are."""
         return self._size
 
     def __contains__(self, member: _MemberT) -> bool:
@@ -112,14 +113,14 @@ class Crowd(Generic[_MemberT]):
         return member in self._by_owner.get(member.owner, ())
 
     def join(self, member: _MemberT) -> None:
-        """Add one; if there is no room, another one ends (:meth:`make_room`)."""
+        """Add a member; if there is no room, another one ends (:meth:`make_room`)."""
         if self._size >= self._limit:
             self.make_room()
         self._by_owner.setdefault(member.owner, {})[member] = None
         self._size += 1
 
     def leave(self, member: _MemberT) -> bool:
-        """Remove one; whether it was there."""
+        """Remove a member, and say whether it was there."""
         members = self._by_owner.get(member.owner)
         if members is None or member not in members:
             return False
@@ -130,7 +131,7 @@ class Crowd(Generic[_MemberT]):
         return True
 
     def make_room(self) -> bool:
-        """End the oldest member of the owner that has the most; whether there was one."""
+        """End the oldest member of the owner that has the most, and say whether there was one."""
         if not self._by_owner:
             return False
         heaviest = max(self._by_owner, key=lambda owner: len(self._by_owner[owner]))
@@ -141,10 +142,10 @@ class Crowd(Generic[_MemberT]):
 
 
 class ReadingTurns:
-    """Few streams are read at a time; see the module.
+    """Lets few streams be read at a time.
 
     Args:
-        slots: streams that are read at once.
+        slots: the most streams that are read at once.
     """
 
     def __init__(self, slots: int) -> None:
@@ -179,12 +180,12 @@ class ReadingTurns:
             waiting = self._waiting.get(reader.owner, {})
             if waiting.pop(future, None) is not None and not waiting:
                 del self._waiting[reader.owner]
-            if self._reading.pop(reader, None) is not None:  # the turn came in the same moment
+            if self._reading.pop(reader, None) is not None:  # the turn came at the same moment
                 self._pass_on(loop)
             raise
 
     def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give free turns to the owner that reads the least, and of its streams to the newest."""
+        """Give free turns to the newest streams of the owner that reads the least."""
         while self._waiting and len(self._reading) < self._slots:
             held = self._held()
             owner = min(self._waiting, key=lambda name: held.get(name, 0))
@@ -204,15 +205,15 @@ class ReadingTurns:
         return held
 
     def _review(self) -> None:
-        """End readers whose lease is over, as many as wait; look again when the next one is."""
+        """End as many readers with an expired lease as others wait, and set the next look."""
         if self._timer is not None:
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
         held = self._held()
         least = min((held.get(owner, 0) for owner in self._waiting), default=0)
-        # A turn goes to a stream of its own owner, or of an owner that reads less; and the readers
-        # with the shortest lease, who are the furthest from proving anything, give way first.
+        # A turn goes to a stream of the same owner, or of an owner that reads less. The readers
+        # with the shortest lease, which are the furthest from proving anything, give way first.
         gives = {
             reader: since
             for reader, since in self._reading.items()

@@ -1,8 +1,8 @@
-"""The authority as a running thing: parts joined, one TaskGroup, drain.
+"""Runs the authority: joins its parts, owns the TaskGroup, drains.
 
 Invariants: every task lives in one TaskGroup and ends with it; the port is open before the first
-signer is there (agents are told ``authority_not_ready``, health says NOT_SERVING); after drain
-began no new stream is taken, and those open have ``drain_seconds``.
+signer exists (agents are told ``authority_not_ready``, health says NOT_SERVING); once the drain has
+begun, no new stream is accepted, and open ones have ``drain_seconds``.
 """
 
 from __future__ import annotations
@@ -49,26 +49,29 @@ _STREAMS_A_CONNECTION: Final = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthorityParts:
-    """What an authority is made of.
+    """The parts of an authority.
 
     Attributes:
-        trust_domain: whose certificates it signs.
-        listen: ``host:port``; port 0 takes a free one.
+        trust_domain: the trust domain whose certificates it signs.
+        listen: ``host:port``; port 0
+            takes a free one.
         tls: its TLS identity.
-        source: where its own certificate comes from.
-        policy: who may ask for what.
-        verifier: of agents' evidence, with the reference values.
-        attester: its own evidence; None if it has none.
+        source: the source of its own certificate.
+        policy: decides who may ask for what.
+        verifier: verifies agents' evidence by the reference values.
+        attester: gives its own evidence; None if it has none.
         clock: time.
-        max_lifetime: of the longest leaf: a nonce lives no longer, and a new root settles for it.
-        backdate: how long before now certificates are valid from.
-        limits: bounds.
-        connections: at once; of those on which nothing was proven, some give way to what is too
-            much, and to have half of all for agents.
-        nonce_limit: nonces in all.
-        journal: the record of what was issued.
-        answered: hears how many seconds each message waited for its answer.
-        retry: when to ask again for a certificate of its own; a change that may help tells it.
+        max_lifetime: the lifetime of the longest leaf; a nonce lives no longer, and a new root
+            settles for this time.
+        backdate: how long before now certificates begin to be valid.
+        limits: the limits of callers.
+        connections: the most connections at once. Of those on which
+            nothing was proven, some end if there are too many, so that half of all are for agents.
+        nonce_limit: the most nonces in all.
+        journal: records what was issued.
+        answered: is told how many seconds each message waited for its answer.
+        retry: says when to ask again for a certificate of its own; code that notices a change that
+            may help tells it.
         drain_seconds: how long open streams have to end by themselves after a stop.
     """
 
@@ -96,11 +99,11 @@ class RunningAuthority:
     """An authority that listens.
 
     Attributes:
-        port: where.
+        port: its port.
         signing: its signer.
         service: its streams.
         prover: its own evidence.
-        nonces: those outstanding.
+        nonces: the outstanding nonces.
     """
 
     port: int
@@ -149,7 +152,7 @@ async def running_authority(parts: AuthorityParts) -> AsyncIterator[RunningAutho
     except RuntimeError as error:
         raise ConfigurationError(
             f"the authority cannot listen on {parts.listen!r}",
-            advice="is the address this machine's, and the port free?",
+            advice="check that the address is this machine's and that the port is free",
         ) from error
     async with asyncio.TaskGroup() as tasks:
         telling = _start(tasks, "health", lambda: tell_health(health, signing, parts.clock), parts)
@@ -201,23 +204,24 @@ def _server(limits: ExchangeLimits, connections: int) -> grpc.aio.Server:
     return grpc.aio.server(
         options=(
             ("grpc.max_receive_message_length", limits.message_bytes),
-            # What gRPC holds of a stream that is not read; by itself it would take a whole message.
+            # How much gRPC keeps of a stream that is not read; by default it is a whole message.
             ("grpc.http2.lookahead_bytes", _LOOK_AHEAD_BYTES),
             ("grpc.http2.bdp_probe", 0),
-            # Some more than we want: sds.ca.connections chooses which of them end.
+            # Some more than we want, because sds.ca.connections chooses which of them end.
             ("grpc.max_allowed_incoming_connections", connections + between_looks(connections)),
-            # More than we take, so that the last one is told why it is refused; an agent opens two.
+            # More than we accept, so that the last one is told why it is refused; an agent opens
+            # two.
             ("grpc.max_concurrent_streams", min(limits.streams + 2, _STREAMS_A_CONNECTION)),
             ("grpc.max_metadata_size", _METADATA_BYTES),
             ("grpc.so_reuseport", 0),
-            # Connections that finish no handshake, or hold no stream, do not stay.
+            # Connections that do not finish the handshake, or have no stream, do not stay.
             ("grpc.server_handshake_timeout_ms", 10_000),
             ("grpc.max_connection_idle_ms", 15_000),
-            # Dead agents are found out; living ones may ping as often as our client does.
+            # Dead agents are noticed; live ones may ping as often as our client does.
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ),
-        # An agent holds two: its exchange, and the watch on our health.
+        # An agent has two streams: its exchange, and the watch on our health.
         maximum_concurrent_rpcs=2 * limits.streams + 64,
     )

@@ -1,8 +1,8 @@
-"""How many connections the authority takes: what memory and descriptors are there for.
+"""Computes how many connections the authority accepts, from memory and descriptors.
 
-Owns one number. Invariant: with as many connections as this, each with a stream, and with
-everything that strangers may make the authority hold, the process stays within the memory that
-its control group allows, and descriptors stay free for its files.
+Owns one number. Invariant: with this many connections, each with a stream, and with everything that
+strangers may make the authority keep, the process stays within the memory that its control group
+allows, and descriptors stay free for its files.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from sds.ca.config import AuthorityConfig
 
 _PER_CONNECTION: Final = 64 * 1024
-"""Bytes of one TLS connection with one stream (measured: 47 KiB and 24 KiB)."""
+"""Bytes of memory of one TLS connection with one stream (measured: 47 KiB and 24 KiB)."""
 _EVERYTHING_ELSE: Final = 208 * 1024 * 1024
-"""The program itself, and what strangers may fill (``docs/exchange.md``, "Under attack")."""
+"""The memory of the program and of what strangers may fill (``docs/exchange.md``)."""
 _FEWEST: Final = 256
 _OTHER_DESCRIPTORS: Final = 128
-"""For files, listening sockets, the clients of the authority itself and gRPC's own."""
+"""The descriptors for files, listening sockets, the authority's own clients and gRPC."""
 _BETWEEN_LOOKS: Final = 1_024
 
 
@@ -29,10 +29,11 @@ def connections(*, streams: int, memory: int | None, descriptors: int, listeners
     """Return how many connections may be open at once.
 
     Args:
-        streams: that the configuration allows; each agent needs one connection.
-        memory: bytes that this process may use; None if nothing bounds it.
-        descriptors: that this process may open.
-        listeners: small listeners beside (health, metrics, collateral): anybody may fill them.
+        streams: how many streams the configuration allows; each agent needs one connection.
+        memory: how many bytes this process may use; None if nothing bounds it.
+        descriptors: how many descriptors this process may have.
+        listeners: how many small listeners there are (health, metrics, collateral), which anybody
+            may fill.
     """
     most = streams + 64
     if memory is not None:
@@ -46,7 +47,7 @@ def connections_of(config: AuthorityConfig, descriptors: int) -> int:
 
     Args:
         config: the configuration.
-        descriptors: that this process may open.
+        descriptors: how many descriptors this process may have.
     """
     small = (config.health, config.metrics, config.collateral)
     return config.limits.connections or connections(

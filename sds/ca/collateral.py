@@ -1,7 +1,7 @@
 """The listener that gives a fleet its public collateral, in the layout of its publishers.
 
-Owns what the section ``collateral:`` makes. Invariant: it serves only public data, whose signatures
-the receiver verifies; so it needs neither TLS nor evidence.
+Owns the listener of the section ``collateral:``. Invariant: it serves only public data, whose
+signatures the receiver verifies, so it needs neither TLS nor evidence.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from sds.settings.listen import ListenAddress
 
 _SHARE: Final = Share(processor=0.25, processor_burst_seconds=1.0)
-"""A fleet that starts at once needs these answers before it can ask for certificates."""
+"""The share of time; a fleet that starts at once needs these answers before certificates."""
 _PATIENCE: Final = Patience(answers=16, grace=0.5)
-"""An agent asks for six to ten files."""
+"""How many answers a connection may get; an agent asks for six to ten files."""
 
 
 class _Everything(Mapping[str, HttpHandler]):
-    """One handler for every path that it may know."""
+    """One handler for every path, of which it may know some."""
 
     def __init__(self, shelf: CollateralShelf) -> None:
         self._shelf = shelf
@@ -64,7 +64,7 @@ def collateral_shelf(
     """Make the shelf that is served: the files in force, and VCEKs that are fetched once.
 
     Raises:
-        ConfigurationError: this authority fetches nothing.
+        ConfigurationError: this authority does not fetch collateral.
     """
     fetch, folder = verification.section.fetch, verification.section.collateral
     if fetch is None or folder is None:
@@ -91,12 +91,12 @@ async def collateral_listener(
     *,
     clock: Clock,
 ) -> AsyncIterator[ListenAddress]:
-    """Give collateral while the block runs; yields the address.
+    """Serve collateral while the block runs, and yield the address.
 
     Args:
-        section: where.
-        verification: has the files in force, and says where VCEKs come from.
-        tasks: runs what asks for VCEKs.
+        section: says where to listen.
+        verification: has the files in force and the source of VCEKs.
+        tasks: runs the task that asks for VCEKs.
         clock: time.
 
     Raises:

@@ -1,6 +1,6 @@
 """The configuration of ``sds ca``: read once, frozen.
 
-Invariant: what passed is complete and does not contradict itself; every refusal names the field.
+Invariants: a valid configuration is complete and consistent; every refusal names the field.
 ``docs/exchange.md`` shows a whole file.
 """
 
@@ -44,8 +44,8 @@ from sds.settings.listen import ListenAddress, host_and_port
 
 _SIGNING_KEYS = frozenset({KeyType.EC_P256, KeyType.EC_P384, KeyType.ED25519})
 _LEAVES_IN_A_ROOT = 4
-"""A root lives at least this many of the longest leaves: it is renewed at half of its life, and the
-next one is in the bundle for a leaf's life before it signs."""
+"""A root lives at least this many times as long as the longest leaf: it is renewed at half of its
+life, and the next one is in the bundle for a leaf's life before it signs."""
 
 
 def _signing_key(key_type: KeyType) -> KeyType:
@@ -242,7 +242,7 @@ class ExchangeLimitsSection(Settings):
     )
 
     def limits(self) -> ExchangeLimits:
-        """As the server takes them."""
+        """Return the limits as the server takes them."""
         return ExchangeLimits(
             streams=self.streams,
             unproven=self.unproven,
@@ -358,7 +358,7 @@ class AuthorityConfig(Settings):
 
     @property
     def max_lifetime(self) -> timedelta:
-        """Of the longest leaf."""
+        """Return the lifetime of the longest leaf."""
         return longest_lifetime(
             self.rules(),
             tokens=None if self.kubernetes is None else self.kubernetes.max_lifetime,

@@ -1,13 +1,13 @@
-"""Connections of strangers: how many there may be, so that agents always find room.
+"""Ends surplus connections of strangers, so that agents always find room.
 
-gRPC takes connections up to a number and closes every further one, and it has no hook at accepting.
-So gRPC may take some more than there should be; this module looks at the process's own descriptors
-and ends the surplus (docs/adr/0306). Owns which TCP connections of the authority's port belong to
-agents that proved something. Invariants: a connection on which evidence was accepted is never ended
-here; of the others, at most ``room`` are left after a look, and fewer if agents need the room; a
-connection competes only with those that came as far as it did; a descriptor is only read, and ended
-by shutdown(2) on a duplicate that was seen to be that very connection, so gRPC's own use of the
-number is never disturbed.
+gRPC accepts connections up to a number and closes every further one, and it has no hook at accept.
+So gRPC may accept some more than there should be; this module looks at the process's own
+descriptors and ends the surplus (docs/adr/0306). Owns the knowledge of which TCP connections of the
+authority's port belong to agents that proved something. Invariants: a connection on which evidence
+was accepted is never ended here; of the others, at most ``room`` are left after a look, and fewer
+if agents need the room; a connection competes only with those at the same stage; a descriptor is
+only read, and a connection is ended by shutdown(2) on a duplicate that was checked to be that
+connection, so gRPC's own use of the descriptor is never disturbed.
 
 Sources: proc(5) for ``/proc/self/fd`` (its size is the number of descriptors since Linux 6.2);
 tcp(7) and ``linux/tcp.h`` for TCP_INFO; shutdown(2), which acts on the connection.
@@ -36,32 +36,32 @@ if TYPE_CHECKING:
 
 _DESCRIPTORS: Final = "/proc/self/fd"
 _QUIET_SECONDS: Final = 0.2
-"""Between two looks at how many descriptors are open."""
+"""The seconds between two looks at the number of open descriptors."""
 _CROWDED_SECONDS: Final = 0.05
-"""Between two looks at connections while strangers have more than half of their room."""
+"""The seconds between two looks at connections while strangers use more than half their room."""
 _REST: Final = 50
-"""Every so often connections are looked at though few descriptors are open."""
+"""Once in this many looks, connections are checked although few descriptors are open."""
 YOUNG_SECONDS: Final = 3.0
-"""In which an agent proves itself."""
+"""The seconds in which an agent should prove itself."""
 _BYTES_ACKED: Final = 120
-"""Where ``tcpi_bytes_acked`` is in ``struct tcp_info``."""
+"""The offset of ``tcpi_bytes_acked`` in ``struct tcp_info``."""
 _U64: Final = struct.Struct("=Q")
 
 Name: TypeAlias = "tuple[str, int]"
-"""Address and port of the caller."""
+"""The caller's address and port."""
 
 
 class Stage(enum.IntEnum):
     """How far a stranger has come."""
 
     SILENT = 0
-    """It has not sent a whole TLS hello."""
+    """It has not sent a complete TLS hello."""
     ANSWERED = 1
     """It has taken an answer."""
     HEARD = 2
     """It said Hello (``docs/exchange.md``)."""
     LATE = 3
-    """It had :data:`YOUNG_SECONDS`, and proved nothing."""
+    """It had :data:`YOUNG_SECONDS` and proved nothing."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -69,8 +69,8 @@ class AcceptedConnection:
     """One accepted connection.
 
     Attributes:
-        descriptor: gRPC's number of it.
-        inode: of the socket: another one means another connection under that number.
+        descriptor: gRPC's descriptor of it.
+        inode: the socket's inode; another one means another connection under that descriptor.
         name: the caller's address and port.
         owner: the caller's address, or its network.
         since: when it was first seen, in monotonic seconds.
@@ -85,13 +85,13 @@ class AcceptedConnection:
     stage: Stage = Stage.SILENT
 
     def end(self) -> None:
-        """Shut the connection down, if the descriptor still is this one."""
+        """Shut the connection down, if the descriptor still belongs to it."""
         with contextlib.suppress(OSError), _duplicate(self.descriptor) as found:
             if _name(found) == self.name:
                 found.shutdown(socket.SHUT_RDWR)
 
     def look(self, *, heard: bool, now: float) -> None:
-        """See how far it has come meanwhile.
+        """Update the stage of the connection.
 
         Raises:
             OSError: it was closed.
@@ -104,7 +104,7 @@ class AcceptedConnection:
             with _duplicate(self.descriptor) as one:
                 size = _BYTES_ACKED + _U64.size
                 said = one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
-            # The first byte is our part of TCP's own handshake.
+            # The first byte is our side of TCP's own handshake.
             if len(said) == size and _U64.unpack_from(said, _BYTES_ACKED)[0] > 1:
                 self.stage = Stage.ANSWERED
 
@@ -112,11 +112,12 @@ class AcceptedConnection:
 def surplus(strangers: Sequence[AcceptedConnection], *, room: int) -> list[AcceptedConnection]:
     """Return which of these connections are too many.
 
-    One after the other, the oldest of the largest group; a group is what one address has at one
-    stage. So connections that only wait do not drive out those that get on, nor the reverse.
+    These are, one after the other, the oldest of the largest group; a group is the connections of
+    one address at one stage. So waiting connections do not displace progressing ones, nor the
+    reverse.
 
     Args:
-        strangers: on which nothing was proven.
+        strangers: the connections on which nothing was proven.
         room: how many may stay.
     """
     groups: dict[tuple[str, Stage], list[AcceptedConnection]] = {}
@@ -137,55 +138,56 @@ def surplus(strangers: Sequence[AcceptedConnection], *, room: int) -> list[Accep
 
 
 class Connections:
-    """See the module.
+    """The connections of the authority's port.
 
     Args:
-        most: connections at once; half of them may be strangers'.
-        clock: time, and waits between looks.
+        most: the most connections at once; half of them may be strangers'.
+        clock: gives the time, and waits between looks.
     """
 
     def __init__(self, *, most: int, clock: Clock) -> None:
-        """Nothing is looked at before :meth:`run`."""
+        """Look at nothing before :meth:`run`."""
         self._most = most
         self._clock = clock
         self._open: dict[int, AcceptedConnection] = {}
         self._proven: set[Name] = set()
         self._newly: set[Name] = set()
-        """Proven since the last look began."""
+        """The connections that were proven since the last look began."""
         self._heard: set[Name] = set()
         self.strangers = 0
-        """Connections on which nothing was proven, as last seen."""
+        """How many connections had proven nothing at the last look."""
 
     def hear(self, peer: str) -> None:
-        """The caller on the connection of this peer, as gRPC names it, said Hello."""
+        """Note a Hello on the connection of this peer, as gRPC names it."""
         name = address_and_port(peer)
         if name is not None:
             self._heard.add(name)
 
     def prove(self, peer: str) -> None:
-        """Evidence was accepted on the connection of this peer, as gRPC names it."""
+        """Note that evidence was accepted on the connection of this peer, as gRPC names it."""
         name = address_and_port(peer)
         if name is not None:
             self._newly.add(name)
 
     async def run(self, port: int) -> None:
-        """Look again and again at the connections of this port of ours, until cancelled."""
+        """Look at the connections of our port at intervals, until cancelled."""
         crowded, rest = False, 0
         while True:
             rest -= 1
             if crowded or rest < 0 or _descriptors() > self._most // 2:
-                # Who proves itself while we look may have come too late to be seen.
+                # A caller that proves itself while we look may have come too late to be seen.
                 before, self._newly = self._newly, set()
                 crowded = await threads.CONNECTIONS.run(self.look, port, before)
                 rest = _REST
             await self._clock.sleep(_CROWDED_SECONDS if crowded else _QUIET_SECONDS)
 
     def look(self, port: int, proven: set[Name]) -> bool:
-        """Look at all connections of this port, and end what is too much.
+        """Look at all connections of this port, and end the surplus.
 
         Args:
-            port: ours.
-            proven: on which evidence was accepted since the last look.
+            port: our port.
+            proven: the connections on which evidence was accepted since the last
+                look.
 
         Returns:
             Whether strangers have more than half of their room.
@@ -257,7 +259,7 @@ def _duplicate(descriptor: int) -> Iterator[socket.socket]:
     number = os.dup(descriptor)
     try:
         one = socket.socket(fileno=number)
-    except OSError:  # it is not a socket any more
+    except OSError:  # it is no longer a socket
         os.close(number)
         raise
     with one:

@@ -1,8 +1,9 @@
-"""The authority's ``grpc.health.v1``: can it issue now.
+"""The authority's ``grpc.health.v1``: whether it can issue now.
 
-Invariants: SERVING means that something can be signed now (a policy may still refuse); a watcher
-that does not read holds up nobody but itself, which grpcio-health-checking's own servicer does not
-give (it writes under a lock that all watchers share); watchers cannot take the room of exchanges.
+Invariants: SERVING means that the authority can sign now (a policy may still refuse); a watcher
+    that
+does not read holds up only itself (grpcio-health-checking's own servicer writes under a lock that
+all watchers share); watchers cannot take the room of exchanges.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ _LOOK_SECONDS: Final = 1.0
 
 
 class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # generated without types
-    """See the module.
+    """Serves ``grpc.health.v1`` of the authority.
 
     Args:
-        watchers: watches at once. One more is told that there is no such service, which gRPC's
-            client-side health checking takes for healthy.
+        watchers: the most watches at once. A further one is told that there is no such service,
+            which gRPC's client-side health checking takes for healthy.
         write_seconds: how long a watcher may take to read one answer.
     """
 
     def __init__(self, *, watchers: int, write_seconds: float = 30.0) -> None:
-        """NOT_SERVING at first."""
+        """Begin with NOT_SERVING."""
         self._limit = watchers
         self._write_seconds = write_seconds
         self._watching = 0
@@ -53,7 +54,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
         """Return the state now.
 
         Raises:
-            grpc.aio.AbortError: NOT_FOUND, for a service that is not ours.
+            grpc.aio.AbortError: NOT_FOUND: the service is not ours.
         """
         if request.service not in _NAMES:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service here")
@@ -70,10 +71,10 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
     async def Watch(  # noqa: N802  gRPC's name
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> None:
-        """The state now and whenever it changes.
+        """Send the state now and whenever it changes.
 
         Raises:
-            grpc.aio.AbortError: UNIMPLEMENTED, when too many watch.
+            grpc.aio.AbortError: UNIMPLEMENTED: too many clients watch.
         """
         if self._watching >= self._limit:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "too many watch")
@@ -85,7 +86,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
                     await context.write(self._answer(request.service))
                 await changed.wait()
         except TimeoutError:
-            # As for exchanges: a status cannot be sent behind an answer that nobody reads.
+            # As for exchanges, a status cannot be sent behind an answer that nobody reads.
             raise asyncio.CancelledError("the state was not read in time") from None
         finally:
             self._watching -= 1
@@ -98,7 +99,7 @@ class AuthorityHealth(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # 
 
 
 async def tell_health(health: AuthorityHealth, signing: SigningState, clock: Clock) -> None:
-    """Follow the signer, until cancelled: its end comes by the wall clock, which may be set."""
+    """Follow the signer until cancelled; it ends by the wall clock, which may be set."""
     await signing.ready.wait()
     while True:
         health.tell(serving=signing.able)

@@ -1,4 +1,4 @@
-"""Who may have which certificate: the port that the authority asks, and the rules of its own file.
+"""Decides who may have which certificate: the port, and the rules of the configuration file.
 
 Owns the port :class:`IssuancePolicy`. Both of its implementations let the same engine decide
 (:class:`sds.policy.decision.Decisions`): :class:`ConfiguredIssuance` over the rules of the
@@ -26,8 +26,8 @@ class IssuancePolicy(Protocol):
     """Decides which measured machine may have which certificate.
 
     Attributes:
-        digest: SHA-256 of the policy in force (of the empty string if there is none).
-        epoch: its epoch; 0 if there is none.
+        digest: the SHA-256 of the policy in force (of the empty string if there is none).
+        epoch: the policy's epoch; 0 if there is none.
         document: the signed policy that is handed to an agent that is behind, or nothing.
     """
 
@@ -44,12 +44,12 @@ class IssuancePolicy(Protocol):
         """Check the policy that the asking agent has in force, before anything is issued.
 
         Args:
-            digest: SHA-256 of the agent's policy; its evidence covers it.
+            digest: the SHA-256 of the agent's policy, which its evidence covers.
             epoch: the epoch that the agent says it has.
-            document: the agent's signed policy, where it says that it is ahead of us.
+            document: the agent's signed policy, if it says that it is ahead of us.
 
         Raises:
-            PolicyBehindError: the agent must take ours first.
+            PolicyBehindError: the agent must take our policy first.
         """
         ...
 
@@ -57,14 +57,14 @@ class IssuancePolicy(Protocol):
         """Decide what may be issued of the requested certificate.
 
         Raises:
-            RefusedError: a subclass that names what is not allowed.
+            RefusedError: the reason names what is not allowed.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfiguredIssuance:
-    """Issuance by the rules of the configuration file: no signature, no epoch."""
+    """Decides by the rules of the configuration file, which has no signature and no epoch."""
 
     decisions: Decisions
     digest: bytes = NO_POLICY_DIGEST
@@ -73,7 +73,7 @@ class ConfiguredIssuance:
 
     @classmethod
     def by(cls, rules: RuleSet) -> ConfiguredIssuance:
-        """Issuance by these rules."""
+        """Make one that decides by these rules."""
         return cls(decisions=Decisions(rules))
 
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:

@@ -1,9 +1,9 @@
-"""What certificate an item gets: pure, from a signer, a permit and a key.
+"""Makes the certificate of an item, as a pure function of a signer, a permit and a key.
 
 Owns the profile of our certificates: X.509-SVID for workloads (sections 2 to 4), RFC 5280 for
 authorities. Invariants: a certificate never outlives any certificate above it and never starts
-before its issuer; its serial has 158 random bits; its SPIFFE ID is its only URI SAN; nothing comes
-from the CSR but the public key.
+before its issuer; its serial has 158 random bits; its SPIFFE ID is its only URI SAN; only the
+public key comes from the CSR.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sds.policy.nodes import Permit, RequestedCertificate
 
 _SERIAL_BITS: Final = 159
-"""RFC 5280, section 4.1.2.2: at most 20 octets and positive."""
+"""The length of a serial: at most 20 octets and positive (RFC 5280, section 4.1.2.2)."""
 _NO_NAME: Final = x509.Name([])
 
 
@@ -56,17 +56,17 @@ class Signer:
     """A key that may sign, and its certificates.
 
     Attributes:
-        trust_domain: whose certificates it signs.
+        trust_domain: the trust domain whose certificates it signs.
         key: the issuing key.
         certificate: the issuing certificate.
-        chain: DER, the issuing certificate first, then intermediates, no root (except that a
-            self-signed issuing certificate is the root).
-        root: DER of the root.
+        chain: the chain in DER: the issuing certificate first, then intermediates, without the root
+            (except that a self-signed issuing certificate is the root).
+        root: the root in DER.
         not_before: the latest not-before of chain and root.
-        not_after: the earliest not-after of them.
+        not_after: the earliest not-after of chain and root.
         path_length: how many levels of CAs may be below it; None for any number.
-        key_id: SHA-256 of the issuing key's SubjectPublicKeyInfo.
-        identifier: the authority key identifier of what it signs.
+        key_id: the SHA-256 of the issuing key's SubjectPublicKeyInfo.
+        identifier: the authority key identifier of the certificates that it signs.
         algorithm: the hash that it signs with; None for Ed25519.
     """
 
@@ -116,10 +116,10 @@ def make_signer(
 
 
 def _identifier(issuing: x509.Certificate, key: PrivateKey) -> x509.AuthorityKeyIdentifier:
-    """RFC 5280, section 4.2.1.1: the issuer's own key identifier, where it has one.
+    """Return the issuer's own key identifier, if it has one (RFC 5280, section 4.2.1.1).
 
-    Section 4.2.1.2 asks every CA certificate to have one, and some tools write none; then it is
-    made from the key, as that section's method 1 says.
+    Section 4.2.1.2 requires one in every CA certificate, but some tools write none. Then it is made
+    from the key by that section's method 1.
     """
     own = extension(issuing, x509.SubjectKeyIdentifier)
     if own is None:
@@ -165,15 +165,15 @@ def issue(
     """Sign the certificate that ``permit`` allows of ``wanted``.
 
     Args:
-        signer: who signs.
+        signer: the signer.
         wanted: the names.
         permit: lifetime and, for an authority's certificate, path length.
-        public_key: the CSR's.
-        now: the lifetime counts from here.
-        backdate: how long before ``now`` it is valid already, for clocks that are behind.
+        public_key: the CSR's key.
+        now: the time from which the lifetime counts.
+        backdate: how long before ``now`` it becomes valid, for clocks that are behind.
 
     Raises:
-        RefusedError: ``authority_not_ready``: the signer itself ends within a second.
+        RefusedError: ``authority_not_ready``: the signer itself expires within a second.
         RefusedError: ``signing_not_allowed``: the signer's path length allows no authority below
             it.
     """
@@ -199,10 +199,10 @@ def issue(
 def validity(
     signer: Signer, *, lifetime: timedelta, now: datetime, backdate: timedelta
 ) -> tuple[datetime, datetime]:
-    """Not-before and not-after, clamped to the signer's, in whole seconds (RFC 5280, 4.1.2.5).
+    """Return not-before and not-after within the signer's, in whole seconds (RFC 5280, 4.1.2.5).
 
     Raises:
-        RefusedError: ``authority_not_ready``: nothing is left of the signer's own time.
+        RefusedError: ``authority_not_ready``: no time is left before the signer expires.
     """
     not_before = max(now - backdate, signer.certificate.not_valid_before_utc)
     not_after = min(now + lifetime, signer.not_after).replace(microsecond=0)

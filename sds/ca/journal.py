@@ -1,10 +1,10 @@
 """The record of every certificate that was issued or refused.
 
-Invariants: records are only appended; each has a number that rises by one, so that a gap would
-show; every certificate that is issued, and every item that is refused, has its log line. Requests
-that are refused as a whole may come from anybody, so their lines are bounded (the next one says
-how many were left out; every one is counted). Memory is bounded too: the oldest records leave
-first, and ``first`` tells from which number on they are here.
+Invariants: records are only appended; their numbers rise by one, so that a gap would show; every
+issued certificate and every refused item has a log line. Requests that are refused as a whole may
+come from anybody, so their log lines are bounded (the next line says how many were left out, and
+metrics count all). Memory is bounded too: the oldest records are dropped first, and ``first`` is
+the lowest number that is kept.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Record:
     """One certificate, issued or refused.
 
     Attributes:
-        number: counts from 1.
+        number: the number, counted from 1.
         at: when it was decided, aware, UTC.
-        identity: the SPIFFE ID as asked for; empty if a whole request was refused.
-        serial: of the certificate, lower-case hex; empty if it was refused.
-        not_after: of the certificate.
-        evidence: SHA-256 of the evidence's report, lower-case hex; empty if there was none.
-        measurement: what that evidence proved; empty if it was not accepted.
-        policy_epoch: of the policy that decided.
-        reason: the label of the refusal; ``issued`` where there is a certificate.
+        identity: the requested SPIFFE ID; empty if a whole request was refused.
+        serial: the certificate's serial number, lower-case hex; empty if it was refused.
+        not_after: the end of the certificate's validity.
+        evidence: the SHA-256 of the evidence's report, lower-case hex; empty if there was none.
+        measurement: the measurement that the evidence proved; empty if it was not accepted.
+        policy_epoch: the epoch of the policy that decided.
+        reason: the label of the refusal, or ``issued``.
         peer: where the request came from, as gRPC names it.
     """
 
@@ -57,7 +57,7 @@ ISSUED: Final = "issued"
 
 
 class Journal:
-    """See the module."""
+    """Keeps the latest records."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Journal:
         keep: int = DEFAULT_RECORDS,
         decided: Callable[[str], None] = lambda _reason: None,
     ) -> None:
-        """Keep the last ``keep`` records; ``decided`` hears each record's reason."""
+        """Keep the last ``keep`` records; ``decided`` is told each record's reason."""
         self._decided = decided
         self._records: deque[Record] = deque(maxlen=keep)
         self._next = 1
@@ -100,7 +100,7 @@ class Journal:
         not_after: datetime | None = None,
         message: str = "",
     ) -> None:
-        """Record one certificate and log it; ``message`` tells the refusal in words."""
+        """Record one certificate and log it; ``message`` is the text of a refusal."""
         record = Record(
             number=self._next,
             at=at,

@@ -1,9 +1,9 @@
-"""Nodes without confidential hardware: what a Kubernetes token may ask for.
+"""Decides what a Kubernetes token of a node without confidential hardware may ask for.
 
 Owns the section ``kubernetes:`` of the authority, the rules behind it, and what they need to know
-(the issuer's keys, which pods run where). Invariants: off unless the section is present; a node
-gets identities of pods that run on it, and of no others; the pod that asks must itself still run on
-the node that its token names; before pods and keys were read once, every token is refused.
+(the issuer's keys, which pods run where). Invariants: it is off unless the section is present; a
+node gets only identities of pods that run on it; the pod that asks must itself still run on the
+node that its token names; until pods and keys have been read once, every token is refused.
 
 Trust: anyone who controls the API server decides here (docs/kubernetes.md).
 """
@@ -115,7 +115,7 @@ class KubernetesSection(Settings):
 class NodeRules:
     """Issuance policy for tokens; everything else goes to ``others``.
 
-    With ``policy_decides`` a token needs both: what the cluster says of its node, and a grant of
+    With ``policy_decides``, a token needs both the cluster's facts about its node and a grant of
     the signed policy, whose limits count too.
     """
 
@@ -126,7 +126,7 @@ class NodeRules:
     others: IssuancePolicy
     policy_decides: bool = False
     outage: Callable[[], KubernetesError | None] = lambda: None
-    """Why the pods cannot be watched now, or None."""
+    """Returns why the pods cannot be watched now, or None."""
 
     @property
     def digest(self) -> bytes:
@@ -152,7 +152,7 @@ class NodeRules:
         policy decides, it grants this to the node too, and the shorter lifetime counts.
 
         Raises:
-            RefusedError: it says what is not allowed.
+            RefusedError: the reason says what is not allowed.
         """  # noqa: D415  a list follows
         if claims.kind is not EvidenceKind.KUBERNETES_TOKEN:
             return self.others.decide(claims, wanted, now=now)
@@ -211,7 +211,7 @@ class NodeRules:
         return Permit(lifetime=min(wanted.lifetime, self.section.max_lifetime))
 
     def _require_news(self) -> None:
-        """Before a pod that is not known is refused: hold that we would have heard of it.
+        """Check, before an unknown pod is refused, that we would have been told of it.
 
         Raises:
             RefusedError: ``authority_not_ready``: the API server cannot be asked now; another
@@ -226,7 +226,7 @@ class NodeRules:
     def _signing(self, wanted: RequestedCertificate) -> Permit:
         if wanted.spiffe_id.path or wanted.dns_names:
             raise RefusedError(
-                f"an authority is not called {wanted.spiffe_id}", reason="signing_not_allowed"
+                f"{wanted.spiffe_id} is not an authority's name", reason="signing_not_allowed"
             )
         return Permit(lifetime=wanted.lifetime, path_length=0)
 
@@ -241,7 +241,7 @@ class NodeRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByKind:
-    """Gives evidence to the verifier of its kind."""
+    """Dispatches evidence to the verifier of its kind."""
 
     tokens: KubernetesTokenVerifier
     others: Verifier
@@ -257,7 +257,7 @@ def check_kubernetes(section: KubernetesSection) -> None:
     """Read the files that the section names.
 
     Raises:
-        ConfigurationError: one cannot be used, or the API server is not known.
+        ConfigurationError: one cannot be used, or the API server's address is unknown.
     """
     server = api_server(section.api, os.environ)
     if server.ca_file is not None:
@@ -289,18 +289,18 @@ async def kubernetes_tokens(
     clock: Clock,
     policy_decides: bool = False,
 ) -> AsyncIterator[tuple[IssuancePolicy, Verifier]]:
-    """Policy and verifier that know tokens, and the tasks behind them.
+    """Make a policy and a verifier that know tokens, and run the tasks behind them.
 
     Args:
         section: the configuration.
-        trust_domain: whose identities are given.
-        policy: for every other kind of evidence.
-        verifier: of every other kind of evidence.
+        trust_domain: the trust domain of the identities.
+        policy: decides for every other kind of evidence.
+        verifier: verifies every other kind of evidence.
         clock: time.
         policy_decides: whether ``policy`` must grant what tokens ask for too.
 
     Raises:
-        ConfigurationError: the API server is not known.
+        ConfigurationError: the API server's address is unknown.
     """
     from sds.workload.kubernetes.api import ApiClient  # noqa: PLC0415  loads aiohttp
 

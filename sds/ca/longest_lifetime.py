@@ -1,7 +1,7 @@
 """The longest lifetime of a workload's certificate that this authority can issue.
 
-Owns that number. Whatever must outlive every certificate is derived from it: the root's least
-lifetime, how long a retired root stays in the bundle, how long the journal's nonces live.
+Owns that number. It determines everything that must outlive every certificate: the root's shortest
+lifetime, how long a retired root stays in the bundle, how long nonces live.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sds.policy.ruleset import RuleSet
 
 BY_POLICY: Final = timedelta(days=1)
-"""What is assumed where a signed policy decides; it may grant more to certificates."""
+"""The assumption if a signed policy decides; it may grant longer lifetimes."""
 WITHOUT_RULES: Final = timedelta(hours=1)
 
 
@@ -21,8 +21,9 @@ def longest_lifetime(rules: RuleSet, *, tokens: timedelta | None, signed_policy:
     """Return the longest lifetime that can be granted.
 
     Args:
-        rules: of the configuration.
-        tokens: the longest for Kubernetes tokens; None if they are not taken.
+        rules: the rules of the configuration.
+        tokens: the longest lifetime for Kubernetes tokens;
+            None if they are not accepted.
         signed_policy: whether a signed policy decides.
     """
     lifetimes = [

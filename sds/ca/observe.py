@@ -1,6 +1,6 @@
 """The port through which the authority is observed, and an observer that does nothing.
 
-Invariant: an observer wraps ports and hears of results; it decides nothing.
+Invariant: an observer wraps ports and is told of results; it decides nothing.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         ...
 
     def decided(self, reason: str) -> None:
-        """One certificate was issued (``issued``) or refused (why)."""
+        """Count a certificate that was issued (``issued``) or refused (the reason)."""
         ...
 
     def answered(self, seconds: float) -> None:
-        """A message on a stream was answered after so long."""
+        """Note how long a message on a stream waited for its answer."""
         ...
 
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
-        """Ask ``readiness`` whether the authority is ready, whenever that is shown."""
+        """Ask ``readiness`` whether the authority is ready, whenever metrics are read."""
         ...
 
     def watch_policy(self, holder: PolicyHolder) -> None:
@@ -49,11 +49,11 @@ class AuthorityObserver(PolicyWatcher, Protocol):
         ...
 
     def watch_collateral(self, *sources: CollateralSource) -> None:
-        """These judge evidence by files."""
+        """Show the files by which these verifiers work."""
         ...
 
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
-        """This tells the end of the issuing certificate, whenever it is asked."""
+        """Ask ``not_after`` for the end of the issuing certificate, whenever metrics are read."""
         ...
 
 
@@ -61,43 +61,43 @@ class SilentObserver:
     """Measures nothing."""
 
     def attester(self, inner: Attester) -> Attester:
-        """As it is."""
+        """Return it unchanged."""
         return inner
 
     def verifier(self, inner: Verifier) -> Verifier:
-        """As it is."""
+        """Return it unchanged."""
         return inner
 
     def decided(self, reason: str) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     def answered(self, seconds: float) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     def watch_policy(self, holder: PolicyHolder) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     def watch_collateral(self, *sources: CollateralSource) -> None:
-        """Forget them."""
+        """Do nothing."""
 
     def taken(self, policy: AdmittedPolicy, *, now: datetime) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     def refused(self, error: PolicyError) -> None:
-        """Forget it."""
+        """Do nothing."""
 
     def ended(self) -> None:
-        """Forget it."""
+        """Do nothing."""
 
 
 class TimedContext:
-    """A stream's context that tells how long each message waited for its answer.
+    """A stream's context that reports how long each message waited for its answer.
 
     Everything else of the context is passed through as it is.
     """
@@ -105,7 +105,7 @@ class TimedContext:
     def __init__(
         self, inner: object, answered: Callable[[float], None], timer: Callable[[], float]
     ) -> None:
-        """``inner``: gRPC's context."""
+        """Wrap ``inner``, gRPC's context."""
         self._inner = inner
         self._answered = answered
         self._timer = timer

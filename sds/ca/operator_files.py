@@ -1,7 +1,8 @@
-"""An authority that an operator certifies: a request goes out and a chain comes in, as PEM files.
+"""An authority that an operator certifies, by a request and a chain in PEM files.
 
-Owns those files. Invariants: after the start nothing of them is read on the event loop; a chain
-counts only if it fits the key of now and ends under the roots; what does not is said once.
+Owns those files. Invariants: after the start, none of them is read on the event loop; a chain
+counts only if it fits the current key and is valid under the roots; a chain that does not is logged
+once.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ _MAX_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FromOperator:
-    """An intermediate of an existing PKI or an offline root: CSR out, chain in, as PEM files.
+    """An intermediate of an existing PKI or an offline root, certified through PEM files.
 
     Attributes:
-        csr_file: written anew for every key.
-        chain_file: where the operator puts the chain: issuing certificate first.
-        roots_file: the roots under which it must hold; they become the trust bundle, and are
-            followed.
+        csr_file: the request, written anew for every key.
+        chain_file: the operator's chain, the issuing certificate first.
+        roots_file: the roots under which the chain must be valid. They become the trust bundle, and
+            the file is followed.
     """
 
     trust_domain: TrustDomain
@@ -60,7 +61,7 @@ class FromOperator:
     poll: timedelta = timedelta(seconds=1)
 
     async def next_signer(self) -> tuple[Signer, tuple[bytes, ...]]:
-        """Write the CSR and wait for its chain; a chain that does not fit is said and passed over.
+        """Write the CSR and wait for its chain; a chain that does not fit is logged and ignored.
 
         Raises:
             RefusedError: ``authority_not_ready``: the CSR cannot be written.
@@ -96,8 +97,8 @@ class FromOperator:
         """Read the roots in the file.
 
         Raises:
-            RefusedError: ``authority_not_ready``: it cannot be read.
-            CertificateError: one cannot be used.
+            RefusedError: ``authority_not_ready``: the file cannot be read.
+            CertificateError: a root cannot be used.
         """
         try:
             return await threads.SIGNERS.run(self._roots)
@@ -148,7 +149,7 @@ class FromOperator:
         """Return the roots, if every verifier can end a chain in each of them.
 
         Raises:
-            CertificateError: one cannot be read, or is an intermediate without its root.
+            CertificateError: a root cannot be read, or is an intermediate without its root.
         """
         complete = set(complete_anchors(roots, f"root in {self.roots_file}"))
         for der in roots:

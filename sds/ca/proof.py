@@ -1,4 +1,4 @@
-"""The authority's own evidence, made once for many who ask at the same time.
+"""Makes the authority's own evidence once for many callers that ask at the same time.
 
 Owns the queue of Hello nonces that wait for evidence. Invariants: one report is collected at a
 time; it covers every nonce that waited when it was begun, up to :data:`MAX_COVERED`; a report is
@@ -28,17 +28,17 @@ class Statements(Protocol):
         """Return the statement as of now.
 
         Raises:
-            RefusedError: ``authority_not_ready``: there is nothing that it could sign with.
+            RefusedError: ``authority_not_ready``: it has nothing to sign with.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """Evidence of the authority, what it binds, and the nonces under it.
+    """Evidence of the authority, the statement that it binds, and the nonces that it covers.
 
-    ``evidence`` is None for an authority without attestation, which only agents with plain
-    verified TLS and no reference values accept.
+    ``evidence`` is None for an authority without attestation; only agents with verified TLS and no
+    reference values accept that.
     """
 
     statement: AuthorityStatement
@@ -47,11 +47,11 @@ class Proof:
 
 
 class Prover:
-    """See the module.
+    """Collects evidence for all waiting nonces at once.
 
     Args:
         attester: collects our evidence; None if we have none.
-        statements: what to bind.
+        statements: gives the statement to bind.
     """
 
     def __init__(self, attester: Attester | None, statements: Statements) -> None:
@@ -62,7 +62,7 @@ class Prover:
         self.reports = 0
 
     async def prove(self, nonce: bytes) -> Proof:
-        """Evidence that covers ``nonce``; :meth:`run` must be running.
+        """Return evidence that covers ``nonce``; :meth:`run` must be running.
 
         Raises:
             EvidenceError: our evidence cannot be collected.
@@ -76,7 +76,7 @@ class Prover:
         return await future
 
     async def run(self) -> None:
-        """Serve those who wait, until cancelled; they are told where that ends."""
+        """Serve waiting callers until cancelled, and then tell them that this ended."""
         try:
             while True:
                 await self._wake.wait()
@@ -110,7 +110,7 @@ class Prover:
                     future.set_exception(error)
             return
         except BaseException:
-            self._waiting.extendleft(reversed(batch))  # run() tells them
+            self._waiting.extendleft(reversed(batch))  # run() tells them that it ended
             raise
         self.reports += 1
         proof = Proof(statement=statement, evidence=evidence, covered=covered)

@@ -1,9 +1,9 @@
-"""The authority's decisions: from a request to certificates, without streams and sockets.
+"""The authority's decisions from a request to certificates, without streams and sockets.
 
 Owns the order: size, policy epoch, evidence, then each item by itself. Invariants: certificates are
 issued only from :class:`Accepted`, which only :meth:`RegistrationAuthority.accept` makes; one
-request is signed by one signer throughout; every certificate issued or refused is in the journal,
-and a request that is refused as a whole is there once.
+request is signed by one signer throughout; every issued or refused certificate is in the journal,
+and a request that is refused as a whole is in it once.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ if TYPE_CHECKING:
     from sds.pki import PublicKey
 
 MAX_DNS_NAMES: Final = 100
-"""DNS names of one certificate."""
+"""The most DNS names of one certificate."""
 MAX_CSR_BYTES: Final = 16 * 1024
-"""Of one item's CSR; one with an RSA key of 4096 bits has 1.3 KiB."""
+"""The longest CSR of one item; with an RSA key of 4096 bits it has 1.3 KiB."""
 MAX_ATTESTED_CSR_BYTES: Final = 256 * 1024
-"""Of a CSR that carries its own evidence."""
+"""The longest CSR that carries its own evidence."""
 _YIELD_EVERY: Final = 16
-"""Items between two chances for other streams: about 4 ms of signing."""
+"""How many items are handled before other streams may run: about 4 ms of signing."""
 
 
 class CertificateSigners(Protocol):
-    """Gives the signer of the moment and the roots of the trust bundle."""
+    """Gives the current signer and the roots of the trust bundle."""
 
     def current(self) -> Signer:
         """Return the signer at this moment.
 
         Raises:
-            RefusedError: ``authority_not_ready``: there is none (yet, or any more).
+            RefusedError: ``authority_not_ready``: there is no signer yet, or it has expired.
         """
         ...
 
@@ -69,7 +69,7 @@ class CertificateSigners(Protocol):
 
 
 class TlsKey(Protocol):
-    """Our TLS certificate of now."""
+    """Gives our current TLS certificate's key."""
 
     @property
     def key_digest(self) -> bytes:
@@ -79,7 +79,7 @@ class TlsKey(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttestedPeer:
-    """Where a request came from, for the journal only: it decides nothing."""
+    """Where a request came from; it is only recorded and decides nothing."""
 
     name: str
 
@@ -90,10 +90,10 @@ class Accepted:
 
     Attributes:
         claims: what the evidence proved.
-        evidence: SHA-256 of its report.
-        items: what is asked for; each is still to be decided.
+        evidence: the SHA-256 of its report.
+        items: the requested items, each still to be decided.
         signer: signs all of them.
-        roots: the trust bundle of that moment.
+        roots: the trust bundle at that moment.
         peer: where it came from.
     """
 
@@ -106,7 +106,7 @@ class Accepted:
 
 
 class RegistrationAuthority:
-    """Verifies who asks, lets policy decide, and has certificates signed (RFC 5280, section 3)."""
+    """Verifies callers, lets policy decide, and has certificates signed (RFC 5280, section 3)."""
 
     def __init__(
         self,
@@ -151,11 +151,11 @@ class RegistrationAuthority:
         )
 
     def check_size(self, request: ca_pb2.CertificateRequest) -> None:
-        """Check 1: a request has 1 to 1,000 items.
+        """Run check 1: a request has 1 to 1,000 items.
 
         Raises:
-            RefusedError: ``batch_too_large``: more.
-            RefusedError: ``request_malformed``: none.
+            RefusedError: ``batch_too_large``: it has more.
+            RefusedError: ``request_malformed``: it has none.
         """
         if len(request.items) > MAX_ITEMS:
             raise RefusedError(
@@ -166,10 +166,10 @@ class RegistrationAuthority:
             raise RefusedError("the request has no items", reason="request_malformed")
 
     def accept(self, request: ca_pb2.CertificateRequest, peer: AttestedPeer) -> Accepted:
-        """Checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
+        """Run checks 4 and 5 of a request whose nonce was redeemed: policy, then evidence.
 
-        An agent whose policy is behind learns that, and gets the newer policy, only after its
-        evidence was accepted: a policy is no secret, but strangers need not have it either.
+        An agent whose policy is behind is told so, and gets the newer policy, only after its
+        evidence was accepted: a policy is not secret, but strangers need not have it.
 
         Raises:
             RefusedError: ``policy_behind``: the agent's policy is not ours.
@@ -268,7 +268,7 @@ class RegistrationAuthority:
     def refused(
         self, peer: AttestedPeer, error: SdsError, evidence: Evidence | None = None
     ) -> None:
-        """Write down that a whole request was refused."""
+        """Record that a whole request was refused."""
         self._journal.append(
             at=self._clock.now().wall,
             identity="",

@@ -1,7 +1,7 @@
-"""``sds ca`` from its configuration: joins the parts, serves, drains on a signal.
+"""Runs ``sds ca`` from its configuration: joins the parts, serves, drains on a signal.
 
-Invariants: everything that can be wrong with the configuration is said before the port opens; the
-first SIGTERM or SIGINT drains, a second one ends at once; SIGHUP reads the policy, revocation
+Invariants: every fault of the configuration is reported before the port opens; the first SIGTERM or
+    SIGINT drains, a second one ends at once; SIGHUP reads the policy, revocation
 lists, collateral and the TLS certificate again.
 """
 
@@ -65,9 +65,9 @@ async def serve(
 
     Args:
         config: the configuration.
-        ready: called with the port once certificates can be signed.
+        ready: is called with the port once certificates can be signed.
         clock: time.
-        stop: ends the authority as SIGTERM does.
+        stop: ends the authority like SIGTERM.
         observer: measures it.
 
     Raises:
@@ -125,7 +125,7 @@ async def _serve(
             retry=_retry(clock, files),
             policy=policy,
             verifier=observer.verifier(verifier),
-            # A token is for the authority above alone; it proves nothing to those who ask us.
+            # A token is only for the authority above; it proves nothing to our callers.
             attester=None
             if attester is None or isinstance(attester, TokenAttester)
             else observer.attester(attester),
@@ -173,7 +173,7 @@ async def _serve(
             follow = supervised("tls-files", parts.tls.follow, clock=clock)
             running.append(tasks.create_task(follow, name="tls-files"))
         if config.collateral is not None:
-            # An HTTP client: only a process that fetches loads it.
+            # This loads an HTTP client, so only a process that fetches imports it.
             from sds.ca.collateral import collateral_listener  # noqa: PLC0415  see above
 
             await stack.enter_async_context(
@@ -198,9 +198,9 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
     """Do everything that a start does before it opens a port, without touching the network.
 
     Args:
-        config: what passed by itself.
+        config: the configuration, which is valid by itself.
         what: names it in errors: the file.
-        clock: what is valid now; the system's if left out.
+        clock: gives the time at which files must be valid; the system's clock if left out.
 
     Returns:
         What an operator should not overlook, a sentence each.
@@ -211,7 +211,7 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
     clock = clock if clock is not None else SystemClock()
     checks = ConfigurationChecks(what, now=clock.now().wall)
     attester = upstream = None
-    # Values that can be used stand in for those that cannot, so that the rest is looked at too.
+    # Usable values replace unusable ones, so that the rest is checked too.
     verification = Verification(VerificationSection(), clock=clock)
     with checks.of("attestation"):
         attester = make_attester(config.attestation)
@@ -330,12 +330,12 @@ def _policy(
 
 def _verifier(config: AuthorityConfig, verification: Verification) -> Verifier:
     verifier = verification.verifier()
-    # No rule can name what nobody measured: such evidence is refused unread.
+    # No rule can name something unmeasured, so such evidence is refused unread.
     return verifier if config.identities else EvidenceVerifier({})
 
 
 def _retry(clock: Clock, files: PolicyFiles | None) -> Retry:
-    """When to ask again for the authority's own certificate: at once under a new policy."""
+    """Return when to ask again for the authority's own certificate: at once under a new policy."""
     retry = Retry(clock, QUICK, hopeless=HOPELESS_SIGNER)
     if files is not None:
         files.holder.listen(retry.changed)
@@ -388,7 +388,7 @@ def _ended_by_signals(stop: asyncio.Event) -> Iterator[None]:
 
     def end() -> None:
         stop.set()
-        for number in handled:  # a second one ends at once
+        for number in handled:  # a second signal ends the process at once
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
 

@@ -1,11 +1,11 @@
-"""The authority's side of the exchange: one coroutine a stream.
+"""The authority's side of the exchange: one coroutine for each stream.
 
 Owns streams, their time limits and the order of checks. Invariants: nothing is issued before the
-nonce, the policy, the evidence and the item passed their checks, in this order; a nonce is spent by
-the first request that names it, whatever comes of that; a stream that has proven nothing lives
-``hello_seconds``, makes room first, is read only when it is its turn (:mod:`sds.ca.admission`) and
-may send few messages; no stream can hold another one up (a large batch yields to the loop, a slow
-reader waits alone); a fault while one message is answered ends that stream and nothing else.
+nonce, the policy, the evidence and the item passed their checks, in this order; the first request
+that names a nonce uses it up, whatever the result; a stream that has proven nothing lives
+``hello_seconds``, is the first to make room, is read only in its turn (:mod:`sds.ca.admission`) and
+may send few messages; no stream can hold up another one (a large batch yields to the loop, a slow
+reader waits alone); a fault while one message is answered ends only that stream.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
     from sds.exchange.challenge import AuthorityStatement, NonceTable, StreamNonces
 
 _HELLO_LEASE: Final = 0.5
-"""Seconds that a stream is read for its Hello while others wait: clients send it with the call."""
+"""Seconds for a stream's Hello while others wait; clients send it with the call."""
 _REQUEST_LEASE: Final = 3.0
-"""The same for a request: a machine may take that long to give its evidence."""
+"""Seconds for a stream's request while others wait; evidence may take a machine that long."""
 _UNPROVEN_MESSAGES: Final = 1_000
-"""Messages on a stream that has proven nothing; an agent sends two."""
+"""The most messages on a stream that has proven nothing; an agent sends two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExchangeLimits:
-    """Bounds on what callers can make the authority hold.
+    """The bounds on what callers can make the authority keep.
 
     Attributes:
-        streams: streams at once; one more and an unproven one goes, or the new one where all are
-            proven.
-        unproven: of these, streams at once that have proven nothing.
-        unproven_bytes: of messages of unproven streams that are on their way in.
+        streams: the most streams at once. If one more comes, an unproven one ends, or the new one
+            if all are proven.
+        unproven: the most of these that have proven nothing.
+        unproven_bytes: the most bytes of half-received messages of unproven streams.
         hello_seconds: how long a stream may live before its evidence is accepted.
         write_seconds: how long a caller may take to read one answer.
         message_bytes: the largest message from a caller.
@@ -64,7 +64,7 @@ class ExchangeLimits:
 
 
 class _Context(Protocol):
-    """What we use of :class:`grpc.aio.ServicerContext`."""
+    """The part of :class:`grpc.aio.ServicerContext` that we use."""
 
     def peer(self) -> str: ...
 
@@ -77,11 +77,11 @@ class _Context(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """One stream's state.
+    """The state of one stream.
 
-    ``timeout`` ends it while it has proven nothing; ``writing``: an answer is on its way;
-    ``waiting``: for the caller's next message; ``messages`` and ``read_bytes``: what it has sent
-    before it was ``proven``.
+    ``timeout`` ends it while it has proven nothing. ``writing`` means that an answer is on its way,
+    and ``waiting`` that the stream waits for the caller's next message. ``messages`` and
+    ``read_bytes`` count what it sent before it was ``proven``.
     """
 
     peer: AttestedPeer
@@ -101,13 +101,13 @@ class _Stream:
         return _HELLO_LEASE if self.statement is None else _REQUEST_LEASE
 
     def end(self) -> None:
-        """Let its coroutine end now, if its time is not over already."""
+        """Let the coroutine end now, if its time is not over already."""
         if not self.timeout.expired():
             self.timeout.reschedule(asyncio.get_running_loop().time())
 
 
 class ExchangeService:
-    """Serves ``Exchange``; see the module. ``run`` of the prover must be running beside it."""
+    """Serves ``Exchange``; ``run`` of the prover must be running beside it."""
 
     def __init__(
         self,
@@ -139,18 +139,18 @@ class ExchangeService:
 
     @property
     def streams(self) -> int:
-        """Streams open now."""
+        """Return how many streams are open."""
         return len(self._open)
 
     def drain(self) -> None:
-        """End every stream as soon as it owes no answer; take no more."""
+        """End every stream as soon as it owes no answer, and accept no more."""
         self._draining = True
         for stream in self._open:
             if stream.waiting:
                 stream.end()
 
     async def exchange(self, _: Any, context: _Context) -> None:
-        """One stream, from its first message to its end."""
+        """Serve one stream, from its first message to its end."""
         if not self._make_room():
             await context.abort(
                 grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -168,8 +168,8 @@ class ExchangeService:
                 await self._converse(stream, context)
         except TimeoutError:
             if stream is not None and stream.writing:
-                # A status cannot be sent behind an answer that nobody reads; a handler that ends
-                # as cancelled makes gRPC reset the stream at once.
+                # A status cannot be sent behind an answer that nobody reads. If a handler ends as
+                # cancelled, gRPC resets the stream at once.
                 raise asyncio.CancelledError("an answer was not read in time") from None
             if not self._draining:
                 await context.abort(
@@ -268,7 +268,7 @@ class ExchangeService:
         )
 
     def _spend_nonce(self, stream: _Stream, nonce: bytes) -> None:
-        """Checks 2 and 3: the nonce is this stream's, and the Challenge is still current."""
+        """Run checks 2 and 3: the nonce is this stream's, and the Challenge is still current."""
         now = self._clock.now()
         self._nonces.redeem(stream.nonces, wire.nonce_from_wire(nonce), now=now.monotonic)
         if stream.statement != self._registration.statement():
@@ -308,7 +308,7 @@ class ExchangeService:
         )
 
     def _proven(self, stream: _Stream) -> None:
-        """Evidence was accepted: stream and connection may stay as long as they like."""
+        """Let stream and connection stay, because evidence was accepted."""
         self._proved(stream.peer.name)
         stream.proven = True
         if self._unproven.leave(stream):
@@ -316,7 +316,7 @@ class ExchangeService:
 
 
 def _tell_nobody(_seconds: float) -> None:
-    """Nobody wants to know."""
+    """Do nothing: nobody listens."""
 
 
 def handler(
@@ -325,8 +325,9 @@ def handler(
     """Make the service's handler for gRPC: raw bytes in and out (see ``sds.exchange.wire``).
 
     Args:
-        service: who answers.
-        answered: hears how many seconds each message waited for its answer.
+        service: answers the messages.
+        answered: is told how many seconds each message waited for
+            its answer.
     """
     told = answered if answered is not None else _tell_nobody
 

@@ -1,8 +1,8 @@
-"""Issuance by the signed policy that this authority verified itself.
+"""Decides issuance by the signed policy that this authority verified itself.
 
-Owns the authority's side of policy: who is admitted to ask, and what is granted. Invariants: the
-authority never takes the agent's word for a policy, only a signature; it issues nothing to an
-agent whose policy in force is another than its own, and nothing at all while it has none in force.
+Owns the authority's side of policy: who may ask, and what is granted. Invariants: the authority
+accepts a policy from an agent only for its signatures; it issues nothing to an agent that has
+another policy in force, and nothing at all while it has none in force itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SignedIssuancePolicy:
     """Implements :class:`sds.ca.issuance.IssuancePolicy` from a :class:`PolicyHolder`."""
 
     def __init__(self, holder: PolicyHolder) -> None:
-        """``holder`` is shared with the task that reloads files into it."""
+        """Decide by the policy in ``holder``, into which another task reloads files."""
         self._holder = holder
 
     @property
@@ -44,12 +44,11 @@ class SignedIssuancePolicy:
         return self._holder.document
 
     def admit(self, *, digest: bytes, epoch: int, document: bytes) -> None:
-        """Admit an agent whose policy is ours; take its policy where it proves to be newer.
+        """Admit an agent that has our policy; take the agent's policy if it proves to be newer.
 
         Raises:
-            PolicyNotInForceError: ``policy_expired``: ours is over, so nothing is issued to
-                anybody.
-            PolicyNotInForceError: ``policy_absent``: we have none.
+            PolicyNotInForceError: ``policy_expired``: our policy has expired, so nothing is issued.
+            PolicyNotInForceError: ``policy_absent``: we have no policy.
             RefusedError: ``policy_behind``: the agent is behind, or says that it is ahead and
                 cannot prove it.
             PolicyError: ``policy_epoch_conflict``: the agent has another policy of our epoch.
@@ -87,8 +86,8 @@ class SignedIssuancePolicy:
         """Permit what the policy in force grants to nodes with these claims.
 
         Raises:
-            PolicyNotInForceError: ``policy_expired``: the policy is over.
-            RefusedError: its reason names what is not allowed.
+            PolicyNotInForceError: ``policy_expired``: the policy has expired.
+            RefusedError: the reason names what is not allowed.
         """
         del now  # the holder reads the same clock as the registration
         return self._holder.in_force().decisions.permit(claims, wanted)

@@ -1,12 +1,12 @@
 """The authority's own certificate over time, and the roots that it publishes.
 
-Owns the issuing key over time, and two of the places where its certificate comes from: itself, and
-an authority above it (the third is :mod:`sds.ca.operator_files`). Invariants: keys exist only in
-memory and are made anew for every certificate; a new root is published in the bundle for ``settle``
-before anything is signed under it (except the very first), and as soon as the source names it, not
-only with the next certificate; an old one stays until its certificate ends, or until the source
-has not named it for as long as anything under it may live; a renewal that fails leaves the previous
-signer at work and is tried again.
+Owns the issuing key over time, and two of the sources of its certificate: itself, and an authority
+above it (the third is :mod:`sds.ca.operator_files`). Invariants: keys exist only in memory, and
+every certificate has a new one; a new root is published as soon as the source names it, and is in
+the bundle for ``settle`` before anything is signed under it (except the very first); an old root
+stays until its certificate expires, or until the source has not named it for as long as a
+certificate under it may be valid; if a renewal fails, the previous signer goes on and the renewal
+is tried again.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 _RENEW_AT: Final = 0.5
-"""Part of the time from receipt to its end after which the signer is renewed."""
+"""The part of the time from receipt to expiry after which the signer is renewed."""
 _ROOTS_PART: Final = 1 / 20
-"""Of the time for which a new root settles: so often the source is asked for its roots."""
+"""The part of the settling time after which the source is asked for its roots again."""
 _ROOTS_SECONDS: Final = (1.0, 30.0)
 _SPARE_PART: Final = 0.1
 _SPARE_SECONDS: Final = 30.0
 """With less than this part of the settling time left, or these seconds, a signer is replaced before
 the new root has settled: what it signs ends with it, before agents can renew it."""
 _LEAST_SECONDS: Final = 1.0
-"""Between two signers, however little is left of the authority above."""
+"""The least seconds between two signers, however soon the authority above expires."""
 HOPELESS_SIGNER: Final = Backoff(first=1.0, longest=30.0)
-"""Somebody has to change something at the authority above; when that is done, soon is soon."""
+"""The pauses while a person must change something at the authority above."""
 
 
 @dataclass(slots=True, kw_only=True)
 class _Root:
     """A root in the bundle.
 
-    ``since``: when it came into it, in monotonic seconds; ``named``: when the source named it last,
-    or signed under it, in seconds of boot time.
+    ``since`` is when it joined the bundle, in monotonic seconds; ``named`` is when the source last
+    named it or signed under it, in seconds of boot time.
     """
 
     not_after: datetime
@@ -65,10 +65,10 @@ class _Root:
 
 
 class SigningState:
-    """The signer of now and the trust bundle; see the module."""
+    """The current signer and the trust bundle."""
 
     def __init__(self, *, clock: Clock) -> None:
-        """Empty: :meth:`current` raises until a signer is activated."""
+        """Begin empty; :meth:`current` raises until a signer is activated."""
         self._clock = clock
         self._signer: Signer | None = None
         self._roots: dict[bytes, _Root] = {}
@@ -78,7 +78,7 @@ class SigningState:
         """Return the signer of now.
 
         Raises:
-            RefusedError: ``authority_not_ready``: none was activated, it has ended, or it is not
+            RefusedError: ``authority_not_ready``: none was activated, it has expired, or it is not
                 valid yet (it was made while the clock was ahead).
         """
         if self._signer is None:
@@ -115,14 +115,14 @@ class SigningState:
         return tuple(sorted(der for der, root in self._roots.items() if root.not_after > now))
 
     def publish(self, roots: tuple[bytes, ...]) -> None:
-        """Add roots to the bundle: the source names them now.
+        """Add roots that the source names to the bundle.
 
         Raises:
-            CertificateError: one is not a root that every client can read; nothing changed.
+            CertificateError: some client cannot read one of them; nothing changed.
         """
         certificates = {der: read_root(der) for der in roots}
         now = self._clock.now()
-        since = now.monotonic if self._roots else -math.inf  # nobody trusts others than the first
+        since = now.monotonic if self._roots else -math.inf  # the first roots need not settle
         for der, certificate in certificates.items():
             known = self._roots.get(der)
             if known is not None:
@@ -134,15 +134,16 @@ class SigningState:
             _LOGGER.info("a root is in the bundle", extra={"root": _fingerprint(der)})
 
     def follow(self, roots: tuple[bytes, ...], *, retention: timedelta) -> None:
-        """The source names these roots now, and no others.
+        """Make the bundle follow the source, which names exactly these roots now.
 
         Args:
-            roots: DER.
-            retention: how long a root that it does not name any more stays, because certificates
-                under it may live. That of the signer of now stays in any case.
+            roots: the roots in DER.
+            retention: how long a root stays that the source no longer
+                names, because certificates under it may be valid. The current signer's root stays
+                in any case.
 
         Raises:
-            CertificateError: as :meth:`publish`.
+            CertificateError: as for :meth:`publish`.
         """
         self.publish(roots)
         now = self._clock.now().boottime
@@ -152,16 +153,16 @@ class SigningState:
             elif now - root.named > retention.total_seconds():
                 del self._roots[der]
                 _LOGGER.info(
-                    "a root left the bundle: its source names it no more",
+                    "a root left the bundle: its source no longer names it",
                     extra={"root": _fingerprint(der)},
                 )
 
     def known_since(self, root: bytes) -> float:
-        """When this root came into the bundle, in monotonic seconds."""
+        """Return when this root joined the bundle, in monotonic seconds."""
         return self._roots[root].since
 
     def activate(self, signer: Signer) -> None:
-        """Sign with this one from now on."""
+        """Sign with this signer from now on."""
         if self._signer is not None and self._signer.root in self._roots:
             self._roots[self._signer.root].named = self._clock.now().boottime
         self._signer = signer
@@ -189,13 +190,13 @@ class SignerSource(Protocol):
         """Make a signer with a fresh key, and return it with the roots of its bundle.
 
         Raises:
-            SdsError: not now.
+            SdsError: this is not possible now.
         """
         ...
 
 
 class RootsTeller(Protocol):
-    """A source that tells its roots between two signers, all of them."""
+    """A source that gives all its roots between two signers."""
 
     @property
     def outlived(self) -> timedelta:
@@ -206,7 +207,7 @@ class RootsTeller(Protocol):
         """Return the roots of now in DER.
 
         Raises:
-            SdsError: not now.
+            SdsError: this is not possible now.
         """
         ...
 
@@ -230,7 +231,7 @@ class UpstreamAuthority(Authority, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfSigned:
-    """A root of its own."""
+    """An authority that is its own root."""
 
     trust_domain: TrustDomain
     key_type: KeyType
@@ -253,7 +254,7 @@ class SelfSigned:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FromUpstream:
-    """An intermediate below another authority, by the protocol that agents speak."""
+    """An intermediate below another authority, certified by the protocol that agents use."""
 
     trust_domain: TrustDomain
     key_type: KeyType
@@ -263,7 +264,7 @@ class FromUpstream:
 
     @property
     def outlived(self) -> timedelta:
-        """Authorities beside us have certificates like ours."""
+        """Return our lifetime, because authorities beside us have certificates like ours."""
         return self.lifetime
 
     async def roots(self) -> tuple[bytes, ...]:
@@ -299,15 +300,15 @@ async def keep_signing(
     settle: timedelta,
     retry: Retry | None = None,
 ) -> None:
-    """Get the first signer and renew it in good time, until cancelled.
+    """Get the first signer and renew it early, until cancelled.
 
     Args:
-        signing: what the server signs from.
-        source: where signers come from.
+        signing: has the signer of the server.
+        source: makes signers.
         clock: time and waiting.
-        settle: how long a new root is in the bundle before anything is signed under it: the
-            longest life of a leaf, so that every agent has asked at least once in between.
-        retry: says when to try again; code that learns of a change tells it.
+        settle: how long a new root is in the bundle before anything is signed under it: the longest
+            lifetime of a leaf, so that every agent has asked at least once in between.
+        retry: says when to try again; code that notices a change tells it.
     """
     retry = retry if retry is not None else Retry(clock, QUICK, hopeless=HOPELESS_SIGNER)
     while True:
@@ -334,11 +335,11 @@ async def keep_signing(
 async def follow_roots(
     signing: SigningState, source: RootsTeller, *, clock: Clock, settle: timedelta
 ) -> None:
-    """Publish the source's roots as they are, until cancelled.
+    """Keep the bundle equal to the source's roots, until cancelled.
 
     A new root above several authorities must be in the bundle of each before one of them signs
-    under it, and each has its next certificate at another time. Who trusts what an operator took
-    back must not wait for that either.
+    under it, and each gets its next certificate at another time. A root that an operator takes back
+    must not stay until then either.
 
     Args:
         signing: has the bundle.
@@ -352,7 +353,7 @@ async def follow_roots(
     while True:
         await clock.sleep(pause)
         if not signing.ready.is_set():
-            continue  # the first signer brings its roots along
+            continue  # the first signer comes with its roots
         try:
             roots = await source.roots()
             signing.follow(roots, retention=max(settle, source.outlived))
@@ -360,7 +361,7 @@ async def follow_roots(
             if str(error) != said:
                 said = str(error)
                 _LOGGER.warning(
-                    "the roots cannot be looked at again, those of before stay: %s",
+                    "the roots cannot be read again, the earlier ones stay: %s",
                     error,
                     extra={"reason": error.reason},
                 )
@@ -388,13 +389,13 @@ def renewal_in(signer: Signer, received: Instant, now: Instant) -> float:
     """Return the seconds until a signer is renewed, by whichever clock gives less; 0 or less: now.
 
     Args:
-        signer: which.
+        signer: the signer.
         received: when it came.
         now: the time. Wall time may have been set since then, forward or back, and monotonic time
             stands still while the machine is suspended.
     """
     if now.wall < signer.not_before:
-        return 0.0  # it came while the clock was ahead: nobody else takes it
+        return 0.0  # it came while the clock was ahead, so nobody else accepts it
     whole = (signer.not_after - received.wall).total_seconds()
     age = max(
         (now.wall - received.wall).total_seconds(),

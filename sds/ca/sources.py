@@ -1,6 +1,6 @@
-"""From the section ``signer:`` to what gives the authority its own certificates.
+"""Makes the source of the authority's own certificates from the section ``signer:``.
 
-Owns that choice. Invariant: the authority above is asked with our evidence, and believed by its own
+Owns that choice. Invariant: the authority above is asked with our evidence, and trusted by its own
 evidence or by a configured root.
 """
 
@@ -47,14 +47,14 @@ async def signer_source(
     """Make the source of our certificates, while the block runs.
 
     Args:
-        config: its section ``signer`` chooses.
-        attester: our evidence, for an authority above.
-        verification: of that authority's evidence.
-        policy: our signed policy.
+        config: the configuration, whose section ``signer`` decides.
+        attester: gives our evidence to an authority above.
+        verification: verifies that authority's evidence.
+        policy: has our signed policy.
         clock: time.
 
     Raises:
-        ConfigurationError: as :func:`upstream_client`.
+        ConfigurationError: as for :func:`upstream_client`.
     """
     match config.signer:
         case SelfSignedSection() as section:

@@ -1,8 +1,8 @@
 """The authority's TLS identity.
 
-Owns the key that answers on the authority's port. Invariant: made at start and kept in memory,
-unless an operator names files; the SHA-256 of its SubjectPublicKeyInfo is in the authority's
-evidence either way.
+Owns the key that answers on the authority's port. Invariants: the key is made at the start and kept
+in memory, unless an operator names files; in both cases, the SHA-256 of its SubjectPublicKeyInfo is
+in the authority's evidence.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 _MAX_BYTES: Final = 1024 * 1024
 _LIFETIME: Final = timedelta(days=3650)
-"""Agents pin the key again at every connection, so the end of the certificate has no meaning."""
+"""The lifetime has no meaning, because agents pin the key again at every connection."""
 _ISO: Final = "%Y-%m-%dT%H:%M:%SZ"
 _BACKDATE: Final = timedelta(days=1)
 
 
 class ServerTls(Protocol):
-    """The TLS identity of the authority's port, as new connections get it.
+    """The TLS identity that new connections to the authority's port get.
 
     Attributes:
-        key_digest: SHA-256 of the leaf's SubjectPublicKeyInfo.
+        key_digest: the SHA-256 of the leaf's SubjectPublicKeyInfo.
         not_after: when the leaf expires.
     """
 
@@ -60,18 +60,18 @@ class ServerTls(Protocol):
     def not_after(self) -> datetime: ...
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """TLS of the server side."""
+        """Return the credentials of the server side."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsIdentity:
-    """A certificate and its key, as gRPC wants them.
+    """A certificate and its key, as gRPC takes them.
 
     Attributes:
         certificate_pem: the chain, leaf first.
-        key_pem: PKCS#8.
-        key_digest: SHA-256 of the leaf's SubjectPublicKeyInfo.
+        key_pem: the key, PKCS#8.
+        key_digest: the SHA-256 of the leaf's SubjectPublicKeyInfo.
         not_after: when the leaf expires.
     """
 
@@ -81,11 +81,11 @@ class TlsIdentity:
     not_after: datetime
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """TLS of the server side; agents prove themselves by evidence, not by a certificate."""
+        """Return the credentials of the server; agents prove themselves by evidence."""
         return grpc.ssl_server_credentials([(self.key_pem, self.certificate_pem)])
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """As gRPC takes it for one handshake."""
+        """Return what gRPC needs for one handshake."""
         return grpc.ssl_server_certificate_configuration([(self.key_pem, self.certificate_pem)])
 
 
@@ -93,13 +93,13 @@ def self_signed_tls(*, now: datetime, server_names: Sequence[str] = ()) -> TlsId
     """Make a fresh P-256 key with a self-signed certificate.
 
     Args:
-        now: valid from a day before.
-        server_names: DNS names beside the fixed one, for agents that are given this certificate
-            as a configured root.
+        now: the time; the certificate is valid from a day before.
+        server_names: DNS names beside the fixed one, for agents that have this certificate as a
+            configured root.
     """
     key = generate_private_key(KeyType.EC_P256)
     digest = spki_sha256(key.public_key())
-    # A name of its own: TLS looks roots up by name, and a file may hold those of many replicas.
+    # Each has its own name: TLS finds roots by name, and a file may have those of many replicas.
     common_name = f"attested-sds authority TLS {digest[:8].hex()}"
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     certificate = (

@@ -1,9 +1,9 @@
-"""The authority's TLS identity out of an operator's files, which are renewed under it.
+"""Reads the authority's TLS identity from an operator's files, and follows them.
 
-Owns following ``tls.certificate`` and ``tls.key``. Invariants: at the start they can be used, or
+Owns following ``tls.certificate`` and ``tls.key``. Invariants: if they cannot be used at the start,
 nothing starts; afterwards the two count only together (one that is replaced before the other
-changes nothing); what cannot be used leaves what was read before in force, and is logged once; a
-new identity is for new connections, and those that are open stay.
+changes nothing); if they cannot be used, the earlier identity stays in force and the problem is
+logged once; new connections get a new identity, and open ones stay.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _ANSWER_SECONDS: Final = 30.0
 
 
 class FollowedTls:
-    """Implements :class:`sds.ca.tls.ServerTls`; see the module.
+    """A :class:`sds.ca.tls.ServerTls` that follows two files.
 
     Args:
-        certificate: PEM file with the chain, leaf first.
-        key: PEM file with its key.
+        certificate: the PEM file with the chain, leaf first.
+        key: the PEM file with its key.
         clock: time.
 
     Raises:
-        ConfigurationError: as :func:`sds.ca.tls.tls_from_files`.
+        ConfigurationError: as for :func:`sds.ca.tls.tls_from_files`.
     """
 
     def __init__(self, certificate: Path, key: Path, *, clock: Clock) -> None:
@@ -48,7 +48,7 @@ class FollowedTls:
         self._clock = clock
         self._current = self._read()
         self._served = self._current
-        """What gRPC was given last."""
+        """The identity that gRPC was given last."""
         self._asked = asyncio.Event()
         self._said = ""
 
@@ -61,8 +61,8 @@ class FollowedTls:
         return self._current.not_after
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """TLS of the server side: each handshake asks for the identity of now."""
-        # gRPC's own words allow None, and its types do not.
+        """Return the credentials of the server; each handshake asks for the current identity."""
+        # gRPC's documentation allows None, but its types do not.
         news = cast("Callable[[], grpc.ServerCertificateConfiguration]", self._news)
         return grpc.dynamic_ssl_server_credentials(self._current.configuration(), news)
 
@@ -110,7 +110,7 @@ class FollowedTls:
         return tls_from_files(self._certificate, self._key, now=self._clock.now().wall)
 
     def _news(self) -> grpc.ServerCertificateConfiguration | None:
-        """For gRPC, on a thread of its own, at each handshake; None where nothing changed."""
+        """Return the new identity, None if it did not change; gRPC's threads call this."""
         current = self._current
         if current is self._served:
             return None

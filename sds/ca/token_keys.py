@@ -1,9 +1,9 @@
 """The keys that sign a cluster's service-account tokens, followed as the cluster rotates them.
 
-Owns when the key set is read: at the start, every minute, and at once (but not more often than
-every few seconds) after a token named a key that is not in it. Invariant: a key is missing for good
-only after the set was read since it was first asked for; until then its tokens are refused with a
-reason that passes, so that an agent asks again in a moment and not after the next minute.
+Owns when the key set is read: at the start, every minute, and at once (but at most every few
+seconds) after a token named a key that is not in it. Invariant: a key counts as missing only if the
+set was read after the key was first asked for; until then, its tokens are refused with a retriable
+reason, so that an agent asks again in a moment and not after the next minute.
 
 Source: RFC 7517; Kubernetes, "Service account issuer discovery" (``/openid/v1/jwks``).
 """
@@ -32,28 +32,28 @@ _LOGGER = logging.getLogger(__name__)
 _PATH: Final = "/openid/v1/jwks"
 _EVERY_SECONDS: Final = 60.0
 _SHORTEST_SECONDS: Final = 3.0
-"""Between two reads that tokens ask for: anybody can send one that names a key of its own."""
+"""The least seconds between two reads that tokens cause: anybody can send such a token."""
 _ANSWER_SECONDS: Final = 30.0
 _RETRY: Final = Backoff(first=0.5, longest=5.0)
 _MAX_BYTES: Final = 1024 * 1024
 _MOST_MISSED: Final = 64
-"""Key IDs that are remembered as asked for; a cluster has two or three."""
+"""How many missing key IDs are remembered; a cluster has two or three keys."""
 
 
 class KeySetServer(Protocol):
-    """Gives the document."""
+    """Gives the key set's document."""
 
     async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         """Return the body of a GET.
 
         Raises:
-            KubernetesError: there is none.
+            KubernetesError: there is no good answer.
         """
         ...
 
 
 def key_reader(file: Path | None, api: KeySetServer) -> Callable[[], Awaitable[bytes]]:
-    """Reads the key set: from ``file``, or from the API server if there is none."""
+    """Make a function that reads the key set from ``file``, or without one from the API server."""
 
     async def read() -> bytes:
         if file is not None:
@@ -64,7 +64,7 @@ def key_reader(file: Path | None, api: KeySetServer) -> Callable[[], Awaitable[b
 
 
 class TokenKeys:
-    """A :class:`sds.attestation.kubernetes.token.KeySet` that is read again and again.
+    """A :class:`sds.attestation.kubernetes.token.KeySet` that is read at intervals.
 
     Args:
         read: gives the JWKS document.
@@ -72,21 +72,21 @@ class TokenKeys:
     """
 
     def __init__(self, read: Callable[[], Awaitable[bytes]], *, clock: Clock) -> None:
-        """No key is known before :meth:`run` has read the set."""
+        """Begin without keys; :meth:`run` reads the set."""
         self._read = read
         self._clock = clock
         self._keys = JwksKeys()
         self._missed: dict[str, None] = {}
-        """Asked for since the last read began, and not there."""
+        """Missing keys that were asked for since the last read began."""
         self._absent: frozenset[str] = frozenset()
-        """Asked for before the last read began, and not in it."""
+        """Missing keys that were asked for before the last read began."""
         self._wanted = asyncio.Event()
 
     def key(self, key_id: str) -> jwt.PyJWK:
         """Return the key with this ID.
 
         Raises:
-            RefusedError: ``authority_not_ready``: it is not known, and the set is read again now.
+            RefusedError: ``authority_not_ready``: it is unknown, and the set is read again now.
             EvidenceError: ``signature_invalid``: it is not in the cluster's key set.
         """
         try:

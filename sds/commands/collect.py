@@ -35,7 +35,7 @@ class _AttestationFile(Settings):
 
 
 def attester_of(path: Path) -> Attester:
-    """What the section ``attestation`` of a file describes.
+    """Make the attester that the section ``attestation`` of a file describes.
 
     Raises:
         ConfigurationError: the file cannot be read, or names no kind.

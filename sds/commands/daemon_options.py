@@ -24,7 +24,7 @@ CHECK_CONFIG: Final = click.option(
 
 
 def log_options(command: _Decorated) -> _Decorated:
-    """The options ``--log-format`` and ``--log-level``."""
+    """Add the options ``--log-format`` and ``--log-level``."""
     level = click.option(
         "--log-level",
         type=click.Choice(logs.LEVELS),

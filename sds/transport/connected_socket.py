@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LOG: Final = logging.getLogger("sds.transport")
 _PIECE_BYTES: Final = 352
-"""Memory of a piece of output that waits, beside its own bytes: its object, and a view of it."""
+"""Bytes of memory of a waiting piece of output beside its content: its object and a view."""
 _NOTHING: Final = memoryview(b"")
 _WRITE_BUFFERS: Final = 64
 """The most pieces of output for one call of the kernel, which takes up to 1,024 (IOV_MAX)."""

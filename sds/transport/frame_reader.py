@@ -35,7 +35,7 @@ class FrameReader:
     __slots__ = ("_at", "_borrowed", "_data", "_greeted", "_needed", "_rest")
 
     def __init__(self) -> None:
-        """Nothing was received, not even the preface."""
+        """Begin before the preface."""
         self._data = _NOTHING
         self._at = 0
         self._borrowed = False
@@ -132,7 +132,7 @@ class FrameReader:
             raise Http2Error("what the client speaks is not HTTP/2", code=ErrorCode.PROTOCOL_ERROR)
         if left < size:
             self._rest = bytearray(self._data)
-            self._needed = left + 1  # so that a wrong byte is noticed when it comes
+            self._needed = left + 1  # to notice a wrong byte as soon as it comes
             self._data, self._at = _NOTHING, 0
             return False
         self._greeted = True

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-"""What a client sends first (RFC 9113, section 3.4)."""
+"""The bytes that a client sends first (RFC 9113, section 3.4)."""
 HEAD: Final = struct.Struct(">HBBBI")
 """The nine bytes before each payload: the upper 16 and lower 8 bits of its length, type, flags and
 stream (RFC 9113, section 4.1)."""

@@ -41,8 +41,8 @@ def timeout_seconds(value: bytes) -> float:
 class MessageReader:
     """Cuts the bytes of one stream into messages, one when it is asked for one.
 
-    So what waits is the bytes that came, however many messages they are, and the work for each
-    message is done by who takes it. A message that comes alone and whole, as nearly all do, is
+    So only the received bytes wait, however many messages they are, and the code that takes a
+    message does the work for it. A message that comes alone and whole, as nearly all do, is
     copied once.
     """
 
@@ -55,7 +55,7 @@ class MessageReader:
         self._at = 0
         """The offset at which the next message begins."""
         self._size = 0
-        """Its bytes, with the prefix; 0 while they are not known."""
+        """The length of the next message with its prefix; 0 while it is unknown."""
         self._whole: bytes | None = None
         """A message that came alone and whole, before what is in ``_held``."""
 
