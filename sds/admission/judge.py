@@ -1,7 +1,7 @@
-"""What may start in which sandbox: pure decisions on canonical forms.
+"""Decides what may start in which sandbox: pure functions of canonical forms.
 
-Owns :class:`AdmittedSandbox` and the decisions. Invariants: everything that was admitted to one
-sandbox is listed by *one* rule, so that no container of another pod joins it; what decides is the
+Owns :class:`AdmittedSandbox` and the decisions. Invariants: one rule lists everything that was
+admitted to one sandbox, so that no container of another pod joins it; a decision rests on the
 digest of a canonical form (:mod:`sds.workload.cri.canonical`), which also identifies the pod to the
 agent's ``cri`` attestor; a refusal changes nothing.
 """
@@ -25,9 +25,9 @@ class AdmittedContainer:
     """A container that was admitted.
 
     Attributes:
-        name: in its pod.
-        digest: of its canonical form.
-        unmeasured: what of it nothing measures.
+        name: the container's name in its pod.
+        digest: the digest of its canonical form.
+          unmeasured: the parts of it that nothing measures.
     """
 
     name: str
@@ -41,11 +41,11 @@ class AdmittedSandbox:
 
     Attributes:
         pod_uid: the pod's UID.
-        digest: of the sandbox's canonical form.
-        unmeasured: what of the sandbox nothing measures.
+        digest: the digest of the sandbox's canonical form.
+          unmeasured: the parts of the sandbox that nothing measures.
         pid_file: where runc writes the pid of its first process.
-        admitted_at: in seconds since 1970.
-        containers: by ID.
+        admitted_at: when, in seconds since 1970.
+        containers: the containers, by ID.
     """
 
     pod_uid: str
@@ -65,12 +65,12 @@ class AdmittedSandbox:
 
 
 def admit_sandbox(found: CanonicalContainer, pods: Iterable[PodContents], *, about: str) -> None:
-    """A sandbox starts.
+    """Check that one rule lists a sandbox that is about to start.
 
     Args:
-        found: its canonical form.
+        found: the sandbox's canonical form.
         pods: the rules.
-        about: why there may be no rule, or the empty string.
+        about: why there may be no rule, for the message; or the empty string.
 
     Raises:
         WorkloadError: ``admission_not_listed``.
@@ -84,10 +84,10 @@ def admit_sandbox(found: CanonicalContainer, pods: Iterable[PodContents], *, abo
 def admit_container(
     sandbox: AdmittedSandbox, pods: Iterable[PodContents], *, what: str, about: str
 ) -> None:
-    """A container starts in a sandbox; ``sandbox`` has it already.
+    """Check that one rule lists the sandbox with a container that is about to start in it.
 
     Args:
-        sandbox: with the container.
+        sandbox: the sandbox, which includes the new container already.
         pods: the rules.
         what: the container, in words.
         about: as for :func:`admit_sandbox`.
@@ -112,7 +112,7 @@ def admit_exec(
     what: str,
     about: str,
 ) -> None:
-    """A process is started in a container of the sandbox.
+    """Check that one rule lists a process that is about to start in a container of the sandbox.
 
     Raises:
         WorkloadError: ``admission_not_listed``.

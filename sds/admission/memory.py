@@ -1,9 +1,10 @@
-"""What the service remembers across its own restart: the newest policy, and the sandboxes that run.
+"""Keeps what the service needs after a restart: the newest policy, and the running sandboxes.
 
-Owns the file ``memory.json`` in a directory that only root can enter. Invariants: it is written
-before what it remembers takes effect; an unreadable one ends the start, because forgetting would
-let an older policy in. It holds nothing secret. In a directory in memory it lasts until the guest
-ends; then the policy's ``not_after`` and ``min_epoch`` bound a rollback (docs/policy.md).
+Owns the file ``memory.json`` in a directory that only root can enter. Invariants: a policy or a
+sandbox takes effect only after it was written; a file that cannot be read ends the start, because
+forgetting would let an older policy in; the file contains nothing secret. If the directory is in
+memory, the file lasts until the guest ends; after that, the policy's ``not_after`` and
+``min_epoch`` bound a rollback (docs/policy.md).
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 64 << 20
-"""A signed policy in base64, and what is remembered of each sandbox."""
+"""The largest file: a signed policy in base64, and what is remembered of each sandbox."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Memory:
-    """What is remembered.
+    """Everything that is remembered.
 
     Attributes:
         seen: the newest epoch that was ever in force here.
-        policy: the signed policies that lead to it.
-        sandboxes: by ID.
+        policy: the signed policies that lead to that epoch.
+        sandboxes: the admitted sandboxes, by ID.
     """
 
     seen: Epoch | None = None
@@ -49,7 +50,7 @@ class Memory:
 
 
 class MemoryFile:
-    """The file. ``folder``: a directory that only we can enter."""
+    """Reads and writes the file. ``folder`` is a directory that only this user can enter."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "memory.json"
@@ -58,7 +59,7 @@ class MemoryFile:
         """Read what the last write stored; return an empty memory before the first one.
 
         Raises:
-            ConfigurationError: it cannot be read.
+            ConfigurationError: the file cannot be read.
         """
         try:
             found = json.loads(read_file(self._path, max_bytes=_MAX_BYTES))
@@ -85,10 +86,10 @@ class MemoryFile:
             ) from error
 
     def write(self, memory: Memory) -> None:
-        """Remember this.
+        """Replace the file by one with this content.
 
         Raises:
-            OSError: that failed.
+            OSError: the file cannot be written.
         """
         seen = memory.seen
         document = {

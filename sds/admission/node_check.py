@@ -1,7 +1,8 @@
-"""Whether containerd and the kubelet leave no way around the wrapper.
+"""Checks that containerd and the kubelet leave no way around the wrapper.
 
-Owns the checks of their configuration files, which belong into the measured image. Invariant: what
-a check does not know is a finding, not a pass. What files cannot show is in docs/kubernetes.md.
+Owns the checks of their configuration files, which belong in the measured image. Invariant: a
+setting that a check does not know is a finding, not a pass. docs/kubernetes.md lists what these
+files cannot show.
 
 Sources: containerd ``docs/cri/config.md`` (1.6, 1.7, 2.x); ``KubeletConfiguration`` of
 kubelet.config.k8s.io/v1beta1.
@@ -52,7 +53,7 @@ def parse_toml(content: bytes, where: Path) -> dict[str, Any]:
     """Decode containerd's configuration.
 
     Raises:
-        ConfigurationError: it is not TOML.
+        ConfigurationError: the content is not TOML.
     """
     try:
         return tomllib.loads(content.decode())
@@ -64,8 +65,8 @@ def containerd_findings(config: Mapping[str, Any], *, wrapper: str) -> Iterator[
     """Return what in containerd's configuration lets a container bypass the wrapper.
 
     Args:
-        config: decoded.
-        wrapper: path of the wrapper.
+          config: containerd's configuration, decoded.
+          wrapper: the path of the wrapper.
     """
     if config.get("imports"):
         yield "containerd: imports: other files are not checked; write everything into one"
@@ -108,7 +109,7 @@ def kubelet_findings(config: Any) -> Iterator[str]:
     """Return what in the kubelet's configuration affects containers without the OCI runtime.
 
     Args:
-        config: its ``KubeletConfiguration``, decoded.
+        config: the ``KubeletConfiguration``, decoded.
     """
     if not isinstance(config, dict) or config.get("kind") != "KubeletConfiguration":
         yield "kubelet: the file is not a KubeletConfiguration"

@@ -1,7 +1,7 @@
-"""What the wrapper asks, read from bytes.
+"""Reads the wrapper's question from bytes.
 
-Owns :class:`Question`. Invariants: sizes are bounded before anything is parsed; the document is
-read once, strictly, and only our errors leave this module.
+Owns :class:`Question`. Invariants: sizes are checked before anything is parsed; the document is
+parsed once, strictly; only our own errors leave this module.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ANNOTATION: Final = "io.kubernetes.cri."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One question.
+    """One question of the wrapper: may this container or process start?
 
     Attributes:
         command: ``create`` or ``exec``.
-        identifier: of the container.
-        has_input: its standard input would be more than ``/dev/null``.
+        identifier: the container's ID.
+        has_input: whether its standard input would be more than ``/dev/null``.
         pid_file: where runc will write the pid, or the empty string.
         document: OCI ``config.json`` or ``process``, decoded; an object.
     """
@@ -44,8 +44,8 @@ class Question:
         """Return what containerd writes about a container in ``io.kubernetes.cri.NAME``.
 
         Raises:
-            WorkloadError: ``admission_form``: it says nothing, as for a container that no kubelet
-                asked for.
+            WorkloadError: ``admission_form``: the annotation is missing, as for a container that no
+                kubelet asked for.
         """
         found = self.document.get("annotations")
         value = found.get(_ANNOTATION + name) if isinstance(found, dict) else None
@@ -69,8 +69,7 @@ async def read_question(reader: asyncio.StreamReader) -> Question:
     """Read one question from a connection.
 
     Raises:
-        WorkloadError: ``admission_form``.
-        OSError: the connection ends.
+        WorkloadError: ``admission_form``: the question is malformed. OSError: the connection ends.
     """
     try:
         fields = [(await reader.readuntil(b"\0"))[:-1].decode() for _ in range(_FIELDS)]
@@ -107,8 +106,8 @@ def _decoded(content: bytes) -> dict[str, Any]:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Go takes the last of two like keys, and keys in another case for the same: runc must not
-    # read another container than we do.
+    # Go takes the last of two equal keys, and ignores case: runc must not read another container
+    # than this code does.
     if len({key.casefold() for key, _ in pairs}) != len(pairs):
         raise ValueError("a key appears twice")
     return dict(pairs)

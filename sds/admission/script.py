@@ -1,8 +1,8 @@
-"""The wrapper as one script: its source with the constants of a configuration.
+"""Writes the wrapper as one script: its source, with the constants of a configuration.
 
-Owns what ``sds admission wrapper`` prints, and whether a file is that. Invariant: a script that was
-made for another configuration is found at the start of the service, since it could be one that does
-not enforce.
+Owns the text that ``sds admission wrapper`` prints, and the check that a file contains it.
+Invariant: the start of the service finds a script that was made for another configuration, since
+that script might not enforce.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def script(config: AdmissionConfig, *, python: str) -> str:
     """Return the whole script.
 
     Args:
-        config: gives the constants.
-        python: path of the interpreter on the node.
+        config: the service's configuration, which gives the constants.
+        python: the path of the interpreter on the node.
     """
     source = Path(wrapper.__file__).read_text(encoding="utf-8")
     call = (

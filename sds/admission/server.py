@@ -1,8 +1,8 @@
-"""The socket that the wrapper asks on, and the service as one thing.
+"""Serves the socket on which the wrapper asks, and composes the service.
 
 Owns :func:`serve` and :class:`QuestionServer`. Invariants: each question has a deadline and a
-bounded size, and few are read at a time; only root asks; whatever goes wrong with one question is
-its refusal, is logged and counted, and ends nothing else.
+bounded size, and few are read at a time; only root may ask; a fault with one question refuses that
+question, is logged and counted, and ends nothing else.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sds.policy.watcher import PolicyWatcher
 
 _LOG = logging.getLogger("sds.admission")
-_SECONDS: Final = 9.0  # less than the wrapper's own patience
+_SECONDS: Final = 9.0  # less than the wrapper itself waits
 _AT_ONCE: Final = 16
 _PEER: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
 ADMITTED: Final = "admitted"
@@ -49,17 +49,17 @@ class AdmissionObserver(Protocol):
     """Counts decisions."""
 
     def decided(self, command: str, decision: str) -> None:
-        """``decision``: :data:`ADMITTED`, or the reason of the refusal."""
+        """Count one decision: :data:`ADMITTED`, or the reason of the refusal."""
         ...
 
 
 class QuestionServer:
-    """Answers connections, one question each.
+    """Answers the wrapper; each connection carries one question.
 
     Args:
-        admission: decides.
-        enforce: false: every answer is yes; the log says what it would have been.
-        observer: counts.
+          admission: decides about each question.
+          enforce: if False, every answer is yes, and the log says what it would have been.
+          observer: counts the decisions.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class QuestionServer:
                 writer.write(" ".join(answer.split()).encode(errors="replace") + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
-            # The wrapper hears nothing, and refuses.
+            # Without an answer the wrapper refuses.
             self._observer.decided("", "unanswered")
             _LOG.warning("a question could not be answered", extra={"why": repr(error)})
         finally:
@@ -131,18 +131,18 @@ async def serve(
     ready: Callable[[], None],
     watch: Callable[[PolicyHolder], None],
 ) -> None:
-    """Answer until cancelled.
+    """Run the service until cancelled.
 
     Args:
-        config: of the service.
-        clock: time.
-        observer: counts decisions.
-        watcher: hears of the policy.
-        ready: called once the socket is open.
-        watch: gets the policy holder, for metrics.
+          config: the service's configuration.
+          clock: gives the time.
+          observer: counts decisions.
+          watcher: is told about every policy that comes into force or is refused.
+          ready: is called once the socket is open.
+          watch: gets the policy holder, for metrics.
 
     Raises:
-        ConfigurationError: a key, the policy's place or the memory cannot be used.
+        ConfigurationError: a key, the place of the policy or the memory file cannot be used.
         SocketError: the directory or the socket cannot be used.
     """
     with claimed(config.run_dir):
@@ -175,7 +175,7 @@ async def serve(
 
 
 def _keep(holder: PolicyHolder, memory: Memory, file: MemoryFile) -> None:
-    """Remember what came into force."""
+    """Write the policies that came into force to the memory file."""
     seen = Epoch(number=holder.epoch, digest=holder.digest)
     if not seen.number or seen == memory.seen:
         return

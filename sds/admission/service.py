@@ -1,7 +1,7 @@
-"""What decides: policy, runtime and memory, joined.
+"""Decides about one question, by the policy, the container runtime and the memory.
 
-Owns :class:`RuntimeAdmission`: one question, and an answer or an error. Invariants: what is
-admitted is remembered before the wrapper hears of it; what cannot be found out is a refusal.
+Owns :class:`RuntimeAdmission`. Invariants: an admission is remembered before the wrapper is told; a
+fact that cannot be found out is a refusal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MOST_PID: Final = 20
 
 
 class RulesInForce(Protocol):
-    """The policy holder, as far as this module asks it."""
+    """Gives the rules in force: the part of the policy holder that this module needs."""
 
     def in_force(self) -> AdmittedPolicy:
         """Return the policy in force; raise a :class:`PolicyError` if there is none."""
@@ -43,15 +43,15 @@ class RulesInForce(Protocol):
 
 
 class RuntimeAdmission:
-    """Decides.
+    """Decides which containers and processes start.
 
     Args:
-        config: of the service.
-        policy: the policy in force.
-        runtime: tells the images of containers.
-        memory: what was admitted.
-        file: keeps ``memory``.
-        clock: time.
+          config: the service's configuration.
+          policy: gives the rules in force.
+          runtime: tells the images of containers.
+          memory: what was admitted so far.
+          file: stores ``memory``.
+          clock: gives the time.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class RuntimeAdmission:
         self._clock = clock
 
     async def decide(self, question: Question) -> None:
-        """Admit it, or say why not.
+        """Admit what the question asks for, or raise the reason why not.
 
         Raises:
-            WorkloadError: it is refused.
+            WorkloadError: the container or process is refused.
         """
         if question.has_input:
             raise bad_form("its standard input is open: anyone who attaches to it can write to it")
@@ -175,7 +175,7 @@ class RuntimeAdmission:
         raise bad_form(f"the runtime does not list container {identifier[:12]}")
 
     def _admit(self, identifier: str, new: AdmittedSandbox, check: Callable[[], None]) -> None:
-        """Remember ``new`` if ``check`` admits it, or if what it refuses runs all the same."""
+        """Remember ``new`` if ``check`` admits it, or if refusals are not enforced."""
         try:
             check()
         except WorkloadError:
@@ -197,7 +197,7 @@ class RuntimeAdmission:
             raise bad_form(f"what is admitted cannot be remembered: {error.strerror}") from error
 
     async def _forget(self) -> None:
-        """Forget sandboxes that the runtime no longer has, once there are many."""
+        """Forget sandboxes that the runtime no longer lists, once many are remembered."""
         if len(self._memory.sandboxes) < _FORGET_ABOVE:
             return
         with contextlib.suppress(WorkloadError):
@@ -214,7 +214,7 @@ def _terminal(process: object) -> bool:
 
 
 def _pid_in(path: str) -> int:
-    """Return the pid that runc wrote.
+    """Return the process ID that runc wrote to this file.
 
     Raises:
         WorkloadError: ``admission_form``.

@@ -1,7 +1,7 @@
-"""The configuration of ``sds admission``, which belongs into the measured image.
+"""Defines the configuration of ``sds admission``, which belongs in the measured image.
 
-Owns :class:`AdmissionConfig`. Invariant: everything that decides is here or in the signed policy;
-nothing of it comes from the kubelet or the API server.
+Owns :class:`AdmissionConfig`. Invariant: every decision depends on this configuration and the
+signed policy alone, never on settings of the kubelet or the API server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ AbsolutePath = Annotated[str, Field(pattern=r"^/.")]
 
 
 class AdmissionRuntime(RuntimePlaces):
-    """The runtime below; `socket` and directories as under `node.cri`."""
+    """The container runtime; `socket` and directories are as under `node.cri`."""
 
     oci: AbsolutePath = Field(
         default="/usr/sbin/runc", description="The real OCI runtime, which the wrapper executes."
@@ -38,7 +38,7 @@ class AdmissionConfig(Settings):
     trust_domain: TrustDomainField = Field(description="Of the policy.")
     enforce: StrictBool = Field(
         default=True,
-        description="`false`: what no rule allows is logged and counted, and runs.",
+        description="`false`: a container that no rule allows is logged and counted, and runs.",
     )
     policy: PolicySettings = Field(description="The signed policy; its `pods` are the rules.")
     policy_copy: AbsolutePath | None = Field(
@@ -59,7 +59,7 @@ class AdmissionConfig(Settings):
     )
     wrapper: AbsolutePath = Field(
         default="/usr/local/sbin/attested-runc",
-        description="Where the image has the wrapper (`sds admission wrapper`).",
+        description="Path of the wrapper in the image (`sds admission wrapper`).",
     )
     containerd_config: PathField | None = Field(
         default=Path("/etc/containerd/config.toml"),

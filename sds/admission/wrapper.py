@@ -1,13 +1,14 @@
-"""The program in the OCI runtime's place: asks before ``create`` and ``exec``, then becomes runc.
+"""Runs in place of the OCI runtime: asks before ``create`` and ``exec``, then becomes runc.
 
-Owns the command line of runc, as far as containerd's shim uses it. ``sds admission wrapper`` writes
-this file out with its constants as one script, which needs the standard library only: it runs for
-every step of every container, so it imports little and holds no rule.
+Owns the parsing of runc's command line, as far as containerd's shim uses it. ``sds admission
+wrapper`` writes this file, with its constants, as one script that needs only the standard library.
+The script runs for every step of every container, so it imports little and contains no rule.
 
-Invariants: a command line that this module does not know is refused, and the one that runs is built
-from what was read, so that runc cannot read another meaning into it; without an answer of the
-service, nothing starts and nobody enters (if ``enforce``); what cannot reach into a container
-(``start``, ``kill``, ``delete``, ...) is never asked about, so that pods end while nothing answers.
+Invariants: a command line that this module does not know is refused; the command line that runs is
+built from the parsed one, so that runc cannot read another meaning into it; without an answer of
+the service, nothing starts and nobody enters (if ``enforce``); commands that cannot reach into a
+container (``start``, ``kill``, ``delete``, ...) need no answer, so that pods end while the service
+is down.
 
 Sources: runc 1.1 ``man/runc*.8.md``; containerd ``go-runc/runc.go``, which makes these lines.
 """
@@ -46,7 +47,7 @@ _FLAGS: Mapping[str, Mapping[str, bool]] = {
         "--tty": False,
     },
 }
-"""Options of each command that is asked about, and whether a value follows."""
+"""The options of each command that needs an answer, and whether a value follows each option."""
 _HARMLESS = frozenset(
     {"delete", "events", "features", "kill", "list", "pause", "ps", "resume", "start", "state"}
     | {"update", "--version", "-v", "--help", "-h", "help"}
@@ -54,17 +55,17 @@ _HARMLESS = frozenset(
 
 
 class NotRead(Exception):  # noqa: N818  it says what was not read
-    """The command line is none that containerd's shim makes; the text says why."""
+    """Raised for a command line that containerd's shim does not make; the text says why."""
 
 
 def read_options(
     arguments: Sequence[str], known: Mapping[str, bool]
 ) -> tuple[dict[str, str], list[str]]:
-    """Options up to the first word that is none, and the rest.
+    """Split words into the options, up to the first word that is not one, and the rest.
 
     Args:
-        arguments: words.
-        known: names of options, and whether a value follows.
+        arguments: the words of a command line.
+        known: the names of options, and whether a value follows each.
 
     Raises:
         NotRead: an option is unknown, given twice, or without its value.
@@ -89,23 +90,23 @@ def read_options(
 
 
 def words(options: Mapping[str, str], known: Mapping[str, bool]) -> list[str]:
-    """Options in the one form that runc reads only so."""
+    """Write options in the one form that runc cannot read otherwise."""
     return [f"{name}={value}" if known[name] else name for name, value in options.items()]
 
 
 class CommandLine:
-    """One call of the runtime, read.
+    """One call of the runtime, parsed.
 
     Attributes:
-        options: before the command.
-        command: such as ``create``.
-        inner: options of the command; empty for those that are not asked about.
-        rest: what follows.
-        asked: whether the service decides.
+          options: the options before the command.
+          command: the command, such as ``create``.
+          inner: the command's own options; empty for commands that need no answer.
+          rest: the words that follow.
+          asked: whether the service decides about this call.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        """``arguments``: without the program's name."""
+        """Parse ``arguments``, which are without the program's name."""
         if len(arguments) == 1 and arguments[0] in _HARMLESS:
             self.options, rest = dict[str, str](), list(arguments)
         else:
@@ -124,7 +125,7 @@ class CommandLine:
 
     @property
     def arguments(self) -> list[str]:
-        """As runc gets them."""
+        """Return the arguments as runc gets them."""
         inner = words(self.inner, _FLAGS[self.command]) if self.asked else []
         return [*words(self.options, _GLOBAL), self.command, *inner, *self.rest]
 
@@ -142,7 +143,7 @@ def read_document(path: str) -> bytes:
     """Read an ordinary file of bounded size.
 
     Raises:
-        NotRead: it is not one, or cannot be read.
+        NotRead: the file is not ordinary, is too large, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -167,10 +168,10 @@ def has_input() -> bool:
 
 
 def ask(path: str, line: CommandLine) -> str:
-    """Ask the service; the empty string if it allows this, else why not.
+    """Ask the service: return the empty string if it allows this, else the reason why not.
 
     Raises:
-        NotRead: what decides cannot be read.
+        NotRead: a document that the service needs cannot be read.
         OSError: the service does not answer.
     """
     document = read_document(line.document)
@@ -181,7 +182,7 @@ def ask(path: str, line: CommandLine) -> str:
         line.inner.get("--pid-file", ""),
         str(len(document)),
     )
-    # No argument has a NUL character.
+    # NUL separates the arguments, because no argument contains one.
     header = b"".join(os.fsencode(field) + b"\0" for field in question)
     until = time.monotonic() + _SECONDS
     connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
@@ -228,10 +229,10 @@ def main(arguments: Sequence[str], *, runtime: str, service: str, enforce: bool)
     """Run one call of the runtime.
 
     Args:
-        arguments: without the program's name.
-        runtime: path of the real OCI runtime.
-        service: path of the service's socket.
-        enforce: false: only the service's own log says what it would refuse.
+          arguments: the words after the program's name.
+          runtime: the path of the real OCI runtime.
+          service: the path of the service's socket.
+          enforce: if False, only the service's own log says what it would refuse.
     """
     options: Mapping[str, str] = {}
     to_run = list(arguments)
@@ -245,7 +246,7 @@ def main(arguments: Sequence[str], *, runtime: str, service: str, enforce: bool)
         why = f"the admission service at {service} does not answer: {error}"
     if why and enforce:
         refuse(options, why)
-    # Python ignores these two; a runtime's children would inherit that.
+    # Python ignores these two signals, and the runtime's children would inherit that.
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
     try:

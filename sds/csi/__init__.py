@@ -1,4 +1,4 @@
-"""A CSI driver: each pod gets a directory of its own with its own socket, without a hostPath.
+"""Serves a CSI driver: each pod gets its own directory with its own socket, without a hostPath.
 
 The kubelet asks this driver for an ephemeral inline volume. The driver makes a directory at the
 path that the kubelet names, and a socket in it on which the agent listens. It mounts nothing, so

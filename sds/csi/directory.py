@@ -1,8 +1,8 @@
-"""Directories and sockets of volumes, on disk.
+"""Makes, finds and removes the directories and sockets of volumes on disk.
 
-Owns how a pod's directory is made, found again and removed. Invariants: nothing is mounted; no
-symbolic link on the way is followed; a new socket takes the place of an old one in one step, so
-that a client never finds none; removing what is gone is not an error.
+Owns the files of a volume. Invariants: nothing is mounted; no symbolic link on the path is
+followed; a new socket replaces an old one in one step, so that a client always finds one; removing
+a directory that is already gone is not an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def open_socket(volume: PodVolume, *, kubelet: Path) -> socket.socket:
     """Make a listening socket in the volume's directory, and the directory if it is missing.
 
     Raises:
-        SocketError: it cannot be made.
+        SocketError: the directory or the socket cannot be made.
     """
     try:
         with _above(volume, kubelet=kubelet) as above, _made(volume, above) as directory:
@@ -62,7 +62,7 @@ def remove(volume: PodVolume, *, kubelet: Path) -> None:
     """Remove the volume's directory and what this driver put there.
 
     Raises:
-        SocketError: it cannot be removed.
+        SocketError: the directory cannot be removed.
     """
     try:
         with _above(volume, kubelet=kubelet) as above:
@@ -76,12 +76,12 @@ def remove(volume: PodVolume, *, kubelet: Path) -> None:
     except OSError as error:
         raise SocketError(
             f"the directory {volume.target} cannot be removed: {error.strerror or error}",
-            advice="look what else is in it; the kubelet asks again",
+            advice="check what else the directory contains; the kubelet asks again",
         ) from error
 
 
 def known_volumes(kubelet: Path, *, driver: str) -> Iterator[PodVolume | WorkloadError]:
-    """Return every volume of this driver that the kubelet recorded; a broken one as its error.
+    """Return every volume of this driver that the kubelet recorded, or its error if it is broken.
 
     Raises:
         SocketError: the kubelet's directory cannot be listed.
@@ -97,7 +97,7 @@ def known_volumes(kubelet: Path, *, driver: str) -> Iterator[PodVolume | Workloa
     for pod in found:
         try:
             records = sorted(pod.glob(f"volumes/kubernetes.io~csi/*/{RECORD}"))
-        except FileNotFoundError:  # the pod has just gone
+        except FileNotFoundError:  # the pod has just ended
             continue
         except OSError as error:
             yield WorkloadError(f"{pod} cannot be listed: {error.strerror}", reason="csi_volume")
@@ -146,7 +146,7 @@ def _below(above: int, name: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _made(volume: PodVolume, above: int) -> Iterator[int]:
-    """Open the volume's directory, and make it if it is missing."""
+    """Open the volume's directory; make it first if it is missing."""
     with contextlib.suppress(FileExistsError):
         os.mkdir(volume.target.name, _DIRECTORY_MODE, dir_fd=above)
     with _below(above, volume.target.name) as directory:
@@ -155,7 +155,7 @@ def _made(volume: PodVolume, above: int) -> Iterator[int]:
 
 
 def _bound(directory: int) -> socket.socket:
-    """Make a socket that listens under a temporary name in the directory.
+    """Make a socket in the directory that listens under a temporary name.
 
     A path through /proc reaches it: the kubelet's paths are longer than the 107 bytes of an
     address (unix(7)).
@@ -176,7 +176,7 @@ def _bound(directory: int) -> socket.socket:
 
 
 def _open_to_everybody(directory: int) -> None:
-    """Set the mode of the socket itself: a link that took its place meanwhile is an error."""
+    """Set the mode of the socket itself; a link that has replaced it is an error."""
     found = os.open(_NEW, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     try:
         if not stat.S_ISSOCK(os.fstat(found).st_mode):

@@ -1,10 +1,10 @@
-"""The driver itself: volumes of pods, opened and closed as the kubelet asks.
+"""Opens and closes the volumes of pods as the kubelet asks.
 
-Owns which volumes have a listening socket. Invariants: one operation on files at a time, in a
-thread of its own, so the event loop never waits for a disk; the same request again changes nothing
-(CSI asks for idempotence); a pod has at most :data:`~sds.csi.volume.MOST_OF_A_POD` volumes, because
-the author of a pod may list thousands; one volume that fails is logged, counted and answered, and
-leaves every other volume alone; sockets come back for the volumes of pods that outlived an agent.
+Owns the list of volumes that have a listening socket. Invariants: one operation on files runs at a
+time, in its own thread, so the event loop never waits for a disk; a repeated request changes
+nothing (CSI requires idempotence); a pod has at most :data:`~sds.csi.volume.MOST_OF_A_POD` volumes,
+because the author of a pod may list thousands; a volume that fails is logged, counted and answered,
+and affects no other volume; a new agent opens the sockets again for pods that outlived the old one.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _T = TypeVar("_T")
 
 
 class PodDoor(Protocol):
-    """Who serves on the sockets of pods."""
+    """Serves on the sockets of pods."""
 
     def listen(self, listener: socket.socket, *, pod_uid: str) -> Callable[[], None]:
-        """Accept callers of this pod on the socket until the result is called."""
+        """Accept callers of this pod on the socket, until the returned function is called."""
         ...
 
 
@@ -43,9 +43,9 @@ class Driver:
     """Opens and closes the sockets of volumes.
 
     Args:
-        name: of the driver, as the CSIDriver object has it.
+        name: the driver's name, as in the CSIDriver object.
         kubelet: the kubelet's root directory.
-        door: who serves on the sockets.
+        door: serves on the sockets.
     """
 
     def __init__(self, *, name: str, kubelet: Path, door: PodDoor) -> None:
@@ -59,7 +59,7 @@ class Driver:
 
     @property
     def volumes(self) -> int:
-        """Volumes with a listening socket."""
+        """Return how many volumes have a listening socket."""
         return len(self._volumes)
 
     async def publish(self, request: csi_pb2.NodePublishVolumeRequest) -> None:
@@ -117,7 +117,7 @@ class Driver:
         return dict(self.failures)
 
     def close(self) -> None:
-        """Stop listening; the directories stay for the next agent."""
+        """Stop listening; leave the directories for the next agent."""
         for stop in self._volumes.values():
             stop()
         self._volumes.clear()

@@ -1,7 +1,7 @@
-"""The gRPC services that the kubelet calls: Identity, Node and Registration.
+"""Serves the gRPC services that the kubelet calls: Identity, Node and Registration.
 
-Owns the way from a call to the driver and from an error to a status. Invariant: the kubelet gets a
-text that says what to change in the pod, because it puts that text into the pod's events.
+Owns the mapping from a call to the driver and from an error to a status. Invariant: the text of an
+error says what to change in the pod, because the kubelet puts that text into the pod's events.
 
 Sources: CSI 1.11; k8s.io/kubelet, ``pkg/apis/pluginregistration/v1``.
 """
@@ -31,18 +31,17 @@ IDENTITY: Final = "csi.v1.Identity"
 NODE: Final = "csi.v1.Node"
 REGISTRATION: Final = "pluginregistration.Registration"
 _VERSIONS: Final = ("1.0.0",)
-"""Of CSI; the kubelet looks at the major number."""
+"""Versions of CSI; the kubelet compares only the major number."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class CsiServices:
-    """Identity and Node for one driver.
+    """Serves Identity and Node for one driver.
 
     Args:
         driver: opens and closes volumes.
-        node: this node's name.
-        version: ours.
+        node: this node's name. version: the driver's version.
     """
 
     def __init__(self, driver: Driver, *, node: str, version: str) -> None:
@@ -110,11 +109,11 @@ class CsiServices:
 
 
 class RegistrationService:
-    """Tells the kubelet's plugin watcher where the driver is.
+    """Tells the kubelet's plugin watcher the driver's name and socket.
 
     Args:
         name: of the driver.
-        endpoint: path of its socket, as the kubelet sees it.
+        endpoint: the path of the driver's socket, as the kubelet sees it.
 
     Attributes:
         name: of the driver.

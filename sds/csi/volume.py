@@ -1,9 +1,9 @@
-"""Which volume of which pod the kubelet means: decided from a request or from its own record.
+"""Finds which volume of which pod the kubelet means, from its request or from its record.
 
-Owns :class:`PodVolume` and the rules that a volume must follow. Invariants: a volume is exactly
-where the kubelet puts volumes of its pod, so a request can name no other path; the pod of the path
-is the pod of the volume, whatever the request says beside it; a volume that a container could
-write to is refused, because it could put a socket of its own in place of ours.
+Owns :class:`PodVolume` and the rules that a volume must follow. Invariants: a volume's path is
+exactly where the kubelet puts volumes of a pod, so a request can name no other path; the path alone
+says which pod the volume belongs to, and a request that names another pod is refused; a volume that
+a container could write to is refused, because the container could replace our socket.
 
 Sources: CSI 1.11, ``NodePublishVolume``; Kubernetes ``pkg/volume/csi/csi_mounter.go`` (paths,
 ``vol_data.json``) and the documentation of ``podInfoOnMount``.
@@ -27,13 +27,13 @@ EPHEMERAL: Final = "csi.storage.k8s.io/ephemeral"
 RECORD: Final = "vol_data.json"
 MAX_RECORD_BYTES: Final = 64 * 1024
 MOST_OF_A_POD: Final = 16
-"""Volumes of one pod: each takes a descriptor of the agent, and one serves all containers."""
+"""The most volumes of one pod: each takes a descriptor, and one is enough for all containers."""
 _SHOWN: Final = 300
 _PLUGIN_FOLDER: Final = "kubernetes.io~csi"
 _UID: Final = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32}", re.ASCII
 )
-# The name of a volume in a pod: a DNS label.
+# The name of a volume in a pod is a DNS label.
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", re.ASCII)
 
 
@@ -42,9 +42,9 @@ class PodVolume:
     """One volume of one pod.
 
     Attributes:
-        pod_uid: the pod, from the path, as the kubelet writes it.
+        pod_uid: the pod's UID from the path, as the kubelet writes it.
         name: the volume's name in the pod.
-        target: the directory that the pod's containers get.
+        target: the directory that the pod's containers see.
     """
 
     pod_uid: str
@@ -56,11 +56,11 @@ def published(request: csi_pb2.NodePublishVolumeRequest, *, kubelet: Path) -> Po
     """Read the volume that a request asks for.
 
     Args:
-        request: of ``NodePublishVolume``.
+        request: the message of ``NodePublishVolume``.
         kubelet: the kubelet's root directory.
 
     Raises:
-        WorkloadError: ``csi_volume``: it is not an ephemeral, read-only directory of a pod.
+        WorkloadError: ``csi_volume``: the volume is not an ephemeral, read-only directory of a pod.
     """
     volume = at_target(request.target_path, kubelet=kubelet)
     context = request.volume_context
@@ -93,7 +93,7 @@ def at_target(target: str, *, kubelet: Path) -> PodVolume:
     """Return the volume at a path: ``<kubelet>/pods/UID/volumes/kubernetes.io~csi/NAME/mount``.
 
     Raises:
-        WorkloadError: ``csi_volume``: the path is another one.
+        WorkloadError: ``csi_volume``: the path has another form.
     """
     path = Path(target)
     try:
@@ -118,12 +118,12 @@ def at_target(target: str, *, kubelet: Path) -> PodVolume:
 
 
 def recorded(record: bytes, *, target: Path, driver: str, kubelet: Path) -> PodVolume | None:
-    """Return the volume of the kubelet's ``vol_data.json``, if it is of this driver.
+    """Return the volume of the kubelet's ``vol_data.json`` if it belongs to this driver, else None.
 
     Args:
-        record: its content.
-        target: the directory ``mount`` beside it.
-        driver: our name.
+        record: the content of ``vol_data.json``.
+        target: the directory ``mount`` beside that file.
+        driver: this driver's name.
         kubelet: the kubelet's root directory.
 
     Raises:
