@@ -27,7 +27,7 @@ class AdmittedContainer:
     Attributes:
         name: the container's name in its pod.
         digest: the digest of its canonical form.
-          unmeasured: the parts of it that nothing measures.
+        unmeasured: the parts of it that nothing measures.
     """
 
     name: str
@@ -42,7 +42,7 @@ class AdmittedSandbox:
     Attributes:
         pod_uid: the pod's UID.
         digest: the digest of the sandbox's canonical form.
-          unmeasured: the parts of the sandbox that nothing measures.
+        unmeasured: the parts of the sandbox that nothing measures.
         pid_file: where runc writes the pid of its first process.
         admitted_at: when, in seconds since 1970.
         containers: the containers, by ID.

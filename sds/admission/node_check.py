@@ -65,8 +65,8 @@ def containerd_findings(config: Mapping[str, Any], *, wrapper: str) -> Iterator[
     """Return what in containerd's configuration lets a container bypass the wrapper.
 
     Args:
-          config: containerd's configuration, decoded.
-          wrapper: the path of the wrapper.
+        config: containerd's configuration, decoded.
+        wrapper: the path of the wrapper.
     """
     if config.get("imports"):
         yield "containerd: imports: other files are not checked; write everything into one"

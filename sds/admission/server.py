@@ -57,9 +57,9 @@ class QuestionServer:
     """Answers the wrapper; each connection carries one question.
 
     Args:
-          admission: decides about each question.
-          enforce: if False, every answer is yes, and the log says what it would have been.
-          observer: counts the decisions.
+        admission: decides about each question.
+        enforce: if False, every answer is yes, and the log says what it would have been.
+        observer: counts the decisions.
     """
 
     def __init__(
@@ -134,12 +134,12 @@ async def serve(
     """Run the service until cancelled.
 
     Args:
-          config: the service's configuration.
-          clock: gives the time.
-          observer: counts decisions.
-          watcher: is told about every policy that comes into force or is refused.
-          ready: is called once the socket is open.
-          watch: gets the policy holder, for metrics.
+        config: the service's configuration.
+        clock: gives the time.
+        observer: counts decisions.
+        watcher: is told about every policy that comes into force or is refused.
+        ready: is called once the socket is open.
+        watch: gets the policy holder, for metrics.
 
     Raises:
         ConfigurationError: a key, the place of the policy or the memory file cannot be used.

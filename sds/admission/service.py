@@ -46,12 +46,12 @@ class RuntimeAdmission:
     """Decides which containers and processes start.
 
     Args:
-          config: the service's configuration.
-          policy: gives the rules in force.
-          runtime: tells the images of containers.
-          memory: what was admitted so far.
-          file: stores ``memory``.
-          clock: gives the time.
+        config: the service's configuration.
+        policy: gives the rules in force.
+        runtime: tells the images of containers.
+        memory: what was admitted so far.
+        file: stores ``memory``.
+        clock: gives the time.
     """
 
     def __init__(

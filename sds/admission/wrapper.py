@@ -98,11 +98,11 @@ class CommandLine:
     """One call of the runtime, parsed.
 
     Attributes:
-          options: the options before the command.
-          command: the command, such as ``create``.
-          inner: the command's own options; empty for commands that need no answer.
-          rest: the words that follow.
-          asked: whether the service decides about this call.
+        options: the options before the command.
+        command: the command, such as ``create``.
+        inner: the command's own options; empty for commands that need no answer.
+        rest: the words that follow.
+        asked: whether the service decides about this call.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:
@@ -229,10 +229,10 @@ def main(arguments: Sequence[str], *, runtime: str, service: str, enforce: bool)
     """Run one call of the runtime.
 
     Args:
-          arguments: the words after the program's name.
-          runtime: the path of the real OCI runtime.
-          service: the path of the service's socket.
-          enforce: if False, only the service's own log says what it would refuse.
+        arguments: the words after the program's name.
+        runtime: the path of the real OCI runtime.
+        service: the path of the service's socket.
+        enforce: if False, only the service's own log says what it would refuse.
     """
     options: Mapping[str, str] = {}
     to_run = list(arguments)

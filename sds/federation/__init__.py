@@ -1,5 +1,5 @@
-"""Federation: trust bundles of other trust domains, fetched, checked and given to the store.
+"""Fetches and checks the trust bundles of other trust domains, and gives them to the store.
 
-Invariants: a bundle is taken only for the trust domain that was configured, never for our own; a
-failed fetch keeps the last good bundle; nothing that was fetched decides where to fetch next.
+Invariants: a bundle counts only for the trust domain that was configured, never for our own; after
+a failed fetch the last good bundle stays; no fetched content decides where to fetch next.
 """

@@ -1,9 +1,9 @@
-"""The SPIFFE bundle document: a JWK Set (SPIFFE Trust Domain and Bundle, section 4).
+"""Reads and writes SPIFFE bundle documents: JWK Sets (SPIFFE Trust Domain and Bundle, section 4).
 
-Owns reading and writing it (pure functions). Invariants: only ``x509-svid`` entries with exactly
-one self-signed certificate authority become roots, each read as a whole; entries of other uses or
-key types are ignored, as the specification demands of consumers; whatever the bytes are, only our
-own errors come out; the output has the keys in one order, so that equal bundles are equal bytes.
+Owns these two pure functions. Invariants: only ``x509-svid`` entries with exactly one self-signed
+certificate authority become roots, each parsed as a whole; entries of other uses or key types are
+ignored, as the specification demands of consumers; any input raises only our own errors; the output
+lists the keys in one order, so that equal bundles are equal bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_DOCUMENT_BYTES: Final = 1024 * 1024
 MAX_ROOTS: Final = 64
 _USE: Final = "x509-svid"
 _KEY_TYPES: Final = ("EC", "RSA", "OKP")
-"""Entries with others are ignored (section 4.2.1)."""
+"""The key types (``kty``) that are read; entries with others are ignored (section 4.2.1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,10 @@ class BundleDocument:
     """A parsed bundle document.
 
     Attributes:
-        roots: DER, sorted, without repeats; none means that the trust domain vouches for nobody.
-        refresh_hint: how often the publisher wants consumers to look, where it says.
-        sequence: rises with every change, where the publisher counts (section 4.1.1).
+        roots: the roots in DER, sorted, without repeats; empty if the trust domain vouches for
+            nobody.
+        refresh_hint: how often the publisher wants consumers to fetch; None if it does not say.
+        sequence: a number that rises with every change (section 4.1.1); None if it is missing.
     """
 
     roots: tuple[bytes, ...] = field(repr=False)
@@ -50,11 +51,11 @@ class BundleDocument:
 def require_no_older(bundle: BundleDocument, *, seen: int | None, where: str) -> None:
     """Check that a document is not older than one that came before (section 4.1.1).
 
-    A cache or a replica that lags behind would bring back a root that its owner has withdrawn.
+    A cache or a replica that lags behind would otherwise bring back a withdrawn root.
 
     Args:
-        bundle: what came.
-        seen: the highest sequence number that came from there so far.
+        bundle: the document that was fetched or read.
+        seen: the highest sequence number from that place so far.
         where: file or URL, for messages.
 
     Raises:
@@ -69,18 +70,18 @@ def require_no_older(bundle: BundleDocument, *, seen: int | None, where: str) ->
 
 
 def parse(content: bytes, *, where: str) -> BundleDocument:
-    """Parse a bundle document, or a PEM file of roots (files of operators come as either).
+    """Parse a bundle document or a PEM file of roots: operators' files have either form.
 
-    Every root is read as a whole and is self-signed: an intermediate as trust anchor does not work
-    in Envoy's SPIFFE validator, under which foreign bundles are always served.
+    Every root is parsed as a whole and must be self-signed: Envoy's SPIFFE validator, which always
+     verifies under foreign bundles, does not accept an intermediate as trust anchor.
 
     Args:
-        content: the bytes.
-        where: file or URL, for messages.
+        content: the bytes of the document.
+        where: the file or URL, for messages.
 
     Raises:
-        BundleError: ``bundle_malformed``: it is too large, is not JSON, is not a JWK Set, has a bad
-            entry or too many roots.
+        BundleError: ``bundle_malformed``: the document is too large, is not JSON, is not a JWK Set,
+            or has a bad entry or too many roots.
     """
     if len(content) > MAX_DOCUMENT_BYTES:
         raise BundleError(
@@ -94,11 +95,11 @@ def parse(content: bytes, *, where: str) -> BundleDocument:
 
 
 def usable_root(der: bytes, what: str) -> bytes:
-    """Return the root itself, if every client of a bundle can use it.
+    """Return the root unchanged if every client of a bundle can use it.
 
     Raises:
-        CertificateError: ``certificate_malformed``, ``certificate_constraint``: it cannot be read,
-            or is not a self-signed certificate authority.
+        CertificateError: ``certificate_malformed``, ``certificate_constraint``: the root cannot be
+            parsed, or is not a self-signed certificate authority.
     """
     if not is_self_signed(read_root(der, what)):
         raise CertificateError(

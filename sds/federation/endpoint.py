@@ -1,9 +1,9 @@
-"""A SPIFFE bundle endpoint, fetched once (SPIFFE Federation, section 5).
+"""Fetches once from a SPIFFE bundle endpoint (SPIFFE Federation, section 5).
 
 Owns both profiles: ``https_web`` (the public web's trust, or a root of the operator's) and
 ``https_spiffe`` (an X.509-SVID of a configured SPIFFE ID, under a bundle that the agent has).
 Invariants: TLS is always verified, in one of these two ways; nothing is sent before the peer's
-SPIFFE ID is verified; redirects are not followed; an answer is read up to a bound.
+    SPIFFE ID is verified; redirects are not followed; an answer has a bounded size and a deadline.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ if TYPE_CHECKING:
 
 _MAX_ROOT_BYTES: Final = 1024 * 1024
 TIMEOUT_SECONDS: Final = 10.0
-"""For each step: to connect, and between two parts of the answer."""
+"""The deadline of each step: to connect, and between two parts of the answer."""
 MOST_SECONDS: Final = 30.0
-"""For all of it."""
+"""The deadline of the whole fetch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleServer:
-    """Where a bundle is fetched and how the server proves itself.
+    """Where a bundle is fetched, and how the server proves its identity.
 
     Attributes:
         url: ``https://host[:port]/path``.
         spiffe_id: the server's SPIFFE ID (``https_spiffe``); None for ``https_web``.
-        root: PEM file of roots for ``https_web``; None takes the system's.
+        root: the PEM file of roots for ``https_web``; None for the system's roots.
     """
 
     url: str
@@ -55,7 +55,7 @@ class BundleServer:
     root: Path | None = None
 
     def __post_init__(self) -> None:
-        """Hold the invariant: an HTTPS URL with a host and without a password."""
+        """Check that the URL is HTTPS with a host and without a password."""
         try:
             check_https_url(self.url)
         except ValueError as error:
@@ -65,7 +65,7 @@ class BundleServer:
 
 
 class _Connection(http.client.HTTPSConnection):
-    """HTTPS whose peer is checked before a byte of the request goes out."""
+    """An HTTPS connection that checks its peer before it sends a byte of the request."""
 
     def __init__(self, endpoint: BundleServer, context: ssl.SSLContext) -> None:
         parts = urlsplit(endpoint.url)
@@ -76,9 +76,9 @@ class _Connection(http.client.HTTPSConnection):
         self.is_late = False
 
     def cut(self) -> None:
-        """End what waits for the peer, from another thread.
+        """Stop waiting for the peer; called from another thread.
 
-        The socket's own timeout begins again with every byte, and an answer can come byte by byte.
+        The socket's own timeout restarts with every byte, and an answer can come byte by byte.
         """
         self.is_late = True
         if self.sock is not None:
@@ -93,15 +93,16 @@ class _Connection(http.client.HTTPSConnection):
 
 
 def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
-    """Fetch the document; blocks at most :data:`MOST_SECONDS` once the server is reached.
+    """Fetch the document; block for at most :data:`MOST_SECONDS` once the server is reached.
 
     Args:
-        endpoint: where, and how the server proves itself.
-        roots: DER roots of the trust domain of ``endpoint.spiffe_id``, for ``https_spiffe``.
+        endpoint: where to fetch, and how the server proves its identity.
+        roots: the roots, in DER, of the trust domain of ``endpoint.spiffe_id``, for
+            ``https_spiffe``.
 
     Raises:
-        BundleError: ``bundle_unavailable``: not reached, TLS failed, or another status than
-            200.
+        BundleError: ``bundle_unavailable``: the server is not reached, TLS fails, or the status is
+            not 200.
         ConfigurationError: the root file cannot be used.
     """
     connection = _Connection(endpoint, _context(endpoint, roots))
@@ -151,7 +152,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def check_peer(der: bytes, expected: SpiffeId) -> None:
-    """The certificate is an X.509-SVID leaf of exactly this SPIFFE ID (X.509-SVID, 2 and 5.2).
+    """Check that a certificate is a leaf of exactly this SPIFFE ID (X.509-SVID, 2 and 5.2).
 
     Raises:
         BundleError: ``bundle_unavailable``: it is not.
@@ -174,7 +175,7 @@ def _context(endpoint: BundleServer, roots: Sequence[bytes]) -> ssl.SSLContext:
         if endpoint.root is None:
             return ssl.create_default_context()
         try:
-            # Not create_default_context: only this file's roots may count.
+            # Not create_default_context: only the roots of this file may count.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             pem = read_file(endpoint.root, max_bytes=_MAX_ROOT_BYTES)

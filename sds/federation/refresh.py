@@ -1,8 +1,8 @@
-"""Keeps the store's foreign bundles fresh: one task a trust domain.
+"""Keeps the foreign bundles in the store fresh, with one task for each trust domain.
 
-Owns when each is fetched again and what an answer means. Decisions are pure functions; the task
-is thin. Invariants: a failed fetch keeps the last good bundle and is reported to the observer; an
-empty bundle, or a source that is no longer configured, withdraws it.
+Owns when each bundle is fetched again and what an answer means. Decisions are pure functions; the
+task only calls them. Invariants: after a failed fetch the last good bundle stays, and the observer
+is told; an empty bundle, or a source that is no longer configured, withdraws the bundle.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class BundleSource:
     """Where one foreign trust domain's bundle comes from.
 
     Attributes:
-        trust_domain: whose bundle it is.
+        trust_domain: the trust domain that the bundle belongs to.
         endpoint: a bundle endpoint; None if only ``file`` is given.
         file: a bundle document or PEM roots: the bundle itself, or with ``https_spiffe`` the
             first bundle under which the endpoint is verified.
         roots: roots that came otherwise (from a signed policy), in DER.
-        refresh: how often to look; None takes the publisher's hint, else five minutes.
+        refresh: how often to fetch; None for the publisher's hint, or five minutes without one.
     """
 
     trust_domain: TrustDomain
@@ -60,14 +60,14 @@ class BundleSource:
 
 
 class FederationObserver(Protocol):
-    """Hears how fetches went (metrics)."""
+    """Is told how fetches went, for metrics."""
 
     def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
-        """A bundle was fetched and held."""
+        """Note that a bundle was fetched and verified."""
         ...
 
     def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
-        """A fetch failed; the last good bundle stays."""
+        """Note that a fetch failed; the last good bundle stays."""
         ...
 
 
@@ -77,22 +77,22 @@ def next_wait(
     """Return how long to wait before the next fetch.
 
     Args:
-        source: whose turn it is.
+        source: the source to fetch next.
         hint: the publisher's refresh hint.
-        failures: fetches that failed since the last good one.
-        jitter: drawn from 0 to 1.
+        failures: how many fetches failed since the last good one.
+        jitter: a random number from 0 to 1.
     """
     default = FILE_REFRESH if source.endpoint is None else DEFAULT_REFRESH
     regular = max(_SOONEST, source.refresh or hint or default)
     if failures == 0:
         return regular
-    # However rarely a publisher wants to be asked: after an outage a new root is known soon.
+    # However rarely a publisher wants to be asked, after an outage a new root must be known soon.
     backoff = Backoff(first=2.0, longest=min(regular, DEFAULT_REFRESH).total_seconds())
     return max(_SOONEST, timedelta(seconds=backoff.seconds(failures, draw=jitter)))
 
 
 class Federation:
-    """See the module. ``run`` lives as long as its agent."""
+    """Fetches every foreign bundle on time; ``run`` lives as long as its agent."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Federation:
         observer: FederationObserver,
         random: Random,
     ) -> None:
-        """``own``: our trust domain, which no source may name."""
+        """Begin without sources; ``own`` is our trust domain, which no source may name."""
         self._store = store
         self._own = own
         self._clock = clock
@@ -126,7 +126,7 @@ class Federation:
                 self._group = None
 
     def replace(self, sources: Iterable[BundleSource]) -> None:
-        """Use these sources from now on (the policy changed); what is gone is withdrawn.
+        """Use these sources from now on, and withdraw the bundles of all others.
 
         Raises:
             ConfigurationError: a source names our own trust domain, or one appears twice.
@@ -172,7 +172,7 @@ class Federation:
         while True:
             try:
                 bundle = await self._load(source)
-                if source.endpoint is not None:  # who gives a file may take it back
+                if source.endpoint is not None:  # an operator who gives a file may take it back
                     document.require_no_older(bundle, seen=seen, where=source.endpoint.url)
                     seen = bundle.sequence if bundle.sequence is not None else seen
                 self._apply(source.trust_domain, bundle)
@@ -215,7 +215,7 @@ class Federation:
         return await alone("federation", _fetch, source.endpoint, self._anchors(source, given))
 
     def _anchors(self, source: BundleSource, given: tuple[bytes, ...]) -> tuple[bytes, ...]:
-        """Roots under which an ``https_spiffe`` endpoint is verified: held ones, else given."""
+        """Return the roots that verify an ``https_spiffe`` endpoint: the store's or ``given``."""
         server = source.endpoint.spiffe_id if source.endpoint is not None else None
         held = self._store.bundle(server.trust_domain) if server is not None else None
         return held.bundle.roots if held is not None else given
@@ -252,7 +252,7 @@ def parse_bundle_file(path: Path) -> BundleDocument:
     """Read a bundle document or PEM roots from a file.
 
     Raises:
-        BundleError: it cannot be read, or is neither.
+        BundleError: the file cannot be read, or has neither form.
     """
     return document.parse(_read(path), where=str(path))
 

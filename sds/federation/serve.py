@@ -1,8 +1,8 @@
-"""Our own bundle as a bundle endpoint's answer (SPIFFE Federation, section 5).
+"""Makes the answer of a bundle endpoint from our own bundle (SPIFFE Federation, section 5).
 
-Invariant: it is public certificates only. TLS is not spoken here: an Envoy that has its certificate
-from this agent is in front of it (``deploy/federation/bundle-endpoint.yaml``), so that no key ever
-needs a file.
+Invariant: the answer contains public certificates only. This module does not speak TLS: an Envoy in
+front of it does, with a certificate from this agent (``deploy/federation/bundle-endpoint.yaml``),
+so that no key is ever in a file.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def bundle_documents(
     store: SecretStore, trust_domain: TrustDomain, *, refresh_hint: timedelta
 ) -> Callable[[], bytes | None]:
-    """Make a function that gives the document of the domain's bundle; None before it exists.
+    """Make a function that returns the document of the domain's bundle, or None before one exists.
 
-    It is made once for each bundle: a fleet of other domains asks for it, and each root is parsed.
+    The function renders each bundle once: many agents ask for it, and each root must be parsed.
     """
     made: tuple[StoredBundle, bytes] | None = None
 

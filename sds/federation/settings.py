@@ -1,7 +1,7 @@
-"""The ``federation:`` section of the agent's configuration.
+"""Defines the ``federation:`` section of the agent's configuration.
 
-Invariant: a section that passed gives sources that :mod:`sds.federation.refresh` takes as they
-are; what contradicts itself is refused here, by field.
+Invariant: :mod:`sds.federation.refresh` can use the sources of a valid section as they are; fields
+that contradict each other are refused here by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sds.settings.listen import ListenAddress
 
 
 class BundleSettings(Settings):
-    """Another trust domain and where its bundle comes from."""
+    """Another trust domain, and the source of its bundle."""
 
     trust_domain: TrustDomainField = Field(description="The trust domain whose bundle it is.")
     file: PathField | None = Field(
@@ -81,7 +81,7 @@ class BundleSettings(Settings):
 
 
 class ServeSettings(Settings):
-    """Our own bundle, served for others."""
+    """Serves our own bundle to other trust domains."""
 
     listen: str = Field(
         description="`127.0.0.1:PORT` or `unix:/path`. Put an Envoy with TLS in front of it.",

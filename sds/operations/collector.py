@@ -1,9 +1,9 @@
-"""When Python's garbage collector looks at everything: in quiet moments, not when clients decide.
+"""Runs Python's full garbage collections in quiet moments, not when clients cause them.
 
-A full collection takes the longer the more lives (60 ms beside 2,000 streams), and the interpreter
-starts one when enough was made since the last: clients could choose that moment again and again.
-Owns those moments. Invariants: young objects are collected as always; everything is looked at when
-few streams are open, and at the latest after :data:`LONGEST_SECONDS`.
+A full collection takes longer the more objects are alive (60 ms beside 2,000 streams). The
+interpreter starts one when enough objects were made since the last, so clients could choose that
+moment again and again. Owns those moments. Invariants: young objects are collected as always; a
+full collection runs when few streams are open, and at the latest after :data:`LONGEST_SECONDS`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _NEVER: Final = 1_000_000_000
 
 
 def only_when_told() -> None:
-    """The interpreter does not look at everything by itself any more."""
+    """Stop the interpreter from starting full collections by itself."""
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, _NEVER)
 
 
 async def collect_when_quiet(streams: Callable[[], int], clock: Clock) -> None:
-    """Look at everything in quiet moments, until cancelled.
+    """Run full collections in quiet moments, until cancelled.
 
     Args:
-        streams: how many are open now.
-        clock: time.
+        streams: tells how many streams are open now.
+        clock: gives the time.
     """
     last = clock.now().monotonic
     while True:

@@ -1,6 +1,6 @@
-"""SIGHUP reads again what a process follows, and ends the process at no time.
+"""Handles SIGHUP: it reloads the files that a process follows, and never ends the process.
 
-Owns the handler. Invariant: where the process ignored SIGHUP before (:mod:`sds.entry` sees to it),
+Owns the handler. Invariant: if the process ignored SIGHUP before (:mod:`sds.entry` ensures that),
 it ignores it again afterwards, so that a reload in the middle of a drain ends nothing.
 """
 

@@ -1,8 +1,8 @@
-"""A small HTTP listener for probes: is the process alive, and ready.
+"""Serves a small HTTP listener for probes, which ask whether the process is alive and ready.
 
-Invariant: it says "alive", "ready" or "not ready" and nothing else, so it may listen beyond
-loopback: a kubelet's HTTP probe comes from the node, and its gRPC probe would need the service
-itself on TCP.
+Invariant: it answers "alive", "ready" or "not ready" and nothing else, so it may listen beyond
+loopback. A kubelet's HTTP probe comes from the node, and its gRPC probe would need the secret
+service itself on TCP.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 async def health_listener(
     section: HealthSection | None, ready: Callable[[], bool]
 ) -> AsyncIterator[None]:
-    """Answer probes while the block runs; nothing without a section.
+    """Answer probes while the block runs; do nothing without a section.
 
     Args:
-        section: where.
-        ready: whether to say so.
+        section: the address to listen on.
+        ready: tells whether the process is ready.
 
     Raises:
         SocketError: the address cannot be bound.

@@ -1,11 +1,11 @@
-"""Small read-only HTTP listeners (metrics, status page, probes, bundle).
+"""Serves small read-only HTTP listeners (metrics, status page, probes, bundle).
 
-Owns where such a listener is bound, HTTP/1.1 on it (by h11, a fiftieth of aiohttp's memory), and
-how it ends. Invariants: a Unix socket is 0600 and replaces only a dead one; only GET and HEAD are
-answered; a connection has bounded headers, time and buffers (h11 gets what came in small pieces,
-because it parses all that it has at once), and a listener bounded connections:
-see :mod:`sds.operations.places`. Requests are answered one at a time, in turns of the
-connections, and a listener has its share of the event loop, however many ask and however much.
+Owns how such a listener is bound, speaks HTTP/1.1 (by h11, a fiftieth of aiohttp's memory) and
+ends. Invariants: a Unix socket has mode 0600 and replaces only a dead one; only GET and HEAD are
+answered; the headers, time and buffers of a connection are bounded, and so is the number of
+connections of a listener (:mod:`sds.operations.places`). h11 gets the bytes in small pieces,
+because it parses all that it has at once. The connections take turns, one request each, and a
+listener uses a bounded share of the event loop, whatever its clients send.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ IDLE_SECONDS: Final = 75.0
 REQUEST_SECONDS: Final = 10.0
 """How long a request may take to arrive."""
 SHARE: Final = Share(processor=0.1, processor_burst_seconds=0.5)
-"""Of the event loop's processor, for all requests of one listener that says nothing else."""
+"""A listener's default share of the event loop's processor time, for all its requests."""
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _MAX_LINES: Final = 256
-"""Of one request: its head, the sizes of chunks and trailers. h11 parses each apart."""
+"""The most lines of one request: head, sizes of chunks, and trailers. h11 parses each one apart."""
 _PIECE_BYTES: Final = 1024
-"""So much h11 gets at a time: it bounds a head that is not whole, and no other."""
+"""The bytes that h11 gets at a time: it bounds only a head that is not complete."""
 _MAX_BODY_BYTES: Final = 1024
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -85,15 +85,15 @@ async def listening(
     share: Share = SHARE,
     patience: Patience = SHORT,
 ) -> AsyncIterator[ListenAddress]:
-    """Serve GET of each path while the context is open; yields the address really bound.
+    """Serve GET of each path while the context is open; yield the address that was bound.
 
     Args:
-        address: where.
-        routes: path -> handler.
+        address: the address to listen on.
+        routes: the handler of each path.
         field: the configuration's field with the address, for messages.
-        clock: for the answers' Date.
-        share: of the event loop's processor, for all requests.
-        patience: with who is served while others wait.
+        clock: gives the time for the header Date.
+        share: the share of the event loop's processor time for all requests.
+        patience: how long a served connection keeps its place while others wait.
 
     Raises:
         SocketError: the address cannot be bound.
@@ -148,13 +148,13 @@ class _Listener:
         self._routes = routes
         self._clock = clock
         self.places = places
-        """Who of the connections is served."""
+        """Decides which connections are served."""
         self._turns = Turns.of(asyncio.get_running_loop())
         self._owner = Budgets(share).owner("listener")
         self._owner.recognise()
 
     def work(self, connection: _Connection, job: Callable[[], bool]) -> None:
-        """Run a job of this connection until it says that nothing is left, in its turns."""
+        """Run a job of this connection, in its turns, until the job says that nothing is left."""
         self._turns.run(self._owner, connection, job)
 
     def connection(self) -> _Connection:
@@ -166,7 +166,7 @@ class _Listener:
         self.places.close()
 
     def answer(self, request: h11.Request) -> HttpAnswer:
-        """Find the handler and call it; its failure ends this request only."""
+        """Find the handler and call it; a failure ends this request only."""
         path, _, query = request.target.decode("ascii", "replace").partition("?")
         handler = self._routes.get(path)
         if handler is None:
@@ -182,30 +182,30 @@ class _Listener:
             return HttpAnswer(status=500, body=b"it failed; the log says why\n")
 
     def date(self) -> str:
-        """RFC 9110, 5.6.7."""
+        """Return the header Date (RFC 9110, section 5.6.7)."""
         return self._clock.now().wall.strftime("%a, %d %b %Y %H:%M:%S GMT")
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: h11 between its bytes and the listener's answers."""
+    """One connection: h11 parses its bytes, and the listener answers."""
 
     def __init__(self, listener: _Listener) -> None:
         self._listener = listener
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADER_BYTES)
         self._received = memoryview(b"")
-        """What came and h11 has not got."""
+        """The received bytes that h11 has not got yet."""
         self._ended = False
-        """The client sends no more."""
+        """Whether the client has ended its side."""
         self._lines = 0
-        """Of this request, as far as h11 has it."""
+        """How many lines of this request h11 has got."""
         self._request: h11.Request | None = None
         self._body = 0
         self._blocked = False
-        """The client does not read its answers."""
+        """Whether the client leaves its answers unread."""
         self._working = False
-        """There is something to answer, now or in our turn."""
+        """Whether a request waits for its answer or for this connection's turn."""
         self._waits = False
-        """It is not admitted yet."""
+        """Whether the connection still waits for a place."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -220,12 +220,12 @@ class _Connection(asyncio.Protocol):
         return bool(looked.poll(0))
 
     def abort(self) -> None:
-        """End it now."""
+        """End the connection now."""
         if self._transport is not None:
             self._transport.abort()
 
     def close(self) -> None:
-        """End it when it has what was written."""
+        """End the connection after it has received what was written."""
         if self._transport is not None:
             self._transport.close()
 
@@ -284,7 +284,7 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _work(self) -> bool:
-        """Answer one request; whether there may be another."""
+        """Answer one request; return whether there may be another."""
         try:
             self._working = self._answer_one()
         except Exception as error:  # noqa: BLE001  the boundary between one client and the rest
@@ -297,7 +297,7 @@ class _Connection(asyncio.Protocol):
         return self._working
 
     def _answer_one(self) -> bool:
-        """As :meth:`_work`; nothing is answered while the client does not read."""
+        """Do the work of :meth:`_work`; answer nothing while the client does not read."""
         if self._transport is None or self._transport.is_closing() or self._blocked:
             return False
         try:
@@ -318,10 +318,10 @@ class _Connection(asyncio.Protocol):
                 status = error.error_status_hint
                 self._send(HttpAnswer(status=status, body=b"no such HTTP\n"), close=True)
             self._transport.close()
-        return False  # it needs more bytes, or it is over
+        return False  # h11 needs more bytes, or the connection is over
 
     def _feed(self) -> bool:
-        """Give h11 the next piece of what came, or the end; whether there was one.
+        """Give h11 the next piece of the received bytes, or the end; return whether there was one.
 
         Raises:
             h11.RemoteProtocolError: the request has too many lines.
@@ -387,10 +387,10 @@ class _Connection(asyncio.Protocol):
 
 
 def _clear(path: Path) -> None:
-    """Remove a socket on which nobody listens any more.
+    """Remove a socket on which no process listens any more.
 
     Raises:
-        SocketError: somebody listens on it, or it is not a socket.
+        SocketError: a process listens on it, or it is not a socket.
     """
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):

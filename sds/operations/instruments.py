@@ -1,8 +1,8 @@
-"""The instruments of one process: its registry, and every port wrapped by what measures it.
+"""Holds the instruments of one process: its registry, and a measuring wrapper for every port.
 
 Owns the composition of :mod:`sds.operations.metrics` for the agent and for the authority.
-Invariant: wrapping keeps every capability of what is wrapped (an authority that can be asked for
-its roots can still be asked).
+Invariant: a wrapper keeps every capability of the port that it wraps (an authority that can be
+asked for its roots can still be asked).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ BUNDLE_REASONS: Final = tuple(reason for reason in SERVING if reason.startswith(
 
 
 class HeldPolicy(Protocol):
-    """The policy in force, as far as metrics show it."""
+    """Tells about the policy in force, as far as metrics show it."""
 
     @property
     def last_error(self) -> PolicyError | None:
@@ -73,7 +73,7 @@ class HeldPolicy(Protocol):
 
 
 class AgentParts(Protocol):
-    """What metrics ask of an agent at every scrape."""
+    """Answers the questions that metrics ask of an agent at every scrape."""
 
     @property
     def service(self) -> SecretService:
@@ -92,7 +92,7 @@ class AgentParts(Protocol):
 
     @property
     def budgets(self) -> Budgets | None:
-        """Of the owners of connections; None where nothing counts them."""
+        """Return the budgets of the owners of connections; None if nothing counts them."""
         ...
 
     def readiness(self) -> Readiness:
@@ -109,12 +109,12 @@ class AgentParts(Protocol):
 
     @property
     def lost_sockets(self) -> Callable[[], Sequence[str]]:
-        """Tells the paths of our sockets that are no longer ours."""
+        """Return the function that lists the paths of our sockets that are no longer ours."""
         ...
 
 
 class Instruments:
-    """What agent and authority have in common.
+    """The instruments that agent and authority have in common.
 
     Args:
         component: ``agent`` or ``ca``.
@@ -129,28 +129,28 @@ class Instruments:
         self._policy_reasons = Reasons(POLICY)
 
     def attester(self, inner: Attester) -> Attester:
-        """Wrap the attester, to time it."""
+        """Wrap the attester to time it."""
         return MeteredAttester(inner, self.process)
 
     def verifier(self, inner: Verifier) -> Verifier:
-        """Wrap the verifier, to count its verdicts."""
+        """Wrap the verifier to count its verdicts."""
         return MeteredVerifier(inner, self.process)
 
     def watch_readiness(self, readiness: Callable[[], Readiness]) -> None:
-        """Ask this at every scrape whether the process is ready."""
+        """Export whether the process is ready; this function is asked at every scrape."""
         self.process.ready.set_function(lambda: float(readiness().ready))
 
     def watch_collateral(self, *sources: CollateralSource) -> None:
-        """Ask these at every scrape for the files that judge evidence."""
+        """Export the state of the collateral; these sources are asked at every scrape."""
         self.process.collateral.sources = sources
 
     def watch_policy(self, holder: HeldPolicy) -> None:
-        """Ask this at every scrape whether a policy is in force, and whether one was refused."""
+        """Export, at every scrape, whether a policy is in force and whether one was refused."""
         self.process.policy_in_force.set_function(lambda: float(not _no_policy(holder)))
         self.process.policy_problem.set_function(lambda: float(holder.last_error is not None))
 
     def remember(self, error: SdsError, *, about: str) -> None:
-        """Keep an error for the status page; the same one again takes the place of the first."""
+        """Keep an error for the status page; an equal error replaces the earlier one."""
         new = PastError(
             at=self.clock.now().wall, about=about, reason=reason_of(error), words=str(error)
         )
@@ -184,7 +184,7 @@ def _no_policy(holder: HeldPolicy) -> str:
 
 
 class AdmissionInstruments(Instruments):
-    """Those of ``sds admission``: decisions are counted."""
+    """The instruments of ``sds admission``, which count decisions."""
 
     def __init__(self, *, clock: Clock) -> None:
         super().__init__("admission", clock=clock)
@@ -196,13 +196,13 @@ class AdmissionInstruments(Instruments):
         self._decisions.labels(command, self._reasons.label(decision)).inc()
 
     def watch_policy(self, holder: HeldPolicy) -> None:
-        """Likewise, and for readiness: without a policy no pod starts but those under `always`."""
+        """Export the policy, also as readiness: without one only pods under `always` start."""
         super().watch_policy(holder)
         self.watch_readiness(lambda: admission_readiness(no_policy=_no_policy(holder)))
 
 
 class AgentInstruments(Instruments):
-    """The agent's: a store that is metered, an authority that is timed, streams that are counted.
+    """The agent's instruments: they meter the store, time the authority and count streams.
 
     Attributes:
         store: the store to use.
@@ -219,12 +219,12 @@ class AgentInstruments(Instruments):
         self._stored = StoreCollector(self.store, clock, self.registry)
 
     def authority(self, inner: Authority) -> Authority:
-        """Wrap the authority, to time and count it."""
+        """Wrap the authority to time and count its exchanges."""
         kind = MeteredRootsAuthority if hasattr(inner, "roots") else MeteredAuthority
         return kind(inner, self.families)
 
     def watch_agent(self, parts: AgentParts) -> None:
-        """Ask these parts at every scrape: identities, subscriptions and sockets in trouble."""
+        """Export, at every scrape, identities, subscriptions and lost sockets of these parts."""
         self.watch_readiness(parts.readiness)
         if parts.policy is not None:
             self.watch_policy(parts.policy)
@@ -262,7 +262,7 @@ class AgentInstruments(Instruments):
 
 
 class AuthorityInstruments(Instruments):
-    """The certificate authority's."""
+    """The certificate authority's instruments."""
 
     def __init__(self, *, clock: Clock) -> None:
         super().__init__("ca", clock=clock)
@@ -270,15 +270,15 @@ class AuthorityInstruments(Instruments):
         self._outcomes = Reasons((ISSUED, *AUTHORITY))
 
     def decided(self, reason: str) -> None:
-        """One certificate was issued (``issued``) or refused (why)."""
+        """Count one decision: ``issued``, or the reason of a refusal."""
         self.families.certificates.labels(self._outcomes.label(reason)).inc()
 
     def answered(self, seconds: float) -> None:
-        """A request was answered after so long."""
+        """Note how long a request took, in seconds."""
         self.families.issue_latency.observe(seconds)
 
     def signs_until(self, not_after: Callable[[], datetime | None]) -> None:
-        """Ask this at every scrape for the end of the issuing certificate."""
+        """Export the end of the issuing certificate; this function is asked at every scrape."""
 
         def seconds() -> float:
             end = not_after()

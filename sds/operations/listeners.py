@@ -1,6 +1,6 @@
-"""The listeners that an operator switched on, open while the block runs.
+"""Opens the listeners that an operator switched on, while the block runs.
 
-Invariant: what is not configured is not opened, and its library is not imported.
+Invariant: a listener that is not configured is not opened, and its library is not imported.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOGGER = logging.getLogger(__name__)
 async def metrics_listener(
     section: MetricsSection | None, instruments: Instruments
 ) -> AsyncIterator[ListenAddress | None]:
-    """``/metrics``, where it is configured; yields where it is.
+    """Open the listener of ``/metrics``, if it is configured, and yield its address.
 
     Raises:
         SocketError: the address cannot be bound.
@@ -49,7 +49,7 @@ async def metrics_listener(
 async def status_page_listener(
     section: StatusPageSection | None, look: Callable[[], AgentState]
 ) -> AsyncIterator[ListenAddress | None]:
-    """Open the status page's listener, if it is configured, and yield where it is.
+    """Open the status page's listener, if it is configured, and yield its address.
 
     Raises:
         SocketError: the address cannot be bound.
@@ -57,7 +57,7 @@ async def status_page_listener(
     if section is None:
         yield None
         return
-    # Measured: Jinja2 and the compiled page take 3 MB that an agent without the page does not pay.
+    # Measured: Jinja2 and the compiled page take 3 MB, which an agent without the page saves.
     from sds.operations.status_page.handler import handler  # noqa: PLC0415
 
     async with listening(
@@ -71,7 +71,7 @@ async def status_page_listener(
 async def bundle_listener(
     section: ServeSettings | None, store: SecretStore, trust_domain: TrustDomain
 ) -> AsyncIterator[ListenAddress | None]:
-    """Open the listener of our bundle document, if it is configured, and yield where it is.
+    """Open the listener of our bundle document, if it is configured, and yield its address.
 
     Raises:
         SocketError: the address cannot be bound.

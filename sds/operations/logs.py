@@ -1,14 +1,13 @@
-"""Structured logs: one event a line, as JSON or as text for people.
+"""Writes structured logs: one event a line, as JSON or as text for people.
 
-Owns both formats, and that nothing else of this process writes to stderr: warnings of Python and
-exceptions that it can only print become events (gRPC's C core is silenced in
-:mod:`sds.entry`). Invariants: an event is exactly one line, whatever is in it; a field that is not
-documented is still printed (nothing is lost), and a test keeps the code to the fields that
-docs/operations.md lists; keys and tokens are never logged, which is the callers'
-duty and has tests of its own.
+Owns both formats, and the rule that nothing else of this process writes to stderr: warnings of
+Python, and exceptions that it can only print, become events (:mod:`sds.entry` silences gRPC's C
+core). Invariants: an event is exactly one line, whatever it contains; a field that is not
+documented is still printed, so nothing is lost, and a test keeps the code to the fields that
+docs/operations.md lists; keys and tokens are never logged: callers ensure that, and tests check it.
 
-Levels: ERROR: somebody must act. WARNING: something failed that the program goes on curing by
-itself. INFO: something changed (a rotation, a stream, a policy). DEBUG: everything else.
+Levels: ERROR: somebody must act. WARNING: something failed, and the program keeps trying by itself.
+    INFO: something changed (a rotation, a stream, a policy). DEBUG: everything else.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, object]:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``event``, then the fields."""
+    """Writes a JSON object a line: ``time``, ``level``, ``logger``, ``event``, then the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         event: dict[str, object] = {
@@ -54,7 +53,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """``time LEVEL logger: event key=value ...``; values with spaces are quoted as JSON."""
+    """Writes ``time LEVEL logger: event key=value ...``; quotes values with spaces as JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         pairs = [f"{name}={_quoted(value)}" for name, value in fields_of(record).items()]
@@ -66,7 +65,7 @@ class TextFormatter(logging.Formatter):
 
 
 def silence() -> None:
-    """Write no lines: what a check finds is said once, by its error."""
+    """Write no log lines: the error of a check already says what it found."""
     logging.getLogger("sds").addHandler(logging.NullHandler())
 
 
@@ -76,7 +75,7 @@ def configure(*, style: str = "text", level: str = "info", stream: TextIO | None
     Args:
         style: one of :data:`FORMATS`.
         level: one of :data:`LEVELS`; events below it are dropped.
-        stream: where to; stderr, so that stdout stays the command's.
+        stream: the stream to write to: stderr, because stdout belongs to the command's output.
     """
     handler = _Handler(stream if stream is not None else sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
@@ -88,7 +87,7 @@ def configure(*, style: str = "text", level: str = "info", stream: TextIO | None
     sys.unraisablehook = _log_unraisable
     top.setLevel(logging.WARNING)
     logging.getLogger("sds").setLevel(level.upper())
-    # Not printed, so not asked for: two system calls and an import for every line.
+    # These fields are not printed; to collect them costs two system calls and an import a line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
@@ -98,7 +97,7 @@ def writes_json() -> bool:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes to a stream; events that repeat are collapsed."""
+    """Writes to a stream, and collapses events that repeat."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
@@ -111,18 +110,18 @@ class _Handler(logging.StreamHandler[TextIO]):
         super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
-        """A log that cannot be written (a full disk) ends nothing, and nobody can be told."""
+        """Do nothing: a log that cannot be written (a full disk) must not end the process."""
 
 
 def _log_unraisable(raised: sys.UnraisableHookArgs) -> None:
-    """What the interpreter can only print, as an event."""
+    """Log an exception that the interpreter can only print."""
     error = raised.exc_value
     info = None if error is None else (raised.exc_type, error, raised.exc_traceback)
     logging.getLogger("sds.unraisable").error("an exception was ignored", exc_info=info)
 
 
 def _time(record: logging.LogRecord) -> str:
-    """RFC 3339 in UTC with milliseconds."""
+    """Return the time of a record as RFC 3339 in UTC with milliseconds."""
     moment = datetime.fromtimestamp(record.created, UTC)
     return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
@@ -143,5 +142,5 @@ def _quoted(value: object) -> str:
 
 
 def _quoted_message(text: str) -> str:
-    """Quote a message from anywhere, so that it never breaks the line nor forges a second one."""
+    """Quote a message, so that it can neither break the line nor forge a second one."""
     return text if text.isprintable() else json.dumps(text)

@@ -1,7 +1,7 @@
-"""Tells the service manager how we are: sd_notify(3), without libsystemd.
+"""Tells the service manager the state of the process: sd_notify(3), without libsystemd.
 
-Invariants: without ``NOTIFY_SOCKET`` nothing happens; a service manager that does not listen never
-stops the program; READY=1 is sent once, when the process is ready for the first time.
+Invariants: without ``NOTIFY_SOCKET`` nothing happens; the program runs on if the service manager
+    does not listen; READY=1 is sent once, when the process is ready for the first time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STOPPING: Final = "STOPPING=1"
 
 
 def notify(state: str) -> None:
-    """Send one state, such as :data:`READY`; more assignments follow on further lines.
+    """Send one state, such as :data:`READY`; further lines may carry more assignments.
 
     Source: sd_notify(3): one datagram to the Unix socket that the variable names; ``@`` stands for
     an abstract one.
@@ -38,13 +38,13 @@ def notify(state: str) -> None:
 
 
 def readiness_notifier(*, at_once: bool = False) -> Callable[[Readiness], None]:
-    """Make the function that reports readiness: READY=1 at the first good one, and STATUS always.
+    """Make a function that reports readiness: READY=1 once ready for the first time, STATUS always.
 
     ``systemctl status`` shows the status; a start (``Type=notify``) waits for READY=1.
 
     Args:
-        at_once: READY=1 at the first call, whatever the readiness is: for services that others
-            wait for.
+        at_once: whether to send READY=1 at the first call, whatever the readiness is: for services
+            that others wait for.
     """
     told_ready = False
 

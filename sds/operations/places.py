@@ -1,13 +1,12 @@
-"""Which connections of a small listener are served, and which wait.
+"""Decides which connections of a small listener are served, and which wait.
 
 Owns the places. Invariants: at most :data:`MAX_CONNECTIONS` are served, and at most
-:data:`MAX_WAITING` wait, of which nothing is read. One more takes the place of the one that was
-silent for longest, so that probes are answered though somebody opens connections without end. A
-connection that waits for an answer of ours is not silent: a crowd that asks at once is answered,
-one after the other, and is not ended by those who come after. A connection that had its answers
-(:class:`Patience`) makes room for one that waits, so that nobody keeps a place by asking without
-end. Time in which the event loop stood still is not silence: on a busy machine a client may have
-had no turn to speak in.
+:data:`MAX_WAITING` wait unread. One more takes the place of the connection that was silent for
+longest, so that probes are answered even if a client opens connections without end. A connection
+that waits for our answer is not silent: a crowd that asks at once is answered, one after the other,
+and later connections do not end it. A connection that had its answers (:class:`Patience`) makes
+room for a waiting one, so that no client keeps a place by asking without end. Time in which the
+event loop stood still is not silence: on a busy machine a client may have had no chance to send.
 """
 
 from __future__ import annotations
@@ -22,31 +21,32 @@ if TYPE_CHECKING:
     import asyncio
 
 MAX_CONNECTIONS: Final = 100
-"""Connections that are served."""
+"""The most connections that are served."""
 MAX_WAITING: Final = 1024
-"""Connections that wait for a place."""
+"""The most connections that wait for a place."""
 _PART_OF_DESCRIPTORS: Final = 32
-"""And at most one in so many descriptors that this process may have."""
+"""A listener uses at most one in this many of the process's descriptors."""
 _TICKS: Final = 10
-"""In a grace. Each is at least one turn of the loop, however late it comes."""
+"""Ticks in a grace. Each is at least one turn of the event loop, however late it comes."""
 
 
 def most_connections(descriptors: int) -> int:
     """Return how many connections one listener has open at most, served or waiting.
 
     Args:
-        descriptors: that this process may have.
+        descriptors: how many descriptors this process may have.
     """
     return MAX_CONNECTIONS + min(MAX_WAITING, descriptors // _PART_OF_DESCRIPTORS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a connection may keep its place though others wait.
+    """How long a connection may keep its place while others wait.
 
     Attributes:
         answers: how many answers it gets.
-        grace: seconds for which a connection that is new, or said something, is not silent yet.
+        grace: for how many seconds a connection that is new, or sent something, does not count as
+            silent.
     """
 
     answers: int = 1
@@ -54,11 +54,11 @@ class Patience:
 
 
 SHORT: Final = Patience()
-"""With who asks for one page, as probes do."""
+"""For clients that ask for one page, as probes do."""
 
 
 class Placed(Protocol):
-    """A connection, as its place sees it."""
+    """A connection that can have a place."""
 
     @property
     def working(self) -> bool:
@@ -74,29 +74,29 @@ class Placed(Protocol):
         ...
 
     def close(self) -> None:
-        """End it when it has what was written."""
+        """End the connection after it has received what was written."""
         ...
 
     def abort(self) -> None:
-        """End it now."""
+        """End the connection now."""
         ...
 
 
 @dataclass(slots=True, kw_only=True)
 class _Standing:
-    """Since which tick a connection is silent, and how many answers it had."""
+    """How long a connection is silent, and how many answers it had."""
 
     since: int
     answers: int = 0
 
 
 class ConnectionPlaces:
-    """See the module.
+    """Gives places to connections, and takes them back.
 
     Args:
-        loop: its time counts.
-        patience: with who is served while others wait.
-        descriptors: that this process may have; what it is allowed now if None.
+        loop: the event loop, whose time counts.
+        patience: how long a served connection keeps its place while others wait.
+        descriptors: how many descriptors this process may have; None for its present limit.
     """
 
     def __init__(
@@ -112,10 +112,10 @@ class ConnectionPlaces:
         self._loop = loop
         self._patience = patience
         self._served: dict[Placed, _Standing] = {}
-        """The longest silent first."""
+        """The served connections; the one that was silent for longest is first."""
         self._waiting: dict[Placed, None] = {}
         self._ticks = 0
-        """Counted while every place is taken."""
+        """The ticks that were counted while every place was taken."""
         self._ticking: asyncio.TimerHandle | None = None
 
     def opened(self, connection: Placed) -> None:
@@ -129,11 +129,11 @@ class ConnectionPlaces:
             connection.abort()
 
     def active(self, connection: Placed) -> None:
-        """Note that a connection said something."""
+        """Note that a connection sent something."""
         self._heard(connection)
 
     def answered(self, connection: Placed) -> None:
-        """Note that a connection had an answer; with its last one it makes room for who waits."""
+        """Note that a connection had an answer; after the last one it makes room for another."""
         standing = self._heard(connection)
         if standing is None:
             return
@@ -146,7 +146,7 @@ class ConnectionPlaces:
             connection.close()
 
     def closed(self, connection: Placed) -> None:
-        """Note that a connection is gone."""
+        """Note that a connection has ended."""
         self._served.pop(connection, None)
         self._waiting.pop(connection, None)
         self._admit_some()
@@ -178,7 +178,7 @@ class ConnectionPlaces:
             self._admit(connection)
 
     def _end_silent(self) -> bool:
-        """End the connection that was silent for longest; whether there was one."""
+        """End the connection that was silent for longest; return whether there was one."""
         latest = self._ticks - _TICKS
         for connection, standing in self._served.items():
             if standing.since > latest:
@@ -196,7 +196,7 @@ class ConnectionPlaces:
             )
 
     def _tick(self) -> None:
-        """Find room among those that have become silent."""
+        """Make room by ending connections that have become silent."""
         self._ticking = None
         self._ticks += 1
         while self._waiting and self._end_silent():

@@ -1,13 +1,13 @@
-"""Readiness: the one definition that probes, gRPC health, the service manager and people get.
+"""Defines readiness, once for probes, gRPC health, the service manager and people.
 
-Owns the rules. An agent is ready when every identity that a workload with a socket of its own may
-have has a valid certificate, when a policy is in force (where one is configured), when each of its
-sockets is still the one that it opened, and while it does not drain. Invariant: a reason comes with
-every "not ready". An authority is ready when it can sign by a policy in force over TLS that agents
-accept.
+Owns the rules. An agent is ready when all of these are true: every identity that a workload with
+its own socket may have has a valid certificate; a policy is in force, if one is configured; each
+socket is still the one that the agent opened; the agent does not drain. An authority is ready when
+it can sign, a policy is in force, and agents accept its TLS certificate. Invariant: every "not
+ready" comes with a reason.
 
-Identities of callers of the node-wide socket do not count: one pod that the authority refuses would
-stop every roll-out.
+Identities of callers of the node-wide socket do not count: otherwise one pod that the authority
+refuses would stop every roll-out.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def agent_readiness(
     """Return the readiness of an agent.
 
     Args:
-        unserved: SPIFFE IDs that workloads with a socket of their own lack.
+        unserved: the SPIFFE IDs that workloads with their own socket lack.
         no_policy: why no policy is in force; empty while one is, or if none is configured.
-        lost_sockets: paths of our sockets that somebody removed or replaced.
+        lost_sockets: the paths of our sockets that somebody removed or replaced.
         draining: whether the agent is about to end.
     """
     lacking = []
@@ -70,10 +70,10 @@ def authority_readiness(
     """Return the readiness of a certificate authority.
 
     Args:
-        able: whether it has a signer whose chain is valid now.
+        able: whether the authority has a signer whose chain is valid now.
         no_policy: why no policy is in force; empty while one is, or if none is configured.
-        tls_ended: whether the certificate that it shows to agents has expired.
-        draining: whether it is about to end.
+        tls_ended: whether the TLS certificate that agents see has expired.
+        draining: whether the authority is about to end.
     """
     lacking = []
     if draining:
@@ -88,7 +88,7 @@ def authority_readiness(
 
 
 def admission_readiness(*, no_policy: str) -> Readiness:
-    """Return the readiness of ``sds admission``, which answers either way.
+    """Return the readiness of ``sds admission``, which also answers while it is not ready.
 
     Args:
         no_policy: why no policy is in force; empty while one is.

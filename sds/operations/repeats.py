@@ -1,9 +1,9 @@
-"""Collapses warnings that repeat: one cause must not hide all others in the log.
+"""Collapses warnings that repeat, so that one cause does not hide all others in the log.
 
-Owns which events are written. An event is known by its logger, level, text without its values, and
-reason. Invariants: of each, at most :data:`BURST` are written in :data:`WINDOW_SECONDS`; what was
-left out is counted, and the count is written (``repeated``) with the next such event, or soon after
-the window, whatever is logged next; memory is bounded.
+Owns the choice of events that are written. Events are alike if logger, level, text (without its
+values) and reason are equal. Invariants: at most :data:`BURST` events of a kind are written in
+:data:`WINDOW_SECONDS`; the others are counted, and the count (``repeated``) is written with the
+next event of that kind, or soon after the window, whatever is logged next; memory is bounded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _Kind: TypeAlias = tuple[str, int, str, str]
 
 @dataclass(slots=True, kw_only=True)
 class _Seen:
-    """One kind of event since its window began."""
+    """The count of one kind of event since its window began."""
 
     began: float
     written: int = 0
@@ -34,10 +34,10 @@ class _Seen:
 
 
 class RepeatFilter(logging.Filter):
-    """Lets an event pass, or counts it.
+    """Passes an event on, or counts it.
 
     Args:
-        write: writes an event past this filter.
+        write: writes an event without asking this filter.
     """
 
     def __init__(self, write: Callable[[logging.LogRecord], None]) -> None:
@@ -68,7 +68,7 @@ class RepeatFilter(logging.Filter):
         return False
 
     def flush(self) -> None:
-        """Write what was counted so far: the process ends."""
+        """Write the counts so far, because the process ends."""
         for seen in self._seen.values():
             self._tell(seen)
         self._seen.clear()

@@ -1,7 +1,7 @@
-"""The sections of a configuration that name small HTTP listeners.
+"""Defines the sections of a configuration that name small HTTP listeners.
 
-Invariant: an address that passed can be parsed; another address than loopback is accepted only
-where the section says ``remote``, or where nothing but "ready" can be read.
+Invariant: a valid section has an address that can be parsed; an address other than loopback is
+accepted only if the section says ``remote``, or if the listener tells nothing but "ready".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sds.settings.listen import ListenAddress
 
 
 class MetricsSection(Settings):
-    """Prometheus metrics over HTTP."""
+    """Serves Prometheus metrics over HTTP."""
 
     listen: str = Field(
         description="`127.0.0.1:9464` or `unix:/path`. Serves `/metrics`.",
@@ -39,7 +39,7 @@ class MetricsSection(Settings):
 
 
 class StatusPageSection(Settings):
-    """The status page for people."""
+    """Serves the status page for people."""
 
     listen: str = Field(
         description="`127.0.0.1:9465` or `unix:/path`. Only loopback and Unix sockets are allowed.",

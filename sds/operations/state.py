@@ -1,6 +1,6 @@
-"""What an agent does at one moment: the model behind ``sds status`` and the status page.
+"""Models what an agent does at one moment, for ``sds status`` and the status page.
 
-Invariant: plain values; none is secret, and none refers to a living object.
+Invariant: all values are plain; none is secret, and none refers to a living object.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from sds.transport.usage import Usage
 
 RENEWAL_LATE: Final = 0.35
-"""Part of a life below which a renewal is late: a healthy agent renews at 0.5 to 0.6 (as the alert
-SdsRenewalLate)."""
+"""The remaining part of a life below which a renewal is late, as in the alert SdsRenewalLate: a
+healthy agent renews at 0.5 to 0.6."""
 EXPIRING: Final = 0.15
-"""Part of a life below which new connections are about to fail (as the alert SdsSvidExpiring)."""
+"""The remaining part of a life below which new connections are about to fail (SdsSvidExpiring)."""
 
 
 class IdentityHealth(enum.StrEnum):
-    """How an identity is; the page has a word, a sign and a colour for each."""
+    """The health of an identity; the page has a word, a sign and a colour for each."""
 
     GOOD = "good"
     LATE = "late"
@@ -37,18 +37,18 @@ class IdentityState:
     """One identity.
 
     Attributes:
-        spiffe_id: its name.
+        spiffe_id: its SPIFFE ID.
         dns_names: its DNS names.
         workloads: names of the workloads that may have it.
         condition: ``valid``, ``waiting`` or ``refused``.
-        serial: of the SVID in service, in hex; empty while there is none.
-        version: of the SVID in service, as SDS tells it; empty while there is none.
-        not_after: when that expires.
-        received_at: when it came.
+        serial: the serial number of the SVID in service, in hex; empty without an SVID.
+        version: the version of that SVID in SDS responses; empty without an SVID.
+        not_after: when that SVID expires.
+        received_at: when that SVID was received.
         renew_at: when its renewal is due.
-        rotations: SVIDs that were taken into service.
-        failed_attempts: since the last success.
-        reason: of the last failure, a stable label; empty if the last attempt succeeded.
+        rotations: how many SVIDs were taken into service.
+        failed_attempts: how many attempts failed since the last success.
+        reason: why the last attempt failed, as a stable label; empty if it succeeded.
         message: the same in words.
     """
 
@@ -75,7 +75,7 @@ class IdentityState:
         return max(0.0, min(1.0, left / span)) if span > 0 else 0.0
 
     def health(self, now: datetime) -> IdentityHealth:
-        """By the life that is left; without an SVID, bad after a failure and waiting before."""
+        """Judge by the remaining life; without an SVID, bad after a failure and waiting before."""
         if self.not_after is None:
             return IdentityHealth.BAD if self.reason else IdentityHealth.WAITING
         left = self.remaining(now)
@@ -90,9 +90,9 @@ class SubscriptionState:
 
     Attributes:
         name: as the client asked for it.
-        version: the one last sent; empty if nothing was.
+        version: the version that was last sent; empty if none was.
         state: ``ACKed``, ``sent``, ``NACKed`` or ``waiting``.
-        error: the client's words where it refused.
+        error: the client's text, if it refused the version.
     """
 
     name: str
@@ -113,12 +113,12 @@ class ClientState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadState:
-    """A workload with a socket of its own, or one that is connected to the node-wide socket.
+    """A workload with its own socket, or one that is connected to the node-wide socket.
 
     Attributes:
         name: the socket's name, or the caller's, such as ``namespace/pod``.
         socket: the path of its socket.
-        spiffe_ids: what it may have.
+        spiffe_ids: the SPIFFE IDs that it may have.
         streams: its open streams.
     """
 
@@ -130,7 +130,7 @@ class WorkloadState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BundleState:
-    """The roots of a trust domain: their SHA-256 in hex, and the version as SDS tells it."""
+    """The roots of a trust domain: their SHA-256 in hex, and their version in SDS responses."""
 
     trust_domain: str
     roots: tuple[str, ...]
@@ -142,10 +142,10 @@ class PolicyState:
     """The signed policy.
 
     Attributes:
-        epoch: of the policy last in force; 0 before the first.
-        digest: its SHA-256 in hex; empty before the first.
+        epoch: the epoch of the policy that was last in force; 0 before the first.
+        digest: the SHA-256 of that policy in hex; empty before the first.
         not_after: when the policy in force expires; None while none is in force.
-        problem: why the document offered last was refused; empty if it was not.
+        problem: why the last offered document was refused; empty if it was accepted.
     """
 
     epoch: int = 0
@@ -156,7 +156,7 @@ class PolicyState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastError:
-    """One error that was seen: when, about what, and the error's reason and words."""
+    """One past error: its time, subject, reason and text."""
 
     at: datetime
     about: str
@@ -169,13 +169,14 @@ class AgentState:
     """The whole agent.
 
     Attributes:
-        warnings: what must not be overlooked: simulated evidence, memory that is not locked.
-        authority: the address in use, or those configured.
-        clients: open streams.
-        unlisted: further open streams, which ``clients`` has no room for.
-        memory: what protects the memory with keys, where the protections were tried.
-        owners: of connections: those that exceeded their budget, and those that use the most.
-        strangers: what owners that no rule recognises use together.
+        warnings: facts that must not be overlooked: simulated evidence, memory that is not
+            locked.
+        authority: the address in use, or the configured addresses.
+        clients: the open streams.
+        unlisted: how many further streams are open, beyond the bound of ``clients``.
+        memory: the protections of the memory with keys, if they were tried.
+        owners: the owners of connections that exceeded their budget, and those that use the most.
+        strangers: what the owners that no rule recognises use together.
     """
 
     now: datetime

@@ -1,6 +1,6 @@
-"""Metrics: what an operator sees of the agent and of the authority.
+"""Exports the metrics of the agent and of the authority.
 
-Invariants: metrics wrap ports (the authority, attester, verifier, store), so that no deciding
-code calls one; every family has a help text and a unit; no label takes a value that a peer can
-choose without bound; nothing secret is a label or a value.
+Invariants: metrics wrap ports (the authority, attester, verifier, store), so that code that decides
+never calls a metric; every family has a help text and a unit; a peer cannot choose the values of a
+label without bound; nothing secret is a label or a value.
 """

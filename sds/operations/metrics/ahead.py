@@ -1,7 +1,7 @@
-"""Certificates minted before a caller asked, by what became of them.
+"""Counts the certificates that were minted before a caller asked, by their outcome.
 
-Owns :class:`AheadCollector`, which asks at each scrape. Invariant: every outcome is exported from
-the start, at 0.
+Owns :class:`AheadCollector`, which reads the counts at each scrape. Invariant: every outcome is
+exported from the start, at 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OUTCOMES = ("used", "unused", "no_room")
 
 
 class MintedAhead(Protocol):
-    """What mints ahead."""
+    """Mints certificates ahead, and counts them."""
 
     @property
     def waiting(self) -> int:
@@ -34,10 +34,10 @@ class MintedAhead(Protocol):
 
 
 class AheadCollector(Collector):
-    """``sds_minted_ahead_total`` and ``sds_minted_ahead_waiting``."""
+    """Exports ``sds_minted_ahead_total`` and ``sds_minted_ahead_waiting``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """``registry``: where it is registered."""
+        """Register in ``registry``."""
         self.source: MintedAhead | None = None
         registry.register(self)
 

@@ -1,6 +1,6 @@
-"""How old the collateral is that evidence is judged by, and whether it can be read and fetched.
+"""Exports the age of the collateral that judges evidence, and whether it can be read and fetched.
 
-Owns :class:`CollateralCollector`, which asks at each scrape. Invariant: where nothing is
+Owns :class:`CollateralCollector`, which reads its sources at each scrape. Invariant: if nothing is
 configured, the counts are 0 and the times are not exported.
 """
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CollateralSource(Protocol):
-    """What judges evidence by files."""
+    """Judges evidence by files, and tells their state."""
 
     def collateral(self) -> Sequence[CollateralFile]:
         """Return the files in force."""
@@ -36,10 +36,10 @@ class CollateralSource(Protocol):
 
 
 class CollateralCollector(Collector):
-    """``sds_collateral_…``."""
+    """Exports the families ``sds_collateral_…``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """``registry``: where it is registered."""
+        """Register in ``registry``."""
         self.sources: Sequence[CollateralSource] = ()
         registry.register(self)
 

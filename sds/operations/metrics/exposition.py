@@ -1,6 +1,6 @@
-"""``/metrics``: the registry in the format that the scraper asks for.
+"""Answers ``/metrics`` with the registry, in the format that the scraper asks for.
 
-Invariant: read-only; a scrape runs on the event loop and takes milliseconds, since every
+Invariant: a scrape changes nothing; it runs on the event loop and takes milliseconds, since every
 collector reads memory only.
 """
 

@@ -1,10 +1,10 @@
-"""Every metric family by name: the agent's, the authority's, and those of both.
+"""Defines every metric family: the agent's, the authority's, and those of both.
 
 Owns names, help texts, units, labels and buckets; ``docs/reference/metrics.md`` is generated from
 here. Invariants: names never change their meaning; ``reason`` labels are rows of
 :data:`sds.reasons.REASONS` or of the authority's answers, and at most :data:`MAX_REASONS` unknown
 ones a family; every known reason is exported from the start, at 0, so that the first event is an
-increase; what an alert asks is a gauge that keeps its value for as long as its cause lasts.
+increase; the metric behind an alert is a gauge that keeps its value for as long as its cause lasts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 
-# A second series for every counter, which no rule and no panel asks.
+# A second series for every counter, which no rule and no panel uses.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MAX_REASONS: Final = 64
@@ -69,9 +69,9 @@ def start_at_zero(counter: Counter, values: Iterable[str], *labels: str) -> None
 
 
 def memory_locked(status: str | None = None) -> float:
-    """1 where the kernel says that most of this process's memory is locked, else 0.
+    """Return 1 if the kernel says that most of this process's memory is locked, else 0.
 
-    ``status``: the text of ``/proc/PID/status`` (proc(5)); this process's own where not given.
+    ``status`` is the text of ``/proc/PID/status`` (proc(5)); None for this process's own.
     """
     text = status if status is not None else Path("/proc/self/status").read_text(encoding="ascii")
     sizes = {
@@ -83,10 +83,10 @@ def memory_locked(status: str | None = None) -> float:
 
 
 class ProcessFamilies:
-    """What every long-running command exports. ``registry`` is the process's own."""
+    """The families that every long-running command exports, in the process's own ``registry``."""
 
     def __init__(self, registry: CollectorRegistry, *, component: str) -> None:
-        """``component``: ``agent`` or ``ca``."""
+        """Register every family; ``component`` is ``agent`` or ``ca``."""
         ProcessCollector(registry=registry)
         FaultsCollector(registry)
         self.collateral = CollateralCollector(registry)
@@ -156,14 +156,14 @@ class ProcessFamilies:
         start_at_zero(self.evidence_failures, UNAVAILABLE)
         self.memory_locked = Gauge(
             "sds_memory_locked",
-            "1 while the process's memory is locked (no swap),  0 if it is not.",
+            "1 while the process's memory is locked (no swap), 0 if it is not.",
             registry=registry,
         )
         self.memory_locked.set_function(memory_locked)
 
 
 class AgentFamilies:
-    """What the agent exports beside :class:`ProcessFamilies`."""
+    """The families that the agent exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register every family in ``registry``."""
@@ -270,7 +270,7 @@ class AgentFamilies:
 
 
 UNREAD: Final = ("admission_form", "internal", "unanswered")
-"""Decisions of ``sds admission`` about what it could not read: no command belongs to them."""
+"""Decisions of ``sds admission`` about questions that it could not read: they name no command."""
 UNADMITTED: Final = (
     "admission_not_listed",
     "admission_form",
@@ -278,11 +278,11 @@ UNADMITTED: Final = (
     "cri_unknown_shape",
     "internal",
 )
-"""Decisions about what it read."""
+"""Decisions about questions that it read."""
 
 
 class AdmissionFamilies:
-    """What ``sds admission`` exports beside :class:`ProcessFamilies`."""
+    """The families that ``sds admission`` exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register every family in ``registry``."""
@@ -299,7 +299,7 @@ class AdmissionFamilies:
 
 
 class AuthorityFamilies:
-    """What the certificate authority exports beside :class:`ProcessFamilies`."""
+    """The families that the authority exports in addition to :class:`ProcessFamilies`."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register every family in ``registry``."""

@@ -1,4 +1,4 @@
-"""Unexpected errors, counted by the place that they ended.
+"""Counts unexpected errors by what they ended.
 
 Owns :class:`FaultsCollector`, which reads :mod:`sds.faults` at each scrape.
 """
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class FaultsCollector(Collector):
-    """``sds_unexpected_errors_total``; 0 for each place from the start."""
+    """Exports ``sds_unexpected_errors_total``, with 0 for each place from the start."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """``registry``: where it is registered."""
+        """Register in ``registry``."""
         registry.register(self)
 
     def collect(self) -> Iterator[CounterMetricFamily]:

@@ -1,6 +1,7 @@
-"""What the owners of connections use, and how often they exceeded their budgets.
+"""Exports what the owners of connections use, and how often they exceeded their budgets.
 
-Owns :class:`OwnersCollector`, which asks at each scrape. Invariant: no label names an owner,
+Owns :class:`OwnersCollector`, which reads the budgets at each scrape. Invariant: no label names an
+owner,
 because callers choose how many there are; ``sds status`` names them.
 """
 
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class OwnersCollector(Collector):
-    """``sds_owner_…``; 0 for each label from the start."""
+    """Exports the families ``sds_owner_…``, with 0 for each label from the start."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """``registry``: where it is registered."""
+        """Register in ``registry``."""
         self.budgets: Budgets | None = None
         registry.register(self)
 

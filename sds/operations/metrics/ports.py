@@ -1,7 +1,7 @@
-"""Ports with a stopwatch: authority, attester and verifier, each wrapped by its own kind.
+"""Wraps authority, attester and verifier, each in its own kind of port, to time and count them.
 
-Invariant: a wrapper changes nothing: same arguments, same answer, same exception; an exception is
-counted by its ``reason`` and raised on.
+Invariant: a wrapper passes on the same arguments, answer and exception; it counts an exception by
+its ``reason`` and raises it again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class MeteredAuthority:
-    """An authority whose exchanges are timed, and whose outcomes are counted."""
+    """Times the exchanges with an authority, and counts their outcomes."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class MeteredAuthority:
         *,
         timer: Callable[[], float] = stopwatch,
     ) -> None:
-        """``inner``: who really asks."""
+        """Wrap ``inner``, the real authority."""
         self._inner = inner
         self._families = families
         self._timer = timer
@@ -82,7 +82,7 @@ class MeteredAuthority:
         self._families.requests.labels(self._reasons.label(outcome)).inc(number)
 
     def _note(self, error: BaseException) -> None:
-        """Whether the authority is there, by what it failed with."""
+        """Note, by the error, whether the authority answers."""
         if isinstance(error, AuthorityUnavailableError):
             self._families.authority_up.set(0)
         elif isinstance(error, AuthorityError):
@@ -90,7 +90,7 @@ class MeteredAuthority:
 
 
 class MeteredRootsAuthority(MeteredAuthority):
-    """The same around an authority that can be asked for its roots alone."""
+    """Wraps an authority that can also be asked for its roots alone."""
 
     async def roots(self) -> tuple[bytes, ...]:
         try:
@@ -103,7 +103,7 @@ class MeteredRootsAuthority(MeteredAuthority):
 
 
 class MeteredAttester:
-    """An attester whose work is timed."""
+    """Times the work of an attester."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class MeteredAttester:
         *,
         timer: Callable[[], float] = stopwatch,
     ) -> None:
-        """``inner``: who really attests."""
+        """Wrap ``inner``, the real attester."""
         self._inner = inner
         self._families = families
         self._timer = timer
@@ -130,15 +130,15 @@ class MeteredAttester:
             self._families.evidence_latency.observe(self._timer() - started)
 
     async def answer_challenge(self, challenge: bytes) -> None:
-        """As the inner one."""
+        """Answer as the real attester does."""
         await answer_challenge(self._inner, challenge)
 
 
 class MeteredVerifier:
-    """A verifier whose verdicts are counted."""
+    """Counts the verdicts of a verifier."""
 
     def __init__(self, inner: Verifier, families: ProcessFamilies) -> None:
-        """``inner``: who really verifies."""
+        """Wrap ``inner``, the real verifier."""
         self._inner = inner
         self._families = families
         self._reasons = Reasons((ACCEPTED, *ATTESTATION))

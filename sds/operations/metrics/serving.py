@@ -1,4 +1,4 @@
-"""What happens on xDS streams, counted: the observer that serving reports to.
+"""Counts what happens on xDS streams: the observer that serving reports to.
 
 Invariant: labels come from fixed sets; a client's words are sorted into a few reasons and never
 become a label.
@@ -39,7 +39,7 @@ class CountingObserver:
     """An :class:`sds.serving.observer.ServingObserver` that counts into metric families."""
 
     def __init__(self, families: AgentFamilies) -> None:
-        """Every label value exists from the start, at 0."""
+        """Export every label value from the start, at 0."""
         self._families = families
         self._events = {
             (event, method): families.events.labels(event.value, method.value)

@@ -1,9 +1,9 @@
-"""The store, metered: pushes, ACKs, streams, and the expiry of what is served.
+"""Meters the store: pushes, ACKs, streams, and the expiry of the SVIDs that are served.
 
 Owns :class:`MeteredStore`, a store that times deliveries, and :class:`StoreCollector`, which
-reads expiry and counts from it when scraped. Invariants: a delivery counts as a push only where
-the subscription was sent an older version of the same resource before (a first answer is no
-push); by identity, at most :data:`MAX_IDENTITIES` samples are exported: those that expire first.
+reads expiry and counts from it when scraped. Invariants: a delivery counts as a push only if the
+subscription got an older version of the same resource before (a first answer is not a push); at
+most :data:`MAX_IDENTITIES` samples name an identity: those that expire first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MAX_IDENTITIES: Final = 200
 
 
 class MeteredStore(SecretStore):
-    """See the module; ``timer`` gives monotonic seconds."""
+    """A store that times deliveries; ``timer`` gives monotonic seconds."""
 
     def __init__(
         self,
@@ -96,10 +96,10 @@ class MeteredStore(SecretStore):
 
 
 class StoreCollector:
-    """Reads the store, and what is wanted, when scraped.
+    """Reads the store and the wanted identities when scraped.
 
     Attributes:
-        wanted: every identity that is wanted; the owner of rotation sets it.
+        wanted: every identity that the agent should serve; the owner of rotation sets it.
     """
 
     def __init__(self, store: MeteredStore, clock: Clock, registry: CollectorRegistry) -> None:
@@ -110,7 +110,7 @@ class StoreCollector:
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """Collect the samples of this moment (prometheus-client's custom collector)."""
+        """Return the samples of this moment (a custom collector of prometheus-client)."""
         served = list(self._store.svids().values())
         wanted = self.wanted()
         yield _gauge("sds_svids", "SVIDs that are served.", len(served))
@@ -134,7 +134,7 @@ class StoreCollector:
         yield from self._expiry(served, [one for one in wanted if _is_expired(one)])
 
     def _expiry(self, served: list[StoredSvid], expired: list[IdentityStatus]) -> Iterable[Metric]:
-        """When SVIDs expire; those that expired and are still wanted have nothing left."""
+        """Return when SVIDs expire; an expired SVID that is still wanted has a part of 0 left."""
         now = self._clock.now().wall
         first = heapq.nsmallest(MAX_IDENTITIES, served, key=lambda stored: stored.svid.not_after)
         least = GaugeMetricFamily(
@@ -161,7 +161,7 @@ class StoreCollector:
             if spiffe_id not in said:
                 said.add(spiffe_id)
                 left.add_metric([spiffe_id], 0.0)
-        # Several identities may share one SPIFFE ID (other DNS names): the earliest stands for it.
+        # Several identities may share one SPIFFE ID (other DNS names): the earliest expiry counts.
         for stored in first[: MAX_IDENTITIES - len(said)]:
             svid = stored.svid
             spiffe_id = str(svid.identity.spiffe_id)

@@ -1,5 +1,5 @@
-"""The status page: what an agent does, at a glance, for the person beside the node.
+"""Serves the status page: what an agent does, at a glance, for a person at the node.
 
-Invariants: read-only; public facts only (names, times, serials, versions, errors in words), never
-a key or a token; the page is one document that loads nothing, not even from ourselves.
+Invariants: the page changes nothing; it shows public facts only (names, times, serials, versions,
+    errors in words), never a key or a token; it is one document that loads nothing else.
 """

@@ -1,8 +1,8 @@
-"""The page over HTTP.
+"""Answers HTTP requests for the page.
 
-Invariants: only a browser that names a loopback host is answered over TCP (a page of another site
-that points its own name at 127.0.0.1 gets nothing); the answer forbids scripts, framing, caching
-and loading of anything.
+Invariants: over TCP, only a request that names a loopback host is answered, so that a site which
+points its own name at 127.0.0.1 gets nothing; the answer forbids scripts, framing, caching and
+loading of anything.
 """
 
 from __future__ import annotations

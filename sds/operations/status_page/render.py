@@ -1,6 +1,7 @@
-"""The page as HTML: Jinja2 with autoescape, and the words that the template asks for.
+"""Renders the page as HTML by Jinja2 with autoescape, and gives the words of the template.
 
-Invariants: every value is escaped; lists are bounded and say what was left out; nothing is loaded
+Invariants: every value is escaped; lists are bounded and say how many entries they leave out;
+    nothing is loaded
 and no script runs (the page says so to the browser in its Content-Security-Policy); meaning is
 never carried by colour alone.
 """
@@ -76,7 +77,7 @@ def duration(value: timedelta) -> str:
 
 
 def _facts(state: AgentState) -> Iterator[tuple[str, str]]:
-    """Policy and bundles, as names and values."""
+    """Return facts about policy and bundles, as names and values."""
     policy = state.policy
     if policy is not None:
         yield "epoch", str(policy.epoch) if policy.epoch else "none was in force"

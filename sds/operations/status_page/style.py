@@ -1,4 +1,4 @@
-"""The page's style sheet: light and dark by the reader's own setting.
+"""Gives the page's style sheet: light or dark by the reader's own setting.
 
 Invariant: text has a contrast of at least 4.5 to its background in both; nothing is loaded.
 """
