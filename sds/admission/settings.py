@@ -38,7 +38,8 @@ class AdmissionConfig(Settings):
     trust_domain: TrustDomainField = Field(description="Of the policy.")
     enforce: StrictBool = Field(
         default=True,
-        description="`false`: a container that no rule allows is logged and counted, and runs.",
+        description="`false`: a container or process that no rule allows is logged and counted, "
+        "and runs.",
     )
     policy: PolicySettings = Field(description="The signed policy; its `pods` are the rules.")
     policy_copy: AbsolutePath | None = Field(

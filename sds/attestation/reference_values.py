@@ -162,7 +162,7 @@ class TdxReferenceValues(_Model):
         ppids: accepted processor packages, hex.
         tcb_statuses: accepted statuses of the platform's TCB, of the TDX module and of the quoting
             enclave. TDRelaunchAdvised means that an older module launched the TD, and the platform
-            is up to date now; OutOfDate includes it.
+            is up to date now; OutOfDate accepts it too.
         permitted_advisories: INTEL-SA numbers that are accepted together with an accepted status
             other than UpToDate; if empty, any.
         minimum_tcb_evaluation_number: lowest tcbEvaluationDataNumber of TCB info and QE identity.
