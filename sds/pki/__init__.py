@@ -1,7 +1,7 @@
-"""Keys, CSRs and certificates: how they are made, and what a chain must satisfy.
+"""Makes keys, CSRs and certificates, and checks chains.
 
-Invariant: nothing here reads a clock, a file or a socket; time is an argument, and what could not
-be verified raises a :class:`sds.errors.CertificateError`. Primitives are always the library's
+Invariant: nothing here reads a clock, a file or a socket; time is an argument, and a failed
+verification raises a :class:`sds.errors.CertificateError`. Primitives are always the library's
 (``cryptography``).
 """
 

@@ -1,12 +1,12 @@
-"""Verification of an X.509-SVID chain at a given time.
+"""Verifies an X.509-SVID chain at a given time.
 
-Owns what must hold before a certificate is served. Invariant: only :func:`verify_svid_chain`
-makes a :class:`VerifiedChain`. The checks are numbered, in the order of RFC 5280, section 6.1
-(path) and of the X.509-SVID specification (leaf).
+Owns the checks that a certificate must pass before it is served. Invariant: only
+:func:`verify_svid_chain` makes a :class:`VerifiedChain`. The checks are numbered, in the order of
+RFC 5280, section 6.1 (path) and of the X.509-SVID specification (leaf).
 
-What depends on nothing but the bytes of issuers (that they parse, may sign, and were signed by
-the one above) is remembered: a batch has hundreds of leaves under the same few. Time, the leaf
-and everything in it are looked at every time, and failures are never remembered.
+Results that depend only on the bytes of issuers are remembered (they parse, may sign, and were
+signed by the one above), because a batch has hundreds of leaves under the same few issuers. Time
+and everything in the leaf are checked every time, and failures are never remembered.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from sds.identity import Identity
 
 MAX_CHAIN: Final = 8
-"""Certificates of one chain: a bound on work, far above any sensible hierarchy."""
+"""The most certificates of one chain: a bound on work, far above any sensible hierarchy."""
 
 _REMEMBERED: Final = 64
-"""Issuers, and paths of them, that are remembered: an authority has one or two of each."""
+"""How many issuers, and paths of issuers, are remembered: an authority has one or two of each."""
 
 _KNOWN_EXTENSIONS: Final = {
     x509.BasicConstraints.oid,
@@ -58,8 +58,8 @@ class VerifiedChain:
         serial: the leaf's serial number.
         not_before: the leaf's, aware, UTC.
         not_after: the leaf's, aware, UTC.
-        valid_from: the latest not-before of the whole path, root included: aware, UTC.
-        valid_until: the earliest not-after of it.
+        valid_from: the latest not-before of the whole path, including the root: aware, UTC.
+        valid_until: the earliest not-after of that path: aware, UTC.
         key_id: SHA-256 of the leaf's SubjectPublicKeyInfo, lower-case hex.
         root: SHA-256 of the DER of the root under which it is valid, lower-case hex.
     """
@@ -78,12 +78,12 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     """Parse one certificate in DER, extensions included.
 
     Raises:
-        CertificateError: ``certificate_malformed``: it is not one; ``what`` names it in the
-            message.
+        CertificateError: ``certificate_malformed``: it is not a certificate; ``what`` names it in
+            the message.
     """
     with reading(f"the {what} cannot be parsed", CertificateError, reason="certificate_malformed"):
         certificate = x509.load_der_x509_certificate(der)
-        # The library parses these when they are read: read here, nothing raises later.
+        # The library parses these on first use: used here, they raise nothing later.
         _ = (
             certificate.subject.rfc4514_string(),
             certificate.issuer.rfc4514_string(),
@@ -95,7 +95,7 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
 
 
 load_issuer: Final = functools.lru_cache(maxsize=_REMEMBERED)(load_certificate)
-"""As :func:`load_certificate`, for the certificate of an issuer."""
+""":func:`load_certificate` for the certificate of an issuer; it remembers results."""
 
 
 def verify_svid_chain(
@@ -113,7 +113,7 @@ def verify_svid_chain(
         roots: DER of the trusted roots.
         identity: the names that were asked for.
         public_key: the key that we hold.
-        now: the time at which it must hold, aware.
+        now: the time at which the chain must be valid, aware.
 
     Raises:
         CertificateError: a subclass that names the first check that failed.
@@ -148,10 +148,10 @@ def verify_svid_chain(
 def verify_authority_chain(
     chain: Sequence[bytes], *, roots: Sequence[bytes], public_key: PublicKey, now: datetime
 ) -> bytes:
-    """Check the chain of an authority: its issuing certificate first. Returns the root, DER.
+    """Check the chain of an authority, its issuing certificate first, and return the root in DER.
 
-    Checks 1 to 6 and 8 as for a leaf, and that the first certificate may sign. A chain of nothing
-    but a trusted root is a self-signed authority's.
+    Does checks 1 to 6 and 8 as for a leaf, and checks that the first certificate may sign. A chain
+    that is only a trusted root belongs to a self-signed authority.
 
     Raises:
         CertificateError: a subclass that names the first check that failed.
@@ -164,7 +164,7 @@ def verify_authority_chain(
         path = _path_to_root(certificates, roots)
     _check_signatures(path)
     _check_validity(path, now)
-    _check_issuers(tuple(path))  # the first too: it will issue a leaf
+    _check_issuers(tuple(path))  # includes the first one, which will issue a leaf
     _check_critical_extensions(path)
     _check_key(path[0], public_key)
     check_name_constraints(path)
@@ -198,7 +198,7 @@ def _path_to_root(
     """2. The chain ends in a trusted root (RFC 5280, section 6.1.1 (d)).
 
     Returns the path, leaf first, the root last. A root that the authority put at the end of the
-    chain counts only where it is one of ``roots``, byte for byte.
+    chain counts only if it is one of ``roots``, byte for byte.
     """
     trusted = set(roots)
     if certificate_der(certificates[-1]) in trusted:
@@ -292,8 +292,8 @@ def _check_issuers(issuers: tuple[x509.Certificate, ...]) -> None:
                 reason="certificate_path_length",
             )
         usage = extension(issuer, x509.KeyUsage)
-        # 6.1.4 (n) asks nothing of a certificate without key usage; X.509-SVID does, of signing
-        # certificates, but roots of existing PKIs are what they are.
+        # 6.1.4 (n) requires nothing of a certificate without key usage. X.509-SVID requires key
+        # usage in signing certificates, but roots of existing PKIs often lack it.
         unrestricted_root = usage is None and issuer is issuers[-1]
         if not unrestricted_root and (usage is None or not usage.key_cert_sign):
             raise CertificateError(

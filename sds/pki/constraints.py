@@ -1,7 +1,7 @@
-"""Name constraints of issuers (RFC 5280, section 4.2.1.10), for the two kinds of name we use.
+"""Checks name constraints of issuers (RFC 5280, section 4.2.1.10) for URIs and DNS names.
 
-Invariant: a critical constraint that this module cannot apply refuses the chain; none is skipped
-in silence.
+Invariant: a critical constraint that this module cannot apply refuses the chain; no constraint is
+    silently skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _HANDLED: Final = (
     x509.UniformResourceIdentifier,
     x509.DNSName,
-    # Check 9 leaves no leaf with names of these kinds, so that nothing is left to constrain.
+    # Check 9 refuses every leaf with names of these kinds, so there is nothing to constrain.
     x509.IPAddress,
     x509.RFC822Name,
 )
@@ -38,8 +38,8 @@ def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
     """10. Names below a constrained issuer lie within its permitted trees (6.1.3 (b), (c)).
 
     Args:
-        path: leaf first, the root last. A root's constraints count too: configuring a root includes
-            its constraints.
+        path: the leaf first, the root last. A root's constraints count too: whoever trusts a root
+            trusts it within its constraints.
 
     Raises:
         CertificateError: ``certificate_constraint``: a name is excluded or not permitted, or the
@@ -87,6 +87,6 @@ def _uri_within(host: str, tree: str) -> bool:
 
 
 def _dns_within(name: str, tree: str) -> bool:
-    """Zero or more labels added on the left satisfy a DNS constraint."""
+    """Return whether the name is the tree's name, with any number of labels added on the left."""
     tree = tree.removeprefix(".")
     return not tree or name == tree or name.endswith(f".{tree}")

@@ -1,8 +1,8 @@
-"""DER, read and written element by element (X.690), where the bytes themselves matter.
+"""Reads and writes DER element by element (X.690), where the exact bytes matter.
 
-Owns the step between DER and its elements, each with its header. Invariants: one encoding is
-accepted, the distinguished one, to the last byte; every error of reading is a :class:`ValueError`;
-the cost is in proportion to the bytes. The parser is ``cryptography``'s (``hazmat.asn1``).
+Owns the step between DER and its elements, each with its header. Invariants: only the distinguished
+encoding is accepted, to the last byte; every error of reading is a :class:`ValueError`; the cost is
+proportional to the number of bytes. The parser is ``cryptography``'s (``hazmat.asn1``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Elements:
 
 
 def all_elements(content: bytes) -> list[tuple[int, bytes]]:
-    """Tag and content of every element of ``content``, one after the other.
+    """Return tag and content of every element in ``content``, in order.
 
     Raises:
         ValueError: they are not DER, or a tag has more than one byte.
@@ -47,7 +47,7 @@ def all_elements(content: bytes) -> list[tuple[int, bytes]]:
 
 
 def content_of(der: bytes, tag: int) -> bytes:
-    """Return the content of the one element that ``der`` is.
+    """Return the content of ``der``, which must be exactly one element.
 
     Raises:
         ValueError: it is not one element with this tag.
@@ -62,7 +62,7 @@ def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
     """Return the elements of a SEQUENCE (or of what ``tag`` names), each with its header.
 
     Raises:
-        ValueError: not one such element, or one inside is not DER.
+        ValueError: it is not one such element, or an element inside is not DER.
     """
     return [emit(*one) for one in all_elements(content_of(der, tag))]
 
@@ -71,7 +71,7 @@ def integer(der: bytes) -> int:
     """Read an INTEGER.
 
     Raises:
-        ValueError: not one.
+        ValueError: it is not one.
     """
     return asn1.decode_der(int, der)
 
@@ -80,7 +80,7 @@ def object_identifier(der: bytes) -> str:
     """Read an OBJECT IDENTIFIER in dotted form.
 
     Raises:
-        ValueError: not one.
+        ValueError: it is not one.
     """
     return asn1.decode_der(x509.ObjectIdentifier, der).dotted_string
 
@@ -89,7 +89,7 @@ def ia5_string(der: bytes) -> str:
     """Read an IA5String.
 
     Raises:
-        ValueError: not one.
+        ValueError: it is not one.
     """
     return asn1.decode_der(asn1.IA5String, der).as_str()
 
@@ -98,7 +98,7 @@ def whole_bytes(der: bytes) -> bytes:
     """Read a BIT STRING of whole bytes.
 
     Raises:
-        ValueError: not one, or it does not end at a whole byte (X.690, section 11.2.1).
+        ValueError: it is not one, or it does not end at a whole byte (X.690, section 11.2.1).
     """
     bits = asn1.decode_der(asn1.BitString, der)
     if bits.padding_bits():
@@ -110,7 +110,7 @@ def moment(der: bytes) -> datetime:
     """Read a UTCTime or GeneralizedTime (RFC 5280, section 4.1.2.5), aware, UTC.
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither.
     """
     try:
         return asn1.decode_der(asn1.UTCTime, der).as_datetime()
@@ -170,7 +170,7 @@ def from_whole_bytes(value: bytes) -> bytes:
 
 
 def from_moment(value: datetime) -> bytes:
-    """UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280, section 4.1.2.5)."""
+    """Write UTCTime through 2049, GeneralizedTime from 2050 (RFC 5280, section 4.1.2.5)."""
     value = value.replace(microsecond=0)
     if value.year < _FIRST_GENERALIZED_YEAR:
         return asn1.encode_der(asn1.UTCTime(value))

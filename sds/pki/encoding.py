@@ -1,6 +1,6 @@
-"""Certificates between PEM (what people and Envoy handle) and DER (what we keep).
+"""Converts certificates between PEM (for people and Envoy) and DER (for this program).
 
-Invariant: the DER inside is never changed; order is kept.
+Invariant: the bytes of the DER and the order of the certificates never change.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def certificates_from_pem(pem: bytes, *, what: str = "the PEM text") -> tuple[by
     """Return every certificate of a PEM text as DER, in order; ``what`` names it in errors.
 
     Raises:
-        CertificateError: ``certificate_malformed``: there is none, or one cannot be parsed.
+        CertificateError: ``certificate_malformed``: the text has no certificate, or one cannot be
+            parsed.
     """
     blocks = pem_blocks(pem, label=CERTIFICATE, what=what)
     for der in blocks:

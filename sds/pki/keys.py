@@ -1,7 +1,7 @@
-"""Private keys and certificate signing requests.
+"""Makes and reads private keys and certificate signing requests.
 
 Owns which kinds of key exist and how each signs. Invariant: a private key leaves this module only
-as a key object or as the PKCS#8 bytes that its holder asked for; no error text holds any of it.
+as a key object or as the PKCS#8 bytes that its holder asked for; no error text contains any of it.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def generate_private_key(key_type: KeyType) -> PrivateKey:
 
 
 def key_type_of(key: object) -> KeyType:
-    """Return the kind of a key; this is the only place that says which keys are accepted.
+    """Return the kind of a key; this function alone decides which keys are accepted.
 
     Raises:
-        KeyTypeError: it is none of those that we know (another curve, RSA size, DSA, ...), or an
+        KeyTypeError: it is of an unknown kind (another curve, RSA size, DSA, ...), or an
             RSA key whose public exponent is even, below 65537 or above 256 bits (FIPS 186-5,
             section 5.1).
     """
@@ -108,7 +108,7 @@ def private_key_pem(key: PrivateKey) -> bytes:
 
 
 def spki_der(key: PublicKey) -> bytes:
-    """SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7)."""
+    """Return the key as SubjectPublicKeyInfo in DER (RFC 5280, section 4.1.2.7)."""
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
@@ -128,7 +128,7 @@ def subject_alternative_name(identity: Identity) -> x509.SubjectAlternativeName:
 
 
 def make_csr(key: PrivateKey, identity: Identity) -> bytes:
-    """Make a PKCS#10 request (RFC 2986) in DER: empty subject, the SANs of the identity.
+    """Make a PKCS#10 request (RFC 2986) in DER with an empty subject and the identity's SANs.
 
     The names are there for authorities that read them from the request; ours reads only the key.
     """
@@ -146,12 +146,12 @@ def csr_public_key(csr: bytes) -> PublicKey:
     Raises:
         CertificateError: ``csr_invalid``: it cannot be parsed, or its signature is invalid (RFC
             2986, section 3).
-        KeyTypeError: its key is of a kind that we do not know.
+        KeyTypeError: its key is of an unknown kind.
     """
     try:
         request = x509.load_der_x509_csr(csr)
         key = request.public_key()
-        key_type_of(key)  # before the signature: a key of 16,384 bits costs more to try
+        key_type_of(key)  # before the signature: to verify one by 16,384 bits is costly
         valid = request.is_signature_valid
     except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise CertificateError(
@@ -169,11 +169,11 @@ def csr_public_key(csr: bytes) -> PublicKey:
 
 
 def supported_key(certificate: x509.Certificate) -> PublicKey:
-    """Return the key of a certificate, if it is of a supported kind.
+    """Return the key of a certificate, which must be of a supported kind.
 
     Raises:
-        CertificateError: ``certificate_malformed``: it cannot be parsed.
-        KeyTypeError: another kind.
+        CertificateError: ``certificate_malformed``: the key cannot be parsed. KeyTypeError: the key
+            is of another kind.
     """
     try:
         key = certificate.public_key()
@@ -190,8 +190,8 @@ def load_private_key(pem: bytes) -> PrivateKey:
     """Read an unencrypted private key in PEM.
 
     Raises:
-        KeyTypeError: it is none, or of a kind that we do not know. The message never repeats
-            what the library says of it: nobody promises what is in there.
+        KeyTypeError: it is not a private key, or of an unknown kind. The message never repeats the
+            library's text, which might contain parts of the key.
     """
     try:
         key = load_pem_private_key(pem, None)

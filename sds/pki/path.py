@@ -1,8 +1,8 @@
-"""The path from a leaf to a root, out of certificates in any order.
+"""Finds the path from a leaf to a root among certificates in any order.
 
 Owns :func:`sorted_path`. RFC 8446, section 4.4.2, asks to be prepared for certificates that are
-extraneous or in any order, although each should certify the one before it. Invariant: a path is
-chosen, never believed: the caller verifies it (:mod:`sds.pki.chain`). Certificates of one name,
+extraneous or in any order, although each should certify the one before it. Invariant: this module
+only chooses a path; the caller must verify it (:mod:`sds.pki.chain`). Certificates of one name,
 such as all roots of Istio, cost a signature's verification only if their key may be the issuer's.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_CANDIDATES: Final = 32
-"""Certificates that a path is looked for in: a bound on work."""
+"""The most certificates to search for a path: a bound on work."""
 
 
 def sorted_path(
@@ -32,9 +32,9 @@ def sorted_path(
     """Return the shortest path from the leaf to a certificate that a root issued.
 
     Args:
-        leaf: where it begins.
-        others: where intermediates are looked for: any order, repeated or extraneous.
-        roots: where it ends; they are not part of the result.
+        leaf: the certificate at which the path begins.
+        others: candidates for intermediates, in any order, repeated or extraneous.
+        roots: the certificates at which the path ends; they are not part of the result.
 
     Returns:
         The leaf and its intermediates, each issued by the next; None if there is no path.
@@ -68,7 +68,7 @@ def _has_another_key(certificate: x509.Certificate, issuer: x509.Certificate) ->
             names = extension(certificate, x509.AuthorityKeyIdentifier)
             own = extension(issuer, x509.SubjectKeyIdentifier)
     except CertificateError:
-        return True  # unreadable: nothing that verifies the path would take it
+        return True  # unreadable: the verification of the path refuses it
     if names is None or names.key_identifier is None or own is None:
         return False
     return names.key_identifier != own.digest

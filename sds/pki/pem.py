@@ -1,10 +1,10 @@
-"""PEM text to DER (RFC 7468): the one place that reads it.
+"""Reads DER from PEM text (RFC 7468); no other module parses PEM.
 
-Owns the armour: what a block is, and what becomes of text around it. Invariants: the cost is in
-proportion to the text, whatever is in it; the number of blocks is bounded; a block that is not
-closed, or whose inside is not base64, is an error and never skipped; what the DER means is asked
-elsewhere. Private keys are read by the library (``sds.pki.keys``), so that no copy of one is made
-here.
+Owns the armour: what a block is, and how text around it is treated. Invariants: the cost is
+proportional to the length of the text, whatever it contains; the number of blocks is bounded; a
+block that is not closed, or whose inside is not base64, is an error and never skipped; this module
+does not interpret the DER. The library reads private keys (``sds.pki.keys``), so that no copy of
+one is made here.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def pem_blocks(
 ) -> tuple[bytes, ...]:
     """Return the DER inside every block with this label, in order.
 
-    Text between blocks and blocks with another label are passed over (RFC 7468, section 2).
+    Skips text between blocks, and blocks with another label (RFC 7468, section 2).
 
     Args:
         text: PEM, with line ends of any kind; UTF-8's mark may begin it, and a NUL may end it.
         label: of the blocks that are meant, such as ``CERTIFICATE``.
         what: names the text in errors.
-        most: blocks that are accepted.
+        most: the highest number of blocks that is accepted.
 
     Raises:
         CertificateError: ``certificate_malformed``: 1. a block is not closed, or closed by another
@@ -58,7 +58,7 @@ def pem_blocks(
 
 
 def _blocks(text: bytes, what: str) -> Iterator[tuple[str, list[bytes]]]:
-    """Label and inner lines of each block. One look at each line, so the cost is linear."""
+    """Return label and inner lines of each block; look once at each line, so the cost is linear."""
     opened: bytes | None = None
     lines: list[bytes] = []
     text = text.removeprefix(codecs.BOM_UTF8)
@@ -93,10 +93,10 @@ def _blocks(text: bytes, what: str) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def der_blocks(content: bytes, *, label: str, what: str) -> tuple[bytes, ...]:
-    """Return the DER inside PEM, or the content itself if it is DER (it begins with a SEQUENCE).
+    """Return the DER inside PEM, or the content itself if it is DER (begins with a SEQUENCE).
 
     Raises:
-        CertificateError: ``certificate_malformed``: as :func:`pem_blocks`.
+        CertificateError: ``certificate_malformed``: as for :func:`pem_blocks`.
     """
     if content.startswith(b"\x30"):
         return (content,)

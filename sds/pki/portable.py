@@ -1,10 +1,10 @@
-"""What other parsers refuse although our library takes it.
+"""Finds what other parsers refuse although our library accepts it.
 
 Owns the rules by which a certificate is readable for every client of a bundle. Go's ``crypto/x509``
 (go-spiffe, SPIRE, Istio) parses a whole certificate at once, and one that it refuses costs its
 client the whole answer, its own identity included; BoringSSL (Envoy) refuses a whole validation
-context. Invariant: what passes here, Go 1.26 parses and Envoy 1.40 loads; it is never looser than
-RFC 5280.
+context. Invariant: Go 1.26 parses, and Envoy 1.40 loads, every certificate that passes here; the
+rules are never looser than RFC 5280.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ _URI: Final = re.compile(
 
 
 def unportable(certificate: x509.Certificate) -> str:
-    """Return what another parser refuses in a certificate, in words; empty if it accepts all.
+    """Return, in words, what another parser refuses in a certificate; empty if nothing.
 
     Args:
-        certificate: of an authority, all of whose extensions our library could parse.
+        certificate: an authority's certificate, all of whose extensions our library could parse.
 
     Raises:
-        ValueError: a part cannot be read at all.
+        ValueError: a part cannot be parsed.
     """
     return next(_findings(certificate), "")
 

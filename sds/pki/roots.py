@@ -1,10 +1,11 @@
-"""Trust anchors: read whole before anybody stores or serves them.
+"""Reads trust anchors as a whole, before any part of the program stores or serves them.
 
 Owns what makes a root usable by every client that gets it. Parsers read certificates lazily, and
-differ: one that our library has taken can make go-spiffe drop a whole answer, our own identity with
-it, and make Envoy refuse a whole validation context. Invariants: of a root that passed, names,
-times, key and every extension can be read, by our library and by others (:mod:`sds.pki.portable`);
-it is a certificate authority with a key that Envoy and Go know; nothing is skipped in silence.
+they differ: a root that our library accepts can make go-spiffe drop a whole answer with our own
+identity in it, and make Envoy refuse a whole validation context. Invariants: our library and others
+(:mod:`sds.pki.portable`) can read the names, times, key and every extension of a root that passed;
+such a root is a certificate authority with a key that Envoy and Go know; nothing is silently
+skipped.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _REMEMBERED: Final = 256
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def read_root(der: bytes, what: str = "root") -> x509.Certificate:
-    """Parse a trust anchor, everything in it included.
+    """Parse a trust anchor and everything in it.
 
     Args:
         der: the certificate.
-        what: names it in errors.
+        what: names the certificate in errors.
 
     Raises:
         CertificateError: ``certificate_malformed``: it cannot be read as a whole;
@@ -95,18 +96,18 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
 
 @functools.lru_cache(maxsize=_REMEMBERED)
 def complete_anchors(roots: tuple[bytes, ...], what: str = "root") -> tuple[bytes, ...]:
-    """Return those under which a verifier that requires whole chains can verify.
+    """Return the anchors under which a verifier that requires whole chains can verify.
 
     A chain must end in a self-signed certificate, unless the verifier accepts partial chains
     (OpenSSL's ``X509_V_FLAG_PARTIAL_CHAIN``). Envoy's default validator does; its SPIFFE validator
     does not, and answers ``fail_verify_error``.
 
     Args:
-        roots: DER, each as :func:`read_root` takes it.
-        what: names one in errors.
+        roots: the anchors in DER, each of which :func:`read_root` accepts.
+        what: names an anchor in errors.
 
     Returns:
-        The self-signed ones, and intermediates that chain to one of them, in the given order.
+        The self-signed anchors, and intermediates that chain to one of them, in the given order.
     """
     parsed = {der: read_root(der, what) for der in roots}
     complete = {der: one for der, one in parsed.items() if is_self_signed(one)}

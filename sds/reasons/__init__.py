@@ -1,4 +1,4 @@
-"""What each reason means: whether a retry can help, and what a person does about it.
+"""Defines what each reason means: whether a retry can help, and what a person does about it.
 
 Every error of this program carries a ``reason``, and each reason is one row in the table of its
 room. The index of errors in the documentation is made from these rows; adding a refusal adds one.

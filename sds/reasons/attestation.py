@@ -1,4 +1,4 @@
-"""Evidence: collecting, parsing, verifying and appraising it: what each reason means."""
+"""Reasons of errors when evidence is collected, parsed, verified or appraised."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ from sds.reasons.row import Reason
 ATTESTATION: Final[dict[str, Reason]] = {
     "evidence": Reason("Look at the more exact reason beside it."),
     "evidence_malformed": Reason(
-        "Collect it again. If it stays, the firmware or the file is not what it is taken for."
+        "Collect it again. If the error stays, the file is not evidence, or the firmware is of "
+        "another kind."
     ),
     "report_data_mismatch": Reason(
-        "Evidence of another request, or a replay. Check that nothing intercepts the connection "
-        "between agent and authority.",
+        "The evidence was made for another request, or is a replay. Check that nothing intercepts "
+        "the connection between agent and authority.",
     ),
     "authority_evidence": Reason(
         "Check the address, and that the authority's machine and measurement are those that "
         "`reference_values` names.",
     ),
     "report_length": Reason(
-        "Not an SNP report (1184 bytes) or a TDX quote; check what was collected or which "
-        "file was given.",
+        "This is neither an SNP report (1184 bytes) nor a TDX quote; check what was collected or "
+        "which file was given.",
     ),
     "report_version": Reason(
-        "Firmware newer or older than this program knows. Update it, or the firmware."
+        "The firmware is newer or older than this program knows. Update the program or the "
+        "firmware."
     ),
     "reserved_bytes": Reason(
-        "Not what the specification says; a damaged or made-up report. Collect it again; if "
-        "it stays, distrust the node.",
+        "The report is damaged or made up: it is not as specified. Collect it again; if the error "
+        "stays, distrust the node.",
     ),
     "signature_algorithm": Reason(
-        "A damaged or made-up report. Distrust the node until you know better."
+        "The report is damaged or made up. Distrust the node until you know better."
     ),
     "signature_range": Reason(
-        "A damaged or made-up report. Distrust the node until you know better."
+        "The report is damaged or made up. Distrust the node until you know better."
     ),
     "signature_invalid": Reason(
         "The report was changed, or the certificates belong to another chip. Collect both "
-        "again; if it stays, distrust the node.",
+        "again; if the error stays, distrust the node.",
     ),
     "product_mismatch": Reason("Give the certificates of this processor's product line."),
     "endorsement_missing": Reason(
@@ -146,7 +148,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
     ),
     "vtpm_unbound": Reason(
         "The hardware report does not vouch for the key of this vTPM. Read the paravisor's blob "
-        "and the quote in one go; if it stays, distrust the node."
+        "and the quote in one go; if the error stays, distrust the node."
     ),
     "pcr": Reason(
         "If the boot chain is yours, add its PCR to the reference values and sign the next epoch. "
@@ -162,8 +164,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "tpm_refused": Reason(
-        "The response code says what the TPM dislikes; look at the key's handle, at the "
-        "hierarchies' passwords, and whether the index exists."
+        "The response code says why the TPM refuses. Check the key's handle, the hierarchies' "
+        "passwords, and that the index exists."
     ),
     "pcr_values": Reason(
         "The PCR values are not those that the TPM quoted, or of a bank that is too weak. Quote "

@@ -1,4 +1,4 @@
-"""What each reason means: authorities as clients see them, and refusals of our own."""
+"""Reasons of errors of authorities as their clients see them, and of our authority's refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program, its configuration, identities, keys and certificates: what each reason means."""
+"""Reasons of errors of the program, its configuration, identities, keys and certificates."""
 
 from __future__ import annotations
 

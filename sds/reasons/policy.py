@@ -1,4 +1,4 @@
-"""Signed policy: what each reason means."""
+"""Reasons of errors of signed policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One row of the table of reasons."""
+"""Defines one row of the table of reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Protocols on the sockets, and federation: what each reason means."""
+"""Reasons of errors of the protocols on the sockets, and of federation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ SERVING: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "malformed_request": Reason(
-        "The client sends what is not a DiscoveryRequest. Find out who connects to this socket."
+        "The client sends something else than a DiscoveryRequest. Find out who connects to this "
+        "socket."
     ),
     "wrong_type_url": Reason(
         "The message names the type that this call serves. On the aggregated stream, name one."
@@ -47,7 +48,10 @@ SERVING: Final[dict[str, Reason]] = {
         "The client on that connection does not speak HTTP/2 as RFC 9113 says; the message "
         "says how. Find out who connects to this socket.",
     ),
-    "http2_stream": Reason("As `http2`, for one request."),
+    "http2_stream": Reason(
+        "One request on that connection breaks RFC 9113; the message says how. Find out who "
+        "connects to this socket.",
+    ),
     "compressed_message": Reason(
         "Send requests uncompressed (gRPC's default); compression gains nothing on a local socket."
     ),

@@ -1,4 +1,4 @@
-"""Callers on a socket, the kubelet and the Kubernetes API server: what each reason means."""
+"""Reasons of errors of callers on a socket, the kubelet and the Kubernetes API server."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
     ),
     "peer_gone": Reason("Nothing to do; the process had ended."),
     "too_many_facts": Reason(
-        "The process is in more groups, or its pod has more labels, than are looked at, so no rule "
-        "on groups (or labels) is decided for it. The message says what to do.",
+        "The process is in more groups, or its pod has more labels, than the agent reads, so no "
+        "rule on groups (or labels) is decided for it. The message says what to do.",
     ),
     "executable_unreadable": Reason(
         "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "
@@ -65,7 +65,7 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "connection_rate": Reason(
-        "More connections come than the agent can look at: keep connections open, or find out who "
+        "More connections come than the agent can examine: keep connections open, or find out who "
         "opens so many.",
         retriable=True,
     ),

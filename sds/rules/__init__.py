@@ -1,6 +1,6 @@
-"""The one language of rules, used by configuration files and signed policy alike.
+"""Defines the language of rules, for configuration files and signed policy alike.
 
 Durations (:mod:`sds.rules.duration`), text with a star at its end and patterns by parts
 (:mod:`sds.rules.glob`), patterns of SPIFFE IDs and DNS names (:mod:`sds.rules.pattern`), and
-templates of names (:mod:`sds.rules.template`) each have one grammar, and it is here.
+templates of names (:mod:`sds.rules.template`) each have one grammar, which this package owns.
 """

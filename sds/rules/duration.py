@@ -1,7 +1,7 @@
-"""Durations as people write them: numbers with units, or a number of seconds.
+"""Parses durations as people write them: numbers with units, or a number of seconds.
 
-Owns the grammar. Invariant: what passes is positive and short enough to be added to any date that
-a certificate can carry.
+Owns the grammar. Invariant: a parsed duration is positive and short enough to be added to any date
+that a certificate can contain.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SCHEMA: Final = {
 
 
 def parse_duration(value: object) -> timedelta:
-    """Parse ``10s``, ``5m``, ``1h30m``, ``250ms``, ``2d`` (numbers with units, added up), or 90.
+    """Parse ``10s``, ``5m``, ``1h30m``, ``250ms``, ``2d`` (numbers with units), or 90 (seconds).
 
-    A :class:`~datetime.timedelta` passes through the same bounds.
+    A :class:`~datetime.timedelta` is checked against the same bounds.
 
     Raises:
-        ValueError: it is neither text nor a whole number, is not written so, is not positive, or
-            is longer than :data:`LONGEST`.
+        ValueError: it is neither text nor a whole number, has another form, is not positive, or is
+            longer than :data:`LONGEST`.
     """
     match value:
         case timedelta():

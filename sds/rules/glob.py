@@ -1,12 +1,12 @@
-"""Text with a star at its end, and patterns that are lists of such parts.
+"""Matches text with a star at its end, and patterns that are lists of such parts.
 
-Owns the one meaning of a star in rules: ``text*`` stands for every text that starts with ``text``,
-``*`` for any. A :class:`Glob` is a list of parts that each match one part of a name (a path
-segment, a DNS label), with ``rest`` for one or more further parts; a star never crosses from one
-part into the next.
+Owns the meaning of a star in rules: ``text*`` matches every text that starts with ``text``, and
+``*`` matches any text. A :class:`Glob` is a list of parts that each match one part of a name (a
+path segment, a DNS label), with ``rest`` for one or more further parts; a star never crosses from
+one part into the next.
 
 Invariants: matching never backtracks; globs are closed under intersection
-(:meth:`Glob.intersection`), which is what a validation context for a service needs.
+(:meth:`Glob.intersection`), because a validation context for a service needs that.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def text_matches(pattern: str, text: str) -> bool:
 
 
 def check_text_pattern(pattern: str) -> str:
-    """Return the pattern itself, if it is a value, ``text*`` or ``*``.
+    """Return the pattern itself if it is a value, ``text*`` or ``*``.
 
     Raises:
-        ValueError: it is empty, or has a star that is not its end.
+        ValueError: it is empty, or has a star that is not at its end.
     """
     if not pattern or "*" in pattern[:-1]:
         raise ValueError(
@@ -42,11 +42,11 @@ def check_text_pattern(pattern: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Glob:
-    """A pattern as parts.
+    """A pattern as a list of parts.
 
     Attributes:
         parts: literal parts, or ``text*``; the first one of a SPIFFE ID is its trust domain.
-        rest: one or more further parts of any kind must follow.
+        rest: whether one or more further parts, of any kind, must follow.
     """
 
     parts: tuple[str, ...]
@@ -75,7 +75,7 @@ class Glob:
         else:
             rest = short.rest and long.rest
             if short.rest != long.rest:
-                # One wants more parts, the other has none left.
+                # One needs more parts, the other has none left.
                 return None
         parts = []
         for left, right in zip(short.parts, long.parts, strict=False):
@@ -112,14 +112,14 @@ class _Node(Generic[T]):
 
 
 class GlobIndex(Generic[T]):
-    """Values by pattern: finding takes time in the length of the name, not in their number.
+    """Finds values by pattern, in time that depends on the name's length and not on their number.
 
-    Literal patterns lie in one dictionary. Those with stars lie in a tree by part, in which a
-    name's part is looked up once as a literal and once for each of its own prefixes.
+    Literal patterns are in one dictionary. Patterns with stars are in a tree by part, where each
+    part of a name is looked up once as a literal and once for each of its prefixes.
     """
 
     def __init__(self) -> None:
-        """An empty index."""
+        """Make an empty index."""
         self._literal: dict[tuple[str, ...], list[T]] = {}
         self._root: _Node[T] = _Node()
 

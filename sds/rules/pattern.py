@@ -1,16 +1,16 @@
-"""Patterns of SPIFFE IDs and of DNS names.
+"""Parses patterns of SPIFFE IDs and of DNS names.
 
-Owns their grammar. A pattern is a list of parts (path segments of
-a SPIFFE ID after its literal trust domain; labels of a DNS name from the last to the first):
+Owns their grammar. A pattern is a list of parts (path segments of a SPIFFE ID after its literal
+trust domain; labels of a DNS name from the last to the first):
 
-* a literal part stands for itself;
-* ``text*`` stands for one whole part that starts with ``text``; ``*`` for any one part. A star
+* a literal part matches itself;
+* ``text*`` matches one whole part that starts with ``text``; ``*`` matches any one part. A star
   never crosses a ``/`` or a ``.``;
-* ``**`` stands for one or more parts and is only allowed at the open end: the last segment of a
+* ``**`` matches one or more parts and is allowed only at the open end: the last segment of a
   SPIFFE ID (``spiffe://example.org/ns/shop/**``), the first label of a DNS name
   (``**.example.org``).
 
-Invariant: the trust domain is always literal, so no pattern reaches into another trust domain.
+Invariant: the trust domain is always literal, so no pattern matches names of another trust domain.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def parse_spiffe_pattern(text: str) -> Glob:
     """Parse a pattern of SPIFFE IDs, such as ``spiffe://example.org/ns/*/sa/web-*``.
 
     Raises:
-        IdentityError: not a SPIFFE ID with stars at the places that the module names.
+        IdentityError: it is not a SPIFFE ID with stars where the grammar above allows them.
     """
     if "*" not in text:
-        # Interned: large policies name the same namespaces and labels over and over.
+        # Interned, because large policies name the same namespaces and labels many times.
         return Glob(tuple(map(sys.intern, spiffe_parts(SpiffeId.parse(text)))))
     if not text.startswith(_SCHEME) or len(text) > _MAX_PATTERN:
         raise IdentityError(
@@ -96,7 +96,7 @@ def parse_dns_pattern(text: str) -> Glob:
     """Parse a pattern of DNS names, such as ``*.shop.svc.cluster.local`` or ``**.example.org``.
 
     Raises:
-        IdentityError: not a DNS name with stars at the places that the module names.
+        IdentityError: it is not a DNS name with stars where the grammar above allows them.
     """
     if "*" not in text:
         return Glob(tuple(map(sys.intern, dns_parts(parse_dns_name(text)))))

@@ -1,8 +1,8 @@
-"""Templates of names: text with fields in braces, such as ``spiffe://{trust_domain}/{namespace}``.
+"""Fills templates of names: text with fields in braces, as in ``spiffe://{trust_domain}/{name}``.
 
-Owns the grammar. A field is a name in braces; which names there are, the caller says. Invariant: a
-value that is filled in is one segment of a SPIFFE path, one label or one name in DNS; nothing that
-comes out was not either written by the template's author or such a value.
+Owns the grammar. A field is a name in braces; the caller says which names exist. Invariant: a value
+that is filled in is one segment of a SPIFFE path, one DNS label or one DNS name; the result
+contains only text of the template's author and such values.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ def template_fields(template: str) -> list[str]:
 def check_template(
     template: str, *, known: Iterable[str], is_known: Callable[[str], bool] | None = None
 ) -> str:
-    """Return the template itself, if each of its fields is known.
+    """Return the template itself if each of its fields is known.
 
     Args:
-        template: what somebody wrote.
-        known: names of fields, for the check and for the advice.
-        is_known: further names that are known, where they cannot be listed.
+        template: the text of a configuration or policy.
+        known: the names of fields, for the check and for the advice.
+        is_known: tells whether another name is known, for names that cannot be listed.
 
     Raises:
-        ValueError: it has an unknown field, or braces that are not around a field.
+        ValueError: the template has an unknown field, or braces that are not around a field.
     """
     names = set(known)
     wanted = "a template with " + ", ".join(f"{{{name}}}" for name in sorted(names))
@@ -51,7 +51,7 @@ def fill(template: str, value_of: Callable[[str], str]) -> str:
     """Fill the template: replace each field by ``value_of`` its name.
 
     Raises:
-        IdentityError: a value is not part of a name; and whatever ``value_of`` raises.
+        IdentityError: a value cannot be part of a name. Errors of ``value_of`` pass through.
     """
 
     def value(match: re.Match[str]) -> str:

@@ -1,7 +1,7 @@
-"""Collects what is wrong with a configuration, for ``--check-config`` of agent and authority.
+"""Collects the problems of a configuration, for ``--check-config`` of agent and authority.
 
-Owns how problems are gathered and said. Invariants: one problem does not hide the next; each names
-its field; nothing is changed and no network is touched.
+Owns how problems are collected and reported. Invariants: one problem does not hide the next; each
+names its field; a check changes nothing and uses no network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ConfigurationChecks:
     """The problems of one configuration.
 
     Args:
-        what: names it in errors.
+        what: names the configuration in errors.
         now: when certificates must be valid (aware).
     """
 
@@ -36,11 +36,11 @@ class ConfigurationChecks:
         self._what = what
         self._now = now
         self._problems: dict[str, str] = {}
-        """Words -> field."""
+        """The field of each problem's text."""
 
     @contextlib.contextmanager
     def of(self, field: str) -> Iterator[None]:
-        """Note an error of ours, or of a file, that the block raises as one of this field."""
+        """Note an error that the block raises (ours, or of a file) as a problem of this field."""
         try:
             yield
         except (SdsError, OSError, ValueError) as error:
@@ -48,17 +48,17 @@ class ConfigurationChecks:
             self.problem(field, words)
 
     def problem(self, field: str, words: str) -> None:
-        """Note a problem of this field; the same one of a block and its field counts once."""
+        """Note a problem of this field; a block and its field report the same problem once."""
         words = words.removeprefix(f"{field}: ")
         before = self._problems.get(words, "")
         if not before.startswith(field):
             self._problems[words] = field
 
     def raise_all(self) -> None:
-        """End the check.
+        """End the check, and report all problems at once.
 
         Raises:
-            ConfigurationError: with every problem that was noted.
+            ConfigurationError: with every problem that was noted, if there was one.
         """
         if self._problems:
             said = (
@@ -70,7 +70,7 @@ class ConfigurationChecks:
     # --- checks that agent and authority share --------------------------------------------------
 
     def roots(self, field: str, path: Path) -> None:
-        """The file has certificates (PEM) that can be read, and one of them is valid now."""
+        """Check that the file has readable certificates (PEM) and that one of them is valid now."""
         with self.of(field):
             try:
                 found = [load_certificate(der) for der in certificates_from_pem(read(path))]
@@ -80,11 +80,11 @@ class ConfigurationChecks:
                 last = max(one.not_valid_after_utc for one in found)
                 raise ConfigurationError(
                     f"no certificate in {path} is valid now: the last expired at {last:%FT%TZ}",
-                    advice="put the current root into the file; is this machine's clock right?",
+                    advice="put the current root into the file, and check this machine's clock",
                 )
 
     def token(self, field: str, path: Path) -> None:
-        """The file has a bearer token."""
+        """Check that the file contains a bearer token."""
         with self.of(field):
             if not read(path).strip():
                 raise ConfigurationError(f"{path} is empty", advice="it must contain a token")
@@ -120,7 +120,7 @@ class ConfigurationChecks:
             self.problem(field, f"{path} is a directory: name a file")
 
     def writable_directory(self, field: str, path: Path) -> None:
-        """The directory is there and can be written, or can be made."""
+        """Check that the directory is writable or can be made."""
         with self.of(field):
             existing = path
             while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  of any name

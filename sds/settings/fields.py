@@ -1,7 +1,7 @@
-"""What settings are made of: the base of every settings model and the types of its fields.
+"""Defines the base of every settings model and the types of its fields.
 
-Invariant: a value that passed is the domain's own type (``SpiffeId``, ``timedelta``, bytes), so
-that nothing behind the configuration parses text again. Refusals say what a good value looks like.
+Invariant: a valid value has the domain's own type (``SpiffeId``, ``timedelta``, bytes), so that no
+    later code parses text again. Refusals say what a good value looks like.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ _MAX_DIGITS: Final = 12
 
 
 class Settings(BaseModel):
-    """Base of every model that a configuration file is read into."""
+    """The base of every model that a configuration file is read into."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 def parse_size(text: str) -> int:
-    """``65536``, ``64KiB``, ``4MiB``: bytes.
+    """Parse a size such as ``65536``, ``64KiB`` or ``4MiB``, and return it in bytes.
 
     Raises:
-        ValueError: it is not written so, or not positive.
+        ValueError: it has another form, or is not positive.
     """
     matched = _SIZE.fullmatch(text)
     if matched is None or len(matched[1]) > _MAX_DIGITS or not int(matched[1]):
@@ -67,10 +67,10 @@ def parse_size(text: str) -> int:
 
 
 def parse_hex(text: str) -> bytes:
-    """Lower-case hexadecimal, two digits a byte.
+    """Parse lower-case hexadecimal, two digits a byte.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it has another form.
     """
     if not _HEX.fullmatch(text):
         raise ValueError("expected lower-case hexadecimal digits, two for each byte")
@@ -78,10 +78,10 @@ def parse_hex(text: str) -> bytes:
 
 
 def text_field(parse: Callable[[str], _Value], *made: type[_Value]) -> Callable[[Any], _Value]:
-    """Make a validator that takes text only and fails with our errors' words.
+    """Make a validator that accepts text only and fails with the texts of our own errors.
 
-    Give it to ``PlainValidator`` where the type is the domain's own; a value that is ``made``
-    already passes as it is.
+    Give it to ``PlainValidator`` for a type of the domain; a value that is ``made`` already passes
+    unchanged.
     """
 
     def validate(value: Any) -> _Value:

@@ -1,7 +1,7 @@
-"""HTTPS URLs that somebody configured: checked where they are read, not when they are first used.
+"""Checks configured HTTPS URLs when they are read, not when they are first used.
 
-Owns the check. Invariant: what passed has a host that can be looked up and a port that can be
-connected to, so that a typo is refused with its field and never surfaces later.
+Owns the check. Invariant: a valid URL has a host that can be looked up and a port that can be
+connected to, so that a typo is refused with its field and never appears later.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _HOST: Final = re.compile(
 
 
 def check_https_url(text: str) -> str:
-    """Return the URL itself, if it can be fetched, as far as that can be told without the network.
+    """Return the URL itself if it can be fetched, as far as the text alone can show.
 
     Raises:
-        ValueError: another scheme, no host, a host that is neither a DNS name nor an address, a
+        ValueError: the URL has another scheme, no host, a host that is neither a DNS name nor an
+            address, a
             port outside 1 to 65535, a user or password, a fragment, or characters that no URL has
             (RFC 3986).
     """
@@ -39,7 +40,7 @@ def _check(text: str) -> str:
     if not _VISIBLE.fullmatch(text):
         raise ValueError("it is empty, too long, or has characters outside of ASCII")
     parts = urlsplit(text)
-    port = parts.port  # raises ValueError for what is not a number up to 65535
+    port = parts.port  # raises ValueError unless it is a number up to 65535
     if parts.scheme != "https":
         raise ValueError("it does not begin with https://")
     if parts.username is not None or parts.password is not None:
@@ -58,7 +59,7 @@ def check_host(host: str, *, bracketed: bool) -> None:
     """Check that a host can be looked up: a DNS name, or an IP address.
 
     Args:
-        host: without brackets.
+        host: the host without brackets.
         bracketed: whether it was in brackets, as IPv6 addresses are.
 
     Raises:

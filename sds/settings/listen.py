@@ -1,6 +1,6 @@
-"""Addresses as a configuration says them, and where a small HTTP listener may be bound.
+"""Parses the addresses of a configuration, and decides where an HTTP listener may be bound.
 
-Invariant: an address other than loopback is accepted only where the configuration allows it.
+Invariant: an address other than loopback is accepted only if the configuration allows it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PORTS: Final = 2**16
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:
-    """Host (IPv6 without its brackets) and port of ``host:port``; None of anything else."""
+    """Split ``host:port`` into host (IPv6 without brackets) and port; None for other text."""
     host, _, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     plain = host[1:-1] if bracketed else host
@@ -34,14 +34,14 @@ def host_and_port(text: str) -> tuple[str, int] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenAddress:
-    """Where a listener is bound: a Unix socket, or host and port."""
+    """The address of a listener: a Unix socket, or host and port."""
 
     path: Path | None = None
     host: str = ""
     port: int = 0
 
     def __str__(self) -> str:
-        """As it is configured."""
+        """Return the address as it is configured."""
         if self.path is not None:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -56,7 +56,7 @@ class ListenAddress:
             remote: whether an address that is not loopback was allowed on purpose.
 
         Raises:
-            ConfigurationError: neither form, or not loopback and not allowed.
+            ConfigurationError: it has neither form, or is not loopback and not allowed.
         """
         if text.startswith("unix:"):
             return cls(path=_socket_path(text.removeprefix("unix:"), text, field))

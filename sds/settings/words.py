@@ -1,8 +1,7 @@
-"""What is wrong with a value of a configuration, in words for people.
+"""Says in words for people what is wrong with a value of a configuration.
 
-Owns the translation of pydantic's errors: their own texts speak of tags, instances and patterns,
-which are not in anybody's file. Invariant: every refusal says what is expected there, and what was
-found.
+Owns the translation of pydantic's errors, whose own texts speak of tags, instances and patterns
+that no file contains. Invariant: every refusal says what is expected and what was found.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ _PATTERNS: Final[dict[str, str]] = {
     "^sha256:[0-9a-f]{64}$": "sha256: and 64 lower-case hexadecimal digits",
     "^INTEL-SA-[0-9]{5}$": "an advisory such as INTEL-SA-00615",
 }
-"""Pattern in a model -> what it stands for. A test checks that every pattern is here."""
+"""The meaning of each pattern in a model. A test checks that every pattern is here."""
 _EXPECTED: Final[dict[str, str]] = {
     **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "a list"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
@@ -65,7 +64,7 @@ def expected_words(pattern: str) -> str | None:
 
 
 def problem_words(problem: dict[str, Any]) -> str:
-    """Return one of pydantic's errors in words: what was expected, and what was found.
+    """Translate one of pydantic's errors: say what was expected and what was found.
 
     Args:
         problem: an entry of ``ValidationError.errors()``, with its context.
@@ -74,7 +73,7 @@ def problem_words(problem: dict[str, Any]) -> str:
     context = problem.get("ctx", {})
     if kind == "value_error":
         said = str(problem["msg"]).removeprefix("Value error, ")
-        # A rule about a whole block or list names what is wrong in it; one about a value does not.
+        # A rule about a whole block or list names the fault in it; a rule about a value does not.
         whole = isinstance(value, dict | list) and not said.startswith("expected ")
         return said if whole else f"{said}, found {shown(value)}"
     if kind == "union_tag_invalid":

@@ -1,13 +1,16 @@
-"""Strict YAML: the one way from a file or text to plain values and to a checked model.
+"""Reads strict YAML from a file or text, into plain values or a checked model.
 
-Owns what YAML means here. Plain scalars follow the core schema of YAML 1.2 (section 10.3.2):
+Owns which YAML is accepted, and its meaning. Plain scalars follow the core schema of YAML 1.2
+(section 10.3.2):
 ``no`` and ``on`` are text, a moment is text until a model reads it, and a number of more than 18
 digits or a scalar of more than 24 characters is text, so that hexadecimal digests need no quotes.
 Invariants: a repeated key, an explicit tag and a merge key are errors; depth and the size after
-aliases are expanded are bounded, in time too; time is in proportion to the text; an unknown field
+aliases are expanded are bounded, in time too; time is proportional to the length of the text; an
+unknown field
 is named with its path and the nearest right name; only :class:`ConfigurationError` comes out.
 
-Values are built from the parser's events, not from nodes: five times faster with 10,000 rules.
+Values are built from the parser's events, not from nodes, which is five times faster with 10,000
+rules.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from sds.settings.words import problem_words
 
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 MAX_VALUES: Final = 3_000_000
-"""Values in one document, aliases counted with all that they stand for."""
+"""The most values in one document; an alias counts with all the values that it stands for."""
 MAX_DEPTH: Final = 64
 _MAX_PROBLEMS: Final = 10
 _LONGEST_NUMBER: Final = 24
@@ -48,7 +51,7 @@ _LONGEST_NAME: Final = 80
 _LABEL: Final = re.compile(r"function-.*|[a-z-]+\[.*\]", re.DOTALL)
 """What pydantic calls a step that is not in the file."""
 _TAG_DIRECTIVE: Final = re.compile("(?:^|[\r\n\x85\u2028\u2029])\ufeff?%TAG")
-"""At the beginning of a line, as YAML 1.1 ends lines (libyaml still does)."""
+"""Matches at the beginning of a line, with the line ends of YAML 1.1, which libyaml still uses."""
 
 _Loader: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 M = TypeVar("M", bound=BaseModel)
@@ -58,7 +61,7 @@ def load_file(path: Path, model: type[M], *, max_bytes: int = DEFAULT_MAX_BYTES)
     """Read a YAML file into a model.
 
     Raises:
-        ConfigurationError: the file cannot be read, is no such YAML, or breaks the model.
+        ConfigurationError: the file cannot be read, is not such YAML, or breaks the model.
     """
     return validate(parse(read(path, max_bytes=max_bytes), what=str(path)), model, what=str(path))
 
@@ -67,7 +70,7 @@ def read(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> bytes:
     """Read a file of at most ``max_bytes``.
 
     Raises:
-        ConfigurationError: it cannot be read, is not an ordinary file, or is larger.
+        ConfigurationError: the file cannot be read, is not ordinary, or is larger.
     """
     try:
         return read_file(path, max_bytes=max_bytes)
@@ -85,7 +88,7 @@ def parse(content: bytes | str, *, what: str) -> Any:
     """Parse the one YAML document in ``content``; ``what`` names it in errors.
 
     Raises:
-        ConfigurationError: it has no document or several, or breaks the module's rules.
+        ConfigurationError: the content has no document or several, or breaks the rules above.
     """
     documents = parse_all(content, what=what)
     if len(documents) != 1:
@@ -100,7 +103,7 @@ def parse_all(content: bytes | str, *, what: str) -> list[Any]:
     """Parse every YAML document in ``content``; ``what`` names it in errors.
 
     Raises:
-        ConfigurationError: one of them breaks the module's rules.
+        ConfigurationError: one of them breaks the rules above.
     """
     if isinstance(content, bytes):
         try:
@@ -109,7 +112,7 @@ def parse_all(content: bytes | str, *, what: str) -> list[Any]:
             raise ConfigurationError(
                 f"{what} is not UTF-8 (byte {error.start})", advice="save it as UTF-8"
             ) from error
-    # libyaml compares each with all before it. Without explicit tags they say nothing.
+    # libyaml compares each directive with all before it. Without explicit tags they have no use.
     if (directive := _TAG_DIRECTIVE.search(content)) is not None:
         line = content.count("\n", 0, directive.end()) + 1
         raise ConfigurationError(
@@ -244,7 +247,7 @@ def validate(data: Any, model: type[M], *, what: str) -> M:
         problems = error.errors(include_url=False)
         said: dict[str, None] = {}
         looked_at = 0
-        # Looking for the nearest right name is the costly part.
+        # The search for the nearest right name is the costly part.
         for looked_at, problem in enumerate(problems, start=1):  # noqa: B007
             if not _other_form(problem, problems):
                 said[_problem(model, dict(problem))] = None

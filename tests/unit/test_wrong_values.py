@@ -156,7 +156,7 @@ def test_every_pattern_has_words(model: type[BaseModel]) -> None:
             "column 2: this line does not fit the block that it is in (give",
         ),
         ("authority:\n- a\nb: 2\n- c\n", "this line does not fit the block that it is in (give"),
-        ("authority: b: 2\n", "a ':' where no field can begin (is a ':' missing before it"),
+        ("authority: b: 2\n", "a ':' where no field can begin (add a missing ':' before it"),
         ("authority\nb: 2\n", "a ':' is missing after this field, or after the one before"),
         ("authority: [a\nb: 2\n", "a list that began with [ is not ended (end it with ]"),
         ("authority: {a: 1\nb: 2\n", "a block that began with { is not ended (end it with }"),
