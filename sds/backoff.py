@@ -1,4 +1,4 @@
-"""When to try again: the one retry policy of this program.
+"""Decides when to try again: the only retry policy of this program.
 
 Owns the length of every pause between a failed attempt and the next one. Invariants: a pause is
 never longer than ``longest`` and, apart from jitter, never longer than the failure has lasted (so
@@ -35,16 +35,17 @@ if TYPE_CHECKING:
 
 _MOST_DOUBLINGS: Final = 32
 uniform: Final = random.Random().random  # noqa: S311  jitter is not a secret
-"""Jitter: in [0, 1). The system seeds it, so no two processes draw alike."""
+"""Draws jitter in [0, 1). The system seeds it, so no two processes draw alike."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Bounds of the pauses of one thing that is tried again.
+    """The bounds of the pauses between attempts at one thing.
 
     Attributes:
-        first: nominal seconds after the first failure; each failure after it doubles them.
-        longest: the most seconds of any pause.
+        first: the nominal pause after the first failure, in seconds; each further failure doubles
+            it.
+        longest: the longest pause, in seconds.
     """
 
     first: float
@@ -54,8 +55,9 @@ class Backoff:
         """Return the seconds between the last failure and the next attempt.
 
         Args:
-            failures: failures in a row, the last one included: 1 or more.
-            draw: jitter in [0, 1). What failed together draws once, and so tries together again.
+            failures: how many failures in a row, including the last one: 1 or more.
+            draw: jitter in [0, 1). Things that failed together share one draw, and so try again
+                together.
         """
         doublings = min(max(failures - 1, 0), _MOST_DOUBLINGS)
         nominal = min(self.longest, self.first * 2.0**doublings)
@@ -63,19 +65,19 @@ class Backoff:
 
 
 QUICK: Final = Backoff(first=0.1, longest=5.0)
-"""Somebody waits, and a retry can help: after a minute of failures still 12 to 24 a minute."""
+"""For errors that a retry can cure while somebody waits: at least 12 attempts a minute."""
 HOPELESS: Final = Backoff(first=1.0, longest=300.0)
-"""A retry alone cannot help: a person has to change something first."""
+"""For errors that a retry alone cannot cure: a person has to change something first."""
 
 
 class Retry:
-    """Counts the failures of one thing, and waits between two attempts.
+    """Counts the failures of one thing, and waits between its attempts.
 
     Args:
-        clock: waits.
-        backoff: while a retry can help.
-        hopeless: while it cannot.
-        draw: uniform in [0, 1).
+        clock: does the waiting.
+        backoff: the pauses while a retry can help.
+        hopeless: the pauses while a retry cannot help.
+        draw: draws uniformly from [0, 1).
     """
 
     def __init__(
@@ -93,15 +95,15 @@ class Retry:
         self._helps: bool | None = None
         self._changed = asyncio.Event()
         self.failures = 0
-        """Failures in a row, of the same kind, since the last success or change."""
+        """How many failures in a row, of the same kind, since the last success or change."""
 
     def succeeded(self) -> None:
-        """Start again at the shortest pause after the next failure."""
+        """Note a success: the next failure is followed by the shortest pause."""
         self.failures = 0
         self._helps = None
 
     def changed(self) -> None:
-        """Something changed that may cure the failure: end a pause now, and start again."""
+        """Note a change that may cure the failure: end a pause now, and begin with short pauses."""
         self.succeeded()
         self._changed.set()
 

@@ -1,8 +1,8 @@
-"""The command ``sds``: finds a command, runs it, turns errors into exit statuses.
+"""Runs the command ``sds``: finds a subcommand, runs it, and turns errors into exit statuses.
 
-Owns exit statuses and the last line a person sees: 0 good, 1 refused or failed, 2 usage or
-configuration. Invariant: the only place that exits. Commands are imported when they are called,
-so that ``sds --help`` is fast and a long-running command loads only what it uses.
+Owns the exit statuses (0: success, 1: refused or failed, 2: usage or configuration) and the last
+line that a person sees. Invariant: no other module exits the process. Commands are imported when
+they are called, so that ``sds --help`` is fast and a long-running command loads only what it uses.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ COMMANDS: Final[dict[str, str]] = {
     "status": "sds.commands.status:status",
     "whoami": "sds.commands.whoami:whoami",
 }
-"""Name of each command -> ``module:attribute`` of its click command."""
+"""The ``module:attribute`` of each command's click command, by name."""
 SUMMARIES: Final[dict[str, str]] = {
     "admission": "Start only what a signed rule lists, and let nobody into it.",
     "agent": "Run the agent: serve secrets to the Envoys of this node.",
@@ -60,7 +60,7 @@ SUMMARIES: Final[dict[str, str]] = {
     "status": "Show identities, expiry, rotations and errors of an agent.",
     "whoami": "Show what the agent recognises this process as, and why.",
 }
-"""Name of each command -> its line in the list of commands, which imports none of them."""
+"""The line of each command in the list of commands, which imports none of them."""
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -68,7 +68,7 @@ EXIT_USAGE: Final = 2
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """No garbage collection while modules are loaded: all of it stays (a sixth of the time)."""
+    """Collect no garbage while modules are loaded: they all stay (saves a sixth of the time)."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -96,7 +96,7 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands, without importing any (a second, most of it Envoy's messages)."""
+        """Write the list of commands without importing any, which would take a second."""
         rows = [(name, self._summary(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
@@ -117,7 +117,7 @@ class LazyGroup(click.Group):
         return "" if command is None else command.get_short_help_str()
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; if it raises one of our errors, say that in one line on stderr."""
+        """Run the command; if it raises one of our errors, write that in one line to stderr."""
         try:
             _require_working_directory()
             return super().invoke(ctx)
@@ -131,10 +131,10 @@ class LazyGroup(click.Group):
 
 
 def _require_working_directory() -> None:
-    """Relative paths count from it.
+    """Check that the working directory exists, because relative paths begin there.
 
     Raises:
-        ConfigurationError: it was removed.
+        ConfigurationError: the working directory was removed.
     """
     try:
         Path.cwd()
@@ -154,7 +154,7 @@ def _ours(raised: BaseException) -> SdsError | None:
 
 
 def _say(error: SdsError) -> None:
-    """The last line: for people, or an event where the process writes its log as JSON."""
+    """Write the last line: as text, or as an event if the process writes its log as JSON."""
     logs = sys.modules.get("sds.operations.logs")
     if logs is not None and logs.writes_json():
         logging.getLogger("sds.cli").error("%s", error, extra={"reason": error.reason})

@@ -1,7 +1,7 @@
-"""Time: the only module that reads a clock or sleeps.
+"""Reads the clocks and sleeps; no other module does.
 
-Invariant: everything else gets an :class:`Instant` as an argument (``now``) or a
-:class:`Clock` as a port, so that every decision about time can be tested without waiting.
+Invariant: all other code gets an :class:`Instant` as an argument (``now``) or a :class:`Clock` as a
+    port, so that every decision about time can be tested without waiting.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Instant:
 
     Attributes:
         wall: the wall clock, aware, in UTC. It can be stepped in both directions.
-        monotonic: seconds of CLOCK_MONOTONIC: never goes back, stands still while suspended.
-        boottime: seconds of CLOCK_BOOTTIME: as monotonic, but counts suspension too.
+        monotonic: seconds of CLOCK_MONOTONIC, which never goes back and stops during suspension.
+        boottime: seconds of CLOCK_BOOTTIME, which is like monotonic but counts suspension too.
     """
 
     wall: datetime
@@ -35,7 +35,7 @@ class Instant:
 
 
 def stopwatch() -> float:
-    """Read a clock that only measures how long something took, in seconds; it decides nothing."""
+    """Read a clock, in seconds, only to measure how long something took, never to decide."""
     return time.perf_counter()
 
 
@@ -52,7 +52,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """Reads the machine's clocks."""
 
     def now(self) -> Instant:
         """Read all clocks."""
@@ -70,15 +70,16 @@ class SystemClock:
 async def sleep_while(
     clock: Clock, left: Callable[[Instant], float], *, look_seconds: float = LOOK_SECONDS
 ) -> None:
-    """Wait until nothing is left; a clock that is set and a suspension count.
+    """Wait until no time is left, even if a clock is set or the machine is suspended meanwhile.
 
-    A sleep measures monotonic time, which stands still while a guest is suspended and knows nothing
-    of the wall clock. Whatever waits for minutes or more asks the clocks again meanwhile.
+    A sleep measures monotonic time, which stops while a guest is suspended and does not follow the
+    wall clock. A wait of minutes or more must therefore read the clocks again meanwhile.
 
     Args:
-        clock: time.
-        left: seconds that are left at that moment, by the clock that it chooses; 0 or less: done.
-        look_seconds: the longest sleep between two looks at the clocks.
+        clock: gives the time.
+        left: returns the seconds that are left at that moment, by a clock of its choice; 0 or less
+            ends the wait.
+        look_seconds: the longest sleep between two readings of the clocks.
     """
     while (seconds := left(clock.now())) > 0:
         await clock.sleep(min(seconds, look_seconds))
@@ -87,6 +88,6 @@ async def sleep_while(
 async def sleep_boottime(
     clock: Clock, seconds: float, *, look_seconds: float = LOOK_SECONDS
 ) -> None:
-    """Wait that many seconds of boot time: time in which the machine is suspended counts."""
+    """Wait that many seconds of boot time, which counts while the machine is suspended."""
     until = clock.now().boottime + seconds
     await sleep_while(clock, lambda now: until - now.boottime, look_seconds=look_seconds)

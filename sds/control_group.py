@@ -1,7 +1,7 @@
-"""What our own control group allows.
+"""Reads what our own control group allows.
 
-Owns the reading of its memory limit. Invariant: what cannot be read limits nothing, and a group's
-name, which may have any bytes, is no error.
+Owns the memory limit. Invariants: a file that cannot be read means no limit; any bytes in a group's
+name are accepted.
 
 Sources: cgroups(7); Linux ``Documentation/admin-guide/cgroup-v2.rst``, "memory.max".
 """
@@ -15,15 +15,15 @@ from typing import Final
 
 _CGROUPS: Final = Path("/sys/fs/cgroup")
 _UNLIMITED: Final = 1 << 60
-"""Where nothing is limited, v1 says the largest multiple of a page."""
+"""From this value on there is no limit: v1 then says the largest multiple of a page."""
 
 
 def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int | None:
     """Return the lowest memory limit of our control groups (v2 and v1) in bytes, or None.
 
     Args:
-        root: where the hierarchies are mounted.
-        own: which groups this process is in.
+        root: the directory where the hierarchies are mounted.
+        own: the file that lists the groups of this process.
     """
     limits = []
     with contextlib.suppress(OSError):

@@ -26,11 +26,11 @@ SO_PASSRIGHTS: Final = 83
 """<asm-generic/socket.h>, since Linux 6.16; Python's socket module does not name it."""
 
 TABLE: Final = 16_384
-"""Places of the table (8 bytes each in the kernel); more descriptors enlarge it as they come."""
+"""The places of the table (8 bytes each in the kernel); more descriptors enlarge it later."""
 
 
 def take_all() -> int:
-    """Raise the limit as far as it goes and make the table large; returns the limit."""
+    """Raise the limit as far as possible, make the table large, and return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -39,7 +39,7 @@ def take_all() -> int:
 
 
 def _enlarge_table(places: int) -> None:
-    """A descriptor with a high number makes room for all below; the table never shrinks."""
+    """Enlarge the table by opening a descriptor with a high number; the table never shrinks."""
     reading, writing = os.pipe()
     try:
         os.close(fcntl.fcntl(reading, fcntl.F_DUPFD_CLOEXEC, places - 1))

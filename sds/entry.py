@@ -1,8 +1,8 @@
-"""Where the program begins: before anything is loaded.
+"""Begins the program, before anything is loaded.
 
 Invariant: an agent that will execute itself again for its allocator
-(:func:`sds.secrets.allocator.use_wiping_allocator`) does so with nothing loaded but a bare
-interpreter: all of that would be done twice. Everything else is :mod:`sds.cli`'s.
+(:func:`sds.secrets.allocator.use_wiping_allocator`) does so with only a bare interpreter loaded,
+because everything else would be loaded twice. :mod:`sds.cli` does the rest.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from sds.secrets.allocator import has_meaning, use_wiping_allocator
 
 _STANDARD_ERROR = 2
 _ENDS_BY_ITSELF = frozenset({"--check-config", "--help", "-h"})
-"""With these ``sds agent`` makes no keys."""
+"""Options with which ``sds agent`` makes no keys."""
 
 
 def main() -> None:
     """Run the command line ``sys.argv``."""
     _keep_standard_descriptors()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Of a file's name that is not UTF-8, or a character that the locale does not have, the
-        # escape is printed; the default is an exception.
+        # A file name that is not UTF-8, or a character that the locale lacks, is printed as an
+        # escape; the default is an exception.
         sys.stdout.reconfigure(errors="backslashreplace")
-    # No package that happens to be installed sees our settings, or is looked for (12 ms).
+    # No installed plugin may see our settings; the search for plugins would take 12 ms.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # gRPC's C core writes lines of its own, in a form of its own, between those of the log. What
-    # fails is said by the error that the call raises.
+    # gRPC's C core would write its own lines, in its own form, between those of the log. The error
+    # that a call raises already says what failed.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if (
         sys.argv[1:2] == ["agent"]
@@ -42,7 +42,7 @@ def main() -> None:
     ):
         use_wiping_allocator()
     if sys.argv[1:2] in (["agent"], ["ca"]):
-        # A reload that is asked for before the start is over: the start reads everything anyway.
+        # A reload may be requested before the start is over; the start reads everything anyway.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if sys.argv[1:2] == ["agent"]:
         gc.disable()  # modules stay; the command switches it on again (a tenth of a cold start)
@@ -59,9 +59,9 @@ def main() -> None:
 
 
 def _keep_standard_descriptors() -> None:
-    """Open those of 0, 1 and 2 that are closed: no socket of ours may get such a number.
+    """Open those of 0, 1 and 2 that are closed, so that no socket gets such a number.
 
-    What a library prints would go to that socket's client.
+    Otherwise the output of a library would go to that socket's client.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
         pass
@@ -69,7 +69,7 @@ def _keep_standard_descriptors() -> None:
 
 
 def _flush() -> None:
-    """Write what is buffered, while an error can still be said in words."""
+    """Write buffered output while an error can still be reported in words."""
     if sys.stdout is None:  # it was closed before the start
         return
     try:
@@ -79,7 +79,7 @@ def _flush() -> None:
 
 
 def _cannot_write(error: OSError) -> NoReturn:
-    """End the process: what it was asked for cannot be written."""
+    """End the process, because its output cannot be written."""
     with contextlib.suppress(OSError):
         place = "stdout" if error.filename is None else error.filename
         os.write(_STANDARD_ERROR, f"sds: {place} cannot be written: {error.strerror}\n".encode())

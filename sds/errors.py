@@ -1,7 +1,7 @@
-"""The errors of this program: one tree of classes that somebody catches.
+"""Defines the errors of this program as one tree of classes.
 
 Every error that this program raises on purpose derives from :class:`SdsError` and carries a
-``reason``. A class exists where some code catches it; what distinguishes the others is data: the
+``reason``. A class exists only if some code catches it; all other distinctions are data: the
 reason's row in :mod:`sds.reasons`. Invariants:
 
 * each ``reason`` is a row of :data:`sds.reasons.REASONS`, which says whether a retry can help and
@@ -18,11 +18,11 @@ from sds.reasons import REASONS
 
 
 class SdsError(Exception):
-    """Base of all our errors.
+    """The base of all errors of this program.
 
     Args:
         message: what was wrong, and where (one line, no secrets).
-        reason: a row of :data:`sds.reasons.REASONS`; the class's own where it is left out.
+        reason: a row of :data:`sds.reasons.REASONS`; the class's own by default.
         advice: what a person can do about it (one line), or the empty string.
     """
 
@@ -37,7 +37,7 @@ class SdsError(Exception):
 
     @property
     def retriable(self) -> bool:
-        """Say whether the same call can succeed later with nothing changed by a person."""
+        """Return whether the same call can succeed later without any change by a person."""
         row = REASONS.get(self.reason)
         return row is not None and row.retriable
 
@@ -83,7 +83,7 @@ class CertificateError(SdsError):
 
 
 class SecretWipedError(SdsError):
-    """Somebody reads a secret after it was wiped."""
+    """A secret is read after it was wiped."""
 
     reason = "secret_wiped"
 
@@ -95,11 +95,11 @@ class EvidenceError(SdsError):
     """Evidence cannot be collected, parsed, verified or accepted; the reason says why.
 
     Args:
-        message: as of every error.
-        reason: likewise.
-        advice: likewise.
-        challenge: what the attester must answer before its evidence counts; empty where nothing
-            is asked of it.
+        message: as for every error.
+        reason: as for every error.
+        advice: as for every error.
+        challenge: what the attester must answer before its evidence counts; empty if nothing is
+            asked of it.
     """
 
     reason = "evidence"
@@ -112,7 +112,7 @@ class EvidenceError(SdsError):
 
 
 class EvidenceMalformedError(EvidenceError):
-    """Evidence that is not what its format says (length, version, reserved bytes, encoding)."""
+    """Evidence does not follow its format (length, version, reserved bytes, encoding)."""
 
     reason = "evidence_malformed"
 
@@ -145,7 +145,7 @@ class AuthorityUnavailableError(AuthorityError):
 
 
 class AuthorityRefusedError(AuthorityError):
-    """The authority answered and refused: ``authority_refused``, or for now only.
+    """The authority answered and refused: for good (``authority_refused``) or only for now.
 
     Args:
         wire_reason: the stable reason label of the authority's answer.
@@ -161,13 +161,13 @@ class AuthorityRefusedError(AuthorityError):
 
 
 class AuthorityAnswerError(AuthorityError):
-    """The authority's answer is not what was asked for or cannot be read."""
+    """The authority's answer does not match the request or cannot be read."""
 
     reason = "authority_answer"
 
 
 class RefusedError(AuthorityError):
-    """Our certificate authority refuses a request or an item of it; its answer has the reason."""
+    """Our certificate authority refuses a request or one of its items, and answers the reason."""
 
     reason = "refused"
 
@@ -239,7 +239,7 @@ class Http2Error(ProtocolError):
     """A client breaks HTTP/2 (RFC 9113) in a way that ends its connection.
 
     Args:
-        code: RFC 9113, section 7.
+        code: the error code (RFC 9113, section 7).
     """
 
     reason = "http2"
@@ -258,7 +258,7 @@ class Http2StreamError(Http2Error):
 
 
 class CallEndedError(ProtocolError):
-    """The program writes to a remote call that is over: the client cancelled or hung up."""
+    """The program writes to a remote call that has ended: the client cancelled or hung up."""
 
     reason = "call_ended"
 
@@ -267,7 +267,7 @@ class CallEndedError(ProtocolError):
 
 
 class BundleError(SdsError):
-    """A foreign trust domain's bundle cannot be had; the reason says why."""
+    """A foreign trust domain's bundle cannot be fetched or used; the reason says why."""
 
     reason = "bundle"
 

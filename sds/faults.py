@@ -1,13 +1,12 @@
-"""Unexpected errors at a boundary: each ends one thing, is logged with its reason, and is counted.
+"""Reports unexpected errors: each ends one thing, is logged with its reason, and is counted.
 
-Owns the answer to "what does an exception that nobody foresaw do?". Such an exception in the work
-for one connection, request, file, peer or timer must end that one and nothing else. The boundary
-reports it here. Invariants: a place that fails again and again writes one line in an interval, and
-every occurrence is counted; reporting never raises; places are fixed words, so the table of them is
-bounded.
+An unforeseen exception in the work for one connection, request, file, peer or timer must end that
+one thing and nothing else. The boundary around that work reports the exception here. Invariants: a
+place that fails again and again writes one line in an interval, and every error is counted;
+reporting never raises; places are fixed words, so the table of them is bounded.
 
 :func:`guarded` is the boundary for callbacks of the event loop, :func:`sds.supervision.supervised`
-the one for long-lived tasks, :func:`watch_loop` the last resort for both.
+is the boundary for long-lived tasks, and :func:`watch_loop` is the last resort for both.
 """
 
 from __future__ import annotations

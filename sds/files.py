@@ -1,8 +1,8 @@
-"""Files that a configuration or a person names: one way to look at them, read and replace them.
+"""Reads and replaces the files that a configuration or a person names.
 
-Invariants: only an ordinary file is read, so that a FIFO or a device in its
-place is an error at once and nobody waits for it; a bounded part of it is in memory. A person may
-hand over a pipe that is open already (``/dev/stdin``, a shell's ``<(…)``): that one is read.
+Invariants: only an ordinary file is read, so that a FIFO or a device in its place is an error at
+once and nothing waits for it; only a bounded part of a file is in memory. The exception is a pipe
+that is already open (``/dev/stdin``, a shell's ``<(…)``), which is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SOCKET_PATH_BYTES: Final = 107
-"""Longest path of a Unix socket on Linux, without its final NUL (unix(7))."""
+"""The longest path of a Unix socket on Linux in bytes, without its final NUL (unix(7))."""
 _OPEN_ALREADY: Final = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
@@ -27,11 +27,11 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
     """Read a whole file.
 
     Args:
-        path: which.
-        max_bytes: how long it may be.
+        path: the file.
+        max_bytes: how long the file may be.
 
     Raises:
-        OSError: it cannot be opened or read, is not an ordinary file, or is too long; ``strerror``
+        OSError: the file cannot be opened or read, is not ordinary, or is too long; ``strerror``
             says which.
     """
     try:
@@ -76,7 +76,7 @@ def listed(folder: Path, pattern: str) -> list[Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Say whether there is a directory; a name that no file can have is not one.
+    """Return whether this is a directory; a name that no file can have is not one.
 
     ``Path.is_dir`` raises for such a name.
     """
@@ -84,20 +84,20 @@ def is_folder(path: Path) -> bool:
 
 
 def is_taken(path: Path) -> bool:
-    """Say whether anything has this name, even a symbolic link that leads nowhere."""
+    """Return whether anything has this name, even a symbolic link that leads nowhere."""
     return os.path.lexists(path)
 
 
 def replace_file(path: Path, content: bytes, *, mode: int) -> None:
-    """Write a file as a whole: a reader sees all of the old content or all of the new (rename).
+    """Replace a file as a whole: a reader sees all of the old content or all of the new (rename).
 
     Args:
-        path: the file; its folder must be there.
-        content: what it has then.
-        mode: its permissions.
+        path: the file; its folder must exist.
+        content: the new content.
+        mode: the new permissions.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: the file cannot be written; the old content stays.
     """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

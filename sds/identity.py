@@ -1,7 +1,7 @@
-"""Names of workloads: trust domains, SPIFFE IDs, DNS names, and the Identity that joins them.
+"""Parses names of workloads: trust domains, SPIFFE IDs, DNS names, and identities of them.
 
-Invariant: a value of these types is valid by the specification; parsing is strict
-(``fullmatch`` over ASCII, no normalisation), so two equal names are equal strings.
+Invariant: a value of these types follows its specification; parsing is strict (``fullmatch`` over
+    ASCII, no normalisation), so two equal names are equal strings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NewType, Self
 from sds.errors import IdentityError
 
 TrustDomain = NewType("TrustDomain", str)
-"""A trust domain name without scheme, as ``parse_trust_domain`` returned it."""
+"""A valid trust domain name without scheme; :func:`parse_trust_domain` makes it."""
 
 # SPIFFE-ID specification, section 2: lower-case letters, digits, dots, dashes, underscores.
 _TRUST_DOMAIN = re.compile(r"[a-z0-9._-]{1,255}", re.ASCII)
@@ -32,7 +32,7 @@ _MAX_SPIFFE_ID_BYTES = 2048
 
 
 class KeyType(enum.StrEnum):
-    """Kinds of private key, by the name that configuration and policy use."""
+    """The kinds of private key, by the name that configuration and policy use."""
 
     EC_P256 = "ec-p256"
     EC_P384 = "ec-p384"
@@ -46,7 +46,7 @@ def parse_trust_domain(text: str) -> TrustDomain:
     """Parse a trust domain name (no scheme).
 
     Raises:
-        IdentityError: the name is empty, too long or holds a character outside ``a-z0-9._-``
+        IdentityError: the name is empty, too long or has a character outside ``a-z0-9._-``
             (SPIFFE-ID specification, section 2.1).
     """
     if not _TRUST_DOMAIN.fullmatch(text):
@@ -112,16 +112,15 @@ class SpiffeId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """What a certificate is asked for: name, DNS names, lifetime and kind of key.
+    """The properties that a certificate is requested with: names, lifetime and kind of key.
 
-    Hashable and compared by value: it is the key under which the store holds an SVID. Two pods of
-    one service account that are selected by different Services are two identities with one
-    SPIFFE ID.
+    Hashable and compared by value, because the store keeps SVIDs by identity. Two pods of one
+    service account that different Services select are two identities with one SPIFFE ID.
 
     Attributes:
         spiffe_id: the only URI SAN of the certificate.
-        dns_names: DNS SANs, sorted, without repeats.
-        lifetime: the lifetime that is asked for; an authority may clamp it.
+        dns_names: the DNS SANs, sorted, without repeats.
+        lifetime: the requested lifetime; an authority may shorten it.
         key_type: the kind of private key.
     """
 
@@ -131,7 +130,7 @@ class Identity:
     key_type: KeyType = KeyType.EC_P256
 
     def __post_init__(self) -> None:
-        """Hold the invariant: DNS names are valid, sorted and unique."""
+        """Check the DNS names and the lifetime; sort the names and remove repeats."""
         object.__setattr__(
             self, "dns_names", tuple(sorted({parse_dns_name(name) for name in self.dns_names}))
         )

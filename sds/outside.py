@@ -1,10 +1,10 @@
-"""Data from outside: one boundary that lets only our own errors out.
+"""Guards the parsing of data from outside: only our own errors come out.
 
-Owns :func:`reading`. Libraries that parse foreign data raise classes of their own, and more than
-they document: ``cryptography`` raises ``DuplicateExtension`` and ``InvalidVersion``, which are no
+Owns :func:`reading`. Libraries that parse foreign data raise their own classes, and more than they
+document: ``cryptography`` raises ``DuplicateExtension`` and ``InvalidVersion``, which are not
 ``ValueError``; ``json`` raises ``RecursionError``; conversions raise ``OverflowError``. Invariant:
-inside the block, whatever goes wrong becomes the error that the caller names, with the place in its
-text; our own errors pass as they are, and nothing that ends the process is held back.
+any exception inside the block becomes the error that the caller names, with the place in its text;
+our own errors, and exceptions that end the process, pass unchanged.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _TEXT_LENGTH = 300
 
 
 def is_panic(error: BaseException) -> bool:
-    """Say whether a library in Rust panicked (PyO3's class is no Exception).
+    """Return whether a library in Rust panicked (PyO3's class does not derive from Exception).
 
-    It unwound, so nothing is half done. A group of errors is one where nothing else in it would end
-    the process.
+    The panic unwound, so nothing is half done. A group of errors counts as a panic if nothing else
+    in it would end the process.
     """
     if isinstance(error, BaseExceptionGroup):
         return all(isinstance(one, Exception) or is_panic(one) for one in error.exceptions)
@@ -38,13 +38,13 @@ def reading(
     """Read foreign data inside the block.
 
     Args:
-        what: names the data and where it came from; begins the message.
-        error: raised instead of what the block raises.
-        reason: of that error; its class's own where it is left out.
+        what: names the data and its source; begins the message.
+        error: the class to raise instead of what the block raises.
+        reason: the reason of that error; its class's own by default.
         advice: what a person can do.
 
     Raises:
-        SdsError: of the class ``error``, or one that the block raised itself.
+        SdsError: an error of the class ``error``, or one of ours that the block raised.
     """
     try:
         yield

@@ -1,7 +1,7 @@
-"""One line of log in an interval, whatever repeats.
+"""Limits the log to one line in an interval about anything that repeats.
 
-Owns the decision whether something that happened again is worth a line. Invariant: the table of
-what was said is bounded, so callers cannot fill it; what does not fit counts under one key.
+Owns the decision whether a repeated event is worth a line. Invariant: the table of events is
+bounded, so callers cannot fill it; events that do not fit count under one key.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class _Said:
 
 @dataclass(slots=True, kw_only=True)
 class Repeats:
-    """Counts what repeats, by key.
+    """Counts repeated events, by key.
 
     Attributes:
         interval: seconds between two lines about one key.
-        keys: of which each is counted apart; everything else is counted together.
+        keys: how many keys are counted apart; all others are counted together.
     """
 
     interval: float = 10.0
@@ -35,11 +35,11 @@ class Repeats:
     _said: dict[Hashable, _Said] = field(default_factory=dict)
 
     def due(self, key: Hashable, *, now: float) -> int | None:
-        """It happened: how often since the last line, if a line is due; else None.
+        """Count one event; if a line is due, return how many came since the last line, else None.
 
         Args:
-            key: what happened, to whom.
-            now: monotonic seconds.
+            key: what happened, and to whom.
+            now: the time, in monotonic seconds.
         """
         said = self._said.get(key)
         if said is None:

@@ -1,8 +1,8 @@
-"""What the service manager is told, and what it keeps for us: sd_notify(3) without libsystemd.
+"""Sends states and descriptors to the service manager: sd_notify(3) without libsystemd.
 
-Owns the one datagram socket to it. Invariants: without ``NOTIFY_SOCKET`` nothing is sent; a
-descriptor counts as kept only once the service manager has taken it (``BARRIER=1``); descriptors
-that came from it are not inherited by programs that we start.
+Owns the datagram socket to it. Invariants: without ``NOTIFY_SOCKET`` nothing is sent; a descriptor
+counts as kept only after the service manager has taken it (``BARRIER=1``); programs that this
+process starts do not inherit descriptors that came from the service manager.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _FIRST: Final = 3
-"""sd_listen_fds(3): SD_LISTEN_FDS_START."""
+"""The number of the first inherited descriptor (SD_LISTEN_FDS_START, sd_listen_fds(3))."""
 _BARRIER_SECONDS: Final = 5.0
 
 
@@ -31,10 +31,10 @@ def address(environment: Mapping[str, str]) -> str | None:
 
 
 def send(place: str, state: str, descriptors: Sequence[int] = ()) -> None:
-    """Send one datagram; what it says is up to the caller.
+    """Send one datagram, whose content the caller chooses.
 
     Raises:
-        OSError: the service manager does not take it.
+        OSError: the service manager does not accept it.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.connect(place)
@@ -44,13 +44,13 @@ def send(place: str, state: str, descriptors: Sequence[int] = ()) -> None:
 
 
 def keep(place: str, name: str, descriptor: int) -> None:
-    """Give a descriptor into the store of the service manager, and wait until it is there.
+    """Put a descriptor into the store of the service manager, and wait until it is there.
 
     Source: sd_notify(3), ``FDSTORE=1``, and sd_notify_barrier: the manager closes the descriptor of
     a barrier once it has handled everything before it.
 
     Raises:
-        OSError: it does not take it, or does not answer in time.
+        OSError: the service manager does not accept it, or does not answer in time.
     """
     send(place, f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [descriptor])
     watched, given = os.pipe2(os.O_CLOEXEC)
@@ -68,7 +68,7 @@ def keep(place: str, name: str, descriptor: int) -> None:
 
 
 def kept(name: str, environment: Mapping[str, str], *, pid: int) -> tuple[int, ...]:
-    """Return the descriptors of this name that came with our start, close-on-exec from now on.
+    """Return the descriptors of this name that came with the start, and set close-on-exec.
 
     Source: sd_listen_fds_with_names(3). Variables that are meant for another process, or that are
     not numbers, count as absent.
@@ -79,7 +79,7 @@ def kept(name: str, environment: Mapping[str, str], *, pid: int) -> tuple[int, .
             names = environment.get("LISTEN_FDNAMES", "").split(":")
             found = [_FIRST + at for at, named in enumerate(names[:count]) if named == name]
             for descriptor in found:
-                with contextlib.suppress(OSError):  # who reads it says what is wrong
+                with contextlib.suppress(OSError):  # its reader reports what is wrong
                     os.set_inheritable(descriptor, False)  # noqa: FBT003  the library's own form
             return tuple(found)
     return ()

@@ -1,9 +1,9 @@
-"""Tables whose size others choose, which give their memory back.
+"""Provides a table that gives its memory back, for data whose amount others choose.
 
-A ``dict`` of CPython never shrinks while entries are removed: one that had 2,000 keeps 100 KB when
-it has one left. A client that fills table after table, and empties each again, would hold what
-nobody counts. Owns :class:`SlimDict`. Invariant: a table takes memory in proportion to what is in
-it, and removing costs the same on average as from any other.
+A ``dict`` of CPython never shrinks while entries are removed: a table that had 2,000 entries still
+takes 100 KB when one is left. A client that fills table after table, and empties each again, would
+occupy memory that nothing counts. Owns :class:`SlimDict`. Invariant: a table takes memory in
+proportion to its entries, and a removal costs on average the same as in any ``dict``.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from typing import TypeVar
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _FEW = 64
-"""Entries whose table is not worth making anew."""
+"""The number of entries below which a table is not rebuilt."""
 _PART = 8
 
 
 class SlimDict(dict[_K, _V]):
-    """A dict that is made anew, in place, once most of what was in it is gone.
+    """A dict that is rebuilt, in place, once most of its entries are gone.
 
-    Use ``del`` and :meth:`take`; other ways of removing leave the table as it is.
+    Use ``del`` and :meth:`take`; other ways to remove entries do not rebuild the table.
     """
 
     __slots__ = ("_most",)
 
     def __init__(self) -> None:
-        """Empty."""
+        """Make an empty table."""
         super().__init__()
         self._most = _FEW
 
@@ -34,13 +34,13 @@ class SlimDict(dict[_K, _V]):
         """Remove an entry.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is no such entry.
         """
         super().__delitem__(key)
         self._removed()
 
     def take(self, key: _K) -> _V | None:
-        """Remove an entry; its value, None if there is none."""
+        """Remove an entry; return its value, or None if there is none."""
         if key not in self:
             return None
         found = super().pop(key)

@@ -1,9 +1,9 @@
-"""Long-lived tasks: one that ends although nobody told it to is logged, counted and started again.
+"""Runs long-lived tasks: a task that ends unasked is logged, counted and started again.
 
-Owns the answer to "who notices when this task is gone?". Invariants: :func:`supervised` returns
-only by being cancelled; an exception of the task, its return, and a cancellation that nobody asked
-for (a library that cancels what the task waits for) all count as an end; a task that ends at once
-every time is started again at a bounded rate.
+Owns the detection of ended tasks. Invariants: :func:`supervised` ends only by cancellation; an
+exception of the task, its return, and an unasked cancellation (by a library that cancels what the
+task waits for) all count as an end; a task that always ends at once is started again at a bounded
+rate.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _STEADY_SECONDS: Final = 30.0
 
 
 class TaskObserver(Protocol):
-    """Hears of tasks that had to be started again, to count them."""
+    """Counts the tasks that had to be started again."""
 
     def task_restarted(self, name: str) -> None:
-        """The task of this name ended and starts again."""
+        """Note that the task of this name ended and starts again."""
         ...
 
 
@@ -46,9 +46,9 @@ async def supervised(
     """Run ``run`` again and again until cancelled.
 
     Args:
-        name: what the task is called in logs and metrics: a fixed word, without identities.
-        run: the task; called once for each start.
-        clock: measures how long it ran, and waits before a restart.
+        name: the task's name in logs and metrics: a fixed word, without identities.
+        run: the task; it is called once for each start.
+        clock: measures how long the task ran, and waits before a restart.
         observer: counts restarts.
     """
     retry = Retry(clock, _RESTART)
@@ -76,7 +76,7 @@ async def supervised(
 
 
 def is_cancelled() -> bool:
-    """Say whether somebody cancelled this very task, and not only what it waits for."""
+    """Return whether this very task was cancelled, and not only what it waits for."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -1,11 +1,11 @@
-"""Threads for work that blocks: each kind of work has some of its own.
+"""Runs work that blocks in threads; each kind of work has its own threads.
 
-A thread that waits for a device, a file system or a long calculation is gone until that ends. Owns
-which work shares threads with which. Invariants: no work uses the event loop's default executor,
-which anything may fill; what a caller, a stranger or a peer can cause never runs on the threads of
-rotation; work that never ends keeps no process from ending: an end waits :data:`END_SECONDS` for
-calculations under way, and for nothing longer. What waits for somebody else's server has a thread
-of its own (:func:`alone`), and an end does not wait for that one at all.
+A thread that waits for a device, a file system or a long calculation is occupied until that ends.
+Owns which kinds of work share threads. Invariants: no work uses the event loop's default executor,
+which anything may fill; work that a caller, a stranger or a peer can cause never runs on the
+threads of rotation; work that never ends does not keep the process from ending: at its end the
+process waits at most :data:`END_SECONDS` for calculations. Work that waits for a foreign server has
+its own thread (:func:`alone`), and the end of the process does not wait for that thread.
 
 Not :class:`concurrent.futures.ThreadPoolExecutor`: the interpreter joins its threads before it
 ends, so that a file system that hangs would hold up SIGTERM for as long as it hangs.
@@ -30,16 +30,16 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 END_SECONDS: Final = 2.0
-"""For so long the end of the process waits for work under way."""
+"""How many seconds the end of the process waits for running work."""
 _under_way: Final[set[Future[Any]]] = set()
 
 
 class Threads:
-    """Threads for one kind of work; they start when there is some.
+    """The threads of one kind of work; they start when work comes.
 
     Args:
-        name: of the work, as threads are called in dumps.
-        most: threads at the same time; further work waits for one.
+        name: the name of the work, which the threads have in dumps.
+        most: the most threads at the same time; further work waits for one.
     """
 
     __slots__ = ("_idle", "_most", "_name", "_started", "_there", "_waiting")
@@ -50,12 +50,12 @@ class Threads:
         self._started = self._idle = 0
         self._waiting: deque[Callable[[], None]] = deque()
         self._there = threading.Condition()
-        """There is work; also guards everything above."""
+        """Signals that there is work; also guards the attributes above."""
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Do the work in a thread; its result, or what it raises.
+        """Do the work in a thread; return its result, or raise what it raises.
 
-        Where it is cancelled before a thread has begun, the work is left undone.
+        If the call is cancelled before a thread has begun, the work is not done.
         """
         bound = functools.partial(contextvars.copy_context().run, work, *args, **kwargs)
         done: Future[_R] = Future()
@@ -77,11 +77,11 @@ class Threads:
                     self._idle -= 1
                 one = self._waiting.popleft()
             one()
-            del one  # what it holds is not kept until there is other work
+            del one  # its objects must not stay alive until other work comes
 
 
 def _do(done: Future[_R], bound: Callable[[], _R]) -> None:
-    """Do one piece of work and hand its result on, unless nobody wants it any more."""
+    """Do one piece of work and pass its result on, unless the call was cancelled."""
     if not done.set_running_or_notify_cancel():
         return
     _under_way.add(done)
@@ -97,19 +97,19 @@ def _do(done: Future[_R], bound: Callable[[], _R]) -> None:
 
 @atexit.register
 def _wait_for_calculations() -> None:
-    """At the end: a thread that comes back to a dying interpreter from a library can abort it."""
+    """Wait at the end: a thread that returns from a library to a dying interpreter can abort it."""
     concurrent.futures.wait(tuple(_under_way), timeout=END_SECONDS)
 
 
 async def alone(name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-    """Do the work in a thread of its own: however long it takes, nobody else waits for a thread.
+    """Do the work in its own thread: however long it takes, no other work waits for a thread.
 
-    The caller bounds how many there are. Where it is cancelled, the thread ends by itself, or with
-    the process.
+    The caller bounds the number of such threads. If the call is cancelled, the thread ends by
+    itself or with the process.
 
     Args:
-        name: of the thread, as dumps show it.
-        work: blocks.
+        name: the name of the thread in dumps.
+        work: the function that blocks.
         args: its arguments.
         kwargs: its named arguments.
     """
@@ -129,31 +129,31 @@ async def alone(name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.
 
 
 ROTATION: Final = Threads("rotation", 4)
-"""Keys, CSRs and chains of certificates that are renewed, and the credentials to ask for them."""
+"""Keys, CSRs and chains of renewed certificates, and the credentials of their requests."""
 SLOW_KEYS: Final = Threads("slow-keys", 1)
 """RSA keys of renewals: seconds each."""
 SLOW_KEYS_OF_NEWCOMERS: Final = Threads("newcomers-keys", 1)
 """RSA keys of callers that have no certificate yet: as many as pods start."""
 EVIDENCE: Final = Threads("evidence", 2)
-"""Devices and file systems of the guest: what attests."""
+"""Devices and file systems of the guest, which give evidence."""
 SIGNERS: Final = Threads("signers", 1)
 """Keys of the authority's own certificates."""
 COLLATERAL: Final = Threads("collateral", 2)
 """Files with revocation lists and collateral."""
 ENDORSEMENTS: Final = Threads("endorsements", 2)
-"""Directories of chips' certificates, read for what agents send."""
+"""Directories with certificates of chips, which evidence of agents may need."""
 TOKEN_KEYS: Final = Threads("token-keys", 1)
 """Files with the keys that sign the tokens of service accounts."""
 ADMISSION: Final = Threads("admission", 2)
 """Files of sandboxes that a runtime starts."""
 CONNECTIONS: Final = Threads("connections", 1)
-"""Looks at the connections of an authority's port."""
+"""Examines the connections of an authority's port."""
 NAMES: Final = Threads("names", 4)
-"""Names of authorities, while they are looked up."""
+"""The lookup of authorities' names."""
 POLICY: Final = Threads("policy", 1)
 """Files of the signed policy."""
 TLS_FILES: Final = Threads("tls-files", 1)
-"""Certificate and key that the authority answers with, where an operator gives them."""
+"""Certificate and key of the authority's TLS, if an operator gives them."""
 VOLUMES: Final = Threads("csi", 1)
 """Directories of CSI volumes."""
 KUBERNETES: Final = Threads("kubernetes-json", 1)

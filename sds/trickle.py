@@ -1,9 +1,9 @@
-"""Many callbacks that one event causes: a few of them in each turn of the event loop.
+"""Spreads the callbacks of one event: a few of them in each turn of the event loop.
 
-A process exits with a hundred connections, a secret changes that ten thousand streams wait for, a
-change of pods wakes every recognition: each of these is one event. Owns :class:`Trickle`.
-Invariants: callbacks are called in the order in which they came, at most so many between two turns
-of the loop; one that fails is reported and keeps no other from its turn.
+A process with a hundred connections exits, a secret changes that ten thousand streams wait for, a
+change of pods wakes every recognition: each of these is one event with many callbacks. Owns
+:class:`Trickle`. Invariants: callbacks are called in the order in which they were added, and a
+bounded number in each turn of the loop; a callback that fails is reported and stops no other.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 
 class Trickle:
-    """See the module.
+    """Calls queued callbacks, a few in each turn of the event loop.
 
     Args:
-        where: the place that reports what fails, one of :data:`sds.faults.PLACES`.
-        most: callbacks in one turn.
+        where: the place under which failures are reported, one of :data:`sds.faults.PLACES`.
+        most: the most callbacks in one turn.
     """
 
     __slots__ = ("_call", "_handle", "_most", "_waiting")
 
     def __init__(self, where: str, most: int) -> None:
-        """Nothing waits."""
+        """Begin with an empty queue."""
         self._most = most
         self._waiting: deque[Callable[[], object]] = deque()
         self._handle: asyncio.Handle | None = None
         self._call = guarded(where, _called)
 
     def add(self, callback: Callable[[], object]) -> None:
-        """Call this when it is its turn: not now."""
+        """Queue a callback; it is not called now."""
         self._waiting.append(callback)
         self._expect()
 
     def add_all(self, callbacks: Iterable[Callable[[], object]]) -> None:
-        """Call each of these, in this order."""
+        """Queue these callbacks, in this order."""
         self._waiting.extend(callbacks)
         self._expect()
 
     def close(self) -> None:
-        """Call nothing more."""
+        """Drop the queue and call nothing more."""
         self._waiting.clear()
         if self._handle is not None:
             self._handle.cancel()

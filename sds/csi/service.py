@@ -41,7 +41,8 @@ class CsiServices:
 
     Args:
         driver: opens and closes volumes.
-        node: this node's name. version: the driver's version.
+        node: this node's name.
+        version: the driver's version.
     """
 
     def __init__(self, driver: Driver, *, node: str, version: str) -> None:

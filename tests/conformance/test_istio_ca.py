@@ -160,8 +160,8 @@ async def test_a_batch_keeps_its_order_and_fails_one_by_one(endpoint: istio_ca.E
         ("bad-aud", "authority_refused", "audience 'other'"),
         ("string-aud", "authority_refused", "not a list"),
         ("expired", "authority_refused_for_now", "expired at"),
-        ("bad-key", "authority_refused_for_now", "trust its issuer"),
-        ("bad-iss", "authority_refused_for_now", "trust its issuer"),
+        ("bad-key", "authority_refused_for_now", "trusts its issuer"),
+        ("bad-iss", "authority_refused_for_now", "trusts its issuer"),
         ("bad-sub", "authority_refused", "'alice' is not a service account"),
     ],
 )

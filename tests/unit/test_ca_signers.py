@@ -463,7 +463,7 @@ async def test_roots_are_followed_between_two_certificates(
             told.now = (ours, bad) if trouble is None else trouble
             await clock.advance(2 * SETTLING)
             assert state.roots == tuple(sorted((ours, more)))
-        assert caplog.text.count("cannot be looked at again") == 2
+        assert caplog.text.count("cannot be read again") == 2
         # A root that was taken back leaves once nothing under it lives; ours never does.
         told.now = (more,)
         await clock.advance(SETTLING / 2)

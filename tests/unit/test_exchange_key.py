@@ -251,7 +251,7 @@ def test_a_descriptor_that_is_no_sealed_key_is_refused(
     os.write(descriptor, content)
     monkeypatch.setattr("sds.service_manager._FIRST", descriptor)
     environment = {"LISTEN_PID": str(PID), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "exchange-key"}
-    with refused("exchange_key_lost", match="not one a key"):
+    with refused("exchange_key_lost", match="not one with a key"):
         hold_key(register, environment=environment, pid=PID)
 
 

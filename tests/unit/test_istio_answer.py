@@ -149,7 +149,7 @@ def test_mutants_of_an_answer_let_only_our_errors_out() -> None:
 @pytest.mark.parametrize(
     ("elements", "text"),
     [
-        ((), "no chain"),
+        ((), "without a chain"),
         (("x" * 2_000_000,), "huge"),
         (("no PEM at all", ROOT.pem), "element 0"),
         ((LEAF, "\u00e9"), "element 1"),
@@ -175,7 +175,12 @@ def test_a_certificate_for_somebody_else_is_refused() -> None:
 @pytest.mark.parametrize(
     ("code", "details", "reason", "advice"),
     [
-        ("UNAVAILABLE", "connection refused", "authority_unavailable", "is istiod running"),
+        (
+            "UNAVAILABLE",
+            "connection refused",
+            "authority_unavailable",
+            "check that istiod is running",
+        ),
         ("UNAVAILABLE", "Ssl handshake failed", "authority_unavailable", "server_name"),
         ("DEADLINE_EXCEEDED", "", "authority_unavailable", ""),
         ("INTERNAL", "CA is not ready", "authority_unavailable", ""),
