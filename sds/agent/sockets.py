@@ -55,7 +55,8 @@ class Listening:
 
     Attributes:
         path: the socket's path.
-        server: the server, started. health: its health.
+        server: the server, started.
+        health: its health.
     """
 
     path: Path
