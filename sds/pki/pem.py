@@ -38,13 +38,13 @@ def pem_blocks(
 
     Args:
         text: PEM, with line ends of any kind; UTF-8's mark may begin it, and a NUL may end it.
-        label: of the blocks that are meant, such as ``CERTIFICATE``.
+        label: the label of the wanted blocks, such as ``CERTIFICATE``.
         what: names the text in errors.
         most: the highest number of blocks that is accepted.
 
     Raises:
         CertificateError: ``certificate_malformed``: 1. a block is not closed, or closed by another
-            label, or has no beginning; 2. its inside is not base64; 3. there is none with this
+            label, or has no beginning; 2. its inside is not base64; 3. there is no block with this
             label, or more than ``most``.
     """
     found = [_decoded(lines, what) for name, lines in _blocks(text, what) if name == label]

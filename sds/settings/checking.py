@@ -90,7 +90,7 @@ class ConfigurationChecks:
                 raise ConfigurationError(f"{path} is empty", advice="it must contain a token")
 
     def listeners(self, addresses: Mapping[str, ListenAddress | None]) -> None:
-        """Listeners have places of their own, and directories for their Unix sockets."""
+        """Check that listeners share no address, and that their Unix sockets have directories."""
         taken: list[tuple[str, ListenAddress]] = []
         for field, address in addresses.items():
             if address is None:

@@ -32,7 +32,7 @@ _SYNTAX: Final[dict[str, tuple[str, str]]] = {
     ),
     "mapping values are not allowed in this context": (
         "a ':' where no field can begin",
-        "is a ':' missing before it, is it indented too deep, or does its value need quotes?",
+        "add a missing ':' before it, indent it less, or put its value in quotes",
     ),
     "could not find expected ':'": (
         "a ':' is missing after this field, or after the one before",
@@ -56,7 +56,7 @@ _SYNTAX: Final[dict[str, tuple[str, str]]] = {
     ),
     "found unexpected end of stream": (
         "the file ends within a value",
-        "is a quote, ] or } missing before this line?",
+        "add the quote, ] or } that is missing before this line",
     ),
     "found character that cannot start any token": (
         "no value can begin with this character",

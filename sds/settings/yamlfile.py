@@ -280,7 +280,7 @@ def _problem(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if not path:
         return str(problem["msg"]).removeprefix("Value error, ")
     words = problem_words(problem)
-    # A rule about a whole block may begin with the field that it is about.
+    # The text of a rule about a whole block may begin with the field that it is about.
     if words.partition(": ")[0] in field_names(here):
         return f"{path}.{words}"
     return f"{path}: {words}"

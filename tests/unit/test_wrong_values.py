@@ -163,7 +163,7 @@ def test_every_pattern_has_words(model: type[BaseModel]) -> None:
         ("authority: [::1]:8443\n", "no value can begin here (put a value that begins with ["),
         ("authority: *.a\n", "* begins an alias (put the value in quotes)"),
         ("authority: {addresses: [[::1]:8443]}\n", "column 25: "),
-        ("authority: 'a\n", "the file ends within a value (is a quote"),
+        ("authority: 'a\n", "the file ends within a value (add the quote"),
         ("authority: @a\n", "(put the value in quotes)"),
         (
             "authority: {tls: {root: /r, server_name: 'a:1'}}",
