@@ -1,6 +1,6 @@
-"""Builds bootstraps, typed with envoy-data-plane, so that a misspelt field cannot be written.
+"""Builds bootstraps from envoy-data-plane's types, which refuse a misspelt field.
 
-Owns what our bootstraps configure (:mod:`sds.bootstrap.render` has the reasons).
+Owns the content of our bootstraps (:mod:`sds.bootstrap.render` has the reasons).
 Invariants: nothing secret is in a bootstrap, and each one made here is accepted by every Envoy
 version that we test. Importing envoy-data-plane takes a second: import this late.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
 
 _SO_REUSEPORT: Final = (1, 15)
-"""Level and name of the socket option on Linux (``asm-generic/socket.h``)."""
+"""The level and name of the socket option on Linux (``asm-generic/socket.h``)."""
 
 
 def make_bootstrap(
@@ -50,8 +50,8 @@ def make_bootstrap(
         admin: the admin interface, or None for none.
         inbound: mTLS listeners.
         outbound: plain listeners whose requests leave by mTLS.
-        admin_reuse_port: bind admin with SO_REUSEPORT, so that a supervisor may hold the port
-            while Envoy restarts (listeners do so anyway).
+        admin_reuse_port: whether to bind admin with SO_REUSEPORT, so that a supervisor may keep the
+            port while Envoy restarts (listeners always do so).
     """
     listeners = []
     clusters = [_sds_cluster(secrets.socket)]

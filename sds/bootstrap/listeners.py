@@ -1,8 +1,9 @@
-"""Listeners: mTLS in with the discovered authorization, plain HTTP in for what leaves by mTLS.
+"""Makes listeners: inbound mTLS with discovered authorization, and plain HTTP for outbound mTLS.
 
 Owns the configuration of each listener. Invariants: an mTLS listener asks the filter that the agent
-serves about every request (or TCP connection), and denies all until there is one; it matches a path
-in one normal form only; nothing that was once allowed continues forever without being asked again.
+serves about every request (or TCP connection), and denies all until it has that filter; it matches
+paths in one normal form only; an allowed stream or connection ends after a time and must be asked
+for again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sds.bootstrap.plan import Endpoint, Inbound, Outbound, SecretSource
 
 AUTHORIZATION_TCP: Final = "-tcp"
-"""What the name of a TCP authorization ends with."""
+"""The end of the name of a TCP authorization."""
 _TYPE: Final = "type.googleapis.com/envoy.extensions.filters.{}.rbac.v3.RBAC"
 
 PEER_BODY: Final = (
@@ -40,17 +41,17 @@ PEER_BODY: Final = (
     '"not_after": "%DOWNSTREAM_PEER_CERT_V_END(%Y-%m-%dT%H:%M:%SZ)%", '
     '"status": %RESPONSE_CODE%, "why": "%RESPONSE_CODE_DETAILS%"}\n'
 )
-"""What a server without an application answers: which peer it saw."""
+"""The answer of a server without an application: which peer it saw."""
 
 SERVER_CERTIFICATE_HEADER: Final = "x-sds-server-certificate"
-"""Header in which a client Envoy reports the certificate that the server showed it."""
+"""The header in which a client Envoy reports the certificate that the server showed it."""
 
 
 # --- listeners ----------------------------------------------------------------------------------
 
 
 def inbound_listener(name: str, entry: Inbound, source: SecretSource) -> listener_v3.Listener:
-    """Make an mTLS listener before an application, or one that answers which peer it saw."""
+    """Make an mTLS listener in front of an application, or one that answers which peer it saw."""
     alpn = [] if entry.tcp else ["h2", "http/1.1"]
     verified_by = replace(source, validation=entry.validation or source.validation)
     context = tls_v3.DownstreamTlsContext(
@@ -126,7 +127,7 @@ def _tcp_filters(name: str, entry: Inbound, source: SecretSource) -> list[listen
 def _discovered(
     source: SecretSource, type_url: str, default: AnyMessage
 ) -> core_v3.ExtensionConfigSource:
-    """Make a filter that the agent serves; ``default`` counts while there is none."""
+    """Make a filter that the agent serves; ``default`` applies until it is served."""
     return core_v3.ExtensionConfigSource(
         config_source=config_source(source), type_urls=[type_url], default_config=default
     )

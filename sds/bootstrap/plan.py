@@ -1,6 +1,6 @@
-"""What a bootstrap is made from: where secrets come from, what listens, what goes out.
+"""Models the input of a bootstrap: the source of secrets, inbound and outbound listeners.
 
-Owns plain values only; importing this costs nothing, and nothing here knows envoy-data-plane.
+Owns plain values only, so that the import is cheap: nothing here needs envoy-data-plane.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _EVERY: Final = frozenset({"0.0.0.0", "::"})
 LONGEST_STREAM: Final = timedelta(hours=1)
-"""How long a gRPC stream, WebSocket, CONNECT or TCP connection may run: no filter acts on one that
-is already open."""
+"""How long a gRPC stream, WebSocket, CONNECT or TCP connection may run: no filter acts on those
+that are already open."""
 LONGEST_CONNECTION: Final = timedelta(minutes=30)
 """Half the lifetime that certificates have by default."""
 
@@ -37,17 +37,17 @@ class Protocol(enum.StrEnum):
 
     @property
     def is_ads(self) -> bool:
-        """Say whether one aggregated stream carries everything."""
+        """Return whether one aggregated stream carries everything."""
         return self in {Protocol.ADS, Protocol.DELTA_ADS}
 
     @property
     def is_delta(self) -> bool:
-        """Say whether responses carry only what changed."""
+        """Return whether responses carry only changes."""
         return self in {Protocol.DELTA, Protocol.DELTA_ADS}
 
     @property
     def for_clusters(self) -> Protocol:
-        """Return the same variant on streams of its own (see ``render.ADS_AND_CLUSTERS``)."""
+        """Return the same variant on separate streams (see ``render.ADS_AND_CLUSTERS``)."""
         return Protocol.DELTA if self.is_delta else Protocol.SOTW
 
 
@@ -59,7 +59,7 @@ class Endpoint:
     port: int
 
     def __str__(self) -> str:
-        """As :meth:`parse` takes it."""
+        """Return the text that :meth:`parse` accepts."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @classmethod
@@ -67,8 +67,8 @@ class Endpoint:
         """Parse ``host:port`` or ``[IPv6]:port``.
 
         Raises:
-            ConfigurationError: it is not of that form, the port is above 65535, or no host can have
-                that name.
+            ConfigurationError: the text has another form, the port is above 65535, or no host can
+                have that name.
         """
         advice = "write it as 127.0.0.1:8080 or [::1]:8080"
         found = host_and_port(text)
@@ -85,7 +85,7 @@ class Endpoint:
 
     @property
     def is_address(self) -> bool:
-        """Say whether the host is an IP address and not a name."""
+        """Return whether the host is an IP address and not a name."""
         try:
             ipaddress.ip_address(self.host)
         except ValueError:
@@ -101,7 +101,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretSource:
-    """Where the secrets come from, and under which SDS names."""
+    """The source of the secrets: the agent's socket, and the SDS names."""
 
     socket: Path
     protocol: Protocol = Protocol.SOTW
@@ -111,19 +111,20 @@ class SecretSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inbound:
-    """An mTLS listener before an application; without one it answers which peer it saw.
+    """An mTLS listener in front of an application; without one it answers which peer it saw.
 
     Attributes:
-        listen: where it listens.
-        upstream: the application.
-        tcp: the application does not speak HTTP; it needs ``upstream``.
-        authorization: name of the filter that the agent serves and every request is asked of; None
-            for none, so that every peer that passes the handshake may ask for everything.
-        validation: name of the secret that clients are verified by; None for the source's.
-        longest: how long a running stream, or a TCP connection, goes on before it must be asked
-            for again.
-        connection: how long an HTTP connection takes new requests; then the client must make a new
-            one, with its certificate of that time.
+        listen: the address on which it listens.
+        upstream: the address of the application.
+        tcp: whether the application speaks something else than HTTP; this needs ``upstream``.
+        authorization: the name of the filter that the agent serves and that decides about every
+            request; None for no filter, so that every verified peer may request everything.
+        validation: the name of the secret that verifies clients; None for the source's.
+        longest: how long a running stream, or a TCP connection, may last before the client must
+            open
+            it again.
+        connection: how long an HTTP connection takes new requests; then the client must open a new
+            one, with its current certificate.
     """
 
     listen: Endpoint
@@ -140,11 +141,12 @@ class Outbound:
     """A plain HTTP listener whose requests leave by mTLS.
 
     Attributes:
-        listen: where the application connects to.
-        upstreams: domain (``*`` for any) -> the mTLS server that its requests go to.
-        full_handshakes: keep no TLS session for resumption.
-        fresh_connections: one request a connection, and the answer carries the server's
-            certificate in ``listeners.SERVER_CERTIFICATE_HEADER``: what the demo measures with.
+        listen: the address to which the application connects.
+        upstreams: the mTLS server of each domain's requests (``*`` for any domain).
+        full_handshakes: whether to keep no TLS session for resumption.
+        fresh_connections: whether each request gets its own connection, and the answer carries the
+            server's certificate in ``listeners.SERVER_CERTIFICATE_HEADER``; the demo measures with
+            it.
         longest: as for :class:`Inbound`.
     """
 

@@ -1,4 +1,4 @@
-"""Shows bootstraps to people: YAML in which every rule of ours carries its reason.
+"""Renders bootstraps for people: YAML in which every rule of ours carries its reason.
 
 Owns the reasons. Invariant: rendering changes nothing that Envoy reads.
 """
@@ -71,7 +71,7 @@ REASONS: Final[dict[str, str]] = {
     ),
     "max_requests_per_connection": "A fresh TLS connection for every request.",
 }
-"""Field -> why it is set; the first place of each in the YAML gets it as a comment."""
+"""Why each field is set; the first place of the field in the YAML gets this comment."""
 
 
 def to_dict(bootstrap: bootstrap_v3.Bootstrap) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How an Envoy asks the agent: config sources, secrets, and the TLS that uses them.
+"""Makes the configuration by which an Envoy asks the agent: sources, secrets, and TLS with them.
 
 Owns the configuration of every stream to the agent. Invariant: nothing secret is in it.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sds.bootstrap.plan import Endpoint, SecretSource
 
 SDS_CLUSTER: Final = "sds"
-"""Name of the cluster that leads to the agent's socket."""
+"""The name of the cluster that leads to the agent's socket."""
 
 
 def socket_address(endpoint: Endpoint) -> core_v3.Address:
@@ -28,7 +28,7 @@ def socket_address(endpoint: Endpoint) -> core_v3.Address:
 
 
 def config_source(source: SecretSource) -> core_v3.ConfigSource:
-    """Say where this Envoy asks for what it discovers, in the source's variant of xDS."""
+    """Make the config source of all that this Envoy discovers, in the source's xDS variant."""
     config = core_v3.ConfigSource(resource_api_version=core_v3.ApiVersion.V3)
     if source.protocol.is_ads:
         config.ads = core_v3.AggregatedConfigSource()
@@ -38,7 +38,7 @@ def config_source(source: SecretSource) -> core_v3.ConfigSource:
 
 
 def api_config_source(*, delta: bool) -> core_v3.ApiConfigSource:
-    """Make a gRPC stream of its own to the agent."""
+    """Make a config source with its own gRPC stream to the agent."""
     kind = core_v3.ApiConfigSourceApiType
     back_off = core_v3.BackoffStrategy(
         base_interval=timedelta(milliseconds=100), max_interval=timedelta(seconds=1)

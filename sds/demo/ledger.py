@@ -1,7 +1,7 @@
-"""What the traffic has proved so far: requests, failures, rotations, push times.
+"""Records what the traffic has proved: requests, failures, rotations, push times.
 
-Pure: fed with observations, it answers; it reads no clock and opens nothing. Invariant: a
-rotation is counted only when a request was answered under a serial that no request had before.
+Pure: it gets observations and answers questions; it reads no clock and opens no file. Invariant: a
+    rotation counts only when a request was answered under a serial that no earlier request had.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerCertificate:
-    """What one side of a connection saw of the other.
+    """The certificate that one side of a connection saw of the other.
 
     Attributes:
         spiffe_id: the URI SAN.
-        serial: lower-case hex without leading zeros.
-        not_after: expiry.
+        serial: the serial number, lower-case hex without leading zeros.
+        not_after: when it expires.
     """
 
     spiffe_id: str
@@ -33,7 +33,7 @@ class PeerCertificate:
 
 @dataclass(slots=True, kw_only=True)
 class WorkloadRotations:
-    """One workload's certificate as the other side sees it."""
+    """The certificates of one workload as the other side sees them."""
 
     name: str
     spiffe_id: str
@@ -44,10 +44,10 @@ class WorkloadRotations:
 
 
 class RotationLedger:
-    """See the module.
+    """Counts requests, failures and rotations.
 
     Args:
-        workloads: name -> SPIFFE ID that its certificate must carry.
+        workloads: the SPIFFE ID that each workload's certificate must have, by name.
     """
 
     def __init__(self, workloads: dict[str, str]) -> None:
@@ -60,11 +60,11 @@ class RotationLedger:
         self._arrivals: dict[str, datetime] = {}
 
     def arrived(self, serial: str, at: datetime) -> None:
-        """The agent says that a certificate with this serial arrived then."""
+        """Note when a certificate with this serial arrived at the agent."""
         self._arrivals[serial] = at
 
     def succeeded(self, seen: dict[str, PeerCertificate], *, at: datetime) -> list[Rotated]:
-        """Note that a request came back; ``seen`` maps a workload to its certificate."""
+        """Note that a request succeeded; ``seen`` maps each workload to its certificate."""
         self.requests += 1
         return [
             rotated
@@ -73,16 +73,16 @@ class RotationLedger:
         ]
 
     def failure(self) -> None:
-        """A request did not come back as it should."""
+        """Note that a request failed."""
         self.requests += 1
         self.failed += 1
 
     def rotations(self) -> dict[str, int]:
-        """Workload -> rotations that traffic has shown."""
+        """Return how many rotations of each workload the traffic has shown."""
         return {name: state.rotations for name, state in self.workloads.items()}
 
     def reached(self, rotations: int) -> bool:
-        """Say whether every workload was seen to rotate at least this often."""
+        """Return whether the traffic showed at least this many rotations of every workload."""
         return all(count >= rotations for count in self.rotations().values())
 
     def wrong_identities(self, seen: dict[str, PeerCertificate]) -> Iterable[str]:

@@ -1,9 +1,9 @@
-"""The demo on a terminal: a table that moves, and the last events under it.
+"""Shows the demo on a terminal: a live table, with the last events below it.
 
 Owns the screen while it is entered. Invariants: the view fits the terminal, from 80 columns by 24
-lines on; that the machine is simulated and how to end the demo is always visible; the newest event
-comes first, one line each, and equal ones are counted. Import it only on a terminal: rich takes its
-time.
+lines on; it always says that the machine is simulated and how to end the demo; the newest event
+comes first, each event takes one line, and equal events are counted. Import it only on a terminal,
+because the import of rich is slow.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ if TYPE_CHECKING:
 
 _KEPT_EVENTS: Final = 100
 _OTHER_LINES: Final = 12
-"""Lines of the view that are not events: header, table, requests, border, and the cursor's."""
+"""How many lines of the view are not events: header, table, requests, border, and cursor."""
 _BORDER: Final = 4
 _SERIAL_DIGITS: Final = 8
 _SOON_SECONDS: Final = 2.0
 
 
 class LiveReporter:
-    """See the module; ``console`` is the terminal if none is given."""
+    """Draws the view; without a ``console`` it draws on the terminal."""
 
     def __init__(self, console: Console | None = None, *, has_key: bool = False) -> None:
-        """``has_key``: the key that takes away and gives back the client's right works."""
+        """Prepare; with ``has_key`` the view names the key ``w`` for the client's right."""
         self._has_key = has_key
         self._console = console if console is not None else Console()
         self._live = Live(console=self._console, auto_refresh=False, transient=False)
         self._ready = False
         self._summary: Summary | None = None
         self._events: dict[str, int] = {}
-        """What happened, the newest last -> how often."""
+        """How often each event happened; the newest is last."""
 
     def __enter__(self) -> Self:
-        """Take the screen."""
+        """Begin to draw on the screen."""
         self._live.start()
         self._live.update(Text("Starting an authority, an agent and two Envoys …"), refresh=True)
         return self
@@ -61,13 +61,13 @@ class LiveReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Give the screen back; the summary stays under it."""
+        """Stop drawing; the summary stays on the screen."""
         self._live.stop()
         if self._summary is not None and self._ready:
             self._console.print(in_words(self._summary), highlight=False)
 
     def tell(self, event: Event) -> None:
-        """Show one event: what can be tried stays above the table, whole, to be copied."""
+        """Show one event; the commands to try stay above the table, uncut, to be copied."""
         match event:
             case Ready():
                 self._ready = True
@@ -81,12 +81,12 @@ class LiveReporter:
                     del self._events[next(iter(self._events))]
 
     def refresh(self, ledger: RotationLedger, now: Instant) -> None:
-        """Draw."""
+        """Draw the view again."""
         if self._ready:
             self._live.update(self.screen(ledger, now), refresh=True)
 
     def screen(self, ledger: RotationLedger, now: Instant) -> RenderableType:
-        """Return what is drawn at ``now``."""
+        """Return the view at the time ``now``."""
         failures = Text(f"{ledger.failed} failed", style="bold red" if ledger.failed else "green")
         return Group(
             Text.assemble(
@@ -103,7 +103,7 @@ class LiveReporter:
         )
 
     def _last_events(self) -> Panel:
-        """As many as fit, the newest first, each in one line."""
+        """Return as many events as fit, the newest first, each in one line."""
         fitting = max(1, self._console.height - _OTHER_LINES)
         newest = list(self._events.items())[-fitting:][::-1]
         width = self._console.width - _BORDER
@@ -115,7 +115,7 @@ class LiveReporter:
 
 
 def _fitted(words: str, width: int) -> str:
-    """Cut the middle out of a line, because a failure's cause is at its end."""
+    """Shorten a line in its middle, because a failure's cause is at its end."""
     words = " ".join(words.split())
     if len(words) <= width:
         return words

@@ -1,7 +1,7 @@
-"""One simulated node: an authority and an agent without any configuration of the user's.
+"""Prepares one simulated node: an authority and an agent, without configuration by the user.
 
-Owns what the demo and ``sds dev`` share: the two processes, their configuration files (which hold
-nothing secret), their simulated machines, and where the sockets of the two workloads are.
+Owns what the demo and ``sds dev`` share: the two processes, their configuration files (which
+contain nothing secret), their simulated machines, and the paths of the two workloads' sockets.
 Invariant: a simulated chip's key leaves this process only by an inherited memory descriptor.
 """
 
@@ -35,21 +35,21 @@ WORKLOADS: Final = ("client", "server")
 NODE_MEASUREMENT: Final = b"attested-sds simulated node".ljust(48, b"\0")
 AUTHORITY_MEASUREMENT: Final = b"attested-sds simulated authority".ljust(48, b"\0")
 MIN_LIFETIME_SECONDS: Final = 4
-"""Certificates tell time in whole seconds, and a renewal needs a moment."""
+"""The shortest lifetime: certificates have whole seconds, and a renewal needs some time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoNode:
-    """What to start, and where its sockets will be.
+    """The processes to start, and the paths of their sockets.
 
     Attributes:
         parts: the authority (``ca``) and the agent (``agent``).
-        sockets: workload -> its SDS socket.
-        spiffe_ids: workload -> its SPIFFE ID.
+        sockets: the SDS socket of each workload.
+        spiffe_ids: the SPIFFE ID of each workload.
         admin_socket: the agent's socket for people.
-        logs: folder for log files.
+        logs: the folder of the log files.
         lifetime_seconds: of the workloads' certificates.
-        policy: the signed policy, where the node has one.
+        policy: the signed policy, if the node has one.
     """
 
     parts: Sequence[Part]
@@ -65,13 +65,14 @@ class DemoNode:
 def simulated_node(
     run_dir: Path, *, lifetime_seconds: int, port: int, policy_clock: Clock | None = None
 ) -> Iterator[DemoNode]:
-    """Make machines and files for a node under ``run_dir`` (absolute); nothing is started.
+    """Make machines and files for a node under ``run_dir`` (absolute), but start no process.
 
     Args:
-        run_dir: made where it is not there; must belong to this user alone.
+        run_dir: the directory; it is made if missing, and must belong to this user alone.
         lifetime_seconds: of the workloads' certificates.
-        port: loopback port of the authority.
-        policy_clock: give the node a signed policy, whose window is told by this clock.
+        port: the loopback port of the authority.
+        policy_clock: gives the node a signed policy whose window follows this clock; None for no
+            policy.
 
     Raises:
         ConfigurationError: the lifetime is too short, or a file cannot be written.
@@ -151,7 +152,7 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def private_directory(path: Path) -> None:
-    """Make a directory that only this user can enter, or accept one that is so already.
+    """Make a directory that only this user can enter, or accept such a directory.
 
     Raises:
         SocketError: others can enter it, it is behind a symbolic link or in a directory of somebody
@@ -168,7 +169,7 @@ def private_directory(path: Path) -> None:
 def authority_configuration(
     spiffe_ids: Iterable[str], ark: Path, descriptor: int, port: int, lifetime_seconds: int
 ) -> dict[str, Any]:
-    """Return the file of ``sds ca``: who signs for the simulated node, and what it may ask for."""
+    """Return the configuration of ``sds ca``, which signs for the simulated node."""
     return {
         "trust_domain": TRUST_DOMAIN,
         "listen": f"127.0.0.1:{port}",
@@ -196,7 +197,7 @@ def agent_configuration(
     port: int,
     lifetime_seconds: int,
 ) -> dict[str, Any]:
-    """Return the file of ``sds agent``: two workloads, each with a socket of its own."""
+    """Return the configuration of ``sds agent``: two workloads, each with its own socket."""
     return {
         "trust_domain": TRUST_DOMAIN,
         "run_dir": str(run_dir),
@@ -215,7 +216,7 @@ def agent_configuration(
 
 @contextlib.contextmanager
 def _memory(machine: SimulatedMachine) -> Iterator[int]:
-    """Make a descriptor from which children read the machine, at every start."""
+    """Make a descriptor from which child processes read the machine at every start."""
     descriptor = machine.send()
     try:
         yield descriptor
@@ -227,7 +228,7 @@ def _part(name: str, path: Path, configuration: Mapping[str, Any], descriptor: i
     path.write_text(yaml.safe_dump(dict(configuration), sort_keys=False))
     return Part(
         name=name,
-        # -P: never from the current directory, which may be anybody's.
+        # -P: import nothing from the current directory, which may belong to another user.
         command=[
             *(sys.executable, "-P", "-m", "sds", name),
             *("--config", str(path), "--log-format", "json"),

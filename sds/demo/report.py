@@ -1,9 +1,9 @@
-"""How the demo is shown: JSON lines for tools, plain lines for pipes.
+"""Shows the demo: JSON lines for tools, plain lines for pipes.
 
 :mod:`sds.demo.live` shows it on terminals.
 
 Invariant: the JSON reporter writes nothing but one object a line to stdout, ``ready`` first and
-``summary`` last; what people should know besides goes to stderr.
+``summary`` last; texts for people go to stderr.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Reporter(Protocol):
-    """Shows events; entered before the first, left after the last."""
+    """Shows events; it is entered before the first event and left after the last."""
 
     def __enter__(self) -> Self:
         """Begin to show."""
@@ -51,12 +51,12 @@ class Reporter(Protocol):
         ...
 
     def refresh(self, ledger: RotationLedger, now: Instant) -> None:
-        """Show the state of things; called a few times a second."""
+        """Show the present state; called a few times a second."""
         ...
 
 
 class _Lines:
-    """Reporters that write lines and keep no screen."""
+    """The base of reporters that write lines and use no screen."""
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         self._out = out if out is not None else sys.stdout
@@ -74,7 +74,7 @@ class _Lines:
         pass
 
     def refresh(self, ledger: RotationLedger, now: Instant) -> None:
-        """Lines need no refreshing."""
+        """Do nothing, because lines need no refresh."""
 
     def _write(self, stream: TextIO, text: str) -> None:
         stream.write(text + "\n")
@@ -82,7 +82,7 @@ class _Lines:
 
 
 class JsonReporter(_Lines):
-    """One JSON object a line on stdout; failures in words on stderr."""
+    """Writes one JSON object a line to stdout, and failures in words to stderr."""
 
     def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         """Write to ``out`` and ``err`` in place of stdout and stderr."""
@@ -99,7 +99,7 @@ class JsonReporter(_Lines):
 
 
 class PlainReporter(_Lines):
-    """Lines for people."""
+    """Writes lines for people."""
 
     def tell(self, event: Event) -> None:
         """Show one event."""
@@ -158,6 +158,6 @@ def _process(event: Exited | Started) -> str:
 
 
 def grpcurl_line(admin_socket: str) -> str:
-    """Return a command that shows who is subscribed to what; it works as printed."""
+    """Return a command that shows all subscriptions; it works as printed."""
     method = "envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus"
     return f"grpcurl -plaintext -unix -d '{{}}' {shlex.quote(admin_socket)} {method}"

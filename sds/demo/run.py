@@ -1,6 +1,6 @@
-"""``sds demo``: puts the parts together, sends traffic, ends when enough was seen.
+"""Runs ``sds demo``: starts the parts, sends traffic, and ends when enough was seen.
 
-Owns the order of things: start everything, wait for the first request to go through, tell
+Owns the order of the steps: start everything, wait for the first request to succeed, report
 ``ready``, then traffic, rotations and repairs until the end, then the summary.
 """
 
@@ -34,28 +34,28 @@ if TYPE_CHECKING:
     from sds.demo.report import Reporter
 
 WORKERS: Final = 4
-"""Requests in flight at once, at most."""
+"""The most requests in flight at once."""
 PAUSE_SECONDS: Final = 0.1
-"""Between two requests of one worker: about 40 handshakes a second in all."""
+"""The pause between two requests of one worker: about 40 handshakes a second in all."""
 READY_SECONDS: Final = 60.0
 REQUEST_SECONDS: Final = 10.0
 _REFRESH_SECONDS: Final = 0.25
 _RETRY_SECONDS: Final = 0.05
 _CYCLE_SECONDS: Final = 1.5
-"""How long the client keeps its right, or goes without, in a planned cycle."""
+"""How long the client keeps its right, or lacks it, in a planned cycle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoPlan:
-    """What to run.
+    """The plan of a run.
 
     Attributes:
-        node: authority and agent with their workloads ``client`` and ``server``.
+        node: the authority and the agent, with their workloads ``client`` and ``server``.
         envoy: the Envoy binary.
-        folder: where bootstraps go.
-        rotations: end when each workload was seen to rotate this often; None: run on.
-        protocol: xDS variant of both Envoys.
-        cycles: take the client's right away and give it back so often, without being asked.
+        folder: the folder for the bootstraps.
+        rotations: how many rotations of each workload end the run; None for no end.
+        protocol: the xDS variant of both Envoys.
+        cycles: how often to take away the client's right and give it back, unasked.
     """
 
     node: DemoNode
@@ -68,7 +68,7 @@ class DemoPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A certificate came to the agent: whose, its serial (lower-case hex), when."""
+    """A certificate that reached the agent: its workload, serial (lower-case hex) and time."""
 
     spiffe_id: str
     serial: str
@@ -79,7 +79,7 @@ class Demo:
     """One run of the demo."""
 
     def __init__(self, plan: DemoPlan, *, reporter: Reporter, clock: Clock) -> None:
-        """Nothing is started before :meth:`run`."""
+        """Prepare a run; :meth:`run` starts it."""
         self.ledger = RotationLedger(dict(plan.node.spiffe_ids))
         self._plan = plan
         self._reporter = reporter
@@ -90,24 +90,24 @@ class Demo:
         self._right = Withdrawal(policy, clock=clock) if policy is not None else None
 
     def stop(self) -> None:
-        """End it now (Ctrl-C), with a summary."""
+        """End the run now (Ctrl-C), with a summary."""
         self._enough.set()
 
     def toggle(self) -> None:
-        """Take the client's right away, or give it back (the key ``w``)."""
+        """Take away the client's right, or give it back (the key ``w``)."""
         if self._right is not None and self.is_ready:
             self._right.toggle()
 
     @property
     def is_ready(self) -> bool:
-        """Say whether the first request went through."""
+        """Return whether the first request has succeeded."""
         return self.ledger.requests > 0
 
     async def run(self) -> bool:
-        """Run to the end; whether nothing failed and enough rotations were seen.
+        """Run to the end; return whether nothing failed and enough rotations were seen.
 
         Raises:
-            SdsError: it did not come up (``demo_not_ready``, ``part_ended``).
+            SdsError: a part did not start (``demo_not_ready``, ``part_ended``).
         """
         try:
             await self._run()
@@ -157,12 +157,12 @@ class Demo:
 
     @property
     def passed(self) -> bool:
-        """Say whether nothing failed and every workload was seen to rotate often enough."""
+        """Return whether nothing failed and every workload rotated often enough."""
         reached = self.ledger.reached(self._plan.rotations or 0)
         return self.ledger.failed == 0 and reached and self._cycled
 
     def summary(self) -> Summary:
-        """Return what was seen so far."""
+        """Return the summary so far."""
         return Summary(
             requests=self.ledger.requests,
             failed=self.ledger.failed,
@@ -245,7 +245,7 @@ class Demo:
             await self._clock.sleep(PAUSE_SECONDS)
 
     def _answered(self, seen: dict[str, PeerCertificate] | None) -> None:
-        """A request was let through, or denied by the policy."""
+        """Note that a request was allowed, or denied by the policy."""
         wrong = self._against_policy(allowed=seen is not None)
         if wrong:
             self.ledger.failure()
@@ -258,7 +258,7 @@ class Demo:
             self._enough.set()
 
     def _against_policy(self, *, allowed: bool) -> str:
-        """Return what is wrong with this answer, or nothing; report the first by a new epoch."""
+        """Return what is wrong with this answer, if anything; report a new epoch's first one."""
         if self._right is None:
             return "" if allowed else "HTTP 403, and there is no policy that denies it"
         try:
@@ -271,7 +271,7 @@ class Demo:
 
     @property
     def _cycled(self) -> bool:
-        """Say whether the right was withdrawn and given back as often as planned."""
+        """Return whether the right was withdrawn and given back as often as planned."""
         return self._right is None or self._right.changes >= 2 * self._plan.cycles
 
     async def _cycles(self) -> None:
@@ -299,7 +299,7 @@ class Demo:
     async def _count_handshakes(
         self, http: aiohttp.ClientSession, ports: envoys.DemoPorts, supervisor: Supervisor
     ) -> None:
-        """Ask the server Envoy; its counters start at 0 with each process."""
+        """Ask the server Envoy for its handshakes; its counters start at 0 with each process."""
         pid = supervisor.pids["envoy_server"]
         url = f"http://{ports.server_admin.address}/stats?format=json&filter=inbound.ssl.handshake"
         async with http.get(url) as response:
@@ -308,7 +308,7 @@ class Demo:
 
 
 def first_error(group: BaseExceptionGroup[SdsError]) -> SdsError:
-    """Return the first error in a group of groups: the others are its consequences."""
+    """Return the first error in nested groups; the others are its consequences."""
     first: BaseException = group
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
@@ -316,7 +316,7 @@ def first_error(group: BaseExceptionGroup[SdsError]) -> SdsError:
 
 
 def arrival(text: str) -> Arrival | None:
-    """Return what this line of the agent's log (JSON) says about a new certificate, if it does."""
+    """Return the new certificate that this line of the agent's log (JSON) reports, if any."""
     try:
         event = json.loads(text)
         return Arrival(

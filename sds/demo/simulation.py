@@ -1,9 +1,9 @@
-"""A simulated machine for a configuration of one's own: the manufacturer on disk, and the overlay.
+"""Simulates a machine for a user's configuration: the manufacturer on disk, and the overlay.
 
-Owns the folder that the commands ``sds simulate`` of one person share, so that an agent and an
-authority that are started apart trust each other's simulated evidence. Invariants: the folder is
-this user's alone; what an overlay changes is said; nothing else of a configuration is touched. The
-keys prove nothing to anybody who does not name this root.
+Owns the folder that all ``sds simulate`` commands of one user share, so that an agent and an
+authority that are started separately trust each other's simulated evidence. Invariants: the folder
+belongs to this user alone; an overlay reports what it changes, and changes nothing else in a
+configuration. The keys prove nothing to anybody who does not trust this root.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OPTION: Final = "--config"
 
 
 def manufacturer(folder: Path) -> tuple[SimulatedRoot, Path]:
-    """Return the manufacturer of this folder, made the first time, and the PEM file of its root.
+    """Return the manufacturer of this folder, and the PEM file of its root; make both if missing.
 
     Raises:
         ConfigurationError: the folder's content is not a manufacturer, or cannot be written.
@@ -101,13 +101,13 @@ def _key(pem: str) -> rsa.RSAPrivateKey:
 
 
 def configuration_of(command: Sequence[str]) -> int:
-    """Return where the command line names its configuration file.
+    """Return the index of the configuration file in the command line.
 
     Args:
-        command: such as ``["sds", "agent", "--config", "agent.yaml"]``.
+        command: the words, such as ``["sds", "agent", "--config", "agent.yaml"]``.
 
     Raises:
-        ConfigurationError: it is not ``sds agent`` or ``sds ca`` with a configuration.
+        ConfigurationError: the command is not ``sds agent`` or ``sds ca`` with a configuration.
     """
     if tuple(command[:2]) not in (("sds", "agent"), ("sds", "ca")):
         raise ConfigurationError(
@@ -122,7 +122,7 @@ def configuration_of(command: Sequence[str]) -> int:
 
 
 def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Path, list[str]]:
-    """Write a copy of a configuration with a simulated machine, and return what it changes.
+    """Write a copy of a configuration with a simulated machine; return its path and the changes.
 
     Raises:
         ConfigurationError: the file cannot be read or is not a mapping, or its copy cannot be
@@ -141,7 +141,7 @@ def overlaid(path: Path, *, descriptor: int, ark: Path, into: Path) -> tuple[Pat
         if isinstance(section, dict):
             _trust(section, ark)
     changes.append(f"verification: the simulated root {ark} is trusted, and nothing is revoked")
-    # Two configurations of one name may be started at the same time.
+    # Two configurations of the same name may be started at the same time.
     where = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
     made = into / f"{path.stem}-{where}.simulated.yaml"
     with writing(into):

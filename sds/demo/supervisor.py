@@ -1,9 +1,9 @@
-"""Keeps the parts of the demo running: starts them, starts them again, ends them all.
+"""Keeps the parts of the demo running: starts them, restarts them, and ends them all.
 
-Owns every child process. Invariants: a part that ends is started again after two seconds, and
-both are told; when this process ends, in whatever way, no child is left (each gets SIGKILL from
-the kernel when its parent dies); a secret reaches a child through a descriptor that it inherits
-(memory, not a file), never through an argument or the environment.
+Owns every child process. Invariants: a part that ends is started again after two seconds, and both
+events are reported; however this process ends, no child remains (the kernel sends each SIGKILL when
+its parent dies); a secret reaches a child through an inherited descriptor (memory, not a file),
+never through an argument or the environment.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Part:
     """One process to keep running.
 
     Attributes:
-        name: as events and logs call it.
+        name: its name in events and logs.
         command: its command line.
-        descriptors: open descriptors that it inherits under the same numbers, at every start.
-        environment: added to this process's environment.
+        descriptors: the open descriptors that it inherits, under the same numbers, at every start.
+        environment: the variables that are added to this process's environment.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Part:
 
 
 class Supervisor:
-    """See the module.
+    """Runs the parts and restarts those that end.
 
     Args:
-        parts: what to keep running.
-        logs: directory for one log file a part.
+        parts: the processes to keep running.
+        logs: the directory for one log file a part.
         clock: waits between an end and the next start.
-        tell: called with every unexpected end and every start after one.
-        line: called with each line that a part says (name of the part, text).
+        tell: is called with every unexpected end and every restart.
+        line: is called with each line that a part prints (name of the part, text).
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Supervisor:
         await self._all_started.wait()
 
     def settle(self) -> None:
-        """Everything is up: from now on an end is repaired, not fatal."""
+        """Note that every part works: from now on an end is repaired and not fatal."""
         self._settled = True
 
     def last_lines(self, name: str) -> str:
@@ -157,19 +157,19 @@ async def _start(part: Part) -> asyncio.subprocess.Process:
         stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
         pass_fds=part.descriptors,
-        # Ctrl-C on the terminal is for this process, which then ends the others in order.
+        # Ctrl-C on the terminal is meant for this process, which then ends the others in order.
         start_new_session=True,
         preexec_fn=_die_with_parent,
     )
 
 
 def _die_with_parent() -> None:
-    """In the child, before it becomes the command: SIGKILL when the parent dies (prctl(2))."""
+    """Ask for SIGKILL when the parent dies (prctl(2)); runs in the child before the command."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, then SIGKILL; nothing where the process has ended already."""
+    """Send SIGTERM, then SIGKILL; do nothing if the process has already ended."""
     if process.returncode is not None:
         return
     with contextlib.suppress(ProcessLookupError):

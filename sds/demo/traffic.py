@@ -1,8 +1,8 @@
-"""Requests through the demo's Envoys, all the time, each over a TLS connection of its own.
+"""Sends requests through the demo's Envoys, each over its own TLS connection.
 
-Owns the HTTP side: one request, and what both Envoys say about the certificates that were used
-in it. The server Envoy's answer names the client's certificate; the client Envoy's header holds
-the server's: each side's proof comes from its peer.
+Owns the HTTP side: one request, and what both Envoys say about its certificates. The server Envoy's
+answer names the client's certificate, and the client Envoy's header contains the server's
+certificate: the proof about each side comes from its peer.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HTTP_FORBIDDEN: Final = 403
 async def request(
     http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
 ) -> dict[str, PeerCertificate]:
-    """As :func:`ask`, where a denial is a failure too.
+    """Send one request like :func:`ask`, but treat a denial as a failure too.
 
     Raises:
-        RequestFailedError: as :func:`ask`, or the server's Envoy denied it.
+        RequestFailedError: as for :func:`ask`, or the server's Envoy denied the request.
     """
     seen = await ask(http, entry, ledger)
     if seen is None:
@@ -43,9 +43,9 @@ async def request(
 async def ask(
     http: aiohttp.ClientSession, entry: str, ledger: RotationLedger
 ) -> dict[str, PeerCertificate] | None:
-    """Send one request; return workload -> the certificate that the other side saw.
+    """Send one request; return, for each workload, the certificate that the other side saw.
 
-    None: the server's Envoy denied it (403).
+    Returns None if the server's Envoy denied the request (403).
 
     Raises:
         RequestFailedError: no answer, another status than 200, an answer that does not name the
@@ -72,7 +72,7 @@ def client_certificate(body: str) -> PeerCertificate:
     """Return the client's certificate, as the server Envoy's answer describes it.
 
     Raises:
-        RequestFailedError: the answer is not of that form.
+        RequestFailedError: the answer has another form.
     """
     try:
         answer: dict[str, Any] = json.loads(body)
@@ -89,7 +89,7 @@ def server_certificate(header: str) -> PeerCertificate:
     """Return the server's certificate, from the percent-encoded PEM of the client's Envoy.
 
     Raises:
-        RequestFailedError: the header holds no certificate with one URI SAN.
+        RequestFailedError: the header has no certificate with one URI SAN.
     """
     try:
         certificate = x509.load_pem_x509_certificate(urllib.parse.unquote(header).encode())

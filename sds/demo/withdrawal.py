@@ -1,6 +1,6 @@
-"""The demo's signed policy: one epoch takes the client's right away, the next gives it back.
+"""Signs the demo's policy: one epoch takes away the client's right, the next gives it back.
 
-Owns :class:`DemoPolicy` (one author, whose key lives in this process only) and :class:`Withdrawal`
+Owns :class:`DemoPolicy` (one author, whose key exists in this process only) and :class:`Withdrawal`
 (which answers are expected while a new epoch is on its way). Invariant: an answer is a failure
 unless the policy that was published last explains it, or the one before it until the first answer
 by the new one.
@@ -33,13 +33,13 @@ _WINDOW: Final = timedelta(days=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mesh:
-    """Whom the policy is about.
+    """The node and the workloads that the policy is about.
 
     Attributes:
-        trust_domain: of both workloads.
-        measurement: of the node, lower-case hex.
-        spiffe_ids: ``client`` and ``server`` -> SPIFFE ID.
-        lifetime_seconds: of certificates.
+        trust_domain: the trust domain of both workloads.
+        measurement: the measurement of the node, lower-case hex.
+        spiffe_ids: the SPIFFE IDs of ``client`` and ``server``.
+        lifetime_seconds: the lifetime of certificates.
     """
 
     trust_domain: str
@@ -49,11 +49,11 @@ class Mesh:
 
 
 class DemoPolicy:
-    """Signs one epoch after the other and puts it where agent and authority look.
+    """Signs one epoch after the other, and writes each to the file that agent and authority read.
 
     Args:
-        file: the signed policy's place.
-        mesh: whom it is about.
+        file: the path of the signed policy.
+        mesh: the node and the workloads of the policy.
         clock: time.
     """
 
@@ -72,11 +72,11 @@ class DemoPolicy:
         self.publish(allowed=True)
 
     def section(self) -> dict[str, Any]:
-        """``policy:`` of a configuration that trusts the author."""
+        """Return the section ``policy:`` of a configuration that trusts the author."""
         return {"file": str(self._file), "keys": [self._key.pem]}
 
     def publish(self, *, allowed: bool) -> int:
-        """Put the next epoch into its place, as a whole; returns its number."""
+        """Write the next epoch, as a whole file; return its number."""
         self.epoch += 1
         payload = yaml.safe_dump(self._document(allowed=allowed), sort_keys=False).encode()
         signed = add_signatures(new_envelope(payload), [(self._signer, self._key)])
@@ -112,36 +112,36 @@ class DemoPolicy:
 
 
 class Withdrawal:
-    """The client's right as it was published and as requests show it.
+    """Compares the client's right as published with the right that requests show.
 
     Args:
-        policy: gets each change.
+        policy: publishes each change.
         clock: time.
     """
 
     def __init__(self, policy: DemoPolicy, *, clock: Clock) -> None:
-        """The client has its right."""
+        """Begin with the client's right granted."""
         self._policy = policy
         self._clock = clock
         self._published_at: datetime = clock.now().wall
         self._allowed = True
         self._shown = True
         self.changes = 0
-        """How often a request showed a change."""
+        """How many changes a request has shown."""
 
     def toggle(self) -> None:
-        """Take the right away, or give it back, by a new epoch."""
+        """Take away the right, or give it back, by a new epoch."""
         if self._allowed is not self._shown:
-            return  # the change before is still on its way
+            return  # the previous change is still on its way
         self._published_at = self._clock.now().wall
         self._allowed = not self._allowed
         self._policy.publish(allowed=self._allowed)
 
     def saw(self, *, allowed: bool) -> RightChanged | None:
-        """Note that a request was let through or denied; return the event of a first change.
+        """Note that a request was allowed or denied; return the event if a change shows first.
 
         Raises:
-            ValueError: the answer is not what the policy in force says.
+            ValueError: the answer contradicts the policy in force.
         """
         if allowed is self._shown:
             return None
