@@ -1,4 +1,4 @@
-"""``sds admission``: nothing starts in this guest, and nobody enters it, without a signed rule."""
+"""Runs ``sds admission``: without a signed rule nothing starts in this guest or enters it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def serve_command(path: Path, log_format: str, log_level: str) -> None:
 @admission.command("check")
 @_CONFIG
 def check(path: Path) -> None:
-    """Say whether containerd and the kubelet leave a way around the wrapper."""
+    """Check that containerd and the kubelet leave no way around the wrapper."""
     _checked(path)
     click.echo(f"{path}: every handler runs the wrapper, and debugging handlers are off")
 
@@ -108,6 +108,6 @@ def _checked(path: Path) -> AdmissionConfig:
     if found := check_node(config):
         raise ConfigurationError(
             f"{len(found)} ways around the wrapper: " + "; ".join(found),
-            advice="mend these files in the image; docs/kubernetes.md shows them",
+            advice="correct these files in the image; docs/kubernetes.md shows them",
         )
     return config

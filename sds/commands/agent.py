@@ -1,7 +1,7 @@
-"""``sds agent``: runs the agent of a node until somebody stops it.
+"""Runs ``sds agent``, the agent of a node, until a signal stops it.
 
-Owns the command line, signals and logging. Invariant: the first SIGTERM or SIGINT drains, a
-second one ends at once.
+Owns the command line, signals and logging. Invariant: the first SIGTERM or SIGINT drains, and a
+second one ends the process at once.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
     """
     is_wanted(os.environ)  # refuses a value without a meaning
     if check_config:
-        # Measured: what the check alone needs takes 1 MB that a running agent does not pay.
+        # Measured: the modules of the check alone take 1 MB, which a running agent saves.
         from sds.agent.check import check_configuration  # noqa: PLC0415
 
         logs.silence()
@@ -69,7 +69,7 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
         for sentence in warnings:
             click.echo(f"warning: {sentence}")
         return
-    use_wiping_allocator()  # sds.entry did this already, if the options were in their usual place
+    use_wiping_allocator()  # sds.entry did this already, for options in their usual place
     with _made_to_stay():
         config = _configuration(path)
     logs.configure(style=log_format, level=log_level)
@@ -86,11 +86,11 @@ def _configuration(path: Path) -> AgentConfig:
 
 @contextlib.contextmanager
 def _made_to_stay() -> Iterator[None]:
-    """Keep what the block makes for as long as the process lives.
+    """Keep the objects that the block makes for as long as the process lives.
 
-    The garbage collector would look through all of it again and again, a tenth of a cold start;
-    it is kept from it now and later. No secret is among it. What loading needed and freed goes
-    back to the system: 10 MiB where Python had to compile the modules.
+    The garbage collector would search all of them again and again, which takes a tenth of a cold
+    start; it ignores them from now on. No secret is among them. Memory that loading needed and
+    freed goes back to the system: 10 MiB if Python had to compile the modules.
     """
     gc.disable()
     try:
@@ -103,7 +103,7 @@ def _made_to_stay() -> Iterator[None]:
 
 
 async def _until_stopped(config: AgentConfig, memory: MemoryProtection) -> bool:
-    """Run the agent; False where a second signal ended it before it was drained."""
+    """Run the agent; return False if a second signal ended it before it was drained."""
     loop = asyncio.get_running_loop()
     watch_loop(loop)
     stop = asyncio.Event()

@@ -1,4 +1,4 @@
-"""``sds bootstrap``: prints an Envoy bootstrap for a socket of ours.
+"""Runs ``sds bootstrap``, which prints an Envoy bootstrap for a socket of the agent.
 
 Owns the command line only; :mod:`sds.bootstrap` decides what a bootstrap contains.
 """
@@ -62,7 +62,7 @@ def _endpoint(
 
 
 class EnvoyRole(enum.StrEnum):
-    """What the Envoy does."""
+    """The role of the Envoy."""
 
     SERVER = "server"
     CLIENT = "client"
@@ -218,7 +218,7 @@ def bootstrap(
                 tcp=tcp,
                 authorization=None if no_authorization else AUTHORIZATION,
                 # Envoy connects a TCP client to the application before the filter decides, at its
-                # first byte: the handshake must refuse those who may not connect.
+                # first byte, so the handshake must refuse clients that may not connect.
                 validation=INBOUND if tcp and not (validation or no_authorization) else None,
                 longest=longest,
                 connection=longest_connection,
@@ -242,10 +242,10 @@ def bootstrap(
 
 
 def _require_effect(role: EnvoyRole, *, tcp: bool) -> None:
-    """Refuse an option that was written and would change nothing.
+    """Refuse an option on the command line that would change nothing.
 
     Raises:
-        ConfigurationError: there is one.
+        ConfigurationError: such an option is present.
     """
     for options, roles in ((_OF_INBOUND, _INBOUND), (_OF_OUTBOUND, _OUTBOUND)):
         for name in options if role not in roles else ():
@@ -268,10 +268,10 @@ def _require_places(
     outbound: Endpoint,
     application: Endpoint | None,
 ) -> None:
-    """Each listener has an address of its own, and only this machine reaches the admin interface.
+    """Check that no listeners share an address and that only this machine reaches the admin one.
 
     Raises:
-        ConfigurationError: two share one, or others can reach the admin interface.
+        ConfigurationError: two listeners share an address, or others can reach the admin interface.
     """
     places = {
         "--admin": admin,
@@ -295,7 +295,7 @@ def _require_places(
 
 
 def _socket(text: str) -> Path:
-    """The socket's absolute path; Envoy resolves a relative one against its own directory."""
+    """Return the socket's absolute path, because Envoy resolves a relative one differently."""
     if waits_for_a_shell(text) or is_url(text):
         raise ConfigurationError(
             f"--socket {text} is not the path of a socket",
@@ -311,7 +311,7 @@ def _socket(text: str) -> Path:
 
 
 def _targets(role: EnvoyRole, peers: tuple[str, ...]) -> dict[str, Endpoint]:
-    """Domain -> peer; ``*`` if none is given."""
+    """Return the peer of each domain; a peer without a domain has ``*``."""
     if role in _OUTBOUND and not peers:
         raise ConfigurationError(
             f"a {role} needs --peer: where its mTLS requests go",

@@ -1,4 +1,4 @@
-"""``sds ca``: the certificate authority."""
+"""Runs ``sds ca``, the certificate authority."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> No
             click.echo(f"warning: {sentence}")
         return
     logs.configure(style=log_format, level=log_level)
-    # The authority's key lives as long as the process: no dump, no reading by others, no swap.
+    # The authority's key exists as long as the process: no dump, no reading by others, no swap.
     for sentence in harden().missing(retires_keys=False):
         _LOGGER.warning(sentence)
     host = config.listen.rpartition(":")[0]

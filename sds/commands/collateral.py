@@ -1,7 +1,7 @@
-"""``sds collateral``: fetches the public collateral that evidence is judged by.
+"""Runs ``sds collateral``, which fetches the public collateral that judges evidence.
 
-Owns the command line. Invariants: nothing invalid reaches the folder; the exit status is
-0 only where every file is there and current.
+Owns the command line. Invariants: only valid files reach the folder; the exit status is 0 only if
+every file is there and current.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""``sds evidence collect``: evidence of the machine that it runs on, into a file.
+"""Runs ``sds evidence collect``, which writes evidence of this machine to a file.
 
-Owns the command line. Invariant: what is written is what this machine gave over the data that was
-asked for; whether it is genuine, `sds evidence verify` says.
+Owns the command line. Invariant: the file contains exactly what this machine gave over the
+requested data; `sds evidence verify` decides whether it is genuine.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OUT = NamedPath(dir_okay=False, path_type=Path)
 
 
 class _AttestationFile(Settings):
-    """A file with nothing but the section ``attestation``."""
+    """A file with only the section ``attestation``."""
 
     attestation: AttestationSection
 
@@ -51,10 +51,10 @@ def _attester(section: AttestationSection, what: str) -> Attester:
 
 
 def report_data(_: click.Context, __: click.Parameter, text: str | None) -> ReportData | None:
-    """Return the 64 bytes of an option, or None if it was left out.
+    """Return the 64 bytes of an option, or None without the option.
 
     Raises:
-        ConfigurationError: these are not 64 bytes in hexadecimal.
+        ConfigurationError: the text is not 64 bytes in hexadecimal.
     """
     if text is None:
         return None
@@ -127,10 +127,10 @@ def _said(out: Path, evidence: Evidence) -> str:
 
 
 def write_output(path: Path, content: bytes) -> None:
-    """Write what a command made to where a person wants it, which may be a pipe.
+    """Write the output of a command to a path of the user, which may be a pipe.
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     try:
         path.write_bytes(content)

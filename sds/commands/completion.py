@@ -1,6 +1,6 @@
-"""``sds completion``: the script that completes commands and options in a shell.
+"""Runs ``sds completion``: prints the script that completes commands and options in a shell.
 
-Invariant: prints and nothing else; where the script goes is the user's business.
+Invariant: it only prints; the user decides where the script goes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``sds csr``: one CSR that carries its own evidence, made and checked."""
+"""Runs ``sds csr``, which makes and checks a CSR that carries its own evidence."""
 
 from __future__ import annotations
 

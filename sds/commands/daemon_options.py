@@ -1,6 +1,6 @@
-"""The options that every daemon has: checking its configuration, and its log.
+"""Defines the options that every daemon has: the check of its configuration, and its log.
 
-Invariant: the same words and defaults for all of them.
+Invariant: all daemons have the same texts and defaults.
 """
 
 from __future__ import annotations

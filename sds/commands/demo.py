@@ -1,4 +1,4 @@
-"""``sds demo`` and ``sds dev``: the command lines, and the way a terminal ends them."""
+"""Runs ``sds demo`` and ``sds dev``: their command lines, and their end by a terminal."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ def demo(
         ThreadPoolExecutor(1) as pool,
         _run_directory(run_dir, "demo") as folder,
         contextlib.closing(ReservedPort()) as port,
-        # RSA keys of the simulated chip are made without the interpreter's lock: meanwhile import.
+        # The RSA keys of the simulated chip are made without the interpreter's lock, so import
+        # meanwhile.
         _meanwhile(pool, "sds.bootstrap.build"),
         simulated_node(
             folder,
@@ -182,13 +183,13 @@ def dev(*, run_dir: Path | None, lifetime: int) -> None:
 
 
 def _programs() -> Programs:
-    """Return how the person who reads it starts ``sds`` and Envoy."""
+    """Return the commands by which the reader starts ``sds`` and Envoy."""
     cwd = Path.cwd()
     try:
         binary = find_envoy(None, environment=os.environ, folders=[cwd, _CHECKOUT])
         envoy = typed(binary, cwd=cwd)
     except ConfigurationError:
-        envoy = "envoy"  # `sds dev` needs none: the person brings one
+        envoy = "envoy"  # `sds dev` needs none: the user brings one
     own = own_program(sys.argv[0], executable=sys.executable, cwd=cwd)
     return Programs(sds=own, envoy=envoy)
 
@@ -205,7 +206,7 @@ def _reporter(output: str, *, terminal: bool, has_key: bool) -> Reporter:
 
 @contextlib.contextmanager
 def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
-    """Make the run directory; one of our own is removed at the end, unless something went wrong."""
+    """Make the run directory; remove a temporary one at the end, unless something failed."""
     if chosen is not None:
         yield chosen.absolute()
         return
@@ -226,7 +227,7 @@ def _run_directory(chosen: Path | None, name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _meanwhile(pool: ThreadPoolExecutor, module: str) -> Iterator[None]:
-    """Import ``module`` beside what the block's other managers do."""
+    """Import ``module`` while the block's other managers work."""
     importing = pool.submit(importlib.import_module, module)
     try:
         yield
@@ -235,7 +236,7 @@ def _meanwhile(pool: ThreadPoolExecutor, module: str) -> Iterator[None]:
 
 
 def _to_its_end(running: Coroutine[None, None, _Result]) -> _Result:
-    """Run to the end; a signal before it was ready ends it without a word."""
+    """Run to the end; a signal before the run is ready ends it silently."""
     try:
         return asyncio.run(running)
     except asyncio.CancelledError:
@@ -244,7 +245,7 @@ def _to_its_end(running: Coroutine[None, None, _Result]) -> _Result:
 
 @contextlib.contextmanager
 def _keys(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
-    """While the block runs, a key on the terminal runs its action; no Enter is needed."""
+    """Run the action of each key on the terminal while the block runs; no Enter is needed."""
     loop = asyncio.get_running_loop()
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
@@ -265,7 +266,7 @@ def _keys(actions: Mapping[str, Callable[[], None]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ended_by_signals(stop: Callable[[], None], *, ready: Callable[[], bool]) -> Iterator[None]:
-    """SIGINT and SIGTERM end it in order; before it is ready, at once."""
+    """End the run on SIGINT and SIGTERM: in order, or at once before it is ready."""
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
 

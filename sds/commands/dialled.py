@@ -1,7 +1,7 @@
-"""The socket of an agent that a person named: checked before it is called.
+"""Checks the socket of an agent that a person named, before it is called.
 
-Owns the errors for a path on which no agent can answer. Invariant: such a path is an error in our
-own words, before gRPC reports it in its own.
+Owns the errors for a path on which no agent can answer. Invariant: such a path is an error of this
+program, before gRPC reports it in its own terms.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _WHICH: Final = "an agent's sockets are RUN_DIR/admin.sock and RUN_DIR/workloads
 
 
 def dialled(path: Path | str) -> str:
-    """What gRPC calls: the target of a socket that a person named.
+    """Return the gRPC target of a socket that a person named.
 
     Raises:
-        SocketError: there is none, or this user may not open it.
+        SocketError: the socket does not exist, or this user may not open it.
     """
     if waits_for_a_shell(str(path)) or is_url(str(path)):
         raise SocketError(
@@ -43,7 +43,7 @@ def dialled(path: Path | str) -> str:
     except OSError as error:
         raise SocketError(
             f"there is no socket at {absolute}: {error.strerror}",
-            advice=f"is the agent running, and is this its run directory? {_WHICH}",
+            advice=f"check that the agent runs and that this is its run directory: {_WHICH}",
         ) from error
     if not stat.S_ISSOCK(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a file"

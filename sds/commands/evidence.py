@@ -1,6 +1,6 @@
-"""``sds evidence``: verifies and shows attestation evidence from files.
+"""Runs ``sds evidence``, which verifies and shows attestation evidence from files.
 
-Owns the command line and what it prints: a verdict with every check that ran. Invariants: exit
+Owns the command line and its output: a verdict with every check that ran. Invariants: exit
 status 0 only if every check passed, 1 if evidence is refused, 2 if the command was called wrongly;
 certificates of ``--leaf`` and ``--chain`` never add trust.
 """
@@ -170,7 +170,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
 
 
 def verdict_text(verdict: Verdict, now: datetime, *, defaults: bool, demanded: bool) -> str:
-    """Return the verdict as people read it: the reason first, then one line for each check."""
+    """Return the verdict as text: the reason first, then one line for each check."""
     error = verdict.error
     lines = [
         f"{verdict.kind} evidence at {now:%FT%TZ}: "
@@ -231,7 +231,7 @@ def _require_effect(kind: EvidenceKind) -> None:
     """Refuse options that are about another kind of evidence.
 
     Raises:
-        click.UsageError: there is one.
+        click.UsageError: such an option is present.
     """
     if kind == EvidenceKind.TDX:
         refuse_idle({"leaf", "chain", "product"}, "is for SEV-SNP reports, and this is a TDX quote")

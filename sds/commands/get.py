@@ -1,4 +1,4 @@
-"""``sds get``: what a client on this socket would receive."""
+"""Runs ``sds get``, which shows what a client on this socket would receive."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _is_extension(name: str) -> bool:
 
 
 async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, str, bytes]]:
-    """Name, version and content of each name that exists, one call each: each has a version."""
+    """Return name, version and content of each name that exists; each call has its own version."""
     async with grpc.aio.insecure_channel(dialled(path)) as channel:
 
         async def fetch(*wanted: str) -> Any:
@@ -117,7 +117,7 @@ async def _fetch(path: str, names: tuple[str, ...]) -> list[tuple[str, str, byte
 
 
 def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
-    """Return what a person can do about a call that failed."""
+    """Return the error of a failed call, with what a person can do about it."""
     if error.code() in _NOT_RECOGNISED:
         return SdsError(
             f"{path}: the agent does not recognise this process (yet): {error.details()}",
@@ -127,13 +127,13 @@ def _refused(path: str, error: grpc.aio.AioRpcError) -> SdsError:
         )
     return SocketError(
         f"{path}: {error.code().name}: {error.details()}",
-        advice="is the agent running, and is this the workload's socket? If so, "
-        "its log says why it turned this connection away",
+        advice="check that the agent runs and that this is the workload's socket; its log "
+        "says why it turned a connection away",
     )
 
 
 def _content(resource: Any) -> bytes:
-    """Return the message in an Any; one with a limited life is wrapped."""
+    """Return the message in an Any, unwrapped if it has a limited life."""
     wrapped = discovery_pb2.Resource()
     return bytes(wrapped.resource.value if resource.Unpack(wrapped) else resource.value)
 
@@ -159,7 +159,7 @@ def _text(entries: list[dict[str, Any]], output: str) -> str:
 
 
 class _Readable(yaml.SafeDumper):
-    """Writes text of several lines, such as PEM, as it is."""
+    """Writes text of several lines, such as PEM, unchanged."""
 
 
 def _as_block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

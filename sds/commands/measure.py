@@ -1,6 +1,6 @@
-"""``sds evidence measure``: the reference values of a guest, from its image.
+"""Runs ``sds evidence measure``, which computes reference values of a guest from its image.
 
-Owns the command line. Invariant: it says when nothing but the firmware is measured.
+Owns the command line. Invariant: the output says so if only the firmware is measured.
 """
 
 from __future__ import annotations

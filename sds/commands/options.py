@@ -1,7 +1,7 @@
-"""What the options of all commands share: types of values, and options that have no effect.
+"""Defines what the options of all commands share: types of values, and the check of idle options.
 
-Invariant: an option that somebody wrote and that would change nothing is an error of usage, so that
-a command never does less than its line says.
+Invariant: an option that is given and would change nothing is an error of usage, so that a command
+    never does less than its line says.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NamedPath(click.Path):
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
-    """An RFC 3339 moment with its offset."""
+    """Parses an RFC 3339 moment with its offset."""
 
     name = "RFC3339"
 
@@ -62,7 +62,7 @@ def _utc(moment: datetime) -> datetime:
 
 
 class SpiffeIdType(click.ParamType):  # type: ignore[type-arg]  # as above
-    """A SPIFFE ID."""
+    """Parses a SPIFFE ID."""
 
     name = "SPIFFE-ID"
 
@@ -92,19 +92,19 @@ def output(*forms: str) -> Callable[[_Decorated], _Decorated]:
 
 
 def written(name: str) -> bool:
-    """Say whether the running command's line has this parameter."""
+    """Return whether this parameter is on the running command's line."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def refuse_idle(names: Iterable[str], why: str) -> None:
-    """Refuse options that somebody wrote and that would change nothing.
+    """Refuse options that are given and would change nothing.
 
     Args:
-        names: parameters that have no effect beside the others.
-        why: in words that follow the option's name.
+        names: the parameters that have no effect beside the others.
+        why: the reason, in words that follow the option's name.
 
     Raises:
-        click.UsageError: one of them was written.
+        click.UsageError: one of them is given.
     """
     context = click.get_current_context()
     idle = set(names)

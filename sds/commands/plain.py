@@ -1,7 +1,7 @@
-"""A protobuf message as plain values for ``--output json``.
+"""Converts a protobuf message to plain values for ``--output json``.
 
-Invariant: every field is there, with the name of the .proto file, and numbers are numbers.
-Protobuf's own JSON form writes 64-bit integers as text, for the sake of JavaScript.
+Invariant: every field is present under its name in the .proto file, and numbers are numbers.
+Protobuf's own JSON form writes 64-bit integers as text, because of JavaScript.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""``sds policy``: write, sign, check and question policy.
+"""Runs ``sds policy``: write, sign, check and query policy.
 
-Owns the group and the commands that only read: new, lint, diff, explain, test, schema. All
-of them take a YAML file, a directory of YAML files or a signed file; they do not check
-signatures, and say so where it matters (``verify`` does).
+Owns the group and the commands that need no key: new, lint, diff, explain, test, schema. Those that
+read take a YAML file, a directory of YAML files or a signed file. They do not check signatures, and
+say so where it matters (``verify`` does).
 """
 
 from __future__ import annotations
@@ -216,10 +216,10 @@ def explain(
 
 
 def _require_one_question() -> None:
-    """Refuse a command line with no question, with several, or with options of another one.
+    """Refuse a command line without a question, with several, or with another one's options.
 
     Raises:
-        click.UsageError: it is one.
+        click.UsageError: the command line is of this kind.
     """
     talk, caller, node = (
         written("source") or written("target"),

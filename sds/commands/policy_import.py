@@ -1,6 +1,6 @@
-"""``sds policy import``: begin a policy from what another system has.
+"""Runs ``sds policy import``, which begins a policy from another system's.
 
-Owns the command line only; what Istio's manifests mean is decided in :mod:`sds.policy.istio`.
+Owns the command line only; :mod:`sds.policy.istio` decides what Istio's manifests mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the policy commands share, and those that make and use keys: keygen, sign, verify.
+"""Contains the policy commands with keys (keygen, sign, verify), and what all of them share.
 
 Owns command lines and files; :mod:`sds.policy` decides what is signed and which signatures count.
 Invariant: ``keygen`` is the only place in the whole program that writes a private key to a file.
@@ -75,7 +75,7 @@ def utc_now() -> datetime:
 def first_and_keys(
     files: tuple[Path, ...], keys: tuple[Path, ...], what: str
 ) -> tuple[Path, tuple[Path, ...]]:
-    """Return the policy file and all keys: ``--key A B`` means the same as ``--key A --key B``."""
+    """Return the policy file and all keys; ``--key A B`` means the same as ``--key A --key B``."""
     if not files:
         raise click.UsageError(f"Missing argument '{what}'.")
     if len(files) > 1 and not keys:
@@ -101,7 +101,7 @@ def write(path: Path, content: bytes, *, mode: int = _PUBLIC_MODE) -> None:
     """Replace a file as a whole (:func:`sds.files.replace_file`).
 
     Raises:
-        ConfigurationError: it cannot be written.
+        ConfigurationError: the file cannot be written.
     """
     try:
         replace_file(path, content, mode=mode)

@@ -1,7 +1,7 @@
-"""``sds policy pod``: the list of what a pod consists of, for rules on ``cri:pod-digest``.
+"""Runs ``sds policy pod``, which lists the parts of a pod for rules on ``cri:pod-digest``.
 
-Owns the command. It looks at a reference pod that runs on a node of yours, by the runtime's word
-and in the agent's own canonical form, and compares it with the manifest that it should come from.
+Owns the command. It reads a reference pod from a node's runtime, in the agent's own canonical form,
+and compares it with the manifest; or it computes the list from the manifest and images.
 """
 
 from __future__ import annotations
@@ -139,10 +139,10 @@ def pod(
 
 @contextlib.contextmanager
 def _a_pods_form(manifest: Path) -> Iterator[None]:
-    """Turn errors in the block into errors about a Pod's ``spec`` that a person wrote.
+    """Turn errors in the block into errors about the ``spec`` of a person's Pod.
 
     Raises:
-        ConfigurationError: it is something else.
+        ConfigurationError: the ``spec`` does not have the form of a Pod's.
     """
     try:
         yield
@@ -176,7 +176,7 @@ def _compute(
 def _execs(
     spec: dict[str, Any], found: dict[str, CanonicalContainer]
 ) -> Iterator[CanonicalContainer]:
-    """Processes that probes and hooks of the manifest start in its containers."""
+    """Return the processes that probes and hooks of the manifest start in its containers."""
     for name, command in exec_commands(spec):
         yield expected_exec(name, found[name], command)
 

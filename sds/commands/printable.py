@@ -1,17 +1,17 @@
-"""Text of others, as a line on a terminal.
+"""Makes text of others safe to print on a terminal.
 
-Invariant: text that a client, a peer or a file chose neither ends a line nor controls the terminal.
+Invariant: text from a client, a peer or a file neither ends a line nor controls the terminal.
 """
 
 from __future__ import annotations
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Return the text with escapes in place of what a terminal would obey, such as ESC.
+    """Return the text with escapes in place of characters that a terminal obeys, such as ESC.
 
     Args:
-        text: from anywhere.
-        lines: whether it may have several lines.
+        text: the text, from any source.
+        lines: whether the text may have several lines.
     """
     if text.isprintable():
         return text

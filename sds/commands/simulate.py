@@ -1,7 +1,7 @@
-"""``sds simulate``: a configuration of your own on a simulated machine.
+"""Runs ``sds simulate``: a configuration of the user's on a simulated machine.
 
-Owns the command line. Invariant: what is simulated is said loudly, on stderr at the start, in the
-log, in ``sds status`` and on the status page.
+Owns the command line. Invariant: stderr at the start, the log, ``sds status`` and the status page
+all say clearly that the machine is simulated.
 """
 
 from __future__ import annotations

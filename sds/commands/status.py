@@ -1,9 +1,9 @@
-"""``sds status``: what an agent does, read from its admin socket.
+"""Runs ``sds status``, which shows what an agent does, as its admin socket reports it.
 
 Owns the view in text. Invariants: ``--output json`` is one JSON object, the message
-``sds.agent.v1.Status`` with the field names of its file; text is never folded and nothing is
-behind a SPIFFE ID in its line, so that it can be copied, cut and searched. What ``--watch`` draws
-on a terminal fits it: one line each, the worst identities first, and errors are always in view.
+``sds.agent.v1.Status`` with the field names of its file; lines are never folded and end with the
+SPIFFE ID, so that they can be copied, cut and searched. The view of ``--watch`` fits the terminal:
+each identity takes one line, the worst identities come first, and errors are always in view.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _WATCH_SECONDS: Final = 1.0
 _STYLES: Final = {"valid": "green", "waiting": "yellow", "refused": "red"}
 _AUTHORIZATIONS: Final = ("authorization", "authorization-tcp")
 _NAMES: Final = 3
-"""How many Envoys one line names."""
+"""The most Envoys that one line names."""
 _TITLES: Final = ("STATE", "EXPIRES", "RENEWAL", "ROTATIONS", "STREAMS", "SERIAL", "WORKLOAD")
 _MAX_KINDS: Final = 10
-"""Kinds of errors that are shown."""
+"""The most kinds of errors that are shown."""
 _MAX_OWNERS: Final = 8
 _SERIAL_CHARACTERS: Final = 16
 _WIDE: Final = 120
-"""Columns of a terminal that shows serials and workloads while it watches."""
+"""The columns from which a watching terminal shows serials and workloads."""
 
 
 @click.command("status")
@@ -87,9 +87,9 @@ def status(path: Path | None, run_dir: Path | None, *, watch: bool, output: str)
 
 @contextlib.contextmanager
 def _until_interrupted() -> Iterator[threading.Event]:
-    """Set at the first Ctrl-C; the second one interrupts as usual.
+    """Yield an event that the first Ctrl-C sets; the second one interrupts as usual.
 
-    KeyboardInterrupt does not help here: raised while gRPC cleans up after a call, it is dropped.
+    KeyboardInterrupt does not help here: gRPC drops it if it is raised while a call is cleaned up.
     """
     interrupted = threading.Event()
 
@@ -105,7 +105,7 @@ def _until_interrupted() -> Iterator[threading.Event]:
 
 
 def _watch(channel: grpc.Channel, socket: Path, output: str, interrupted: threading.Event) -> None:
-    """Show it again and again; on a terminal in place."""
+    """Show the status again and again; on a terminal in the same place."""
     if output == "json" or not sys.stdout.isatty():
         _show(_ask(channel, socket), output)
         while not interrupted.wait(_WATCH_SECONDS):
@@ -142,8 +142,8 @@ def _ask(channel: grpc.Channel, socket: Path) -> agent_pb2.Status:
         details = getattr(error, "details", error.__str__)()
         raise SocketError(
             f"no agent answers on {socket}: {details}",
-            advice="is the agent running, and is this its run directory? Its socket is for the "
-            "agent's own user",
+            advice="check that the agent runs and that this is its run directory; only the agent's "
+            "own user may connect",
         ) from error
     return answer
 
@@ -151,8 +151,8 @@ def _ask(channel: grpc.Channel, socket: Path) -> agent_pb2.Status:
 def screen(seen: agent_pb2.Status, *, width: int, height: int) -> list[Text]:
     """Return the status in at most ``height`` lines of at most ``width`` cells.
 
-    What is cut: first who owns connections, memory and authorization, then identities in good
-    health. Errors and what is missing stay.
+    Cuts first the owners of connections, memory and authorization, then healthy identities. Errors
+    and lacks stay.
     """
     above, errors = list(_facts(seen)), list(_errors(seen.identities))
     urgent = [*above, Text(), *_spaced(errors)]
@@ -179,12 +179,12 @@ def _safe(line: Text) -> Text:
 
 
 def _spaced(found: list[Text]) -> list[Text]:
-    """After an empty line, if there is anything."""
+    """Return the lines after an empty line, if there are any."""
     return [Text(), *found] if found else []
 
 
 def _cut(line: Text, width: int) -> Text:
-    """Cut the middle out of a line: names and causes differ at their end."""
+    """Shorten a line in its middle, because names and causes differ at their end."""
     if line.cell_len <= width:
         return line
     keep = width * 3 // 5
@@ -199,7 +199,7 @@ def lines(seen: agent_pb2.Status) -> Iterator[Text]:
 
 
 def _facts(seen: agent_pb2.Status) -> Iterator[Text]:
-    """Return what concerns the whole agent."""
+    """Return the facts about the whole agent."""
     yield _headline(seen)
     if seen.HasField("policy"):
         yield _policy(seen)
@@ -242,7 +242,7 @@ def _memory(memory: agent_pb2.Memory) -> Text:
 
 
 def _owners(seen: agent_pb2.Status) -> Iterator[Text]:
-    """Say who uses the most of its budget, and who exceeded it."""
+    """Return who uses the most of its budget, and who exceeded it."""
     if seen.owners:
         most = max(seen.owners, key=lambda one: one.held_bytes)
         yield Text(f"owners of connections: the most memory: {most.name}: {_usage(most)}")
@@ -267,7 +267,7 @@ def _policy(seen: agent_pb2.Status) -> Text:
 
 
 def _authorizations(seen: agent_pb2.Status) -> Iterator[Text]:
-    """Say which epoch the Envoys of each workload enforce, and which Envoys refused it."""
+    """Return which epoch the Envoys of each workload enforce, and which Envoys refused it."""
     found: dict[tuple[str, str, str, str], dict[str, None]] = {}
     for client in seen.clients:
         for one in client.subscriptions:
@@ -301,9 +301,9 @@ def _table(seen: agent_pb2.Status, *, width: int | None = None) -> Iterator[Text
     """Return the titles, then one line for each identity; the SPIFFE ID is last.
 
     Args:
-        seen: what is shown.
-        width: of a terminal that may not show all: the worst come first, and a narrow one shows no
-            serials and workloads.
+        seen: the status to show.
+        width: the width of a terminal that may not show everything: the worst identities come
+            first, and a narrow terminal shows no serials and workloads.
     """
     now = seen.now.ToDatetime(UTC)
     streams: dict[str, int] = {}
@@ -354,7 +354,7 @@ def _first(names: Iterable[str]) -> str:
 
 
 def _errors(identities: Iterable[agent_pb2.Identity]) -> Iterator[Text]:
-    """Equal errors once, with how many identities have them."""
+    """Return each error once, with the number of identities that have it."""
     found: dict[tuple[str, str], list[agent_pb2.Identity]] = {}
     for one in identities:
         if one.message:
@@ -371,7 +371,7 @@ def _errors(identities: Iterable[agent_pb2.Identity]) -> Iterator[Text]:
 
 
 def _until(moment: Timestamp, now: datetime) -> str:
-    """``12 s``, ``5.0 min``, ``3.2 h`` from now on; ``over`` if it has passed."""
+    """Return the time until a moment: ``12 s``, ``5.0 min``, ``3.2 h``; or ``over``."""
     seconds = (moment.ToDatetime(UTC) - now).total_seconds()
     if seconds <= 0:
         return "over"

@@ -1,4 +1,4 @@
-"""``sds whoami``: what the agent on a socket recognises the calling process as."""
+"""Runs ``sds whoami``, which shows how the agent on a socket recognises the calling process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sds._proto.sds.workload.v1.whoami_pb2 import DescribeResponse
 
 _METHOD: Final = "/sds.workload.v1.Whoami/Describe"
-_SECONDS: Final = 40.0  # longer than the agent holds a caller that it does not recognise yet
+_SECONDS: Final = 40.0  # longer than the agent keeps an unrecognised caller waiting
 
 
 @click.command()
@@ -60,8 +60,8 @@ async def _describe(path: str) -> DescribeResponse:
         except grpc.aio.AioRpcError as error:
             raise SocketError(
                 f"{path}: {error.code().name}: {error.details()}",
-                advice="is the agent running, and is this its socket? If so, "
-                "its log says why it turned this connection away",
+                advice="check that the agent runs and that this is its socket; its log "
+                "says why it turned a connection away",
             ) from error
 
 

@@ -213,7 +213,7 @@ async def test_whoami_of_a_caller_that_nothing_matches(tmp_path: Path) -> None:
 def test_whoami_where_nobody_listens(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["whoami", "--socket", str(tmp_path / "none.sock")])
     assert result.exit_code == 1
-    assert "is the agent running" in result.stderr
+    assert "check that the agent runs" in result.stderr
 
 
 async def services(channel: grpc.aio.Channel) -> set[str]:
