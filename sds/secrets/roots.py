@@ -47,23 +47,24 @@ class _Introduction:
 
 
 def settling_left(held: Lease, since: Instant, now: Instant, *, settling_seconds: float) -> float:
-    """How long a leaf under a new root still waits before it replaces a valid one.
+    """Return how long a leaf under a new root still waits before it replaces a valid one.
 
     Args:
         held: the certificate that the leaf would replace.
-        since: when the root came into the bundle.
-        now: this moment.
-        settling_seconds: how long the root should be in the bundle, if the certificate admits it.
+        since: when the root was added to the bundle.
+        now: the present time.
+        settling_seconds: how long the root should be in the bundle, if the certificate lives long
+            enough.
 
     Returns:
-        Seconds; 0 or less: it waits no longer.
+        The remaining seconds; 0 or less if the leaf waits no longer.
     """
     patience = min(settling_seconds, _SETTLING_PART * held.span)
     return min(patience - (now.boottime - since.boottime), keeping_left(held, now))
 
 
 def keeping_left(held: Lease, now: Instant) -> float:
-    """Seconds for which a certificate can be kept although a new one is there; may be negative."""
+    """Return for how many seconds a certificate can be kept beside a new one; may be negative."""
     return held.left(now) - min(_LAST_SECONDS, _LAST_PART * held.span)
 
 

@@ -103,7 +103,7 @@ class ConfigurationChecks:
             taken.append((field, address))
 
     def _socket_place(self, field: str, path: Path) -> None:
-        """A Unix socket can be made there, or is there."""
+        """Check that a Unix socket is or can be made at this path."""
         if not is_folder(path.parent):
             self.problem(field, f"the directory {path.parent} does not exist: make it")
         elif not os.access(path.parent, os.W_OK | os.X_OK):
@@ -112,7 +112,7 @@ class ConfigurationChecks:
             self.problem(field, f"{path} exists and is not a socket: remove it, or name another")
 
     def replaceable_file(self, field: str, path: Path) -> None:
-        """A file can be written there, in place of one that is there already."""
+        """Check that a file can be written at this path, and can replace an existing one."""
         folder = path.parent
         if not is_folder(folder) or not os.access(folder, os.W_OK | os.X_OK):
             self.problem(field, f"{folder} is not a directory that this user may write")

@@ -116,9 +116,9 @@ def _size(value: Any) -> Any:
 
 
 MOST: Final = 2**31 - 1
-"""The largest number that libraries in C take (gRPC's options, descriptors)."""
+"""The largest number that libraries in C accept (gRPC's options, descriptors)."""
 Count = Annotated[int, Field(ge=1, le=MOST)]
-"""How many of something."""
+"""A number of things, at least one."""
 Duration = Annotated[
     timedelta,
     PlainValidator(parse_duration),
@@ -173,6 +173,6 @@ DnsNameField = Annotated[str, PlainValidator(text_field(parse_dns_name))]
 ServerName = Annotated[str, AfterValidator(_server_name)]
 """The name in a server's certificate: a DNS name, in any case, or an IP address."""
 CertificateDnsName = Annotated[str, PlainValidator(text_field(_certificate_name))]
-"""The same, and no IP address: as a DNS name in a certificate, one matches no peer."""
+"""A DNS name and not an IP address: no peer finds an IP address among a certificate's names."""
 PathField = Annotated[Path, PlainValidator(text_field(parse_path, Path))]
 """A path, as written (relative ones count from the working directory)."""

@@ -76,7 +76,7 @@ class ListenAddress:
         return cls(host=str(address), port=number)
 
     def meets(self, other: ListenAddress) -> bool:
-        """Whether two listeners could not have both: ``0.0.0.0`` is every address of its kind."""
+        """Return whether two listeners exclude each other; ``0.0.0.0`` is every IPv4 address."""
         if self.path is not None or other.path is not None:
             return self.path == other.path
         if self.port != other.port or self.port == 0:
@@ -87,10 +87,10 @@ class ListenAddress:
 
 
 def _socket_path(text: str, whole: str, field: str) -> Path:
-    """Where a Unix socket can be bound.
+    """Parse the path of a Unix socket.
 
     Raises:
-        ConfigurationError: it cannot.
+        ConfigurationError: no Unix socket can be bound to this path.
     """
     advice = "write unix:/absolute/path"
     try:

@@ -1,8 +1,8 @@
-"""Paths as a person writes them, in a configuration or on a command line.
+"""Checks paths that a person writes in a configuration or on a command line.
 
-Owns what is refused of them, and of a private key's file. Invariant: a path means what it says.
-What only a shell or a template replaces (``~``, ``$HOME``, ``${NAME}``) is refused, and never
-becomes the name of a file.
+Owns the rules for paths and for the file of a private key. Invariant: a path is used exactly as it
+is written: text that only a shell or a template replaces (``~``, ``$HOME``, ``${NAME}``) is
+refused, and never becomes the name of a file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/", re.ASCII)
 
 
 def parse_path(text: str) -> Path:
-    """The path that a configuration names.
+    """Parse the path that a configuration names.
 
     Raises:
-        ValueError: it is empty or a URL, waits for a shell, begins or ends with a space, or has a
+        ValueError: the text is empty or a URL, needs a shell, begins or ends with a space, or has a
             character that is not printable.
     """
     if not text:
@@ -41,20 +41,20 @@ def parse_path(text: str) -> Path:
 
 
 def waits_for_a_shell(text: str) -> bool:
-    """Whether a shell would replace a part of this path, and did not."""
+    """Return whether the path has a part that a shell would replace."""
     return _FOR_SHELLS.search(text) is not None
 
 
 def is_url(text: str) -> bool:
-    """Whether it begins with a scheme, as ``unix:/run/x`` does."""
+    """Return whether the text begins with a scheme, as ``unix:/run/x`` does."""
     return _URL.match(text) is not None
 
 
 def expect_private(path: Path) -> None:
-    """Refuse a private key's file of this user's that others may read; a pipe is nobody else's.
+    """Refuse this user's private key file if others may read it; a pipe is always accepted.
 
     Raises:
-        ConfigurationError: they may.
+        ConfigurationError: others may read it.
     """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():

@@ -1,7 +1,7 @@
-"""Which fields a settings model has, and where: what errors need to name them as a file has them.
+"""Finds the fields of a settings model, so that errors name them as they are in the file.
 
-Owns the walk through the types of models. Invariant: only names that a file can have come out; the
-names that pydantic gives to the members of a union do not.
+Owns the walk through the types of models. Invariant: the results contain only names that a file can
+have, and never pydantic's names for the members of a union.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _MAX_PLACES: Final = 3
 
 
 def unknown_field(name: str, here: Iterable[Any], model: type[BaseModel]) -> str:
-    """What a person meant by a field that nobody knows here.
+    """Say what a person probably meant by an unknown field.
 
     Args:
-        name: as the file has it.
-        here: the types of the block that it is in.
-        model: of the whole file.
+        name: the field's name in the file.
+        here: the types of the block that contains it.
+        model: the model of the whole file.
 
     Returns:
         Words that follow "unknown field".
@@ -47,7 +47,7 @@ def _spelling(name: str) -> str:
 
 
 def _places(kind: Any, name: str, path: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Paths of the fields of this name, from the top of the file."""
+    """Yield the paths of the fields of this name, from the top of the file."""
     for member in members(kind):
         if typing.get_origin(member) in {list, tuple, set, frozenset}:
             yield from _places(typing.get_args(member)[0], name, f"{path}[]", above)
@@ -63,7 +63,7 @@ def _places(kind: Any, name: str, path: str = "", above: tuple[Any, ...] = ()) -
 def walk(
     model: type[BaseModel], location: Iterable[int | str]
 ) -> tuple[tuple[int | str, ...], list[Any]]:
-    """The location as the file has it, and the types that may stand there.
+    """Return the location as it is in the file, and the types that may be there.
 
     pydantic's own steps, the names of a union's members, are not in the file.
     """
@@ -79,7 +79,7 @@ def walk(
 
 
 def _inside(kind: Any, step: int | str) -> tuple[Any, ...]:
-    """Types of what stands at ``step`` in a value of this type."""
+    """Return the possible types of the value at ``step`` in a value of this type."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return tuple(
             field.annotation
@@ -93,7 +93,7 @@ def _inside(kind: Any, step: int | str) -> tuple[Any, ...]:
 
 
 def field_names(kinds: Iterable[Any]) -> list[str]:
-    """Names of the fields of the models among these types."""
+    """Return the names of the fields of the models among these types."""
     return [
         field.alias or name
         for kind in kinds
@@ -103,7 +103,7 @@ def field_names(kinds: Iterable[Any]) -> list[str]:
 
 
 def members(kind: Any) -> list[Any]:
-    """A union's members and an annotated type's type, however deep; anything else itself."""
+    """Return the members of unions and annotated types, however deep; another type is its own."""
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
         return members(typing.get_args(kind)[0])

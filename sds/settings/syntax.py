@@ -1,7 +1,7 @@
-"""What is wrong with text that is not YAML, or only looks right, in words for people.
+"""Says in words for people what is wrong with text that is not YAML, or only looks right.
 
-Owns the words for the parser's errors. Invariant: each says the line, what is wrong there and what
-to do; a character that a person cannot see is named.
+Owns the texts for the parser's errors. Invariant: each text says the line, what is wrong there and
+what to do, and names a character that a person cannot see.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 # YAML 1.2, section 5.1; libyaml does not say where such a character is.
 _NOT_YAML: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# Spaces that are none to YAML, characters that nobody sees, quotes that quote nothing: web pages
-# and word processors have them.
+# Characters that look like spaces but are not, invisible characters, and typographic quotes, from
+# web pages and word processors.
 _LOOKALIKES: Final = re.compile(
     "[\xa0\xad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ufeff]"
     "|^[\u2018\u2019\u201a\u201c-\u201e\xab\xbb]|[\u2018\u2019\u201a\u201c-\u201e\xab\xbb]$"
@@ -63,18 +63,18 @@ _SYNTAX: Final[dict[str, tuple[str, str]]] = {
         "put the value in quotes",
     ),
 }
-"""What libyaml says -> what it means, and what to do."""
+"""The meaning of each of libyaml's texts, and what to do."""
 
 
 def syntax_problem(content: str, error: yaml.YAMLError) -> tuple[str, str, str]:
-    """What the parser's error means.
+    """Say what the parser's error means.
 
     Args:
         content: the whole text.
-        error: what the parser raised.
+        error: the parser's error.
 
     Returns:
-        Where (``", line 3"``, or nothing if nobody knows), what is wrong there, and what to do.
+        The place (``", line 3"``, or nothing if unknown), what is wrong there, and what to do.
     """
     mark = getattr(error, "problem_mark", None)
     if mark is None:
@@ -89,7 +89,7 @@ def syntax_problem(content: str, error: yaml.YAMLError) -> tuple[str, str, str]:
 
 
 def _not_text(content: str, reason: str) -> tuple[str, str, str]:
-    """A character that YAML does not have anywhere."""
+    """Find a character that YAML does not allow anywhere."""
     strange = _NOT_YAML.search(content)
     if strange is None:
         return "", reason, ""
@@ -99,7 +99,7 @@ def _not_text(content: str, reason: str) -> tuple[str, str, str]:
 
 
 def lookalike(text: str) -> tuple[str, str] | None:
-    """What is wrong with text whose spaces or quotes only look so, and what to do; else None."""
+    """Say what is wrong with text with lookalike spaces or quotes, and what to do; else None."""
     if text.isascii() or (strange := _LOOKALIKES.search(text)) is None:
         return None
     return (

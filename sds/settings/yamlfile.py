@@ -49,7 +49,7 @@ _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?
 _NAME: Final = re.compile(r"[A-Za-z0-9_.:/-]+")
 _LONGEST_NAME: Final = 80
 _LABEL: Final = re.compile(r"function-.*|[a-z-]+\[.*\]", re.DOTALL)
-"""What pydantic calls a step that is not in the file."""
+"""Matches pydantic's names of steps that are not in the file."""
 _TAG_DIRECTIVE: Final = re.compile("(?:^|[\r\n\x85\u2028\u2029])\ufeff?%TAG")
 """Matches at the beginning of a line, with the line ends of YAML 1.1, which libyaml still uses."""
 
@@ -192,7 +192,7 @@ class _Builder:
         return _scalar(event.value)
 
     def _expect_plain(self, event: Any) -> None:
-        """Text without quotes has no character that only looks like a space or a quote."""
+        """Refuse unquoted text with a character that only looks like a space or a quote."""
         if (found := lookalike(event.value)) is not None:
             raise self._error(event, *found)
 

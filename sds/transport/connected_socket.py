@@ -109,10 +109,10 @@ class ConnectedSocket:
             self._loop.remove_reader(self._socket.fileno())
 
     def read(self) -> memoryview:
-        """What is there, at most the size of the buffer; nothing if there is nothing now.
+        """Read what has arrived, at most the size of the buffer; return nothing if nothing has.
 
-        It is a view of the buffer, into which the next socket reads. At the end of the connection
-        :meth:`SocketUser.lost` is called.
+        The result is a view of the buffer, into which the next socket reads. At the end of the
+        connection :meth:`SocketUser.lost` is called.
         """
         if self._socket is None:
             return _NOTHING

@@ -206,21 +206,21 @@ class Connection:
         self._out.take()
 
     def drop_streams(self) -> None:
-        """End all streams at once, and ignore what was received but not looked at."""
+        """End all streams at once, and ignore received bytes that were not yet read."""
         self._reader = FrameReader()
         self._streams.close_all()
 
     # --- what comes in --------------------------------------------------------------------------
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take bytes as they come; :meth:`proceed` looks at them.
+        """Take bytes as they come; :meth:`proceed` reads them.
 
-        Who fed memory that changes calls :meth:`keep` before it does.
+        If the memory may change, the caller calls :meth:`keep` before it does.
         """
         self._reader.feed(data)
 
     def keep(self) -> None:
-        """Copy what was fed and not yet looked at: the memory that was fed may change now."""
+        """Copy the bytes that were fed and not yet read, because that memory may change now."""
         self._reader.keep()
 
     def receive(self, data: bytes, now: float, most: int = sys.maxsize) -> list[Event]:
@@ -238,7 +238,7 @@ class Connection:
         return self.proceed(now, most)
 
     def proceed(self, now: float, most: int = sys.maxsize) -> list[Event]:
-        """Look at what was received, and send what windows set free.
+        """Read received bytes, and send messages that the client's windows now admit.
 
         Raises:
             Http2Error: as for :meth:`receive`.

@@ -1,6 +1,6 @@
 """Cuts the bytes of a connection into frames (RFC 9113, sections 3.4 and 4.1).
 
-Owns the preface and what was received and not yet looked at. Invariants: a frame is at most
+Owns the preface, and the received bytes that were not yet read. Invariants: a frame is at most
 :data:`~sds.transport.frames.DEFAULT_FRAME_SIZE` long, which is known before its payload is kept; a
 byte is copied a bounded number of times, however small the pieces are in which it comes; after
 :meth:`FrameReader.keep`, nothing here refers to the memory that was fed.
@@ -39,16 +39,16 @@ class FrameReader:
         self._data = _NOTHING
         self._at = 0
         self._borrowed = False
-        """``_data`` is memory that was fed and may change."""
+        """Whether ``_data`` is memory that was fed and may change."""
         self._rest: bytearray | None = None
         """The beginning of an incomplete frame."""
         self._needed = 0
-        """How many bytes ``_rest`` must have before it is looked at again."""
+        """How many bytes ``_rest`` must have before it is read again."""
         self._greeted = False
 
     @property
     def held(self) -> int:
-        """Return the bytes that were received and not yet looked at."""
+        """Return the number of received bytes that were not yet read."""
         if self._rest is not None:
             return len(self._rest)
         return len(self._data) - self._at
@@ -59,7 +59,7 @@ class FrameReader:
         return self._at < len(self._data)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Take bytes as they come. Who fed memory that changes calls :meth:`keep` before it does.
+        """Take bytes; if their memory may change, the caller calls :meth:`keep` before it does.
 
         While :attr:`has_frame` is true, each call copies what is held, so call :meth:`next` first.
         """
@@ -76,7 +76,7 @@ class FrameReader:
                 self._rest = None
 
     def keep(self) -> None:
-        """Copy what was fed and not yet looked at: the memory that was fed may change now."""
+        """Copy the bytes that were fed and not yet read, because that memory may change now."""
         if self._borrowed:
             self._borrowed = False
             if self._at < len(self._data):

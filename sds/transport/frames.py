@@ -61,7 +61,7 @@ class ErrorCode(enum.IntEnum):
 
 
 def head(length: int, kind: int, flags: int, stream: int) -> bytes:
-    """The nine bytes before a payload of ``length``."""
+    """Encode the nine bytes before a payload of ``length``."""
     return HEAD.pack(length >> 8, length & 0xFF, kind, flags, stream)
 
 

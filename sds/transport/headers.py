@@ -64,7 +64,7 @@ class RequestHead:
     held: int = 0
 
     def get(self, name: bytes) -> bytes | None:
-        """The first value of a field."""
+        """Return the first value of a field, or None."""
         for key, value in self.metadata:
             if key == name:
                 return value

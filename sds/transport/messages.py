@@ -41,9 +41,9 @@ def timeout_seconds(value: bytes) -> float:
 class MessageReader:
     """Cuts the bytes of one stream into messages, one when it is asked for one.
 
-    So only the received bytes wait, however many messages they are, and the code that takes a
-    message does the work for it. A message that comes alone and whole, as nearly all do, is
-    copied once.
+    Only the received bytes wait, however many messages they contain, and the caller that takes a
+    message does the work for it. A message that comes alone and whole, as nearly all do, is copied
+    once.
     """
 
     __slots__ = ("_at", "_held", "_most", "_size", "_whole")
@@ -61,12 +61,12 @@ class MessageReader:
 
     @property
     def held(self) -> int:
-        """Bytes that came and were not taken."""
+        """Return how many received bytes were not yet taken."""
         held = len(self._held) - self._at
         return held if self._whole is None else held + PREFIX_BYTES + len(self._whole)
 
     def feed(self, pieces: Sequence[memoryview]) -> int:
-        """More bytes came, in order; how many. They are copied: views of them are not kept."""
+        """Take the next bytes, in order, and return how many; they are copied, no view is kept."""
         size = 0
         for piece in pieces:
             size += len(piece)
@@ -78,7 +78,7 @@ class MessageReader:
         return size
 
     def _is_one(self, pieces: Sequence[memoryview], size: int) -> bool:
-        """Whether the pieces are one message that is accepted, and nothing else."""
+        """Return whether the pieces are exactly one message, which is accepted."""
         if size < PREFIX_BYTES or len(pieces[0]) < PREFIX_BYTES or pieces[0][0]:
             return False
         length = int.from_bytes(pieces[0][1:PREFIX_BYTES], "big")
