@@ -1,10 +1,10 @@
 """Reports the agent's health, on every socket and to everyone who watches it.
 
 Owns two facts and their distribution: whether each workload's socket serves its workload (its
-health
-is SERVING while every identity that the workload may have, at least one, has a valid certificate),
-and whether the agent as a whole is ready (:mod:`sds.operations.readiness`). Invariants: a change is
-told once; after a change in the store, only the sockets that it concerns are checked.
+health is SERVING while every identity that the workload may have, at least one, has a valid
+certificate), and whether the agent as a whole is ready (:mod:`sds.operations.readiness`).
+Invariants: a change is told once; after a change in the store, only the sockets that it concerns
+are checked.
 """
 
 from __future__ import annotations

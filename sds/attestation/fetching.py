@@ -126,8 +126,7 @@ class Fetcher:
 
     Args:
         wanted: the collateral to fetch.
-        clock: gives the time, and makes the pauses between
-            attempts.
+        clock: gives the time, and makes the pauses between attempts.
         patience: the most seconds to wait for one file.
     """
 

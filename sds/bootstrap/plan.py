@@ -121,8 +121,7 @@ class Inbound:
             request; None for no filter, so that every verified peer may request everything.
         validation: the name of the secret that verifies clients; None for the source's.
         longest: how long a running stream, or a TCP connection, may last before the client must
-            open
-            it again.
+            open it again.
         connection: how long an HTTP connection takes new requests; then the client must open a new
             one, with its current certificate.
     """

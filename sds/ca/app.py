@@ -53,8 +53,7 @@ class AuthorityParts:
 
     Attributes:
         trust_domain: the trust domain whose certificates it signs.
-        listen: ``host:port``; port 0
-            takes a free one.
+        listen: ``host:port``; port 0 takes a free one.
         tls: its TLS identity.
         source: the source of its own certificate.
         policy: decides who may ask for what.
@@ -65,8 +64,8 @@ class AuthorityParts:
             settles for this time.
         backdate: how long before now certificates begin to be valid.
         limits: the limits of callers.
-        connections: the most connections at once. Of those on which
-            nothing was proven, some end if there are too many, so that half of all are for agents.
+        connections: the most connections at once. Of those on which nothing was proven, some end if
+            there are too many, so that half of all are for agents.
         nonce_limit: the most nonces in all.
         journal: records what was issued.
         answered: is told how many seconds each message waited for its answer.

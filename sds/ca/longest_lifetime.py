@@ -22,8 +22,7 @@ def longest_lifetime(rules: RuleSet, *, tokens: timedelta | None, signed_policy:
 
     Args:
         rules: the rules of the configuration.
-        tokens: the longest lifetime for Kubernetes tokens;
-            None if they are not accepted.
+        tokens: the longest lifetime for Kubernetes tokens; None if they are not accepted.
         signed_policy: whether a signed policy decides.
     """
     lifetimes = [

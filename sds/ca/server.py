@@ -326,8 +326,7 @@ def handler(
 
     Args:
         service: answers the messages.
-        answered: is told how many seconds each message waited for
-            its answer.
+        answered: is told how many seconds each message waited for its answer.
     """
     told = answered if answered is not None else _tell_nobody
 

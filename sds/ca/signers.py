@@ -138,9 +138,8 @@ class SigningState:
 
         Args:
             roots: the roots in DER.
-            retention: how long a root stays that the source no longer
-                names, because certificates under it may be valid. The current signer's root stays
-                in any case.
+            retention: how long a root stays that the source no longer names, because certificates
+                under it may be valid. The current signer's root stays in any case.
 
         Raises:
             CertificateError: as for :meth:`publish`.

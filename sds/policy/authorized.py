@@ -23,8 +23,7 @@ class AuthorizationRule:
 
     Attributes:
         name: names the rule in Envoy's statistics and access logs; unique within its list, and
-            equal
-            for equal rules.
+            equal for equal rules.
         trust_domain: the trust domain of every principal.
         principals: patterns of SPIFFE IDs; never empty.
         requests: the requests that they may send; empty allows every request.
@@ -42,8 +41,7 @@ class Authorization:
 
     Attributes:
         identity: the workload that is asked.
-        enforced: the rules that allow, in the order of names;
-            empty allows nothing.
+        enforced: the rules that allow, in the order of names; empty allows nothing.
         shadow: what would be allowed if every rule's requests were enforced; None if they are.
         epoch: the policy's epoch; 0 if none is in force.
         ends_at: the moment from which everything is denied (aware); None if everything is already.

@@ -69,8 +69,8 @@ def parse_envelope(signed: SignedPolicy) -> SignedEnvelope:
     Raises:
         PolicyError: ``policy_unsigned``: a YAML document, or an envelope without a signature.
         PolicyError: ``policy_malformed``: it is not a DSSE envelope of a policy: too large, not
-            JSON, a
-            repeated, missing or unknown field, base64 that is not canonical, another payload type.
+            JSON, a repeated, missing or unknown field, base64 that is not canonical, another
+            payload type.
     """
     if len(signed) > MAX_SIGNED_BYTES:
         raise PolicyError(

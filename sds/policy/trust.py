@@ -151,8 +151,7 @@ def admit(
         policy: what :func:`authenticate` returned.
         seen: the highest epoch seen so far, with its content.
         now: the present time, aware.
-        min_epoch: the lowest epoch that is accepted, whatever was
-            seen.
+        min_epoch: the lowest epoch that is accepted, whatever was seen.
 
     Raises:
         PolicyError: ``policy_epoch_lower``: its epoch is lower than the highest seen.

@@ -48,8 +48,7 @@ class GenericSecretFiles:
 
         Raises:
             ConfigurationError: a file cannot be read, is not in memory or is too large, or a name
-                is
-                already taken.
+                is already taken.
         """
         self._store = store
         self._files = files

@@ -1,8 +1,8 @@
 """Limits that keep one client from harming the others.
 
 Owns the numbers. Invariant: exceeding a limit ends one stream with RESOURCE_EXHAUSTED and a text
-that names the limit; no other stream notices. The defaults let one Envoy
-hold 1,000 secrets, one stream each, on one connection.
+that names the limit; no other stream notices. The defaults let one Envoy hold 1,000 secrets, one
+stream each, on one connection.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ class ServingLimits:
         streams_per_socket: the most open streams on all connections of one socket.
         requests_per_second: the most requests on one stream each second, on average.
         request_burst: the most requests on one stream at once. State of the world over ADS sends
-            one for
-            each secret that is added.
+            one for each secret that is added.
         names: how much memory watched names may take.
     """
 

@@ -26,9 +26,8 @@ def check_https_url(text: str) -> str:
 
     Raises:
         ValueError: the URL has another scheme, no host, a host that is neither a DNS name nor an
-            address, a
-            port outside 1 to 65535, a user or password, a fragment, or characters that no URL has
-            (RFC 3986).
+            address, a port outside 1 to 65535, a user or password, a fragment, or characters that
+            no URL has (RFC 3986).
     """
     try:
         return _check(text)

@@ -1,13 +1,14 @@
 """Reads strict YAML from a file or text, into plain values or a checked model.
 
 Owns which YAML is accepted, and its meaning. Plain scalars follow the core schema of YAML 1.2
-(section 10.3.2):
-``no`` and ``on`` are text, a moment is text until a model reads it, and a number of more than 18
-digits or a scalar of more than 24 characters is text, so that hexadecimal digests need no quotes.
+(section 10.3.2): ``no`` and ``on`` are text, a moment is text until a model reads it, and a number
+of more than 18 digits or a scalar of more than 24 characters is text, so that hexadecimal digests
+need no quotes.
+
 Invariants: a repeated key, an explicit tag and a merge key are errors; depth and the size after
 aliases are expanded are bounded, in time too; time is proportional to the length of the text; an
-unknown field
-is named with its path and the nearest right name; only :class:`ConfigurationError` comes out.
+unknown field is named with its path and the nearest right name; only :class:`ConfigurationError`
+comes out.
 
 Values are built from the parser's events, not from nodes, which is five times faster with 10,000
 rules.

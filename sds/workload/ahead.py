@@ -116,8 +116,7 @@ class MintingAhead:
     Args:
         foresees: knows who may come, and what will be found about them.
         rules: gives the rules in force.
-        known: the facts that are known about every caller of the
-            socket.
+        known: the facts that are known about every caller of the socket.
         of_a_process: the selector types that other attestors find about a process.
         keeper: rotation.
         limits: the bounds.

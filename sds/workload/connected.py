@@ -26,8 +26,7 @@ class CallerDescription:
         name: its name for people.
         pid: the process; 0 if the socket alone decides.
         selectors: the facts that were found.
-        granted: the identities with the rules that gave them;
-            the first is ``default``.
+        granted: the identities with the rules that gave them; the first is ``default``.
         state: ``recognised``, ``no_match`` or ``undetermined``.
         why: the reason for the state, in words.
         details: lines about the caller for people, such as its container in canonical form.

@@ -42,8 +42,7 @@ class Caller:
     Attributes:
         name: its name for people: the socket's workload name, or ``namespace/pod``.
         selectors: the facts that were found.
-        identities: what it may have; the first is its
-            ``default``.
+        identities: what it may have; the first is its ``default``.
         pid: the process, if it is known.
     """
 

@@ -83,8 +83,7 @@ def endorsements_of(
     Args:
         section: the configuration.
         clock: makes the pauses.
-        host: another source of certificates, such as a cloud's metadata
-            service.
+        host: another source of certificates, such as a cloud's metadata service.
     """
     sources: list[Endorsements] = []
     if section.certificates is not None:

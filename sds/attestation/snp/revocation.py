@@ -1,9 +1,8 @@
 """Revocation in AMD's hierarchy (57230, section 4.4; RFC 5280, section 6.3).
 
 Owns the decision which lists a chain needs. The ARK's list covers what the ARK issued: the ASK or
-ASVK. A list
-by the ASK or ASVK is used if there is one. AMD publishes none, so raise the minimum TCB or deny the
-chip to revoke a VCEK.
+ASVK. A list by the ASK or ASVK is used if there is one. AMD publishes none, so raise the minimum
+TCB or deny the chip to revoke a VCEK.
 """
 
 from __future__ import annotations

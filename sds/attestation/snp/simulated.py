@@ -153,8 +153,7 @@ class SimulatedRoot:
 
         Args:
             measurement: the guest's measurement, 48 bytes.
-            chip_id: 64 bytes, of which Turin has
-                eight; random if None.
+            chip_id: 64 bytes, of which Turin has eight; random if None.
             tcb: eight bytes as in REPORTED_TCB; a plausible one if None.
         """
         size = TURIN_CHIP_ID_BYTES if self.product is Product.TURIN else CHIP_ID_BYTES

@@ -1,8 +1,7 @@
 """Parses what a TPM attests: quotes of PCRs (TCG Part 2, section 10.12).
 
 Owns the layout of TPMS_ATTEST. Invariant: bytes that do not begin with TPM_GENERATED_VALUE are
-never an
-:class:`Attest`, so that a restricted key's signature over it means that its TPM made it.
+never an :class:`Attest`, so that a restricted key's signature over it means that its TPM made it.
 """
 
 from __future__ import annotations

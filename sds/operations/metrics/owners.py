@@ -1,8 +1,7 @@
 """Exports what the owners of connections use, and how often they exceeded their budgets.
 
 Owns :class:`OwnersCollector`, which reads the budgets at each scrape. Invariant: no label names an
-owner,
-because callers choose how many there are; ``sds status`` names them.
+owner, because callers choose how many there are; ``sds status`` names them.
 """
 
 from __future__ import annotations

@@ -33,8 +33,7 @@ class Names:
 
     Attributes:
         trust_domain: the mesh's trust domain.
-        foreign: other trust domains that some principal
-            names.
+        foreign: other trust domains that some principal names.
     """
 
     trust_domain: TrustDomain

@@ -43,9 +43,9 @@ call                                                    result
 ======================================================  ===========================================
 
 State per name is a :class:`~sds.serving.subscription.state.Watch`: the version sent last, the one
-ACKed last, the last refusal.
-State per response that is not answered yet is its nonce and the receipts of what was in it, never
-its bytes; at most :data:`MAX_OUTSTANDING` of them, so that a client that never ACKs costs nothing.
+ACKed last, the last refusal. State per response that is not answered yet is its nonce and the
+receipts of what was in it, never its bytes; at most :data:`MAX_OUTSTANDING` of them, so that a
+client that never ACKs costs nothing.
 
 State of the world and delta differ in three points only, each in the class of its name:
 

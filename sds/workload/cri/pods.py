@@ -37,8 +37,7 @@ class SeenContainer:
 
     Attributes:
         name: the container's name in its pod.
-        attempt: the number of the attempt, which the kubelet
-            counts from 0.
+        attempt: the number of the attempt, which the kubelet counts from 0.
         image: its image's configuration digest.
         digest: the digest of its canonical form.
         unmeasured: which parts of it nothing measures.
