@@ -78,7 +78,7 @@ def counts() -> Mapping[str, int]:
 
 
 def guarded(where: str, callback: Callable[_P, object]) -> Callable[_P, None]:
-    """``callback`` for the event loop: what it raises is reported, and ends this call only.
+    """Wrap ``callback`` for the event loop: its errors are reported, and end this call only.
 
     Args:
         where: as for :func:`report`.

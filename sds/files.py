@@ -57,7 +57,7 @@ def read_file(path: Path, *, max_bytes: int) -> bytes:
 
 
 def socket_target(path: Path | str) -> str:
-    """A Unix socket's absolute path as gRPC's target, which is a URI (RFC 3986)."""
+    """Return a Unix socket's absolute path as gRPC's target, which is a URI (RFC 3986)."""
     return f"unix:{quote(os.fsencode(path))}"
 
 

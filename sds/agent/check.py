@@ -95,7 +95,7 @@ def check_configuration(
 
 
 def _check_owner(run_dir: Path) -> None:
-    """The agent may use the directory, if this is the agent's user."""
+    """Check that the agent may use the directory, if this process has the agent's user."""
     with contextlib.suppress(FileNotFoundError):
         if os.geteuid() == 0 and run_dir.lstat().st_uid != 0:
             return  # root looks at the files of the agent's user
@@ -179,7 +179,7 @@ def _check_workloads(config: AgentConfig, checks: ConfigurationChecks) -> None:
 
 
 def _check_group(number: int, name: str, checks: ConfigurationChecks) -> None:
-    """This user may give its files to the group; a file in memory tells, and nothing changes."""
+    """Check, by a file in memory, that this user may give its files to the group."""
     descriptor = os.memfd_create("group")
     try:
         os.fchown(descriptor, -1, number)

@@ -119,7 +119,7 @@ class AgentPolicy:
             return None
 
     def pods(self) -> tuple[PodContents, ...]:
-        """The pods that the policy in force lists."""
+        """Return the pods that the policy in force lists."""
         policy = self._in_force()
         return () if policy is None else policy.pods
 

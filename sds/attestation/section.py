@@ -233,7 +233,7 @@ class VerificationSection(Settings):
 
     @property
     def fills(self) -> Path | None:
-        """The folder that this process fills by itself."""
+        """Return the folder that this process fills by itself, or None."""
         return None if self.fetch is None else self.collateral
 
     @model_validator(mode="after")

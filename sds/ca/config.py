@@ -276,7 +276,7 @@ class CollateralSection(Settings):
         return self
 
     def address(self) -> ListenAddress:
-        """Where to listen: anywhere, since all answers are public."""
+        """Return the address to listen on; any is allowed, because all answers are public."""
         return ListenAddress.parse(self.listen, field="listen", remote=True)
 
 
@@ -352,7 +352,7 @@ class AuthorityConfig(Settings):
 
     @property
     def address(self) -> ListenAddress:
-        """Where the authority listens."""
+        """Return the address on which the authority listens."""
         host, port = host_and_port(self.listen) or ("", 0)
         return ListenAddress(host=host, port=port)
 

@@ -261,7 +261,7 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
 
 
 def warnings(config: AuthorityConfig) -> tuple[str, ...]:
-    """What an operator should not overlook in this configuration and its files."""
+    """Return warnings about this configuration and its files."""
     key = config.tls.key
     if key is not None:
         with contextlib.suppress(OSError):  # reading it says more

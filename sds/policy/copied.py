@@ -1,10 +1,10 @@
-"""A copy of the newest policy, from one process of a machine to another.
+"""Copies the newest policy from one process of a machine to another.
 
-The agent learns later epochs from its authority; ``sds admission`` on the same machine talks to
-nobody, so it follows the agent's copy. Owns writing and following. Invariants: who follows offers
-the copy to a holder of its own, which verifies it, so that a copy of somebody else gains nothing;
-a copy that is missing is no fault, because the agent may have learnt nothing yet; nothing is read
-or written on the event loop.
+The agent learns later epochs from its authority. ``sds admission`` on the same machine connects to
+no authority, so it follows the agent's copy. Owns the writing and the following of the copy.
+Invariants: the follower offers the copy to its own holder, which verifies it, so that a forged copy
+has no effect; a missing copy is not a fault, because the agent may have learnt nothing yet; no file
+is read or written on the event loop.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> Non
 
 
 def _changed(place: Path, seen: _Mark | None) -> tuple[_Mark | None, bytes | None]:
-    """The file's mark, and its content if that is another mark than ``seen``."""
+    """Return the file's mark, and its content if the mark differs from ``seen``."""
     try:
         found = place.stat()
     except FileNotFoundError:

@@ -27,7 +27,7 @@ _PEM = "-----BEGIN"
 
 
 def _key_place(text: str) -> str:
-    """A key's PEM text, or the path of its file."""
+    """Check a key's PEM text, or the path of its file."""
     if not text.lstrip().startswith(_PEM):
         parse_path(text)
     return text

@@ -58,7 +58,7 @@ def read_source(path: Path) -> bytes:
 
 
 def _comment(name: str) -> bytes:
-    """A file's name, which may have any character, in one line of UTF-8."""
+    """Write a file's name, which may have any character, in one line of UTF-8."""
     return name.encode("utf-8" if name.isprintable() else "unicode_escape")
 
 

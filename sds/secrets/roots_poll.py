@@ -1,6 +1,6 @@
-"""Asking the authority for its roots between renewals.
+"""Asks the authority for its roots between renewals.
 
-Owns the moments at which it asks. Invariants: a new root is noticed long before the next renewal,
+Owns when to ask. Invariants: a new root is noticed long before the next renewal,
 so that it has settled by then; a failure to ask changes nothing.
 """
 
@@ -37,7 +37,7 @@ class RootsSource(Protocol):
 
 
 def pause_seconds(lifetime: float | None) -> float:
-    """Seconds between two questions; a new root settles for longer than two of them.
+    """Return the seconds between two questions; a new root settles for longer than two of them.
 
     Args:
         lifetime: as for :func:`poll_roots`.

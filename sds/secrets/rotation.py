@@ -229,7 +229,7 @@ class Rotation:
     # --- running --------------------------------------------------------------------------------
 
     def _may_ask(self) -> bool:
-        """Whether to ask for news: who waits for a first certificate hears them with it."""
+        """Return whether to ask for news, which a first certificate brings anyway."""
         if not self._managed:
             return self._settings.idle_news
         return any(one.state.lease for one in self._managed.values())

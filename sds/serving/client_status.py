@@ -73,7 +73,7 @@ class ClientStatus:
         self._entitlements = entitlements
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """The handlers to add to a server."""
+        """Return the handlers to add to a server."""
         return (
             grpc.method_handlers_generic_handler(
                 CSDS_SERVICE,

@@ -200,7 +200,7 @@ def length_delimited(number: int, payload: bytes) -> bytes:
 def _parse(
     kind: type[_M], data: bytes, fields: Mapping[int, _Field], max_names: int
 ) -> Slices[tuple[Any, bytes]]:
-    """The message, and the bytes of its node."""
+    """Return the message, and the bytes of its node."""
     if len(data) <= _SMALL_BYTES:
         found: Any = _message(kind, data, "the request")
         if not len(UnknownFieldSet(found)):  # real clients send none; groups are among them

@@ -183,7 +183,7 @@ class Owner:
         return True
 
     def disconnect(self, give_way: Callable[[], None], *, party: str = "") -> None:
-        """A connection is over."""
+        """Note that a connection has ended."""
         connections = self._parties.get(party)
         if connections is not None:
             connections.pop(give_way, None)

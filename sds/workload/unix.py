@@ -38,7 +38,7 @@ class UnixAttestor:
     costly = EXECUTABLE_TYPES
 
     def __init__(self, executables: Executables) -> None:
-        """``executables`` is asked only if a rule needs a path or a digest."""
+        """Attest by ``executables`` only if a rule needs a path or a digest."""
         self._executables = executables
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:

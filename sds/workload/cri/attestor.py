@@ -186,10 +186,10 @@ class CriAttestor:
         return (f"the pod is not what a list says: {why.message[:_SHOWN_TEXT]}",)
 
     def _like(self, pod: SeenPod) -> tuple[PodContents, ...]:
-        """What rules may name, and this pod may be; a rule binds a list by its digest.
+        """Return the lists that this pod may match; a rule names a list by its digest.
 
-        A policy may list very many pods, so this is a look-up. Where no list has the pod's sandbox,
-        it gives some of them, so that people see what differs.
+        A policy may list very many pods, so this is a look-up. If no list has the pod's sandbox, it
+        returns some of the lists, so that people see what differs.
         """
         listed = self._listed()
         if listed is not self._indexed:
