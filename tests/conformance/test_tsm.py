@@ -71,7 +71,7 @@ async def test_a_second_writer_is_noticed_and_the_request_made_again(mounted: Mo
 
 async def test_a_second_writer_that_never_rests_is_an_error(mounted: Mounted) -> None:
     mounted.told(race=1000)
-    with pytest.raises(EvidenceUnavailableError, match="somebody else"):
+    with pytest.raises(EvidenceUnavailableError, match="another process wrote"):
         await TsmAttester(HurriedClock(), reports=mounted.folder).attest(DATA)
     assert mounted.told() == 0
 
