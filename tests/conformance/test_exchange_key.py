@@ -54,7 +54,8 @@ import sys
 from pathlib import Path
 from sds.attestation.build import keyed
 from sds.attestation.section import AttestationSection
-section = AttestationSection.model_validate({"exchange_key": {"runtime_register": sys.argv[1]}})
+key = {"runtime_register": sys.argv[1]}
+section = AttestationSection.model_validate({"kind": "tdx", "exchange_key": key})
 print(keyed(None, section)._held.public_key.hex())
 """
 
