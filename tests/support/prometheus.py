@@ -67,8 +67,18 @@ class Watch:
                 while not (firing <= (seen := await self.firing()) and not silent & seen):
                     await asyncio.sleep(0.2)
         except TimeoutError:
-            message = f"wanted {firing} without {silent}, saw {seen}"
+            message = f"wanted {firing} without {silent}, saw {seen}; {await self._scrapes()}"
             raise AssertionError(message) from None
+
+    async def _scrapes(self) -> list[str]:
+        """How the last scrape of each process went."""
+        async with self.session.get(f"{self.url}/api/v1/targets") as response:
+            body = json.loads(await response.text())
+        return [
+            f"{one['scrapeUrl']}: {one['health']} after {one['lastScrapeDuration']} s "
+            f"{one['lastError']}"
+            for one in body["data"]["activeTargets"]
+        ]
 
     async def stays(self, *names: str) -> None:
         """The alerts go on firing while the cause lasts."""
