@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RULES = need.ROOT / "deploy" / "monitoring" / "alerts.yaml"
-SCRAPE_SECONDS = 1
+SCRAPE_SECONDS = 2
+"""Prometheus waits as long for an answer, which takes half a second where much else runs."""
 STEADY_SECONDS = 4
 """How long an alert is watched for staying as it is."""
 
