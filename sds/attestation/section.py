@@ -29,15 +29,16 @@ def _known_kind(name: str) -> str:
 
 
 _SNP: Final = frozenset({"auto", "sev-snp"})
+_SNP_REPORT: Final = _SNP | {"azure-snp-vtpm"}
 _VTPM: Final = frozenset({"auto", "azure-snp-vtpm", "azure-tdx-vtpm"})
 _TOKEN: Final = frozenset({"kubernetes-token"})
 _OF_KINDS: Final = {
     "descriptor": frozenset({"simulated"}),
     "privilege_level": _SNP,
-    "certificates": _SNP | {"tpm"},
-    "certificate_server": _SNP,
-    "certificate_cache": _SNP,
-    "product": _SNP,
+    "certificates": _SNP_REPORT | {"tpm"},
+    "certificate_server": _SNP_REPORT,
+    "certificate_cache": _SNP_REPORT,
+    "product": _SNP_REPORT,
     "tpm_device": _VTPM | {"tpm"},
     "metadata_server": _VTPM,
     "exchange_key": _VTPM | {"tdx", "tpm"},
@@ -88,18 +89,19 @@ class AttestationSection(Settings):
     )
     certificates: PathField | None = Field(
         default=None,
-        description="SEV-SNP only: directory of VCEKs, ASKs and ARKs (PEM or DER, any file "
-        "names), for hosts that give none with the report.",
+        description="SEV-SNP, also on Azure: directory of VCEKs, ASKs and ARKs (PEM or DER, any "
+        "file names), for hosts that give none with the report. `tpm`: directory of its "
+        "manufacturer's certificates.",
     )
     certificate_server: Annotated[str, Field(pattern=r"^https?://[^\s?#]+$")] | None = Field(
         default=None,
-        description="SEV-SNP only: URL of a server in the layout of AMD's KDS, usually a cache "
-        "of your own. Its answers add no trust.",
+        description="SEV-SNP, also on Azure: URL of a server in the layout of AMD's KDS, usually a "
+        "cache of your own. Its answers add no trust.",
     )
     certificate_cache: PathField | None = Field(
         default=None,
-        description="SEV-SNP only: folder in which that server's certificates are kept, so that a "
-        "restart asks for nothing again.",
+        description="SEV-SNP, also on Azure: folder in which that server's certificates are kept, "
+        "so that a restart asks for nothing again.",
     )
     tpm_device: PathField | None = Field(
         default=None,
@@ -113,8 +115,8 @@ class AttestationSection(Settings):
     )
     product: Product | None = Field(
         default=None,
-        description="SEV-SNP only: which product's certificate to ask that server for, if the "
-        "report (version 2) does not say.",
+        description="SEV-SNP, also on Azure: which product's certificate to ask that server for, if "
+        "the report (version 2) does not say.",
     )
     exchange_key: ExchangeKeySection | None = Field(
         default=None,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-LIFETIME = 10
+LIFETIME = 20
+"""Seconds: an authority that is killed must be back, and its root known, in half of it."""
 
 
 @pytest.fixture

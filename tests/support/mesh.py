@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.support.process import Process
 
 CLIENT, SERVER = "client", "server"
-_PAUSE_SECONDS = 0.03
+_PAUSE_SECONDS = 0.05
 
 
 @dataclass

@@ -49,6 +49,33 @@ async def test_a_simulated_machine_comes_by_a_descriptor_and_is_trusted_by_its_n
     assert len(loud) == 2
 
 
+ENDORSED = {
+    "certificates": "/etc/vceks",
+    "certificate_server": "https://kds.example.org",
+    "certificate_cache": "/var/cache/kds",
+    "product": "genoa",
+}
+TPM = {"tpm_device": "/dev/tpm1", "exchange_key": {"pcr": 15}}
+AZURE = {**TPM, "metadata_server": "http://127.0.0.1:80"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("auto", {**ENDORSED, **AZURE, "privilege_level": 1}),
+        ("sev-snp", {**ENDORSED, "privilege_level": 1}),
+        ("tdx", {"exchange_key": {}}),
+        ("azure-snp-vtpm", {**ENDORSED, **AZURE}),
+        ("azure-tdx-vtpm", AZURE),
+        ("tpm", {**TPM, "certificates": "/etc/tpm"}),
+        ("kubernetes-token", {"projected_token": "/run/token"}),
+    ],
+)
+def test_a_kind_may_have_what_its_attester_reads(kind: str, fields: dict[str, object]) -> None:
+    section = AttestationSection.model_validate({"kind": kind, **fields})
+    assert fields.keys() <= section.model_fields_set
+
+
 def test_without_a_kind_there_is_no_evidence() -> None:
     assert make_attester(AttestationSection()) is None
 
