@@ -115,8 +115,8 @@ class AttestationSection(Settings):
     )
     product: Product | None = Field(
         default=None,
-        description="SEV-SNP, also on Azure: which product's certificate to ask that server for, if "
-        "the report (version 2) does not say.",
+        description="SEV-SNP, also on Azure: which product's certificate to ask that server for, "
+        "if the report (version 2) does not say.",
     )
     exchange_key: ExchangeKeySection | None = Field(
         default=None,
