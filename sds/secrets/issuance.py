@@ -43,6 +43,7 @@ _CHUNK: Final = 32
 _SLOW_KEYS_OF: Final = {
     Urgency.WAITING: threads.SLOW_KEYS_OF_NEWCOMERS,
     Urgency.EARLY: threads.SLOW_KEYS,
+    Urgency.AHEAD: threads.SLOW_KEYS_OF_NEWCOMERS,
 }
 _SLOW_KEYS: Final = frozenset({KeyType.RSA_2048, KeyType.RSA_3072, KeyType.RSA_4096})
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from sds.clock import Instant
     from sds.secrets.memory import SecretBytes
@@ -29,16 +29,19 @@ class RetiredKeys:
         """Take the key of an SVID that is no longer served."""
         self._waiting.append((svid.key_id, svid.private_key, now.boottime))
 
-    def wipe(self, now: Instant, *, held: Collection[str]) -> None:
+    def wipe(self, now: Instant, *, held: Callable[[], Collection[str]]) -> None:
         """Wipe the keys that nobody uses, and those that have waited for long enough.
 
         Args:
             now: the time.
-            held: the ids of keys that subscribers may still use.
+            held: tells the ids of keys that subscribers may still use: it looks at all of them,
+                so it is asked only where a key waits.
         """
-        left = []
+        if not self._waiting:
+            return
+        still, left = held(), []
         for key_id, secret, since in self._waiting:
-            if key_id in held and now.boottime - since < RELEASE_SECONDS:
+            if key_id in still and now.boottime - since < RELEASE_SECONDS:
                 left.append((key_id, secret, since))
             else:
                 secret.wipe()

@@ -282,6 +282,8 @@ class Rotation:
                     managed.woken.clear()
                     await managed.woken.wait()
                 case Ask(urgency):
+                    if managed.state.lease is None and not managed.ahead:
+                        self._ask_along(identity)
                     span = (
                         managed.state.lease.span if managed.state.lease else managed.state.lifetime
                     )
@@ -354,6 +356,18 @@ class Rotation:
             managed.state = schedule.hurried(managed.state)
             managed.woken.set()
 
+    def _ask_along(self, identity: Identity) -> None:
+        """Somebody without a certificate asks: whoever waits because the authority failed asks too.
+
+        So they share a request, and an authority that is gone is not asked by each of them.
+        """
+        for other in self._blocked - {identity}:
+            managed = self._managed[other]
+            if managed.state.lease is None and not (managed.resting or managed.ahead):
+                self._blocked.discard(other)
+                managed.state = schedule.due(managed.state)
+                managed.woken.set()
+
     def _answered(self) -> None:
         """Wake the identities that waited for the authority, because it answers again."""
         blocked, self._blocked = self._blocked, set()
@@ -412,7 +426,7 @@ class Rotation:
             # The identity's own task may be waiting for an authority that does not answer.
             if isinstance(schedule.decide(managed.state, now), Withdraw):
                 self._expire(identity, managed)
-        self._retired.wipe(now, held=self._store.held_keys())
+        self._retired.wipe(now, held=self._store.held_keys)
         self._roots.prune(now, retention=self._retention())
 
     def _wake_all(self) -> None:

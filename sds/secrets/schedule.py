@@ -213,6 +213,13 @@ def hurried(state: State) -> State:
     return dataclasses.replace(state, failure=failure)
 
 
+def due(state: State) -> State:
+    """The state once somebody asks for whom the authority failed too: it asks along."""
+    if state.failure is None:
+        return state
+    return dataclasses.replace(state, failure=dataclasses.replace(state.failure, retry_seconds=0.0))
+
+
 def _backoff(state: State, error: SdsError) -> Backoff:
     span = state.lease.span if state.lease is not None else state.lifetime
     if error.retriable:

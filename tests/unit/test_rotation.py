@@ -327,6 +327,22 @@ async def test_those_that_failed_together_ask_again_together() -> None:
         assert {len(items) for _, items in w.authority.requests} == {30}
 
 
+async def test_many_that_came_one_after_the_other_ask_a_silent_authority_as_seldom_as_one() -> None:
+    async with world() as w:
+        w.authority.failure = DOWN
+        for number in range(40):
+            w.rotation.ensure(identity(f"w{number}", seconds=86400.0))
+            await w.clock.advance(0.7)
+        await w.clock.advance(60)
+        w.authority.requests.clear()
+        await w.clock.advance(60)
+        assert len(w.authority.requests) <= 60  # each alone: 16 in a minute, so 640
+        asked = {item.identity for _, items in w.authority.requests for item in items}
+        assert len(asked) == 40
+        w.authority.failure = None
+        await w.clock.until(lambda: w.rotation.ready, seconds=6)
+
+
 async def test_another_certificate_than_was_asked_for_is_never_served() -> None:
     async with world() as w:
         stranger = FakeAuthority(w.clock)
@@ -453,6 +469,13 @@ async def test_slow_keys_are_made_too() -> None:
         stored = w.store.svid(rsa)
         assert stored is not None
         assert b"PRIVATE KEY" in stored.svid.private_key.reveal()
+
+
+async def test_slow_keys_are_made_ahead_too() -> None:
+    rsa = identity("rsa", key_type=KeyType.RSA_2048)
+    async with world() as w:
+        w.rotation.expect(rsa)
+        await w.clock.until(lambda: w.store.svid(rsa) is not None, seconds=1)
 
 
 # --- roots --------------------------------------------------------------------------------------
