@@ -61,12 +61,21 @@ class Threads:
         done: Future[_R] = Future()
         with self._there:
             if self._idle <= len(self._waiting) and self._started < self._most:
-                name = f"{self._name}_{self._started + 1}"
-                threading.Thread(target=self._serve, name=name, daemon=True).start()
-                self._started += 1
+                self._start_another()
             self._waiting.append(functools.partial(_do, done, bound))
             self._there.notify()
         return await asyncio.wrap_future(done)
+
+    def _start_another(self) -> None:
+        """Start a thread; where the system gives none now, those that are there do the work."""
+        name = f"{self._name}_{self._started + 1}"
+        try:
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError:
+            if not self._started:
+                raise
+        else:
+            self._started += 1
 
     def _serve(self) -> None:
         while True:
@@ -150,6 +159,8 @@ CONNECTIONS: Final = Threads("connections", 1)
 """Examines the connections of an authority's port."""
 NAMES: Final = Threads("names", 4)
 """The lookup of authorities' names."""
+LOOKUPS: Final = Threads("lookups", 4)
+"""The lookup of the names of HTTP servers."""
 POLICY: Final = Threads("policy", 1)
 """Files of the signed policy."""
 TLS_FILES: Final = Threads("tls-files", 1)

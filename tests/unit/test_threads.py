@@ -147,3 +147,23 @@ async def test_a_renewal_needs_no_thread_that_callers_can_fill() -> None:
     finally:
         release.set()
         await asyncio.gather(*waiting)
+
+
+async def test_where_the_system_gives_no_more_threads_those_that_are_there_do_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, release = Threads("test", 3), threading.Event()
+    held = asyncio.ensure_future(pool.run(release.wait))
+    await asyncio.sleep(0.01)
+
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    waiting = asyncio.ensure_future(pool.run(divmod, 7, 2))
+    await asyncio.sleep(0)
+    release.set()
+    assert await waiting == (3, 1)
+    assert await held
+    with pytest.raises(RuntimeError, match="new thread"):
+        await Threads("none", 3).run(divmod, 7, 2)
