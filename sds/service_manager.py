@@ -30,17 +30,24 @@ def address(environment: Mapping[str, str]) -> str | None:
     return "\0" + named[1:] if named.startswith("@") else named
 
 
-def send(place: str, state: str, descriptors: Sequence[int] = ()) -> None:
+def send(place: str, state: str, descriptors: Sequence[int] = (), *, waits: bool = True) -> None:
     """Send one datagram, whose content the caller chooses.
 
+    Args:
+        place: the service manager's socket.
+        state: the assignments.
+        descriptors: that go with it.
+        waits: for room in its queue, however long that takes.
+
     Raises:
+        BlockingIOError: its queue is full, and this does not wait.
         OSError: the service manager does not accept it.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.connect(place)
         rights = array.array("i", descriptors)
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())] if rights else []
-        sender.sendmsg([state.encode()], ancillary)
+        sender.sendmsg([state.encode()], ancillary, 0 if waits else socket.MSG_DONTWAIT)
 
 
 def keep(place: str, name: str, descriptor: int) -> None:

@@ -19,6 +19,7 @@ import sys
 from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
+from sds.operations.log_sink import LogSink
 from sds.operations.repeats import RepeatFilter
 from sds.transport.owner_lines import OwnerLines
 
@@ -97,20 +98,51 @@ def writes_json() -> bool:
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes to a stream, and collapses events that repeat."""
+    """Writes to a stream, without waiting for who reads it; events that repeat are collapsed."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
+        self._sink = LogSink(stream)
+        self._lost = 0
+        """Lines that were not taken, and of which nobody was told."""
         self._repeats = RepeatFilter(self.emit)
         self.addFilter(self._repeats)
         self.addFilter(OwnerLines())
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self._lost and self._write(_lost(self._lost)):
+                self._lost = 0
+            if self._lost or not self._write(record):
+                self._lost += 1
+        except RecursionError:
+            raise  # as the library does
+        except Exception:  # noqa: BLE001  the library's own boundary
+            self.handleError(record)
+
+    def _write(self, record: logging.LogRecord) -> bool:
+        return self._sink.write(self.format(record) + self.terminator)
+
     def close(self) -> None:
         self._repeats.flush()
+        self._sink.close()
         super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  the library's name
         """Do nothing: a log that cannot be written (a full disk) must not end the process."""
+
+
+def _lost(times: int) -> logging.LogRecord:
+    """What is said of lines that were not taken."""
+    return logging.makeLogRecord(
+        {
+            "name": __name__,
+            "levelname": "WARNING",
+            "levelno": logging.WARNING,
+            "msg": "log lines were lost: what reads them stood still",
+            "times": times,
+        }
+    )
 
 
 def _log_unraisable(raised: sys.UnraisableHookArgs) -> None:

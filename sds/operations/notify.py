@@ -6,8 +6,11 @@ Invariants: without ``NOTIFY_SOCKET`` nothing happens; the program runs on if th
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
+import threading
 from typing import TYPE_CHECKING, Final
 
 from sds import service_manager
@@ -32,9 +35,18 @@ def notify(state: str) -> None:
     if place is None:
         return
     try:
+        try:
+            service_manager.send(place, state, waits=False)
+        except BlockingIOError:  # it stands still, and may go on: we do not wait for it
+            work = functools.partial(_send, place, state)
+            threading.Thread(target=work, name="notify", daemon=True).start()
+    except (OSError, RuntimeError) as error:
+        _LOG.warning("the service manager cannot be told", extra={"why": str(error)})
+
+
+def _send(place: str, state: str) -> None:
+    with contextlib.suppress(OSError):  # it ended meanwhile
         service_manager.send(place, state)
-    except OSError as error:
-        _LOG.warning("the service manager cannot be told", extra={"why": error.strerror})
 
 
 def readiness_notifier(*, at_once: bool = False) -> Callable[[Readiness], None]:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
+import os
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.operations import logs
+from sds.operations import log_sink, logs
 from sds.operations.repeats import BURST, WINDOW_SECONDS, RepeatFilter
 
 if TYPE_CHECKING:
@@ -132,3 +135,44 @@ def test_a_log_that_cannot_be_written_ends_nothing(
     logs.configure(style="json", level="info", stream=Full())
     LOGGER.info("x")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_reader_that_stands_still_holds_up_nobody_and_lost_lines_are_said(
+    restored: None, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(log_sink, "MOST_WAITING", 100_000)
+    if kind == "pipe":
+        reading, writing = os.pipe()
+    else:
+        reading, writing = (one.detach() for one in socket.socketpair())
+    with open(reading, "rb", buffering=0) as reader, open(writing, "w", encoding="utf-8") as stream:  # noqa: PTH123  descriptors
+        logs.configure(style="json", level="info", stream=stream)
+        serials = itertools.count()
+        for number in itertools.islice(serials, 1_000):  # more than the kernel and the sink hold
+            LOGGER.info("line", extra={"serial": number, "why": "x" * 1_900})
+        found = b""
+        while b"were lost" not in found.rpartition(b"\n")[0]:
+            found += reader.read(65_536)
+            LOGGER.info("line", extra={"serial": next(serials)})
+        logging.getLogger().handlers[0].close()
+        events = [json.loads(line) for line in found.rpartition(b"\n")[0].splitlines()]
+    expected = 0
+    for event in events:  # each gap is said where it is
+        if "were lost" in event["event"]:
+            expected += event["times"]
+        else:
+            assert event["serial"] == expected
+            expected += 1
+    assert expected > 50
+
+
+def test_a_long_line_goes_through_a_pipe_as_it_is(restored: None) -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as reader, open(writing, "w", encoding="utf-8") as stream:  # noqa: PTH123  descriptors
+        logs.configure(style="json", level="info", stream=stream)
+        LOGGER.info("long", extra={"names": ["é" * 1_900] * 30})
+        LOGGER.info("short")
+        long, short = json.loads(reader.readline()), json.loads(reader.readline())
+    assert long["names"] == ["é" * 1_900] * 30
+    assert short["event"] == "short"

@@ -1,3 +1,4 @@
+import contextlib
 import socket
 from pathlib import Path
 
@@ -25,3 +26,22 @@ def test_the_service_manager_is_told(
 def test_nobody_to_tell_is_no_error(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     notify(READY)
+
+
+def test_a_service_manager_that_stands_still_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(name)
+        manager.settimeout(5)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+            others.setblocking(False)  # noqa: FBT003  the socket's own method
+            waiting = 0
+            with contextlib.suppress(BlockingIOError):
+                while others.sendto(b"full", name):
+                    waiting += 1
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        notify(READY)  # returns
+        assert {manager.recv(100) for _ in range(waiting)} == {b"full"}
+        assert manager.recv(100) == b"READY=1"  # it is told once it goes on

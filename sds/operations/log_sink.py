@@ -1,0 +1,111 @@
+"""Where log lines go: nothing waits for who reads them.
+
+A pipe takes some lines more than its reader has read, and then holds up who writes. That would be
+the event loop, and with it every socket of the agent: a log collector that was stopped, or that has
+a full disk behind it, would silence all workloads. Owns :class:`LogSink`. Invariants: the caller of
+:meth:`LogSink.write` waits for no reader of a pipe or a socket; lines that wait are in order and
+bounded; one that finds no room is lost and counted. Files and terminals are written to as they are.
+
+Source: pipe(7): a pipe that is writable (POLLOUT) takes PIPE_BUF bytes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import stat
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from typing import TextIO
+
+MOST_WAITING: Final = 1 << 20
+"""Bytes of lines that wait for a reader: a crowd's, while the reader has no processor."""
+_AT_ONCE: Final = select.PIPE_BUF
+_END_SECONDS: Final = 1.0
+
+
+class LogSink:
+    """Writes lines to a stream; see the module.
+
+    Args:
+        stream: for text; nobody else writes to it meanwhile.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._descriptor = _of_a_reader(stream)
+        self._poll = select.poll()
+        if self._descriptor is not None:
+            self._poll.register(self._descriptor, select.POLLOUT)
+        self._lock = threading.Lock()
+        """Guards what follows."""
+        self._waiting: deque[bytes] = deque()
+        self._held = 0
+        self._writer: threading.Thread | None = None
+        """Waits for the reader, while lines wait."""
+
+    def write(self, line: str) -> bool:
+        """Write a line with its end; False where it is lost, because too many wait.
+
+        Raises:
+            OSError: it cannot be written: nobody reads any more, or the disk is full.
+        """
+        if self._descriptor is None:
+            self._stream.write(line)
+            self._stream.flush()
+            return True
+        data = line.encode(errors="backslashreplace")
+        with self._lock:
+            if self._writer is None and self._poll.poll(0):
+                data = data[os.write(self._descriptor, data[:_AT_ONCE]) :]
+                if not data:
+                    return True
+            elif self._held + len(data) > MOST_WAITING:
+                return False
+            return self._keep(data)
+
+    def close(self) -> None:
+        """The process ends: wait a moment for what waits."""
+        writer = self._writer
+        if writer is not None:
+            writer.join(_END_SECONDS)
+
+    def _keep(self, data: bytes) -> bool:
+        if self._writer is None:
+            writer = threading.Thread(target=self._write_waiting, name="log", daemon=True)
+            try:
+                writer.start()
+            except RuntimeError:  # the system gives no thread now
+                return False
+            self._writer = writer
+        self._waiting.append(data)
+        self._held += len(data)
+        return True
+
+    def _write_waiting(self) -> None:
+        """Write what waits, until nothing does. In a thread of its own."""
+        assert self._descriptor is not None
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._writer = None
+                    return
+                data = self._waiting.popleft()
+                self._held -= len(data)
+            with contextlib.suppress(OSError):  # nobody reads any more
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+
+
+def _of_a_reader(stream: TextIO) -> int | None:
+    """The descriptor, if it is a pipe or a socket: somebody reads at its other end."""
+    try:
+        descriptor = stream.fileno()
+        mode = os.fstat(descriptor).st_mode
+    except (OSError, ValueError, AttributeError):  # it only looks like a file
+        return None
+    return descriptor if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
