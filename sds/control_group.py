@@ -3,7 +3,8 @@
 Owns the memory limit. Invariants: a file that cannot be read means no limit; any bytes in a group's
 name are accepted.
 
-Sources: cgroups(7); Linux ``Documentation/admin-guide/cgroup-v2.rst``, "memory.max".
+Sources: cgroups(7); Linux ``Documentation/admin-guide/cgroup-v2.rst``, "memory.max"; "memory.high":
+a process that exceeds it is not killed, and slowed down until it stands still.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -
         own: the file that lists the groups of this process.
     """
     limits = []
+    names: tuple[str, ...]
     with contextlib.suppress(OSError):
         # Only a line feed ends a line: a group's name may have any other byte.
         for line in os.fsdecode(own.read_bytes()).split("\n"):
@@ -34,9 +36,9 @@ def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -
             if not colon:
                 continue
             if controllers == "":
-                folders, name = [root, root / "unified"], "memory.max"
+                folders, names = [root, root / "unified"], ("memory.max", "memory.high")
             elif "memory" in controllers.split(","):
-                folders, name = [root / "memory"], "memory.limit_in_bytes"
+                folders, names = [root / "memory"], ("memory.limit_in_bytes",)
             else:
                 continue
             # In a control-group namespace the path is "/", and the limit is there.
@@ -45,6 +47,7 @@ def memory_limit(root: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -
                 limit
                 for folder in folders
                 for group in groups
+                for name in names
                 if (limit := _limit(folder / str(group).lstrip("/") / name)) is not None
             ]
     return min((limit for limit in limits if limit < _UNLIMITED), default=None)

@@ -13,11 +13,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import PeerGoneError, WorkloadError
+from sds.errors import ConfigurationError, PeerGoneError, WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.facts import Facts
 from sds.workload.peer import MOST_GROUPS
+from sds.workload.unmapped import UnmappedIds, unmapped_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -37,9 +38,15 @@ class UnixAttestor:
     name = "unix"
     costly = EXECUTABLE_TYPES
 
-    def __init__(self, executables: Executables) -> None:
-        """Attest by ``executables`` only if a rule needs a path or a digest."""
+    def __init__(self, executables: Executables, *, unmapped: UnmappedIds | None = None) -> None:
+        """Attest by these.
+
+        Args:
+            executables: only if a rule needs a path or a digest.
+            unmapped: IDs that stand for everybody whom our user namespace does not map.
+        """
         self._executables = executables
+        self._unmapped = unmapped if unmapped is not None else UnmappedIds()
 
     async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
         """Return the caller's user and groups, and its executable if ``needed`` names a fact of it.
@@ -47,12 +54,21 @@ class UnixAttestor:
         Raises:
             PeerGoneError: the process has ended.
         """
-        found = {Selector("unix:uid", str(peer.uid)), Selector("unix:gid", str(peer.gid))}
+        found: set[Selector] = set()
         unknown: dict[str, WorkloadError] = {}
+        unmapped = self._unmapped
+        for kind, number, nobody in (
+            ("unix:uid", peer.uid, unmapped.uid),
+            ("unix:gid", peer.gid, unmapped.gid),
+        ):
+            if number == nobody:
+                unknown[kind] = _not_mapped(peer, number)
+            else:
+                found.add(Selector(kind, str(number)))
         if peer.groups is None:
             unknown[_GROUP] = _too_many_groups(peer)
         else:
-            found |= {Selector(_GROUP, str(group)) for group in peer.groups}
+            found |= {Selector(_GROUP, str(one)) for one in peer.groups if one != unmapped.gid}
         if needed & EXECUTABLE_TYPES:
             try:
                 executable = await self._executables.read(peer, digest=_SHA256 in needed)
@@ -88,12 +104,36 @@ class _Kind:
         limits = ExecutableLimits(largest=largest, burst=2 * largest)
         executables = Executables(node.clock, limits)
         try:
-            yield UnixAttestor(executables)
+            yield UnixAttestor(executables, unmapped=_unmapped_ids())
         finally:
             await executables.aclose()
 
 
 KIND: Final = _Kind()
+
+
+def _unmapped_ids() -> UnmappedIds:
+    """Of our user namespace.
+
+    Raises:
+        ConfigurationError: the kernel does not say which they are.
+    """
+    try:
+        return unmapped_ids()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"it cannot be told which users are seen as one here: {error}",
+            advice="mount /proc as it is: the agent reads /proc/self/uid_map",
+        ) from error
+
+
+def _not_mapped(peer: Peer, number: int) -> WorkloadError:
+    return WorkloadError(
+        f"the kernel shows process {peer.pid} with the ID {number}, which stands for everybody "
+        "whom the agent's user namespace does not map",
+        reason="peer_credentials",
+        advice="run the agent in the node's user namespace, or write no rule on users and groups",
+    )
 
 
 def _too_many_groups(peer: Peer) -> WorkloadError:

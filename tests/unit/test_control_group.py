@@ -44,3 +44,13 @@ def test_any_bytes_may_be_in_a_name(tmp_path: Path) -> None:
     own.write_bytes(b"0::/a\xff\r0::/b\n")
     limit(tmp_path / "fs", "memory.max", str(300 * MIB))
     assert memory_limit(tmp_path / "fs", own) == 300 * MIB
+
+
+def test_what_slows_a_process_down_limits_it_too(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/a\n")
+    limit(tmp_path / "fs" / "a", "memory.max", str(300 * MIB))
+    limit(tmp_path / "fs" / "a", "memory.high", "max")
+    assert memory_limit(tmp_path / "fs", own) == 300 * MIB
+    limit(tmp_path / "fs", "memory.high", str(200 * MIB))
+    assert memory_limit(tmp_path / "fs", own) == 200 * MIB

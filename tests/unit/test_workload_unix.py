@@ -24,6 +24,7 @@ from sds.workload.entitlement import Selector
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.peer import Peer
 from sds.workload.unix import EXECUTABLE_TYPES, UnixAttestor
+from sds.workload.unmapped import UnmappedIds, unmapped_ids
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
@@ -285,3 +286,33 @@ async def test_no_such_process(ourselves: Peer, executables: Executables) -> Non
     ourselves.pid = 2**22 + 1
     with pytest.raises(PeerGoneError):
         await executables.read(ourselves, digest=False)
+
+
+async def test_an_id_that_stands_for_everybody_outside_our_namespace_is_nobody_s(
+    ourselves: Peer, executables: Executables
+) -> None:
+    """A rootless agent sees every other user of the machine as 65534."""
+    groups = ourselves.groups = frozenset({4711, ourselves.gid})
+    unmapped = UnmappedIds(uid=ourselves.uid, gid=ourselves.gid)
+    facts = await UnixAttestor(executables, unmapped=unmapped).attest(ourselves, frozenset())
+    assert set(facts.unknown) == {"unix:uid", "unix:gid"}
+    assert {error.reason for error in facts.unknown.values()} == {"peer_credentials"}
+    assert len(groups) == 2
+    assert facts.selectors == {Selector("unix:supplementary-gid", "4711")}
+
+
+@pytest.mark.parametrize(
+    ("mapped", "nobody"),
+    [
+        ("         0          0 4294967295\n", None),
+        ("         0       1000          1\n         1     100000      65536\n", 65534),
+        ("", 65534),
+    ],
+)
+def test_which_ids_stand_for_everybody(tmp_path: Path, mapped: str, nobody: int | None) -> None:
+    (tmp_path / "self").mkdir()
+    (tmp_path / "sys" / "kernel").mkdir(parents=True)
+    for kind in ("uid", "gid"):
+        (tmp_path / "self" / f"{kind}_map").write_text(mapped)
+        (tmp_path / "sys" / "kernel" / f"overflow{kind}").write_text("65534\n")
+    assert unmapped_ids(tmp_path) == UnmappedIds(uid=nobody, gid=nobody)
