@@ -9,7 +9,6 @@ closed and never used again. One exchange runs at a time; a cancelled one closes
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from dataclasses import dataclass
@@ -26,12 +25,11 @@ from sds.authority.replicas import (
     most_telling,
     places_of,
 )
-from sds.authority.session import Session, verify_challenge
+from sds.authority.session import Session, deadline, verify_challenge
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
     AuthorityRefusedError,
-    AuthorityUnavailableError,
     CertificateError,
     ConfigurationError,
     EvidenceError,
@@ -44,7 +42,6 @@ from sds.policy.standing import NO_POLICY_DIGEST
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-    from typing import Any
 
     from sds.attestation.evidence import Attester, Verifier
     from sds.clock import Clock
@@ -201,6 +198,13 @@ class AttestedAuthority:
             await self._drop()
 
     async def _anywhere(self, use: Callable[[Session], Awaitable[_Answer]]) -> _Answer:
+        try:
+            return await self._one_after_another(use)
+        except asyncio.CancelledError:
+            self._last(self._place)  # who asked waits no longer: another is the first next time
+            raise
+
+    async def _one_after_another(self, use: Callable[[Session], Awaitable[_Answer]]) -> _Answer:
         if self._session is not None and await self._session.connection.is_outdated(
             self._settings.tls
         ):
@@ -236,7 +240,7 @@ class AttestedAuthority:
     async def _roots(self, session: Session) -> tuple[bytes, ...]:
         limit = self._settings.connect_seconds
         try:
-            async with _deadline(limit, f"the authority at {session.address} gave no Challenge"):
+            async with deadline(limit, f"the authority at {session.address} gave no Challenge"):
                 await self._hello(session, for_news=True)
         except BaseException:
             await self._drop()
@@ -249,19 +253,20 @@ class AttestedAuthority:
             await session.close()
 
     async def _open(self, place: tuple[str, ...]) -> Session:
+        self._place = place
         await self._drop()
         limit = self._settings.connect_seconds
         address = ", ".join(place)
         connection = await connect(place, self._settings.tls, seconds=limit)
         session = Session(address=address, connection=connection)
         try:
-            async with _deadline(limit, f"the authority at {address} gave no Challenge"):
+            async with deadline(limit, f"the authority at {address} gave no Challenge"):
                 await session.start()
                 await self._hello(session)
         except BaseException:
             await session.close()
             raise
-        self._session, self._place = session, place
+        self._session = session
         return session
 
     async def _hello(self, session: Session, *, for_news: bool = False) -> None:
@@ -302,7 +307,7 @@ class AttestedAuthority:
 
     async def _exchange(self, session: Session, items: Sequence[CertificateItem]) -> Issuance:
         try:
-            async with _deadline(
+            async with deadline(
                 self._settings.answer_seconds,
                 f"the authority at {session.address} did not answer in time",
             ):
@@ -353,8 +358,10 @@ class AttestedAuthority:
     async def _request(
         self, session: Session, items: Sequence[CertificateItem], digests: Sequence[bytes]
     ) -> ca_pb2.ExchangeRequest:
-        policy_digest = self._policy.digest
-        ahead = self._policy.epoch > session.trusted.statement.policy_epoch
+        # Read at once: another policy may come into force while evidence is made.
+        policy_digest, policy_epoch = self._policy.digest, self._policy.epoch
+        ahead = policy_epoch > session.trusted.statement.policy_epoch
+        document = self._policy.document if ahead else b""
         evidence = await self._attester.attest(
             request_report_data(nonce=session.nonce, policy_digest=policy_digest, digests=digests)
         )
@@ -373,8 +380,8 @@ class AttestedAuthority:
                 ],
                 evidence=wire.evidence_to_wire(evidence),
                 policy_digest=policy_digest,
-                policy_epoch=self._policy.epoch,
-                signed_policy=self._policy.document if ahead else b"",
+                policy_epoch=policy_epoch,
+                signed_policy=document,
             )
         )
 
@@ -426,12 +433,3 @@ class AttestedAuthority:
 
 def _log_failure(error: SdsError) -> None:
     _LOGGER.warning("an authority failed: %s", error, extra={"reason": error.reason})
-
-
-@contextlib.asynccontextmanager
-async def _deadline(seconds: float, what: str) -> Any:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise AuthorityUnavailableError(f"{what} within {seconds:g} s") from error

@@ -7,6 +7,7 @@ sends only Hellos.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +22,7 @@ from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_re
 from sds.pki import load_issuer, spki_sha256, supported_key, verify_authority_chain
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from datetime import datetime
 
     from sds._proto.sds.ca.v1 import ca_pb2
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 VERIFIED_SECONDS: Final = 150.0
 """How long a Challenge that repeats a verified one is not verified again."""
+MOST_UNVERIFIED_BYTES: Final = 4 * 1024 * 1024
+"""Of an answer by who may be anybody: a chain, roots and evidence, and no policy."""
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -229,6 +233,12 @@ class Session:
             raise AuthorityUnavailableError(
                 f"the stream to the authority at {self.address} is closed"
             ) from error
+        if self._trusted is None and len(data) > MOST_UNVERIFIED_BYTES:
+            raise AuthorityAnswerError(
+                f"the authority at {self.address} answered Hello with {len(data)} bytes, and at "
+                f"most {MOST_UNVERIFIED_BYTES} are read before its evidence was verified",
+                advice="is this the address of an attested-sds authority?",
+            )
         return wire.parse_response(data)
 
     async def close(self) -> None:
@@ -236,3 +246,17 @@ class Session:
         if self._call is not None:
             self._call.cancel()
         await self.connection.channel.close()
+
+
+@contextlib.asynccontextmanager
+async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
+    """A block that an authority has so many seconds for; ``what`` it did not do begins the error.
+
+    Raises:
+        AuthorityUnavailableError: they are over.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise AuthorityUnavailableError(f"{what} within {seconds:g} s") from error

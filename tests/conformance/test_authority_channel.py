@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.authority.channel import VerifiedTls, connect, verified_channel
 from sds.authority.session import Session
-from sds.errors import AuthorityUnavailableError
+from sds.errors import AuthorityAnswerError, AuthorityUnavailableError
 from tests.support.certificates import Wish, ca_wish, self_signed
 
 if TYPE_CHECKING:
@@ -99,3 +99,22 @@ async def test_a_failure_of_tls_names_the_field_to_look_at(
     assert {field for field in fields if field in str(caught.value)} == fields & {said}
     await session.close()
     await server.stop(None)
+
+
+async def test_an_answer_of_who_may_be_anybody_is_read_within_a_bound() -> None:
+    """Before its evidence was verified, whoever is on the network may answer as the authority."""
+
+    class Call:
+        async def write(self, message: bytes) -> None:
+            """Take it."""
+
+        async def read(self) -> bytes:
+            roots = [b"r" * 1_000_000] * 5
+            challenge = ca_pb2.Challenge(nonce=b"n" * 32, roots=roots)
+            return ca_pb2.ExchangeResponse(challenge=challenge).SerializeToString()
+
+    connection: Any = None
+    session = Session(address="the address", connection=connection)
+    session._call = Call()
+    with pytest.raises(AuthorityAnswerError, match="at most 4194304 are read"):
+        await session.ask(ca_pb2.ExchangeRequest(hello=ca_pb2.Hello(nonce=b"n" * 32)))

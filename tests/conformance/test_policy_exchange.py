@@ -18,6 +18,7 @@ from tests.support.policies import DOMAIN, Signatory, document, sign, trusting
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
+    from sds.attestation.evidence import Evidence, ReportData
     from sds.authority.attested import AttestedAuthority
     from sds.policy.envelope import SignedPolicy
 
@@ -132,6 +133,29 @@ async def test_an_agent_that_is_behind_is_healed_before_anything_is_issued() -> 
     async with mesh(party(THREE)) as at, at.agent(again) as client:
         assert await ask(client) == ""
         assert again.epoch == 3
+
+
+async def test_a_policy_that_comes_while_evidence_is_made_conflicts_with_nothing() -> None:
+    holder = party(ONE)
+
+    class Slow:
+        """Its evidence takes until the agent has the next policy."""
+
+        def __init__(self, inner: Machine) -> None:
+            self.inner = inner
+
+        async def attest(self, data: ReportData) -> Evidence:
+            evidence = await self.inner.attest(data)
+            if holder.epoch == 1:
+                assert holder.take(TWO, origin="disk").refusal is None
+            return evidence
+
+    async with (
+        mesh(party(TWO)) as at,
+        at.agent(holder, attester=Slow(at.world.agent)) as client,
+    ):
+        assert await ask(client) == ""
+    assert holder.epoch == 2
 
 
 async def test_an_authority_that_was_restarted_with_an_old_policy_is_healed_by_an_agent() -> None:

@@ -23,6 +23,7 @@ from sds.pki import generate_private_key
 from sds.policy.standing import NO_POLICY_DIGEST
 from tests.support.authority import TRUST_DOMAIN, World, configured, replica_health, rule, wish
 from tests.support.node import free_port
+from tests.support.process import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -209,6 +210,37 @@ class Over:
 
     def decide(self, claims: Claims, wanted: RequestedCertificate, *, now: datetime) -> Permit:
         return self.inner.decide(claims, wanted, now=now)
+
+
+async def test_a_replica_that_stands_still_is_the_last_one_next_time() -> None:
+    """One that was stopped (SIGSTOP) takes connections all the same: the kernel does."""
+    world, connected = World(), 0
+
+    async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        await over.wait()
+        writer.close()
+
+    over = asyncio.Event()
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        world.running() as able,
+        world.client(port, able.port, shuffle=lambda places: None) as client,
+    ):
+        asking = asyncio.create_task(client.issue([wish()[1]]))
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not connected:
+                await asyncio.sleep(0.01)
+        asking.cancel()  # as rotation does after its time for one attempt
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+        await issued(client)
+        assert connected == 1
+    over.set()
+    server.close()
+    await server.wait_closed()
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["on a stream of before", "at first"])
