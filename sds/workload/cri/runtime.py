@@ -6,6 +6,7 @@ only this module decodes the runtime's JSON; only our errors leave it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ import grpc
 from sds._proto.cri.v1 import runtime_pb2
 from sds.errors import WorkloadError
 from sds.files import socket_target
+from sds.outside import reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,15 +69,11 @@ class Runtime:
         """Use the runtime's Unix socket at this path."""
         self._socket = socket
         self._channel: grpc.aio.Channel | None = None
+        self._retired: dict[grpc.aio.Channel, asyncio.Task[None]] = {}
 
     async def __aenter__(self) -> Self:
         """Connect nothing before the first question."""
-        options = [
-            ("grpc.use_local_subchannel_pool", 1),
-            ("grpc.enable_http_proxy", 0),
-            ("grpc.max_receive_message_length", _MOST_BYTES),
-        ]
-        self._channel = grpc.aio.insecure_channel(socket_target(self._socket), options=options)
+        self._channel = _channel(self._socket)
         return self
 
     async def __aexit__(
@@ -84,9 +82,21 @@ class Runtime:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the connection."""
-        if self._channel is not None:
-            await self._channel.close()
+        """Close the connection, and those that did not answer."""
+        for closing in self._retired.values():
+            closing.cancel()
+        for channel in (self._channel, *self._retired):
+            if channel is not None:
+                await channel.close()
+
+    def _retire(self, channel: grpc.aio.Channel) -> None:
+        """It did not answer: perhaps another runtime listens at the path by now."""
+        if channel is self._channel:
+            self._channel = _channel(self._socket)
+            # Other questions under way have their own time.
+            closing = asyncio.ensure_future(channel.close(_SECONDS))
+            self._retired[channel] = closing
+            closing.add_done_callback(lambda _: self._retired.pop(channel, None))
 
     async def containers(self, identifier: str = "") -> tuple[Listed, ...]:
         """List every container that the runtime has, of every sandbox and in every state.
@@ -154,21 +164,39 @@ class Runtime:
         return _described(answer, pod_uid=answer.status.metadata.uid)
 
     async def _ask(self, method: str, request: Message, parse: Callable[[bytes], Any]) -> Any:
-        assert self._channel is not None
-        call: Any = self._channel.unary_unary(
+        channel = self._channel
+        assert channel is not None
+        call: Any = channel.unary_unary(
             _SERVICE + method,
             request_serializer=type(request).SerializeToString,
-            response_deserializer=parse,
+            response_deserializer=bytes,
         )
         try:
-            return await call(request, timeout=_SECONDS)
+            answer = await call(request, timeout=_SECONDS)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._retire(channel)
             raise WorkloadError(
                 f"the runtime at {self._socket} does not answer {method}: "
                 f"{error.code().name}: {(error.details() or '')[:200]}",
                 reason="cri_unavailable",
                 advice="check that node.cri.socket is the runtime's and that the agent may open it",
             ) from None
+        what = f"the answer of the runtime at {self._socket} to {method}"
+        with reading(what, WorkloadError, reason="cri_unavailable"):
+            return parse(answer)
+
+
+def _channel(path: str) -> grpc.aio.Channel:
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.max_receive_message_length", _MOST_BYTES),
+        # A runtime that is back after a long outage is asked at once: it is on this machine.
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+    ]
+    return grpc.aio.insecure_channel(socket_target(path), options=options)
 
 
 def _described(answer: Any, *, pod_uid: str) -> DescribedContainer:
