@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sds import threads
 from sds.attestation.answers import LATER, read_body, retry_after
 from sds.attestation.pem import unhexed
 from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
@@ -39,9 +40,10 @@ from sds.attestation.tdx.tcb import read_enclave_identity, read_recoveries, read
 from sds.backoff import Backoff, uniform
 from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
 from sds.files import read_file, replace_file
+from sds.http_client import client_session
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from sds.attestation.revocation import RevocationList
@@ -152,15 +154,14 @@ class Fetcher:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         found: list[Fetched] = []
         unknown: list[EndorsementUnavailableError] = []
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with client_session(timeout=timeout) as session:
             if self._wanted.fmspcs:
                 found += await self._tdx(session, folder, unknown)
             for product in self._wanted.products:
                 name = product.certificate_name
                 answer = await self._get(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
                 path, one = folder / f"{product}.crl", self._amd(answer.body)
-                _require_newer(path, one)
-                found.append(_stored(path, one.der, one.next_update))
+                found += await threads.COLLATERAL.run(_store, [], [(path, one)])
         if unknown:
             raise unknown[0]
         return found
@@ -199,16 +200,9 @@ class Fetcher:
         root_list = wanted.root_list or f"{wanted.pcs}/sgx/certification/v4/rootcacrl"
         answer = await self._get(session, root_list)
         lists.append((folder / "root.crl", self._intel(answer.body)))
-        # Everything is verified, and nothing is older than what is stored, so the folder may change
-        # now.
-        for path, one in lists:
-            _require_newer(path, one)
-        for path, body, _ in files:
-            _require_no_older_document(path, body)
         signer = min(until for _, _, until in files)
-        found = [_stored(folder / SIGNING_CHAIN, chain, signer)]
-        found += [_stored(*file) for file in files]
-        return found + [_stored(path, one.der, one.next_update) for path, one in lists]
+        files.insert(0, (folder / SIGNING_CHAIN, chain, signer))
+        return await threads.COLLATERAL.run(_store, files, lists)
 
     async def recoveries(self) -> list[Recovery]:
         """Fetch the TCB recoveries for which the publisher has documents now, the newest first.
@@ -218,7 +212,7 @@ class Fetcher:
             EvidenceError: as for :meth:`fetch`.
         """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with client_session(timeout=timeout) as session:
             url = f"{self._wanted.pcs}/tdx/certification/v4/tcbevaluationdatanumbers"
             answer = await self._get(session, url)
         chain = _chain(answer, "TCB-Evaluation-Data-Numbers-Issuer-Chain")
@@ -341,7 +335,7 @@ def asker(url: str) -> Callable[[str], Awaitable[tuple[int, bytes]]]:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         try:
             async with (
-                aiohttp.ClientSession(timeout=timeout) as session,
+                client_session(timeout=timeout) as session,
                 session.get(f"{url}{path}", allow_redirects=False) as got,
             ):
                 return got.status, await read_body(got, _SIZE_LIMIT)
@@ -349,6 +343,19 @@ def asker(url: str) -> Callable[[str], Awaitable[tuple[int, bytes]]]:
             raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
 
     return ask
+
+
+def _store(
+    files: Sequence[tuple[Path, bytes, datetime]], lists: Sequence[tuple[Path, RevocationList]]
+) -> list[Fetched]:
+    """Write what was verified, unless something of it is older than what is stored. It blocks."""
+    for path, one in lists:
+        _require_newer(path, one)
+    for path, body, _ in files:
+        if path.name != SIGNING_CHAIN:
+            _require_no_older_document(path, body)
+    found = [_stored(*file) for file in files]
+    return found + [_stored(path, one.der, one.next_update) for path, one in lists]
 
 
 def _require_newer(path: Path, one: RevocationList) -> None:

@@ -22,6 +22,7 @@ from sds.demo.supervisor import Part, Supervisor
 from sds.demo.traffic import ask
 from sds.demo.withdrawal import Withdrawal
 from sds.errors import RequestFailedError, SdsError
+from sds.http_client import client_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +126,7 @@ class Demo:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(ports.close)
-            http = await stack.enter_async_context(aiohttp.ClientSession(timeout=timeout))
+            http = await stack.enter_async_context(client_session(timeout=timeout))
             supervisor = Supervisor(
                 self._parts(ports),
                 logs=self._plan.node.logs,

@@ -13,7 +13,12 @@ from sds.attestation.evidence import Evidence, EvidenceKind, ReportData
 from sds.attestation.snp.endorsements import KeptEndorsements
 from sds.attestation.snp.kds import ATTEMPTS, KdsEndorsements, vcek_path
 from sds.attestation.snp.report import Product, Report, SigningKey
-from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester, Endorsements
+from sds.attestation.snp.sources import (
+    MAX_ANSWER_BYTES,
+    DirectoryEndorsements,
+    EndorsedAttester,
+    Endorsements,
+)
 from sds.attestation.snp.verifier import SnpVerifier
 from sds.errors import EndorsementUnavailableError
 from sds.pki import certificate_pem
@@ -192,8 +197,12 @@ async def test_a_directory(tmp_path: Path) -> None:
     with pytest.raises(EndorsementUnavailableError):
         await holds(machine, source)
     (tmp_path / "chain.pem").write_bytes(certificate_pem(machine.certificates[1:]))
+    (tmp_path / "gone.cer").symlink_to("nowhere")
+    (tmp_path / "large.der").write_bytes(bytes(MAX_ANSWER_BYTES + 1))
+    with pytest.raises(EndorsementUnavailableError, match=r"large\.der cannot be read: it is"):
+        await holds(machine, source)
     (tmp_path / "mine.cer").write_bytes(machine.certificates[0])
-    await holds(machine, source)
+    await holds(machine, source)  # what cannot be read takes nothing from the others
     with pytest.raises(EndorsementUnavailableError, match="cannot be read"):
         await holds(machine, DirectoryEndorsements(tmp_path / "none"))
 

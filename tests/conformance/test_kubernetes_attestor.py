@@ -16,12 +16,12 @@ from sds.errors import CgroupError, ConfigurationError, KubernetesError
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import (
     CONTAINER_TYPES,
-    MOST_LABELS,
     MOST_SERVICES,
     KubernetesAttestor,
     Waiting,
 )
 from sds.workload.kubernetes.pod_list import PodList
+from sds.workload.kubernetes.pods import MOST_LABELS
 from sds.workload.kubernetes.services import ServiceWatch
 from sds.workload.peer import Peer
 from sds.workload.proc import pod_roots, read_cgroup

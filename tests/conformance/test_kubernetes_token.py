@@ -87,7 +87,7 @@ def rules(
     *pods: dict[str, Any], synced: bool = True, outage: str = "", **section: Any
 ) -> NodeRules:
     known = ScheduledPods()
-    known.replace(pods)
+    known.replace(list(map(known.read, pods)))
     event = asyncio.Event()
     if synced:
         event.set()

@@ -14,7 +14,7 @@ import pytest
 
 from sds import faults
 from sds.clock import SystemClock
-from sds.errors import WorkloadError
+from sds.errors import KubernetesError, WorkloadError
 from sds.workload.kubernetes.attestor import KubernetesAttestor
 from sds.workload.kubernetes.pod_list import PodList
 from sds.workload.peer import Peer
@@ -35,7 +35,7 @@ from tests.support.front_door import (
 from tests.support.process import output
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable
     from pathlib import Path
 
     from sds.workload.facts import Facts
@@ -50,8 +50,10 @@ NOT_UTF8 = b"\xff\xfe"
 
 
 class NoKubelet:
-    async def get(self, path: str) -> bytes:
-        raise WorkloadError(f"nobody answers {path}", reason="kubelet")
+    async def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
+        if path:
+            raise KubernetesError(f"nobody answers {path}", reason="kubelet")
+        yield b""
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sds.workload.kubernetes.watch import ListWatch
 from tests.support.clock import FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 PATH = "/api/v1/services"
 GOOD = b'{"items": [], "metadata": {"resourceVersion": "1"}}'
@@ -26,9 +26,11 @@ class Answering:
         self.line = line
         self.lists = 0
 
-    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+    async def chunks(
+        self, path: str, params: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
         self.lists += 1
-        return self.document
+        yield self.document
 
     async def lines(
         self, path: str, params: Mapping[str, str], *, idle_seconds: float
@@ -37,16 +39,18 @@ class Answering:
 
 
 class Kept:
-    def replace(self, items: Sequence[dict[str, Any]]) -> bool:
-        for item in items:
-            item["metadata"]["name"].encode()
+    def read(self, item: dict[str, Any]) -> bytes:
+        name: str = item["metadata"]["name"]
+        return name.encode()
+
+    def replace(self, kept: Sequence[bytes]) -> bool:
         return True
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
-        return self.replace([item])
+        return self.replace([self.read(item)])
 
 
-def watching(server: Answering) -> ListWatch:
+def watching(server: Answering) -> ListWatch[bytes]:
     return ListWatch(server, FakeClock(), PATH, Kept())
 
 
@@ -73,7 +77,9 @@ async def test_a_malformed_answer_is_our_error(text: bytes) -> None:
         await watching(Answering(line=text))._watch("1")
 
 
-@pytest.mark.parametrize("items", [b"[]", b'[{"metadata": {"name": "a"}}, {"metadata": {}}]'])
+@pytest.mark.parametrize(
+    "items", [b"[]", b'[{"metadata": {"name": "a"}}, {"metadata": {"name": ""}}]']
+)
 async def test_a_list_that_does_not_end_is_our_error(
     monkeypatch: pytest.MonkeyPatch, items: bytes
 ) -> None:

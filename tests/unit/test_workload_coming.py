@@ -20,7 +20,7 @@ from tests.support.clock import FakeClock
 from tests.support.kubernetes import pod
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 
 ROOTS = PodRoots.of("0::/init.scope\n", inside=False)
 
@@ -33,20 +33,24 @@ class Kubelet:
         self.down = False
         self.asked = 0
 
-    async def get(self, path: str) -> bytes:
+    async def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
         assert path == "/pods"
         self.asked += 1
         if self.down:
             raise KubernetesError("no answer", reason="kubelet")
-        return json.dumps({"kind": "PodList", "items": self.pods}).encode()
+        yield json.dumps({"kind": "PodList", "items": self.pods}).encode()
 
 
 class Silent:
     """An API server that never answers."""
 
-    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
-        del path, params
-        raise KubernetesError("no answer", reason="kubernetes_api")
+    async def chunks(
+        self, path: str, params: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        del params
+        if path:
+            raise KubernetesError("no answer", reason="kubernetes_api")
+        yield b""
 
     def lines(
         self, path: str, params: Mapping[str, str], *, idle_seconds: float

@@ -1,22 +1,46 @@
+from __future__ import annotations
+
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sds.workload.kubernetes.pods import parse_pod_list
+from sds.workload.kubernetes import pod_list
+from sds.workload.kubernetes.pod_list import PodList
+from sds.workload.kubernetes.scheduled import ScheduledPods
 from sds.workload.kubernetes.services import ServiceIndex
+from tests.support.clock import FakeClock
 from tests.support.kubernetes import container_id, pod, service
 from tests.support.refusals import refused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sds.workload.kubernetes.pods import Pod
 
 DIGEST = "sha256:" + "cd" * 32
 
 
-def listed(*items: dict[str, Any]) -> dict[str, Any]:
-    document: dict[str, Any] = {"kind": "PodList", "items": list(items)}
-    return json.loads(json.dumps(document))  # type: ignore[no-any-return]
+class Kubelet:
+    def __init__(self, document: Any) -> None:
+        self.document = document
+
+    async def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
+        assert path == "/pods"
+        yield json.dumps(self.document).encode()
 
 
-def test_a_pod_with_containers_of_every_kind() -> None:
+async def read(document: Any) -> dict[str, Pod]:
+    fresh = await PodList(Kubelet(document), FakeClock())._fresh()
+    assert fresh is not None
+    return fresh[0]
+
+
+async def listed(*items: dict[str, Any]) -> dict[str, Pod]:
+    return await read({"kind": "PodList", "items": list(items)})
+
+
+async def test_a_pod_with_containers_of_every_kind() -> None:
     ids = [container_id() for _ in range(3)]
     item = pod("web-1", labels={"app": "web"}, containers={"main": ids[0], "starting": ""})
     status = item["status"]
@@ -24,7 +48,7 @@ def test_a_pod_with_containers_of_every_kind() -> None:
         status[f"{kind}ContainerStatuses"] = [
             {"name": kind, "imageID": DIGEST, "containerID": f"cri-o://{identifier}"}
         ]
-    (found,) = parse_pod_list(listed(item)).values()
+    (found,) = (await listed(item)).values()
     assert (found.namespace, found.name, found.service_account) == ("shop", "web-1", "web")
     assert (found.node, found.labels) == ("node1", {"app": "web"})
     names = {identifier: found.containers[identifier].name for identifier in ids}
@@ -42,22 +66,22 @@ def test_a_pod_with_containers_of_every_kind() -> None:
         (f"{DIGEST}x", None),
     ],
 )
-def test_image_digests(image: str, digest: str | None) -> None:
+async def test_image_digests(image: str, digest: str | None) -> None:
     identifier = container_id()
-    (found,) = parse_pod_list(listed(pod("x", containers={"c": identifier}, image=image))).values()
+    (found,) = (await listed(pod("x", containers={"c": identifier}, image=image))).values()
     assert found.containers[identifier].image_digest == digest
 
 
-def test_a_static_pod_has_no_account_and_its_annotations_lead_nowhere() -> None:
+async def test_a_static_pod_has_no_account_and_its_annotations_lead_nowhere() -> None:
     item = pod("etcd-node1", namespace="kube-system", account=None, uid="ab" * 16)
     item["metadata"]["annotations"]["kubernetes.io/config.hash"] = "cd" * 16
-    found = parse_pod_list(listed(item))
+    found = await listed(item)
     assert list(found) == ["ab" * 16]
     assert found["ab" * 16].service_account is None
 
 
-def test_an_empty_node() -> None:
-    assert parse_pod_list({"kind": "PodList", "items": None}) == {}
+async def test_an_empty_node() -> None:
+    assert await read({"kind": "PodList", "items": None}) == {}
 
 
 @pytest.mark.parametrize(
@@ -74,9 +98,37 @@ def test_an_empty_node() -> None:
         {"kind": "PodList", "items": [pod("a", uid="x"), pod("b", uid="x")]},
     ],
 )
-def test_what_is_no_pod_list_is_refused(document: Any) -> None:
+async def test_what_is_no_pod_list_is_refused(document: Any) -> None:
     with refused("kubelet"):
-        parse_pod_list(document)
+        await read(document)
+
+
+async def test_what_authors_write_too_much_of_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = {f"label-{number}": "x" for number in range(5_000)}
+    (found,) = (await listed(pod("a", labels=labels))).values()
+    assert len(found.labels) == 257  # one more than count: the attestor says so
+    index = ServiceIndex()
+    assert not index.put(*index.read(service("greedy", labels)))
+    monkeypatch.setattr(pod_list, "_MOST_PODS", 3)
+    with refused("kubelet", match="does not end"):
+        await listed(*(pod(f"a-{number}") for number in range(4)))
+
+
+def test_nodes_that_are_gone_are_forgotten() -> None:
+    """A cluster that scales has nodes without end."""
+    pods = ScheduledPods()
+    for number in range(10):
+        item = pod("web-1")
+        item["spec"]["nodeName"] = f"node-{number}"
+        assert pods.apply("ADDED", item)
+    moved = item["metadata"]["uid"]
+    assert pods.runs(moved, "node-9")
+    assert pods.accounts("node-9") == {("shop", "web")}
+    assert pods.apply("DELETED", item)
+    assert len(pods._of_node) == 9
+    assert not pods.runs(moved, "node-9")
+    assert pods.replace([pods.read(item)])
+    assert set(pods._of_node) == {"node-9"}
 
 
 def test_services_select_by_all_labels_in_their_own_namespace() -> None:
@@ -96,7 +148,8 @@ def test_services_select_by_all_labels_in_their_own_namespace() -> None:
     assert index.remove(("shop", "web"))
     assert not index.remove(("shop", "web"))
     assert index.selecting("shop", labels) == frozenset()
-    assert index.replace([service("web", {"app": "web"}), service("none", {})])
-    assert not index.replace([service("web", {"app": "web"})])
+    web, none = index.read(service("web", {"app": "web"})), index.read(service("none", {}))
+    assert index.replace([web, none])
+    assert not index.replace([web])
     assert index.selecting("other", labels) == frozenset()
     assert index.put(("shop", "web"), {})  # it lost its selector

@@ -21,6 +21,7 @@ from sds.attestation.pem import der_certificates
 from sds.attestation.snp.sources import fits_report
 from sds.backoff import Backoff, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
+from sds.http_client import client_session
 
 if TYPE_CHECKING:
     from sds.attestation.snp.report import Report
@@ -109,7 +110,7 @@ class MetadataService:
         try:
             # No proxy: it would send the request to another host.
             async with (
-                aiohttp.ClientSession(timeout=timeout, trust_env=False) as session,
+                client_session(timeout=timeout, trust_env=False) as session,
                 session.request(
                     method, what, json=document, headers={"Metadata": "true"}, allow_redirects=False
                 ) as answer,

@@ -25,6 +25,7 @@ from sds.attestation.snp.report import (
 from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report, vcek_target
 from sds.backoff import uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
+from sds.http_client import client_session
 
 if TYPE_CHECKING:
     from sds.clock import Clock
@@ -75,7 +76,7 @@ class KdsEndorsements:
                 advice="a folder of certificates, or a cache of your own, does without it",
             )
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
+        async with client_session(timeout=timeout) as session:
             leaf = await self._get(session, vcek_path(report, product))
             if not fits_report(leaf, report):
                 raise EndorsementUnavailableError(

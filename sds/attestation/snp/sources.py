@@ -107,13 +107,21 @@ class DirectoryEndorsements:
             paths = sorted(
                 path for path in self._directory.iterdir() if path.suffix.lower() in _SUFFIXES
             )[:_MAX_FILES]
-            found = [der for path in paths for der in _readable(path)]
         except OSError as error:
             raise EndorsementUnavailableError(
                 f"{self._directory} cannot be read: {error.strerror}"
             ) from error
+        found: list[bytes] = []
+        unreadable = ""
+        for path in paths:
+            try:
+                found += _readable(path)
+            except OSError as error:  # one file takes nothing from the others
+                unreadable = f"{path} cannot be read: {error.strerror}"
         leaves = [der for der in found if fits_report(der, report)]
         issuers = [der for der in found if _leaf(der) is None]
+        if not leaves and unreadable:
+            raise EndorsementUnavailableError(unreadable)
         return (leaves[0], *issuers) if leaves else ()
 
 

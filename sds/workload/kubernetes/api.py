@@ -19,9 +19,10 @@ import aiohttp
 
 from sds.errors import KubernetesError
 from sds.files import read_file
+from sds.http_client import client_session
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("sds.workload.kubernetes")
 _ACCEPT: Final = "application/json, application/jwk-set+json"
-_MAX_BYTES: Final = 128 << 20
+_MAX_BYTES: Final = 4 << 20
+_MAX_LIST_BYTES: Final = 512 << 20
+"""Of one list, of which one object at a time is in memory."""
 _MAX_FILE_BYTES: Final = 1 << 20
 _LINE_BYTES: Final = 4 << 20  # one event of a watch; an object in etcd has at most 1.5 MiB
 _WORDS: Final = {
@@ -56,7 +59,7 @@ class ApiClient:
                 "listens there can name any pod",
                 extra={"url": self._server.url},
             )
-        self._session = aiohttp.ClientSession(auto_decompress=True, read_bufsize=_LINE_BYTES)
+        self._session = client_session(auto_decompress=True, read_bufsize=_LINE_BYTES)
         return self
 
     async def __aexit__(
@@ -86,6 +89,22 @@ class ApiClient:
         """
         async with self._request("POST", path, document=document) as response:
             return await self._body(response, path)
+
+    async def chunks(
+        self, path: str, params: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The body of a successful GET, as it comes; close it where it is not read to its end.
+
+        Raises:
+            KubernetesError: as :meth:`get`.
+        """
+        size = 0
+        async with self._request("GET", path, params=params) as response:
+            async for chunk in response.content.iter_any():
+                size += len(chunk)
+                if size > _MAX_LIST_BYTES:
+                    raise self._too_long(path, _MAX_LIST_BYTES)
+                yield chunk
 
     async def lines(
         self, path: str, params: Mapping[str, str], *, idle_seconds: float
@@ -173,12 +192,15 @@ class ApiClient:
         async for chunk in response.content.iter_any():
             size += len(chunk)
             if size > _MAX_BYTES:
-                raise KubernetesError(
-                    f"{self._server.url}{path}: the answer is longer than {_MAX_BYTES} bytes",
-                    reason=self._server.reason,
-                )
+                raise self._too_long(path, _MAX_BYTES)
             chunks.append(chunk)
         return b"".join(chunks)
+
+    def _too_long(self, path: str, most: int) -> KubernetesError:
+        return KubernetesError(
+            f"{self._server.url}{path}: the answer is longer than {most} bytes",
+            reason=self._server.reason,
+        )
 
     def _tls(self) -> ssl.SSLContext:
         """Make a context with the root as it is now: certificate authorities are rotated too."""

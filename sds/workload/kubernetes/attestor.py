@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from sds.errors import CgroupError, KubernetesError, WorkloadError
 from sds.workload.entitlement import Selector
 from sds.workload.facts import LABEL_TYPE, Facts
+from sds.workload.kubernetes.pods import MOST_LABELS
 from sds.workload.proc import read_cgroup
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
     from sds.workload.peer import Peer
 
 CONTAINER_TYPES: Final = frozenset({"k8s:container-name", "k8s:image-digest"})
-MOST_LABELS: Final = 256
-"""The most labels of a pod that are looked at; its author may write tens of thousands."""
-
-
 MOST_SERVICES: Final = 128
 """The most Services of one pod that count; each adds four names to match and to certify."""
 

@@ -8,18 +8,17 @@ change in a pod (UID, namespace, account); no failure empties the list.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from sds.backoff import sleep_unless
 from sds.errors import KubernetesError
 from sds.faults import guarded
-from sds.workload.kubernetes.pods import parse_pod_list
-from sds.workload.kubernetes.server import parse_json
+from sds.workload.kubernetes.lists import read_list
+from sds.workload.kubernetes.pods import by_uid, read_pod
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, Callable
 
     from sds.clock import Clock
     from sds.workload.kubernetes.pods import Pod
@@ -28,13 +27,15 @@ _LOG = logging.getLogger("sds.workload.kubernetes")
 _FIRST_GAP = 0.1
 _LONGEST_GAP = 1.0
 _LONGEST_GAP_AFTER_ERROR = 5.0
+_MOST_PODS: Final = 10_000
+"""Of one node; the kubelet's own bound is 110 unless somebody raised it."""
 
 
 class KubeletPods(Protocol):
     """The kubelet, as the pod list uses it."""
 
-    async def get(self, path: str) -> bytes:
-        """Return the body of ``GET path``.
+    def chunks(self, path: str) -> AsyncGenerator[bytes, None]:
+        """Yield the body of ``GET path`` as it comes.
 
         Raises:
             KubernetesError: ``kubelet``: there is none.
@@ -50,8 +51,8 @@ class PodList:
     ) -> None:
         """Fetch when somebody asks and, with ``every_seconds``, at that interval too."""
         self._every = every_seconds
-        self._read: bytes | None = None
-        """The SHA-256 of the answer that was read last."""
+        self._read = b""
+        """The SHA-256 of the answer that was read last, if it was short."""
         self._listeners: list[Callable[[], None]] = []
         self.fetches = 0
         self.error: KubernetesError | None = None
@@ -153,22 +154,50 @@ class PodList:
         began = self._clock.now().monotonic
         self.fetches += 1
         try:
-            body = await self._kubelet.get("/pods")
-            read = hashlib.sha256(body).digest()
-            pods = self._pods if read == self._read else await _parsed(body)
+            fresh = await self._fresh()
         except KubernetesError as error:
             if self.error is None or str(self.error) != str(error):
                 _LOG.warning("the kubelet's list of pods cannot be read", extra={"why": error})
             self.error = error
             return
+        if fresh is not None:
+            pods, self._read = fresh
+            changed, self._pods = pods != self._pods or self._fetched_at is None, pods
+        else:
+            changed = False
         if self.error is not None:
-            _LOG.info("the kubelet's list of pods can be read again", extra={"pods": len(pods)})
+            _LOG.info(
+                "the kubelet's list of pods can be read again", extra={"pods": len(self._pods)}
+            )
         self.error = None
         self._fetched_at = began
-        if read != self._read:
-            self._read, self._pods = read, pods
+        if changed:
             for listener in list(self._listeners):
                 guarded("listener", listener)()
+
+    async def _fresh(self) -> tuple[dict[str, Pod], bytes] | None:
+        """Return the pods that the kubelet lists and the answer's SHA-256; None if it is as before.
+
+        Raises:
+            KubernetesError: ``kubelet``: it does not answer, or with something else.
+        """
+        pods: list[Pod] = []
+
+        def take(item: Any) -> None:
+            if len(pods) >= _MOST_PODS:
+                raise ValueError("the list does not end")
+            pods.append(read_pod(item))
+
+        try:
+            answer = await read_list(self._kubelet.chunks("/pods"), take, known=self._read)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise KubernetesError(
+                f"the kubelet's list of pods is malformed: {error!r}", reason="kubelet"
+            ) from error
+        if answer is None:
+            return None
+        fields, digest = answer
+        return by_uid(fields.get("kind"), pods), digest
 
     def _why_not(self, uid: str, pod: Pod | None) -> KubernetesError:
         if self.error is not None:
@@ -177,18 +206,3 @@ class PodList:
             return KubernetesError("the kubelet has not answered yet", reason="kubelet")
         what = f"pod {uid}" if pod is None else f"the container in pod {pod.namespace}/{pod.name}"
         return KubernetesError(f"the kubelet does not list {what} yet", reason="kubelet")
-
-
-async def _parsed(body: bytes) -> dict[str, Pod]:
-    """Parse the pods of an answer.
-
-    Raises:
-        KubernetesError: ``kubelet``: it is not a list of pods.
-    """
-    try:
-        document = await parse_json(body)
-    except ValueError as error:
-        raise KubernetesError(
-            f"the kubelet's answer is not JSON: {error}", reason="kubelet"
-        ) from error
-    return parse_pod_list(document)

@@ -7,6 +7,7 @@ lead to a pod.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from sds.errors import KubernetesError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _CONTAINER_ID: Final = re.compile(r"[a-z0-9.+-]+://([0-9a-f]{64})", re.ASCII)
 _DIGEST: Final = re.compile(r"(?:.*@)?(sha256:[0-9a-f]{64})", re.ASCII)
 _OVER: Final = frozenset({"Succeeded", "Failed"})
+MOST_LABELS: Final = 256
+"""The most labels of a pod that are looked at; its author may write tens of thousands."""
 _STATUSES: Final = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
 
 
@@ -49,7 +52,7 @@ class Pod:
         name: the pod's name.
         service_account: None for static pods, which have none.
         node: the node's name.
-        labels: the pod's labels.
+        labels: the pod's labels; of more than :data:`MOST_LABELS` one more than that.
         containers: maps container IDs (64 hexadecimal digits) to containers of every kind.
         over: whether it has ended for good.
     """
@@ -64,30 +67,30 @@ class Pod:
     over: bool = False
 
 
-def parse_pod_list(document: Any) -> dict[str, Pod]:
-    """Return pods by UID from the decoded JSON of a ``v1.PodList``.
+def by_uid(kind: Any, pods: Sequence[Pod]) -> dict[str, Pod]:
+    """Return the pods of a list by their UIDs.
+
+    Args:
+        kind: what the list says that it is.
+        pods: all of it.
 
     Raises:
-        KubernetesError: ``kubelet``: it is not a pod list.
+        KubernetesError: ``kubelet``: it is no list of pods, or has one twice.
     """
-    if not isinstance(document, dict) or document.get("kind") != "PodList":
+    if kind != "PodList":
         raise KubernetesError("the kubelet's answer is not a PodList", reason="kubelet")
-    items = document.get("items")
-    if items is None:  # an empty node
-        return {}
-    try:
-        pods = [_pod(item) for item in items]
-    except (TypeError, KeyError, AttributeError) as error:
-        raise KubernetesError(
-            f"the kubelet's list of pods is malformed: {error!r}", reason="kubelet"
-        ) from error
     found = {pod.uid: pod for pod in pods}
     if len(found) != len(pods):
         raise KubernetesError("the kubelet lists two pods with the same UID", reason="kubelet")
     return found
 
 
-def _pod(item: dict[str, Any]) -> Pod:
+def read_pod(item: Any) -> Pod:
+    """Read one object of the list.
+
+    Raises:
+        TypeError, KeyError, AttributeError: it is not a pod.
+    """
     metadata, spec = item["metadata"], item.get("spec") or {}
     status = item.get("status") or {}
     account = spec.get("serviceAccountName")
@@ -98,7 +101,12 @@ def _pod(item: dict[str, Any]) -> Pod:
         service_account=_text(account) if account else None,
         node=_text(spec.get("nodeName") or ""),
         labels=MappingProxyType(
-            {_text(key): _text(value) for key, value in (metadata.get("labels") or {}).items()}
+            {
+                _text(key): _text(value)
+                for key, value in itertools.islice(
+                    (metadata.get("labels") or {}).items(), MOST_LABELS + 1
+                )
+            }
         ),
         containers=MappingProxyType(dict(_containers(status))),
         over=status.get("phase") in _OVER,

@@ -35,9 +35,13 @@ class ScheduledPods:
         self._of_node: dict[str, dict[str, ScheduledPod]] = {}
         """The same pods by node, so that a question about one node costs nothing for the others."""
 
-    def replace(self, items: Sequence[dict[str, Any]]) -> bool:
+    def read(self, item: dict[str, Any]) -> ScheduledPod | None:
+        """Return what is kept of one object of a list."""
+        return _pod(item)
+
+    def replace(self, kept: Sequence[ScheduledPod | None]) -> bool:
         """Keep exactly these pods, and say whether anything changed."""
-        fresh = {pod.uid: pod for item in items if (pod := _pod(item)) is not None}
+        fresh = {pod.uid: pod for pod in kept if pod is not None}
         changed = fresh != self._by_uid
         self._by_uid, self._of_node = fresh, {}
         for pod in fresh.values():
@@ -46,10 +50,13 @@ class ScheduledPods:
 
     def apply(self, kind: str, item: dict[str, Any]) -> bool:
         """Apply one event of a watch, and say whether anything changed."""
-        pod, uid = _pod(item), item["metadata"]["uid"]
+        pod, uid = _pod(item), str(item["metadata"]["uid"])
         before = self._by_uid.pop(uid, None)
         if before is not None:
-            del self._of_node[before.node][uid]
+            there = self._of_node[before.node]
+            del there[uid]
+            if not there:  # a cluster that scales has nodes without end
+                del self._of_node[before.node]
         if kind == "DELETED" or pod is None:
             return before is not None
         self._by_uid[uid] = self._of_node.setdefault(pod.node, {})[uid] = pod

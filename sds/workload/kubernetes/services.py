@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from sds.workload.kubernetes.pods import MOST_LABELS
 from sds.workload.kubernetes.watch import ListWatch
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _REMEMBERED: Final = 512
 
 ServiceName = tuple[str, str]
 """Namespace and name of a Service."""
+NamedSelector: TypeAlias = "tuple[ServiceName, Mapping[str, str]]"
 
 
 class ServiceIndex:
@@ -52,10 +54,14 @@ class ServiceIndex:
         self._found.clear()
         return self._selectors.get(name[0], {}).pop(name[1], None) is not None
 
-    def replace(self, items: Sequence[dict[str, Any]]) -> bool:
+    def read(self, item: dict[str, Any]) -> NamedSelector:
+        """Return what is kept of one object of a list."""
+        return _service(item)
+
+    def replace(self, kept: Sequence[NamedSelector]) -> bool:
         """Keep exactly these Services, and say whether anything changed."""
         fresh: dict[str, dict[str, dict[str, str]]] = {}
-        for (namespace, name), selector in map(_service, items):
+        for (namespace, name), selector in kept:
             if selector:
                 fresh.setdefault(namespace, {})[name] = dict(selector)
         old = {namespace: each for namespace, each in self._selectors.items() if each}
@@ -131,10 +137,11 @@ class ServiceWatch:
         return self._index.selecting(namespace, labels)
 
 
-def _service(item: dict[str, Any]) -> tuple[ServiceName, Mapping[str, str]]:
+def _service(item: dict[str, Any]) -> NamedSelector:
     metadata, spec = item["metadata"], item.get("spec") or {}
     selector: dict[str, str] = spec.get("selector") or {}
-    if spec.get("type") == "ExternalName":  # stands for a name outside; selects no pod
+    # One stands for a name outside; the other asks for more labels than count of any pod.
+    if spec.get("type") == "ExternalName" or len(selector) > MOST_LABELS:
         selector = {}
     if not all(isinstance(text, str) for pair in selector.items() for text in pair):
         raise TypeError("a selector that is not text")

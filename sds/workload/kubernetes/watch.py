@@ -10,17 +10,17 @@ resourceVersion; 410 means list again).
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from sds.errors import KubernetesError
 from sds.faults import guarded
+from sds.workload.kubernetes.lists import read_list
 from sds.workload.kubernetes.server import parse_json
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 
     from sds.clock import Clock
 
@@ -42,13 +42,16 @@ _MALFORMED: Final = (
 """The errors that reading a document of an unexpected shape raises."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
+_K = TypeVar("_K")
 
 
 class WatchedServer(Protocol):
     """The API server."""
 
-    async def get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
-        """Return the body of a GET.
+    def chunks(
+        self, path: str, params: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield the body of a GET as it comes.
 
         Raises:
             KubernetesError: ``kubernetes_api``: there is no good answer.
@@ -66,10 +69,14 @@ class WatchedServer(Protocol):
         ...
 
 
-class Collection(Protocol):
+class Collection(Protocol[_K]):
     """Keeps what is needed of the collection; a malformed object raises one of Python's errors."""
 
-    def replace(self, items: Sequence[dict[str, Any]]) -> bool:
+    def read(self, item: dict[str, Any]) -> _K:
+        """Return what is kept of one object: little, because a list has many."""
+        ...
+
+    def replace(self, kept: Sequence[_K]) -> bool:
         """Keep exactly these objects, and say whether anything changed."""
         ...
 
@@ -78,10 +85,12 @@ class Collection(Protocol):
         ...
 
 
-class ListWatch:
+class ListWatch(Generic[_K]):
     """Keeps a :class:`Collection` as the API server has it; :meth:`run` runs it."""
 
-    def __init__(self, api: WatchedServer, clock: Clock, path: str, collection: Collection) -> None:
+    def __init__(
+        self, api: WatchedServer, clock: Clock, path: str, collection: Collection[_K]
+    ) -> None:
         """Follow the collection at ``path``, such as ``/api/v1/services``."""
         self.error: KubernetesError | None = None
         self.synced = asyncio.Event()
@@ -118,17 +127,14 @@ class ListWatch:
 
     async def _list(self) -> str:
         """Read everything, and return the version from which to watch."""
-        items: list[dict[str, Any]] = []
+        kept: list[_K] = []
         params = {"limit": _PAGE}
         pages = 0
         while True:
             try:
-                document = await parse_json(await self._api.get(self._path, params))
-                items += document.get("items") or []
-                metadata = document["metadata"]
-                more, version = metadata.get("continue"), metadata["resourceVersion"]
+                more, version = await self._page(params, kept)
                 pages += 1  # more pages may follow an empty one
-                if len(items) > _MOST_OBJECTS or pages > _MOST_PAGES:
+                if pages > _MOST_PAGES:
                     raise ValueError("the list does not end")
             except _MALFORMED as error:
                 raise KubernetesError(
@@ -138,7 +144,7 @@ class ListWatch:
                 break
             params = {"limit": _PAGE, "continue": more}
         try:
-            changed = self._collection.replace(items)
+            changed = self._collection.replace(kept)
         except _MALFORMED as error:
             raise KubernetesError(
                 f"{self._path}: a malformed object: {error!r}", reason="kubernetes_api"
@@ -152,6 +158,19 @@ class ListWatch:
         if changed:
             self._tell()
         return str(version)
+
+    async def _page(self, params: Mapping[str, str], kept: list[_K]) -> tuple[Any, Any]:
+        """Read one page, and return where the next one begins and its version."""
+
+        def take(item: dict[str, Any]) -> None:
+            if len(kept) >= _MOST_OBJECTS:
+                raise ValueError("the list does not end")
+            kept.append(self._collection.read(item))
+
+        answer = await read_list(self._api.chunks(self._path, params), take)
+        assert answer is not None, "no answer is known beforehand"
+        metadata = answer[0]["metadata"]
+        return metadata.get("continue"), metadata["resourceVersion"]
 
     async def _watch(self, version: str) -> str | None:
         """Follow changes until the server ends the watch, and return the version to go on from.
@@ -169,7 +188,7 @@ class ListWatch:
         }
         async for line in self._api.lines(self._path, params, idle_seconds=_IDLE_SECONDS):
             try:
-                event = json.loads(line)
+                event = await parse_json(line)
                 kind, item = event["type"], event["object"]
                 if kind == "ERROR":  # 410 Gone, most of the time
                     return None

@@ -1,0 +1,70 @@
+"""Clients of HTTP servers, as this program makes them (aiohttp).
+
+Owns how they look up names. Invariants: a lookup that hangs takes a thread of
+:data:`sds.threads.LOOKUPS`, which nothing else uses and no end of the process waits for; aiohttp's
+own way is the event loop's default executor, which an end waits for as long as a dead name server
+lets a resolver wait (resolv.conf(5): tens of seconds with the search domains of a cluster).
+
+aiohttp takes 8 MB: only those who ask an HTTP server import this module.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from sds import threads
+
+_NUMERIC: Final = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+
+class _Names(AbstractResolver):
+    """getaddrinfo(3) in threads of our own."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        try:
+            found = await threads.LOOKUPS.run(
+                socket.getaddrinfo,
+                host,
+                port,
+                family=family,
+                type=socket.SOCK_STREAM,
+                flags=socket.AI_ADDRCONFIG,
+            )
+        except RuntimeError as error:  # the system gives no thread now
+            raise OSError(f"{host} cannot be looked up: {error}") from error
+        return [
+            ResolveResult(
+                hostname=host,
+                host=_numeric(address),
+                port=int(address[1]),
+                family=kind,
+                proto=protocol,
+                flags=_NUMERIC,
+            )
+            for kind, _, protocol, _, address in found
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _numeric(address: tuple[Any, ...]) -> str:
+    """The address as text, with the interface of a link-local one (RFC 4007, section 11)."""
+    _, _, _, scope = (*address, 0, 0)[:4]
+    return f"{address[0]}%{scope}" if scope else str(address[0])
+
+
+def client_session(**options: Any) -> aiohttp.ClientSession:
+    """A session; close it. On the event loop.
+
+    Args:
+        options: of aiohttp's ClientSession.
+    """
+    connector = aiohttp.TCPConnector(resolver=_Names())
+    return aiohttp.ClientSession(connector=connector, **options)

@@ -1,0 +1,82 @@
+"""HTTP clients look up names in threads that hold up nobody."""
+
+from __future__ import annotations
+
+import ast
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from sds.http_client import _Names
+from tests.support.source import modules
+
+HANGS = """
+import asyncio, socket, threading
+from sds import threads
+from sds.http_client import client_session
+
+threads.END_SECONDS = 0.2
+asked = threading.Event()
+
+def no_name_server(*_, **__):
+    asked.set()
+    threading.Event().wait()
+
+socket.getaddrinfo = no_name_server
+
+async def main():
+    async with client_session() as session:
+        asking = asyncio.ensure_future(session.get("https://nobody.example/"))
+        while not asked.is_set():
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.wait([asking])
+
+asyncio.run(main())
+print("ended", flush=True)
+"""
+
+
+def test_a_name_server_that_is_dead_keeps_no_process_from_ending() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
+
+
+def test_every_client_is_made_in_one_place() -> None:
+    found = {
+        path
+        for path, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "ClientSession"
+    }
+    assert found == {"sds/http_client.py"}
+
+
+async def test_a_name_becomes_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(host: str, port: int, **asked: object) -> list[object]:
+        assert (host, port, asked["type"]) == ("two.example", 443, socket.SOCK_STREAM)
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 443)),
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 443, 0, 0)),
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 443, 0, 2)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", found)
+    names = await _Names().resolve("two.example", 443)
+    assert [one["host"] for one in names] == ["192.0.2.1", "2001:db8::1", "fe80::1%2"]
+    assert {one["port"] for one in names} == {443}
+
+
+async def test_a_name_that_does_not_resolve_is_an_error_of_the_system(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(socket.gaierror, match="not known"):
+        await _Names().resolve("nowhere.example", 443)
