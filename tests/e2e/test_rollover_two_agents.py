@@ -23,16 +23,18 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-LIFETIME = 20
+LIFETIME = 10
+LIFETIME_OF_A_CRASH = 20
 """Seconds: an authority that is killed must be back, and its root known, in half of it."""
 
 
 @pytest.fixture
-def nodes() -> Iterator[tuple[Node, Node]]:
+def nodes(request: pytest.FixtureRequest) -> Iterator[tuple[Node, Node]]:
     """The client's node and the server's, with one authority (the first one's files)."""
+    lifetime = f"{getattr(request, 'param', LIFETIME)}s"
     with short_folder() as one, short_folder() as two:
-        client = Node(one, workloads=("client",), lifetime=f"{LIFETIME}s")
-        yield client, Node(two, workloads=("server",), lifetime=f"{LIFETIME}s", port=client.port)
+        client = Node(one, workloads=("client",), lifetime=lifetime)
+        yield client, Node(two, workloads=("server",), lifetime=lifetime, port=client.port)
 
 
 async def moment(agent: Process, words: str, *, after: int) -> datetime:
@@ -41,6 +43,7 @@ async def moment(agent: Process, words: str, *, after: int) -> datetime:
     return datetime.fromisoformat(found[1])
 
 
+@pytest.mark.parametrize("nodes", [LIFETIME_OF_A_CRASH], indirect=True)
 async def test_another_root_after_a_crash(nodes: tuple[Node, Node], tmp_path: Path) -> None:
     one, two = nodes
     async with contextlib.AsyncExitStack() as authority:
