@@ -10,9 +10,10 @@ import pytest
 
 from sds.workload.kubernetes import lists
 from sds.workload.kubernetes.lists import ListReader, read_list
+from tests.support.cost import assert_linear
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
 ITEMS = [{"metadata": {"name": f"é{number}"}, "text": '[{,}]\\"'} for number in range(20)]
 DOCUMENT: dict[str, Any] = {
@@ -94,6 +95,14 @@ def test_an_object_without_an_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError, match="too large"):
         read_whole(reader, [b"x" * 1000] * 100)
     assert sum(map(len, (reader._text, *reader._more))) <= 21_000
+
+
+def test_a_list_in_tiny_pieces_costs_its_bytes() -> None:
+    def work(size: int) -> Callable[[], object]:
+        text = json.dumps({"items": [{"a": "x" * size}]}).encode()
+        return lambda: read_whole(ListReader(lambda _: None), cut(text, 1))
+
+    assert_linear(work, 8_000)
 
 
 def test_a_long_object_in_many_pieces_is_tried_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sds import threads
 
@@ -31,6 +31,7 @@ _MOST_CHARACTERS: Final = 8 << 20
 _ITEMS: Final = "items"
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _DECODER: Final = json.JSONDecoder()
+_Kept = TypeVar("_Kept")
 
 
 class _Incomplete(Exception):  # noqa: N818  not an error: more has to come
@@ -47,7 +48,7 @@ class ListReader:
         fields: the other fields of the list, as far as they came.
     """
 
-    __slots__ = ("_at", "_enough", "_more", "_step", "_take", "_text", "_utf8", "fields")
+    __slots__ = ("_at", "_enough", "_more", "_new", "_step", "_take", "_text", "_utf8", "fields")
 
     def __init__(self, take: Callable[[Any], None]) -> None:
         """Nothing came yet."""
@@ -58,6 +59,8 @@ class ListReader:
         self._at = 0
         self._more: list[str] = []
         """What came since, and is not worth another look yet."""
+        self._new = 0
+        """Its characters: counted as they come, however small the pieces are."""
         self._enough = 1
         """Characters that are: a long object is not tried again at each of its pieces."""
         self._step: Callable[[], None] = self._begin
@@ -68,8 +71,10 @@ class ListReader:
         Raises:
             ValueError: it is not a list, or an object in it is too large.
         """
-        self._more.append(self._utf8.decode(data))
-        if sum(map(len, self._more)) >= self._enough:
+        text = self._utf8.decode(data)
+        self._more.append(text)
+        self._new += len(text)
+        if self._new >= self._enough:
             self._read()
 
     def end(self) -> dict[str, Any]:
@@ -88,7 +93,7 @@ class ListReader:
 
     def _read(self) -> None:
         self._text = "".join((self._text[self._at :], *self._more))
-        self._at, self._enough = 0, 1
+        self._at, self._enough, self._new = 0, 1, 0
         self._more.clear()
         try:
             while self._next():
@@ -179,6 +184,23 @@ class ListReader:
 
     def _over(self) -> None:
         raise ValueError("something follows its end")
+
+
+def at_most(most: int, kept: list[_Kept], read: Callable[[Any], _Kept]) -> Callable[[Any], None]:
+    """Make a ``take`` for :func:`read_list` that keeps what is read of each object.
+
+    Args:
+        most: objects; one more raises ValueError, since the list may never end.
+        kept: gets what ``read`` returns.
+        read: takes an object; what it raises passes through.
+    """
+
+    def take(item: Any) -> None:
+        if len(kept) >= most:
+            raise ValueError("the list does not end")
+        kept.append(read(item))
+
+    return take
 
 
 async def read_list(

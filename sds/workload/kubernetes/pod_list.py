@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.backoff import sleep_unless
 from sds.errors import KubernetesError
 from sds.faults import guarded
-from sds.workload.kubernetes.lists import read_list
+from sds.workload.kubernetes.lists import at_most, read_list
 from sds.workload.kubernetes.pods import by_uid, read_pod
 
 if TYPE_CHECKING:
@@ -182,12 +182,7 @@ class PodList:
             KubernetesError: ``kubelet``: it does not answer, or with something else.
         """
         pods: list[Pod] = []
-
-        def take(item: Any) -> None:
-            if len(pods) >= _MOST_PODS:
-                raise ValueError("the list does not end")
-            pods.append(read_pod(item))
-
+        take = at_most(_MOST_PODS, pods, read_pod)
         try:
             answer = await read_list(self._kubelet.chunks("/pods"), take, known=self._read)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

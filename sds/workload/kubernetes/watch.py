@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from sds.errors import KubernetesError
 from sds.faults import guarded
-from sds.workload.kubernetes.lists import read_list
+from sds.workload.kubernetes.lists import at_most, read_list
 from sds.workload.kubernetes.server import parse_json
 
 if TYPE_CHECKING:
@@ -161,12 +161,7 @@ class ListWatch(Generic[_K]):
 
     async def _page(self, params: Mapping[str, str], kept: list[_K]) -> tuple[Any, Any]:
         """Read one page, and return where the next one begins and its version."""
-
-        def take(item: dict[str, Any]) -> None:
-            if len(kept) >= _MOST_OBJECTS:
-                raise ValueError("the list does not end")
-            kept.append(self._collection.read(item))
-
+        take = at_most(_MOST_OBJECTS, kept, self._collection.read)
         answer = await read_list(self._api.chunks(self._path, params), take)
         assert answer is not None, "no answer is known beforehand"
         metadata = answer[0]["metadata"]
