@@ -26,8 +26,8 @@ from sds.settings.fields import (
     Size,
     SpiffeIdField,
 )
+from sds.workload.mapping import check_lifetime
 
-_SHORTEST_LIFETIME: Final = timedelta(seconds=2)
 _MODE: Final = re.compile(r"0[0-7]{3}", re.ASCII)
 _LIMITS: Final = ServingLimits()
 _ALIASES: Final = Aliases()
@@ -40,12 +40,6 @@ def _served_to_envoy(key_type: KeyType) -> KeyType:
             "clients that show one; use ec-p256, ec-p384 or an RSA type"
         )
     return key_type
-
-
-def _lifetime(lifetime: timedelta) -> timedelta:
-    if lifetime < _SHORTEST_LIFETIME or lifetime.microseconds:
-        raise ValueError("a certificate's times are whole seconds: use 2s or more")
-    return lifetime
 
 
 def _mode(value: Any) -> int:
@@ -70,7 +64,7 @@ class WorkloadSection(Settings):
     dns_names: list[CertificateDnsName] = Field(
         default=[], description="DNS names in its certificate, beside the SPIFFE ID."
     )
-    lifetime: Annotated[Duration, AfterValidator(_lifetime)] = Field(
+    lifetime: Annotated[Duration, AfterValidator(check_lifetime)] = Field(
         default=timedelta(hours=1),
         description="The lifetime that the agent asks for; the authority may shorten it. If the"
         " authority refuses another certificate, the last one is good for this "

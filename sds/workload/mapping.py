@@ -90,7 +90,12 @@ def _check_template(template: str) -> str:
     )
 
 
-def _check_lifetime(lifetime: timedelta) -> timedelta:
+def check_lifetime(lifetime: timedelta) -> timedelta:
+    """Return a certificate's lifetime as it is.
+
+    Raises:
+        ValueError: it is too short, or not in whole seconds (RFC 5280, section 4.1.2.5).
+    """
     if lifetime < _SHORTEST_LIFETIME or lifetime.microseconds:
         raise ValueError("a certificate's times are whole seconds: use 2s or more")
     return lifetime
@@ -129,7 +134,7 @@ class WorkloadRule(Settings):
         "confidential guest none, because the API server says which Services there are: write "
         "`dns_names` there.",
     )
-    lifetime: Annotated[Duration, AfterValidator(_check_lifetime)] | None = Field(
+    lifetime: Annotated[Duration, AfterValidator(check_lifetime)] | None = Field(
         default=None, description="Lifetime of the certificate. If unset: the agent's default."
     )
     key_type: KeyType | None = Field(
