@@ -166,16 +166,21 @@ class CriAttestor:
             Selector("cri:container-digest", container.digest),
             Selector("cri:image-config", container.image),
         }
-        held = [each for each in self._like(pod) if pod.holds(each)]
+        like = self._like(pod)
+        held = [each for each in like if pod.holds(each)]
         found |= {Selector("cri:pod-digest", each.digest) for each in held}
-        hints = self._tell_unlisted(pod, listed=bool(held))
+        hints = self._tell_unlisted(pod, () if held else like)
         title = f"{container.name} of pod {pod.uid}"
         return Facts(selectors=frozenset(found), title=title, hints=hints)
 
-    def _tell_unlisted(self, pod: SeenPod, *, listed: bool) -> tuple[str, ...]:
-        """Say what of a caller's pod no list has: once in the log, to people whenever they ask."""
-        pods = self._like(pod)
-        if listed or not pods:
+    def _tell_unlisted(self, pod: SeenPod, pods: tuple[PodContents, ...]) -> tuple[str, ...]:
+        """Say what of a caller's pod no list has: once in the log, to people whenever they ask.
+
+        Args:
+            pod: the caller's.
+            pods: the lists that it may match; none if one has it, or if there are no lists.
+        """
+        if not pods:
             self._unlisted.pop(pod.uid, None)
             return ()
         why = unlisted(pod, pods)
