@@ -121,7 +121,7 @@ async def listen_by_grpc(
     except RuntimeError as error:
         raise SocketError(
             f"the socket {path} cannot be opened",
-            advice="is the directory writable, and is the limit of open files high enough?",
+            advice="check that the directory is writable, and raise the limit of open files",
         ) from error
     # The umask kept it to ourselves since it was bound.
     open_to(path, mode, group=group)

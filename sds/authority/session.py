@@ -237,7 +237,7 @@ class Session:
             raise AuthorityAnswerError(
                 f"the authority at {self.address} answered Hello with {len(data)} bytes, and at "
                 f"most {MOST_UNVERIFIED_BYTES} are read before its evidence was verified",
-                advice="is this the address of an attested-sds authority?",
+                advice="check that this is the address of an attested-sds authority",
             )
         return wire.parse_response(data)
 

@@ -72,7 +72,7 @@ def parse_response(data: bytes) -> ca_pb2.ExchangeResponse:
     except (DecodeError, RefusedError) as error:
         raise AuthorityAnswerError(
             "the answer is not an ExchangeResponse",
-            advice="is this the address of an attested-sds authority?",
+            advice="check that this is the address of an attested-sds authority",
         ) from error
 
 

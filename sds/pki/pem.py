@@ -74,7 +74,7 @@ def _blocks(text: bytes, what: str) -> Iterator[tuple[str, list[bytes]]]:
                     f"{line[len(_END) : -len(_DASHES)][:32].decode('ascii', 'replace')} without "
                     "its BEGIN",
                     reason="certificate_malformed",
-                    advice="does its first line have five dashes on both sides, and nothing else?",
+                    advice="begin it with its BEGIN line: five dashes on both sides, no more",
                 )
         elif begins or (ends and line[len(_END) : -len(_DASHES)] != opened):
             break

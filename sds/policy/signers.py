@@ -75,7 +75,7 @@ class CommandSigner:
             raise PolicyError(
                 f"the signer command {self.command[:200]!r} cannot be split into words: {error}",
                 reason="policy_signing",
-                advice="does each quote have its other half?",
+                advice="close each quote",
             ) from error
         if not words:
             raise PolicyError("the signer command is empty", reason="policy_signing")
