@@ -4,9 +4,12 @@ A pipe takes some lines more than its reader has read, and then holds up who wri
 the event loop, and with it every socket of the agent: a log collector that was stopped, or that has
 a full disk behind it, would silence all workloads. Owns :class:`LogSink`. Invariants: the caller of
 :meth:`LogSink.write` waits for no reader of a pipe or a socket; lines that wait are in order and
-bounded; one that finds no room is lost and counted. Files and terminals are written to as they are.
+bounded; a line is written whole or, if it finds no room, lost and counted; a sink writes to a
+descriptor of its own, so a line that still waits when the stream is closed cannot reach the file
+that gets its number next. Files and terminals are written to as they are.
 
-Source: pipe(7): a pipe that is writable (POLLOUT) takes PIPE_BUF bytes at once.
+Source: pipe(7): a pipe that is writable (POLLOUT) takes PIPE_BUF bytes at once, also one that
+another process has set to O_NONBLOCK.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import os
 import select
 import stat
 import threading
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -41,6 +45,8 @@ class LogSink:
         self._poll = select.poll()
         if self._descriptor is not None:
             self._poll.register(self._descriptor, select.POLLOUT)
+            # The writer's thread keeps this object, so its descriptor stays open as long.
+            weakref.finalize(self, os.close, self._descriptor).atexit = False
         self._lock = threading.Lock()
         """Guards what follows."""
         self._waiting: deque[bytes] = deque()
@@ -60,13 +66,11 @@ class LogSink:
             return True
         data = line.encode(errors="backslashreplace")
         with self._lock:
-            if self._writer is None and self._poll.poll(0):
-                data = data[os.write(self._descriptor, data[:_AT_ONCE]) :]
+            if self._writer is None and len(data) <= _AT_ONCE and self._poll.poll(0):
+                data = data[os.write(self._descriptor, data) :]
                 if not data:
                     return True
-            elif self._held + len(data) > MOST_WAITING:
-                return False
-            return self._keep(data)
+            return self._held + len(data) <= MOST_WAITING and self._keep(data)
 
     def close(self) -> None:
         """The process ends: wait a moment for what waits."""
@@ -98,14 +102,15 @@ class LogSink:
                 self._held -= len(data)
             with contextlib.suppress(OSError):  # nobody reads any more
                 while data:
-                    data = data[os.write(self._descriptor, data) :]
+                    self._poll.poll()
+                    data = data[os.write(self._descriptor, data[:_AT_ONCE]) :]
 
 
 def _of_a_reader(stream: TextIO) -> int | None:
-    """The descriptor, if it is a pipe or a socket: somebody reads at its other end."""
+    """A descriptor of our own, if the stream is a pipe or a socket: somebody reads at its other end."""
     try:
         descriptor = stream.fileno()
         mode = os.fstat(descriptor).st_mode
     except (OSError, ValueError, AttributeError):  # it only looks like a file
         return None
-    return descriptor if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
+    return os.dup(descriptor) if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None

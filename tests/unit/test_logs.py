@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -176,3 +177,44 @@ def test_a_long_line_goes_through_a_pipe_as_it_is(restored: None) -> None:
         long, short = json.loads(reader.readline()), json.loads(reader.readline())
     assert long["names"] == ["é" * 1_900] * 30
     assert short["event"] == "short"
+
+
+def test_lines_that_wait_do_not_reach_the_file_that_gets_the_number_of_a_closed_stream() -> None:
+    reading, writing = os.pipe()
+    other_reading, other_writing = os.pipe()
+    with open(reading, "rb") as reader, open(other_reading, "rb") as other:  # noqa: PTH123  descriptors
+        with open(writing, "w", encoding="utf-8") as stream:  # noqa: PTH123
+            sink = log_sink.LogSink(stream)
+            for _ in range(100):
+                assert sink.write("x" * 2_000 + "\n")
+        os.dup2(other_writing, writing)
+        os.close(other_writing)
+        assert len(reader.read(100 * 2_001)) == 100 * 2_001
+        os.close(writing)
+        assert other.read() == b""
+
+
+def test_a_long_line_is_lost_whole_where_the_system_gives_no_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_more(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    reading, writing = os.pipe()
+    with open(reading, "rb") as reader, open(writing, "w", encoding="utf-8") as stream:  # noqa: PTH123  descriptors
+        sink = log_sink.LogSink(stream)
+        assert not sink.write("x" * 10_000 + "\n")
+        assert sink.write("short\n")
+        assert reader.readline() == b"short\n"
+
+
+def test_a_reader_that_set_the_pipe_to_o_nonblock_gets_every_line_whole() -> None:
+    reading, writing = os.pipe()
+    with open(reading, "rb") as reader, open(writing, "w", encoding="utf-8") as stream:  # noqa: PTH123  descriptors
+        os.set_blocking(writing, False)
+        sink = log_sink.LogSink(stream)
+        lines = [f"{number} ".encode() + b"x" * 3_000 + b"\n" for number in range(100)]
+        for line in lines:
+            assert sink.write(line.decode())
+        assert [reader.readline() for _ in lines] == lines
