@@ -107,7 +107,7 @@ class LogSink:
 
 
 def _of_a_reader(stream: TextIO) -> int | None:
-    """A descriptor of our own, if the stream is a pipe or a socket: somebody reads at its other end."""
+    """A descriptor of our own, if it is a pipe or a socket: somebody reads at its other end."""
     try:
         descriptor = stream.fileno()
         mode = os.fstat(descriptor).st_mode
