@@ -26,6 +26,7 @@ def machine() -> SimulatedMachine:
     return SimulatedMachine.create()
 
 
+@pytest.mark.slow
 async def test_a_simulated_machine_comes_by_a_descriptor_and_is_trusted_by_its_named_root_only(
     machine: SimulatedMachine, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_reserved_port_is_kept_from_others_but_not_from_our_processes() -> Non
     port.close()
 
 
+@pytest.mark.slow
 def test_the_demo_bootstraps_keep_the_rules_and_make_full_handshakes() -> None:
     ports = envoys.DemoPorts(
         entry=envoys.ReservedPort(),

@@ -46,6 +46,7 @@ def test_an_agent_executes_itself_again_before_anything_is_loaded() -> None:
     assert not {"click", "asyncio", "pydantic", "grpc", "cryptography", "ctypes"} & set(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -61,6 +62,7 @@ def test_an_agent_that_makes_no_keys_does_not(
     assert said in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None:
     loaded = set(
         run(
@@ -85,6 +87,7 @@ def test_an_agent_loads_what_only_some_configurations_use_when_they_do() -> None
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

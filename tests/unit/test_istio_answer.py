@@ -127,6 +127,7 @@ def test_a_thousand_roots_are_refused_before_one_is_read(
     assert not read
 
 
+@pytest.mark.slow
 def test_mutants_of_an_answer_let_only_our_errors_out() -> None:
     draw = random.Random(7)
     pems = (LEAF, BETWEEN.pem, ROOT.pem)

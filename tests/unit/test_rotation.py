@@ -327,6 +327,7 @@ async def test_those_that_failed_together_ask_again_together() -> None:
         assert {len(items) for _, items in w.authority.requests} == {30}
 
 
+@pytest.mark.slow
 async def test_many_that_came_one_after_the_other_ask_a_silent_authority_as_seldom_as_one() -> None:
     async with world() as w:
         w.authority.failure = DOWN

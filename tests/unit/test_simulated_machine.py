@@ -22,6 +22,7 @@ async def evidence(machine: SimulatedMachine) -> Evidence:
     return await machine.attest(DATA)
 
 
+@pytest.mark.slow
 async def test_its_report_is_accepted_where_its_root_is_configured(
     simulated_root: SimulatedRoot,
 ) -> None:
