@@ -51,6 +51,9 @@ LARGE_BATCHES = 4
 SINGLE = 800
 STREAMS = 32
 NONCES = 10_000
+A_CONNECTION = 200
+"""Streams on one connection; the authority allows 256."""
+MIB = 1024 * 1024
 
 
 def row(what: str, value: float, unit: str, target: str = "") -> None:
@@ -113,7 +116,12 @@ async def authority(chips: SimulatedRoot, folder: Path) -> AsyncIterator[tuple[P
         "listen": "127.0.0.1:0",
         "attestation": {"kind": "simulated", "descriptor": descriptor},
         "verification": {"trusted_roots": [str(ark)]},
-        "limits": {"hello": "10m", "streams": 20_000},
+        "limits": {
+            "hello": "10m",
+            "streams": 20_000,
+            "unproven": 20_000,  # this bench plays strangers
+            "unproven_bytes": 20_000 * MIB,
+        },
         "identities": [
             {
                 "measurement": NODE.hex(),
@@ -270,9 +278,9 @@ async def exchanges(chips: SimulatedRoot, folder: Path) -> None:
     async with authority(chips, folder) as (process, port):
         meter = Meter(process)
         async with contextlib.AsyncExitStack() as stack:
-            for _ in range(10):
+            for _ in range(NONCES // A_CONNECTION):
                 streams = await stack.enter_async_context(raw_channel(port))
-                await asyncio.gather(*(_hellos(streams(), 1) for _ in range(NONCES // 10)))
+                await asyncio.gather(*(_hellos(streams(), 1) for _ in range(A_CONNECTION)))
             row(f"{NONCES:,} streams with a nonce each: memory", meter.memory, "MB")
 
 
