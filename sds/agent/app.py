@@ -200,12 +200,13 @@ async def running_agent(
             memory=memory,
             ahead=None if node is None else node.ahead,
             budgets=owners.budgets,
+            node=node,
             lost_sockets=lambda: guard.lost,
             warnings=lambda: (
                 *(() if memory is None else memory.missing()),
                 *build.warnings(config),
                 *owners.memory.notices,
-                *(() if node is None else node.status().notices),
+                *(() if node is None else node.notices()),
             ),
             errors=lambda: instruments.errors,
         )

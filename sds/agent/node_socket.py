@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.agent.csi import csi_driver
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from sds.agent.node_settings import NodeSettings
     from sds.clock import Clock
-    from sds.csi.driver import Driver
     from sds.identity import Identity
     from sds.secrets.store import SecretStore
     from sds.transport.server import Server
@@ -94,25 +92,6 @@ class StoreKeeper:
             stop()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeStatus:
-    """What ``sds status`` and metrics show about the node socket.
-
-    Attributes:
-        connections: how many are open.
-        accepted: how many were accepted since the start.
-        refused: how many were refused since the start, by reason.
-        csi_volumes: how many volumes have a socket; None without the CSI driver.
-        notices: what an operator should know, in words.
-    """
-
-    connections: int
-    accepted: int
-    refused: Mapping[str, int]
-    csi_volumes: int | None
-    notices: tuple[str, ...]
-
-
 class NodeSocket:
     """The node-wide socket; :meth:`open` opens it.
 
@@ -156,7 +135,6 @@ class NodeSocket:
         self._listed = listed
         self._environment = os.environ if environment is None else environment
         self._door: FrontDoor | None = None
-        self._csi: Driver | None = None
         self._recogniser: Recogniser | None = None
         self._roots: PodRoots | None = None
         self._attestors: Sequence[Attestor] = ()
@@ -169,15 +147,19 @@ class NodeSocket:
         if self.ahead is not None:
             self.ahead.look_again()
 
-    def status(self) -> NodeStatus:
-        door = self._door
-        return NodeStatus(
-            connections=door.connections if door else 0,
-            accepted=door.statistics.accepted if door else 0,
-            refused=dict(door.statistics.refused) if door else {},
-            csi_volumes=self._csi.volumes if self._csi else None,
-            notices=tuple(said for each in self._attestors for said in each.notices()),
-        )
+    @property
+    def accepted(self) -> int:
+        """Return how many connections were accepted since the start."""
+        return self._door.statistics.accepted if self._door else 0
+
+    @property
+    def refused(self) -> Mapping[str, int]:
+        """Return how many connections were refused since the start, by reason."""
+        return dict(self._door.statistics.refused) if self._door else {}
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what an operator should know, in words."""
+        return tuple(said for each in self._attestors for said in each.notices())
 
     @contextlib.asynccontextmanager
     async def open(self, *, grace_seconds: float) -> AsyncIterator[None]:
@@ -215,9 +197,7 @@ class NodeSocket:
                     stack.callback(minting.cancel)
                 try:
                     if self._settings.csi is not None:
-                        self._csi = await stack.enter_async_context(
-                            csi_driver(self._settings.csi, door)
-                        )
+                        await stack.enter_async_context(csi_driver(self._settings.csi, door))
                     yield
                 finally:
                     door.stop_accepting()

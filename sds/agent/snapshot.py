@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock, Instant
     from sds.identity import TrustDomain
     from sds.operations.metrics.ahead import MintedAhead
+    from sds.operations.metrics.node import NodeConnections
     from sds.operations.state import PastError
     from sds.policy.holder import PolicyHolder
     from sds.secrets.hardening import MemoryProtection
@@ -99,6 +100,7 @@ class LivingParts:
         memory: the protections of memory, if they were tried.
         ahead: mints before callers ask, if configured.
         budgets: the budgets of connections' owners.
+        node: counts connections of the node-wide socket, if there is one.
         warnings: what must not be overlooked.
         errors: the recent errors.
     """
@@ -117,6 +119,7 @@ class LivingParts:
     memory: MemoryProtection | None = None
     ahead: MintedAhead | None = None
     budgets: Budgets | None = None
+    node: NodeConnections | None = None
     lost_sockets: Callable[[], Sequence[str]] = field(default=tuple)
     warnings: Callable[[], Sequence[str]] = field(default=tuple)
     errors: Callable[[], Iterable[PastError]] = field(default=tuple)

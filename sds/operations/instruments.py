@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sds.identity import TrustDomain
     from sds.operations.metrics.ahead import MintedAhead
     from sds.operations.metrics.collateral import CollateralSource
+    from sds.operations.metrics.node import NodeConnections
     from sds.operations.readiness import Readiness
     from sds.policy.trust import AdmittedPolicy
     from sds.secrets.identity_status import IdentityStatus
@@ -93,6 +94,11 @@ class AgentParts(Protocol):
     @property
     def budgets(self) -> Budgets | None:
         """Return the budgets of the owners of connections; None if nothing counts them."""
+        ...
+
+    @property
+    def node(self) -> NodeConnections | None:
+        """Return the counts of the node-wide socket; None if there is none."""
         ...
 
     def readiness(self) -> Readiness:
@@ -231,6 +237,7 @@ class AgentInstruments(Instruments):
         self._stored.wanted = parts.identities
         self.families.ahead.source = parts.ahead
         self.families.owners.budgets = parts.budgets
+        self.families.node.source = parts.node
         self.families.workloads.set_function(lambda: len(set(connected_workloads(parts.service))))
         self.families.refused_subscriptions.set_function(parts.refused_subscriptions)
         self.families.lost_sockets.set_function(lambda: len(parts.lost_sockets()))

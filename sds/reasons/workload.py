@@ -65,8 +65,9 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "connection_rate": Reason(
-        "More connections come than the agent can examine: keep connections open, or find out who "
-        "opens so many.",
+        "More connections come than the agent can handle, and this process or user opens more than "
+        "its part (a process 128 at once and 20 a second): keep connections open, or find out who "
+        "opens so many. gRPC clients connect again by themselves.",
         retriable=True,
     ),
     "cri_unavailable": Reason(

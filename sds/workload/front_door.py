@@ -10,7 +10,8 @@ process that made it; each connection has one task, all in one TaskGroup; no pod
 pods) takes more than its share of connections; accepting takes a bounded part of each turn of the
 loop, on all sockets together, and so does the end of many connections; while more connections come
 than fit into that part, those that connect too often are turned away
-(:mod:`sds.workload.knocking`); a caller that is turned away is told why.
+(:mod:`sds.workload.knocking`); a caller that is turned away is told why, and the log
+says it once in an interval.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ _CROWDED_SECONDS: Final = 1.0
 ENDS_A_TURN: Final = 8
 """How many connections one event ends in a turn of the loop; each takes about 0.3 ms."""
 _PAUSE_SECONDS: Final = 0.25  # after the process ran out of descriptors
+_NAMING: Final = frozenset({"connection_limit", "connection_rate", "other_pod"})
+"""Reasons whose text names the owner (or the process and its user), so each has its own line."""
+_LINES_APART: Final = 16
+"""The most lines of the log in an interval, because callers choose how many processes they are."""
 _OUT_OF_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -145,7 +150,7 @@ class FrontDoor:
         self._roots = roots
         self._connections: dict[_Connection, None] = {}
         self._owners: dict[str, dict[_Connection, None]] = {}
-        self._said = Repeats()
+        self._said = Repeats(keys=_LINES_APART)
         self._knocks = Knocks()
         self._crowded_until = float("-inf")
         self._ends = Trickle("connection", ENDS_A_TURN)
@@ -312,7 +317,8 @@ class FrontDoor:
 
     def _refused(self, reason: str, error: Exception) -> None:
         self.statistics.refused[reason] += 1
-        times = self._said.due(reason, now=asyncio.get_running_loop().time())
+        about = (reason, str(error)) if reason in _NAMING else reason
+        times = self._said.due(about, now=asyncio.get_running_loop().time())
         if times is not None:
             _LOG.warning(
                 "a connection was refused", extra={"reason": reason, "why": error, "times": times}

@@ -57,7 +57,7 @@ class Knocks:
                 too often. A connection that is turned away uses up nothing of the larger accounts.
         """
         accounts = [
-            (f"process {pid}", self._account((uid, pid), _PROCESS)),
+            (f"process {pid} of user {uid}", self._account((uid, pid), _PROCESS)),
             (f"user {uid}", self._account(uid, _USER)),
         ]
         if uid not in self._known:

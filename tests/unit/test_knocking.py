@@ -58,7 +58,7 @@ def test_a_crowd_that_fits_is_admitted_whoever_it_is() -> None:
     knocks = Knocks()
     for _ in range(10_000):
         knocks.count(7, 1009, 100, crowded=False)
-    with refused("connection_rate"):
+    with refused("connection_rate", match="process 7 of user 1009"):
         knocks.count(7, 1009, 100, crowded=True)
     knocks.count(7, 1009, 101, crowded=True)  # what was too much is not owed
 

@@ -21,6 +21,7 @@ import sds
 from sds.operations.metrics.ahead import AheadCollector
 from sds.operations.metrics.collateral import CollateralCollector
 from sds.operations.metrics.faults import FaultsCollector
+from sds.operations.metrics.node import NodeCollector
 from sds.operations.metrics.owners import OwnersCollector
 from sds.reasons.attestation import ATTESTATION
 from sds.reasons.authority import AUTHORITY
@@ -254,6 +255,7 @@ class AgentFamilies:
         )
         self.ahead = AheadCollector(registry)
         self.owners = OwnersCollector(registry)
+        self.node = NodeCollector(registry)
         self.federation_refreshed = Gauge(
             "sds_federation_refreshed_timestamp_seconds",
             "When the bundle of a foreign trust domain was last fetched and verified; 0 before the "
