@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import select
@@ -199,10 +200,7 @@ def _pidfd(connection: socket.socket) -> int | None:
         pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
     except OSError as error:
         if error.errno == errno.ENOPROTOOPT:
-            _LOG.warning(
-                "this kernel has no SO_PEERPIDFD; callers are told apart by start time",
-                extra={"since": "Linux 6.5"},
-            )
+            _say_no_pidfd()
             return None
         if error.errno in {errno.ESRCH, errno.EINVAL}:  # reaped before we asked
             raise PeerGoneError("the process that connected has ended") from error
@@ -211,6 +209,15 @@ def _pidfd(connection: socket.socket) -> int | None:
         ) from error
     os.set_inheritable(pidfd, False)  # noqa: FBT003  positional-only
     return pidfd
+
+
+@functools.cache
+def _say_no_pidfd() -> None:
+    """Say it once, because callers choose how often they connect."""
+    _LOG.warning(
+        "this kernel has no SO_PEERPIDFD; callers are told apart by start time",
+        extra={"since": "Linux 6.5"},
+    )
 
 
 def _pid_of(pidfd: int) -> int:

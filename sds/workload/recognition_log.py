@@ -1,7 +1,8 @@
 """Logs recognised and refused callers.
 
-Owns :class:`RecognitionLog`. Invariant: an owner that connects again and again with the same
-outcome causes one line in an interval, which says how often that happened.
+Owns :class:`RecognitionLog`. Invariants: an owner that connects again and again with the same
+outcome causes one line in an interval, which says how often that happened; callers that no rule
+matches cause a bounded number of lines, however many users they come as.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from sds.workload.peer import Peer
 
 _LOG = logging.getLogger("sds.workload.recognition")
+_STRANGERS: Final = 64
+"""How many owners without an identity are logged apart in an interval."""
 _TEXT_SELECTORS: Final = 24
 _TEXT_CHARACTERS: Final = 1500
 
@@ -29,6 +32,7 @@ class RecognitionLog:
 
     def __init__(self) -> None:
         self._said = Repeats()
+        self._said_of_strangers = Repeats(keys=_STRANGERS)
 
     def tell(
         self, peer: Peer, facts: Facts, decision: Decision, before: Decision, *, now: float
@@ -63,7 +67,8 @@ class RecognitionLog:
         """Return how often this decision was made since the last log line, if one is due."""
         undetermined = decision.undetermined
         why = decision.granted if undetermined is None else undetermined.reason
-        return self._said.due((about, why), now=now)
+        said = self._said if decision.granted else self._said_of_strangers
+        return said.due((about, why), now=now)
 
 
 def _tell(decision: Decision, extra: dict[str, object]) -> None:

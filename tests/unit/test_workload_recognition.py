@@ -153,3 +153,17 @@ def test_an_owner_with_one_outcome_gets_one_line(caplog: pytest.LogCaptureFixtur
     assert len(caplog.records) == 3
     log.tell(caller(), facts, given, nothing, now=12.0)
     assert caplog.records[-1].__dict__["times"] == 100
+
+
+def test_strangers_under_many_names_cause_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """One user with subordinate IDs is 65,536 users."""
+    caplog.set_level(logging.INFO)
+    log, nothing = RecognitionLog(), Decision()
+    facts = Facts(selectors=frozenset({Selector("unix:uid", "7")}))
+    for number in range(5_000):
+        strange = rules({"unix:uid": "1"}).decide(facts)
+        log.tell(caller(f"uid {number}"), facts, strange, Decision(problems=("x",)), now=1.0)
+    assert len(caplog.records) <= 65
+    given = rules({"unix:uid": "7"}).decide(facts)
+    log.tell(caller("pod 1"), facts, given, nothing, now=1.0)  # and nobody else is silenced
+    assert caplog.records[-1].__dict__["owner"] == "pod 1"
