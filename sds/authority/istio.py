@@ -33,7 +33,7 @@ from sds.errors import (
 )
 from sds.faults import report
 from sds.files import read_file
-from sds.pki import certificates_from_pem, load_certificate
+from sds.pki import MAX_ROOTS, certificates_from_pem, load_certificate
 from sds.supervision import is_cancelled
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from sds.authority.istio_settings import IstioSettings
     from sds.clock import Clock
-    from sds.exchange.item import CertificateItem
+    from sds.exchange.item import CertificateItem, IssuedChain
 
 _METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _CONCURRENT_CALLS: Final = 16
@@ -77,24 +77,19 @@ class IstioAuthority:
         """
         token = await threads.ROTATION.run(self._read_token)
         root = await threads.ROTATION.run(self._read_root)
+        roots: set[bytes] = set()
         with self._connected(root).used() as line:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._outcome(line, token, item)) for item in items]
-        outcomes = [task.result() for task in tasks]
+                tasks = [
+                    group.create_task(self._outcome(line, token, item, roots)) for item in items
+                ]
+        outcomes = tuple(task.result() for task in tasks)
         unanswered = [o for o in outcomes if isinstance(o, AuthorityUnavailableError)]
         if unanswered:
             self._move_on(line)
             if len(unanswered) == len(outcomes):
                 raise unanswered[0]
-        roots = {
-            root for o in outcomes if isinstance(o, istio_answer.IstioAnswer) for root in o.roots
-        }
-        return Issuance(
-            outcomes=tuple(
-                o.chain if isinstance(o, istio_answer.IstioAnswer) else o for o in outcomes
-            ),
-            roots=tuple(sorted(roots)),
-        )
+        return Issuance(outcomes=outcomes, roots=tuple(sorted(roots)))
 
     async def aclose(self) -> None:
         """Close the connection when its calls are done; a later exchange opens a new one."""
@@ -106,11 +101,13 @@ class IstioAuthority:
     # --- one certificate ------------------------------------------------------------------------
 
     async def _outcome(
-        self, line: IstioLine, token: str, item: CertificateItem
-    ) -> istio_answer.IstioAnswer | AuthorityError:
+        self, line: IstioLine, token: str, item: CertificateItem, roots: set[bytes]
+    ) -> IssuedChain | AuthorityError:
+        """Ask for one certificate, and add the roots that come with it."""
         try:
             async with self._slots:
-                return await self._create(line, token, item)
+                answer = await self._create(line, token, item)
+            _add_roots(roots, answer.roots)
         except AuthorityError as error:
             return error
         except Exception as error:  # noqa: BLE001  the boundary between one certificate and the others
@@ -118,6 +115,7 @@ class IstioAuthority:
             return AuthorityUnavailableError(
                 f"the client of Istio's authority failed: {type(error).__name__}: {error}"
             )
+        return answer.chain
 
     async def _create(
         self, line: IstioLine, token: str, item: CertificateItem
@@ -162,7 +160,8 @@ class IstioAuthority:
             raise AuthorityUnavailableError(
                 f"the call to Istio's authority at {line.address} was cut off"
             ) from None
-        answer = istio_answer.parse(istio_answer.elements(response))
+        # Off the event loop: whatever the authority puts into an answer, nobody else waits.
+        answer = await threads.ROTATION.run(_parsed, response)
         istio_answer.check_identity(answer, identity, impersonating=self._settings.impersonate)
         return answer
 
@@ -231,6 +230,26 @@ class IstioAuthority:
                 reason="authority_root",
             ) from error
         return pem
+
+
+def _add_roots(roots: set[bytes], more: Sequence[bytes]) -> None:
+    """Add the roots of one more answer to those of a batch.
+
+    Raises:
+        AuthorityAnswerError: ``authority_roots``: there would be too many; none was added.
+    """
+    together = roots.union(more)
+    if len(together) > MAX_ROOTS:
+        raise AuthorityAnswerError(
+            f"Istio's authority named {len(together)} roots in its answers to one batch, and at "
+            f"most {MAX_ROOTS} are accepted",
+            reason="authority_roots",
+        )
+    roots |= together
+
+
+def _parsed(response: bytes) -> istio_answer.IstioAnswer:
+    return istio_answer.parse(istio_answer.elements(response))
 
 
 def request(item: CertificateItem, *, impersonate: bool) -> ca_pb2.IstioCertificateRequest:

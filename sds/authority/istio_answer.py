@@ -27,6 +27,7 @@ from sds.errors import (
 from sds.exchange.item import IssuedChain
 from sds.outside import reading
 from sds.pki import certificate_der, certificates_from_pem, load_certificate
+from sds.pki.chain import MAX_CHAIN
 from sds.pki.constraints import extension
 from sds.pki.path import MAX_CANDIDATES, sorted_path
 from sds.pki.pem import MAX_BLOCKS
@@ -113,8 +114,9 @@ def parse(elements: tuple[str, ...]) -> IstioAnswer:
             advice="the root must be the last certificate of cert_chain",
         )
     between = [certificate for certificate in rest if certificate not in roots]
-    # If no path is found, the chain stays as it came, and its verification says what is missing.
-    path = sorted_path(leaf, between, roots) or (leaf, *between)
+    # If no path is found, the chain stays as it came, as far as any chain may go, and its
+    # verification says what is missing.
+    path = sorted_path(leaf, between, roots) or (leaf, *between)[: MAX_CHAIN + 1]
     return IstioAnswer(
         chain=IssuedChain(chain=tuple(certificate_der(one) for one in path)),
         roots=tuple(sorted({certificate_der(root) for root in roots})),

@@ -20,13 +20,12 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from sds.errors import BundleError, CertificateError
 from sds.outside import reading
-from sds.pki import certificates_from_pem, is_self_signed, read_root
+from sds.pki import MAX_ROOTS, certificates_from_pem, is_self_signed, read_root
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_DOCUMENT_BYTES: Final = 1024 * 1024
-MAX_ROOTS: Final = 64
 _USE: Final = "x509-svid"
 _KEY_TYPES: Final = ("EC", "RSA", "OKP")
 """The key types (``kty``) that are read; entries with others are ignored (section 4.2.1)."""

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _LEAST_RSA_BITS: Final = 1024
 _MOST_RSA_BITS: Final = 16_384
+MAX_ROOTS: Final = 64
+"""The most roots of one trust domain."""
 _REMEMBERED: Final = 256
+_REMEMBERED_BUNDLES: Final = 32
+_REMEMBERED_BYTES: Final = 4 * 1024
+"""The largest root that is remembered: parsed, it may take 35 times as much memory."""
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
 def read_root(der: bytes, what: str = "root") -> x509.Certificate:
     """Parse a trust anchor and everything in it.
 
@@ -46,6 +50,10 @@ def read_root(der: bytes, what: str = "root") -> x509.Certificate:
             4.2.1.9), may not sign certificates (section 4.2.1.3), or has a key that clients do not
             know.
     """
+    return (_remembered_root if len(der) <= _REMEMBERED_BYTES else _read_root)(der, what)
+
+
+def _read_root(der: bytes, what: str) -> x509.Certificate:
     certificate = load_certificate(der, what)
     with reading(f"the {what} cannot be read", CertificateError, reason="certificate_malformed"):
         key = certificate.public_key()
@@ -83,6 +91,9 @@ def read_root(der: bytes, what: str = "root") -> x509.Certificate:
     return certificate
 
 
+_remembered_root: Final = functools.lru_cache(maxsize=_REMEMBERED)(_read_root)
+
+
 def is_self_signed(certificate: x509.Certificate) -> bool:
     """Say whether it is a root, and not an intermediate that somebody trusts."""
     if certificate.subject != certificate.issuer:
@@ -94,7 +105,7 @@ def is_self_signed(certificate: x509.Certificate) -> bool:
     return True
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
+@functools.lru_cache(maxsize=_REMEMBERED_BUNDLES)
 def complete_anchors(roots: tuple[bytes, ...], what: str = "root") -> tuple[bytes, ...]:
     """Return the anchors under which a verifier that requires whole chains can verify.
 

@@ -35,6 +35,12 @@ AUTHORITY: Final[dict[str, Reason]] = {
         "The authority certified another identity than the agent asked for, or none, or its answer "
         "breaks the protocol. Set the workload's SPIFFE ID to what the authority certifies.",
     ),
+    "authority_roots": Reason(
+        "Find out why the authority names new roots all the time. A root leaves the bundle when no "
+        "certificate under it can be valid any more; certificates in service stay until they "
+        "expire.",
+        retriable=True,
+    ),
     "refused": Reason("Look at the more exact reason beside it."),
     "request_malformed": Reason(
         "Agent and authority speak different versions, or the caller is not an agent.",

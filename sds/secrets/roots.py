@@ -100,6 +100,7 @@ class RootRollover:
         """Note that the authority names these roots: new ones join the bundle at once.
 
         Raises:
+            AuthorityAnswerError: ``authority_roots``: there would be too many; nothing changed.
             CertificateError: ``certificate_malformed``: one of them is not a certificate; nothing
                 changed.
         """
@@ -109,6 +110,8 @@ class RootRollover:
         if not new:
             return
         version = self._store.put_bundle(self._trust_domain, self._ledger.bundle)
+        complete = set(complete_anchors(self._ledger.bundle))
+        partial = {root.fingerprint for root in self._ledger.roots if root.der not in complete}
         for fingerprint in sorted(new):
             _LOGGER.info(
                 "new root %s in the bundle of %s",
@@ -116,20 +119,19 @@ class RootRollover:
                 self._trust_domain,
                 extra={"root": fingerprint, "version": version},
             )
-            self._warn_of_intermediate(fingerprint)
+            if fingerprint in partial:
+                self._warn_of_intermediate(fingerprint)
             if before:
                 self._introductions[fingerprint] = _Introduction(version=version, since=now)
 
     def _warn_of_intermediate(self, fingerprint: str) -> None:
-        (der,) = (root.der for root in self._ledger.roots if root.fingerprint == fingerprint)
-        if der not in complete_anchors(self._ledger.bundle):
-            _LOGGER.warning(
-                "root %s of %s is an intermediate certificate: Envoy's SPIFFE validator cannot use "
-                "it, so it is left out of 'ALL' and of every context of that kind",
-                fingerprint[:16],
-                self._trust_domain,
-                extra={"root": fingerprint, "reason": "anchor_not_self_signed"},
-            )
+        _LOGGER.warning(
+            "root %s of %s is an intermediate certificate: Envoy's SPIFFE validator cannot use "
+            "it, so it is left out of 'ALL' and of every context of that kind",
+            fingerprint[:16],
+            self._trust_domain,
+            extra={"root": fingerprint, "reason": "anchor_not_self_signed"},
+        )
 
     async def introduced(self, fingerprint: str, *, held: Lease | None) -> None:
         """Wait until a leaf under this root may be served.

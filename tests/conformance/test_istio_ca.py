@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from sds._proto.istio.v1.auth.ca_pb2 import IstioCertificateResponse
 from sds.authority.istio import IstioAuthority
 from sds.authority.istio_settings import IstioSettings
 from sds.clock import SystemClock
@@ -372,6 +373,30 @@ async def test_an_answer_that_is_none_costs_one_identity(tmp_path: Path, raw: by
     assert isinstance(garbled, AuthorityUnavailableError)
     assert "the answer of Istio's authority" in garbled.message
     leaf_of(good)
+
+
+async def test_a_batch_names_a_bounded_number_of_roots(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+
+    async def before(identity: str) -> bytes:
+        roots = [istio_ca.Issuer.make(f"root {number}") for number in range(40)]
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity)]
+        leaf = istio_ca._leaf(roots[0], key, names, dt.timedelta(hours=1))
+        chain = [leaf, "".join(root.pem for root in roots)]
+        return IstioCertificateResponse(cert_chain=chain).SerializeToString()
+
+    authority = istio_ca.IstioCA(folder=tmp_path, before=before)
+    endpoint = await authority.start()
+    node = tmp_path / "node.token"
+    node.write_text(authority.mint(sub=istio_ca.NODE_AGENT))
+    try:
+        given = settings(endpoint, token=node, impersonate=True)
+        answer = await ask(given, item(OTHER), item(istio_ca.ACCOUNT))
+    finally:
+        await authority.stop()
+    assert len(answer.roots) == 40
+    (error,) = (one for one in answer.outcomes if not isinstance(one, IssuedChain))
+    assert error.reason == "authority_roots"
 
 
 async def test_one_identitys_failure_cuts_off_nobody_elses_call(tmp_path: Path) -> None:

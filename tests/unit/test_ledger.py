@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 
+from cryptography import x509
+
 from sds.clock import Instant
-from sds.secrets.ledger import Ledger
+from sds.pki import MAX_ROOTS
+from sds.secrets.ledger import MOST_BYTES, Ledger
 from tests.support.certificates import NOW, Wish, ca_wish, self_signed
 from tests.support.refusals import refused
 
@@ -36,6 +40,32 @@ OLD, NEW = root(days=9), root(days=9)
 def test_a_new_root_joins_and_the_old_one_stays() -> None:
     ledger = Ledger().vouched([OLD], at()).vouched([NEW], at(1))
     assert ledger.bundle == (OLD, NEW)
+
+
+def test_an_authority_that_names_new_roots_all_the_time_reaches_a_bound() -> None:
+    ledger = Ledger()
+    for number in range(MAX_ROOTS):
+        ledger = ledger.vouched([root()], at(number / 100))
+    with refused("authority_roots", match="1 new roots; with the 64"):
+        ledger.vouched([root(), ledger.bundle[0]], at(1))
+    # Who names a root that is known goes on, and there is room once others have left.
+    ledger = ledger.vouched([ledger.bundle[0]], at(1)).pruned(at(3), retention=HOUR)
+    assert len(ledger.vouched([root()], at(3)).bundle) == 2
+
+
+def test_large_roots_reach_a_bound_too() -> None:
+    wish = dataclasses.replace(_CA, more=((_comment(15_000), False),))
+    ledger = Ledger()
+    with refused("authority_roots"):
+        for number in range(MOST_BYTES // 15_000 + 1):
+            ledger = ledger.vouched([self_signed(wish).der], at(number))
+    assert MOST_BYTES - 16_000 < sum(map(len, ledger.bundle)) <= MOST_BYTES
+
+
+def _comment(size: int) -> x509.UnrecognizedExtension:
+    """An extension of this size, which nobody knows."""
+    value = b"\x04\x82" + size.to_bytes(2, "big") + bytes(size)
+    return x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), value)
 
 
 def test_an_answer_without_roots_changes_nothing() -> None:
