@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 ATTESTATION_ATTRIBUTE: Final = "1.2.840.113549.1.9.16.2.59"
 """id-aa-attestation."""
 _MAX_CERTIFICATES: Final = 8
+_MOST_OTHER_BYTES: Final = 16 * 1024
+"""The most bytes of a CSR beside its evidence: each name of three bytes becomes an object."""
 _ATTRIBUTES: Final = 0xA0
 
 
@@ -112,9 +114,10 @@ def _sign(key: PrivateKey, data: bytes) -> bytes:
 def parse_attested_csr(encoded: bytes) -> AttestedCsr:
     """Parse and check an attested CSR.
 
-    The checks, in order: 1. PKCS#10 with a valid signature, 2. exactly one URI SAN, a SPIFFE ID,
-    and no SANs but DNS names beside it, 3. one id-aa-attestation attribute with one value, 4. one
-    statement of a type that we know, an OCTET STRING, and at most eight X.509 certificates.
+    The checks, in order: 1. PKCS#10 with a valid signature, 2. one id-aa-attestation attribute with
+    one value, 3. one statement of a type that we know, an OCTET STRING, and at most eight X.509
+    certificates, 4. not too much beside them, 5. exactly one URI SAN, a SPIFFE ID, and no SANs but
+    DNS names beside it.
 
     Raises:
         CertificateError: ``csr_invalid``: one of these checks failed.
@@ -122,18 +125,26 @@ def parse_attested_csr(encoded: bytes) -> AttestedCsr:
         KeyTypeError: the key is of an unknown kind.
     """
     public_key = csr_public_key(encoded)  # 1
-    spiffe_id, dns_names = _names(encoded)  # 2
     try:
-        return AttestedCsr(
-            public_key=public_key,
-            spiffe_id=SpiffeId.parse(spiffe_id),
-            dns_names=dns_names,
-            evidence=_evidence(encoded),
-        )
+        evidence = _evidence(encoded)  # 2, 3
     except ValueError as error:
         raise CertificateError(
             f"the attestation attribute cannot be parsed: {error}", reason="csr_invalid"
         ) from error
+    others = len(encoded) - len(evidence.report) - sum(map(len, evidence.certificates))
+    if others > _MOST_OTHER_BYTES:  # 4
+        raise CertificateError(
+            f"the CSR has {others} bytes beside its evidence, more than {_MOST_OTHER_BYTES}",
+            advice="ask for fewer names",
+            reason="csr_invalid",
+        )
+    spiffe_id, dns_names = _names(encoded)  # 5
+    return AttestedCsr(
+        public_key=public_key,
+        spiffe_id=SpiffeId.parse(spiffe_id),
+        dns_names=dns_names,
+        evidence=evidence,
+    )
 
 
 def _names(encoded: bytes) -> tuple[str, tuple[str, ...]]:

@@ -36,9 +36,15 @@ if TYPE_CHECKING:
 
 MAX_CHAIN: Final = 8
 """The most certificates of one chain: a bound on work, far above any sensible hierarchy."""
+MAX_CERTIFICATE_BYTES: Final = 16 * 1024
+"""The largest certificate in DER: a bound on work and memory, because a name of three bytes becomes
+an object of about 100."""
 
 _REMEMBERED: Final = 64
-"""How many issuers, and paths of issuers, are remembered: an authority has one or two of each."""
+"""How many issuers are remembered: an authority has one or two, and some roots."""
+_REMEMBERED_PATHS: Final = 8
+_REMEMBERED_BYTES: Final = 4 * 1024
+"""The largest issuer that is remembered."""
 
 _KNOWN_EXTENSIONS: Final = {
     x509.BasicConstraints.oid,
@@ -78,9 +84,14 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     """Parse one certificate in DER, extensions included.
 
     Raises:
-        CertificateError: ``certificate_malformed``: it is not a certificate; ``what`` names it in
-            the message.
+        CertificateError: ``certificate_malformed``: it is not a certificate, or has more than
+            :data:`MAX_CERTIFICATE_BYTES`; ``what`` names it in the message.
     """
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        raise CertificateError(
+            f"the {what} has {len(der)} bytes, more than {MAX_CERTIFICATE_BYTES}",
+            reason="certificate_malformed",
+        )
     with reading(f"the {what} cannot be parsed", CertificateError, reason="certificate_malformed"):
         certificate = x509.load_der_x509_certificate(der)
         # The library parses these on first use: used here, they raise nothing later.
@@ -94,8 +105,17 @@ def load_certificate(der: bytes, what: str = "certificate") -> x509.Certificate:
     return certificate
 
 
-load_issuer: Final = functools.lru_cache(maxsize=_REMEMBERED)(load_certificate)
-""":func:`load_certificate` for the certificate of an issuer; it remembers results."""
+_loaded_issuer: Final = functools.lru_cache(maxsize=_REMEMBERED)(load_certificate)
+
+
+def load_issuer(der: bytes, what: str) -> x509.Certificate:
+    """Do what :func:`load_certificate` does, for the certificate of an issuer; remember results.
+
+    Raises:
+        CertificateError: as for :func:`load_certificate`.
+    """
+    small = len(der) <= _REMEMBERED_BYTES
+    return _loaded_issuer(der, what) if small else load_certificate(der, what)
 
 
 def verify_svid_chain(
@@ -237,7 +257,7 @@ def _check_signatures(path: Sequence[x509.Certificate]) -> None:
         _check_issuers_links(tuple(path[1:]))
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
+@functools.lru_cache(maxsize=_REMEMBERED_PATHS)
 def _check_issuers_links(issuers: tuple[x509.Certificate, ...]) -> None:
     for index, (certificate, issuer) in enumerate(itertools.pairwise(issuers), start=1):
         _check_link(certificate, issuer, index)
@@ -270,7 +290,7 @@ def _check_validity(path: Sequence[x509.Certificate], now: datetime) -> None:
             )
 
 
-@functools.lru_cache(maxsize=_REMEMBERED)
+@functools.lru_cache(maxsize=_REMEMBERED_PATHS)
 def _check_issuers(issuers: tuple[x509.Certificate, ...]) -> None:
     """5. Every issuer may sign certificates, and this many below it.
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds import errors
+from sds.attestation import csr
 from sds.attestation.csr import (
     ATTESTATION_ATTRIBUTE,
     make_attested_csr,
@@ -94,7 +95,7 @@ def test_a_plain_csr_is_refused() -> None:
         parse_attested_csr(make_csr(KEY, IDENTITY))
 
 
-def test_sans_that_cannot_be_asked_for() -> None:
+def test_sans_that_cannot_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     for names in (
         [],
         [x509.DNSName("a.test")],
@@ -105,8 +106,22 @@ def test_sans_that_cannot_be_asked_for() -> None:
         if names:
             sans = x509.SubjectAlternativeName(list(names))
             builder = builder.add_extension(sans, critical=True)
-        with refused("csr_invalid"):
-            parse_attested_csr(builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER))
+        plain = builder.sign(KEY, hashes.SHA256()).public_bytes(Encoding.DER)
+        monkeypatch.setattr(csr, "make_csr", lambda *_, plain=plain: plain)
+        with refused("csr_invalid", match="SANs"):
+            parse_attested_csr(make_attested_csr(KEY, IDENTITY, EVIDENCE))
+
+
+def test_names_beyond_a_bound_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may send a quarter of a MiB, which has room for 80,000 names of three bytes."""
+    names = Identity(
+        spiffe_id=IDENTITY.spiffe_id,
+        dns_names=tuple(f"{number}.{'a' * 60}.test" for number in range(300)),
+    )
+    many = make_attested_csr(KEY, names, EVIDENCE)
+    monkeypatch.setattr(csr, "_names", lambda _: pytest.fail("read"))
+    with refused("csr_invalid", match="ask for fewer names"):
+        parse_attested_csr(many)
 
 
 @settings(max_examples=300)

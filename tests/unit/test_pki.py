@@ -303,3 +303,31 @@ def test_pem_and_back() -> None:
     for bad in (b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
         with refused("certificate_malformed"):
             pki.certificates_from_pem(bad)
+
+
+def _with_names(count: int) -> bytes:
+    """A certificate whose issuer's name says nothing and whose SAN has very many short names."""
+    names = b"\x82\x01a" * count
+    value = b"\x30\x82" + len(names).to_bytes(2, "big") + names
+    san = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.17"), value)
+    return self_signed(replace(ca_wish("many"), more=((san, False),))).der
+
+
+def test_a_certificate_that_would_become_very_many_objects_is_not_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = _with_names(6_000)
+    monkeypatch.setattr(x509, "load_der_x509_certificate", lambda _: pytest.fail("parsed"))
+    for read in (pki.load_certificate, pki.read_root):
+        with refused("certificate_malformed", match="more than 16384"):
+            read(large)
+    with refused("certificate_malformed", match="more than 16384"):
+        pki.load_issuer(large, "issuer")
+
+
+def test_only_small_issuers_and_roots_are_remembered() -> None:
+    small, large = _with_names(1_000), _with_names(2_000)
+    assert len(small) < 4_096 < len(large) < 16_384
+    for read in (pki.load_issuer, pki.read_root):
+        assert read(small, "issuer") is read(small, "issuer")
+        assert read(large, "issuer") is not read(large, "issuer")
