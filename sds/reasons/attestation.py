@@ -7,7 +7,7 @@ from typing import Final
 from sds.reasons.row import Reason
 
 ATTESTATION: Final[dict[str, Reason]] = {
-    "evidence": Reason("Look at the more exact reason beside it."),
+    "evidence": Reason("A general reason: the message says what is wrong."),
     "evidence_malformed": Reason(
         "Collect it again. If the error stays, the file is not evidence, or the firmware is of "
         "another kind."
@@ -17,8 +17,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "the connection between agent and authority.",
     ),
     "authority_evidence": Reason(
-        "Check the address, and that the authority's machine and measurement are those that "
-        "`reference_values` names.",
+        "Check the address, and that `reference_values` names the authority's machine and "
+        "measurement.",
     ),
     "report_length": Reason(
         "This is neither an SNP report (1184 bytes) nor a TDX quote; check what was collected or "
@@ -29,14 +29,14 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "firmware."
     ),
     "reserved_bytes": Reason(
-        "The report is damaged or made up: it is not as specified. Collect it again; if the error "
-        "stays, distrust the node.",
+        "The report is damaged or forged: it differs from its specification. Collect it again; if "
+        "the error stays, distrust the node.",
     ),
     "signature_algorithm": Reason(
-        "The report is damaged or made up. Distrust the node until you know better."
+        "The report is damaged or forged. Distrust the node until you know better."
     ),
     "signature_range": Reason(
-        "The report is damaged or made up. Distrust the node until you know better."
+        "The report is damaged or forged. Distrust the node until you know better."
     ),
     "signature_invalid": Reason(
         "The report was changed, or the certificates belong to another chip. Collect both "
@@ -48,8 +48,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "let the host provide the extended report.",
     ),
     "chain_untrusted": Reason(
-        "The chain does not end in AMD's or Intel's root. If it is a simulated machine, name "
-        "its root for tests only.",
+        "The chain does not end in AMD's or Intel's root. If the machine is simulated, name its "
+        "root, for tests only.",
     ),
     "certificate_validity": Reason("Check the clock; fetch the certificates again."),
     "certificate_revoked": Reason("The manufacturer revoked it. Take this machine out of service."),
@@ -62,7 +62,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "The certificate is for other firmware versions. Fetch the VCEK for the reported TCB."
     ),
     "endorsement_chip_mismatch": Reason(
-        "The certificate is for another chip. Fetch the one of this chip."
+        "The certificate is for another chip. Fetch the certificate of this chip."
     ),
     "signing_key_mismatch": Reason(
         "Report and certificate disagree on VCEK or VLEK. Give the certificate of the key "
@@ -85,7 +85,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "epoch. If not, find out what runs there.",
     ),
     "guest_identity": Reason(
-        "The more exact reason names the field; correct the launch or the reference values."
+        "The message names the field; correct the launch or the reference values."
     ),
     "host_data": Reason("Launch with the host data that the reference values name, or add them."),
     "id_key": Reason(
@@ -93,40 +93,38 @@ ATTESTATION: Final[dict[str, Reason]] = {
     ),
     "author_key": Reason("Launch with a listed author key, or list its digest."),
     "guest_svn_below_minimum": Reason(
-        "Deploy the newer image; the minimum rejects this one on purpose."
+        "Deploy the newer image: this one is below the minimum of the reference values."
     ),
-    "guest_policy": Reason("Launch with a guest policy that has what the reference values demand."),
-    "platform": Reason(
-        "The more exact reason names the field; move the workload, or list the platform."
-    ),
+    "guest_policy": Reason("Launch with a guest policy that meets the reference values."),
+    "platform": Reason("The message names the field; move the workload, or list the platform."),
     "product_refused": Reason("List the product in the reference values, or move the workload."),
     "chip_refused": Reason(
-        "This chip is refused on purpose; move the workload, or change the list."
+        "The reference values refuse this chip; move the workload, or change the list."
     ),
     "csp_id": Reason("List the cloud provider's identifier, or move the workload."),
     "mitigation_missing": Reason("Update firmware and host so that the mitigation is active."),
     "tcb_status": Reason(
-        "Update the platform (the status says what is out of date), or accept the status on "
-        "purpose.",
+        "Update the platform (the status says what is out of date), or accept the status in the "
+        "reference values.",
     ),
     "td_attributes": Reason("Launch the TD with attributes that the reference values accept."),
     "evidence_kind": Reason(
         "Configure a verifier for this kind of evidence, or the right attester."
     ),
     "evidence_unavailable": Reason(
-        "Passes by itself; if not, look at `/dev/sev-guest`, configfs-tsm and the host.",
+        "This passes by itself. If it does not, look at `/dev/sev-guest`, configfs-tsm and the host.",
         retriable=True,
     ),
     "evidence_unsupported": Reason(
         "This machine cannot give such evidence. Choose the right `attestation.kind`, or `auto`."
     ),
     "endorsement_unavailable": Reason(
-        "Passes when the manufacturer's service answers; a filled cache or folder avoids it.",
+        "This passes when the manufacturer's service answers; a filled cache or folder avoids it.",
         retriable=True,
     ),
     "collateral_missing": Reason(
-        "Put the TDX collateral into the configured folder. Where the process fetches it, this "
-        "passes; if it stays, the log says which publisher does not answer.",
+        "Put the TDX collateral into the configured folder. If the process fetches it, this "
+        "passes; if it does not, the log says which publisher does not answer.",
         retriable=True,
     ),
     "collateral_untrusted": Reason(
@@ -141,10 +139,10 @@ ATTESTATION: Final[dict[str, Reason]] = {
     ),
     "tdx_module": Reason("Update the TDX module, or fetch the collateral again."),
     "tpm_quote": Reason(
-        "The TPM's statement is of another kind than a quote. Collect it again with this program."
+        "The TPM signed something other than a quote. Collect it again with this program."
     ),
     "tpm_key": Reason(
-        "Attest with a restricted signing key that its TPM made and never gives away."
+        "Attest with a restricted signing key that the TPM made and never releases."
     ),
     "vtpm_unbound": Reason(
         "The hardware report does not vouch for the key of this vTPM. Read the paravisor's blob "
@@ -152,15 +150,15 @@ ATTESTATION: Final[dict[str, Reason]] = {
     ),
     "pcr": Reason(
         "If the boot chain is yours, add its PCR to the reference values and sign the next epoch. "
-        "If not, find out what was started there."
+        "If not, find out what started there."
     ),
     "tpm_key_unknown": Reason(
         "Add the key's digest to `aks`, its endorsement key to `eks`, or the manufacturer's root "
         "to `ek_roots` of the reference values."
     ),
     "credential_needed": Reason(
-        "The agent answers by itself, in a second round. If it stays, look at the agent's log: its "
-        "TPM refuses to open the authority's credential.",
+        "The agent answers by itself, in a second round. If the error stays, look at the agent's "
+        "log: its TPM refuses to open the authority's credential.",
         retriable=True,
     ),
     "tpm_refused": Reason(
@@ -168,8 +166,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "passwords, and that the index exists."
     ),
     "pcr_values": Reason(
-        "The PCR values are not those that the TPM quoted, or of a bank that is too weak. Quote "
-        "the SHA-256 bank, and ask again.",
+        "The PCR values are not those that the TPM quoted, or their bank is too weak. Quote the "
+        "SHA-256 bank, and ask again.",
         retriable=True,
     ),
     "token_unavailable": Reason(
@@ -180,23 +178,23 @@ ATTESTATION: Final[dict[str, Reason]] = {
     "token_claims": Reason(
         "Project the token with the audience and binding that the authority's configuration names.",
     ),
-    "token_time": Reason("Check the clock, and that the projected token is refreshed."),
+    "token_time": Reason("Check the clock, and that the kubelet refreshes the projected token."),
     "token_account": Reason(
         "Allow the account in the authority's `kubernetes` section, or run the agent under "
         "the right one.",
     ),
     "exchange_key_missing": Reason(
-        "The reference values demand evidence of the agent alone (`require_exchange_key`). Set "
-        "`attestation.exchange_key` on that machine. If it is set, another process in the guest "
-        "asks: find out which.",
+        "The reference values accept only evidence that an exchange key signed "
+        "(`require_exchange_key`). Set `attestation.exchange_key` on that machine. If it is set, "
+        "another process in the guest asks: find out which.",
     ),
     "exchange_key_register": Reason(
-        "The runtime register does not show this key and then the cap. Restart the machine; if it "
-        "stays, find out what extends the register there.",
+        "The runtime register does not show this key and then the cap. Restart the machine. If the "
+        "error stays, find out what extends the register there.",
     ),
     "exchange_key_signature": Reason(
-        "Another process than the holder of the exchange key made this evidence. Distrust the "
-        "node until you know better.",
+        "A process without the exchange key made this evidence. Distrust the node until you know "
+        "better.",
     ),
     "exchange_key_lost": Reason(
         "The register shows a key that this process does not have. Restart the machine. Start the "

@@ -7,7 +7,7 @@ from typing import Final
 from sds.reasons.row import Reason
 
 AUTHORITY: Final[dict[str, Reason]] = {
-    "authority": Reason("Look at the more exact reason beside it."),
+    "authority": Reason("A general reason: the message says what is wrong."),
     "authority_unavailable": Reason(
         "Check that the authority runs, that the address is right and that its TLS can be "
         "verified. Certificates in service stay until they expire.",
@@ -17,8 +17,8 @@ AUTHORITY: Final[dict[str, Reason]] = {
         "Read the authority's own reason in the message and look it up here."
     ),
     "authority_refused_for_now": Reason(
-        "Wait; if it stays for minutes, look at the authority's side (its keys, its limits, "
-        "its view of pods).",
+        "Wait. If the error stays for minutes, look at the authority (its keys, its limits, its "
+        "view of pods).",
         retriable=True,
     ),
     "authority_token": Reason(
@@ -27,13 +27,13 @@ AUTHORITY: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "authority_root": Reason(
-        "Put PEM certificates into the file, and let the agent's user read it. It is read again "
-        "for every attempt.",
+        "Put PEM certificates into the file, and let the agent's user read it. Every attempt reads "
+        "it again.",
         retriable=True,
     ),
     "authority_answer": Reason(
-        "The authority certified another identity than the agent asked for, or none, or its answer "
-        "breaks the protocol. Set the workload's SPIFFE ID to what the authority certifies.",
+        "The authority certified no identity or another one than the agent asked for, or its "
+        "answer breaks the protocol. Set the workload's SPIFFE ID to what the authority certifies.",
     ),
     "authority_roots": Reason(
         "Find out why the authority names new roots all the time. A root leaves the bundle when no "
@@ -41,28 +41,28 @@ AUTHORITY: Final[dict[str, Reason]] = {
         "expire.",
         retriable=True,
     ),
-    "refused": Reason("Look at the more exact reason beside it."),
+    "refused": Reason("A general reason: the message says what is wrong."),
     "request_malformed": Reason(
         "Agent and authority speak different versions, or the caller is not an agent.",
     ),
     "batch_too_large": Reason(
-        "Nothing to do in the agent's configuration; a client of your own must send fewer items.",
+        "The agent never sends so many. A client of your own must send fewer items.",
     ),
     "nonce_unknown": Reason(
-        "Passes by itself; a proxy in front of the authority must not move one stream between "
-        "replicas.",
+        "This passes by itself. A proxy in front of the authority must not move a stream from one "
+        "replica to another.",
         retriable=True,
     ),
     "nonce_used": Reason(
-        "Passes by itself. If it happens again, somebody replays requests.",
+        "This passes by itself. If it happens again, somebody replays requests.",
         retriable=True,
     ),
     "nonce_expired": Reason(
-        "Passes by itself.",
+        "This passes by itself.",
         retriable=True,
     ),
     "challenge_stale": Reason(
-        "Passes by itself; the agent says Hello again.",
+        "This passes by itself: the agent says Hello again.",
         retriable=True,
     ),
     "authority_not_ready": Reason(
@@ -90,11 +90,12 @@ AUTHORITY: Final[dict[str, Reason]] = {
     ),
     "lifetime_not_allowed": Reason("Ask for a lifetime above zero and below the policy's maximum."),
     "policy_behind": Reason(
-        "The agent takes the newer policy from the authority by itself; if it stays, its "
-        "trusted keys do not sign that policy.",
+        "The agent takes the newer policy from the authority by itself. If the error stays, the "
+        "agent does not trust the keys that signed that policy.",
     ),
     "pod_not_on_node": Reason(
-        "Passes when the pod is known; a token that left its node is refused on purpose.",
+        "This passes when the authority knows the pod. It refuses a token that is used away from "
+        "its node.",
         retriable=True,
     ),
 }

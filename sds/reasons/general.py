@@ -15,8 +15,8 @@ GENERAL: Final[dict[str, Reason]] = {
         "without starting.",
     ),
     "socket": Reason(
-        "Choose a shorter path (a Unix socket's has at most 107 bytes) or a directory that you may "
-        "write to, or end the process that uses the socket.",
+        "Choose a shorter path (that of a Unix socket has at most 107 bytes) or a directory that "
+        "you may write to, or end the process that uses the socket.",
     ),
     "directory_not_ours": Reason(
         "Another user owns the directory, or one above it, can write to it, or put a symbolic link "
@@ -30,10 +30,10 @@ GENERAL: Final[dict[str, Reason]] = {
         "Choose `ec-p256` (the default), `ec-p384` or an RSA type; Envoy's server refuses "
         "Ed25519 clients.",
     ),
-    "certificate": Reason("Look at the more exact reason beside it."),
+    "certificate": Reason("A general reason: the message says what is wrong."),
     "certificate_malformed": Reason(
-        "Find out who sent it; a certificate authority that does so is broken, or is another one "
-        "than you expect.",
+        "Find out who sent it. A certificate authority that sends such a certificate is broken, or "
+        "is not the one that you expect.",
     ),
     "certificate_untrusted": Reason(
         "Check that the configured roots are those of this authority, and that nobody "
@@ -44,15 +44,14 @@ GENERAL: Final[dict[str, Reason]] = {
         "something that intercepts the connection.",
     ),
     "certificate_name_mismatch": Reason(
-        "The authority certified other names than were asked for; check its rules, or Istio's "
+        "The authority certified other names than the agent asked for; check its rules, or Istio's "
         "account.",
     ),
     "certificate_expired": Reason(
-        "Check the clocks of both sides; an authority whose own chain has ended must be "
-        "renewed first.",
+        "Check the clocks of both sides. If the authority's own chain has expired, renew that first.",
     ),
     "certificate_not_yet_valid": Reason(
-        "The clock here is behind the authority's. Synchronise it.",
+        "The clock of this machine is behind the authority's. Synchronise it.",
         retriable=True,
     ),
     "certificate_constraint": Reason(
@@ -64,7 +63,7 @@ GENERAL: Final[dict[str, Reason]] = {
         "its intermediates.",
     ),
     "csr_invalid": Reason(
-        "Make the request again from the key; nothing signed it, or something changed it."
+        "Make the request again from the key: its signature is missing, or something changed it."
     ),
     "part_ended": Reason("The demo's output above says why that part ended."),
     "request_failed": Reason("The demo's Envoy logs say why; they are in its run directory."),

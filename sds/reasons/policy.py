@@ -7,7 +7,7 @@ from typing import Final
 from sds.reasons.row import Reason
 
 POLICY: Final[dict[str, Reason]] = {
-    "policy": Reason("Look at the more exact reason beside it."),
+    "policy": Reason("A general reason: the message says what is wrong."),
     "policy_malformed": Reason(
         "The file is damaged or is not the signed document. Sign the policy again, and distribute "
         "the `.json` file.",
@@ -25,8 +25,7 @@ POLICY: Final[dict[str, Reason]] = {
     ),
     "policy_expired": Reason("Sign and distribute a new epoch."),
     "policy_epoch_lower": Reason(
-        "Somebody put an older policy back. Distribute the newest one. If nobody did it on "
-        "purpose, find out who did.",
+        "Somebody put an older policy back. Distribute the newest one, and find out who did it.",
     ),
     "policy_epoch_conflict": Reason(
         "Two documents have the same epoch. Raise the epoch of the one that you want in force, and "

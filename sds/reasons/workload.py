@@ -7,7 +7,7 @@ from typing import Final
 from sds.reasons.row import Reason
 
 WORKLOAD: Final[dict[str, Reason]] = {
-    "workload": Reason("Look at the more exact reason beside it."),
+    "workload": Reason("A general reason: the message says what is wrong."),
     "peer_credentials": Reason(
         "Use a Unix socket of this host; in Kubernetes the agent needs `hostPID`."
     ),
@@ -17,32 +17,32 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "recognition_failed": Reason(
-        "An attestor failed in a way that nobody foresaw: the agent's log has its traceback. "
-        "Please report it.",
+        "An attestor failed unexpectedly. Please report it, with the traceback from the agent's "
+        "log.",
         retriable=True,
     ),
-    "peer_gone": Reason("Nothing to do; the process had ended."),
+    "peer_gone": Reason("There is nothing to do: the process ended."),
     "too_many_facts": Reason(
-        "The process is in more groups, or its pod has more labels, than the agent reads, so no "
-        "rule on groups (or labels) is decided for it. The message says what to do.",
+        "The process is in more groups, or its pod has more labels, than the agent reads. So the "
+        "agent decides no rule on groups (or labels) for it. The message says what to do.",
     ),
     "executable_unreadable": Reason(
         "Give the agent the right to read `/proc/PID/exe` of its callers, or do not use "
         "executable selectors.",
     ),
     "executable_late": Reason(
-        "Its file system hangs, or its owner changes large executables all the time. Pair rules on "
-        "`unix:sha256` with `unix:uid` or a `k8s:` selector: only callers that match those are "
-        "looked at.",
+        "The file system of the executable hangs, or its owner keeps changing large executables. "
+        "Add `unix:uid` or a `k8s:` selector to rules on `unix:sha256`: the agent then looks only "
+        "at callers that match these.",
         retriable=True,
     ),
     "cgroup_ambiguous": Reason(
-        "Two hierarchies of control groups name different pods, or only some name one. Find out "
-        "what moved the process."
+        "Hierarchies of control groups name different pods, or only some of them name one. Find "
+        "out what moved the process."
     ),
     "cgroup_not_the_kubelets": Reason(
-        "The process is in a control group with a pod's name that the kubelet did not make. If it "
-        "is a real pod, set `node.kubernetes.cgroup_root` or `runtime_cgroup`.",
+        "The process is in a control group that has a pod's name but that the kubelet did not "
+        "make. If the pod is real, set `node.kubernetes.cgroup_root` or `runtime_cgroup`.",
     ),
     "cgroup_unreadable": Reason(
         "`/proc` hides the process (`hidepid`), the agent has no descriptors left, or the file has "
@@ -50,11 +50,11 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "no_match": Reason(
-        "`sds whoami --socket PATH`, run as the workload, shows what was found; add or "
+        "`sds whoami --socket PATH`, run as the workload, shows what the agent found; add or "
         "correct a rule.",
     ),
     "undetermined": Reason(
-        "Passes when the kubelet or the API server answers again.",
+        "This passes when the kubelet or the API server answers again.",
         retriable=True,
     ),
     "unknown_connection": Reason(
@@ -65,9 +65,9 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "connection_rate": Reason(
-        "More connections come than the agent can handle, and this process or user opens more than "
-        "its part (a process 128 at once and 20 a second): keep connections open, or find out who "
-        "opens so many. gRPC clients connect again by themselves.",
+        "More connections arrive than the agent can handle, and this process or user opens more "
+        "than its part (a process 128 at once and 20 a second). Keep connections open, or find out "
+        "who opens so many. gRPC clients connect again by themselves.",
         retriable=True,
     ),
     "cri_unavailable": Reason(
@@ -79,12 +79,12 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "containerd 1.6 and 2.1.",
     ),
     "cri_unseen": Reason(
-        "Passes as soon as the runtime lists the caller's container.",
+        "This passes as soon as the runtime lists the caller's container.",
         retriable=True,
     ),
     "cri_other_namespaces": Reason(
-        "The process is in a container's control group and not in its namespaces. If nobody moved "
-        "it, it made namespaces of its own: serve it by another rule.",
+        "The process is in a container's control group but not in its namespaces. If nobody moved "
+        "the process, it made namespaces of its own: serve it by another rule.",
     ),
     "cri_not_listed": Reason(
         "Compare with `sds policy pod`: something in the pod is not in its list.",
@@ -94,8 +94,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "the digest in the message with `sds policy pod --lines`, and sign a new epoch.",
     ),
     "admission_form": Reason(
-        "`sds admission` cannot tell what the runtime is to start: the message says what it does "
-        "not know. Such a container or process never starts.",
+        "`sds admission` does not understand what the runtime is asked to start; the message names "
+        "the part. Such a container or process never starts.",
     ),
     "kubelet": Reason(
         "Check the kubelet's address and certificate and the agent's RBAC (`get` on `nodes/pods`).",
