@@ -112,7 +112,8 @@ ATTESTATION: Final[dict[str, Reason]] = {
         "Configure a verifier for this kind of evidence, or the right attester."
     ),
     "evidence_unavailable": Reason(
-        "This passes by itself. If it does not, look at `/dev/sev-guest`, configfs-tsm and the host.",
+        "This passes by itself. If it does not, look at `/dev/sev-guest`, configfs-tsm and the "
+        "host.",
         retriable=True,
     ),
     "evidence_unsupported": Reason(
@@ -141,9 +142,7 @@ ATTESTATION: Final[dict[str, Reason]] = {
     "tpm_quote": Reason(
         "The TPM signed something other than a quote. Collect it again with this program."
     ),
-    "tpm_key": Reason(
-        "Attest with a restricted signing key that the TPM made and never releases."
-    ),
+    "tpm_key": Reason("Attest with a restricted signing key that the TPM made and never releases."),
     "vtpm_unbound": Reason(
         "The hardware report does not vouch for the key of this vTPM. Read the paravisor's blob "
         "and the quote in one go; if the error stays, distrust the node."

@@ -48,7 +48,8 @@ GENERAL: Final[dict[str, Reason]] = {
         "account.",
     ),
     "certificate_expired": Reason(
-        "Check the clocks of both sides. If the authority's own chain has expired, renew that first.",
+        "Check the clocks of both sides. If the authority's own chain has expired, renew that "
+        "first.",
     ),
     "certificate_not_yet_valid": Reason(
         "The clock of this machine is behind the authority's. Synchronise it.",
