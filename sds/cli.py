@@ -44,16 +44,16 @@ COMMANDS: Final[dict[str, str]] = {
 }
 """The ``module:attribute`` of each command's click command, by name."""
 SUMMARIES: Final[dict[str, str]] = {
-    "admission": "Start only what a signed rule lists, and let nobody into it.",
+    "admission": "Let the container runtime start only what a signed rule lists.",
     "agent": "Run the agent: serve secrets to the Envoys of this node.",
     "bootstrap": "Print a complete Envoy bootstrap for a socket of the agent.",
     "ca": "Run a certificate authority that signs for measured machines.",
-    "collateral": "Fetch the public collateral that evidence is judged by.",
+    "collateral": "Fetch the public collateral that verifiers of evidence need.",
     "completion": "Print the completion script of a shell.",
-    "csr": "CSRs that carry evidence of the machine that they come from.",
+    "csr": "Make and check CSRs that carry evidence of their machine.",
     "demo": "Two real Envoys talk mTLS with certificates that last seconds.",
     "dev": "An authority and an agent for an Envoy of your own.",
-    "evidence": "Look into attestation evidence, and verify it.",
+    "evidence": "Collect, show and verify attestation evidence.",
     "get": "Show the secrets that a client on a socket receives.",
     "policy": "Write, sign, check and explain signed policies.",
     "simulate": "Run your own configuration on a simulated machine.",

@@ -36,9 +36,10 @@ _CONFIG = click.option(
 
 @click.group()
 def admission() -> None:
-    """Start only what a signed rule lists, and let nobody into it.
+    """Let the container runtime start only what a signed rule lists.
 
-    A wrapper takes the OCI runtime's place and asks this service. Rules are the policy's `pods`.
+    A wrapper takes the place of the OCI runtime and asks this service before it starts a container
+    or a process in one. The rules are the policy's `pods`.
     """
 
 
@@ -46,7 +47,7 @@ def admission() -> None:
 @_CONFIG
 @log_options
 def serve_command(path: Path, log_format: str, log_level: str) -> None:
-    """Answer the wrapper. Prints "READY" when it can.
+    """Answer the wrapper. Prints "READY" once it can.
 
     While this service is down, nothing starts on the node (if `enforce` is true).
     """
@@ -94,9 +95,9 @@ def check(path: Path) -> None:
     help="The interpreter on the node; the standard library is enough.",
 )
 def wrapper(path: Path, python: str) -> None:
-    """Print the wrapper: an executable for the place that `wrapper` names.
+    """Print the wrapper: the executable for the path that `wrapper` names in FILE.
 
-    Give it to every handler of containerd as `BinaryName`.
+    Name that path as `BinaryName` in every handler of containerd.
     """
     config = yamlfile.load_file(path, AdmissionConfig)
     click.echo(script(config, python=python), nl=False)

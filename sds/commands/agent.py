@@ -53,7 +53,7 @@ def agent(path: Path, *, check_config: bool, log_format: str, log_level: str) ->
     """Run the agent: serve secrets to the Envoys of this node.
 
     It asks the authority for certificates, keeps keys in memory only, and serves both on Unix
-    sockets under the run directory. SIGTERM drains; a second one ends at once.
+    sockets under the run directory. SIGTERM drains it; a second SIGTERM ends it at once.
     """
     is_wanted(os.environ)  # refuses a value without a meaning
     if check_config:

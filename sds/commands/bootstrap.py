@@ -121,7 +121,7 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
     default="127.0.0.1:9901",
     callback=_endpoint,
     show_default=True,
-    help="Where Envoy's admin interface listens: an address of this machine alone, or 'none'.",
+    help="Where Envoy's admin interface listens: a loopback address, or 'none'.",
 )
 @click.option("--node", callback=_name, help="Envoy's node id.  [default: the role]")
 @click.option(
@@ -141,8 +141,8 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
 @click.option(
     "--validation",
     callback=_name,
-    help="Name of the secret that peers are verified by.  [default: ROOTCA, and inbound for the "
-    "clients of a TCP listener that asks the policy]",
+    help="Name of the secret with which Envoy verifies peers.  [default: ROOTCA, and inbound for "
+    "the clients of a TCP listener that asks the policy]",
 )
 @click.option(
     "--tcp", is_flag=True, help="The application of a server or sidecar does not speak HTTP."
@@ -166,8 +166,8 @@ _OF_OUTBOUND = ("outbound", "full_handshakes")
     default="30m",
     show_default=True,
     help="How long a server's HTTP connection takes requests before the client must make a new "
-    "one, with a full handshake. Keep it shorter than the life of certificates: an open connection "
-    "outlives the certificates that it began with.",
+    "one, with a full handshake. Keep it shorter than the life of certificates: a connection that "
+    "stays open can outlive the certificates of its handshake.",
 )
 @click.option(
     "--full-handshakes", is_flag=True, help="Outbound connections never resume a TLS session."

@@ -36,7 +36,8 @@ _LOGGER = logging.getLogger("sds.commands.ca")
 def ca(path: Path, *, check_config: bool, log_format: str, log_level: str) -> None:
     """Run a certificate authority that signs for measured machines.
 
-    Prints one line, "READY HOST:PORT", once it can sign. SIGTERM drains and ends.
+    Prints one line, "READY HOST:PORT", once it can sign. SIGTERM drains it; a second SIGTERM ends
+    it at once.
     """
     config = yamlfile.load_file(path, AuthorityConfig)
     if check_config:

@@ -57,7 +57,7 @@ _ROOTS_OPTION = click.option(
     "roots",
     multiple=True,
     type=NamedPath(exists=True, dir_okay=False, path_type=Path),
-    help="Root trusted beside Intel's.",
+    help="A root to trust in addition to Intel's.",
 )
 
 
@@ -115,7 +115,8 @@ def collateral() -> None:
 @click.option(
     "--root-list",
     callback=_url,
-    help="URL of the list of Intel's root.  [default: Intel's with Intel's PCS, else the PCCS's]",
+    help="URL of the revocation list of Intel's root.  [default: Intel's with Intel's PCS, else "
+    "the PCCS's]",
 )
 @click.option("--kds", default=KDS, show_default=True, callback=_url, help="AMD's KDS, or a cache.")
 @_ROOTS_OPTION
@@ -124,7 +125,7 @@ def collateral() -> None:
     type=click.FloatRange(min=0),
     default=600.0,
     show_default=True,
-    help="Seconds to wait for a file whose publisher says that it should be asked for later.",
+    help="Seconds to wait for a file if its publisher asks us to try again later.",
 )
 @output("text", "json")
 def fetch(  # noqa: PLR0917  click passes every option
@@ -143,7 +144,7 @@ def fetch(  # noqa: PLR0917  click passes every option
 ) -> None:
     """Fetch collateral, check it, and store it in a folder.
 
-    Each file is replaced as a whole, and only after its signature is verified and it is current.
+    It replaces each file as a whole, and only by a current file whose signature it has verified.
     Run it from a timer; agent and authority follow the folder while they run.
     """
     if not fmspcs and not products:

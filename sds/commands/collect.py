@@ -70,8 +70,10 @@ def report_data(_: click.Context, __: click.Parameter, text: str | None) -> Repo
 
 
 @click.command("collect")
-@click.option("--out", required=True, type=_OUT, help="Gets the raw report, quote or TPM evidence.")
-@click.option("--chain-out", type=_OUT, help="Gets the certificates that came with it, PEM.")
+@click.option(
+    "--out", required=True, type=_OUT, help="File for the raw report, quote or TPM evidence."
+)
+@click.option("--chain-out", type=_OUT, help="File for the certificates that came with it, PEM.")
 @click.option(
     "--kind",
     type=click.Choice(["auto", *(name for name, one in KINDS.items() if one.verified)]),
@@ -82,14 +84,14 @@ def report_data(_: click.Context, __: click.Parameter, text: str | None) -> Repo
 @click.option(
     "--attestation",
     type=NamedPath(path_type=Path, dir_okay=False),
-    help="In place of --kind: a YAML file with an `attestation` section.",
+    help="Instead of --kind: a YAML file with an `attestation` section.",
 )
 @click.option(
     "--report-data",
     "data",
     metavar="HEX",
     callback=report_data,
-    help="Report data that it is bound to, 64 bytes.  [default: zeros]",
+    help="Report data to which the evidence is bound, 64 bytes.  [default: zeros]",
 )
 def collect(
     *,
@@ -102,8 +104,8 @@ def collect(
     """Collect evidence of this machine, as the agent does.
 
     Run it as the agent's user in a guest that you trust, and take reference values from what `sds
-    evidence show` prints of the file. `sds evidence verify` judges it on any machine; the
-    certificates of --chain-out go there as --leaf.
+    evidence show` prints of the file. `sds evidence verify` verifies the file on any machine; give
+    it the certificates of --chain-out as --leaf.
     """
     if attestation is not None:
         refuse_idle({"kind"}, "is in the file of --attestation")

@@ -57,7 +57,7 @@ _KEY = click.option("--key", required=True, type=_FILE, help="Private key, PEM, 
 def csr() -> None:
     """Make and check a CSR that carries its own evidence (PKCS#10, id-aa-attestation).
 
-    The evidence binds the CSR's key and a nonce of the authority's that will verify it.
+    The evidence binds the CSR's key and a nonce of the authority that will verify it.
     """
 
 
@@ -82,15 +82,15 @@ def report_data(key: Path, nonce: bytes) -> None:
     help="What --report is.",
 )
 @click.option(
-    "--chain", "chain", type=_FILE, multiple=True, help="Certificates beside it, PEM or DER."
+    "--chain", "chain", type=_FILE, multiple=True, help="Certificates of the report, PEM or DER."
 )
 @click.option(
     "--attestation",
     type=_FILE,
-    help="In place of --report: a YAML file with an `attestation` section, to collect it now.",
+    help="Instead of --report: a YAML file with an `attestation` section, to collect evidence now.",
 )
 @click.option("--nonce", callback=_nonce, help=f"{_NONCE_HELP} Needed with --attestation.")
-@click.option("--out", required=True, type=_FILE, help="Where the CSR goes, DER.")
+@click.option("--out", required=True, type=_FILE, help="File to write the CSR to, DER.")
 def new(  # noqa: PLR0917  click passes every option
     key: Path,
     spiffe_id: SpiffeId,
@@ -131,14 +131,18 @@ def new(  # noqa: PLR0917  click passes every option
 @click.option("--nonce", required=True, callback=_nonce, help=_NONCE_HELP)
 @click.option("--reference-values", type=_FILE, help="What the evidence must show (YAML).")
 @click.option(
-    "--trusted-root", "roots", type=_FILE, multiple=True, help="A root beside the manufacturer's."
+    "--trusted-root",
+    "roots",
+    type=_FILE,
+    multiple=True,
+    help="A root to trust in addition to the manufacturer's.",
 )
 @click.option(
     "--chain",
     "certificates",
     type=_FILE,
     multiple=True,
-    help="Certificates that the evidence may come without; they never add trust.",
+    help="Certificates that may be missing from the evidence; they never add trust.",
 )
 @click.option(
     "--collateral",

@@ -19,7 +19,7 @@ _Decorated = TypeVar("_Decorated", bound="Callable[..., Any] | click.Command")
 CHECK_CONFIG: Final = click.option(
     "--check-config",
     is_flag=True,
-    help="Check the configuration and every file that it names, without the network, and end.",
+    help="Check the configuration and every file that it names, and exit. Uses no network.",
 )
 
 
@@ -30,13 +30,13 @@ def log_options(command: _Decorated) -> _Decorated:
         type=click.Choice(logs.LEVELS),
         default="info",
         show_default=True,
-        help="Events below this level are dropped.",
+        help="Drop events below this level.",
     )
     form = click.option(
         "--log-format",
         type=click.Choice(logs.FORMATS),
         default="text",
         show_default=True,
-        help="Log lines for people, or one JSON object a line.",
+        help="Format of log lines: text for people, or one JSON object per line.",
     )
     return form(level(command))

@@ -47,7 +47,7 @@ _CHECKOUT: Final = Path(sds.__file__).parents[1]
 @click.option(
     "--rotations",
     type=click.IntRange(min=1),
-    help="End when each workload was seen to rotate so often.  [default: run until Ctrl-C on a "
+    help="End when each workload has rotated this often.  [default: run until Ctrl-C on a "
     f"terminal, {_ROTATIONS_ON_A_PIPE} on a pipe]",
 )
 @click.option(
@@ -77,8 +77,8 @@ _CHECKOUT: Final = Path(sds.__file__).parents[1]
 @click.option(
     "--withdraw",
     is_flag=True,
-    help="Live by a signed policy: a new epoch takes the client's right away, requests get 403, "
-    "and the next epoch gives it back. On a terminal the key w does it.",
+    help="Use a signed policy: a new epoch takes the client's right away, its requests get 403, "
+    "and the next epoch gives the right back. On a terminal, press w for this.",
 )
 def demo(
     *,
@@ -90,7 +90,7 @@ def demo(
     protocol: str,
     withdraw: bool,
 ) -> None:
-    """Two real Envoys talk mTLS with certificates that last seconds, and you watch.
+    """Watch two real Envoys that talk mTLS with certificates that last seconds.
 
     Starts an authority, an agent and two Envoys, sends requests over fresh TLS connections all the
     time, and counts a rotation only when the other side saw the new certificate in use. Exit

@@ -1,7 +1,7 @@
 """Runs ``sds evidence``, which verifies and shows attestation evidence from files.
 
 Owns the command line and its output: a verdict with every check that ran. Invariants: exit
-status 0 only if every check passed, 1 if evidence is refused, 2 if the command was called wrongly;
+status 0 only if every check passed, 1 if evidence is refused, 2 for wrong usage;
 certificates of ``--leaf`` and ``--chain`` never add trust.
 """
 
@@ -60,7 +60,7 @@ evidence.add_command(measure)
 @click.option(
     "--product",
     type=click.Choice([product.value for product in Product]),
-    help="AMD's product that is expected.",
+    help="The expected AMD product.",
 )
 @click.option("--at", type=MOMENT, help="Time of verification.  [default: now]")
 @click.option(
@@ -68,11 +68,14 @@ evidence.add_command(measure)
     "data",
     metavar="HEX",
     callback=report_data_option,
-    help="Report data that it must contain, 64 bytes.",
+    help="Report data that the evidence must contain, 64 bytes.",
 )
 @click.option("--reference-values", type=_FILE, help="What is accepted (YAML).")
 @click.option(
-    "--trusted-root", type=_FILE, multiple=True, help="Root trusted beside the manufacturer's."
+    "--trusted-root",
+    type=_FILE,
+    multiple=True,
+    help="A root to trust in addition to the manufacturer's.",
 )
 @click.option("--collateral", type=_FOLDER, help="Folder of signed collateral, for TDX quotes.")
 @click.option("--crl", type=_FILE, multiple=True, help="Revocation list, PEM or DER.")
@@ -95,8 +98,8 @@ def verify(
 ) -> None:
     """Verify the raw report or quote in REPORT and print every check.
 
-    The exit status is 0 only if it is accepted, 1 if it is refused, 2 if the command was called
-    wrongly. Without --reference-values the strict defaults apply, and any measurement is accepted.
+    The exit status is 0 if the evidence is accepted, 1 if it is refused, and 2 for wrong usage.
+    Without --reference-values, the strict defaults apply, and any measurement is accepted.
     """
     if leaf is None:
         refuse_idle({"chain"}, "completes the chain of --leaf, which is missing")
@@ -126,7 +129,7 @@ def verify(
 @click.argument("report", type=_FILE)
 @output("text", "json")
 def show(report: Path, output: str) -> None:
-    """Decode the report or quote in REPORT. Nothing of it is verified."""
+    """Decode the report or quote in REPORT, without verifying it."""
     shown = describe(read(report, max_bytes=MAX_EVIDENCE_BYTES))
     if output == "json":
         document = {

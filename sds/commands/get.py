@@ -48,7 +48,7 @@ _NOT_RECOGNISED: Final = (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.PER
     help="Print private keys too; asks for confirmation on a terminal.",
 )
 def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: bool) -> None:
-    """Show the secrets that a client on this socket would receive, private keys left out.
+    """Show the secrets that a client on this socket would receive, without private keys.
 
     Without NAMEs: every secret that the caller may have, by long names. `authorization` and
     `authorization-tcp` show what the caller's Envoy must enforce. Ends with status 1 if a NAME

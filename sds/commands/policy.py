@@ -53,7 +53,7 @@ _CASES_BYTES: Final = 4 * 1024 * 1024
 
 @click.group("policy", epilog=_EPILOGUE)
 def policy() -> None:
-    """Write, sign, check and question policy."""
+    """Write, sign, check and explain policies."""
 
 
 policy.add_command(keygen)
@@ -138,7 +138,7 @@ def diff(old: Path, new: Path, output: str) -> None:
     "selectors",
     multiple=True,
     metavar="TYPE=VALUE",
-    help="What a workload shows (k8s:ns=shop); may repeat.",
+    help="A fact about the workload (k8s:ns=shop); may be repeated.",
 )
 @click.option("--service", "services", multiple=True, help="Service of the pod: namespace/name.")
 @click.option("--measurement", help="Launch measurement (or node name) of a node that asks.")
@@ -183,7 +183,7 @@ def explain(
       --caller k8s:ns=shop … [--identity ID]      may this workload have this name?
       --measurement HEX --identity ID             may a node like this ask for it?
 
-    Signatures are not checked here: `sds policy verify` does.
+    This command checks no signatures: `sds policy verify` does.
     """  # noqa: D301  click reads the character, not its escape
     document = read_document(path)
     _require_one_question()

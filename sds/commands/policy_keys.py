@@ -180,7 +180,12 @@ def _create(path: Path, content: bytes, mode: int) -> None:
 @click.command("sign")
 @click.argument("files", metavar="POLICY", nargs=-1, type=PATH)
 @click.option(
-    "--key", "keys", metavar="PRIVATE", multiple=True, type=PATH, help="Private key; may repeat."
+    "--key",
+    "keys",
+    metavar="PRIVATE",
+    multiple=True,
+    type=PATH,
+    help="Private key; may be repeated.",
 )
 @click.option(
     "--signer-command",
@@ -192,7 +197,7 @@ def _create(path: Path, content: bytes, mode: int) -> None:
 @click.option(
     "--public-key", type=PATH, help="Public half of the key behind --signer-command or --pkcs11."
 )
-@click.option("--out", type=PATH, required=True, help="Where the signed policy goes.")
+@click.option("--out", type=PATH, required=True, help="File to write the signed policy to.")
 def sign(
     *,
     files: tuple[Path, ...],
@@ -254,7 +259,12 @@ def _external(
 @click.command("verify")
 @click.argument("files", metavar="SIGNED", nargs=-1, type=PATH)
 @click.option(
-    "--key", "keys", metavar="PUBLIC", multiple=True, type=PATH, help="Trusted key; may repeat."
+    "--key",
+    "keys",
+    metavar="PUBLIC",
+    multiple=True,
+    type=PATH,
+    help="Trusted key; may be repeated.",
 )
 @click.option(
     "--threshold",

@@ -61,7 +61,8 @@ DEFAULTS = CriSettings()
     "directories",
     multiple=True,
     default=DEFAULTS.runtime_directories,
-    help="The runtime's root and state, if they are unusual: as node.cri.runtime_directories.",
+    help="The runtime's root and state directories, if they are not the usual ones: as in "
+    "node.cri.runtime_directories.",
 )
 @click.option("--lines", is_flag=True, help="Show each container's canonical lines too.")
 @click.option(
@@ -84,14 +85,14 @@ def pod(
 
     MANIFEST is the Pod's YAML as the API server admitted it (sidecars included).
 
-    With --uid, a reference pod of it must run on this node; each of its containers must have been
-    started. What the runtime says of the pod is compared with the manifest: the containers, their
-    commands, arguments, environment, users and privileges.
+    With --uid, a reference pod of this manifest must run on this node, and each of its containers
+    must have been started. The command compares what the runtime says of the pod with the manifest:
+    the containers, their commands, arguments, environment, users and privileges.
 
-    With --image, the list is computed from the manifest and the images alone, as containerd 1.6
-    would make it. What depends on more than those is refused.
+    With --image, the command computes the list from the manifest and the images alone, as
+    containerd 1.6 would make it. It refuses a manifest whose list depends on anything else.
 
-    The answer goes under node.cri.pods of the agent's configuration, and under pods of the signed
+    Put the result under node.cri.pods of the agent's configuration, and under pods of the signed
     policy for `sds admission`.
     """
     document = _pod_of(manifest)

@@ -41,7 +41,7 @@ _MEASUREMENT_BYTES = 48
 def simulate(command: tuple[str, ...], folder: Path | None, measurement: str | None) -> None:
     """Run `sds agent` or `sds ca` with your configuration on a SIMULATED machine.
 
-    The configuration is used as it is, but for two blocks: `attestation` names the simulated
+    The configuration is used as it is, except for two blocks: `attestation` names the simulated
     machine, and `verification` trusts its manufacturer. Policy, rules and sockets are yours.
     Evidence of a simulated machine proves nothing: use this on a laptop or in tests.
     """

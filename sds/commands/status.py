@@ -62,7 +62,9 @@ _WIDE: Final = 120
     help="The agent's admin socket (RUN_DIR/admin.sock).",
 )
 @click.option(
-    "--run-dir", type=NamedPath(path_type=Path), help="The agent's run directory, in its place."
+    "--run-dir",
+    type=NamedPath(path_type=Path),
+    help="Instead of --socket: the agent's run directory.",
 )
 @click.option("--watch", is_flag=True, help="Show it again every second, until Ctrl-C.")
 @output("table", "json")
