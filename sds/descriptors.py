@@ -64,7 +64,7 @@ def refuse_passed(listener: socket.socket) -> None:
 @functools.cache
 def _say_once() -> None:
     _LOGGER.warning(
-        "this kernel has no SO_PASSRIGHTS: who can open a socket of ours can hold up the process "
-        "by passing it a descriptor whose end takes long",
+        "this kernel has no SO_PASSRIGHTS: anyone who can open a socket of ours can hold up the "
+        "process by passing it a descriptor that takes long to close",
         extra={"since": "Linux 6.16"},
     )

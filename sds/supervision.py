@@ -97,7 +97,7 @@ def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
 def _report(name: str, error: BaseException | None) -> None:
     count("task")
     _LOGGER.error(
-        "the task %r ended although nobody told it to; it starts again",
+        "the task %r ended unexpectedly; it starts again",
         name,
         exc_info=error,
         extra={"task": name, "reason": "task_ended"},

@@ -82,7 +82,7 @@ class MemoryFile:
         ) as error:
             raise ConfigurationError(
                 f"{self._path} cannot be used: {error!r}",
-                advice="it keeps old policies out; restart the guest, or remove it knowingly",
+                advice="the file keeps old policies out: restart the guest, or remove it on purpose",
             ) from error
 
     def write(self, memory: Memory) -> None:

@@ -184,6 +184,7 @@ def _keep(holder: PolicyHolder, memory: Memory, file: MemoryFile) -> None:
         file.write(memory)
     except OSError as error:
         _LOG.error(
-            "the policy's epoch cannot be remembered: after a restart an older one could be taken",
+            "the policy's epoch cannot be remembered: after a restart an older policy could be "
+            "accepted",
             extra={"why": error.strerror, "policy_epoch": seen.number},
         )

@@ -107,7 +107,7 @@ class BudgetsSection(Settings):
         for name, section in (("owner", self.owner), ("strangers", self.strangers)):
             if section.memory > self.memory:
                 raise ValueError(
-                    f"{name}.memory: one share is larger than `memory`, the share of all together"
+                    f"{name}.memory: it is larger than `memory`, which bounds everybody together"
                 )
         return self
 

@@ -106,7 +106,8 @@ def authority_client(
     attester = make_attester(config.attestation)
     if attester is None:
         raise ConfigurationError(
-            "attestation.kind is missing", advice="our own authority certifies only what attests"
+            "attestation.kind is missing",
+            advice="our own authority certifies only agents that give evidence",
         )
     verifier = None
     if verified_by is not None:

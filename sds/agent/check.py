@@ -128,7 +128,8 @@ def _check_evidence(
     section = config.attestation
     if section.kind is None:
         checks.problem(
-            "attestation.kind", "it is missing, and our own authority certifies only what attests"
+            "attestation.kind",
+            "it is missing, and our own authority certifies only agents that give evidence",
         )
     elif section.kind == "simulated":
         # A real start passes the machine in a descriptor, so its content cannot be checked here.

@@ -38,7 +38,7 @@ _SHORTEST_LOOK = timedelta(milliseconds=100)
 
 def _check_look(look: timedelta) -> timedelta:
     if look < _SHORTEST_LOOK:
-        raise ValueError("the kubelet is asked every 100ms at most")
+        raise ValueError("ask the kubelet at most once in 100ms")
     return look
 
 

@@ -200,7 +200,7 @@ class AgentPolicy:
                 sources[name] = _source(domain)
             except SdsError as error:
                 _LOGGER.error(  # noqa: TRY400  a refusal, not a fault of ours
-                    "the policy's bundle source of %s cannot be used, the last good one stays: %s",
+                    "the policy's bundle source of %s cannot be used; the last good one stays: %s",
                     name,
                     error,
                     extra={"bundle": name, "reason": error.reason},

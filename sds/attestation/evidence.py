@@ -188,7 +188,7 @@ async def answer_challenge(attester: object, challenge: bytes) -> None:
     """
     if not isinstance(attester, ChallengedAttester):
         raise EvidenceError(
-            "the other side asks for a proof that this machine's evidence does not have",
+            "the other side asks for a proof that this machine cannot give",
             reason="evidence_unsupported",
         )
     await attester.answer_challenge(challenge)

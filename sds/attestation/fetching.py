@@ -299,7 +299,7 @@ class Fetcher:
                 pause = max(pause, wait)
             if waited + pause > self._patience:
                 raise EndorsementUnavailableError(
-                    f"{url} says: later, in {pause:.0f} s at the earliest",
+                    f"{url} asks us to try again later, in {pause:.0f} s at the earliest",
                     advice="run this again then; what is cached stays valid until its next update",
                 )
             waited += pause

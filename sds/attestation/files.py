@@ -324,7 +324,7 @@ class FollowedFiles:
         if str(error) != self._said:
             self._said = str(error)
             _LOGGER.error(
-                "revocation lists and collateral cannot be used, what was read before stays "
+                "revocation lists and collateral cannot be used; what was read before stays "
                 "in force: %s",
                 error,
                 extra={"reason": error.reason},

@@ -161,7 +161,7 @@ def require_not_revoked(
     # 1.
     if not ours:
         raise EvidenceError(
-            f"no revocation list by {issuer.name} is at hand"
+            f"there is no revocation list of {issuer.name}"
             if not named
             else f"{named[0].origin} names {issuer.name}, and its signature is invalid",
             reason="revocation_list",

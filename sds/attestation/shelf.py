@@ -178,7 +178,7 @@ class CollateralShelf:
             _LOGGER.warning("a VCEK cannot be fetched: %s", error, extra={"reason": error.reason})
             return False
         if status in LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            _LOGGER.warning("AMD's service says later", extra={"status": status})
+            _LOGGER.warning("AMD's service asks us to try again later", extra={"status": status})
             return False
         try:
             self._verify(target, body)

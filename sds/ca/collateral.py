@@ -69,7 +69,7 @@ def collateral_shelf(
     fetch, folder = verification.section.fetch, verification.section.collateral
     if fetch is None or folder is None:
         raise ConfigurationError(
-            "collateral: this authority fetches nothing that it could give",
+            "collateral: this authority fetches none, so it has none to serve",
             advice="set verification.collateral and verification.fetch",
         )
     return CollateralShelf(

@@ -224,7 +224,8 @@ def path_length_below(signer: Signer, wanted: int) -> int:
         return wanted
     if signer.path_length < 1:
         raise RefusedError(
-            "the path length of this authority allows none below it", reason="signing_not_allowed"
+            "the path length of this authority allows no authority below it",
+            reason="signing_not_allowed",
         )
     return min(wanted, signer.path_length - 1)
 

@@ -223,7 +223,7 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
         with checks.of("collateral"):
             if config.verification.fetch is None:
                 raise ConfigurationError(
-                    "collateral: this authority fetches nothing that it could give",
+                    "collateral: this authority fetches none, so it has none to serve",
                     advice="set verification.collateral and verification.fetch",
                 )
     with checks.of("policy"):

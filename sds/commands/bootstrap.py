@@ -256,7 +256,7 @@ def _require_effect(role: EnvoyRole, *, tcp: bool) -> None:
                 )
     if tcp and written("longest_connection"):
         raise ConfigurationError(
-            "--longest-connection is about HTTP", advice="--longest bounds a TCP connection"
+            "--longest-connection is for HTTP only", advice="--longest bounds a TCP connection"
         )
 
 

@@ -41,7 +41,7 @@ def notify(state: str) -> None:
             work = functools.partial(_send, place, state)
             threading.Thread(target=work, name="notify", daemon=True).start()
     except (OSError, RuntimeError) as error:
-        _LOG.warning("the service manager cannot be told", extra={"why": str(error)})
+        _LOG.warning("the service manager cannot be notified", extra={"why": str(error)})
 
 
 def _send(place: str, state: str) -> None:

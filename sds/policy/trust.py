@@ -190,8 +190,8 @@ def check_epoch(offered: Epoch, seen: Epoch | None) -> None:
         )
     if offered.number == seen.number and offered.digest != seen.digest:
         raise PolicyError(
-            f"the policy is of epoch {offered.number} like the one in force, but its content is "
-            f"another ({offered.digest.hex()[:12]}, not {seen.digest.hex()[:12]})",
+            f"the policy has epoch {offered.number} like the one in force, but other content "
+            f"({offered.digest.hex()[:12]}, not {seen.digest.hex()[:12]})",
             advice="give every change a higher epoch",
             reason="policy_epoch_conflict",
         )
@@ -205,7 +205,7 @@ def check_floor(offered: Epoch, min_epoch: int) -> None:
     """
     if offered.number < min_epoch:
         raise PolicyError(
-            f"the policy is of epoch {offered.number}, and min_epoch is {min_epoch}",
+            f"the policy has epoch {offered.number}, and min_epoch is {min_epoch}",
             advice="distribute the newest policy",
             reason="policy_epoch_lower",
         )
@@ -215,7 +215,7 @@ def check_window(not_before: datetime, not_after: datetime, now: datetime) -> No
     """Check 8: see :func:`admit`."""
     if now < not_before:
         raise PolicyError(
-            f"the policy is valid from {not_before:%Y-%m-%dT%H:%M:%SZ} on, not yet",
+            f"the policy is not valid before {not_before:%Y-%m-%dT%H:%M:%SZ}",
             advice="wait, or check the clock",
             reason="policy_not_yet_valid",
         )

@@ -127,7 +127,7 @@ class RootRollover:
     def _warn_of_intermediate(self, fingerprint: str) -> None:
         _LOGGER.warning(
             "root %s of %s is an intermediate certificate: Envoy's SPIFFE validator cannot use "
-            "it, so it is left out of 'ALL' and of every context of that kind",
+            "it, so it is left out of 'ALL' and of every context with that validator",
             fingerprint[:16],
             self._trust_domain,
             extra={"root": fingerprint, "reason": "anchor_not_self_signed"},

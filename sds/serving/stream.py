@@ -195,7 +195,7 @@ class Stream:
         if known not in self._other_types and len(self._other_types) < _OTHER_TYPES_LOGGED:
             self._other_types.add(known)
             _LOGGER.warning(
-                "left unanswered: another type on the aggregated stream",
+                "no answer to a request of another type on the aggregated stream",
                 extra={"type_url": type_url[:200], **self.labels()},
             )
 

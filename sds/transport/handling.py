@@ -212,7 +212,9 @@ def _parsed(data: bytes, parse: Callable[[bytes], Any]) -> Any:
     try:
         return parse(data)
     except DecodeError:
-        raise MalformedRequestError("the request is not the message of this method") from None
+        raise MalformedRequestError(
+            "the request cannot be parsed as the message of this method"
+        ) from None
 
 
 def _as_it_is(message: Any) -> Any:

@@ -201,7 +201,7 @@ class Outgoing:
         if not increment or self.window > frames.MAX_WINDOW:
             code = frames.ErrorCode.FLOW_CONTROL_ERROR
             raise Http2Error(
-                "the connection's window cannot change so",
+                "the connection's window cannot change by that much",
                 code=code if increment else frames.ErrorCode.PROTOCOL_ERROR,
             )
 

@@ -191,7 +191,7 @@ class Executables:
         except (OSError, ValueError) as error:
             self._spawn(_reaped(looker.kill()))
             raise WorkloadError(
-                f"no process can look at executables now: {error}", reason="executable_late"
+                f"the process that reads executables cannot run: {error}", reason="executable_late"
             ) from error
         if said.get("gone"):
             raise PeerGoneError(f"process {peer.pid} has ended, or is the kernel's")

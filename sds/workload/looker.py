@@ -90,7 +90,7 @@ def _look(opened: FileIO, path: str, most: int, wanted: list[int] | None) -> dic
     }
     if wanted is not None:
         if said["fingerprint"] != wanted:
-            raise _UnreadableError("it changed while it was looked at")
+            raise _UnreadableError("it changed while the agent looked at it")
         said["sha256"] = _sha256(opened, most)
         if _fingerprint(os.fstat(opened.fileno())) != wanted:
             raise _UnreadableError("it changed while it was read")

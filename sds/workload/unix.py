@@ -122,8 +122,8 @@ def _unmapped_ids() -> UnmappedIds:
         return unmapped_ids()
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"it cannot be told which users are seen as one here: {error}",
-            advice="mount /proc as it is: the agent reads /proc/self/uid_map",
+            f"the agent cannot find out which users the kernel shows as one here: {error}",
+            advice="mount /proc unchanged: the agent reads /proc/self/uid_map",
         ) from error
 
 

@@ -101,7 +101,9 @@ class MetadataService:
                 return found
             if failures < ATTEMPTS:
                 await self._clock.sleep(_BACKOFF.seconds(failures, draw=uniform()))
-        raise EndorsementUnavailableError(f"{self._url}{path} says: later, {ATTEMPTS} times")
+        raise EndorsementUnavailableError(
+            f"{self._url}{path} asked us {ATTEMPTS} times to try again later"
+        )
 
     async def _once(self, method: str, path: str, document: object) -> bytes | None:
         """Fetch one answer, or None if the service says: later."""

@@ -133,7 +133,7 @@ def link(leaf: Leaf, offered: tuple[bytes, ...], roots: Roots) -> Chain:
     issuer = next((other for other in named if leaf.certificate.signed_by(other)), None)
     if issuer is None:
         raise EvidenceError(
-            f"no certificate at hand signed the {leaf.certificate.common_name}: "
+            f"no known certificate signed the {leaf.certificate.common_name}: "
             + ("its signature is invalid" if named else f"{leaf.issuer_common_name} is missing"),
             advice=f"give the certificate {leaf.issuer_common_name} and its ARK",
             reason="chain_untrusted",

@@ -73,7 +73,7 @@ class KdsEndorsements:
         if wait > 0 and vcek_path(report, product) not in self._kept:
             raise EndorsementUnavailableError(
                 f"{self._url} did not answer; it is asked again in {wait:.0f} s",
-                advice="a folder of certificates, or a cache of your own, does without it",
+                advice="with a folder of certificates or a cache of your own, you do not need it",
             )
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         async with client_session(timeout=timeout) as session:

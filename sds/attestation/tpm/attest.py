@@ -95,7 +95,7 @@ def parse_attest(raw: bytes) -> Attest:
     quoted = Quoted(banks=_banks(reader), digest=reader.sized())
     reader.done()
     if safe > 1:
-        raise EvidenceMalformedError(f"the TPM's statement says {safe} for yes or no")
+        raise EvidenceMalformedError(f"the TPM's statement has {safe} in place of 0 or 1")
     return Attest(
         raw=raw,
         signer=signer,
@@ -112,7 +112,7 @@ def parse_attest(raw: bytes) -> Attest:
 def _banks(reader: TpmReader) -> tuple[Bank, ...]:
     count = reader.number(4)
     if count > _MAX_BANKS:
-        raise EvidenceMalformedError(f"the TPM's statement is of {count} banks of PCRs")
+        raise EvidenceMalformedError(f"the TPM's statement covers {count} banks of PCRs")
     banks = []
     for _ in range(count):
         algorithm, size = reader.number(2), reader.number(1)
@@ -120,7 +120,7 @@ def _banks(reader: TpmReader) -> tuple[Bank, ...]:
         bits = int.from_bytes(reader.take(size), "little")
         if bits >> PCRS:
             raise EvidenceMalformedError(
-                f"the TPM's statement is of PCRs above {PCRS - 1}",
+                f"the TPM's statement covers PCRs above {PCRS - 1}",
                 advice="a TPM of the PC client profile has none",
             )
         banks.append(Bank(algorithm=algorithm, pcrs=tuple(i for i in range(PCRS) if bits >> i & 1)))

@@ -248,7 +248,10 @@ class CriAttestor:
         except CgroupError as error:
             raise WorkloadError(str(error), reason="cri_unseen") from error
         if group is None or group.container_id != identifier:
-            raise WorkloadError("the container's first pid is another's now", reason="cri_unseen")
+            raise WorkloadError(
+                "the pid of the container's first process belongs to another process now",
+                reason="cri_unseen",
+            )
         if ours != theirs:
             raise WorkloadError(
                 f"process {peer.pid} is in the control group of container {identifier[:12]} but "
