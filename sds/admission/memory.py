@@ -82,7 +82,8 @@ class MemoryFile:
         ) as error:
             raise ConfigurationError(
                 f"{self._path} cannot be used: {error!r}",
-                advice="the file keeps old policies out: restart the guest, or remove it on purpose",
+                advice="this file keeps old policies out: restart the guest, or remove the file "
+                "on purpose",
             ) from error
 
     def write(self, memory: Memory) -> None:

@@ -63,7 +63,8 @@ def require_no_older(bundle: BundleDocument, *, seen: int | None, where: str) ->
     if seen is not None and bundle.sequence is not None and bundle.sequence < seen:
         raise BundleError(
             f"{where}: the bundle has spiffe_sequence {bundle.sequence}, and {seen} came before",
-            advice="a cache or a replica is behind; if the owner reset the number, restart the agent",
+            advice="a cache or a replica is behind; if the owner reset the number, restart the "
+            "agent",
             reason="bundle_older",
         )
 

@@ -142,6 +142,6 @@ def read_signed(place: Path, *, max_bytes: int) -> bytes:
         if left < 0:
             raise ConfigurationError(
                 f"the *.json files of {place} have more than {2 * max_bytes} bytes",
-                advice="keep only the policy in force, the newest one, and changes of signers there",
+                advice="keep only the policy in force, the newest one and changes of signers there",
             )
     return b"\n".join(found)
