@@ -1,7 +1,7 @@
 """Reads the clocks and sleeps; no other module does.
 
 Invariant: all other code gets an :class:`Instant` as an argument (``now``) or a :class:`Clock` as a
-    port, so that every decision about time can be tested without waiting.
+port, so that every decision about time can be tested without waiting.
 """
 
 from __future__ import annotations

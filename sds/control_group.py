@@ -4,7 +4,7 @@ Owns the memory limit. Invariants: a file that cannot be read means no limit; an
 name are accepted.
 
 Sources: cgroups(7); Linux ``Documentation/admin-guide/cgroup-v2.rst``, "memory.max"; "memory.high":
-a process that exceeds it is not killed, and slowed down until it stands still.
+a process that exceeds it is not killed but slowed down to a standstill.
 """
 
 from __future__ import annotations

@@ -1,13 +1,16 @@
-"""The descriptors that this process may have, and that it takes none from others.
+"""How many file descriptors this process may have, and why it accepts none from clients.
 
-Owns the limit, the size of the kernel's table, and that clients can pass no descriptors.
-Invariants: the table is as large as a crowd needs before the first caller comes; what a client
-passes is refused where the kernel can do that. The kernel enlarges the table when a number is used
-that has no place yet, and in a process with threads each time waits for all processors
-(``expand_fdtable`` calls ``synchronize_rcu``): 6 to 22 ms, at 256, 512 and 1,024 descriptors, in
-the middle of a crowd. It closes a descriptor that was passed in the name of who receives it, also
-where nobody asked for it, and the sender chooses how long that takes: ``SO_LINGER`` of a TCP socket
-whose other end reads nothing (socket(7), unix(7)).
+Owns the limit, the size of the kernel's table of descriptors, and the refusal of descriptors that
+clients pass (``SCM_RIGHTS``). Invariants: the table is as large as a crowd needs before the first
+caller connects; if the kernel can refuse passed descriptors, it does.
+
+The kernel enlarges the table when a number has no place in it yet. In a process with threads, each
+enlargement waits for all processors (``expand_fdtable`` calls ``synchronize_rcu``): 6 to 22 ms, at
+256, 512 and 1,024 descriptors, in the middle of a crowd.
+
+The kernel closes a passed descriptor on behalf of the receiver, even if the receiver never asked
+for it. The sender chooses how long that takes, by ``SO_LINGER`` on a TCP socket whose other end
+reads nothing (socket(7), unix(7)).
 """
 
 from __future__ import annotations

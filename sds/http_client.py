@@ -1,11 +1,12 @@
-"""Clients of HTTP servers, as this program makes them (aiohttp).
+"""Makes the sessions of HTTP clients (aiohttp).
 
-Owns how they look up names. Invariants: a lookup that hangs takes a thread of
-:data:`sds.threads.LOOKUPS`, which nothing else uses and no end of the process waits for; aiohttp's
-own way is the event loop's default executor, which an end waits for as long as a dead name server
-lets a resolver wait (resolv.conf(5): tens of seconds with the search domains of a cluster).
+Owns how they look up names. Invariant: a lookup that hangs occupies a thread of
+:data:`sds.threads.LOOKUPS`, which nothing else uses and for which the end of the process does not
+wait. By default, aiohttp uses the event loop's default executor. The end of the process would wait
+for that executor as long as a dead name server keeps a resolver waiting (resolv.conf(5): tens of
+seconds with the search domains of a cluster).
 
-aiohttp takes 8 MB: only those who ask an HTTP server import this module.
+aiohttp takes 8 MB, so only modules that ask an HTTP server import this one.
 """
 
 from __future__ import annotations

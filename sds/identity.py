@@ -1,7 +1,7 @@
 """Parses names of workloads: trust domains, SPIFFE IDs, DNS names, and identities of them.
 
 Invariant: a value of these types follows its specification; parsing is strict (``fullmatch`` over
-    ASCII, no normalisation), so two equal names are equal strings.
+ASCII, no normalisation), so two equal names are equal strings.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Limits the log to one line in an interval about anything that repeats.
+"""Says whether a repeated event is worth a line of log: at most one in an interval.
 
 Owns the decision whether a repeated event is worth a line. Invariant: the table of events is
 bounded, so callers cannot fill it; events that do not fit count under one key.

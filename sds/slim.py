@@ -1,4 +1,4 @@
-"""Provides a table that gives its memory back, for data whose amount others choose.
+"""A dict that releases its memory when entries are removed, for data whose amount clients choose.
 
 A ``dict`` of CPython never shrinks while entries are removed: a table that had 2,000 entries still
 takes 100 KB when one is left. A client that fills table after table, and empties each again, would

@@ -1,4 +1,4 @@
-"""Serves the socket on which the wrapper asks, and composes the service.
+"""Serves the socket on which the wrapper asks its questions, and composes the service.
 
 Owns :func:`serve` and :class:`QuestionServer`. Invariants: each question has a deadline and a
 bounded size, and few are read at a time; only root may ask; a fault with one question refuses that

@@ -1,8 +1,8 @@
 """Implements ``sds agent --check-config``: opens every file, and checks every reference.
 
 Invariants: a configuration that passes can start, as far as this machine alone can tell; the check
-    does not touch the network, and binds, makes and changes nothing; it reports every problem at
-    once, with its field.
+does not touch the network, and binds, makes and changes nothing; it reports every problem at once,
+with its field.
 """
 
 from __future__ import annotations

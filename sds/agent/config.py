@@ -1,7 +1,7 @@
 """The configuration of ``sds agent``: read once, frozen.
 
 Invariants: a valid configuration is complete and consistent; every refusal names the field and says
-    what to write instead; only the configuration file itself is opened here.
+what to write instead; only the configuration file itself is opened here.
 """
 
 from __future__ import annotations

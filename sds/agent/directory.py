@@ -1,8 +1,7 @@
 """The run directory: its owner, its lock and its sockets.
 
 Invariants: one live agent for each run directory (by a lock that the kernel releases when its
-    holder
-dies); a socket that a dead agent left is removed, but never one on which a process listens;
+holder dies); a socket that a dead agent left is removed, but never one on which a process listens;
 directories get their mode before a socket is in them; a directory is not used if a user other than
 root could have put it there or could exchange it.
 """

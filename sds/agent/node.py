@@ -1,7 +1,7 @@
 """Makes the node-wide socket: its file, its directory, and what is served on it.
 
 Invariant: everybody on the node may connect (0666 in a 0755 directory); the front door decides who
-    they are and what they get.
+they are and what they get.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The blocks of the configuration that only the agent has: workloads, sockets, limits, names.
 
 Invariants: settings are data; a valid value has the domain's own type; every refusal says what to
-    write instead.
+write instead.
 """
 
 from __future__ import annotations

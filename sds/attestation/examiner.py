@@ -1,4 +1,4 @@
-"""The common part of all examiners: refuse other kinds, run the checks, make a verdict.
+"""The common part of all verifiers: refuse other kinds, run the checks, make a verdict.
 
 Owns :class:`KindExaminer`. Invariant: the checks of a kind never see evidence of another one, and
 :meth:`KindExaminer.verify` returns claims only if every check passed.

@@ -1,4 +1,4 @@
-"""One connection to istiod, shared by exchanges that do not know each other.
+"""One connection to istiod, shared by independent exchanges.
 
 Owns the moment at which it is closed. Invariant: a connection that is no longer wanted (its address
 failed, its roots changed) is closed when the last call on it is done, never during a call, because

@@ -1,9 +1,8 @@
 """The authority's ``grpc.health.v1``: whether it can issue now.
 
 Invariants: SERVING means that the authority can sign now (a policy may still refuse); a watcher
-    that
-does not read holds up only itself (grpcio-health-checking's own servicer writes under a lock that
-all watchers share); watchers cannot take the room of exchanges.
+that does not read holds up only itself (grpcio-health-checking's own servicer writes under a lock
+that all watchers share); watchers cannot use up the room for exchanges.
 """
 
 from __future__ import annotations

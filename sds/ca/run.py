@@ -1,8 +1,8 @@
 """Runs ``sds ca`` from its configuration: joins the parts, serves, drains on a signal.
 
 Invariants: every fault of the configuration is reported before the port opens; the first SIGTERM or
-    SIGINT drains, a second one ends at once; SIGHUP reads the policy, revocation
-lists, collateral and the TLS certificate again.
+SIGINT drains, a second one ends at once; SIGHUP reads the policy, revocation lists, collateral and
+the TLS certificate again.
 """
 
 from __future__ import annotations

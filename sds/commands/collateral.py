@@ -1,4 +1,4 @@
-"""Runs ``sds collateral``, which fetches the public collateral that judges evidence.
+"""Runs ``sds collateral``, which fetches the public collateral that verifiers need.
 
 Owns the command line. Invariants: only valid files reach the folder; the exit status is 0 only if
 every file is there and current.

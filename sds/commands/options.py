@@ -1,7 +1,7 @@
 """Defines what the options of all commands share: types of values, and the check of idle options.
 
 Invariant: an option that is given and would change nothing is an error of usage, so that a command
-    never does less than its line says.
+never does less than its line says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs ``sds demo``: starts the parts, sends traffic, and ends when enough was seen.
+"""Runs ``sds demo``: starts the parts, sends traffic, and ends after enough rotations.
 
 Owns the order of the steps: start everything, wait for the first request to succeed, report
 ``ready``, then traffic, rotations and repairs until the end, then the summary.

@@ -3,7 +3,7 @@
 Owns both profiles: ``https_web`` (the public web's trust, or a root of the operator's) and
 ``https_spiffe`` (an X.509-SVID of a configured SPIFFE ID, under a bundle that the agent has).
 Invariants: TLS is always verified, in one of these two ways; nothing is sent before the peer's
-    SPIFFE ID is verified; redirects are not followed; an answer has a bounded size and a deadline.
+SPIFFE ID is verified; redirects are not followed; an answer has a bounded size and a deadline.
 """
 
 from __future__ import annotations

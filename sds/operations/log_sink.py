@@ -1,15 +1,15 @@
-"""Where log lines go: nothing waits for who reads them.
+"""Writes log lines without ever waiting for the reader of a pipe or a socket.
 
-A pipe takes some lines more than its reader has read, and then holds up who writes. That would be
-the event loop, and with it every socket of the agent: a log collector that was stopped, or that has
-a full disk behind it, would silence all workloads. Owns :class:`LogSink`. Invariants: the caller of
-:meth:`LogSink.write` waits for no reader of a pipe or a socket; lines that wait are in order and
-bounded; a line is written whole or, if it finds no room, lost and counted; a sink writes to a
-descriptor of its own, so a line that still waits when the stream is closed cannot reach the file
-that gets its number next. Files and terminals are written to as they are.
+When a pipe is full, it blocks its writer until the reader reads. The writer would be the event
+loop, so a stopped log collector, or one with a full disk, would silence every socket of the agent.
+Owns :class:`LogSink`. Invariants: the caller of :meth:`LogSink.write` never waits for a reader;
+waiting lines keep their order, and their size is bounded; a line is written whole, or it is lost
+and counted if it finds no room; a sink writes to a descriptor of its own, so a line that still
+waits when the stream is closed cannot reach a file that gets the same number later. Lines for files
+and terminals are written at once.
 
-Source: pipe(7): a pipe that is writable (POLLOUT) takes PIPE_BUF bytes at once, also one that
-another process has set to O_NONBLOCK.
+Source: pipe(7): a pipe that is writable (POLLOUT) takes PIPE_BUF bytes at once, even if another
+process has set it to O_NONBLOCK.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ documented is still printed, so nothing is lost, and a test keeps the code to th
 docs/operations.md lists; keys and tokens are never logged: callers ensure that, and tests check it.
 
 Levels: ERROR: somebody must act. WARNING: something failed, and the program keeps trying by itself.
-    INFO: something changed (a rotation, a stream, a policy). DEBUG: everything else.
+INFO: something changed (a rotation, a stream, a policy). DEBUG: everything else.
 """
 
 from __future__ import annotations

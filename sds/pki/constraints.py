@@ -1,7 +1,7 @@
 """Checks name constraints of issuers (RFC 5280, section 4.2.1.10) for URIs and DNS names.
 
 Invariant: a critical constraint that this module cannot apply refuses the chain; no constraint is
-    silently skipped.
+silently skipped.
 """
 
 from __future__ import annotations

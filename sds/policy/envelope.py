@@ -7,7 +7,7 @@ and checks the signatures; this module adds what that library leaves open: stric
 repeated or unknown fields, and canonical base64.
 
 Invariants: :func:`parse_envelope` raises only :class:`sds.errors.PolicyError`, and its result can
-    be shown to a person.
+be shown to a person.
 """
 
 from __future__ import annotations

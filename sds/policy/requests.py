@@ -6,10 +6,9 @@ Owns :class:`RequestPattern`, and as conditions for Envoy :func:`path_match` and
 starts so, and ``/orders/**`` everything that begins with ``/orders/``.
 
 Invariants: a rule only allows, so a pattern does not match in case of doubt; a star stands for
-    plain
-characters only, never for ``;``, a backslash, a dot segment, or an escape of one of them, of ``/``,
-``%`` or a control character, because servers interpret those differently; matching here and in
-Envoy uses the same expressions.
+plain characters only, never for ``;``, a backslash, a dot segment, or an escape of one of them, of
+``/``, ``%`` or a control character, because servers interpret those differently; matching here and
+in Envoy uses the same expressions.
 """
 
 from __future__ import annotations

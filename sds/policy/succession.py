@@ -4,10 +4,9 @@ Owns :class:`PolicySuccession` (the state) and :func:`offer` (the only step). In
 
 * the epoch in force never goes down, and two policies of one epoch never follow each other;
 * a refused policy changes nothing: the last good policy stays in force until its own end;
-* only a policy that is taken into force changes who may sign, or an earlier one on the way to it
-that
-  names the next signers and whose ``not_before`` has passed; these apply in the order of their
-  epochs, as TUF's root does (TUF specification 1.0.33, section 5.3).
+* only two kinds of policy change who may sign: one that comes into force, and an earlier one on the
+  way to it that names the next signers and whose ``not_before`` has passed. These apply in the
+  order of their epochs, as TUF's root does (TUF specification 1.0.33, section 5.3).
 
 ``seen`` is kept in memory only. After a restart it follows from the files and the peers: see
 docs/policy.md, "Rollback".

@@ -2,8 +2,8 @@
 
 Owns the trust bundle of our own trust domain. Invariants: :meth:`RootRollover.introduced` returns
 for a root only once every subscriber of the bundle has ACKed it and it has settled; if the bounded
-wait for that ends first, the stragglers are logged; no wait lasts until the certificate ends that
-the new leaf replaces.
+wait for that ends first, the stragglers are logged; every wait ends before the replaced certificate
+expires.
 """
 
 from __future__ import annotations

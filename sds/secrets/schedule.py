@@ -3,10 +3,10 @@
 Owns the state of one identity's rotation and :func:`decide`: state and ``now`` in, the next action
 out. Invariants: a certificate is renewed between 40 and 50 % of the time from receipt to
 not-after (never counted from not-before: authorities backdate it); jitter is drawn once per
-certificate and moves the renewal only towards earlier; a failed renewal changes nothing about the
+certificate and only makes the renewal earlier; a failed renewal changes nothing about the
 present certificate; what has expired is withdrawn before anything else is done.
 
-Wall time says when a certificate ends, for peers judge by it. It can be stepped, and monotonic
+Wall time says when a certificate ends, because peers use it. It can be stepped, and monotonic
 time stands still while a guest is suspended: a renewal is due as soon as either wall time or
 boottime says so, so that a clock that was set back does not let a certificate grow old. A
 certificate that is not valid yet, because it came while the clocks were ahead, is renewed at once:

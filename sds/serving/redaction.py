@@ -1,7 +1,7 @@
 """Secrets without anything secret, as client status shows them.
 
 Invariant: the result has no private key, ticket key or generic secret; everything else is
-    unchanged.
+unchanged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Defines the base of every settings model and the types of its fields.
 
 Invariant: a valid value has the domain's own type (``SpiffeId``, ``timedelta``, bytes), so that no
-    later code parses text again. Refusals say what a good value looks like.
+later code parses text again. Refusals say what a good value looks like.
 """
 
 from __future__ import annotations

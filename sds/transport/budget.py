@@ -6,8 +6,7 @@ lines). Invariants:
 
 * all owners that nobody has recognised share one account, that of strangers;
 * what was used lately is forgotten only when it no longer counts, so an owner gains nothing by
-going
-  away, nor by coming under many names;
+  going away, nor by using many names;
 * an owner that exceeds its budget gets a :class:`~sds.errors.LimitError` that names the limit; this
   is counted by owner and logged once in :data:`SAID_SECONDS`.
 

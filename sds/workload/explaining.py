@@ -1,4 +1,4 @@
-"""What attestors tell a caller about itself beyond selectors, for people who search a difference.
+"""What attestors tell a caller about itself beyond selectors, to help people find a difference.
 
 Owns the port :class:`Explaining`. Invariant: nothing here decides anything; an attestor that fails
 is left out.

@@ -1,4 +1,4 @@
-"""Exports the age of the collateral that judges evidence, and whether it can be read and fetched.
+"""Exports the age of collateral, and whether it can be read and fetched.
 
 Owns :class:`CollateralCollector`, which reads its sources at each scrape. Invariant: if nothing is
 configured, the counts are 0 and the times are not exported.

@@ -1,9 +1,8 @@
 """Renders the page as HTML by Jinja2 with autoescape, and gives the words of the template.
 
 Invariants: every value is escaped; lists are bounded and say how many entries they leave out;
-    nothing is loaded
-and no script runs (the page says so to the browser in its Content-Security-Policy); meaning is
-never carried by colour alone.
+nothing is loaded and no script runs (the page says so to the browser in its
+Content-Security-Policy); meaning is never carried by colour alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The configuration of a kubelet or an API server, and the parser of its answers.
 
 Invariant: the server's certificate is verified; skipping that must be configured, and works for
-    127.0.0.1 only.
+127.0.0.1 only.
 """
 
 from __future__ import annotations

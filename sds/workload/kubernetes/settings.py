@@ -1,7 +1,7 @@
 """Settings that say where a kubelet or an API server is.
 
 Invariant: inside a pod nothing has to be configured: addresses come from the environment that
-    Kubernetes sets, and root and token from the pod's service account.
+Kubernetes sets, and root and token from the pod's service account.
 """
 
 from __future__ import annotations
