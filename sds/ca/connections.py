@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sds import threads
-from sds.ca.admission import address_and_port, owner_of_address, plain_address
+from sds.ca.unproven import address_and_port, owner_of_address, plain_address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -3,7 +3,7 @@
 Owns streams, their time limits and the order of checks. Invariants: nothing is issued before the
 nonce, the policy, the evidence and the item passed their checks, in this order; the first request
 that names a nonce uses it up, whatever the result; a stream that has proven nothing lives
-``hello_seconds``, is the first to make room, is read only in its turn (:mod:`sds.ca.admission`) and
+``hello_seconds``, is the first to make room, is read only in its turn (:mod:`sds.ca.unproven`) and
 may send few messages; no stream can hold up another one (a large batch yields to the loop, a slow
 reader waits alone); a fault while one message is answered ends only that stream.
 """
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import grpc
 
 from sds._proto.sds.ca.v1 import ca_pb2
-from sds.ca.admission import Crowd, ReadingTurns, owner_of
 from sds.ca.observe import TimedContext
 from sds.ca.registration import Accepted, AttestedPeer, RegistrationAuthority
+from sds.ca.unproven import Crowd, ReadingTurns, owner_of
 from sds.clock import stopwatch
 from sds.errors import RefusedError, SdsError
 from sds.exchange import wire

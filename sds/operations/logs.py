@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 from sds.operations.log_sink import LogSink
-from sds.operations.repeats import RepeatFilter
+from sds.operations.repeat_filter import RepeatFilter
 from sds.transport.owner_lines import OwnerLines
 
 FORMATS: Final = ("text", "json")

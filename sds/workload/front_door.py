@@ -10,7 +10,7 @@ process that made it; each connection has one task, all in one TaskGroup; no pod
 pods) takes more than its share of connections; accepting takes a bounded part of each turn of the
 loop, on all sockets together, and so does the end of many connections; while more connections come
 than fit into that part, those that connect too often are turned away
-(:mod:`sds.workload.knocking`); a caller that is turned away is told why, and the log
+(:mod:`sds.workload.connection_rate`); a caller that is turned away is told why, and the log
 says it once in an interval.
 """
 
@@ -30,7 +30,7 @@ from sds.repeats import Repeats
 from sds.transport.accepting import accept_some, turn_away
 from sds.transport.turns import Turns
 from sds.trickle import Trickle
-from sds.workload.knocking import Knocks
+from sds.workload.connection_rate import ConnectionRates
 from sds.workload.owner import owner_of, owner_of_pod
 from sds.workload.peer import Peer, credentials
 from sds.workload.recognition import Recognition
@@ -151,7 +151,7 @@ class FrontDoor:
         self._connections: dict[_Connection, None] = {}
         self._owners: dict[str, dict[_Connection, None]] = {}
         self._said = Repeats(keys=_LINES_APART)
-        self._knocks = Knocks()
+        self._rates = ConnectionRates()
         self._crowded_until = float("-inf")
         self._ends = Trickle("connection", ENDS_A_TURN)
         self._accept_on: Callable[[_Listener], None] | None = None
@@ -268,7 +268,7 @@ class FrontDoor:
         """
         pid, uid, _ = credentials(accepted)
         now = asyncio.get_running_loop().time()
-        self._knocks.count(pid, uid, now, crowded=now < self._crowded_until)
+        self._rates.count(pid, uid, now, crowded=now < self._crowded_until)
 
     def _admit(
         self, accepted: socket.socket, owned: contextlib.ExitStack, pod_uid: str | None
@@ -360,7 +360,7 @@ class FrontDoor:
     def _matched(self, connection: _Connection, served: Served) -> None:
         """Give a caller that a rule matches its own budget, also for connecting."""
         served.recognise()
-        self._knocks.recognise(connection.peer.uid)
+        self._rates.recognise(connection.peer.uid)
 
     def _forget(self, connection: _Connection) -> None:
         """Forget a connection that is over, perhaps before it began, or that makes room."""

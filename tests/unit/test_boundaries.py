@@ -68,7 +68,7 @@ BOUNDARIES = {
     "sds/authority/istio_line.py:IstioLine._close_if_done": LOOP,
     "sds/authority/root_file.py:RootFile.current": AWAITED,
     "sds/backoff.py:sleep_unless": AWAITED,
-    "sds/ca/admission.py:ReadingTurns._review": LOOP,
+    "sds/ca/unproven.py:ReadingTurns._review": LOOP,
     "sds/ca/app.py:_server": CALL,
     "sds/ca/run.py:_serve": END,
     "sds/ca/run.py:_ended_by_signals": LOOP,

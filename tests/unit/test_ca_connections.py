@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.ca import connections as module
-from sds.ca.admission import address_and_port
 from sds.ca.connections import AcceptedConnection, Connections, Stage, surplus
+from sds.ca.unproven import address_and_port
 from tests.support.clock import FakeClock
 from tests.support.cost import assert_linear
 

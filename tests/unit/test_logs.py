@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sds.operations import log_sink, logs
-from sds.operations.repeats import BURST, WINDOW_SECONDS, RepeatFilter
+from sds.operations.repeat_filter import BURST, WINDOW_SECONDS, RepeatFilter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Callers that have proven nothing: how many there may be, and whose message is read next.
+"""Streams of callers that have proven nothing: how many there may be, and which is read next.
 
 Owns how much of the authority such callers may use. No setting of gRPC bounds the memory of
 half-received messages across streams, so the bound is here: gRPC keeps only its look-ahead for a

@@ -1,10 +1,10 @@
-"""Decides who may connect while more connections come than can be handled.
+"""Limits how often callers connect while more connections come than can be handled.
 
-Owns :class:`Knocks`: how often each process, each user, and all users that nobody has recognised
-together connected lately. Invariants: each connection of a crowd costs a few microseconds, because
-those that connect too often are turned away before anything is found out about them; a recognised
-user shares no account with unrecognised ones; the tables are bounded, and a forgotten name gains
-nothing, because the next larger account counts it too.
+Owns :class:`ConnectionRates`: how often each process, each user, and all users that no rule has
+recognised together connected lately. Invariants: each connection of a crowd costs a few
+microseconds, because those that connect too often are turned away before the agent looks at them; a
+recognised user shares no account with unrecognised ones; the tables are bounded, and a process or
+user that they forget gains nothing, because the next larger account counts it too.
 
 Nothing here reads a clock: ``now`` is seconds of a monotonic clock.
 """
@@ -27,7 +27,7 @@ _STRANGERS: Final = (300.0, 1024.0)
 _KEYS: Final = 4096
 
 
-class Knocks:
+class ConnectionRates:
     """Counts connections by process and user."""
 
     def __init__(self) -> None:
