@@ -70,8 +70,8 @@ class CollateralCollector(Collector):
         )
         until = GaugeMetricFamily(
             "sds_collateral_next_update_timestamp_seconds",
-            "Until when it counts; afterwards evidence that needs it is refused. Of an issuer's "
-            "revocation lists, the newest.",
+            "When each of them expires; afterwards evidence that needs it is refused. For an "
+            "issuer's revocation lists: the newest one.",
             labels=["file"],
         )
         for one in first_to_end(one for each in self.sources for one in each.collateral()):

@@ -110,7 +110,7 @@ class ProcessFamilies:
         )
         self.policy_loaded = Gauge(
             "sds_policy_loaded_timestamp_seconds",
-            "When the policy in force was taken into force; 0 while none is.",
+            "When the policy in force came into force; 0 while none is.",
             registry=registry,
         )
         self.policy_not_after = Gauge(

@@ -28,7 +28,7 @@ class FaultsCollector(Collector):
     def collect(self) -> Iterator[CounterMetricFamily]:
         family = CounterMetricFamily(
             "sds_unexpected_errors",
-            "Errors that nobody foresaw, by what each of them ended: one connection, one callback, "
+            "Unexpected errors, by what each of them ended: one connection, one callback, "
             "…. The log has their tracebacks.",
             labels=["where"],
         )

@@ -139,7 +139,7 @@ class StoreCollector:
         first = heapq.nsmallest(MAX_IDENTITIES, served, key=lambda stored: stored.svid.not_after)
         least = GaugeMetricFamily(
             "sds_svid_not_after_min_timestamp_seconds",
-            "When the SVID that expires first does; absent while none is served.",
+            "When the next SVID expires; absent while none is served.",
         )
         if first:
             least.add_metric([], first[0].svid.not_after.timestamp())

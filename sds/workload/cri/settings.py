@@ -22,7 +22,7 @@ Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 class PodContents(Settings):
     """What a pod may consist of. `sds policy pod` writes it."""
 
-    name: str = Field(description="For people.", default="")
+    name: str = Field(description="A name for people; nothing depends on it.", default="")
     sandbox: Digest = Field(description="Digest of the pod's sandbox.")
     containers: Annotated[tuple[Digest, ...], Field(min_length=1)] = Field(
         description="Digests of all containers that may ever be in the pod: those that run, init "
