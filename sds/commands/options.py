@@ -87,7 +87,7 @@ def output(*forms: str) -> Callable[[_Decorated], _Decorated]:
         type=click.Choice(forms),
         default=forms[0],
         show_default=True,
-        help="Output format.",
+        help="Format of the output.",
     )
 
 
