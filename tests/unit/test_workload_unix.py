@@ -220,7 +220,7 @@ async def test_a_looker_that_dies_is_replaced(ourselves: Peer, executables: Exec
     assert process is not None
     process.kill()
     process.wait()
-    with pytest.raises(WorkloadError, match="no process can look"):
+    with pytest.raises(WorkloadError, match="cannot run"):
         await executables.read(ourselves, digest=True)
     assert (await executables.read(ourselves, digest=True)).path == str(BINARY)
 
