@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sds.attestation.build import Verification
@@ -154,6 +154,7 @@ def fetched(left: timedelta) -> Fetched:
     return Fetched(path=Path("x"), next_update=NOW + left, changed=True)
 
 
+@settings(deadline=None)
 @given(
     hours=st.integers(-10, 24 * 60),
     draw=st.floats(0, 1, exclude_max=True),

@@ -1,6 +1,3 @@
-"""Properties hold at any speed: a loaded machine makes no test fail."""
+"""Properties hold at any speed."""
 
-from hypothesis import HealthCheck, settings
-
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
+import tests.support.patient  # noqa: F401  loads the profile

@@ -108,3 +108,17 @@ def test_few_imports_wait_and_each_says_why() -> None:
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     late[f"{name}:{node.lineno}"] = text[node.lineno - 1]
     assert len(late) <= MOST_LATE_IMPORTS, sorted(late)
+
+
+def test_no_property_fails_on_a_loaded_machine() -> None:
+    """Hypothesis fails an example that takes 200 ms, unless the profile or the test says not to."""
+    tests = need.ROOT / "tests"
+    patient = {page.parent for page in tests.glob("*/conftest.py") if "patient" in page.read_text()}
+    hurried = [
+        str(path.relative_to(tests))
+        for path in sorted(tests.rglob("test_*.py"))
+        if patient.isdisjoint(path.parents)
+        and re.search(r"^@given", text := path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        and "deadline=None" not in text
+    ]
+    assert hurried == []

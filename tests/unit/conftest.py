@@ -1,0 +1,3 @@
+"""Properties hold at any speed."""
+
+import tests.support.patient  # noqa: F401  loads the profile
