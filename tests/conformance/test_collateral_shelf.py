@@ -262,5 +262,5 @@ def test_an_authority_that_fetches_nothing_gives_nothing() -> None:
     config = AuthorityConfig.model_validate(
         {"trust_domain": "example.org", "collateral": {"listen": "127.0.0.1:0"}}
     )
-    with pytest.raises(ConfigurationError, match="fetches nothing"):
+    with pytest.raises(ConfigurationError, match="fetches none"):
         check(config, what="ca.yaml")
