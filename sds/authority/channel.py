@@ -29,6 +29,8 @@ import grpc.aio
 from sds import threads
 from sds.errors import AuthorityUnavailableError, CertificateError, ConfigurationError
 from sds.exchange.wire import SERVICE
+from sds.faults import guarded
+from sds.outside import words_of
 from sds.pki import certificate_pem, load_certificate, spki_sha256, supported_key
 from sds.settings.https_url import check_host
 from sds.settings.listen import host_and_port
@@ -42,6 +44,8 @@ TLS_SERVER_NAME: Final = "authority.attested-sds.invalid"
 """The name in an attested authority's TLS certificate: RFC 2606 reserves the domain, so nobody can
 hold a certificate of a public authority for it."""
 _EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})
+_NEXT_SECONDS: Final = 0.25
+"""How long an attempt at one address may take before the next one is tried too (RFC 8305, 8)."""
 _MAX_ANSWER: Final = 32 * 1024 * 1024
 _BALANCED: Final = json.dumps(
     {
@@ -162,7 +166,7 @@ async def _target(addresses: Sequence[str], seconds: float) -> str:
             async with asyncio.timeout(seconds):
                 hosts = await _resolved(host, port)
         except (OSError, TimeoutError) as error:
-            failures.append(f"{host}: {error or 'timed out'}")
+            failures.append(f"{host}: {words_of(error)}")
             continue
         found |= {(one, port): None for one in hosts}
     if not found:
@@ -211,12 +215,12 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
             writer = await _dialled(await _resolved(host, port), port, context)
     except ssl.SSLError as error:
         raise AuthorityUnavailableError(
-            f"what answers at {address} does not speak TLS as an authority does: {error}",
+            f"what answers at {address} does not speak TLS as an authority does: {words_of(error)}",
             advice="check that authority.addresses names the authority's own port",
         ) from error
     except (OSError, TimeoutError) as error:
         raise AuthorityUnavailableError(
-            f"the authority at {address} does not answer: {error or 'timed out'}",
+            f"the authority at {address} does not answer: {words_of(error)}",
             advice="check that it is running and that this is its address",
         ) from error
     try:
@@ -234,20 +238,51 @@ async def _dialled(
 ) -> asyncio.StreamWriter:
     """Connect to the first of these IP addresses that answers.
 
+    One that swallows packets, such as a broken route to an IPv6 address, must not take the time of
+    the others, so the next one is tried as soon as an attempt has failed or is late (RFC 8305,
+    section 5).
+
     Raises:
-        OSError: none answers; the error is that of the last one.
+        OSError: none answers; the error is that of the last one to fail.
     """
-    failure = OSError("the name has no address")
-    for host in hosts:
-        try:
-            _, writer = await asyncio.open_connection(
-                host, port, ssl=context, server_hostname=TLS_SERVER_NAME
+    waiting = list(hosts)
+    attempts: list[asyncio.Task[asyncio.StreamWriter]] = []
+    running: set[asyncio.Task[asyncio.StreamWriter]] = set()
+    answered: asyncio.Task[asyncio.StreamWriter] | None = None
+    failure: BaseException = OSError("the name has no address")
+    try:
+        while waiting or running:
+            if waiting:
+                attempts.append(asyncio.create_task(_dial(waiting.pop(0), port, context)))
+                running.add(attempts[-1])
+            seconds = _NEXT_SECONDS if waiting else None
+            done, running = await asyncio.wait(
+                running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
             )
-        except OSError as error:
-            failure = error
-        else:
-            return writer
-    raise failure
+            for one in done:
+                if (error := one.exception()) is None:
+                    answered = one
+                    return one.result()
+                failure = error
+        raise failure
+    finally:
+        for one in attempts:
+            if one is not answered:
+                one.cancel()
+                one.add_done_callback(guarded("connection", _hang_up))
+
+
+async def _dial(host: str, port: int, context: ssl.SSLContext) -> asyncio.StreamWriter:
+    _, writer = await asyncio.open_connection(
+        host, port, ssl=context, server_hostname=TLS_SERVER_NAME
+    )
+    return writer
+
+
+def _hang_up(attempt: asyncio.Task[asyncio.StreamWriter]) -> None:
+    """Close a connection that came too late."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().transport.abort()
 
 
 def _channel(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import socket
+import ssl
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sds._proto.sds.ca.v1 import ca_pb2
+from sds.authority import channel
 from sds.authority.channel import VerifiedTls, connect, verified_channel
 from sds.authority.session import Session
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError
@@ -21,6 +24,7 @@ from tests.support.certificates import Wish, ca_wish, self_signed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -49,6 +53,51 @@ async def test_a_connection_that_nobody_answers_is_given_up_long_before_grpcs_20
             await call(b"", timeout=15)
     # By the connection's limit, and not by the call's.
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def _hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.close()
+
+
+@pytest.mark.parametrize("swallows", ["packets", "the handshake"])
+async def test_an_address_that_swallows_takes_no_time_from_the_next_one(
+    swallows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where IPv6 leads nowhere, or the first of a name's replicas stands still."""
+    signer = self_signed(dataclasses.replace(ca_wish("any"), names=(x509.DNSName("any"),)))
+    key = signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "tls.pem").write_bytes(signer.certificate.public_bytes(Encoding.PEM) + key)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "tls.pem")
+    with contextlib.ExitStack() as stack:
+        mute = stack.enter_context(socket.socket())
+        mute.bind(("127.0.0.2", 0))
+        mute.listen(0 if swallows == "packets" else 64)
+        place = mute.getsockname()
+        for _ in range(4 if swallows == "packets" else 0):
+            waiting = stack.enter_context(socket.socket())
+            waiting.settimeout(0)
+            waiting.connect_ex(place)
+
+        async def resolved(_host: str, _port: int) -> list[str]:
+            return ["127.0.0.2", "127.0.0.3", "127.0.0.1"]
+
+        monkeypatch.setattr(channel, "_resolved", resolved)
+        async with await asyncio.start_server(_hang_up, "127.0.0.1", place[1], ssl=tls):
+            der = await channel._served_certificate(f"ca.example.org:{place[1]}", 60)
+    assert der == signer.der
+
+
+async def test_of_addresses_that_all_fail_the_last_failure_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def resolved(_host: str, _port: int) -> list[str]:
+        return ["127.0.0.2", "127.0.0.1"]
+
+    monkeypatch.setattr(channel, "_resolved", resolved)
+    with pytest.raises(AuthorityUnavailableError, match="does not answer: ") as caught:
+        await channel._served_certificate("ca.example.org:1", 60)
+    assert "Errno" not in str(caught.value)
 
 
 NAME = "ca.example.org"

@@ -64,6 +64,7 @@ BOUNDARIES = {
     "sds/agent/csi_registration.py:registered": ONE,
     "sds/agent/grpc_fallback.py:make_grpc_server": CALL,
     "sds/agent/node_socket.py:NodeSocket.open": INSIDE,
+    "sds/authority/channel.py:_dialled": AWAITED,
     "sds/authority/istio.py:IstioAuthority.issue": AWAITED,
     "sds/authority/istio_line.py:IstioLine._close_if_done": LOOP,
     "sds/authority/root_file.py:RootFile.current": AWAITED,
