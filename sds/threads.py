@@ -93,8 +93,8 @@ def _do(done: Future[_R], bound: Callable[[], _R]) -> None:
     """Do one piece of work and pass its result on, unless the call was cancelled."""
     if not done.set_running_or_notify_cancel():
         return
-    _under_way.add(done)
     try:
+        _under_way.add(done)  # this may lack memory too: who waits must hear of it
         result = bound()
     except BaseException as error:  # noqa: BLE001  handed to who waits
         done.set_exception(error)
@@ -161,6 +161,8 @@ NAMES: Final = Threads("names", 4)
 """The lookup of authorities' names."""
 LOOKUPS: Final = Threads("lookups", 4)
 """The lookup of the names of HTTP servers."""
+GENERIC_SECRETS: Final = Threads("generic-secrets", 1)
+"""Files of generic secrets."""
 POLICY: Final = Threads("policy", 1)
 """Files of the signed policy."""
 TLS_FILES: Final = Threads("tls-files", 1)

@@ -35,7 +35,7 @@ from sds.supervision import first_error, supervised
 from sds.workload.connected import entitlement_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from sds.agent.config import AgentConfig
     from sds.agent.policy import AgentPolicy
@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from sds.secrets.hardening import MemoryProtection
     from sds.secrets.rotation import Rotation
     from sds.secrets.store import SecretStore
+    from sds.serving.generic import GenericSecretFiles
     from sds.serving.service import SecretService
+    from sds.serving.tickets import SessionTickets
 
 _LOGGER = logging.getLogger(__name__)
 _DRAIN_SECONDS: Final = 5.0
@@ -132,11 +134,13 @@ async def running_agent(
     rotation = build.rotation(config, client=client, clock=clock, instruments=instruments)
     federation = build.federation(config, clock=clock, instruments=instruments)
     tickets = build.session_tickets(config, store, clock)
+    generic = build.generic_secrets(config, store)
     service = build.secret_service(
         config,
         clock=clock,
         instruments=instruments,
         tickets=tickets,
+        generic=generic,
         policy=policy,
         memory=owners.memory,
     )
@@ -150,10 +154,8 @@ async def running_agent(
             group.create_task(federation.run(), name="federation"),
         ]
         stack.callback(_cancel, running)
-        if tickets is not None:
-            refresh = functools.partial(service.refresh, trust_changed=False)
-            rotate = functools.partial(tickets.run, refresh)
-            running.append(group.create_task(supervised("session tickets", rotate, clock=clock)))
+        for name, run in _secrets_without_authority(service, tickets, generic, clock):
+            running.append(group.create_task(supervised(name, run, clock=clock)))
         api = WorkloadApi(store, entitlement_of, unsent=service.unsent)
         sockets = await stack.enter_async_context(_workload_sockets(config, service, api, owners))
         node = build.node_socket(
@@ -179,6 +181,7 @@ async def running_agent(
             on_hangup(
                 *(() if policy is None else (policy.files.ask,)),
                 *(() if verification is None else (verification.files.ask,)),
+                *(() if generic is None else (generic.ask,)),
             )
         )
         if node is not None:
@@ -259,6 +262,20 @@ def _follow_files(
     for name, run in verification.tasks() if verification is not None else ():
         tasks.append(group.create_task(supervised(name, run, clock=clock), name=name))
     return tasks
+
+
+def _secrets_without_authority(
+    service: SecretService,
+    tickets: SessionTickets | None,
+    generic: GenericSecretFiles | None,
+    clock: Clock,
+) -> Iterator[tuple[str, Callable[[], Awaitable[object]]]]:
+    """Yield name and work of what makes or follows secrets that no authority gives."""
+    refresh = functools.partial(service.refresh, trust_changed=False)
+    if tickets is not None:
+        yield "session tickets", functools.partial(tickets.run, refresh)
+    if generic is not None:
+        yield "generic secrets", functools.partial(generic.follow, refresh, clock=clock)
 
 
 def _drain(service: SecretService, api: WorkloadApi) -> None:

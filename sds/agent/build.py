@@ -208,12 +208,27 @@ def session_tickets(config: AgentConfig, store: SecretStore, clock: Clock) -> Se
     return SessionTickets(store, identities=identities, longest_life=shortest, clock=clock)
 
 
+def generic_secrets(config: AgentConfig, store: SecretStore) -> GenericSecretFiles | None:
+    """Read the generic secrets of all workloads; None if there are none.
+
+    Raises:
+        ConfigurationError: a file cannot be used.
+    """
+    files = {
+        one.name: one.generic_secrets for one in config.sockets_of_their_own if one.generic_secrets
+    }
+    if not files:
+        return None
+    return GenericSecretFiles(store, files=files, aliases=config.secret_names.aliases())
+
+
 def secret_service(
     config: AgentConfig,
     *,
     clock: Clock,
     instruments: AgentInstruments,
     tickets: SessionTickets | None,
+    generic: GenericSecretFiles | None,
     policy: AgentPolicy | None,
     memory: MemoryFit,
 ) -> SecretService:
@@ -221,16 +236,13 @@ def secret_service(
     store = instruments.store
     limits = config.limits.limits()
     aliases = config.secret_names.aliases()
-    files = {
-        one.name: one.generic_secrets for one in config.sockets_of_their_own if one.generic_secrets
-    }
     options = ServingOptions(
         aliases=aliases,
         spiffe_validator=config.spiffe_validator,
         limits=dataclasses.replace(limits, names=memory.names(limits.names)),
         peers=None if policy is None else policy.peers,
         tickets=tickets,
-        generic=GenericSecretFiles(store, files=files, aliases=aliases) if files else None,
+        generic=generic,
         authorizations=None if policy is None else policy.authorizations,
         authorization_ttl=config.authorization_ttl,
     )

@@ -1,31 +1,43 @@
 """Generic secrets (API keys, passwords) from memory-backed files, served as they are.
 
 Owns the reading. Invariants: a value never comes from a disk: its file is on a tmpfs or ramfs, or
-is an anonymous memory file that was inherited; the file is read at the start and at a reload, and
-never written; a value is served only to the workload for which it is configured.
+is an anonymous memory file that was inherited; every file must be usable at the start; afterwards
+the files are followed, off the event loop, and one that cannot be used keeps its earlier value and
+is logged once; a value is served only to the workload for which it is configured.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import logging
 import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sds import threads
 from sds.errors import ConfigurationError
 from sds.secrets.memory import SecretBytes
 from sds.serving.subscription import WILDCARD
+from sds.settings.watching import follow_folders
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
+    from sds.clock import Clock
     from sds.secrets.store import SecretStore, Version
     from sds.serving.catalog import Aliases
     from sds.workload.entitlement import Caller
 
+_LOGGER = logging.getLogger(__name__)
 MAX_BYTES: Final = 64 * 1024
+ANSWER_SECONDS: Final = 5.0
 _MEMORY_TYPES: Final = frozenset({"tmpfs", "ramfs"})
 _MEMFD: Final = "/memfd:"
+_PROC: Final = Path("/proc")
+_Key = tuple[str, str]
+"""The names of a workload and of its secret."""
 
 
 class GenericSecretFiles:
@@ -52,7 +64,10 @@ class GenericSecretFiles:
         """
         self._store = store
         self._files = files
-        self._values: dict[tuple[str, str], tuple[Version, SecretBytes]] = {}
+        self._values: dict[_Key, tuple[Version, SecretBytes]] = {}
+        self._asked = asyncio.Event()
+        self._said: dict[_Key, str] = {}
+        """Why a file cannot be used, as it was logged last."""
         for workload, named in files.items():
             for name in named:
                 if aliases.is_taken(name) or name == WILDCARD or not name:
@@ -79,11 +94,67 @@ class GenericSecretFiles:
         Raises:
             ConfigurationError: as in the constructor; nothing has changed then.
         """
-        fresh = {
-            (workload, name): _read(path, name=name, workload=workload)
+        return self._take(
+            {
+                (workload, name): _read(path, name=name, workload=workload)
+                for (workload, name), path in self._places().items()
+            }
+        )
+
+    def ask(self) -> None:
+        """Read again at once (SIGHUP)."""
+        self._said.clear()
+        self._asked.set()
+
+    async def follow(self, changed: Callable[[], object], *, clock: Clock) -> None:
+        """Read again after every change and every minute, until cancelled.
+
+        Args:
+            changed: is called after a value changed.
+            clock: time.
+        """
+        # Descriptors that were inherited have no folder in which the kernel tells of changes.
+        folders = {path.parent for path in self._places().values() if _PROC not in path.parents}
+        look = functools.partial(self._look, changed)
+        await follow_folders(folders, self._asked, look, clock=clock)
+
+    async def _look(self, changed: Callable[[], object]) -> None:
+        fresh: dict[_Key, SecretBytes] = {}
+        for key, path in self._places().items():
+            workload, name = key
+            read = functools.partial(_read, path, name=name, workload=workload)
+            try:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    fresh[key] = await threads.GENERIC_SECRETS.run(read)
+            except ConfigurationError as error:
+                self._failed(key, error)
+            except TimeoutError:
+                said = f"generic_secrets.{name} of the workload {workload}: {path} does not answer"
+                self._failed(key, ConfigurationError(said))
+            else:
+                self._said.pop(key, None)
+        if self._take(fresh):
+            _LOGGER.info("generic secrets changed")
+            changed()
+
+    def _failed(self, key: _Key, error: ConfigurationError) -> None:
+        if self._said.get(key) != str(error):
+            self._said[key] = str(error)
+            _LOGGER.error(
+                "a generic secret cannot be read again, its value stays as it was: %s",
+                error,
+                extra={"workload": key[0], "reason": error.reason},
+            )
+
+    def _places(self) -> dict[_Key, Path]:
+        return {
+            (workload, name): path
             for workload, named in self._files.items()
             for name, path in named.items()
         }
+
+    def _take(self, fresh: Mapping[_Key, SecretBytes]) -> bool:
+        """Serve these values from now on, and say whether any changed."""
         changed = False
         for key, value in fresh.items():
             known = self._values.get(key)

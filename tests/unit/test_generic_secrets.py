@@ -1,12 +1,16 @@
+import asyncio
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
+from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.secrets.store import SecretStore
+from sds.serving import generic
 from sds.serving.catalog import Aliases
 from sds.serving.generic import MAX_BYTES, GenericSecretFiles, read_memory_file
 from sds.workload.entitlement import Caller
@@ -118,3 +122,52 @@ def test_a_file_that_is_being_written_is_no_value(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ConfigurationError, match="Input/output error"):
         secrets.reload()
     assert secrets.current(WEB, "token") == before
+
+
+async def test_a_value_that_changes_is_served_without_a_restart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first, second = memory_file(b"one"), memory_file(b"two")
+    secrets = GenericSecretFiles(
+        SecretStore(), files={"web": {"a": first, "b": second}}, aliases=Aliases()
+    )
+    pushes: list[tuple[bytes, ...]] = []
+
+    def values() -> tuple[bytes, ...]:
+        found = (secrets.current(WEB, name) for name in ("a", "b"))
+        return tuple(one[1] for one in found if one is not None)
+
+    following = asyncio.create_task(
+        secrets.follow(lambda: pushes.append(values()), clock=SystemClock())
+    )
+    try:
+        first.write_bytes(b"ONE")
+        second.write_bytes(b"")  # somebody is about to write it
+        secrets.ask()
+        async with asyncio.timeout(20):
+            while not pushes:
+                await asyncio.sleep(0.001)
+            assert pushes == [(b"ONE", b"two")]
+            assert caplog.text.count("its value stays as it was") == 1
+            assert "generic_secrets.b of the workload web" in caplog.text
+            second.write_bytes(b"TWO")
+            secrets.ask()
+            while len(pushes) < 2:
+                await asyncio.sleep(0.001)
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert pushes[1:] == [(b"ONE", b"TWO")]
+
+
+async def test_a_file_that_hangs_keeps_its_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = files(memory_file(b"one"))
+    answers = threading.Event()
+    monkeypatch.setattr(generic, "ANSWER_SECONDS", 0.01)
+    with monkeypatch.context() as patched:
+        patched.setattr(generic, "_read", lambda *_, **__: answers.wait())
+        await secrets._look(lambda: None)
+        answers.set()
+    found = secrets.current(WEB, "token")
+    assert found is not None
+    assert found[1] == b"one"
