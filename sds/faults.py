@@ -31,6 +31,7 @@ _clock: Final = SystemClock()
 PLACES: Final = (
     "accept",
     "authority stream",
+    "certificate file",
     "connection",
     "event loop",
     "federation source",

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.attestation.evidence import Evidence, EvidenceKind
-from sds.attestation.pem import der_certificates
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK
 from sds.attestation.tpm.challenge import split_credential
 from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
+from sds.attestation.tpm.issuers import IssuerFolder
 from sds.attestation.tpm.parcel import Piece, pack, parts_of
 from sds.attestation.tpm.quote import qualifying_data
 from sds.backoff import Backoff, uniform
 from sds.clock import SystemClock
 from sds.errors import EvidenceError, EvidenceUnavailableError
-from sds.files import read_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 ATTEMPTS: Final = 6
 _BACKOFF: Final = Backoff(first=0.1, longest=2.0)
-_MAX_CERTIFICATE_FILE: Final = 64 * 1024
-_MAX_FILES: Final = 16
 # TCG EK Credential Profile, section 2.2.1.4: NV index of the certificate -> the key's template.
 _ENDORSEMENTS: Final = (
     (0x01C0_0002, commands.EK_RSA_TEMPLATE),
@@ -49,13 +46,13 @@ class TpmAttester:
     Args:
         device: the TPM.
         clock: makes the pauses between attempts.
-        certificates: the folder of the endorsement certificate's issuers, in PEM or DER, or None.
+        issuers: the folder of the endorsement certificate's issuers, or None.
     """
 
-    def __init__(self, device: Path, clock: Clock, *, certificates: Path | None = None) -> None:
+    def __init__(self, device: Path, clock: Clock, *, issuers: IssuerFolder | None = None) -> None:
         self._device = device
         self._clock = clock
-        self._folder = certificates
+        self._folder = issuers
         self._proof = b""
 
     async def attest(self, data: ReportData) -> Evidence:
@@ -96,7 +93,8 @@ class TpmAttester:
         parts |= {**parts_of(quote), Piece.PUBLIC: key.public}
         if proof:
             parts[Piece.PROOF] = proof
-        chain = (certificate, *self._issuers()) if certificate else ()
+        issuers = self._folder.certificates() if certificate and self._folder is not None else ()
+        chain = (certificate, *issuers) if certificate else ()
         return Evidence(kind=EvidenceKind("tpm"), report=pack(parts), certificates=chain)
 
     def _activate(self, credential: bytes, secret: bytes) -> bytes:
@@ -111,24 +109,6 @@ class TpmAttester:
                 credential=credential,
                 secret=secret,
             )
-
-    def _issuers(self) -> list[bytes]:
-        if self._folder is None:
-            return []
-        try:
-            paths = sorted(path for path in self._folder.iterdir() if path.is_file())[:_MAX_FILES]
-            return [
-                der
-                for path in paths
-                for der in der_certificates(
-                    read_file(path, max_bytes=_MAX_CERTIFICATE_FILE), what=path.name
-                )
-            ]
-        except OSError as error:
-            raise EvidenceError(
-                f"attestation.certificates: {self._folder} cannot be read: {error.strerror}",
-                reason="evidence_unsupported",
-            ) from error
 
 
 def _endorsement(tpm: Tpm) -> tuple[bytes, bytes]:
@@ -147,7 +127,13 @@ def _endorsement(tpm: Tpm) -> tuple[bytes, bytes]:
 
 
 def tpm_attester(section: AttestationSection) -> TpmAttester:
-    """Make the attester that a section describes; nothing is opened yet."""
-    return TpmAttester(
-        section.tpm_device or RESOURCE_MANAGER, SystemClock(), certificates=section.certificates
-    )
+    """Make the attester that a section describes; the TPM is not opened yet.
+
+    Raises:
+        ConfigurationError: a file in the folder of certificates cannot be used.
+    """
+    issuers = None
+    if section.certificates is not None:
+        issuers = IssuerFolder(section.certificates)
+        issuers.require()
+    return TpmAttester(section.tpm_device or RESOURCE_MANAGER, SystemClock(), issuers=issuers)
