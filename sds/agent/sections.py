@@ -85,7 +85,7 @@ class WorkloadSection(Settings):
     generic_secrets: dict[str, PathField] = Field(
         default={},
         description="Further secrets by name, such as API keys. Each is a file in memory: on a "
-        "tmpfs, or an inherited memfd.",
+        "tmpfs, or an inherited memfd. Changes are noticed.",
     )
 
     def identity(self) -> Identity:
@@ -116,6 +116,11 @@ class SocketSection(Settings):
     def _usable(self) -> Self:
         if self.directory_mode & stat.S_IRWXU != stat.S_IRWXU:
             raise ValueError("directory_mode must leave the agent itself everything (07..)")
+        if self.directory_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ValueError(
+                "directory_mode must let nobody else write: who may write to a "
+                'directory can replace the socket in it; "0750" or "0755" let others connect'
+            )
         if self.socket_mode & (stat.S_IRUSR | stat.S_IWUSR) != stat.S_IRUSR | stat.S_IWUSR:
             raise ValueError("socket_mode must leave the agent itself reading and writing (06..)")
         return self

@@ -96,6 +96,9 @@ def test_a_bare_number_is_seconds(tmp_path: Path) -> None:
         ({"sockets": {"socket_mode": 600}}, 'expected an octal mode in quotes, such as "0600"'),
         ({"sockets": {"socket_mode": "0060"}}, "must leave the agent itself reading"),
         ({"sockets": {"directory_mode": "0070"}}, "must leave the agent itself everything"),
+        ({"sockets": {"directory_mode": "0777"}}, "who may write to a directory can replace"),
+        ({"sockets": {"directory_mode": "0770"}}, "who may write to a directory can replace"),
+        ({"sockets": {"directory_mode": "0703"}}, "who may write to a directory can replace"),
         ({"authority": {"addresses": []}}, "addresses"),
         (
             {"authority": {"kind": "vault", "addresses": ["a:1"]}},
