@@ -121,11 +121,14 @@ async def _bind(
             port = int(server.sockets[0].getsockname()[1])
             return server, ListenAddress(host=address.host, port=port)
         _clear(address.path)
-        before = os.umask(0o177)
-        try:
-            server = await loop.create_unix_server(listener.connection, str(address.path))
-        finally:
-            os.umask(before)
+        with contextlib.ExitStack() as owned:
+            place = owned.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            place.bind(str(address.path))
+            # Before it listens, so that nobody else connects meanwhile. The umask is the whole
+            # process's, and other tasks and threads make files.
+            address.path.chmod(0o600)
+            server = await loop.create_unix_server(listener.connection, sock=place)
+            owned.pop_all()  # it is the server's from now on
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise SocketError(
@@ -401,7 +404,9 @@ def _clear(path: Path) -> None:
         probe.settimeout(1.0)
         try:
             probe.connect(str(path))
-        except OSError:
+        except (ConnectionRefusedError, FileNotFoundError):
             path.unlink(missing_ok=True)
             return
+        except BlockingIOError:
+            pass  # its queue is full: whose it is stands still, and lives
     raise SocketError(f"{path} is in use by a living process", advice="choose another path")

@@ -12,6 +12,7 @@ import pytest
 import uvloop
 
 from sds import faults
+from sds.errors import SocketError
 from sds.operations import http, places
 from sds.operations.http import HttpAnswer, HttpRequest, listening
 from sds.settings.listen import ListenAddress
@@ -203,6 +204,35 @@ async def test_a_unix_socket_leaves_with_the_listener(tmp_path: Path) -> None:
     async with listening(ListenAddress(path=path), ROUTES):
         assert path.is_socket()
     assert not path.exists()
+
+
+async def test_files_that_others_make_meanwhile_have_their_own_permissions(tmp_path: Path) -> None:
+    """The umask is the whole process's: a listener that starts must not change it."""
+    made = tmp_path / "made"
+    asyncio.get_running_loop().call_soon(made.mkdir)
+    async with listening(ListenAddress(path=tmp_path / "s"), ROUTES):
+        assert made.stat().st_mode & 0o700 == 0o700
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_socket_of_a_process_that_stands_still_stays(tmp_path: Path) -> None:
+    """Its queue is full, so nobody can connect: that is no dead process's socket."""
+    path = tmp_path / "s"
+    with contextlib.ExitStack() as opened:
+        stopped = opened.enter_context(socket.socket(socket.AF_UNIX))
+        stopped.bind(str(path))
+        stopped.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                client = opened.enter_context(socket.socket(socket.AF_UNIX))
+                client.settimeout(0)
+                client.connect(str(path))
+        with pytest.raises(SocketError, match="in use by a living process"):
+            async with listening(ListenAddress(path=path), ROUTES):
+                pass
+        assert path.is_socket()
+    async with listening(ListenAddress(path=path), ROUTES):
+        pass
 
 
 def test_under_the_agents_event_loop() -> None:
