@@ -22,7 +22,7 @@ from cryptography import x509
 from sds.errors import BundleError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
 from sds.files import read_file
-from sds.outside import reading
+from sds.outside import reading, words_of
 from sds.pki import certificate_pem
 from sds.pki.constraints import extension
 from sds.settings.https_url import check_https_url
@@ -38,6 +38,7 @@ TIMEOUT_SECONDS: Final = 10.0
 """The deadline of each step: to connect, and between two parts of the answer."""
 MOST_SECONDS: Final = 30.0
 """The deadline of the whole fetch."""
+_LATE: Final = f"no whole answer within {MOST_SECONDS:g} s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,8 @@ class _Connection(http.client.HTTPSConnection):
 
     def connect(self) -> None:
         super().connect()
+        if self.is_late:  # there was no socket yet to be shut
+            raise TimeoutError(_LATE)
         if self._expected is not None:
             check_peer(self.sock.getpeercert(binary_form=True) or b"", self._expected)
 
@@ -116,17 +119,17 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
         response = connection.getresponse()
         body = _read(response)
         if connection.is_late:
-            raise TimeoutError(f"no whole answer within {MOST_SECONDS:g} s")
+            raise TimeoutError(_LATE)
     except ssl.SSLError as error:
         raise BundleError(
-            f"bundle endpoint {endpoint.url}: TLS cannot be verified: {error}",
+            f"bundle endpoint {endpoint.url}: TLS cannot be verified: {words_of(error)}",
             advice="check federation.bundles[].root, or with https_spiffe the bundle in file: the "
             "endpoint is verified under it",
             reason="bundle_unavailable",
         ) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise BundleError(
-            f"bundle endpoint {endpoint.url} cannot be reached: {error or type(error).__name__}",
+            f"bundle endpoint {endpoint.url} cannot be reached: {words_of(error)}",
             reason="bundle_unavailable",
         ) from error
     finally:
@@ -182,7 +185,8 @@ def _context(endpoint: BundleServer, roots: Sequence[bytes]) -> ssl.SSLContext:
             context.load_verify_locations(cadata=pem.decode("ascii", "ignore"))
         except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"root {endpoint.root} of bundle endpoint {endpoint.url} cannot be used: {error}"
+                f"root {endpoint.root} of bundle endpoint {endpoint.url} cannot be used: "
+                f"{words_of(error)}"
             ) from error
         return context
     if not roots:

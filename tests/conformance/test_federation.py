@@ -496,3 +496,26 @@ async def test_an_endpoint_that_answers_byte_by_byte_is_left(
                 await asyncio.to_thread(endpoint.fetch, given, roots=())
             async with asyncio.timeout(3):
                 await left.wait()
+
+
+async def test_an_endpoint_that_is_reached_too_late_is_asked_nothing(peer: Peer) -> None:
+    """While it is dialled there is no socket to be shut, and each of its addresses takes time."""
+    asked = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(1):
+            asked.set()
+        writer.close()
+
+    async with peer.serving([x509.DNSName("localhost")]):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(peer.folder / "peer.pem")
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+            url = f"https://localhost:{server.sockets[0].getsockname()[1]}/bundle"
+            given = BundleServer(url=url, root=peer.folder / "root.pem")
+            connection = endpoint._Connection(given, endpoint._context(given, ()))
+            connection.cut()
+            with pytest.raises(TimeoutError, match="no whole answer"):
+                await asyncio.to_thread(connection.request, "GET", "/bundle")
+            connection.close()
+    assert not asked.is_set()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import socket
 import subprocess
 import sys
 
+import aiohttp
 import pytest
 
-from sds.http_client import _Names
+from sds import http_client
+from sds.http_client import _Names, client_session
 from tests.support.source import modules
 
 HANGS = """
@@ -80,3 +83,28 @@ async def test_a_name_that_does_not_resolve_is_an_error_of_the_system(
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     with pytest.raises(socket.gaierror, match="not known"):
         await _Names().resolve("nowhere.example", 443)
+
+
+async def test_an_end_that_vanishes_without_a_word_is_noticed_within_a_minute() -> None:
+    """A watch sends nothing for minutes: only the kernel's probes tell that nobody is there."""
+    found: list[socket.socket] = []
+    made = http_client._socket
+
+    def noted(address: aiohttp.AddrInfoType) -> socket.socket:
+        found.append(made(address))
+        return found[-1]
+
+    with socket.create_server(("127.0.0.1", 0)) as mute, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(http_client, "_socket", noted)
+        async with client_session(timeout=aiohttp.ClientTimeout(total=30)) as session:
+            asking = asyncio.create_task(session.get(f"http://127.0.0.1:{mute.getsockname()[1]}/"))
+            (await asyncio.to_thread(mute.accept))[0].close()
+            (one,) = found
+            assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            idle, every, probes = (
+                one.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_KEEP{name}"))
+                for name in ("IDLE", "INTVL", "CNT")
+            )
+            asking.cancel()
+            await asyncio.wait([asking])
+    assert idle + every * probes <= 60
