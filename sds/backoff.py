@@ -1,6 +1,7 @@
 """Decides when to try again: the only retry policy of this program.
 
-Owns the length of every pause between a failed attempt and the next one. Invariants: a pause is
+Owns the length of every pause between a failed attempt and the next one, and how an HTTP server's
+"later" is read. Invariants: a pause is
 never longer than ``longest`` and, apart from jitter, never longer than the failure has lasted (so
 a short outage is over soon after it ends); it is never shorter than half of its nominal length (so
 the load on an authority is bounded); a success, and a change that may cure the failure, start
@@ -26,12 +27,20 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from sds.clock import Clock
+
+LATER: Final = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
+"""The answers of an HTTP server that may say in ``Retry-After`` when to ask again."""
+LONGEST_LATER: Final = 4 * 3600.0
+"""The most seconds that a ``Retry-After`` counts for: nobody may silence a client for good."""
 
 _MOST_DOUBLINGS: Final = 32
 uniform: Final = random.Random().random  # noqa: S311  jitter is not a secret
@@ -132,3 +141,24 @@ async def sleep_unless(changed: asyncio.Event, clock: Clock, seconds: float) -> 
     finally:
         sleep.cancel()
         wake.cancel()
+
+
+def retry_after(value: str, now: datetime) -> float:
+    """Return the seconds of a Retry-After (RFC 9110, section 10.2.3), bounded; 0 if it has none.
+
+    Args:
+        value: the header; one that cannot be read counts as none.
+        now: the time, for a header that gives a date (aware).
+
+    Returns:
+        At most :data:`LONGEST_LATER`.
+    """
+    if value.isascii() and value.isdigit() and len(value) < 7:  # noqa: PLR2004  eleven days
+        return min(float(value), LONGEST_LATER)
+    try:
+        at = parsedate_to_datetime(value)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    if at.tzinfo is None:
+        return 0.0
+    return min(max(0.0, (at - now).total_seconds()), LONGEST_LATER)

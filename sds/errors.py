@@ -209,9 +209,14 @@ class CgroupError(WorkloadError):
 
 
 class KubernetesError(WorkloadError):
-    """The kubelet (``kubelet``) or the API server (``kubernetes_api``) did not answer as asked."""
+    """The kubelet (``kubelet``) or the API server (``kubernetes_api``) did not answer as asked.
+
+    Attributes:
+        later: the seconds for which the server asks to be left alone; 0 if it does not say.
+    """
 
     reason = "kubernetes_api"
+    later: float = 0.0
 
 
 # --- serving ------------------------------------------------------------------------------------

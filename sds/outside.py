@@ -1,16 +1,18 @@
-"""Guards the parsing of data from outside: only our own errors come out.
+"""Guards the parsing of data from outside: only our own errors come out, in words for people.
 
-Owns :func:`reading`. Libraries that parse foreign data raise their own classes, and more than they
-document: ``cryptography`` raises ``DuplicateExtension`` and ``InvalidVersion``, which are not
-``ValueError``; ``json`` raises ``RecursionError``; conversions raise ``OverflowError``. Invariant:
-any exception inside the block becomes the error that the caller names, with the place in its text;
-our own errors, and exceptions that end the process, pass unchanged.
+Owns :func:`reading` and :func:`words_of`. Libraries that parse foreign data raise their own
+classes, and more than they document: ``cryptography`` raises ``DuplicateExtension`` and
+``InvalidVersion``, which are not ``ValueError``; ``json`` raises ``RecursionError``; conversions
+raise ``OverflowError``. Invariant: any exception inside the block becomes the error that the caller
+names, with the place in its text; our own errors, and exceptions that end the process, pass
+unchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from sds.errors import SdsError
 
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TEXT_LENGTH = 300
+_FOR_PROGRAMMERS: Final = re.compile(r"\[Errno -?\d+\] | \(_ssl\.c:\d+\)")
+
+
+def words_of(error: BaseException) -> str:
+    """Return what an error of the system or of a library says, for a message or the log.
+
+    The system's numbers and OpenSSL's places in its source say nothing to a person. An error
+    without a text is named by its class, and one for lack of time by what that means.
+    """
+    said = _FOR_PROGRAMMERS.sub("", str(error)).strip()
+    if said:
+        return f"{said} is missing" if isinstance(error, KeyError) else said
+    return "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
 
 
 def is_panic(error: BaseException) -> bool:
@@ -51,9 +66,8 @@ def reading(
     except SdsError:
         raise
     except Exception as found:  # the boundary: see the module
-        said = found.strerror if isinstance(found, OSError) and found.strerror else str(found)
-        text = said[:_TEXT_LENGTH] or type(found).__name__
-        raise error(f"{what}: {text}", reason=reason, advice=advice) from found
+        said = found.strerror if isinstance(found, OSError) and found.strerror else words_of(found)
+        raise error(f"{what}: {said[:_TEXT_LENGTH]}", reason=reason, advice=advice) from found
     except BaseException as found:
         if not is_panic(found):
             raise

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sds.admission.judge import AdmittedContainer, AdmittedSandbox
 from sds.errors import ConfigurationError
 from sds.files import read_file
+from sds.outside import words_of
 from sds.policy.trust import Epoch
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class MemoryFile:
             ValueError,
         ) as error:
             raise ConfigurationError(
-                f"{self._path} cannot be used: {error!r}",
+                f"{self._path} cannot be used: {words_of(error)}",
                 advice="this file keeps old policies out: restart the guest, or remove the file "
                 "on purpose",
             ) from error

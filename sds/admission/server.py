@@ -22,6 +22,7 @@ from sds.admission.service import RuntimeAdmission
 from sds.agent.directory import claimed, listening
 from sds.errors import SdsError
 from sds.faults import report
+from sds.outside import words_of
 from sds.policy.copied import follow_copy
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
@@ -85,7 +86,7 @@ class QuestionServer:
         except (OSError, TimeoutError) as error:
             # Without an answer the wrapper refuses.
             self._observer.decided("", "unanswered")
-            _LOG.warning("a question could not be answered", extra={"why": repr(error)})
+            _LOG.warning("a question could not be answered", extra={"why": words_of(error)})
         finally:
             writer.close()
 

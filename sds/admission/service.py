@@ -15,6 +15,7 @@ from sds.admission.judge import AdmittedSandbox, admit_container, admit_exec, ad
 from sds.admission.question import bad_form
 from sds.errors import PolicyError, WorkloadError
 from sds.files import read_file
+from sds.outside import words_of
 from sds.workload.cri.canonical import Surroundings, canonical, executed
 from sds.workload.cri.pods import IMAGE_DIGEST
 
@@ -222,7 +223,7 @@ def _pid_in(path: str) -> int:
     try:
         pid = int(read_file(Path(path), max_bytes=_MOST_PID))
     except (OSError, ValueError) as error:
-        raise bad_form(f"the sandbox's process is not known: {error}") from error
+        raise bad_form(f"the sandbox's process is not known: {words_of(error)}") from error
     if pid <= 0:
         raise bad_form("the sandbox's process is not known")
     return pid

@@ -152,7 +152,8 @@ def read_document(path: str) -> bytes:
                 raise NotRead(f"{path} is not an ordinary file")
             content = file.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise NotRead(f"{path} cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise NotRead(f"{path} cannot be read: {why}") from error
     if len(content) > _MOST_BYTES:
         raise NotRead(f"{path} is larger than {_MOST_BYTES} bytes")
     return content
@@ -243,7 +244,7 @@ def main(arguments: Sequence[str], *, runtime: str, service: str, enforce: bool)
     except NotRead as error:
         why = str(error)
     except OSError as error:
-        why = f"the admission service at {service} does not answer: {error}"
+        why = f"the admission service at {service} does not answer: {error.strerror or error}"
     if why and enforce:
         refuse(options, why)
     # Python ignores these two signals, and the runtime's children would inherit that.

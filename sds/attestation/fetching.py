@@ -22,7 +22,7 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds import threads
-from sds.attestation.answers import LATER, read_body, retry_after
+from sds.attestation.answers import read_body
 from sds.attestation.pem import unhexed
 from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
 from sds.attestation.snp.certificate import Certificate
@@ -37,10 +37,11 @@ from sds.attestation.tdx.collateral import (
     signed_document,
 )
 from sds.attestation.tdx.tcb import read_enclave_identity, read_recoveries, read_tcb_info
-from sds.backoff import Backoff, uniform
+from sds.backoff import LATER, Backoff, retry_after, uniform
 from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
 from sds.files import read_file, replace_file
 from sds.http_client import client_session
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -313,7 +314,9 @@ class Fetcher:
                 body = await read_body(got, _SIZE_LIMIT)
                 headers = dict(got.headers)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
+            raise EndorsementUnavailableError(
+                f"{url} does not answer: {words_of(error)}"
+            ) from error
         if got.status in LATER:
             return None, retry_after(headers.get("Retry-After", ""), self._clock.now().wall)
         if got.status != HTTPStatus.OK or len(body) > _SIZE_LIMIT:
@@ -324,23 +327,28 @@ class Fetcher:
         return _Answer(body=body, headers={k.lower(): v for k, v in headers.items()}), 0.0
 
 
-def asker(url: str) -> Callable[[str], Awaitable[tuple[int, bytes]]]:
+def asker(url: str, clock: Clock) -> Callable[[str], Awaitable[tuple[int, bytes, float]]]:
     """Make a function that asks a publisher for a path, each time over a connection of its own.
+
+    It returns the status, the body, and the seconds of a Retry-After.
 
     Raises (when called):
         EndorsementUnavailableError: it does not answer.
     """
 
-    async def ask(path: str) -> tuple[int, bytes]:
+    async def ask(path: str) -> tuple[int, bytes, float]:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         try:
             async with (
                 client_session(timeout=timeout) as session,
                 session.get(f"{url}{path}", allow_redirects=False) as got,
             ):
-                return got.status, await read_body(got, _SIZE_LIMIT)
+                later = retry_after(got.headers.get("Retry-After", ""), clock.now().wall)
+                return got.status, await read_body(got, _SIZE_LIMIT), later
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(f"{url} does not answer: {error!r}") from error
+            raise EndorsementUnavailableError(
+                f"{url} does not answer: {words_of(error)}"
+            ) from error
 
     return ask
 

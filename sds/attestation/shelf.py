@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, quote
 
 from sds import threads
-from sds.attestation.answers import AFTER_FAILURE, LATER
+from sds.attestation.answers import AFTER_FAILURE
 from sds.attestation.snp.chain import amd_certificates, link, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.leaf import read_leaf
 from sds.attestation.snp.report import Product, Tcb
 from sds.attestation.snp.sources import vcek_target
 from sds.attestation.tdx.collateral import QE_IDENTITY
-from sds.backoff import uniform
+from sds.backoff import LATER, uniform
 from sds.errors import EvidenceError
 from sds.files import listed, read_file, replace_file
+from sds.outside import words_of
 from sds.pki import certificate_pem
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ class CollateralShelf:
 
     Args:
         files: what is in force now.
-        ask: asks AMD's service, or a cache, for a path with its query; returns status and body.
+        ask: asks AMD's service, or a cache, for a path with its query; returns status, body, and
+            the seconds for which the service wants to be left alone.
         folder: keeps VCEKs.
         clock: makes the pauses.
         roots: configured roots beside the manufacturers', in DER.
@@ -83,7 +85,7 @@ class CollateralShelf:
     def __init__(
         self,
         files: Callable[[], InForce],
-        ask: Callable[[str], Awaitable[tuple[int, bytes]]],
+        ask: Callable[[str], Awaitable[tuple[int, bytes, float]]],
         folder: Path,
         *,
         clock: Clock,
@@ -165,30 +167,37 @@ class CollateralShelf:
                 self._waiting.discard(target)
                 continue
             try:
-                failures = 0 if await self._fetch(target) else failures + 1
+                later = await self._fetch(target)
             finally:
                 self._waiting.discard(target)  # whatever happened, it may be asked for again
-            pause = AFTER_FAILURE.seconds(failures, draw=uniform()) if failures else 0.0
+            pause, failures = 0.0, 0 if later is None else failures + 1
+            if later is not None:
+                pause = max(later, AFTER_FAILURE.seconds(failures, draw=uniform()))
             await self._clock.sleep(max(self._spacing, pause))
 
-    async def _fetch(self, target: str) -> bool:
-        """Fetch a certificate, and say whether the publisher answered, with or without one."""
+    async def _fetch(self, target: str) -> float | None:
+        """Fetch a certificate.
+
+        Returns:
+            None if the publisher answered, with or without a certificate; else the seconds for
+            which it wants to be left alone.
+        """
         try:
-            status, body = await self._ask(target)
+            status, body, later = await self._ask(target)
         except EvidenceError as error:
             _LOGGER.warning("a VCEK cannot be fetched: %s", error, extra={"reason": error.reason})
-            return False
+            return 0.0
         if status in LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             _LOGGER.warning("AMD's service asks us to try again later", extra={"status": status})
-            return False
+            return later
         try:
             self._verify(target, body)
         except EvidenceError as error:
             _LOGGER.warning("an answer is not the VCEK of that chip: %s", error)
-            return True
+            return None
         self._keep(target, body)
         await threads.ENDORSEMENTS.run(self._store, target, body)
-        return True
+        return None
 
     def _verify(self, target: str, der: bytes) -> None:
         """Require a VCEK of this chip under a pinned root."""
@@ -216,7 +225,7 @@ class CollateralShelf:
                 target, _, der = read_file(path, max_bytes=_MAX_DER).partition(b"\n")
                 self._verify(target.decode(), der)
             except (OSError, ValueError, EvidenceError) as error:
-                _LOGGER.warning("a stored VCEK is ignored: %s: %s", path, error)
+                _LOGGER.warning("a stored VCEK is ignored: %s: %s", path, words_of(error))
             else:
                 self._keep(target.decode(), der)
 
@@ -226,7 +235,7 @@ class CollateralShelf:
             self._folder.mkdir(parents=True, exist_ok=True)
             replace_file(self._folder / f"{name}.vcek", target.encode() + b"\n" + der, mode=0o644)
         except OSError as error:
-            _LOGGER.warning("a VCEK cannot be stored on disk: %s", error)
+            _LOGGER.warning("a VCEK cannot be stored on disk: %s", words_of(error))
 
 
 def _first(asked: Mapping[str, Sequence[str]], name: str) -> str:

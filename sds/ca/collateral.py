@@ -74,7 +74,7 @@ def collateral_shelf(
         )
     return CollateralShelf(
         lambda: verification.files.current,
-        asker(fetch.kds.rstrip("/")),
+        asker(fetch.kds.rstrip("/"), clock),
         folder / "vcek",
         clock=clock,
         roots=verification.roots,

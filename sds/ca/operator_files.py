@@ -18,6 +18,7 @@ from sds import threads
 from sds.ca.issuer import authority_name, authority_request, make_signer
 from sds.errors import CertificateError, RefusedError, SdsError
 from sds.files import read_file, replace_file
+from sds.outside import words_of
 from sds.pki import (
     certificate_der,
     certificates_from_pem,
@@ -79,11 +80,11 @@ class FromOperator:
             try:
                 return await threads.SIGNERS.run(self._read, key)
             except (OSError, SdsError) as error:
-                if not self._is_awaited(error) and str(error) != said:
-                    said = str(error)
+                if not self._is_awaited(error) and words_of(error) != said:
+                    said = words_of(error)
                     _LOGGER.warning(
                         "the operator's chain cannot be used: %s",
-                        error,
+                        said,
                         extra={"chain_file": str(self.chain_file)},
                     )
             await self.clock.sleep(self.poll.total_seconds())
@@ -119,7 +120,8 @@ class FromOperator:
             replace_file(self.csr_file, pem, mode=0o644)
         except OSError as error:
             raise RefusedError(
-                f"the request for the operator cannot be written to {self.csr_file}: {error}",
+                f"the request for the operator cannot be written to {self.csr_file}: "
+                f"{words_of(error)}",
                 advice="make the directory writable for `sds ca`",
                 reason="authority_not_ready",
             ) from error

@@ -19,6 +19,7 @@ from sds.attestation.kubernetes.token import JwksKeys
 from sds.backoff import Backoff, Retry, sleep_unless
 from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError, RefusedError
 from sds.files import read_file
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -116,12 +117,14 @@ class TokenKeys:
                     document = await self._read()
                 self._keys.replace(document)
             except (KubernetesError, EvidenceMalformedError, OSError) as error:
-                why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+                why = words_of(error)
                 if why != said:
                     said = why
                     _LOGGER.warning(
                         "the keys of service-account tokens cannot be read", extra={"why": said}
                     )
+                if isinstance(error, KubernetesError):
+                    await self._clock.sleep(min(error.later, _EVERY_SECONDS))
                 await retry.pause()
                 continue
             said = ""

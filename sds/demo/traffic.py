@@ -17,6 +17,7 @@ from cryptography import x509
 
 from sds.demo.ledger import PeerCertificate
 from sds.errors import RequestFailedError
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from sds.demo.ledger import RotationLedger
@@ -57,7 +58,7 @@ async def ask(
             header = response.headers.get(SERVER_CERTIFICATE_HEADER, "")
             status = response.status
     except (aiohttp.ClientError, TimeoutError) as error:
-        raise RequestFailedError(f"no answer: {error or type(error).__name__}") from error
+        raise RequestFailedError(f"no answer: {words_of(error)}") from error
     if status == _HTTP_FORBIDDEN:
         return None
     if status != _HTTP_OK:

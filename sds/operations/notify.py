@@ -14,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from sds import service_manager
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,7 @@ def notify(state: str) -> None:
             work = functools.partial(_send, place, state)
             threading.Thread(target=work, name="notify", daemon=True).start()
     except (OSError, RuntimeError) as error:
-        _LOG.warning("the service manager cannot be notified", extra={"why": str(error)})
+        _LOG.warning("the service manager cannot be notified", extra={"why": words_of(error)})
 
 
 def _send(place: str, state: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from sds.errors import CertificateError, ConfigurationError, SdsError
 from sds.files import is_folder, is_taken
+from sds.outside import words_of
 from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
 
@@ -44,8 +45,7 @@ class ConfigurationChecks:
         try:
             yield
         except (SdsError, OSError, ValueError) as error:
-            words = str(error)
-            self.problem(field, words)
+            self.problem(field, words_of(error))
 
     def problem(self, field: str, words: str) -> None:
         """Note a problem of this field; a block and its field report the same problem once."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.backoff import Backoff, Retry
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -86,12 +87,12 @@ async def watch_folder(folder: Path, changed: Callable[[], None], *, clock: Cloc
                     began, said = False, ""
                     retry.succeeded()
         except (OSError, RuntimeError) as error:
-            if str(error) != said:
-                said = str(error)
+            if words_of(error) != said:
+                said = words_of(error)
                 _LOGGER.warning(
                     "watching %s failed, so it is read every minute: %s",
                     folder,
-                    error,
+                    said,
                     extra={"origin": str(folder)},
                 )
         await retry.pause()

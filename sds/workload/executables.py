@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sds.errors import PeerGoneError, WorkloadError
+from sds.outside import words_of
 from sds.workload.fair_row import FairRow
 
 if TYPE_CHECKING:
@@ -191,7 +192,8 @@ class Executables:
         except (OSError, ValueError) as error:
             self._spawn(_reaped(looker.kill()))
             raise WorkloadError(
-                f"the process that reads executables cannot run: {error}", reason="executable_late"
+                f"the process that reads executables cannot run: {words_of(error)}",
+                reason="executable_late",
             ) from error
         if said.get("gone"):
             raise PeerGoneError(f"process {peer.pid} has ended, or is the kernel's")

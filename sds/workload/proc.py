@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import CgroupError, ConfigurationError
+from sds.outside import words_of
 from sds.workload.cgroup import MOST_CHARACTERS, PodRoots
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def pod_roots(
         )
     except (OSError, CgroupError) as error:
         raise ConfigurationError(
-            f"the kubelet's control groups cannot be found: /proc/1/cgroup: {error}",
+            f"the kubelet's control groups cannot be found: /proc/1/cgroup: {words_of(error)}",
             advice="run the agent in the node's PID namespace (hostPID: true), and with a /proc "
             "that shows its first process (hidepid)",
         ) from error

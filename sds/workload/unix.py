@@ -14,6 +14,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import ConfigurationError, PeerGoneError, WorkloadError
+from sds.outside import words_of
 from sds.workload.entitlement import Selector
 from sds.workload.executables import ExecutableLimits, Executables
 from sds.workload.facts import Facts
@@ -122,7 +123,7 @@ def _unmapped_ids() -> UnmappedIds:
         return unmapped_ids()
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"the agent cannot find out which users the kernel shows as one here: {error}",
+            f"the agent cannot find out which users the kernel shows as one here: {words_of(error)}",
             advice="mount /proc unchanged: the agent reads /proc/self/uid_map",
         ) from error
 

@@ -16,7 +16,7 @@ from sds.attestation.build import Verification
 from sds.attestation.fetching import Fetcher, Wanted
 from sds.attestation.section import FetchSection, VerificationSection
 from sds.attestation.shelf import MAX_WAITING, CollateralShelf
-from sds.attestation.snp.kds import KdsEndorsements
+from sds.attestation.snp.kds import KdsEndorsements, vcek_path
 from sds.attestation.snp.report import Product, Report
 from sds.ca.collateral import collateral_listener, collateral_shelf
 from sds.ca.config import AuthorityConfig, CollateralSection
@@ -186,9 +186,9 @@ async def test_an_answer_is_made_once_however_many_ask(
 async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    async def ask(path: str) -> tuple[int, bytes]:
+    async def ask(path: str) -> tuple[int, bytes, float]:
         asked.append(path)
-        return 429, b""
+        return 429, b"", 0.0
 
     clock = PatientClock(NOW)
     shelf = CollateralShelf(lambda: None, ask, tmp_path, clock=clock, spacing=10.0)  # type: ignore[arg-type, return-value]
@@ -203,6 +203,27 @@ async def test_strangers_fill_a_bounded_queue(tmp_path: Path) -> None:
     # Six refusals in a row: each pause is longer than the one before.
     assert sum(clock.slept[:5]) > 100
     assert len(set(asked)) == len(asked)
+
+
+async def test_a_service_that_says_when_is_not_asked_before(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    machine = simulated().machine()
+    place = f"/vcek/v1/Genoa/{machine.chip_id.hex()}"
+    async with authority(publishers, intel, tmp_path) as (_, verification):
+        clock = PatientClock(NOW)
+        shelf = collateral_shelf(CollateralSection(listen="127.0.0.1:0"), verification, clock)
+        publishers.refusals[place] = [(503, "900"), (429, "")]
+        publishers.vceks = {machine.chip_id.hex(): machine.certificates[0]}
+        target = vcek_path(Report.parse(machine.report(bytes(64))), Product.GENOA)
+        running = asyncio.create_task(shelf.run())
+        async with asyncio.timeout(60):
+            while shelf.answer(*target.split("?")).status != 200:
+                await asyncio.sleep(0.001)
+        running.cancel()
+    assert publishers.hits[place] == 3
+    assert clock.slept[0] == 900
+    assert clock.slept[1] < 30, "without a number, the pause is our own"
 
 
 async def test_vceks_outlive_a_restart(

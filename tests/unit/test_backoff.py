@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
+from email.utils import format_datetime
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sds.backoff import HOPELESS, QUICK, Backoff, Retry
+from sds.backoff import HOPELESS, LONGEST_LATER, QUICK, Backoff, Retry, retry_after
+from tests.support.certificates import NOW
 from tests.support.clock import FakeClock
 
 draws = st.floats(min_value=0.0, max_value=1.0, exclude_max=True)
@@ -85,3 +89,23 @@ async def test_a_pause_that_is_cancelled_leaves_no_task() -> None:
     await asyncio.wait([pausing])
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("", 0.0),
+        ("17", 17.0),
+        ("-1", 0.0),
+        ("soon", 0.0),
+        ("\u0661", 0.0),
+        ("9" * 400, 0.0),
+        ("999999", LONGEST_LATER),
+        (format_datetime(NOW + timedelta(seconds=40), usegmt=True), 40.0),
+        (format_datetime(NOW - timedelta(days=1), usegmt=True), 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_LATER),
+        ("Fri, 31 Dec 9999 23:59:59 -0000", 0.0),
+    ],
+)
+def test_a_server_that_says_later_says_when_within_a_bound(value: str, seconds: float) -> None:
+    assert retry_after(value, NOW) == seconds

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import functools
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 PATH = "/api/v1/services"
+BOOKMARK = b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "2"}}}'
 GOOD = b'{"items": [], "metadata": {"resourceVersion": "1"}}'
 
 
@@ -90,3 +95,61 @@ async def test_a_list_that_does_not_end_is_our_error(
     with pytest.raises(KubernetesError, match="does not end"):
         await watching(server)._list()
     assert server.lists == (61 if items == b"[]" else 51)
+
+
+class Throttled(Answering):
+    """Says "later" so many times, and then ends each watch at once."""
+
+    def __init__(self, refusals: Sequence[float], *, line: bytes = BOOKMARK) -> None:
+        super().__init__(line=line)
+        self.refusals = list(refusals)
+        self.asked: list[float] = []
+        self.clock = FakeClock()
+
+    async def chunks(
+        self, path: str, params: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        self.asked.append(self.clock.now().monotonic)
+        if self.refusals:
+            refused = KubernetesError("429", reason="kubernetes_api")
+            refused.later = self.refusals.pop(0)
+            raise refused
+        yield self.document
+
+
+@contextlib.asynccontextmanager
+async def followed(server: Throttled) -> AsyncIterator[ListWatch[bytes]]:
+    watched = ListWatch(server, server.clock, PATH, Kept())
+    running = asyncio.create_task(watched.run())
+    try:
+        yield watched
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_server_that_says_later_is_left_alone_until_then() -> None:
+    server = Throttled([20.0, 0.0, 1e6])
+    async with followed(server) as watched:
+        await server.clock.until(lambda: len(server.asked) == 4 and watched.error is None)
+    gaps = [after - before for before, after in itertools.pairwise(server.asked)]
+    assert 20 <= gaps[0] <= 25
+    assert gaps[1] < 1, "no number: the pause is our own"
+    assert gaps[2] < 70, "a server does not silence us for days"
+
+
+def has(found: Sequence[float], count: int) -> bool:
+    return len(found) >= count
+
+
+async def test_a_watch_that_the_server_ends_again_and_again_is_logged_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ended = b'{"type": "ERROR", "object": {"code": %d, "message": "etcd has no leader"}}'
+    for code, lines in ((500, 1), (410, 0)):
+        caplog.clear()
+        server = Throttled([], line=ended % code)
+        async with followed(server):
+            await server.clock.until(functools.partial(has, server.asked, 20))
+        assert len(caplog.records) == lines
+        assert server.asked[-1] - server.asked[-2] >= 2.5, "the pause grows all the same"

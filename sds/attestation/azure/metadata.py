@@ -22,6 +22,7 @@ from sds.attestation.snp.sources import fits_report
 from sds.backoff import Backoff, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from sds.attestation.snp.report import Report
@@ -119,7 +120,9 @@ class MetadataService:
             ):
                 content = await read_body(answer, _MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(f"{what} does not answer: {error!r}") from error
+            raise EndorsementUnavailableError(
+                f"{what} does not answer: {words_of(error)}"
+            ) from error
         if answer.status in _LATER:
             return None
         if answer.status != HTTPStatus.OK or len(content) > _MAX_ANSWER_BYTES:

@@ -14,6 +14,7 @@ from sds import threads
 from sds.attestation.snp.sources import DirectoryEndorsements, EndorsedAttester
 from sds.errors import EndorsementUnavailableError
 from sds.files import replace_file
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,7 +65,7 @@ class KeptEndorsements:
         except OSError as error:
             _LOGGER.warning(
                 "a certificate cannot be stored, and will be fetched again: %s",
-                error,
+                words_of(error),
                 extra={"path": str(self._folder)},
             )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from sds.attestation.answers import AFTER_FAILURE, LATER, read_body, retry_after
+from sds.attestation.answers import AFTER_FAILURE, read_body
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.report import (
     CPUID_VERSION,
@@ -23,9 +23,10 @@ from sds.attestation.snp.report import (
     product_of_cpuid,
 )
 from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report, vcek_target
-from sds.backoff import uniform
+from sds.backoff import LATER, retry_after, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from sds.clock import Clock
@@ -135,7 +136,9 @@ class KdsEndorsements:
             async with session.get(f"{self._url}{path}", allow_redirects=False) as answer:
                 content = await read_body(answer, MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(f"{what} does not answer: {error!r}") from error
+            raise EndorsementUnavailableError(
+                f"{what} does not answer: {words_of(error)}"
+            ) from error
         if answer.status in LATER:
             raise _LaterError(
                 f"{what} answered with status {answer.status}",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import WorkloadError
 from sds.files import read_file, replace_file
+from sds.outside import words_of
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
 
 if TYPE_CHECKING:
@@ -197,7 +198,9 @@ class SeenPods:
             AttributeError,
             RecursionError,
         ) as error:
-            _LOG.warning("what was seen in pods cannot be read", extra={"why": repr(error)[:200]})
+            _LOG.warning(
+                "what was seen in pods cannot be read", extra={"why": words_of(error)[:200]}
+            )
 
 
 def _plain(pod: SeenPod) -> dict[str, Any]:

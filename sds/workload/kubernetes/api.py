@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
+from sds.backoff import LATER, retry_after
+from sds.clock import SystemClock
 from sds.errors import KubernetesError
 from sds.files import read_file
 from sds.http_client import client_session
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -36,6 +39,7 @@ _MAX_LIST_BYTES: Final = 512 << 20
 """Of one list, of which one object at a time is in memory."""
 _MAX_FILE_BYTES: Final = 1 << 20
 _LINE_BYTES: Final = 4 << 20  # one event of a watch; an object in etcd has at most 1.5 MiB
+_CLOCK: Final = SystemClock()
 _WORDS: Final = {
     401: "401: the token is missing or not accepted",
     403: "403: the token's account may not do this",
@@ -167,11 +171,15 @@ class ApiClient:
                     text = (await response.content.read(1000)).decode("utf-8", "replace").strip()
                     words = _WORDS.get(response.status, str(response.status))
                     denied = response.status in _WORDS
-                    raise KubernetesError(
+                    refused = KubernetesError(
                         f"{method} {server.url}{path}: {words}: {text[:400]!r}",
                         advice=server.advice if denied else "",
                         reason=server.reason,
                     )
+                    if response.status in LATER:
+                        asked = response.headers.get("Retry-After", "")
+                        refused.later = retry_after(asked, _CLOCK.now().wall)
+                    raise refused
                 yield response
         except UnicodeDecodeError as error:
             raise KubernetesError(
@@ -183,7 +191,7 @@ class ApiClient:
             ) from error
         except (aiohttp.ClientError, OSError, ValueError, RuntimeError) as error:
             raise KubernetesError(
-                f"{method} {server.url}{path}: {error}", reason=server.reason
+                f"{method} {server.url}{path}: {words_of(error)}", reason=server.reason
             ) from error
 
     async def _body(self, response: aiohttp.ClientResponse, path: str) -> bytes:
@@ -212,7 +220,7 @@ class ApiClient:
         except (OSError, ValueError) as error:
             raise KubernetesError(
                 f"{server.ca_file}: no certificates under which {server.url} could be verified: "
-                f"{error}",
+                f"{words_of(error)}",
                 reason=server.reason,
             ) from error
 

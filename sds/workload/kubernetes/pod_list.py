@@ -27,6 +27,8 @@ _LOG = logging.getLogger("sds.workload.kubernetes")
 _FIRST_GAP = 0.1
 _LONGEST_GAP = 1.0
 _LONGEST_GAP_AFTER_ERROR = 5.0
+_LONGEST_LATER: Final = 30.0
+"""The most seconds that the kubelet's Retry-After counts for: callers wait for their pods."""
 _MOST_PODS: Final = 10_000
 """Of one node; the kubelet's own bound is 110 unless somebody raised it."""
 
@@ -63,6 +65,8 @@ class PodList:
         self._demand = asyncio.Event()
         self._published = asyncio.Event()
         self._gap = _FIRST_GAP
+        self._later = 0.0
+        """The seconds for which the kubelet asked to be left alone."""
 
     @property
     def size(self) -> int:
@@ -92,7 +96,7 @@ class PodList:
                 await sleep_unless(self._demand, self._clock, self._every)
             idle = self._clock.now().monotonic - ended
             self._grow_gap(idle)
-            await self._clock.sleep(self._gap - idle)
+            await self._clock.sleep(max(self._gap, self._later) - idle)
             self._demand.clear()
             await self._fetch()
             ended = self._clock.now().monotonic
@@ -159,7 +163,9 @@ class PodList:
             if self.error is None or str(self.error) != str(error):
                 _LOG.warning("the kubelet's list of pods cannot be read", extra={"why": error})
             self.error = error
+            self._later = min(error.later, _LONGEST_LATER)
             return
+        self._later = 0.0
         if fresh is not None:
             pods, self._read = fresh
             changed, self._pods = pods != self._pods or self._fetched_at is None, pods

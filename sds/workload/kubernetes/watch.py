@@ -1,7 +1,8 @@
 """Follows a collection of the API server by list and watch.
 
 Owns :class:`ListWatch`. Invariants: a list replaces everything, so an object that was removed while
-we did not watch does not stay; an outage changes nothing; the pause between two attempts grows.
+we did not watch does not stay; an outage changes nothing; the pause between two attempts grows, and
+is as long as the server asks for, within a bound.
 
 Source: Kubernetes API concepts, "Efficient detection of changes" (list, then watch from its
 resourceVersion; 410 means list again).
@@ -42,6 +43,9 @@ _MALFORMED: Final = (
 """The errors that reading a document of an unexpected shape raises."""
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
+_LONGEST_LATER: Final = 60.0
+"""The most seconds that the server's Retry-After counts for: others wait for what is followed."""
+_GONE: Final = 410
 _K = TypeVar("_K")
 
 
@@ -99,6 +103,8 @@ class ListWatch(Generic[_K]):
         self._path = path
         self._collection = collection
         self._listeners: list[Callable[[], None]] = []
+        self._said = ""
+        """How the server ended a watch, as it was logged last."""
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after every change until the result is called."""
@@ -111,6 +117,7 @@ class ListWatch(Generic[_K]):
         version: str | None = None
         while True:
             began = self._clock.now().monotonic
+            later = 0.0
             try:
                 version = await self._watch(version or await self._list())
             except KubernetesError as error:
@@ -120,9 +127,12 @@ class ListWatch(Generic[_K]):
                     )
                 self.error = error
                 version = None
+                later = min(error.later, _LONGEST_LATER)
             if self._clock.now().monotonic - began > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
-            await self._clock.sleep(random.uniform(pause / 2, pause))  # noqa: S311  spreads load
+                self._said = ""
+            drawn = random.uniform(pause / 2, pause)  # noqa: S311  spreads load
+            await self._clock.sleep(later + drawn)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def _list(self) -> str:
@@ -185,7 +195,8 @@ class ListWatch(Generic[_K]):
             try:
                 event = await parse_json(line)
                 kind, item = event["type"], event["object"]
-                if kind == "ERROR":  # 410 Gone, most of the time
+                if kind == "ERROR":
+                    self._ended(item)
                     return None
                 version = str(item["metadata"]["resourceVersion"])
                 if kind != "BOOKMARK" and self._collection.apply(kind, item):
@@ -195,6 +206,14 @@ class ListWatch(Generic[_K]):
                     f"{self._path}: a malformed event: {error!r}", reason="kubernetes_api"
                 ) from error
         return version
+
+    def _ended(self, status: dict[str, Any]) -> None:
+        """Log once why the server ended a watch, unless it only forgot the version (410)."""
+        code = status.get("code")
+        why = f"{code}: {str(status.get('message'))[:400]!r}"
+        if code != _GONE and why != self._said:
+            self._said = why
+            _LOG.warning("the server ended a watch", extra={"path": self._path, "why": why})
 
     def _tell(self) -> None:
         for listener in list(self._listeners):
