@@ -123,7 +123,8 @@ def _unmapped_ids() -> UnmappedIds:
         return unmapped_ids()
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"the agent cannot find out which users the kernel shows as one here: {words_of(error)}",
+            "the agent cannot find out which users the kernel shows as one here: "
+            f"{words_of(error)}",
             advice="mount /proc unchanged: the agent reads /proc/self/uid_map",
         ) from error
 
