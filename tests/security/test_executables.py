@@ -136,7 +136,7 @@ async def test_a_user_that_changes_large_files_all_the_time(shared: Path) -> Non
             hostile.append(path)
             command = [str(path), "-S", str(CLIENT), str(door.path), "ask", "--uid", "4242"]
             await stack.enter_async_context(running(command, env=ENVIRONMENT))
-        waited = []
+        waited: list[float] = []
         while len(waited) < 20 or not two_files_were_read():
             for path in hostile:
                 os.utime(path)
