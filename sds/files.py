@@ -62,7 +62,7 @@ def socket_target(path: Path | str) -> str:
 
 
 def listed(folder: Path, pattern: str) -> list[Path]:
-    """What a folder has under names of this pattern, sorted; nothing if there is no folder.
+    """Return the files of a folder whose names match a pattern, sorted; nothing without a folder.
 
     ``Path.glob`` also says "nothing" of a folder that may not be read.
 

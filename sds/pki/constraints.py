@@ -38,8 +38,8 @@ def check_name_constraints(path: Sequence[x509.Certificate]) -> None:
     """10. Names below a constrained issuer lie within its permitted trees (6.1.3 (b), (c)).
 
     Args:
-        path: the leaf first, the root last. A root's constraints count too: whoever trusts a root
-            trusts it within its constraints.
+        path: the leaf first, the root last. A root's constraints count too: a root is trusted only
+            within its constraints.
 
     Raises:
         CertificateError: ``certificate_constraint``: a name is excluded or not permitted, or the

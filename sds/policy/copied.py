@@ -33,8 +33,8 @@ _Mark = tuple[int, int, int]
 class PolicyCopy:
     """Writes the copy; :meth:`run` must run.
 
-    What the holder has at first is not written: whoever follows has it from the same files, and
-    after a restart it may be older than the copy.
+    It does not write the policy that the holder has at first: the follower reads that policy from
+    the same files, and after a restart it may be older than the copy.
 
     Args:
         place: the file; its folder must be there.

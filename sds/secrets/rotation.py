@@ -357,9 +357,9 @@ class Rotation:
             managed.woken.set()
 
     def _ask_along(self, identity: Identity) -> None:
-        """Somebody without a certificate asks: whoever waits because the authority failed asks too.
+        """Let identities that wait after a failure ask together with one that has no certificate.
 
-        So they share a request, and an authority that is gone is not asked by each of them.
+        So they share one request, and do not each ask an authority that is gone.
         """
         for other in self._blocked - {identity}:
             managed = self._managed[other]

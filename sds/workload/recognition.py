@@ -267,7 +267,7 @@ class Recognition:
     """One connected process, followed from its connection to its end."""
 
     def __init__(self, recogniser: Recogniser, peer: Peer) -> None:
-        """Do nothing before :meth:`follow`; whoever opened ``peer`` closes it."""
+        """Do nothing before :meth:`follow`; the code that opened ``peer`` closes it."""
         self.peer = peer
         self.outcome = RecognitionOutcome()
         self._recogniser = recogniser

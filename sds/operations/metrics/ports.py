@@ -94,7 +94,7 @@ class MeteredRootsAuthority(MeteredAuthority):
 
     async def roots(self) -> tuple[bytes, ...]:
         try:
-            found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # chosen by whoever wraps
+            found: tuple[bytes, ...] = await self._inner.roots()  # type: ignore[attr-defined]  # its maker chose the port
         except AuthorityError as error:
             self._note(error)
             raise
