@@ -155,6 +155,10 @@ TOKEN_KEYS: Final = Threads("token-keys", 1)
 """Files with the keys that sign the tokens of service accounts."""
 ADMISSION: Final = Threads("admission", 2)
 """Files of sandboxes that a runtime starts."""
+AUTHORITY_FILES: Final = Threads("authority-files", 1)
+"""Token and roots for another authority than our own."""
+KUBERNETES_FILES: Final = Threads("kubernetes-files", 1)
+"""Tokens and roots for kubelets and API servers."""
 CONNECTIONS: Final = Threads("connections", 1)
 """Examines the connections of an authority's port."""
 NAMES: Final = Threads("names", 4)

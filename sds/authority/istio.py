@@ -25,15 +25,17 @@ from sds.authority.channel import split_address
 from sds.authority.istio_line import IstioLine
 from sds.authority.istio_token import bearer_problem
 from sds.authority.port import Issuance
+from sds.authority.root_file import ANSWER_SECONDS, RootFile
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
     AuthorityUnavailableError,
-    CertificateError,
+    ConfigurationError,
 )
 from sds.faults import report
 from sds.files import read_file
-from sds.pki import MAX_ROOTS, certificates_from_pem, load_certificate
+from sds.outside import words_of
+from sds.pki import MAX_ROOTS
 from sds.supervision import is_cancelled
 
 if TYPE_CHECKING:
@@ -47,7 +49,6 @@ _METHOD: Final = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _CONCURRENT_CALLS: Final = 16
 """The most calls at once: a cold start of a node must not look like an attack on istiod."""
 _MAX_TOKEN_BYTES: Final = 64 * 1024
-_MAX_ROOT_BYTES: Final = 1024 * 1024
 
 
 class IstioAuthority:
@@ -63,6 +64,7 @@ class IstioAuthority:
             split_address(address)
         self._settings = settings
         self._clock = clock
+        self._roots: RootFile | None = None
         self._line: IstioLine | None = None
         self._address = 0
         self._slots = asyncio.Semaphore(_CONCURRENT_CALLS)
@@ -75,8 +77,8 @@ class IstioAuthority:
             AuthorityUnavailableError: no item was answered.
             AuthorityError: ``authority_root``: the root file cannot be used.
         """
-        token = await threads.ROTATION.run(self._read_token)
-        root = await threads.ROTATION.run(self._read_root)
+        token = await self._token()
+        root = await self._root()
         roots: set[bytes] = set()
         with self._connected(root).used() as line:
             async with asyncio.TaskGroup() as group:
@@ -167,13 +169,14 @@ class IstioAuthority:
 
     # --- files and connection -------------------------------------------------------------------
 
-    def _read_token(self) -> str:
+    async def _token(self) -> str:
         path = self._settings.token
         try:
-            raw = read_file(path, max_bytes=_MAX_TOKEN_BYTES)
-        except OSError as error:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                raw = await threads.AUTHORITY_FILES.run(read_file, path, max_bytes=_MAX_TOKEN_BYTES)
+        except OSError as error:  # and a TimeoutError
             raise AuthorityError(
-                f"the token file {path} cannot be read: {error.strerror}",
+                f"the token file {path} cannot be read: {error.strerror or words_of(error)}",
                 advice="mount a projected service-account token with audience "
                 f"{self._settings.audience!r} there",
                 reason="authority_token",
@@ -212,24 +215,20 @@ class IstioAuthority:
             line.retire()
             self._line = None
 
-    def _read_root(self) -> bytes:
+    async def _root(self) -> bytes:
+        """Return the roots of istiod's TLS as the file has them, or as it had them last, in PEM."""
         path = self._settings.root
         try:
-            pem = read_file(path, max_bytes=_MAX_ROOT_BYTES)
-            for der in certificates_from_pem(pem):
-                load_certificate(der)
-        except OSError as error:
+            if self._roots is None:
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    self._roots = await threads.AUTHORITY_FILES.run(RootFile, path)
+            return await self._roots.current()
+        except (ConfigurationError, TimeoutError) as error:
             raise AuthorityError(
-                f"authority.root: {path} cannot be read: {error.strerror}",
+                f"authority.root: {path} cannot be used: {words_of(error)}",
                 advice="mount istio-ca-root-cert's root-cert.pem there",
                 reason="authority_root",
             ) from error
-        except CertificateError as error:
-            raise AuthorityError(
-                f"authority.root: {path} has no PEM certificates: {error}",
-                reason="authority_root",
-            ) from error
-        return pem
 
 
 def _add_roots(roots: set[bytes], more: Sequence[bytes]) -> None:

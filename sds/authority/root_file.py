@@ -58,19 +58,24 @@ class RootFile:
 
     async def current(self) -> bytes:
         """Return the file's content now, or the last content that could be used, in PEM."""
-        if self._reading is None:
-            self._reading = asyncio.ensure_future(
+        reading = self._reading
+        if reading is None:
+            reading = self._reading = asyncio.ensure_future(
                 threads.alone("authority-root", read_roots, self._path)
             )
-        done, _ = await asyncio.wait((self._reading,), timeout=ANSWER_SECONDS)
+        done, _ = await asyncio.wait((reading,), timeout=ANSWER_SECONDS)
         if not done:
             self._say(ConfigurationError(f"{self._path} does not answer"))
             return self._pem
-        reading, self._reading = self._reading, None
+        if self._reading is reading:  # others may wait for the same reading
+            self._reading = None
         try:
             pem = reading.result()
         except ConfigurationError as error:
             self._say(error)
+            return self._pem
+        except RuntimeError as error:  # the system gives no thread now
+            self._say(ConfigurationError(f"{self._path} cannot be read: {error}"))
             return self._pem
         if pem != self._pem:
             _LOGGER.info(

@@ -176,6 +176,30 @@ async def test_a_root_of_the_authoritys_tls_that_is_replaced_needs_no_restart(
         await issued(client)
 
 
+async def test_several_may_wait_for_a_root_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "root.pem"
+    path.write_bytes(tls().certificate_pem)
+    file = RootFile(path)
+    fresh = tls().certificate_pem
+    path.write_bytes(fresh)
+    assert await asyncio.gather(*(file.current() for _ in range(3))) == [fresh] * 3
+
+
+async def test_where_there_is_no_thread_the_roots_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "root.pem"
+    path.write_bytes(tls().certificate_pem)
+    file = RootFile(path)
+    with monkeypatch.context() as patched:
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patched.setattr(threading.Thread, "start", refuse)
+        assert await file.current() == path.read_bytes()
+
+
 async def test_a_root_file_that_does_not_answer_takes_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -292,6 +292,10 @@ async def test_the_token_and_the_root_are_read_again_when_they_change(tmp_path: 
         assert refused.reason == "authority_refused_for_now"
         endpoint.token().write_text(good)
         leaf_of((await client.issue([item()])).outcomes[0])
+        # Half of the file of roots is written: those that were read before stay in force.
+        whole = endpoint.root.read_bytes()
+        endpoint.root.write_bytes(whole[: len(whole) // 2])
+        leaf_of((await client.issue([item()])).outcomes[0])
         # The authority comes back with another root, which the mesh distributes as a file.
         await authority.stop()
         authority.root = istio_ca.Issuer.make("new root")
@@ -341,7 +345,9 @@ async def test_a_token_file_that_is_no_token(
         await ask(settings(endpoint), item())
 
 
-@pytest.mark.parametrize(("content", "text"), [(None, "cannot be read"), ("x", "no PEM")])
+@pytest.mark.parametrize(
+    ("content", "text"), [(None, "cannot be read"), ("x", "no blocks of BEGIN CERTIFICATE")]
+)
 async def test_a_root_file_that_is_no_root(
     tmp_path: Path, unused_address: str, content: str | None, text: str
 ) -> None:

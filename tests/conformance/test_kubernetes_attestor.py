@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from sds.clock import SystemClock
 from sds.errors import CgroupError, ConfigurationError, KubernetesError
+from sds.workload.kubernetes import api
 from sds.workload.kubernetes.api import ApiClient
 from sds.workload.kubernetes.attestor import (
     CONTAINER_TYPES,
@@ -421,6 +423,35 @@ async def test_a_renewed_token_is_used_and_no_token_is_shown(tmp_path: Path) -> 
         assert "stale-secret" not in repr(caught.value) + str(caught.value)
         kube.token_file.write_text("the-agents-own-token")
         assert b"PodList" in await client.get("/pods")
+
+
+async def test_a_token_file_that_hangs_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def hang(_: Path, *, max_bytes: int) -> bytes:
+        assert max_bytes
+        answers.wait(5)
+        return b""
+
+    monkeypatch.setattr(api, "read_file", hang)
+    async with (
+        cluster(tmp_path) as kube,
+        ApiClient(kube.kubelet(), timeout_seconds=0.05) as client,
+    ):
+        with refused("kubelet", match="does not answer"):
+            await client.get("/pods")
+        answers.set()
+
+
+async def test_a_server_that_says_later_says_when(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as kube, ApiClient(kube.kubelet()) as client:
+        for status, later in ((429, 7.0), (503, 7.0), (500, 0.0)):
+            kube.kubelet_answer = status
+            with refused("kubelet", match=str(status)) as caught:
+                await client.get("/pods")
+            assert caught.value.later == later
 
 
 def test_the_real_reader_of_control_groups(peer: Peer) -> None:

@@ -216,7 +216,8 @@ def _tls(state: Cluster) -> ssl.SSLContext:
 
 async def _instead(answer: int | bytes | timedelta | None) -> web.Response | None:
     if isinstance(answer, int):
-        return web.Response(status=answer, text="Forbidden" if answer == 403 else "no")
+        text = "Forbidden" if answer == 403 else "no"
+        return web.Response(status=answer, text=text, headers={"Retry-After": "7"})
     if isinstance(answer, bytes):
         return web.Response(body=answer)
     if answer is not None:

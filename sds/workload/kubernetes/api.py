@@ -10,6 +10,7 @@ aiohttp takes 8 MB, so only code that opens a client imports this module.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import ssl
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
+from sds import threads
 from sds.backoff import LATER, retry_after
 from sds.clock import SystemClock
 from sds.errors import KubernetesError
@@ -147,22 +149,17 @@ class ApiClient:
             "Accept": "application/json, application/jwk-set+json",
             "User-Agent": "attested-sds",
         }
+        token, context = await self._files()
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
         try:
-            if server.token_file is not None:
-                raw = read_file(server.token_file, max_bytes=_MAX_FILE_BYTES)
-                token = raw.decode("ascii").strip()
-                if not token:
-                    raise KubernetesError(
-                        f"{server.token_file}: the token is empty", reason=server.reason
-                    )
-                headers["Authorization"] = f"Bearer {token}"
             async with self._session.request(
                 method,
                 server.url.rstrip("/") + path,
                 params=params,
                 json=document,
                 headers=headers,
-                ssl=self._tls(),
+                ssl=context,
                 server_hostname=server.server_name,
                 timeout=limits or aiohttp.ClientTimeout(total=self._timeout_seconds),
                 allow_redirects=False,
@@ -181,10 +178,6 @@ class ApiClient:
                         refused.later = retry_after(asked, _CLOCK.now().wall)
                     raise refused
                 yield response
-        except UnicodeDecodeError as error:
-            raise KubernetesError(
-                f"{server.token_file}: the token is not ASCII", reason=server.reason
-            ) from error
         except TimeoutError as error:
             raise KubernetesError(
                 f"{method} {server.url}{path}: no answer in time", reason=server.reason
@@ -209,6 +202,48 @@ class ApiClient:
             f"{self._server.url}{path}: the answer is longer than {most} bytes",
             reason=self._server.reason,
         )
+
+    async def _files(self) -> tuple[str | None, ssl.SSLContext]:
+        """Return the token and the TLS context, as the files are now: both are rotated.
+
+        Raises:
+            KubernetesError: a file cannot be used, or does not answer.
+        """
+        server = self._server
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                token = await threads.KUBERNETES_FILES.run(self._token)
+                return token, await threads.KUBERNETES_FILES.run(self._tls)
+        except TimeoutError as error:
+            raise KubernetesError(
+                f"{server.token_file} or {server.ca_file} does not answer",
+                advice="check whether their file system hangs",
+                reason=server.reason,
+            ) from error
+        except RuntimeError as error:  # the system gives no thread now
+            raise KubernetesError(
+                f"{server.token_file} and {server.ca_file} cannot be read: {error}",
+                reason=server.reason,
+            ) from error
+
+    def _token(self) -> str | None:
+        path = self._server.token_file
+        if path is None:
+            return None
+        try:
+            token = read_file(path, max_bytes=_MAX_FILE_BYTES).decode("ascii").strip()
+        except UnicodeDecodeError as error:
+            raise KubernetesError(
+                f"{path}: the token is not ASCII", reason=self._server.reason
+            ) from error
+        except OSError as error:
+            raise KubernetesError(
+                f"the token file {path} cannot be read: {error.strerror}",
+                reason=self._server.reason,
+            ) from error
+        if not token:
+            raise KubernetesError(f"{path}: the token is empty", reason=self._server.reason)
+        return token
 
     def _tls(self) -> ssl.SSLContext:
         """Make a context with the root as it is now: certificate authorities are rotated too."""
