@@ -451,6 +451,7 @@ async def test_a_server_that_says_later_says_when(tmp_path: Path) -> None:
             kube.kubelet_answer = status
             with refused("kubelet", match=str(status)) as caught:
                 await client.get("/pods")
+            assert isinstance(caught.value, KubernetesError)
             assert caught.value.later == later
 
 
