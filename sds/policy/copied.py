@@ -80,6 +80,10 @@ class PolicyCopy:
 async def follow_copy(place: Path, holder: PolicyHolder, *, clock: Clock) -> None:
     """Offer the copy to a holder after every change, until cancelled.
 
+    It looks at the file every second and does not have the kernel watch the folder: that is the
+    agent's runtime directory, which comes and goes with the agent, and a watch wakes the process
+    twice as often.
+
     Args:
         place: the file, which may be missing.
         holder: verifies and takes it.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
@@ -18,7 +19,6 @@ from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
-    from pathlib import Path
 
     from sds.clock import Clock
 
@@ -71,21 +71,28 @@ async def watch_folder(folder: Path, changed: Callable[[], None], *, clock: Cloc
         try:
             # The library starts its work on the event loop.
             await threads.alone("watch", folder.stat)
-            async for changes in watchfiles.awatch(
+            watching = watchfiles.awatch(
                 folder,
                 recursive=False,
                 debounce=_DEBOUNCE_MS,
                 step=_DEBOUNCE_MS,
                 rust_timeout=_FIRST_LOOK_MS,
                 yield_on_timeout=True,
-            ):
-                # A change before the kernel was asked to watch has no event, so the first
-                # timeout without an event is also a reason to look.
-                if changes or began:
-                    changed()
-                if began:
-                    began, said = False, ""
-                    retry.succeeded()
+            )
+            async with contextlib.aclosing(watching):
+                async for changes in watching:
+                    # A change before the kernel was asked to watch has no event, so the first
+                    # timeout without an event is also a reason to look.
+                    if changes or began:
+                        changed()
+                    if began:
+                        began, said = False, ""
+                        retry.succeeded()
+                    if _went(
+                        folder,
+                        [path for kind, path in changes if kind is watchfiles.Change.deleted],
+                    ):
+                        break  # the folder itself was moved or removed; another may take its place
         except (OSError, RuntimeError) as error:
             if words_of(error) != said:
                 said = words_of(error)
@@ -96,3 +103,9 @@ async def watch_folder(folder: Path, changed: Callable[[], None], *, clock: Cloc
                     extra={"origin": str(folder)},
                 )
         await retry.pause()
+
+
+def _went(folder: Path, deleted: Iterable[str]) -> bool:
+    """Return whether the folder itself is among what was deleted or moved away."""
+    itself = folder.absolute()
+    return any(Path(path).absolute() == itself for path in deleted)

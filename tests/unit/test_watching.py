@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import watchfiles
 
+from sds.clock import SystemClock
 from sds.settings.watching import watch_folder
 from tests.support.clock import FakeClock
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+
+
+class QuickClock(SystemClock):
+    async def sleep(self, seconds: float) -> None:
+        del seconds
+        await asyncio.sleep(0.01)
 
 
 async def test_where_the_kernel_watches_no_more_it_is_said_once(
@@ -54,3 +61,29 @@ async def test_where_the_kernel_watches_no_more_it_is_said_once(
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
+
+
+async def test_a_folder_that_is_replaced_is_watched_on(tmp_path: Path) -> None:
+    """As when a new version of a directory takes the place of the old one."""
+    folder, heard = tmp_path / "watched", [0]
+    folder.mkdir()
+
+    def changed() -> None:
+        heard[0] += 1
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(20):
+            while heard[0] < count:
+                (folder / "file").write_text(str(heard))
+                await asyncio.sleep(0.05)
+
+    watching = asyncio.create_task(watch_folder(folder, changed, clock=QuickClock()))
+    try:
+        await until(1)
+        folder.rename(tmp_path / "old")
+        folder.mkdir()
+        # It went; the new one is looked at; and each change in it is heard.
+        await until(heard[0] + 4)
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
