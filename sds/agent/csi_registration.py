@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _LOGGER: Final = logging.getLogger(__name__)
 _OURS_ALONE: Final = 0o600
 _STOP_SECONDS: Final = 1.0
+_RANDOM_BYTES: Final = 4
 PATIENCE_SECONDS: Final = 5.0
 """How long to wait for the kubelet, which looks once a second (``pkg/kubelet/pluginmanager``)."""
 
@@ -59,7 +61,7 @@ async def registered(
         clear_socket(each)
     offer = _Offer(registration, usual if usual in left or not left else left[0])
     await offer.open()
-    fresh = registry / f"{name}-{secrets.token_hex(4)}-reg.sock"
+    fresh = registry / f"{name}-{secrets.token_hex(_RANDOM_BYTES)}-reg.sock"
     waits = asyncio.create_task(offer.move_unless_asked(fresh, patience))
     try:
         yield
@@ -70,8 +72,9 @@ async def registered(
 
 
 def _left_behind(registry: Path, name: str) -> list[Path]:
-    """Return the paths that crashed agents left behind."""
-    return sorted(registry.glob(f"{name}-*reg.sock"))
+    """Return the paths that crashed agents left behind, but none of a driver with a longer name."""
+    ours = re.compile(rf"{re.escape(name)}-(?:[0-9a-f]{{{2 * _RANDOM_BYTES}}}-)?reg\.sock")
+    return sorted(path for path in registry.glob("*-reg.sock") if ours.fullmatch(path.name))
 
 
 class _Offer:

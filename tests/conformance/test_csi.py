@@ -181,7 +181,7 @@ async def test_a_volume_that_can_be_written_to_is_refused_with_a_text_for_the_po
             await kubelet.publish(readonly=False)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert not kubelet.target().exists()
-        assert driver.failed_counts() == {"csi_volume": 1}
+        assert driver.failures == {"csi_volume": 1}
 
 
 async def test_sockets_come_back_after_a_restart(
@@ -197,7 +197,7 @@ async def test_sockets_come_back_after_a_restart(
     (kubelet.target(OTHER, "broken").parent / "vol_data.json").write_text("{")
     async with running(kubelet, tmp_path / "again") as (_, driver):
         assert driver.volumes == 2
-        assert driver.failed_counts() == {"csi_volume": 1}
+        assert driver.failures == {"csi_volume": 1}
         assert await asked(kubelet, tmp_path) == "spiffe://example.org/r0"
         assert not kubelet.target(name="other").exists()
 
@@ -298,7 +298,7 @@ async def test_a_pods_directory_that_cannot_be_listed_keeps_no_other_pod_back(
     monkeypatch.setattr(Path, "glob", fails)
     async with running(kubelet, tmp_path) as (_, driver):
         assert driver.volumes == 1
-        assert driver.failed_counts() == {"csi_volume": 1}
+        assert driver.failures == {"csi_volume": 1}
 
 
 async def test_250_pods_come_and_go_and_nothing_is_left(
@@ -369,6 +369,17 @@ async def test_the_path_of_an_agent_that_crashed_is_used_again(kubelet: Kubelet,
         assert (await info(kubelet, left)).name == NAME
         assert service.asked.is_set()
     assert not list(kubelet.registry.iterdir())
+
+
+async def test_the_path_of_a_driver_with_a_longer_name_is_left_alone(kubelet: Kubelet) -> None:
+    others = kubelet.registry / f"{NAME}-other-reg.sock"
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(others))
+        living.listen()
+        service = RegistrationService(name=NAME, endpoint="/csi.sock")
+        async with registered(service, kubelet.registry):
+            assert (await info(kubelet, f"{NAME}-reg.sock")).name == NAME
+    assert list(kubelet.registry.iterdir()) == [others]
 
 
 async def test_the_kubelet_is_told_who_the_driver_is(kubelet: Kubelet, tmp_path: Path) -> None:
