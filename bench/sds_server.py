@@ -33,7 +33,6 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
-from sds.agent.directory import listening
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
 from sds.secrets.memory import SecretBytes
@@ -44,6 +43,7 @@ from sds.serving.server import make_server
 from sds.serving.service import SecretService
 from sds.serving.wire import length_delimited, parse_discovery_request
 from sds.transport.server import Server
+from sds.unix_sockets import listening
 from sds.workload.entitlement import Caller, Entitlement
 
 if TYPE_CHECKING:

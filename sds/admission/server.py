@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from sds.admission.memory import MemoryFile
 from sds.admission.question import MOST_HEADER, read_question
 from sds.admission.service import RuntimeAdmission
-from sds.agent.directory import claimed, listening
+from sds.agent.directory import claimed
 from sds.errors import SdsError
 from sds.faults import report
 from sds.outside import words_of
@@ -28,6 +28,7 @@ from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
 from sds.policy.trust import Epoch
 from sds.supervision import supervised
+from sds.unix_sockets import listening
 from sds.workload.cri.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 from sds import __version__
 from sds.agent.csi_registration import registered
-from sds.agent.directory import listening, make_directory
+from sds.agent.directory import make_directory
 from sds.csi.driver import Driver
 from sds.csi.service import CsiServices, RegistrationService
 from sds.transport.server import Server
+from sds.unix_sockets import listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

@@ -21,10 +21,10 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Final
 
-from sds.agent.directory import clear_socket, listening
 from sds.errors import SdsError
 from sds.faults import report
 from sds.transport.server import Server
+from sds.unix_sockets import clear_socket, listening
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

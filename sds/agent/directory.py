@@ -1,31 +1,25 @@
-"""The run directory: its owner, its lock and its sockets.
+"""The run directory: its owner and its lock, and the directories in it.
 
 Invariants: one live agent for each run directory (by a lock that the kernel releases when its
-holder dies); a socket that a dead agent left is removed, but never one on which a process listens;
-directories get their mode before a socket is in them; a directory is not used if a user other than
-root could have put it there or could exchange it.
+holder dies); directories get their mode before a socket is in them; a directory is not used if a
+user other than root could have put it there or could exchange it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import grp
 import os
-import socket
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sds.descriptors import refuse_passed
 from sds.errors import SocketError
+from sds.unix_sockets import group_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PROBE_SECONDS: Final = 1.0
-_BACKLOG: Final = 4096
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MOST_STEPS: Final = 256
 
@@ -88,7 +82,7 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
         if exact or not existed:
             path.chmod(mode)  # the umask applies to mkdir's mode
         if group is not None:
-            os.chown(path, -1, _group(group))
+            os.chown(path, -1, group_number(group))
     except OSError as error:
         raise SocketError(
             f"directory {path} cannot be made: {error.strerror}",
@@ -149,87 +143,3 @@ def _not_ours(path: Path, why: str) -> SocketError:
         reason="directory_not_ours",
         advice="give it to the agent's user, and write it without symbolic links",
     )
-
-
-def open_to(path: Path, mode: int, *, group: str | None = None) -> None:
-    """Give a socket its group and mode.
-
-    Raises:
-        SocketError: this is not allowed.
-    """
-    try:
-        if group is not None:
-            os.chown(path, -1, _group(group))
-        path.chmod(mode)
-    except OSError as error:
-        raise SocketError(f"permissions of {path} cannot be set: {error.strerror}") from error
-
-
-def listening(path: Path, mode: int, *, group: str | None = None) -> socket.socket:
-    """Make a Unix stream socket that listens at ``path``, in place of a dead agent's.
-
-    Raises:
-        SocketError: it cannot be opened, or another process listens there.
-    """
-    clear_socket(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        refuse_passed(listener)
-        listener.bind(str(path))
-        # The umask kept the socket private since it was bound.
-        open_to(path, mode, group=group)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise SocketError(
-            f"the socket {path} cannot be opened: {error.strerror or error}",
-            advice="check that the directory is writable, and raise the limit of open files",
-        ) from error
-    except SocketError:
-        listener.close()
-        raise
-    return listener
-
-
-def clear_socket(path: Path) -> None:
-    """Remove the socket of a dead agent.
-
-    Raises:
-        SocketError: a process listens on it, it is not a socket, or it cannot be removed.
-    """
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SocketError(
-                f"{path} exists and is not a socket", advice="remove it, or set another run_dir"
-            )
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(_PROBE_SECONDS)
-            probe.connect(str(path))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
-            raise SocketError(
-                f"the socket {path} cannot be used: {error.strerror}",
-                advice="remove it, or set another run_dir",
-            ) from error
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise SocketError(
-                f"the socket {path} of an agent that is gone cannot be removed: {error.strerror}",
-                advice="make its directory writable for this user, or set another run_dir",
-            ) from error
-        return
-    raise SocketError(
-        f"another process listens on {path}", advice="stop it first, or set another run_dir"
-    )
-
-
-def _group(name: str) -> int:
-    try:
-        return grp.getgrnam(name).gr_gid
-    except (KeyError, ValueError) as error:  # ValueError: a NUL
-        raise SocketError(
-            f"there is no group {name!r}", advice="create it, or change sockets.group"
-        ) from error

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from sds.agent.directory import clear_socket, open_to
 from sds.errors import SocketError
 from sds.files import socket_target
+from sds.unix_sockets import clear_socket, open_to
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
@@ -123,6 +123,6 @@ async def listen_by_grpc(
             f"the socket {path} cannot be opened",
             advice="check that the directory is writable, and raise the limit of open files",
         ) from error
-    # The umask kept it to ourselves since it was bound.
+    # The agent's umask kept it to ourselves since it was bound.
     open_to(path, mode, group=group)
     await server.start()

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sds.agent.directory import listening, make_directory
+from sds.agent.directory import make_directory
 from sds.agent.node_socket import NodeSocket
-from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
-from sds.serving.client_status import CSDS_SERVICE, ClientStatus
-from sds.serving.health import HEALTH_SERVICE
+from sds.agent.sockets import WORKLOAD_SERVICES, workload_handlers
 from sds.serving.server import add_health, add_reflection, make_server
-from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
-from sds.workload import whoami
-from sds.workload.connected import entitlement_of
+from sds.unix_sockets import listening
 from sds.workload.gate import Gate
 
 if TYPE_CHECKING:
@@ -33,15 +29,6 @@ if TYPE_CHECKING:
     from sds.transport.server import Server
     from sds.workload.cri.settings import PodContents
 
-_SERVICES: Final = (
-    SDS_SERVICE,
-    ECDS_SERVICE,
-    ADS_SERVICE,
-    CSDS_SERVICE,
-    HEALTH_SERVICE,
-    WORKLOAD_API_SERVICE,
-    whoami.SERVICE,
-)
 _EVERYBODY: Final = 0o666
 
 
@@ -79,12 +66,10 @@ def make_node_socket(
 
 
 async def _server(service: SecretService, api: WorkloadApi, budgets: Budgets) -> Server:
-    status = ClientStatus(service, entitlement_of)
-    mine = whoami.WhoamiService().handler()
-    handlers = (*service.handlers(entitlement_of), *status.handlers(), api.handler(), mine)
+    handlers = workload_handlers(service, api)
     server = make_server(service.options.limits, handlers, budgets=budgets)
     server.gate = Gate(service.refused)
     # The door is open; whether a certificate exists yet differs from caller to caller.
     add_health(server).tell(serving=True)
-    add_reflection(server, _SERVICES)
+    add_reflection(server, WORKLOAD_SERVICES)
     return server

@@ -12,13 +12,14 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sds.agent.directory import listening, make_directory
+from sds.agent.directory import make_directory
 from sds.agent.grpc_fallback import CalledBy, listen_by_grpc, make_grpc_server
 from sds.serving.calls import ADS_SERVICE, ECDS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import CSDS_SERVICE, ClientStatus
 from sds.serving.health import HEALTH_SERVICE
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.workload_api import SERVICE as WORKLOAD_API_SERVICE
+from sds.unix_sockets import listening
 from sds.workload import whoami
 from sds.workload.connected import OwnSocket, entitlement_of
 from sds.workload.entitlement import Caller, Entitlement, Selector
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sds.serving.workload_api import WorkloadApi
     from sds.transport.server import Server
 
-_WORKLOAD_SERVICES: Final = (
+WORKLOAD_SERVICES: Final = (
     SDS_SERVICE,
     ECDS_SERVICE,
     ADS_SERVICE,
@@ -45,6 +46,7 @@ _WORKLOAD_SERVICES: Final = (
     WORKLOAD_API_SERVICE,
     whoami.SERVICE,
 )
+"""What workloads are served, for reflection."""
 _OURS_ALONE: Final = 0o600
 _ADMIN_SERVICES: Final = (CSDS_SERVICE, HEALTH_SERVICE)
 
@@ -84,6 +86,18 @@ class WorkloadListening:
         return str(self.listening.path)
 
 
+def workload_handlers(
+    service: SecretService, api: WorkloadApi
+) -> tuple[grpc.GenericRpcHandler, ...]:
+    """Make the handlers of :data:`WORKLOAD_SERVICES`, for any socket of workloads.
+
+    Health and reflection are the server's own.
+    """
+    status = ClientStatus(service, entitlement_of)
+    mine = whoami.WhoamiService().handler()
+    return (*service.handlers(entitlement_of), *status.handlers(), api.handler(), mine)
+
+
 async def listen_for(
     workload: WorkloadSection,
     config: AgentConfig,
@@ -115,22 +129,16 @@ async def listen_for(
 
     caller = OwnSocket(entitlement)
 
-    def handlers() -> tuple[grpc.GenericRpcHandler, ...]:
-        status = ClientStatus(service, entitlement_of)
-        mine = whoami.WhoamiService().handler()
-        envoys = service.handlers(entitlement_of)
-        return (*envoys, *status.handlers(), api.handler(), mine)
-
     def prepare(server: Server) -> None:
-        server.add_generic_rpc_handlers(handlers())
-        add_reflection(server, _WORKLOAD_SERVICES)
+        server.add_generic_rpc_handlers(workload_handlers(service, api))
+        add_reflection(server, WORKLOAD_SERVICES)
 
     server: AnyServer
     mode, group = config.sockets.socket_mode, config.sockets.group
     if config.transport == "grpc":
         server = make_grpc_server(service.options.limits)
-        server.add_generic_rpc_handlers((CalledBy(handlers(), caller),))
-        add_reflection(server, _WORKLOAD_SERVICES)
+        server.add_generic_rpc_handlers((CalledBy(workload_handlers(service, api), caller),))
+        add_reflection(server, WORKLOAD_SERVICES)
         health = add_health(server)
         await listen_by_grpc(server, path, mode, group=group)
     else:

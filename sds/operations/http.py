@@ -15,13 +15,12 @@ import contextlib
 import logging
 import os
 import select
-import socket
-import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import h11
 
+from sds import unix_sockets
 from sds.clock import SystemClock
 from sds.errors import SocketError
 from sds.faults import guarded, report
@@ -33,7 +32,6 @@ from sds.transport.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
-    from pathlib import Path
 
     from sds.clock import Clock
 
@@ -44,6 +42,7 @@ REQUEST_SECONDS: Final = 10.0
 """How long a request may take to arrive."""
 SHARE: Final = Share(processor=0.1, processor_burst_seconds=0.5)
 """A listener's default share of the event loop's processor time, for all its requests."""
+_OURS_ALONE: Final = 0o600
 _MAX_HEADER_BYTES: Final = 16 * 1024
 _MAX_LINES: Final = 256
 """The most lines of one request: head, sizes of chunks, and trailers. h11 parses each one apart."""
@@ -120,15 +119,14 @@ async def _bind(
             server = await loop.create_server(listener.connection, address.host, address.port)
             port = int(server.sockets[0].getsockname()[1])
             return server, ListenAddress(host=address.host, port=port)
-        _clear(address.path)
-        with contextlib.ExitStack() as owned:
-            place = owned.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            place.bind(str(address.path))
-            # Before it listens, so that nobody else connects meanwhile. The umask is the whole
-            # process's, and other tasks and threads make files.
-            address.path.chmod(0o600)
-            server = await loop.create_unix_server(listener.connection, sock=place)
-            owned.pop_all()  # it is the server's from now on
+        socket = unix_sockets.listening(address.path, _OURS_ALONE)
+        try:
+            server = await loop.create_unix_server(listener.connection, sock=socket)
+        except BaseException:
+            socket.close()
+            raise
+    except SocketError as error:
+        raise SocketError(f"{field}: {error.message}", advice=error.advice) from error
     except OSError as error:
         why = os.strerror(error.errno) if error.errno else str(error)
         raise SocketError(
@@ -387,26 +385,3 @@ class _Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(seconds, guarded("connection", self.abort))
-
-
-def _clear(path: Path) -> None:
-    """Remove a socket on which no process listens any more.
-
-    Raises:
-        SocketError: a process listens on it, or it is not a socket.
-    """
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise SocketError(f"{path} exists and is not a socket", advice="choose another path")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(str(path))
-        except (ConnectionRefusedError, FileNotFoundError):
-            path.unlink(missing_ok=True)
-            return
-        except BlockingIOError:
-            pass  # its queue is full: whose it is stands still, and lives
-    raise SocketError(f"{path} is in use by a living process", advice="choose another path")

@@ -15,7 +15,6 @@ from envoy.service.status.v3 import csds_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from sds.agent.directory import listening
 from sds.serving import client_status, held
 from sds.serving.calls import ADS_SERVICE, SDS_SERVICE
 from sds.serving.client_status import (
@@ -26,6 +25,7 @@ from sds.serving.client_status import (
 )
 from sds.serving.server import make_server
 from sds.serving.slices import SLICE
+from sds.unix_sockets import listening
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.process import PATIENCE_SECONDS
 from tests.support.raw_client import STREAM, connected, message

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from sds.agent.directory import listening
 from sds.errors import KubernetesError
+from sds.unix_sockets import listening
 from sds.workload import front_door as module
 from sds.workload.entitlement import Selector
 from sds.workload.facts import Facts

@@ -13,7 +13,6 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from sds._proto.sds.workload.v1 import whoami_pb2
-from sds.agent.directory import listening
 from sds.agent.node import _server
 from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
@@ -21,6 +20,7 @@ from sds.serving.observer import Event, Method
 from sds.serving.service import SecretService
 from sds.serving.workload_api import WorkloadApi
 from sds.transport.budget import Budgets
+from sds.unix_sockets import listening
 from sds.workload import whoami
 from sds.workload.connected import entitlement_of
 from sds.workload.front_door import FrontDoor

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sds.agent.directory import listening
 from sds.serving.server import make_server
 from sds.transport.budget import Budgets
 from sds.transport.served import ServedConnection
 from sds.transport.shares import Share
+from sds.unix_sockets import listening
 from tests.support.raw_client import STREAM, RawClient, connected, discovery
 from tests.support.serving import WEB, Serving, serving, svid
 

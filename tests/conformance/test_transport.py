@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from sds.agent.directory import listening
 from sds.errors import CallEndedError
 from sds.transport.events import ConnectionLimits
 from sds.transport.frames import PREFACE, frame
 from sds.transport.server import Server, ServerLimits
+from sds.unix_sockets import listening
 from tests.support.front_door import until
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from sds.agent.directory import listening
 from sds.errors import WorkloadError
 from sds.serving.service import SecretService
 from sds.transport.server import Server
+from sds.unix_sockets import listening
 from tests.support.raw_client import STREAM, connected, discovery, message
 from tests.support.serving import serving
 from tests.support.turn_counter import turns

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.agent.directory import listening
 from sds.agent.snapshot import LivingParts, UnservedIdentities
 from sds.authority.istio import IstioAuthority
 from sds.authority.istio_settings import IstioSettings
@@ -32,6 +31,7 @@ from sds.secrets.rotation_settings import RotationSettings
 from sds.serving.limits import ServingLimits
 from sds.serving.server import make_server
 from sds.serving.service import SecretService
+from sds.unix_sockets import listening
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support import istio_ca
 from tests.support.envoy import Envoy, running_envoy

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from sds.agent.directory import listening
 from sds.clock import SystemClock
 from sds.errors import WorkloadError
 from sds.identity import Identity, parse_trust_domain
 from sds.transport.server import Server
+from sds.unix_sockets import listening
 from sds.workload.connected import entitlement_of
 from sds.workload.executables import Executables
 from sds.workload.front_door import DoorLimits, FrontDoor

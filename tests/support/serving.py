@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from sds.agent.directory import listening
 from sds.agent.grpc_fallback import CalledBy, listen_by_grpc, make_grpc_server
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.pki import spki_sha256
@@ -25,6 +24,7 @@ from sds.serving.limits import ServingLimits
 from sds.serving.server import AnyServer, add_health, add_reflection, make_server
 from sds.serving.service import SecretService, ServingOptions
 from sds.transport.server import Server
+from sds.unix_sockets import listening
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.certificates import Signer, Wish, ca_wish, self_signed
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sds.agent.directory import claimed, clear_socket, listening, make_directory, open_to
+from sds.agent.directory import claimed, make_directory
 from sds.errors import SocketError
+from sds.unix_sockets import clear_socket, listening, open_to
 from tests.support import need
 from tests.support.node import short_folder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sds import descriptors
-from sds.agent.directory import listening
 from sds.descriptors import refuse_passed
+from sds.unix_sockets import listening
 
 TAKE = """
 import resource

@@ -9,13 +9,13 @@ import grpc
 import pytest
 
 from sds.agent.config import AgentConfig
-from sds.agent.directory import listening
 from sds.agent.node import make_node_socket
 from sds.agent.node_settings import NodeSettings
 from sds.agent.node_socket import NodeSocket
 from sds.clock import SystemClock
 from sds.secrets.store import SecretStore
 from sds.transport.server import Server
+from sds.unix_sockets import listening
 from sds.workload import attestors
 from sds.workload.connected import entitlement_of
 from sds.workload.cri.settings import PodContents

@@ -1,0 +1,115 @@
+"""Unix sockets that listen at a path.
+
+Owns how such a socket is made. Invariants: a socket that a dead process left is removed, but never
+one on which a process listens, however busy that process is; a socket has its mode and group before
+anybody can connect; nothing here changes the umask, which all threads share.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING, Final
+
+from sds.descriptors import refuse_passed
+from sds.errors import SocketError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_PROBE_SECONDS: Final = 1.0
+_BACKLOG: Final = 4096
+
+
+def listening(path: Path, mode: int, *, group: str | None = None) -> socket.socket:
+    """Make a Unix stream socket that listens at ``path``, in place of a dead process's.
+
+    Raises:
+        SocketError: it cannot be opened, or another process listens there.
+    """
+    clear_socket(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        refuse_passed(listener)
+        listener.bind(str(path))
+        # Nobody can connect before it listens.
+        open_to(path, mode, group=group)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SocketError(
+            f"the socket {path} cannot be opened: {error.strerror or error}",
+            advice="check that the directory is writable, and raise the limit of open files",
+        ) from error
+    except SocketError:
+        listener.close()
+        raise
+    return listener
+
+
+def clear_socket(path: Path) -> None:
+    """Remove the socket of a dead process.
+
+    Raises:
+        SocketError: a process listens on it, it is not a socket, or it cannot be removed.
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise SocketError(
+                f"{path} exists and is not a socket", advice="remove it, or choose another path"
+            )
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_PROBE_SECONDS)
+            probe.connect(str(path))
+    except FileNotFoundError:
+        return
+    except (BlockingIOError, TimeoutError):
+        pass  # a process listens, and accepts nobody now
+    except OSError as error:
+        if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
+            raise SocketError(
+                f"the socket {path} cannot be used: {error.strerror}",
+                advice="remove it, or choose another path",
+            ) from error
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise SocketError(
+                f"the socket {path} of a process that is gone cannot be removed: {error.strerror}",
+                advice="make its directory writable for this user, or choose another path",
+            ) from error
+        return
+    raise SocketError(
+        f"another process listens on {path}", advice="stop it first, or choose another path"
+    )
+
+
+def open_to(path: Path, mode: int, *, group: str | None = None) -> None:
+    """Give a socket its group and mode.
+
+    Raises:
+        SocketError: this is not allowed.
+    """
+    try:
+        if group is not None:
+            os.chown(path, -1, group_number(group))
+        path.chmod(mode)
+    except OSError as error:
+        raise SocketError(f"permissions of {path} cannot be set: {error.strerror}") from error
+
+
+def group_number(name: str) -> int:
+    """Return the number of a group.
+
+    Raises:
+        SocketError: there is no such group.
+    """
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError) as error:  # ValueError: a NUL
+        raise SocketError(
+            f"there is no group {name!r}", advice="create it, or change sockets.group"
+        ) from error
