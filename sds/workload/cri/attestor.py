@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import CgroupError, PeerGoneError, WorkloadError
-from sds.faults import guarded
+from sds.listeners import Listeners
 from sds.workload.cri.canonical import canonical
 from sds.workload.cri.nearest import compared
 from sds.workload.cri.pods import unlisted
@@ -83,7 +83,7 @@ class CriAttestor:
         self._looking = asyncio.Lock()
         self._explaining = asyncio.Lock()  # the runtime answers one caller's question at a time
         self._looked_at = float("-inf")
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners = Listeners()
 
     async def run(self) -> None:
         """Look at every pod at intervals, until cancelled."""
@@ -143,8 +143,7 @@ class CriAttestor:
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Announce every new container."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        return self._listeners.add(listener)
 
     # --- one caller -----------------------------------------------------------------------------
 
@@ -285,8 +284,7 @@ class CriAttestor:
             self._looked_at = self._clock.now().monotonic
         if changed:
             self._seen.write()
-            for listener in list(self._listeners):
-                guarded("listener", listener)()
+            self._listeners.tell()
 
     async def _see(self, sandboxes: frozenset[str], listed: tuple[Listed, ...]) -> bool:
         """Take in what the runtime lists, and say whether anything is new."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.backoff import sleep_unless
 from sds.errors import KubernetesError
-from sds.faults import guarded
+from sds.listeners import Listeners
 from sds.workload.kubernetes.lists import at_most, read_list
 from sds.workload.kubernetes.pods import by_uid, read_pod
 
@@ -55,7 +55,7 @@ class PodList:
         self._every = every_seconds
         self._read = b""
         """The SHA-256 of the answer that was read last, if it was short."""
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners = Listeners()
         self.fetches = 0
         self.error: KubernetesError | None = None
         self._kubelet = kubelet
@@ -83,8 +83,7 @@ class PodList:
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` when a list differs from the one before, until the result is called."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        return self._listeners.add(listener)
 
     async def run(self) -> None:
         """Fetch whenever somebody waits, and at the interval if there is one, until cancelled."""
@@ -178,8 +177,7 @@ class PodList:
         self.error = None
         self._fetched_at = began
         if changed:
-            for listener in list(self._listeners):
-                guarded("listener", listener)()
+            self._listeners.tell()
 
     async def _fresh(self) -> tuple[dict[str, Pod], bytes] | None:
         """Return the pods that the kubelet lists and the answer's SHA-256; None if it is as before.

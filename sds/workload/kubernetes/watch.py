@@ -16,7 +16,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from sds.errors import KubernetesError
-from sds.faults import guarded
+from sds.listeners import Listeners
 from sds.workload.kubernetes.lists import at_most, read_list
 from sds.workload.kubernetes.server import parse_json
 
@@ -102,14 +102,13 @@ class ListWatch(Generic[_K]):
         self._clock = clock
         self._path = path
         self._collection = collection
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners = Listeners()
         self._said = ""
         """How the server ended a watch, as it was logged last."""
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after every change until the result is called."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+        return self._listeners.add(listener)
 
     async def run(self) -> None:
         """List and watch until cancelled."""
@@ -166,7 +165,7 @@ class ListWatch(Generic[_K]):
             self.synced.set()
             changed = True
         if changed:
-            self._tell()
+            self._listeners.tell()
         return str(version)
 
     async def _page(self, params: Mapping[str, str], kept: list[_K]) -> tuple[Any, Any]:
@@ -200,7 +199,7 @@ class ListWatch(Generic[_K]):
                     return None
                 version = str(item["metadata"]["resourceVersion"])
                 if kind != "BOOKMARK" and self._collection.apply(kind, item):
-                    self._tell()
+                    self._listeners.tell()
             except _MALFORMED as error:
                 raise KubernetesError(
                     f"{self._path}: a malformed event: {error!r}", reason="kubernetes_api"
@@ -214,7 +213,3 @@ class ListWatch(Generic[_K]):
         if code != _GONE and why != self._said:
             self._said = why
             _LOG.warning("the server ended a watch", extra={"path": self._path, "why": why})
-
-    def _tell(self) -> None:
-        for listener in list(self._listeners):
-            guarded("listener", listener)()
