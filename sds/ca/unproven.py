@@ -181,6 +181,7 @@ class ReadingTurns:
             if waiting.pop(future, None) is not None and not waiting:
                 del self._waiting[reader.owner]
             if self._reading.pop(reader, None) is not None:  # the turn came at the same moment
+                self._told.discard(reader)
                 self._pass_on(loop)
             raise
 

@@ -165,3 +165,39 @@ async def test_a_caller_that_leaves_while_it_waits_costs_nobody_a_turn() -> None
     async with asyncio.timeout(1):
         await waiting
         await read(Caller())
+
+
+@in_virtual_time
+async def test_who_is_told_to_go_in_the_moment_of_its_turn_counts_no_longer() -> None:
+    """Or one silent stream after the other would keep its turn for good while others wait."""
+    turns = ReadingTurns(1)
+
+    async def read(caller: Caller) -> None:
+        async with turns.turn(caller):
+            await asyncio.Event().wait()
+
+    class Impatient(Caller):
+        """Its lease is over when its turn begins, as where the event loop stands still then."""
+
+        def end(self) -> None:
+            super().end()
+            impatient.cancel()
+
+    async with asyncio.TaskGroup() as tasks:
+        silent = Caller()
+        first, oldest = tasks.create_task(read(silent)), tasks.create_task(read(Caller()))
+        await asyncio.sleep(0)
+        impatient = tasks.create_task(read(told := Impatient(lease=0.0)))
+        await asyncio.sleep(0)
+        first.cancel()
+        # Its lease ends before it runs: the turn passes on, and then the timer calls.
+        asyncio.get_running_loop().call_soon(turns._again)
+        await asyncio.sleep(LEASE / 2)
+        assert told.ended
+        newest = tasks.create_task(read(Caller()))
+        await asyncio.sleep(LEASE)
+        assert len(turns._reading) == 1
+        (reading,) = turns._reading
+        assert reading.ended  # type: ignore[attr-defined]  # it had its lease, and another waits
+        for task in (oldest, newest):
+            task.cancel()
