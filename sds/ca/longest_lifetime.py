@@ -32,4 +32,6 @@ def longest_lifetime(rules: RuleSet, *, tokens: timedelta | None, signed_policy:
     ]
     if tokens is not None:
         lifetimes.append(tokens)
-    return max(lifetimes, default=BY_POLICY if signed_policy else WITHOUT_RULES)
+    if signed_policy:
+        lifetimes.append(BY_POLICY)
+    return max(lifetimes, default=WITHOUT_RULES)

@@ -129,3 +129,13 @@ def test_an_address_that_is_none_is_said_when_it_is_used(address: str) -> None:
     ).signer
     with pytest.raises(ConfigurationError, match=r"host:port|cannot be looked up"):
         signer.authority.settings()
+
+
+def test_a_signed_policy_may_grant_more_than_tokens_get() -> None:
+    """A root that settles for as long as tokens live would sign before all others know it."""
+    config = load(
+        "trust_domain: example.org\n"
+        "policy: {file: policy.json, keys: [alice.pub]}\n"
+        "kubernetes: {service_accounts: [ns/agent], max_lifetime: 1h}\n"
+    )
+    assert config.max_lifetime == timedelta(days=1)
