@@ -1,7 +1,7 @@
 """An authority that an operator certifies, by a request and a chain in PEM files.
 
-Owns those files. Invariants: after the start, none of them is read on the event loop; a chain
-counts only if it fits the current key and is valid under the roots; a chain that does not is logged
+Owns those files. Invariants: none of them is read or written on the event loop; a chain counts only
+if it fits the current key and is valid under the roots; a chain that does not is logged
 once.
 """
 
@@ -68,7 +68,8 @@ class FromOperator:
             RefusedError: ``authority_not_ready``: the CSR cannot be written.
         """
         key = await threads.SIGNERS.run(generate_private_key, self.key_type)
-        self._write(authority_request(key, self.trust_domain).public_bytes(Encoding.PEM))
+        request = authority_request(key, self.trust_domain).public_bytes(Encoding.PEM)
+        await threads.SIGNERS.run(self._write, request)
         _LOGGER.warning(
             "waiting for an operator: sign the request in %s and put the chain into %s",
             self.csr_file,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 from cryptography import x509
 
 from sds import errors
+from sds.ca import operator_files
 from sds.ca.issuer import Signer, issue, make_signer, self_sign
 from sds.ca.operator_files import FromOperator
 from sds.ca.signers import SelfSigned, SigningState, follow_roots, keep_signing
@@ -293,6 +295,23 @@ async def test_a_request_that_cannot_be_written(tmp_path: Path) -> None:
     )
     with refused("authority_not_ready", match="missing"):
         await source.next_signer()
+
+
+async def test_the_request_is_written_beside_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that hangs would hold up every agent."""
+    wrote: list[threading.Thread] = []
+
+    def write(*_: object, **__: object) -> None:
+        wrote.append(threading.current_thread())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(operator_files, "replace_file", write)
+    with refused("authority_not_ready", match="No space left"):
+        await operator(tmp_path, FakeClock()).next_signer()
+    assert wrote != [threading.current_thread()]
+    assert len(wrote) == 1
 
 
 YEAR = 365 * 86400.0
