@@ -177,7 +177,11 @@ class Connections:
             if crowded or rest < 0 or _descriptors() > self._most // 2:
                 # A caller that proves itself while we look may have come too late to be seen.
                 before, self._newly = self._newly, set()
-                crowded = await threads.CONNECTIONS.run(self.look, port, before)
+                try:
+                    crowded = await threads.CONNECTIONS.run(self.look, port, before)
+                except BaseException:
+                    self._newly |= before  # no descriptor is free for a look, say; for the next one
+                    raise
                 rest = _REST
             await self._clock.sleep(_CROWDED_SECONDS if crowded else _QUIET_SECONDS)
 

@@ -130,3 +130,23 @@ def test_a_connection_on_which_evidence_held_stays() -> None:
         ended = select.select([*agents, *strangers, late], [], [], 0)[0]
         assert set(ended) <= set(strangers)
         assert len(ended) >= 2
+
+
+async def test_who_proved_itself_is_not_forgotten_by_a_look_that_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looking needs descriptors, and a flood may leave none for a moment."""
+    looked: list[set[tuple[str, int]]] = []
+
+    class Failing(Connections):
+        def look(self, port: int, proven: set[tuple[str, int]]) -> bool:
+            del port
+            looked.append(set(proven))
+            raise OSError(24, "Too many open files")
+
+    connections = Failing(most=2, clock=FakeClock())
+    connections.prove("ipv4:192.0.2.1:4711")
+    for _ in range(2):
+        with pytest.raises(OSError, match="Too many open files"):
+            await connections.run(1)
+    assert looked == [{("192.0.2.1", 4711)}] * 2
