@@ -109,6 +109,14 @@ class _Handler(logging.StreamHandler[TextIO]):
         self.addFilter(self._repeats)
         self.addFilter(OwnerLines())
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Filter and write under one lock: the library asks filters without, in any thread."""
+        self.acquire()
+        try:
+            return super().handle(record)
+        finally:
+            self.release()
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             if self._lost and self._write(_lost(self._lost)):

@@ -126,6 +126,32 @@ def test_what_was_left_out_is_told_after_the_window_by_whatever_comes_next() -> 
     assert len(limit._seen) <= 1000
 
 
+def test_threads_that_log_at_once_do_not_meet_in_what_is_counted(
+    output: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that grows while another thread walks through it is an error of whoever logs."""
+    (handler,) = (one for one in logging.getLogger().handlers if isinstance(one, logs._Handler))
+    lock = handler.lock
+    assert lock is not None
+    free: list[bool] = []
+
+    def look() -> None:
+        free.append(lock.acquire(blocking=False))
+        if free[-1]:
+            lock.release()
+
+    def filtered(_self: RepeatFilter, _record: logging.LogRecord) -> bool:
+        other = threading.Thread(target=look)
+        other.start()
+        other.join()
+        return True
+
+    monkeypatch.setattr(RepeatFilter, "filter", filtered)
+    LOGGER.warning("x")
+    assert free == [False]
+    assert output.getvalue().count("\n") == 1
+
+
 def test_a_log_that_cannot_be_written_ends_nothing(
     restored: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
