@@ -271,5 +271,10 @@ def test_membership() -> None:
     pod.find_gaps()
     assert not pod.holds(contents)
     assert "attempt 0 of c1 was never seen" in pod.missed
+    far = SeenPod(uid=UID, pid=1, digest=digest("0"), unmeasured=())
+    far.containers["a"] = container("1", 0)
+    far.containers["b"] = container("1", 2**32 - 1)  # the runtime's number costs no work
+    far.find_gaps()
+    assert "attempt 1 of c1 was never seen" in far.missed
     swapped = contents.model_copy(update={"containers": contents.containers[::-1]})
     assert swapped.digest == contents.digest

@@ -7,6 +7,7 @@ sandbox is older than our memory, or an attempt of one of its containers was nev
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import re
@@ -93,8 +94,10 @@ class SeenPod:
         for each in self.containers.values():
             attempts.setdefault(each.name, set()).add(each.attempt)
         for name, seen in attempts.items():
-            if missing := set(range(max(seen))) - seen:
-                self.missed = self.missed or f"attempt {min(missing)} of {name} was never seen"
+            # The runtime names the attempts, and the highest one says nothing about how many ran.
+            first = next(number for number in itertools.count() if number not in seen)
+            if first < max(seen):
+                self.missed = self.missed or f"attempt {first} of {name} was never seen"
 
 
 class SeenPods:
