@@ -3,8 +3,9 @@
 Owns :class:`Recogniser` (attestors, rules, wanted identities) and one :class:`Recognition` for each
 connection. Invariants: facts count only if the process that connected was seen alive after they
 were gathered; if a fact about a caller becomes unknown, the caller keeps what it had (an outage of
-the kubelet changes nobody); a new identity replaces an old one only when it can be served; rotation
-keeps an identity exactly while a caller may have it, and a little longer.
+the kubelet changes nobody); a new identity replaces an old one only when it can be served, and only
+by the rules that are in force then; a change that is announced during a look causes another look;
+rotation keeps an identity exactly while a caller may have it, and a little longer.
 """
 
 from __future__ import annotations
@@ -124,6 +125,8 @@ class Recogniser:
         self._wanted: Counter[Identity] = Counter()
         self._lingering: dict[Identity, asyncio.TimerHandle] = {}
         self.log = RecognitionLog()
+        self.changes = 0
+        """How many changes of facts or rules were announced."""
         self._waiting: dict[asyncio.Future[None], None] = {}
         """Recognitions that wait for a change."""
         self._looking = Trickle("recognition", LOOKS_A_TURN)
@@ -139,6 +142,7 @@ class Recogniser:
 
     def look_again(self) -> None:
         """Wake every recognition, a few in each turn, because facts or rules may have changed."""
+        self.changes += 1
         waiting, self._waiting = self._waiting, {}
         self._looking.add_all(functools.partial(_wake, future) for future in waiting)
 
@@ -210,10 +214,13 @@ class Recogniser:
                 )
         return merge(found), failed
 
-    async def wait_for_change(self, seconds: float) -> None:
-        """Wait until somebody calls :meth:`look_again`, at most ``seconds``."""
+    async def wait_for_change(self, seconds: float, *, since: int) -> None:
+        """Wait until :attr:`changes` is not ``since``, at most ``seconds``."""
         changed = asyncio.get_running_loop().create_future()
-        self._waiting[changed] = None
+        if self.changes == since:
+            self._waiting[changed] = None
+        else:  # it came during the last look
+            self._looking.add(functools.partial(_wake, changed))
         try:
             async with asyncio.timeout(seconds):
                 await changed
@@ -341,13 +348,14 @@ class Recognition:
         gap = timing.retry_first
         try:
             while True:
+                since = self._recogniser.changes
                 outcome = await self._recogniser.look(self.peer)
                 settled = await self._apply(outcome)
                 if settled:
                     gap = timing.retry_first
-                    await self._recogniser.wait_for_change(timing.recheck)
+                    await self._recogniser.wait_for_change(timing.recheck, since=since)
                 else:
-                    await self._recogniser.wait_for_change(gap)
+                    await self._recogniser.wait_for_change(gap, since=since)
                     gap = min(gap * 2, timing.retry_most)
         except PeerGoneError as error:
             self._end(error)
@@ -383,10 +391,12 @@ class Recognition:
             self._matched.set()
             self._on_match()
             return True
-        before = self._entitlement.current.identities
+        before, rules = self._entitlement.current.identities, self._recogniser.rules
         self._hold_only((*identities, *before))
         if set(identities) - set(before) and not await self._recogniser.until_ready(identities):
             return False
+        if rules is not self._recogniser.rules:
+            return False  # other rules came meanwhile, and may not give it these identities
         self._entitlement.replace(caller)
         self._hold_only(identities)
         return True

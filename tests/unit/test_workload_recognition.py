@@ -14,6 +14,7 @@ from sds.workload.mapping import Decision
 from sds.workload.peer import Peer
 from sds.workload.recognition import LOOKS_A_TURN, Recogniser, Recognition, Rules
 from sds.workload.recognition_log import RecognitionLog
+from tests.support import virtual_time
 from tests.support.front_door import Keeper, rules
 from tests.support.turn_counter import turns
 
@@ -167,3 +168,70 @@ def test_strangers_under_many_names_cause_few_lines(caplog: pytest.LogCaptureFix
     given = rules({"unix:uid": "7"}).decide(facts)
     log.tell(caller("pod 1"), facts, given, nothing, now=1.0)  # and nobody else is silenced
     assert caplog.records[-1].__dict__["owner"] == "pod 1"
+
+
+class Slow(Fixed):
+    """An attestor that finds what was true when it began, once it may answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began = asyncio.Event()
+        self.answers = asyncio.Event()
+
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
+        found = await super().attest(peer, needed)
+        self.began.set()
+        await self.answers.wait()
+        return found
+
+
+def test_a_change_during_a_look_causes_another_look() -> None:
+    """It would be noticed at the next look otherwise, half a minute later."""
+
+    async def run() -> None:
+        attestor = Slow()
+        both = rules({"unix:uid": "7"}, {"unix:uid": "8"})
+        recogniser = Recogniser(attestors=[attestor], rules=both, keeper=Keeper())
+        recognition = Recognition(recogniser, caller())
+        following = asyncio.create_task(recognition.follow())
+        await attestor.began.wait()
+        attestor.facts = Facts(selectors=frozenset({Selector("unix:uid", "8")}))
+        recogniser.look_again()
+        attestor.answers.set()
+        await asyncio.sleep(recogniser.timing.recheck / 10)
+        entitlement = await recognition.entitlement()
+        assert [str(each.spiffe_id) for each in entitlement.current.identities] == [
+            "spiffe://example.org/r1"
+        ]
+        following.cancel()
+        recogniser.close()
+
+    virtual_time.run(run())
+
+
+def test_what_other_rules_take_away_meanwhile_is_not_given() -> None:
+    """A certificate may take long, and the policy that granted it may have ended by then."""
+
+    async def run() -> None:
+        attestor, keeper = Fixed(), Keeper()
+        both = rules({"unix:uid": "7"}, {"unix:uid": "8"})
+        recogniser = Recogniser(attestors=[attestor], rules=both, keeper=keeper)
+        recognition = Recognition(recogniser, caller())
+        following = asyncio.create_task(recognition.follow())
+        entitlement = await recognition.entitlement()
+        given: list[str] = []
+        entitlement.listen(
+            lambda: given.extend(str(each.spiffe_id) for each in entitlement.current.identities)
+        )
+        keeper.ready.clear()
+        attestor.facts = Facts(selectors=frozenset({Selector("unix:uid", "8")}))
+        recogniser.look_again()
+        await asyncio.sleep(1)
+        recogniser.replace_rules(rules({"unix:uid": "8", "spiffe_id": "spiffe://example.org/new"}))
+        keeper.ready.set()
+        await asyncio.sleep(recogniser.timing.recheck / 10)
+        assert given == ["spiffe://example.org/new"]
+        following.cancel()
+        recogniser.close()
+
+    virtual_time.run(run())
