@@ -62,11 +62,13 @@ class HealthReporter:
 
     async def run(self) -> None:
         """Report every change until cancelled."""
+        self._keys = None  # whatever changed while nothing looked
         stop = self._store.listen(self._on_change)
         try:
             while True:
                 self._changed.clear()
-                keys, self._keys = self._keys, set()
+                keys: set[ResourceKey] | None = self._keys
+                self._keys = set()
                 for one in self._sockets:
                     identities = one.entitlement.current.identities
                     if keys is None or not keys.isdisjoint(identities):
@@ -84,8 +86,8 @@ class HealthReporter:
 
     def _say(self, listening: Listening, *, serving: bool) -> None:
         if self._said.get(listening.path) is not serving:
-            self._said[listening.path] = serving
             listening.health.tell(serving=serving)
+            self._said[listening.path] = serving
 
     def _say_ready(self, readiness: Readiness) -> None:
         before, self._last = self._last, readiness

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from sds.agent.health import HealthReporter
 from sds.agent.snapshot import UnservedIdentities
 from sds.agent.socket_guard import PERIOD_SECONDS, REMEMBERED_SECONDS, SocketGuard
 from sds.operations.notify import readiness_notifier
@@ -16,9 +19,6 @@ from sds.secrets.store import SecretStore
 from sds.workload.entitlement import Caller, Entitlement
 from tests.support.clock import FakeClock
 from tests.support.serving import API, WEB, svid
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 WHOLE = "spiffe://example.org/web"
 
@@ -134,3 +134,47 @@ def test_the_service_manager_hears_ready_once_and_every_reason(
         "STATUS=not ready: the agent is draining",
         "STATUS=ready",
     ]
+
+
+class Told:
+    """The health of a socket; the first time that it serves, telling it fails."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.serving: bool | None = None
+        self.fails = fails
+
+    def tell(self, *, serving: bool) -> None:
+        if serving and self.fails:
+            self.fails = False
+            raise ZeroDivisionError("on purpose")
+        self.serving = serving
+
+
+async def test_a_fault_while_health_is_told_loses_no_change() -> None:
+    """The task starts again, and nothing else would change soon."""
+    store, first, second = SecretStore(), Told(fails=True), Told(fails=False)
+
+    def listening(name: str, told: Told) -> Any:
+        return SimpleNamespace(path=Path(name), health=told)
+
+    def socket_of(name: str, told: Told) -> Any:
+        caller = Caller(name=name, selectors=frozenset(), identities=(WEB,))
+        return SimpleNamespace(entitlement=Entitlement(caller), listening=listening(name, told))
+
+    reporter = HealthReporter(
+        store=store,
+        people=listening("admin", Told(fails=False)),
+        sockets=[socket_of("first", first), socket_of("second", second)],
+        readiness=Readiness,
+        told=lambda _: None,
+    )
+    running = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0)
+    assert (first.serving, second.serving) == (False, False)
+    store.put_svid(svid(WEB))
+    with pytest.raises(ZeroDivisionError):
+        await running
+    again = asyncio.create_task(reporter.run())
+    await asyncio.sleep(0)
+    assert (first.serving, second.serving) == (True, True)
+    again.cancel()
