@@ -30,6 +30,7 @@ _P = ParamSpec("_P")
 _clock: Final = SystemClock()
 PLACES: Final = (
     "accept",
+    "admission",
     "authority stream",
     "certificate file",
     "connection",

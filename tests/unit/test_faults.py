@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 
 import pytest
 
 from sds import faults
+from tests.support import need
+from tests.support.source import modules
 
 
 def broken() -> None:
@@ -64,3 +67,14 @@ async def test_what_reaches_the_loop_is_reported_and_the_loop_goes_on(how: str) 
             while faults.counts().get("event loop", 0) == before:
                 await asyncio.sleep(0)
         loop.remove_reader(theirs)
+
+
+def test_every_place_that_reports_is_counted_from_the_start() -> None:
+    """The first fault there would be no increase otherwise, and raise no alert."""
+    calls = re.compile(r'\b(?:report|guarded|count|Trickle|Listeners)\(\s*"([a-z][a-z ]+)"')
+    places = {
+        place
+        for name in modules()
+        for place in calls.findall((need.ROOT / name).read_text(encoding="utf-8"))
+    }
+    assert places == set(faults.PLACES)
