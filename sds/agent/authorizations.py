@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import PolicyNotInForceError
 from sds.policy.authorization import authorization_of
 from sds.policy.authorized import Authorization
 
@@ -36,15 +35,12 @@ class PolicyAuthorizations:
 
     def authorization(self, identity: SpiffeId, *, now: datetime) -> Authorization:
         """Return which requests others may send to the identity now."""
-        try:
-            policy = self._holder.in_force()
-        except PolicyNotInForceError:
+        policy = self._holder.current
+        if policy is None or not policy.not_before <= now < policy.not_after:
             return Authorization(identity=identity)
         if policy is not self._policy:
             self._policy = policy
             self._known.clear()
-        if not policy.not_before <= now < policy.not_after:
-            return Authorization(identity=identity)
         known = self._known.get(identity)
         if known is None:
             if len(self._known) >= _MAX_REMEMBERED:

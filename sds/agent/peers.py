@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import PolicyNotInForceError
 from sds.identity import TrustDomain
 from sds.rules.pattern import format_spiffe_pattern, spiffe_regex
 from sds.serving.peers import PeerContext, SanMatcher
@@ -67,10 +66,8 @@ class PolicyPeers:
         return known
 
     def _in_force(self) -> Decisions | None:
-        try:
-            decisions = self._holder.in_force().decisions
-        except PolicyNotInForceError:
-            decisions = None
+        policy = self._holder.current
+        decisions = None if policy is None else policy.decisions
         if decisions is not self._decisions:
             self._decisions = decisions
             self._known.clear()

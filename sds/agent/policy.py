@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sds.agent.authorizations import PolicyAuthorizations
 from sds.agent.peers import PolicyPeers
 from sds.agent.rules import DecidedRules
-from sds.errors import PolicyNotInForceError, SdsError
+from sds.errors import SdsError
 from sds.federation.endpoint import BundleServer
 from sds.federation.refresh import BundleSource
 from sds.pki import certificates_from_pem
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from sds.identity import Identity, TrustDomain
     from sds.policy.federated import FederatedDomain
     from sds.policy.settings import PolicySettings
-    from sds.policy.trust import AdmittedPolicy
     from sds.policy.watcher import PolicyWatcher
     from sds.secrets.rotation import Rotation
     from sds.serving.service import SecretService
@@ -112,21 +111,15 @@ class AgentPolicy:
             make=make,
         )
 
-    def _in_force(self) -> AdmittedPolicy | None:
-        try:
-            return self.holder.in_force()
-        except PolicyNotInForceError:
-            return None
-
     def pods(self) -> tuple[PodContents, ...]:
         """Return the pods that the policy in force lists."""
-        policy = self._in_force()
+        policy = self.holder.current
         return () if policy is None else policy.pods
 
     def rules(self) -> Rules:
         """Return the rules for callers of the node-wide socket."""
         configured = self._config.rules
-        policy = self._in_force()
+        policy = self.holder.current
         if policy is None:
             return Rules(rules=(), defaults=configured.defaults)
         if not policy.decisions.workload_rules:
@@ -140,7 +133,7 @@ class AgentPolicy:
         and certificates that were issued before expire by themselves.
         """
         configured = workload.identity()
-        policy = self._in_force()
+        policy = self.holder.current
         if policy is None or not policy.decisions.workload_rules:
             return (configured,)
         facts = Facts(selectors=frozenset({Selector("socket:name", workload.name)}))
@@ -181,7 +174,7 @@ class AgentPolicy:
         followers.rotation.changed()  # what was refused before may be allowed now
         if followers.node is not None:
             followers.node.replace_rules(self.rules())
-        policy = self._in_force()
+        policy = self.holder.current
         if policy is not None:
             configured = self._config.federation.sources()
             known = {source.trust_domain for source in configured}

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 import sds
 from sds.agent.client_list import listed_clients
-from sds.errors import PolicyError
 from sds.identity import Identity
 from sds.operations.readiness import Readiness, agent_readiness
 from sds.operations.state import (
@@ -141,7 +140,7 @@ class LivingParts:
         """Say whether the agent does what its configuration asks for."""
         return agent_readiness(
             unserved=self.unserved.spiffe_ids,
-            no_policy="" if self.policy is None else _no_policy(self.policy),
+            no_policy="" if self.policy is None else self.policy.absence,
             lost_sockets=self.lost_sockets(),
             draining=self.service.draining is not None,
         )
@@ -188,23 +187,12 @@ def _left_out(streams: int) -> tuple[str, ...]:
     return (f"{streams} more streams are open than are listed here",) if streams else ()
 
 
-def _no_policy(holder: PolicyHolder) -> str:
-    try:
-        holder.in_force()
-    except PolicyError as error:
-        return str(error)
-    return ""
-
-
 def _policy(holder: PolicyHolder) -> PolicyState:
-    try:
-        end = holder.in_force().not_after
-    except PolicyError:
-        end = None
+    policy = holder.current
     return PolicyState(
         epoch=holder.epoch,
         digest=holder.digest.hex() if holder.epoch else "",
-        not_after=end,
+        not_after=None if policy is None else policy.not_after,
         problem="" if holder.last_error is None else str(holder.last_error),
     )
 

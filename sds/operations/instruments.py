@@ -68,8 +68,9 @@ class HeldPolicy(Protocol):
         """Return why the document that was offered last is refused."""
         ...
 
-    def in_force(self) -> AdmittedPolicy:
-        """Return the policy in force; raise a :class:`PolicyError` if there is none."""
+    @property
+    def absence(self) -> str:
+        """Return why no policy is in force; empty while one is."""
         ...
 
 
@@ -152,7 +153,7 @@ class Instruments:
 
     def watch_policy(self, holder: HeldPolicy) -> None:
         """Export, at every scrape, whether a policy is in force and whether one was refused."""
-        self.process.policy_in_force.set_function(lambda: float(not _no_policy(holder)))
+        self.process.policy_in_force.set_function(lambda: float(not holder.absence))
         self.process.policy_problem.set_function(lambda: float(holder.last_error is not None))
 
     def remember(self, error: SdsError, *, about: str) -> None:
@@ -180,15 +181,6 @@ class Instruments:
         self.process.policy_epoch.set(0)
 
 
-def _no_policy(holder: HeldPolicy) -> str:
-    """Return why no policy is in force; empty while one is."""
-    try:
-        holder.in_force()
-    except PolicyError as error:
-        return error.message
-    return ""
-
-
 class AdmissionInstruments(Instruments):
     """The instruments of ``sds admission``, which count decisions."""
 
@@ -204,7 +196,7 @@ class AdmissionInstruments(Instruments):
     def watch_policy(self, holder: HeldPolicy) -> None:
         """Export the policy, also as readiness: without one only pods under `always` start."""
         super().watch_policy(holder)
-        self.watch_readiness(lambda: admission_readiness(no_policy=_no_policy(holder)))
+        self.watch_readiness(lambda: admission_readiness(no_policy=holder.absence))
 
 
 class AgentInstruments(Instruments):

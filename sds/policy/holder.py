@@ -14,8 +14,10 @@ import logging
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import PolicyError
-from sds.faults import guarded, report
+from sds.backoff import sleep_unless
+from sds.errors import PolicyError, PolicyNotInForceError
+from sds.faults import report
+from sds.listeners import Listeners
 from sds.policy.difference import differences
 from sds.policy.envelope import parse_envelope
 from sds.policy.source import parse_payload
@@ -60,7 +62,7 @@ class PolicyHolder:
         self._state = start
         self._clock = clock
         self._watcher = watcher
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners = Listeners("policy listener")
         self._said: set[tuple[str, bytes]] = set()
         self._verified: OrderedDict[bytes, VerifiedBefore] = OrderedDict()
         """What was offered here and signed by trusted keys, by the digest of the document."""
@@ -78,6 +80,23 @@ class PolicyHolder:
             PolicyNotInForceError: ``policy_expired``: the last good one has expired.
         """
         return self._state.in_force(self._clock.now().wall)
+
+    @property
+    def current(self) -> AdmittedPolicy | None:
+        """Return the policy in force now, or None."""
+        try:
+            return self.in_force()
+        except PolicyNotInForceError:
+            return None
+
+    @property
+    def absence(self) -> str:
+        """Return why no policy is in force now; empty while one is."""
+        try:
+            self.in_force()
+        except PolicyNotInForceError as error:
+            return str(error)
+        return ""
 
     @property
     def digest(self) -> bytes:
@@ -105,14 +124,7 @@ class PolicyHolder:
         It runs on the event loop, right after the change, so it must be short. If it raises, the
         error is reported and other listeners are still told.
         """
-        guarded_listener = guarded("policy listener", listener)
-        self._listeners.append(guarded_listener)
-
-        def stop() -> None:
-            if guarded_listener in self._listeners:
-                self._listeners.remove(guarded_listener)
-
-        return stop
+        return self._listeners.add(listener)
 
     # --- offers ---------------------------------------------------------------------------------
 
@@ -167,7 +179,7 @@ class PolicyHolder:
         if outcome.taken is not None:
             self._say_taken(before, outcome.taken, origin, now)
             self._ended = False
-            self._tell()
+            self._listeners.tell()
             self._woken.set()
         return outcome
 
@@ -269,18 +281,7 @@ class PolicyHolder:
                         extra={"policy_epoch": policy.epoch.number},
                     )
                 wait = min(wait, left)
-            await self._sleep(wait)
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleep until the time is over or something was offered."""
-        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
-        woken = asyncio.ensure_future(self._woken.wait())
-        try:
-            await asyncio.wait({sleeping, woken}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sleeping, woken):
-                task.cancel()
-            await asyncio.gather(sleeping, woken, return_exceptions=True)
+            await sleep_unless(self._woken, self._clock, wait)
 
     def _end(self, policy: AdmittedPolicy) -> None:
         self._ended = True
@@ -292,7 +293,7 @@ class PolicyHolder:
             policy.not_after.isoformat(),
             extra={"policy_epoch": policy.epoch.number, "reason": "policy_expired"},
         )
-        self._tell()
+        self._listeners.tell()
 
     def _resume(self, policy: AdmittedPolicy, now: datetime) -> None:
         """Put a policy that had ended into force again, because the wall clock was set back."""
@@ -305,8 +306,4 @@ class PolicyHolder:
             policy.not_after.isoformat(),
             extra={"policy_epoch": policy.epoch.number},
         )
-        self._tell()
-
-    def _tell(self) -> None:
-        for listener in list(self._listeners):
-            guarded("policy listener", listener)()
+        self._listeners.tell()

@@ -85,7 +85,6 @@ BOUNDARIES = {
     "sds/operations/http.py:_bind": ONE,
     "sds/operations/log_sink.py:LogSink._keep": "what the system answers is suppressed",
     "sds/operations/notify.py:notify": ONE,
-    "sds/policy/holder.py:PolicyHolder._sleep": AWAITED,
     "sds/secrets/rotation.py:Rotation.run": INSIDE,
     "sds/serving/idle.py:CrowdTrimmer._look": LOOP,
     "sds/serving/idle.py:CrowdTrimmer.opened": LOOP,
