@@ -66,10 +66,12 @@ def check_configuration(
     if config.node is not None and "kubernetes" in config.node.attestors:
         kubernetes = config.node.kubernetes
         with checks.of("node.kubernetes.kubelet"):
-            _check_server(kubelet_server(kubernetes.kubelet, environment), checks, "kubelet")
+            kubelet = kubelet_server(kubernetes.kubelet, environment)
+            _check_server(kubelet, checks, "node.kubernetes.kubelet")
         if kubernetes.services:
             with checks.of("node.kubernetes.api"):
-                _check_server(api_server(kubernetes.api, environment), checks, "api")
+                api = api_server(kubernetes.api, environment)
+                _check_server(api, checks, "node.kubernetes.api")
     for index, bundle in enumerate(config.federation.bundles):
         field = f"federation.bundles[{index}]"
         if bundle.file is not None:
@@ -195,8 +197,5 @@ def _check_group(number: int, name: str, checks: ConfigurationChecks) -> None:
 
 
 def _check_server(server: KubernetesServer, checks: ConfigurationChecks, field: str) -> None:
-    """Check that the files of a kubelet or an API server can be read."""
-    if not server.insecure_skip_verify and server.ca_file is not None:
-        checks.roots(f"{field}.ca_file", server.ca_file)
-    if server.token_file is not None:
-        checks.token(f"{field}.token_file", server.token_file)
+    roots = None if server.insecure_skip_verify else server.ca_file
+    checks.kubernetes_server(field, roots=roots, token=server.token_file)

@@ -23,13 +23,7 @@ from pydantic import AfterValidator, Field
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.attestation.kubernetes.token import JwksKeys, KubernetesTokenVerifier, TokenRules
 from sds.ca.token_keys import TokenKeys, key_reader
-from sds.errors import (
-    CertificateError,
-    ConfigurationError,
-    EvidenceMalformedError,
-    RefusedError,
-)
-from sds.pki import certificates_from_pem, load_certificate
+from sds.errors import ConfigurationError, EvidenceMalformedError, RefusedError
 from sds.policy.nodes import Permit, RequestedCertificate
 from sds.rules.pattern import dns_parts, parse_dns_pattern
 from sds.rules.template import check_template, fill
@@ -49,6 +43,7 @@ if TYPE_CHECKING:
     from sds.clock import Clock
     from sds.errors import KubernetesError
     from sds.identity import TrustDomain
+    from sds.settings.checking import ConfigurationChecks
 
 _LOGGER = logging.getLogger(__name__)
 _KNOWN: Final = ("namespace", "service_account", "trust_domain")
@@ -253,30 +248,18 @@ class ByKind:
         return chosen.verify(evidence, data=data, now=now)
 
 
-def check_kubernetes(section: KubernetesSection) -> None:
-    """Read the files that the section names.
-
-    Raises:
-        ConfigurationError: one cannot be used, or the API server's address is unknown.
-    """
-    server = api_server(section.api, os.environ)
-    if server.ca_file is not None:
-        try:
-            for der in certificates_from_pem(read(server.ca_file)):
-                load_certificate(der)
-        except CertificateError as error:
-            raise ConfigurationError(
-                f"kubernetes.api.ca_file: {server.ca_file}: {error}"
-            ) from error
-    if server.token_file is not None:
-        read(server.token_file)
+def check_kubernetes(section: KubernetesSection, checks: ConfigurationChecks) -> None:
+    """Check the API server's address, and the files that the section names."""
+    with checks.of("kubernetes.api"):
+        server = api_server(section.api, os.environ)
+        roots = None if server.insecure_skip_verify else server.ca_file
+        checks.kubernetes_server("kubernetes.api", roots=roots, token=server.token_file)
     if section.jwks_file is not None:
-        try:
-            JwksKeys().replace(read(section.jwks_file))
-        except EvidenceMalformedError as error:
-            raise ConfigurationError(
-                f"kubernetes.jwks_file: {section.jwks_file}: {error}"
-            ) from error
+        with checks.of("kubernetes.jwks_file"):
+            try:
+                JwksKeys().replace(read(section.jwks_file))
+            except EvidenceMalformedError as error:
+                raise ConfigurationError(f"{section.jwks_file}: {error}") from error
 
 
 @contextlib.asynccontextmanager

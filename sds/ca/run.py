@@ -32,7 +32,7 @@ from sds.ca.tls import ServerTls, self_signed_tls
 from sds.ca.tls_files import FollowedTls
 from sds.clock import Clock, SystemClock
 from sds.descriptors import take_all
-from sds.errors import ConfigurationError, PolicyError
+from sds.errors import ConfigurationError
 from sds.files import is_folder, replace_file
 from sds.operations.hangup import on_hangup
 from sds.operations.health import health_listener
@@ -147,7 +147,7 @@ async def _serve(
         def readiness() -> Readiness:
             return authority_readiness(
                 able=authority.signing.able,
-                no_policy="" if holder is None else _no_policy(holder),
+                no_policy="" if holder is None else holder.absence,
                 tls_ended=clock.now().wall >= parts.tls.not_after,
                 draining=stop.is_set(),
             )
@@ -228,7 +228,7 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
                 )
     with checks.of("policy"):
         files, _, _ = _policy(config, verification, clock, SilentObserver())
-        if files is not None and (why := _no_policy(files.holder)):
+        if files is not None and (why := files.holder.absence):
             raise ConfigurationError(f"policy: {files.holder.last_error or why}")
     out = config.tls.certificate_out
     with checks.of("tls"):
@@ -246,8 +246,7 @@ def check(config: AuthorityConfig, *, what: str, clock: Clock | None = None) -> 
             upstream = upstream_verification(config, clock)
             upstream_client(config.signer, attester, upstream, None, clock)
     if config.kubernetes is not None:
-        with checks.of("kubernetes"):
-            check_kubernetes(config.kubernetes)
+        check_kubernetes(config.kubernetes, checks)
     checks.listeners(
         {
             "listen": config.address,
@@ -359,21 +358,12 @@ async def _tell_ready(
     ready(authority.port)
 
 
-def _no_policy(holder: PolicyHolder) -> str:
-    """Return why no policy is in force; empty while one is."""
-    try:
-        holder.in_force()
-    except PolicyError as error:
-        return str(error)
-    return ""
-
-
 async def _in_force(holder: PolicyHolder) -> None:
     """Return as soon as a policy is in force."""
     changed = asyncio.Event()
     stop = holder.listen(changed.set)
     try:
-        while why := _no_policy(holder):
+        while why := holder.absence:
             changed.clear()
             _LOGGER.warning("the authority is not ready: no policy is in force: %s", why)
             await changed.wait()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from sds.errors import CertificateError, ConfigurationError, SdsError
@@ -36,8 +35,8 @@ class ConfigurationChecks:
     def __init__(self, what: str, *, now: datetime) -> None:
         self._what = what
         self._now = now
-        self._problems: dict[str, str] = {}
-        """The field of each problem's text."""
+        self._problems: dict[str, list[str]] = {}
+        """The fields that have a problem, by its text."""
 
     @contextlib.contextmanager
     def of(self, field: str) -> Iterator[None]:
@@ -50,9 +49,9 @@ class ConfigurationChecks:
     def problem(self, field: str, words: str) -> None:
         """Note a problem of this field; a block and its field report the same problem once."""
         words = words.removeprefix(f"{field}: ")
-        before = self._problems.get(words, "")
-        if not before.startswith(field):
-            self._problems[words] = field
+        fields = self._problems.setdefault(words, [])
+        if not any(_is_within(one, field) for one in fields):
+            fields[:] = [*(one for one in fields if not _is_within(field, one)), field]
 
     def raise_all(self) -> None:
         """End the check, and report all problems at once.
@@ -63,7 +62,8 @@ class ConfigurationChecks:
         if self._problems:
             said = (
                 words if words.startswith(field) else f"{field}: {words}"
-                for words, field in self._problems.items()
+                for words, fields in self._problems.items()
+                for field in fields
             )
             raise ConfigurationError(f"{self._what}: {'; '.join(said)}")
 
@@ -102,33 +102,49 @@ class ConfigurationChecks:
                     self.problem(field, f"{address} is the address of {other} too: choose another")
             taken.append((field, address))
 
+    def kubernetes_server(self, field: str, *, roots: Path | None, token: Path | None) -> None:
+        """Check the files by which a kubelet or an API server is asked.
+
+        Args:
+            field: the server's block.
+            roots: verify its certificate; None if nothing does.
+            token: the file with our bearer token; None without one.
+        """
+        if roots is not None:
+            self.roots(f"{field}.ca_file", roots)
+        if token is not None:
+            self.token(f"{field}.token_file", token)
+
     def _socket_place(self, field: str, path: Path) -> None:
         """Check that a Unix socket is or can be made at this path."""
-        if not is_folder(path.parent):
-            self.problem(field, f"the directory {path.parent} does not exist: make it")
-        elif not os.access(path.parent, os.W_OK | os.X_OK):
-            self.problem(field, f"{path.parent} is not writable for this user: name another place")
-        elif is_taken(path) and not path.is_socket():
+        if self._is_writable(field, path.parent) and is_taken(path) and not path.is_socket():
             self.problem(field, f"{path} exists and is not a socket: remove it, or name another")
 
     def replaceable_file(self, field: str, path: Path) -> None:
         """Check that a file can be written at this path, and can replace an existing one."""
-        folder = path.parent
-        if not is_folder(folder) or not os.access(folder, os.W_OK | os.X_OK):
-            self.problem(field, f"{folder} is not a directory that this user may write")
-        elif is_folder(path):
+        if self._is_writable(field, path.parent) and is_folder(path):
             self.problem(field, f"{path} is a directory: name a file")
 
     def writable_directory(self, field: str, path: Path) -> None:
         """Check that the directory is writable or can be made."""
-        with self.of(field):
-            existing = path
-            while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110  of any name
-                existing = existing.parent
-            if not stat.S_ISDIR(existing.stat().st_mode):
-                raise ConfigurationError(f"{existing} is not a directory", advice="name another")
-            if not os.access(existing, os.W_OK | os.X_OK):
-                raise ConfigurationError(
-                    f"{existing} is not writable for this user",
-                    advice="give it to the user, or name another directory",
-                )
+        existing = path
+        while not is_taken(existing) and existing != existing.parent:
+            existing = existing.parent
+        self._is_writable(field, existing)
+
+    def _is_writable(self, field: str, folder: Path) -> bool:
+        """Return whether this user may write the directory; note a problem if not."""
+        if not is_folder(folder):
+            self.problem(field, f"{folder} is not a directory: make it, or name another")
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            self.problem(
+                field,
+                f"{folder} is not writable for this user: give it to the user, or name another",
+            )
+        else:
+            return True
+        return False
+
+
+def _is_within(field: str, block: str) -> bool:
+    return field.startswith(block) and field[len(block) :][:1] in {"", ".", "["}

@@ -20,6 +20,7 @@ from sds.clock import SystemClock
 from sds.errors import ConfigurationError
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
+from sds.settings.checking import ConfigurationChecks
 from sds.workload.mapping import NAMES_IN_NAMESPACE
 from tests.support.certificates import ca_wish, self_signed
 from tests.support.node import short_folder
@@ -193,6 +194,17 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
         ("metrics", {"listen": "unix:/no/such/place/m.sock"}, "metrics.listen"),
         ("node", {"attestors": ["kubernetes"]}, "node.kubernetes.kubelet"),
         (
+            "node",
+            {
+                "attestors": ["kubernetes"],
+                "kubernetes": {
+                    "kubelet": {"url": "https://127.0.0.1:1", "ca_file": "{f}/none"},
+                    "services": False,
+                },
+            },
+            "node.kubernetes.kubelet.ca_file: {f}/none cannot be read",
+        ),
+        (
             "authority",
             {"kind": "istio", "addresses": ["a"], "root": "{f}/none", "token": "{f}/empty"},
             "authority.addresses[0]",
@@ -269,3 +281,16 @@ def test_a_guest_says_what_becomes_of_names_of_services(
     assert all(words in line for words, line in zip(said, told, strict=True))
     expected = () if config.attestation.is_guest else NAMES_IN_NAMESPACE
     assert config.rules.defaults.service_dns_names == expected
+
+
+def test_fields_with_one_fault_are_all_named_and_a_block_is_not_named_beside_its_field() -> None:
+    checks = ConfigurationChecks("agent.yaml", now=datetime(2026, 1, 1, tzinfo=UTC))
+    for field in ("authority", "authority.tls.root", "federation", "federation.bundles[0].root"):
+        checks.problem(field, "/r.pem cannot be read")
+    checks.problem("authority", "/r.pem cannot be read")
+    with pytest.raises(ConfigurationError) as caught:
+        checks.raise_all()
+    assert str(caught.value) == (
+        "agent.yaml: authority.tls.root: /r.pem cannot be read; "
+        "federation.bundles[0].root: /r.pem cannot be read"
+    )
