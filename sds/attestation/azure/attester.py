@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
+from sds.attestation.attempts import attempted
 from sds.attestation.azure.blob import read_blob
 from sds.attestation.azure.metadata import MetadataService
 from sds.attestation.azure.runtime import parse_runtime
@@ -26,7 +27,7 @@ from sds.attestation.tpm.attest import SHA256_BANK
 from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
 from sds.attestation.tpm.parcel import Piece, pack, parts_of
 from sds.attestation.tpm.quote import SignedQuote, check_quote, qualifying_data
-from sds.backoff import Backoff, uniform
+from sds.backoff import Backoff
 from sds.clock import SystemClock
 from sds.errors import EndorsementUnavailableError, EvidenceError, EvidenceUnavailableError
 
@@ -84,14 +85,12 @@ class VtpmAttester:
             EndorsementUnavailableError: neither the host nor a source has the certificates or the
                 quote.
         """
-        for failures in range(1, ATTEMPTS + 1):
-            try:
-                raw, blob, quote = await threads.EVIDENCE.run(_collect, self._device, data)
-                break
-            except EvidenceUnavailableError:
-                if failures == ATTEMPTS:
-                    raise
-            await self._clock.sleep(_BACKOFF.seconds(failures, draw=uniform()))
+        raw, blob, quote = await attempted(
+            lambda: threads.EVIDENCE.run(_collect, self._device, data),
+            most=ATTEMPTS,
+            pauses=_BACKOFF,
+            clock=self._clock,
+        )
         if f"azure-{'snp' if blob.kind == 'sev-snp' else blob.kind}-vtpm" != self._kind:
             raise EvidenceError(
                 f"this machine's paravisor reports {blob.kind}, configured is {self._kind}",

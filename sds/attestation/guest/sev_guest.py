@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds import threads
+from sds.attestation.attempts import attempted
 from sds.attestation.guest.tsm import (
     ATTEMPTS,
-    FIRST_PAUSE_SECONDS,
-    LONGEST_PAUSE_SECONDS,
+    PAUSES,
     TsmReport,
     evidence_of,
 )
@@ -87,16 +87,12 @@ class SevGuestAttester:
                 request.
             EvidenceUnavailableError: the host was busy at every attempt.
         """
-        pause = FIRST_PAUSE_SECONDS
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return await threads.EVIDENCE.run(self._attempt, data)
-            except EvidenceUnavailableError:
-                if attempt == ATTEMPTS:
-                    raise
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        raise EvidenceUnavailableError("no attempt was made")
+        return await attempted(
+            lambda: threads.EVIDENCE.run(self._attempt, data),
+            most=ATTEMPTS,
+            pauses=PAUSES,
+            clock=self._clock,
+        )
 
     def _attempt(self, data: ReportData) -> Evidence:
         try:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
+from sds.attestation.attempts import attempted
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.registry import KINDS, kind_module
+from sds.backoff import Backoff
 from sds.errors import EvidenceError, EvidenceUnavailableError
 
 if TYPE_CHECKING:
@@ -32,8 +34,7 @@ _PASSING: Final = frozenset(
     {errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EIO, errno.EWOULDBLOCK}
 )
 ATTEMPTS: Final = 8
-FIRST_PAUSE_SECONDS: Final = 0.05
-LONGEST_PAUSE_SECONDS: Final = 2.0
+PAUSES: Final = Backoff(first=0.1, longest=4.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,19 +78,13 @@ class TsmAttester:
             EvidenceUnavailableError: the interface was busy, throttled or disturbed at every
                 attempt.
         """
-        pause = FIRST_PAUSE_SECONDS
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                report = await threads.EVIDENCE.run(
-                    read_report, self._reports, data, self._privilege_level
-                )
-                return evidence_of(report, data)
-            except EvidenceUnavailableError:
-                if attempt == ATTEMPTS:
-                    raise
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        raise EvidenceUnavailableError("no attempt was made")
+        return await attempted(
+            lambda: self._attempt(data), most=ATTEMPTS, pauses=PAUSES, clock=self._clock
+        )
+
+    async def _attempt(self, data: ReportData) -> Evidence:
+        report = await threads.EVIDENCE.run(read_report, self._reports, data, self._privilege_level)
+        return evidence_of(report, data)
 
 
 def has_provider(reports: Path) -> bool:

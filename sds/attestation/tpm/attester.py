@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds import threads
+from sds.attestation.attempts import attempted
 from sds.attestation.evidence import Evidence, EvidenceKind
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attest import SHA256_BANK
@@ -18,7 +19,7 @@ from sds.attestation.tpm.device import RESOURCE_MANAGER, open_tpm
 from sds.attestation.tpm.issuers import IssuerFolder
 from sds.attestation.tpm.parcel import Piece, pack, parts_of
 from sds.attestation.tpm.quote import qualifying_data
-from sds.backoff import Backoff, uniform
+from sds.backoff import Backoff
 from sds.clock import SystemClock
 from sds.errors import EvidenceError, EvidenceUnavailableError
 
@@ -62,14 +63,12 @@ class TpmAttester:
             EvidenceError: ``evidence_unsupported``: there is no TPM; ``tpm_refused``.
             EvidenceUnavailableError: the TPM was busy, or its PCRs changed at every attempt.
         """
-        for failures in range(1, ATTEMPTS + 1):
-            try:
-                return await threads.EVIDENCE.run(self._collect, data, self._proof)
-            except EvidenceUnavailableError:
-                if failures == ATTEMPTS:
-                    raise
-            await self._clock.sleep(_BACKOFF.seconds(failures, draw=uniform()))
-        raise EvidenceUnavailableError("no attempt was made")
+        return await attempted(
+            lambda: threads.EVIDENCE.run(self._collect, data, self._proof),
+            most=ATTEMPTS,
+            pauses=_BACKOFF,
+            clock=self._clock,
+        )
 
     async def answer_challenge(self, challenge: bytes) -> None:
         """Open an authority's credential; all later evidence proves that.
