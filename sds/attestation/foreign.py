@@ -23,7 +23,6 @@ from sds.attestation.snp.report import (
 from sds.errors import EvidenceMalformedError
 
 HCL_MAGIC: Final = b"HCLA"
-_HCL_HEADER: Final = struct.Struct("<4sIII16x")  # magic, version, report size, request type
 _REPORT_OFFSET: Final = 0x20
 # After the report: size, version, type of report, type of hash, size of the JSON (OpenHCL,
 # IgvmAttestRequestData).

@@ -13,7 +13,7 @@ from sds.attestation.checks import one_of
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from datetime import datetime
 
     from sds.attestation.evidence import Claims, Evidence, EvidenceKind, ReportData, Verifier
@@ -40,20 +40,3 @@ class EvidenceVerifier:
                 reason="evidence_kind",
             )
         return verifier.verify(evidence, data=data, now=now)
-
-
-class LateVerifier:
-    """A verifier that is made when the first evidence of its kind comes.
-
-    Args:
-        make: makes the verifier; it must not fail, because nobody would notice that before.
-    """
-
-    def __init__(self, make: Callable[[], Verifier]) -> None:
-        self._make = make
-        self._made: Verifier | None = None
-
-    def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
-        if self._made is None:
-            self._made = self._make()
-        return self._made.verify(evidence, data=data, now=now)

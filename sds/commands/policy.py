@@ -24,14 +24,14 @@ from sds.commands.policy_keys import (
     keygen,
     read_document,
     sign,
+    trust_domain_of,
     utc_now,
     verify,
     write,
 )
 from sds.commands.policy_pod import pod
-from sds.errors import ConfigurationError, IdentityError
+from sds.errors import ConfigurationError
 from sds.files import is_taken
-from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy import cases, explanation
 from sds.policy.difference import differences
 from sds.policy.document import json_schema
@@ -46,6 +46,8 @@ from sds.workload.mapping import check_selector_type
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
+
+    from sds.identity import SpiffeId
 
 _EPILOGUE: Final = "docs/policy.md shows the whole way of a change, from the edit to its effect."
 _CASES_BYTES: Final = 4 * 1024 * 1024
@@ -70,10 +72,7 @@ policy.add_command(pod)
 @click.option("--out", type=PATH, help="File to write.  [default: standard output]")
 def new(trust_domain: str, epoch: int, days: int, out: Path | None) -> None:
     """Begin a policy: a commented document that allows nothing yet."""
-    try:
-        domain = parse_trust_domain(trust_domain)
-    except IdentityError as error:
-        raise ConfigurationError(error.message, advice=error.advice) from error
+    domain = trust_domain_of(trust_domain)
     start = utc_now().replace(microsecond=0)
     text = template(domain, epoch=epoch, not_before=start, not_after=start + timedelta(days=days))
     if out is None:

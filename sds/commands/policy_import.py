@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 import click
 import yaml
 
-from sds.commands.policy_keys import DAYS, EPOCH, PATH, utc_now, write
-from sds.errors import ConfigurationError, IdentityError
+from sds.commands.policy_keys import DAYS, EPOCH, PATH, trust_domain_of, utc_now, write
+from sds.errors import ConfigurationError
 from sds.files import is_taken
-from sds.identity import parse_trust_domain
 from sds.policy.istio.conversion import convert
 from sds.policy.istio.manifests import read_manifests
 from sds.policy.source import parse_source
@@ -64,10 +63,7 @@ def istio(
     it cannot express, by file and line. If the document allows less for that reason, the exit
     status is 1, and nothing is written without --partial.
     """
-    try:
-        domain = parse_trust_domain(trust_domain)
-    except IdentityError as error:
-        raise ConfigurationError(error.message, advice=error.advice) from error
+    domain = trust_domain_of(trust_domain)
     if out is not None and is_taken(out):
         raise ConfigurationError(f"{out} exists already", advice="choose another name")
     found = convert(read_manifests(files), trust_domain=domain, root_namespace=root_namespace)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
+    from sds.identity import TrustDomain
     from sds.policy.document import PolicyDocument
     from sds.policy.envelope import PolicySigner
     from sds.policy.keys import VerificationKey
@@ -295,7 +296,7 @@ def verify(
         raise click.UsageError("name the trusted keys: --key PUBLIC")
     demands = examination.PolicyDemands(
         trusted=_trusted(keys, threshold),
-        trust_domain=None if trust_domain is None else _domain(trust_domain),
+        trust_domain=None if trust_domain is None else trust_domain_of(trust_domain),
         min_epoch=min_epoch,
         now=moment or utc_now(),
     )
@@ -313,7 +314,12 @@ def _trusted(keys: Sequence[Path], threshold: int) -> TrustedKeys:
     return TrustedKeys(keys=tuple(read_verification_key(key) for key in keys), threshold=threshold)
 
 
-def _domain(text: str) -> Any:
+def trust_domain_of(text: str) -> TrustDomain:
+    """Parse the trust domain of an option.
+
+    Raises:
+        ConfigurationError: it is not one.
+    """
     try:
         return parse_trust_domain(text)
     except IdentityError as error:

@@ -21,7 +21,7 @@ from sds.errors import SdsError, WorkloadError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     from sds._proto.csi.v1 import csi_pb2
@@ -51,6 +51,7 @@ class Driver:
     def __init__(self, *, name: str, kubelet: Path, door: PodDoor) -> None:
         self.name = name
         self.failures: Counter[str] = Counter()
+        """How many volumes failed since the start, by reason."""
         self._kubelet = kubelet
         self._door = door
         self._volumes: dict[Path, Callable[[], None]] = {}
@@ -111,10 +112,6 @@ class Driver:
         """Log and count what went wrong with one volume."""
         self.failures[error.reason] += 1
         _LOGGER.warning("a CSI volume failed: %s", error, extra={"reason": error.reason})
-
-    def failed_counts(self) -> Mapping[str, int]:
-        """Return how many volumes failed since the start, by reason."""
-        return dict(self.failures)
 
     def close(self) -> None:
         """Stop listening; leave the directories for the next agent."""

@@ -1,7 +1,7 @@
 """Records what the traffic has proved: requests, failures, rotations, push times.
 
 Pure: it gets observations and answers questions; it reads no clock and opens no file. Invariant: a
-    rotation counts only when a request was answered under a serial that no earlier request had.
+rotation counts only when a request was answered under a serial that no earlier request had.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ a document is parsed only if enough trusted keys signed it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from sds.errors import PolicyError
 from sds.policy.envelope import parse_envelope
@@ -31,25 +31,13 @@ if TYPE_CHECKING:
     from sds.policy.envelope import SignedEnvelope, SignedPolicy
     from sds.policy.trust import Policy
 
-CHECKS: Final = (
-    "envelope",
-    "signature",
-    "threshold",
-    "document",
-    "trust_domain",
-    "next_signers",
-    "epoch",
-    "window",
-)
-"""The names of the checks, in their order."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyCheck:
     """The outcome of one check.
 
     Attributes:
-        name: one of :data:`CHECKS`.
+        name: the name of the check; :func:`examine` gives their order.
         error: why it failed, or None.
         found: what was found, in words.
     """

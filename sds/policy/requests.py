@@ -118,10 +118,6 @@ class RequestPattern:
             and (not self.paths or any(path_matches(glob, request.path) for glob in self.paths))
         )
 
-    def matches_port(self, port: int | None) -> bool:
-        """Say whether a TCP connection to this port is allowed."""
-        return not self.is_http and (not self.ports or port in self.ports)
-
     def __str__(self) -> str:
         """Return text for people: ``GET,HEAD /orders/* on shop.example.org port 8443``."""
         words = []

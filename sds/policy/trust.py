@@ -5,7 +5,7 @@ Owns the checks and their order, and the types that say how far a policy has com
 ``SignedPolicy`` (bytes, nothing checked) → :func:`authenticate` → :class:`Policy` (checks 1 to 6:
 trusted people signed exactly this, for us) → :func:`admit` → :class:`AdmittedPolicy` (checks 7 and
 8: it may be in force at this moment, given the epoch that was seen). Invariant: no other code makes
-    the last two types, so code that has one need not check again.
+the last two types, so code that has one need not check again.
 
 Example: a policy file that one of two trusted keys signed, for a party that has seen epoch 6::
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import mfusepy as fuse
 
-from sds.attestation.snp.certificate_table import ARK, ASK, VCEK, build_certificate_table
+from sds.attestation.snp.certificate_table import ARK, ASK, VCEK
 from sds.attestation.snp.simulated import SimulatedMachine
+from tests.support.certificate_table import build_certificate_table
 from tests.support.intel import Intel
 from tests.support.tdx_guest import REPORT_DATA_OFFSET
 

@@ -18,7 +18,6 @@ from sds.attestation.snp.certificate_table import (
     ARK,
     ASK,
     VCEK,
-    build_certificate_table,
     chain_of_table,
     parse_certificate_table,
 )
@@ -26,6 +25,7 @@ from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
 from sds.errors import EvidenceMalformedError, EvidenceUnavailableError
 from sds.pki import certificate_pem
+from tests.support.certificate_table import build_certificate_table
 from tests.support.clock import PauseCounter
 from tests.support.machines import NOW, simulated
 from tests.support.refusals import refused

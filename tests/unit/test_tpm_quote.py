@@ -233,9 +233,14 @@ def test_only_the_tpm_of_both_keys_opens_a_credential(place: Path, template: byt
             )
 
 
+def read_public(tpm: Tpm, handle: int) -> bytes:
+    """TPM2_ReadPublic (Part 3, section 12.4), a command without authorizations."""
+    return tpm.execute(0x173, handles=(handle,)).parameters.sized()
+
+
 def test_what_a_tpm_refuses_says_the_code(place: Path) -> None:
     with open_tpm(place) as tpm, refused("tpm_refused", match="0x173"):
-        commands.read_public(tpm, 0x8100_0003)
+        read_public(tpm, 0x8100_0003)
 
 
 # --- a TPM that answers nonsense ------------------------------------------------------------------
@@ -264,9 +269,9 @@ class Answers:
 )
 def test_answers_that_do_not_fit_are_temporary(answer: bytes) -> None:
     with pytest.raises(EvidenceUnavailableError):
-        commands.read_public(Tpm(Answers(answer)), 1)
+        read_public(Tpm(Answers(answer)), 1)
     with pytest.raises(EvidenceUnavailableError, match="does not answer"):
-        commands.read_public(Tpm(Answers()), 1)
+        read_public(Tpm(Answers()), 1)
 
 
 def test_a_command_that_was_not_started_is_sent_again() -> None:
@@ -274,12 +279,12 @@ def test_a_command_that_was_not_started_is_sent_again() -> None:
     area = sized(made_quotes.public())
     done = b"\x80\x01" + (10 + len(area)).to_bytes(4, "big") + bytes(4) + area
     transport = Answers(later, later, done)
-    assert commands.read_public(Tpm(transport), 1).public == made_quotes.public()
+    assert read_public(Tpm(transport), 1) == made_quotes.public()
     assert len(transport.commands) == 3
     assert len(set(transport.commands)) == 1
     forever = Answers(*[later] * 50)
     with pytest.raises(EvidenceUnavailableError):
-        commands.read_public(Tpm(forever), 1)
+        read_public(Tpm(forever), 1)
     assert len(forever.commands) == 10
 
 

@@ -61,13 +61,3 @@ def _ders(entry: bytes) -> tuple[bytes, ...]:
         return der_certificates(entry, what="an entry of the certificate table")
     except EvidenceError:
         return (entry,)  # the verifier refuses it as a certificate that cannot be read
-
-
-def build_certificate_table(entries: dict[uuid.UUID, bytes]) -> bytes:
-    """Build a certificate table as hosts write it, the reverse of parsing."""
-    offset = (len(entries) + 1) * _ENTRY.size
-    head, body = b"", b""
-    for guid, der in entries.items():
-        head += _ENTRY.pack(guid.bytes, offset + len(body), len(der))
-        body += der
-    return head + bytes(_ENTRY.size) + body

@@ -24,9 +24,7 @@ MITIGATION_VERSION: Final = 5
 ALGORITHM_ECDSA_P384_SHA384: Final = 1
 NO_MIGRATION_AGENT: Final = (b"\xff" * 32, bytes(32))
 """The values of REPORT_ID_MA if no migration agent is associated."""
-HIGHEST_VMPL: Final = 3
 TURIN_CHIP_ID_BYTES: Final = 8
-_COMPONENT: Final = 8
 _FAMILY_ZEN3_4: Final = 0x19
 _FAMILY_ZEN5: Final = 0x1A
 

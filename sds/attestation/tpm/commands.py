@@ -97,12 +97,6 @@ class Loaded:
     public: bytes = field(repr=False)
 
 
-def read_public(tpm: Tpm, handle: int) -> Loaded:
-    """Run TPM2_ReadPublic (section 12.4)."""
-    answer = tpm.execute(0x173, handles=(handle,))
-    return Loaded(handle=handle, public=answer.parameters.sized())
-
-
 def create_primary(tpm: Tpm, hierarchy: int, template: bytes) -> Loaded:
     """Run TPM2_CreatePrimary (section 24.1); the key is flushed at the end."""
     sensitive = sized(b"") + sized(b"")

@@ -145,10 +145,7 @@ class ApiClient:
         server = self._server
         if self._session is None:
             raise KubernetesError(f"the client of {server.url} is not open", reason=server.reason)
-        headers = {
-            "Accept": "application/json, application/jwk-set+json",
-            "User-Agent": "attested-sds",
-        }
+        headers = {"Accept": _ACCEPT, "User-Agent": "attested-sds"}
         token, context = await self._files()
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"

@@ -181,9 +181,3 @@ def test_each_part_must_match() -> None:
     assert not pattern.matches(Request(method="GET", path="/a", host="h.org"))
     assert str(pattern) == "GET /a on h.org port 1"
     assert str(RequestPattern()) == "everything"
-
-
-def test_a_tcp_filter_can_ask_for_ports_only() -> None:
-    assert RequestPattern(ports=(5432,)).matches_port(5432)
-    assert not RequestPattern(ports=(5432,)).matches_port(5433)
-    assert not RequestPattern(ports=(5432,), methods=("GET",)).matches_port(5432)
