@@ -342,9 +342,9 @@ async def test_a_life_ends_with_the_policy_and_heartbeats_extend_it(
             beat = heartbeat(await stream.next(), wrapper.version)
             assert beat.ttl.ToTimedelta() == timedelta(seconds=3)
             await ack(stream, stream.last)
-        it.policy.ends_at = datetime.now(UTC) + timedelta(seconds=2)
+        it.policy.ends_at = datetime.now(UTC) + timedelta(seconds=2.9)
         beat = heartbeat(await stream.next(), wrapper.version)
-        assert timedelta(0) < beat.ttl.ToTimedelta() <= timedelta(seconds=2)
+        assert timedelta(0) < beat.ttl.ToTimedelta() <= timedelta(seconds=2.9)
         await ack(stream, stream.last)
         # A later end, by a later epoch that allows the same, counts at once.
         it.policy.ends_at, it.policy.epoch = datetime.now(UTC) + timedelta(days=1), 2
@@ -353,12 +353,12 @@ async def test_a_life_ends_with_the_policy_and_heartbeats_extend_it(
         assert wrapper.ttl.ToTimedelta() == timedelta(seconds=3)
         await ack(stream, stream.last)
         # A new stream gets what is left now, not what was left when it was made.
-        it.policy.ends_at = datetime.now(UTC) + timedelta(seconds=1.5)
+        it.policy.ends_at = datetime.now(UTC) + timedelta(seconds=2.9)
         await asyncio.sleep(0.5)
         late: Any = it.delta() if delta else it.sotw()
         await late.ask("authorization", type_url=EXTENSION)
         wrapper, _ = unwrapped((await late.next()).resources[0])
-        assert wrapper.ttl.ToTimedelta() <= timedelta(seconds=1)
+        assert wrapper.ttl.ToTimedelta() <= timedelta(seconds=2.4)
 
 
 async def ack(stream: Any, response: Any, name: str = "authorization") -> None:
