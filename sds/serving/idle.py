@@ -2,7 +2,9 @@
 
 A first request of Envoy 1.40 has 61 KB; when a node starts, hundreds arrive at once, and glibc
 keeps the pages that contained them. Owns the moment at which they go back: when no stream has been
-opened for a while. Invariant: at most one timer runs, and only after a crowd.
+opened for a while. Invariants: at most one timer runs, and only after a crowd; clients that come in
+crowds again and again cause it only once in :data:`REST_SECONDS`, because the event loop waits for
+it (36 ms with a heap of 118 MB).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 CROWD: Final = 32
 """How many streams, opened one soon after the other, count as a crowd."""
 QUIET_SECONDS: Final = 1.0
+REST_SECONDS: Final = 10.0
+"""How long nothing is given back after the last time."""
 
 
 class CrowdTrimmer:
@@ -37,8 +41,7 @@ class CrowdTrimmer:
         """Note that a stream was opened."""
         self._opened += 1
         if self._timer is None and self._opened >= CROWD:
-            self._seen = self._opened
-            self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+            self._wait()
 
     def close(self) -> None:
         """Stop the timer."""
@@ -48,9 +51,17 @@ class CrowdTrimmer:
 
     def _look(self) -> None:
         if self._opened != self._seen:
-            self._seen = self._opened
-            self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+            self._wait()
             return
-        self._timer = None
         self._opened = 0
+        self._timer = self._loop.call_later(REST_SECONDS, self._rested)
         self._give_back()
+
+    def _rested(self) -> None:
+        self._timer = None
+        if self._opened >= CROWD:
+            self._wait()
+
+    def _wait(self) -> None:
+        self._seen = self._opened
+        self._timer = self._loop.call_later(QUIET_SECONDS, self._look)

@@ -87,7 +87,7 @@ BOUNDARIES = {
     "sds/operations/notify.py:notify": ONE,
     "sds/secrets/rotation.py:Rotation.run": INSIDE,
     "sds/serving/idle.py:CrowdTrimmer._look": LOOP,
-    "sds/serving/idle.py:CrowdTrimmer.opened": LOOP,
+    "sds/serving/idle.py:CrowdTrimmer._wait": LOOP,
     "sds/serving/stream.py:Stream._push": ONE,
     "sds/serving/unsent.py:UnsentSecrets._after": LOOP,
     "sds/serving/way.py:GrpcWay.soon": LOOP,

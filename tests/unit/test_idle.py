@@ -2,7 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sds.secrets.heap import give_back
-from sds.serving.idle import CROWD, CrowdTrimmer
+from sds.serving.idle import CROWD, QUIET_SECONDS, REST_SECONDS, CrowdTrimmer
 
 
 class Timers:
@@ -10,8 +10,10 @@ class Timers:
 
     def __init__(self) -> None:
         self.waiting: list[Callable[[], None]] = []
+        self.seconds: list[float] = []
 
-    def call_later(self, _seconds: float, callback: Callable[[], None]) -> Any:
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Any:
+        self.seconds.append(seconds)
         self.waiting.append(callback)
         timers = self
 
@@ -38,9 +40,25 @@ def test_memory_goes_back_once_after_a_crowd_and_quiet() -> None:
     timers.fire()  # not quiet yet
     assert (len(timers.waiting), given) == (1, [])
     timers.fire()
-    assert (timers.waiting, given) == ([], [1])
+    assert given == [1]
+    timers.fire()  # rested
     crowd.opened()
-    assert not timers.waiting
+    assert (timers.waiting, given) == ([], [1])
+
+
+def test_crowds_that_come_again_and_again_wait_for_the_rest() -> None:
+    timers, given = Timers(), []
+    crowd = CrowdTrimmer(timers, lambda: given.append(1))  # type: ignore[arg-type]  # by hand
+    for _ in range(CROWD):
+        crowd.opened()
+    timers.fire()
+    assert (given, timers.seconds) == ([1], [QUIET_SECONDS, REST_SECONDS])
+    for _ in range(10 * CROWD):
+        crowd.opened()
+    assert len(timers.waiting) == 1
+    timers.fire()  # rested: now the quiet after the next crowd counts
+    timers.fire()
+    assert given == [1, 1]
 
 
 def test_closing_stops_the_timer() -> None:
