@@ -115,7 +115,7 @@ class IstioAuthority:
         except Exception as error:  # noqa: BLE001  the boundary between one certificate and the others
             report("issuance", error)
             return AuthorityUnavailableError(
-                f"the client of Istio's authority failed: {type(error).__name__}: {error}"
+                f"the client of Istio's authority failed: {type(error).__name__}: {words_of(error)}"
             )
         return answer.chain
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.errors import CertificateError, ConfigurationError
+from sds.outside import words_of
 from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
 
@@ -75,7 +76,7 @@ class RootFile:
             self._say(error)
             return self._pem
         except RuntimeError as error:  # the system gives no thread now
-            self._say(ConfigurationError(f"{self._path} cannot be read: {error}"))
+            self._say(ConfigurationError(f"{self._path} cannot be read: {words_of(error)}"))
             return self._pem
         if pem != self._pem:
             _LOGGER.info(

@@ -19,7 +19,7 @@ from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
 from sds.files import read_file
-from sds.outside import is_panic
+from sds.outside import is_panic, words_of
 from sds.threads import alone
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ class Federation:
                 self._failed(
                     source.trust_domain,
                     BundleError(
-                        f"the bundle of {source.trust_domain} cannot be used: {error!r:.300}",
+                        f"the bundle of {source.trust_domain} cannot be used: "
+                        f"{type(error).__name__}: {words_of(error):.300}",
                         reason="bundle_malformed",
                     ),
                 )

@@ -21,6 +21,7 @@ from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, SdsError
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.faults import report
 from sds.identity import KeyType
+from sds.outside import words_of
 from sds.pki import generate_private_key, make_csr, private_key_pem, verify_svid_chain
 from sds.secrets.memory import SecretBytes, wipe
 from sds.secrets.schedule import Urgency
@@ -224,7 +225,7 @@ class IssuanceQueue:
             if not is_cancelled():
                 report("issuance", error)
             failure = AuthorityUnavailableError(
-                f"the authority's client failed: {type(error).__name__}: {error}"
+                f"the authority's client failed: {type(error).__name__}: {words_of(error)}"
             )
             _answer_all(batch, NoCredentials(error=failure, draw=draw, shared=True))
             if is_cancelled():

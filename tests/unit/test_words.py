@@ -22,6 +22,8 @@ OF_THE_SYSTEM = {
     "SSLError",
     "ClientError",
     "gaierror",
+    "Exception",
+    "BaseException",
 }
 """Classes whose text has a number, or nothing."""
 

@@ -219,7 +219,7 @@ class ApiClient:
             ) from error
         except RuntimeError as error:  # the system gives no thread now
             raise KubernetesError(
-                f"{server.token_file} and {server.ca_file} cannot be read: {error}",
+                f"{server.token_file} and {server.ca_file} cannot be read: {words_of(error)}",
                 reason=server.reason,
             ) from error
 
