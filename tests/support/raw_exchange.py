@@ -40,9 +40,7 @@ class RawStream:
 
     async def ask(self, message: Request | bytes) -> Response:
         await self.send(message)
-        data = (
-            await self.call.read()
-        )  # the suite's own timeout ends a test whose answer never comes
+        data = await self.call.read()  # the suite has a time limit of its own
         if data is grpc.aio.EOF:
             raise grpc.aio.AioRpcError(
                 await self.call.code(),
