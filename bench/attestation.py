@@ -256,9 +256,16 @@ async def exchanges(chips: SimulatedRoot, folder: Path) -> None:
             "per second",
             "> 800",
         )
+        with meter:
+            for _ in range(SINGLE):
+                await agent.roots()
+        row("questions for roots, authority's CPU time alone", SINGLE / meter.cpu, "per second")
         for each in (agent, *agents):
             await each.aclose()
 
+
+async def strangers(chips: SimulatedRoot, folder: Path) -> None:
+    machine = chips.machine(measurement=NODE)
     async with authority(chips, folder) as (process, port):
         meter = Meter(process)
         agent = client(chips, machine, port)
@@ -338,6 +345,7 @@ def main() -> None:
     asyncio.run(signing())
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(exchanges(chips, Path(folder)))
+        asyncio.run(strangers(chips, Path(folder)))
     print(f"\nPython {sys.version.split()[0]}, {os.cpu_count()} cores")
 
 
