@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from sds.errors import CertificateError, EvidenceMalformedError
+from sds.pki.chain import MAX_CERTIFICATE_BYTES
 from sds.pki.pem import CERTIFICATE, REVOCATION_LIST, der_blocks
 
 UNREADABLE: Final = (
@@ -31,9 +32,16 @@ def der_certificates(content: bytes, *, what: str) -> tuple[bytes, ...]:
     """Return every certificate of a PEM text, or the one that the content itself is in DER.
 
     Raises:
-        EvidenceMalformedError: it is neither.
+        EvidenceMalformedError: it is neither, or a certificate has more than
+            :data:`~sds.pki.chain.MAX_CERTIFICATE_BYTES`.
     """
-    return _blocks(content, label=CERTIFICATE, what=what)
+    found = _blocks(content, label=CERTIFICATE, what=what)
+    largest = max(map(len, found))
+    if largest > MAX_CERTIFICATE_BYTES:
+        raise EvidenceMalformedError(
+            f"{what}: a certificate has {largest} bytes, more than {MAX_CERTIFICATE_BYTES}"
+        )
+    return found
 
 
 def der_revocation_lists(content: bytes, *, what: str) -> tuple[bytes, ...]:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds import errors, pki
+from sds.attestation.pem import der_certificates
 from sds.identity import Identity, KeyType, SpiffeId
 from tests.support.certificates import NO_CA, NOW, Signer, Wish, ca_wish, key_usage, self_signed
 from tests.support.refusals import refused
@@ -323,6 +324,8 @@ def test_a_certificate_that_would_become_very_many_objects_is_not_parsed(
             read(large)
     with refused("certificate_malformed", match="more than 16384"):
         pki.load_issuer(large, "issuer")
+    with refused("evidence_malformed", match="more than 16384"):  # before its chain is known
+        der_certificates(large, what="the PCK chain")
 
 
 def test_only_small_issuers_and_roots_are_remembered() -> None:

@@ -21,13 +21,13 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from sds.errors import EvidenceError
 from sds.pki import der
+from sds.pki.chain import MAX_CERTIFICATE_BYTES
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
-MAX_CERTIFICATE_BYTES: Final = 16 * 1024
 RSA_BITS: Final = 4096
 # RSASSA-PSS with SHA-384, MGF1 with SHA-384, salt of 48 bytes (57230, section 2.1), in both
 # encodings that AMD uses: the trailer field left out, or written although it is the default.
