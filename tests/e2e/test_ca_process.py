@@ -112,11 +112,15 @@ async def port(process: Process) -> int:
 
 @contextlib.asynccontextmanager
 async def client(
-    port: int, *, machine: SimulatedMachine | None = None, measurement: bytes = AUTHORITY
+    port: int,
+    *,
+    machine: SimulatedMachine | None = None,
+    measurement: bytes = AUTHORITY,
+    connect_seconds: float = 5,
 ) -> AsyncIterator[AttestedAuthority]:
     values = ReferenceValues.model_validate({"measurements": [measurement.hex()]})
     authority = AttestedAuthority(
-        AuthoritySettings(addresses=(f"127.0.0.1:{port}",)),
+        AuthoritySettings(addresses=(f"127.0.0.1:{port}",), connect_seconds=connect_seconds),
         attester=machine or chips().machine(measurement=NODE),
         verifier=SnpVerifier(values=values, trusted_roots=[chips().ark_der]),
         clock=SystemClock(),

@@ -120,11 +120,6 @@ async def test_a_user_that_changes_large_files_all_the_time(shared: Path) -> Non
     limits = ExecutableLimits(largest=64 << 20, burst=128 << 20, rate=1 << 20)
     executables = Executables(SystemClock(), limits)
     attestors = [UnixAttestor(executables)]
-
-    def two_files_were_read() -> bool:
-        owner = executables._owners.get("uid 4242")
-        return owner is not None and owner.left < 64 << 20
-
     async with (
         front_door(shared, attestors=attestors, rules=mapping, timing=FAST) as door,
         contextlib.AsyncExitStack() as stack,
@@ -136,8 +131,11 @@ async def test_a_user_that_changes_large_files_all_the_time(shared: Path) -> Non
             hostile.append(path)
             command = [str(path), "-S", str(CLIENT), str(door.path), "ask", "--uid", "4242"]
             await stack.enter_async_context(running(command, env=ENVIRONMENT))
+        owners = executables._owners
+        while "uid 4242" not in owners or owners["uid 4242"].left == limits.burst:
+            await asyncio.sleep(0.01)  # the first large file is at work now
         waited: list[float] = []
-        while len(waited) < 20 or not two_files_were_read():
+        for _ in range(20):
             for path in hostile:
                 os.utime(path)
             began = time.monotonic()

@@ -586,6 +586,11 @@ PARSERS: Final[list[Parser]] = [
         parse=chain.load_certificate,
         samples=lambda: (_intel().root_der, simulated().ark_der),
     ),
+    Parser(
+        name="sds.pki.chain:load_issuer",
+        parse=chain.load_issuer,
+        samples=lambda: (_intel().root_der, simulated().ark_der),
+    ),
     _low("all_elements", der.all_elements),
     _low("content_of", lambda raw: der.content_of(raw, der.SEQUENCE)),
     _low("elements", der.elements),
