@@ -588,7 +588,7 @@ PARSERS: Final[list[Parser]] = [
     ),
     Parser(
         name="sds.pki.chain:load_issuer",
-        parse=chain.load_issuer,
+        parse=lambda raw: chain.load_issuer(raw, "a test"),
         samples=lambda: (_intel().root_der, simulated().ark_der),
     ),
     _low("all_elements", der.all_elements),
