@@ -272,9 +272,14 @@ class CallEndedError(ProtocolError):
 
 
 class BundleError(SdsError):
-    """A foreign trust domain's bundle cannot be fetched or used; the reason says why."""
+    """A foreign trust domain's bundle cannot be fetched or used; the reason says why.
+
+    Attributes:
+        later: the seconds for which the server asks to be left alone; 0 if it does not say.
+    """
 
     reason = "bundle"
+    later: float = 0.0
 
 
 class RequestFailedError(SdsError):

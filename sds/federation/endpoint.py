@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from cryptography import x509
 
+from sds.backoff import LATER, retry_after
+from sds.clock import SystemClock
 from sds.errors import BundleError, ConfigurationError
 from sds.federation.document import MAX_DOCUMENT_BYTES
 from sds.files import read_file
@@ -136,11 +138,15 @@ def fetch(endpoint: BundleServer, *, roots: Sequence[bytes]) -> bytes:
         late.cancel()
         connection.close()
     if response.status != http.client.OK:
-        raise BundleError(
-            f"bundle endpoint {endpoint.url} answered {response.status} {response.reason}",
+        refused = BundleError(
+            f"bundle endpoint {endpoint.url} answered {response.status} {response.reason[:100]}",
             advice="redirects are not followed: configure the last URL",
             reason="bundle_unavailable",
         )
+        if response.status in LATER:
+            asked = response.getheader("Retry-After", "")
+            refused.later = retry_after(asked, SystemClock().now().wall)
+        raise refused
     return body
 
 

@@ -72,7 +72,12 @@ class FederationObserver(Protocol):
 
 
 def next_wait(
-    source: BundleSource, *, hint: timedelta | None, failures: int, jitter: float
+    source: BundleSource,
+    *,
+    hint: timedelta | None,
+    failures: int,
+    jitter: float,
+    later: float = 0.0,
 ) -> timedelta:
     """Return how long to wait before the next fetch.
 
@@ -81,6 +86,7 @@ def next_wait(
         hint: the publisher's refresh hint.
         failures: how many fetches failed since the last good one.
         jitter: a random number from 0 to 1.
+        later: the seconds for which the publisher asks to be left alone.
     """
     default = FILE_REFRESH if source.endpoint is None else DEFAULT_REFRESH
     regular = max(_SOONEST, source.refresh or hint or default)
@@ -88,7 +94,8 @@ def next_wait(
         return regular
     # However rarely a publisher wants to be asked, after an outage a new root must be known soon.
     backoff = Backoff(first=2.0, longest=min(regular, DEFAULT_REFRESH).total_seconds())
-    return max(_SOONEST, timedelta(seconds=backoff.seconds(failures, draw=jitter)))
+    asked = min(later, max(regular, DEFAULT_REFRESH).total_seconds())
+    return max(_SOONEST, timedelta(seconds=max(asked, backoff.seconds(failures, draw=jitter))))
 
 
 class Federation:
@@ -170,6 +177,7 @@ class Federation:
         hint: timedelta | None = None
         seen: int | None = None
         while True:
+            later = 0.0
             try:
                 bundle = await self._load(source)
                 if source.endpoint is not None:  # an operator who gives a file may take it back
@@ -178,6 +186,7 @@ class Federation:
                 self._apply(source.trust_domain, bundle)
             except SdsError as error:
                 failures += 1
+                later = error.later if isinstance(error, BundleError) else 0.0
                 self._failed(source.trust_domain, error)
             except BaseException as error:  # the boundary between one source and the others
                 if not (isinstance(error, Exception) or is_panic(error)):
@@ -194,7 +203,9 @@ class Federation:
                 )
             else:
                 failures, hint = 0, bundle.refresh_hint
-            wait = next_wait(source, hint=hint, failures=failures, jitter=self._random.random())
+            wait = next_wait(
+                source, hint=hint, failures=failures, jitter=self._random.random(), later=later
+            )
             await sleep_boottime(self._clock, wait.total_seconds())
 
     def _failed(self, trust_domain: TrustDomain, error: SdsError) -> None:

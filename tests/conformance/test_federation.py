@@ -99,7 +99,7 @@ class Peer:
 
         async def handler(_request: web.Request) -> web.StreamResponse:
             if self.status != 200:
-                return web.Response(status=self.status)
+                return web.Response(status=self.status, headers={"Retry-After": "7"})
             body = made()
             status = 503 if body is None else 200
             return web.Response(status=status, body=body, content_type="application/json")
@@ -349,6 +349,8 @@ def test_waits() -> None:
     source = BundleSource(trust_domain=THEIRS, endpoint=endpoint)
     second, minute = timedelta(seconds=1), timedelta(minutes=1)
     assert next_wait(source, hint=None, failures=0, jitter=0) == 5 * minute
+    assert next_wait(source, hint=None, failures=1, jitter=0, later=60) == minute
+    assert next_wait(source, hint=None, failures=1, jitter=0, later=1e6) == 5 * minute
     assert next_wait(source, hint=minute, failures=0, jitter=0) == minute
     assert next_wait(source, hint=timedelta(0), failures=0, jitter=0) == 5 * minute
     assert next_wait(source, hint=timedelta(milliseconds=1), failures=0, jitter=0) == second
@@ -519,3 +521,13 @@ async def test_an_endpoint_that_is_reached_too_late_is_asked_nothing(peer: Peer)
                 await asyncio.to_thread(connection.request, "GET", "/bundle")
             connection.close()
     assert not asked.is_set()
+
+
+@pytest.mark.parametrize(("status", "later"), [(429, 7.0), (503, 7.0), (500, 0.0)])
+async def test_an_endpoint_that_says_later_says_when(peer: Peer, status: int, later: float) -> None:
+    peer.status = status
+    async with peer.serving(DNS) as url:
+        given = BundleServer(url=url, root=peer.folder / "root.pem")
+        with pytest.raises(BundleError, match=f"answered {status}") as caught:
+            await asyncio.to_thread(endpoint.fetch, given, roots=())
+    assert caught.value.later == later
