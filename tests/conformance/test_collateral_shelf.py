@@ -234,7 +234,11 @@ async def test_vceks_outlive_a_restart(
     for _ in range(2):
         async with authority(publishers, intel, tmp_path) as (url, _):
             assert (await vcek(url, machine))[0] == machine.certificates[0]
-        (kept,) = (tmp_path / "collateral/vcek").glob("*.vcek")
+            # It is given as soon as it is verified, and stored after that.
+            async with asyncio.timeout(60):
+                while not (found := list((tmp_path / "collateral/vcek").glob("*.vcek"))):
+                    await asyncio.sleep(0.01)
+        (kept,) = found
     assert publishers.hits[f"/vcek/v1/Genoa/{machine.chip_id.hex()}"] == 1
     kept.write_bytes(damaged(kept.read_bytes()))  # damaged: asked for again
     async with authority(publishers, intel, tmp_path) as (url, _):
