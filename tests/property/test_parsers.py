@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.need import ROOT
+from tests.support import source
 from tests.support.parsers import NOT_PARSERS, PARSERS, ROOMS, Parser
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def look(parser: Parser, raw: bytes) -> None:
 
 def functions() -> Iterator[str]:
     """Every public function of the rooms whose first argument is ``bytes``."""
-    for room in ROOMS:
-        for path in sorted((ROOT / room).rglob("*.py")):
-            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-            yield from (f"{module}:{name}" for name in _in(ast.parse(path.read_text()), ""))
+    for path, tree in source.modules().items():
+        if path.startswith(tuple(f"{room}/" for room in ROOMS)):
+            module = path.removesuffix(".py").replace("/", ".")
+            yield from (f"{module}:{name}" for name in _in(tree, ""))
 
 
 def _in(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
