@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from sds.agent.directory import make_directory
+from sds.errors import SocketError
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,15 +58,21 @@ class SocketGuard:
                 None, nothing can be put back.
 
         Raises:
-            SocketError: the directory cannot be made.
+            SocketError: the directory cannot be made or emptied.
         """
         self._sockets: dict[Path, _Guarded] = {}
         self._clock = clock
         self._keep = keep
         if keep is not None:
             make_directory(keep, 0o700)
-            for left in keep.iterdir():  # left by an agent that died
-                left.unlink()
+            try:
+                for left in keep.iterdir():  # left by an agent that died
+                    left.unlink()
+            except OSError as error:
+                raise SocketError(
+                    f"{keep} cannot be emptied: {words_of(error)}",
+                    advice="remove what is in it: only the agent puts something there",
+                ) from error
 
     def add(self, *paths: Path) -> None:
         """Watch these paths, where our sockets are bound now."""

@@ -13,6 +13,7 @@ import pytest
 from sds.agent.health import HealthReporter
 from sds.agent.snapshot import UnservedIdentities
 from sds.agent.socket_guard import PERIOD_SECONDS, REMEMBERED_SECONDS, SocketGuard
+from sds.errors import SocketError
 from sds.operations.notify import readiness_notifier
 from sds.operations.readiness import Readiness, agent_readiness
 from sds.secrets.store import SecretStore
@@ -178,3 +179,9 @@ async def test_a_fault_while_health_is_told_loses_no_change() -> None:
     await asyncio.sleep(0)
     assert (first.serving, second.serving) == (True, True)
     again.cancel()
+
+
+def test_a_directory_of_second_names_that_cannot_be_emptied_is_said(tmp_path: Path) -> None:
+    (tmp_path / "keep" / "of somebody").mkdir(parents=True)
+    with pytest.raises(SocketError, match="keep cannot be emptied: Is a directory"):
+        SocketGuard(clock=FakeClock(), keep=tmp_path / "keep")
