@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 MAX_CHAIN: Final = 8
 """The most certificates of one chain: a bound on work, far above any sensible hierarchy."""
-MAX_CERTIFICATE_BYTES: Final = 16 * 1024
+MAX_CERTIFICATE_BYTES: Final = 32 * 1024
 """The largest certificate in DER: a bound on work and memory, because a name of three bytes becomes
-an object of about 100."""
+an object of about 100. The 100 longest DNS names that an authority may certify fit."""
 
 _REMEMBERED: Final = 64
 """How many issuers are remembered: an authority has one or two, and some roots."""

@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from sds import errors, pki
 from sds.attestation.pem import der_certificates
+from sds.ca.registration import MAX_DNS_NAMES
 from sds.identity import Identity, KeyType, SpiffeId
 from tests.support.certificates import NO_CA, NOW, Signer, Wish, ca_wish, key_usage, self_signed
 from tests.support.refusals import refused
@@ -317,20 +318,30 @@ def _with_names(count: int) -> bytes:
 def test_a_certificate_that_would_become_very_many_objects_is_not_parsed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    large = _with_names(6_000)
+    large = _with_names(12_000)
     monkeypatch.setattr(x509, "load_der_x509_certificate", lambda _: pytest.fail("parsed"))
     for read in (pki.load_certificate, pki.read_root):
-        with refused("certificate_malformed", match="more than 16384"):
+        with refused("certificate_malformed", match="more than 32768"):
             read(large)
-    with refused("certificate_malformed", match="more than 16384"):
+    with refused("certificate_malformed", match="more than 32768"):
         pki.load_issuer(large, "issuer")
-    with refused("evidence_malformed", match="more than 16384"):  # before its chain is known
+    with refused("evidence_malformed", match="more than 32768"):  # before its chain is known
         der_certificates(large, what="the PCK chain")
+
+
+def test_the_largest_certificate_of_an_authority_is_small_enough() -> None:
+    """It has as many DNS names as an authority certifies, each as long as a name may be."""
+    label = ".".join("x" * length for length in (58, 63, 63, 60))
+    names = [x509.DNSName(f"{number:05}{label}") for number in range(MAX_DNS_NAMES)]
+    leaf = self_signed(replace(ca_wish("large"), names=(URI, *names)))
+    assert {len(name.value) for name in names} == {252}
+    assert len(leaf.der) > 24 * 1024
+    assert pki.load_certificate(leaf.der, "leaf") == leaf.certificate
 
 
 def test_only_small_issuers_and_roots_are_remembered() -> None:
     small, large = _with_names(1_000), _with_names(2_000)
-    assert len(small) < 4_096 < len(large) < 16_384
+    assert len(small) < 4_096 < len(large) < 32_768
     for read in (pki.load_issuer, pki.read_root):
         assert read(small, "issuer") is read(small, "issuer")
         assert read(large, "issuer") is not read(large, "issuer")
