@@ -21,13 +21,14 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from sds.errors import EvidenceError
 from sds.pki import der
-from sds.pki.chain import MAX_CERTIFICATE_BYTES
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 
+MAX_AMD_CERTIFICATE_BYTES: Final = 16 * 1024
+"""The largest certificate of a chain below AMD's roots."""
 RSA_BITS: Final = 4096
 # RSASSA-PSS with SHA-384, MGF1 with SHA-384, salt of 48 bytes (57230, section 2.1), in both
 # encodings that AMD uses: the trailer field left out, or written although it is the default.
@@ -206,7 +207,7 @@ def signature_holds(signed: Signed, key: PublicKeyTypes) -> bool:
     return True
 
 
-def split_signed(encoded: bytes, *, limit: int = MAX_CERTIFICATE_BYTES) -> Signed:
+def split_signed(encoded: bytes, *, limit: int = MAX_AMD_CERTIFICATE_BYTES) -> Signed:
     """Split a certificate or revocation list; refuse any encoding except DER.
 
     Args:
