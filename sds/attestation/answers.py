@@ -1,19 +1,38 @@
-"""Answers of publishers: how much is read, and how long a publisher without one is left alone.
+"""Answers of publishers: how one is read, and how long a publisher without one is left alone.
 
-Invariant: at most one byte more of a body is kept than its caller accepts.
+Invariants: a publisher that cannot be asked causes :class:`EndorsementUnavailableError` and no
+error of a library; at most one byte more of a body is kept than its caller accepts.
 """
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
+import aiohttp
+
 from sds.backoff import Backoff
+from sds.errors import EndorsementUnavailableError
+from sds.outside import words_of
 
 if TYPE_CHECKING:
-    import aiohttp
+    from collections.abc import Iterator
 
 AFTER_FAILURE: Final = Backoff(first=10.0, longest=3600.0)
 """How long a source of VCEKs is left alone after failures."""
+
+
+@contextlib.contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Ask a publisher inside this block; ``what`` is its URL, for the message.
+
+    Raises:
+        EndorsementUnavailableError: it does not answer.
+    """
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise EndorsementUnavailableError(f"{what} does not answer: {words_of(error)}") from error
 
 
 async def read_body(answer: aiohttp.ClientResponse, most: int) -> bytes:

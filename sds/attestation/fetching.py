@@ -22,7 +22,7 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from sds import threads
-from sds.attestation.answers import read_body
+from sds.attestation.answers import asking, read_body
 from sds.attestation.pem import unhexed
 from sds.attestation.revocation import highest_numbers, read_revocation_list, require_no_older
 from sds.attestation.snp.certificate import Certificate
@@ -41,7 +41,6 @@ from sds.backoff import LATER, Backoff, retry_after, uniform
 from sds.errors import ConfigurationError, EndorsementUnavailableError, EvidenceError
 from sds.files import read_file, replace_file
 from sds.http_client import client_session
-from sds.outside import words_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -309,14 +308,10 @@ class Fetcher:
 
     async def _ask(self, session: aiohttp.ClientSession, url: str) -> tuple[_Answer | None, float]:
         """Ask once: return an answer, or None and the seconds to wait."""
-        try:
+        with asking(url):
             async with session.get(url, allow_redirects=False) as got:
                 body = await read_body(got, _SIZE_LIMIT)
                 headers = dict(got.headers)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(
-                f"{url} does not answer: {words_of(error)}"
-            ) from error
         if got.status in LATER:
             return None, retry_after(headers.get("Retry-After", ""), self._clock.now().wall)
         if got.status != HTTPStatus.OK or len(body) > _SIZE_LIMIT:
@@ -338,17 +333,13 @@ def asker(url: str, clock: Clock) -> Callable[[str], Awaitable[tuple[int, bytes,
 
     async def ask(path: str) -> tuple[int, bytes, float]:
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
-        try:
+        with asking(url):
             async with (
                 client_session(timeout=timeout) as session,
                 session.get(f"{url}{path}", allow_redirects=False) as got,
             ):
-                later = retry_after(got.headers.get("Retry-After", ""), clock.now().wall)
-                return got.status, await read_body(got, _SIZE_LIMIT), later
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(
-                f"{url} does not answer: {words_of(error)}"
-            ) from error
+                body = await read_body(got, _SIZE_LIMIT)
+        return got.status, body, retry_after(got.headers.get("Retry-After", ""), clock.now().wall)
 
     return ask
 

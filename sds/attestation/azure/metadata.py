@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from sds.attestation.answers import read_body
+from sds.attestation.answers import asking, read_body
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.sources import fits_report
 from sds.backoff import Backoff, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
-from sds.outside import words_of
 
 if TYPE_CHECKING:
     from sds.attestation.snp.report import Report
@@ -110,7 +109,7 @@ class MetadataService:
         """Fetch one answer, or None if the service says: later."""
         what = f"{self._url}{path}"
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
-        try:
+        with asking(what):
             # No proxy: it would send the request to another host.
             async with (
                 client_session(timeout=timeout, trust_env=False) as session,
@@ -119,10 +118,6 @@ class MetadataService:
                 ) as answer,
             ):
                 content = await read_body(answer, _MAX_ANSWER_BYTES)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(
-                f"{what} does not answer: {words_of(error)}"
-            ) from error
         if answer.status in _LATER:
             return None
         if answer.status != HTTPStatus.OK or len(content) > _MAX_ANSWER_BYTES:

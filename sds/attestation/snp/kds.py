@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import aiohttp
 
-from sds.attestation.answers import AFTER_FAILURE, read_body
+from sds.attestation.answers import AFTER_FAILURE, asking, read_body
 from sds.attestation.pem import der_certificates
 from sds.attestation.snp.report import (
     CPUID_VERSION,
@@ -26,7 +26,6 @@ from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report, vcek_targ
 from sds.backoff import LATER, retry_after, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
-from sds.outside import words_of
 
 if TYPE_CHECKING:
     from sds.clock import Clock
@@ -132,13 +131,9 @@ class KdsEndorsements:
 
     async def _ask(self, session: aiohttp.ClientSession, path: str) -> bytes:
         what = f"{self._url}{path.partition('?')[0]}"
-        try:
+        with asking(what):
             async with session.get(f"{self._url}{path}", allow_redirects=False) as answer:
                 content = await read_body(answer, MAX_ANSWER_BYTES)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise EndorsementUnavailableError(
-                f"{what} does not answer: {words_of(error)}"
-            ) from error
         if answer.status in LATER:
             raise _LaterError(
                 f"{what} answered with status {answer.status}",
