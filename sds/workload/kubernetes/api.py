@@ -209,8 +209,7 @@ class ApiClient:
         server = self._server
         try:
             async with asyncio.timeout(self._timeout_seconds):
-                token = await threads.KUBERNETES_FILES.run(self._token)
-                return token, await threads.KUBERNETES_FILES.run(self._tls)
+                return await threads.KUBERNETES_FILES.run(lambda: (self._token(), self._tls()))
         except TimeoutError as error:
             raise KubernetesError(
                 f"{server.token_file} or {server.ca_file} does not answer",
