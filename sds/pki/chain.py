@@ -43,8 +43,8 @@ an object of about 100. The 100 longest DNS names that an authority may certify 
 _REMEMBERED: Final = 64
 """How many issuers are remembered: an authority has one or two, and some roots."""
 _REMEMBERED_PATHS: Final = 8
-_REMEMBERED_BYTES: Final = 4 * 1024
-"""The largest issuer that is remembered."""
+REMEMBERED_BYTES: Final = 4 * 1024
+"""The largest issuer or root that is remembered: parsed, it may take 35 times as much memory."""
 
 _KNOWN_EXTENSIONS: Final = {
     x509.BasicConstraints.oid,
@@ -114,7 +114,7 @@ def load_issuer(der: bytes, what: str) -> x509.Certificate:
     Raises:
         CertificateError: as for :func:`load_certificate`.
     """
-    small = len(der) <= _REMEMBERED_BYTES
+    small = len(der) <= REMEMBERED_BYTES
     return _loaded_issuer(der, what) if small else load_certificate(der, what)
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from sds.errors import CertificateError
 from sds.outside import reading
-from sds.pki.chain import load_certificate
+from sds.pki.chain import REMEMBERED_BYTES, load_certificate
 from sds.pki.constraints import extension
 from sds.pki.portable import unportable
 
@@ -33,8 +33,6 @@ MAX_ROOTS: Final = 64
 """The most roots of one trust domain."""
 _REMEMBERED: Final = 256
 _REMEMBERED_BUNDLES: Final = 32
-_REMEMBERED_BYTES: Final = 4 * 1024
-"""The largest root that is remembered: parsed, it may take 35 times as much memory."""
 
 
 def read_root(der: bytes, what: str = "root") -> x509.Certificate:
@@ -50,7 +48,7 @@ def read_root(der: bytes, what: str = "root") -> x509.Certificate:
             4.2.1.9), may not sign certificates (section 4.2.1.3), or has a key that clients do not
             know.
     """
-    return (_remembered_root if len(der) <= _REMEMBERED_BYTES else _read_root)(der, what)
+    return (_remembered_root if len(der) <= REMEMBERED_BYTES else _read_root)(der, what)
 
 
 def _read_root(der: bytes, what: str) -> x509.Certificate:
