@@ -61,6 +61,9 @@ def convert(
         trust_domain: the mesh's trust domain; principals may write ``cluster.local`` for it.
         root_namespace: the namespace in which a policy without a selector applies to the whole
             mesh.
+
+    Raises:
+        ConfigurationError: the labels of a selector or of a workload are not a mapping.
     """
     names = Names(trust_domain=trust_domain, foreign=_foreign(manifests, trust_domain))
     return _Converter(manifests, names, root_namespace).run()
@@ -165,10 +168,9 @@ class _Converter:
                 )
                 return whole, False
         selector = spec.get("selector")
-        labels = selector.get("matchLabels").value or {}
-        if not labels:
+        wanted = selector.get("matchLabels").labels()
+        if not wanted:
             return whole, True
-        wanted = {str(name): str(value) for name, value in labels.items()}
         here = [one for one in self._workloads if namespace in {"*", one.namespace}]
         selected = [one for one in here if one.is_selected(wanted)]
         shown = ",".join(f"{name}={value}" for name, value in wanted.items())
@@ -228,7 +230,7 @@ class _Converter:
         modes = [spec.at("mtls", "mode")]
         modes += [port.get("mode") for _, port in spec.get("portLevelMtls").fields()]
         for mode in modes:
-            if mode.value in {"PERMISSIVE", "DISABLE"}:
+            if str(mode.value) in {"PERMISSIVE", "DISABLE"}:
                 self._find(
                     mode,
                     f"{manifest.title}: {mode.value} cannot be expressed, because every connection "

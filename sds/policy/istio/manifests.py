@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from sds.errors import ConfigurationError
 from sds.settings import yamlfile
 
 if TYPE_CHECKING:
@@ -82,6 +83,20 @@ class Spot:
         if isinstance(self.value, dict):
             for name in self.value:
                 yield str(name), self.get(str(name))
+
+    def labels(self) -> dict[str, str]:
+        """Return a mapping of labels; an empty one if there is none.
+
+        Raises:
+            ConfigurationError: it is something else.
+        """
+        labels = self.value or {}
+        if not isinstance(labels, dict):
+            raise ConfigurationError(
+                f"{self.file}:{self.line}: labels are a mapping of names to values",
+                advice="give the manifest as the API server admitted it",
+            )
+        return {str(name): str(value) for name, value in labels.items()}
 
     def finding(self, text: str, *, narrows: bool = True) -> Finding:
         """Make a finding about this value."""
@@ -168,13 +183,12 @@ def workloads_of(manifests: Sequence[Manifest]) -> list[Workload]:
     for manifest in manifests:
         if manifest.kind in paths:
             pod = manifest.root.at(*paths[manifest.kind])
-            labels = pod.at("metadata", "labels").value or {}
             account = pod.at("spec", "serviceAccountName").value or "default"
             found.append(
                 Workload(
                     namespace=manifest.namespace,
                     account=str(account),
-                    labels={str(name): str(value) for name, value in labels.items()},
+                    labels=pod.at("metadata", "labels").labels(),
                 )
             )
     return found

@@ -12,6 +12,7 @@ import yaml
 from click.testing import CliRunner
 
 from sds import cli
+from sds.errors import ConfigurationError
 from sds.identity import SpiffeId, parse_trust_domain
 from sds.policy.decision import Decisions
 from sds.policy.document import PolicyDocument
@@ -371,6 +372,30 @@ def test_selectors_need_workloads(tmp_path: Path) -> None:
     assert "accounts of their own" in mesh.narrower[0]
     refs = policy("targetRefs: [{kind: Gateway, name: g}]\naction: ALLOW\nrules: [{}]")
     assert not Imported(tmp_path, refs).may(CURL)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("kind: AuthorizationPolicy\nspec:\n  selector:\n    matchLabels: a b\n", 4),
+        ("kind: Pod\nmetadata:\n  name: p\n  labels: [a]\n", 4),
+    ],
+)
+def test_labels_that_are_no_mapping_are_refused_with_their_place(
+    tmp_path: Path, text: str, line: int
+) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"odd\.yaml:{line}: labels are a mapping"):
+        convert(read_manifests([file]), trust_domain=DOMAIN)
+
+
+def test_a_mode_that_is_no_word_is_none_that_weakens(tmp_path: Path) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text(
+        "kind: PeerAuthentication\nmetadata: {name: p}\nspec: {mtls: {mode: [PERMISSIVE]}}\n"
+    )
+    assert convert(read_manifests([file]), trust_domain=DOMAIN) == Conversion()
 
 
 def test_other_actions_and_peer_authentication(tmp_path: Path) -> None:
