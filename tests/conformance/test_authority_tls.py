@@ -22,6 +22,7 @@ from sds.clock import SystemClock
 from sds.errors import AuthorityUnavailableError, ConfigurationError
 from sds.exchange.item import IssuedChain
 from tests.support.authority import World, wish
+from tests.support.no_threads import give_no_more_threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -176,10 +177,15 @@ async def test_a_root_of_the_authoritys_tls_that_is_replaced_needs_no_restart(
         await issued(client)
 
 
-async def test_several_may_wait_for_a_root_file_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "root.pem"
+def root_file_in(folder: Path) -> tuple[Path, RootFile]:
+    """A file with a root, and its follower."""
+    path = folder / "root.pem"
     path.write_bytes(tls().certificate_pem)
-    file = RootFile(path)
+    return path, RootFile(path)
+
+
+async def test_several_may_wait_for_a_root_file_at_once(tmp_path: Path) -> None:
+    path, file = root_file_in(tmp_path)
     fresh = tls().certificate_pem
     path.write_bytes(fresh)
     assert await asyncio.gather(*(file.current() for _ in range(3))) == [fresh] * 3
@@ -188,24 +194,16 @@ async def test_several_may_wait_for_a_root_file_at_once(tmp_path: Path) -> None:
 async def test_where_there_is_no_thread_the_roots_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "root.pem"
-    path.write_bytes(tls().certificate_pem)
-    file = RootFile(path)
+    path, file = root_file_in(tmp_path)
     with monkeypatch.context() as patched:
-
-        def refuse(_: threading.Thread) -> None:
-            raise RuntimeError("can't start new thread")
-
-        patched.setattr(threading.Thread, "start", refuse)
+        give_no_more_threads(patched)
         assert await file.current() == path.read_bytes()
 
 
 async def test_a_root_file_that_does_not_answer_takes_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "root.pem"
-    path.write_bytes(tls().certificate_pem)
-    file = RootFile(path)
+    path, file = root_file_in(tmp_path)
     before = await file.current()
     answers, asked = threading.Event(), []
 

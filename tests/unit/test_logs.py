@@ -13,6 +13,7 @@ import pytest
 
 from sds.operations import log_sink, logs
 from sds.operations.repeat_filter import BURST, WINDOW_SECONDS, RepeatFilter
+from tests.support.no_threads import give_no_more_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -223,10 +224,7 @@ def test_lines_that_wait_do_not_reach_the_file_that_gets_the_number_of_a_closed_
 def test_a_long_line_is_lost_whole_where_the_system_gives_no_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def no_more(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", no_more)
+    give_no_more_threads(monkeypatch)
     reading, writing = os.pipe()
     with open(reading, "rb") as reader, open(writing, "w", encoding="utf-8") as stream:  # noqa: PTH123  descriptors
         sink = log_sink.LogSink(stream)

@@ -18,6 +18,7 @@ from sds.secrets.issuance import Credentials, IssuanceQueue
 from sds.secrets.schedule import Urgency
 from sds.threads import Threads
 from tests.support.fake_authority import FakeAuthority
+from tests.support.no_threads import give_no_more_threads
 from tests.support.source import modules
 from tests.unit.test_rotation import identity
 
@@ -156,10 +157,7 @@ async def test_where_the_system_gives_no_more_threads_those_that_are_there_do_th
     held = asyncio.ensure_future(pool.run(release.wait))
     await asyncio.sleep(0.01)
 
-    def no_more(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", no_more)
+    give_no_more_threads(monkeypatch)
     waiting = asyncio.ensure_future(pool.run(divmod, 7, 2))
     await asyncio.sleep(0)
     release.set()
