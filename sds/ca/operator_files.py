@@ -1,8 +1,7 @@
 """An authority that an operator certifies, by a request and a chain in PEM files.
 
 Owns those files. Invariants: none of them is read or written on the event loop; a chain counts only
-if it fits the current key and is valid under the roots; a chain that does not is logged
-once.
+if it fits the current key and is valid under the roots; a chain that does not is logged once.
 """
 
 from __future__ import annotations

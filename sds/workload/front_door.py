@@ -10,8 +10,8 @@ process that made it; each connection has one task, all in one TaskGroup; no pod
 pods) takes more than its share of connections; accepting takes a bounded part of each turn of the
 loop, on all sockets together, and so does the end of many connections; while more connections come
 than fit into that part, those that connect too often are turned away
-(:mod:`sds.workload.connection_rate`); a caller that is turned away is told why, and the log
-says it once in an interval.
+(:mod:`sds.workload.connection_rate`); a caller that is turned away is told why, and the log says
+it once in an interval.
 """
 
 from __future__ import annotations
