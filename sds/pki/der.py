@@ -40,10 +40,7 @@ def all_elements(content: bytes) -> list[tuple[int, bytes]]:
     Raises:
         ValueError: they are not DER, or a tag has more than one byte.
     """
-    found = asn1.decode_der(_Elements, sequence(sequence(content))).items
-    if any(len(one.tag_bytes) != 1 for one in found):
-        raise ValueError("a tag of more than one byte")
-    return [(one.tag_bytes[0], bytes(one.data)) for one in found]
+    return [(_tag(one), bytes(one.data)) for one in _items(sequence(content))]
 
 
 def content_of(der: bytes, tag: int) -> bytes:
@@ -52,10 +49,10 @@ def content_of(der: bytes, tag: int) -> bytes:
     Raises:
         ValueError: it is not one element with this tag.
     """
-    found = all_elements(der)
-    if len(found) != 1 or found[0][0] != tag:
+    found = asn1.decode_der(asn1.TLV, der)
+    if _tag(found) != tag:
         raise ValueError(f"not one element with the tag {tag:#04x}")
-    return found[0][1]
+    return bytes(found.data)
 
 
 def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
@@ -64,7 +61,21 @@ def elements(der: bytes, tag: int = SEQUENCE) -> list[bytes]:
     Raises:
         ValueError: it is not one such element, or an element inside is not DER.
     """
-    return [emit(*one) for one in all_elements(content_of(der, tag))]
+    if tag != SEQUENCE:
+        der = sequence(content_of(der, tag))
+    return [emit(_tag(one), bytes(one.data)) for one in _items(der)]
+
+
+def _items(one_sequence: bytes) -> list[asn1.TLV]:
+    # The parser reads declared classes only, so the elements are the one field of a class.
+    return asn1.decode_der(_Elements, sequence(one_sequence)).items
+
+
+def _tag(element: asn1.TLV) -> int:
+    first, *more = element.tag_bytes
+    if more:
+        raise ValueError("a tag of more than one byte")
+    return first
 
 
 def integer(der: bytes) -> int:
