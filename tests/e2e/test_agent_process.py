@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -16,29 +15,35 @@ from click.testing import CliRunner
 from cryptography import x509
 
 from sds.commands.agent import agent
-from tests.support.node import Node, short_folder
+from tests.support.node import Node, lasting_authority, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, running, sds
 from tests.support.xds_client import SDS, Sotw, channel, fetch, secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.support.process import Process
 
 pytestmark = pytest.mark.e2e
 
 
+@pytest.fixture(scope="module")
+def authority() -> Iterator[int]:
+    with lasting_authority() as port:
+        yield port
+
+
 @pytest.fixture
-def node() -> Iterator[Node]:
+def node(authority: int) -> Iterator[Node]:
+    with short_folder() as folder:
+        yield Node(folder, port=authority)
+
+
+@pytest.fixture
+def whole_node() -> Iterator[Node]:
+    """A node with an authority of its own."""
     with short_folder() as folder:
         yield Node(folder)
-
-
-@contextlib.asynccontextmanager
-async def serving(node: Node, **changes: Any) -> AsyncIterator[Process]:
-    async with node.authority(), node.agent(**changes) as agent:
-        yield agent
 
 
 async def serial(node: Node, workload: str = "web") -> int:
@@ -118,7 +123,7 @@ async def test_a_directory_that_cannot_be_written(node: Node) -> None:
 
 
 async def test_modes_and_a_second_agent(node: Node) -> None:
-    async with serving(node):
+    async with node.agent():
         for path, mode in (
             (node.run_dir, 0o700),
             (node.socket("web").parent, 0o700),
@@ -135,32 +140,31 @@ async def test_modes_and_a_second_agent(node: Node) -> None:
 
 async def test_configured_modes(node: Node) -> None:
     modes = {"directory_mode": "0755", "socket_mode": "0666"}
-    async with serving(node, sockets=modes):
+    async with node.agent(sockets=modes):
         assert node.socket("web").stat().st_mode & 0o777 == 0o666
         assert node.socket("web").parent.stat().st_mode & 0o777 == 0o755
         assert node.admin.stat().st_mode & 0o777 == 0o600
 
 
 async def test_a_killed_agents_sockets_are_replaced_and_a_strangers_are_not(node: Node) -> None:
-    async with node.authority():
-        async with node.agent() as agent:
-            first = await serial(node)
-            await agent.kill()
-        assert node.socket("web").exists()
-        async with node.agent() as agent:
-            assert await serial(node) != first
-            assert await agent.terminate() == 0
-        assert not node.socket("web").exists()
-        with socket.socket(socket.AF_UNIX) as stranger:
-            stranger.bind(str(node.socket("web")))
-            stranger.listen()
-            async with node.agent(ready=False) as agent:
-                assert await agent.wait() == 1
-            assert f"another process listens on {node.socket('web')}" in agent.text
+    async with node.agent() as agent:
+        first = await serial(node)
+        await agent.kill()
+    assert node.socket("web").exists()
+    async with node.agent() as agent:
+        assert await serial(node) != first
+        assert await agent.terminate() == 0
+    assert not node.socket("web").exists()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(node.socket("web")))
+        stranger.listen()
+        async with node.agent(ready=False) as agent:
+            assert await agent.wait() == 1
+        assert f"another process listens on {node.socket('web')}" in agent.text
 
 
 async def test_a_workload_sees_nothing_of_another(node: Node) -> None:
-    async with serving(node), channel(f"unix:{node.socket('web')}") as connection:
+    async with node.agent(), channel(f"unix:{node.socket('web')}") as connection:
         names = ("spiffe://example.org/web", "spiffe://example.org/api", "default")
         got = secrets(await fetch(connection, *names))
         assert set(got) == {"spiffe://example.org/web", "default"}
@@ -173,7 +177,10 @@ async def test_a_workload_sees_nothing_of_another(node: Node) -> None:
 # --- the authority ---------------------------------------------------------------------------
 
 
-async def test_an_authority_that_is_not_there_is_told_and_found_once_it_is(node: Node) -> None:
+async def test_an_authority_that_is_not_there_is_told_and_found_once_it_is(
+    whole_node: Node,
+) -> None:
+    node = whole_node
     async with node.agent(ready=False) as agent:
         said = await agent.line("no certificate for spiffe://example.org/web")
         assert f"127.0.0.1:{node.port}" in said.string
@@ -186,19 +193,18 @@ async def test_an_authority_that_is_not_there_is_told_and_found_once_it_is(node:
 
 
 async def test_an_authority_with_another_measurement_is_not_trusted(node: Node) -> None:
-    async with node.authority():
-        values = {"reference_values": {"measurements": ["ab" * 48]}}
-        changed = node.agent_settings()["verification"] | values
-        async with node.agent(ready=False, verification=changed) as agent:
-            await agent.line("no certificate for .*measurement")
-            seen = await status(node)
-            assert {one["condition"] for one in seen["identities"]} == {"refused"}
+    values = {"reference_values": {"measurements": ["ab" * 48]}}
+    changed = node.agent_settings()["verification"] | values
+    async with node.agent(ready=False, verification=changed) as agent:
+        await agent.line("no certificate for .*measurement")
+        seen = await status(node)
+        assert {one["condition"] for one in seen["identities"]} == {"refused"}
 
 
 async def test_a_wrong_root_of_the_authoritys_tls(node: Node) -> None:
     wrong = {"root": str(node.ark), "server_name": "ca.example.org"}
     authority = node.agent_settings()["authority"] | {"tls": wrong}
-    async with node.authority(), node.agent(ready=False, authority=authority) as agent:
+    async with node.agent(ready=False, authority=authority) as agent:
         said = await agent.line("no certificate for")
         assert "authority" in said.string
         assert agent.returncode is None
@@ -209,7 +215,7 @@ async def test_an_identity_that_the_authority_refuses_leaves_the_other_unharmed(
 ) -> None:
     refused = {"name": "bad", "spiffe_id": "spiffe://example.org/bad", "dns_names": ["a.com"]}
     workloads = [*node.agent_settings()["workloads"], refused]
-    async with node.authority(), node.agent(ready=False, workloads=workloads) as agent:
+    async with node.agent(ready=False, workloads=workloads) as agent:
         said = await agent.line("no certificate for spiffe://example.org/bad.*reason=dns_name_not")
         assert "a.com" in said.string
         async with channel(f"unix:{node.socket('web')}") as connection:
@@ -224,7 +230,7 @@ async def test_an_identity_that_the_authority_refuses_leaves_the_other_unharmed(
 
 
 async def test_bad_clients_leave_the_agent_and_the_other_workload_unharmed(node: Node) -> None:
-    async with serving(node) as agent:
+    async with node.agent() as agent:
         web = f"unix:{node.socket('web')}"
         async with channel(web) as connection, channel(f"unix:{node.socket('api')}") as other:
             good = Sotw(other)
@@ -276,7 +282,7 @@ async def test_bad_clients_leave_the_agent_and_the_other_workload_unharmed(node:
 
 
 async def test_sigterm_drains_and_streams_are_told(node: Node) -> None:
-    async with serving(node) as agent, channel(f"unix:{node.socket('web')}") as connection:
+    async with node.agent() as agent, channel(f"unix:{node.socket('web')}") as connection:
         stream = Sotw(connection)
         await stream.get("default")
         agent.signal(signal.SIGTERM)
@@ -302,7 +308,7 @@ async def test_a_second_signal_ends_at_once(node: Node) -> None:
 
 
 async def test_status_as_a_table_and_without_an_agent(node: Node) -> None:
-    async with serving(node):
+    async with node.agent():
         code, said, _ = await output(sds("status", "--socket", node.admin), env={"COLUMNS": "200"})
         assert "overwritten when freed: yes" in said
         memory = (await status(node))["memory"]
@@ -320,7 +326,7 @@ async def test_status_as_a_table_and_without_an_agent(node: Node) -> None:
 
 
 async def test_an_agent_without_a_policy_denies_every_request(node: Node) -> None:
-    async with serving(node):
+    async with node.agent():
         socket = node.socket("web")
         code, said, _ = await output(sds("get", "--socket", socket, "authorization"))
         assert code == 0
@@ -341,7 +347,7 @@ async def test_an_agent_without_a_policy_denies_every_request(node: Node) -> Non
 
 async def test_status_watches(node: Node) -> None:
     command = sds("status", "--run-dir", node.run_dir, "--watch", "--output", "json")
-    async with serving(node), running(command) as watching:
+    async with node.agent(), running(command) as watching:
         await watching.line('"ready": true')
         await watching.line('"ready": true', after=1)
         watching.signal(signal.SIGINT)
@@ -349,7 +355,7 @@ async def test_status_watches(node: Node) -> None:
 
 
 async def test_a_workloads_own_socket_tells_its_callers_who_they_are(node: Node) -> None:
-    async with serving(node):
+    async with node.agent():
         command = sds("whoami", "--socket", str(node.socket("web")), "--output", "json")
         code, said, errors = await output(command)
         assert code == 0, errors
@@ -358,7 +364,7 @@ async def test_a_workloads_own_socket_tells_its_callers_who_they_are(node: Node)
 
 
 async def test_a_socket_that_somebody_replaced_is_put_back_and_readiness_falls(node: Node) -> None:
-    async with serving(node):
+    async with node.agent():
         before = await serial(node)
         path = node.socket("web")
         inode = path.stat().st_ino

@@ -15,7 +15,7 @@ from cryptography import x509
 from spiffe import WorkloadApiClient
 
 from tests.support.front_door import until
-from tests.support.node import Node, short_folder
+from tests.support.node import Node, lasting_authority, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, sds
 from tests.support.xds_client import Sotw, channel, secrets
 
@@ -45,19 +45,22 @@ RULES = [
 ALL = {"attestors": ["socket", "unix"], "matching": "all", "hold": "500ms"}
 
 
+@pytest.fixture(scope="module")
+def authority() -> Iterator[int]:
+    with lasting_authority() as port:
+        yield port
+
+
 @pytest.fixture
-def node() -> Iterator[Node]:
+def node(authority: int) -> Iterator[Node]:
     with short_folder() as folder:
-        yield Node(folder)
+        yield Node(folder, port=authority)
 
 
 @contextlib.asynccontextmanager
 async def serving(node: Node, settings: dict[str, Any], rules: list[Any]) -> AsyncIterator[Process]:
     own = [{"name": "web", "spiffe_id": "spiffe://example.org/web"}]
-    async with (
-        node.authority(),
-        node.agent(node=settings, workloads=[*rules, *own]) as agent,
-    ):
+    async with node.agent(node=settings, workloads=[*rules, *own]) as agent:
         yield agent
 
 
@@ -154,18 +157,17 @@ async def wanted(node: Node) -> list[str]:
 
 
 async def test_a_restarted_agent_is_found_by_whoever_holds_the_directory(node: Node) -> None:
-    async with node.authority():
-        for ending in ("kill", "terminate"):
-            async with node.agent(node=ALL, workloads=RULES, ready=False) as agent:
-                await agent.line("the sockets are open")
-                async with channel(f"unix:{path(node)}") as connection:
-                    stream = await default(connection)
-                    if ending == "kill":
-                        await agent.kill()
-                    else:
-                        assert await agent.terminate() == 0
-                    code, _ = await stream.status()
-                    assert code is grpc.StatusCode.UNAVAILABLE
+    for ending in ("kill", "terminate"):
+        async with node.agent(node=ALL, workloads=RULES, ready=False) as agent:
+            await agent.line("the sockets are open")
+            async with channel(f"unix:{path(node)}") as connection:
+                stream = await default(connection)
+                if ending == "kill":
+                    await agent.kill()
+                else:
+                    assert await agent.terminate() == 0
+                code, _ = await stream.status()
+                assert code is grpc.StatusCode.UNAVAILABLE
     await until(lambda: not (node.run_dir / "admin.sock").exists())
 
 

@@ -17,7 +17,7 @@ from tests.support.door_client import RST, frame
 from tests.support.envoy import running_envoy
 from tests.support.keys import needles
 from tests.support.memory_scan import count, forms
-from tests.support.node import Node, short_folder
+from tests.support.node import Node, lasting_authority, short_folder
 from tests.support.process import PATIENCE_SECONDS, output, sds
 from tests.support.raw_client import FETCH, STREAM, RawClient, connected, discovery, message
 from tests.support.xds_client import Sotw, channel, secrets
@@ -33,8 +33,21 @@ _RETIRED_SECONDS = 15.0
 """A key that nobody holds is wiped within a second or two; a loaded machine is given more."""
 
 
+@pytest.fixture(scope="module")
+def authority() -> Iterator[int]:
+    with lasting_authority() as port:
+        yield port
+
+
 @pytest.fixture
-def node() -> Iterator[Node]:
+def node(authority: int) -> Iterator[Node]:
+    with short_folder() as folder:
+        yield Node(folder, lifetime="6s", port=authority)
+
+
+@pytest.fixture
+def whole_node() -> Iterator[Node]:
+    """A node with an authority of its own."""
     with short_folder() as folder:
         yield Node(folder, lifetime="6s")
 
@@ -81,7 +94,7 @@ async def until_gone(agent: Process, pem: bytes) -> None:
 
 async def test_a_retired_key_is_nowhere_in_memory_and_the_live_one_is_found(node: Node) -> None:
     need.root()
-    async with node.authority(), node.agent() as agent, subscribed(node) as subscriber:
+    async with node.agent() as agent, subscribed(node) as subscriber:
         for _ in range(3):
             retired = await subscriber.next_key()
             # Looked for while it is in use: the scan is known to work.
@@ -138,7 +151,7 @@ async def test_a_client_that_does_not_take_its_key_does_not_keep_it(
     node: Node, misbehave: Callable[[RawClient], None], window: int
 ) -> None:
     need.root()
-    async with node.authority(), node.agent() as agent, subscribed(node) as subscriber:
+    async with node.agent() as agent, subscribed(node) as subscriber:
         retired = await subscriber.next_key()
         with connected(node.socket("web"), window=window) as client:
             await asyncio.to_thread(misbehave, client)
@@ -179,7 +192,7 @@ async def test_the_last_client_of_a_workload_leaves_no_key_behind(
     node: Node, ask: Callable[[RawClient], bytes]
 ) -> None:
     need.root()
-    async with node.authority(), node.agent() as agent:
+    async with node.agent() as agent:
         with connected(node.socket("web")) as client:
             retired = await asyncio.to_thread(ask, client)
         await asyncio.sleep(4)  # longer than a certificate of 6 s is served
@@ -188,7 +201,7 @@ async def test_the_last_client_of_a_workload_leaves_no_key_behind(
 
 async def test_a_retired_key_is_gone_with_real_envoys_too(node: Node, tmp_path: Path) -> None:
     need.root()
-    async with node.authority(), node.agent() as agent:
+    async with node.agent() as agent:
         code, bootstrap, _ = await output(
             [
                 *sds("bootstrap"),
@@ -215,11 +228,11 @@ async def test_a_retired_key_is_gone_with_real_envoys_too(node: Node, tmp_path: 
 
 
 async def test_nobody_of_the_same_user_reads_the_memory_and_a_crash_leaves_no_core(
-    node: Node, tmp_path: Path
+    whole_node: Node, tmp_path: Path
 ) -> None:
     need.root()
     pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
-    async with node.authority() as authority, node.agent() as agent:
+    async with whole_node.authority() as authority, whole_node.agent() as agent:
         for process in (agent, authority):
             dumpable = Path(f"/proc/{process.pid}/mem").stat()
             assert (dumpable.st_uid, dumpable.st_gid) == (0, 0)
@@ -233,7 +246,7 @@ async def test_nobody_of_the_same_user_reads_the_memory_and_a_crash_leaves_no_co
         agent.signal(signal.SIGSEGV)
         assert await agent.wait() == -signal.SIGSEGV
     if not pattern.startswith("|"):
-        folders = {need.ROOT, node.folder, Path(pattern).parent}
+        folders = {need.ROOT, whole_node.folder, Path(pattern).parent}
         cores = [path for folder in folders for path in folder.glob(f"core*{agent.pid}*")]
         assert not cores
         assert not (need.ROOT / "core").exists()
@@ -257,7 +270,7 @@ async def test_a_run_under_strace_writes_keys_to_sockets_only(node: Node, tmp_pa
         "-o",
         log,
     ]
-    async with node.authority(), node.agent(prefix=prefix), subscribed(node) as subscriber:
+    async with node.agent(prefix=prefix), subscribed(node) as subscriber:
         keys = [await subscriber.next_key() for _ in range(3)]
     wanted = {
         "".join(f"\\x{byte:02x}" for byte in needle): needle

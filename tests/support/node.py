@@ -2,7 +2,8 @@
 
 ``Node(folder)`` writes the files; ``node.authority()`` and ``node.agent()`` run the processes,
 which may be killed and started again. The authority's port is chosen once, so that a second start
-has the same address.
+has the same address. Where the authority is not what the tests of a file look at, they share one:
+``Node(folder, port=port)`` for the port of :func:`lasting_authority`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import socket
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +23,7 @@ import yaml
 
 from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.pki import certificate_pem
-from tests.support.process import Process, running, sds
+from tests.support.process import PATIENCE_SECONDS, STOP_SECONDS, Process, running, sds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -55,6 +59,35 @@ def enterable_folder() -> Iterator[Path]:
     with short_folder() as folder:
         folder.chmod(0o711)
         yield folder
+
+
+@contextlib.contextmanager
+def lasting_authority() -> Iterator[int]:
+    """An authority that serves the agents of many tests; its port."""
+    with short_folder() as folder:
+        node = Node(folder)
+        descriptor = chips().machine(measurement=AUTHORITY).send()
+        attestation = {"kind": "simulated", "descriptor": descriptor}
+        path = node.file("ca", {"attestation": attestation} | node.authority_settings())
+        log = folder / "log"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                sds("ca", "--config", path), stdout=file, stderr=file, pass_fds=[descriptor]
+            )
+        os.close(descriptor)
+        try:
+            until = time.monotonic() + PATIENCE_SECONDS
+            while "READY" not in (said := log.read_text()):
+                assert process.poll() is None, said
+                assert time.monotonic() < until, said
+                time.sleep(0.05)
+            yield node.port
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_SECONDS)
+            finally:
+                process.kill()
 
 
 class Node:
