@@ -197,6 +197,8 @@ class _Connection(asyncio.Protocol):
         """The received bytes that h11 has not got yet."""
         self._ended = False
         """Whether the client has ended its side."""
+        self._arriving = False
+        """Whether a request has begun to arrive."""
         self._lines = 0
         """How many lines of this request h11 has got."""
         self._request: h11.Request | None = None
@@ -256,10 +258,11 @@ class _Connection(asyncio.Protocol):
             self._timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._http.their_state is h11.IDLE and self._request is None:
+        if not self._arriving:  # later bytes of a request buy it neither time nor its place
+            self._arriving = True
             self._wait(REQUEST_SECONDS)
+            self._listener.places.active(self)
         self._received = memoryview(bytes(self._received) + data if self._received else data)
-        self._listener.places.active(self)
         self._start_work()
 
     def eof_received(self) -> bool:
@@ -353,6 +356,7 @@ class _Connection(asyncio.Protocol):
                 assert self._request is not None
                 self._send(self._listener.answer(self._request))
                 self._request = None
+                self._arriving = False
                 self._lines = 0
                 if self._http.our_state is h11.MUST_CLOSE:
                     assert self._transport is not None

@@ -45,7 +45,7 @@ class Patience:
 
     Attributes:
         answers: how many answers it gets.
-        grace: for how many seconds a connection that is new, or sent something, does not count as
+        grace: for how many seconds a connection that is new, or began a request, does not count as
             silent.
     """
 
@@ -129,7 +129,7 @@ class ConnectionPlaces:
             connection.abort()
 
     def active(self, connection: Placed) -> None:
-        """Note that a connection sent something."""
+        """Note that a connection began to send a request."""
         self._heard(connection)
 
     def answered(self, connection: Placed) -> None:

@@ -132,6 +132,40 @@ async def test_a_silent_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None
         writer.close()
 
 
+async def drip(writer: asyncio.StreamWriter) -> None:
+    """Send a request that never ends, in small pieces, until the listener closes."""
+    writer.write(b"GET / HTTP/1.1\r\nX: ")
+    try:
+        while not writer.is_closing():
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+    except ConnectionError:
+        pass  # the listener has closed
+    finally:
+        writer.close()
+
+
+async def test_a_request_that_comes_in_pieces_has_no_longer_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http, "REQUEST_SECONDS", 0.2)
+    async with listening(LOOPBACK, ROUTES) as bound:
+        _, writer = await asyncio.open_connection(bound.host, bound.port)
+        await drip(writer)
+
+
+async def test_requests_that_come_in_pieces_keep_no_place() -> None:
+    async with listening(LOOPBACK, ROUTES) as bound, asyncio.TaskGroup() as group:
+        drips = []
+        for _ in range(places.MAX_CONNECTIONS):
+            _, writer = await asyncio.open_connection(bound.host, bound.port)
+            drips.append(group.create_task(drip(writer)))
+        assert b"200" in await exchange(bound, get("/"))
+        for one in drips:
+            one.cancel()
+
+
 async def test_who_does_not_read_costs_one_answer() -> None:
     made = 0
 
