@@ -146,7 +146,7 @@ class WorkloadApi:
         """Send each answer that differs from the one before, until the agent drains.
 
         Raises:
-            WorkloadError: the entitlement ended.
+            WorkloadError: the entitlement ended, or the caller has no identity now.
         """
         changed = asyncio.Event()
         self._following[changed] = entitlement
@@ -158,7 +158,12 @@ class WorkloadApi:
                 changed.clear()
                 if entitlement.ended is not None:
                     raise entitlement.ended
-                answer = build(entitlement.current)
+                caller = entitlement.current
+                if not caller.identities:  # SPIFFE Workload Endpoint, Appendix A
+                    raise WorkloadError(
+                        f"the policy in force gives {caller.name} no identity", reason="no_match"
+                    )
+                answer = build(caller)
                 if answer is None:
                     # A caller cannot take a new root before it has an SVID, so nobody must wait for
                     # it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,14 @@ from sds.agent.owners import Owners
 from sds.agent.sockets import close, listen_for
 from sds.cli import main
 from sds.clock import SystemClock
-from sds.identity import parse_trust_domain
+from sds.identity import Identity, SpiffeId, parse_trust_domain
 from sds.secrets.store import SecretStore
 from sds.serving.service import SecretService
 from sds.serving.unsent import UnsentSecrets
 from sds.serving.workload_api import WorkloadApi
 from sds.settings import yamlfile
 from sds.workload.connected import entitlement_of
+from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.mapping import Matching
 from sds.workload.recognition import Timing
 from sds.workload.whoami import WhoamiService
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from sds.identity import Identity
     from sds.workload.recognition import Rules
 
 OURS = {"unix:uid": str(os.geteuid())}
@@ -186,6 +187,40 @@ async def test_a_stream_ends_when_its_rule_goes(tmp_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_a_workload_without_an_identity_is_refused_until_it_has_one(tmp_path: Path) -> None:
+    store, signer, caller = (
+        SecretStore(),
+        root(TRUST_DOMAIN),
+        Caller(name="web", selectors=frozenset(), identities=()),
+    )
+    entitlement = Entitlement(caller)
+
+    async def whose(_: object) -> Entitlement:
+        return entitlement
+
+    store.put_bundle(TRUST_DOMAIN, [signer.der])
+    api = WorkloadApi(store, whose, unsent=UnsentSecrets(store)).handler()
+    async with (
+        front_door(tmp_path, attestors=unix(), rules=rules(OURS), more=lambda _: (api,)) as door,
+        grpc.aio.insecure_channel(f"unix:{door.path}") as channel,
+    ):
+        it = Served(door, store, channel)
+        for call in (it.svids, it.bundles):
+            entitlement.replace(caller)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call().read()
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            identity = Identity(spiffe_id=SpiffeId.parse("spiffe://example.org/web"))
+            entitlement.replace(dataclasses.replace(caller, identities=(identity,)))
+            store.put_svid(mint(signer, identity))
+            stream = call()
+            await stream.read()
+            entitlement.replace(caller)  # new rules took it away
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stream.read()
+            assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_whoami_as_a_table_and_as_json(tmp_path: Path) -> None:
