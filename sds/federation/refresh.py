@@ -70,6 +70,10 @@ class FederationObserver(Protocol):
         """Note that a fetch failed; the last good bundle stays."""
         ...
 
+    def forgotten(self, trust_domain: TrustDomain) -> None:
+        """Note that the trust domain has no source any more."""
+        ...
+
 
 def next_wait(
     source: BundleSource,
@@ -119,6 +123,8 @@ class Federation:
         self._random = random
         self._sources = self._checked(sources)
         self._tasks: dict[TrustDomain, asyncio.Task[None]] = {}
+        self._said: dict[TrustDomain, str] = {}
+        """Why a bundle cannot be refreshed, as it was logged last."""
         self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
@@ -142,11 +148,13 @@ class Federation:
         old, self._sources = self._sources, new
         for trust_domain, source in old.items():
             if new.get(trust_domain) != source:
+                self._said.pop(trust_domain, None)
                 task = self._tasks.pop(trust_domain, None)
                 if task is not None:
                     task.cancel()
                 if trust_domain not in new:
                     self._store.withdraw_bundle(trust_domain)
+                    self._observer.forgotten(trust_domain)
                     _LOGGER.info("federation ended", extra={"trust_domain": trust_domain})
         if self._group is not None:
             for trust_domain, source in new.items():
@@ -203,6 +211,7 @@ class Federation:
                 )
             else:
                 failures, hint = 0, bundle.refresh_hint
+                self._said.pop(source.trust_domain, None)
             wait = next_wait(
                 source, hint=hint, failures=failures, jitter=self._random.random(), later=later
             )
@@ -210,11 +219,13 @@ class Federation:
 
     def _failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
         self._observer.failed(trust_domain, error)
-        _LOGGER.warning(
-            "bundle not refreshed: %s",
-            error,
-            extra={"trust_domain": trust_domain, "reason": error.reason},
-        )
+        if self._said.get(trust_domain) != str(error):
+            self._said[trust_domain] = str(error)
+            _LOGGER.warning(
+                "bundle not refreshed: %s",
+                error,
+                extra={"trust_domain": trust_domain, "reason": error.reason},
+            )
 
     async def _load(self, source: BundleSource) -> BundleDocument:
         """Fetch and parse in a thread of its own: a source that hangs holds up no other one."""

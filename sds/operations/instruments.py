@@ -259,6 +259,9 @@ class AgentInstruments(Instruments):
         self.families.federation_failures.labels(trust_domain, reason).inc()
         self.remember(error, about=f"bundle of {trust_domain}")
 
+    def forgotten(self, trust_domain: TrustDomain) -> None:
+        self.families.federation_refreshed.remove(trust_domain)  # else it counts as stale for ever
+
 
 class AuthorityInstruments(Instruments):
     """The certificate authority's instruments."""

@@ -47,6 +47,7 @@ class Observer:
     def __init__(self) -> None:
         self.failures: list[SdsError] = []
         self.good = 0
+        self.gone: list[TrustDomain] = []
         self.changed = asyncio.Event()
 
     def refreshed(self, trust_domain: TrustDomain, *, at: datetime) -> None:
@@ -56,6 +57,9 @@ class Observer:
     def failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
         self.failures.append(error)
         self.changed.set()
+
+    def forgotten(self, trust_domain: TrustDomain) -> None:
+        self.gone.append(trust_domain)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -180,6 +184,7 @@ async def test_a_bundle_arrives_changes_survives_an_outage_and_is_withdrawn(
             await observer.until(lambda: roots(store) == one)
             federation.replace([])
             assert roots(store) == ()
+            assert observer.gone == [THEIRS]
 
 
 def test_our_document_is_made_once_for_each_bundle(tmp_path: Path) -> None:
@@ -242,18 +247,20 @@ async def test_the_web_s_roots_and_a_foreign_root_do_not_help(peer: Peer, tmp_pa
                 assert "TLS cannot be verified" in str(observer.failures[0])
 
 
-async def test_a_file_is_followed(tmp_path: Path) -> None:
+async def test_a_file_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "theirs.json"
     source = BundleSource(trust_domain=THEIRS, file=path, refresh=timedelta(seconds=1))
     async with federating(source) as (store, observer, _):
-        await observer.until(lambda: bool(observer.failures))
+        await observer.until(lambda: len(observer.failures) == 2)
         assert "cannot be read" in str(observer.failures[0])
+        assert caplog.text.count("bundle not refreshed") == 1
         path.write_bytes(document.render([certificate_der(Issuer.make("a").certificate)]))
         await observer.until(lambda: len(roots(store)) == 1)
         path.write_text("garbage")
         count = len(observer.failures)
         await observer.until(lambda: len(observer.failures) > count)
         assert len(roots(store)) == 1
+        assert caplog.text.count("bundle not refreshed") == 2
 
 
 async def test_a_replica_that_lags_behind_brings_no_withdrawn_root_back(
