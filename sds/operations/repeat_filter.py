@@ -49,7 +49,8 @@ class RepeatFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether to write the event."""
         now = record.created
-        if now >= self._look_at:
+        # A wall clock that was set back must not keep a window open.
+        if not self._look_at - WINDOW_SECONDS <= now < self._look_at:
             self._close_windows(now)
         if record.levelno < logging.WARNING:
             return True
@@ -74,7 +75,6 @@ class RepeatFilter(logging.Filter):
         self._seen.clear()
 
     def _close_windows(self, now: float) -> None:
-        # A wall clock that was set back must not keep a window open forever.
         over = [
             kind for kind, seen in self._seen.items() if not 0 <= now - seen.began < WINDOW_SECONDS
         ]

@@ -127,6 +127,14 @@ def test_what_was_left_out_is_told_after_the_window_by_whatever_comes_next() -> 
     assert len(limit._seen) <= 1000
 
 
+def test_a_clock_that_is_set_back_keeps_no_window_open() -> None:
+    written: list[logging.LogRecord] = []
+    limit = RepeatFilter(written.append)
+    assert [limit.filter(record(90_000.0)) for _ in range(30)].count(True) == BURST
+    assert limit.filter(record(100.0))
+    assert [one.repeated for one in written] == [30 - BURST]  # type: ignore[attr-defined]
+
+
 def test_threads_that_log_at_once_do_not_meet_in_what_is_counted(
     output: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
