@@ -15,9 +15,10 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from sds import threads
-from sds.csi.directory import known_volumes, open_socket, remove
+from sds.csi.directory import SOCKET_NAME, known_volumes, open_socket, remove
 from sds.csi.volume import MOST_OF_A_POD, at_target, published
 from sds.errors import SdsError, WorkloadError
+from sds.files import is_taken
 
 if TYPE_CHECKING:
     import socket
@@ -83,10 +84,7 @@ class Driver:
         """
         volume = at_target(request.target_path, kubelet=self._kubelet)
         async with self._one:
-            stop = self._volumes.pop(volume.target, None)
-            if stop is not None:
-                stop()
-                self._of_pod -= Counter((volume.pod_uid,))  # leaves no zeros
+            self._stop(volume)
             await self._on_files(lambda: remove(volume, kubelet=self._kubelet))
 
     async def restore(self) -> None:
@@ -121,7 +119,10 @@ class Driver:
 
     async def _open(self, volume: PodVolume) -> None:
         if volume.target in self._volumes:
-            return
+            path = volume.target / SOCKET_NAME
+            if await self._on_files(lambda: is_taken(path)):
+                return
+            self._stop(volume)  # somebody removed the socket, so nobody could connect
         if self._of_pod[volume.pod_uid] >= MOST_OF_A_POD:
             raise WorkloadError(
                 f"pod {volume.pod_uid} has {MOST_OF_A_POD} volumes of this driver already",
@@ -131,6 +132,13 @@ class Driver:
         listener = await self._on_files(lambda: open_socket(volume, kubelet=self._kubelet))
         self._volumes[volume.target] = self._door.listen(listener, pod_uid=volume.pod_uid)
         self._of_pod[volume.pod_uid] += 1
+
+    def _stop(self, volume: PodVolume) -> None:
+        """Stop listening for a volume, if this driver does."""
+        stop = self._volumes.pop(volume.target, None)
+        if stop is not None:
+            stop()
+            self._of_pod -= Counter((volume.pod_uid,))  # leaves no zeros
 
     async def _on_files(self, work: Callable[[], _T]) -> _T:
         return await threads.VOLUMES.run(work)

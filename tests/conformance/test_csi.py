@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import socket
 import stat
 from dataclasses import dataclass
@@ -200,6 +201,17 @@ async def test_sockets_come_back_after_a_restart(
         assert driver.failures == {"csi_volume": 1}
         assert await asked(kubelet, tmp_path) == "spiffe://example.org/r0"
         assert not kubelet.target(name="other").exists()
+
+
+async def test_a_volume_whose_socket_is_gone_gets_another_one(
+    kubelet: Kubelet, tmp_path: Path, in_pod: object
+) -> None:
+    async with running(kubelet, tmp_path) as (_, driver):
+        await kubelet.publish()
+        shutil.rmtree(kubelet.target().parent)
+        await kubelet.publish()
+        assert await asked(kubelet, tmp_path) == "spiffe://example.org/r0"
+        assert driver.volumes == 1
 
 
 async def test_a_link_in_the_kubelets_directory_is_not_followed(
