@@ -6,7 +6,7 @@ in ``docs/``. Invariants: the defaults are strict; an empty list requires nothin
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictInt, model_validator
 
@@ -19,6 +19,8 @@ Hex32 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hex6 = Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
 Hex16 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Component = Annotated[StrictInt, Field(ge=0, le=255)]
+_SECTIONS: Final = {"sev-snp": "snp", "tdx": "tdx"}
+"""The kinds that have a section of their own: under ``others``, nothing would read their values."""
 
 
 class _Model(BaseModel):
@@ -222,6 +224,8 @@ class ReferenceValues(_Model):
     @model_validator(mode="after")
     def _known(self) -> Self:
         for name in self.others:
-            if name not in KINDS or name in type(self).model_fields:
+            if name in _SECTIONS:
+                raise ValueError(f"others: the values of {name} are in the section {_SECTIONS[name]}")
+            if name not in KINDS or not KINDS[name].verified:
                 raise ValueError(f"others: {name!r} is not a further kind of evidence")
         return self

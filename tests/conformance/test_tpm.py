@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from pydantic import ValidationError
 
 from sds.attestation.build import Verification, make_attester
 from sds.attestation.evidence import (
@@ -21,6 +24,7 @@ from sds.attestation.evidence import (
     ReportData,
     answer_challenge,
 )
+from sds.attestation.exchange_key.holding import KeyedAttester, hold_key
 from sds.attestation.kinds import describe, kind_of
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.section import AttestationSection, VerificationSection
@@ -30,6 +34,7 @@ from sds.attestation.tpm.challenge import WINDOW_SECONDS, credential_for, proves
 from sds.attestation.tpm.endorsement import key_digest, verify_endorsement
 from sds.attestation.tpm.keys import parse_public
 from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack
+from sds.attestation.tpm.register import PcrRegister
 from sds.attestation.tpm.verifier import TpmValues, TpmVerifier
 from sds.errors import ConfigurationError, EvidenceError
 from sds.exchange.item import IssuedChain
@@ -38,6 +43,7 @@ from tests.support import made_quotes, software_tpm
 from tests.support.authority import World, configured, items, rule, wish
 from tests.support.clock import PatientClock
 from tests.support.refusals import refused
+from tests.support.tdx_guest import ServiceManager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -220,6 +226,28 @@ async def test_an_endorsement_key_without_a_certificate_is_listed_by_its_digest(
         assert reason(evidence, ek_roots=[pem(Maker().root)]) == "tpm_key_unknown"
 
 
+async def test_a_process_without_the_measured_key_gives_no_evidence(tmp_path: Path) -> None:
+    """The second round works under an exchange key, and the register is checked."""
+    manager = ServiceManager(tmp_path)
+    with software_tpm.software_tpm() as path:
+        register = PcrRegister(path, 13)
+        held = hold_key(register, environment=manager.environment(), pid=os.getpid())
+        anybody = TpmAttester(path, PatientClock(NOW))
+        ours = KeyedAttester(anybody, held)
+        parts = unpack((await anybody.attest(DATA)).report)
+        own: dict[str, Any] = {
+            "eks": [key_digest(parse_public(parts[Piece.ENDORSEMENT]).key)],
+            "exchange_key_pcr": 13,
+        }
+        with pytest.raises(EvidenceError) as asked:
+            verifier(**own).verify(await ours.attest(DATA), data=DATA, now=NOW)
+        await answer_challenge(ours, asked.value.challenge)
+        claims = verifier(**own).verify(await ours.attest(DATA), data=DATA, now=NOW)
+        assert claims.attributes["exchange_key"] == hashlib.sha256(held.public_key).hexdigest()
+        assert reason(await anybody.attest(DATA), **own) == "exchange_key_missing"
+    manager.close()
+
+
 async def test_an_exchange_takes_the_second_round_by_itself(place: Path, maker: Maker) -> None:
     attester = TpmAttester(place, PatientClock(NOW))
     # The machine's own clock: the authority verifies at its time.
@@ -275,6 +303,8 @@ def test_a_credential_is_for_one_pair_of_keys_and_a_while() -> None:
     assert credential_for(key, name, NOW) != credential_for(key, name, NOW)
     assert not proves(b"", key, name, NOW)
     assert not proves(bytes(32), key, name, NOW)
+    # A machine without a clock of its own starts at the beginning of time.
+    assert not proves(bytes(32), key, name, datetime.fromtimestamp(0, UTC))
 
 
 def test_values_that_are_none_end_the_start() -> None:
@@ -282,6 +312,12 @@ def test_values_that_are_none_end_the_start() -> None:
     for own in ({"ek_roots": ["x"]}, {"aks": ["x"]}, {"pcrs": {"4": []}}, {"colour": "red"}):
         with pytest.raises(ConfigurationError, match=r"others\.tpm"):
             Verification(VerificationSection(reference_values=values(**own)))
+
+
+@pytest.mark.parametrize("kind", ["sev-snp", "tdx", "kubernetes-token", "sgx"])
+def test_values_that_nothing_would_read_are_refused(kind: str) -> None:
+    with pytest.raises(ValidationError, match="others"):
+        ReferenceValues.model_validate({"others": {kind: {"measurements": ["ab" * 48]}}})
 
 
 async def test_evidence_of_other_kinds_answers_nothing() -> None:

@@ -64,7 +64,7 @@ class MetadataService:
         try:
             pem = answer["vcekCert"] + answer["certificateChain"]
             leaf, *issuers = der_certificates(pem.encode(), what=f"{self._url}{path}")
-        except (KeyError, TypeError, ValueError, EvidenceError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, EvidenceError) as error:
             raise EndorsementUnavailableError(
                 f"{self._url}{path} gave no vcekCert and certificateChain: {error!r}"[:300]
             ) from error

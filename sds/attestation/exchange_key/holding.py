@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sds import service_manager
-from sds.attestation.evidence import ExchangeProof
+from sds.attestation.evidence import ExchangeProof, answer_challenge
 from sds.attestation.exchange_key.events import cap_event, key_event, replay, signed_text
 from sds.errors import ConfigurationError
 
@@ -93,6 +93,14 @@ class KeyedAttester:
     async def attest(self, data: ReportData) -> Evidence:
         evidence = await self._inner.attest(data)
         return dataclasses.replace(evidence, proof=self._held.proof(data))
+
+    async def answer_challenge(self, challenge: bytes) -> None:
+        """Let the inner attester answer.
+
+        Raises:
+            EvidenceError: as for :func:`sds.attestation.evidence.answer_challenge`.
+        """
+        await answer_challenge(self._inner, challenge)
 
 
 def hold_key(register: Register, *, environment: Mapping[str, str], pid: int) -> HeldKey:

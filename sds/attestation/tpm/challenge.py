@@ -66,4 +66,4 @@ def _window(now: datetime) -> int:
 
 def _secret(endorsement: AttestationKey, name: bytes, window: int) -> bytes:
     bound = hashlib.sha256(name).digest() + bytes.fromhex(key_digest(endorsement))
-    return hmac.digest(_PROCESS_KEY, window.to_bytes(8, "big") + bound, "sha256")
+    return hmac.digest(_PROCESS_KEY, window.to_bytes(8, "big", signed=True) + bound, "sha256")

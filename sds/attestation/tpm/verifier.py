@@ -21,7 +21,12 @@ from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_
 from sds.attestation.tpm.keys import PublicArea, parse_public, require_restricted_signer
 from sds.attestation.tpm.parcel import Piece, quote_of, unpack
 from sds.attestation.tpm.quote import check_quote
-from sds.attestation.tpm.values import PcrValues, appraise_pcrs, claims_of_quote
+from sds.attestation.tpm.values import (
+    PcrValues,
+    appraise_exchange_key,
+    appraise_pcrs,
+    claims_of_quote,
+)
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
@@ -111,6 +116,9 @@ class TpmVerifier(KindExaminer):
         verified = check_quote(checks, quote, public.key, data)
         # 6. The reference values of PCRs.
         appraise_pcrs(checks, verified, self._values)
+        keyed = appraise_exchange_key(
+            checks, verified, self._values, proof=evidence.proof, data=data
+        )
         # 7. The owner of the key. This comes last, because it may need another round.
         digest = hashlib.sha256(public.raw).hexdigest()
         endorsed = self._check_owner(checks, evidence, parts, public=public, now=now)
@@ -122,6 +130,7 @@ class TpmVerifier(KindExaminer):
                 "ak": digest,
                 **({"ek": endorsed} if endorsed else {}),
                 **claims_of_quote(verified),
+                **keyed,
             },
         )
 
