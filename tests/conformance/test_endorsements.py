@@ -53,6 +53,7 @@ class Kds:
         self.failures = 0
         self.later = ""
         self.content: bytes | None = None
+        self.chain: bytes | None = None
         self.asked: list[str] = []
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -62,7 +63,8 @@ class Kds:
             return web.Response(status=429, headers={"Retry-After": self.later})
         leaf, ask, ark = self.machine.certificates
         if request.path.endswith("/cert_chain"):
-            return web.Response(body=certificate_pem([ask, ark]))
+            chain = certificate_pem([ask, ark]) if self.chain is None else self.chain
+            return web.Response(body=chain)
         return web.Response(body=leaf if self.content is None else self.content)
 
     @asynccontextmanager
@@ -169,6 +171,28 @@ async def test_an_answer_that_is_no_certificate(content: bytes) -> None:
             await holds(machine, KdsEndorsements(url, PauseCounter()))
 
 
+async def test_a_server_that_answered_junk_is_asked_again_when_its_time_has_come() -> None:
+    machine = simulated().machine()
+    kds, clock = Kds(machine), PatientClock()
+    async with kds.served() as url:
+        source = KdsEndorsements(url, clock)
+        for junk in ("leaf", "chain"):
+            kds.content, kds.chain = (b"<html>" if junk == one else None for one in ("leaf", "chain"))
+            kds.asked = []
+            for _ in range(5):
+                with pytest.raises(EndorsementUnavailableError):
+                    await holds(machine, source)
+            assert len(kds.asked) == ATTEMPTS + (junk == "chain"), "and left alone after a failure"
+            await clock.sleep(3600)
+        # A chain of another product is readable, and no use.
+        kds.chain = certificate_pem(simulated(Product.MILAN).machine().certificates[1:])
+        with pytest.raises(EndorsementUnavailableError, match="chain of another"):
+            await holds(machine, source)
+        await clock.sleep(3600)
+        kds.chain = None
+        await holds(machine, source)
+
+
 async def test_the_certificate_of_another_chip_is_not_taken() -> None:
     machine = simulated().machine()
     async with Kds(simulated().machine()).served() as url:
@@ -205,6 +229,14 @@ async def test_a_directory(tmp_path: Path) -> None:
     await holds(machine, source)  # what cannot be read takes nothing from the others
     with pytest.raises(EndorsementUnavailableError, match="cannot be read"):
         await holds(machine, DirectoryEndorsements(tmp_path / "none"))
+    # Every firmware update and every product leaves its issuers; evidence has room for few.
+    for name in ("again", "and again"):
+        (tmp_path / f"{name}.pem").write_bytes(certificate_pem(machine.certificates[1:]))
+    milan = simulated(Product.MILAN).machine()
+    (tmp_path / "milan.pem").write_bytes(certificate_pem(milan.certificates[1:]))
+    evidence = await EndorsedAttester(Bare(machine), [source]).attest(DATA)
+    assert set(evidence.certificates) == set(machine.certificates)
+    assert len(evidence.certificates) == len(machine.certificates)
 
 
 async def test_sources_are_asked_in_order_and_certificates_of_the_host_are_kept(

@@ -22,12 +22,19 @@ from sds.attestation.snp.report import (
     SigningKey,
     product_of_cpuid,
 )
-from sds.attestation.snp.sources import MAX_ANSWER_BYTES, fits_report, vcek_target
+from sds.attestation.snp.sources import (
+    MAX_ANSWER_BYTES,
+    fits_report,
+    issuers_of,
+    vcek_target,
+)
 from sds.backoff import LATER, retry_after, uniform
 from sds.errors import EndorsementUnavailableError, EvidenceError
 from sds.http_client import client_session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sds.clock import Clock
 
 ATTEMPTS: Final = 4
@@ -59,7 +66,7 @@ class KdsEndorsements:
         self._url = url.rstrip("/")
         self._clock = clock
         self._product = product
-        self._kept: dict[str, bytes] = {}
+        self._kept: dict[str, tuple[bytes, ...]] = {}
         self._failures = 0
         self._again = 0.0
 
@@ -68,25 +75,33 @@ class KdsEndorsements:
         product = self._product_of(report)
         if report.signing_key != SigningKey.VCEK or product is None or not any(report.chip_id):
             return ()
-        base = f"/vcek/v1/{product.certificate_name}"
+        paths = vcek_path(report, product), f"/vcek/v1/{product.certificate_name}/cert_chain"
         wait = self._again - self._clock.now().monotonic
-        if wait > 0 and vcek_path(report, product) not in self._kept:
+        if wait > 0 and not self._kept.keys() >= set(paths):
             raise EndorsementUnavailableError(
                 f"{self._url} did not answer; it is asked again in {wait:.0f} s",
                 advice="with a folder of certificates or a cache of your own, you do not need it",
             )
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         async with client_session(timeout=timeout) as session:
-            leaf = await self._get(session, vcek_path(report, product))
-            if not fits_report(leaf, report):
-                raise EndorsementUnavailableError(
-                    f"{self._url} answered with a certificate of another chip or TCB"
-                )
-            chain = await self._get(session, f"{base}/cert_chain")
-        try:
-            return (leaf, *der_certificates(chain, what=f"{self._url}{base}/cert_chain"))
-        except EvidenceError as error:
-            raise EndorsementUnavailableError(error.message) from error
+            (leaf,) = await self._get(session, paths[0], lambda body: self._leaf(body, report))
+            issuers = await self._get(session, paths[1], lambda body: self._issuers(body, leaf))
+        return (leaf, *issuers)
+
+    def _leaf(self, body: bytes, report: Report) -> tuple[bytes, ...]:
+        if not fits_report(body, report):
+            raise EndorsementUnavailableError(
+                f"{self._url} answered with a certificate of another chip or TCB"
+            )
+        return (body,)
+
+    def _issuers(self, body: bytes, leaf: bytes) -> tuple[bytes, ...]:
+        found = der_certificates(body, what=f"the chain of {self._url}")
+        if not (issuers := issuers_of(leaf, found)):
+            raise EndorsementUnavailableError(
+                f"{self._url} answered with a chain of another certificate"
+            )
+        return issuers
 
     def _product_of(self, report: Report) -> Product | None:
         if report.version < CPUID_VERSION:
@@ -96,19 +111,25 @@ class KdsEndorsements:
         except EvidenceError:
             return None
 
-    async def _get(self, session: aiohttp.ClientSession, path: str) -> bytes:
+    async def _get(
+        self,
+        session: aiohttp.ClientSession,
+        path: str,
+        read: Callable[[bytes], tuple[bytes, ...]],
+    ) -> tuple[bytes, ...]:
+        """Return what ``read`` makes of an answer; one that it refuses is a failure like others."""
         kept = self._kept.get(path)
         if kept is not None:
             return kept
         pause = FIRST_PAUSE_SECONDS
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                content = await self._ask(session, path)
+                content = read(await self._ask(session, path))
             except _LaterError as error:
                 if attempt == ATTEMPTS or error.seconds > LONGEST_PAUSE_SECONDS:
                     raise self._give_up(error, error.seconds) from error
                 pause = max(pause, error.seconds)
-            except EndorsementUnavailableError as error:
+            except EvidenceError as error:
                 if attempt == ATTEMPTS:
                     raise self._give_up(error, 0.0) from error
             else:

@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from sds import threads
 from sds.attestation.evidence import EvidenceKind
 from sds.attestation.pem import der_certificates
+from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.leaf import Leaf, read_leaf
 from sds.attestation.snp.report import TURIN_CHIP_ID_BYTES, Product, Report
 from sds.errors import EndorsementUnavailableError, EvidenceError
@@ -119,10 +120,9 @@ class DirectoryEndorsements:
             except OSError as error:  # one file takes nothing from the others
                 unreadable = f"{path} cannot be read: {error.strerror}"
         leaves = [der for der in found if fits_report(der, report)]
-        issuers = [der for der in found if _leaf(der) is None]
         if not leaves and unreadable:
             raise EndorsementUnavailableError(unreadable)
-        return (leaves[0], *issuers) if leaves else ()
+        return (leaves[0], *issuers_of(leaves[0], found)) if leaves else ()
 
 
 def vcek_target(product: Product, chip_id: bytes, tcb: Tcb) -> str:
@@ -150,6 +150,26 @@ def fits_report(der: bytes, report: Report) -> bool:
         and leaf.tcb == report.reported_tcb.raw
         and leaf.hardware_id in {None, report.chip_id}
     )
+
+
+def issuers_of(leaf: bytes, found: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Return those certificates that may be above a leaf, by name: evidence has room for few.
+
+    Args:
+        leaf: a VCEK or VLEK in DER, readable.
+        found: any certificates in DER; those that cannot be read are left out.
+    """
+    known = [one for one in map(_certificate, dict.fromkeys(found)) if one is not None]
+    above = {Certificate.parse(leaf).issuer}
+    above |= {one.issuer for one in known if one.subject in above}
+    return tuple(one.der for one in known if one.subject in above)
+
+
+def _certificate(der: bytes) -> Certificate | None:
+    try:
+        return Certificate.parse(der)
+    except EvidenceError:
+        return None
 
 
 def _readable(path: Path) -> tuple[bytes, ...]:
