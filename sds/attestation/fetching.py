@@ -29,7 +29,13 @@ from sds.attestation.snp.certificate import Certificate
 from sds.attestation.snp.chain import amd_certificates
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import read_amd_list
-from sds.attestation.tdx.chain import TCB_SIGNING_CHAIN, link_chain, read_intel_list, root_digest
+from sds.attestation.tdx.chain import (
+    ROOT_NAME,
+    TCB_SIGNING_CHAIN,
+    link_chain,
+    read_intel_list,
+    root_digest,
+)
 from sds.attestation.tdx.collateral import (
     MAX_DOCUMENT_BYTES,
     QE_IDENTITY,
@@ -141,8 +147,9 @@ class Fetcher:
     async def fetch(self, folder: Path) -> list[Fetched]:
         """Fetch, check and store everything; what was stored before a failure stays stored.
 
-        A platform that the publisher does not know does not keep others' documents from the disk:
-        the error comes at the end.
+        Neither a platform that the publisher does not know, nor another publisher, nor the list of
+        one product keeps others' files from the disk: the error comes at the end, with the messages
+        of all.
 
         Raises:
             EndorsementUnavailableError: a publisher does not answer, or not within the patience, or
@@ -153,24 +160,44 @@ class Fetcher:
         """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         found: list[Fetched] = []
-        unknown: list[EndorsementUnavailableError] = []
+        failures: list[EvidenceError] = []
         async with client_session(timeout=timeout) as session:
-            if self._wanted.fmspcs:
-                found += await self._tdx(session, folder, unknown)
+            try:
+                if self._wanted.fmspcs:
+                    found += await self._tdx(session, folder, failures)
+            except EvidenceError as error:
+                failures.append(error)
             for product in self._wanted.products:
-                name = product.certificate_name
-                answer = await self._get(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
-                path, one = folder / f"{product}.crl", self._amd(answer.body)
-                found += await threads.COLLATERAL.run(_store, [], [(path, one)])
-        if unknown:
-            raise unknown[0]
+                try:
+                    found += await self._amd_list(session, folder, product)
+                except _UnknownThereError as error:
+                    failures.append(error.failure)
+                except EvidenceError as error:
+                    failures.append(error)
+                    if isinstance(error, EndorsementUnavailableError):
+                        break  # the publisher is away: it is not asked for anything else
+        if failures:
+            first, *others = failures
+            first.message = "; ".join([first.message, *(other.message for other in others)])
+            raise first
         return found
+
+    async def _amd_list(
+        self, session: aiohttp.ClientSession, folder: Path, product: Product
+    ) -> list[Fetched]:
+        name = product.certificate_name
+        answer = await self._known(session, f"{self._wanted.kds}/vcek/v1/{name}/crl")
+        own = [Certificate.parse(root) for root in self._wanted.roots if is_amd_root(root)]
+        issuers = (*own, *amd_certificates())
+        one = read_amd_list(answer.body, issuers=issuers, origin="the answer")
+        lists = [(folder / f"{product}.crl", self._current(one, f"ARK-{name}"))]
+        return await threads.COLLATERAL.run(_store, [], lists)
 
     async def _tdx(
         self,
         session: aiohttp.ClientSession,
         folder: Path,
-        unknown: list[EndorsementUnavailableError],
+        failures: list[EvidenceError],
     ) -> list[Fetched]:
         wanted = self._wanted
         tdx = f"{wanted.pcs}/tdx/certification/v4"
@@ -181,13 +208,13 @@ class Fetcher:
             try:
                 answer = await self._known(session, url)
             except _UnknownThereError as error:
-                unknown.append(error.failure)
+                failures.append(error.failure)
                 continue
             chain = _chain(answer, "TCB-Info-Issuer-Chain")
             until = self._document(answer.body, chain, "tcbInfo", fmspc)
             files.append((folder / f"tcb_info-{fmspc.lower()}.json", answer.body, until))
         if not files:
-            raise unknown[0]
+            return []
         answer = await self._get(session, f"{tdx}/qe/identity?{wanted.which}")
         # Verified under the stored chain, because a folder has only one.
         until = self._document(answer.body, chain, "enclaveIdentity", "")
@@ -196,10 +223,11 @@ class Fetcher:
         for authority in wanted.authorities:
             url = f"{wanted.pcs}/sgx/certification/v4/pckcrl?ca={authority}&encoding=der"
             answer = await self._get(session, url)
-            lists.append((folder / f"pck-{authority}.crl", self._intel(answer.body)))
+            name = f"Intel SGX PCK {authority.capitalize()} CA"
+            lists.append((folder / f"pck-{authority}.crl", self._intel(answer.body, name)))
         root_list = wanted.root_list or f"{wanted.pcs}/sgx/certification/v4/rootcacrl"
         answer = await self._get(session, root_list)
-        lists.append((folder / "root.crl", self._intel(answer.body)))
+        lists.append((folder / "root.crl", self._intel(answer.body, ROOT_NAME)))
         signer = min(until for _, _, until in files)
         files.insert(0, (folder / SIGNING_CHAIN, chain, signer))
         return await threads.COLLATERAL.run(_store, files, lists)
@@ -251,16 +279,18 @@ class Fetcher:
             )
         return datetime.fromisoformat(str(document["nextUpdate"])).astimezone(UTC)
 
-    def _intel(self, body: bytes) -> RevocationList:
+    def _intel(self, body: bytes, issuer: str) -> RevocationList:
         one = read_intel_list(unhexed(body), roots=self._intel_roots, origin="the answer")
-        return self._current(one)
+        return self._current(one, issuer)
 
-    def _amd(self, body: bytes) -> RevocationList:
-        own = [Certificate.parse(root) for root in self._wanted.roots if is_amd_root(root)]
-        issuers = (*own, *amd_certificates())
-        return self._current(read_amd_list(body, issuers=issuers, origin="the answer"))
-
-    def _current(self, one: RevocationList) -> RevocationList:
+    def _current(self, one: RevocationList, issuer: str) -> RevocationList:
+        """Check that a list is of the issuer that we asked for, by its common name, and current."""
+        if f"CN={issuer}" not in one.issuer_name.split(","):
+            raise EvidenceError(
+                f"asked for the list of {issuer}, the answer is that of {one.issuer_name}",
+                reason="revocation_list",
+                advice="ask another cache: this one confuses them",
+            )
         now = self._clock.now().wall
         if not one.this_update <= now <= one.next_update:
             raise EvidenceError(
@@ -388,7 +418,9 @@ def _require_no_older_document(path: Path, body: bytes) -> None:
 
 def _chain(answer: _Answer, header: str) -> bytes:
     """Read a chain from a header: URL-encoded PEM."""
-    return unquote_to_bytes(answer.headers.get(header.lower(), ""))
+    value = answer.headers.get(header.lower(), "")
+    # aiohttp gives bytes that are not UTF-8 as surrogates.
+    return unquote_to_bytes(value.encode(errors="surrogateescape"))
 
 
 def _stored(path: Path, content: bytes, next_update: datetime) -> Fetched:

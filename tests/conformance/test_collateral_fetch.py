@@ -122,6 +122,7 @@ async def test_each_file_is_asked_once_and_written_where_it_changed(
         ("a damaged list", "revocation_list"),
         ("a stranger's list", "revocation_list"),
         ("an expired list", "revocation_list_stale"),
+        ("another authority's list", "revocation_list"),
         ("missing", "endorsement_unavailable"),
     ],
 )
@@ -160,6 +161,8 @@ async def test_an_answer_that_does_not_hold_changes_nothing(
             publishers.lists["platform"] = intel.crl(
                 intel.ca, intel.ca_key, number=9, age=timedelta(days=9)
             )
+        case "another authority's list":
+            publishers.lists["platform"] = intel.crl(intel.root, intel.root_key, number=9)
         case _:
             publishers.tcb_infos.clear()
     with pytest.raises(SdsError) as refused:
@@ -302,6 +305,49 @@ async def test_amds_lists(tmp_path: Path) -> None:
         untrusted = Wanted(products=(Product.GENOA,), kds=made.url)
         with refused("revocation_list"):
             await Fetcher(untrusted, clock=PatientClock(NOW)).fetch(tmp_path)
+
+
+async def test_nothing_that_fails_keeps_another_publishers_lists_from_the_disk(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    """Lists of AMD would end while Intel's service is away, or while one product has none."""
+    root = simulated()
+    publishers.lists["genoa"] = publishers.lists["turin"] = crl(root, now=NOW)
+    asked = replace(
+        wanted(publishers, intel),
+        products=(Product.MILAN, Product.TURIN, Product.GENOA),
+        kds=publishers.url,
+        roots=(intel.root_der, root.ark_der),
+    )
+    publishers.refusals[TCB] = [(500, "")] * 99
+    with refused("endorsement_unavailable") as failure:
+        await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path)
+    assert (tmp_path / "genoa.crl").read_bytes() == publishers.lists["genoa"]
+    assert not (tmp_path / "turin.crl").exists(), "the list of another product's root"
+    said = failure.value.message
+    for part in ("status 500", "Milan/crl answered with status 404", "ARK-Turin, the answer is"):
+        assert part in said
+    # Whoever is away is not asked for anything else.
+    publishers.refusals = {"/vcek/v1/Milan/crl": [(500, "")] * 99}
+    publishers.hits.clear()
+    with refused("endorsement_unavailable", match="status 500"):
+        await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path)
+    assert [path for path in publishers.hits if path.startswith("/vcek")] == ["/vcek/v1/Milan/crl"]
+    assert accepted(intel, tmp_path)
+
+
+async def test_a_header_that_is_no_text_is_an_answer_that_does_not_hold(tmp_path: Path) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTCB-Info-Issuer-Chain: \xff\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        asked = Wanted(fmspcs=(FMSPC.hex(),), pcs=url)
+        with refused("certificate_malformed"):
+            await Fetcher(asked, clock=PatientClock(NOW)).fetch(tmp_path)
 
 
 async def test_the_command(intel: Intel, tmp_path: Path) -> None:
