@@ -28,7 +28,7 @@ from sds.attestation.snp.chain import amd_certificates, pinned_roots
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.standing import documents, standing
-from sds.attestation.tdx.chain import of_intels_kind
+from sds.attestation.tdx.chain import of_intels_kind, root_digest
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import Material, material_now, not_amds
 from sds.errors import ConfigurationError, EvidenceError
@@ -198,12 +198,15 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
         amd = pinned_roots(
             trusted_roots=filter(is_amd_root, places.roots), helpers=places.certificates
         )
+        intel = [der for der in places.roots if not is_amd_root(der)]
+        for der in intel:
+            root_digest(der)
     except EvidenceError as error:
         raise ConfigurationError(
             f"verification: a trusted root cannot be used: {error.message}", advice=error.advice
         ) from error
     issuers = (*amd.certificates, *amd_certificates())
-    return issuers, [der for der in places.roots if not is_amd_root(der)]
+    return issuers, intel
 
 
 def _require_no_older_documents(found: InForce, before: InForce) -> None:

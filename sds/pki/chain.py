@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from sds.errors import CertificateError
+from sds.errors import CertificateError, IdentityError
 from sds.identity import SpiffeId
 from sds.outside import reading
 from sds.pki.constraints import check_name_constraints, extension
@@ -322,12 +322,20 @@ def _check_issuers(issuers: tuple[x509.Certificate, ...]) -> None:
             )
         names = extension(issuer, x509.SubjectAlternativeName)
         for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if names else ():
-            if uri.startswith("spiffe://") and SpiffeId.parse(uri).path:
+            if uri.startswith("spiffe://") and not _is_trust_domain(uri):
                 raise CertificateError(
-                    f"the issuer {name!r} has a SPIFFE ID with a path: it is a workload's",
+                    f"the issuer {name!r} has the SPIFFE ID {uri[:200]!r}, which is not that of a "
+                    "trust domain",
                     reason="certificate_constraint",
                 )
         below += issuer.subject != issuer.issuer
+
+
+def _is_trust_domain(uri: str) -> bool:
+    try:
+        return not SpiffeId.parse(uri).path
+    except IdentityError:
+        return False
 
 
 def _check_critical_extensions(path: Sequence[x509.Certificate]) -> None:

@@ -83,10 +83,14 @@ def _names(below: Sequence[x509.Certificate]) -> Iterator[tuple[type[object], st
 
 def _uri_within(host: str, tree: str) -> bool:
     """Say whether a host is in a tree: a leading dot means hosts below, else that host alone."""
+    host, tree = host.lower(), tree.lower()
     return host.endswith(tree) if tree.startswith(".") else host == tree
 
 
 def _dns_within(name: str, tree: str) -> bool:
-    """Return whether the name is the tree's name, with any number of labels added on the left."""
-    tree = tree.removeprefix(".")
+    """Return whether the name is the tree's name, with any number of labels added on the left.
+
+    Case does not count (RFC 5280, section 7.2).
+    """
+    name, tree = name.lower(), tree.lower().removeprefix(".")
     return not tree or name == tree or name.endswith(f".{tree}")

@@ -172,16 +172,22 @@ def supported_key(certificate: x509.Certificate) -> PublicKey:
     """Return the key of a certificate, which must be of a supported kind.
 
     Raises:
-        CertificateError: ``certificate_malformed``: the key cannot be parsed. KeyTypeError: the key
-            is of another kind.
+        CertificateError: ``certificate_malformed``: the key cannot be parsed;
+            ``certificate_constraint``: it is of another kind.
     """
     try:
         key = certificate.public_key()
+        key_type_of(key)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise CertificateError(
             f"the certificate's key cannot be parsed: {error}", reason="certificate_malformed"
         ) from error
-    key_type_of(key)
+    except KeyTypeError as error:
+        raise CertificateError(
+            f"the certificate: {error.message}",
+            advice=error.advice,
+            reason="certificate_constraint",
+        ) from error
     assert isinstance(key, PublicKey)
     return key
 

@@ -14,6 +14,9 @@ from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.snp.simulated import SimulatedMachine
 from sds.errors import ConfigurationError, EvidenceError, EvidenceMalformedError
 from sds.pki import certificate_pem
+from tests.support import made_quotes
+from tests.support.certificates import ca_wish, self_signed
+from tests.support.intel import Intel
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +96,18 @@ def test_a_root_that_is_none_is_named(tmp_path: Path) -> None:
     section = VerificationSection(trusted_roots=[file])
     with pytest.raises(ConfigurationError, match=r"ark\.pem"):
         Verification(section)
+
+
+def test_a_root_that_cannot_be_used_is_an_error_beside_lists_too(tmp_path: Path) -> None:
+    """The lists are checked under the roots before a verifier is made of them."""
+    collateral = Intel().collateral(tmp_path / "collateral")
+    key = made_quotes.rsa_key()
+    for der in (b"\x30\x03abc", self_signed(ca_wish("root"), key).der):
+        root = tmp_path / "root.pem"
+        root.write_bytes(certificate_pem([der]))
+        section = VerificationSection(trusted_roots=[root], collateral=collateral)
+        with pytest.raises(ConfigurationError, match="trusted root"):
+            Verification(section)
 
 
 def test_quotes_are_examined_without_collateral() -> None:

@@ -194,12 +194,28 @@ def test_names_within_name_constraints(trees: dict[str, list[x509.GeneralName]])
         {"excluded_subtrees": [x509.UniformResourceIdentifier(".org")]},
         {"permitted_subtrees": [x509.DNSName("example.test")]},
         {"excluded_subtrees": [x509.DNSName("web.test")]},
+        {"excluded_subtrees": [x509.DNSName("WEB.Test")]},
+        {"excluded_subtrees": [x509.UniformResourceIdentifier("Example.ORG")]},
         {"permitted_subtrees": [x509.DirectoryName(x509.Name([]))]},
     ],
 )
 def test_names_outside_name_constraints(trees: dict[str, list[x509.GeneralName]]) -> None:
     with refused("certificate_constraint"):
         verify(between=(constrained(**trees),))
+
+
+@pytest.mark.parametrize("uri", ["spiffe://example.org/web", "spiffe://", "spiffe://UPPER/"])
+def test_an_issuer_with_another_spiffe_id_than_a_trust_domains(uri: str) -> None:
+    issuer = replace(MIDDLE, names=(x509.UniformResourceIdentifier(uri),))
+    with pytest.raises(errors.CertificateError, match="trust domain"):
+        verify(between=(issuer,))
+
+
+def test_a_certificate_with_a_key_of_another_kind_is_an_error_of_the_certificate() -> None:
+    """Whoever asks several authorities goes on to the next one."""
+    odd = ROOT.sign(LEAF, ec.generate_private_key(ec.SECP521R1()).public_key())
+    with pytest.raises(errors.CertificateError, match="secp521r1"):
+        pki.supported_key(pki.load_certificate(odd))
 
 
 def test_empty_root_alone_and_reordered_chains_are_refused() -> None:
