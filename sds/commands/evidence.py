@@ -27,6 +27,7 @@ from sds.commands.collect import collect
 from sds.commands.collect import report_data as report_data_option
 from sds.commands.measure import measure
 from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
+from sds.commands.printable import printable
 from sds.errors import ConfigurationError, EvidenceError
 from sds.settings.yamlfile import load_file, read
 
@@ -143,7 +144,7 @@ def show(report: Path, output: str) -> None:
     width = max(map(len, shown.claims))
     click.echo(f"{shown.kind}, not verified: {shown.platform}")
     for name, value in shown.claims.items():
-        click.echo(f"  {name:<{width}}  {value}")
+        click.echo(f"  {printable(name):<{width}}  {printable(value)}")
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def verdict_text(verdict: Verdict, now: datetime, *, defaults: bool, demanded: b
         + ("accepted" if error is None else f"REFUSED, {error.reason}")
     ]
     if error is not None:
-        lines.append(f"  {error}")
+        lines.append(f"  {printable(str(error))}")
     width = max((len(check.name) for check in verdict.checks), default=0)
     lines += [_line(check, width) for check in verdict.checks]
     if verdict.claims is not None and verdict.claims.simulated:
@@ -196,7 +197,7 @@ def _line(check: Check, width: int) -> str:
     mark = "✓" if check.ok else "✗"
     found = check.found_text
     expected = "" if check.ok else f"; expected: {check.expected_text}"
-    return f"  {mark} {check.name:<{width}}  {found}{expected}"
+    return f"  {mark} {check.name:<{width}}  {printable(found + expected)}"
 
 
 def _examine(

@@ -29,6 +29,7 @@ from sds.attestation.pem import der_certificates
 from sds.attestation.reference_values import ReferenceValues
 from sds.attestation.registry import kind_module
 from sds.attestation.section import AttestationSection, VerificationSection
+from sds.attestation.snp.report import Report
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack
 from sds.attestation.tpm.quote import SignedQuote
@@ -268,6 +269,17 @@ async def test_a_host_that_gives_another_certificate_or_none(
         await attester(vtpm, host).attest(DATA)
 
 
+@pytest.mark.parametrize("answer", ["[]", "5", "{}", "null"])
+async def test_an_answer_of_the_host_with_other_types_is_no_certificate(
+    answer: str, machine: SimulatedMachine
+) -> None:
+    said = f'{{"vcekCert": {answer}, "certificateChain": {answer}}}'
+    async with Host(certification=said).running() as host:
+        service = MetadataService(host.url, PatientClock())
+        with refused("endorsement_unavailable", match="gave no vcekCert"):
+            await service.certificates(Report.parse(machine.report(DATA)))
+
+
 async def test_a_tdx_paravisor() -> None:
     intel = Intel()
     quotes: list[bytes] = []
@@ -302,6 +314,8 @@ async def test_auto_finds_the_paravisor(
 ) -> None:
     assert azure_kind(vtpm) == "azure-snp-vtpm"
     assert azure_kind(tmp_path / "none") is None
+    with refused("evidence_unsupported", match="cannot be opened"):
+        azure_kind(tmp_path / ("x" * 256))  # what cannot be asked is no "no"
     nowhere = partial(guest.guest_attester, reports=tmp_path / "no", device=tmp_path / "no")
     monkeypatch.setattr(guest, "guest_attester", nowhere)
     async with Host(chain=machine.certificates).running() as host:

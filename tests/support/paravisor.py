@@ -102,12 +102,14 @@ class Host:
         chain: DER of VCEK, ASK and ARK.
         quote: makes the quote of a TDREPORT.
         later: how many answers say 429 first.
+        certification: what is answered in place of the certificates.
         hits: requests by path.
     """
 
     chain: tuple[bytes, ...] = ()
     quote: Callable[[bytes], bytes] = lambda _: b""
     later: int = 0
+    certification: str = ""
     hits: Counter[str] = field(default_factory=Counter)
     url: str = ""
 
@@ -137,6 +139,8 @@ class Host:
         return None
 
     async def _certification(self, request: web.Request) -> web.Response:
+        if self.certification:
+            return web.Response(text=self.certification)
         leaf, *issuers = self.chain
         return self._refused(request) or web.json_response(
             {

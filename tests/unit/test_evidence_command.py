@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from click.testing import CliRunner, Result
 
+from sds.attestation.checks import Checks, Verdict
 from sds.cli import main
+from sds.commands.evidence import verdict_text
 from tests.support import evidence_vectors as vectors
 from tests.support import need
+from tests.support.certificates import NOW
+from tests.support.paravisor import blob
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -289,3 +293,18 @@ def test_a_report_and_its_vcek_are_enough(tmp_path: Path) -> None:
     result = run("verify", report, "--leaf", leaf, "--at", "2026-11-01T00:00:00Z")
     assert result.exit_code == 0, result.stdout
     assert "not checked" in result.stdout
+
+
+def test_evidence_controls_no_terminal_and_makes_no_line(tmp_path: Path) -> None:
+    hostile = "x\n  ✓ chain  a pinned ARK\x1b[2J"
+    path = tmp_path / "blob"
+    path.write_bytes(blob(bytes(1184), hostile.replace("✓", "+").encode()))
+    shown = CliRunner().invoke(main, ["evidence", "show", str(path)], color=True)
+    checks = Checks()
+    checks.add("chain", "chain_untrusted", ok=False, found=hostile, expected=hostile)
+    verdict = Verdict(kind="sev-snp", checks=tuple(checks.done), claims=None)
+    text = verdict_text(verdict, NOW, defaults=False, demanded=True)
+    for said in (shown.output, text):
+        assert "a pinned ARK" in said
+        assert "\x1b" not in said
+        assert not any(line.startswith(("  ✓", "  +")) for line in said.splitlines())

@@ -1,5 +1,6 @@
 import base64
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
+from sds.attestation.kubernetes import token as token_module
 from sds.attestation.kubernetes.token import (
+    BoundTokenAttester,
     JwksKeys,
     KubernetesTokenVerifier,
     ProjectedTokenAttester,
     TokenRules,
 )
 from sds.errors import EvidenceError, EvidenceMalformedError
+from sds.workload.kubernetes.server import KubernetesServer
 from tests.support.refusals import refused
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -175,6 +179,24 @@ def test_key_sets_are_replaced_as_a_whole_and_bad_ones_change_nothing() -> None:
         with pytest.raises(EvidenceMalformedError):
             keys.replace(bad)
     assert keys.key("rsa").key_id == "rsa"
+
+
+async def test_no_token_is_read_on_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[threading.Thread] = []
+
+    def read(*_: object, **__: object) -> bytes:
+        readers.append(threading.current_thread())
+        return b"token"
+
+    monkeypatch.setattr(token_module, "read_file", read)
+    await ProjectedTokenAttester(tmp_path).attest(DATA)
+    server = KubernetesServer(url="https://127.0.0.1:1", token_file=tmp_path)
+    with refused("token_unavailable", match="not a JWT"):
+        await BoundTokenAttester(server).attest(DATA)
+    assert len(readers) == 2
+    assert threading.current_thread() not in readers
 
 
 async def test_a_projected_token_is_read_anew(tmp_path: Path) -> None:

@@ -56,8 +56,12 @@ def azure_kind(device: Path) -> str | None:
         EvidenceUnavailableError: there is a TPM, but it cannot be asked now.
         EvidenceMalformedError: the blob is of an unknown kind of VM.
     """
-    if not device.exists():
+    try:
+        device.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError:
+        pass  # opening it says why
     with open_tpm(device) as tpm:
         try:
             raw = read_blob(tpm)

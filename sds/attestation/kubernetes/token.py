@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 
+from sds import threads
 from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.errors import EvidenceError, EvidenceMalformedError, KubernetesError
 from sds.files import read_file
@@ -78,7 +79,7 @@ class BoundTokenAttester:
         """
         from sds.workload.kubernetes.api import ApiClient  # noqa: PLC0415  measured: loads aiohttp, 8 MB
 
-        claims = _unverified(_read(self._server.token_file or SERVICE_ACCOUNT / "token"))
+        claims = _unverified(await _read(self._server.token_file or SERVICE_ACCOUNT / "token"))
         try:
             ours = claims["kubernetes.io"]
             namespace, account = ours["namespace"], ours["serviceaccount"]["name"]
@@ -130,7 +131,7 @@ class ProjectedTokenAttester:
             EvidenceError: ``token_unavailable``: the file cannot be read.
         """
         del data
-        return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=_read(self._path))
+        return Evidence(kind=EvidenceKind.KUBERNETES_TOKEN, report=await _read(self._path))
 
 
 TokenAttester = BoundTokenAttester | ProjectedTokenAttester
@@ -380,15 +381,16 @@ def _unverified(token: bytes) -> dict[str, Any]:
     return claims
 
 
-def _read(path: Path) -> bytes:
+async def _read(path: Path) -> bytes:
     try:
-        return read_file(path, max_bytes=_MAX_TOKEN_BYTES).strip()
+        content = await threads.KUBERNETES_FILES.run(read_file, path, max_bytes=_MAX_TOKEN_BYTES)
     except OSError as error:
         raise EvidenceError(
             f"the token {path} cannot be read: {error.strerror}",
             advice="check that it is mounted into this pod",
             reason="token_unavailable",
         ) from error
+    return content.strip()
 
 
 def _name(text: Any) -> str:
