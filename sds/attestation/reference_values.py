@@ -225,7 +225,9 @@ class ReferenceValues(_Model):
     def _known(self) -> Self:
         for name in self.others:
             if name in _SECTIONS:
-                raise ValueError(f"others: the values of {name} are in the section {_SECTIONS[name]}")
+                raise ValueError(
+                    f"others: the values of {name} are in the section {_SECTIONS[name]}"
+                )
             if name not in KINDS or not KINDS[name].verified:
                 raise ValueError(f"others: {name!r} is not a further kind of evidence")
         return self

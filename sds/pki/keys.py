@@ -184,7 +184,7 @@ def supported_key(certificate: x509.Certificate) -> PublicKey:
         ) from error
     except KeyTypeError as error:
         raise CertificateError(
-            f"the certificate: {error.message}",
+            f"the certificate's key cannot be used: {error.message}",
             advice=error.advice,
             reason="certificate_constraint",
         ) from error

@@ -122,7 +122,6 @@ async def test_each_file_is_asked_once_and_written_where_it_changed(
         ("a damaged list", "revocation_list"),
         ("a stranger's list", "revocation_list"),
         ("an expired list", "revocation_list_stale"),
-        ("another authority's list", "revocation_list"),
         ("missing", "endorsement_unavailable"),
     ],
 )
@@ -161,8 +160,6 @@ async def test_an_answer_that_does_not_hold_changes_nothing(
             publishers.lists["platform"] = intel.crl(
                 intel.ca, intel.ca_key, number=9, age=timedelta(days=9)
             )
-        case "another authority's list":
-            publishers.lists["platform"] = intel.crl(intel.root, intel.root_key, number=9)
         case _:
             publishers.tcb_infos.clear()
     with pytest.raises(SdsError) as refused:
@@ -170,6 +167,15 @@ async def test_an_answer_that_does_not_hold_changes_nothing(
     assert refused.value.reason == reason
     assert content(tmp_path / "out") == before
     assert accepted(intel, tmp_path / "out")
+
+
+async def test_the_list_of_another_authority_is_not_what_was_asked_for(
+    publishers: Publishers, intel: Intel, tmp_path: Path
+) -> None:
+    publishers.lists["platform"] = intel.crl(intel.root, intel.root_key, number=9)
+    with refused("revocation_list", match="Platform CA, the answer is that of"):
+        await Fetcher(wanted(publishers, intel), clock=PatientClock(NOW)).fetch(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 async def test_a_platform_that_nobody_knows_keeps_no_other_from_the_disk(
@@ -339,7 +345,9 @@ async def test_nothing_that_fails_keeps_another_publishers_lists_from_the_disk(
 async def test_a_header_that_is_no_text_is_an_answer_that_does_not_hold(tmp_path: Path) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTCB-Info-Issuer-Chain: \xff\r\n\r\n{}")
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTCB-Info-Issuer-Chain: \xff\r\n\r\n{}"
+        )
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)

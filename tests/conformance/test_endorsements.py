@@ -177,7 +177,9 @@ async def test_a_server_that_answered_junk_is_asked_again_when_its_time_has_come
     async with kds.served() as url:
         source = KdsEndorsements(url, clock)
         for junk in ("leaf", "chain"):
-            kds.content, kds.chain = (b"<html>" if junk == one else None for one in ("leaf", "chain"))
+            kds.content, kds.chain = (
+                b"<html>" if junk == one else None for one in ("leaf", "chain")
+            )
             kds.asked = []
             for _ in range(5):
                 with pytest.raises(EndorsementUnavailableError):
