@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import yaml
 
 from sds.agent.node_settings import NodeSettings
 from sds.clock import SystemClock
+from sds.errors import WorkloadError
 from sds.workload.attestors import NodeContext, attestor_kind
 from sds.workload.cri.runtime import Runtime
 from sds.workload.cri.settings import PodContents
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sds.workload.cri.attestor import CriAttestor
+    from sds.workload.cri.runtime import DescribedContainer
     from sds.workload.facts import Facts
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root, pytest.mark.asyncio(loop_scope="module")]
@@ -286,3 +289,57 @@ async def test_the_node_opens_it_by_its_settings(node: CriNode) -> None:
         found = await attestor.attest(peer, NOTHING)
         assert found.values("cri:pod-digest") == {contents.digest}
     assert "web" not in (node.folder / "cri-seen.json").read_text()
+
+
+@pytest.mark.parametrize("where", ["args", "annotations"])
+async def test_a_container_too_large_to_be_described_takes_the_identity_of_its_pod_only(
+    node: CriNode, where: str
+) -> None:
+    """Go writes each ``<`` as six characters, and both sides bound an answer to 16 MiB.
+
+    Arguments are in the description of a container, annotations in the list of all too.
+    """
+    pod, other = await node.runtime.pod(), await node.runtime.pod()
+    main = await node.runtime.container(pod)
+    contents = await node.contents(pod)
+    async with node.attestor(contents) as attestor:
+        pid = first_process(main)
+        assert (await facts(attestor, pid)).values("cri:pod-digest")
+        large = ["<" * 100_000] * 15
+        for attempt in range(2):
+            change: dict[str, Any] = (
+                {"args": large}
+                if where == "args"
+                else {"annotations": {str(n): each * 6 for n, each in enumerate(large)}}
+            )
+            await node.runtime.container(pod, "sidecar", attempt=attempt, start=False, **change)
+        await attestor._look(not_before=0)
+        honest = await node.runtime.container(other)
+        assert (await facts(attestor, first_process(honest))).values("cri:container-digest")
+        assert not (await facts(attestor, pid)).values("cri:pod-digest")
+        assert attestor.notices()
+
+
+class _GoesAfterOneAnswer(Runtime):
+    """A runtime that describes one container and is not there for the next."""
+
+    answered = False
+
+    async def container(self, identifier: str) -> DescribedContainer:
+        if self.answered:
+            raise WorkloadError("it is not there", reason="cri_unavailable")
+        self.answered = True
+        return await super().container(identifier)
+
+
+async def test_what_was_seen_before_an_outage_is_remembered(
+    node: CriNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = await node.runtime.pod()
+    for name in ("main", "sidecar"):
+        await node.runtime.container(pod, name)
+    monkeypatch.setattr("tests.support.cri_node.Runtime", _GoesAfterOneAnswer)
+    async with node.attestor() as attestor:
+        await attestor._look(not_before=0)
+    written = json.loads((node.folder / "seen.json").read_bytes())
+    assert len(written["pods"][pod.sandbox]["containers"]) == 1

@@ -83,6 +83,8 @@ class CriAttestor:
         self._looking = asyncio.Lock()
         self._explaining = asyncio.Lock()  # the runtime answers one caller's question at a time
         self._looked_at = float("-inf")
+        self._changed = False
+        """Whether a look saw something new that is not yet written and announced."""
         self._listeners = Listeners()
 
     async def run(self) -> None:
@@ -274,38 +276,60 @@ class CriAttestor:
                 # The order matters: a sandbox that is listed first cannot hide one of its
                 # containers.
                 sandboxes = await self._runtime.sandboxes()
-                changed = await self._see(sandboxes, await self._runtime.containers())
+                await self._see(sandboxes, await self._containers(sandboxes))
                 self._error = None
             except WorkloadError as error:
                 if self._error is None or str(self._error) != str(error):
                     _LOG.warning("containers cannot be followed", extra={"why": error})
                 self._error = error
-                changed = False
             self._looked_at = self._clock.now().monotonic
+            changed, self._changed = self._changed, False
         if changed:
             self._seen.write()
             self._listeners.tell()
 
-    async def _see(self, sandboxes: frozenset[str], listed: tuple[Listed, ...]) -> bool:
-        """Take in what the runtime lists, and say whether anything is new."""
-        changed = False
+    async def _containers(self, sandboxes: frozenset[str]) -> tuple[Listed, ...]:
+        """List all containers; sandbox by sandbox if pods make the list too long for one answer.
+
+        Raises:
+            WorkloadError: the runtime did not answer.
+        """
+        try:
+            return await self._runtime.containers()
+        except WorkloadError as error:
+            if error.reason == "cri_unavailable":
+                raise
+        found: list[Listed] = []
+        for sandbox in sandboxes:
+            try:
+                found += await self._runtime.containers(sandbox=sandbox)
+            except WorkloadError as error:
+                self._refuse(sandbox, error, sandbox=sandbox)
+        return tuple(found)
+
+    async def _see(self, sandboxes: frozenset[str], listed: tuple[Listed, ...]) -> None:
+        """Take in what the runtime lists.
+
+        Raises:
+            WorkloadError: the runtime did not answer; what was seen before that counts.
+        """
         for sandbox in sandboxes - set(self._seen.pods) - set(self._refused):
             try:
                 self._seen.add_sandbox(sandbox, await self._runtime.sandbox(sandbox))
-                changed = True
+                self._changed = True
             except WorkloadError as error:
-                self._refuse(sandbox, error)
+                self._refuse(sandbox, error, sandbox=sandbox)
         for each in listed:
             pod = self._seen.pods.get(each.sandbox_id)
             known = pod is not None and each.id in pod.containers
-            if pod is None or (known and (each.id in self._first_processes or not each.alive)):
+            if pod is None or each.id in self._refused:
+                continue
+            if known and (each.id in self._first_processes or not each.alive):
                 continue
             try:
-                changed |= await self._see_container(pod, each)
+                await self._see_container(pod, each)
             except WorkloadError as error:
-                self._refuse(each.id, error)
-                changed |= not pod.missed
-                pod.missed = pod.missed or f"a container is not understood: {error.message}"
+                self._refuse(each.id, error, sandbox=each.sandbox_id)
         self._seen.keep_only(sandboxes)
         there = {pod.uid for pod in self._seen.pods.values()}
         for gone in set(self._unlisted) - there:
@@ -314,10 +338,9 @@ class CriAttestor:
         for table in (self._first_processes, self._refused):
             for gone in set(table) - containers - sandboxes:
                 del table[gone]
-        return changed
 
-    def _refuse(self, identifier: str, error: WorkloadError) -> None:
-        """Take the identity from the container's pod; an outage of the runtime does not count.
+    def _refuse(self, identifier: str, error: WorkloadError, *, sandbox: str) -> None:
+        """Take the identity from a pod in which something cannot be described; an outage does not.
 
         Raises:
             WorkloadError: the runtime did not answer.
@@ -327,16 +350,20 @@ class CriAttestor:
         if identifier not in self._refused:
             _LOG.warning("a container is not understood", extra={"why": error})
         self._refused[identifier] = error
+        pod = self._seen.pods.get(sandbox)
+        if pod is not None and not pod.missed:
+            pod.missed = f"a container is not understood: {error.message}"
+            self._changed = True
 
-    async def _see_container(self, pod: SeenPod, each: Listed) -> bool:
+    async def _see_container(self, pod: SeenPod, each: Listed) -> None:
         said = await self._runtime.container(each.id)
         if said.pid:
             self._first_processes[each.id] = said.pid
         if each.id in pod.containers:
-            return False
+            return
         found = self._seen.add_container(pod, each, said)
+        self._changed = True
         _LOG.info(
             "a container was seen",
             extra={"pid": said.pid, "caller": each.name, "selectors": found.digest},
         )
-        return True

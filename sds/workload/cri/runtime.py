@@ -29,6 +29,17 @@ _SERVICE: Final = "/runtime.v1.RuntimeService/"
 _SECONDS: Final = 5.0
 _ALIVE: Final = frozenset({0, 1})  # CONTAINER_CREATED, CONTAINER_RUNNING
 _MOST_BYTES: Final = 16 << 20
+_OUTAGES: Final = frozenset(
+    {
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+"""The runtime answers nothing now; any other status is about the one question."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,18 +109,20 @@ class Runtime:
             self._retired[channel] = closing
             closing.add_done_callback(lambda _: self._retired.pop(channel, None))
 
-    async def containers(self, identifier: str = "") -> tuple[Listed, ...]:
+    async def containers(self, identifier: str = "", *, sandbox: str = "") -> tuple[Listed, ...]:
         """List every container that the runtime has, of every sandbox and in every state.
 
         Args:
             identifier: the ID of the only container to list; empty for all.
+            sandbox: the ID of the only sandbox whose containers to list; empty for all.
 
         Raises:
-            WorkloadError: ``cri_unavailable``.
+            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
         """
+        wanted = runtime_pb2.ContainerFilter(id=identifier, pod_sandbox_id=sandbox)
         answer = await self._ask(
             "ListContainers",
-            runtime_pb2.ListContainersRequest(filter=runtime_pb2.ContainerFilter(id=identifier)),
+            runtime_pb2.ListContainersRequest(filter=wanted),
             runtime_pb2.ListContainersResponse.FromString,
         )
         return tuple(
@@ -128,7 +141,7 @@ class Runtime:
         """List the IDs of all sandboxes that the runtime has, in every state.
 
         Raises:
-            WorkloadError: ``cri_unavailable``.
+            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
         """
         answer = await self._ask(
             "ListPodSandbox",
@@ -179,11 +192,11 @@ class Runtime:
             raise WorkloadError(
                 f"the runtime at {self._socket} does not answer {method}: "
                 f"{error.code().name}: {(error.details() or '')[:200]}",
-                reason="cri_unavailable",
+                reason="cri_unavailable" if error.code() in _OUTAGES else "cri_unknown_shape",
                 advice="check that node.cri.socket is the runtime's and that the agent may open it",
             ) from None
         what = f"the answer of the runtime at {self._socket} to {method}"
-        with reading(what, WorkloadError, reason="cri_unavailable"):
+        with reading(what, WorkloadError, reason="cri_unknown_shape"):
             return parse(answer)
 
 
