@@ -40,6 +40,8 @@ _REMEMBERED: Final = 512
 LOOKS_A_TURN: Final = 16
 """How many recognitions one change wakes in a turn of the loop; a look takes about 0.2 ms."""
 _POSTPONED: Final = WorkloadError("it has not been looked for yet", reason="undetermined")
+_OTHER_RULES: Final = WorkloadError("other rules came during the look", reason="undetermined")
+"""They may ask for facts that the look did not gather; the next look follows at once."""
 
 
 class IdentityKeeper(Protocol):
@@ -164,21 +166,25 @@ class Recogniser:
         Raises:
             PeerGoneError: the process that connected has ended; nothing gathered counts.
         """
-        costly = self._needed & _costly(self.attestors)
-        cheap, failed = await self._gather(peer, self.attestors, self._needed - costly)
+        rules, needed = self.rules, self._needed
+        costly = needed & _costly(self.attestors)
+        facts, failed = await self._gather(peer, self.attestors, needed - costly)
         if failed is None and costly:
             # Costly facts are gathered only if they can decide, and not for a caller that no rule
             # would match anyway.
             postponed = Facts(unknown=dict.fromkeys(costly, _POSTPONED))
-            decision = self.rules.decide(merge([cheap, postponed]))
-            if decision.undetermined is not _POSTPONED:
-                return RecognitionOutcome(facts=cheap, decision=decision)
-            some = [each for each in self.attestors if each.costly & costly]
-            facts, failed = await self._gather(peer, some, self._needed)
-            cheap = merge([facts, cheap])
+            decision = rules.decide(merge([facts, postponed]))
+            if decision.undetermined is _POSTPONED:
+                some = [each for each in self.attestors if each.costly & costly]
+                more, failed = await self._gather(peer, some, needed)
+                facts = merge([more, facts])
+            elif rules is self.rules:
+                return RecognitionOutcome(facts=facts, decision=decision)
+        if rules is not self.rules:
+            failed = _OTHER_RULES
         if failed is not None:
-            return RecognitionOutcome(facts=cheap, decision=Decision(undetermined=failed))
-        return RecognitionOutcome(facts=cheap, decision=self._decide(cheap))
+            return RecognitionOutcome(facts=facts, decision=Decision(undetermined=failed))
+        return RecognitionOutcome(facts=facts, decision=self._decide(facts))
 
     def _decide(self, facts: Facts) -> Decision:
         """Decide by the rules; equal facts give equal decisions, so these are remembered."""
@@ -255,15 +261,21 @@ class Recogniser:
                 self.timing.linger, guarded("release of an identity", self._release_now), identity
             )
 
-    async def until_ready(self, identities: Iterable[Identity]) -> bool:
-        """Wait a bounded time, and say whether all can be served."""
+    async def until_ready(self, identities: Iterable[Identity], *, since: int) -> bool:
+        """Wait a bounded time, until a change at most, and say whether all can be served."""
+
+        async def wait() -> None:
+            for identity in identities:
+                await self._keeper.until_ready(identity)
+
+        ready = asyncio.ensure_future(wait())
+        changed = asyncio.ensure_future(self.wait_for_change(self.timing.replace, since=since))
         try:
-            async with asyncio.timeout(self.timing.replace):
-                for identity in identities:
-                    await self._keeper.until_ready(identity)
-        except TimeoutError:
-            return False
-        return True
+            await asyncio.wait((ready, changed), return_when=asyncio.FIRST_COMPLETED)
+            return ready.done() and ready.exception() is None
+        finally:
+            ready.cancel()
+            changed.cancel()
 
     def _release_now(self, identity: Identity) -> None:
         self._lingering.pop(identity, None)
@@ -350,7 +362,7 @@ class Recognition:
             while True:
                 since = self._recogniser.changes
                 outcome = await self._recogniser.look(self.peer)
-                settled = await self._apply(outcome)
+                settled = await self._apply(outcome, since)
                 if settled:
                     gap = timing.retry_first
                     await self._recogniser.wait_for_change(timing.recheck, since=since)
@@ -362,7 +374,7 @@ class Recognition:
         finally:
             self._end(PeerGoneError(f"the connection of process {self.peer.pid} ended"))
 
-    async def _apply(self, outcome: RecognitionOutcome) -> bool:
+    async def _apply(self, outcome: RecognitionOutcome, since: int) -> bool:
         """Apply the outcome, and say whether there is nothing left to wait for."""
         now = asyncio.get_running_loop().time()
         self._recogniser.log.tell(self.peer, outcome.facts, outcome.decision, self._told, now=now)
@@ -393,8 +405,9 @@ class Recognition:
             return True
         before, rules = self._entitlement.current.identities, self._recogniser.rules
         self._hold_only((*identities, *before))
-        if set(identities) - set(before) and not await self._recogniser.until_ready(identities):
-            return False
+        if set(identities) - set(before):
+            if not await self._recogniser.until_ready(identities, since=since):
+                return False
         if rules is not self._recogniser.rules:
             return False  # other rules came meanwhile, and may not give it these identities
         self._entitlement.replace(caller)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 
 from sds.errors import WorkloadError
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
-from sds.workload.cri.pods import SeenContainer, SeenPod
-from sds.workload.cri.settings import PodContents
+from sds.workload.cri.pods import SeenContainer, SeenPod, SeenPods
+from sds.workload.cri.settings import CriSettings, PodContents
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 UID = "f8c23ee5-a81d-4e76-a51e-0ce6edfa6c3a"
 SANDBOX, CONTAINER = "ad" * 32, "6e" * 32
@@ -119,6 +123,13 @@ def test_the_lines_say_what_it_is() -> None:
     assert not [
         line for line in found.lines if UID in line or SANDBOX in line or "HOSTNAME" in line
     ]
+
+
+@pytest.mark.parametrize("name", ["cache", "empty-dir", "downward-api"])
+def test_a_part_of_a_volume_is_unmeasured_whatever_the_volume_is_called(name: str) -> None:
+    """Its path says the volume's name and not its kind, and anyone chooses names."""
+    mount = bind("/data", f"{POD}/volume-subpaths/{name}/main/0")
+    assert form(SPEC | {"mounts": [mount]}).unmeasured == {f"subpath {name} 0"}
 
 
 def test_another_pod_of_the_same_manifest_has_the_same_form() -> None:
@@ -278,3 +289,11 @@ def test_membership() -> None:
     assert "attempt 1 of c1 was never seen" in far.missed
     swapped = contents.model_copy(update={"containers": contents.containers[::-1]})
     assert swapped.digest == contents.digest
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "null", '"x"', "[]"])
+def test_a_damaged_file_of_what_was_seen_is_forgotten(tmp_path: Path, number: str) -> None:
+    pod = {"uid": "u", "pid": 0, "digest": "", "unmeasured": [], "missed": "", "containers": {}}
+    text = json.dumps({"format": 1, "pods": {"s": pod}}).replace('"pid": 0', f'"pid": {number}')
+    (tmp_path / "seen.json").write_text(text)
+    assert not SeenPods(CriSettings(), tmp_path / "seen.json", started_ns=0).pods

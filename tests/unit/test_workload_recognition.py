@@ -235,3 +235,55 @@ def test_what_other_rules_take_away_meanwhile_is_not_given() -> None:
         recogniser.close()
 
     virtual_time.run(run())
+
+
+def test_a_right_that_ends_while_another_is_prepared_ends_at_once() -> None:
+    """The authority may not give the other certificate for a long time, or ever."""
+
+    async def run() -> None:
+        attestor, keeper = Fixed(), Keeper()
+        recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=keeper)
+        recognition = Recognition(recogniser, caller())
+        following = asyncio.create_task(recognition.follow())
+        entitlement = await recognition.entitlement()
+        keeper.ready.clear()
+        recogniser.replace_rules(rules({"unix:uid": "7", "spiffe_id": "spiffe://example.org/new"}))
+        await asyncio.sleep(1)
+        assert entitlement.ended is None
+        recogniser.replace_rules(rules({"unix:uid": "8"}))
+        await asyncio.sleep(recogniser.timing.replace / 10)
+        assert entitlement.ended is not None
+        following.cancel()
+        recogniser.close()
+
+    virtual_time.run(run())
+
+
+class Hashing(Fixed):
+    """An attestor that finds a digest only where a rule asks for one, and takes its time."""
+
+    costly = frozenset({"unix:sha256"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.between: Callable[[], None] = lambda: None
+
+    async def attest(self, peer: Peer, needed: frozenset[str]) -> Facts:
+        found = {*self.facts.selectors}
+        if "unix:sha256" in needed:
+            found.add(Selector("unix:sha256", "ab"))
+        self.between()
+        return Facts(selectors=frozenset(found))
+
+
+async def test_rules_never_decide_by_facts_that_were_gathered_for_other_rules() -> None:
+    """The first rule matches by a fact that nobody looked for; the second one must not win."""
+    attestor = Hashing()
+    recogniser = Recogniser(attestors=[attestor], rules=rules({"unix:uid": "7"}), keeper=Keeper())
+    later = rules({"unix:sha256": "ab"}, {"unix:uid": "7"})
+    attestor.between = lambda: recogniser.replace_rules(later)
+    first = (await recogniser.look(caller())).decision
+    assert first.undetermined is not None
+    attestor.between = lambda: None
+    (granted,) = (await recogniser.look(caller())).decision.granted
+    assert granted.rule == "r0"

@@ -259,8 +259,8 @@ def _mount(
     if kind == "bind":
         where = _source(source, destination, around, container_id)
         if where.startswith(("host ", "volume ", "subpath ")):
-            volume = where.split(" ")[1]
-            if where.startswith("host ") or volume not in _MEASURED_VOLUMES:
+            what, kind_or_name, *_ = where.split(" ")
+            if what != "volume" or kind_or_name not in _MEASURED_VOLUMES:
                 content.add(where)
     mapped = {key: mount[key] for key in ("gidMappings", "uidMappings") if mount.get(key)}
     line = f"mount {_json([destination, kind, where, options, *([mapped] if mapped else [])])}"

@@ -199,6 +199,7 @@ class SeenPods:
             TypeError,
             LookupError,
             AttributeError,
+            OverflowError,
             RecursionError,
         ) as error:
             _LOG.warning(
