@@ -14,7 +14,24 @@ Verification raises one of these; it never returns a bool.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from sds.reasons import REASONS
+
+_Error = TypeVar("_Error", bound=BaseException)
+
+
+def without_frames(error: _Error) -> _Error:
+    """Return an error that outlives its work, without the frames, whose locals may be keys.
+
+    The frames of its causes lead to the same frames, so they go too. An error that is raised again
+    and again needs this each time, because Python adds the frames of every time.
+    """
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__context__ or one.__cause__
+    return error
 
 
 class SdsError(Exception):

@@ -62,9 +62,12 @@ class Threads:
         with self._there:
             if self._idle <= len(self._waiting) and self._started < self._most:
                 self._start_another()
-            self._waiting.append(functools.partial(_do, done, bound))
+            self._waiting.append(functools.partial(_do, done, bound, _under_way))
             self._there.notify()
-        return await asyncio.wrap_future(done)
+        try:
+            return await asyncio.wrap_future(done)
+        finally:
+            del done, bound  # see _do
 
     def _start_another(self) -> None:
         """Start a thread; where the system gives none now, those that are there do the work."""
@@ -89,19 +92,24 @@ class Threads:
             del one  # its objects must not stay alive until other work comes
 
 
-def _do(done: Future[_R], bound: Callable[[], _R]) -> None:
-    """Do one piece of work and pass its result on, unless the call was cancelled."""
-    if not done.set_running_or_notify_cancel():
+def _do(done: Future[_R], bound: Callable[[], _R], under_way: set[Future[Any]]) -> None:
+    """Do one piece of work and pass its result on, unless the call was cancelled.
+
+    An error's traceback has this frame. If the frame still had the future, which has the error,
+    only the garbage collector could end them, and the arguments of the work: some are keys.
+    """
+    if not done.running() and not done.set_running_or_notify_cancel():
         return
     try:
-        _under_way.add(done)  # this may lack memory too: who waits must hear of it
+        under_way.add(done)  # this may lack memory too: who waits must hear of it
         result = bound()
     except BaseException as error:  # noqa: BLE001  handed to who waits
         done.set_exception(error)
     else:
         done.set_result(result)
     finally:
-        _under_way.discard(done)
+        under_way.discard(done)
+        del done, bound
 
 
 @atexit.register
@@ -125,16 +133,12 @@ async def alone(name: str, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.
     done: Future[_R] = Future()
     done.set_running_or_notify_cancel()  # from here on a cancellation does not reach it
 
-    def run() -> None:
-        try:
-            result = work(*args, **kwargs)
-        except BaseException as error:  # noqa: BLE001  handed to who waits
-            done.set_exception(error)
-        else:
-            done.set_result(result)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return await asyncio.wrap_future(done)
+    bound = functools.partial(work, *args, **kwargs)
+    threading.Thread(target=_do, args=(done, bound, set()), name=name, daemon=True).start()
+    try:
+        return await asyncio.wrap_future(done)
+    finally:
+        del done, bound  # see _do
 
 
 ROTATION: Final = Threads("rotation", 4)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import EvidenceError, EvidenceMalformedError
+from sds.errors import EvidenceError, EvidenceMalformedError, without_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -140,7 +140,7 @@ class Verdict:
             EvidenceError: the error of the first check that failed.
         """
         if self.error is not None:
-            raise self.error
+            raise without_frames(self.error)  # it may be one that every evidence gets
         if not self.checks or self.claims is None:
             raise EvidenceMalformedError("nothing was checked")
         return self.claims

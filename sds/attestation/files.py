@@ -31,7 +31,7 @@ from sds.attestation.standing import documents, standing
 from sds.attestation.tdx.chain import of_intels_kind, root_digest
 from sds.attestation.tdx.collateral import load_lists
 from sds.attestation.tdx.material import Material, material_now, not_amds
-from sds.errors import ConfigurationError, EvidenceError
+from sds.errors import ConfigurationError, EvidenceError, without_frames
 from sds.settings.watching import follow_folders
 from sds.settings.yamlfile import read
 
@@ -99,7 +99,7 @@ class InForce:
             EvidenceError: ``revocation_list``: they cannot be used.
         """
         if self.amd_error is not None:
-            raise self.amd_error
+            raise without_frames(self.amd_error)
         return self.amd
 
 

@@ -75,8 +75,8 @@ WORKLOAD: Final[dict[str, Reason]] = {
         retriable=True,
     ),
     "cri_unknown_shape": Reason(
-        "The runtime describes containers in a form that this version does not know. Tested: "
-        "containerd 1.6 and 2.1.",
+        "The runtime describes containers in a form that this version does not know, or in more "
+        "than 16 MiB. Tested: containerd 1.6 and 2.1.",
     ),
     "cri_unseen": Reason(
         "This passes as soon as the runtime lists the caller's container.",

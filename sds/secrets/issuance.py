@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.backoff import uniform
-from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, SdsError
+from sds.errors import (
+    AuthorityAnswerError,
+    AuthorityUnavailableError,
+    SdsError,
+    without_frames,
+)
 from sds.exchange.item import CertificateItem, IssuedChain
 from sds.faults import report
 from sds.identity import KeyType
@@ -218,7 +223,8 @@ class IssuanceQueue:
         try:
             await self._ask_for(batch, draw)
         except SdsError as error:
-            _answer_all(batch, NoCredentials(error=error, draw=draw, shared=True))
+            kept = without_frames(error)
+            _answer_all(batch, NoCredentials(error=kept, draw=draw, shared=True))
         except (Exception, asyncio.CancelledError) as error:
             # An error that a library raises, or a cancellation that it makes, fails this one
             # request. A cancellation of this task itself takes effect after the answers.
@@ -299,7 +305,7 @@ def _verified(
             now=answered.received.wall,
         )
     except SdsError as error:
-        return NoCredentials(error=error, draw=answered.draw)
+        return NoCredentials(error=without_frames(error), draw=answered.draw)
     pem = private_key_pem(key)
     private_key = SecretBytes(pem)
     wipe(pem)

@@ -19,6 +19,7 @@ from sds.errors import (
     ProtocolError,
     SdsError,
     WorkloadError,
+    without_frames,
 )
 from sds.serving.authorization import EXTENSION_TYPE
 from sds.serving.conversation import response_version
@@ -210,7 +211,7 @@ class SocketCalls:
 
     async def _admit(self, context: grpc.aio.ServicerContext[bytes, bytes]) -> Entitlement:
         if self._service.draining is not None:
-            raise self._service.draining
+            raise without_frames(self._service.draining)
         entitlement = await self._entitlements(context)
         if entitlement.ended is not None:
             raise entitlement.ended
@@ -280,9 +281,7 @@ class SocketCalls:
         error: SdsError,
     ) -> None:
         """End the call with the status of this error; this always raises."""
-        # The error may outlive the call (it may be the end of an entitlement); the call's frames
-        # must not.
-        error.__traceback__ = None
+        without_frames(error)  # the error may outlive the call: it may end an entitlement
         status, event = status_of(error)
         self._service.observer.count(event, method)
         if event is not Event.STREAM_REFUSED:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import grpc
 
 from sds._proto.spiffe.workload import workload_pb2
-from sds.errors import SdsError, WorkloadError
+from sds.errors import SdsError, WorkloadError, without_frames
 from sds.identity import Identity
 from sds.serving.slices import sliced
 from sds.trickle import Trickle
@@ -132,7 +132,7 @@ class WorkloadApi:
             self._unsent.follow(context)
             await self._follow(entitlement, build, context)
         except WorkloadError as error:
-            error.__traceback__ = None  # the error may outlive the call; the call's frames must not
+            without_frames(error)  # the error may outlive the call
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         if self._draining is not None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(self._draining))

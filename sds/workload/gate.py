@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import grpc
 
-from sds.errors import WorkloadError
+from sds.errors import WorkloadError, without_frames
 from sds.workload import whoami
 from sds.workload.connected import entitlement_of
 
@@ -66,7 +66,6 @@ class Gate:
             if entitlement.ended is not None:
                 raise entitlement.ended
         except WorkloadError as error:
-            error.__traceback__ = None  # the error may outlive the call; the call's frames must not
-            self._refused(call.path, error)
+            self._refused(call.path, without_frames(error))  # the error may outlive the call
             await call.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         call.owner.recognise()

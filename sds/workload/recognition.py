@@ -25,7 +25,7 @@ from sds.workload.entitlement import Caller, Entitlement
 from sds.workload.explaining import explained
 from sds.workload.facts import Facts, merge
 from sds.workload.mapping import Decision, Defaults, Matching, decide, selector_types
-from sds.workload.recognition_log import RecognitionLog, describe_selectors
+from sds.workload.recognition_log import RecognitionLog, why_not
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -405,9 +405,9 @@ class Recognition:
             return True
         before, rules = self._entitlement.current.identities, self._recogniser.rules
         self._hold_only((*identities, *before))
-        if set(identities) - set(before):
-            if not await self._recogniser.until_ready(identities, since=since):
-                return False
+        fresh = set(identities) - set(before)
+        if fresh and not await self._recogniser.until_ready(identities, since=since):
+            return False
         if rules is not self._recogniser.rules:
             return False  # other rules came meanwhile, and may not give it these identities
         self._entitlement.replace(caller)
@@ -432,25 +432,7 @@ class Recognition:
             self._hold_only(())
 
     def _why_not(self, waited: float) -> WorkloadError:
-        found = describe_selectors(self.outcome.facts.selectors)
-        held = f" within {waited:g} s" if waited else ""
-        if (why := self.outcome.decision.undetermined) is not None:
-            return WorkloadError(
-                f"this caller could not be recognised{held}: {why.reason}; found: {found}",
-                advice="the agent's log and `sds status` say what it waits for",
-                reason="undetermined",
-            )
-        return WorkloadError(
-            "; ".join(
-                (
-                    f"no workload rule matches this caller{held}",
-                    *self.outcome.facts.hints,
-                    f"found: {found}",
-                )
-            ),
-            advice="compare with the rules; `sds whoami` shows this at any time",
-            reason="no_match",
-        )
+        return why_not(self.outcome.facts, self.outcome.decision, waited)
 
 
 def _wake(future: asyncio.Future[None]) -> None:

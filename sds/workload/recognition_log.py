@@ -1,8 +1,8 @@
-"""Logs recognised and refused callers.
+"""Logs recognised and refused callers, and tells a caller why it is refused.
 
-Owns :class:`RecognitionLog`. Invariants: an owner that connects again and again with the same
-outcome causes one line in an interval, which says how often that happened; callers that no rule
-matches cause a bounded number of lines, however many users they come as.
+Owns :class:`RecognitionLog` and :func:`why_not`. Invariants: an owner that connects again and again
+with the same outcome causes one line in an interval, which says how often that happened; callers
+that no rule matches cause a bounded number of lines, however many users they come as.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+from sds.errors import WorkloadError
 from sds.repeats import Repeats
 
 if TYPE_CHECKING:
@@ -86,6 +87,29 @@ def _tell(decision: Decision, extra: dict[str, object]) -> None:
 def _same(one: Decision, other: Decision) -> bool:
     """Say whether both are undetermined for the same reason; each look makes a new error."""
     return str(one.undetermined) == str(other.undetermined) and one.problems == other.problems
+
+
+def why_not(facts: Facts, decision: Decision, waited: float) -> WorkloadError:
+    """Make the error for a caller that has no identity.
+
+    Args:
+        facts: what was found about it.
+        decision: what was decided.
+        waited: the seconds that it waited; 0 for no wait.
+    """
+    found = describe_selectors(facts.selectors)
+    held = f" within {waited:g} s" if waited else ""
+    if (why := decision.undetermined) is not None:
+        return WorkloadError(
+            f"this caller could not be recognised{held}: {why.reason}; found: {found}",
+            advice="the agent's log and `sds status` say what it waits for",
+            reason="undetermined",
+        )
+    return WorkloadError(
+        "; ".join((f"no workload rule matches this caller{held}", *facts.hints, f"found: {found}")),
+        advice="compare with the rules; `sds whoami` shows this at any time",
+        reason="no_match",
+    )
 
 
 def describe_selectors(selectors: Iterable[Selector]) -> str:

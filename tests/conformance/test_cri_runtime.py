@@ -59,10 +59,10 @@ async def test_what_is_no_answer_of_a_runtime_is_our_error(answer: bytes) -> Non
     with short_folder() as folder:
         async with answering(folder, answer) as runtime:
             for ask in (runtime.containers, runtime.sandboxes):
-                with refused("cri_unavailable"):
+                with refused("cri_unknown_shape"):
                     await ask()
             for describe in (runtime.container, runtime.sandbox):
-                with refused("cri_unavailable"):
+                with refused("cri_unknown_shape"):
                     await describe("a")
 
 

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
+import gc
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING
+import traceback
+import weakref
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from sds import threads
 from sds.clock import SystemClock
+from sds.errors import AuthorityUnavailableError
+from sds.exchange.item import IssuedChain
 from sds.identity import KeyType
-from sds.secrets.issuance import Credentials, IssuanceQueue
+from sds.secrets.issuance import Credentials, IssuanceQueue, NoCredentials
 from sds.secrets.schedule import Urgency
 from sds.threads import Threads
 from tests.support.fake_authority import FakeAuthority
@@ -23,7 +32,11 @@ from tests.support.source import modules
 from tests.unit.test_rotation import identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
+
+    from sds.authority.port import Issuance
+    from sds.exchange.item import CertificateItem
 
 
 def calls(tree: ast.AST, name: str) -> Iterator[ast.Call]:
@@ -165,3 +178,88 @@ async def test_where_the_system_gives_no_more_threads_those_that_are_there_do_th
     assert await held
     with pytest.raises(RuntimeError, match="new thread"):
         await Threads("none", 3).run(divmod, 7, 2)
+
+
+class Argument:
+    """What a piece of work gets, such as a private key."""
+
+
+@pytest.mark.parametrize("run", [threads.ROTATION.run, partial(threads.alone, "one")])
+async def test_work_that_fails_keeps_its_arguments_no_longer(run: Callable[..., Any]) -> None:
+    """Without waiting for the garbage collector, which may not run for hours."""
+
+    def fail(_given: Argument) -> None:
+        raise ValueError("no")
+
+    given = Argument()
+    left = weakref.ref(given)
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            await run(fail, given)
+        del given
+        async with asyncio.timeout(10):
+            while left() is not None:  # the thread lets go a moment after it passed the error on
+                await asyncio.sleep(0.001)
+    finally:
+        gc.enable()
+
+
+class Late(FakeAuthority):
+    """An authority whose client fails because of another error."""
+
+    async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        error = TimeoutError()
+        raise AuthorityUnavailableError(f"no answer about {len(items)}") from error
+
+
+class Babbler(FakeAuthority):
+    """An authority whose certificates no parser reads, so that the error has a cause."""
+
+    async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        issuance = await super().issue(items)
+        chain = IssuedChain(chain=(b"\x30\x03\x02\x01\x00",))
+        return replace(issuance, outcomes=(chain,) * len(items))
+
+
+class Impostor(FakeAuthority):
+    """An authority that signs under a root that it does not name."""
+
+    async def issue(self, items: Sequence[CertificateItem]) -> Issuance:
+        self.bundle = [self.new_root("other").der]
+        return await super().issue(items)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds"),
+    [(Late, 30.0), (FakeAuthority, 0.01), (Impostor, 30.0), (Babbler, 30.0)],
+)
+async def test_the_error_of_a_request_keeps_no_key(
+    kind: type[FakeAuthority], seconds: float
+) -> None:
+    """Rotation keeps the error until the next attempt, for people who ask why."""
+    clock = SystemClock()
+    authority = kind(clock)
+    authority.silent = None if seconds > 1 else asyncio.Event()
+    queue = IssuanceQueue(authority, clock, on_roots=lambda *_: None, attempt_seconds=seconds)
+    running = asyncio.create_task(queue.run())
+    answer = await queue.ask(identity(), Urgency.WAITING, window=0)
+    assert isinstance(answer, NoCredentials)
+    assert not [one for one in reached(answer.error) if isinstance(one, EllipticCurvePrivateKey)]
+    running.cancel()
+
+
+def reached(error: BaseException) -> list[object]:
+    """Everything that an error keeps alive by its causes and by the locals of its frames."""
+    found: list[object] = []
+    frames: dict[FrameType, None] = {}
+    chain: BaseException | None = error
+    while chain is not None:
+        for frame, _ in traceback.walk_tb(chain.__traceback__):
+            frames |= {outer: None for outer, _ in traceback.walk_stack(frame)}
+        chain = chain.__context__ or chain.__cause__
+    for frame in frames:
+        for value in frame.f_locals.values():
+            found += [value, *(value if isinstance(value, list | tuple) else ())]
+    return found

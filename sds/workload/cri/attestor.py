@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sds.errors import CgroupError, PeerGoneError, WorkloadError
+from sds.errors import CgroupError, PeerGoneError, WorkloadError, without_frames
 from sds.listeners import Listeners
 from sds.workload.cri.canonical import canonical
 from sds.workload.cri.nearest import compared
@@ -217,7 +217,7 @@ class CriAttestor:
                 if identifier in pod.containers and identifier in self._first_processes:
                     return pod
             if (error := self._refused.get(identifier)) is not None:
-                raise error
+                raise without_frames(error)
             if self._clock.now().monotonic >= until:
                 raise self._error or WorkloadError(
                     f"the runtime does not list container {identifier[:12]}", reason="cri_unseen"
