@@ -14,6 +14,7 @@ docs/policy.md, "Rollback".
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import re
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.errors import PolicyError, PolicyNotInForceError
 from sds.policy.envelope import MAX_SIGNED_BYTES, SignedPolicy
-from sds.policy.trust import admit, authenticate, check_epoch, check_window
+from sds.policy.trust import admit, authenticate, check_epoch, check_floor, check_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,7 +55,7 @@ class PolicySuccession:
     Attributes:
         trust_domain: the only one whose policy counts.
         trusted: who may sign the next epoch.
-        trusted_since: the epoch that named them; 0 if the configuration did.
+        trusted_since: the last epoch that named them; 0 if only the configuration did.
         line: the signed policies that led from the configured signers to ``trusted``.
         seen: the highest epoch that was in force here.
         policy: the policy of that epoch.
@@ -100,8 +101,14 @@ class PolicySuccession:
         if self.policy is None:
             return b""
         parts = dict.fromkeys((*self.line, self.policy.signed))
-        plain = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
-        return plain if len(plain) <= _PLAIN_BYTES else gzip.compress(plain, mtime=0)
+        return _packed(tuple(parts))
+
+
+@functools.lru_cache(maxsize=1)
+def _packed(parts: tuple[SignedPolicy, ...]) -> bytes:
+    """Join policies; once for all agents that are behind after a change."""
+    plain = b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
+    return plain if len(plain) <= _PLAIN_BYTES else gzip.compress(plain, mtime=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +135,8 @@ class VerifiedBefore:
         leads_on = self.successors is not None and self.successors != state.trusted
         if leads_on and self.epoch.number > state.trusted_since:
             return False
-        is_old = state.seen is not None and self.epoch.number <= state.seen.number
-        return is_old or not self.not_before <= now < self.not_after
+        lowest = max(state.min_epoch, 0 if state.seen is None else state.seen.number + 1)
+        return self.epoch.number < lowest or not self.not_before <= now < self.not_after
 
     def check(self, state: PolicySuccession, now: datetime) -> None:
         """Check whether offering the policy again can have an effect.
@@ -137,6 +144,7 @@ class VerifiedBefore:
         Raises:
             PolicyError: it would be refused; the error is that of an offer.
         """
+        check_floor(self.epoch, state.min_epoch)
         check_epoch(self.epoch, state.seen)
         check_window(self.not_before, self.not_after, now)
 
@@ -283,6 +291,9 @@ def offer(
                 retry_before = max(policy.not_after, retry_before or policy.not_after)
             continue
         taken = replace(candidate.state, seen=policy.epoch, policy=admitted)
+        if policy.successors is not None:
+            # It may name the present signers again; earlier links to others are then over.
+            taken = replace(taken, trusted_since=policy.epoch.number)
         return taken, OfferOutcome(
             taken=admitted,
             refusal=_first([*refusals, *errors]),

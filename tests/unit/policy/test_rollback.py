@@ -223,3 +223,23 @@ async def test_an_old_policy_that_callers_send_again_and_again_is_read_once(
     clock.step(86400)
     assert holder.take_from_stranger(future).taken is not None
     assert holder.epoch == 9
+
+
+def test_a_policy_below_the_floor_is_read_once_where_none_is_in_force(
+    clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Parties(clock).policies[1]
+    start = PolicySuccession(trust_domain=DOMAIN, trusted=trusting(ALICE), min_epoch=5)
+    holder = PolicyHolder(start, clock=clock)
+    read: list[bytes] = []
+
+    def parse(raw: bytes) -> Any:
+        read.append(raw)
+        return parse_payload(raw)
+
+    monkeypatch.setattr(trust, "parse_payload", parse)
+    for spaces in range(4):
+        refusal = holder.take_from_stranger(old.replace(b"{", b"{" + b" " * spaces, 1)).refusal
+        assert refusal is not None
+        assert refusal.reason == "policy_epoch_lower"
+    assert len(read) == 1

@@ -192,6 +192,7 @@ def test_a_large_handover_is_compressed_and_bounded() -> None:
     handed = state.handover
     assert len(handed) < len(signed) / 3
     assert split(handed) == [signed]
+    assert state.handover is handed  # thousands of agents may be behind: it is made once
     for bad in (handed[:-20], handed + b"x", handed[:40], gzip.compress(b"{" * 30_000_000)):
         with refused("policy_malformed"):
             split(bad)
@@ -200,3 +201,18 @@ def test_a_large_handover_is_compressed_and_bounded() -> None:
 def test_an_empty_offer() -> None:
     assert step(fresh())[2] == "policy_absent"
     assert split(b" \n") == []
+
+
+def test_a_policy_that_names_the_signers_again_ends_the_right_of_others() -> None:
+    # Epoch 2 gave the right to Bob, and epoch 3, which both signed, gave it back to Alice. A party
+    # that started with Alice's key and never saw epoch 2 takes epoch 3. From then on only Alice's
+    # signature counts: Bob's key, lost since, leads no further.
+    to_bob = sign(document(2, signers=named(BOB)), ALICE, BOB)
+    back = sign(document(3, signers=named(ALICE)), ALICE, BOB)
+    stolen = sign(document(4, description="everything"), BOB)
+    state, _, _ = step(fresh(), back)
+    assert epoch(state) == 3
+    same, outcome, _ = step(state, to_bob, stolen)
+    assert (same, outcome.taken) == (state, None)
+    state, _, _ = step(state, sign(document(4), ALICE))
+    assert epoch(state) == 4
