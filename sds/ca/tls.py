@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import grpc
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from sds.authority.channel import TLS_SERVER_NAME
@@ -162,6 +163,11 @@ def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentit
             f"tls.key: {key} is not the key of {certificate}",
             advice="give the key that the certificate was issued for",
         )
+    if isinstance(private, ed25519.Ed25519PrivateKey):
+        raise ConfigurationError(
+            f"tls.key: {key} is an Ed25519 key, which gRPC's TLS does not offer to any client",
+            advice="use a key on P-256 or P-384, or an RSA key",
+        )
     if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
         raise ConfigurationError(
             f"tls.certificate: {certificate} is valid from {leaf.not_valid_before_utc:{_ISO}} to "
@@ -170,7 +176,7 @@ def tls_from_files(certificate: Path, key: Path, *, now: datetime) -> TlsIdentit
         )
     return TlsIdentity(
         certificate_pem=certificate_pem(chain),
-        key_pem=pem,
+        key_pem=private_key_pem(private),  # gRPC reads fewer forms of PEM than we do
         key_digest=spki_sha256(public),
         not_after=leaf.not_valid_after_utc,
     )

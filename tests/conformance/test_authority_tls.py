@@ -8,13 +8,17 @@ import socket
 import ssl
 import threading
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from sds.authority import root_file
 from sds.authority.attested import AuthoritySettings
-from sds.authority.channel import TLS_SERVER_NAME, VerifiedTls
+from sds.authority.channel import TLS_SERVER_NAME, AttestedTls, VerifiedTls, connect
 from sds.authority.root_file import RootFile
 from sds.ca.tls import TlsIdentity, self_signed_tls
 from sds.ca.tls_files import FollowedTls
@@ -22,6 +26,7 @@ from sds.clock import SystemClock
 from sds.errors import AuthorityUnavailableError, ConfigurationError
 from sds.exchange.item import IssuedChain
 from tests.support.authority import World, wish
+from tests.support.certificates import common_name
 from tests.support.no_threads import give_no_more_threads
 
 if TYPE_CHECKING:
@@ -230,3 +235,50 @@ def test_a_root_file_that_cannot_be_used_ends_the_start(tmp_path: Path, content:
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"root\.pem"):
         RootFile(path)
+
+
+def pair(key: Any) -> TlsIdentity:
+    """Any key with a certificate for it."""
+    name = common_name("x")
+    now = SystemClock().now().wall
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 5)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    )
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return TlsIdentity(
+        certificate_pem=made.public_bytes(Encoding.PEM),
+        key_pem=pem,
+        key_digest=b"",
+        not_after=now,
+    )
+
+
+def test_a_key_with_which_no_client_can_talk_ends_the_start(tmp_path: Path) -> None:
+    write(tmp_path, pair(ed25519.Ed25519PrivateKey.generate()))
+    with pytest.raises(ConfigurationError, match=r"tls\.key: .* is an Ed25519 key"):
+        followed(tmp_path)
+
+
+async def test_a_key_file_in_another_form_of_pem_is_served(tmp_path: Path) -> None:
+    identity = tls()
+    write(tmp_path, identity)
+    indented = b"".join(b"  " + line for line in identity.key_pem.splitlines(keepends=True))
+    (tmp_path / "tls.key").write_bytes(b"\xef\xbb\xbf" + indented)
+    async with World().running(tls=followed(tmp_path)) as authority:
+        assert await shown(authority.port) == identity.certificate_pem
+
+
+async def test_a_replica_whose_key_is_of_another_kind_counts_as_one_that_is_down(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, pair(ec.generate_private_key(ec.SECP521R1())))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.crt", tmp_path / "tls.key")
+    server = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(AuthorityUnavailableError, match="elliptic curve secp521r1"):
+            await connect((f"127.0.0.1:{port}",), AttestedTls(), seconds=10)
