@@ -2,7 +2,8 @@
 
 Owns the group and the commands that need no key: new, lint, diff, explain, test, schema. Those that
 read take a YAML file, a directory of YAML files or a signed file. They do not check signatures, and
-say so where it matters (``verify`` does).
+say so where it matters (``verify`` does). Invariant: no text of a policy forges or hides a line of
+the output, because people read it before they sign.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sds.commands.policy_keys import (
     write,
 )
 from sds.commands.policy_pod import pod
+from sds.commands.printable import printable
 from sds.errors import ConfigurationError
 from sds.files import is_taken
 from sds.policy import cases, explanation
@@ -97,10 +99,10 @@ def lint(context: click.Context, path: Path, moment: datetime | None, *, strict:
     document = read_document(path)
     wrong = errors(document)
     for error in wrong:
-        click.echo(f"error: {error}")
+        click.echo(printable(f"error: {error}"))
     found = warnings(document, now=moment or utc_now())
     for warning in found:
-        click.echo(f"warning: {warning}")
+        click.echo(printable(f"warning: {warning}"))
     click.echo(
         f"{path}: epoch {document.epoch} of {document.trust_domain}, {len(document.nodes)} node "
         f"groups, {len(document.workloads)} workload rules, {len(document.allow)} allow rules, "
@@ -121,7 +123,7 @@ def diff(old: Path, new: Path, output: str) -> None:
         click.echo(json.dumps({"changes": lines}))
         return
     for line in lines or ["nothing that is enforced changes"]:
-        click.echo(line)
+        click.echo(printable(line))
 
 
 @policy.command("explain")
@@ -248,7 +250,7 @@ def _print_answer(answer: explanation.PolicyAnswer, output: str) -> None:
         return
     click.echo(f"{answer.question} {'allowed' if answer.allowed else 'denied'}")
     for line in answer.because:
-        click.echo(f"  {line}")
+        click.echo(printable(f"  {line}"))
 
 
 def _facts(selectors: tuple[str, ...], services: tuple[str, ...]) -> Facts:
@@ -307,7 +309,7 @@ def test(context: click.Context, path: Path, case_file: Path, output: str) -> No
     else:
         for result in results:
             text = "" if result.passed else f": expected {result.expected}, found {result.found}"
-            click.echo(f"{'✓' if result.passed else '✗'} {result.name}{text}")
+            click.echo(printable(f"{'✓' if result.passed else '✗'} {result.name}{text}"))
         click.echo(f"{len(results) - len(failed)} passed, {len(failed)} failed")
     if failed:
         context.exit(1)

@@ -12,6 +12,7 @@ import click
 import yaml
 
 from sds.commands.policy_keys import DAYS, EPOCH, PATH, trust_domain_of, utc_now, write
+from sds.commands.printable import printable
 from sds.errors import ConfigurationError
 from sds.files import is_taken
 from sds.policy.istio.conversion import convert
@@ -68,7 +69,8 @@ def istio(
         raise ConfigurationError(f"{out} exists already", advice="choose another name")
     found = convert(read_manifests(files), trust_domain=domain, root_namespace=root_namespace)
     for finding in found.findings:
-        click.echo(f"{'narrower' if finding.narrows else 'note'}: {finding}", err=True)
+        text = printable(str(finding))
+        click.echo(f"{'narrower' if finding.narrows else 'note'}: {text}", err=True)
     narrows = any(finding.narrows for finding in found.findings)
     if narrows and not partial:
         click.echo("nothing is written: --partial writes what can be expressed", err=True)
@@ -89,6 +91,9 @@ def istio(
 
 
 def _allow(found: Conversion) -> str:
-    comments = [f"# not said: {finding}\n" for finding in found.findings if finding.narrows]
+    # A name in a manifest may have any character; it must not end the comment.
+    comments = [
+        f"# not said: {printable(str(finding))}\n" for finding in found.findings if finding.narrows
+    ]
     rules = yaml.safe_dump({"allow": found.allow}, sort_keys=False, width=100, allow_unicode=True)
     return "".join(comments) + rules

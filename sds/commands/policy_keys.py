@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from sds.clock import SystemClock
 from sds.commands.options import MOMENT, NamedPath, output, refuse_idle
+from sds.commands.printable import printable
 from sds.errors import ConfigurationError, IdentityError, PolicyError
 from sds.files import is_folder, replace_file
 from sds.identity import parse_trust_domain
@@ -228,7 +229,7 @@ def sign(
         envelope = new_envelope(read_source(path))
     document = parse_source(envelope.payload, what=str(path))
     for warning in lint.warnings(document, now=utc_now()):
-        click.echo(f"warning: {warning}", err=True)
+        click.echo(printable(f"warning: {warning}"), err=True)
     signed = add_signatures(envelope, signers)
     if len(signed) > MAX_SIGNED_BYTES:
         raise ConfigurationError(f"the signed policy would have more than {MAX_SIGNED_BYTES} bytes")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from sds.errors import ConfigurationError
 from sds.policy.istio.atoms import Atom, Denial, remainder
 from sds.policy.istio.conditions import Conditions
 from sds.policy.istio.manifests import Spot, workloads_of
@@ -63,10 +64,14 @@ def convert(
             mesh.
 
     Raises:
-        ConfigurationError: the labels of a selector or of a workload are not a mapping.
+        ConfigurationError: labels are not a mapping, no SPIFFE ID can contain the name of a
+            namespace or account, or the denials cut the rest into too many parts.
     """
     names = Names(trust_domain=trust_domain, foreign=_foreign(manifests, trust_domain))
-    return _Converter(manifests, names, root_namespace).run()
+    try:
+        return _Converter(manifests, names, root_namespace).run()
+    except CannotSayError as error:
+        raise ConfigurationError(f"these manifests cannot be converted: {error}") from error
 
 
 def _foreign(manifests: Sequence[Manifest], own: TrustDomain) -> tuple[str, ...]:

@@ -454,3 +454,32 @@ def test_manifests_that_are_none(tmp_path: Path, text: str) -> None:
     result = run(file)
     assert result.exit_code in {0, 2}, result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "kind: AuthorizationPolicy\nmetadata: {name: p, namespace: 'b d'}\nspec: {rules: [{}]}\n",
+        "kind: Pod\nmetadata: {name: p, namespace: foo}\nspec: {serviceAccountName: 'b d'}\n",
+    ],
+)
+def test_names_that_no_spiffe_id_contains_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    result = run(file)
+    assert result.exit_code == 2
+    assert "cannot be converted" in result.stderr
+    assert "b d" in result.stderr
+
+
+def test_a_name_of_several_lines_adds_nothing_to_the_document(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        'kind: AuthorizationPolicy\nmetadata: {name: "x\\nrequests_enforce: false\\n# \\e[31m"}\n'
+        "spec: {rules: [{when: [{key: 'request.headers[x]', values: [a]}]}]}\n"
+    )
+    result = run(file, "--partial")
+    assert result.exit_code == 1
+    assert "requests_enforce" not in yaml.safe_load(result.stdout)
+    assert result.stderr.count("\n") == 1
+    assert "\x1b" not in result.output

@@ -354,6 +354,24 @@ def test_diff_says_in_words_what_changes(folder: Path) -> None:
     assert json.loads(good("diff", signed(folder), new, "--output", "json"))["changes"] == lines
 
 
+def test_no_text_of_a_policy_forges_or_hides_a_line(folder: Path) -> None:
+    fields = yaml.safe_load((folder / "policy.yaml").read_text())
+    hidden = "x\x1b[2K\rnothing that is enforced changes\nallow: nothing"
+    fields["nodes"][0]["attributes"] = {hidden: [hidden]}
+    fields["workloads"][0]["match"]["unix:path"] = hidden
+    new = folder / "new.yaml"
+    new.write_bytes(yaml_bytes(fields))
+    for answer in (
+        good("diff", signed(folder), new),
+        run("lint", new).output,
+        run("explain", new, "--caller", "unix:uid=1000").output,
+    ):
+        assert "\x1b" not in answer
+        assert "\r" not in answer
+        assert "\nallow: nothing" not in answer
+    assert len(good("diff", signed(folder), new).splitlines()) == 2
+
+
 def test_new_begins_a_document_that_lint_accepts(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
     good("new", "--trust-domain", "example.org", "--out", path)
