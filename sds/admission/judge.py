@@ -37,7 +37,7 @@ class AdmittedContainer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdmittedSandbox:
-    """A sandbox that was admitted, and every container that ever was in it.
+    """A sandbox that was admitted, and every kind of container that ever was in it.
 
     Attributes:
         pod_uid: the pod's UID.
@@ -45,7 +45,7 @@ class AdmittedSandbox:
         unmeasured: the parts of the sandbox that nothing measures.
         pid_file: where runc writes the pid of its first process.
         admitted_at: when, in seconds since 1970.
-        containers: the containers, by ID.
+        containers: the containers by ID; of equal ones, the last.
     """
 
     pod_uid: str
@@ -61,7 +61,9 @@ class AdmittedSandbox:
         """Return the sandbox with one more container."""
         unmeasured = tuple(sorted(found.unmeasured))
         new = AdmittedContainer(name=name, digest=found.digest, unmeasured=unmeasured)
-        return replace(self, containers={**self.containers, identifier: new})
+        # A container that crashes starts again and again: its earlier, equal ones are over.
+        others = {key: each for key, each in self.containers.items() if each != new}
+        return replace(self, containers={**others, identifier: new})
 
 
 def admit_sandbox(found: CanonicalContainer, pods: Iterable[PodContents], *, about: str) -> None:

@@ -77,7 +77,7 @@ def containerd_findings(config: Mapping[str, Any], *, wrapper: str) -> Iterator[
     for section in sections:
         containerd = _table(section, "containerd")
         runtimes = _table(containerd, "runtimes")
-        default = containerd.get("default_runtime_name", "runc")
+        default = str(containerd.get("default_runtime_name", "runc"))
         if default not in runtimes:
             yield f"containerd: the default handler {default!r} is not configured"
         if "runc" not in runtimes:

@@ -139,6 +139,18 @@ async def test_a_listed_pod_and_its_listed_process(node: NodeInTest) -> None:
         await node.create(CONTAINER, spec(CONTAINER)["process"], command="exec")
 
 
+async def test_a_container_that_crashes_again_and_again_is_remembered_once(
+    node: NodeInTest,
+) -> None:
+    await node.create(SANDBOX, spec(SANDBOX))
+    again = [f"{number:064x}" for number in range(5)]
+    node.images |= dict.fromkeys(again, IMAGE)
+    for identifier in again:
+        await node.create(identifier, spec(identifier, name="main"))
+    assert set(node.memory.sandboxes[SANDBOX].containers) == {again[-1]}
+    await node.create(again[-1], spec(CONTAINER)["process"], command="exec")
+
+
 SHELL = {"env": ["A=1"], "cwd": "/", "user": {"uid": 0, "gid": 0}}
 
 
@@ -369,6 +381,7 @@ def test_a_containerd_whose_every_handler_runs_the_wrapper() -> None:
             "'x' is of the kind",
         ),
         (runtimes(x=3), "'x' is of the kind None"),
+        (changed(default_runtime_name=["runc"]), "the default handler"),
         (changed(default_runtime_name="other"), "the default handler 'other'"),
         (changed(untrusted_workload_runtime={"runtime_type": "x"}), "untrusted_workload_runtime"),
     ],
