@@ -9,7 +9,7 @@ Hello at once cost forty reports.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,7 +57,8 @@ class Prover:
     def __init__(self, attester: Attester | None, statements: Statements) -> None:
         self._attester = attester
         self._statements = statements
-        self._waiting: deque[tuple[bytes, asyncio.Future[Proof]]] = deque()
+        self._waiting: dict[asyncio.Future[Proof], bytes] = {}
+        """The nonce of each waiting caller, the oldest first."""
         self._wake = asyncio.Event()
         self.reports = 0
 
@@ -71,9 +72,12 @@ class Prover:
         if self._attester is None:
             return Proof(statement=self._statements(), evidence=None, covered=(nonce,))
         future: asyncio.Future[Proof] = asyncio.get_running_loop().create_future()
-        self._waiting.append((nonce, future))
+        self._waiting[future] = nonce
         self._wake.set()
-        return await future
+        try:
+            return await future
+        finally:  # a caller that leaves while a device does not answer takes no memory
+            self._waiting.pop(future, None)
 
     async def run(self) -> None:
         """Serve waiting callers until cancelled, and then tell them that this ended."""
@@ -84,7 +88,7 @@ class Prover:
                 while self._waiting:
                     await self._serve()
         finally:
-            for _, future in self._waiting:
+            for future in self._waiting:
                 if not future.done():
                     future.set_exception(
                         RefusedError("the authority is stopping", reason="authority_not_ready")
@@ -92,28 +96,24 @@ class Prover:
             self._waiting.clear()
 
     async def _serve(self) -> None:
-        batch: list[tuple[bytes, asyncio.Future[Proof]]] = []
-        while self._waiting and len(batch) < MAX_COVERED:
-            nonce, future = self._waiting.popleft()
-            if not future.done():  # the caller may have left
-                batch.append((nonce, future))
-        if not batch:
-            return
-        covered = tuple(nonce for nonce, _ in batch)
+        batch = dict(itertools.islice(self._waiting.items(), MAX_COVERED))
+        for future in batch:
+            del self._waiting[future]
+        covered = tuple(batch.values())
         try:
             statement = self._statements()
             assert self._attester is not None
             evidence = await self._attester.attest(authority_report_data(statement, covered))
         except SdsError as error:
-            for _, future in batch:
+            for future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
         except BaseException:
-            self._waiting.extendleft(reversed(batch))  # run() tells them that it ended
+            self._waiting |= batch  # run() tells them that it ended
             raise
         self.reports += 1
         proof = Proof(statement=statement, evidence=evidence, covered=covered)
-        for _, future in batch:
+        for future in batch:
             if not future.done():
                 future.set_result(proof)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from datetime import timedelta
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sds import errors
-from sds.attestation.evidence import item_digest
+from sds.attestation.evidence import Evidence, EvidenceKind, item_digest
+from sds.ca.proof import Prover
 from sds.exchange.challenge import (
     AuthorityStatement,
     NonceTable,
@@ -183,3 +185,32 @@ def test_the_table_never_lets_a_nonce_through_twice(steps: list[tuple[str, int]]
                 assert fresh
         assert len(table) <= 6
         assert len(table) == sum(len(stream.living) for stream in streams)
+
+
+async def test_callers_that_leave_while_no_evidence_comes_take_no_memory() -> None:
+    begun, answer = asyncio.Event(), asyncio.Event()
+
+    class Device:
+        async def attest(self, _data: object) -> Evidence:
+            begun.set()
+            await answer.wait()
+            return Evidence(kind=EvidenceKind.SEV_SNP, report=b"r")
+
+    prover = Prover(Device(), lambda: STATEMENT)
+    running = asyncio.create_task(prover.run())
+    first = asyncio.create_task(prover.prove(b"first"))
+    await begun.wait()
+    for _ in range(3):
+        callers = [asyncio.create_task(prover.prove(b"same")) for _ in range(10)]
+        await asyncio.sleep(0)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+    assert not prover._waiting
+    stays = asyncio.create_task(prover.prove(b"stays"))
+    await asyncio.sleep(0)
+    answer.set()
+    assert (await first).covered == (b"first",)
+    assert (await stays).covered == (b"stays",)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
