@@ -90,13 +90,16 @@ class _Steps:
         self, error: BaseException | None
     ) -> Generator[Any, None, BaseException | None]:
         """Wait for the owner's turn; return what the handler must be told, maybe a cancellation."""
-        while True:
-            try:
-                yield from self._call.turn().__await__()
-            except BaseException as thrown:  # noqa: BLE001  the handler decides about it
-                error = thrown
-            else:
-                return error
+        try:
+            while True:
+                try:
+                    yield from self._call.turn().__await__()
+                except BaseException as thrown:  # noqa: BLE001  the handler decides about it
+                    error = thrown
+                else:
+                    return error
+        finally:
+            error = None  # as above
 
 
 async def serve_call(

@@ -22,7 +22,7 @@ from tests.support import need
 if TYPE_CHECKING:
     from pathlib import Path
 
-MUTANTS = 2000
+MUTANTS = 1000
 SEED = 20251125
 STATUSES = list(get_args(TcbStatus))
 

@@ -34,6 +34,7 @@ def made(*arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @pytest.mark.parametrize(("role", "protocol"), list(itertools.product(EnvoyRole, Protocol)))
 def test_every_role_keeps_the_rules(role: EnvoyRole, protocol: Protocol) -> None:
     arguments = ["--role", role.value, "--protocol", protocol.value, *PEERS[role]]
@@ -45,6 +46,7 @@ def test_every_role_keeps_the_rules(role: EnvoyRole, protocol: Protocol) -> None
     assert ("outbound" in names) == (role is not EnvoyRole.SERVER)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize(
     ("role", "protocol", "more"),
     [

@@ -166,6 +166,7 @@ def test_a_bad_pem_file_is_refused(content: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.no_cover
 @settings(max_examples=1500, deadline=None)
 @given(st.integers(0, len(A) - 1), st.integers(1, 255), st.sampled_from(["pem", "json"]))
 def test_a_root_with_a_changed_byte_lets_only_our_errors_out(

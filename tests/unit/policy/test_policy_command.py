@@ -428,6 +428,7 @@ def test_a_directory_is_one_document(tmp_path: Path) -> None:
     assert "epoch was given by an earlier one" in result.stderr
 
 
+@pytest.mark.no_cover
 def test_the_schema_accepts_documents(folder: Path) -> None:
     published = json.loads(good("schema"))
     fields = yaml.safe_load((folder / "policy.yaml").read_text())
