@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from sds.errors import PeerGoneError, WorkloadError
+from sds.errors import PeerGoneError, WorkloadError, without_frames
 from sds.faults import guarded, report
 from sds.trickle import Trickle
 from sds.workload.connected import CallerDescription
@@ -211,7 +211,7 @@ class Recogniser:
             except PeerGoneError:
                 raise
             except WorkloadError as error:
-                failed = error
+                failed = without_frames(error)
             except Exception as error:  # noqa: BLE001  the boundary between one look and the rest
                 report("recognition", error, pid=peer.pid, attestor=attestor.name)
                 failed = WorkloadError(

@@ -345,6 +345,25 @@ async def test_many_that_came_one_after_the_other_ask_a_silent_authority_as_seld
         await w.clock.until(lambda: w.rotation.ready, seconds=6)
 
 
+def frames(error: BaseException | None) -> list[str]:
+    """The functions that an error and its causes keep alive."""
+    if error is None:
+        return []
+    own = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+    return own + frames(error.__cause__) + frames(error.__context__)
+
+
+async def test_the_error_of_a_failed_request_keeps_no_key() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        w.authority.failure = DOWN  # raised while the request holds its keys
+        await w.clock.until(lambda: bool(w.failures.seen), seconds=100)
+        w.authority.failure = None
+        w.authority.root = FakeAuthority(w.clock).root  # raised where the certificate meets its key
+        await w.clock.until(lambda: len({type(e) for e in w.failures.seen}) == 2, seconds=100)
+        assert [frames(error) for error in w.failures.seen if frames(error)] == []
+
+
 async def test_another_certificate_than_was_asked_for_is_never_served() -> None:
     async with world() as w:
         stranger = FakeAuthority(w.clock)

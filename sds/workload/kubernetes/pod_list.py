@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.backoff import sleep_unless
-from sds.errors import KubernetesError
+from sds.errors import KubernetesError, without_frames
 from sds.listeners import Listeners
 from sds.workload.kubernetes.lists import at_most, read_list
 from sds.workload.kubernetes.pods import by_uid, read_pod
@@ -161,7 +161,7 @@ class PodList:
         except KubernetesError as error:
             if self.error is None or str(self.error) != str(error):
                 _LOG.warning("the kubelet's list of pods cannot be read", extra={"why": error})
-            self.error = error
+            self.error = without_frames(error)
             self._later = min(error.later, _LONGEST_LATER)
             return
         self._later = 0.0

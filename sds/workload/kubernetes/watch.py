@@ -15,7 +15,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-from sds.errors import KubernetesError
+from sds.errors import KubernetesError, without_frames
 from sds.listeners import Listeners
 from sds.workload.kubernetes.lists import at_most, read_list
 from sds.workload.kubernetes.server import parse_json
@@ -124,7 +124,7 @@ class ListWatch(Generic[_K]):
                     _LOG.warning(
                         "a collection cannot be watched", extra={"path": self._path, "why": error}
                     )
-                self.error = error
+                self.error = without_frames(error)
                 version = None
                 later = min(error.later, _LONGEST_LATER)
             if self._clock.now().monotonic - began > _LONGEST_PAUSE:
