@@ -78,7 +78,7 @@ async def test_a_handler_that_is_cancelled_while_it_waits_for_its_turn_leaves_no
 
     call: Any = _Call()
     turns: Any = _OverTurns()
-    handler = grpc.stream_stream_rpc_method_handler(behave)
+    handler: Any = grpc.stream_stream_rpc_method_handler(behave)
     task = asyncio.create_task(serve_in_turns(call, handler, None, turns))
     await call.its_turn()
     while (before := call.waits) is None:  # the next step is due, and waits for its turn
