@@ -54,6 +54,12 @@ def _signing_key(key_type: KeyType) -> KeyType:
     return key_type
 
 
+def _backdate(backdate: timedelta) -> timedelta:
+    if backdate > timedelta(days=1):
+        raise ValueError("a certificate becomes valid at most one day before it is made")
+    return backdate
+
+
 SigningKey = Annotated[KeyType, AfterValidator(_signing_key)]
 
 
@@ -313,9 +319,10 @@ class AuthorityConfig(Settings):
     policy: PolicySettings | None = Field(
         default=None, description="The signed policy that decides in place of `identities`."
     )
-    backdate: Duration = Field(
+    backdate: Annotated[Duration, AfterValidator(_backdate)] = Field(
         default=timedelta(seconds=30),
-        description="How long before now a certificate becomes valid, for clocks that are behind.",
+        description="How long before now a certificate becomes valid, for clocks that are behind. "
+        "At most one day.",
     )
     kubernetes: KubernetesSection | None = Field(
         default=None,

@@ -16,6 +16,7 @@ import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final
 
 from pydantic import AfterValidator, Field
@@ -24,9 +25,10 @@ from sds.attestation.evidence import Claims, Evidence, EvidenceKind
 from sds.attestation.kubernetes.token import JwksKeys, KubernetesTokenVerifier, TokenRules
 from sds.ca.token_keys import TokenKeys, key_reader
 from sds.errors import ConfigurationError, EvidenceMalformedError, RefusedError
+from sds.identity import SpiffeId
 from sds.policy.nodes import Permit, RequestedCertificate
 from sds.rules.pattern import dns_parts, parse_dns_pattern
-from sds.rules.template import check_template, fill
+from sds.rules.template import check_result, check_template, fill
 from sds.settings.fields import Duration, PathField, Settings
 from sds.settings.yamlfile import read
 from sds.supervision import supervised
@@ -37,6 +39,7 @@ from sds.workload.kubernetes.watch import ListWatch
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from datetime import datetime
+    from pathlib import Path
 
     from sds.attestation.evidence import ReportData, Verifier
     from sds.ca.issuance import IssuancePolicy
@@ -54,6 +57,10 @@ def _template(text: str) -> str:
 
 
 Template = Annotated[str, AfterValidator(_template)]
+IdTemplate = Annotated[Template, AfterValidator(partial(check_result, parse=SpiffeId.parse))]
+PatternTemplate = Annotated[
+    Template, AfterValidator(partial(check_result, parse=parse_dns_pattern))
+]
 Account = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*/[a-z0-9][a-z0-9.-]*$")]
 """Of a service account: namespace and name."""
 
@@ -84,11 +91,11 @@ class KubernetesSection(Settings):
         description="Accept projected tokens too. Such a token binds nothing: anyone who sees "
         "it can ask for everything that its node may have, until it expires.",
     )
-    spiffe_id: Template = Field(
+    spiffe_id: IdTemplate = Field(
         default="spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}",
         description="Template of the only identity that a pod may have.",
     )
-    dns_names: list[Template] = Field(
+    dns_names: list[PatternTemplate] = Field(
         default=["*.{namespace}.svc.cluster.local", "*.{namespace}.svc", "*.{namespace}"],
         description="Templates of patterns of DNS names that it may have.",
     )
@@ -256,10 +263,14 @@ def check_kubernetes(section: KubernetesSection, checks: ConfigurationChecks) ->
         checks.kubernetes_server("kubernetes.api", roots=roots, token=server.token_file)
     if section.jwks_file is not None:
         with checks.of("kubernetes.jwks_file"):
-            try:
-                JwksKeys().replace(read(section.jwks_file))
-            except EvidenceMalformedError as error:
-                raise ConfigurationError(f"{section.jwks_file}: {error}") from error
+            _check_keys(section.jwks_file)
+
+
+def _check_keys(file: Path) -> None:
+    try:
+        JwksKeys().replace(read(file))
+    except EvidenceMalformedError as error:
+        raise ConfigurationError(f"kubernetes.jwks_file: {file}: {error}") from error
 
 
 @contextlib.asynccontextmanager
@@ -283,8 +294,10 @@ async def kubernetes_tokens(
         policy_decides: whether ``policy`` must grant what tokens ask for too.
 
     Raises:
-        ConfigurationError: the API server's address is unknown.
+        ConfigurationError: the API server's address is unknown, or the key file cannot be used.
     """
+    if section.jwks_file is not None:
+        _check_keys(section.jwks_file)
     from sds.workload.kubernetes.api import ApiClient  # noqa: PLC0415  loads aiohttp
 
     pods = ScheduledPods()

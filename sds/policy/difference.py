@@ -158,8 +158,9 @@ def _field(what: str, old: Any, new: Any) -> list[str]:
         ]
     if isinstance(old, list) and isinstance(new, list):
         one, two = [_text(item) for item in old], [_text(item) for item in new]
-        gone = [f"{what}: without {item}" for item in one if item not in two]
-        come = [f"{what}: with {item}" for item in two if item not in one]
+        before, after = set(one), set(two)
+        gone = [f"{what}: without {item}" for item in one if item not in after]
+        come = [f"{what}: with {item}" for item in two if item not in before]
         return [*gone, *come] or [f"{what}: in another order"]
     return _changed(what, _text(old), _text(new))
 

@@ -170,8 +170,10 @@ class NodeTable:
                 f"an authority may not have the DNS name {wanted.dns_names[0]}",
                 reason="dns_name_not_allowed",
             )
+        may: set[KeyType] = set()
         for table, grant in grants:
             allowed = _both(tuple(grant.key_types), tuple(self._key_types))
+            may |= allowed
             if wanted.key_type is None or wanted.key_type in allowed:
                 return Permit(
                     group=table.group.name,
@@ -180,7 +182,7 @@ class NodeTable:
                 )
         raise RefusedError(
             f"authorities may not have keys of type {wanted.key_type}",
-            advice=f"use one of {', '.join(sorted(self._key_types))}",
+            advice=f"use one of {', '.join(sorted(may))}",
             reason="key_type_not_allowed",
         )
 

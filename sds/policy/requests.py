@@ -167,7 +167,11 @@ def parse_path_pattern(text: str) -> Glob:
     )
     shown = repr(text[:300])
     if not text.startswith("/") or len(text) > _MAX_PATH:
-        raise IdentityError(f"the path pattern {shown} does not begin with '/'", advice=advice)
+        raise IdentityError(
+            f"the path pattern {shown} does not begin with '/', or has more than {_MAX_PATH} "
+            "characters",
+            advice=advice,
+        )
     segments = list(path_parts(text))
     rest = segments[-1] == _REST
     if rest:

@@ -10,7 +10,7 @@ here (:mod:`sds.policy.decision` does that); a rule set says nothing about wheth
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import Field, StrictBool, StrictInt, model_validator
 
@@ -34,10 +34,14 @@ from sds.settings.fields import (  # noqa: TC001  as above
     Duration,
     TrustDomainField,
 )
-from sds.workload.mapping import Matching, WorkloadRule
+from sds.workload.mapping import Matching, SelectorValue, WorkloadRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+MOST_PAIRS: Final = 250_000
+"""The most pairs of patterns that all rules under ``allow`` join: each pair takes memory."""
 
 
 class Grant(PolicyModel):
@@ -88,8 +92,8 @@ class NodeGroup(PolicyModel):
     name: Name
     kinds: list[EvidenceKind] = []
     measurements: list[Measurement] = []
-    nodes: list[str] = []
-    attributes: dict[str, list[str]] = {}
+    nodes: list[SelectorValue] = []
+    attributes: dict[str, Annotated[list[SelectorValue], Field(min_length=1)]] = {}
     grants: list[Grant] = []
     authority: AuthorityGrant | None = None
 
@@ -205,6 +209,12 @@ class RuleSet(PolicyModel):
                             f"nodes: {group.name} may not ask for {format_spiffe_pattern(glob)}: "
                             f"it is not in {self.trust_domain}"
                         )
+        pairs = sum(len(rule.from_) * len(rule.to) for rule in self.allow)
+        if pairs > MOST_PAIRS:
+            raise ValueError(
+                f"allow joins {pairs} pairs of patterns, more than {MOST_PAIRS}: write patterns "
+                "with stars in place of long lists under from and to"
+            )
         return self
 
 

@@ -47,6 +47,23 @@ def check_template(
     return template
 
 
+def check_result(template: str, parse: Callable[[str], object]) -> str:
+    """Return the template itself if it gives a valid name once its fields are filled.
+
+    Args:
+        template: the text of a configuration or policy; its fields are known.
+        parse: parses such a name; raises :class:`IdentityError`.
+
+    Raises:
+        ValueError: no values make a valid name of it.
+    """
+    try:
+        parse(fill(template, lambda _: "x"))
+    except IdentityError as error:
+        raise ValueError(f"no caller can get a name of {template[:200]!r}: {error}") from error
+    return template
+
+
 def fill(template: str, value_of: Callable[[str], str]) -> str:
     """Fill the template: replace each field by ``value_of`` its name.
 

@@ -51,7 +51,9 @@ _MAX_DIGITS: Final = 12
 class Settings(BaseModel):
     """The base of every model that a configuration file is read into."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
+    )
 
 
 def parse_size(text: str) -> int:

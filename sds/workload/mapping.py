@@ -12,14 +12,16 @@ import enum
 import re
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 from pydantic import AfterValidator, Field
 
 from sds.errors import IdentityError, WorkloadError
-from sds.identity import Identity, KeyType, SpiffeId
+from sds.identity import Identity, KeyType, SpiffeId, parse_dns_name
 from sds.rules.glob import check_text_pattern, text_matches
-from sds.rules.template import check_template, fill, template_fields
+from sds.rules.pattern import parse_dns_pattern
+from sds.rules.template import check_result, check_template, fill, template_fields
 from sds.settings.fields import Duration, Settings
 from sds.workload.attestors import selector_types as selector_types_found
 from sds.workload.facts import LABEL_TYPE
@@ -104,6 +106,11 @@ def check_lifetime(lifetime: timedelta) -> timedelta:
 SelectorType = Annotated[str, AfterValidator(check_selector_type)]
 SelectorValue = Annotated[str, AfterValidator(check_text_pattern)]
 Template = Annotated[str, AfterValidator(_check_template)]
+_IdTemplate = Annotated[Template, AfterValidator(partial(check_result, parse=SpiffeId.parse))]
+_NameTemplate = Annotated[Template, AfterValidator(partial(check_result, parse=parse_dns_name))]
+_PatternTemplate = Annotated[
+    Template, AfterValidator(partial(check_result, parse=parse_dns_pattern))
+]
 
 
 class WorkloadRule(Settings):
@@ -119,14 +126,14 @@ class WorkloadRule(Settings):
         "each type must match. `text*` matches every value that begins with that "
         "text."
     )
-    spiffe_id: Template = Field(
+    spiffe_id: _IdTemplate = Field(
         description="Template of the SPIFFE ID, such as "
         "`spiffe://{trust_domain}/ns/{namespace}/sa/{service_account}`."
     )
-    dns_names: tuple[Template, ...] = Field(
+    dns_names: tuple[_NameTemplate, ...] = Field(
         default=(), description="Templates of DNS names in the certificate."
     )
-    service_dns_names: tuple[Template, ...] | None = Field(
+    service_dns_names: tuple[_PatternTemplate, ...] | None = Field(
         default=None,
         description="Templates of patterns. The certificate gets each name of a Service that "
         "selects the caller's pod and matches one of them. If unset: on ordinary nodes "

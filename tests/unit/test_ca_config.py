@@ -105,6 +105,7 @@ RULE = f"measurement: {'ab' * 48}, spiffe_ids: ['spiffe://example.org/a']"
             "self-signed",
         ),
         ("trust_domain: example.org\nlimits: {streams: 0}", "streams"),
+        ("trust_domain: example.org\nbackdate: 2d", "at most one day"),
         (
             "trust_domain: example.org\nsigner: {kind: upstream, authority: {addresses: ['a:1']}}",
             "verification",

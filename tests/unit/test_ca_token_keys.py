@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from sds.attestation.verifier import EvidenceVerifier
+from sds.ca.config import AuthorityConfig
+from sds.ca.kubernetes import KubernetesSection, kubernetes_tokens
 from sds.ca.token_keys import TokenKeys
-from sds.errors import EvidenceError, KubernetesError, RefusedError
+from sds.errors import ConfigurationError, EvidenceError, KubernetesError, RefusedError
+from sds.identity import parse_trust_domain
+from sds.workload.kubernetes.settings import ServerSettings
 from tests.support.clock import FakeClock
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
 PUBLIC = jwt.get_algorithm_by_name("ES256").to_jwk(
     ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True
@@ -104,3 +110,33 @@ async def test_an_api_server_that_is_down_costs_no_key() -> None:
         cluster.ids = ["new"]
         await clock.advance(6)
         assert keys.key("new").key_id == "new"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"-----BEGIN PUBLIC KEY-----"])
+async def test_a_key_file_that_cannot_be_used_ends_the_start(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "jwks.json"
+    if content is not None:
+        file.write_bytes(content)
+    section = KubernetesSection(
+        service_accounts=["a/b"], api=ServerSettings(url="https://127.0.0.1:1"), jwks_file=file
+    )
+    rules = AuthorityConfig(trust_domain="example.org").issuance()
+    with pytest.raises(ConfigurationError, match=r"jwks\.json"):
+        async with kubernetes_tokens(
+            section,
+            trust_domain=parse_trust_domain("example.org"),
+            policy=rules,
+            verifier=EvidenceVerifier({}),
+            clock=FakeClock(),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    "change", [{"spiffe_id": "{namespace}"}, {"dns_names": ["Web.{namespace}"]}]
+)
+def test_a_template_that_no_pod_can_fill_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no caller can get a name of"):
+        KubernetesSection(service_accounts=["a/b"], **change)

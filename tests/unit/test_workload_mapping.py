@@ -135,7 +135,6 @@ def test_an_attestor_that_cannot_tell_makes_all_its_types_unknown() -> None:
         ({"k8s:ns": "shop", "k8s:sa": ".."}, "spiffe://{trust_domain}/{service_account}"),
         ({"k8s:ns": "shop", "k8s:sa": "a/b"}, "spiffe://{trust_domain}/{service_account}"),
         ({"k8s:ns": "shop", "k8s:pod-label:x": ""}, "spiffe://{trust_domain}/{pod_label:x}"),
-        ({"k8s:ns": "shop"}, "spiffe://{trust_domain}/a//b"),
     ],
 )
 def test_a_template_without_a_valid_name_grants_nothing_and_passes_nobody_on(
@@ -193,6 +192,10 @@ def test_the_types_that_rules_ask_for() -> None:
         ({"match": {"k8s:ns": ""}}, "write a value"),
         ({"spiffe_id": "spiffe://{trust_domain}/{name}"}, "unknown field {name}"),
         ({"spiffe_id": "spiffe://{trust_domain/x"}, "unbalanced braces"),
+        ({"spiffe_id": "spiffe://{trust_domain}/a//b"}, "no caller can get a name of"),
+        ({"spiffe_id": "{trust_domain}/a"}, "no caller can get a name of"),
+        ({"dns_names": ["-.{namespace}"]}, "no caller can get a name of"),
+        ({"service_dns_names": ["Web.{namespace}"]}, "no caller can get a name of"),
         ({"selector": {}}, "Extra inputs are not permitted"),
         ({"name": "a b"}, "should match pattern"),
         ({"lifetime": "1500ms"}, "use 2s or more"),

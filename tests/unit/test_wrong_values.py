@@ -29,6 +29,7 @@ VALUES: list[Any] = [
     -1,
     1.5,
     float("nan"),
+    float("inf"),
     10**30,
     "",
     "x",

@@ -225,3 +225,33 @@ def test_a_node_grant_outside_the_trust_domain() -> None:
         decisions(
             nodes=[{"name": "n", "grants": [{"spiffe_ids": "spiffe://other.org/x"}]}],
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nodes": ["worker-*-a"]}, "a star only at the end"),
+        ({"nodes": [""]}, "write a value"),
+        ({"attributes": {"product": ["*nan"]}}, "a star only at the end"),
+        ({"attributes": {"product": []}}, "attributes"),
+    ],
+)
+def test_a_group_that_no_node_can_belong_to(change: dict[str, Any], said: str) -> None:
+    grants = [{"spiffe_ids": f"{S}/web"}]
+    with pytest.raises(ConfigurationError, match=said):
+        decisions(nodes=[{"name": "n", "grants": grants, **change}])
+
+
+def test_an_authority_hears_which_keys_it_may_have() -> None:
+    nodes = [{"name": "n", "measurements": [M1], "authority": {"key_types": ["ec-p384"]}}]
+    wanted = RequestedCertificate(
+        spiffe_id=SpiffeId.parse(S), lifetime=HOUR, key_type=KeyType.EC_P256, signing=True
+    )
+    with pytest.raises(RefusedError, match=r"use one of ec-p384\)"):
+        decisions(nodes=nodes).permit(claims(), wanted)
+
+
+def test_rules_that_join_too_many_patterns_are_refused() -> None:
+    many = [f"{S}/{number}" for number in range(501)]
+    with pytest.raises(ConfigurationError, match="251001 pairs of patterns, more than 250000"):
+        decisions(allow=[{"from": many, "to": many}])
