@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
+from dataclasses import replace
+
 import pytest
 
 from sds.attestation.evidence import Evidence, EvidenceKind
@@ -162,3 +166,19 @@ def test_azure_keeps_a_report_at_0x20() -> None:
     assert report.version in {2, 3}
     assert len(report.measurement) == 48
     assert any(report.measurement)
+
+
+def test_bytes_that_anybody_sends_beside_a_published_vcek_are_not_kept() -> None:
+    verifier, genuine = SnpVerifier(), vectors.evidence("milan-v2")
+    tracemalloc.start()
+    try:
+        for _ in range(16):
+            junk = tuple(os.urandom(64 * 1024) for _ in range(8))
+            evidence = replace(genuine, certificates=(*genuine.certificates, *junk))
+            verdict = verifier.examine(evidence, data=None, now=vectors.at("milan-v2"))
+            assert verdict.accepted
+        del junk, evidence, verdict
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 16 * 8 * 64 * 1024 / 4

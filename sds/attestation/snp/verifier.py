@@ -31,6 +31,7 @@ from sds.attestation.snp.report import (
 )
 from sds.attestation.snp.revocation import check_revocation, read_amd_list
 from sds.errors import EvidenceError
+from sds.pki.chain import REMEMBERED_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -80,7 +81,8 @@ class SnpVerifier(KindExaminer):
         given = tuple(read_amd_list(der, issuers=None) for der in revocation_lists)
         self._lists = lists or (lambda: given)
         self._product = product
-        # Only valid results are cached (never exceptions), and nothing about time.
+        # Only valid results are cached (never exceptions), nothing about time, and nothing large:
+        # anybody has a VCEK that is published, and may send any bytes beside it.
         self._read_leaf = functools.lru_cache(_CACHED_CHAINS)(read_leaf)
         self._link = functools.lru_cache(_CACHED_CHAINS)(self._linked)
 
@@ -142,7 +144,7 @@ class SnpVerifier(KindExaminer):
             return None, None
         der, *others = evidence.certificates
         try:
-            leaf = self._read_leaf(der)
+            leaf = self._leaf(der)
         except EvidenceError as error:
             checks.attempt("leaf_content", error, found=error.message, expected=_LEAF)
             return None, None
@@ -154,7 +156,8 @@ class SnpVerifier(KindExaminer):
         )
         # 10. The chain to a pinned root (section 2).
         try:
-            chain = self._link(der, tuple(others))
+            small = sum(map(len, others)) <= 2 * REMEMBERED_BYTES  # ASK and ARK, or ASVK and ARK
+            chain = (self._link if small else self._linked)(der, tuple(others))
         except EvidenceError as error:
             checks.attempt("chain", error, found=error.message, expected=_CHAIN)
             return leaf, None
@@ -213,5 +216,8 @@ class SnpVerifier(KindExaminer):
             return None
         return next(iter(found | wanted), None)
 
+    def _leaf(self, der: bytes) -> Leaf:
+        return (self._read_leaf if len(der) <= REMEMBERED_BYTES else read_leaf)(der)
+
     def _linked(self, der: bytes, others: tuple[bytes, ...]) -> Chain:
-        return link(self._read_leaf(der), others, self._roots)
+        return link(self._leaf(der), others, self._roots)
