@@ -157,6 +157,8 @@ ENDORSEMENTS: Final = Threads("endorsements", 2)
 """Directories with certificates of chips, which evidence of agents may need."""
 TOKEN_KEYS: Final = Threads("token-keys", 1)
 """Files with the keys that sign the tokens of service accounts."""
+CONTAINERS: Final = Threads("containers", 1)
+"""Descriptions of containers, which the authors of pods make as long as they like."""
 ADMISSION: Final = Threads("admission", 2)
 """Files of sandboxes that a runtime starts."""
 AUTHORITY_FILES: Final = Threads("authority-files", 1)

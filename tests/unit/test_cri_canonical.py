@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from sds.errors import WorkloadError
 from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
-from sds.workload.cri.pods import SeenContainer, SeenPod, SeenPods
+from sds.workload.cri.pods import SeenContainer, SeenPod, SeenPods, unlisted
+from sds.workload.cri.runtime import DescribedContainer, Listed
 from sds.workload.cri.settings import CriSettings, PodContents
 
 if TYPE_CHECKING:
@@ -297,3 +299,39 @@ def test_a_damaged_file_of_what_was_seen_is_forgotten(tmp_path: Path, number: st
     text = json.dumps({"format": 1, "pods": {"s": pod}}).replace('"pid": 0', f'"pid": {number}')
     (tmp_path / "seen.json").write_text(text)
     assert not SeenPods(CriSettings(), tmp_path / "seen.json", started_ns=0).pods
+
+
+def test_a_pod_s_author_cannot_make_looks_and_log_lines_long() -> None:
+    """The agent compares unmeasured parts at every look at a caller of the pod."""
+    mounts = [bind(f"/{number}", f"/host/{number}") for number in range(1024)]
+    found = form(SPEC | {"mounts": mounts})
+    assert len(found.unmeasured) == 1024
+    with pytest.raises(WorkloadError, match="1025 mounts"):
+        form(SPEC | {"mounts": [*mounts, bind("/more", "/more")]})
+    long = tuple(each + "x" * 4000 for each in sorted(found.unmeasured))
+    pod = SeenPod(uid=UID, pid=1, digest="", unmeasured=long)
+    why = unlisted(pod, [PodContents(sandbox=IMAGE, containers=(IMAGE,))]).message
+    assert len(why) < 6000
+    assert why.endswith("and 1009 more")
+
+
+async def test_long_descriptions_are_not_read_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hundreds of thousands of arguments take a second, whether they can be executed or not."""
+    read_in: list[int] = []
+
+    def measured(*given: Any, **named: Any) -> CanonicalContainer:
+        read_in.append(threading.get_ident())
+        return canonical(*given, **named)
+
+    monkeypatch.setattr("sds.workload.cri.pods.canonical", measured)
+    seen = SeenPods(CriSettings(), None, started_ns=0)
+    said = DescribedContainer(pid=25924, spec=SPEC, image=IMAGE, pod_uid=UID, created_at=1)
+    pod = SeenPod(uid=UID, pid=25924, digest="", unmeasured=())
+    listed = Listed(
+        id=CONTAINER, sandbox_id=SANDBOX, name="main", attempt=0, image=IMAGE, alive=True
+    )
+    assert await seen.add_container(pod, listed, said) == form(SPEC).digest
+    assert read_in
+    assert threading.get_ident() not in read_in

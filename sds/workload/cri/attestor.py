@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from sds import threads
 from sds.errors import CgroupError, PeerGoneError, WorkloadError, without_frames
 from sds.listeners import Listeners
 from sds.workload.cri.canonical import canonical
@@ -132,8 +133,14 @@ class CriAttestor:
             self._expect_same_namespaces(peer, identifier)
             said = await self._runtime.container(identifier)
             known, around = pod.containers[identifier], self._seen.around(sandbox_id, pod)
-            found = canonical(known.name, known.image, said.spec, around, container_id=identifier)
-        return compared(found.lines, self._like(pod))
+            like = self._like(pod)
+
+            def explain() -> tuple[str, ...]:
+                image = known.image
+                found = canonical(known.name, image, said.spec, around, container_id=identifier)
+                return compared(found.lines, like)
+
+            return await threads.CONTAINERS.run(explain)
 
     def notices(self) -> tuple[str, ...]:
         """Return outages of the runtime, and containers that it describes in an unknown way."""
@@ -315,7 +322,7 @@ class CriAttestor:
         """
         for sandbox in sandboxes - set(self._seen.pods) - set(self._refused):
             try:
-                self._seen.add_sandbox(sandbox, await self._runtime.sandbox(sandbox))
+                await self._seen.add_sandbox(sandbox, await self._runtime.sandbox(sandbox))
                 self._changed = True
             except WorkloadError as error:
                 self._refuse(sandbox, error, sandbox=sandbox)
@@ -361,9 +368,9 @@ class CriAttestor:
             self._first_processes[each.id] = said.pid
         if each.id in pod.containers:
             return
-        found = self._seen.add_container(pod, each, said)
+        digest = await self._seen.add_container(pod, each, said)
         self._changed = True
         _LOG.info(
             "a container was seen",
-            extra={"pid": said.pid, "caller": each.name, "selectors": found.digest},
+            extra={"pid": said.pid, "caller": each.name, "selectors": digest},
         )

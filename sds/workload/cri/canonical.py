@@ -93,6 +93,8 @@ _MADE_BY_RUNTIME: Final = {
     "/etc/hosts": "hosts",
     "/etc/resolv.conf": "resolv.conf",
 }
+_MOST_MOUNTS: Final = 1024
+"""Each may be unmeasured, and every look at a caller compares those of its pod with the lists."""
 _MEASURED_VOLUMES: Final = frozenset({"empty-dir", "downward-api"})
 
 
@@ -161,7 +163,10 @@ def canonical(
     lines += _process(_object(spec.get("process"), "process", _PROCESS))
     root = _object(spec.get("root"), "root", frozenset({"path", "readonly"}))
     lines.append(f"root {'read-only' if root.get('readonly') is True else 'writable'}")
-    for mount in _list(spec.get("mounts"), "mounts"):
+    mounts = _list(spec.get("mounts"), "mounts")
+    if len(mounts) > _MOST_MOUNTS:
+        _unknown(f"it has {len(mounts)} mounts, more than {_MOST_MOUNTS}")
+    for mount in mounts:
         line, content = _mount(_object(mount, "mount", _MOUNT), around, container_id)
         lines.append(line)
         unmeasured |= content

@@ -14,10 +14,11 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from sds import threads
 from sds.errors import WorkloadError
 from sds.files import read_file, replace_file
 from sds.outside import words_of
-from sds.workload.cri.canonical import CanonicalContainer, Surroundings, canonical
+from sds.workload.cri.canonical import Surroundings, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +31,9 @@ _LOG = logging.getLogger("sds.workload.cri")
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 64 << 20
 """The most bytes of what was seen; a container takes some hundred."""
+_SHOWN: Final = 16
+_SHOWN_TEXT: Final = 300
+"""How many differences are told, and how many characters of each."""
 IMAGE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 
 
@@ -127,27 +131,23 @@ class SeenPods:
             runtime=self._settings.runtime_directories,
         )
 
-    def add_sandbox(self, sandbox_id: str, said: DescribedContainer) -> SeenPod:
+    async def add_sandbox(self, sandbox_id: str, said: DescribedContainer) -> SeenPod:
         """Note a sandbox that is seen for the first time.
 
         Raises:
             WorkloadError: its description has an unknown form.
         """
         pod = SeenPod(uid=said.pod_uid, pid=0, digest="", unmeasured=())
-        found = canonical(
-            "", said.image, said.spec, self.around(sandbox_id, pod), container_id=sandbox_id
-        )
-        pod.pid, pod.digest = said.pid, found.digest
-        pod.unmeasured = tuple(sorted(found.unmeasured))
+        around = self.around(sandbox_id, pod)
+        pod.digest, pod.unmeasured = await _measured("", said.image, said.spec, around, sandbox_id)
+        pod.pid = said.pid
         if said.created_at < self._started_ns:
             pod.missed = "the pod is older than this agent's memory of it: start it again"
         self.pods[sandbox_id] = pod
         return pod
 
-    def add_container(
-        self, pod: SeenPod, listed: Listed, said: DescribedContainer
-    ) -> CanonicalContainer:
-        """Note a container that is seen for the first time.
+    async def add_container(self, pod: SeenPod, listed: Listed, said: DescribedContainer) -> str:
+        """Note a container that is seen for the first time, and return its digest.
 
         Raises:
             WorkloadError: its description has an unknown form.
@@ -158,16 +158,18 @@ class SeenPods:
                 reason="cri_unknown_shape",
             )
         around = self.around(listed.sandbox_id, pod)
-        found = canonical(listed.name, listed.image, said.spec, around, container_id=listed.id)
+        digest, unmeasured = await _measured(
+            listed.name, listed.image, said.spec, around, listed.id
+        )
         pod.containers[listed.id] = SeenContainer(
             name=listed.name,
             attempt=listed.attempt,
             image=listed.image,
-            digest=found.digest,
-            unmeasured=tuple(sorted(found.unmeasured)),
+            digest=digest,
+            unmeasured=unmeasured,
         )
         pod.find_gaps()
-        return found
+        return digest
 
     def keep_only(self, sandboxes: Iterable[str]) -> None:
         """Forget pods whose sandbox is gone."""
@@ -205,6 +207,18 @@ class SeenPods:
             _LOG.warning(
                 "what was seen in pods cannot be read", extra={"why": words_of(error)[:200]}
             )
+
+
+async def _measured(
+    name: str, image: str, spec: Any, around: Surroundings, identifier: str
+) -> tuple[str, tuple[str, ...]]:
+    """Return the digest of the canonical form, and what nothing measures."""
+
+    def measure() -> tuple[str, tuple[str, ...]]:
+        found = canonical(name, image, spec, around, container_id=identifier)
+        return found.digest, tuple(sorted(found.unmeasured))
+
+    return await threads.CONTAINERS.run(measure)
 
 
 def _plain(pod: SeenPod) -> dict[str, Any]:
@@ -247,6 +261,9 @@ def unlisted(pod: SeenPod, contents: Iterable[PodContents]) -> WorkloadError:
     """Explain to people why a pod is none of these: compare it with the closest list."""
     differences = [each.differs(one) for each, one in ((pod, one) for one in contents)]
     nearest = min(differences, key=len, default=("no pod is listed",))
+    shown = [each[:_SHOWN_TEXT] for each in nearest[:_SHOWN]]
+    if more := len(nearest) - len(shown):
+        shown.append(f"and {more} more")
     return WorkloadError(
-        "; ".join((pod.missed, *nearest) if pod.missed else nearest), reason="cri_not_listed"
+        "; ".join((pod.missed, *shown) if pod.missed else shown), reason="cri_not_listed"
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from sds import threads
 from sds._proto.cri.v1 import runtime_pb2
 from sds.errors import WorkloadError
 from sds.files import socket_target
@@ -161,7 +162,7 @@ class Runtime:
             runtime_pb2.ContainerStatusRequest(container_id=identifier, verbose=True),
             runtime_pb2.ContainerStatusResponse.FromString,
         )
-        return _described(answer, pod_uid="")
+        return await threads.CONTAINERS.run(_described, answer, pod_uid="")
 
     async def sandbox(self, identifier: str) -> DescribedContainer:
         """Describe one sandbox.
@@ -174,7 +175,8 @@ class Runtime:
             runtime_pb2.PodSandboxStatusRequest(pod_sandbox_id=identifier, verbose=True),
             runtime_pb2.PodSandboxStatusResponse.FromString,
         )
-        return _described(answer, pod_uid=answer.status.metadata.uid)
+        uid = answer.status.metadata.uid
+        return await threads.CONTAINERS.run(_described, answer, pod_uid=uid)
 
     async def _ask(self, method: str, request: Message, parse: Callable[[bytes], Any]) -> Any:
         channel = self._channel
