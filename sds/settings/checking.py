@@ -76,18 +76,25 @@ class ConfigurationChecks:
                 found = [load_certificate(der) for der in certificates_from_pem(read(path))]
             except CertificateError as error:
                 raise ConfigurationError(f"{path}: {error.message}", advice=error.advice) from error
-            if all(one.not_valid_after_utc <= self._now for one in found):
-                last = max(one.not_valid_after_utc for one in found)
+            spans = [(one.not_valid_before_utc, one.not_valid_after_utc) for one in found]
+            if not any(begins <= self._now < ends for begins, ends in spans):
+                begins, ends = max(spans, key=lambda span: span[1])
                 raise ConfigurationError(
-                    f"no certificate in {path} is valid now: the last expired at {last:%FT%TZ}",
+                    f"no certificate in {path} is valid now: the last is valid from "
+                    f"{begins:%FT%TZ} to {ends:%FT%TZ}",
                     advice="put the current root into the file, and check this machine's clock",
                 )
 
     def token(self, field: str, path: Path) -> None:
         """Check that the file contains a bearer token."""
         with self.of(field):
-            if not read(path).strip():
+            words = read(path).split()
+            if not words:
                 raise ConfigurationError(f"{path} is empty", advice="it must contain a token")
+            if len(words) > 1 or not words[0].isascii():
+                raise ConfigurationError(
+                    f"{path} is not one word of ASCII characters", advice="it must contain a token"
+                )
 
     def listeners(self, addresses: Mapping[str, ListenAddress | None]) -> None:
         """Check that listeners share no address, and that their Unix sockets have directories."""

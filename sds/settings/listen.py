@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PORTS: Final = 2**16
+_DIGITS: Final = 5
 
 
 def host_and_port(text: str) -> tuple[str, int] | None:
@@ -27,7 +28,7 @@ def host_and_port(text: str) -> tuple[str, int] | None:
     plain = host[1:-1] if bracketed else host
     if not plain or "/" in plain or (":" in plain) is not bracketed:
         return None
-    if not port.isascii() or not port.isdigit() or int(port) >= _PORTS:
+    if not port.isascii() or not port.isdigit() or len(port) > _DIGITS or int(port) >= _PORTS:
         return None
     return plain, int(port)
 

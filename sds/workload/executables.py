@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sds.errors import PeerGoneError, WorkloadError
+from sds.errors import WorkloadError
 from sds.outside import words_of
 from sds.workload.fair_row import FairRow
 
@@ -131,7 +131,7 @@ class Executables:
             digest: whether its content is asked for.
 
         Raises:
-            PeerGoneError: there is no such process.
+            PeerGoneError: the process has ended.
             WorkloadError: ``executable_unreadable``: it may not be read (another user's process,
                 without CAP_SYS_PTRACE), is too large, or is on a file system whose content its
                 own user can forge. ``executable_late``: a look took too long, or its owner has
@@ -196,7 +196,12 @@ class Executables:
                 reason="executable_late",
             ) from error
         if said.get("gone"):
-            raise PeerGoneError(f"process {peer.pid} has ended, or is the kernel's")
+            peer.check()
+            raise WorkloadError(
+                f"/proc does not show the executable of process {peer.pid}",
+                reason="executable_unreadable",
+                advice="if /proc is mounted with hidepid, give the agent CAP_SYS_PTRACE",
+            )
         if "error" in said:
             raise WorkloadError(
                 f"the executable of process {peer.pid}: {said['error']}",

@@ -56,6 +56,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         path = os.readlink(f"/proc/{pid}/exe")
         handle = os.open(f"/proc/{pid}/exe", os.O_PATH | os.O_CLOEXEC)
         try:
+            if os.readlink(f"/proc/{pid}/exe") != path:
+                raise _UnreadableError("its process executed another file meanwhile")
             _check_mount(pid, handle)
             # Open the same file again for reading, and never another one that has its path.
             file = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)

@@ -120,7 +120,8 @@ class WorkloadRule(Settings):
         description="Names the rule in logs and answers."
     )
     match: Annotated[
-        dict[SelectorType, SelectorValue | list[SelectorValue]], Field(min_length=1)
+        dict[SelectorType, SelectorValue | Annotated[list[SelectorValue], Field(min_length=1)]],
+        Field(min_length=1),
     ] = Field(
         description="Types of selector, each with a value or a list of values. One value of "
         "each type must match. `text*` matches every value that begins with that "

@@ -61,6 +61,11 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         ca_wish("old"), not_before=now - timedelta(days=2), not_after=now - timedelta(days=1)
     )
     (tmp_path / "expired.pem").write_bytes(certificate_pem([self_signed(wish).der]))
+    begins_later = dataclasses.replace(
+        ca_wish("new"), not_before=now + timedelta(days=1), not_after=now + timedelta(days=2)
+    )
+    (tmp_path / "future.pem").write_bytes(certificate_pem([self_signed(begins_later).der]))
+    (tmp_path / "two").write_text("one two\n")
     (tmp_path / "empty").touch()
     (tmp_path / "link").symlink_to(tmp_path)
     (tmp_path / "open").mkdir()
@@ -148,12 +153,19 @@ RULE = {"name": "pods", "match": {"k8s:ns": "a"}, "spiffe_id": "spiffe://example
             {"kind": "kubernetes-token", "projected_token": "{f}/none"},
             "attestation.projected_token: {f}/none cannot be read",
         ),
+        (
+            "attestation",
+            {"kind": "kubernetes-token", "projected_token": "{f}/two"},
+            "attestation.projected_token: {f}/two is not one word of ASCII",
+        ),
         ("authority.addresses", ["ca.example"], "authority.addresses[0]"),
+        ("authority.addresses", ["a:" + "9" * 5000], "authority.addresses[0]"),
         ("authority.addresses", ["a:1", "a:99999"], "authority.addresses[1]"),
         ("authority.tls.root", "{f}/none", "{f}/none cannot be read"),
         ("authority.tls.root", "{f}/broken.pem", "authority.tls.root: {f}/broken.pem"),
         ("authority.tls.root", "{f}/empty", "authority.tls.root"),
         ("authority.tls.root", "{f}/expired.pem", "authority.tls.root: no certificate in {f}/exp"),
+        ("authority.tls.root", "{f}/future.pem", "authority.tls.root: no certificate in {f}/fut"),
         ("authority.tls.root", "none.pem", "relative to"),
         ("authority.addresses", ["https://ca.example:1"], "authority.addresses[0]"),
         ("authority.addresses", ["2001:db8::1:8443"], "[2001:db8::1]:8443"),

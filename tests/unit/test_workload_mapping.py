@@ -190,6 +190,7 @@ def test_the_types_that_rules_ask_for() -> None:
         ({"match": {"k8s:pod-label:": "x"}}, "not a Kubernetes label key"),
         ({"match": {"k8s:ns": "a*b"}}, "a star only at the end"),
         ({"match": {"k8s:ns": ""}}, "write a value"),
+        ({"match": {"k8s:ns": []}}, "at least 1 item"),
         ({"spiffe_id": "spiffe://{trust_domain}/{name}"}, "unknown field {name}"),
         ({"spiffe_id": "spiffe://{trust_domain/x"}, "unbalanced braces"),
         ({"spiffe_id": "spiffe://{trust_domain}/a//b"}, "no caller can get a name of"),

@@ -80,6 +80,14 @@ async def test_a_static_pod_has_no_account_and_its_annotations_lead_nowhere() ->
     assert found["ab" * 16].service_account is None
 
 
+async def test_half_a_character_is_text_that_can_be_sent_and_logged() -> None:
+    """It would break the status of the whole agent, which has the names of pods."""
+    half = json.loads('"\\ud800"')
+    metadata = {"uid": "u", "namespace": "n", "name": half, "labels": {"a": half}}
+    (pod,) = (await listed({"metadata": metadata})).values()
+    assert (pod.name, dict(pod.labels)) == ("?", {"a": "?"})
+
+
 async def test_an_empty_node() -> None:
     assert await read({"kind": "PodList", "items": None}) == {}
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -282,9 +283,20 @@ async def test_a_process_that_executes_another_file_is_nobody_from_then_on(
     assert found == [{str(first)}, frozenset(), frozenset()]
 
 
-async def test_no_such_process(ourselves: Peer, executables: Executables) -> None:
+async def test_a_process_that_has_ended(executables: Executables) -> None:
+    with subprocess.Popen(["/bin/true"]) as process:  # noqa: ASYNC220
+        pidfd = os.pidfd_open(process.pid)
+    peer = Peer(pid=process.pid, uid=0, gid=0, groups=frozenset(), pidfd=pidfd)
+    with peer, pytest.raises(PeerGoneError):
+        await executables.read(peer, digest=False)
+
+
+async def test_a_process_that_proc_hides_has_not_ended(
+    ourselves: Peer, executables: Executables
+) -> None:
+    """With hidepid, /proc has no directory of another user's process."""
     ourselves.pid = 2**22 + 1
-    with pytest.raises(PeerGoneError):
+    with refused("executable_unreadable", match="hidepid"):
         await executables.read(ourselves, digest=False)
 
 
@@ -316,3 +328,33 @@ def test_which_ids_stand_for_everybody(tmp_path: Path, mapped: str, nobody: int 
         (tmp_path / "self" / f"{kind}_map").write_text(mapped)
         (tmp_path / "sys" / "kernel" / f"overflow{kind}").write_text("65534\n")
     assert unmapped_ids(tmp_path) == UnmappedIds(uid=nobody, gid=nobody)
+
+
+def test_the_path_is_that_of_the_file_that_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that executes another file during the look must not keep the path of the first."""
+    first, second = (Path(shutil.copy("/bin/bash", tmp_path / name)) for name in ("a", "b"))
+    with subprocess.Popen(
+        [first, "-c", f"read; exec {second} -c read"], stdin=subprocess.PIPE
+    ) as process:
+        stdin = process.stdin
+        assert stdin is not None
+        link, opened = Path(f"/proc/{process.pid}/exe"), os.open
+        while link.readlink() != first:
+            time.sleep(0.01)
+
+        def late(path: str, flags: int) -> int:
+            if path == str(link) and link.readlink() == first:
+                stdin.write(b"\n")
+                stdin.flush()
+                while link.readlink() != second:
+                    time.sleep(0.01)
+            return opened(path, flags)
+
+        monkeypatch.setattr(os, "open", late)
+        said = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+        assert said["error"] == "its process executed another file meanwhile"
+        monkeypatch.undo()
+        again = looker.answer({"pid": process.pid, "most": 1 << 30, "digest": None})
+        assert again["path"] == str(second)

@@ -127,6 +127,7 @@ def _containers(status: dict[str, Any]) -> Iterator[tuple[str, Container]]:
 
 
 def _text(value: Any) -> str:
+    """Return text that can be written as UTF-8: JSON may have half of a character."""
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} in place of text")
-    return value
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
