@@ -30,13 +30,19 @@ from sds.attestation.snp.revocation import of_amds_kind, read_amd_list
 from sds.attestation.standing import documents, standing
 from sds.attestation.tdx.chain import of_intels_kind, root_digest
 from sds.attestation.tdx.collateral import load_lists
-from sds.attestation.tdx.material import Material, material_now, not_amds
+from sds.attestation.tdx.material import (
+    Material,
+    material_now,
+    not_amds,
+    require_documents,
+)
 from sds.errors import ConfigurationError, EvidenceError, without_frames
 from sds.settings.watching import follow_folders
 from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
     from pathlib import Path
 
     from sds.attestation.snp.certificate import Certificate
@@ -103,12 +109,17 @@ class InForce:
         return self.amd
 
 
-def read_files(places: Places) -> InForce:
+def read_files(places: Places, *, first: bool = False) -> InForce:
     """Read everything. It blocks.
 
+    Args:
+        places: where the files are.
+        first: whether this is the start: documents that cannot be used then count as missing in a
+            folder that this process fills, because it fetches them anew.
+
     Raises:
-        ConfigurationError: a file cannot be read, has the wrong form, or is a list of an unknown
-            issuer or with an invalid signature. The message names the file.
+        ConfigurationError: a file cannot be read, has the wrong form, or is a list or document of
+            an unknown issuer or with an invalid signature. The message names the file.
     """
     try:
         amd_issuers, intel_roots = _issuers(places)
@@ -130,6 +141,13 @@ def read_files(places: Places) -> InForce:
         amd += _amds_of_folder(places.collateral, amd_issuers)
         material = material_now(places.collateral, intel, roots=intel_roots)
         material.require(collateral=places.collateral is not None and not places.filled)
+        if material.collateral is not None:
+            try:
+                require_documents(material.collateral, roots=intel_roots)
+            except EvidenceError:
+                if not (first and places.filled):
+                    raise
+                material = replace(material, collateral=None)
     except EvidenceError as error:
         raise ConfigurationError(f"verification: {error.message}", advice=error.advice) from error
     amd_error = None
@@ -209,13 +227,16 @@ def _issuers(places: Places) -> tuple[tuple[Certificate, ...], list[bytes]]:
     return issuers, intel
 
 
-def _require_no_older_documents(found: InForce, before: InForce) -> None:
-    """Check that no signed document was issued before the one that it replaces.
+def _require_no_older_documents(found: InForce, issued: Mapping[str, datetime]) -> None:
+    """Check that no signed document was issued before one of its name that was in force.
+
+    Args:
+        found: the files that are to replace those in force.
+        issued: when the newest document of each name was issued.
 
     Raises:
         EvidenceError: ``collateral_untrusted``: one was.
     """
-    issued = {one.name: one.issued for one in documents(before)}
     for one in documents(found):
         if one.issued < issued.get(one.name, one.issued):
             raise EvidenceError(
@@ -249,9 +270,10 @@ class FollowedFiles:
         self._said = ""
         self.problem = ""
         self.failures = self.failures_in_a_row = 0
-        self._current = read_files(places)
+        self._current = read_files(places, first=True)
         self._standing = standing(self._current)
         self._numbers = highest_numbers(self._current.lists)
+        self._issued = {one.name: one.issued for one in documents(self._current)}
 
     @property
     def any(self) -> bool:
@@ -278,13 +300,14 @@ class FollowedFiles:
         try:
             require_no_older(found.lists, self._numbers)
             require_no_fewer(found.lists, self._current.lists)
-            _require_no_older_documents(found, self._current)
+            _require_no_older_documents(found, self._issued)
         except EvidenceError as error:
             raise ConfigurationError(
                 f"verification: {error.message}", advice=error.advice
             ) from error
         for key, number in highest_numbers(found.lists).items():
             self._numbers[key] = max(self._numbers.get(key, number), number)
+        self._issued |= {one.name: one.issued for one in documents(found)}
         changed, self._current = found != self._current, found
         if changed:
             self._standing = standing(found)

@@ -28,7 +28,7 @@ from sds.errors import ConfigurationError, EvidenceError
 from sds.operations.instruments import Instruments
 from sds.pki import certificate_pem
 from tests.support.intel import NOW as INTEL_NOW
-from tests.support.intel import Intel
+from tests.support.intel import FMSPC, Intel
 from tests.support.machines import NOW, crl, simulated
 
 if TYPE_CHECKING:
@@ -262,6 +262,51 @@ def test_an_older_document_or_a_list_without_a_number_is_refused(
         verification.files.reload()
     intel.collateral(folder)
     verification.files.reload()
+
+
+@pytest.mark.parametrize("name", ["tcb_info.json", "qe_identity.json", "tcb_signing_chain.pem"])
+def test_a_document_that_cannot_be_used_is_noticed_before_evidence_comes(
+    name: str, intel: Intel, tmp_path: Path
+) -> None:
+    folder = intel.collateral(tmp_path / "c")
+    root = tmp_path / "intel.pem"
+    root.write_bytes(certificate_pem([intel.root_der]))
+    made = VerificationSection(trusted_roots=[root], collateral=folder)
+    verification = Verification(made)
+    verifier = verification.verifier()
+    good = (folder / name).read_bytes()
+    for bad in (b"", b"{}", good[:-20], good.replace(b"2026", b"2099").replace(b"M", b"N")):
+        (folder / name).write_bytes(bad)
+        for load in (verification.files.reload, lambda: Verification(made)):
+            with pytest.raises(ConfigurationError, match=name):
+                load()
+        assert tdx(verifier, intel) == "accepted"
+    (folder / name).write_bytes(good)
+    verification.files.reload()
+
+
+def test_a_folder_that_this_process_fills_may_be_damaged_at_its_start_and_is_never_rolled_back(
+    intel: Intel, tmp_path: Path
+) -> None:
+    folder = intel.collateral(tmp_path / "c", info={"issueDate": "2026-05-10T00:00:00Z"})
+    older = (folder / "tcb_info.json").read_bytes()
+    root = tmp_path / "intel.pem"
+    root.write_bytes(certificate_pem([intel.root_der]))
+    fetch = FetchSection(fmspcs=[FMSPC.hex()])
+    made = VerificationSection(trusted_roots=[root], collateral=folder, fetch=fetch)
+    (folder / "qe_identity.json").write_bytes(b"half")
+    verification = Verification(made)
+    verifier = verification.verifier()
+    assert tdx(verifier, intel) == "collateral_missing"
+    intel.collateral(folder)
+    verification.files.reload()
+    assert tdx(verifier, intel) == "accepted"
+    (folder / "tcb_info.json").unlink()
+    verification.files.reload()
+    assert tdx(verifier, intel) == "collateral_missing"
+    (folder / "tcb_info.json").write_bytes(older)
+    with pytest.raises(ConfigurationError, match=r"tcb_info\.json was issued at 2026-05-10"):
+        verification.files.reload()
 
 
 async def test_files_that_do_not_answer_are_noticed(

@@ -9,10 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from sds.attestation.revocation import read_revocation_list
 from sds.attestation.snp.revocation import of_amds_kind
-from sds.attestation.tdx.chain import read_intel_list
-from sds.attestation.tdx.collateral import Collateral, load_collateral, load_lists
+from sds.attestation.tdx.chain import (
+    TCB_SIGNING_CHAIN,
+    link_chain,
+    read_intel_list,
+    root_digest,
+)
+from sds.attestation.tdx.collateral import (
+    QE_IDENTITY,
+    SIGNING_CHAIN,
+    Collateral,
+    load_collateral,
+    load_lists,
+    signed_document,
+)
+from sds.attestation.tdx.tcb import read_enclave_identity, read_tcb_info
 from sds.errors import EvidenceError
 
 if TYPE_CHECKING:
@@ -56,6 +71,39 @@ class Material:
             raise self.lists_error
         if collateral and self.collateral_error is not None:
             raise self.collateral_error
+
+
+def require_documents(collateral: Collateral, *, roots: Iterable[bytes]) -> None:
+    """Check chain, signature and form of every document, but not whether it is current.
+
+    Args:
+        collateral: the files.
+        roots: configured roots in DER, beside Intel's.
+
+    Raises:
+        EvidenceError: ``certificate_malformed``, ``chain_untrusted``, ``collateral_untrusted``: one
+            cannot be used; the message names it.
+    """
+    signer = link_chain(
+        collateral.signing_chain,
+        names=TCB_SIGNING_CHAIN,
+        trusted=tuple(map(root_digest, roots)),
+        what=SIGNING_CHAIN,
+    )
+    key = signer.leaf.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
+    origin = QE_IDENTITY
+    try:
+        raw = collateral.qe_identity
+        read_enclave_identity(signed_document(raw, key=key, expected="enclaveIdentity", now=None))
+        for origin, raw in collateral.tcb_infos:
+            read_tcb_info(signed_document(raw, key=key, expected="tcbInfo", now=None))
+    except EvidenceError as error:
+        raise EvidenceError(
+            f"{origin}: {error.message}",
+            reason=error.reason,
+            advice="put the publisher's answer back, whole and with the chain that came with it",
+        ) from error
 
 
 def not_amds(lists: Iterable[tuple[Path, bytes]]) -> list[tuple[Path, bytes]]:
