@@ -141,13 +141,8 @@ def read_files(places: Places, *, first: bool = False) -> InForce:
         amd += _amds_of_folder(places.collateral, amd_issuers)
         material = material_now(places.collateral, intel, roots=intel_roots)
         material.require(collateral=places.collateral is not None and not places.filled)
-        if material.collateral is not None:
-            try:
-                require_documents(material.collateral, roots=intel_roots)
-            except EvidenceError:
-                if not (first and places.filled):
-                    raise
-                material = replace(material, collateral=None)
+        if not _usable(material, intel_roots, refuse=not (first and places.filled)):
+            material = replace(material, collateral=None)
     except EvidenceError as error:
         raise ConfigurationError(f"verification: {error.message}", advice=error.advice) from error
     amd_error = None
@@ -156,6 +151,18 @@ def read_files(places: Places, *, first: bool = False) -> InForce:
     if places.filled and material.collateral is None:
         material = replace(material, collateral_error=_awaited("collateral"))
     return InForce(amd=tuple(amd), amd_error=amd_error, intel=material)
+
+
+def _usable(material: Material, roots: Sequence[bytes], *, refuse: bool) -> bool:
+    """Say whether the documents can be used; with ``refuse``, raise what is wrong with them."""
+    try:
+        if material.collateral is not None:
+            require_documents(material.collateral, roots=roots)
+    except EvidenceError:
+        if refuse:
+            raise
+        return False
+    return True
 
 
 def _awaited(what: str) -> EvidenceError:

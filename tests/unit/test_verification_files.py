@@ -27,8 +27,8 @@ from sds.clock import SystemClock
 from sds.errors import ConfigurationError, EvidenceError
 from sds.operations.instruments import Instruments
 from sds.pki import certificate_pem
-from tests.support.intel import NOW as INTEL_NOW
 from tests.support.intel import FMSPC, Intel
+from tests.support.intel import NOW as INTEL_NOW
 from tests.support.machines import NOW, crl, simulated
 
 if TYPE_CHECKING:

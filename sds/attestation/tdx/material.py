@@ -92,18 +92,17 @@ def require_documents(collateral: Collateral, *, roots: Iterable[bytes]) -> None
     )
     key = signer.leaf.public_key()
     assert isinstance(key, ec.EllipticCurvePublicKey)  # link_chain checked it
-    origin = QE_IDENTITY
-    try:
-        raw = collateral.qe_identity
-        read_enclave_identity(signed_document(raw, key=key, expected="enclaveIdentity", now=None))
-        for origin, raw in collateral.tcb_infos:
-            read_tcb_info(signed_document(raw, key=key, expected="tcbInfo", now=None))
-    except EvidenceError as error:
-        raise EvidenceError(
-            f"{origin}: {error.message}",
-            reason=error.reason,
-            advice="put the publisher's answer back, whole and with the chain that came with it",
-        ) from error
+    documents = [(origin, raw, "tcbInfo", read_tcb_info) for origin, raw in collateral.tcb_infos]
+    identity = (QE_IDENTITY, collateral.qe_identity, "enclaveIdentity", read_enclave_identity)
+    for origin, raw, expected, read in (*documents, identity):
+        try:
+            read(signed_document(raw, key=key, expected=expected, now=None))
+        except EvidenceError as error:
+            raise EvidenceError(
+                f"{origin}: {error.message}",
+                reason=error.reason,
+                advice="put the publisher's answer back, with the chain that came with it",
+            ) from error
 
 
 def not_amds(lists: Iterable[tuple[Path, bytes]]) -> list[tuple[Path, bytes]]:
