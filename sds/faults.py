@@ -32,6 +32,7 @@ PLACES: Final = (
     "accept",
     "admission",
     "authority stream",
+    "call",
     "certificate file",
     "connection",
     "event loop",
@@ -43,7 +44,9 @@ PLACES: Final = (
     "policy offer",
     "recognition",
     "release of an identity",
+    "request",
     "store listener",
+    "stream",
     "task",
 )
 """Every place that reports, so that each is counted from 0."""

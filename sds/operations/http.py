@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import select
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
     from sds.clock import Clock
 
-_LOGGER = logging.getLogger(__name__)
 IDLE_SECONDS: Final = 75.0
 """How long a connection may be silent between requests, or leave an answer unread."""
 REQUEST_SECONDS: Final = 10.0
@@ -178,8 +176,8 @@ class _Listener:
         headers = {name.decode("ascii"): value.decode("latin-1") for name, value in request.headers}
         try:
             return handler(HttpRequest(path=path, headers=headers, query=query))
-        except Exception:
-            _LOGGER.exception("a request failed", extra={"path": path})
+        except Exception as error:  # noqa: BLE001  the boundary between one request and the rest
+            report("request", error, path=path)
             return HttpAnswer(status=500, body=b"it failed; the log says why\n")
 
     def date(self) -> str:

@@ -14,6 +14,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from sds.errors import CallEndedError, LimitError, ProtocolError, SdsError
+from sds.faults import report
 from sds.serving.conversation import Conversation
 from sds.serving.observer import ADS_METHODS, DELTA_METHODS, Event
 from sds.serving.slices import SLICE, Pace
@@ -242,7 +243,7 @@ class Stream:
         elif isinstance(error, LimitError):
             self.end(error)
         else:
-            _LOGGER.error("a push failed: its stream ends", exc_info=error, extra=self.labels())
+            report("stream", error, **self.labels())
             self.end(SdsError("a push failed; the server's log says why", reason="internal"))
 
     async def _write_what_is_due(self) -> None:

@@ -16,6 +16,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Final
 
+from sds.faults import report
 from sds.transport import frames
 from sds.transport.frames import ErrorCode
 from sds.transport.turns import Turns
@@ -75,9 +76,9 @@ class Acceptor:
     def _take_one(self, accepted: socket.socket) -> None:
         try:
             self._take(accepted)
-        except Exception:  # noqa: BLE001  the boundary between one client and the socket
+        except Exception as error:  # noqa: BLE001  the boundary between one client and the socket
             accepted.close()
-            _LOG.exception("an accepted connection could not be served")
+            report("accept", error)
 
     def _pause(self, error: OSError) -> None:
         """Leave callers in the queue for a moment, instead of spinning."""

@@ -17,6 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from sds.errors import CallEndedError, LimitError, MalformedRequestError, ProtocolError
+from sds.faults import report
 from sds.transport.call import AbortedError
 from sds.transport.owner_lines import RUNS_FOR
 
@@ -131,8 +132,8 @@ async def serve_call(
     except asyncio.CancelledError:
         call.finish(grpc.StatusCode.UNAVAILABLE, "this server is stopping: connect again")
         raise
-    except Exception:  # noqa: BLE001  the boundary between one client's call and the whole agent
-        _LOG.exception("a handler failed", extra={"peer": call.peer()})
+    except Exception as error:  # noqa: BLE001  the boundary between one call and the whole agent
+        report("call", error, peer=call.peer())
         call.finish(grpc.StatusCode.INTERNAL, "the handler failed; the server's log says why")
 
 

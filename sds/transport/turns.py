@@ -14,11 +14,12 @@ as much. On a busy machine this also counts the time of others, so turns become 
 
 from __future__ import annotations
 
-import logging
 import time
 import weakref
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+
+from sds.faults import report
 
 if TYPE_CHECKING:
     import asyncio
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     Job: TypeAlias = Callable[[], bool]
     """Does a bounded piece of work, and says whether more is left."""
 
-_LOG: Final = logging.getLogger("sds.transport")
 BUFFER_BYTES: Final = 128 * 1024
 TURN_SECONDS: Final = 0.003
 """Processor time for all jobs in one turn of the loop."""
@@ -130,8 +130,8 @@ class Turns:
         began = self._clock()
         try:
             return job()
-        except Exception:  # noqa: BLE001  the boundary between one client and the loop
-            _LOG.exception("a job of a connection failed")
+        except Exception as error:  # noqa: BLE001  the boundary between one client and the loop
+            report("connection", error)
             return False
         finally:
             took = self._clock() - began

@@ -140,6 +140,21 @@ def test_every_task_and_callback_has_a_boundary() -> None:
     assert made_by_hand() == set(BOUNDARIES)
 
 
+def test_every_unexpected_error_is_counted() -> None:
+    """What logs a traceback by itself is in no metric."""
+    by_hand = {
+        path
+        for path, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and (
+            any(keyword.arg == "exc_info" for keyword in node.keywords)
+            or (getattr(node.func, "attr", "") == "exception" and node.args)
+        )
+    }
+    assert by_hand == {"sds/faults.py", "sds/operations/logs.py", "sds/supervision.py"}
+
+
 def broken(*_: object) -> None:
     raise ZeroDivisionError("on purpose")
 
