@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from sds import faults
 from sds.clock import SystemClock
 from sds.errors import ConfigurationError, SocketError
 from sds.operations.http import listening
@@ -60,6 +61,21 @@ async def test_the_scraper_chooses_the_format(registry: CollectorRegistry) -> No
             assert response.status == 405
         async with session.get(url.replace("metrics", "other")) as response:
             assert response.status == 404
+
+
+@pytest.mark.parametrize("version", [b"2.\xff", b"1.x", b"\xff=1.0.0", b"9" * 5000, b""])
+@pytest.mark.parametrize("kind", [b"application/openmetrics-text", b"text/plain"])
+async def test_a_format_with_an_odd_version_is_no_fault_of_ours(
+    registry: CollectorRegistry, kind: bytes, version: bytes
+) -> None:
+    before = dict(faults.counts())
+    async with listening(LOOPBACK, {"/metrics": handler(registry)}) as bound:
+        reader, writer = await asyncio.open_connection(bound.host, bound.port)
+        accept = b"%b; version=%b" % (kind, version)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: a\r\nAccept: %b\r\n\r\n" % accept)
+        assert await reader.readline() == b"HTTP/1.1 200 \r\n"
+        writer.close()
+    assert faults.counts() == before
 
 
 async def test_promtool_accepts_what_is_exported(registry: CollectorRegistry) -> None:

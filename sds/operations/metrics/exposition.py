@@ -6,7 +6,7 @@ collector reads memory only.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.exposition import choose_encoder
 
@@ -18,11 +18,16 @@ if TYPE_CHECKING:
     from sds.operations.http import HttpHandler
 
 
+_OPENMETRICS: Final = "application/openmetrics-text"
+
+
 def handler(registry: CollectorRegistry) -> HttpHandler:
     """Make a handler: OpenMetrics if ``Accept`` asks for it, else Prometheus text."""
 
     def metrics(request: HttpRequest) -> HttpAnswer:
-        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        # The library raises for versions that are not numbers, and repeats others in its answer.
+        asked = _OPENMETRICS in request.headers.get("accept", "")
+        encoder, content_type = choose_encoder(_OPENMETRICS if asked else "")
         return HttpAnswer(body=encoder(registry), content_type=content_type)
 
     return metrics
