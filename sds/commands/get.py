@@ -18,6 +18,7 @@ from sds.commands.dialled import dialled
 from sds.commands.options import output
 from sds.commands.printable import printable
 from sds.errors import SdsError, SocketError
+from sds.outside import reading
 from sds.serving.describe import describe, describe_extension, private_key, remaining
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ def get(names: tuple[str, ...], path: str, output: str, *, show_private_key: boo
     """
     if show_private_key and sys.stdin.isatty():
         click.confirm("Print private keys on this terminal?", abort=True, err=True)
-    found = asyncio.run(_fetch(path, names))
     shown: list[tuple[str, Description, str | None]] = []
-    for name, version, encoded in found:
-        if _is_extension(name):
-            shown.append((version, describe_extension(encoded), None))
-        else:
-            key = private_key(encoded) if show_private_key else None
-            shown.append((version, describe(encoded), key))
+    strange = "check that this is a workload's socket of the agent"
+    with reading(f"{path}: the answer cannot be shown", SocketError, advice=strange):
+        for name, version, encoded in asyncio.run(_fetch(path, names)):
+            if _is_extension(name):
+                shown.append((version, describe_extension(encoded), None))
+            else:
+                key = private_key(encoded) if show_private_key else None
+                shown.append((version, describe(encoded), key))
     if output == "table":
         click.echo(_table(shown, datetime.now(UTC)))
     else:
