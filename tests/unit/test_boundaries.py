@@ -113,6 +113,7 @@ BOUNDARIES = {
     "sds/workload/executables.py:Executables.read": LOOP,
     "sds/workload/front_door.py:FrontDoor._accepted": ONE,
     "sds/workload/front_door.py:FrontDoor._watch": "the callback was guarded when it was made",
+    "sds/workload/recognition.py:Recogniser.until_ready": AWAITED,
 }
 
 
