@@ -74,17 +74,15 @@ def in_frames(client: RawClient, path: bytes, data: bytes) -> int:
 
 async def the_stream(at: Serving) -> Stream:
     """The only stream, once there is one."""
-    async with asyncio.timeout(20):
-        while not (found := [one for each in at.service.sessions() for one in each.streams]):
-            await asyncio.sleep(0.01)
+    while not (found := [one for each in at.service.sessions() for one in each.streams]):
+        await asyncio.sleep(0.01)
     (stream,) = found
     return stream
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
+    while not condition():
+        await asyncio.sleep(0.01)
 
 
 # --- names --------------------------------------------------------------------------------------

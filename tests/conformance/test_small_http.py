@@ -87,10 +87,9 @@ async def test_headers_without_end_end_the_connection() -> None:
         _, writer = await asyncio.open_connection(bound.host, bound.port)
         writer.write(b"GET / HTTP/1.1\r\nA: ")
         with pytest.raises(ConnectionError):  # noqa: PT012  written until it is refused
-            async with asyncio.timeout(10):
-                while True:
-                    writer.write(b"x" * 10_000)
-                    await writer.drain()
+            while True:
+                writer.write(b"x" * 10_000)
+                await writer.drain()
 
 
 async def test_requests_on_one_connection_are_answered_in_order() -> None:

@@ -382,9 +382,8 @@ async def test_hundreds_of_connections_of_which_some_break_off(tmp_path: Path) -
                 assert len(secrets(response)) == 2
 
         await asyncio.gather(*(one(index) for index in range(240)))
-        async with asyncio.timeout(30):
-            while at.service.sessions():
-                await asyncio.sleep(0.01)
+        while at.service.sessions():
+            await asyncio.sleep(0.01)
         assert at.tally.events[Event.STREAM_OPENED] == at.tally.events[Event.STREAM_CLOSED]
 
 
@@ -479,9 +478,8 @@ async def test_draining_amid_first_answers_tells_every_client(tmp_path: Path) ->
         streams = [Sotw(connection) for _ in range(50)]
         for stream in streams:
             await stream.ask("default")
-        async with asyncio.timeout(30):
-            while not any(session.streams for session in at.service.sessions()):
-                await asyncio.sleep(0)
+        while not any(session.streams for session in at.service.sessions()):
+            await asyncio.sleep(0)
         at.service.drain()
         codes = [(await stream.status())[0] for stream in streams]
         assert set(codes) == {grpc.StatusCode.UNAVAILABLE}

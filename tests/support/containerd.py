@@ -253,9 +253,8 @@ async def containerd(folder: Path, *, runtimes: str = "") -> AsyncIterator[Conta
         subprocess.run([gcc, "-static", "-o", binary, source], check=True)  # noqa: ASYNC221
         image = _image(archive, binary.read_bytes())
         importing = [ctr, "-a", str(folder / "containerd.sock"), "-n", "k8s.io", "images", "import"]
-        async with asyncio.timeout(30):
-            while subprocess.run([*importing, archive], capture_output=True).returncode:  # noqa: ASYNC221, PLW1510
-                await asyncio.sleep(0.1)
+        while subprocess.run([*importing, archive], capture_output=True).returncode:  # noqa: ASYNC221, PLW1510
+            await asyncio.sleep(0.1)
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(
             f"unix:{folder / 'containerd.sock'}", options=options

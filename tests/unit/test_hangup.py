@@ -16,8 +16,7 @@ async def test_a_reload_during_the_drain_ends_nothing() -> None:
         told = asyncio.Event()
         with on_hangup(lambda: read.append("policy"), told.set):
             os.kill(os.getpid(), signal.SIGHUP)
-            async with asyncio.timeout(10):
-                await told.wait()
+            await told.wait()
         assert read == ["policy"]
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         os.kill(os.getpid(), signal.SIGHUP)
