@@ -28,6 +28,7 @@ from sds.attestation.snp.report import Product, SigningKey
 from sds.attestation.snp.simulated import SimulatedRoot
 from sds.demo.node import private_directory, writing
 from sds.errors import ConfigurationError
+from sds.outside import reading
 from sds.pki import certificate_pem
 from sds.settings import yamlfile
 
@@ -75,7 +76,11 @@ def _plain(root: SimulatedRoot) -> dict[str, str]:
 
 
 def _read(path: Path) -> SimulatedRoot:
-    try:
+    with reading(
+        f"{path} is not a simulated manufacturer",
+        ConfigurationError,
+        advice=f"remove the folder {path.parent}: the next start makes a new one",
+    ):
         plain = json.loads(path.read_text(encoding="ascii"))
         return SimulatedRoot(
             product=Product(plain["product"]),
@@ -86,11 +91,6 @@ def _read(path: Path) -> SimulatedRoot:
             ask_key=_key(plain["ask_key"]),
             start=datetime.fromisoformat(plain["start"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(
-            f"{path} is not a simulated manufacturer",
-            advice=f"remove the folder {path.parent}: the next start makes a new one",
-        ) from error
 
 
 def _key(pem: str) -> rsa.RSAPrivateKey:

@@ -150,17 +150,29 @@ class Supervisor:
 
 
 async def _start(part: Part) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        *part.command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
-        pass_fds=part.descriptors,
-        # Ctrl-C on the terminal is meant for this process, which then ends the others in order.
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
+    """Start a part.
+
+    Raises:
+        SdsError: ``part_ended``: the system does not start it.
+    """
+    try:
+        return await asyncio.create_subprocess_exec(
+            *part.command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **part.environment},
+            pass_fds=part.descriptors,
+            # Ctrl-C on the terminal is meant for this process, which ends the others in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    except OSError as error:
+        raise SdsError(
+            f"{part.name} cannot be started: {part.command[0]}: {error.strerror}",
+            reason="part_ended",
+            advice="check that it is a program for this machine",
+        ) from error
 
 
 def _die_with_parent() -> None:

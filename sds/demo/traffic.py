@@ -17,7 +17,7 @@ from cryptography import x509
 
 from sds.demo.ledger import PeerCertificate
 from sds.errors import RequestFailedError
-from sds.outside import words_of
+from sds.outside import reading, words_of
 
 if TYPE_CHECKING:
     from sds.demo.ledger import RotationLedger
@@ -92,12 +92,10 @@ def server_certificate(header: str) -> PeerCertificate:
     Raises:
         RequestFailedError: the header has no certificate with one URI SAN.
     """
-    try:
+    with reading("the client Envoy reports no server certificate", RequestFailedError):
         certificate = x509.load_pem_x509_certificate(urllib.parse.unquote(header).encode())
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         (spiffe_id,) = names.get_values_for_type(x509.UniformResourceIdentifier)
-    except (ValueError, x509.ExtensionNotFound) as error:
-        raise RequestFailedError("the client Envoy reports no server certificate") from error
     return PeerCertificate(
         spiffe_id=spiffe_id,
         serial=_hex(certificate.serial_number),

@@ -125,6 +125,19 @@ async def test_a_part_that_cannot_start_ends_everything_with_its_words(tmp_path:
     assert not alive(watch.supervisor.pids["healthy"])
 
 
+async def test_what_is_no_program_ends_everything_with_words(tmp_path: Path) -> None:
+    """An Envoy for another processor, say."""
+    program = tmp_path / "program"
+    program.write_bytes(b"\x7fELF")
+    program.chmod(0o700)
+    watch = Watch(tmp_path, Part(name="broken", command=[str(program)]))
+    with pytest.raises(ExceptionGroup) as raised:
+        await watch.supervisor.run()
+    (error,) = raised.value.exceptions
+    assert isinstance(error, SdsError)
+    assert "broken cannot be started" in str(error)
+
+
 async def test_a_part_that_ignores_sigterm_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,11 @@ def test_a_part_of_a_volume_is_unmeasured_whatever_the_volume_is_called(name: st
     assert form(SPEC | {"mounts": [mount]}).unmeasured == {f"subpath {name} 0"}
 
 
+def test_labels_and_annotations_in_a_volume_are_unmeasured() -> None:
+    mount = bind("/about", f"{POD}/volumes/kubernetes.io~downward-api/about")
+    assert form(SPEC | {"mounts": [mount]}).unmeasured == {'volume downward-api "about"'}
+
+
 def test_another_pod_of_the_same_manifest_has_the_same_form() -> None:
     text = repr(SPEC)
     for before, after in (

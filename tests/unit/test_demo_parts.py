@@ -15,7 +15,7 @@ from sds.bootstrap.listeners import PEER_BODY, SERVER_CERTIFICATE_HEADER
 from sds.bootstrap.plan import Protocol
 from sds.demo import envoys, traffic
 from sds.demo.dev import own_program, typed
-from sds.demo.simulation import configuration_of, overlaid, separated
+from sds.demo.simulation import configuration_of, manufacturer, overlaid, separated
 from sds.demo.traffic import client_certificate, server_certificate
 from sds.errors import ConfigurationError, RequestFailedError
 from tests.support import bootstrap_rules
@@ -151,6 +151,15 @@ def test_two_configurations_of_one_name_are_two_simulated_ones(tmp_path: Path) -
         made[path] = yaml.safe_load(path.read_text())["trust_domain"]
         assert len(changes) == 2
     assert sorted(made.values()) == ["a.example", "b.example"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 100_000, '{"product": []}'])
+def test_what_is_no_manufacturer_is_said_in_words(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "simulated"
+    folder.mkdir(mode=0o700)
+    (folder / "manufacturer.json").write_text(content)
+    with pytest.raises(ConfigurationError, match="is not a simulated manufacturer"):
+        manufacturer(folder)
 
 
 def test_an_option_and_its_file_may_be_one_word() -> None:

@@ -95,7 +95,8 @@ _MADE_BY_RUNTIME: Final = {
 }
 _MOST_MOUNTS: Final = 1024
 """Each may be unmeasured, and every look at a caller compares those of its pod with the lists."""
-_MEASURED_VOLUMES: Final = frozenset({"empty-dir", "downward-api"})
+_EMPTY: Final = "empty-dir"
+"""The volumes without content that anybody gives them; labels and annotations are not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +266,7 @@ def _mount(
         where = _source(source, destination, around, container_id)
         if where.startswith(("host ", "volume ", "subpath ")):
             what, kind_or_name, *_ = where.split(" ")
-            if what != "volume" or kind_or_name not in _MEASURED_VOLUMES:
+            if what != "volume" or kind_or_name != _EMPTY:
                 content.add(where)
     mapped = {key: mount[key] for key in ("gidMappings", "uidMappings") if mount.get(key)}
     line = f"mount {_json([destination, kind, where, options, *([mapped] if mapped else [])])}"
