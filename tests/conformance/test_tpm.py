@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pydantic import ValidationError
@@ -31,7 +31,7 @@ from sds.attestation.section import AttestationSection, VerificationSection
 from sds.attestation.tpm import commands
 from sds.attestation.tpm.attester import TpmAttester
 from sds.attestation.tpm.challenge import WINDOW_SECONDS, credential_for, proves
-from sds.attestation.tpm.endorsement import key_digest, verify_endorsement
+from sds.attestation.tpm.endorsement import endorsement_key, key_digest, verify_endorsement
 from sds.attestation.tpm.keys import parse_public
 from sds.attestation.tpm.parcel import Piece, pack, parts_of, unpack
 from sds.attestation.tpm.register import PcrRegister
@@ -295,6 +295,30 @@ def test_only_certificates_for_endorsement_keys_count(maker: Maker) -> None:
             verify_endorsement(chain, [maker.root], now=NOW)
     with refused("certificate_validity"):
         verify_endorsement([good], [maker.root], now=NOW + timedelta(days=4000))
+
+
+def test_keys_of_unusual_numbers_verify_nothing(maker: Maker) -> None:
+    """A signature by 3,072 bits and as long an exponent takes 65 ms, and strangers choose both."""
+    usual = made_quotes.rsa_key().private_numbers()
+    exponent = 2**2000 + 297
+    slow = rsa.RSAPrivateNumbers(
+        p=usual.p,
+        q=usual.q,
+        d=(d := pow(exponent, -1, (usual.p - 1) * (usual.q - 1))),
+        dmp1=d % (usual.p - 1),
+        dmq1=d % (usual.q - 1),
+        iqmp=usual.iqmp,
+        public_numbers=rsa.RSAPublicNumbers(exponent, usual.p * usual.q),
+    ).private_key()
+    key = made_quotes.key().private.public_key()
+    middle = maker.certificate("Middle", slow.public_key(), ca=True)
+    below = maker.certificate("", key, use=EK_USE, by=("Middle", slow))
+    with refused("chain_untrusted"):
+        verify_endorsement([below, middle], [maker.root], now=NOW)
+    short = rsa.generate_private_key(public_exponent=65537, key_size=1024).public_key()
+    for public in (slow.public_key(), short):
+        with refused("evidence_malformed"):
+            endorsement_key(maker.certificate("", public, use=EK_USE))
 
 
 def test_a_credential_is_for_one_pair_of_keys_and_a_while() -> None:

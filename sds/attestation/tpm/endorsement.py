@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from sds.attestation.tpm.keys import rsa_key
 from sds.errors import CertificateError, EvidenceError
 from sds.outside import reading
 from sds.pki.chain import load_certificate
@@ -48,13 +49,19 @@ def endorsement_key(der: bytes) -> AttestationKey:
     Raises:
         EvidenceError: ``certificate_malformed``: it cannot be read, or its key cannot be used.
     """
-    certificate = _read(der)
+    return _key(_read(der))
+
+
+def _key(certificate: x509.Certificate) -> AttestationKey:
     with reading(_WHAT, EvidenceError, reason="certificate_malformed"):
         key = certificate.public_key()
-    if isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
+        if isinstance(key, rsa.RSAPublicKey):
+            numbers = key.public_numbers()
+            return rsa_key(numbers.n, numbers.e)
+    if isinstance(key, ec.EllipticCurvePublicKey):
         return key
     raise EvidenceError(
-        "the endorsement certificate has a key of another kind than RSA or P-256",
+        f"{_WHAT} has a key of another kind than RSA or an elliptic curve's",
         reason="certificate_malformed",
     )
 
@@ -129,9 +136,12 @@ def _read(der: bytes) -> x509.Certificate:
 
 
 def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    if certificate.issuer != issuer.subject:
+        return False
     try:
+        _key(issuer)  # before the signature: one by a key of unusual numbers is costly
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (EvidenceError, ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False
     return True
 

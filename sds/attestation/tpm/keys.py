@@ -23,6 +23,7 @@ AttestationKey = rsa.RSAPublicKey | ec.EllipticCurvePublicKey
 MIN_RSA_BITS: Final = 2048
 _MAX_RSA_BITS: Final = 4096
 _DEFAULT_EXPONENT: Final = 65_537
+_MAX_EXPONENT_BITS: Final = 32
 # TPM_ECC_CURVE (section 6.4).
 _CURVES: Final[dict[int, ec.EllipticCurve]] = {0x0003: ec.SECP256R1(), 0x0004: ec.SECP384R1()}
 _HASHES: Final[dict[Algorithm, hashes.HashAlgorithm]] = {
@@ -157,12 +158,15 @@ def _rsa(reader: TpmReader) -> rsa.RSAPublicKey:
 def rsa_key(modulus: int, exponent: int) -> rsa.RSAPublicKey:
     """Make an RSA key of a size that may attest.
 
+    A TPM's exponent has 32 bits (Part 2, section 12.2.3.5); a longer one makes a signature costly.
+
     Raises:
         EvidenceMalformedError: modulus and exponent are not a key, or one that is too small or
             large.
     """
-    if not MIN_RSA_BITS <= modulus.bit_length() <= _MAX_RSA_BITS:
-        raise EvidenceMalformedError(f"an RSA key of {modulus.bit_length()} bits")
+    bits, exponent_bits = modulus.bit_length(), exponent.bit_length()
+    if not MIN_RSA_BITS <= bits <= _MAX_RSA_BITS or exponent_bits > _MAX_EXPONENT_BITS:
+        raise EvidenceMalformedError(f"an RSA key of {bits} bits, its exponent of {exponent_bits}")
     try:
         return rsa.RSAPublicNumbers(exponent, modulus).public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
