@@ -179,6 +179,7 @@ class Instruments:
 
     def ended(self) -> None:
         self.process.policy_epoch.set(0)
+        self.process.policy_loaded.set(0)
 
 
 class AdmissionInstruments(Instruments):

@@ -219,10 +219,12 @@ class AgentFamilies:
         )
         self.responses = Counter(
             "sds_resources_sent",
-            "Resources that were written to streams.",
+            "SVIDs and bundles that were written to streams; one resource may have several.",
             registry=registry,
         )
-        self.acks = Counter("sds_acks", "Resources that subscribers ACKed.", registry=registry)
+        self.acks = Counter(
+            "sds_acks", "SVIDs and bundles that subscribers ACKed.", registry=registry
+        )
         self.nacks = Counter(
             "sds_nacks",
             "Responses that subscribers refused, by what their words say.",
