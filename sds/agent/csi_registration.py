@@ -36,6 +36,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 _OURS_ALONE: Final = 0o600
 _STOP_SECONDS: Final = 1.0
 _RANDOM_BYTES: Final = 4
+_AGAIN_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 5.0
 """How long to wait for the kubelet, which looks once a second (``pkg/kubelet/pluginmanager``)."""
 
@@ -105,15 +106,27 @@ class _Offer:
         try:
             await self.close()
             self._path, self._server = fresh, Server([self._registration.handler()])
-            await self.open()
-        except SdsError as error:
-            _LOGGER.warning(
-                "the kubelet cannot learn of the CSI driver: %s",
-                error,
-                extra={"reason": error.reason},
-            )
+            await self._open_at_last()
         except Exception as error:  # noqa: BLE001  the boundary between this task and the agent
             report("task", error)
+
+    async def _open_at_last(self) -> None:
+        """Open, again and again if the directory does not permit it now (a full disk)."""
+        said = ""
+        while True:
+            try:
+                await self.open()
+            except SdsError as error:
+                if str(error) != said:
+                    said = str(error)
+                    _LOGGER.warning(
+                        "the kubelet cannot learn of the CSI driver: %s",
+                        error,
+                        extra={"reason": error.reason},
+                    )
+                await asyncio.sleep(_AGAIN_SECONDS)
+            else:
+                return
 
     async def close(self) -> None:
         self._path.unlink(missing_ok=True)

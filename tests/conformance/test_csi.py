@@ -361,6 +361,20 @@ async def test_a_kubelet_that_waits_before_it_tries_the_path_again_gets_another_
     assert not list(kubelet.registry.iterdir())
 
 
+async def test_a_path_that_cannot_be_made_is_tried_again(
+    kubelet: Kubelet, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = RegistrationService(name=NAME, endpoint="x")
+    async with registered(service, kubelet.registry, patience=0.05):
+        shutil.rmtree(kubelet.registry)
+        while not caplog.records or "cannot learn" not in caplog.text:
+            await asyncio.sleep(0.01)
+        kubelet.registry.mkdir()
+        while not list(kubelet.registry.iterdir()):
+            await asyncio.sleep(0.01)
+        assert caplog.text.count("cannot learn") == 1
+
+
 async def test_a_kubelet_that_asks_keeps_its_path(kubelet: Kubelet) -> None:
     service = RegistrationService(name=NAME, endpoint="/csi.sock")
     service.asked.set()
