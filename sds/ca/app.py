@@ -27,6 +27,7 @@ from sds.ca.server import ExchangeLimits, ExchangeService, handler
 from sds.ca.signers import SigningState, follow_roots, keep_signing, roots_teller
 from sds.errors import ConfigurationError
 from sds.exchange.challenge import NonceTable
+from sds.settings.fields import MOST
 from sds.supervision import supervised
 
 if TYPE_CHECKING:
@@ -207,7 +208,10 @@ def _server(limits: ExchangeLimits, connections: int) -> grpc.aio.Server:
             ("grpc.http2.lookahead_bytes", _LOOK_AHEAD_BYTES),
             ("grpc.http2.bdp_probe", 0),
             # Some more than we want, because sds.ca.connections chooses which of them end.
-            ("grpc.max_allowed_incoming_connections", connections + between_looks(connections)),
+            (
+                "grpc.max_allowed_incoming_connections",
+                min(connections + between_looks(connections), MOST),
+            ),
             # More than we accept, so that the last one is told why it is refused; an agent opens
             # two.
             ("grpc.max_concurrent_streams", min(limits.streams + 2, _STREAMS_A_CONNECTION)),
@@ -222,5 +226,5 @@ def _server(limits: ExchangeLimits, connections: int) -> grpc.aio.Server:
             ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ),
         # An agent has two streams: its exchange, and the watch on our health.
-        maximum_concurrent_rpcs=2 * limits.streams + 64,
+        maximum_concurrent_rpcs=min(2 * limits.streams + 64, MOST),
     )

@@ -177,10 +177,10 @@ class PolicyHolder:
         self._remember(outcome.verified)
         before, self._state = self._state, state
         if outcome.taken is not None:
-            self._say_taken(before, outcome.taken, origin, now)
             self._ended = False
-            self._listeners.tell()
+            self._listeners.tell()  # first of all: the right of others may end with it
             self._woken.set()
+            self._say_taken(before, outcome.taken, origin, now)
         return outcome
 
     def _useless(

@@ -379,8 +379,7 @@ class Rotation:
 
     def _failed(self, identity: Identity, managed: _Managed, answer: NoCredentials) -> None:
         before = managed.state.failure
-        # The failure is kept, and the frames of its traceback have the keys of the request.
-        error, now = answer.error.with_traceback(None), self._clock.now()
+        error, now = answer.error, self._clock.now()
         managed.state = schedule.failed(managed.state, error, draw=answer.draw, now=now)
         if answer.shared and error.retriable:
             self._blocked.add(identity)

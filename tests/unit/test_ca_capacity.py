@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from sds.ca.app import _server
 from sds.ca.capacity import between_looks, connections
+from sds.ca.server import ExchangeLimits
 from sds.operations.places import most_connections
+from sds.settings.fields import MOST
 
 MIB = 1024 * 1024
 
@@ -36,3 +39,7 @@ def test_full_listeners_leave_descriptors_for_files(descriptors: int) -> None:
     most = connections(streams=100_000, memory=None, descriptors=descriptors, listeners=3)
     full = most + between_looks(most) + 3 * most_connections(descriptors)
     assert descriptors - full >= 128
+
+
+async def test_as_many_as_the_configuration_allows_can_be_given_to_grpc() -> None:
+    _server(ExchangeLimits(streams=MOST, message_bytes=MOST), MOST)

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -372,34 +371,6 @@ async def test_another_certificate_than_was_asked_for_is_never_served() -> None:
         await w.clock.advance(20)
         assert w.serial() is None
         assert {error.reason for error in w.failures.seen} == {"certificate_untrusted"}
-
-
-def keys_kept_by(error: BaseException) -> list[Any]:
-    """The private keys in the frames that an error refers to."""
-    kept: list[Any] = []
-    one: BaseException | None = error
-    while one is not None:
-        for frame, _ in traceback.walk_tb(one.__traceback__):
-            for value in frame.f_locals.values():
-                values = value if isinstance(value, list | tuple) else [value]
-                kept += [each for each in values if hasattr(each, "private_bytes")]
-        one = one.__cause__ or one.__context__
-    return kept
-
-
-@pytest.mark.parametrize("failure", ["down", "another certificate"])
-async def test_the_error_of_a_failed_renewal_keeps_no_key(failure: str) -> None:
-    async with world() as w:
-        if failure == "down":
-            w.authority.failure = DOWN
-        else:
-            w.authority.root = FakeAuthority(w.clock).root
-        w.rotation.ensure(WEB)
-        await w.clock.until(lambda: bool(w.failures.seen))
-        (managed,) = w.rotation._managed.values()
-        kept = managed.state.failure
-        assert kept is not None
-        assert keys_kept_by(kept.error) == []
 
 
 async def test_a_released_identity_goes_and_its_key_is_wiped() -> None:

@@ -90,6 +90,22 @@ def test_a_listener_that_raises_keeps_nobody_else_from_hearing() -> None:
     assert heard == [2]
 
 
+def test_listeners_hear_of_a_policy_before_anything_is_written_about_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keeps = holder()
+    heard: list[int] = []
+    keeps.listen(lambda: heard.append(keeps.epoch))
+
+    def fails(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr("sds.policy.holder.differences", fails)
+    with pytest.raises(RuntimeError):
+        keeps.take(sign(document(2, **window()), ALICE), origin="test")
+    assert heard == [2]
+
+
 ENVELOPE = {"payload": base64.b64encode(b"a: 1").decode(), "payloadType": PAYLOAD_TYPE}
 SIGNATURE = {"keyid": "a" * 64, "sig": "AAAA"}
 
