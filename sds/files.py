@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SOCKET_PATH_BYTES: Final = 107
 """The longest path of a Unix socket on Linux in bytes, without its final NUL (unix(7))."""
+_LINKS_TO_OPEN_FILES: Final = ("/dev/std", "/dev/fd/", "/proc/")
 _OPEN_ALREADY: Final = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
@@ -88,6 +89,23 @@ def is_taken(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def check_replaceable(path: Path) -> None:
+    """Check that no directory and no device is at this path: root can replace ``/dev/null``.
+
+    Raises:
+        OSError: there is one; ``strerror`` says which.
+    """
+    try:
+        kind = os.stat(path).st_mode  # noqa: PTH116  as below
+    except OSError:
+        return
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    device = stat.S_ISCHR(kind) or stat.S_ISBLK(kind)
+    if device or str(path).startswith(_LINKS_TO_OPEN_FILES):
+        raise OSError(errno.EINVAL, "a device is there, not a file", str(path))
+
+
 def replace_file(path: Path, content: bytes, *, mode: int) -> None:
     """Replace a file as a whole: a reader sees all of the old content or all of the new (rename).
 
@@ -97,8 +115,9 @@ def replace_file(path: Path, content: bytes, *, mode: int) -> None:
         mode: the new permissions.
 
     Raises:
-        OSError: the file cannot be written; the old content stays.
+        OSError: the file cannot be written, or is a device; the old content stays.
     """
+    check_replaceable(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

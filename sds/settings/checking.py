@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from sds.errors import CertificateError, ConfigurationError, SdsError
-from sds.files import is_folder, is_taken
+from sds.files import check_replaceable, is_folder, is_taken
 from sds.outside import words_of
 from sds.pki import certificates_from_pem, load_certificate
 from sds.settings.yamlfile import read
@@ -129,8 +129,14 @@ class ConfigurationChecks:
 
     def replaceable_file(self, field: str, path: Path) -> None:
         """Check that a file can be written at this path, and can replace an existing one."""
-        if self._is_writable(field, path.parent) and is_folder(path):
+        if not self._is_writable(field, path.parent):
+            return
+        try:
+            check_replaceable(path)
+        except IsADirectoryError:
             self.problem(field, f"{path} is a directory: name a file")
+        except OSError as error:
+            self.problem(field, f"{path} cannot be replaced: {error.strerror}")
 
     def writable_directory(self, field: str, path: Path) -> None:
         """Check that the directory is writable or can be made."""

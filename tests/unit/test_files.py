@@ -15,13 +15,14 @@ import pytest
 
 from sds.ca.tls import tls_from_files
 from sds.ca.token_keys import key_reader
-from sds.errors import SdsError
+from sds.errors import ConfigurationError, SdsError
 from sds.federation.refresh import parse_bundle_file
 from sds.files import read_file, replace_file
 from sds.policy.keys import read_verification_key
 from sds.policy.settings import read_signed
 from sds.serving.generic import read_memory_file
 from sds.settings import yamlfile
+from sds.settings.checking import ConfigurationChecks
 from tests.support.source import methods_called
 
 if TYPE_CHECKING:
@@ -155,6 +156,19 @@ def test_a_file_is_replaced_as_a_whole_whatever_is_in_its_place(
     replace_file(path, b"new", mode=0o640)
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o640)
     assert [one.name for one in tmp_path.iterdir()] == ["named"]
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("/dev/null")
+    for path in (link, Path("/dev/stdout"), Path("/proc/self/fd/1")):
+        with pytest.raises(OSError, match="a device is there"):
+            replace_file(path, b"new", mode=0o644)
+    assert link.is_symlink()
+    checks = ConfigurationChecks("a.yaml", now=NOW)
+    checks.replaceable_file("csr_file", link)
+    with pytest.raises(ConfigurationError, match=r"csr_file: .*a device is there"):
+        checks.raise_all()
 
 
 def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
