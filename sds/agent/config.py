@@ -47,6 +47,7 @@ from sds.workload.mapping import (
     Defaults,
     Matching,
     WorkloadRule,
+    check_trust_domain,
     selector_types,
 )
 
@@ -222,7 +223,7 @@ class AgentConfig(Settings):
                 raise ValueError(f"{field}: {error}") from error
         self._check_copy()
         self._check_transport()
-        self._check_selectors()
+        self._check_rules()
         own = sorted(one.name for one in self.sockets_of_their_own)
         for path in (
             self.admin_socket,
@@ -255,14 +256,18 @@ class AgentConfig(Settings):
                 "the section node, or write transport: own"
             )
 
-    def _check_selectors(self) -> None:
-        """Refuse a rule that asks for what none of the configured attestors finds."""
+    def _check_rules(self) -> None:
+        """Refuse a rule for another trust domain, or for what none of the attestors finds."""
         if self.node is None:
             return
         found = {each for name in self.node.attestors for each in ATTESTORS[name].types}
         for index, rule in enumerate(self.workloads):
             if not isinstance(rule, WorkloadRule):
                 continue
+            try:
+                check_trust_domain(rule.spiffe_id, self.trust_domain)
+            except ValueError as error:
+                raise ValueError(f"workloads[{index}].{error}") from error
             for needed in sorted(selector_types([rule])):
                 if needed in found or any(
                     each.endswith(":") and needed.startswith(each) for each in found

@@ -6,11 +6,13 @@ attestors must be configured.
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from sds.files import SOCKET_PATH_BYTES
 from sds.settings.fields import Duration, Settings
 from sds.workload.attestors import ATTESTORS
 from sds.workload.cri.settings import CriSettings
@@ -31,6 +33,16 @@ class CsiSettings(Settings):
         description="The kubelet's root directory. The agent needs its `pods`, "
         "`plugins` and `plugins_registry`, writable, at the same paths.",
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        longest = f"{self.kubelet_dir}/plugins_registry/{self.driver}-00000000-reg.sock"
+        if len(os.fsencode(longest)) > SOCKET_PATH_BYTES:
+            raise ValueError(
+                f"driver: the socket {longest} has more than {SOCKET_PATH_BYTES} bytes, too many "
+                "for a Unix socket: use a shorter name"
+            )
+        return self
 
 
 _SHORTEST_LOOK = timedelta(milliseconds=100)

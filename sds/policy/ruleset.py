@@ -34,7 +34,7 @@ from sds.settings.fields import (  # noqa: TC001  as above
     Duration,
     TrustDomainField,
 )
-from sds.workload.mapping import Matching, SelectorValue, WorkloadRule
+from sds.workload.mapping import Matching, SelectorValue, WorkloadRule, check_trust_domain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -201,6 +201,8 @@ class RuleSet(PolicyModel):
     def _rules_agree(self) -> Self:
         no_repeats("nodes", (group.name for group in self.nodes))
         no_repeats("workloads", (rule.name for rule in self.workloads))
+        for rule in self.workloads:
+            check_trust_domain(rule.spiffe_id, self.trust_domain)
         for group in self.nodes:
             for grant in group.grants:
                 for glob in grant.spiffe_ids:

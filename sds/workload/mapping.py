@@ -103,6 +103,20 @@ def check_lifetime(lifetime: timedelta) -> timedelta:
     return lifetime
 
 
+def check_trust_domain(template: str, trust_domain: TrustDomain) -> None:
+    """Check that every SPIFFE ID by this template is in the trust domain, and has a path.
+
+    Raises:
+        ValueError: one may be elsewhere: nobody certifies it, and its roots are others.
+    """
+    filled = template.removeprefix("spiffe://").replace("{trust_domain}", trust_domain)
+    domain, _, path = filled.partition("/")
+    if domain != trust_domain:
+        raise ValueError(f"spiffe_id: {template[:200]!r} is not in the trust domain {trust_domain}")
+    if not path:
+        raise ValueError(f"spiffe_id: {template[:200]!r} has no path")
+
+
 SelectorType = Annotated[str, AfterValidator(check_selector_type)]
 SelectorValue = Annotated[str, AfterValidator(check_text_pattern)]
 Template = Annotated[str, AfterValidator(_check_template)]

@@ -27,6 +27,8 @@ GOOD: dict[str, Any] = {
     ],
 }
 WORKLOAD = GOOD["workloads"][0]
+NODE = {"attestors": ["unix"]}
+RULE = {"name": "rule", "match": {"unix:uid": "1"}}
 
 
 def load(settings: dict[str, Any], folder: Path) -> AgentConfig:
@@ -88,6 +90,22 @@ def test_a_bare_number_is_seconds(tmp_path: Path) -> None:
             "is not in the trust domain example.org",
         ),
         ({"workloads": [WORKLOAD | {"spiffe_id": "spiffe://example.org"}]}, "has no path"),
+        (
+            {"node": NODE, "workloads": [RULE | {"spiffe_id": "spiffe://example.com/x"}]},
+            "workloads[0].spiffe_id: 'spiffe://example.com/x' is not in the trust domain exam",
+        ),
+        (
+            {"node": NODE, "workloads": [RULE | {"spiffe_id": "spiffe://{uid}.org/x"}]},
+            "is not in the trust domain example.org",
+        ),
+        (
+            {"node": NODE, "workloads": [RULE | {"spiffe_id": "spiffe://{trust_domain}"}]},
+            "'spiffe://{trust_domain}' has no path",
+        ),
+        (
+            {"node": {"attestors": ["kubernetes"], "csi": {"driver": "d" * 63}}},
+            "node.csi.driver: the socket /var/lib/kubelet/plugins_registry/ddd",
+        ),
         (
             {"workloads": [WORKLOAD | {"name": "../x"}]},
             "workloads[0].name: expected a name of at",
