@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 MAX_LIST_BYTES: Final = 1024 * 1024
+_MAX_NUMBER_BITS: Final = 160
 _DELTA: Final = x509.DeltaCRLIndicator.oid
 
 
@@ -126,13 +127,20 @@ def read_revocation_list(der: bytes, *, origin: str = "the list") -> RevocationL
         raise EvidenceError(
             f"{origin} has no next update, so it would never be stale", reason="revocation_list"
         )
+    number = _number(extensions)
+    if number is not None and number.bit_length() > _MAX_NUMBER_BITS:
+        raise EvidenceError(
+            f"{origin} has a CRL number of {number.bit_length()} bits, more than "
+            f"{_MAX_NUMBER_BITS} (RFC 5280, section 5.2.3)",
+            reason="revocation_list",
+        )
     return RevocationList(
         der=der,
         origin=origin,
         signed=signed,
         issuer=issuer,
         authority=_authority(extensions),
-        number=_number(extensions),
+        number=number,
         this_update=this_update,
         next_update=next_update,
         serials=frozenset(serial for serial, _ in entries),

@@ -145,6 +145,13 @@ class AttestationSection(Settings):
                 continue
             its = "kind is missing" if self.kind is None else f"kind is {self.kind}"
             raise ValueError(f"{name}: it is for the kinds {', '.join(sorted(kinds))}, and {its}")
+        key = self.exchange_key
+        # "auto" may become either; a verifier looks at no other register than its kind's.
+        if key is not None and self.kind in _OF_KINDS["exchange_key"] - {"auto"}:
+            if self.kind == "tdx" and key.pcr is not None:
+                raise ValueError("exchange_key.pcr: a TDX quote shows the runtime register, no PCR")
+            if self.kind != "tdx" and key.pcr is None:
+                raise ValueError(f"exchange_key.pcr: it is missing, and {self.kind} shows only PCRs")
         return self
 
     @property

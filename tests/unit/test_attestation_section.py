@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import ValidationError
 
 from sds.attestation.build import Verification, make_attester
 from sds.attestation.evidence import Evidence, EvidenceKind, report_data
@@ -78,6 +79,14 @@ AZURE = {**TPM, "metadata_server": "http://127.0.0.1:80"}
 def test_a_kind_may_have_what_its_attester_reads(kind: str, fields: dict[str, object]) -> None:
     section = AttestationSection.model_validate({"kind": kind, **fields})
     assert fields.keys() <= section.model_fields_set
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("tdx", {"pcr": 13}), ("tpm", {}), ("azure-snp-vtpm", {})]
+)
+def test_a_register_that_no_verifier_looks_at_is_refused(kind: str, key: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match="exchange_key"):
+        AttestationSection.model_validate({"kind": kind, "exchange_key": key})
 
 
 def test_without_a_kind_there_is_no_evidence() -> None:

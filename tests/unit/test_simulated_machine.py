@@ -89,6 +89,13 @@ async def test_a_chain_of_the_past_or_the_future_is_refused(
 
 async def test_it_travels_by_a_descriptor(simulated_root: SimulatedRoot) -> None:
     machine = simulated_root.machine()
+    reading, writing = os.pipe()
+    os.close(writing)
+    with pytest.raises(EvidenceError, match="cannot be read: File"):
+        SimulatedMachine.receive(reading)
+    infinite = machine.to_bytes().replace(b'"key_info": 0', b'"key_info": Infinity')
+    with pytest.raises(EvidenceError, match="no simulated machine"):
+        SimulatedMachine.from_bytes(infinite)
     received = SimulatedMachine.receive(machine.send())
     verifier = SnpVerifier(trusted_roots=[machine.ark_der])
     assert verifier.verify(await evidence(received), data=DATA, now=NOW).simulated

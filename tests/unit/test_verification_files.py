@@ -190,6 +190,16 @@ def test_an_expired_list_starts_refuses_and_is_cured_by_a_fresh_one(
     assert snp(verifier, root) == "accepted"
 
 
+def test_a_number_that_no_list_may_have_is_refused_and_never_said(
+    root: SimulatedRoot, tmp_path: Path
+) -> None:
+    """Python writes no number of more than 4,300 digits into a message."""
+    path = tmp_path / "amd.crl"
+    path.write_bytes(crl(root, number=10**5000))
+    with pytest.raises(ConfigurationError, match=r"amd\.crl has a CRL number of 16610 bits"):
+        Verification(section(root, tmp_path, path))
+
+
 def test_collateral_is_followed(root: SimulatedRoot, intel: Intel, tmp_path: Path) -> None:
     folder = intel.collateral(tmp_path / "c")
     other = tmp_path / "intel.pem"

@@ -47,6 +47,7 @@ from sds.attestation.snp.simulated_certificates import (
 )
 from sds.clock import SystemClock
 from sds.errors import EvidenceError
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -346,7 +347,14 @@ class SimulatedMachine:
                 vcek_key=_elliptic(key),
                 certificates=tuple(base64.b64decode(der) for der in fields["certificates"]),
             )
-        except (ValueError, KeyError, TypeError, RecursionError, UnsupportedAlgorithm):
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OverflowError,
+            RecursionError,
+            UnsupportedAlgorithm,
+        ):
             # Leave out the cause, because its text could contain the key.
             raise EvidenceError(
                 "the descriptor has no simulated machine",
@@ -379,7 +387,7 @@ class SimulatedMachine:
                 raw = stream.read(_MAX_BYTES)
         except OSError as error:
             raise EvidenceError(
-                f"descriptor {descriptor} cannot be read: {error.strerror}",
+                f"descriptor {descriptor} cannot be read: {words_of(error)}",
                 advice="the simulated machine comes by a descriptor that the parent opened",
             ) from error
         return cls.from_bytes(raw)
