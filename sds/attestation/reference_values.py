@@ -63,7 +63,7 @@ class SnpReferenceValues(_Model):
         family_ids: accepted FAMILY_ID, hex.
         image_ids: accepted IMAGE_ID, hex.
         chip_ids: accepted CHIP_ID, hex.
-        denied_chip_ids: refused CHIP_ID, hex.
+        denied_chip_ids: refused CHIP_ID, hex; if there are any, reports without one are refused.
         csp_ids: accepted CSP_ID of a VLEK; if there are any, VCEKs are refused.
         permit_unchecked_revocation: accept reports if no revocation list is configured at all.
         permit_vlek: accept reports signed by a VLEK.

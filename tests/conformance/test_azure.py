@@ -114,6 +114,9 @@ def test_a_real_snp_machine_is_accepted_and_judged_by_its_pcrs() -> None:
         vm_ids=[claims.attributes["vm_vmuniqueid"]],
     )
     assert reasons(examined(evidence, good)) == []
+    lower = claims.attributes["vm_vmuniqueid"].lower()
+    assert lower != claims.attributes["vm_vmuniqueid"]
+    assert reasons(examined(evidence, demanding(SNP, vm_ids=[lower]))) == []
     assert reasons(examined(evidence, demanding(SNP, pcrs={"4": ["00" * 32]}))) == ["pcr"]
     assert reasons(examined(evidence, demanding(SNP, measurements=["00" * 48]))) == ["measurement"]
     assert reasons(examined(evidence, demanding(SNP, vm_ids=["x"]))) == ["guest_identity"]

@@ -55,6 +55,12 @@ def test_what_is_permitted_or_demanded_turns_the_verdict() -> None:
     accepted = {"maximum_vmpl": 1, "permit_provisional_firmware": True}
     assert verdict("milan-v3-vlek-vmpl1", **accepted)[0] is None
     assert verdict("milan-v3-vlek-vmpl1", **accepted, permit_vlek=False)[0] == "platform"
+    # A report that names no chip may come from one that is denied.
+    for name, more in (("milan-v3-vlek-vmpl1", accepted), ("genoa-v3", {})):
+        chip = Report.parse(vectors.evidence(name).report).chip_id
+        assert verdict(name, **more, denied_chip_ids=["11" * 64])[0] == (
+            None if any(chip) else "chip_refused"
+        )
     amazon = "CN=cc-us-east-2.amazonaws.com"
     assert verdict("milan-v3-vlek-vmpl1", **accepted, csp_ids=[amazon])[0] is None
     assert verdict("milan-v3-vlek-vmpl1", **accepted, csp_ids=["CN=other"])[0] == "csp_id"

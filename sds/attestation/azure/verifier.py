@@ -49,7 +49,7 @@ class AzureValues(PcrValues):
         measurements: accepted paravisors, hex, in place of ``measurements`` above it: a guest
             without a paravisor can make up a vTPM, so its measurement must not count here.
         require_secure_boot: whether the paravisor must say that Secure Boot is on.
-        vm_ids: accepted ``vmUniqueId``.
+        vm_ids: accepted ``vmUniqueId``, in upper or lower case.
     """
 
     measurements: list[Hex48] = Field(default=[])
@@ -137,8 +137,9 @@ class VtpmVerifier(KindExaminer):
         checks.among(
             "vm_id",
             "guest_identity",
-            found=runtime.configuration.get("vmuniqueid", "not said"),
-            accepted=self._values.vm_ids,
+            found=runtime.configuration.get("vmuniqueid", "not said").lower(),
+            # The paravisor writes upper case, and Azure's command line lower case (RFC 9562, 4).
+            accepted=map(str.lower, self._values.vm_ids),
         )
 
 

@@ -218,12 +218,16 @@ def _platform(checks: Checks, report: Report, endorsed: Endorsed, snp: SnpRefere
     )
     chip = report.chip_id.hex()
     checks.among("chip_id_listed", "chip_refused", found=chip, accepted=snp.chip_ids)
+    # A report without a chip (VLEK, masked) may come from one that is denied.
+    denied = snp.denied_chip_ids
+    named = any(report.chip_id)
     checks.add(
         "chip_id_denied",
         "chip_refused",
-        ok=chip not in snp.denied_chip_ids,
-        found=chip,
-        expected=f"none of {len(snp.denied_chip_ids)} denied",
+        ok=not denied or (named and chip not in denied),
+        found=chip if named else "no chip",
+        expected=f"none of {len(denied)} denied",
+        advice="" if named else "to accept it, leave denied_chip_ids empty",
     )
     _endorsement_key(checks, report, endorsed, snp)
 
