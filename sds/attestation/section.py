@@ -151,9 +151,7 @@ class AttestationSection(Settings):
             if self.kind == "tdx" and key.pcr is not None:
                 raise ValueError("exchange_key.pcr: a TDX quote shows the runtime register, no PCR")
             if self.kind != "tdx" and key.pcr is None:
-                raise ValueError(
-                    f"exchange_key.pcr: missing, and {self.kind} shows PCRs only"
-                )
+                raise ValueError(f"exchange_key.pcr: missing, and {self.kind} shows PCRs only")
         return self
 
     @property
