@@ -9,7 +9,6 @@ has the same address. Where the authority is not what the tests of a file look a
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import socket
@@ -21,22 +20,23 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 from sds.pki import certificate_pem
+from tests.support.machines import simulated
 from tests.support.process import PATIENCE_SECONDS, STOP_SECONDS, Process, running, sds
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
+    from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
 
 NODE = b"test node".ljust(48, b"\0")
 AUTHORITY = b"test authority".ljust(48, b"\0")
 TRUST_DOMAIN = "example.org"
 
 
-@functools.cache
 def chips() -> SimulatedRoot:
-    """The manufacturer of all chips in tests: its keys take a second to make."""
-    return SimulatedRoot.create()
+    """The manufacturer of all chips in tests."""
+    return simulated()
 
 
 def free_port() -> int:
