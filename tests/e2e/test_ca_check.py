@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from sds.commands.ca import ca
-from tests.e2e.test_ca_process import AUTHORITY, Site, chips
+from tests.e2e.test_ca_process import AUTHORITY, Site
+from tests.support.node import chips
 from tests.support.policies import Signatory, document, sign
 from tests.support.process import output, sds
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import signal
 import socket
@@ -27,6 +26,7 @@ from sds.pki import certificate_pem, verify_svid_chain
 from tests.support import need
 from tests.support.authority import wish
 from tests.support.machines import crl
+from tests.support.node import chips
 from tests.support.policies import Signatory, document, sign
 from tests.support.process import Process, output, running, sds
 
@@ -38,11 +38,6 @@ pytestmark = pytest.mark.e2e
 
 NODE = b"node".ljust(48, b"\0")
 AUTHORITY = b"authority".ljust(48, b"\0")
-
-
-@functools.cache
-def chips() -> SimulatedRoot:
-    return SimulatedRoot.create()
 
 
 @dataclass

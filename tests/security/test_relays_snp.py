@@ -14,6 +14,7 @@ from sds.ca.tls import self_signed_tls
 from sds.clock import SystemClock
 from sds.exchange import wire
 from tests.support.authority import World, configured, identity, rule, wish
+from tests.support.machines import simulated
 from tests.support.raw_exchange import Middle, Response, raw_stream, request
 from tests.support.refusals import refused
 
@@ -23,7 +24,7 @@ ONE, TWO = (wish(identity(f"/ns/a/sa/w{index}"))[1] for index in range(2))
 
 @pytest.fixture(scope="module")
 def chips() -> SimulatedRoot:
-    return SimulatedRoot.create()
+    return simulated()
 
 
 def verifier(chips: SimulatedRoot, measurement: bytes, *, trusted: bool = True) -> SnpVerifier:
