@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from sds.clock import SystemClock
-from tests.e2e.test_ca_process import Site, chips, client, issue_one, port
+from tests.e2e.test_ca_process import Site, client, issue_one, port
 from tests.security.test_executables import served_by_its_user
 from tests.support import need
 from tests.support.front_door import until
 from tests.support.machines import crl
+from tests.support.node import chips
 
 pytestmark = [pytest.mark.e2e, pytest.mark.root]
 
