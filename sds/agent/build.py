@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from sds.agent.config import OwnAuthoritySection
 from sds.attestation.build import Verification, keyed, make_attester
 from sds.authority.attested import AttestedAuthority
+from sds.authority.patience import longest_seconds
 from sds.authority.registry import authority_kind
 from sds.errors import ConfigurationError
 from sds.federation.refresh import Federation
@@ -172,7 +173,8 @@ def rotation_settings(config: AgentConfig) -> RotationSettings:
         elsewhere = authority_kind(section.kind).elsewhere
     else:
         settings = authority_settings(config, section)
-        seconds = (1 + len(settings.addresses)) * settings.connect_seconds + settings.answer_seconds
+        places = 1 + len(settings.addresses)
+        seconds = places * longest_seconds(settings) + settings.answer_seconds
         attempt = timedelta(seconds=seconds + _SLACK_SECONDS)
         elsewhere = timedelta(0)
     return RotationSettings(

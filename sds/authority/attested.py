@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from sds._proto.sds.ca.v1 import ca_pb2
 from sds.attestation.evidence import answer_challenge
 from sds.authority.channel import AttestedTls, VerifiedTls, connect, split_address
+from sds.authority.patience import NO_ANSWER, patient_seconds
 from sds.authority.port import Issuance
 from sds.authority.replicas import (
     ASK_ANOTHER,
@@ -100,7 +101,8 @@ class AuthoritySettings:
         addresses: ``host:port`` of each replica. The first one is drawn, and others are asked if it
             fails.
         tls: attested, or verified against a configured root.
-        connect_seconds: the time for handshake, Hello and Challenge with one address.
+        connect_seconds: the time for handshake, Hello and Challenge with one address; longer after
+            attempts that nobody answered in time (:mod:`sds.authority.patience`).
         answer_seconds: the time for one request, evidence included.
     """
 
@@ -155,6 +157,7 @@ class AttestedAuthority:
         self._turn = asyncio.Lock()
         self._session: Session | None = None
         self._place: tuple[str, ...] = ()
+        self._unanswered = 0
         self._places = places_of(settings)
         # Shuffle, so that agents that start together do not all go to the same replica.
         shuffle(self._places)
@@ -199,10 +202,15 @@ class AttestedAuthority:
 
     async def _anywhere(self, use: Callable[[Session], Awaitable[_Answer]]) -> _Answer:
         try:
-            return await self._one_after_another(use)
+            answer = await self._one_after_another(use)
+        except SdsError as error:
+            self._unanswered = self._unanswered + 1 if error.reason == NO_ANSWER else 0
+            raise
         except asyncio.CancelledError:
             self._last(self._place)  # who asked waits no longer: another is the first next time
             raise
+        self._unanswered = 0
+        return answer
 
     async def _one_after_another(self, use: Callable[[Session], Awaitable[_Answer]]) -> _Answer:
         if self._session is not None and await self._session.connection.is_outdated(
@@ -238,7 +246,7 @@ class AttestedAuthority:
         self._places.append(place)
 
     async def _roots(self, session: Session) -> tuple[bytes, ...]:
-        limit = self._settings.connect_seconds
+        limit = patient_seconds(self._settings, self._unanswered)
         try:
             async with deadline(limit, f"the authority at {session.address} gave no Challenge"):
                 await self._hello(session, for_news=True)
@@ -255,7 +263,7 @@ class AttestedAuthority:
     async def _open(self, place: tuple[str, ...]) -> Session:
         self._place = place
         await self._drop()
-        limit = self._settings.connect_seconds
+        limit = patient_seconds(self._settings, self._unanswered)
         address = ", ".join(place)
         connection = await connect(place, self._settings.tls, seconds=limit)
         session = Session(address=address, connection=connection)

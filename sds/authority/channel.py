@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import math
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 import grpc.aio
 
 from sds import threads
+from sds.authority.patience import NO_ANSWER
 from sds.errors import AuthorityUnavailableError, CertificateError, ConfigurationError
 from sds.exchange.wire import SERVICE
 from sds.faults import guarded
@@ -142,7 +144,8 @@ async def connect(
     if isinstance(tls, VerifiedTls):
         target = await _target(addresses, seconds)
         root_pem = await tls.root_pem()
-        channel = _channel(target, root_pem, tls.server_name, ("grpc.service_config", _BALANCED))
+        balanced = ("grpc.service_config", _BALANCED)
+        channel = _channel(target, root_pem, tls.server_name, seconds, balanced)
         return AuthorityConnection(channel=channel, tls_key=None, root_pem=root_pem)
     (address,) = addresses
     der = await _served_certificate(address, seconds)
@@ -151,7 +154,7 @@ async def connect(
     except CertificateError as error:
         raise AuthorityUnavailableError(f"{address}: {error}") from error
     return AuthorityConnection(
-        channel=_channel(address, certificate_pem([der]), TLS_SERVER_NAME),
+        channel=_channel(address, certificate_pem([der]), TLS_SERVER_NAME, seconds),
         tls_key=spki_sha256(key),
     )
 
@@ -222,6 +225,7 @@ async def _served_certificate(address: str, seconds: float) -> bytes:
         raise AuthorityUnavailableError(
             f"the authority at {address} does not answer: {words_of(error)}",
             advice="check that it is running and that this is its address",
+            reason=NO_ANSWER if isinstance(error, TimeoutError) else None,
         ) from error
     try:
         tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
@@ -286,7 +290,7 @@ def _hang_up(attempt: asyncio.Task[asyncio.StreamWriter]) -> None:
 
 
 def _channel(
-    target: str, root_pem: bytes, server_name: str, *more: tuple[str, object]
+    target: str, root_pem: bytes, server_name: str, seconds: float, *more: tuple[str, object]
 ) -> grpc.aio.Channel:
     return verified_channel(
         target,
@@ -302,11 +306,16 @@ def _channel(
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         *more,
+        seconds=seconds,
     )
 
 
 def verified_channel(
-    target: str, root_pem: bytes, server_name: str, *more: tuple[str, object]
+    target: str,
+    root_pem: bytes,
+    server_name: str,
+    *more: tuple[str, object],
+    seconds: float = 5.0,
 ) -> grpc.aio.Channel:
     """Make a channel with verified TLS, the only kind that this program makes.
 
@@ -319,6 +328,10 @@ def verified_channel(
             would then take its own.
         server_name: the DNS name that the certificate must have.
         more: further options of the channel.
+        seconds: how long one connection may take. gRPC's 20 s are too long if nothing answers at an
+            address: the replica there was replaced, and the next attempt would find another one.
+            It must not be less than the caller waits, or an authority that has too much to do gets
+            the next connection while it is busy with this one.
 
     Raises:
         ConfigurationError: there is no root.
@@ -331,9 +344,7 @@ def verified_channel(
         ("grpc.enable_http_proxy", 0),
         ("grpc.enable_retries", 0),
         ("grpc.use_local_subchannel_pool", 1),
-        # How long one connection may take. gRPC's 20 s are too long if nothing answers at an
-        # address: the replica there was replaced, and the next attempt would find another one.
-        ("grpc.min_reconnect_backoff_ms", 5_000),
+        ("grpc.min_reconnect_backoff_ms", math.ceil(seconds * 1000)),
         *more,
     )
     return grpc.aio.secure_channel(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sds.authority.channel import VerifiedTls
+from sds.authority.patience import NO_ANSWER
 from sds.errors import (
     AuthorityAnswerError,
     AuthorityError,
@@ -54,7 +55,8 @@ def most_telling(failures: Sequence[SdsError]) -> SdsError:
     if proofs or final or len(failures) == 1:
         return (*proofs, *final, *failures)[0]
     return AuthorityUnavailableError(
-        "no authority could be asked: " + "; ".join(failure.message for failure in failures)
+        "no authority could be asked: " + "; ".join(failure.message for failure in failures),
+        reason=NO_ANSWER if all(one.reason == NO_ANSWER for one in failures) else None,
     )
 
 

@@ -16,6 +16,7 @@ import grpc
 import grpc.aio
 
 from sds.authority.connection_failure import OWN_AUTHORITY, explained
+from sds.authority.patience import NO_ANSWER, reason_of_end
 from sds.errors import AuthorityAnswerError, AuthorityUnavailableError, EvidenceError
 from sds.exchange import wire
 from sds.exchange.challenge import NONCE_BYTES, AuthorityStatement, authority_report_data
@@ -218,9 +219,10 @@ class Session:
             await self._call.write(request.SerializeToString())
             data = await self._call.read()
             if data is grpc.aio.EOF:
-                code, details = await self._call.code(), await self._call.details()
+                code, details = await self._call.code(), await self._call.details() or ""
                 raise AuthorityUnavailableError(
-                    f"the authority at {self.address} ended the stream: {code.name} {details}"
+                    f"the authority at {self.address} ended the stream: {code.name} {details}",
+                    reason=reason_of_end(code, details),
                 )
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
@@ -228,6 +230,7 @@ class Session:
             raise AuthorityUnavailableError(
                 f"the authority at {self.address}: {what}: {error.code().name} {details}",
                 advice=cure,
+                reason=reason_of_end(error.code(), details),
             ) from error
         except asyncio.InvalidStateError as error:
             raise AuthorityUnavailableError(
@@ -253,10 +256,10 @@ async def deadline(seconds: float, what: str) -> AsyncIterator[None]:
     """A block that an authority has so many seconds for; ``what`` it did not do begins the error.
 
     Raises:
-        AuthorityUnavailableError: they are over.
+        AuthorityUnavailableError: ``authority_no_answer``: they are over.
     """
     try:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError as error:
-        raise AuthorityUnavailableError(f"{what} within {seconds:g} s") from error
+        raise AuthorityUnavailableError(f"{what} within {seconds:g} s", reason=NO_ANSWER) from error

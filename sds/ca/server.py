@@ -37,6 +37,10 @@ _HELLO_LEASE: Final = 0.5
 """Seconds for a stream's Hello while others wait; clients send it with the call."""
 _REQUEST_LEASE: Final = 3.0
 """Seconds for a stream's request while others wait; evidence may take a machine that long."""
+_ISSUING: Final = 4
+"""How many requests are decided and signed at once; the others wait in their order. With more, each
+would take longer, Hellos would wait for all of them, and a request of a caller that has gone would
+be begun before its end is noticed."""
 _UNPROVEN_MESSAGES: Final = 1_000
 """The most messages on a stream that has proven nothing; an agent sends two."""
 
@@ -133,6 +137,7 @@ class ExchangeService:
         self._clock = clock
         self._limits = limits
         self._unproven: Crowd[_Stream] = Crowd(limits.unproven)
+        self._issuing = asyncio.Semaphore(_ISSUING)
         self._turns = ReadingTurns(max(1, limits.unproven_bytes // limits.message_bytes))
         self._open: set[_Stream] = set()
         self._draining = False
@@ -282,10 +287,12 @@ class ExchangeService:
         self, stream: _Stream, request: ca_pb2.CertificateRequest
     ) -> ca_pb2.ExchangeResponse:
         self._registration.check_size(request)  # check 1
-        self._spend_nonce(stream, request.nonce)
-        accepted = self._registration.accept(request, stream.peer)
-        self._proven(stream)
-        return self._answer(stream, accepted, await self._registration.issue(accepted))
+        async with self._issuing:
+            await asyncio.sleep(0)  # the end of a caller that has gone comes before its work
+            self._spend_nonce(stream, request.nonce)
+            accepted = self._registration.accept(request, stream.peer)
+            self._proven(stream)
+            return self._answer(stream, accepted, await self._registration.issue(accepted))
 
     def _attested_csr(
         self, stream: _Stream, request: ca_pb2.AttestedCsr

@@ -13,6 +13,11 @@ AUTHORITY: Final[dict[str, Reason]] = {
         "verified. Certificates in service stay until they expire.",
         retriable=True,
     ),
+    "authority_no_answer": Reason(
+        "Check that the authority runs, that firewalls let this machine reach it, and that it has "
+        "processors enough for its agents. Certificates in service stay until they expire.",
+        retriable=True,
+    ),
     "authority_refused": Reason(
         "Read the authority's own reason in the message and look it up here."
     ),

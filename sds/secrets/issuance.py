@@ -5,12 +5,14 @@ share one request and so one piece of evidence; a request for a first certificat
 early renewals, and a request ahead of need waits until nobody else waits; keys are made off the
 event loop, fresh for every request; only what was verified against the key and the identity leaves
 this module; everybody who asks gets an answer, whatever the authority's client raises; a lane that
-ends starts again.
+ends starts again; after a request that the authority did not answer in time, one request at a time
+asks for everybody.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -28,6 +30,7 @@ from sds.faults import report
 from sds.identity import KeyType
 from sds.outside import words_of
 from sds.pki import generate_private_key, make_csr, private_key_pem, verify_svid_chain
+from sds.secrets import schedule
 from sds.secrets.memory import SecretBytes, wipe
 from sds.secrets.schedule import Urgency
 from sds.supervision import is_cancelled, supervised
@@ -138,6 +141,9 @@ class IssuanceQueue:
         self._attempt_seconds = attempt_seconds
         self._draw = draw
         self._lanes = {urgency: _Lane() for urgency in Urgency}
+        self.unanswered = False
+        """Whether the authority did not answer the last request in time."""
+        self._turn = asyncio.Lock()
 
     async def ask(
         self, identity: Identity, urgency: Urgency, *, window: float
@@ -204,27 +210,36 @@ class IssuanceQueue:
             early = urgency is Urgency.EARLY
             # Even 0 seconds let every identity ask that becomes ready in this turn of the loop.
             await self._clock.sleep(min(windows, default=0.0) if early else 0.0)
-            batch, lane.pending = lane.pending[:most], lane.pending[most:]
+            # An authority that has too much to do gets one request, and not one for each lane.
+            async with self._turn if self.unanswered else contextlib.nullcontext():
+                await self._next(lane, most)
+
+    async def _next(self, lane: _Lane, most: int) -> None:
+        batch, lane.pending = lane.pending[:most], lane.pending[most:]
+        if not lane.pending:
+            lane.arrived.clear()
+        try:
+            if batch:
+                await self._batch(batch)
+        finally:
+            # Nobody may wait forever for a lane that ended in between.
+            ended = AuthorityUnavailableError("the request ended without an answer")
+            _answer_all(batch, NoCredentials(error=ended, draw=self._draw(), shared=True))
             if not lane.pending:
-                lane.arrived.clear()
-            try:
-                if batch:
-                    await self._batch(batch)
-            finally:
-                # Nobody may wait forever for a lane that ended in between.
-                ended = AuthorityUnavailableError("the request ended without an answer")
-                _answer_all(batch, NoCredentials(error=ended, draw=self._draw(), shared=True))
-                if not lane.pending:
-                    lane.quiet.set()
+                lane.quiet.set()
 
     async def _batch(self, batch: Sequence[_Request]) -> None:
         """Send one request; every answer is set when this returns or raises, whatever happened."""
         draw = self._draw()
         try:
             await self._ask_for(batch, draw)
+            self.unanswered = False
         except SdsError as error:
-            kept = without_frames(error)
-            _answer_all(batch, NoCredentials(error=kept, draw=draw, shared=True))
+            failed = NoCredentials(error=without_frames(error), draw=draw, shared=True)
+            _answer_all(batch, failed)
+            self.unanswered = schedule.unanswered(error)
+            if self.unanswered:
+                self._fail_those_that_wait(failed)
         except (Exception, asyncio.CancelledError) as error:
             # An error that a library raises, or a cancellation that it makes, fails this one
             # request. A cancellation of this task itself takes effect after the answers.
@@ -236,6 +251,14 @@ class IssuanceQueue:
             _answer_all(batch, NoCredentials(error=failure, draw=draw, shared=True))
             if is_cancelled():
                 raise
+
+    def _fail_those_that_wait(self, failed: NoCredentials) -> None:
+        """Give this answer to all that wait: the authority would not answer them in time either."""
+        for lane in self._lanes.values():
+            waiting, lane.pending = lane.pending, []
+            lane.arrived.clear()
+            lane.quiet.set()
+            _answer_all(waiting, failed)
 
     async def _ask_for(self, batch: Sequence[_Request], draw: float) -> None:
         keys, items = await threads.ROTATION.run(_prepare, batch)
@@ -257,7 +280,8 @@ class IssuanceQueue:
                 issuance = await self._authority.issue(items)
         except TimeoutError as error:
             raise AuthorityUnavailableError(
-                f"the authority did not answer within {self._attempt_seconds:g} s"
+                f"the authority did not answer within {self._attempt_seconds:g} s",
+                reason="authority_no_answer",
             ) from error
         if len(issuance.outcomes) != len(items):
             raise AuthorityAnswerError(

@@ -1,13 +1,16 @@
 """Asks the authority for its roots between renewals.
 
-Owns when to ask. Invariants: a new root is noticed long before the next renewal,
-so that it has settled by then; a failure to ask changes nothing.
+Owns when to ask. Invariants: a new root is noticed long before the next renewal, so that it has
+settled by then; a failure to ask changes nothing but the time of the next question. The longer
+nobody answers in time, the later that is, so that an authority that comes back is not met by the
+questions of all agents at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.errors import SdsError
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger("sds.secrets.rotation")
 _SECONDS: Final = (1.0, 30.0)
+_LONGEST_SECONDS: Final = 300.0
 
 
 class RootsSource(Protocol):
@@ -36,15 +40,19 @@ class RootsSource(Protocol):
         ...
 
 
-def pause_seconds(lifetime: float | None) -> float:
+def pause_seconds(lifetime: float | None, unanswered: int = 0) -> float:
     """Return the seconds between two questions; a new root settles for longer than two of them.
 
     Args:
         lifetime: as for :func:`poll_roots`.
+        unanswered: how many questions in a row nobody answered in time. Each makes the pause
+            longer, because the authority may have too much to do.
     """
     shortest, longest = _SECONDS
     pause = longest if lifetime is None else schedule.RETRY_GAP * lifetime
-    return min(max(pause, shortest), longest)
+    pause = min(max(pause, shortest), longest)
+    most = math.inf if lifetime is None else schedule.UNANSWERED_RETRY_GAP * lifetime
+    return max(pause, min((1 + unanswered) * pause, most, _LONGEST_SECONDS))
 
 
 async def poll_roots(
@@ -66,17 +74,21 @@ async def poll_roots(
         attempt_seconds: for one answer.
         on_roots: takes each answer.
     """
+    unanswered = 0
     while True:
-        await clock.sleep(pause_seconds(lifetime()))
+        await clock.sleep(pause_seconds(lifetime(), unanswered))
         if not may_ask():
             continue
         try:
             async with asyncio.timeout(attempt_seconds):
                 roots = await source.roots()
             on_roots(roots, clock.now())
+            unanswered = 0
         except TimeoutError:
+            unanswered += 1
             _LOGGER.debug("the authority did not answer when asked for its roots")
         except SdsError as error:
+            unanswered = unanswered + 1 if schedule.unanswered(error) else 0
             _LOGGER.debug("the authority did not give its roots: %s", error)
 
 

@@ -232,6 +232,8 @@ class Rotation:
         """Return whether to ask for news, which a first certificate brings anyway."""
         if not self._managed:
             return self._settings.idle_news
+        if self._blocked and self._issuance.unanswered:  # the next request asks for roots too
+            return False
         return any(one.state.lease for one in self._managed.values())
 
     async def run(self) -> None:
@@ -282,15 +284,12 @@ class Rotation:
                     managed.woken.clear()
                     await managed.woken.wait()
                 case Ask(urgency):
-                    if managed.state.lease is None and not managed.ahead:
-                        self._ask_along(identity)
-                    span = (
-                        managed.state.lease.span if managed.state.lease else managed.state.lifetime
-                    )
+                    if not managed.ahead:
+                        self._ask_along(identity, managed)
                     answer = await self._issuance.ask(
                         identity,
                         Urgency.AHEAD if managed.ahead else urgency,
-                        window=schedule.batch_window(span),
+                        window=schedule.batch_window(managed.state.span),
                     )
                     await self._take(identity, managed, answer)
 
@@ -356,14 +355,17 @@ class Rotation:
             managed.state = schedule.hurried(managed.state)
             managed.woken.set()
 
-    def _ask_along(self, identity: Identity) -> None:
-        """Let identities that wait after a failure ask together with one that has no certificate.
+    def _ask_along(self, identity: Identity, asking: _Managed) -> None:
+        """Let identities that wait after a failure ask together with this one.
 
-        So they share one request, and do not each ask an authority that is gone.
+        So they share one request, and do not each ask an authority that is gone or has too much to
+        do. One that has no certificate may come at any time, and takes only others like it along.
         """
-        for other in self._blocked - {identity}:
+        first = asking.state.lease is None
+        others = self._blocked - {identity} if first or identity in self._blocked else ()
+        for other in others:
             managed = self._managed[other]
-            if managed.state.lease is None and not (managed.resting or managed.ahead):
+            if not (managed.resting or managed.ahead or (first and managed.state.lease)):
                 self._blocked.discard(other)
                 managed.state = schedule.due(managed.state)
                 managed.woken.set()

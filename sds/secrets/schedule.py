@@ -39,12 +39,22 @@ RETRY_GAP: Final = 0.03
 """No gap between two attempts is longer than this part of a certificate's time."""
 LAST_GAP: Final = 1 / 8
 """Nor is a gap longer than this part of the time that is left, so that many attempts fit in."""
+UNANSWERED_RETRY_GAP: Final = 0.15
+UNANSWERED_LAST_GAP: Final = 1 / 2
+"""The same two bounds while the authority answers nobody in time, of what exceeds a minute. It may
+have more to do than it can, and every attempt may cost it a handshake. The less time is left, the
+shorter the gap, so those whose certificates end first go first (docs/performance.md, "The authority
+at scale")."""
+_LAST_MINUTE: Final = 60.0
 URGENT: Final = 0.25
 """A renewal goes before the early ones if less than this part of its certificate's time is left."""
 MAX_WAITING_GAP_SECONDS: Final = QUICK.longest
 """No gap between two attempts is longer than this while a workload has no certificate."""
 MAX_HELD_GAP_SECONDS: Final = 300.0
 """No gap between two attempts is longer than this while a workload has one."""
+MAX_WAITING_UNANSWERED_SECONDS: Final = 120.0
+MAX_HELD_UNANSWERED_SECONDS: Final = 600.0
+"""The same two bounds while the authority answers nobody in time."""
 _REFUSED_GAP: Final = 0.10
 _REFUSED_SECONDS: Final = (HOPELESS.first, HOPELESS.longest)
 
@@ -134,6 +144,11 @@ class State:
     lease: Lease | None = None
     failure: Failure | None = None
 
+    @property
+    def span(self) -> float:
+        """Return the seconds that the present certificate has, or the next one will have."""
+        return self.lease.span if self.lease is not None else self.lifetime
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -200,7 +215,11 @@ def failed(state: State, error: SdsError, *, draw: float, now: Instant) -> State
     attempts = 1 + (state.failure.attempts if state.failure is not None else 0)
     pause = _backoff(state, error).seconds(attempts, draw=draw)
     if state.lease is not None and error.retriable:
-        pause = min(pause, max(QUICK.first, LAST_GAP * state.lease.left(now)))
+        left = state.lease.left(now)
+        most = LAST_GAP * left
+        if unanswered(error):
+            most = max(most, UNANSWERED_LAST_GAP * (left - _LAST_MINUTE))
+        pause = min(pause, max(QUICK.first, most))
     failure = Failure(error=error, attempts=attempts, at=now, retry_seconds=pause)
     return State(lifetime=state.lifetime, lease=state.lease, failure=failure)
 
@@ -221,14 +240,22 @@ def due(state: State) -> State:
 
 
 def _backoff(state: State, error: SdsError) -> Backoff:
-    span = state.lease.span if state.lease is not None else state.lifetime
+    span = state.span
     if error.retriable:
-        most = MAX_WAITING_GAP_SECONDS if state.lease is None else MAX_HELD_GAP_SECONDS
-        longest = min(RETRY_GAP * span, most)
+        held, waiting, part = MAX_HELD_GAP_SECONDS, MAX_WAITING_GAP_SECONDS, RETRY_GAP * span
+        if unanswered(error):
+            held, waiting = MAX_HELD_UNANSWERED_SECONDS, MAX_WAITING_UNANSWERED_SECONDS
+            part = max(part, UNANSWERED_RETRY_GAP * (span - _LAST_MINUTE))
+        longest = min(part, waiting if state.lease is None else held)
         return Backoff(first=min(QUICK.first, longest), longest=longest)
     shortest, most = _REFUSED_SECONDS
     refused = min(max(_REFUSED_GAP * span, shortest), most)
     return Backoff(first=refused, longest=refused)
+
+
+def unanswered(error: SdsError) -> bool:
+    """Say whether the authority took too long, and may have too much to do."""
+    return error.reason == "authority_no_answer"
 
 
 def batch_window(span: float) -> float:

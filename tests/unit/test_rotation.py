@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 TD = TrustDomain("example.org")
+LATE = AuthorityUnavailableError("late", reason="authority_no_answer")
 DOWN = AuthorityUnavailableError("the authority is down")
 
 
@@ -223,7 +224,7 @@ async def test_a_silent_authority_does_not_hold_a_renewal_for_ever() -> None:
         await w.clock.advance(51)
         await asyncio.sleep(0.1)  # the attempt's limit is real time
         await w.clock.settle()
-        assert w.failures.seen[0].reason == "authority_unavailable"
+        assert w.failures.seen[0].reason == "authority_no_answer"
         w.authority.silent = None
         await w.clock.advance(5)
         assert w.serial() not in (serial, None)
@@ -326,6 +327,47 @@ async def test_those_that_failed_together_ask_again_together() -> None:
             w.rotation.ensure(one)
         await w.clock.advance(5)
         assert {len(items) for _, items in w.authority.requests} == {30}
+
+
+async def test_renewals_of_many_ages_ask_an_authority_that_is_gone_together() -> None:
+    """Each has another part of its time left; together they are one request, and not one each."""
+    asked = []
+    for count in (1, 12):
+        async with world() as w:
+            for number in range(count):
+                w.rotation.ensure(identity(f"w{number}", seconds=600.0 + 10 * number))
+            await w.clock.until(lambda: w.rotation.ready, seconds=5)
+            w.authority.failure = LATE
+            await w.clock.advance(330)
+            w.authority.requests.clear()
+            await w.clock.advance(200)
+            asked.append(len(w.authority.requests))
+            names = {item.identity for _, items in w.authority.requests for item in items}
+            assert len(names) == count
+    assert asked[1] <= 3 * asked[0]  # who notices first asks alone; each alone: 12 times as many
+
+
+async def test_those_that_wait_behind_a_request_without_an_answer_fail_with_it() -> None:
+    async with world(WEB) as w:
+        await w.served()
+        w.authority.requests.clear()
+        w.authority.silent, w.authority.failure = asyncio.Event(), LATE
+        w.rotation.ensure(identity("first"))
+        await w.clock.settle()
+        w.rotation.ensure(identity("second"))
+        await w.clock.settle()
+        w.authority.silent.set()
+        await w.clock.settle()
+        assert len(w.failures.seen) == 2
+        assert len(w.authority.requests) == 1
+        w.authority.failure = None
+        await w.clock.until(lambda: w.rotation.ready, seconds=1)
+
+
+def test_questions_for_roots_become_rarer_while_nobody_answers_in_time() -> None:
+    assert [pause_seconds(3600, late) for late in (0, 1, 2, 100)] == [30, 60, 90, 300]
+    assert pause_seconds(10, 100) == 1.5
+    assert pause_seconds(None, 100) == 300
 
 
 @pytest.mark.slow

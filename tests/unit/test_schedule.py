@@ -13,6 +13,7 @@ from sds.secrets.schedule import Ask, Lease, State, Urgency, Wait, Withdraw, dec
 from tests.support.certificates import NOW
 
 DOWN = AuthorityUnavailableError("down")
+LATE = AuthorityUnavailableError("late", reason="authority_no_answer")
 REFUSED = AuthorityRefusedError("no", wire_reason="measurement_not_allowed")
 
 
@@ -126,6 +127,34 @@ def test_a_waiting_workload_is_retried_fast_first_and_never_floods(draw: float) 
     assert sum(pauses[:4]) < 2  # an outage of a second is over soon
     assert max(pauses) <= schedule.MAX_WAITING_GAP_SECONDS
     assert attempts <= 22
+
+
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.9999])
+def test_an_authority_that_answers_nobody_in_time_is_asked_less_and_less_often(draw: float) -> None:
+    """It may have more to do than it can; the gaps stay shorter than what they follow."""
+    for start, most in ((State(lifetime=3600.0), 120.0), (held(3600.0), 531.0)):
+        state, passed, pauses = start, 0.0, []
+        for _ in range(20):
+            state = schedule.failed(state, LATE, draw=draw, now=at(0))
+            assert state.failure is not None
+            pauses.append(state.failure.retry_seconds)
+            assert pauses[-1] <= passed + 0.1
+            passed += pauses[-1]
+        assert most / 2 <= pauses[-1] <= most
+        down = schedule.failed(state, DOWN, draw=draw, now=at(0)).failure
+        assert down is not None
+        assert down.retry_seconds <= 108  # a refused connection costs the authority nothing
+
+
+def test_of_those_that_nobody_answers_the_ones_with_the_least_time_left_ask_the_most_often() -> (
+    None
+):
+    for left in range(1, 1000, 50):
+        state = held(3600.0)
+        for _ in range(30):
+            state = schedule.failed(state, LATE, draw=1.0, now=at(3600 - left))
+        assert state.failure is not None
+        assert state.failure.retry_seconds == pytest.approx(max(0.1, left / 8, (left - 60) / 2))
 
 
 def test_what_may_cure_a_failure_ends_the_pause_and_starts_again() -> None:
