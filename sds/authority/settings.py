@@ -44,7 +44,8 @@ class AuthoritySection(Settings):
     )
     connect: Duration = Field(
         default=timedelta(seconds=5),
-        description="Time limit for handshake and Challenge with one address.",
+        description="Time limit for handshake and Challenge with one address. While nobody answers "
+        "in time it doubles, but one round over all addresses takes no longer than `answer`.",
     )
     answer: Duration = Field(
         default=timedelta(seconds=30), description="Time limit for the answer to one request."
