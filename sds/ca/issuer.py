@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _SERIAL_BITS: Final = 159
 """The length of a serial: at most 20 octets and positive (RFC 5280, section 4.1.2.2)."""
 _NO_NAME: Final = x509.Name([])
+_ValueT = TypeVar("_ValueT", bound=x509.ExtensionType)
 
 
 def _usage(**uses: bool) -> x509.KeyUsage:
@@ -42,11 +43,20 @@ def _usage(**uses: bool) -> x509.KeyUsage:
     return x509.KeyUsage(**{name: uses.get(name, False) for name in names.split()})
 
 
-_LEAF_CONSTRAINTS: Final = x509.BasicConstraints(ca=False, path_length=None)
-_LEAF_USAGE: Final = _usage(digital_signature=True)
-_LEAF_USAGE_RSA: Final = _usage(digital_signature=True, key_encipherment=True)
-_LEAF_EXTENDED_USAGE: Final = x509.ExtendedKeyUsage(
-    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+def _extension(value: _ValueT, *, critical: bool) -> x509.Extension[_ValueT]:
+    return x509.Extension(value.oid, critical, value)
+
+
+_LEAF_CONSTRAINTS: Final = _extension(
+    x509.BasicConstraints(ca=False, path_length=None), critical=True
+)
+_LEAF_USAGE: Final = _extension(_usage(digital_signature=True), critical=True)
+_LEAF_USAGE_RSA: Final = _extension(
+    _usage(digital_signature=True, key_encipherment=True), critical=True
+)
+_LEAF_EXTENDED_USAGE: Final = _extension(
+    x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+    critical=False,
 )
 _CA_USAGE: Final = _usage(key_cert_sign=True, crl_sign=True)
 
@@ -253,27 +263,36 @@ def authority_request(key: PrivateKey, trust_domain: TrustDomain) -> x509.Certif
     )
 
 
-def _builder(subject: x509.Name, public_key: PublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, public_key: PublicKey, *extensions: x509.Extension[x509.ExtensionType]
+) -> x509.CertificateBuilder:
     return x509.CertificateBuilder(
         subject_name=subject,
         public_key=public_key,
         # The top bit is set, so that every serial has the same length.
         serial_number=secrets.randbits(_SERIAL_BITS) | 1 << (_SERIAL_BITS - 1),
+        # In one step: add_extension copies the whole builder for each of them.
+        extensions=list(extensions),
     )
+
+
+def _key_identifier(key: PublicKey) -> x509.Extension[x509.SubjectKeyIdentifier]:
+    return _extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 
 
 def _leaf_builder(wanted: RequestedCertificate, public_key: PublicKey) -> x509.CertificateBuilder:
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(str(wanted.spiffe_id))]
     names.extend(map(x509.DNSName, wanted.dns_names))
     usage = _LEAF_USAGE_RSA if isinstance(public_key, rsa.RSAPublicKey) else _LEAF_USAGE
-    return (
-        _builder(_NO_NAME, public_key)
-        .add_extension(_LEAF_CONSTRAINTS, critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(_LEAF_EXTENDED_USAGE, critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+    return _builder(
+        _NO_NAME,
+        public_key,
+        _LEAF_CONSTRAINTS,
+        usage,
+        _LEAF_EXTENDED_USAGE,
+        _key_identifier(public_key),
         # Critical because the subject is empty (RFC 5280, section 4.1.2.6).
-        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        _extension(x509.SubjectAlternativeName(names), critical=True),
     )
 
 
@@ -286,10 +305,11 @@ def _authority_builder(
 ) -> x509.CertificateBuilder:
     # X.509-SVID, section 3.2: a signing certificate's SPIFFE ID is its trust domain's.
     name = x509.UniformResourceIdentifier(str(SpiffeId(trust_domain)))
-    return (
-        _builder(subject, public_key)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_CA_USAGE, critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(x509.SubjectAlternativeName([name]), critical=False)
+    return _builder(
+        subject,
+        public_key,
+        _extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True),
+        _extension(_CA_USAGE, critical=True),
+        _key_identifier(public_key),
+        _extension(x509.SubjectAlternativeName([name]), critical=False),
     )

@@ -100,6 +100,8 @@ def _check(data: bytes, position: int, end: int, shape: Shape) -> None:
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    if position < end and data[position] < _MORE:  # nearly all have one byte
+        return data[position], position + 1
     value = 0
     for index in range(_LONGEST_VARINT):
         if position >= end:

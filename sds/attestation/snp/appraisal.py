@@ -162,18 +162,19 @@ def _firmware(
 
 def _tcb(checks: Checks, name: str, tcb: Tcb, product: Product, minimum: dict[str, int]) -> None:
     found = tcb.components(product)
-    demanded = {component: minimum.get(component, 0) for component in found}
     checks.add(
         name,
         "tcb_below_minimum",
-        ok=all(found[component] >= least for component, least in demanded.items()),
+        ok=all(version >= minimum.get(component, 0) for component, version in found.items()),
         found=lambda: tcb.describe(product),
-        expected=lambda: (
-            "at least " + " ".join(f"{component}={least}" for component, least in demanded.items())
-            if any(demanded.values())
-            else ANY
-        ),
+        expected=lambda: _least({component: minimum.get(component, 0) for component in found}),
     )
+
+
+def _least(demanded: dict[str, int]) -> str:
+    if not any(demanded.values()):
+        return ANY
+    return "at least " + " ".join(f"{name}={least}" for name, least in demanded.items())
 
 
 def _guest(checks: Checks, report: Report, values: ReferenceValues) -> None:

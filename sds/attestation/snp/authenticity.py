@@ -54,7 +54,7 @@ def check_form(checks: Checks, report: Report) -> None:
         advice=_version_advice(report.version),
     )
     # 3. Reserved bytes and bits (table 23; tables 9 and 24; KEY_INFO).
-    set_spans = [name for name, span in report.reserved_spans().items() if any(span)]
+    set_spans = [name for name, span in report.reserved_spans().items() if span.strip(b"\0")]
     for name, value, known in (
         ("POLICY", report.policy, POLICY_KNOWN),
         ("PLATFORM_INFO", report.platform_info, PLATFORM_KNOWN),

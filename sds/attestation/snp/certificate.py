@@ -116,6 +116,10 @@ class Certificate:
         """Return the SHA-256 of the DER in hex, by which roots are pinned."""
         return hashlib.sha256(self.der).hexdigest()
 
+    def validity(self) -> str:
+        """Return both ends of its validity as text."""
+        return f"{self.not_before:%FT%TZ} to {self.not_after:%FT%TZ}"
+
     @classmethod
     def parse(cls, encoded: bytes) -> Self:
         """Read a certificate.

@@ -8,26 +8,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from sds.attestation.snp.report import CPUID_VERSION, POLICY_KNOWN, GuestPolicy
+from sds.attestation.snp.report import CPUID_VERSION, GuestPolicy
 
 if TYPE_CHECKING:
     from sds.attestation.snp.leaf import Leaf
     from sds.attestation.snp.report import Product, Report
 
+_POLICY_FLAGS: Final = tuple((flag.value, str(flag.name).lower()) for flag in GuestPolicy)
 KEY_NAMES: Final = {0: "VCEK", 1: "VLEK", 7: "none"}
 """The names of SIGNING_KEY."""
 
 
 def claims_of(report: Report, leaf: Leaf | None, product: Product | None) -> dict[str, str]:
     """Return every field of a report as text, by the names of ``docs/attestation.md``."""
-    policy = GuestPolicy(report.policy & ~0xFFFF & POLICY_KNOWN)
     claims = {
         "report_version": str(report.version),
         "product": str(product) if product is not None else "",
         "vmpl": str(report.vmpl),
         "guest_svn": str(report.guest_svn),
         "policy": f"{report.policy:#x}",
-        "policy_flags": ",".join(flag.name.lower() for flag in policy if flag.name),
+        "policy_flags": ",".join(name for bit, name in _POLICY_FLAGS if report.policy & bit),
         "debug": _flag(report.policy & GuestPolicy.DEBUG),
         "measurement": report.measurement.hex(),
         "host_data": report.host_data.hex(),

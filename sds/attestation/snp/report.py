@@ -92,6 +92,11 @@ TCB_COMPONENTS: Final[dict[Product, dict[str, int]]] = {
     Product.TURIN: {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7},
 }
 """For each product and component: its byte in TCB_VERSION (in file order)."""
+_TCB_RESERVED: Final = {
+    product: tuple(sorted(set(range(8)) - set(components.values())))
+    for product, components in TCB_COMPONENTS.items()
+}
+"""For each product: the bytes of TCB_VERSION that no component owns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +111,7 @@ class Tcb:
 
     def reserved(self, product: Product) -> bytes:
         """Return the bytes that no component of this product owns."""
-        used = TCB_COMPONENTS[product].values()
-        return bytes(value for index, value in enumerate(self.raw) if index not in used)
+        return bytes(self.raw[index] for index in _TCB_RESERVED[product])
 
     def describe(self, product: Product | None) -> str:
         """Return text for people: by component, or raw if the product is unknown."""

@@ -176,8 +176,8 @@ class SnpVerifier(KindExaminer):
                 f"valid_{certificate.common_name.lower()}".replace("-", "_"),
                 "certificate_validity",
                 ok=certificate.not_before <= now <= certificate.not_after,
-                found=f"{certificate.not_before:%FT%TZ} to {certificate.not_after:%FT%TZ}",
-                expected=f"valid at {now:%FT%TZ}",
+                found=certificate.validity,
+                expected=lambda: f"valid at {now:%FT%TZ}",
             )
         # 12. Revocation.
         self._check_revocation(checks, chain, now)

@@ -221,6 +221,6 @@ def _check_validity(checks: Checks, chain: IntelChain, now: datetime) -> None:
             "valid_" + common_name(certificate).lower().replace(" ", "_"),
             "certificate_validity",
             ok=start <= now <= end,
-            found=f"{start:%FT%TZ} to {end:%FT%TZ}",
-            expected=f"valid at {now:%FT%TZ}",
+            found=lambda start=start, end=end: f"{start:%FT%TZ} to {end:%FT%TZ}",
+            expected=lambda: f"valid at {now:%FT%TZ}",
         )
