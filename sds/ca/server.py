@@ -25,6 +25,7 @@ from sds.clock import stopwatch
 from sds.errors import RefusedError, SdsError
 from sds.exchange import wire
 from sds.faults import report
+from sds.outside import is_panic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -220,7 +221,9 @@ class ExchangeService:
                     next_nonce=self._next_nonce(stream),
                     signed_policy=self._registration.policy_for(error),
                 )
-            except Exception as error:  # noqa: BLE001  the boundary between one stream and the others
+            except BaseException as error:  # the boundary between one stream and the others
+                if not (isinstance(error, Exception) or is_panic(error)):
+                    raise
                 report("authority stream", error, peer=stream.peer.name)
                 self._registration.refused(stream.peer, SdsError("a fault of the authority"))
                 await context.abort(grpc.StatusCode.INTERNAL, "a fault of the authority")

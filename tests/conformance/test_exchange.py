@@ -36,7 +36,9 @@ from tests.support.authority import (
 from tests.support.refusals import refused
 
 if TYPE_CHECKING:
-    from sds.attestation.evidence import Evidence, ReportData
+    from datetime import datetime
+
+    from sds.attestation.evidence import Claims, Evidence, ReportData
     from sds.authority.port import Issuance
 
 
@@ -505,3 +507,34 @@ async def test_a_simulation_is_said_loudly(caplog: pytest.LogCaptureFixture) -> 
         for record in caplog.records
     )
     assert TLS_SERVER_NAME.endswith(".invalid")
+
+
+class PanicException(BaseException):
+    """What a parser in Rust raises; not an Exception."""
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no such case"), PanicException("no such index")])
+async def test_an_unexpected_error_ends_its_stream_and_nothing_else(
+    fault: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    inner, faults = verifier_of(world.agent), [fault]
+
+    class Faulty:
+        def verify(self, evidence: Evidence, *, data: ReportData, now: datetime) -> Claims:
+            if faults:
+                raise faults.pop()
+            return inner.verify(evidence, data=data, now=now)
+
+    async with (
+        world.running(verifier=Faulty()) as authority,
+        world.client(authority.port) as client,
+        world.client(authority.port) as other,
+    ):
+        with pytest.raises(errors.AuthorityUnavailableError, match="a fault of the authority"):
+            await client.issue(items([wish()]))
+        for again in (client, other):
+            wishes = [wish()]
+            verify(wishes, await again.issue(items(wishes)))
+    logged = [one.exc_info for one in caplog.records if one.exc_info]
+    assert [found for _, found, _ in logged] == [fault]
