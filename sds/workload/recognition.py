@@ -272,10 +272,13 @@ class Recogniser:
         changed = asyncio.ensure_future(self.wait_for_change(self.timing.replace, since=since))
         try:
             await asyncio.wait((ready, changed), return_when=asyncio.FIRST_COMPLETED)
-            return ready.done() and ready.exception() is None
+            if not ready.done() or ready.cancelled():
+                return False
+            ready.result()  # raises what went wrong
         finally:
             ready.cancel()
             changed.cancel()
+        return True
 
     def _release_now(self, identity: Identity) -> None:
         self._lingering.pop(identity, None)
