@@ -74,6 +74,11 @@ WORKLOAD: Final[dict[str, Reason]] = {
         "Check `node.cri.socket`, that the runtime is up, and that the agent may open it.",
         retriable=True,
     ),
+    "cri_not_described": Reason(
+        "The runtime lists something that it cannot describe now: it may just have ended. The "
+        "agent asks again every second. If this stays, look into the runtime's log.",
+        retriable=True,
+    ),
     "cri_unknown_shape": Reason(
         "The runtime describes containers in a form that this version does not know, or in more "
         "than 16 MiB. Tested: containerd 1.6 and 2.1.",

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def serving(path: Path, answer: bytes | None) -> AsyncIterator[None]:
-    """A runtime that gives these bytes to every question, or nothing."""
+async def serving(path: Path, answer: bytes | grpc.StatusCode | None) -> AsyncIterator[None]:
+    """A runtime that gives these bytes to every question, this error, or nothing."""
 
     class Everything(grpc.GenericRpcHandler):
         def service(self, _: Any) -> Any:
-            async def give(_request: bytes, _context: Any) -> bytes:
+            async def give(_request: bytes, context: Any) -> bytes:
+                if isinstance(answer, grpc.StatusCode):
+                    await context.abort(answer, "no")
+                    raise AssertionError
                 if answer is None:
                     await asyncio.Event().wait()
                     raise AssertionError
@@ -46,7 +49,7 @@ async def serving(path: Path, answer: bytes | None) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def answering(folder: Path, answer: bytes) -> AsyncIterator[Runtime]:
+async def answering(folder: Path, answer: bytes | grpc.StatusCode) -> AsyncIterator[Runtime]:
     async with (
         serving(folder / "cri.sock", answer),
         Runtime(str(folder / "cri.sock")) as runtime,
@@ -64,6 +67,25 @@ async def test_what_is_no_answer_of_a_runtime_is_our_error(answer: bytes) -> Non
             for describe in (runtime.container, runtime.sandbox):
                 with refused("cri_unknown_shape"):
                     await describe("a")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, "cri_unavailable"),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, "cri_unknown_shape"),
+        (grpc.StatusCode.INTERNAL, "cri_unknown_shape"),
+        (grpc.StatusCode.NOT_FOUND, "cri_not_described"),
+        (grpc.StatusCode.UNKNOWN, "cri_not_described"),
+    ],
+)
+async def test_a_status_says_whether_asking_again_can_help(
+    status: grpc.StatusCode, reason: str
+) -> None:
+    with short_folder() as folder:
+        async with answering(folder, status) as runtime:
+            with refused(reason):
+                await runtime.container("a")
 
 
 async def test_an_empty_answer_lists_nothing_and_describes_nothing() -> None:

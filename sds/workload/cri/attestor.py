@@ -86,6 +86,8 @@ class CriAttestor:
         self._looked_at = float("-inf")
         self._changed = False
         """Whether a look saw something new that is not yet written and announced."""
+        self._unclear: dict[str, str] = {}
+        """What this look could not get described now, by sandbox."""
         self._listeners = Listeners()
 
     async def run(self) -> None:
@@ -279,6 +281,7 @@ class CriAttestor:
             rest = not_before - self._clock.now().monotonic
             if rest > 0:
                 await self._clock.sleep(rest)
+            self._unclear = {}
             try:
                 # The order matters: a sandbox that is listed first cannot hide one of its
                 # containers.
@@ -288,7 +291,7 @@ class CriAttestor:
             except WorkloadError as error:
                 if self._error is None or str(self._error) != str(error):
                     _LOG.warning("containers cannot be followed", extra={"why": error})
-                self._error = error
+                self._error = without_frames(error)
             self._looked_at = self._clock.now().monotonic
             changed, self._changed = self._changed, False
         if changed:
@@ -338,6 +341,7 @@ class CriAttestor:
             except WorkloadError as error:
                 self._refuse(each.id, error, sandbox=each.sandbox_id)
         self._seen.keep_only(sandboxes)
+        self._tell_unclear()
         there = {pod.uid for pod in self._seen.pods.values()}
         for gone in set(self._unlisted) - there:
             del self._unlisted[gone]
@@ -345,6 +349,13 @@ class CriAttestor:
         for table in (self._first_processes, self._refused):
             for gone in set(table) - containers - sandboxes:
                 del table[gone]
+
+    def _tell_unclear(self) -> None:
+        """Let each pod have its identity while all of it is described, and not otherwise."""
+        for sandbox, pod in self._seen.pods.items():
+            unclear = self._unclear.get(sandbox, "")
+            self._changed |= unclear != pod.unclear
+            pod.unclear = unclear
 
     def _refuse(self, identifier: str, error: WorkloadError, *, sandbox: str) -> None:
         """Take the identity from a pod in which something cannot be described; an outage does not.
@@ -354,10 +365,15 @@ class CriAttestor:
         """
         if error.reason == "cri_unavailable":
             raise error
+        pod = self._seen.pods.get(sandbox)
+        if error.reason == "cri_not_described":  # perhaps it has ended: the next look asks again
+            self._unclear[sandbox] = error.message
+            if pod is None or pod.unclear != error.message:
+                _LOG.warning("a container is not described", extra={"why": error})
+            return
         if identifier not in self._refused:
             _LOG.warning("a container is not understood", extra={"why": error})
         self._refused[identifier] = error
-        pod = self._seen.pods.get(sandbox)
         if pod is not None and not pod.missed:
             pod.missed = f"a container is not understood: {error.message}"
             self._changed = True

@@ -66,6 +66,7 @@ class SeenPod:
         digest: the digest of the sandbox's canonical form.
         unmeasured: which parts of the sandbox nothing measures.
         missed: why something may have been missed, or the empty string.
+        unclear: what of it the runtime could not describe at the last look, or the empty string.
         containers: the containers, by ID.
     """
 
@@ -74,11 +75,12 @@ class SeenPod:
     digest: str
     unmeasured: tuple[str, ...]
     missed: str = ""
+    unclear: str = ""
     containers: dict[str, SeenContainer] = field(default_factory=dict)
 
     def holds(self, contents: PodContents) -> bool:
-        """Say whether the pod is what ``contents`` lists, and nothing was missed."""
-        return not self.missed and not self.differs(contents)
+        """Say whether the pod is what ``contents`` lists, and nothing was missed or is unclear."""
+        return not (self.missed or self.unclear or self.differs(contents))
 
     def differs(self, contents: PodContents) -> tuple[str, ...]:
         """Return what of the pod is not listed, in words."""
@@ -265,5 +267,5 @@ def unlisted(pod: SeenPod, contents: Iterable[PodContents]) -> WorkloadError:
     if more := len(nearest) - len(shown):
         shown.append(f"and {more} more")
     return WorkloadError(
-        "; ".join((pod.missed, *shown) if pod.missed else shown), reason="cri_not_listed"
+        "; ".join(filter(None, (pod.missed, pod.unclear, *shown))), reason="cri_not_listed"
     )

@@ -41,6 +41,16 @@ _OUTAGES: Final = frozenset(
     }
 )
 """The runtime answers nothing now; any other status is about the one question."""
+_FOR_GOOD: Final = frozenset(
+    {
+        grpc.StatusCode.DATA_LOSS,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+"""The answer is too long or cannot be encoded, and asking again changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +128,7 @@ class Runtime:
             sandbox: the ID of the only sandbox whose containers to list; empty for all.
 
         Raises:
-            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
+            WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
         """
         wanted = runtime_pb2.ContainerFilter(id=identifier, pod_sandbox_id=sandbox)
         answer = await self._ask(
@@ -142,7 +152,7 @@ class Runtime:
         """List the IDs of all sandboxes that the runtime has, in every state.
 
         Raises:
-            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
+            WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
         """
         answer = await self._ask(
             "ListPodSandbox",
@@ -155,7 +165,7 @@ class Runtime:
         """Describe one container.
 
         Raises:
-            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
+            WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
         """
         answer = await self._ask(
             "ContainerStatus",
@@ -168,7 +178,7 @@ class Runtime:
         """Describe one sandbox.
 
         Raises:
-            WorkloadError: ``cri_unavailable``, ``cri_unknown_shape``.
+            WorkloadError: ``cri_unavailable``, ``cri_not_described``, ``cri_unknown_shape``.
         """
         answer = await self._ask(
             "PodSandboxStatus",
@@ -194,7 +204,13 @@ class Runtime:
             raise WorkloadError(
                 f"the runtime at {self._socket} does not answer {method}: "
                 f"{error.code().name}: {(error.details() or '')[:200]}",
-                reason="cri_unavailable" if error.code() in _OUTAGES else "cri_unknown_shape",
+                reason=(
+                    "cri_unavailable"
+                    if (status := error.code()) in _OUTAGES
+                    else "cri_unknown_shape"
+                    if status in _FOR_GOOD
+                    else "cri_not_described"
+                ),
                 advice="check that node.cri.socket is the runtime's and that the agent may open it",
             ) from None
         what = f"the answer of the runtime at {self._socket} to {method}"

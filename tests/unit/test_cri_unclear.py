@@ -1,0 +1,81 @@
+"""A container that the runtime lists but cannot describe: what that means for its pod."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sds.clock import SystemClock
+from sds.errors import WorkloadError
+from sds.workload.cri.attestor import CriAttestor
+from sds.workload.cri.pods import SeenContainer, SeenPod, SeenPods
+from sds.workload.cri.runtime import Listed
+from sds.workload.cri.settings import CriSettings, PodContents
+from sds.workload.proc import pod_roots
+
+if TYPE_CHECKING:
+    import pytest
+
+SANDBOX, KNOWN, OTHER = "5a", "c0", "c1"
+WEB, PAUSE = f"sha256:{32 * 'aa'}", f"sha256:{32 * 'bb'}"
+LISTED = PodContents(sandbox=PAUSE, containers=(WEB,))
+
+
+class PlayedRuntime:
+    """A runtime that lists these containers and describes none."""
+
+    def __init__(self, reason: str) -> None:
+        self.there = [OTHER]
+        self.reason = reason
+
+    async def sandboxes(self) -> frozenset[str]:
+        return frozenset({SANDBOX})
+
+    async def containers(self, **_: str) -> tuple[Listed, ...]:
+        return tuple(
+            Listed(id=each, sandbox_id=SANDBOX, name="more", attempt=0, image="", alive=True)
+            for each in self.there
+        )
+
+    async def container(self, identifier: str) -> Any:
+        raise WorkloadError(f"{identifier} is not described", reason=self.reason)
+
+
+def attestor(runtime: Any) -> tuple[CriAttestor, SeenPod]:
+    settings = CriSettings()
+    seen = SeenPods(settings, None, started_ns=0)
+    web = SeenContainer(name="web", attempt=0, image="", digest=WEB, unmeasured=())
+    pod = SeenPod(uid="u", pid=1, digest=PAUSE, unmeasured=(), containers={KNOWN: web})
+    seen.pods[SANDBOX] = pod
+    made = CriAttestor(runtime, seen, settings, roots=pod_roots({}), clock=SystemClock())
+    return made, pod
+
+
+async def test_what_has_ended_meanwhile_costs_the_pod_its_identity_until_the_next_look(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    runtime = PlayedRuntime("cri_not_described")
+    looks, pod = attestor(runtime)
+    assert pod.holds(LISTED)
+    for _ in range(3):
+        await looks._look()
+        assert not pod.holds(LISTED)
+    assert len([one for one in caplog.records if "not described" in one.message]) == 1
+    runtime.there = []
+    await looks._look()
+    assert pod.holds(LISTED)
+
+
+async def test_what_is_too_long_to_be_described_costs_the_pod_its_identity_for_good() -> None:
+    runtime = PlayedRuntime("cri_unknown_shape")
+    looks, pod = attestor(runtime)
+    await looks._look()
+    runtime.there = []
+    await looks._look()
+    assert not pod.holds(LISTED)
+
+
+async def test_an_outage_of_the_runtime_changes_nothing() -> None:
+    looks, pod = attestor(PlayedRuntime("cri_unavailable"))
+    await looks._look()
+    assert pod.holds(LISTED)
+    assert looks.notices()
