@@ -41,7 +41,8 @@ _REQUEST_LEASE: Final = 3.0
 _ISSUING: Final = 4
 """How many requests are decided and signed at once; the others wait in their order. With more, each
 would take longer, Hellos would wait for all of them, and a request of a caller that has gone would
-be begun before its end is noticed."""
+be begun before its end is noticed. A long request waits for a turn again after each
+:data:`sds.ca.registration.ITEMS_A_TURN` items, so that short ones need not wait for all of it."""
 _UNPROVEN_MESSAGES: Final = 1_000
 """The most messages on a stream that has proven nothing; an agent sends two."""
 
@@ -295,7 +296,11 @@ class ExchangeService:
             self._spend_nonce(stream, request.nonce)
             accepted = self._registration.accept(request, stream.peer)
             self._proven(stream)
-            return self._answer(stream, accepted, await self._registration.issue(accepted))
+            results = await self._registration.issue(accepted, done=0)
+        while len(results) < len(accepted.items):
+            async with self._issuing:
+                results += await self._registration.issue(accepted, done=len(results))
+        return self._answer(stream, accepted, results)
 
     def _attested_csr(
         self, stream: _Stream, request: ca_pb2.AttestedCsr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from dataclasses import dataclass, replace
@@ -507,6 +508,31 @@ async def test_a_simulation_is_said_loudly(caplog: pytest.LogCaptureFixture) -> 
         for record in caplog.records
     )
     assert TLS_SERVER_NAME.endswith(".invalid")
+
+
+async def test_a_short_request_does_not_wait_for_long_ones() -> None:
+    world = World()
+    many = [wish(identity(f"/ns/a/sa/w{i}")) for i in range(400)]
+    ended: list[int] = []
+
+    async def ask(
+        client: AttestedAuthority, wishes: list[tuple[PrivateKey, CertificateItem]]
+    ) -> None:
+        await client.issue(items(wishes))
+        ended.append(len(wishes))
+
+    async with world.running() as authority, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(world.client(authority.port)) for _ in range(7)]
+        for client in clients:
+            await ask(client, many[:1])
+        ended.clear()
+        async with asyncio.TaskGroup() as group:
+            for client in clients[1:]:
+                group.create_task(ask(client, many))
+            while len(world.journal) < 50:
+                await asyncio.sleep(0)
+            group.create_task(ask(clients[0], many[:1]))
+    assert ended[0] == 1
 
 
 class PanicException(BaseException):
