@@ -1,8 +1,8 @@
 """Requests to the authority: many identities share one.
 
 Owns the queue in front of the authority. Invariants: identities that ask within a short window
-share one request and so one piece of evidence; a request for a first certificate never waits behind
-early renewals, and a request ahead of need waits until nobody else waits; keys are made off the
+share one request and so one piece of evidence; a request for a first certificate overtakes early
+renewals that wait, and a request ahead of need waits until nobody else waits; keys are made off the
 event loop, fresh for every request; only what was verified against the key and the identity leaves
 this module; everybody who asks gets an answer, whatever the authority's client raises; a lane that
 ends starts again; after a request that the authority did not answer in time, one request at a time

@@ -52,7 +52,7 @@ MAX_WAITING_GAP_SECONDS: Final = QUICK.longest
 """No gap between two attempts is longer than this while a workload has no certificate."""
 MAX_HELD_GAP_SECONDS: Final = 300.0
 """No gap between two attempts is longer than this while a workload has one."""
-MAX_WAITING_UNANSWERED_SECONDS: Final = 120.0
+MAX_WAITING_UNANSWERED_SECONDS: Final = 60.0
 MAX_HELD_UNANSWERED_SECONDS: Final = 600.0
 """The same two bounds while the authority answers nobody in time."""
 _REFUSED_GAP: Final = 0.10

@@ -132,7 +132,7 @@ def test_a_waiting_workload_is_retried_fast_first_and_never_floods(draw: float) 
 @pytest.mark.parametrize("draw", [0.0, 0.5, 0.9999])
 def test_an_authority_that_answers_nobody_in_time_is_asked_less_and_less_often(draw: float) -> None:
     """It may have more to do than it can; the gaps stay shorter than what they follow."""
-    for start, most in ((State(lifetime=3600.0), 120.0), (held(3600.0), 531.0)):
+    for start, most in ((State(lifetime=3600.0), 60.0), (held(3600.0), 531.0)):
         state, passed, pauses = start, 0.0, []
         for _ in range(20):
             state = schedule.failed(state, LATE, draw=draw, now=at(0))
