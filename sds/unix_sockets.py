@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds.descriptors import refuse_passed
 from sds.errors import SocketError
+from sds.outside import words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +72,7 @@ def clear_socket(path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ECONNREFUSED, errno.ENOENT):
             raise SocketError(
-                f"the socket {path} cannot be used: {error.strerror}",
+                f"the socket {path} cannot be used: {words_of(error)}",
                 advice="remove it, or choose another path",
             ) from error
         try:

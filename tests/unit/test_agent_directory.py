@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
@@ -103,6 +104,13 @@ def test_a_file_in_a_sockets_place_is_left_alone(folder: Path) -> None:
     with pytest.raises(SocketError, match="is not a socket"):
         clear_socket(path)
     assert path.read_text() == "precious"
+
+
+def test_a_socket_that_nobody_can_connect_to_is_said_in_words(folder: Path) -> None:
+    path = folder / ("s" * 120)
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+    with pytest.raises(SocketError, match="cannot be used: AF_UNIX path too long"):
+        clear_socket(path)
 
 
 def test_modes_are_exact_whatever_the_umask(folder: Path) -> None:
