@@ -109,13 +109,16 @@ def check_replaceable(path: Path) -> None:
 def replace_file(path: Path, content: bytes, *, mode: int) -> None:
     """Replace a file as a whole: a reader sees all of the old content or all of the new (rename).
 
+    The new content outlasts a loss of power, or an older policy could come back with it.
+
     Args:
         path: the file; its folder must exist.
         content: the new content.
         mode: the new permissions.
 
     Raises:
-        OSError: the file cannot be written, or is a device; the old content stays.
+        OSError: the file cannot be written, or is a device, and the old content stays; or the disk
+            failed afterwards.
     """
     check_replaceable(path)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -129,3 +132,19 @@ def replace_file(path: Path, content: bytes, *, mode: int) -> None:
     except BaseException:
         os.unlink(name)  # noqa: PTH108
         raise
+    _keep_names(path.parent)
+
+
+def _keep_names(folder: Path) -> None:
+    """Let the names in a folder outlast a loss of power, where the system offers that."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # it may be written but not read, so the request cannot be made
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that knows no such request
+            raise
+    finally:
+        os.close(descriptor)

@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,6 +157,22 @@ def test_a_file_is_replaced_as_a_whole_whatever_is_in_its_place(
     replace_file(path, b"new", mode=0o640)
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", 0o640)
     assert [one.name for one in tmp_path.iterdir()] == ["named"]
+
+
+def test_a_replaced_file_outlasts_a_loss_of_power(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "named"
+    path.write_bytes(b"old")
+    kept: list[tuple[bool, bytes]] = []
+
+    def fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        kept.append((is_folder, path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_file(path, b"new", mode=0o600)
+    assert kept == [(False, b"old"), (True, b"new")]  # first the content, then the name
 
 
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:
