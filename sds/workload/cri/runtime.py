@@ -201,16 +201,17 @@ class Runtime:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._retire(channel)
-            status, said = error.code(), (error.details() or "")[:200]
+            status = error.code()
+            said = f"{method}: {status.name}: {(error.details() or '')[:200]}"
             if status in _OUTAGES:
                 raise WorkloadError(
-                    f"the runtime at {self._socket} does not answer {method}: {status.name}: {said}",
+                    f"the runtime at {self._socket} does not answer {said}",
                     reason="cri_unavailable",
                     advice="check that node.cri.socket is the runtime's and that the agent may "
                     "open it",
                 ) from None
             raise WorkloadError(
-                f"the runtime at {self._socket} cannot answer {method}: {status.name}: {said}",
+                f"the runtime at {self._socket} cannot answer {said}",
                 reason="cri_unknown_shape" if status in _FOR_GOOD else "cri_not_described",
             ) from None
         what = f"the answer of the runtime at {self._socket} to {method}"
