@@ -298,9 +298,13 @@ class ServedConnection:
     # --- sds.transport.call.Link ----------------------------------------------------------------
 
     def send(self, stream: int, message: bytes) -> bool:
+        endpoint = self._endpoint
+        if (
+            endpoint is not None and endpoint.unsent
+        ):  # it waits behind what is not read
+            self.owner.check_room(len(message), self._loop.time())
         if self._http2.send_now(stream, message):
             self._flush()
-            endpoint = self._endpoint
             if endpoint is None or not endpoint.unsent:
                 return True
         else:

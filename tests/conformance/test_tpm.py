@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -300,11 +302,12 @@ def test_only_certificates_for_endorsement_keys_count(maker: Maker) -> None:
 def test_keys_of_unusual_numbers_verify_nothing(maker: Maker) -> None:
     """A signature by 3,072 bits and as long an exponent takes 65 ms, and strangers choose both."""
     usual = made_quotes.rsa_key().private_numbers()
-    exponent = 2**2000 + 297
+    order = (usual.p - 1) * (usual.q - 1)
+    exponent = next(e for e in itertools.count(2**2000 + 1, 2) if math.gcd(e, order) == 1)
     slow = rsa.RSAPrivateNumbers(
         p=usual.p,
         q=usual.q,
-        d=(d := pow(exponent, -1, (usual.p - 1) * (usual.q - 1))),
+        d=(d := pow(exponent, -1, order)),
         dmp1=d % (usual.p - 1),
         dmq1=d % (usual.q - 1),
         iqmp=usual.iqmp,
