@@ -299,9 +299,7 @@ class ServedConnection:
 
     def send(self, stream: int, message: bytes) -> bool:
         endpoint = self._endpoint
-        if (
-            endpoint is not None and endpoint.unsent
-        ):  # it waits behind what is not read
+        if endpoint is not None and endpoint.unsent:  # it waits behind what is not read
             self.owner.check_room(len(message), self._loop.time())
         if self._http2.send_now(stream, message):
             self._flush()
