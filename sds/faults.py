@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 _INTERVAL_SECONDS: Final = 10.0
 _LOOP: Final = "event loop"
+_IN_TLS: Final = "Fatal error on SSL protocol"
+_CLOSED: Final = "the handler is closed"
+"""What uvloop says (``sslproto.pyx``, ``handle.pyx``)."""
 _P = ParamSpec("_P")
 
 _clock: Final = SystemClock()
@@ -108,4 +111,8 @@ def watch_loop(loop: asyncio.AbstractEventLoop) -> None:
 def _from_loop(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     del loop
     error = context.get("exception") or RuntimeError(context.get("message", "unknown"))
+    if context.get("message") == _IN_TLS and _CLOSED in str(error):
+        # uvloop answers in a handshake although we closed the connection meanwhile.
+        _LOGGER.debug("a closed connection was written to: %s", error)
+        return
     report(_LOOP, error, why=context.get("message", ""))

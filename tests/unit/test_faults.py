@@ -68,6 +68,23 @@ async def test_what_reaches_the_loop_is_reported_and_the_loop_goes_on(how: str) 
         loop.remove_reader(theirs)
 
 
+@pytest.mark.parametrize(
+    ("what", "counted"),
+    [
+        ("Fatal error on SSL protocol", 0),
+        ("Exception in callback ours()", 1),
+    ],
+)
+async def test_a_handshake_that_we_gave_up_is_no_fault(what: str, counted: int) -> None:
+    """uvloop tells the loop so, once in some thousand handshakes that are given up."""
+    loop = asyncio.get_running_loop()
+    faults.watch_loop(loop)
+    before = faults.counts().get("event loop", 0)
+    error = RuntimeError("unable to perform operation on <TCPTransport>; the handler is closed")
+    loop.call_exception_handler({"message": what, "exception": error})
+    assert faults.counts().get("event loop", 0) == before + counted
+
+
 def test_every_place_that_reports_is_counted_from_the_start() -> None:
     """The first fault there would be no increase otherwise, and raise no alert."""
     calls = re.compile(r'\b(?:report|guarded|count|Trickle|Listeners)\(\s*"([a-z][a-z ]+)"')
