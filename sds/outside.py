@@ -42,8 +42,13 @@ def is_panic(error: BaseException) -> bool:
     in it would end the process.
     """
     if isinstance(error, BaseExceptionGroup):
-        return all(isinstance(one, Exception) or is_panic(one) for one in error.exceptions)
+        return all(map(ends_one_thing, error.exceptions))
     return type(error).__name__ == "PanicException"
+
+
+def ends_one_thing(error: BaseException) -> bool:
+    """Say whether an error ends one request, source or peer, and not the process or the task."""
+    return isinstance(error, Exception) or is_panic(error)
 
 
 @contextlib.contextmanager

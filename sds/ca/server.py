@@ -25,7 +25,7 @@ from sds.clock import stopwatch
 from sds.errors import RefusedError, SdsError
 from sds.exchange import wire
 from sds.faults import report
-from sds.outside import is_panic
+from sds.outside import ends_one_thing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,7 +223,7 @@ class ExchangeService:
                     signed_policy=self._registration.policy_for(error),
                 )
             except BaseException as error:  # the boundary between one stream and the others
-                if not (isinstance(error, Exception) or is_panic(error)):
+                if not ends_one_thing(error):
                     raise
                 report("authority stream", error, peer=stream.peer.name)
                 self._registration.refused(stream.peer, SdsError("a fault of the authority"))

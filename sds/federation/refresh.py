@@ -19,7 +19,7 @@ from sds.errors import BundleError, ConfigurationError, SdsError
 from sds.faults import report
 from sds.federation import document, endpoint
 from sds.files import read_file
-from sds.outside import is_panic, words_of
+from sds.outside import ends_one_thing, words_of
 from sds.threads import alone
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class Federation:
                 later = error.later if isinstance(error, BundleError) else 0.0
                 self._failed(source.trust_domain, error)
             except BaseException as error:  # the boundary between one source and the others
-                if not (isinstance(error, Exception) or is_panic(error)):
+                if not ends_one_thing(error):
                     raise
                 failures += 1
                 report("federation source", error, trust_domain=source.trust_domain)
