@@ -27,7 +27,7 @@ from tests.support.process import PATIENCE_SECONDS, STOP_SECONDS, Process, runni
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from sds.attestation.snp.simulated import SimulatedMachine, SimulatedRoot
+    from sds.attestation.snp.simulated import SimulatedRoot
 
 NODE = b"test node".ljust(48, b"\0")
 AUTHORITY = b"test authority".ljust(48, b"\0")
@@ -66,9 +66,7 @@ def lasting_authority() -> Iterator[int]:
     """An authority that serves the agents of many tests; its port."""
     with short_folder() as folder:
         node = Node(folder)
-        descriptor = chips().machine(measurement=AUTHORITY).send()
-        attestation = {"kind": "simulated", "descriptor": descriptor}
-        path = node.file("ca", {"attestation": attestation} | node.authority_settings())
+        descriptor, path = node.machine("ca", AUTHORITY, node.authority_settings())
         log = folder / "log"
         with log.open("wb") as file:
             process = subprocess.Popen(
@@ -154,6 +152,14 @@ class Node:
         path.write_text(yaml.safe_dump(dict(settings), sort_keys=False))
         return path
 
+    def machine(
+        self, command: str, measurement: bytes, settings: Mapping[str, Any]
+    ) -> tuple[int, Path]:
+        """A simulated machine: its descriptor, and a configuration that names it."""
+        descriptor = chips().machine(measurement=measurement).send()
+        attestation = {"kind": "simulated", "descriptor": descriptor}
+        return descriptor, self.file(command, {"attestation": attestation, **settings})
+
     @contextlib.asynccontextmanager
     async def authority(
         self,
@@ -203,10 +209,7 @@ class Node:
         more: Sequence[str] = (),
         prefix: Sequence[str | Path] = (),
     ) -> AsyncIterator[Process]:
-        machine: SimulatedMachine = chips().machine(measurement=measurement)
-        descriptor = machine.send()
-        attestation = {"kind": "simulated", "descriptor": descriptor}
-        path = self.file(command, {"attestation": attestation} | settings)
+        descriptor, path = self.machine(command, measurement, settings)
         try:
             async with running(
                 [*prefix, *sds(command, "--config", path), *more],
