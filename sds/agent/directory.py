@@ -63,7 +63,14 @@ def claimed(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | None = None) -> None:
+def make_directory(
+    path: Path,
+    mode: int,
+    *,
+    exact: bool = True,
+    group: str | None = None,
+    trusted: Path | None = None,
+) -> None:
     """Make a directory, and its parents, with this mode.
 
     Args:
@@ -71,11 +78,12 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
         mode: the permission bits.
         exact: whether to set them on an existing directory too.
         group: the name of the group that it gets.
+        trusted: a directory above it that this function made, or found safe, a moment ago.
 
     Raises:
         SocketError: it cannot be made, or is not a directory.
     """
-    expect_trusted(path, mode)
+    expect_trusted(path, mode, below=trusted)
     try:
         existed = path.is_dir()
         path.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -88,10 +96,10 @@ def make_directory(path: Path, mode: int, *, exact: bool = True, group: str | No
             f"directory {path} cannot be made: {error.strerror}",
             advice="make it writable for this user, or set another run_dir",
         ) from error
-    expect_trusted(path, mode)
+    expect_trusted(path, mode, below=trusted)
 
 
-def expect_trusted(path: Path, mode: int) -> None:
+def expect_trusted(path: Path, mode: int, *, below: Path | None = None) -> None:
     """Refuse a directory that another user could have put there, or could exchange.
 
     The directory itself must belong to this user, must not be a symbolic link, and must be writable
@@ -100,11 +108,18 @@ def expect_trusted(path: Path, mode: int) -> None:
     directories that only root can write (``/var/run``). A directory that does not exist yet is
     fine.
 
+    Args:
+        path: the directory.
+        mode: the permission bits that it has or gets.
+        below: a directory above it that was checked a moment ago. Nobody else can have exchanged
+            it since, so this check begins with it: a thousand sockets share what is above.
+
     Raises:
         SocketError: ``directory_not_ours``: another user controls it.
     """
     ours = os.geteuid()
-    here, names = Path("/"), [name for name in str(path.absolute()).split("/") if name]
+    here = Path("/") if below is None else below.absolute().parent
+    names = [name for name in str(path.absolute().relative_to(here)).split("/") if name]
     above = here.lstat()
     for _ in range(_MOST_STEPS):
         if not names:

@@ -118,7 +118,12 @@ async def listen_for(
         SocketError: it cannot be opened.
     """
     path = config.workload_socket(workload.name)
-    make_directory(path.parent, config.sockets.directory_mode, group=config.sockets.group)
+    make_directory(
+        path.parent,
+        config.sockets.directory_mode,
+        group=config.sockets.group,
+        trusted=config.workloads_directory,
+    )
     entitlement = Entitlement(
         Caller(
             name=workload.name,

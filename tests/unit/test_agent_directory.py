@@ -174,6 +174,30 @@ def test_a_directory_that_others_can_write(folder: Path) -> None:
     make_directory(run, 0o770)
 
 
+def test_many_directories_share_the_check_of_what_is_above(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was checked with the first is not looked at again; the directory itself always is."""
+    above = folder / "workloads"
+    make_directory(above, 0o711)
+    looked: list[str] = []
+    lstat = type(folder).lstat
+
+    def looking(path: Path) -> os.stat_result:
+        looked.append(str(path))
+        return lstat(path)
+
+    monkeypatch.setattr(type(folder), "lstat", looking)
+    make_directory(above / "w1", 0o711, trusted=above)
+    assert set(looked) == {str(folder), str(above), str(above / "w1")}
+    (above / "w2").symlink_to("w1")
+    with pytest.raises(SocketError, match="is a symbolic link"):
+        make_directory(above / "w2", 0o711, trusted=above)
+    above.chmod(0o777)
+    with pytest.raises(SocketError, match="others can write"):
+        make_directory(above / "w3", 0o711, trusted=above)
+
+
 @pytest.mark.root
 def test_a_link_that_only_root_can_make(folder: Path) -> None:
     """As /var/run on every Linux."""
