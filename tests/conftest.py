@@ -16,6 +16,21 @@ FOLDER = Path(__file__).parent
 UNMEASURED = ("cost", "docs", "e2e", "property")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Measure in workers only, and once in each.
+
+    pytest-cov begins a measurement before a process knows that it is a worker, and a second one
+    then. While the second pauses, for a test that is not measured, the first would go on.
+    """
+    plugin = session.config.pluginmanager.getplugin("_cov")
+    handed_out = session.config.getoption("dist", "no") != "no"
+    if plugin is None or plugin.cov_controller is None:
+        return
+    if handed_out or hasattr(session.config, "workerinput"):
+        plugin.cov_controller.cov.stop()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave the tests of these folders out of the coverage."""
     for item in items:
