@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from sds.agent.node_settings import CsiSettings
+    from sds.clock import Clock
     from sds.csi.driver import PodDoor
 
 _OURS_ALONE: Final = 0o600
@@ -36,12 +37,15 @@ def node_name(environment: Mapping[str, str]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def csi_driver(settings: CsiSettings, door: PodDoor) -> AsyncIterator[Driver]:
+async def csi_driver(
+    settings: CsiSettings, door: PodDoor, *, clock: Clock
+) -> AsyncIterator[Driver]:
     """Run the driver while the block runs.
 
     Args:
         settings: the driver's section.
         door: serves on the sockets of pods.
+        clock: time.
 
     Raises:
         SocketError: a socket cannot be opened, or the kubelet's directory cannot be listed.
@@ -57,7 +61,7 @@ async def csi_driver(settings: CsiSettings, door: PodDoor) -> AsyncIterator[Driv
     try:
         await driver.restore()
         await server.listen(listening(endpoint, _OURS_ALONE))
-        async with registered(registration, kubelet / "plugins_registry"):
+        async with registered(registration, kubelet / "plugins_registry", clock=clock):
             yield driver
     finally:
         await server.stop(_STOP_SECONDS)

@@ -21,8 +21,10 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Final
 
+from sds.backoff import Backoff, Retry
 from sds.errors import SdsError
 from sds.faults import report
+from sds.problems import Problems
 from sds.transport.server import Server
 from sds.unix_sockets import clear_socket, listening
 
@@ -30,26 +32,32 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from sds.clock import Clock
     from sds.csi.service import RegistrationService
 
 _LOGGER: Final = logging.getLogger(__name__)
 _OURS_ALONE: Final = 0o600
 _STOP_SECONDS: Final = 1.0
 _RANDOM_BYTES: Final = 4
-_AGAIN_SECONDS: Final = 1.0
+_AGAIN: Final = Backoff(first=0.5, longest=5.0)
 PATIENCE_SECONDS: Final = 5.0
 """How long to wait for the kubelet, which looks once a second (``pkg/kubelet/pluginmanager``)."""
 
 
 @contextlib.asynccontextmanager
 async def registered(
-    registration: RegistrationService, registry: Path, *, patience: float = PATIENCE_SECONDS
+    registration: RegistrationService,
+    registry: Path,
+    *,
+    clock: Clock,
+    patience: float = PATIENCE_SECONDS,
 ) -> AsyncIterator[None]:
     """Offer the driver to the kubelet while the block runs.
 
     Args:
         registration: answers the kubelet.
         registry: the kubelet's ``plugins_registry``.
+        clock: waits between attempts to open a path.
         patience: the seconds after which a path is replaced if the kubelet does not ask about it.
 
     Raises:
@@ -60,7 +68,8 @@ async def registered(
     left = _left_behind(registry, name)
     for each in left:
         clear_socket(each)
-    offer = _Offer(registration, usual if usual in left or not left else left[0])
+    path = usual if usual in left or not left else left[0]
+    offer = _Offer(registration, path, clock=clock)
     await offer.open()
     fresh = registry / f"{name}-{secrets.token_hex(_RANDOM_BYTES)}-reg.sock"
     waits = asyncio.create_task(offer.move_unless_asked(fresh, patience))
@@ -81,8 +90,9 @@ def _left_behind(registry: Path, name: str) -> list[Path]:
 class _Offer:
     """The offer of the driver, at one path at a time."""
 
-    def __init__(self, registration: RegistrationService, path: Path) -> None:
+    def __init__(self, registration: RegistrationService, path: Path, *, clock: Clock) -> None:
         self._registration = registration
+        self._clock = clock
         self._path = path
         self._server = Server([registration.handler()])
 
@@ -112,19 +122,18 @@ class _Offer:
 
     async def _open_at_last(self) -> None:
         """Open, again and again if the directory does not permit it now (a full disk)."""
-        said = ""
+        retry, problems = Retry(self._clock, _AGAIN), Problems()
         while True:
             try:
                 await self.open()
             except SdsError as error:
-                if str(error) != said:
-                    said = str(error)
+                if problems.is_news(error):
                     _LOGGER.warning(
                         "the kubelet cannot learn of the CSI driver: %s",
                         error,
                         extra={"reason": error.reason},
                     )
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await retry.pause()
             else:
                 return
 

@@ -197,7 +197,9 @@ class NodeSocket:
                     stack.callback(minting.cancel)
                 try:
                     if self._settings.csi is not None:
-                        await stack.enter_async_context(csi_driver(self._settings.csi, door))
+                        await stack.enter_async_context(
+                            csi_driver(self._settings.csi, door, clock=self._clock)
+                        )
                     yield
                 finally:
                     door.stop_accepting()

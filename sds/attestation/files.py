@@ -37,6 +37,7 @@ from sds.attestation.tdx.material import (
     require_documents,
 )
 from sds.errors import ConfigurationError, EvidenceError, without_frames
+from sds.problems import Problems
 from sds.settings.watching import follow_folders
 from sds.settings.yamlfile import read
 
@@ -274,7 +275,7 @@ class FollowedFiles:
         self._places = places
         self._clock = clock
         self._asked = asyncio.Event()
-        self._said = ""
+        self._problems = Problems()
         self.problem = ""
         self.failures = self.failures_in_a_row = 0
         self._current = read_files(places, first=True)
@@ -318,7 +319,7 @@ class FollowedFiles:
         changed, self._current = found != self._current, found
         if changed:
             self._standing = standing(found)
-        if changed or self._said:
+        if changed or self._problems.over():
             _LOGGER.info(
                 "revocation lists and collateral were read again",
                 extra={"lists": len(found.lists)},
@@ -326,7 +327,7 @@ class FollowedFiles:
 
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
-        self._said = ""
+        self._problems.forget()
         self._asked.set()
 
     async def follow(self) -> None:
@@ -347,15 +348,15 @@ class FollowedFiles:
                 )
             )
         else:
-            self._said = self.problem = ""
+            self._problems.over()
+            self.problem = ""
             self.failures_in_a_row = 0
 
     def _failed(self, error: ConfigurationError) -> None:
         self.failures += 1
         self.failures_in_a_row += 1
         self.problem = str(error)
-        if str(error) != self._said:
-            self._said = str(error)
+        if self._problems.is_news(error):
             _LOGGER.error(
                 "revocation lists and collateral cannot be used; what was read before stays "
                 "in force: %s",

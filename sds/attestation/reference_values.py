@@ -125,6 +125,14 @@ class SnpReferenceValues(_Model):
         for product, minimum in self.minimum_tcb.items():
             if minimum.fmc and product is not Product.TURIN:
                 raise ValueError(f"minimum_tcb: {product} has no component fmc")
+        vcek = not self.csp_ids if self.permit_vcek is None else self.permit_vcek
+        if not (self.permit_vlek or vcek):
+            raise ValueError(
+                "no report can be accepted: permit_vlek refuses those by a VLEK, and permit_vcek "
+                "or csp_ids those by a VCEK; permit the keys that sign your machines' reports"
+            )
+        if self.chip_ids and {*self.chip_ids} <= {*self.denied_chip_ids}:
+            raise ValueError("no report can be accepted: denied_chip_ids has all of chip_ids")
         return self
 
 

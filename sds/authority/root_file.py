@@ -16,6 +16,7 @@ from sds import threads
 from sds.errors import CertificateError, ConfigurationError
 from sds.outside import words_of
 from sds.pki import certificates_from_pem, load_certificate
+from sds.problems import Problems
 from sds.settings.yamlfile import read
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class RootFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._pem = read_roots(path)
-        self._said = ""
+        self._problems = Problems()
         self._reading: asyncio.Future[bytes] | None = None
 
     async def current(self) -> bytes:
@@ -82,12 +83,12 @@ class RootFile:
             _LOGGER.info(
                 "the roots of the authority's TLS changed", extra={"path": str(self._path)}
             )
-        self._pem, self._said = pem, ""
+        self._pem = pem
+        self._problems.over()
         return pem
 
     def _say(self, error: ConfigurationError) -> None:
-        if str(error) != self._said:
-            self._said = str(error)
+        if self._problems.is_news(error):
             _LOGGER.error(
                 "the roots of the authority's TLS cannot be used, those that were read before "
                 "stay in force: %s",

@@ -20,6 +20,7 @@ from sds.faults import report
 from sds.federation import document, endpoint
 from sds.files import read_file
 from sds.outside import ends_one_thing, words_of
+from sds.problems import Problems
 from sds.threads import alone
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Federation:
         self._random = random
         self._sources = self._checked(sources)
         self._tasks: dict[TrustDomain, asyncio.Task[None]] = {}
-        self._said: dict[TrustDomain, str] = {}
+        self._problems = Problems()
         """Why a bundle cannot be refreshed, as it was logged last."""
         self._group: asyncio.TaskGroup | None = None
 
@@ -148,7 +149,7 @@ class Federation:
         old, self._sources = self._sources, new
         for trust_domain, source in old.items():
             if new.get(trust_domain) != source:
-                self._said.pop(trust_domain, None)
+                self._problems.over(of=trust_domain)
                 task = self._tasks.pop(trust_domain, None)
                 if task is not None:
                     task.cancel()
@@ -211,7 +212,7 @@ class Federation:
                 )
             else:
                 failures, hint = 0, bundle.refresh_hint
-                self._said.pop(source.trust_domain, None)
+                self._problems.over(of=source.trust_domain)
             wait = next_wait(
                 source, hint=hint, failures=failures, jitter=self._random.random(), later=later
             )
@@ -219,8 +220,7 @@ class Federation:
 
     def _failed(self, trust_domain: TrustDomain, error: SdsError) -> None:
         self._observer.failed(trust_domain, error)
-        if self._said.get(trust_domain) != str(error):
-            self._said[trust_domain] = str(error)
+        if self._problems.is_news(error, of=trust_domain):
             _LOGGER.warning(
                 "bundle not refreshed: %s",
                 error,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from sds import threads
 from sds.errors import ConfigurationError
+from sds.problems import Problems
 from sds.secrets.memory import SecretBytes
 from sds.serving.subscription import WILDCARD
 from sds.settings.watching import follow_folders
@@ -66,7 +67,7 @@ class GenericSecretFiles:
         self._files = files
         self._values: dict[_Key, tuple[Version, SecretBytes]] = {}
         self._asked = asyncio.Event()
-        self._said: dict[_Key, str] = {}
+        self._problems = Problems()
         """Why a file cannot be used, as it was logged last."""
         for workload, named in files.items():
             for name in named:
@@ -103,7 +104,7 @@ class GenericSecretFiles:
 
     def ask(self) -> None:
         """Read again at once (SIGHUP)."""
-        self._said.clear()
+        self._problems.forget()
         self._asked.set()
 
     async def follow(self, changed: Callable[[], object], *, clock: Clock) -> None:
@@ -132,14 +133,13 @@ class GenericSecretFiles:
                 said = f"generic_secrets.{name} of the workload {workload}: {path} does not answer"
                 self._failed(key, ConfigurationError(said))
             else:
-                self._said.pop(key, None)
+                self._problems.over(of=key)
         if self._take(fresh):
             _LOGGER.info("generic secrets changed")
             changed()
 
     def _failed(self, key: _Key, error: ConfigurationError) -> None:
-        if self._said.get(key) != str(error):
-            self._said[key] = str(error)
+        if self._problems.is_news(error, of=key):
             _LOGGER.error(
                 "a generic secret cannot be read again, its value stays as it was: %s",
                 error,

@@ -22,6 +22,7 @@ from sds._proto.kubelet.pluginregistration.v1 import registration_pb2
 from sds.agent.csi import csi_driver
 from sds.agent.csi_registration import registered
 from sds.agent.node_settings import CsiSettings
+from sds.clock import SystemClock
 from sds.csi.service import RegistrationService
 from sds.csi.volume import EPHEMERAL, MOST_OF_A_POD, POD_UID
 from sds.workload import front_door as door_module
@@ -128,7 +129,7 @@ async def running(kubelet: Kubelet, folder: Path) -> AsyncIterator[tuple[Door, D
     folder.mkdir(exist_ok=True)
     async with (
         front_door(folder, attestors=unix(), rules=rules(OURS)) as door,
-        csi_driver(settings, door.door) as driver,
+        csi_driver(settings, door.door, clock=SystemClock()) as driver,
     ):
         await info(kubelet, f"{NAME}-reg.sock")  # as its plugin watcher does
         yield door, driver
@@ -353,7 +354,7 @@ async def test_a_kubelet_that_waits_before_it_tries_the_path_again_gets_another_
     """As after a reboot: it found the socket of a dead agent, and waits up to two minutes."""
     usual = f"{NAME}-reg.sock"
     service = RegistrationService(name=NAME, endpoint="/csi.sock")
-    async with registered(service, kubelet.registry, patience=0):
+    async with registered(service, kubelet.registry, clock=SystemClock(), patience=0):
         (fresh,) = await paths_offered(kubelet, besides={usual, ""})
         assert fresh != usual
         assert fresh.endswith("-reg.sock")
@@ -365,7 +366,7 @@ async def test_a_path_that_cannot_be_made_is_tried_again(
     kubelet: Kubelet, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = RegistrationService(name=NAME, endpoint="x")
-    async with registered(service, kubelet.registry, patience=0.05):
+    async with registered(service, kubelet.registry, clock=SystemClock(), patience=0.05):
         shutil.rmtree(kubelet.registry)
         while not caplog.records or "cannot learn" not in caplog.text:
             await asyncio.sleep(0.01)
@@ -378,7 +379,7 @@ async def test_a_path_that_cannot_be_made_is_tried_again(
 async def test_a_kubelet_that_asks_keeps_its_path(kubelet: Kubelet) -> None:
     service = RegistrationService(name=NAME, endpoint="/csi.sock")
     service.asked.set()
-    async with registered(service, kubelet.registry, patience=0):
+    async with registered(service, kubelet.registry, clock=SystemClock(), patience=0):
         await asyncio.sleep(0)
         assert (await info(kubelet, f"{NAME}-reg.sock")).name == NAME
 
@@ -389,7 +390,7 @@ async def test_the_path_of_an_agent_that_crashed_is_used_again(kubelet: Kubelet,
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(kubelet.registry / left))
     service = RegistrationService(name=NAME, endpoint="/csi.sock")
-    async with registered(service, kubelet.registry):
+    async with registered(service, kubelet.registry, clock=SystemClock()):
         assert [each.name for each in kubelet.registry.iterdir()] == [left]
         assert (await info(kubelet, left)).name == NAME
         assert service.asked.is_set()
@@ -402,7 +403,7 @@ async def test_the_path_of_a_driver_with_a_longer_name_is_left_alone(kubelet: Ku
         living.bind(str(others))
         living.listen()
         service = RegistrationService(name=NAME, endpoint="/csi.sock")
-        async with registered(service, kubelet.registry):
+        async with registered(service, kubelet.registry, clock=SystemClock()):
             assert (await info(kubelet, f"{NAME}-reg.sock")).name == NAME
     assert list(kubelet.registry.iterdir()) == [others]
 

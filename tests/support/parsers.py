@@ -25,7 +25,13 @@ from sds.attestation.azure import runtime as azure_runtime
 from sds.attestation.csr import make_attested_csr, parse_attested_csr
 from sds.attestation.kubernetes.token import JwksKeys
 from sds.attestation.snp.certificate import Certificate, split_signed
-from sds.attestation.snp.certificate_table import parse_certificate_table
+from sds.attestation.snp.certificate_table import (
+    ARK,
+    ASK,
+    VCEK,
+    chain_of_host,
+    parse_certificate_table,
+)
 from sds.attestation.snp.chain import amd_certificates
 from sds.attestation.snp.kind import is_amd_root
 from sds.attestation.snp.leaf import read_leaf
@@ -62,6 +68,7 @@ from sds.policy.istio.manifests import parse_manifests
 from sds.policy.trust import authenticate, verify
 from sds.settings import yamlfile
 from tests.support import made_quotes, policies
+from tests.support.certificate_table import build_certificate_table
 from tests.support.certificates import Wish, ca_wish, self_signed
 from tests.support.intel import Intel, qe_identity, tcb_info
 from tests.support.machines import crl, simulated
@@ -465,6 +472,16 @@ PARSERS: Final[list[Parser]] = [
         parse=split_signed,
         samples=lambda: simulated().machine().certificates,
         errors=(ValueError,),
+    ),
+    Parser(
+        name="sds.attestation.snp.certificate_table:chain_of_host",
+        parse=lambda data: chain_of_host(data, vlek=False),
+        samples=lambda: (
+            build_certificate_table(
+                dict(zip((VCEK, ASK, ARK), simulated().machine().certificates, strict=True))
+            ),
+        ),
+        errors=(),
     ),
     Parser(
         name="sds.attestation.snp.certificate_table:parse_certificate_table",

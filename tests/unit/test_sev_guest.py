@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import errno
 import struct
 import uuid
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sds import faults
 from sds.attestation.evidence import EvidenceKind, ReportData
 from sds.attestation.guest.attester import guest_attester
 from sds.attestation.guest.sev_guest import SNP_GET_EXT_REPORT, SevGuestAttester
 from sds.attestation.guest.tsm import ATTEMPTS
+from sds.attestation.snp import certificate_table
 from sds.attestation.snp.certificate_table import (
     ARK,
     ASK,
@@ -25,6 +28,7 @@ from sds.attestation.snp.verifier import SnpVerifier
 from sds.clock import SystemClock
 from sds.errors import EvidenceMalformedError, EvidenceUnavailableError
 from sds.pki import certificate_pem
+from sds.problems import Problems
 from tests.support.certificate_table import build_certificate_table
 from tests.support.clock import PauseCounter
 from tests.support.machines import NOW, simulated
@@ -133,6 +137,33 @@ async def test_what_cannot_work_is_not_tried_again(tmp_path: Path) -> None:
         await SevGuestAttester(PauseCounter(), device=tmp_path / "file").attest(DATA)
 
 
+@pytest.mark.parametrize("kind", ["cut off", "junk for a leaf", "junk for its issuer"])
+async def test_a_table_that_cannot_be_read_takes_no_report(
+    tmp_path: Path,
+    kind: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A host that gives nonsense gives as good as none: the certificates are found elsewhere."""
+    machine = simulated().machine()
+    leaf, ask, ark = machine.certificates
+    given = {
+        "cut off": table(machine)[:100],
+        "junk for a leaf": build_certificate_table({ARK: ark, VCEK: b"nonsense", ASK: ask}),
+        "junk for its issuer": build_certificate_table({ARK: ark, VCEK: leaf, ASK: b"nonsense"}),
+    }[kind]
+    monkeypatch.setattr(certificate_table, "_problems", Problems())
+    before = faults.counts()["certificate file"]
+    asked = attester(Driver(machine, given), tmp_path / "sev-guest")
+    for _ in range(3):
+        evidence = await asked.attest(DATA)
+        assert evidence.certificates == ((leaf, ark) if kind == "junk for its issuer" else ())
+    found = dataclasses.replace(evidence, certificates=(leaf, ask, ark))
+    assert SnpVerifier(trusted_roots=[ark]).verify(found, data=DATA, now=NOW).simulated
+    assert faults.counts()["certificate file"] == before + 3
+    assert caplog.text.count("cannot be used, and evidence goes without it") == 1
+
+
 def test_the_device_is_the_second_choice(tmp_path: Path) -> None:
     device = tmp_path / "sev-guest"
     device.touch()
@@ -149,7 +180,7 @@ def test_certificate_tables() -> None:
     # As Google's hosts: more entries, unknown ones too; as others: files in PEM, one that is none.
     more = {uuid.UUID(int=7): b"endorsement", ARK: b"", VCEK: certificate_pem([leaf]), ASK: b"x"}
     found = parse_certificate_table(build_certificate_table(more))
-    assert chain_of_table(found, vlek=False) == (leaf, b"x")
+    assert chain_of_table(found, vlek=False) == (leaf,)
     assert parse_certificate_table(b"") == {}
     assert parse_certificate_table(bytes(24)) == {}
     whole = table(machine)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sds.attestation.kind import KindOfEvidence
 from sds.attestation.snp.certificate import Certificate
-from sds.attestation.snp.certificate_table import chain_of_table, parse_certificate_table
+from sds.attestation.snp.certificate_table import chain_of_host
 from sds.attestation.snp.chain import amd_certificates
 from sds.attestation.snp.claims import claims_of
 from sds.attestation.snp.report import (
@@ -56,8 +56,8 @@ def _describe(raw: bytes) -> dict[str, str]:
 
 def _contained(outblob: bytes, auxblob: bytes) -> tuple[bytes, tuple[bytes, ...]]:
     report = Report.parse(outblob)
-    table = parse_certificate_table(auxblob)
-    return report.report_data, chain_of_table(table, vlek=report.signing_key == SigningKey.VLEK)
+    vlek = report.signing_key == SigningKey.VLEK
+    return report.report_data, chain_of_host(auxblob, vlek=vlek)
 
 
 KIND = KindOfEvidence(

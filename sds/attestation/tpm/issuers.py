@@ -16,6 +16,7 @@ from sds.errors import CertificateError, ConfigurationError, EvidenceError
 from sds.files import is_folder, read_file
 from sds.outside import words_of
 from sds.pki.chain import load_certificate
+from sds.problems import Problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +36,7 @@ class IssuerFolder:
         """Read nothing yet."""
         self._folder = folder
         self._kept: dict[Path, tuple[bytes, ...]] = {}
-        self._said: dict[Path, str] = {}
-        """Why a file cannot be used, as it was logged last."""
+        self._problems = Problems()
 
     def require(self) -> None:
         """Read every file. It blocks.
@@ -62,7 +62,7 @@ class IssuerFolder:
         except OSError as error:
             self._failed(self._folder, error)
             return [der for kept in self._kept.values() for der in kept]
-        self._said.pop(self._folder, None)
+        self._problems.over(of=self._folder)
         self._kept = {path: der for path, der in self._kept.items() if path in files}
         return [der for path in files for der in self._now(path)]
 
@@ -72,7 +72,7 @@ class IssuerFolder:
         except _UNUSABLE as error:
             self._failed(path, error)
         else:
-            self._said.pop(path, None)
+            self._problems.over(of=path)
         return self._kept.get(path, ())
 
     def _files(self) -> list[Path]:
@@ -89,8 +89,7 @@ class IssuerFolder:
     def _failed(self, path: Path, error: Exception) -> None:
         faults.count("certificate file")
         why = words_of(error)
-        if self._said.get(path) != why:
-            self._said[path] = why
+        if self._problems.is_news(why, of=path):
             _LOGGER.error(
                 "%s: %s cannot be used, what was read before stays: %s",
                 _FIELD,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 from sds.errors import KubernetesError, without_frames
 from sds.listeners import Listeners
+from sds.problems import Problems
 from sds.workload.kubernetes.lists import at_most, read_list
 from sds.workload.kubernetes.server import parse_json
 
@@ -103,8 +104,8 @@ class ListWatch(Generic[_K]):
         self._path = path
         self._collection = collection
         self._listeners = Listeners()
-        self._said = ""
-        """How the server ended a watch, as it was logged last."""
+        self._endings = Problems()
+        """Of watches that the server ended."""
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call ``listener`` after every change until the result is called."""
@@ -129,7 +130,7 @@ class ListWatch(Generic[_K]):
                 later = min(error.later, _LONGEST_LATER)
             if self._clock.now().monotonic - began > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
-                self._said = ""
+                self._endings.over()
             drawn = random.uniform(pause / 2, pause)  # noqa: S311  spreads load
             await self._clock.sleep(later + drawn)
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -210,6 +211,5 @@ class ListWatch(Generic[_K]):
         """Log once why the server ended a watch, unless it only forgot the version (410)."""
         code = status.get("code")
         why = f"{code}: {str(status.get('message'))[:400]!r}"
-        if code != _GONE and why != self._said:
-            self._said = why
+        if code != _GONE and self._endings.is_news(why):
             _LOG.warning("the server ended a watch", extra={"path": self._path, "why": why})
