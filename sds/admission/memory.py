@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from sds.admission.judge import AdmittedContainer, AdmittedSandbox
 from sds.errors import ConfigurationError
-from sds.files import read_file
+from sds.files import read_file, replace_file
 from sds.outside import words_of
 from sds.policy.trust import Epoch
 
@@ -100,13 +99,7 @@ class MemoryFile:
             "policy": base64.b64encode(memory.policy).decode(),
             "sandboxes": {key: _plain(value) for key, value in memory.sandboxes.items()},
         }
-        fresh = self._path.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(json.dumps(document).encode())
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(self._path)
+        replace_file(self._path, json.dumps(document).encode(), mode=0o600)
 
 
 def _epoch(found: Any) -> Epoch | None:

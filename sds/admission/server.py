@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sds.admission.memory import MemoryFile
+from sds.admission.policy_memory import PolicyMemory
 from sds.admission.question import MOST_HEADER, read_question
 from sds.admission.service import RuntimeAdmission
 from sds.agent.directory import claimed
@@ -26,7 +27,6 @@ from sds.outside import words_of
 from sds.policy.copied import follow_copy
 from sds.policy.holder import PolicyHolder
 from sds.policy.reload import PolicyFiles
-from sds.policy.trust import Epoch
 from sds.supervision import supervised
 from sds.unix_sockets import listening
 from sds.workload.cri.runtime import Runtime
@@ -34,7 +34,6 @@ from sds.workload.cri.runtime import Runtime
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sds.admission.memory import Memory
     from sds.admission.question import Question
     from sds.admission.settings import AdmissionConfig
     from sds.clock import Clock
@@ -153,7 +152,8 @@ async def serve(
         start = memory.floor(config.policy.start(config.trust_domain))
         holder = PolicyHolder(start, clock=clock, watcher=watcher)
         watch(holder)
-        holder.listen(lambda: _keep(holder, memory, file))
+        kept = PolicyMemory(holder, memory, file, clock=clock)
+        holder.listen(kept.keep)
         if memory.policy:
             holder.take(memory.policy, origin="memory")
         files = PolicyFiles(config.policy.place, holder, clock=clock)
@@ -169,24 +169,9 @@ async def serve(
                 asyncio.TaskGroup() as tasks,
             ):
                 tasks.create_task(supervised("policy", holder.run, clock=clock))
+                tasks.create_task(supervised("policy-memory", kept.run, clock=clock))
                 tasks.create_task(supervised("policy-files", files.follow, clock=clock))
                 if config.policy_copy is not None:
                     follow = partial(follow_copy, Path(config.policy_copy), holder, clock=clock)
                     tasks.create_task(supervised("policy-copy", follow, clock=clock))
                 ready()
-
-
-def _keep(holder: PolicyHolder, memory: Memory, file: MemoryFile) -> None:
-    """Write the policies that came into force to the memory file."""
-    seen = Epoch(number=holder.epoch, digest=holder.digest)
-    if not seen.number or seen == memory.seen:
-        return
-    memory.seen, memory.policy = seen, holder.document
-    try:
-        file.write(memory)
-    except OSError as error:
-        _LOG.error(
-            "the policy's epoch cannot be remembered: after a restart an older policy could be "
-            "accepted",
-            extra={"why": error.strerror, "policy_epoch": seen.number},
-        )

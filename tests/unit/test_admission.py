@@ -190,7 +190,7 @@ async def test_what_cannot_be_judged_is_refused(node: NodeInTest) -> None:
 
 
 async def test_what_is_admitted_must_be_remembered(node: NodeInTest, tmp_path: Path) -> None:
-    (tmp_path / "memory.new").mkdir()
+    (tmp_path / "memory.json").mkdir()
     with refused("admission_form", match="cannot be remembered"):
         await node.create(SANDBOX, spec(SANDBOX))
     assert not node.memory.sandboxes
