@@ -169,7 +169,7 @@ class Owner:
             self._budgets.turned_away(self)
             raise
         self._parties.setdefault(party, {})[give_way] = None
-        self._add(connections=1, held=CONNECTION_BYTES)
+        self._add_connections(1)
 
     def make_room(self, party: str) -> bool:
         """Close one of the greediest party's connections for a smaller party; say if it did."""
@@ -188,7 +188,7 @@ class Owner:
             connections.pop(give_way, None)
             if not connections:
                 del self._parties[party]
-        self._add(connections=-1, held=-CONNECTION_BYTES)
+        self._add_connections(-1)
         self._budgets.left(self, give_way)
 
     def check_stream(self, now: float) -> None:
@@ -208,20 +208,31 @@ class Owner:
         Raises:
             LimitError: too many would be.
         """
-        most = self.account.share.held_bytes
-        if self.account.held + count > most:
+        account = self.account
+        most = account.share.held_bytes
+        if account.held + count > most:
             self.exceeded("memory", f"more than {most // _MIB} MiB of memory", now)
-        self._budgets.check_held(self, count, now)
+        budgets = self._budgets
+        if budgets.all.held + count > budgets.unspared_bytes:
+            budgets.check_held(self, count, now)
 
     def change(self, *, streams: int, held: int) -> None:
         """Count additional streams and bytes (negative: fewer); includes :data:`STREAM_BYTES`."""
-        self._add(streams=streams, held=held)
+        own, every, account = self._own, self._budgets.all, self.account
+        own.streams += streams
+        own.held += held
+        every.streams += streams
+        every.held += held
+        if account is not own:
+            account.streams += streams
+            account.held += held
 
-    def _add(self, *, connections: int = 0, streams: int = 0, held: int = 0) -> None:
-        for account in (self._own, self._budgets.all):
-            account.add(connections=connections, streams=streams, held=held)
+    def _add_connections(self, count: int) -> None:
+        held = CONNECTION_BYTES * count
+        self._own.add(connections=count, held=held)
+        self._budgets.all.add(connections=count, held=held)
         if self.account is not self._own:
-            self.account.add(connections=connections, streams=streams, held=held)
+            self.account.add(connections=count, held=held)
 
     # --- what it used lately --------------------------------------------------------------------
 
@@ -274,6 +285,7 @@ class Budgets:
         share: as given.
         strangers: the account of owners that nobody has recognised.
         all: what all use together.
+        unspared_bytes: bytes of memory that all may use together, whoever they are.
         exceeded: how often each limit was exceeded, by owner. Owners that are forgotten count as
             ``others``.
     """
@@ -290,6 +302,7 @@ class Budgets:
         self.all = Account(share)
         self.exceeded: dict[str, Counter[str]] = {}
         self._total = total if total is not None else Total()
+        self.unspared_bytes = self._total.held_bytes - self._total.spared_bytes
         self._owners: OrderedDict[str, Owner] = OrderedDict()
         self._strange: dict[str, OrderedDict[Callable[[], None], None]] = {}
         """Connections of strangers by the kind of owner (pods, users), the oldest first."""

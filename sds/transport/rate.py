@@ -26,8 +26,11 @@ class Allowance:
 
     def use(self, amount: float, now: float) -> None:
         """Use an amount, even if it is not available."""
-        begins = max(now, self._full_at)
-        self._full_at = begins + amount * self._seconds_each
+        seconds = amount * self._seconds_each
+        if now < self._full_at:
+            self._full_at += seconds
+        else:
+            self._full_at = now + seconds
 
     def rest_seconds(self, now: float) -> float:
         """Return the seconds until it is no longer overdrawn; 0 if it is not."""

@@ -96,14 +96,12 @@ class Turns:
 
         The job is repeated until it says that nothing is left.
         """
-        account, now = owner.account, self._loop.time()
-        free = (
-            self._spent < TURN_SECONDS
-            and account not in self._jobs
-            and account.processor.rest_seconds(now) <= 0
-        )
-        if not free or self._do(account, job, now):
-            self.queue(owner, connection, job)
+        account = owner.account
+        if self._spent < TURN_SECONDS and account not in self._jobs:
+            now = self._loop.time()
+            if account.processor.rest_seconds(now) <= 0 and not self._do(account, job, now):
+                return
+        self.queue(owner, connection, job)
 
     def queue(self, owner: Owner, connection: Hashable, job: Job) -> None:
         """Run a job when it is the turn of its owner and its connection."""
@@ -116,7 +114,8 @@ class Turns:
         if lane is None:
             lane = lanes[connection] = deque()
         lane.append(job)
-        self._expect_turn()
+        if not self._turn_is_due:
+            self._expect_turn()
 
     def move(self, connection: Hashable, before: Account, owner: Owner) -> None:
         """What waits of a connection waits for its owner's turn now, and not for strangers'."""
@@ -145,6 +144,7 @@ class Turns:
             self._expect_turn()
 
     def _expect_turn(self) -> None:
+        """Expect a turn; callers that are called for each message look first whether one is due."""
         if not self._turn_is_due:
             self._turn_is_due = True
             self._loop.call_soon(self._turn)
@@ -234,7 +234,7 @@ class Turns:
         took = self._clock() - self._step_began
         self._step_began = float("inf")
         self._stepped += took
-        if self._stepped > _UNNOTICED_SECONDS:
+        if self._stepped > _UNNOTICED_SECONDS and not self._turn_is_due:
             self._expect_turn()
         owner.account.stepped(took, self._loop.time())
 
