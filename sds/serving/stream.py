@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 from sds.errors import CallEndedError, LimitError, ProtocolError, SdsError
 from sds.faults import report
 from sds.serving.conversation import Conversation
+from sds.serving.node import NodeInfo
 from sds.serving.observer import ADS_METHODS, DELTA_METHODS, Event
 from sds.serving.slices import SLICE, Pace
-from sds.serving.wire import NodeInfo, delta_discovery_request, discovery_request
+from sds.serving.wire import delta_discovery_request, discovery_request
 from sds.transport.rate import TokenBucket
 
 if TYPE_CHECKING:

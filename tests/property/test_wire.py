@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sds._proto.sds.serving.v1 import request_pb2
 from sds.errors import LimitError, MalformedRequestError, ProtocolError
-from sds.serving import wire
+from sds.serving import fields
+from sds.serving import node as nodes
 from sds.serving.wire import (
     MAX_ERROR_CHARACTERS,
     length_delimited,
@@ -166,14 +169,14 @@ def test_what_is_over_a_limit_and_what_is_malformed_are_told_apart() -> None:
 def test_metadata_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to 1 MiB of it comes in one piece, as half a million fields or as 900 deep values."""
     built: Counter[str] = Counter()
-    build = wire._message
+    build = fields.message
 
     def counted(kind: Any, data: bytes, what: str) -> Any:
         built[kind.DESCRIPTOR.name] += 1
         return build(kind, data, what)
 
-    monkeypatch.setattr(wire, "_message", counted)
-    key = length_delimited(1, wire.VALIDATOR_KEY.encode())
+    monkeypatch.setattr("sds.serving.node.message", counted)
+    key = length_delimited(1, nodes.VALIDATOR_KEY.encode())
     deep = length_delimited(5, b"\x0a\x00" * 400)
     ours = [length_delimited(1, key + length_delimited(2, deep))] * 900
     ours.append(length_delimited(1, key + length_delimited(2, length_delimited(3, b"spiffe"))))
@@ -183,7 +186,7 @@ def test_metadata_is_counted_before_it_is_built(monkeypatch: pytest.MonkeyPatch)
     assert parsed.node.wants_spiffe_validator
     assert built["Value"] == built["Metadata"] == 1
     built.clear()
-    node = length_delimited(3, ours[-1] + length_delimited(1, b"") * wire.MAX_METADATA_FIELDS)
+    node = length_delimited(3, ours[-1] + length_delimited(1, b"") * nodes.MAX_METADATA_FIELDS)
     with pytest.raises(LimitError, match="more than 1000 fields"):
         parse_discovery_request(length_delimited(2, node), max_names=MAX_NAMES)
     assert "Metadata" not in built
@@ -202,3 +205,69 @@ def test_numbers_are_encoded_as_the_official_library_encodes_them(value: int) ->
         expected = status_pb2.Status(code=value).SerializeToString()[1:] or b"\x00"
         assert varint(value) == expected
     assert len(varint(value)) == max(1, -(-value.bit_length() // 7))
+
+
+_EXTENSIONS = length_delimited(9, b"an extension" * 8) * 60
+_NODE_FIELDS = st.sampled_from(
+    [
+        length_delimited(1, b"an id"),
+        length_delimited(1, b""),
+        length_delimited(2, b"a cluster"),
+        length_delimited(3, b""),
+        length_delimited(4, b"a locality"),
+        length_delimited(6, b"an agent"),
+        length_delimited(9, b"an extension"),
+        length_delimited(3, length_delimited(1, length_delimited(1, nodes.VALIDATOR_KEY.encode()))),
+        _EXTENSIONS,
+        b"\x53\x54",  # a group
+        b"\x0a\x7f",  # ends too late
+    ]
+)
+
+
+@given(st.lists(_NODE_FIELDS, max_size=8))
+@example([length_delimited(1, b"an id"), _EXTENSIONS, length_delimited(1, b"")])
+def test_a_node_whose_list_of_extensions_is_known_says_the_same(parts: list[bytes]) -> None:
+    nodes._known_tails.clear()
+    node = b"".join(parts)
+    try:
+        expected = request_pb2.Node.FromString(node)
+    except DecodeError:
+        with pytest.raises(MalformedRequestError):
+            nodes.node_info(node, range(len(node)))
+        return
+    for _ in range(2):  # the second time, the list is known
+        around = b"before" + node + b"after"
+        info = nodes.node_info(around, range(6, 6 + len(node)))
+        said = (info.id, info.cluster, info.user_agent) if info is not None else ("", "", "")
+        assert said == (
+            expected.id.decode(),
+            expected.cluster.decode(),
+            expected.user_agent_name.decode(),
+        )
+
+
+def test_a_list_of_extensions_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    build = fields.message
+
+    def counted(kind: Any, data: bytes, what: str) -> Any:
+        read.append(len(data))
+        return build(kind, data, what)
+
+    monkeypatch.setattr("sds.serving.node.message", counted)
+    nodes._known_tails.clear()
+    for number in range(5):
+        node = length_delimited(1, b"envoy %d" % number) + _EXTENSIONS
+        info = nodes.node_info(node, range(len(node)))
+        assert info is not None
+        assert info.id == f"envoy {number}"
+    assert sum(size > len(_EXTENSIONS) for size in read) == 1
+
+
+def test_lists_of_extensions_that_clients_make_up_take_little_memory() -> None:
+    for number in range(50):
+        node = length_delimited(1, b"me") + length_delimited(9, b"%d" % number * 70_000)
+        nodes.node_info(node, range(len(node)))
+    assert len(nodes._known_tails) <= nodes._TAILS
+    assert sum(map(len, nodes._known_tails)) <= nodes._TAILS * nodes._TAIL_BYTES
