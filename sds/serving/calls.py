@@ -28,7 +28,7 @@ from sds.serving.held import Held
 from sds.serving.observer import Event, Method
 from sds.serving.slices import Pace
 from sds.serving.way import way_of
-from sds.serving.wire import discovery_request
+from sds.serving.wire import discovery_request, small_discovery_request
 from sds.transport.call import Call
 
 if TYPE_CHECKING:
@@ -189,7 +189,9 @@ class SocketCalls:
         service.observer.count(Event.REQUEST, method)
         limit = service.options.limits.names_per_stream
         pace = Pace(way_of(context))
-        parsed = await pace.run(discovery_request(request, max_names=limit))
+        parsed = small_discovery_request(request, max_names=limit)
+        if parsed is None:
+            parsed = await pace.run(discovery_request(request, max_names=limit))
         if parsed.type_url not in ("", type_url):
             raise ProtocolError(
                 f"type_url {parsed.type_url[:200]!r} is not served here",

@@ -19,7 +19,12 @@ from sds.serving.conversation import Conversation
 from sds.serving.node import NodeInfo
 from sds.serving.observer import ADS_METHODS, DELTA_METHODS, Event
 from sds.serving.slices import SLICE, Pace
-from sds.serving.wire import delta_discovery_request, discovery_request
+from sds.serving.wire import (
+    delta_discovery_request,
+    discovery_request,
+    small_delta_request,
+    small_discovery_request,
+)
 from sds.transport.rate import TokenBucket
 
 if TYPE_CHECKING:
@@ -138,15 +143,19 @@ class Stream:
             await self._take(data)
         finally:
             self._taking = False
-        if not self._writing:
+        if not self._writing and self._has_due():  # an ACK makes nothing due
             self._writing = True
             await self._write_what_is_due()
 
     async def _take(self, data: bytes) -> None:
         limit = self._limits.names_per_stream
-        read = delta_discovery_request if self.method in DELTA_METHODS else discovery_request
-        work: Slices[ParsedSotw | ParsedDelta] = read(data, max_names=limit)
-        parsed = await self._pace.run(work)
+        is_delta = self.method in DELTA_METHODS
+        at_once = small_delta_request if is_delta else small_discovery_request
+        parsed: ParsedSotw | ParsedDelta | None = at_once(data, max_names=limit)
+        if parsed is None:
+            read = delta_discovery_request if is_delta else discovery_request
+            work: Slices[ParsedSotw | ParsedDelta] = read(data, max_names=limit)
+            parsed = await self._pace.run(work)
         if not self._met:  # only the first request of a stream must carry the node
             self._met = True
             self.node = parsed.node if parsed.node is not None else _NO_NODE

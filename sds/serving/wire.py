@@ -98,15 +98,33 @@ def parse_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw:
         MalformedRequestError: the bytes are not such a message.
         LimitError: more names than ``max_names``, or a text that is too long.
     """
-    return at_once(discovery_request(data, max_names=max_names))
+    small = small_discovery_request(data, max_names=max_names)
+    return small or at_once(discovery_request(data, max_names=max_names))
+
+
+def small_discovery_request(data: bytes, *, max_names: int) -> ParsedSotw | None:
+    """Do the work of :func:`parse_discovery_request` if it takes one slice; None if it may not.
+
+    Nearly every request is an ACK, which is small.
+    """
+    found = _small(request_pb2.Request, data)
+    if found is None or len(found.resource_names) > SLICE:
+        return None
+    node = found.node
+    return _sotw(found, _few_texts(found.resource_names, _NAMES, max_names), node, range(len(node)))
 
 
 def discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedSotw]:
     """Do the work of :func:`parse_discovery_request` in slices."""
-    found, source, node = yield from _parse(request_pb2.Request, data, _SOTW_FIELDS, max_names)
+    found: Any
+    found, node = yield from _parse_pieces(request_pb2.Request, data, _SOTW_FIELDS, max_names)
+    names = yield from _texts(found.resource_names, _NAMES, max_names)
+    return _sotw(found, names, data, node)
+
+
+def _sotw(found: Any, names: tuple[str, ...], source: bytes, node: range) -> ParsedSotw:
     if found.HasField("resource_locators"):
         _refuse_locators()
-    names = yield from _texts(found.resource_names, _NAMES, max_names)
     error = _words(found.error_detail) if found.HasField("error_detail") else None
     return ParsedSotw(
         SotwRequest(names, _text(found.response_nonce, _NONCE), error),
@@ -122,26 +140,48 @@ def parse_delta_request(data: bytes, *, max_names: int) -> ParsedDelta:
         MalformedRequestError: the bytes are not such a message.
         LimitError: more names than ``max_names`` in one list, or a text that is too long.
     """
-    return at_once(delta_discovery_request(data, max_names=max_names))
+    small = small_delta_request(data, max_names=max_names)
+    return small or at_once(delta_discovery_request(data, max_names=max_names))
+
+
+def small_delta_request(data: bytes, *, max_names: int) -> ParsedDelta | None:
+    """Do the work of :func:`parse_delta_request` if it takes one slice; None if it may not."""
+    found = _small(request_pb2.DeltaRequest, data)
+    if found is None:
+        return None
+    subscribe, unsubscribe = found.resource_names_subscribe, found.resource_names_unsubscribe
+    if found.initial_resource_versions or max(len(subscribe), len(unsubscribe)) > SLICE:
+        return None
+    subscribe = _few_texts(subscribe, _SUBSCRIBE, max_names)
+    unsubscribe = _few_texts(unsubscribe, _UNSUBSCRIBE, max_names)
+    node = found.node
+    return _delta(found, (subscribe, unsubscribe, {}), node, range(len(node)))
 
 
 def delta_discovery_request(data: bytes, *, max_names: int) -> Slices[ParsedDelta]:
     """Do the work of :func:`parse_delta_request` in slices."""
-    found, source, node = yield from _parse(
-        request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names
+    found: Any
+    found, node = yield from _parse_pieces(request_pb2.DeltaRequest, data, _DELTA_FIELDS, max_names)
+    lists = (
+        (yield from _texts(found.resource_names_subscribe, _SUBSCRIBE, max_names)),
+        (yield from _texts(found.resource_names_unsubscribe, _UNSUBSCRIBE, max_names)),
+        dict((yield from _each(found.initial_resource_versions, _version, max_names))),
     )
+    return _delta(found, lists, data, node)
+
+
+def _delta(
+    found: Any,
+    lists: tuple[tuple[str, ...], tuple[str, ...], dict[str, str]],
+    source: bytes,
+    node: range,
+) -> ParsedDelta:
     if found.HasField("resource_locators_subscribe") or found.HasField(
         "resource_locators_unsubscribe"
     ):
         _refuse_locators()
     error = _words(found.error_detail) if found.HasField("error_detail") else None
-    request = DeltaRequest(
-        (yield from _texts(found.resource_names_subscribe, _SUBSCRIBE, max_names)),
-        (yield from _texts(found.resource_names_unsubscribe, _UNSUBSCRIBE, max_names)),
-        dict((yield from _each(found.initial_resource_versions, _version, max_names))),
-        _text(found.response_nonce, _NONCE),
-        error,
-    )
+    request = DeltaRequest(*lists, _text(found.response_nonce, _NONCE), error)
     return ParsedDelta(request, _text(found.type_url, _TYPE_URL), node_info(source, node))
 
 
@@ -163,24 +203,24 @@ def length_delimited(number: int, payload: bytes) -> bytes:
 # --- messages and texts -------------------------------------------------------------------------
 
 
-def _parse(
-    kind: type[_M], data: bytes, fields: Mapping[int, Field], max_names: int
-) -> Slices[tuple[Any, bytes, range]]:
-    """Return the message, and where its node is."""
-    if len(data) <= _SMALL_BYTES:
-        found: Any = message(kind, data, "the request")
-        if not len(UnknownFieldSet(found)):  # real clients send none; groups are among them
-            return found, found.node, range(len(found.node))
-    most = 4 * max_names + _MOST_OTHER_FIELDS
-    large, node = yield from _parse_pieces(kind, data, fields, most)
-    return large, data, node
+def _small(kind: type[Message], data: bytes) -> Any:
+    """Return the message; None if it is large, or has fields that need a look before."""
+    if len(data) > _SMALL_BYTES:
+        return None
+    found = message(kind, data, "the request")
+    # Real clients send no unknown fields; groups are among them.
+    return None if len(UnknownFieldSet(found)) else found
 
 
 def _texts(values: Any, field: Field, max_names: int) -> Slices[tuple[str, ...]]:
     if len(values) <= SLICE:
-        _admit(len(values), max_names)
-        return tuple([_text(value, field) for value in values])
+        return _few_texts(values, field, max_names)
     return tuple((yield from _each(values, lambda value: _text(value, field), max_names)))
+
+
+def _few_texts(values: Any, field: Field, max_names: int) -> tuple[str, ...]:
+    _admit(len(values), max_names)
+    return tuple([_text(value, field) for value in values])
 
 
 def _each(values: Any, read: Callable[[bytes], _T], max_names: int) -> Slices[list[_T]]:
@@ -232,7 +272,7 @@ def _refuse_locators() -> None:
 
 
 def _parse_pieces(
-    kind: type[_M], data: bytes, fields: Mapping[int, Field], most: int
+    kind: type[_M], data: bytes, fields: Mapping[int, Field], max_names: int
 ) -> Slices[tuple[_M, range]]:
     """Parse a message in pieces of whole fields, after a look at the length of each.
 
@@ -244,9 +284,10 @@ def _parse_pieces(
         The message without its node, and where the node is: the last one.
 
     Raises:
-        LimitError: more than ``most`` fields, or one that is too long.
+        LimitError: more fields than so many names need, or one that is too long.
         MalformedRequestError: it is not a message ("Protocol Buffers: Encoding"), or has a group.
     """
+    most = 4 * max_names + _MOST_OTHER_FIELDS
     found = kind()
     node = range(0)
     begins = at = counted = 0

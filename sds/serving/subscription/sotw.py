@@ -73,6 +73,9 @@ class SotwSubscription(Subscription[R]):
         wanted = dict.fromkeys(names)
         wildcard = self._is_wildcard(names)
         wanted.pop(WILDCARD, None)
+        if not (wildcard or self.wildcard) and self._asks_for(wanted):
+            yield outcome  # as nearly every ACK does
+            return
         if wildcard and not self.wildcard:
             self._all_due = True
         self.wildcard = wildcard
@@ -90,6 +93,16 @@ class SotwSubscription(Subscription[R]):
             yield outcome
             outcome = Outcome()
         yield outcome
+
+    def _asks_for(self, wanted: Collection[str]) -> bool:
+        """Say whether these names, and no others, are asked for already."""
+        if len(wanted) != len(self._watches):
+            return False
+        for name in wanted:
+            watch = self._watches.get(name)
+            if watch is None or not watch.asked:
+                return False
+        return True
 
     def _drop_all_but(self, wanted: Collection[str]) -> Iterator[tuple[tuple[str, ...], int]]:
         """Let go of the names that are not asked for (any more).
