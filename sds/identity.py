@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import NewType, Self
 
@@ -128,11 +128,18 @@ class Identity:
     dns_names: tuple[str, ...] = ()
     lifetime: timedelta = timedelta(hours=1)
     key_type: KeyType = KeyType.EC_P256
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Every push looks up an identity three times, and its parts take long to hash."""
 
     def __post_init__(self) -> None:
         """Check the DNS names and the lifetime; sort the names and remove repeats."""
-        object.__setattr__(
-            self, "dns_names", tuple(sorted({parse_dns_name(name) for name in self.dns_names}))
-        )
+        names = tuple(sorted({parse_dns_name(name) for name in self.dns_names}))
+        object.__setattr__(self, "dns_names", names)
+        values = (self.spiffe_id, names, self.lifetime, self.key_type)
+        object.__setattr__(self, "_hash", hash(values))
         if self.lifetime <= timedelta(0):
             raise IdentityError(f"lifetime {self.lifetime} of {self.spiffe_id} is not positive")
+
+    def __hash__(self) -> int:
+        """Return the hash of all values."""
+        return self._hash
