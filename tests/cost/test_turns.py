@@ -1,4 +1,4 @@
-"""No client holds the event loop: processor time of its thread between two turns, under attack."""
+"""No client holds the event loop: processor time of its thread in each turn, under attack."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ async def test_no_attack_holds_the_loop(name: str, tmp_path: Path) -> None:
             with loop_watch() as watch:
                 await asyncio.to_thread(attack, name, at.socket)
                 await asyncio.sleep(0.2)
-            assert watch.turns > 20
+            assert watch.turns > 3
             held = min(held, watch.held / reference)
             if held < MOST:
                 break
-        assert held < MOST, f"{held:.1f} times the reference between two turns"
+        assert held < MOST, f"{held:.1f} times the reference in one turn"

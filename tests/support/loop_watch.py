@@ -1,49 +1,49 @@
-"""How long the event loop is held between two of its turns, in processor time of its thread."""
+"""How long a turn of the event loop lasts, from one wait to the next, in processor time."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 class LoopWatch:
-    """Comes round once in each turn of the running loop.
+    """Looks at the clock whenever the running loop begins and ends to wait.
+
+    It adds no turn of its own: a watch that comes round in each turn would keep the loop from
+    waiting, and take as much processor time as what it watches.
 
     Attributes:
-        held: the longest processor time between two turns, in seconds.
+        held: the longest processor time of a turn, in seconds.
         turns: how many there were.
     """
 
     def __init__(self) -> None:
         self.held = 0.0
         self.turns = 0
-        self._last = 0.0
-        self._loop = asyncio.get_running_loop()
-        self._handle: asyncio.Handle | None = None
+        loop: Any = asyncio.get_running_loop()
+        self._selector = loop._selector
+        self._select = self._selector.select
+        self._began = 0.0
 
     def start(self) -> None:
-        self._last = time.thread_time()
-        self._handle = self._loop.call_soon(self._turn)
+        self._began = time.thread_time()
+        self._selector.select = self._wait
 
     def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
+        self._selector.select = self._select
 
-    def _turn(self) -> None:
-        now = time.thread_time()
-        self.held = max(self.held, now - self._last)
+    def _wait(self, timeout: float | None = None) -> Any:
+        self.held = max(self.held, time.thread_time() - self._began)
         self.turns += 1
-        # Sleeping takes no processor time: the loop is free to wait.
-        self._handle = self._loop.call_later(0, self._again)
-
-    def _again(self) -> None:
-        self._last = time.thread_time()
-        self._handle = self._loop.call_soon(self._turn)
+        try:
+            return self._select(timeout)
+        finally:
+            self._began = time.thread_time()
 
 
 @contextlib.contextmanager
