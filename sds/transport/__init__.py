@@ -23,6 +23,7 @@ and runs the same handlers (``grpc.GenericRpcHandler``) as grpc's own server.
 ``budget``            what each owner of connections uses
 ``owner_lines``       the log lines that an owner causes
 ``turns``             whose turn it is on the event loop
+``readiness``         which sockets have input
 ``connected_socket``  one socket: its descriptor and its unsent output
 ``accepting``         a listening socket
 ``served``            one connection that is served

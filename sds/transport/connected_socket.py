@@ -12,6 +12,8 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
+from sds.transport.readiness import Readiness
+
 if TYPE_CHECKING:
     import asyncio
     import socket
@@ -29,7 +31,7 @@ class SocketUser(Protocol):
     """The user of the socket."""
 
     def readable(self) -> None:
-        """Read what is there, or the end; called again until it is read or paused."""
+        """Read what is there, or the end; called once for each ``resume_reading``."""
         ...
 
     def drained(self) -> None:
@@ -61,8 +63,10 @@ class ConnectedSocket:
         "_loop",
         "_output",
         "_reader",
+        "_readiness",
         "_reading",
         "_socket",
+        "_watched",
         "_writing",
         "unsent",
         "written",
@@ -81,7 +85,10 @@ class ConnectedSocket:
         self._reader = reader
         self._buffer = buffer
         self._output: deque[memoryview] | None = None
+        self._readiness = Readiness.of(loop)
         self._reading = self._writing = self._closing = False
+        """Whether the reader will be told, the kernel takes no output, the end has begun."""
+        self._watched = False
         self.unsent = 0
         self.written = 0
 
@@ -97,16 +104,22 @@ class ConnectedSocket:
     # --- reading --------------------------------------------------------------------------------
 
     def resume_reading(self) -> None:
-        """Tell the reader when there is something to read."""
+        """Tell the reader once when there is something to read."""
         if not self._reading and self._socket is not None and not self._closing:
-            self._reading = True
-            self._loop.add_reader(self._socket.fileno(), self._reader.readable)
+            self._reading = self._watched = True
+            try:
+                self._readiness.expect(self._socket.fileno(), self._readable)
+            except OSError as error:
+                self._fail(error)
 
     def pause_reading(self) -> None:
-        """Stop telling the reader that there is something to read."""
-        if self._reading and self._socket is not None:
+        """Tell the reader nothing until :meth:`resume_reading`."""
+        self._reading = False
+
+    def _readable(self) -> None:
+        if self._reading:
             self._reading = False
-            self._loop.remove_reader(self._socket.fileno())
+            self._reader.readable()
 
     def read(self) -> memoryview:
         """Read what has arrived, at most the size of the buffer; return nothing if nothing has.
@@ -216,8 +229,9 @@ class ConnectedSocket:
         connected, self._socket = self._socket, None
         if connected is None:
             return
-        if self._reading:
-            self._loop.remove_reader(connected.fileno())
+        self._reading = False
+        if self._watched:
+            self._readiness.forget(connected.fileno())
         if self._writing:
             self._loop.remove_writer(connected.fileno())
         self._output = None

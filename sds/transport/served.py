@@ -44,9 +44,6 @@ _HIGH_WATER: Final = 64 * 1024
 """Handlers wait if the kernel did not take this many bytes of output."""
 _UNNOTICED_BYTES: Final = 4 * 1024
 """A change of fewer bytes is no reason to look at the owner's budget."""
-_TOLD_MOST: Final = 4
-"""How often the loop may tell of input, once a turn, while a job waits to read it. To stop that and
-to resume it later takes five calls of the kernel, and a job waits only a few turns most often."""
 _MOST_UNREAD: Final = 1024 * 1024
 """Nothing more is read if output that the kernel did not take uses this many bytes: beyond one
 message, such output is answers to the client's own frames."""
@@ -112,8 +109,6 @@ class ServedConnection:
         """The bytes and streams that the owner was told of."""
         self._working = self._more = False
         """Whether a job is under way, and whether it has something to look at without reading."""
-        self._told = 0
-        """How often the loop told of input that a waiting job has yet to read."""
         self._stuck = False
         """Whether nothing is read because the client leaves too much output unread."""
         self._loop = asyncio.get_running_loop()
@@ -205,13 +200,7 @@ class ServedConnection:
     # --- sds.transport.connected_socket.SocketUser -----------------------------------------------
 
     def readable(self) -> None:
-        if not self._working:
-            self._told = 0
-            self._start_work()
-        elif self._endpoint is not None:  # a job waits for its turn
-            self._told += 1
-            if self._told >= _TOLD_MOST:
-                self._endpoint.pause_reading()
+        self._start_work()
 
     def drained(self) -> None:
         writers, self._writers = self._writers, set()

@@ -101,7 +101,7 @@ BOUNDARIES = {
     "sds/transport/calls.py:Calls._start": ONE,
     "sds/transport/connected_socket.py:ConnectedSocket._send": LOOP,
     "sds/transport/connected_socket.py:ConnectedSocket.abort": LOOP,
-    "sds/transport/connected_socket.py:ConnectedSocket.resume_reading": ONE,
+    "sds/transport/readiness.py:Readiness.expect": ONE,
     "sds/settings/watching.py:follow_folders": "what follows the files is supervised",
     "sds/transport/served.py:ServedConnection._close_soon": LOOP,
     "sds/transport/served.py:ServedConnection.begin": LOOP,
