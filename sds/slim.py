@@ -27,7 +27,6 @@ class SlimDict(dict[_K, _V]):
 
     def __init__(self) -> None:
         """Make an empty table."""
-        super().__init__()
         self._most = _FEW
 
     def __delitem__(self, key: _K) -> None:

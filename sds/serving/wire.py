@@ -15,7 +15,7 @@ of these messages) are refused.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -50,8 +50,7 @@ _M = TypeVar("_M", bound="Message")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedSotw:
+class ParsedSotw(NamedTuple):
     """A DiscoveryRequest: ``node`` is None if the request carries none."""
 
     request: SotwRequest
@@ -220,7 +219,7 @@ def _texts(values: Any, field: Field, max_names: int) -> Slices[tuple[str, ...]]
 
 def _few_texts(values: Any, field: Field, max_names: int) -> tuple[str, ...]:
     _admit(len(values), max_names)
-    return tuple([_text(value, field) for value in values])
+    return tuple([_text(value, field) for value in values[:]])  # a list ends without an error
 
 
 def _each(values: Any, read: Callable[[bytes], _T], max_names: int) -> Slices[list[_T]]:

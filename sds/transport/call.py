@@ -116,7 +116,6 @@ class Call:
         "_held",
         "_link",
         "_loop",
-        "_over",
         "_reader",
         "_stream",
         "_told",
@@ -125,6 +124,8 @@ class Call:
         "_wake_reader",
         "_wake_writer",
         "deadline",
+        "over",
+        "owner",
         "task",
     )
 
@@ -151,7 +152,10 @@ class Call:
         """Of those, the bytes that the handler was given last and has until it asks for more."""
         self._untold = 0
         self._ended = False
-        self._over = False
+        self.over = False
+        """Whether the call has its status, or lost its stream."""
+        self.owner = link.owner
+        """The owner whose budget the call uses."""
         self._wake_reader: asyncio.Future[None] | None = None
         self._wake_writer: asyncio.Future[None] | None = None
         self.deadline: asyncio.TimerHandle | None = None
@@ -167,11 +171,6 @@ class Call:
     def connection(self) -> Link:
         """Return the connection of the call."""
         return self._link
-
-    @property
-    def owner(self) -> Owner:
-        """Return the owner whose budget the call uses."""
-        return self._link.owner
 
     def caller(self) -> Any:
         """Return the object that the connection was given at accept: who is at its other end.
@@ -197,7 +196,7 @@ class Call:
         Raises:
             CallEndedError: the call is over.
         """
-        if self._turns.step_is_long:
+        if self._turns.step_is_long():
             await self._link.turn()
         if not self.send(message):
             await self.ready()
@@ -209,7 +208,7 @@ class Call:
             CallEndedError: the call is over.
             LimitError: it would have to wait, and the owner may not hold so much.
         """
-        if self._over:
+        if self.over:
             raise CallEndedError("the client has gone")
         return self._link.send(self._stream, message)
 
@@ -225,7 +224,7 @@ class Call:
     @property
     def turn_is_long(self) -> bool:
         """Say whether the handler should wait for its owner's next :meth:`turn`."""
-        return self._turns.step_is_long
+        return self._turns.step_is_long()
 
     async def turn(self) -> None:
         """Return when it is the owner's turn again."""
@@ -275,13 +274,13 @@ class Call:
         self._given = len(message)
         if self._told or self._given > _UNNOTICED_BYTES:
             self._hold()
-        if self._turns.step_is_long:
+        if self._turns.step_is_long():
             await self._link.turn()
         return message
 
     def _next_message(self) -> bytes | None:
         """Return the next message, None while it is incomplete."""
-        if self._over:
+        if self.over:
             return None
         try:
             return self._reader.take()
@@ -331,14 +330,9 @@ class Call:
             whole = False
         if not whole:
             self._tell_taken()
-        if (whole or self._ended or self._over) and self._wake_reader is not None:
+        if (whole or self._ended or self.over) and self._wake_reader is not None:
             waiting, self._wake_reader = self._wake_reader, None
             self._link.wake(waiting)
-
-    @property
-    def over(self) -> bool:
-        """Say whether the call has its status, or lost its stream."""
-        return self._over
 
     def wake_writer(self) -> None:
         """Wake the handler, because output that was blocked may be free now."""
@@ -348,13 +342,13 @@ class Call:
 
     def finish(self, code: grpc.StatusCode, details: str = "") -> None:
         """End the call with this status; do nothing if it is over."""
-        if not self._over:
+        if not self.over:
             self._link.finish(self._stream, NUMBERS[code], details)
             self.close()
 
     def close(self) -> None:
         """Close the call, because its stream is over, with or without a status."""
-        self._over = True
+        self.over = True
         self._reader = MessageReader(0)
         self._given = 0
         self._head = _ENDED
@@ -378,11 +372,11 @@ class Call:
 
     def _expire(self) -> bool:
         """End the call, as a job that runs once."""
-        if not self._over:
+        if not self.over:
             self.finish(grpc.StatusCode.DEADLINE_EXCEEDED, "the client's grpc-timeout has passed")
             if self.task is not None:
                 self.task.cancel()
-                self._turns.promise(self._link.owner)
+                self._turns.promise(self.owner)
         return False
 
     def _hold(self) -> None:

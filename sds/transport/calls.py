@@ -64,7 +64,6 @@ class Calls:
         self._ending: list[Call] = []
         """Calls that are over, whose handlers were not told yet."""
 
-    @property
     def _link(self) -> ServedConnection:
         link = self._link_reference()
         assert link is not None, "who asks is the connection, or a job in its name"
@@ -109,7 +108,7 @@ class Calls:
         if self._open:
             self._ending += self._open.values()
             self._open = SlimDict()
-            self._turns.run(self._link.owner, self._link, self._end_some)
+            self._turns.run(self._link().owner, self._link(), self._end_some)
 
     def _end_some(self) -> bool:
         """Cancel some handlers whose calls are over, as a job; say whether there are more."""
@@ -117,13 +116,13 @@ class Calls:
             call.close()
             self._cancel(call)
         del self._ending[-_ENDED_AT_ONCE:]
-        self._link.settle()
+        self._link().settle()
         return bool(self._ending)
 
     def _cancel(self, call: Call) -> None:
         if call.task is not None:
             call.task.cancel()
-            self._turns.promise(self._link.owner)
+            self._turns.promise(self._link().owner)
 
     def _feed(self, call: Call, payloads: list[memoryview], *, ended: bool) -> None:
         call.feed(payloads, ended=ended)
@@ -141,11 +140,11 @@ class Calls:
             self._refuse(event, _NOT_GRPC)
             return
         limits = self._server.limits
-        call = Call(self._link, event.stream, head, most=limits.message_bytes, loop=self._loop)
+        call = Call(self._link(), event.stream, head, most=limits.message_bytes, loop=self._loop)
         handler = self._server.method(head.path)
         try:
-            self._link.settle()  # the stream counts already
-            self._link.owner.check_stream(self._loop.time())
+            self._link().settle()  # the stream counts already
+            self._link().owner.check_stream(self._loop.time())
             call.begin()
             timeout = head.get(b"grpc-timeout")
             seconds = None if timeout is None else timeout_seconds(timeout)
@@ -167,12 +166,12 @@ class Calls:
 
     def _refuse(self, event: Opened, block: bytes) -> None:
         self._http2.refuse(event.stream, block)
-        self._link.refused()
+        self._link().refused()
 
     def _start(self, call: Call, handler: grpc.RpcMethodHandler[Any, Any] | None) -> None:
         running = serve_in_turns(call, handler, self._server.gate, self._turns)
         task = call.task = self._loop.create_task(running, name=call.path)
-        self._turns.promise(self._link.owner)
+        self._turns.promise(self._link().owner)
         self._server.tasks.add(task)
         task.add_done_callback(self._server.tasks.discard)
         task.add_done_callback(call.forget_task)

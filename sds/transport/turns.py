@@ -40,6 +40,7 @@ ACCEPT_SECONDS: Final = 0.002
 _UNNOTICED_SECONDS: Final = 0.0005
 """Time too short to matter for any turn."""
 _LEAST_REST_SECONDS: Final = 0.001
+_NEVER: Final = float("inf")
 
 
 class Turns:
@@ -58,7 +59,7 @@ class Turns:
         """Seconds of this turn that were used, or promised to steps of handlers."""
         self._stepped = 0.0
         """Seconds that steps of handlers took since the last turn."""
-        self._step_began = float("inf")
+        self._step_began = _NEVER
         self._accepted = 0.0
         """Seconds that accepting took since the last turn."""
         self._turn_is_due = False
@@ -232,13 +233,12 @@ class Turns:
     def step_ends(self, owner: Owner) -> None:
         """Note that the handler waits or is done, and let its owner pay for the step."""
         took = self._clock() - self._step_began
-        self._step_began = float("inf")
+        self._step_began = _NEVER
         self._stepped += took
         if self._stepped > _UNNOTICED_SECONDS and not self._turn_is_due:
             self._expect_turn()
         owner.account.stepped(took, self._loop.time())
 
-    @property
     def step_is_long(self) -> bool:
         """Say whether the handler that runs should wait for its next turn."""
         return self._clock() - self._step_began > STEP_SECONDS

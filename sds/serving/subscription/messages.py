@@ -59,8 +59,7 @@ class View(Protocol[R_co]):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SotwRequest:
+class SotwRequest(NamedTuple):
     """What a subscription needs of a DiscoveryRequest.
 
     Attributes:
@@ -116,9 +115,9 @@ class Outcome:
     passing: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer(Generic[R]):
-    """What to send now.
+    """What to send now; not frozen, because a frozen object takes long to make.
 
     Attributes:
         resources: new content.

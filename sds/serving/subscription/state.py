@@ -195,8 +195,9 @@ class Subscription(Generic[R]):
             due.update(dict.fromkeys(self._watches))
             due.update(dict.fromkeys(everything))
         if len(due) <= most:
-            self._due = SlimDict()
-            return sorted(due)
+            names = sorted(due)
+            due.clear()
+            return names
         some = list(islice(due, most))
         for name in some:
             del due[name]
