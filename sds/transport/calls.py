@@ -69,7 +69,6 @@ class Calls:
         assert link is not None, "who asks is the connection, or a job in its name"
         return link
 
-    @property
     def ending(self) -> int:
         """Return how many calls are over while their handlers still run."""
         return len(self._ending)

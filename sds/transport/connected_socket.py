@@ -53,6 +53,7 @@ class ConnectedSocket:
         buffer: takes what is read; sockets of one loop may share it.
 
     Attributes:
+        held: bytes of memory of waiting output; the answer to a PING has 17 of its own.
         unsent: bytes of output that the kernel has not taken.
         written: bytes of output that were given to this object since the beginning.
     """
@@ -68,6 +69,7 @@ class ConnectedSocket:
         "_socket",
         "_watched",
         "_writing",
+        "held",
         "unsent",
         "written",
     )
@@ -89,17 +91,13 @@ class ConnectedSocket:
         self._reading = self._writing = self._closing = False
         """Whether the reader will be told, the kernel takes no output, the end has begun."""
         self._watched = False
+        self.held = 0
         self.unsent = 0
         self.written = 0
 
     def is_closed(self) -> bool:
         """Say whether the socket is closed, or will be once its output is taken."""
         return self._socket is None or self._closing
-
-    @property
-    def held(self) -> int:
-        """Return the bytes of memory of waiting output; the answer to a PING has 17 of its own."""
-        return self.unsent + _PIECE_BYTES * len(self._output or ())
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -168,6 +166,7 @@ class ConnectedSocket:
             if self._output is None:
                 self._output = deque()
             self._output.extend(memoryview(piece) for piece in pieces)
+            self._count_held()
         if not self._writing:
             self._send()
 
@@ -179,6 +178,10 @@ class ConnectedSocket:
             count -= len(output.popleft())
         if output and count:
             output[0] = output[0][count:]
+        self._count_held()
+
+    def _count_held(self) -> None:
+        self.held = self.unsent + _PIECE_BYTES * len(self._output or ())
 
     def _send(self) -> None:
         """Give the kernel as much output as it takes."""
@@ -235,7 +238,7 @@ class ConnectedSocket:
         if self._writing:
             self._loop.remove_writer(connected.fileno())
         self._output = None
-        self.unsent = 0
+        self.held = self.unsent = 0
         connected.close()
         self._loop.call_soon(self._reader.lost)
 

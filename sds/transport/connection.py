@@ -126,18 +126,22 @@ class Connection:
     @property
     def busy(self) -> bool:
         """Say whether :meth:`proceed` has something to do before more is received."""
-        return self._reader.has_frame or self._out.can_push
+        return self._reader.has_frame() or self._out.can_push()
 
     @property
     def held(self) -> int:
         """Return the bytes of memory that depend on the client: received, or waiting to be sent."""
+        return self.in_use()[1]
+
+    def in_use(self) -> tuple[int, int]:
+        """Return :attr:`streams` and :attr:`held`: for every message, so not by properties."""
         out = self._out
-        held = self._reader.held + self._decoder.held + self._streams.held
+        held = self._reader.held() + self._decoder.held + self._streams.held()
         if self._blocks.begun:
             held += self._blocks.held
         if out.waiting_chunks:
             held += out.waiting_bytes + out.waiting_chunks * _CHUNK_OVERHEAD
-        return held
+        return len(self._streams.open), held
 
     def take_output(self) -> list[bytes | memoryview]:
         """Return what is to be written now, in order."""

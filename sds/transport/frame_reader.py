@@ -46,14 +46,12 @@ class FrameReader:
         """How many bytes ``_rest`` must have before it is read again."""
         self._greeted = False
 
-    @property
     def held(self) -> int:
         """Return the number of received bytes that were not yet read."""
         if self._rest is not None:
             return len(self._rest)
         return len(self._data) - self._at
 
-    @property
     def has_frame(self) -> bool:
         """Say whether :meth:`next` may have a frame to give before more is fed."""
         return self._at < len(self._data)
@@ -61,7 +59,7 @@ class FrameReader:
     def feed(self, data: bytes | memoryview) -> None:
         """Take bytes; if their memory may change, the caller calls :meth:`keep` before it does.
 
-        While :attr:`has_frame` is true, each call copies what is held, so call :meth:`next` first.
+        While :meth:`has_frame` is true, each call copies what is held, so call :meth:`next` first.
         """
         if self._at < len(self._data):
             self._data, self._at = memoryview(b"".join((self._data[self._at :], data))), 0

@@ -46,12 +46,14 @@ class MessageReader:
     once.
     """
 
-    __slots__ = ("_at", "_held", "_most", "_size", "_whole")
+    __slots__ = ("_at", "_held", "_most", "_size", "_whole", "held")
 
     def __init__(self, most: int) -> None:
         """Make a reader for messages of at most ``most`` bytes."""
         self._most = most
         self._held = bytearray()
+        self.held = 0
+        """How many received bytes were not yet taken."""
         self._at = 0
         """The offset at which the next message begins."""
         self._size = 0
@@ -59,17 +61,12 @@ class MessageReader:
         self._whole: bytes | None = None
         """A message that came alone and whole, before what is in ``_held``."""
 
-    @property
-    def held(self) -> int:
-        """Return how many received bytes were not yet taken."""
-        held = len(self._held) - self._at
-        return held if self._whole is None else held + PREFIX_BYTES + len(self._whole)
-
     def feed(self, pieces: Sequence[memoryview]) -> int:
         """Take the next bytes, in order, and return how many; they are copied, no view is kept."""
         size = 0
         for piece in pieces:
             size += len(piece)
+        self.held += size
         if not self._held and self._whole is None and self._is_one(pieces, size):
             self._whole = b"".join([pieces[0][PREFIX_BYTES:], *pieces[1:]])
             return size
@@ -108,12 +105,14 @@ class MessageReader:
         """
         if self._whole is not None:
             whole, self._whole = self._whole, None
+            self.held -= PREFIX_BYTES + len(whole)
             return whole
         if not self.has_message():
             return None
         stop = self._at + self._size
         with memoryview(self._held) as view:
             message = bytes(view[self._at + PREFIX_BYTES : stop])
+        self.held -= self._size
         self._at, self._size = stop, 0
         if stop == len(self._held):
             self._held = bytearray()  # a large buffer gives its memory back

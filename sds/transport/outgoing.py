@@ -167,7 +167,6 @@ class Outgoing:
         """Return the streams on which something waits, each with how often it was drained."""
         return {number: stream.drained for number, stream in self._waiting.items()}
 
-    @property
     def can_push(self) -> bool:
         """Say whether the windows admit some of what waits."""
         if self.window <= 0 or self._widest is None:

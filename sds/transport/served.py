@@ -389,11 +389,12 @@ class ServedConnection:
     def settle(self) -> None:
         """Tell the owner what is in use now."""
         endpoint = self._endpoint
-        streams = self._calls.ending
+        streams = self._calls.ending()
         held = self._requests
         if endpoint is not None:
-            streams += self._http2.streams
-            held += self._http2.held + endpoint.held
+            opened, kept = self._http2.in_use()
+            streams += opened
+            held += kept + endpoint.held
         held += STREAM_BYTES * streams
         if held != self._held or streams != self._streams:
             self._use(streams=streams - self._streams, held=held - self._held)

@@ -96,7 +96,6 @@ class Streams:
         if number not in self._reset_by_us:
             raise Http2StreamError("DATA on a closed stream", code=ErrorCode.STREAM_CLOSED)
 
-    @property
     def held(self) -> int:
         """Return the bytes of memory of the numbers that are remembered."""
         return _RESET_BYTES * len(self._reset_by_us)
