@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 FOLDER = Path(__file__).parent
 UNMEASURED = ("cost", "docs", "e2e", "property")
@@ -29,6 +33,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     if handed_out or hasattr(session.config, "workerinput"):
         plugin.cov_controller.cov.stop()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Measure in the first worker what loading the tests runs: it is the same in each."""
+    plugin = session.config.pluginmanager.getplugin("_cov")
+    controller = None if plugin is None else plugin.cov_controller
+    worker = getattr(session.config, "workerinput", {}).get("workerid", "gw0")
+    if controller is None or worker == "gw0":
+        return (yield)
+    controller.pause()
+    try:
+        return (yield)
+    finally:
+        controller.resume()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
