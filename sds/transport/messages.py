@@ -43,7 +43,7 @@ class MessageReader:
 
     Only the received bytes wait, however many messages they contain, and the caller that takes a
     message does the work for it. A message that comes alone and whole, as nearly all do, is copied
-    once.
+    once, and one that comes alone in parts is copied once more at most.
     """
 
     __slots__ = ("_at", "_held", "_most", "_size", "_whole", "held")
@@ -67,18 +67,22 @@ class MessageReader:
         for piece in pieces:
             size += len(piece)
         self.held += size
-        if not self._held and self._whole is None and self._is_one(pieces, size):
+        first = self._held or (pieces[0] if pieces else self._held)
+        if self._whole is None and not self._at and self._is_one(first, len(self._held) + size):
+            if self._held:
+                pieces = [memoryview(self._held), *pieces]
+                self._held, self._size = bytearray(), 0
             self._whole = b"".join([pieces[0][PREFIX_BYTES:], *pieces[1:]])
             return size
         for piece in pieces:
             self._held += piece
         return size
 
-    def _is_one(self, pieces: Sequence[memoryview], size: int) -> bool:
-        """Return whether the pieces are exactly one message, which is accepted."""
-        if size < PREFIX_BYTES or len(pieces[0]) < PREFIX_BYTES or pieces[0][0]:
+    def _is_one(self, first: memoryview | bytearray, size: int) -> bool:
+        """Return whether ``size`` bytes that begin with ``first`` are exactly one message."""
+        if len(first) < PREFIX_BYTES or first[0]:
             return False
-        length = int.from_bytes(pieces[0][1:PREFIX_BYTES], "big")
+        length = int.from_bytes(first[1:PREFIX_BYTES], "big")
         return length == size - PREFIX_BYTES and length <= self._most
 
     def has_message(self) -> bool:
