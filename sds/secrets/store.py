@@ -13,6 +13,7 @@ for ACKs.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import secrets
 from dataclasses import dataclass, field
@@ -289,5 +290,7 @@ class SecretStore:
             delivered.set()
 
 
+@functools.lru_cache(maxsize=64)
 def _ordinal(version: Version) -> int:
+    """Return the number of a version; each of a rotation's ACKs asks for the same two."""
     return int(version.rpartition("-")[2])

@@ -11,6 +11,7 @@ stream only.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -77,9 +78,7 @@ def request_head(fields: Fields) -> RequestHead:
     Raises:
         Http2StreamError: the request is malformed.
     """
-    size = 0
-    for name, value in fields:
-        size += len(name) + len(value)
+    size = sum(map(len, itertools.chain.from_iterable(fields)))
     if len(fields) <= _CACHED_FIELDS and size <= _CACHED_BYTES:
         return _remembered_head(fields)
     return _checked_head(fields, size + _FIELD_BYTES * len(fields))

@@ -7,6 +7,7 @@ message is never larger than its limit, which is checked before a byte of it is 
 from __future__ import annotations
 
 import re
+import struct
 from typing import TYPE_CHECKING, Final
 
 from sds.errors import LimitError, MalformedRequestError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PREFIX_BYTES: Final = 5
+_PREFIX: Final = struct.Struct(">BI").unpack_from
 _DROPPED_AT_ONCE: Final = 64 * 1024
 """The rest is moved to the front once this many bytes before it were taken."""
 _TIMEOUT: Final = re.compile(rb"(\d{1,8})([HMSmun])")
@@ -82,8 +84,8 @@ class MessageReader:
         """Return whether ``size`` bytes that begin with ``first`` are exactly one message."""
         if len(first) < PREFIX_BYTES or first[0]:
             return False
-        length = int.from_bytes(first[1:PREFIX_BYTES], "big")
-        return length == size - PREFIX_BYTES and length <= self._most
+        _, length = _PREFIX(first)
+        return bool(length == size - PREFIX_BYTES <= self._most)
 
     def has_message(self) -> bool:
         """Say whether the next message is complete.

@@ -165,6 +165,8 @@ class Outgoing:
 
     def waiting(self) -> dict[int, int]:
         """Return the streams on which something waits, each with how often it was drained."""
+        if not self._waiting:  # as nearly always
+            return {}
         return {number: stream.drained for number, stream in self._waiting.items()}
 
     def can_push(self) -> bool:
