@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -11,6 +12,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _LINE_BYTES = 48
 """Bytes in one line of PEM (RFC 7468: 64 characters)."""
@@ -45,6 +49,18 @@ def forms(pem: bytes) -> dict[str, bytes]:
 def count(pid: int, needles: dict[str, bytes]) -> dict[str, int]:
     """How often each needle stands in the readable memory of a process; only those found."""
     found: dict[str, int] = {}
+    for name, number in _found(pid, needles):
+        found[name] = found.get(name, 0) + number
+    return found
+
+
+def holds_any(pid: int, needles: dict[str, bytes]) -> bool:
+    """Whether any needle stands in the readable memory of a process; looks no further then."""
+    return any(_found(pid, needles))
+
+
+def _found(pid: int, needles: dict[str, bytes]) -> Iterator[tuple[str, int]]:
+    """Names of needles, and how often each stands in one span of the readable memory."""
     with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             span, permissions, *_ = line.split(maxsplit=5)
@@ -58,8 +74,7 @@ def count(pid: int, needles: dict[str, bytes]) -> dict[str, int]:
                 continue  # vvar, vsyscall
             for name, needle in needles.items():
                 if number := content.count(needle):
-                    found[name] = found.get(name, 0) + number
-    return found
+                    yield name, number
 
 
 def writable_files(pid: int) -> set[str]:
