@@ -15,6 +15,8 @@ import ast
 import asyncio
 from typing import TYPE_CHECKING
 
+import pytest
+
 from sds import faults
 from sds.identity import Identity, SpiffeId, TrustDomain
 from sds.workload.entitlement import Caller, Entitlement
@@ -137,10 +139,12 @@ def _by_hand(node: ast.AST, path: str, names: tuple[str, ...]) -> Iterator[str]:
         yield from _by_hand(child, path, inner)
 
 
+@pytest.mark.no_cover
 def test_every_task_and_callback_has_a_boundary() -> None:
     assert made_by_hand() == set(BOUNDARIES)
 
 
+@pytest.mark.no_cover
 def test_every_unexpected_error_is_counted() -> None:
     """What logs a traceback by itself is in no metric."""
     by_hand = {

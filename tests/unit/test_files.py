@@ -137,6 +137,7 @@ OWN = {
 """Code that reads files by other means, and why it may."""
 
 
+@pytest.mark.no_cover
 def test_nothing_writes_a_file_in_place() -> None:
     """A reader of ours, or of others, would find half of it."""
     found = {

@@ -10,6 +10,8 @@ import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support import need
 from tests.support.source import modules
 
@@ -26,6 +28,7 @@ def lines(name: str) -> list[str]:
     return (need.ROOT / name).read_text(encoding="utf-8").splitlines()
 
 
+@pytest.mark.no_cover
 def test_a_public_class_name_is_defined_once() -> None:
     where: dict[str, list[str]] = defaultdict(list)
     for name, tree in modules().items():
@@ -84,6 +87,7 @@ def exists(target: str, own: set[str], names: dict[str, set[str]]) -> bool:
     return first in own and any(target in found for found in names.values())
 
 
+@pytest.mark.no_cover
 def test_what_a_docstring_refers_to_exists() -> None:
     names = {dotted(name): set(defined(tree.body)) for name, tree in modules().items()}
     missing = []
@@ -97,6 +101,7 @@ def test_what_a_docstring_refers_to_exists() -> None:
     assert missing == []
 
 
+@pytest.mark.no_cover
 def test_few_imports_wait_and_each_says_why() -> None:
     late: dict[str, str] = {}
     for name, tree in modules().items():

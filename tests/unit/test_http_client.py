@@ -49,6 +49,7 @@ def test_a_name_server_that_is_dead_keeps_no_process_from_ending() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")
 
 
+@pytest.mark.no_cover
 def test_every_client_is_made_in_one_place() -> None:
     found = {
         path

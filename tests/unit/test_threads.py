@@ -72,6 +72,7 @@ JOINED_AT_THE_END = {
 """Where threads that the interpreter joins before it ends do only work that ends."""
 
 
+@pytest.mark.no_cover
 def test_no_thread_that_the_interpreter_waits_for_may_hang() -> None:
     found = {
         path
@@ -126,6 +127,7 @@ async def test_work_waits_for_a_thread_and_threads_for_work() -> None:
         await pool.run(divmod, 1, 0)
 
 
+@pytest.mark.no_cover
 def test_nothing_uses_the_default_executor() -> None:
     found = [
         f"{path}:{call.lineno}"

@@ -82,6 +82,7 @@ def caught(handler: ast.ExceptHandler) -> set[str]:
     }
 
 
+@pytest.mark.no_cover
 def test_no_handler_shows_an_error_of_the_system_as_it_is() -> None:
     found = [
         f"{name}:{line}"
